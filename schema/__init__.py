@@ -1,0 +1,1 @@
+"""What the database is: SQLAlchemy models for Alembic."""

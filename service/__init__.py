@@ -1,0 +1,1 @@
+"""Serves PostgreSQL to WAMP callers: Twisted, twistar, autobahn."""

@@ -1,0 +1,1 @@
+"""The defaults that make one command enough."""

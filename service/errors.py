@@ -1,0 +1,292 @@
+"""
+Every refusal, by family.
+
+::
+
+    ServiceError
+    ├─ InvalidArgument      the call itself: a name, a type, a shape
+    ├─ NoSuchProcedure      unknown relation, verb or function
+    ├─ NotAuthorized        role or session
+    ├─ Canceled             the caller cancelled, the query was stopped
+    ├─ NotFound             no such row
+    ├─ InvalidRow           the values fail validation, column by column
+    ├─ ConstraintViolation  a constraint of the database says no
+    │  ├─ UniqueViolation  ├─ ForeignKeyViolation  ├─ NotNullViolation
+    │  └─ CheckViolation   └─ ExclusionViolation
+    ├─ Conflict             `expect` failed, or serialization failed
+    ├─ TooManyRows          over `max_affected`, or one row was expected
+    ├─ TooLarge             the answer may not be sent
+    ├─ StatementTimeout     over the time limit
+    ├─ Unavailable          try again later
+    ├─ OutcomeUnknown       the connection was lost during COMMIT
+    ├─ PositionGone         a position that is no longer kept
+    ├─ Raised               RAISE in the database
+    ├─ DatabaseRefused      any other SQLSTATE
+    └─ InternalError        a bug of ours: the caller gets an id alone
+
+A class holds the data of one refusal and words its message. Its `uri` is what WAMP
+callers see; `details` are the keyword arguments of the WAMP error, and only the names
+in `DETAILS` may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+DETAILS = frozenset(
+    [
+        "sqlstate",
+        "relation",
+        "column",
+        "columns",
+        "constraint",
+        "detail",
+        "hint",
+        "path",
+        "fields",
+        "candidates",
+        "row",
+        "operation",
+        "retry",
+        "retry_after",
+        "id",
+    ]
+)
+
+
+class ServiceError(Exception):
+    """
+    A refusal with its wire form.
+
+    Args:
+        message: One sentence for the person who made the call.
+        details: Values for names of `DETAILS`; a None is left out.
+    """
+
+    uri: ClassVar[str]
+
+    def __init__(self, message: str, **details: Any) -> None:
+        unknown = details.keys() - DETAILS
+        if unknown:
+            raise TypeError(f"not details of an error: {', '.join(sorted(unknown))}")
+        super().__init__(message)
+        self.message = message
+        self.details = {name: value for name, value in details.items() if value is not None}
+
+
+class InvalidArgument(ServiceError):
+    """A malformed call; `path` points at the argument, `hint` helps."""
+
+    uri = "wamp.error.invalid_argument"
+
+
+class UnknownName(InvalidArgument):
+    """
+    A column, operator or argument that does not exist.
+
+    Args:
+        kind: What was looked for, as in "column".
+        name: What the caller wrote.
+        known: What there is; the nearest becomes the hint.
+        of: Where it was looked for, as in 'relation "actions"'.
+        path: Where in the call.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], of: str = "", path: str | None = None
+    ) -> None:
+        where = f" in {of}" if of else ""
+        super().__init__(
+            f'no {kind} "{clip(name)}"{where}', path=path, hint=nearest(name, list(known))
+        )
+
+
+class NoSuchProcedure(ServiceError):
+    """An unknown relation, verb or function; `hint` names the nearest the caller may use."""
+
+    uri = "wamp.error.no_such_procedure"
+
+
+class NotAuthorized(ServiceError):
+    """PostgreSQL or the service refuses this role."""
+
+    uri = "wamp.error.not_authorized"
+
+
+class Canceled(ServiceError):
+    """The caller cancelled or left; the query was stopped on the server."""
+
+    uri = "wamp.error.canceled"
+
+    def __init__(self) -> None:
+        super().__init__("the call was cancelled")
+
+
+class NotFound(ServiceError):
+    """There is no such row."""
+
+    uri = "rowcast.error.not_found"
+
+    def __init__(self, relation: str) -> None:
+        super().__init__(f'no such row in "{relation}"', relation=relation)
+
+
+class InvalidRow(ServiceError):
+    """
+    Values that fail validation.
+
+    Args:
+        relation: Whose row it is.
+        fields: Column name to the reasons against its value.
+        path: Where in the call, for one row out of many.
+    """
+
+    uri = "rowcast.error.invalid_row"
+
+    def __init__(
+        self, relation: str, fields: Mapping[str, Sequence[str]], path: str | None = None
+    ) -> None:
+        reasons = "; ".join(f"{column} {reason}" for column in fields for reason in fields[column])
+        super().__init__(
+            f'not a valid row of "{relation}": {clip(reasons, 500)}',
+            relation=relation,
+            fields={column: list(found) for column, found in fields.items()},
+            path=path,
+        )
+
+
+class ConstraintViolation(ServiceError):
+    """A constraint of the database says no; `constraint` and `columns` tell which."""
+
+
+class UniqueViolation(ConstraintViolation):
+    """SQLSTATE 23505."""
+
+    uri = "rowcast.error.unique_violation"
+
+
+class ForeignKeyViolation(ConstraintViolation):
+    """SQLSTATE 23503 and 23001."""
+
+    uri = "rowcast.error.foreign_key_violation"
+
+
+class NotNullViolation(ConstraintViolation):
+    """SQLSTATE 23502."""
+
+    uri = "rowcast.error.not_null_violation"
+
+
+class CheckViolation(ConstraintViolation):
+    """SQLSTATE 23514 and 44000 (a view's WITH CHECK OPTION)."""
+
+    uri = "rowcast.error.check_violation"
+
+
+class ExclusionViolation(ConstraintViolation):
+    """SQLSTATE 23P01."""
+
+    uri = "rowcast.error.exclusion_violation"
+
+
+class Conflict(ServiceError):
+    """`expect` failed (then `row` is the row as it is now), or serialization failed after retries."""
+
+    uri = "rowcast.error.conflict"
+
+
+class TooManyRows(ServiceError):
+    """More rows than `max_affected`, or more than the one that was expected; nothing is kept."""
+
+    uri = "rowcast.error.too_many_rows"
+
+
+class TooLarge(ServiceError):
+    """The answer is larger than may be sent; nothing is kept of a write."""
+
+    uri = "rowcast.error.too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the answer is larger than {limit} bytes",
+            hint="ask for fewer rows with limit, for fewer columns with select, or use stream",
+        )
+
+
+class StatementTimeout(ServiceError):
+    """Over the time limit; stopped on the server."""
+
+    uri = "rowcast.error.timeout"
+
+    def __init__(self) -> None:
+        super().__init__("the call took longer than its time limit and was stopped")
+
+
+class Unavailable(ServiceError):
+    """
+    No database, no free connection, or shutting down; nothing was changed.
+
+    Args:
+        message: What is missing.
+        retry_after: Seconds after which another try makes sense.
+    """
+
+    uri = "rowcast.error.unavailable"
+
+    def __init__(self, message: str, retry_after: float = 1.0, **details: Any) -> None:
+        super().__init__(message, retry=True, retry_after=retry_after, **details)
+
+
+class OutcomeUnknown(ServiceError):
+    """The connection was lost during COMMIT: the transaction may or may not be kept."""
+
+    uri = "rowcast.error.outcome_unknown"
+
+    def __init__(self) -> None:
+        super().__init__("the connection was lost during COMMIT: the change may or may not be kept")
+
+
+class PositionGone(ServiceError):
+    """The asked position is no longer kept."""
+
+    uri = "rowcast.error.position_gone"
+
+
+class Raised(ServiceError):
+    """RAISE in the database: P0001, or a SQLSTATE that PostgreSQL itself does not define."""
+
+    uri = "rowcast.error.raised"
+
+
+class DatabaseRefused(ServiceError):
+    """Any other SQLSTATE."""
+
+    uri = "rowcast.error.database"
+
+
+class InternalError(ServiceError):
+    """
+    A bug of ours.
+
+    Args:
+        id: Under which the log has the rest.
+    """
+
+    uri = "rowcast.error.internal"
+
+    def __init__(self, id: str) -> None:
+        super().__init__("an internal error; the service's log has it under this id", id=id)
+
+
+def clip(text: object, length: int = 80) -> str:
+    """Give a caller's word back at a bounded length."""
+    word = str(text)
+    return word if len(word) <= length else word[: length - 1] + "…"
+
+
+def nearest(name: object, known: Sequence[str]) -> str | None:
+    """Word a hint with the nearest known name, or None if nothing is near."""
+    close = get_close_matches(str(name)[:80].lower(), known, n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else None

@@ -1,0 +1,1 @@
+"""The twistar seam: a model for every relation."""

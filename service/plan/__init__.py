@@ -1,0 +1,1 @@
+"""Requests and the catalog to frozen plans."""

@@ -1,0 +1,1 @@
+"""Procedures written by hand with twistar models."""

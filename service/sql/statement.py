@@ -1,0 +1,92 @@
+"""
+A statement: SQL text with placeholders, and what is to be bound to them.
+
+The text depends on the shape of a call alone, never on its values: names stand in it as
+identifiers, and each value is a `Bound` that says which of the call's values goes there,
+what type it takes and where in the call it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from psycopg2 import sql
+
+from service.catalog import Type
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """
+    One parameter.
+
+    Args:
+        slot: The index among the call's values.
+        type: What PostgreSQL casts it to; `db/values` encodes it accordingly.
+        path: Where in the call it stood, as "where.status.eq"; for refusals.
+    """
+
+    slot: int
+    type: Type
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """
+    SQL text, ready for a cursor, with its parameters in order.
+
+    Args:
+        text: With a `%s` for each of `bounds`; a literal percent sign is doubled.
+        bounds: What is bound, in the order of the text.
+        name: What it is for, as the log and the metrics call it: "actions.get".
+        columns: The names of the columns that it gives.
+        writes: False if running it twice does no harm.
+    """
+
+    text: str
+    bounds: tuple[Bound, ...]
+    name: str
+    columns: tuple[str, ...] = ()
+    writes: bool = False
+
+
+Part = sql.Composable | Bound
+"""What a statement is put together from: SQL, an identifier, or a parameter."""
+
+
+def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...]]:
+    """
+    Put parts together to a text and its parameters.
+
+    Needs no connection, unlike `Composed.as_string`, so that a plan is rendered once, in
+    the reactor thread: in UTF-8 an identifier is quoted by doubling its double quotes
+    (libpq's PQescapeIdentifier does no more). Percent signs in names are doubled too,
+    which psycopg2 forgets.
+    """
+    text: list[str] = []
+    bounds: list[Bound] = []
+
+    def add(part: Part) -> None:
+        if isinstance(part, Bound):
+            text.append(f"CAST(%s AS {part.type.sql.replace('%', '%%')})")
+            bounds.append(part)
+        elif isinstance(part, sql.Composed):
+            for each in part.seq:
+                add(each)
+        elif isinstance(part, sql.Identifier):
+            text.append(".".join(quoted(name) for name in part.strings).replace("%", "%%"))
+        elif isinstance(part, sql.SQL):
+            text.append(part.string)
+        else:
+            raise TypeError(f"not a part of a statement: {part!r}")
+
+    for part in parts:
+        add(part)
+    return "".join(text), tuple(bounds)
+
+
+def quoted(name: str) -> str:
+    """Quote an identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,1 @@
+"""Unit, database and WAMP tests."""
