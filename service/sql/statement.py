@@ -2,8 +2,7 @@
 A statement: SQL text with placeholders, and what is to be bound to them.
 
 The text depends on the shape of a call alone, never on its values: names stand in it as
-identifiers, and each value is a `Bound` that says which of the call's values goes there,
-what type it takes and where in the call it stood.
+identifiers, and each value is a `Bound` that says which of the call's values goes there.
 """
 
 from __future__ import annotations
@@ -13,23 +12,7 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from service.catalog import Type
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """
-    One parameter.
-
-    Args:
-        slot: The index among the call's values.
-        type: What PostgreSQL casts it to; `db/values` encodes it accordingly.
-        path: Where in the call it stood, as "where.status.eq"; for refusals.
-    """
-
-    slot: int
-    type: Type
-    path: str
+from service.plan.conditions import Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +53,7 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...]]:
 
     def add(part: Part) -> None:
         if isinstance(part, Bound):
-            text.append(f"CAST(%s AS {part.type.sql.replace('%', '%%')})")
+            text.append(f"CAST(%s AS {part.type.sql.replace('%', '%%')})" if part.cast else "%s")
             bounds.append(part)
         elif isinstance(part, sql.Composed):
             for each in part.seq:

@@ -1,0 +1,127 @@
+"""
+Values and conditions of a plan: columns resolved, operators known, parameters typed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from service.catalog import Column, Type
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """
+    One parameter.
+
+    Args:
+        slot: The index among the call's values.
+        type: What PostgreSQL takes it for; `db/values` encodes it accordingly.
+        path: Where in the call it stood, as "where.status.eq"; for refusals.
+        cast: Whether the text spells the type; not where the place itself gives it.
+        raw: Whether the value is PostgreSQL's text already, as in a `next` token.
+    """
+
+    slot: int
+    type: Type
+    path: str
+    cast: bool = True
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step into a JSON value, by its key or position; `text` for `->>`."""
+
+    key: Bound
+    word: str
+    text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """
+    A value of a row: a column, perhaps a step into it, perhaps cast.
+
+    Args:
+        column: Of the relation.
+        type: Of the whole expression.
+        as_json: Whether the column is made jsonb first.
+        steps: Into its JSON value.
+        cast: What it is cast to at the end.
+        nullable: Whether it may be null.
+        path: Where in the call it was named.
+    """
+
+    column: Column
+    type: Type
+    as_json: bool = False
+    steps: tuple[PlannedStep, ...] = ()
+    cast: Type | None = None
+    nullable: bool = True
+    path: str = ""
+
+    def same(self, other: Expression) -> bool:
+        """Tell whether the other one always has the same value, wherever it was named."""
+        return (
+            self.column is other.column
+            and self.cast == other.cast
+            and [(step.word, step.text) for step in self.steps]
+            == [(step.word, step.text) for step in other.steps]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """
+    `left operator right`, as SQL has the operator.
+
+    Args:
+        left: The row's side.
+        operator: Of PostgreSQL, as in "=" or "@>".
+        right: The parameter.
+        quantifier: "any" or "all" where the parameter is an array of candidates.
+    """
+
+    left: Expression
+    operator: str
+    right: Bound
+    quantifier: Literal["", "any", "all"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """`left @@ function(query)`; `vector` if the left side is no tsvector yet."""
+
+    left: Expression
+    function: str
+    query: Bound
+    config: Bound | None
+    vector: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """`left IS word`, as in NULL or NOT NULL."""
+
+    left: Expression
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """All conditions, or (any) one of them."""
+
+    any: bool
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The opposite; where the condition is unknown, so is this."""
+
+    condition: Condition
+
+
+Condition = Compare | Search | Test | Every | Not

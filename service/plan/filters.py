@@ -1,0 +1,159 @@
+"""
+Filters against a relation's columns: which operator of PostgreSQL, and what its operand is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from service.catalog import Type
+from service.errors import InvalidArgument
+from service.plan.conditions import Bound, Compare, Condition, Every, Expression, Not, Search, Test
+from service.plan.expressions import Scope
+from service.request.types import Comparison, Filter, Junction, Operand
+
+SQL_OPERATORS = {
+    "eq": "=",
+    "neq": "<>",
+    "gt": ">",
+    "gte": ">=",
+    "lt": "<",
+    "lte": "<=",
+    "isdistinct": "IS DISTINCT FROM",
+    "in": "=",
+    "like": "LIKE",
+    "ilike": "ILIKE",
+    "match": "~",
+    "imatch": "~*",
+    "cs": "@>",
+    "cd": "<@",
+    "ov": "&&",
+    "sl": "<<",
+    "sr": ">>",
+    "nxr": "&<",
+    "nxl": "&>",
+    "adj": "-|-",
+    "has_key": "?",
+    "has_any": "?|",
+    "has_all": "?&",
+}
+SEARCH_FUNCTIONS = {
+    "fts": "to_tsquery",
+    "plfts": "plainto_tsquery",
+    "phfts": "phraseto_tsquery",
+    "wfts": "websearch_to_tsquery",
+}
+PATTERNS = frozenset({"like", "ilike", "match", "imatch"})
+KEYS = frozenset({"has_key", "has_any", "has_all"})
+
+
+def plan_filter(scope: Scope, where: Filter) -> Condition | None:
+    """
+    Resolve a filter; None if it says nothing.
+
+    Raises:
+        InvalidArgument: A column is unknown, or an operator does not go with its type.
+    """
+    if isinstance(where, Junction) and not where.any and not where.terms:
+        return None
+    return _condition(scope, where)
+
+
+def _condition(scope: Scope, where: Filter) -> Condition:
+    if isinstance(where, Junction):
+        return Every(where.any, tuple(_condition(scope, term) for term in where.terms))
+    if isinstance(where, Comparison):
+        return _comparison(scope, where)
+    return Not(_condition(scope, where.term))
+
+
+def _comparison(scope: Scope, where: Comparison) -> Condition:
+    left = scope.expression(where.reference)
+    if where.operator == "is":
+        return _test(left, where)
+    if where.operand is None:
+        raise TypeError(f"{where.operator} has no operand")
+    if where.operator in SEARCH_FUNCTIONS:
+        return _search(scope, left, where, where.operand)
+    if where.operator in PATTERNS:
+        return _compare(_as_text(scope, left), scope.named("text"), scope, where, where.operand)
+    if where.operator in KEYS:
+        return _has(scope, left, where, where.operand)
+    left = _comparable(scope, left)
+    return _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
+
+
+def _compare(
+    left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
+) -> Compare:
+    quantifier = "any" if where.operator == "in" else where.quantifier
+    if quantifier:
+        type = _array(scope, type, operand.path)
+    right = scope.bound(operand, type)
+    return Compare(left, SQL_OPERATORS[where.operator], right, quantifier)
+
+
+def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
+    if where.element and type.kind in {"range", "multirange"}:
+        return scope.catalog.type(type.base)
+    return type
+
+
+def _test(left: Expression, where: Comparison) -> Test:
+    if where.word not in {"null", "not null"} and left.type.name != "bool":
+        raise InvalidArgument(
+            f'"{left.column.name}" is {left.type.sql}, and only a boolean is {where.word}',
+            path=left.path,
+            column=left.column.name,
+        )
+    return Test(left, where.word.upper())
+
+
+def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
+    vector = left.type.name != "tsvector"
+    if vector and left.type.name not in {"json", "jsonb"}:
+        left = _as_text(scope, left)
+    return Search(
+        left,
+        SEARCH_FUNCTIONS[where.operator],
+        scope.bound(operand, scope.named("text")),
+        scope.bound(where.config, scope.named("regconfig")) if where.config else None,
+        vector,
+    )
+
+
+def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    left = _comparable(scope, left)
+    if left.type.name not in {"jsonb", "hstore"}:
+        raise InvalidArgument(
+            f'"{where.operator}" asks for keys of json, jsonb and hstore;'
+            f' "{left.column.name}" is {left.type.sql}',
+            path=operand.path,
+            column=left.column.name,
+        )
+    text = scope.named("text")
+    type = text if where.operator == "has_key" else _array(scope, text, operand.path)
+    return Compare(left, SQL_OPERATORS[where.operator], Bound(operand.slot, type, operand.path))
+
+
+def _comparable(scope: Scope, left: Expression) -> Expression:
+    """Make json jsonb, which alone can be compared."""
+    if left.type.name == "json" and left.type.schema == "pg_catalog":
+        jsonb = scope.named("jsonb")
+        return replace(left, cast=jsonb, type=jsonb)
+    return left
+
+
+def _as_text(scope: Scope, left: Expression) -> Expression:
+    """Make anything text that is not text of a kind, so that it can be matched."""
+    if left.type.category == "S":
+        return left
+    text = scope.named("text")
+    return replace(left, cast=text, type=text)
+
+
+def _array(scope: Scope, element: Type, path: str) -> Type:
+    found = scope.catalog.array_of(element)
+    if found is None:
+        raise InvalidArgument(f"there are no lists of {element.sql} to compare with", path=path)
+    return found

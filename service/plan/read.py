@@ -1,0 +1,129 @@
+"""
+Reading requests and the catalog to read plans.
+"""
+
+from __future__ import annotations
+
+from service.catalog import Catalog, Relation
+from service.errors import InvalidArgument, NoSuchProcedure
+from service.plan.conditions import Compare, Condition, Every, Expression
+from service.plan.expressions import Scope
+from service.plan.filters import plan_filter
+from service.plan.order import by_key, leading, of_distinct
+from service.plan.types import CountPlan, PlannedAfter, ReadPlan, SortKey
+from service.request.types import After, CountRequest, FindRequest, GetRequest, KeyMatch
+
+
+def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:
+    """
+    Plan `get`.
+
+    Raises:
+        InvalidArgument: The key does not fit, or a name is unknown.
+        NoSuchProcedure: The relation has no primary key.
+    """
+    scope = Scope(catalog, relation)
+    return ReadPlan(
+        name=f"{relation.name}.get",
+        relation=relation,
+        outputs=scope.outputs(request.select),
+        where=plan_key(scope, request.key, "get"),
+    )
+
+
+def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+    """
+    Plan `find`: the primary key becomes the last sort key, so that pages do not overlap.
+
+    Raises:
+        InvalidArgument: A name is unknown, or the token does not fit the order.
+    """
+    scope = Scope(catalog, relation)
+    int8 = scope.named("int8")
+    outputs = scope.outputs(request.select)
+    order = scope.sort_keys(request.order)
+    distinct: bool | tuple[Expression, ...]
+    if request.distinct is True:
+        distinct, keyset = True, False
+        order = of_distinct(outputs, order)
+    else:
+        distinct = tuple(scope.expression(each) for each in request.distinct or ())
+        order, keyed = by_key(scope, leading(distinct, order))
+        keyset = keyed and not distinct
+    return ReadPlan(
+        name=f"{relation.name}.find",
+        relation=relation,
+        outputs=outputs,
+        where=plan_filter(scope, request.where),
+        order=order,
+        distinct=distinct,
+        limit=scope.bound(request.limit, int8),
+        offset=scope.bound(request.offset, int8) if request.offset else None,
+        after=_after(scope, request.after, order) if request.after else None,
+        keyset=keyset,
+    )
+
+
+def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> CountPlan:
+    """
+    Plan `count` and `exists`.
+
+    Raises:
+        InvalidArgument: A name is unknown.
+    """
+    where = plan_filter(Scope(catalog, relation), request.where)
+    verb = "exists" if request.exists else "count"
+    return CountPlan(
+        f"{relation.name}.{verb}", relation, where, "exists" if request.exists else "exact"
+    )
+
+
+def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
+    """
+    Plan the condition that picks the row of a key.
+
+    Raises:
+        InvalidArgument: The key has other columns than any unique key.
+        NoSuchProcedure: The relation has no primary key.
+    """
+    relation = scope.relation
+    if not relation.primary_key:
+        raise NoSuchProcedure(
+            f'"{relation.name}" has no primary key, and so no {verb} by key',
+            hint=f'"{relation.name}.find" takes a where',
+            relation=relation.name,
+        )
+    columns = key.columns or relation.primary_key
+    if key.columns:
+        for name in key.columns:
+            relation.column(name, f"key.{name}")
+        if scope.catalog.key_of(relation, key.columns) is None:
+            raise InvalidArgument(
+                f"no unique key over {', '.join(key.columns)}",
+                path="key",
+                candidates=[list(each.columns) for each in relation.unique_keys],
+            )
+    if len(columns) != len(key.operands):
+        raise InvalidArgument(
+            f'the key of "{relation.name}" is {", ".join(columns)}:'
+            f" {len(columns)} values, got {len(key.operands)}",
+            path="key",
+            columns=list(columns),
+        )
+    conditions = []
+    for name, operand in zip(columns, key.operands, strict=True):
+        expression = scope.of_column(relation.columns[name])
+        conditions.append(Compare(expression, "=", scope.bound(operand, expression.type)))
+    return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
+
+
+def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:
+    if len(after.operands) != len(order):
+        raise InvalidArgument("not a token of these sort keys", path="after")
+    return PlannedAfter(
+        tuple(
+            scope.bound(operand, key.expression.type, raw=True)
+            for operand, key in zip(after.operands, order, strict=True)
+        ),
+        after.nulls,
+    )

@@ -1,0 +1,144 @@
+"""
+Frozen plans: requests whose names have become catalog objects.
+
+Past this room no name is a string from a caller. A plan still holds no value of a call:
+a `Bound` says which value goes where, and what type it takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from service.catalog import Column, Relation
+from service.plan.conditions import Bound, Condition, Expression
+from service.request.types import CountMode, Nulls
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A column of the answer."""
+
+    expression: Expression
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey:
+    """
+    A sort key.
+
+    Args:
+        expression: What is sorted by.
+        descending: Its direction.
+        nulls: Where its nulls go.
+        position: Its place among the outputs from 1, where the rows are distinct.
+    """
+
+    expression: Expression
+    descending: bool
+    nulls: Nulls
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAfter:
+    """The end of the page before, one parameter for each sort key."""
+
+    operands: tuple[Bound, ...]
+    nulls: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """
+    Rows to read.
+
+    Args:
+        name: What it is for, as in "actions.find".
+        relation: Whose rows.
+        outputs: What of each row.
+        where: Which rows; None for all.
+        order: By what.
+        distinct: True for distinct rows, or what to be distinct on.
+        limit, offset: Parameters.
+        after: The end of the page before.
+        keyset: Whether a page's end is told by its sort keys, which the statement then
+            gives after the outputs, as text; otherwise by an offset.
+        lock: Whether the rows are locked for the rest of the transaction.
+    """
+
+    name: str
+    relation: Relation
+    outputs: tuple[Output, ...]
+    where: Condition | None
+    order: tuple[SortKey, ...] = ()
+    distinct: bool | tuple[Expression, ...] = False
+    limit: Bound | None = None
+    offset: Bound | None = None
+    after: PlannedAfter | None = None
+    keyset: bool = False
+    lock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CountPlan:
+    """Rows to count; `exists` stops at the first; `limit` bounds the count."""
+
+    name: str
+    relation: Relation
+    where: Condition | None
+    mode: CountMode | Literal["exists"] = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A column and its new value; None for the column's default."""
+
+    column: Column
+    value: Bound | None
+
+
+@dataclass(frozen=True, slots=True)
+class InsertPlan:
+    """
+    New rows.
+
+    Args:
+        name: What it is for.
+        relation: Where they go.
+        columns: The columns that any of them gives.
+        rows: For each row, a parameter or None (default) for each of the columns.
+        outputs: What to read back of each; empty for nothing.
+        order: Of the rows that come back.
+    """
+
+    name: str
+    relation: Relation
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Bound | None, ...], ...]
+    outputs: tuple[Output, ...]
+    order: tuple[SortKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """Changes to the rows that a condition picks."""
+
+    name: str
+    relation: Relation
+    settings: tuple[Setting, ...]
+    where: Condition | None
+    outputs: tuple[Output, ...]
+    order: tuple[SortKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePlan:
+    """The deletion of the rows that a condition picks."""
+
+    name: str
+    relation: Relation
+    where: Condition | None
+    outputs: tuple[Output, ...]
+    order: tuple[SortKey, ...] = ()

@@ -1,0 +1,155 @@
+"""
+Writing requests and the catalog to write plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from service.catalog import Catalog, Column, Relation
+from service.errors import InvalidArgument
+from service.plan.conditions import Bound, Compare, Condition, Every, Not
+from service.plan.expressions import Scope
+from service.plan.filters import plan_filter
+from service.plan.read import plan_key
+from service.plan.types import (
+    DeletePlan,
+    InsertPlan,
+    Output,
+    ReadPlan,
+    Setting,
+    SortKey,
+    UpdatePlan,
+)
+from service.request.types import (
+    Assignment,
+    CreateRequest,
+    DeleteRequest,
+    Returning,
+    Target,
+    UpdateRequest,
+)
+
+
+def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) -> InsertPlan:
+    """
+    Plan `create`: a column that a row leaves out, but another gives, takes its default.
+
+    Raises:
+        InvalidArgument: A column is unknown, or is generated.
+    """
+    scope = Scope(catalog, relation)
+    columns: dict[str, Column] = {}
+    for row in request.rows:
+        for each in row:
+            columns.setdefault(each.column, _writable(relation, each))
+    rows = tuple(
+        tuple(_value(scope, columns[name], given.get(name)) for name in columns)
+        for given in ({each.column: each for each in row} for row in request.rows)
+    )
+    outputs, order = _returned(scope, request.returning)
+    return InsertPlan(
+        f"{relation.name}.create", relation, tuple(columns.values()), rows, outputs, order
+    )
+
+
+def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> UpdatePlan:
+    """
+    Plan `update`.
+
+    Raises:
+        InvalidArgument: A name is unknown, or a column is generated.
+        NoSuchProcedure: By key, on a relation without a primary key.
+    """
+    scope = Scope(catalog, relation)
+    settings = tuple(
+        Setting(column, _value(scope, column, each))
+        for each in request.changes
+        for column in [_writable(relation, each)]
+    )
+    outputs, order = _returned(scope, request.returning)
+    where = plan_target(scope, request.target, "update")
+    return UpdatePlan(f"{relation.name}.update", relation, settings, where, outputs, order)
+
+
+def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> DeletePlan:
+    """
+    Plan `delete`.
+
+    Raises:
+        InvalidArgument: A name is unknown.
+        NoSuchProcedure: By key, on a relation without a primary key.
+    """
+    scope = Scope(catalog, relation)
+    outputs, order = _returned(scope, request.returning)
+    where = plan_target(scope, request.target, "delete")
+    return DeletePlan(f"{relation.name}.delete", relation, where, outputs, order)
+
+
+def plan_current(
+    catalog: Catalog, relation: Relation, target: Target, returning: Returning, lock: bool
+) -> ReadPlan:
+    """
+    Plan to read the rows that a write is for, without what it expects of them.
+
+    Args:
+        catalog: For types.
+        relation: Whose rows.
+        target: Which rows.
+        returning: What of them; without rows, all columns.
+        lock: Whether they are to stay as they are until the transaction ends.
+    """
+    scope = Scope(catalog, relation)
+    outputs, order = _returned(scope, replace(returning, rows=True))
+    where = plan_target(scope, replace(target, expect=()), "update")
+    return ReadPlan(f"{relation.name}.update", relation, outputs, where, order, lock=lock)
+
+
+def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
+    """
+    Plan the condition that picks the rows of a write, with what is expected of them.
+
+    Raises:
+        InvalidArgument: A name is unknown, or the key does not fit.
+        NoSuchProcedure: By key, on a relation without a primary key.
+    """
+    if target.key is None:
+        return plan_filter(scope, target.where)
+    conditions = [plan_key(scope, target.key, verb)]
+    conditions += [_expected(scope, each) for each in target.expect]
+    return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
+
+
+def _expected(scope: Scope, each: Assignment) -> Condition:
+    left = scope.of_column(scope.relation.column(each.column, each.path), each.path)
+    if each.operand is None:
+        raise TypeError("a default cannot be expected")
+    if left.type.name == "json":
+        jsonb = scope.named("jsonb")
+        left = replace(left, cast=jsonb, type=jsonb)
+    return Not(Compare(left, "IS DISTINCT FROM", scope.bound(each.operand, left.type)))
+
+
+def _writable(relation: Relation, each: Assignment) -> Column:
+    column = relation.column(each.column, each.path)
+    always = bool(column.generated) or column.identity == "a"
+    if always and each.operand is not None:
+        raise InvalidArgument(
+            f'"{column.name}" is made by the database and cannot be written',
+            path=each.path,
+            column=column.name,
+        )
+    return column
+
+
+def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | None:
+    if given is None or given.operand is None:
+        return None
+    type = scope.catalog.type(column.type)
+    return Bound(given.operand.slot, type, given.operand.path, cast=False)
+
+
+def _returned(scope: Scope, returning: Returning) -> tuple[tuple[Output, ...], tuple[SortKey, ...]]:
+    if not returning.rows:
+        return (), ()
+    return scope.outputs(returning.select), scope.sort_keys(returning.order)

@@ -1,0 +1,131 @@
+"""
+The arguments of one call: positional ones named, unknown ones refused, each read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from service.errors import InvalidArgument, UnknownName
+
+OPTIONS = frozenset({"timeout"})
+"""Keywords that every procedure takes (wire contract, section 12)."""
+
+MAX_INTEGER = 2**63 - 1
+
+
+class Arguments:
+    """
+    Args:
+        positional: As they came.
+        keywords: As they came.
+        leading: The names that the positional ones may stand for.
+        known: All names that the verb takes.
+
+    Raises:
+        InvalidArgument: Too many, twice given, or unknown ones.
+    """
+
+    def __init__(
+        self,
+        positional: Sequence[Any],
+        keywords: Mapping[str, Any],
+        leading: Sequence[str],
+        known: Iterable[str],
+    ) -> None:
+        if len(positional) > len(leading):
+            raise InvalidArgument(
+                f"takes {len(leading) or 'no'} positional arguments, got {len(positional)}",
+                hint=f"by position: {', '.join(leading)}" if leading else "name the arguments",
+            )
+        self._given: dict[str, Any] = dict(zip(leading, positional, strict=False))
+        names = {*leading, *known, *OPTIONS}
+        for name, value in keywords.items():
+            if name not in names:
+                raise UnknownName("argument", name, sorted(names), path=name)
+            if name in self._given:
+                raise InvalidArgument(f'"{name}" is given twice', path=name)
+            self._given[name] = value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._given
+
+    def value(self, name: str) -> Any:
+        """Give an argument as it came, None if it is missing."""
+        return self._given.get(name)
+
+    def required(self, name: str) -> Any:
+        """Give an argument that must be there."""
+        if name not in self._given:
+            raise InvalidArgument(f'the argument "{name}" is missing', path=name)
+        return self._given[name]
+
+    def whole(self, name: str) -> int | None:
+        """Give a whole number of at least 0, or None if it is missing or null."""
+        value = self._given.get(name)
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidArgument(f'"{name}" is a whole number', path=name)
+        if not 0 <= value <= MAX_INTEGER:
+            raise InvalidArgument(f'"{name}" is not negative and below 2^63', path=name)
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Give true or false."""
+        value = self._given.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise InvalidArgument(f'"{name}" is true or false', path=name)
+        return value
+
+    def word(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
+        """Give one of some words."""
+        value = self._given.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in words:
+            raise UnknownName(name, str(value), words, path=name)
+        return value
+
+    def timeout(self) -> float | None:
+        """Give the caller's time limit in seconds, above 0."""
+        value = self._given.get("timeout")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise InvalidArgument('"timeout" is a number of seconds above 0', path="timeout")
+        return float(value)
+
+
+def listed(value: Any, name: str) -> list[Any]:
+    """Give a list argument; one text stands for a list of it, None for an empty one."""
+    if value is None:
+        return []
+    if isinstance(value, str | Mapping):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise InvalidArgument(f'"{name}" is a list', path=name)
+    return list(value)
+
+
+def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
+    """
+    Give the rows of a write, and whether the caller gave a list of them.
+
+    Raises:
+        InvalidArgument: Not a dict or a list of dicts with texts for keys.
+    """
+    many = isinstance(value, list | tuple)
+    rows = list(value) if many else [value]
+    for at, row in enumerate(rows):
+        path = f"{name}.{at}" if many else name
+        if not isinstance(row, Mapping):
+            raise InvalidArgument("a row is a dict of columns and values", path=path)
+        if not all(isinstance(key, str) for key in row):
+            raise InvalidArgument("the keys of a row are column names", path=path)
+    return rows, many

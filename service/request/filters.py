@@ -1,0 +1,200 @@
+"""
+The filter grammar: `where` dictionaries to `Filter` trees (wire contract, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from service.errors import InvalidArgument, UnknownName
+from service.request.items import parse_reference
+from service.request.types import (
+    EVERYTHING,
+    Comparison,
+    Filter,
+    Junction,
+    Negation,
+    Operand,
+    Reference,
+)
+from service.request.values import Values
+
+ORDERING = frozenset({"eq", "neq", "gt", "gte", "lt", "lte", "isdistinct"})
+PATTERNS = frozenset({"like", "ilike", "match", "imatch"})
+SEARCHES = frozenset({"fts", "plfts", "phfts", "wfts"})
+CONTAINMENT = frozenset({"cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj"})
+KEYS = frozenset({"has_key", "has_any", "has_all"})
+OPERATORS = ORDERING | PATTERNS | SEARCHES | CONTAINMENT | KEYS | {"in", "is", "between", "not"}
+WORDS = {
+    None: "null",
+    True: "true",
+    False: "false",
+    "null": "null",
+    "not null": "not null",
+    "true": "true",
+    "false": "false",
+    "unknown": "unknown",
+}
+MAX_TERMS = 1000
+"""Of one filter: enough for any form, and a bound on the work of planning it."""
+
+
+class FilterParser:
+    """
+    Reads one `where`.
+
+    Args:
+        values: Of the call; operands are added.
+        max_depth: How deep and, or and not may nest.
+    """
+
+    def __init__(self, values: Values, max_depth: int) -> None:
+        self._values = values
+        self._max_depth = max_depth
+        self._terms = 0
+
+    def parse(self, where: Any, path: str = "where") -> Filter:
+        """
+        Read a filter; None is the filter that holds for every row.
+
+        Raises:
+            InvalidArgument: It does not follow the grammar, is too deep or too long.
+        """
+        if where is None:
+            return EVERYTHING
+        return self._where(where, path, 0)
+
+    def _where(self, where: Any, path: str, depth: int) -> Filter:
+        if depth > self._max_depth:
+            raise InvalidArgument(f"a filter may be nested {self._max_depth} deep", path=path[:200])
+        if not isinstance(where, Mapping):
+            raise InvalidArgument("a filter is a dict of columns and conditions", path=path)
+        return _all(
+            [self._term(key, value, f"{path}.{key}", depth) for key, value in where.items()]
+        )
+
+    def _term(self, key: Any, value: Any, path: str, depth: int) -> Filter:
+        self._terms += 1
+        if self._terms > MAX_TERMS:
+            raise InvalidArgument(f"a filter has at most {MAX_TERMS} conditions", path="where")
+        if not isinstance(key, str):
+            raise InvalidArgument("the keys of a filter are column names", path=path[:200])
+        if key in {"and", "or"}:
+            if not _is_list(value):
+                raise InvalidArgument(f'"{key}" takes a list of filters', path=path)
+            terms = [self._where(each, f"{path}.{at}", depth + 1) for at, each in enumerate(value)]
+            return Junction(any=key == "or", terms=tuple(terms))
+        if key == "not":
+            return Negation(self._where(value, path, depth + 1))
+        return self._condition(parse_reference(key, path, self._values), value, path, depth)
+
+    def _condition(self, reference: Reference, value: Any, path: str, depth: int) -> Filter:
+        if value is None:
+            return Comparison(reference, "is", word="null")
+        if isinstance(value, Mapping):
+            if not value:
+                raise InvalidArgument("a condition names an operator", path=path)
+            return _all(
+                [
+                    self._operation(reference, name, operand, f"{path}.{name}", depth)
+                    for name, operand in value.items()
+                ]
+            )
+        if _is_list(value):
+            return Comparison(reference, "in", self._operand(value, path))
+        return Comparison(reference, "eq", self._operand(value, path))
+
+    def _operation(
+        self, reference: Reference, name: Any, operand: Any, path: str, depth: int
+    ) -> Filter:
+        self._terms += 1
+        if name not in OPERATORS:
+            raise UnknownName("operator", str(name), sorted(OPERATORS), path=path)
+        if depth > self._max_depth:
+            raise InvalidArgument(f"a filter may be nested {self._max_depth} deep", path=path[:200])
+        if name == "not":
+            return Negation(self._condition(reference, operand, path, depth + 1))
+        if name == "is":
+            return Comparison(reference, "is", word=_word(operand, path))
+        if name == "between":
+            return self._between(reference, operand, path)
+        if name in SEARCHES:
+            return self._search(reference, name, operand, path)
+        return self._comparison(reference, name, operand, path)
+
+    def _comparison(self, reference: Reference, name: str, operand: Any, path: str) -> Filter:
+        if name in {"in", "has_any", "has_all"}:
+            if not _is_list(operand):
+                raise InvalidArgument(f'"{name}" takes a list', path=path)
+            return Comparison(reference, name, self._operand(operand, path))
+        quantifier, operand, path = _quantified(name, operand, path)
+        if operand is None and name in {"eq", "neq"}:
+            return Comparison(reference, "is", word="null" if name == "eq" else "not null")
+        if operand is None and name != "isdistinct":
+            raise InvalidArgument(
+                f'"{name}" with null holds for no row', path=path, hint='use {"is": null}'
+            )
+        return Comparison(
+            reference,
+            name,
+            self._operand(operand, path),
+            quantifier,
+            element=name == "cs" and _is_element(operand),
+        )
+
+    def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
+        if not _is_list(operand) or len(operand) != 2 or None in operand:
+            raise InvalidArgument('"between" takes a list of the lowest and highest', path=path)
+        low, high = (self._operand(each, f"{path}.{at}") for at, each in enumerate(operand))
+        return _all([Comparison(reference, "gte", low), Comparison(reference, "lte", high)])
+
+    def _search(self, reference: Reference, name: str, operand: Any, path: str) -> Filter:
+        config = None
+        if isinstance(operand, Mapping):
+            unknown = operand.keys() - {"query", "config"}
+            if unknown or not isinstance(operand.get("config", ""), str):
+                raise InvalidArgument(f'"{name}" takes "query" and, as a text, "config"', path=path)
+            if "config" in operand:
+                config = self._operand(operand["config"], f"{path}.config")
+            operand, path = operand.get("query"), f"{path}.query"
+        if not isinstance(operand, str):
+            raise InvalidArgument(f'"{name}" takes a text to search for', path=path)
+        return Comparison(reference, name, self._operand(operand, path), config=config)
+
+    def _operand(self, value: Any, path: str) -> Operand:
+        return Operand(self._values.add(value), path)
+
+
+def _all(terms: Sequence[Filter]) -> Filter:
+    return terms[0] if len(terms) == 1 else Junction(any=False, terms=tuple(terms))
+
+
+def _word(operand: Any, path: str) -> str:
+    try:
+        return WORDS[operand]
+    except (KeyError, TypeError):
+        raise InvalidArgument(
+            '"is" takes null, "not null", true, false or "unknown"', path=path
+        ) from None
+
+
+def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", "all"], Any, str]:
+    if isinstance(operand, Mapping) and len(operand) == 1:
+        word, candidates = next(iter(operand.items()))
+        if word in {"any", "all"} and name in ORDERING | PATTERNS and name != "isdistinct":
+            if not _is_list(candidates):
+                raise InvalidArgument(f'"{word}" takes a list', path=f"{path}.{word}")
+            return cast(Literal["any", "all"], word), candidates, f"{path}.{word}"
+    return "", operand, path
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_element(value: Any) -> bool:
+    """Tell an element from a range, where a range contains either: ranges are texts."""
+    if isinstance(value, str):
+        return not (value.strip().lower() == "empty" or value.lstrip()[:1] in {"[", "(", "{"})
+    return not _is_list(value)

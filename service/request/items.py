@@ -1,0 +1,125 @@
+"""
+The small language of select items, sort keys and filter keys.
+
+::
+
+    item      := [alias ":"] reference ["::" type]
+    reference := name { "." name } { ("->" | "->>") step }
+
+A name that holds ":", "->", "." or "::" is written in double quotes, as in SQL. A step of
+digits is a position, any other (also a quoted number) a key.
+"""
+
+from __future__ import annotations
+
+import re
+
+from service.errors import InvalidArgument
+from service.request.types import Item, Operand, Reference, Step
+from service.request.values import Values
+
+MAX_LENGTH = 1000
+"""Of an item, in characters: 63-byte names, and some room for JSON paths."""
+
+_TOKEN = re.compile(
+    r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
+)
+_INDEX = re.compile(r"-?[0-9]{1,9}")
+
+Token = tuple[str, str]
+"""A kind ("name" for a quoted one, "word", or "mark") and its text."""
+
+
+def parse_item(text: str, path: str, values: Values) -> Item:
+    """
+    Read a select item.
+
+    Args:
+        text: As the caller wrote it.
+        path: Where in the call.
+        values: Of the call; the steps of JSON paths are added.
+
+    Raises:
+        InvalidArgument: It does not follow the grammar.
+    """
+    tokens, cast = _split_cast(_tokens(text, path), text, path)
+    alias = None
+    if len(tokens) > 1 and tokens[1] == ("mark", ":"):
+        alias = _name(tokens[0], text, path)
+        tokens = tokens[2:]
+    return Item(_reference(tokens, text, path, values), alias, cast)
+
+
+def parse_reference(text: str, path: str, values: Values) -> Reference:
+    """
+    Read a column reference, as filters and sort keys have it.
+
+    Raises:
+        InvalidArgument: It does not follow the grammar, or has an alias or a cast.
+    """
+    return _reference(_tokens(text, path), text, path, values)
+
+
+def _tokens(text: str, path: str) -> list[Token]:
+    if not text or len(text) > MAX_LENGTH or "\0" in text:
+        raise InvalidArgument(f"a column name has 1 to {MAX_LENGTH} characters", path=path)
+    tokens: list[Token] = []
+    end = 0
+    for found in _TOKEN.finditer(text):
+        if found.start() != end:
+            break
+        end = found.end()
+        quoted = found.group("quoted")
+        if quoted is not None:
+            tokens.append(("name", quoted.replace('""', '"')))
+        else:
+            tokens.append(("mark" if found.group("mark") else "word", found.group()))
+    if end != len(text):
+        raise _bad(text, path)
+    return tokens
+
+
+def _split_cast(tokens: list[Token], text: str, path: str) -> tuple[list[Token], str | None]:
+    marks = [at for at, token in enumerate(tokens) if token == ("mark", "::")]
+    if not marks:
+        return tokens, None
+    cast = "".join(
+        f'"{word}"' if kind == "name" else word for kind, word in tokens[marks[0] + 1 :]
+    ).strip()
+    if not cast or len(marks) > 1:
+        raise _bad(text, path)
+    return tokens[: marks[0]], cast
+
+
+def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Reference:
+    names: list[str] = []
+    steps: list[Step] = []
+    if not tokens or len(tokens) % 2 == 0:
+        raise _bad(text, path)
+    for at in range(0, len(tokens), 2):
+        mark = tokens[at - 1][1] if at else "."
+        name = _name(tokens[at], text, path)
+        if mark == "." and not steps:
+            names.append(name)
+        elif mark in {"->", "->>"} and not (steps and steps[-1].text):
+            index = tokens[at][0] == "word" and bool(_INDEX.fullmatch(name))
+            operand = Operand(values.add(int(name) if index else name), path)
+            steps.append(Step(name, index, mark == "->>", operand))
+        else:
+            raise _bad(text, path)
+    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps))
+
+
+def _name(token: Token, text: str, path: str) -> str:
+    kind, name = token
+    if kind == "mark" or not name:
+        raise _bad(text, path)
+    return name
+
+
+def _bad(text: str, path: str) -> InvalidArgument:
+    return InvalidArgument(
+        f'not a column: "{text[:80]}"',
+        path=path,
+        hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . in "quotes"',
+    )

@@ -1,0 +1,88 @@
+"""
+The names of procedures, less the prefix: "actions.get", "app.actions.get", "describe".
+
+A component that WAMP would not carry is percent-encoded (wire contract, section 1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from service.errors import NoSuchProcedure, clip
+
+RESERVED = frozenset(
+    {
+        "fn",
+        "tx",
+        "transaction",
+        "changes",
+        "position",
+        "describe",
+        "health",
+        "stats",
+        "error",
+    }
+)
+"""Relations of these names are served under their schema-qualified form only."""
+
+_FORBIDDEN = re.compile(r"[\s.#%]")
+_ESCAPE = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A verb on a relation; without a schema the first served one is meant."""
+
+    schema: str | None
+    relation: str
+    verb: str
+
+
+def encode(component: str) -> str:
+    """Spell a name as one component of a URI: white space, ".", "#" and "%" are escaped."""
+    return _FORBIDDEN.sub(lambda found: _percent(found.group()), component)
+
+
+def decode(component: str) -> str:
+    """
+    Read a component of a URI.
+
+    Raises:
+        NoSuchProcedure: An escape is broken.
+    """
+    if "%" not in component:
+        return component
+    if _BROKEN.search(component):
+        raise NoSuchProcedure(f'"{clip(component)}" has a broken percent escape')
+    try:
+        return _ESCAPE.sub(lambda found: _bytes(found.group()).decode(), component)
+    except UnicodeDecodeError:
+        raise NoSuchProcedure(f'"{clip(component)}" is not UTF-8') from None
+
+
+def parse_name(name: str) -> Name:
+    """
+    Take a relation's procedure name apart.
+
+    Raises:
+        NoSuchProcedure: It has not two or three components, or an escape is broken.
+    """
+    parts = [decode(part) for part in name.split(".")]
+    if len(parts) == 2 and parts[0] not in RESERVED:
+        return Name(None, parts[0], parts[1])
+    if len(parts) == 3 and parts[0] not in RESERVED:
+        return Name(*parts)
+    raise NoSuchProcedure(
+        f'no procedure "{clip(name)}"',
+        hint="procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
+    )
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def _bytes(escapes: str) -> bytes:
+    return bytes.fromhex(escapes.replace("%", ""))

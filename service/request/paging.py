@@ -1,0 +1,75 @@
+"""
+The `next` tokens: where a page ended, bound to the question that it answers.
+
+A token holds the sort keys of the last row as PostgreSQL's text, or an offset where rows
+have no key to go by, and a digest of the question, so that it cannot be used with
+another one by mistake. It is no secret and no proof: what it holds is bound as
+parameters, like any value of a call.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from service.errors import InvalidArgument
+
+MAX_TOKEN = 1 << 20
+"""Characters; sort keys may be long texts."""
+
+
+def digest_of(*question: Any) -> str:
+    """Sum up a question: the same order and filter give the same digest."""
+    return blake2b(repr(question).encode(errors="replace"), digest_size=9).hexdigest()
+
+
+def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
+    """Write a token for the last row's sort keys, or for an offset."""
+    page = keys if isinstance(keys, int) else list(keys)
+    text = json.dumps([digest, page], ensure_ascii=False, separators=(",", ":"))
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def read_token(token: Any, digest: str) -> list[str | None] | int:
+    """
+    Read a token back.
+
+    Raises:
+        InvalidArgument: It is none of ours, or of another question.
+    """
+    if not isinstance(token, str) or len(token) > MAX_TOKEN:
+        raise _not_a_token()
+    try:
+        found = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        theirs, keys = found
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        raise _not_a_token() from None
+    if theirs != digest:
+        raise InvalidArgument(
+            "this token belongs to another question",
+            path="after",
+            hint="a token goes with the same where, order and distinct as the page before",
+        )
+    if isinstance(keys, list) and all(key is None or _is_text(key) for key in keys):
+        return keys
+    if isinstance(keys, int) and not isinstance(keys, bool) and 0 <= keys < 2**63:
+        return keys
+    raise _not_a_token()
+
+
+def _is_text(key: Any) -> bool:
+    return isinstance(key, str) and "\0" not in key and not _has_surrogates(key)
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _not_a_token() -> InvalidArgument:
+    return InvalidArgument(
+        "not a token", path="after", hint='"after" takes the "next" of the page before'
+    )

@@ -1,0 +1,240 @@
+"""
+Keyword arguments of the reading verbs to requests.
+
+Past this room nobody looks at a raw argument again, except `db/values`, which encodes
+the values themselves once their types are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from service.errors import InvalidArgument, UnknownName
+from service.request.arguments import Arguments, listed
+from service.request.filters import FilterParser
+from service.request.items import parse_item, parse_reference
+from service.request.paging import digest_of, read_token
+from service.request.types import (
+    After,
+    CountMode,
+    CountRequest,
+    FindRequest,
+    Form,
+    GetRequest,
+    Item,
+    Key,
+    KeyMatch,
+    Nulls,
+    Operand,
+    Reference,
+)
+from service.request.values import Values
+
+Request = TypeVar("Request")
+FORMS: tuple[Form, ...] = ("dicts", "lists")
+COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What a call may ask for.
+
+    Args:
+        max_rows: Of one page.
+        max_depth: Of a filter's and, or and not.
+    """
+
+    max_rows: int = 1000
+    max_depth: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[Request]):
+    """
+    A call, read.
+
+    Args:
+        request: Its shape.
+        values: Its values, by slot.
+        timeout: The caller's time limit in seconds, if any.
+        digest: Of a find: what its `next` token is bound to.
+        offset: Of a find: how many rows it skips, by `offset` or by a token.
+    """
+
+    request: Request
+    values: tuple[Any, ...]
+    timeout: float | None = None
+    digest: str = ""
+    offset: int = 0
+
+
+def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parsed[GetRequest]:
+    """Read the arguments of `get`."""
+    given = Arguments(args, kwargs, ["key"], ["select", "form"])
+    values = Values()
+    request = GetRequest(
+        parse_key(given.required("key"), values),
+        parse_select(given.value("select"), values),
+        parse_form(given),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_find(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
+) -> Parsed[FindRequest]:
+    """
+    Read the arguments of `find`.
+
+    Args:
+        args: By position: none are taken.
+        kwargs: By name.
+        limits: What may be asked for.
+        relation: The qualified name, to which a `next` token is bound.
+    """
+    given = Arguments(
+        args,
+        kwargs,
+        [],
+        ["where", "select", "order", "limit", "offset", "after", "count", "distinct", "form"],
+    )
+    values = Values()
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    order = parse_order(given.value("order"), values)
+    distinct = _distinct(given, values)
+    digest = digest_of(relation, where, order, distinct, values.freeze())
+    offset = given.whole("offset") or 0
+    after = None
+    if given.value("after") is not None:
+        keys = read_token(given.value("after"), digest)
+        if isinstance(keys, int):
+            offset = min(offset + keys, 2**63 - 1)
+        else:
+            after = After(
+                tuple(Operand(values.add(key), "after") for key in keys),
+                tuple(key is None for key in keys),
+            )
+    limit = given.whole("limit")
+    page = limits.max_rows if limit is None else min(limit, limits.max_rows)
+    request = FindRequest(
+        where=where,
+        select=parse_select(given.value("select"), values),
+        order=order,
+        distinct=distinct,
+        limit=Operand(values.add(page + 1), "limit"),
+        offset=Operand(values.add(offset), "offset") if offset else None,
+        after=after,
+        count=cast("CountMode | None", given.word("count", COUNTS)),
+        form=parse_form(given),
+    )
+    return Parsed(request, values.freeze(), given.timeout(), digest, offset)
+
+
+def parse_count(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, exists: bool
+) -> Parsed[CountRequest]:
+    """Read the arguments of `count` and `exists`."""
+    given = Arguments(args, kwargs, [], ["where"])
+    values = Values()
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    return Parsed(CountRequest(where, exists), values.freeze(), given.timeout())
+
+
+def parse_key(key: Any, values: Values) -> KeyMatch:
+    """
+    Read a key: a bare value, a list in the primary key's order, or a dict of a unique key.
+
+    Raises:
+        InvalidArgument: It is null or empty, or has nulls.
+    """
+    if isinstance(key, Mapping):
+        if not key or not all(isinstance(name, str) for name in key):
+            raise InvalidArgument("a key names the columns of a unique key", path="key")
+        parts = [(name, value, f"key.{name}") for name, value in sorted(key.items())]
+        columns = tuple(name for name, _, _ in parts)
+    else:
+        many = isinstance(key, list | tuple)
+        parts = (
+            [("", each, f"key.{at}") for at, each in enumerate(key)] if many else [("", key, "key")]
+        )
+        columns = ()
+    if not parts or any(value is None for _, value, _ in parts):
+        raise InvalidArgument("a key has a value for each of its columns", path="key")
+    return KeyMatch(columns, tuple(Operand(values.add(value), path) for _, value, path in parts))
+
+
+def parse_select(select: Any, values: Values) -> tuple[Item, ...] | None:
+    """Read a select list; None stands for all columns."""
+    if select is None:
+        return None
+    return tuple(
+        _item(each, f"select.{at}", values) for at, each in enumerate(listed(select, "select"))
+    )
+
+
+def parse_order(order: Any, values: Values) -> tuple[Key, ...]:
+    """Read sort keys."""
+    return tuple(
+        _key(each, f"order.{at}", values) for at, each in enumerate(listed(order, "order"))
+    )
+
+
+def parse_form(given: Arguments) -> Form:
+    """Read in which form the rows are wanted."""
+    return cast("Form", given.word("form", FORMS, "dicts"))
+
+
+def _item(item: Any, path: str, values: Values) -> Item:
+    if isinstance(item, str):
+        return parse_item(item, path, values)
+    if not isinstance(item, Mapping):
+        raise InvalidArgument("an item is a text or a dict", path=path)
+    _only(item, ("column", "as", "cast"), path)
+    column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
+    if not isinstance(column, str):
+        raise InvalidArgument('an item names its "column"', path=f"{path}.column")
+    for name, value in (("as", alias), ("cast", type_name)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise InvalidArgument(f'"{name}" is a text', path=f"{path}.{name}")
+    return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
+
+
+def _key(key: Any, path: str, values: Values) -> Key:
+    if isinstance(key, str):
+        descending = key.startswith("-")
+        return Key(parse_reference(key[1:] if descending else key, path, values), descending)
+    if not isinstance(key, Mapping):
+        raise InvalidArgument('a sort key is a text or a dict with "by"', path=path)
+    _only(key, ("by", "desc", "nulls"), path)
+    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
+    if not isinstance(by, str):
+        raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
+    if reverse is not None and not isinstance(reverse, bool):
+        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
+    if nulls not in (None, "first", "last"):
+        raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
+    return Key(
+        parse_reference(by, f"{path}.by", values), bool(reverse), cast("Nulls | None", nulls)
+    )
+
+
+def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
+    distinct = given.value("distinct")
+    if distinct is None or isinstance(distinct, bool):
+        return bool(distinct)
+    columns = [
+        parse_reference(each, f"distinct.{at}", values) if isinstance(each, str) else None
+        for at, each in enumerate(listed(distinct, "distinct"))
+    ]
+    if not columns or None in columns:
+        raise InvalidArgument('"distinct" is true or a list of columns', path="distinct")
+    return tuple(each for each in columns if each is not None)
+
+
+def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
+    for name in item:
+        if name not in known:
+            raise UnknownName("option", str(name), known, path=f"{path}.{name}")

@@ -1,0 +1,145 @@
+"""
+Keyword arguments of the writing verbs to requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.errors import InvalidArgument
+from service.request.arguments import Arguments, rows_of
+from service.request.filters import FilterParser
+from service.request.parse import (
+    Limits,
+    Parsed,
+    parse_form,
+    parse_key,
+    parse_order,
+    parse_select,
+)
+from service.request.types import (
+    EVERYTHING,
+    Assignment,
+    CreateRequest,
+    DeleteRequest,
+    Filter,
+    Junction,
+    Operand,
+    Returning,
+    Target,
+    UpdateRequest,
+)
+from service.request.values import Values
+
+RETURNING = ("select", "order", "returning", "form")
+TARGET = ("where", "expect", "max_affected", "all")
+
+
+def parse_create(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parsed[CreateRequest]:
+    """Read the arguments of `create`."""
+    given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
+    values = Values()
+    rows, many = rows_of(given.required("values"), "values")
+    request = CreateRequest(
+        tuple(
+            assignments(row, f"values.{at}" if many else "values", values)
+            for at, row in enumerate(rows)
+        ),
+        many,
+        _returning(given, values),
+        given.whole("max_affected"),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_update(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[UpdateRequest]:
+    """Read the arguments of `update`, by key or by filter."""
+    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
+    values = Values()
+    (changes,), many = rows_of(given.required("changes"), "changes")
+    if many:
+        raise InvalidArgument('"changes" is one dict of columns and values', path="changes")
+    request = UpdateRequest(
+        _target(given, values, limits),
+        assignments(changes, "changes", values),
+        _returning(given, values),
+        given.whole("max_affected"),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_delete(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[DeleteRequest]:
+    """Read the arguments of `delete`, by key or by filter."""
+    given = Arguments(args, kwargs, ["key"], [*TARGET, *RETURNING])
+    values = Values()
+    request = DeleteRequest(
+        _target(given, values, limits), _returning(given, values), given.whole("max_affected")
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
+    """Read one row's columns and values; `{"$default": true}` is the column's default."""
+    found = []
+    for column, value in row.items():
+        here = f"{path}.{column}"
+        default = isinstance(value, Mapping) and len(value) == 1 and value.get("$default") is True
+        found.append(
+            Assignment(column, None if default else Operand(values.add(value), here), here)
+        )
+    return tuple(found)
+
+
+def _target(given: Arguments, values: Values, limits: Limits) -> Target:
+    if "key" in given:
+        for name in ("where", "all"):
+            if name in given:
+                raise InvalidArgument(f'either "key" or "{name}"', path=name)
+        return Target(parse_key(given.value("key"), values), _expect(given, values), EVERYTHING)
+    if "expect" in given:
+        raise InvalidArgument(
+            '"expect" goes with a key', path="expect", hint='put conditions into "where"'
+        )
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    if holds_always(where) and not given.flag("all"):
+        raise InvalidArgument(
+            "this would be for every row",
+            path="where",
+            hint='give a "key" or a "where", or say "all": true',
+        )
+    return Target(None, (), where)
+
+
+def holds_always(where: Filter) -> bool:
+    """Tell a filter that says nothing, however it is dressed up."""
+    if not isinstance(where, Junction):
+        return False
+    always = [holds_always(term) for term in where.terms]
+    return any(always) if where.any else all(always)
+
+
+def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
+    if given.value("expect") is None:
+        return ()
+    (expect,), many = rows_of(given.value("expect"), "expect")
+    if many:
+        raise InvalidArgument('"expect" is a dict of columns and values', path="expect")
+    found = assignments(expect, "expect", values)
+    for each in found:
+        if each.operand is None:
+            raise InvalidArgument("a default cannot be expected", path=each.path)
+    return found
+
+
+def _returning(given: Arguments, values: Values) -> Returning:
+    return Returning(
+        given.flag("returning", default=True),
+        parse_select(given.value("select"), values),
+        parse_order(given.value("order"), values),
+        parse_form(given),
+    )

@@ -1,0 +1,177 @@
+"""
+Expressions and conditions of a plan to parts of a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from psycopg2.sql import SQL, Identifier
+
+from service.plan.conditions import Compare, Condition, Every, Expression, Not, Search, Test
+from service.plan.types import PlannedAfter, SortKey
+from service.sql.statement import Part
+
+ROW = Identifier("t")
+"""The alias of the relation that a statement is about."""
+
+
+def expression(value: Expression) -> Iterator[Part]:
+    """Give a value of the row."""
+    inner = list(_stepped(value))
+    if value.cast is None:
+        yield from inner
+        return
+    yield SQL("CAST(")
+    yield from inner
+    yield SQL(f" AS {_type(value.cast.sql)})")
+
+
+def condition(where: Condition) -> Iterator[Part]:
+    """Give a condition, in parentheses where it could be read otherwise."""
+    if isinstance(where, Compare):
+        yield from _compare(where)
+    elif isinstance(where, Test):
+        yield from expression(where.left)
+        yield SQL(f" IS {where.word}")
+    elif isinstance(where, Search):
+        yield from _search(where)
+    elif isinstance(where, Not):
+        yield SQL("NOT (")
+        yield from condition(where.condition)
+        yield SQL(")")
+    else:
+        yield from _every(where)
+
+
+def where(found: Condition | None) -> Iterator[Part]:
+    """Give a WHERE clause, or nothing."""
+    if found is not None:
+        yield SQL(" WHERE ")
+        yield from condition(found)
+
+
+def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
+    """Give an ORDER BY clause, or nothing."""
+    for at, key in enumerate(keys):
+        yield SQL(", " if at else " ORDER BY ")
+        if key.position:
+            yield SQL(str(key.position))
+        else:
+            yield from expression(key.expression)
+        yield SQL(" DESC" if key.descending else "")
+        if (key.nulls == "first") != key.descending:
+            yield SQL(f" NULLS {key.nulls.upper()}")
+
+
+def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
+    """
+    Give the condition that a row comes after the end of a page.
+
+    Where all keys run the same way and none can be null, one row comparison says it, and
+    an index over the keys answers it. Else it is spelled key by key.
+    """
+    ways = {key.descending for key in keys}
+    if len(ways) == 1 and not any(key.expression.nullable for key in keys):
+        yield SQL("(")
+        yield from separated([expression(key.expression) for key in keys])
+        yield SQL(") < (" if ways.pop() else ") > (")
+        yield from separated([[bound] for bound in page.operands])
+        yield SQL(")")
+        return
+    yield SQL("(")
+    for at, key in enumerate(keys):
+        yield SQL(" OR (" if at else "(")
+        for before in range(at):
+            yield from _tied(keys[before], page, before)
+            yield SQL(" AND ")
+        yield from _beyond(key, page, at)
+        yield SQL(")")
+    yield SQL(")")
+
+
+def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]:
+    """Give items with something between them."""
+    for at, item in enumerate(items):
+        if at:
+            yield SQL(by)
+        yield from item
+
+
+def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    yield from expression(key.expression)
+    if page.nulls[at]:
+        yield SQL(" IS NULL")
+    else:
+        yield SQL(" = ")
+        yield page.operands[at]
+
+
+def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    if page.nulls[at] and key.nulls == "last":
+        yield SQL("false")
+    elif page.nulls[at]:
+        yield from expression(key.expression)
+        yield SQL(" IS NOT NULL")
+    else:
+        yield SQL("(")
+        yield from expression(key.expression)
+        yield SQL(" < " if key.descending else " > ")
+        yield page.operands[at]
+        if key.nulls == "last" and key.expression.nullable:
+            yield SQL(" OR ")
+            yield from expression(key.expression)
+            yield SQL(" IS NULL")
+        yield SQL(")")
+
+
+def _stepped(value: Expression) -> Iterator[Part]:
+    column: list[Part] = [ROW, SQL("."), Identifier(value.column.name)]
+    if not value.steps:
+        yield from column
+        return
+    yield SQL("(to_jsonb(" if value.as_json else "(")
+    yield from column
+    yield SQL(")" if value.as_json else "")
+    for step in value.steps:
+        yield SQL(" ->> " if step.text else " -> ")
+        yield step.key
+    yield SQL(")")
+
+
+def _compare(test: Compare) -> Iterator[Part]:
+    yield from expression(test.left)
+    yield SQL(f" {test.operator} ")
+    if test.quantifier:
+        yield SQL(f"{test.quantifier.upper()} (")
+        yield test.right
+        yield SQL(")")
+    else:
+        yield test.right
+
+
+def _search(test: Search) -> Iterator[Part]:
+    config: list[Part] = [test.config, SQL(", ")] if test.config else []
+    if test.vector:
+        yield SQL("to_tsvector(")
+        yield from config
+    yield from expression(test.left)
+    yield SQL(f"{')' if test.vector else ''} @@ {test.function}(")
+    yield from config
+    yield test.query
+    yield SQL(")")
+
+
+def _every(test: Every) -> Iterator[Part]:
+    if not test.conditions:
+        yield SQL("false" if test.any else "true")
+        return
+    yield SQL("(")
+    yield from separated(
+        [condition(each) for each in test.conditions], " OR " if test.any else " AND "
+    )
+    yield SQL(")")
+
+
+def _type(spelled: str) -> str:
+    return spelled.replace("%", "%%")

@@ -1,0 +1,109 @@
+"""
+Read plans to statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from psycopg2.sql import SQL, Identifier
+
+from service.catalog import Relation
+from service.plan.types import CountPlan, Output, ReadPlan
+from service.sql.expressions import ROW, after, condition, expression, order_by, separated, where
+from service.sql.statement import Part, Statement, render
+
+
+def select(plan: ReadPlan) -> Statement:
+    """
+    Spell a read.
+
+    Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
+    for the `next` token; `columns` names the outputs alone.
+    """
+    text, bounds = render(_select(plan))
+    return Statement(text, bounds, plan.name, tuple(output.name for output in plan.outputs))
+
+
+def count(plan: CountPlan, limit: int | None = None) -> Statement:
+    """
+    Spell a count of all matching rows, or whether there is one.
+
+    Args:
+        plan: What to count.
+        limit: Stop counting there.
+    """
+    text, bounds = render(_count(plan, limit))
+    return Statement(text, bounds, plan.name, ("count",))
+
+
+def estimate(plan: CountPlan) -> Statement:
+    """Spell the question how many rows the planner expects; it answers one JSON document."""
+    parts = [SQL("EXPLAIN (FORMAT JSON) SELECT 1"), *source(plan.relation), *where(plan.where)]
+    text, bounds = render(parts)
+    return Statement(text, bounds, plan.name, ("plan",))
+
+
+def source(relation: Relation) -> Iterator[Part]:
+    """Give a FROM clause."""
+    yield SQL(" FROM ")
+    yield Identifier(relation.schema, relation.name)
+    yield SQL(" AS ")
+    yield ROW
+
+
+def outputs(found: Sequence[Output]) -> Iterator[Part]:
+    """Give a select list with the names of the answer."""
+    yield from separated(_output(output) for output in found)
+
+
+def _output(output: Output) -> Iterator[Part]:
+    yield from expression(output.expression)
+    yield SQL(" AS ")
+    yield Identifier(output.name)
+
+
+def _select(plan: ReadPlan) -> Iterator[Part]:
+    yield SQL("SELECT ")
+    if plan.distinct:
+        yield SQL("DISTINCT ")
+    if isinstance(plan.distinct, tuple) and plan.distinct:
+        yield SQL("ON (")
+        yield from separated(expression(each) for each in plan.distinct)
+        yield SQL(") ")
+    yield from outputs(plan.outputs)
+    if plan.keyset:
+        for at, key in enumerate(plan.order):
+            yield SQL(", CAST(" if plan.outputs or at else "CAST(")
+            yield from expression(key.expression)
+            yield SQL(" AS text)")
+    yield from source(plan.relation)
+    yield from _where(plan)
+    yield from order_by(plan.order)
+    for word, bound in ((" LIMIT ", plan.limit), (" OFFSET ", plan.offset)):
+        if bound is not None:
+            yield SQL(word)
+            yield bound
+    yield SQL(" FOR UPDATE" if plan.lock else "")
+
+
+def _where(plan: ReadPlan) -> Iterator[Part]:
+    if plan.after is None:
+        yield from where(plan.where)
+        return
+    yield SQL(" WHERE ")
+    if plan.where is not None:
+        yield from condition(plan.where)
+        yield SQL(" AND ")
+    yield from after(plan.after, plan.order)
+
+
+def _count(plan: CountPlan, limit: int | None) -> Iterator[Part]:
+    if plan.mode == "exists":
+        yield SQL("SELECT EXISTS (SELECT 1")
+    else:
+        yield SQL("SELECT count(*) FROM (SELECT 1")
+    yield from source(plan.relation)
+    yield from where(plan.where)
+    yield SQL(f" LIMIT {limit:d}" if limit is not None else "")
+    yield SQL(")" if plan.mode == "exists" else ") AS counted")
