@@ -35,7 +35,8 @@ class Type:
         base: Of a domain: the oid of the type under it; of a range or multirange: of its
             subtype; else 0.
         labels: Of an enum: its values in order.
-        fields: Of a composite: the names and type oids of its attributes.
+        fields: Of a composite: the names and type oids of its attributes; a hidden one keeps
+            its place under the name "", which no attribute can have.
         delimiter: Between the elements of an array of this type.
         comparable: Whether values can be sorted (it has a default btree operator class).
     """
@@ -64,12 +65,12 @@ class Column:
         type: Its type's oid.
         declared: The type with modifiers, as in "character varying(255)".
         nullable: Whether NULL is allowed (domains included).
-        default: The default's SQL expression, or None.
+        default: The default's SQL expression, or None; also that of a domain.
         identity: "a" always, "d" by default, "" none.
         generated: "s" stored, "v" virtual, "" none.
         comment: From COMMENT ON, less the lines that speak to the service.
         max_length: In characters, where the type has such a limit.
-        selectable, insertable, updatable: What our role may do with it.
+        selectable, insertable, updatable: What our role may do with it, and a view can.
     """
 
     name: str
@@ -130,7 +131,7 @@ class Relation:
         primary_key: Its columns; empty if there is none.
         unique_keys: All keys, the primary key first.
         foreign_keys: Of this relation.
-        checks: Constraint name to the columns that it speaks of.
+        checks: Check and exclusion constraints: name to the columns that it speaks of.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         selectable, insertable, updatable, deletable: What our role may do.

@@ -1,0 +1,209 @@
+"""
+The database's own catalog → `Catalog`.
+
+Seven statements, whatever the number of relations, in one snapshot. Hidden relations and
+columns are left out here, so that nothing after this can reach them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
+from psycopg2.extras import NamedTupleCursor
+
+from service.catalog import Catalog, Column, ForeignKey, Relation, RelationKind, UniqueKey
+from service.db import introspect_sql
+from service.db.introspect_types import TypeRows
+
+KINDS: Mapping[str, RelationKind] = {
+    "r": "table",
+    "p": "table",
+    "v": "view",
+    "m": "materialized view",
+    "f": "foreign table",
+}
+
+Rows = Sequence[Any]
+"""Named tuples, with the columns of the statement as attributes."""
+
+Names = Mapping[int, Mapping[int, str]]
+"""Relation oid to column number to name, of served columns alone."""
+
+
+def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) -> Catalog:
+    """
+    Read what the schemas hold and what the connection's role may do with it.
+
+    Works in a transaction that is open, else in one of its own.
+
+    Args:
+        connection: To PostgreSQL 13 or later.
+        schemas: To be served, the first one without a prefix in URIs.
+        version: What the catalog shall be known by.
+    """
+    with _snapshot(connection) as cursor:
+        relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
+        types = TypeRows(_rows(cursor, introspect_sql.TYPES))
+        wanted = [row.oid for row in relations]
+        columns, keys, foreign_keys, checks = (
+            _rows(cursor, statement, relations=wanted)
+            for statement in (
+                introspect_sql.COLUMNS,
+                introspect_sql.KEYS,
+                introspect_sql.FOREIGN_KEYS,
+                introspect_sql.CHECKS,
+            )
+        )
+    names: dict[int, dict[int, str]] = defaultdict(dict)
+    for row in columns:
+        names[row.relation][row.number] = row.name
+    homes = {row.oid: (row.schema, row.name) for row in relations}
+    of_columns, of_keys, of_foreign_keys, of_checks = map(
+        _by_relation, (columns, keys, foreign_keys, checks)
+    )
+    served = {
+        homes[row.oid]: _relation(
+            row,
+            _columns(of_columns[row.oid], types),
+            _unique_keys(of_keys[row.oid], names[row.oid]),
+            _foreign_keys(of_foreign_keys[row.oid], names, homes),
+            _checks(of_checks[row.oid], names[row.oid]),
+        )
+        for row in relations
+    }
+    used = [row.type for row in columns]
+    return Catalog(version, tuple(schemas), served, types.served(schemas, used))
+
+
+def revision_txn(connection: connection) -> tuple[str, ...] | None:
+    """Give the heads that Alembic has noted, in order; None if it never ran here."""
+    with connection.cursor() as cursor:
+        cursor.execute(introspect_sql.REVISION)
+        (known,) = cursor.fetchone() or (False,)
+        if not known:
+            return None
+        cursor.execute("SELECT version_num FROM alembic_version ORDER BY version_num")
+        return tuple(head for (head,) in cursor)
+
+
+@contextmanager
+def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
+    """
+    Open a cursor for which every name is foreign, so that all come out qualified.
+
+    `search_path` is set for the time of the reading only: by a transaction that is rolled
+    back, or by a savepoint if the caller has a transaction open.
+    """
+    own = connection.autocommit and connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+    begin, end = (
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "ROLLBACK")
+        if own
+        else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
+    )
+    with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
+        cursor.execute(f"{begin}; SET LOCAL search_path TO ''")
+        try:
+            yield cursor
+        finally:
+            if not connection.closed:
+                cursor.execute(end)
+
+
+def _rows(cursor: NamedTupleCursor, statement: str, **parameters: Any) -> Rows:
+    cursor.execute(statement, parameters)
+    return cursor.fetchall()
+
+
+def _by_relation(rows: Rows) -> Mapping[int, Rows]:
+    found: dict[int, list[Any]] = defaultdict(list)
+    for row in rows:
+        found[row.relation].append(row)
+    return found
+
+
+def _relation(
+    row: Any,
+    columns: Mapping[str, Column],
+    unique_keys: Sequence[tuple[bool, UniqueKey]],
+    foreign_keys: tuple[ForeignKey, ...],
+    checks: Mapping[str, tuple[str, ...]],
+) -> Relation:
+    return Relation(
+        schema=row.schema,
+        name=row.name,
+        kind=KINDS[row.kind],
+        columns=columns,
+        primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
+        unique_keys=tuple(key for _, key in unique_keys),
+        foreign_keys=foreign_keys,
+        checks=checks,
+        comment=_shown(row.comment),
+        row_security=row.row_security,
+        selectable=bool(row.selectable),
+        insertable=bool(row.insertable),
+        updatable=bool(row.updatable),
+        deletable=bool(row.deletable),
+    )
+
+
+def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
+    return {
+        row.name: Column(
+            name=row.name,
+            type=row.type,
+            declared=row.declared,
+            nullable=not (row.required or types.required(row.type)),
+            default=row.expression or (None if row.generated else types.default(row.type)),
+            identity=row.identity,
+            generated=row.generated,
+            comment=_shown(row.comment),
+            max_length=types.max_length(row.type, row.modifier),
+            selectable=bool(row.selectable),
+            insertable=bool(row.insertable),
+            updatable=bool(row.updatable),
+        )
+        for row in rows
+    }
+
+
+def _named(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...] | None:
+    """Name columns by number; None if one of them is not served."""
+    found = tuple(names[number] for number in numbers if number in names)
+    return found if len(found) == len(numbers) else None
+
+
+def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, UniqueKey]]:
+    named = [(row, _named(row.columns, names)) for row in rows]
+    return [
+        (row.primary, UniqueKey(row.name, columns, row.constraint))
+        for row, columns in named
+        if columns
+    ]
+
+
+def _foreign_keys(
+    rows: Rows, names: Names, homes: Mapping[int, tuple[str, str]]
+) -> tuple[ForeignKey, ...]:
+    found = []
+    for row in rows:
+        columns = _named(row.columns, names[row.relation])
+        targets = _named(row.target_columns, names.get(row.target, {}))
+        if row.target in homes and columns and targets:
+            found.append(ForeignKey(row.name, columns, homes[row.target], targets))
+    return tuple(found)
+
+
+def _checks(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
+    return {
+        row.name: tuple(names[number] for number in row.columns if number in names) for row in rows
+    }
+
+
+def _shown(comment: str | None) -> str | None:
+    """Give a comment less the lines that speak to the service."""
+    lines = (comment or "").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None

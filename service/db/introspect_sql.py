@@ -1,0 +1,164 @@
+"""
+What `introspect` asks the server, as SQL.
+
+Each statement reads PostgreSQL's own catalog (versions 13 to 18) for all relations at
+once, and is meant to run under an empty `search_path`, so that every name comes out
+qualified. Newer columns of the catalog are read through `to_jsonb`, which gives null where
+the server has none.
+"""
+
+from __future__ import annotations
+
+_HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
+"""Whether a comment has the line that takes its object out of the service."""
+
+RELATIONS = f"""
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
+       c.relrowsecurity AS row_security, d.description AS comment,
+       has_any_column_privilege(c.oid, 'SELECT') AS selectable,
+       has_any_column_privilege(c.oid, 'INSERT') AND w.events & 8 <> 0 AS insertable,
+       has_any_column_privilege(c.oid, 'UPDATE') AND w.events & 4 <> 0 AS updatable,
+       has_table_privilege(c.oid, 'DELETE') AND w.events & 16 <> 0 AS deletable
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_description d
+    ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0,
+       LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events) w
+ WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+   AND NOT c.relispartition AND NOT {_HIDDEN.format("d")}
+   AND has_schema_privilege(n.oid, 'USAGE')
+   AND (has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE')
+        OR has_table_privilege(c.oid, 'DELETE'))
+ ORDER BY array_position(%(schemas)s, n.nspname::text), c.relname
+"""
+"""
+The served relations.
+
+The bits of `pg_relation_is_updatable` are 1 << CMD_UPDATE (4), CMD_INSERT (8) and
+CMD_DELETE (16); it tells which views take writes, by themselves or through triggers.
+"""
+
+COLUMNS = f"""
+SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid AS type,
+       a.atttypmod AS modifier, format_type(a.atttypid, a.atttypmod) AS declared,
+       a.attnotnull AS required, a.attidentity AS identity, a.attgenerated AS generated,
+       CASE WHEN a.attgenerated = '' THEN pg_get_expr(e.adbin, e.adrelid) END AS expression,
+       d.description AS comment,
+       has_column_privilege(c.oid, a.attnum, 'SELECT') AS selectable,
+       has_column_privilege(c.oid, a.attnum, 'INSERT')
+         AND (v.direct OR pg_relation_is_updatable(c.oid, false) & 8 = 0) AS insertable,
+       has_column_privilege(c.oid, a.attnum, 'UPDATE')
+         AND (v.direct OR pg_relation_is_updatable(c.oid, false) & 4 = 0) AS updatable
+  FROM pg_attribute a
+  JOIN pg_class c ON c.oid = a.attrelid
+  LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
+  LEFT JOIN pg_description d
+    ON d.objoid = a.attrelid AND d.classoid = 'pg_class'::regclass AND d.objsubid = a.attnum,
+       LATERAL (SELECT c.relkind <> 'v' OR pg_column_is_updatable(c.oid, a.attnum, true)
+                       AS direct) v
+ WHERE a.attrelid = ANY(%(relations)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+   AND NOT {_HIDDEN.format("d")}
+ ORDER BY a.attrelid, a.attnum
+"""
+"""
+The columns that are not hidden.
+
+A view that PostgreSQL writes through by itself still has columns that cannot be written:
+expressions. Where a trigger or rule takes the writes, any column can be.
+"""
+
+KEYS = """
+SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
+       (i.indkey::int2[])[:i.indnkeyatts - 1] AS columns,
+       i.indisprimary AS primary, k.oid IS NOT NULL AS constraint
+  FROM pg_index i
+  JOIN pg_class c ON c.oid = i.indexrelid
+  LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
+                           AND k.contype IN ('p', 'u')
+ WHERE i.indrelid = ANY(%(relations)s::oid[]) AND i.indisunique AND i.indisvalid
+   AND i.indpred IS NULL AND i.indexprs IS NULL
+ ORDER BY i.indrelid, i.indisprimary DESC, k.oid IS NULL, i.indnkeyatts, 2
+"""
+"""
+Unique constraints and whole unique indexes, the primary key first.
+
+`indkey` counts from 0; its columns beyond `indnkeyatts` are INCLUDEd ones.
+"""
+
+FOREIGN_KEYS = """
+SELECT c.conrelid AS relation, c.conname AS name, c.conkey AS columns,
+       c.confrelid AS target, c.confkey AS target_columns
+  FROM pg_constraint c
+ WHERE c.conrelid = ANY(%(relations)s::oid[]) AND c.contype = 'f' AND c.conparentid = 0
+   AND to_jsonb(c) ->> 'conperiod' IS DISTINCT FROM 'true'
+ ORDER BY c.conrelid, c.conname
+"""
+"""
+Foreign keys that match by equality.
+
+Those with a parent are the server's own copies for partitions.
+"""
+
+CHECKS = """
+SELECT c.conrelid AS relation, c.conname AS name, coalesce(c.conkey, '{}') AS columns
+  FROM pg_constraint c
+ WHERE c.conrelid = ANY(%(relations)s::oid[]) AND c.contype IN ('c', 'x')
+ ORDER BY c.conrelid, c.conname
+"""
+"""Check and exclusion constraints."""
+
+TYPES = f"""
+SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS sql,
+       t.typtype AS kind, t.typcategory AS category, t.typdelim AS delimiter,
+       coalesce(e.oid, 0) AS element, t.typnotnull AS required, t.typtypmod AS modifier,
+       t.typdefault AS expression,
+       CASE t.typtype
+         WHEN 'd' THEN t.typbasetype
+         WHEN 'r' THEN (SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid)
+         WHEN 'm' THEN (SELECT r.rngsubtype FROM pg_range r
+                         WHERE to_jsonb(r) ->> 'rngmultitypid' = t.oid::text)
+         ELSE 0
+       END AS base,
+       CASE t.typtype WHEN 'e' THEN
+         ARRAY(SELECT l.enumlabel FROM pg_enum l WHERE l.enumtypid = t.oid
+                ORDER BY l.enumsortorder)
+       ELSE '{{}}' END AS labels,
+       CASE t.typtype WHEN 'c' THEN
+         ARRAY(SELECT CASE WHEN {_HIDDEN.format("p")} OR {_HIDDEN.format("d")} THEN ''
+                           ELSE a.attname::text END
+                 FROM pg_attribute a
+                 LEFT JOIN pg_description d ON d.objoid = a.attrelid AND d.objsubid = a.attnum
+                                           AND d.classoid = 'pg_class'::regclass
+                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                ORDER BY a.attnum)
+       ELSE '{{}}' END AS field_names,
+       CASE t.typtype WHEN 'c' THEN
+         ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
+                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                ORDER BY a.attnum)
+       ELSE '{{}}' END AS field_types,
+       {_HIDDEN.format("p")} AS hidden,
+       EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+                WHERE m.amname = 'btree' AND o.opcdefault
+                  AND (o.opcintype = t.oid
+                       OR EXISTS (SELECT FROM pg_cast b
+                                   WHERE b.castsource = t.oid AND b.casttarget = o.opcintype
+                                     AND b.castmethod = 'b' AND b.castcontext = 'i'))
+              ) AS ordered
+  FROM pg_type t
+  JOIN pg_namespace n ON n.oid = t.typnamespace
+  LEFT JOIN pg_type e ON e.typarray = t.oid
+  LEFT JOIN pg_description p ON p.objoid = t.typrelid AND p.classoid = 'pg_class'::regclass
+                            AND p.objsubid = 0
+ WHERE t.typisdefined AND n.nspname !~ '^pg_(toast|temp)'
+   AND NOT ('c' IN (t.typtype, coalesce(e.typtype, t.typtype))
+            AND n.nspname IN ('pg_catalog', 'information_schema'))
+"""
+"""
+All types but the rows of PostgreSQL's own tables.
+
+A field that is hidden, or of a hidden relation, keeps its place under an empty name.
+"""
+
+REVISION = "SELECT to_regclass('alembic_version') IS NOT NULL"
+"""Whether Alembic has written to this database."""

@@ -1,0 +1,105 @@
+"""
+Rows of `pg_type` to the types of the catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from service.catalog import Type, TypeKind
+
+KINDS: Mapping[str, TypeKind] = {
+    "b": "base",
+    "c": "composite",
+    "d": "domain",
+    "e": "enum",
+    "m": "multirange",
+    "p": "pseudo",
+    "r": "range",
+}
+
+LIMITED = (1042, 1043)
+"""The oids of `character` and `character varying`, whose modifier is a length plus 4."""
+
+
+class TypeRows:
+    """
+    All types of a database, as rows of `introspect_sql.TYPES`.
+
+    Args:
+        rows: With the names of that statement's columns as attributes.
+    """
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self._rows = {row.oid: row for row in rows}
+
+    def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
+        """
+        Give the types that may be met: PostgreSQL's, of served schemas, and used ones.
+
+        Types that these are made of come with them, and the arrays of them all.
+        """
+        homes = {"pg_catalog", *schemas}
+        found: set[int] = set()
+        pending = [row.oid for row in self._rows.values() if self._at_home(row, homes)]
+        pending.extend(used)
+        while pending:
+            oid = pending.pop()
+            if oid not in found and oid in self._rows:
+                found.add(oid)
+                row = self._rows[oid]
+                pending.extend([row.element, row.base, *row.field_types])
+        found.update(row.oid for row in self._rows.values() if row.element in found)
+        return {oid: self._type(oid) for oid in sorted(found)}
+
+    def max_length(self, oid: int, modifier: int) -> int | None:
+        """Give the limit in characters of a type with a modifier; domains may set it too."""
+        row = self._rows.get(oid)
+        if row is not None and row.kind == "d":
+            return self.max_length(row.base, row.modifier)
+        return modifier - 4 if oid in LIMITED and modifier > 4 else None
+
+    def required(self, oid: int) -> bool:
+        """Tell whether a type refuses NULL, as a domain can."""
+        row = self._rows.get(oid)
+        return row is not None and row.kind == "d" and (row.required or self.required(row.base))
+
+    def default(self, oid: int) -> str | None:
+        """Give the default of a domain, which a column has if it sets none."""
+        row = self._rows.get(oid)
+        if row is None or row.kind != "d":
+            return None
+        return row.expression or self.default(row.base)
+
+    @staticmethod
+    def _at_home(row: Any, homes: set[str]) -> bool:
+        return row.schema in homes and not row.element and not row.hidden
+
+    def _type(self, oid: int) -> Type:
+        row = self._rows[oid]
+        return Type(
+            oid=oid,
+            schema=row.schema,
+            name=row.name,
+            sql=row.sql,
+            kind="array" if row.element else KINDS[row.kind],
+            category=row.category,
+            element=row.element,
+            base=row.base or 0,
+            labels=tuple(row.labels),
+            fields=tuple(zip(row.field_names, row.field_types, strict=True)),
+            delimiter=row.delimiter,
+            comparable=self._comparable(oid, frozenset()),
+        )
+
+    def _comparable(self, oid: int, above: frozenset[int]) -> bool:
+        row = self._rows.get(oid)
+        if row is None or oid in above:
+            return row is not None
+        above |= {oid}
+        if row.element or row.kind == "d":
+            return self._comparable(row.element or row.base, above)
+        if row.kind == "c":
+            return all(self._comparable(each, above) for each in row.field_types)
+        return row.kind in "erm" or row.ordered

@@ -1,0 +1,344 @@
+"""
+What the service knows of a database: all that its role may use, and nothing hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection
+
+from service.catalog import Catalog, ForeignKey, Relation, UniqueKey
+from service.db.introspect import catalog_txn, revision_txn
+from tests.conftest import execute
+
+SCHEMA = r"""
+CREATE SCHEMA app;
+CREATE SCHEMA away;
+CREATE TYPE app."Mood" AS ENUM ('sad', 'ok');
+ALTER TYPE app."Mood" ADD VALUE 'fine' BEFORE 'ok';
+CREATE DOMAIN app.short AS varchar(5) DEFAULT 'x' NOT NULL;
+CREATE DOMAIN app.shorter AS app.short;
+CREATE TYPE away.pair AS (x int, y app."Mood"[]);
+CREATE TYPE away.unused AS ENUM ('secret');
+CREATE TYPE app.span AS RANGE (subtype = numeric);
+
+CREATE TABLE app.makers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE);
+CREATE TABLE app.cars (
+    id bigserial PRIMARY KEY,
+    maker_id int NOT NULL REFERENCES app.makers,
+    plate app.shorter,
+    "Name" varchar(40) DEFAULT 'none' CONSTRAINT named CHECK ("Name" <> ''),
+    fixed char(3),
+    mood app."Mood",
+    pairs away.pair[],
+    span app.span,
+    doc jsonb,
+    code text,
+    secret text UNIQUE,
+    twice int GENERATED ALWAYS AS (maker_id * 2) STORED,
+    removed int,
+    CONSTRAINT plate_mood UNIQUE (plate, mood),
+    CONSTRAINT apart EXCLUDE USING gist (span WITH &&),
+    CONSTRAINT hushed CHECK (secret <> code)
+);
+ALTER TABLE app.cars DROP COLUMN removed;
+CREATE UNIQUE INDEX cars_code ON app.cars (code) INCLUDE (fixed);
+CREATE UNIQUE INDEX cars_partial ON app.cars (fixed) WHERE fixed > 'a';
+CREATE UNIQUE INDEX cars_expression ON app.cars (lower(code));
+COMMENT ON TABLE app.cars IS E'Cars.\n@tracked\nAnd vans.';
+COMMENT ON COLUMN app.cars.doc IS 'Papers';
+COMMENT ON COLUMN app.cars.secret IS E'Not shown\n  @hidden  ';
+
+CREATE TABLE app.keyed (id int PRIMARY KEY, secret_car text REFERENCES app.cars (secret));
+COMMENT ON COLUMN app.keyed.id IS '@hidden';
+CREATE TABLE app.hidden (id int PRIMARY KEY);
+COMMENT ON TABLE app.hidden IS '@hidden';
+CREATE TABLE app.pointing (id int REFERENCES app.hidden, almost int);
+COMMENT ON COLUMN app.pointing.almost IS 'the word @hidden within a line';
+
+CREATE TABLE app.days (day date, n int, PRIMARY KEY (day, n)) PARTITION BY RANGE (day);
+CREATE TABLE app.days_2026 PARTITION OF app.days FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+CREATE TABLE app.notes (id int PRIMARY KEY, day date, n int,
+                        CONSTRAINT noted FOREIGN KEY (n, day) REFERENCES app.days (n, day));
+ALTER TABLE app.notes ENABLE ROW LEVEL SECURITY;
+
+CREATE VIEW app.names AS SELECT id, "Name" AS name, upper("Name") AS upper FROM app.cars;
+CREATE MATERIALIZED VIEW app.counts AS SELECT count(*) AS n FROM app.cars;
+CREATE VIEW app.totals AS SELECT count(*) AS n FROM app.cars;
+CREATE VIEW app.doors AS SELECT count(*) AS n FROM app.cars;
+CREATE FUNCTION app.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER through INSTEAD OF INSERT ON app.doors
+    FOR EACH ROW EXECUTE FUNCTION app.nothing();
+CREATE TABLE app."odd "".% näme" ("co.l %s" int PRIMARY KEY, "UPPER" int);
+CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
+"""
+
+
+@pytest.fixture(scope="module")
+def connected(dsn: str) -> Iterator[connection]:
+    """Give a connection of the service's kind to a database with a bit of everything."""
+    execute(dsn, SCHEMA)
+    made = psycopg2.connect(dsn)
+    made.autocommit = True
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def catalog(connected: connection) -> Catalog:
+    return catalog_txn(connected, ("app",), 7)
+
+
+@pytest.fixture(scope="module")
+def cars(catalog: Catalog) -> Relation:
+    return catalog.relation("app", "cars")
+
+
+def test_served_relations(catalog: Catalog) -> None:
+    """All kinds of relations are served; partitions and hidden ones are not."""
+    kinds = {name: each.kind for (_, name), each in catalog.relations.items()}
+    assert kinds == {
+        "cars": "table",
+        "counts": "materialized view",
+        "days": "table",
+        "doors": "view",
+        "keyed": "table",
+        "makers": "table",
+        "names": "view",
+        "notes": "table",
+        'odd ".% näme': "table",
+        "pointing": "table",
+        "self": "table",
+        "totals": "view",
+    }
+    assert (catalog.version, catalog.schemas) == (7, ("app",))
+
+
+def test_columns(cars: Relation) -> None:
+    """A column tells its type, default and limits; hidden and dropped ones are not there."""
+    assert list(cars.columns) == [
+        *("id", "maker_id", "plate", "Name", "fixed", "mood", "pairs", "span", "doc", "code"),
+        "twice",
+    ]
+    assert cars.columns["id"].default == "nextval('app.cars_id_seq'::regclass)"
+    assert cars.columns["Name"].default == "'none'::character varying"
+    assert cars.columns["plate"].default == "'x'::character varying"
+    assert cars.columns["mood"].declared == 'app."Mood"'
+    assert cars.columns["Name"].declared == "character varying(40)"
+    assert [cars.columns[n].max_length for n in ("Name", "fixed", "plate", "code")] == [
+        *(40, 3, 5),
+        None,
+    ]
+    required = [name for name, column in cars.columns.items() if not column.nullable]
+    assert required == ["id", "maker_id", "plate"]
+    assert (cars.columns["twice"].generated, cars.columns["twice"].default) == ("s", None)
+    assert cars.columns["doc"].comment == "Papers"
+
+
+def test_identity(catalog: Catalog) -> None:
+    """Identity columns are told apart from defaults."""
+    identity = catalog.relation("app", "makers").columns["id"]
+    assert (identity.identity, identity.default, identity.has_default) == ("a", None, True)
+
+
+def test_keys(catalog: Catalog, cars: Relation) -> None:
+    """Keys are whole unique constraints and indexes, the primary key first."""
+    assert cars.primary_key == ("id",)
+    assert cars.unique_keys == (
+        UniqueKey("cars_pkey", ("id",)),
+        UniqueKey("plate_mood", ("plate", "mood")),
+        UniqueKey("cars_code", ("code",), constraint=False),
+    )
+    assert catalog.relation("app", "days").primary_key == ("day", "n")
+
+
+def test_hidden_columns_hide_keys(catalog: Catalog) -> None:
+    """A key or foreign key that uses something hidden is not shown."""
+    keyed = catalog.relation("app", "keyed")
+    assert (keyed.primary_key, keyed.unique_keys, keyed.foreign_keys) == ((), (), ())
+    assert list(keyed.columns) == ["secret_car"]
+    pointing = catalog.relation("app", "pointing")
+    assert pointing.foreign_keys == ()
+    assert pointing.columns["almost"].comment == "the word @hidden within a line"
+
+
+def test_foreign_keys(catalog: Catalog, cars: Relation) -> None:
+    """Foreign keys pair their columns; partitions do not repeat them."""
+    assert cars.foreign_keys == (
+        ForeignKey("cars_maker_id_fkey", ("maker_id",), ("app", "makers"), ("id",)),
+    )
+    notes = catalog.relation("app", "notes")
+    assert notes.foreign_keys == (ForeignKey("noted", ("n", "day"), ("app", "days"), ("n", "day")),)
+
+
+def test_checks(cars: Relation) -> None:
+    """Check and exclusion constraints name their columns, less the hidden ones."""
+    assert cars.checks == {"apart": ("span",), "hushed": ("code",), "named": ("Name",)}
+
+
+def test_comments(catalog: Catalog, cars: Relation) -> None:
+    """Lines that speak to the service are not shown."""
+    assert cars.comment == "Cars.\nAnd vans."
+    assert catalog.relation("app", "notes").comment is None
+
+
+def test_row_security(catalog: Catalog, cars: Relation) -> None:
+    assert catalog.relation("app", "notes").row_security
+    assert not cars.row_security
+
+
+def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
+    """A view is written through by PostgreSQL itself or by a trigger, or not at all."""
+    names, totals, doors = (catalog.relation("app", n) for n in ("names", "totals", "doors"))
+    assert (names.insertable, names.updatable, names.deletable) == (True, True, True)
+    assert [c.updatable for c in names.columns.values()] == [True, True, False]
+    assert [c.insertable for c in names.columns.values()] == [True, True, False]
+    assert (totals.insertable, totals.updatable, totals.deletable) == (False, False, False)
+    assert (doors.insertable, doors.updatable, doors.deletable) == (True, False, False)
+    assert doors.columns["n"].insertable
+    assert not catalog.relation("app", "counts").insertable
+
+
+def test_odd_names(catalog: Catalog) -> None:
+    """Any name that PostgreSQL takes is served."""
+    odd = catalog.relation("app", 'odd ".% näme')
+    assert list(odd.columns) == ["co.l %s", "UPPER"]
+    assert odd.primary_key == ("co.l %s",)
+
+
+def test_types(catalog: Catalog, cars: Relation) -> None:
+    """Types of columns come with all that they are made of, wherever they live."""
+    mood = catalog.type(cars.columns["mood"].type)
+    assert (mood.sql, mood.kind, mood.labels) == ('app."Mood"', "enum", ("sad", "fine", "ok"))
+    pairs = catalog.type(cars.columns["pairs"].type)
+    assert (pairs.kind, pairs.sql) == ("array", "away.pair[]")
+    pair = catalog.type(pairs.element)
+    assert [name for name, _ in pair.fields] == ["x", "y"]
+    assert catalog.type(catalog.type(pair.fields[1][1]).element) == mood
+    span = catalog.type(cars.columns["span"].type)
+    assert (span.kind, catalog.type(span.base).name) == ("range", "numeric")
+    assert catalog.plain(catalog.type(cars.columns["plate"].type)).name == "varchar"
+    assert catalog.type_named("app.Mood") == mood
+    assert catalog.type_named("timestamptz[]").kind == "array"
+    assert catalog.type_named("bpchar").sql == "bpchar"
+    assert catalog.type_named("box").delimiter == ";"
+    names = {each.name for each in catalog.types.values()}
+    assert "unused" not in names
+    assert "hidden" not in names
+    assert "pg_class" not in names
+
+
+def test_row_types_keep_hidden_places(catalog: Catalog) -> None:
+    """A row's type has a place without a name for each hidden column."""
+    row = catalog.type_named("app.keyed")
+    assert [name for name, _ in row.fields] == ["", "secret_car"]
+
+
+@pytest.mark.parametrize(
+    ("name", "comparable"),
+    [
+        *[("varchar", True), ("cidr", True), ("json", False), ("point", False), ("xml", False)],
+        *[("app.Mood", True), ("app.shorter", True), ("app.span", True), ("int[]", True)],
+        *[("json[]", False), ("away.pair", True), ("app.cars", True), ("jsonb", True)],
+    ],
+)
+def test_comparable(catalog: Catalog, name: str, comparable: bool) -> None:
+    """Only what PostgreSQL can sort is called comparable."""
+    assert catalog.type_named(name).comparable is comparable
+
+
+def test_privileges(connected: connection, dsn: str) -> None:
+    """A role sees what it may use, column by column."""
+    execute(
+        dsn,
+        """
+        CREATE ROLE clerk;
+        CREATE SCHEMA shut;
+        CREATE TABLE shut.inside (id int);
+        GRANT SELECT ON shut.inside TO clerk;
+        GRANT USAGE ON SCHEMA app TO clerk;
+        GRANT SELECT ON app.makers TO clerk;
+        GRANT SELECT (id, code), UPDATE (code) ON app.cars TO clerk;
+        GRANT DELETE ON app.days TO clerk;
+        """,
+    )
+    with connected.cursor() as cursor:
+        cursor.execute("SET ROLE clerk")
+        try:
+            catalog = catalog_txn(connected, ("app", "shut"), 1)
+        finally:
+            cursor.execute("RESET ROLE")
+            cursor.execute("DROP OWNED BY clerk; DROP ROLE clerk; DROP SCHEMA shut CASCADE")
+    assert {name for _, name in catalog.relations} == {"cars", "days", "makers"}
+    cars, days = catalog.relation("app", "cars"), catalog.relation("app", "days")
+    assert [n for n, c in cars.columns.items() if c.selectable] == ["id", "code"]
+    assert [n for n, c in cars.columns.items() if c.updatable] == ["code"]
+    assert (cars.selectable, cars.insertable, cars.updatable, cars.deletable) == (
+        *(True, False),
+        *(True, False),
+    )
+    assert (days.selectable, days.deletable) == (False, True)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_leaves_the_session_as_it_was(dsn: str, connected: connection, autocommit: bool) -> None:
+    """Reading the catalog changes neither the search path nor an open transaction."""
+    made = psycopg2.connect(dsn, options="-c search_path=app,away")
+    made.autocommit = autocommit
+    try:
+        with made.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE mine (id int)")
+            catalog_txn(made, ("app",), 1)
+            cursor.execute("SELECT current_setting('search_path'), to_regclass('mine') IS NULL")
+            assert cursor.fetchone() == ("app,away", False)
+    finally:
+        made.close()
+
+
+def test_empty_schema(connected: connection) -> None:
+    """A schema without anything in it, or that does not exist, serves nothing."""
+    catalog = catalog_txn(connected, ("nowhere",), 1)
+    assert catalog.relations == {}
+    assert catalog.type_named("int").name == "int4"
+
+
+def test_revision(connected: connection, dsn: str) -> None:
+    """Alembic's heads are known, or that it never ran."""
+    assert revision_txn(connected) is None
+    execute(
+        dsn,
+        "CREATE TABLE alembic_version (version_num text);"
+        "INSERT INTO alembic_version VALUES ('b'), ('a')",
+    )
+    assert revision_txn(connected) == ("a", "b")
+
+
+def test_a_thousand_relations(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A big schema is read in a handful of statements, in a second or two."""
+    execute(
+        dsn,
+        """
+        CREATE SCHEMA big;
+        DO $$ BEGIN FOR i IN 1..1000 LOOP
+            EXECUTE format('CREATE TABLE big.t%s (id int PRIMARY KEY, up int REFERENCES big.t%s,
+                a text DEFAULT ''x'', b text, c numeric(10,2), d timestamptz, e jsonb, f uuid,
+                g bool, h int CHECK (h > 0))', i, greatest(i - 1, 1));
+        END LOOP; END $$
+        """,
+    )
+    made = psycopg2.connect(dsn)
+    try:
+        started = time.monotonic()
+        catalog = catalog_txn(made, ("big",), 1)
+        took = time.monotonic() - started
+    finally:
+        made.close()
+    with capsys.disabled():
+        print(f"\ncatalog of {len(catalog.relations)} relations: {took:.2f} s")  # noqa: T201
+    assert len(catalog.relations) == 1000
+    assert catalog.relation("big", "t500").foreign_keys[0].target == ("big", "t499")
+    assert took < 20
