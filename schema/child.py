@@ -1,0 +1,45 @@
+"""
+Children of ours: how to start one so that it ends with us, and where its sockets fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from signal import Signals
+
+import schema.leash
+
+# `sun_path` holds 104 bytes on the BSDs and 108 on Linux, with its closing zero.
+LONGEST_SOCKET_PATH = 103
+
+
+def leashed(command: list[str], signal: Signals, user: str = "") -> list[str]:
+    """
+    Wrap a command so that it gets a signal when this process ends, however it ends.
+
+    The leash is held by the calling *thread*: start the command from the main thread, for
+    a thread of a pool that ends would end the command with it.
+    """
+    leash = [sys.executable, "-I", "-S", schema.leash.__file__]
+    return [*leash, str(os.getpid()), str(int(signal)), user, *command]
+
+
+def socket_directory(wanted: Path, name: str) -> Path:
+    """
+    Find a directory in which a socket of this name fits: the wanted one, or a short one.
+
+    The short one lies below the system's temporary directory, is the same each time, and is
+    open to nobody else.
+    """
+    if len(os.fsencode(wanted / name)) <= LONGEST_SOCKET_PATH:
+        return wanted
+    digest = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
+    short = Path(tempfile.gettempdir()) / f"rowcast-{os.getuid()}-{digest}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.is_symlink() or short.stat().st_uid not in (os.getuid(), wanted.stat().st_uid):
+        raise PermissionError(f"{short} belongs to somebody else")
+    return short
