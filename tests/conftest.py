@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -128,12 +129,13 @@ def free_port() -> int:
 
 def answers(port: int) -> bool:
     """Whether a router's port serves all it has; its HTTP bridge comes last and takes POST only."""
-    try:
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/call")
-        return connection.getresponse().status == HTTPStatus.METHOD_NOT_ALLOWED
-    except OSError:
-        return False
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/call")
+            with connection.getresponse() as response:
+                return response.status == HTTPStatus.METHOD_NOT_ALLOWED
+        except OSError:
+            return False
 
 
 def until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> None:
