@@ -118,7 +118,7 @@ class UniqueKey:
     constraint: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relation:
     """
     A served table, view, materialized view or foreign table.
@@ -167,7 +167,7 @@ class Relation:
             ) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """
     Everything served, at one moment.

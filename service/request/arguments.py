@@ -113,6 +113,19 @@ def listed(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
+def row_of(value: Any, name: str) -> Mapping[str, Any]:
+    """
+    Give the one row of an argument.
+
+    Raises:
+        InvalidArgument: Not a dict with texts for keys.
+    """
+    if isinstance(value, list | tuple):
+        raise InvalidArgument(f'"{name}" is one dict of columns and values', path=name)
+    (row,), _ = rows_of(value, name)
+    return row
+
+
 def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
     """
     Give the rows of a write, and whether the caller gave a list of them.

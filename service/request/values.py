@@ -4,14 +4,15 @@ The values of one call, kept apart from its shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
 class Values:
     """A growing list; requests refer to its slots."""
 
-    def __init__(self) -> None:
-        self._values: list[Any] = []
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._values: list[Any] = list(values)
 
     def add(self, value: Any) -> int:
         """Keep a value; gives its slot."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.arguments import Arguments, rows_of
+from service.request.arguments import Arguments, row_of, rows_of
 from service.request.filters import FilterParser
 from service.request.parse import (
     Limits,
@@ -59,9 +59,7 @@ def parse_update(
     """Read the arguments of `update`, by key or by filter."""
     given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
     values = Values()
-    (changes,), many = rows_of(given.required("changes"), "changes")
-    if many:
-        raise InvalidArgument('"changes" is one dict of columns and values', path="changes")
+    changes = row_of(given.required("changes"), "changes")
     request = UpdateRequest(
         _target(given, values, limits),
         assignments(changes, "changes", values),
@@ -126,10 +124,7 @@ def holds_always(where: Filter) -> bool:
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
     if given.value("expect") is None:
         return ()
-    (expect,), many = rows_of(given.value("expect"), "expect")
-    if many:
-        raise InvalidArgument('"expect" is a dict of columns and values', path="expect")
-    found = assignments(expect, "expect", values)
+    found = assignments(row_of(given.value("expect"), "expect"), "expect", values)
     for each in found:
         if each.operand is None:
             raise InvalidArgument("a default cannot be expected", path=each.path)

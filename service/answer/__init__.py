@@ -1,0 +1,1 @@
+"""One call, whole: request, plan, statement, rows, result. Read hub.py first."""

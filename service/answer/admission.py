@@ -1,0 +1,97 @@
+"""
+What is checked before a write is sent: the catalog's limits, then the model's rules.
+
+A model without validations and hooks has no say, so no object is built for it. One with
+them sees whole rows as objects, and may change them; what it made of a row is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.answer.served import Served
+from service.catalog import Relation
+from service.errors import InvalidRow
+from service.models.checks import catalog_faults
+from service.request.parse import Parsed
+from service.request.types import Assignment, CreateRequest, UpdateRequest
+from service.request.values import Values
+from service.request.writes import assignments
+
+
+def refuse_faults(
+    served: Served, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
+) -> None:
+    """
+    Check NOT NULL, lengths and enums, which the catalog knows.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+    """
+    request = call.request
+    if isinstance(request, CreateRequest):
+        for at, row in enumerate(request.rows):
+            path = f"values.{at}" if request.many else None
+            _refuse(served, relation, row, call.values, path, creating=True)
+    else:
+        _refuse(served, relation, request.changes, call.values, None, creating=False)
+
+
+async def admit_create(
+    served: Served, relation: Relation, call: Parsed[CreateRequest]
+) -> Parsed[CreateRequest]:
+    """
+    Have the model judge new rows; gives the call with the rows as the model left them.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+    """
+    model = served.model(relation)
+    values = Values(call.values)
+    rows = []
+    for at, row in enumerate(call.request.rows):
+        path = f"values.{at}" if call.request.many else "values"
+        given = given_of(row, call.values)
+        admitted = await model.admit_new(given, served.codec, path)
+        rows.append(_merged(row, given, admitted, path, values, served))
+    return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
+
+
+def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
+    """Give what a row says of its columns, without what it leaves to their defaults."""
+    return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
+
+
+def _merged(
+    row: Sequence[Assignment],
+    given: Mapping[str, Any],
+    admitted: Mapping[str, Any],
+    path: str,
+    values: Values,
+    served: Served,
+) -> tuple[Assignment, ...]:
+    """Keep what the model left alone as it came, and take over what it changed."""
+    changed = {
+        column: served.codec.wire(value)
+        for column, value in admitted.items()
+        if column not in given or value is not given[column]
+    }
+    kept = tuple(each for each in row if each.column not in changed)
+    return kept + assignments(changed, path, values)
+
+
+def _refuse(
+    served: Served,
+    relation: Relation,
+    row: Sequence[Assignment],
+    values: Sequence[Any],
+    path: str | None,
+    creating: bool,
+) -> None:
+    given = given_of(row, values)
+    left = frozenset(each.column for each in row if each.operand is None)
+    faults = catalog_faults(relation, served.catalog, given, creating=creating, defaulted=left)
+    if faults:
+        raise InvalidRow(relation.name, faults, path)

@@ -1,0 +1,162 @@
+"""
+The reading verbs: get, find, count, exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.answer.served import Served
+from service.catalog import Catalog, Relation
+from service.db.interactions import Page, Shape, page_txn, value_txn
+from service.db.scope import Database
+from service.errors import NotFound
+from service.plan.read import plan_count, plan_find, plan_get
+from service.plan.types import CountPlan
+from service.request.paging import write_token
+from service.request.parse import Limits, Parsed, parse_count, parse_find, parse_get
+from service.request.types import CountRequest, FindRequest, GetRequest
+from service.sql.select import count, estimate, select
+from service.sql.statement import Statement
+
+
+class Reading:
+    """
+    Args:
+        database: Where the rows are.
+        limits: What a call may ask for.
+        max_bytes: What an answer may weigh.
+    """
+
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
+        self._database = database
+        self._limits = limits
+        self._max_bytes = max_bytes
+
+    async def get(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer `get`: the row.
+
+        Raises:
+            NotFound: There is none of that key.
+        """
+        call = parse_get(args, kwargs)
+        statement = served.statement(_get, relation, call.request)
+        shape = Shape(call.request.form, self._max_bytes)
+        page = await self._page(served, statement, call, None, shape)
+        if not page.rows:
+            raise NotFound(relation.name)
+        if call.request.form == "lists":
+            return {"columns": list(statement.columns), "rows": page.rows}
+        return page.rows[0]
+
+    async def find(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Answer `find`: a page of rows, the token of the next one, perhaps a count."""
+        name = f"{relation.schema}.{relation.name}"
+        call = parse_find(args, kwargs, self._limits, name)
+        request = call.request
+        statement = served.statement(_find, relation, request)
+        limit = call.values[request.limit.slot] - 1
+        shape = Shape(request.form, self._max_bytes)
+        page = await self._page(served, statement, call, limit, shape)
+        answer: dict[str, Any] = {"rows": page.rows, "next": _next(call, page, limit, kwargs)}
+        if request.form == "lists":
+            answer = {"columns": list(statement.columns), **answer}
+        if request.count:
+            answer["count"] = await self._count(served, relation, call)
+        return answer
+
+    async def count(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> int:
+        """Answer `count`: how many rows match."""
+        call = parse_count(args, kwargs, self._limits, exists=False)
+        return int(
+            await self._value(served, served.statement(_count, relation, call.request), call)
+        )
+
+    async def exists(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Answer `exists`: whether a row matches."""
+        call = parse_count(args, kwargs, self._limits, exists=True)
+        return bool(
+            await self._value(served, served.statement(_count, relation, call.request), call)
+        )
+
+    async def _count(self, served: Served, relation: Relation, call: Parsed[FindRequest]) -> int:
+        """Count what a find would give without its page."""
+        counted = CountRequest(call.request.where)
+        mode = call.request.count
+        if mode == "exact":
+            exact = served.statement(_count, relation, counted)
+            return int(await self._value(served, exact, call))
+        if mode == "estimated":
+            most = self._limits.max_rows
+            bounded = count(plan_count(served.catalog, relation, counted), limit=most + 1)
+            found = int(await self._value(served, bounded, call))
+            if found <= most:
+                return found
+        planned = served.statement(_estimate, relation, counted)
+        (document,) = await self._value(served, planned, call)
+        return int(document["Plan"]["Plan Rows"])
+
+    async def _page(
+        self,
+        served: Served,
+        statement: Statement,
+        call: Parsed[Any],
+        limit: int | None,
+        shape: Shape,
+    ) -> Page:
+        page: Page = await self._database.run(
+            page_txn,
+            served.codec,
+            statement,
+            call.values,
+            limit,
+            shape,
+            retry=True,
+            timeout=call.timeout,
+        )
+        return page
+
+    async def _value(self, served: Served, statement: Statement, call: Parsed[Any]) -> Any:
+        return await self._database.run(
+            value_txn, served.codec, statement, call.values, retry=True, timeout=call.timeout
+        )
+
+
+def _next(
+    call: Parsed[FindRequest], page: Page, limit: int, kwargs: Mapping[str, Any]
+) -> str | None:
+    if not page.more:
+        return None
+    if page.end:
+        return write_token(call.digest, page.end)
+    if call.request.after:  # an empty page ends where the page before it did
+        return str(kwargs["after"])
+    return write_token(call.digest, call.offset + limit)
+
+
+def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
+    return select(plan_get(catalog, relation, request))
+
+
+def _find(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
+    return select(plan_find(catalog, relation, request))
+
+
+def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+    return count(plan_count(catalog, relation, request))
+
+
+def _estimate(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+    plan: CountPlan = plan_count(catalog, relation, replace(request, exists=False))
+    return estimate(plan)

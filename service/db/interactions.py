@@ -1,0 +1,184 @@
+"""
+What runs in a pool thread: a statement with its values, and its rows in their final form.
+
+Each function takes a connection first, touches the database and nothing else, and may
+run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.db.connection import PgConnection
+from service.db.values import Codec
+from service.errors import TooLarge, TooManyRows
+from service.request.types import Form
+from service.sql.statement import Statement
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """
+    How rows are to be answered.
+
+    Args:
+        form: As dicts, or as lists beside the names of the columns.
+        max_bytes: What the rows may weigh on the wire, roughly.
+    """
+
+    form: Form
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """
+    Rows of one page, in their final form.
+
+    Args:
+        rows: Dicts, or lists.
+        more: Whether there are rows after them.
+        end: The sort keys of the last row as text, where the statement gives them.
+    """
+
+    rows: list[Any]
+    more: bool = False
+    end: tuple[str | None, ...] = ()
+
+
+def page_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int | None,
+    shape: Shape,
+) -> Page:
+    """
+    Read rows.
+
+    Args:
+        connection: To read them through.
+        codec: For the values, both ways.
+        statement: Reads at most one row more than `limit`.
+        values: Of the call.
+        limit: How many rows a page holds; None for all that come.
+        shape: Of the answer.
+
+    Raises:
+        TooLarge: The rows weigh more than an answer may.
+    """
+    rows = _execute(connection, codec, statement, values).fetchall()
+    more = limit is not None and len(rows) > limit
+    if more:
+        del rows[limit:]
+    width = len(statement.columns)
+    end = rows[-1][width:] if more and rows else ()
+    return Page(shaped(rows, statement.columns, shape), more, end)
+
+
+def value_txn(
+    connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
+) -> Any:
+    """Read the one value that a statement gives."""
+    return _execute(connection, codec, statement, values).fetchone()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """
+    What a write gave.
+
+    Args:
+        rows: What it read back, in the form of the answer.
+        affected: How many rows were written.
+        columns: The names of what was read back.
+    """
+
+    rows: list[Any]
+    affected: int
+    columns: tuple[str, ...]
+
+
+def write_txn(
+    connection: PgConnection,
+    codec: Codec,
+    make: Callable[[], Statement],
+    values: Sequence[Any],
+    max_affected: int | None,
+    shape: Shape,
+) -> Written:
+    """
+    Write rows.
+
+    Args:
+        connection: To write them through.
+        codec: For the values, both ways.
+        make: Gives the statement: to spell one for thousands of rows takes its time.
+        values: Of the call.
+        max_affected: How many rows may be written.
+        shape: Of the answer.
+
+    Raises:
+        TooManyRows: More than `max_affected`; the caller's transaction must not commit.
+        TooLarge: What is read back weighs too much; likewise.
+    """
+    statement = make()
+    cursor = _execute(connection, codec, statement, values)
+    affected: int = cursor.rowcount
+    if max_affected is not None and affected > max_affected:
+        raise TooManyRows(
+            f"this would write {affected} rows, and max_affected is {max_affected}",
+            hint="nothing was written",
+        )
+    rows = cursor.fetchall() if statement.columns else []
+    return Written(shaped(rows, statement.columns, shape), affected, statement.columns)
+
+
+def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """Do in a pool thread what needs no database but would hold up the reactor."""
+    return function(*args)
+
+
+def shaped(rows: Sequence[Row], columns: Sequence[str], shape: Shape) -> list[Any]:
+    """
+    Give rows the form they are answered in.
+
+    Raises:
+        TooLarge: They weigh more than an answer may.
+    """
+    if _weight(rows, len(columns)) > shape.max_bytes:
+        raise TooLarge(shape.max_bytes)
+    if shape.form == "lists":
+        width = len(columns)
+        return [list(row[:width]) for row in rows]
+    return [dict(zip(columns, row, strict=False)) for row in rows]
+
+
+def _execute(
+    connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
+) -> Any:
+    cursor = connection.wire(codec)
+    cursor.execute(statement.text, codec.parameters(statement.bounds, values))
+    return cursor
+
+
+def _weight(rows: Sequence[Row], width: int) -> int:
+    """Weigh rows by their texts and bytes, column by column; a number counts as a word."""
+    weight = len(rows) * width * 4
+    for column in list(zip(*rows, strict=False))[:width]:
+        sample = next(filter(None, column), None)
+        if isinstance(sample, str | bytes | list | dict):
+            weight += sum(map(_weigh, filter(None, column)))
+    return weight
+
+
+def _weigh(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return len(json.dumps(value, default=str))

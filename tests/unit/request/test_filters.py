@@ -1,0 +1,156 @@
+"""The filter grammar."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.request.filters import FilterParser
+from service.request.types import EVERYTHING, Comparison, Junction, Negation, Operand
+from service.request.values import Values
+
+
+def parsed(where):
+    """Parse a filter; gives it with the values."""
+    values = Values()
+    return FilterParser(values, 4).parse(where), values.freeze()
+
+
+def test_nothing_is_everything():
+    """No filter, and an empty one, hold for every row."""
+    assert parsed(None) == (EVERYTHING, ())
+    assert parsed({}) == (EVERYTHING, ())
+
+
+def test_values_leave_the_shape():
+    """Filters that differ in their values alone are equal requests."""
+    assert parsed({"id": 1, "a": [1]})[0] == parsed({"id": "x", "a": [2, 3]})[0]
+    assert parsed({"id": 1})[1] == (1,)
+
+
+@pytest.mark.parametrize(
+    ("condition", "operator", "word", "value"),
+    [
+        (5, "eq", "", 5),
+        (None, "is", "null", None),
+        ([1, 2], "in", "", [1, 2]),
+        ([], "in", "", []),
+        ({"gt": 5}, "gt", "", 5),
+        ({"eq": None}, "is", "null", None),
+        ({"neq": None}, "is", "not null", None),
+        ({"is": None}, "is", "null", None),
+        ({"is": "unknown"}, "is", "unknown", None),
+        ({"is": True}, "is", "true", None),
+        ({"isdistinct": None}, "isdistinct", "", None),
+        ({"cs": ["a"]}, "cs", "", ["a"]),
+    ],
+)
+def test_condition(condition, operator, word, value):
+    """A condition is a scalar, a list, or an operator with its operand."""
+    found, values = parsed({"x": condition})
+    assert isinstance(found, Comparison)
+    assert (found.operator, found.word) == (operator, word)
+    assert (values[found.operand.slot] if found.operand else None) == value
+
+
+def test_junctions():
+    """And, or and not nest; several terms of one dict all hold."""
+    found, _ = parsed({"or": [{"a": 1}, {"not": {"b": 2}}], "c": {"gt": 1, "lt": 9}})
+    either, both = found.terms
+    assert either.any
+    assert isinstance(either.terms[1], Negation)
+    assert [term.operator for term in both.terms] == ["gt", "lt"]
+    assert parsed({"or": []})[0] == Junction(True, ())
+
+
+def test_between_is_two_comparisons():
+    """The bounds are inclusive, and a refusal names the one at fault."""
+    found, values = parsed({"x": {"between": [1, 9]}})
+    assert [(term.operator, term.operand) for term in found.terms] == [
+        ("gte", Operand(0, "where.x.between.0")),
+        ("lte", Operand(1, "where.x.between.1")),
+    ]
+    assert values == (1, 9)
+
+
+def test_any_and_all():
+    """A comparison takes a list of candidates."""
+    found, values = parsed({"x": {"like": {"any": ["a%", "b%"]}}})
+    assert (found.operator, found.quantifier, values) == ("like", "any", (["a%", "b%"],))
+
+
+def test_search():
+    """A search takes a text, or a text with its configuration."""
+    found, values = parsed({"x": {"wfts": {"query": "cat", "config": "english"}}})
+    assert values[found.config.slot] == "english"
+    assert found.operand.path == "where.x.wfts.query"
+
+
+@pytest.mark.parametrize(
+    ("operand", "element"),
+    [("[1,5)", False), ("empty", False), (3, True), ("2026-01-01", True), ("{[1,2)}", False)],
+)
+def test_a_range_contains_ranges_and_elements(operand, element):
+    """Which of both is meant is told by the operand."""
+    assert parsed({"x": {"cs": operand}})[0].element is element
+
+
+@pytest.mark.parametrize(
+    ("where", "path"),
+    [
+        (5, "where"),
+        ([], "where"),
+        ({1: 2}, "where.1"),
+        ({"x": {}}, "where.x"),
+        ({"x": {"nope": 1}}, "where.x.nope"),
+        ({"x": {5: 1}}, "where.x.5"),
+        ({"x": {"is": "maybe"}}, "where.x.is"),
+        ({"x": {"is": []}}, "where.x.is"),
+        ({"x": {"in": 5}}, "where.x.in"),
+        ({"x": {"gt": None}}, "where.x.gt"),
+        ({"x": {"between": [1]}}, "where.x.between"),
+        ({"x": {"between": [1, None]}}, "where.x.between"),
+        ({"x": {"fts": 5}}, "where.x.fts"),
+        ({"x": {"fts": {"config": "english"}}}, "where.x.fts.query"),
+        ({"x": {"fts": {"q": "a"}}}, "where.x.fts"),
+        ({"x": {"eq": {"any": 5}}}, "where.x.eq.any"),
+        ({"x": {"has_any": "a"}}, "where.x.has_any"),
+        ({"and": {}}, "where.and"),
+        ({"or": [5]}, "where.or.0"),
+        ({"not": 5}, "where.not"),
+        ({"": 5}, "where."),
+    ],
+)
+def test_refused(where, path):
+    """What does not follow the grammar is refused, with the place at fault."""
+    with pytest.raises(InvalidArgument) as refused:
+        parsed(where)
+    assert refused.value.details["path"] == path
+
+
+def test_depth():
+    """A filter nested deeper than allowed is refused, however it is nested."""
+    for inner in ({"a": 1}, {}, {"a": {"not": {"gt": 1}}}):
+        where = inner
+        for _ in range(6):
+            where = {"or": [where]}
+        with pytest.raises(InvalidArgument, match="nested"):
+            parsed(where)
+    condition = 1
+    for _ in range(6):
+        condition = {"not": condition}
+    with pytest.raises(InvalidArgument, match="nested"):
+        parsed({"a": condition})
+
+
+def test_operator_hint():
+    """A misspelled operator gets the nearest one."""
+    with pytest.raises(InvalidArgument) as refused:
+        parsed({"x": {"ilik": "a"}})
+    assert refused.value.details["hint"] == 'did you mean "ilike"?'
+
+
+def test_a_filter_is_bounded():
+    """A thousand conditions are enough for anybody."""
+    with pytest.raises(InvalidArgument):
+        parsed({f"c{at}": at for at in range(1001)})

@@ -1,0 +1,47 @@
+"""Names of procedures, and how odd ones are spelled."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import NoSuchProcedure
+from service.request.names import Name, decode, encode, parse_name
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_every_name_survives(name):
+    """Whatever a relation is called, its component is one component, and reads back."""
+    component = encode(name)
+    assert decode(component) == name
+    assert not set(component) & set(" .#\t\n")
+
+
+def test_spelling():
+    """Only what WAMP forbids is escaped."""
+    assert encode("my table.v1#50%") == "my%20table%2Ev1%2350%25"
+    assert encode("Größe-1_a") == "Größe-1_a"
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("actions.get", Name(None, "actions", "get")),
+        ("app.actions.get", Name("app", "actions", "get")),
+        ("app.fn.get", Name("app", "fn", "get")),
+        ("a%2Eb.find", Name(None, "a.b", "find")),
+    ],
+)
+def test_parse(name, parsed):
+    """A name is a relation and a verb, perhaps in a schema."""
+    assert parse_name(name) == parsed
+
+
+@pytest.mark.parametrize(
+    "name", ["", "actions", "a.b.c.d", "fn.x", "tx.1", "a%2.get", "a%zz.get", "a%FF.get"]
+)
+def test_no_name(name):
+    """Reserved words, broken escapes and other counts of components name nothing."""
+    with pytest.raises(NoSuchProcedure):
+        parse_name(name)

@@ -1,0 +1,45 @@
+"""The tokens that say where a page ended."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidArgument
+from service.request.paging import digest_of, read_token, write_token
+
+KEYS = st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+
+
+@given(KEYS | st.integers(0, 2**63 - 1))
+def test_a_token_reads_back(keys):
+    """What a token was written for comes back, with the same question."""
+    assert read_token(write_token("d", keys), "d") == keys
+
+
+def test_another_question():
+    """A token is refused with another question."""
+    with pytest.raises(InvalidArgument, match="another question"):
+        read_token(write_token(digest_of("a"), ["1"]), digest_of("b"))
+
+
+@given(st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text()))
+def test_not_a_token(token):
+    """Anything else is refused, and nothing else happens."""
+    with pytest.raises(InvalidArgument):
+        read_token(token, "d")
+
+
+@pytest.mark.parametrize("keys", ["a", [1], ["a\0"], ["\ud800"], -1, True, 2**63, {}, None, 1.5])
+def test_forged(keys):
+    """A token of the right make with something else inside is refused."""
+    with pytest.raises(InvalidArgument):
+        read_token(_forge(keys), "d")
+
+
+def _forge(keys):
+    return urlsafe_b64encode(json.dumps(["d", keys]).encode()).decode()

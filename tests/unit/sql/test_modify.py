@@ -1,0 +1,98 @@
+"""Writes, from the arguments to the SQL text."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.plan.write import plan_create, plan_current, plan_delete, plan_update
+from service.request.parse import Limits
+from service.request.writes import parse_create, parse_delete, parse_update
+from service.sql.modify import modify
+from service.sql.select import select
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+ACTIONS = CATALOG.relation("public", "actions")
+BACK = {"select": ["id"]}
+
+
+def created(values, **kwargs):
+    """Spell a create."""
+    return modify(plan_create(CATALOG, ACTIONS, parse_create([values], {**BACK, **kwargs}).request))
+
+
+def test_create():
+    """A new row comes back with what the database made of it."""
+    assert created({"action": "a", "status": {"$default": True}}).text == (
+        'INSERT INTO "public"."actions" AS "t" ("action", "status") VALUES (%s, DEFAULT)'
+        ' RETURNING "t"."id" AS "id"'
+    )
+    assert created({}).text == (
+        'INSERT INTO "public"."actions" AS "t" DEFAULT VALUES RETURNING "t"."id" AS "id"'
+    )
+
+
+def test_missing_keys_are_defaults():
+    """In a bulk, a key that one row lacks is its column's default."""
+    statement = created([{"action": "a"}, {"status": True}])
+    assert '("action", "status") VALUES (%s, DEFAULT), (DEFAULT, %s)' in statement.text
+    assert [bound.path for bound in statement.bounds] == ["values.0.action", "values.1.status"]
+
+
+def test_returning_nothing():
+    """With returning false nothing is read back."""
+    assert "RETURNING" not in created({"action": "a"}, returning=False).text
+
+
+def test_order_of_what_comes_back():
+    """Written rows come back in an order, read from the write as a source."""
+    assert created([{"action": "a"}], order=["-action"]).text == (
+        'WITH "t" AS (INSERT INTO "public"."actions" AS "t" ("action") VALUES (%s)'
+        ' RETURNING "t"."id", "t"."action") SELECT "t"."id" AS "id" FROM "t"'
+        ' ORDER BY "t"."action" DESC'
+    )
+
+
+def test_update():
+    """Changes by key, with what is expected of the row."""
+    call = parse_update([7, {"action": "b"}], {"expect": {"owner": None}, **BACK}, Limits())
+    assert modify(plan_update(CATALOG, ACTIONS, call.request)).text == (
+        'UPDATE "public"."actions" AS "t" SET "action" = %s'
+        ' WHERE ("t"."id" = CAST(%s AS integer)'
+        ' AND NOT ("t"."owner" IS DISTINCT FROM CAST(%s AS integer)))'
+        ' RETURNING "t"."id" AS "id"'
+    )
+
+
+def test_delete():
+    """Rows that a filter picks."""
+    call = parse_delete([], {"where": {"status": True}, "returning": False}, Limits())
+    assert modify(plan_delete(CATALOG, ACTIONS, call.request)).text == (
+        'DELETE FROM "public"."actions" AS "t" WHERE "t"."status" = CAST(%s AS boolean)'
+    )
+
+
+def test_current():
+    """The row that a write is for can be read, and locked."""
+    call = parse_update([7, {}], {"expect": {"raw": 1}, **BACK}, Limits())
+    request = call.request
+    plan = plan_current(CATALOG, ACTIONS, request.target, request.returning, lock=True)
+    assert select(plan).text.endswith(
+        'NOT (CAST("t"."raw" AS jsonb) IS DISTINCT FROM CAST(%s AS jsonb))) FOR UPDATE'
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"nope": 1}, "values.nope"),
+        ({"made": "now"}, "values.made"),
+        ([{}, {"x": 1}], "values.1.x"),
+    ],
+)
+def test_refused(values, path):
+    """Unknown columns, and those that the database makes, cannot be written."""
+    with pytest.raises(InvalidArgument) as refused:
+        created(values)
+    assert refused.value.details["path"] == path

@@ -1,0 +1,241 @@
+"""Reads, from the arguments to the SQL text."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import InvalidArgument, NoSuchProcedure
+from service.plan.read import plan_count, plan_find, plan_get
+from service.request.paging import write_token
+from service.request.parse import Limits, parse_count, parse_find, parse_get
+from service.sql.select import count, estimate, select
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+FROM = ' FROM "public"."actions" AS "t"'
+
+
+def relation(name="actions", schema="public"):
+    """Look a sample relation up."""
+    return CATALOG.relation(schema, name)
+
+
+def found(name="actions", **kwargs):
+    """Give the statement of a find, and the call."""
+    call = parse_find([], {"select": ["id"], **kwargs}, Limits(), name)
+    return select(plan_find(CATALOG, relation(name), call.request)), call
+
+
+def where_of(condition):
+    """Give the WHERE clause of a filter, and what is bound in it."""
+    call = parse_count([], {"where": condition}, Limits(), exists=False)
+    statement = count(plan_count(CATALOG, relation(), call.request))
+    text = statement.text.removeprefix(f"SELECT count(*) FROM (SELECT 1{FROM} WHERE ")
+    return text.removesuffix(") AS counted"), [call.values[each.slot] for each in statement.bounds]
+
+
+def test_get():
+    """A row by key is one comparison; the columns that may be read are named."""
+    call = parse_get([5], {"select": ["id", "n:action"]})
+    statement = select(plan_get(CATALOG, relation(), call.request))
+    assert statement.text == (
+        f'SELECT "t"."id" AS "id", "t"."action" AS "n"{FROM} WHERE "t"."id" = CAST(%s AS integer)'
+    )
+    assert statement.columns == ("id", "n")
+    assert [bound.path for bound in statement.bounds] == ["key"]
+
+
+def test_find_pages_by_key():
+    """The primary key is the last sort key, and comes back as text for the token."""
+    statement, _ = found(order=["-status"])
+    assert statement.text == (
+        'SELECT "t"."id" AS "id", CAST("t"."status" AS text), CAST("t"."id" AS text)'
+        f'{FROM} ORDER BY "t"."status" DESC, "t"."id" LIMIT CAST(%s AS bigint)'
+    )
+
+
+def test_odd_names_are_quoted():
+    """Quotes and percent signs in names are doubled, and nothing else happens to them."""
+    call = parse_get([5], {})
+    statement = select(plan_get(CATALOG, relation('odd %."name', "app"), call.request))
+    assert statement.text == (
+        'SELECT "t"."a""%%s" AS "a""%%s" FROM "app"."odd %%.""name" AS "t"'
+        ' WHERE "t"."a""%%s" = CAST(%s AS integer)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "keys", "text"),
+    [
+        ([], ["7"], '("t"."id") > (CAST(%s AS integer))'),
+        (["-id"], ["7"], '("t"."id") < (CAST(%s AS integer))'),
+        (
+            ["-status"],
+            ["t", "7"],
+            '((("t"."status" < CAST(%s AS boolean))) OR ("t"."status" = CAST(%s AS boolean)'
+            ' AND ("t"."id" > CAST(%s AS integer))))',
+        ),
+        (
+            ["owner"],
+            [None, "7"],
+            '((false) OR ("t"."owner" IS NULL AND ("t"."id" > CAST(%s AS integer))))',
+        ),
+        (
+            ["-owner"],
+            [None, "7"],
+            '(("t"."owner" IS NOT NULL) OR ("t"."owner" IS NULL'
+            ' AND ("t"."id" > CAST(%s AS integer))))',
+        ),
+        (
+            ["owner"],
+            ["3", "7"],
+            '((("t"."owner" > CAST(%s AS integer) OR "t"."owner" IS NULL))'
+            ' OR ("t"."owner" = CAST(%s AS integer) AND ("t"."id" > CAST(%s AS integer))))',
+        ),
+    ],
+)
+def test_after(order, keys, text):
+    """A page begins right behind the row that its token tells of."""
+    call = parse_find([], {"order": order}, Limits(), "public.actions")
+    token = write_token(call.digest, keys)
+    call = parse_find([], {"order": order, "after": token}, Limits(), "public.actions")
+    statement = select(plan_find(CATALOG, relation(), call.request))
+    assert f" WHERE {text} ORDER BY" in statement.text
+    assert all(bound.raw for bound in statement.bounds if bound.path == "after")
+
+
+def test_after_without_a_key():
+    """Rows without a key are paged by offset."""
+    call = parse_find([], {"select": ["note"]}, Limits(), "notes")
+    token = write_token(call.digest, 40)
+    again = parse_find([], {"select": ["note"], "offset": 2, "after": token}, Limits(), "notes")
+    statement = select(plan_find(CATALOG, relation("notes"), again.request))
+    assert statement.text.endswith(" LIMIT CAST(%s AS bigint) OFFSET CAST(%s AS bigint)")
+    assert again.offset == 42
+
+
+def test_a_token_of_other_keys():
+    """A forged token with another number of sort keys is refused."""
+    token = write_token(parse_find([], {}, Limits(), "actions").digest, ["1", "2"])
+    with pytest.raises(InvalidArgument):
+        found(after=token)
+
+
+def test_distinct():
+    """Distinct rows are sorted by what is selected; distinct-on columns lead the sort keys."""
+    statement, _ = found(distinct=True, select=["status", "action"], order=["-action"])
+    assert statement.text.startswith('SELECT DISTINCT "t"."status" AS "status"')
+    assert " ORDER BY 2 DESC, 1 LIMIT" in statement.text
+    statement, _ = found(distinct=["owner"], order=["-id"])
+    assert 'DISTINCT ON ("t"."owner")' in statement.text
+    assert ' ORDER BY "t"."owner", "t"."id" DESC LIMIT' in statement.text
+    with pytest.raises(InvalidArgument, match="selected"):
+        found(distinct=True, select=["status"], order=["id"])
+
+
+def test_select_list():
+    """Aliases, casts and JSON paths become columns of the answer."""
+    statement, _ = found(select=["*"])
+    assert statement.columns == tuple(relation().columns)
+    statement, _ = found(select=["n:id::text", "doc->a->>0", "raw->x", {"column": "tags->1"}])
+    assert statement.columns == ("n", "0", "x", "1")
+    assert statement.text.startswith('SELECT CAST("t"."id" AS text) AS "n",')
+    assert '("t"."doc" -> CAST(%s AS text) ->> CAST(%s AS integer))' in statement.text
+    assert '(to_jsonb("t"."raw") -> CAST(%s AS text))' in statement.text
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [
+        ({"select": ["nope"]}, "select.0"),
+        ({"select": ["id", "id"]}, "select.1"),
+        ({"select": ["id::nope"]}, "select.0"),
+        ({"select": ["id->a"]}, "select.0"),
+        ({"select": ["x:*"]}, "select.0"),
+        ({"order": ["nope"]}, "order.0"),
+        ({"order": ["raw"]}, "order.0"),
+        ({"where": {"nope": 1}}, "where.nope"),
+        ({"where": {"status": {"is": "unknown"}, "action": {"is": True}}}, "where.action"),
+        ({"where": {"action": {"has_key": "a"}}}, "where.action.has_key"),
+        ({"where": {"driver.name": "a"}}, "where.driver.name"),
+        ({"where": {"tags": {"eq": {"any": [["a"]]}}}}, "where.tags.eq.any"),
+    ],
+)
+def test_refused(kwargs, path):
+    """What the catalog does not know, or does not go with a type, is refused with its place."""
+    with pytest.raises(InvalidArgument) as refused:
+        found(**kwargs)
+    assert refused.value.details["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "values"),
+    [
+        ({"id": 1}, '"t"."id" = CAST(%s AS integer)', [1]),
+        ({"id": [1, 2]}, '"t"."id" = ANY (CAST(%s AS integer[]))', [[1, 2]]),
+        ({"id": None}, '"t"."id" IS NULL', []),
+        ({"status": {"is": True}}, '"t"."status" IS TRUE', []),
+        ({"id": {"isdistinct": None}}, '"t"."id" IS DISTINCT FROM CAST(%s AS integer)', [None]),
+        ({"action": {"like": "a%"}}, '"t"."action" LIKE CAST(%s AS text)', ["a%"]),
+        (
+            {"id": {"ilike": {"any": ["1%"]}}},
+            'CAST("t"."id" AS text) ILIKE ANY (CAST(%s AS text[]))',
+            [["1%"]],
+        ),
+        ({"tags": {"cs": ["a"]}}, '"t"."tags" @> CAST(%s AS text[])', [["a"]]),
+        ({"span": {"cs": 3}}, '"t"."span" @> CAST(%s AS integer)', [3]),
+        ({"span": {"cs": "[1,2)"}}, '"t"."span" @> CAST(%s AS int4range)', ["[1,2)"]),
+        ({"span": {"adj": "[1,2)"}}, '"t"."span" -|- CAST(%s AS int4range)', ["[1,2)"]),
+        ({"doc": {"has_any": ["a"]}}, '"t"."doc" ?| CAST(%s AS text[])', [["a"]]),
+        ({"raw": {"cs": {"a": 1}}}, 'CAST("t"."raw" AS jsonb) @> CAST(%s AS jsonb)', [{"a": 1}]),
+        (
+            {"doc->>a": {"gt": "x"}},
+            '("t"."doc" ->> CAST(%s AS text)) > CAST(%s AS text)',
+            ["a", "x"],
+        ),
+        (
+            {"action": {"wfts": {"query": "q", "config": "english"}}},
+            'to_tsvector(CAST(%s AS regconfig), "t"."action") @@'
+            " websearch_to_tsquery(CAST(%s AS regconfig), CAST(%s AS text))",
+            ["english", "english", "q"],
+        ),
+        (
+            {"or": [{"id": 1}, {"not": {"status": {"is": None}}}]},
+            '("t"."id" = CAST(%s AS integer) OR NOT ("t"."status" IS NULL))',
+            [1],
+        ),
+        ({"or": []}, "false", []),
+        ({"not": {}}, "NOT (true)", []),
+    ],
+)
+def test_conditions(where, text, values):
+    """Each condition is the SQL that people of PostgREST expect, with its values bound."""
+    assert where_of(where) == (text, values)
+
+
+def test_counting():
+    """Counting, asking for one row and asking the planner."""
+    call = parse_count([], {}, Limits(), exists=False)
+    plan = plan_count(CATALOG, relation(), call.request)
+    assert count(plan).text == f"SELECT count(*) FROM (SELECT 1{FROM}) AS counted"
+    assert count(plan, 5).text == f"SELECT count(*) FROM (SELECT 1{FROM} LIMIT 5) AS counted"
+    assert estimate(plan).text == f"EXPLAIN (FORMAT JSON) SELECT 1{FROM}"
+    call = parse_count([], {}, Limits(), exists=True)
+    plan = plan_count(CATALOG, relation(), call.request)
+    assert count(plan).text == f"SELECT EXISTS (SELECT 1{FROM})"
+
+
+@pytest.mark.parametrize("key", [[1, 2], {"status": True}, {"nope": 1}, {"id": 1, "status": True}])
+def test_keys_that_do_not_fit(key):
+    """A key has the columns of a unique key."""
+    with pytest.raises(InvalidArgument):
+        plan_get(CATALOG, relation(), parse_get([key], {}).request)
+
+
+def test_a_unique_key_is_a_key():
+    """A dict that names the columns of any unique key picks a row."""
+    call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]})
+    statement = select(plan_get(CATALOG, relation(), call.request))
+    assert '("t"."action" = ' in statement.text
+    with pytest.raises(NoSuchProcedure):
+        plan_get(CATALOG, relation("notes"), parse_get([1], {}).request)
