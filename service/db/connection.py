@@ -1,0 +1,162 @@
+"""
+A connection of the pool: a psycopg2 connection that begins late and can tell whether it lives.
+
+Sessions are in autocommit, so a single statement is one round trip. A transaction is begun
+by `begin`, which only notes the words; the first statement takes them along in the same
+message. Behind a transaction pooler the words carry the session's settings too.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import psycopg2
+from psycopg2 import extensions
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.sql import Composable
+
+Words = str | bytes | Composable
+Parameters = Sequence[Any] | Mapping[str, Any] | None
+
+
+class Installable(Protocol):
+    """What `PgConnection.wire` needs of a codec."""
+
+    def install(self, cursor: extensions.cursor) -> None:
+        """Register the codec's typecasters on a cursor."""
+
+
+class PgCursor(extensions.cursor):
+    """A cursor that takes a noted BEGIN along, and refuses once the job was stopped."""
+
+    connection: PgConnection
+
+    def execute(self, query: Words, vars: Parameters = None) -> None:
+        """
+        Send a statement, with the noted BEGIN before it if there is one.
+
+        Raises:
+            psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
+        """
+        connection = self.connection
+        if connection.stopped:
+            raise extensions.QueryCanceledError("stopped before this statement")
+        if connection.opening is None:
+            super().execute(query, vars)
+            return
+        if isinstance(query, Composable):
+            query = query.as_string(self)
+        try:
+            if isinstance(query, bytes):
+                super().execute(connection.opening.encode() + query, vars)
+            else:
+                super().execute(connection.opening + query, vars)
+        finally:
+            connection.note_begun()
+
+    def executemany(self, query: Words, vars_list: Any) -> None:
+        """Send a statement many times, after the noted BEGIN."""
+        self._begin_now()
+        super().executemany(query, vars_list)
+
+    def copy_expert(self, sql: Words, file: Any, size: int = 8192) -> None:
+        """Send COPY, after the noted BEGIN: COPY cannot share a message."""
+        self._begin_now()
+        super().copy_expert(sql, file, size)
+
+    def _begin_now(self) -> None:
+        if self.connection.opening is not None:
+            self.execute("")
+
+
+class PgConnection(extensions.connection):
+    """
+    A connection that belongs to one worker thread.
+
+    Attributes:
+        opening: The BEGIN that the next statement takes along, or None.
+        stopped: Set by a canceler: the job that has the connection is to end.
+        settings: SET LOCAL statements that every transaction needs, or "" if the session
+            has its settings for good.
+    """
+
+    opening: str | None = None
+    stopped = False
+    settings = ""
+    generation = -1
+    born = 0.0
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        super().__init__(dsn, **options)
+        self.cursor_factory = PgCursor
+        self._codec: Installable | None = None
+        self._wire: extensions.cursor | None = None
+        self._idle = select.poll()
+
+    def prepare(self, generation: int, settings: str = "") -> None:
+        """Make a fresh session ready for the pool."""
+        self.autocommit = True
+        self.generation = generation
+        self.settings = settings
+        self.born = time.monotonic()
+        self._idle.register(self.fileno(), select.POLLIN)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a transaction pooler stands between us and the server."""
+        return bool(self.settings)
+
+    def usable(self, generation: int, max_age: float) -> bool:
+        """Tell whether the session may be used, without asking the server."""
+        if self.generation != generation or time.monotonic() - self.born > max_age:
+            return False
+        return self.alive()
+
+    def alive(self) -> bool:
+        """
+        Tell whether the session still stands, as far as is known here.
+
+        The socket of an idle session has nothing to read, unless the server said goodbye.
+        """
+        if self.closed:
+            return False
+        while not self.closed and self._idle.poll(0):
+            try:  # a notice is read and gone; after a goodbye there is an end of file to read
+                self.poll()
+            except psycopg2.Error:
+                return False
+        return not self.closed
+
+    def wire(self, codec: Installable) -> extensions.cursor:
+        """
+        Give the cursor of this connection whose rows hold wire values.
+
+        It is kept, with the codec's typecasters, until another codec is passed.
+        """
+        if self._wire is None or codec is not self._codec or self._wire.closed:
+            self._wire = self.cursor()
+            codec.install(self._wire)
+            self._codec = codec
+        return self._wire
+
+    def begin(self, words: str) -> None:
+        """Note that the next statement begins a transaction."""
+        self.opening = f"{words};{self.settings}"
+
+    def note_begun(self) -> None:
+        """
+        Forget the noted BEGIN if the server has seen it.
+
+        A message that does not parse as a whole begins nothing.
+        """
+        if self.closed or self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            self.opening = None
+
+    def command(self, words: str) -> str:
+        """Send a command that gives no rows; gives the server's word for it."""
+        with self.cursor() as cursor:
+            cursor.execute(words)
+            return cursor.statusmessage or ""

@@ -1,0 +1,227 @@
+"""
+Handing jobs to workers, and their results to callers.
+
+All bookkeeping is done in the reactor thread. A worker only appends what it has finished to
+a deque, and wakes the reactor if no wake-up is on its way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from psycopg2.extensions import QueryCanceledError
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
+
+from service.db.cancel import Canceler
+from service.db.connection import PgConnection
+from service.db.job import Job
+from service.db.limits import PoolLimits, PoolStats
+from service.db.worker import Worker
+from service.errors import StatementTimeout, Unavailable
+
+SWEEP = 0.25
+"""Seconds between two looks for callers that have waited too long for a connection."""
+
+
+class Dispatch:
+    """
+    Workers, and the one queue of jobs that they share.
+
+    Args:
+        reactor: For timers, and to come back from threads.
+        limits: How many workers there may be, and how long a job may wait.
+        connect: Opens a session for this generation, in a worker.
+    """
+
+    def __init__(
+        self, reactor: Any, limits: PoolLimits, connect: Callable[[int], PgConnection]
+    ) -> None:
+        self.queue: SimpleQueue[Job | None] = SimpleQueue()
+        self.generation = 0
+        self.stopping = threading.Event()
+        self.limits = limits
+        self.workers: list[Worker] = []
+        self.accepting = False
+        self._reactor = reactor
+        self._connect = connect
+        self._canceler = Canceler()
+        self._jobs: dict[Job, float | None] = {}
+        self._held: deque[Job] = deque()
+        self._pinned = 0
+        self._finished: deque[Job] = deque()
+        self._waking = False
+        self._sweeping: IDelayedCall | None = None
+        self._drained: list[Deferred[None]] = []
+        self._timeouts = 0
+        self._connects = 0
+
+    def start(self) -> None:
+        """Start the first workers; they connect when they are needed."""
+        self.accepting = True
+        for _ in range(self.limits.least):
+            self._hire()
+
+    def stats(self) -> PoolStats:
+        """Count what there is to count."""
+        busy = sum(worker.busy for worker in self.workers)
+        waiting = max(0, len(self._jobs) - busy)
+        return PoolStats(len(self.workers), busy, waiting, self._timeouts, self._connects)
+
+    # In worker threads
+
+    def open(self) -> PgConnection:
+        """Open a session for a worker."""
+        connection = self._connect(self.generation)
+        self._connects += 1
+        return connection
+
+    def post(self, job: Job) -> None:
+        """Hand a finished job to the reactor."""
+        self._finished.append(job)
+        if not self._waking:
+            self._waking = True
+            self._reactor.callFromThread(self._drain)
+
+    # In the reactor thread
+
+    def submit(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
+        """
+        Have any worker run a job; cancelling the Deferred stops its query on the server.
+
+        Args:
+            job: Not used before.
+            timeout: Seconds, waiting included, after which it is stopped.
+        """
+        if not self.accepting:
+            return fail(_leaving())
+        self._jobs[job] = self._reactor.seconds() + self.limits.acquire_timeout
+        if len(self._jobs) > len(self.workers) and len(self.workers) < self.limits.most:
+            self._hire()
+        if self._sweeping is None:
+            self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
+        if job.lane is None:
+            self.queue.put(job)
+        else:
+            self._held.append(job)
+            self._admit()
+        return self._promise(job, timeout)
+
+    def submit_to(
+        self, lane: SimpleQueue[Job | None], job: Job, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Have the worker that serves a transaction run a job."""
+        lane.put(job)
+        return self._promise(job, timeout)
+
+    def stop(self, job: Job) -> None:
+        """Give a job up that waits; stop one that runs."""
+        if not job.take():
+            self._canceler.cancel(job)
+
+    def settled(self, timeout: float) -> Deferred[None]:
+        """Give a Deferred that fires once nothing runs any more, or after a time."""
+        done: Deferred[None] = Deferred()
+        if not self._jobs:
+            done.callback(None)
+            return done
+        timer = self._reactor.callLater(timeout, done.callback, None)
+        self._drained.append(done)
+
+        def fired(_: None) -> None:
+            self._drained.remove(done)
+            if timer.active():
+                timer.cancel()
+
+        return done.addCallback(fired)
+
+    def stop_all(self) -> None:
+        """Stop every job, and end every transaction that lies open."""
+        for job in list(self._jobs):
+            if job.take():
+                job.fail(_leaving())
+            self._canceler.cancel(job)
+            if job.lane is not None:
+                job.lane.put(None)
+        for worker in self.workers:
+            inner = worker.job
+            if inner is not None:
+                self._canceler.cancel(inner)
+
+    def dismiss(self) -> None:
+        """Let the threads end, and fail what they could not finish."""
+        self.stopping.set()
+        self._canceler.close()
+        for _ in self.workers:
+            self.queue.put(None)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for job in list(self._jobs):
+            job.fail(_leaving())
+
+    def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
+        deferred: Deferred[Any] = Deferred(lambda _: self.stop(job))
+        job.deferred = deferred
+        if timeout is not None:
+            job.timer = self._reactor.callLater(timeout, self._overdue, job)
+        return deferred
+
+    def _hire(self) -> None:
+        worker = Worker(self, f"pg-{len(self.workers)}")
+        self.workers.append(worker)
+        worker.thread.start()
+
+    def _admit(self) -> None:
+        """Let transactions have workers, but never the last one."""
+        while self._held and self._pinned < max(1, self.limits.most - 1):
+            self._pinned += 1
+            self.queue.put(self._held.popleft())
+
+    def _drain(self) -> None:
+        self._waking = False
+        while self._finished:
+            self._finish(self._finished.popleft())
+
+    def _finish(self, job: Job) -> None:
+        if job.timer is not None and job.timer.active():
+            job.timer.cancel()
+        if job in self._jobs:
+            del self._jobs[job]
+            if job.lane is not None:
+                self._pinned -= 1
+                self._admit()
+        if job.error is not None:
+            stopped_by_us = not self.accepting and job.error.check(QueryCanceledError)
+            job.fail(_leaving() if stopped_by_us else job.error)
+        else:
+            job.succeed(job.result)
+        if not self._jobs:
+            for done in list(self._drained):
+                done.callback(None)
+
+    def _overdue(self, job: Job) -> None:
+        self.stop(job)
+        job.fail(StatementTimeout())
+
+    def _sweep(self) -> None:
+        """Fail the jobs that have waited too long for a worker."""
+        now = self._reactor.seconds()
+        for job, end in self._jobs.items():
+            if end is not None and end <= now:
+                self._jobs[job] = None
+        late = [job for job, end in self._jobs.items() if end is None]
+        again = len(late) < len(self._jobs)
+        self._sweeping = self._reactor.callLater(SWEEP, self._sweep) if again else None
+        for job in late:
+            if job.take():
+                self._timeouts += 1
+                job.fail(Unavailable("no database connection was free in time"))
+
+
+def _leaving() -> Unavailable:
+    return Unavailable("the service is shutting down")

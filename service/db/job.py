@@ -1,0 +1,84 @@
+"""
+A job: one function for a worker, and everything that is known of it on its way.
+
+The token decides races: whoever takes it, a worker that starts the job or the reactor that
+gives it up, has the job; `list.pop` does that in one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from service.db.worker import Worker
+
+
+class Job:
+    """
+    A function that runs once in a worker thread, with that worker's connection.
+
+    Args:
+        function: Called with the connection and `args`.
+        args: For the function.
+        retry: Whether it may run a second time if the connection died under it.
+        lane: The queue of the transaction that it serves, if it keeps its worker for one.
+    """
+
+    __slots__ = (
+        "args",
+        "context",
+        "deferred",
+        "error",
+        "function",
+        "lane",
+        "result",
+        "retry",
+        "timer",
+        "token",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        retry: bool = False,
+        lane: SimpleQueue[Job | None] | None = None,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.retry = retry
+        self.lane = lane
+        self.token = [None]
+        # Plain callbacks would lose the caller's context variables, and so its transaction.
+        self.context = copy_context()
+        self.deferred: Deferred[Any] | None = None
+        self.timer: IDelayedCall | None = None
+        self.worker: Worker | None = None
+        self.result: Any = None
+        self.error: Failure | None = None
+
+    def take(self) -> bool:
+        """Take the job, to run it or to give it up; False if someone else has it."""
+        try:
+            self.token.pop()
+        except IndexError:
+            return False
+        return True
+
+    def succeed(self, result: Any) -> None:
+        """Give the caller the result, unless it was given something before."""
+        if self.deferred is not None and not self.deferred.called:
+            self.context.run(self.deferred.callback, result)
+
+    def fail(self, reason: Failure | BaseException) -> None:
+        """Give the caller an error, unless it was given something before."""
+        if self.deferred is not None and not self.deferred.called:
+            self.context.run(self.deferred.errback, reason)

@@ -1,0 +1,217 @@
+"""
+An open transaction, and the savepoints in it.
+
+A transaction keeps one worker, from its first statement to its end, and feeds it through a
+queue of its own, its lane. Statements of one level run in the order in which they came;
+while a savepoint is open, its parent's statements and other savepoints wait for its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
+from twisted.python.failure import Failure
+
+from service.db.connection import PgConnection
+from service.db.dispatch import Dispatch
+from service.db.job import Job
+from service.db.transaction import TransactionClosed, commit_txn, rollback_txn
+
+
+class Level:
+    """A transaction or a savepoint: what its statements run in."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.closed = False
+        self.lock = DeferredLock()
+        self.child: Level | None = None
+
+    def run(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """
+        Run a function in the transaction's worker, once no savepoint is open in this level.
+
+        Raises:
+            TransactionClosed: The level has ended.
+        """
+        if self.child is None:
+            return self._run(function, *args, timeout=timeout)
+        context = copy_context()
+
+        def free(_: DeferredLock) -> Deferred[Any]:
+            done = context.run(self._run, function, *args, timeout=timeout)
+            self.lock.release()
+            return done
+
+        return self.lock.acquire().addCallback(free)
+
+    def _run(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        if self.closed:
+            return fail(TransactionClosed("the transaction has already ended"))
+        return self.send(function, *args, timeout=timeout)
+
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the transaction's lane, whoever waits."""
+        raise NotImplementedError
+
+    async def enter(self) -> None:
+        """Begin."""
+
+    async def commit(self) -> None:
+        """End well."""
+        raise NotImplementedError
+
+    async def rollback(self) -> None:
+        """End, and undo what was done since `enter`."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Undo without waiting for it."""
+        raise NotImplementedError
+
+
+class Transaction(Level):
+    """
+    The outermost level.
+
+    Args:
+        dispatch: Where its worker comes from.
+        words: The BEGIN.
+    """
+
+    def __init__(self, dispatch: Dispatch, words: str) -> None:
+        super().__init__(0)
+        self._dispatch = dispatch
+        self._words = words
+        self._lane: SimpleQueue[Job | None] = SimpleQueue()
+        self._server: Job | None = None
+        self._failure: Failure | None = None
+
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the lane; the first one has a worker serve it."""
+        if self._server is None:
+            self._server = Job(self._serve_txn, lane=self._lane)
+            self._dispatch.submit(self._server).addBoth(self._ended)
+        if self._failure is not None:
+            return fail(self._failure)
+        return self._dispatch.submit_to(self._lane, Job(function, args), timeout)
+
+    def _serve_txn(self, connection: PgConnection) -> None:
+        """Run what comes through the lane, in the worker, until the end mark."""
+        server = self._server
+        assert server is not None
+        assert server.worker is not None
+        connection.begin(self._words)
+        while (job := self._lane.get()) is not None:
+            server.worker.execute(job, lambda job: job.function(connection, *job.args))
+
+    def _ended(self, outcome: Any) -> None:
+        """Fail what is still in the lane: no worker came, or it was sent away."""
+        reason = outcome if isinstance(outcome, Failure) else None
+        self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
+        while True:
+            try:
+                job = self._lane.get_nowait()
+            except Empty:
+                return
+            if job is not None and job.take():
+                job.fail(self._failure)
+
+    async def commit(self) -> None:
+        """Commit, and let the worker go; without a statement there is nothing to do."""
+        if self._close():
+            await self._last(commit_txn)
+
+    async def rollback(self) -> None:
+        """Roll back, and let the worker go; a transaction that no longer stands is undone."""
+        if not self._close():
+            return
+        server = self._server
+        if server is not None and server.take():  # still waiting for a worker
+            self._ended(Failure(CancelledError()))
+            return
+        done = self._last(rollback_txn)
+        done.addErrback(lambda _: None)  # the connection is gone, and the transaction with it
+        await done
+
+    def abandon(self) -> None:
+        """Let the worker go; it rolls back what it finds open."""
+        if self._close():
+            self._lane.put(None)
+
+    def _close(self) -> bool:
+        was_open, self.closed = not self.closed, True
+        return was_open and self._server is not None
+
+    def _last(self, function: Callable[..., Any]) -> Deferred[Any]:
+        done = self.send(function)
+        self._lane.put(None)
+        return done
+
+
+class Savepoint(Level):
+    """A level inside another; its end gives way to its parent."""
+
+    def __init__(self, parent: Level) -> None:
+        super().__init__(parent.depth + 1)
+        self._parent = parent
+        self._name = f"scope_{self.depth}"
+
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the transaction's lane."""
+        return self._parent.send(function, *args, timeout=timeout)
+
+    async def enter(self) -> None:
+        """Wait until the parent has no other savepoint open, then set ours."""
+        await self._parent.lock.acquire()
+        self._parent.child = self
+        try:
+            if self._parent.closed:
+                raise TransactionClosed("the transaction has already ended")
+            await self.send(PgConnection.command, f"SAVEPOINT {self._name}")
+        except BaseException:
+            self._leave()
+            raise
+
+    async def commit(self) -> None:
+        """Keep what was done, as part of the parent."""
+        await self._end(f"RELEASE SAVEPOINT {self._name}")
+
+    async def rollback(self) -> None:
+        """Undo what was done since the savepoint; a connection that is gone has undone all."""
+        try:
+            await self._end(f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}")
+        except Exception:
+            return
+
+    def abandon(self) -> None:
+        """Leave; the parent is being dropped as well."""
+        if not self.closed:
+            self._leave()
+
+    async def _end(self, words: str) -> None:
+        if self.closed:
+            return
+        try:
+            await self.send(PgConnection.command, words)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.closed = True
+        self._parent.child = None
+        self._parent.lock.release()

@@ -1,0 +1,153 @@
+"""
+The pool: adbapi's, with connections that are kept alive and queries that can be stopped.
+
+Its face is adbapi's, so that twistar and anyone who knows `runInteraction` can use it; the
+rest of the service speaks to `Database`, which knows of transactions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.enterprise import adbapi
+from twisted.internet.defer import Deferred
+
+from service.db.connection import PgConnection
+from service.db.dispatch import Dispatch
+from service.db.job import Job
+from service.db.limits import PoolLimits, PoolStats
+from service.db.session import Dsn, SessionSettings, open_session
+from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
+
+
+class PgPool(adbapi.ConnectionPool):
+    """
+    Threads with a connection each, and one queue of jobs.
+
+    Args:
+        dsn: Where the database is; a function is asked at every connect, in a worker.
+        reactor: For timers, and to come back from threads.
+        session: What is set in every session.
+        limits: How much the pool may take.
+    """
+
+    def __init__(
+        self,
+        dsn: str | Dsn,
+        reactor: Any,
+        session: SessionSettings | None = None,
+        limits: PoolLimits | None = None,
+    ) -> None:
+        limits = limits or PoolLimits()
+        super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
+        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
+        self._session = session or SessionSettings()
+        self.dispatch = Dispatch(reactor, limits, self._open)
+        self._closed: Deferred[None] | None = None
+
+    def _start(self) -> None:
+        """Do not start with the reactor, as adbapi does: whoever owns the pool starts it."""
+        self.startID = None
+
+    def start(self) -> None:
+        """Start the first workers; they connect when they are needed."""
+        if not self.running and self._closed is None:
+            self.running = True
+            self.dispatch.start()
+
+    def close(self, grace: float = 0.25) -> Deferred[None]:
+        """
+        Refuse new work, give running work a moment, stop it, and end the threads.
+
+        Args:
+            grace: Seconds to wait before queries are stopped on the server.
+        """
+        if self._closed is None:
+            self._closed = Deferred.fromCoroutine(self._close(grace))
+        return self._closed
+
+    def finalClose(self) -> None:
+        """Close without waiting; adbapi's way would join threads in the reactor thread."""
+        self.close(0)
+
+    async def _close(self, grace: float) -> None:
+        dispatch = self.dispatch
+        dispatch.accepting = False
+        await dispatch.settled(grace)
+        dispatch.stop_all()
+        await dispatch.settled(1.0)
+        dispatch.dismiss()
+        await self._joined(0.5)
+        self.running = False
+
+    def _joined(self, timeout: float) -> Deferred[None]:
+        """Wait for the workers' threads, in a thread."""
+        gone: Deferred[None] = Deferred()
+
+        def join() -> None:
+            for worker in self.dispatch.workers:
+                worker.thread.join(timeout)
+            self._reactor.callFromThread(gone.callback, None)
+
+        threading.Thread(target=join, name="pg-close", daemon=True).start()
+        return gone
+
+    def rotate(self) -> None:
+        """Replace every session before its next use, asking for the DSN again."""
+        self.dispatch.generation += 1
+
+    def stats(self) -> PoolStats:
+        """Count what there is to count."""
+        return self.dispatch.stats()
+
+    def _open(self, generation: int) -> PgConnection:
+        return open_session(self._dsn(), self._session, generation)
+
+    # adbapi's face
+
+    def connect(self) -> PgConnection:
+        """Refuse: a connection of this pool never leaves its worker."""
+        raise TypeError("connections belong to workers: use runWithConnection")
+
+    def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
+        """Run a function with a connection in autocommit."""
+        call = partial(func, **kw) if kw else func
+        return self.dispatch.submit(Job(single_txn, (call, *args)))
+
+    def runInteraction(
+        self, interaction: Callable[..., Any], *args: Any, **kw: Any
+    ) -> Deferred[Any]:
+        """Run a function with a cursor in one transaction."""
+        return self.dispatch.submit(Job(atomic_txn, ("BEGIN", cursor_txn, interaction, args, kw)))
+
+    def runQuery(self, sql: Any, params: Any = None) -> Deferred[Any]:
+        """Run one statement, in one round trip; gives its rows."""
+        return self.dispatch.submit(Job(single_txn, (statement_txn, sql, params)))
+
+    def runOperation(self, sql: Any, params: Any = None) -> Deferred[Any]:
+        """Run one statement, in one round trip; gives nothing."""
+        done = self.dispatch.submit(Job(single_txn, (statement_txn, sql, params, False)))
+        return done.addCallback(lambda _: None)
+
+
+class PoolService(Service):
+    """Starts a pool with the service, and closes it with it."""
+
+    name = "pool"
+
+    def __init__(self, pool: PgPool) -> None:
+        self.pool = pool
+
+    def startService(self) -> None:
+        """Start the pool."""
+        super().startService()
+        self.pool.start()
+
+    def stopService(self) -> Deferred[None]:
+        """Close the pool; done when no query runs and no thread is left."""
+        super().stopService()
+        return self.pool.close()

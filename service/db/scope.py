@@ -1,0 +1,187 @@
+"""
+Transactions as scopes: `Database` sends every statement to the transaction its caller is in.
+
+Which transaction that is, is a context variable: it follows a task through every await and
+callback, and no other task sees it. A scope inside a scope is a savepoint. Work that should
+outlive a scope must be started with a clean context (`contextvars.Context().run`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from service.db.job import Job
+from service.db.levels import Level, Savepoint, Transaction
+from service.db.pool import PgPool
+from service.db.transaction import (
+    atomic_txn,
+    begin_words,
+    nested_txn,
+    retryable,
+    single_txn,
+    statement_txn,
+)
+
+
+class Database:
+    """
+    The one road to the database.
+
+    Args:
+        pool: Started and closed by its owner.
+        reactor: For the pauses between attempts.
+    """
+
+    def __init__(self, pool: PgPool, reactor: Any) -> None:
+        self.pool = pool
+        self._reactor = reactor
+        self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
+
+    @property
+    def level(self) -> Level | None:
+        """The transaction or savepoint that the caller is in, if any."""
+        return self._level.get()
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        retry: bool = False,
+        timeout: float | None = None,
+    ) -> Deferred[Any]:
+        """
+        Run a function in a worker: in the caller's transaction, else in autocommit.
+
+        Args:
+            function: Called with a PgConnection and `args`, in a worker thread.
+            args: For the function.
+            retry: Whether it may run again if the connection died under it; for reads.
+            timeout: Seconds after which it is stopped.
+
+        Raises:
+            Unavailable: No connection in time; or shutting down.
+            StatementTimeout: `timeout` has passed.
+            TransactionClosed: The caller's transaction has already ended.
+            psycopg2.Error: As PostgreSQL said it.
+        """
+        level = self._level.get()
+        if level is not None:
+            return level.run(function, *args, timeout=timeout)
+        return self.pool.dispatch.submit(Job(single_txn, (function, *args), retry), timeout)
+
+    def statement(
+        self,
+        sql: Any,
+        params: Any = None,
+        fetch: bool = True,
+        post: Callable[..., Any] | None = None,
+        retry: bool = False,
+        timeout: float | None = None,
+    ) -> Deferred[Any]:
+        """Run one statement; gives its rows, passed through `post`, else their number."""
+        return self.run(statement_txn, sql, params, fetch, post, retry=retry, timeout=timeout)
+
+    def atomic(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        isolation: str | None = None,
+        read_only: bool = False,
+        timeout: float | None = None,
+    ) -> Deferred[Any]:
+        """
+        Run a whole function in one transaction, in one go in one worker.
+
+        Inside a transaction it runs in a savepoint, and under that transaction's isolation.
+
+        Raises:
+            OutcomeUnknown: The connection was lost during COMMIT.
+        """
+        level = self._level.get()
+        if level is not None:
+            return level.run(nested_txn, function, *args, timeout=timeout)
+        words = begin_words(isolation, read_only)
+        return self.pool.dispatch.submit(Job(atomic_txn, (words, function, *args)), timeout)
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation: str | None = None, read_only: bool = False
+    ) -> AsyncIterator[Level]:
+        """
+        Hold a transaction while the body runs; inside another one, a savepoint.
+
+        It takes a worker with its first statement. The body's error rolls it back.
+
+        Raises:
+            OutcomeUnknown: The connection was lost during COMMIT.
+            TransactionAborted: The body swallowed the error of a statement.
+        """
+        outer = self._level.get()
+        level: Level
+        if outer is None:
+            level = Transaction(self.pool.dispatch, begin_words(isolation, read_only))
+        else:
+            level = Savepoint(outer)
+        await level.enter()
+        token = self._level.set(level)
+        try:
+            yield level
+        except GeneratorExit:  # the task was dropped: nothing may be awaited any more
+            level.abandon()
+            raise
+        except BaseException:
+            self._level.reset(token)
+            await level.rollback()
+            raise
+        self._level.reset(token)
+        await level.commit()
+
+    def transact(
+        self,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        *args: Any,
+        isolation: str | None = None,
+        read_only: bool = False,
+        retries: int = 5,
+    ) -> Deferred[Any]:
+        """
+        Run a coroutine function in a transaction, again if PostgreSQL asks for it.
+
+        Args:
+            function: May run more than once, so it should touch nothing but the database.
+            args: For the function.
+            isolation: Of the transaction.
+            read_only: Whether the server refuses writes in it.
+            retries: How often to try again after 40001 and 40P01; never inside a
+                transaction, where the outermost one has to be run again.
+        """
+        if self._level.get() is not None:
+            retries = 0
+        return Deferred.fromCoroutine(
+            self._transact(function, args, retries, isolation=isolation, read_only=read_only)
+        )
+
+    async def _transact(
+        self,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        args: tuple[Any, ...],
+        retries: int,
+        **options: Any,
+    ) -> Any:
+        attempt = 0
+        while True:
+            try:
+                async with self.transaction(**options):
+                    return await function(*args)
+            except Exception as error:
+                attempt += 1
+                if attempt > retries or not retryable(error):
+                    raise
+            await deferLater(self._reactor, random.uniform(0, 0.01) * 2**attempt)

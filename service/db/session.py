@@ -1,0 +1,119 @@
+"""
+Opening a session: what every session has set, and how the server is told.
+
+Directly, settings travel as `options` of the connection string, before the first round
+trip. A transaction pooler refuses those or drops them, and hands the server to another
+client after each transaction: there they are SET LOCAL in every transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg2
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from service.db.connection import PgConnection
+
+Dsn = Callable[[], str]
+"""Where the database is, asked again at every connect, so that credentials may change."""
+
+REQUIRED = {
+    "timezone": "UTC",
+    "intervalstyle": "iso_8601",
+    "datestyle": "ISO",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+}
+"""What the value codec relies on; it overrides what the connection string says."""
+
+DEFAULTS = {
+    "application_name": "rowcast",
+    "connect_timeout": "5",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""Parameters of libpq that hold unless the connection string has its own."""
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """
+    Limits that the server keeps for every session of ours.
+
+    Args:
+        statement_timeout: Seconds that a statement may take; 0 means no limit.
+        lock_timeout: Seconds that a statement may wait for a lock.
+        idle_in_transaction_session_timeout: Seconds that a transaction may lie idle.
+    """
+
+    statement_timeout: float = 30.0
+    lock_timeout: float = 10.0
+    idle_in_transaction_session_timeout: float = 60.0
+
+    def limits(self) -> dict[str, str]:
+        """Give the limits as the server takes them, in milliseconds."""
+        return {name: str(round(seconds * 1000)) for name, seconds in vars(self).items()}
+
+    def options(self, given: str = "") -> str:
+        """Word all settings for `options`, around those that the connection string has."""
+        parts = [_flags(self.limits()), given, _flags(REQUIRED)]
+        return " ".join(part for part in parts if part)
+
+    def words(self) -> str:
+        """Word all settings as statements for the beginning of a transaction."""
+        every = self.limits() | REQUIRED
+        return "".join(f" SET LOCAL {name} = '{value}';" for name, value in every.items())
+
+
+def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> PgConnection:
+    """
+    Connect, in a thread that may wait.
+
+    Raises:
+        psycopg2.Error: There is no session to be had there, now.
+    """
+    given = parse_dsn(dsn)
+    options = settings.options(given.pop("options", ""))
+    try:
+        connection = _connect(given | {"options": options})
+    except psycopg2.OperationalError as error:
+        if "unsupported startup parameter" not in str(error):
+            raise
+        connection = _connect(given)
+    try:
+        pooled = _is_pooled(connection)
+        connection.prepare(generation, settings.words() if pooled else "")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def direct_dsn(dsn: str, settings: SessionSettings) -> str:
+    """Complete a connection string for a session that must not go through a pooler."""
+    given = parse_dsn(dsn)
+    options = settings.options(given.pop("options", ""))
+    return make_dsn(**(DEFAULTS | given | {"options": options}))
+
+
+def _connect(parameters: dict[str, str]) -> PgConnection:
+    return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
+
+
+def _is_pooled(connection: PgConnection) -> bool:
+    """Ask who answers: a pooler has made up the process id that it told us."""
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        row = cursor.fetchone()
+    return row is not None and row[0] != connection.info.backend_pid
+
+
+def _flags(values: dict[str, str]) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in values.items())

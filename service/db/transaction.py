@@ -1,0 +1,133 @@
+"""
+What a worker thread does to begin and end a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import cursor
+
+from service.db.connection import PgConnection
+from service.errors import OutcomeUnknown, Unavailable
+
+ISOLATION_LEVELS = ("read committed", "repeatable read", "serializable")
+
+
+class TransactionClosed(Exception):
+    """A task spoke to a transaction that had already ended."""
+
+
+class TransactionAborted(Exception):
+    """COMMIT was answered by ROLLBACK: a statement had failed, and its error was swallowed."""
+
+
+def begin_words(isolation: str | None = None, read_only: bool = False) -> str:
+    """
+    Word BEGIN.
+
+    Raises:
+        ValueError: There is no such isolation level.
+    """
+    words = "BEGIN"
+    if isolation is not None:
+        if isolation not in ISOLATION_LEVELS:
+            raise ValueError(f"not an isolation level: {isolation}")
+        words += f" ISOLATION LEVEL {isolation.upper()}"
+    return f"{words} READ ONLY" if read_only else words
+
+
+def single_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function whose statements stand alone; behind a pooler, in a transaction."""
+    if not connection.pooled:
+        return function(connection, *args)
+    return atomic_txn(connection, "BEGIN", function, *args)
+
+
+def atomic_txn(
+    connection: PgConnection, words: str, function: Callable[..., Any], *args: Any
+) -> Any:
+    """Run a function in a transaction of its own; the worker rolls back when it raises."""
+    connection.begin(words)
+    result = function(connection, *args)
+    commit_txn(connection)
+    return result
+
+
+def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function inside a savepoint of the open transaction."""
+    connection.command("SAVEPOINT atomic")
+    try:
+        result = function(connection, *args)
+    except BaseException:
+        if not connection.closed:
+            connection.stopped = False
+            connection.command("ROLLBACK TO SAVEPOINT atomic; RELEASE SAVEPOINT atomic")
+        raise
+    connection.command("RELEASE SAVEPOINT atomic")
+    return result
+
+
+def cursor_txn(connection: PgConnection, function: Callable[..., Any], args: Any, kw: Any) -> Any:
+    """Run a function that expects a cursor, as `ConnectionPool.runInteraction` gives it."""
+    with connection.cursor() as opened:
+        return function(opened, *args, **kw)
+
+
+def statement_txn(
+    connection: PgConnection,
+    sql: str,
+    params: Any = None,
+    fetch: bool = True,
+    post: Callable[[list[tuple[Any, ...]], cursor], Any] | None = None,
+) -> Any:
+    """Run one statement; gives its rows, passed through `post`, or else how many it touched."""
+    with connection.cursor() as opened:
+        opened.execute(sql, params)
+        if not fetch or opened.description is None:
+            return opened.rowcount
+        rows = opened.fetchall()
+        return post(rows, opened) if post is not None else rows
+
+
+def commit_txn(connection: PgConnection) -> None:
+    """
+    Commit what has begun; costs nothing if nothing was sent.
+
+    Raises:
+        Unavailable: The session died before COMMIT; the server has rolled back.
+        OutcomeUnknown: It died while COMMIT was on its way.
+        TransactionAborted: The server answered ROLLBACK.
+    """
+    if connection.opening is not None:
+        connection.opening = None
+        return
+    if not connection.alive():
+        raise Unavailable("the database connection was lost before COMMIT")
+    try:
+        answer = connection.command("COMMIT")
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        if connection.closed:
+            raise OutcomeUnknown from error
+        raise
+    if answer != "COMMIT":
+        raise TransactionAborted(f"COMMIT was answered by {answer}")
+
+
+def rollback_txn(connection: PgConnection) -> None:
+    """Undo what has begun."""
+    if connection.opening is None and not connection.closed:
+        connection.command("ROLLBACK")
+    connection.opening = None
+
+
+def retryable(error: BaseException) -> bool:
+    """Tell whether PostgreSQL asks for the whole transaction to be run again (40001, 40P01)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "pgcode", None) in ("40001", "40P01"):
+            return True
+        seen = seen.__cause__
+    return False

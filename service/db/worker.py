@@ -1,0 +1,137 @@
+"""
+A worker: one thread with one connection, which it keeps in order between jobs.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from service.db.connection import PgConnection
+from service.db.job import Job
+from service.db.limits import PoolLimits
+from service.errors import Unavailable
+
+
+class Home(Protocol):
+    """What a worker needs of its pool."""
+
+    queue: SimpleQueue[Job | None]
+    generation: int
+    stopping: threading.Event
+    limits: PoolLimits
+
+    def open(self) -> PgConnection:
+        """Open a session, once; the thread waits."""
+
+    def post(self, job: Job) -> None:
+        """Hand a finished job to the reactor."""
+
+
+class Worker:
+    """
+    Runs jobs, one after another.
+
+    Attributes:
+        job: What runs on the connection now; guarded by `lock` while a canceler looks.
+        busy: Whether the thread is taken, if only by a transaction that lies idle.
+    """
+
+    log = Logger()
+
+    def __init__(self, home: Home, name: str) -> None:
+        self.home = home
+        self.lock = threading.Lock()
+        self.job: Job | None = None
+        self.busy = False
+        self.connection: PgConnection | None = None
+        self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def _loop(self) -> None:
+        get = self.home.queue.get
+        while (job := get()) is not None:
+            self.busy = True
+            self.execute(job, self._attempt)
+            self.busy = False
+        self._discard()
+
+    def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
+        """Run one job if it is still wanted, and post it."""
+        if job.take():
+            job.worker = self
+            self.job = job
+            try:
+                job.result = how(job)
+            except BaseException:
+                job.error = Failure()
+            with self.lock:  # a canceler that is at it now cannot hit the next job
+                self.job = None
+                if self.connection is not None:
+                    self.connection.stopped = False
+        self.home.post(job)
+
+    def _attempt(self, job: Job) -> Any:
+        connection = self.connect()
+        try:
+            return job.function(connection, *job.args)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            if not (connection.closed and job.retry) or connection.stopped:
+                raise
+        finally:
+            self._tidy(connection)
+        connection = self.connect()
+        try:
+            return job.function(connection, *job.args)
+        finally:
+            self._tidy(connection)
+
+    def _tidy(self, connection: PgConnection) -> None:
+        """Leave no transaction behind, whatever the job has done."""
+        connection.opening = None
+        if connection.closed:
+            return
+        if connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            connection.stopped = False
+            try:
+                connection.command("ROLLBACK")
+            except psycopg2.Error:
+                self._discard()
+
+    def connect(self) -> PgConnection:
+        """
+        Give a session that is fit for use, the one at hand or a new one.
+
+        Raises:
+            Unavailable: None could be had for `connect_wait` seconds.
+        """
+        connection = self.connection
+        if connection is not None:
+            if connection.usable(self.home.generation, self.home.limits.max_age):
+                return connection
+            self._discard()
+        end = time.monotonic() + self.home.limits.connect_wait
+        pause = 0.05
+        while True:
+            try:
+                self.connection = self.home.open()
+                return self.connection
+            except (psycopg2.Error, OSError) as error:
+                if time.monotonic() > end or self.home.stopping.wait(pause):
+                    self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
+                    raise Unavailable("the database cannot be reached") from error
+                pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
+
+    def _discard(self) -> None:
+        with self.lock:
+            connection, self.connection = self.connection, None
+        if connection is not None and not connection.closed:
+            connection.close()

@@ -1,0 +1,92 @@
+"""
+A wire between client and server that can be read, and on which a tester may hold a hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+import psycopg2
+
+
+class Relay:
+    """
+    Relays TCP connections to the server, and keeps the queries that pass.
+
+    Args:
+        dsn: Of the server.
+        slow_cancel: Seconds that a cancel request is held.
+
+    Attributes:
+        dsn: To connect through the relay.
+        messages: The text of every simple query that went to the server.
+    """
+
+    def __init__(self, dsn: str, slow_cancel: float = 0.0) -> None:
+        given = psycopg2.extensions.parse_dsn(dsn)
+        self._target = f"{given['host']}/.s.PGSQL.{given.get('port', '5432')}"
+        self._slow_cancel = slow_cancel
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.dsn = psycopg2.extensions.make_dsn(
+            dsn,
+            host="127.0.0.1",
+            port=self._listener.getsockname()[1],
+            sslmode="disable",
+            gssencmode="disable",
+        )
+        self.messages: list[bytes] = []
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # A blocked accept() is not woken by close() alone.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(self._target)
+        back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+        back.start()
+        with client, server, contextlib.suppress(OSError, EOFError):
+            first = _read(client, 4)
+            rest = _read(client, struct.unpack("!i", first)[0] - 4)
+            if len(rest) == 12:  # a cancel request: code, process, secret
+                time.sleep(self._slow_cancel)
+            server.sendall(first + rest)
+            while True:
+                head = _read(client, 5)
+                body = _read(client, struct.unpack("!i", head[1:])[0] - 4)
+                if head[:1] == b"Q":
+                    self.messages.append(body[:-1])
+                server.sendall(head + body)
+        back.join(5)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
+
+
+def _read(source: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = source.recv(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data

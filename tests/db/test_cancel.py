@@ -1,0 +1,149 @@
+"""
+Stopping queries: really, quickly, and never someone else's.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import psycopg2
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
+
+from service.db.connection import PgConnection
+from tests.conftest import execute
+from tests.db.lag import LagProbe
+from tests.db.relay import Relay
+from tests.db.rooms import database_at, failure_of, pause, until
+
+
+def running(dsn: str, part: str) -> bool:
+    """Whether the server works on a statement with these words in it."""
+    sql = (
+        "SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active'"
+        f" AND query LIKE '%{part}%'"
+    )
+    return bool(execute(dsn, sql))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancelled_query_stops_on_the_server(dsn: str) -> None:
+    """The caller is free at once, and so is the connection."""
+    async with database_at(dsn, most=1) as database:
+        call = database.statement("SELECT pg_sleep(11)")
+        await until(lambda: running(dsn, "pg_sleep(11)"))
+        call.cancel()
+        assert isinstance(await failure_of(call), CancelledError)
+        assert await database.statement("SELECT 1", timeout=2) == [(1,)]
+        assert not running(dsn, "pg_sleep(11)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
+    """Queries that were given up before they began are never sent."""
+    async with database_at(dsn, most=2) as database:
+        calls = [database.statement("SELECT pg_sleep(2)") for _ in range(20)]
+        await until(lambda: running(dsn, "pg_sleep(2)"))
+        outcomes = [ensureDeferred(failure_of(call)) for call in calls]
+        started = time.monotonic()
+        for call in calls:
+            call.cancel()
+        await database.statement("SELECT 1")
+        assert time.monotonic() - started < 1
+        await gatherResults(outcomes)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancelled_function_never_commits(dsn: str) -> None:
+    """A function that was between two statements is stopped at the next, and rolled back."""
+
+    def slow_txn(connection: PgConnection) -> None:
+        connection.command("INSERT INTO half VALUES (1)")
+        time.sleep(0.3)
+        connection.command("INSERT INTO half VALUES (2)")
+
+    async with database_at(dsn) as database:
+        await database.statement("CREATE TABLE half (id int)")
+        call = database.atomic(slow_txn)
+        await pause(0.1)
+        call.cancel()
+        assert isinstance(await failure_of(call), CancelledError)
+        await until(lambda: database.pool.stats().busy == 0)
+        assert await database.statement("SELECT count(*) FROM half") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancelled_scope_rolls_back(dsn: str) -> None:
+    """A task that is cancelled inside a transaction leaves nothing of it."""
+    async with database_at(dsn) as database:
+        await database.statement("CREATE TABLE undone (id int)")
+
+        async def work() -> None:
+            async with database.transaction():
+                await database.statement("INSERT INTO undone VALUES (1)")
+                await database.statement("SELECT pg_sleep(12)")
+
+        task = ensureDeferred(work())
+        await until(lambda: running(dsn, "pg_sleep(12)"))
+        task.cancel()
+        assert isinstance(await failure_of(task), CancelledError)
+        assert await database.statement("SELECT count(*) FROM undone") == [(0,)]
+        assert database.pool.stats().busy == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_bystander_is_hit(dsn: str) -> None:
+    """Thousands of cancellations at random moments; every other query gets its own answer."""
+    random.seed(4)
+    cancelled = right = 0
+    async with database_at(dsn, most=4) as database:
+        end = reactor.seconds() + 3
+
+        async def storm() -> None:
+            nonlocal cancelled
+            while reactor.seconds() < end:
+                call = database.statement("SELECT pg_sleep(%s)", [random.random() * 0.002])
+                call.addErrback(lambda reason: reason.trap(CancelledError) and None)
+                await pause(random.random() * 0.002)
+                cancelled += not call.called
+                call.cancel()
+
+        async def bystander(number: int) -> None:
+            nonlocal right
+            while reactor.seconds() < end:
+                assert await database.statement("SELECT %s", [number]) == [(number,)]
+                right += 1
+
+        tasks = [storm() for _ in range(6)] + [bystander(number) for number in range(6)]
+        await gatherResults([ensureDeferred(task) for task in tasks])
+    assert cancelled > 300
+    assert right > 300
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
+    """While a cancel request is on its way, everything else goes on."""
+    with Relay(dsn, slow_cancel=0.5) as relay:
+        async with database_at(relay.dsn) as database:
+            call = database.statement("SELECT pg_sleep(13)")
+            await until(lambda: running(dsn, "pg_sleep(13)"))
+            with LagProbe(reactor) as probe:
+                call.cancel()
+                assert isinstance(await failure_of(call), CancelledError)
+                await pause(0.3)
+                assert await database.statement("SELECT 1") == [(1,)]
+            assert probe.quantile(1) < 0.2
+            await until(lambda: not running(dsn, "pg_sleep(13)"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stopped_read_is_not_run_again(dsn: str) -> None:
+    """Cancelling is no reason to retry."""
+    async with database_at(dsn) as database:
+        call = database.statement("SELECT pg_sleep(14)", retry=True)
+        await until(lambda: running(dsn, "pg_sleep(14)"))
+        call.cancel()
+        assert not isinstance(await failure_of(call), psycopg2.Error)
+        await until(lambda: database.pool.stats().busy == 0)

@@ -1,0 +1,253 @@
+"""
+The pool: one round trip a statement, limits, timeouts, dead connections, an orderly close.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.enterprise import adbapi
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.db.limits import PoolLimits
+from service.db.pool import PgPool, PoolService
+from service.db.session import SessionSettings, direct_dsn
+from service.errors import StatementTimeout, Unavailable
+from tests.conftest import execute
+from tests.db.lag import LagProbe
+from tests.db.relay import Relay
+from tests.db.rooms import database_at, failure_of, pause, until
+
+SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def kill_sessions(dsn: str) -> None:
+    execute(dsn, f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+
+
+def begun(dsn: str, part: str) -> bool:
+    """Whether the server works on a statement with these words in it."""
+    return bool(execute(dsn, f"SELECT 1 {SESSIONS} AND state = 'active' AND query LIKE '%{part}%'"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_statement_is_one_message(dsn: str) -> None:
+    """A single statement runs in autocommit; the server sees no BEGIN and no COMMIT."""
+    with Relay(dsn) as relay:
+        async with database_at(relay.dsn, most=1) as database:
+            await database.statement("SELECT 1")
+            before = len(relay.messages)
+            await database.statement("SELECT 2")
+            await database.statement("SELECT 3")
+        assert relay.messages[before:] == [b"SELECT 2", b"SELECT 3"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_session_has_the_settings(dsn: str) -> None:
+    """Limits and formats hold for every session, and the user's own options stay."""
+    given = psycopg2.extensions.make_dsn(
+        dsn, options="-c timezone=Asia/Tokyo -c work_mem=7MB", application_name="mine"
+    )
+    async with database_at(given, SessionSettings(3, 2, 1)) as database:
+        rows = await database.statement(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('TimeZone', 'work_mem',"
+            "'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',"
+            "'IntervalStyle', 'application_name', 'bytea_output', 'extra_float_digits')"
+        )
+    assert dict(rows) == {
+        "TimeZone": "UTC",
+        "work_mem": "7168",
+        "statement_timeout": "3000",
+        "lock_timeout": "2000",
+        "idle_in_transaction_session_timeout": "1000",
+        "IntervalStyle": "iso_8601",
+        "application_name": "mine",
+        "bytea_output": "hex",
+        "extra_float_digits": "1",
+    }
+
+
+def test_libpq_defaults_give_way() -> None:
+    """A parameter in the connection string is never overridden, save what the codec needs."""
+    parsed = psycopg2.extensions.parse_dsn(
+        direct_dsn("postgresql://u@h/d?connect_timeout=9", SessionSettings())
+    )
+    assert parsed["connect_timeout"] == "9"
+    assert parsed["application_name"] == "rowcast"
+    assert parsed["tcp_user_timeout"] == "20000"
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_timeout_is_the_servers(dsn: str) -> None:
+    """A statement over the session's limit is stopped by the server itself."""
+    async with database_at(dsn, SessionSettings(statement_timeout=0.1)) as database:
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            await database.statement("SELECT pg_sleep(5)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_queries_leave_the_reactor_free(dsn: str) -> None:
+    """With 16 slow queries under way, the loop's lag stays below 10 ms (p99)."""
+    async with database_at(dsn, most=16) as database:
+        await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(16)])
+        with LagProbe(reactor) as probe:
+            await gatherResults([database.statement("SELECT pg_sleep(1)") for _ in range(16)])
+    assert probe.quantile(0.99) < 0.01
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_statement_runs_in_the_reactor_thread(dsn: str) -> None:
+    """A function for the database runs in a worker."""
+    async with database_at(dsn) as database:
+        name = await database.run(lambda connection: threading.current_thread().name)
+    assert name.startswith("pg-")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_caller_waits_for_a_connection_only_so_long(dsn: str) -> None:
+    """A full pool refuses after `acquire_timeout`, and counts it."""
+    async with database_at(dsn, most=1, acquire_timeout=0.2) as database:
+        slow = database.statement("SELECT pg_sleep(1)")
+        started = time.monotonic()
+        error = await failure_of(database.statement("SELECT 1"))
+        assert isinstance(error, Unavailable)
+        assert time.monotonic() - started < 0.9
+        stats = database.pool.stats()
+        assert (stats.size, stats.busy, stats.waiting, stats.timeouts) == (1, 1, 1, 1)
+        await slow
+        assert await database.statement("SELECT 1") == [(1,)]
+        assert database.pool.stats().waiting == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_has_its_own_time_limit(dsn: str) -> None:
+    """A call over its own limit fails at once, and its query is stopped on the server."""
+    async with database_at(dsn) as database:
+        call = database.statement("SELECT pg_sleep(7)", timeout=0.2)
+        assert isinstance(await failure_of(call), StatementTimeout)
+        await until(lambda: not begun(dsn, "pg_sleep(7)"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
+    """After every idle session was terminated, no query fails, not even a write."""
+    async with database_at(dsn, most=4) as database:
+        await database.statement("CREATE TABLE lively (id int)")
+        await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(4)])
+        kill_sessions(dsn)
+        await pause(0.1)
+        await gatherResults([database.statement("INSERT INTO lively VALUES (1)") for _ in range(8)])
+        assert await database.statement("SELECT count(*) FROM lively") == [(8,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_stock_adbapi_fails_once_a_dead_connection(dsn: str) -> None:
+    """What ours is for: adbapi, even told to reconnect, fails a query per dead connection."""
+    stock = adbapi.ConnectionPool(
+        "psycopg2", dsn, cp_min=1, cp_max=1, cp_reconnect=True, cp_reactor=reactor
+    )
+    try:
+        await stock.runQuery("SELECT 1")
+        kill_sessions(dsn)
+        await pause(0.1)
+        assert isinstance(await failure_of(stock.runQuery("SELECT 1")), Exception)
+    finally:
+        stock.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_read_outlives_its_connection(dsn: str) -> None:
+    """A read is run again when its connection dies under it; a write is not."""
+    async with database_at(dsn, most=2) as database:
+        read = database.statement("SELECT pg_sleep(0.5), 'read'", retry=True)
+        write = database.statement("SELECT pg_sleep(0.5), 'write'")
+        await until(lambda: begun(dsn, "read") and begun(dsn, "write"))
+        kill_sessions(dsn)
+        assert isinstance(await failure_of(write), psycopg2.Error)
+        assert (await read)[0][1] == "read"
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_database_is_unavailable(dsn: str) -> None:
+    """A database that is not there is refused after `connect_wait`, without its reason."""
+    nowhere = psycopg2.extensions.make_dsn(dsn, dbname="no_such_database")
+    async with database_at(nowhere, connect_wait=0.2) as database:
+        error = await failure_of(database.statement("SELECT 1"))
+        assert isinstance(error, Unavailable)
+        assert "no_such_database" not in error.message
+
+
+@pytest_twisted.ensureDeferred
+async def test_sessions_are_replaced(dsn: str) -> None:
+    """`rotate` and age replace a session before its next use."""
+    async with database_at(dsn, most=1) as database:
+        pid = "SELECT pg_backend_pid()"
+        first = await database.statement(pid)
+        assert await database.statement(pid) == first
+        database.pool.rotate()
+        assert await database.statement(pid) != first
+        assert database.pool.stats().connects == 2
+    async with database_at(dsn, most=1, max_age=0.0) as database:
+        assert await database.statement(pid) != await database.statement(pid)
+
+
+@pytest_twisted.ensureDeferred
+async def test_close_stops_what_runs(dsn: str) -> None:
+    """With a 30 s query and an open transaction, close is done in 2 s and never blocks."""
+    pool = PgPool(dsn, reactor, limits=PoolLimits(most=3))
+    service = PoolService(pool)
+    service.startService()
+    slow = pool.runQuery("SELECT pg_sleep(30)")
+    queued = [pool.runQuery("SELECT pg_sleep(30)") for _ in range(4)]
+    outcomes = [ensureDeferred(failure_of(each)) for each in (slow, *queued)]
+    await until(lambda: begun(dsn, "pg_sleep(30)"))
+    started = time.monotonic()
+    with LagProbe(reactor) as probe:
+        await service.stopService()
+    assert time.monotonic() - started < 2
+    assert probe.quantile(1) < 0.2
+    assert not any(worker.thread.is_alive() for worker in pool.dispatch.workers)
+    errors = await gatherResults(outcomes)
+    assert [type(error) for error in errors] == [Unavailable] * 5
+    assert isinstance(await failure_of(pool.runQuery("SELECT 1")), Unavailable)
+    assert execute(dsn, f"SELECT count(*) {SESSIONS}") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_close_ends_an_open_transaction(dsn: str) -> None:
+    """A transaction that lies idle is rolled back by close."""
+    async with database_at(dsn) as database:
+        await database.statement("CREATE TABLE left_open (id int)")
+        context = database.transaction()
+        await context.__aenter__()
+        await database.statement("INSERT INTO left_open VALUES (1)")
+    assert execute(dsn, "SELECT count(*) FROM left_open") == [(0,)]
+    await failure_of(context.__aexit__(None, None, None))
+
+
+@pytest_twisted.ensureDeferred
+async def test_adbapis_own_names_work(dsn: str) -> None:
+    """Code that knows adbapi can use the pool; an interaction is one transaction."""
+    async with database_at(dsn) as database:
+        pool = database.pool
+        assert await pool.runOperation("CREATE TABLE face (id int)") is None
+
+        def fails(cursor: psycopg2.extensions.cursor) -> None:
+            cursor.execute("INSERT INTO face VALUES (1)")
+            raise KeyError("on purpose")
+
+        assert isinstance(await failure_of(pool.runInteraction(fails)), KeyError)
+        assert await pool.runQuery("SELECT count(*) FROM face") == [(0,)]
+        await pool.runInteraction(lambda cursor: cursor.execute("INSERT INTO face VALUES (2)"))
+        found = await pool.runWithConnection(
+            lambda connection, words: connection.command(words), words="SELECT 1"
+        )
+        assert found == "SELECT 1"
+        assert await pool.runQuery("SELECT id FROM face WHERE id = %s", [2]) == [(2,)]
+        with pytest.raises(TypeError):
+            pool.connect()

@@ -1,0 +1,406 @@
+"""
+Transactions as scopes: who is in, who is not, and what is kept.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
+
+from service.db.connection import PgConnection
+from service.db.scope import Database
+from service.db.session import SessionSettings
+from service.db.transaction import TransactionAborted, TransactionClosed
+from service.errors import OutcomeUnknown, Unavailable
+from tests.conftest import execute
+from tests.db.relay import Relay
+from tests.db.rooms import database_at, failure_of, pause, until
+
+
+class Boom(Exception):
+    """Raised on purpose."""
+
+
+@pytest.fixture(autouse=True)
+def table(dsn: str) -> None:
+    execute(
+        dsn,
+        "DROP TABLE IF EXISTS kept; CREATE TABLE kept (id int PRIMARY KEY, note text,"
+        " later int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+    )
+
+
+async def insert(database: Database, number: int) -> None:
+    await database.statement("INSERT INTO kept VALUES (%s)", [number])
+
+
+def kept(dsn: str) -> list[object]:
+    return [row[0] for row in execute(dsn, "SELECT id FROM kept ORDER BY id")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_is_kept_or_undone_as_a_whole(dsn: str) -> None:
+    """The end of the body commits, an error in it rolls back and passes."""
+    async with database_at(dsn) as database:
+        async with database.transaction():
+            await insert(database, 1)
+            await insert(database, 2)
+            assert kept(dsn) == []
+
+        async def body() -> None:
+            async with database.transaction():
+                await insert(database, 3)
+                raise Boom
+
+        with pytest.raises(Boom):
+            await body()
+    assert kept(dsn) == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_begin_costs_no_message(dsn: str) -> None:
+    """BEGIN travels with the first statement; an empty transaction sends nothing."""
+    with Relay(dsn) as relay:
+        async with database_at(relay.dsn, most=1) as database:
+            await database.statement("SELECT 1")
+            before = len(relay.messages)
+            async with database.transaction(isolation="serializable", read_only=True):
+                await database.statement("SELECT 2")
+                await database.statement("SELECT 3")
+            async with database.transaction():
+                pass
+            assert relay.messages[before:] == [
+                b"BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY;SELECT 2",
+                b"SELECT 3",
+                b"COMMIT",
+            ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_tasks_stay_outside(dsn: str) -> None:
+    """Unrelated work at the same time is neither joined nor lost by the rollback."""
+    async with database_at(dsn) as database:
+
+        async def unrelated() -> None:
+            await pause(0.05)
+            await insert(database, 10)
+
+        other = ensureDeferred(unrelated())
+
+        async def body() -> None:
+            async with database.transaction():
+                await insert(database, 11)
+                await pause(0.15)
+                raise Boom
+
+        with pytest.raises(Boom):
+            await body()
+        await other
+    assert kept(dsn) == [10]
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_transactions_at_once(dsn: str) -> None:
+    """Each of two overlapping transactions ends on its own."""
+    async with database_at(dsn) as database:
+
+        async def first() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await pause(0.05)
+
+        async def second() -> None:
+            async with database.transaction():
+                await insert(database, 2)
+                await pause(0.1)
+                await insert(database, 3)
+                raise Boom
+
+        outcomes = await DeferredList(
+            [ensureDeferred(first()), ensureDeferred(second())], consumeErrors=True
+        )
+    assert [success for success, _ in outcomes] == [True, False]
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_plain_callbacks_stay_in_the_transaction(dsn: str) -> None:
+    """A chain of addCallback knows its transaction; twistar is made of such chains."""
+    async with database_at(dsn) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                chain: Deferred[Any] = database.statement("SELECT 1")
+                chain.addCallback(lambda _: ensureDeferred(insert(database, 1)))
+                chain.addCallback(
+                    lambda _: database.statement("INSERT INTO kept VALUES (2)", fetch=False)
+                )
+                await chain
+                raise Boom
+
+        with pytest.raises(Boom):
+            await body()
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_scope_inside_a_scope_is_a_savepoint(dsn: str) -> None:
+    """An inner failure undoes the inner scope alone."""
+    async with database_at(dsn) as database, database.transaction():
+        await insert(database, 1)
+
+        async def body() -> None:
+            async with database.transaction():
+                await insert(database, 2)
+                await insert(database, 1)
+
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            await body()
+        await insert(database, 3)
+        async with database.transaction():
+            await insert(database, 4)
+    assert kept(dsn) == [1, 3, 4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_parallel_savepoints_take_turns(dsn: str) -> None:
+    """Scopes that a transaction opens side by side do not tear at each other, three deep."""
+    async with database_at(dsn) as database:
+
+        async def third(number: int) -> None:
+            async with database.transaction():
+                await insert(database, number + 200)
+                raise Boom
+
+        async def second(number: int) -> None:
+            async with database.transaction():
+                await insert(database, number)
+                with pytest.raises(Boom):
+                    await third(number)
+                await insert(database, number + 100)
+
+        async with database.transaction():
+            tasks = [ensureDeferred(second(number)) for number in range(3)]
+            tasks.append(ensureDeferred(insert(database, 50)))
+            await gatherResults(tasks)
+    assert kept(dsn) == [0, 1, 2, 50, 100, 101, 102]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_task_may_not_outlive_its_transaction(dsn: str) -> None:
+    """It is told so, instead of writing outside; with a clean context it is free."""
+    async with database_at(dsn) as database:
+
+        async def late() -> None:
+            await pause(0.05)
+            await insert(database, 1)
+
+        async with database.transaction():
+            await database.statement("SELECT 1")
+            task = ensureDeferred(late())
+            free = contextvars.Context().run(ensureDeferred, late())
+        assert isinstance(await failure_of(task), TransactionClosed)
+        await free
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_swallowed_error_does_not_commit(dsn: str) -> None:
+    """COMMIT of a broken transaction is a ROLLBACK, and says so."""
+    async with database_at(dsn) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await failure_of(insert(database, 1))
+
+        with pytest.raises(TransactionAborted):
+            await body()
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_first_statement_that_does_not_parse(dsn: str) -> None:
+    """It takes the BEGIN down with it; the next statement brings another one."""
+    async with database_at(dsn) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                await failure_of(database.statement("SELEKT 1"))
+                await insert(database, 1)
+                raise Boom
+
+        with pytest.raises(Boom):
+            await body()
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_serialization_failures_are_run_again(dsn: str) -> None:
+    """Eight concurrent increments make eight."""
+    async with database_at(dsn, most=6) as database:
+        await insert(database, 0)
+        await database.statement("UPDATE kept SET note = '0'")
+
+        async def increment() -> None:
+            rows = await database.statement("SELECT note FROM kept WHERE id = 0")
+            await pause(0.002)
+            await database.statement("UPDATE kept SET note = %s", [str(int(rows[0][0]) + 1)])
+
+        await gatherResults(
+            [database.transact(increment, isolation="serializable", retries=50) for _ in range(8)]
+        )
+    assert execute(dsn, "SELECT note FROM kept") == [("8",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_deadlocks_are_run_again(dsn: str) -> None:
+    """Two transactions that lock the same rows crosswise both succeed."""
+    execute(dsn, "INSERT INTO kept VALUES (1, '0'), (2, '0')")
+    async with database_at(dsn) as database:
+
+        async def both(*numbers: int) -> None:
+            for number in numbers:
+                await database.statement(
+                    "UPDATE kept SET note = (note::int + 1)::text WHERE id = %s", [number]
+                )
+                await pause(0.05)
+
+        await gatherResults([database.transact(both, 1, 2), database.transact(both, 2, 1)])
+    assert execute(dsn, "SELECT note FROM kept") == [("2",), ("2",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_retries_end(dsn: str) -> None:
+    """A transaction that never gets through fails as PostgreSQL said it."""
+    attempts = []
+    async with database_at(dsn) as database:
+
+        async def never() -> None:
+            attempts.append(1)
+            await database.statement("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+        with pytest.raises(psycopg2.errors.SerializationFailure):
+            await database.transact(never, retries=2)
+    assert len(attempts) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_scopes_than_workers(dsn: str) -> None:
+    """Twenty transactions on three workers all end, and plain statements still get through."""
+    async with database_at(dsn, most=3) as database:
+
+        async def hold(number: int) -> None:
+            async with database.transaction():
+                await insert(database, number)
+                # Asks for a worker of its own while it keeps one.
+                await contextvars.Context().run(database.statement, "SELECT 1")
+                await pause(0.01)
+
+        await gatherResults([ensureDeferred(hold(number)) for number in range(20)])
+    assert len(kept(dsn)) == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_atomic_is_one_transaction(dsn: str) -> None:
+    """A function in a worker is kept or undone as a whole; inside a scope, as a savepoint."""
+
+    def two_txn(connection: PgConnection, first: int, second: int) -> str:
+        connection.command(f"INSERT INTO kept VALUES ({first})")
+        connection.command(f"INSERT INTO kept VALUES ({second})")
+        return "done"
+
+    async with database_at(dsn) as database:
+        assert await database.atomic(two_txn, 1, 2) == "done"
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            await database.atomic(two_txn, 3, 2)
+        async with database.transaction():
+            with pytest.raises(psycopg2.errors.UniqueViolation):
+                await database.atomic(two_txn, 4, 1)
+            await database.atomic(two_txn, 5, 6)
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            await database.atomic(two_txn, 7, 8, read_only=True)
+        with pytest.raises(ValueError, match="not an isolation level"):
+            database.atomic(two_txn, 7, 8, isolation="chaos")
+    assert kept(dsn) == [1, 2, 5, 6]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deferred_constraint_fails_the_commit(dsn: str) -> None:
+    """An error that only COMMIT finds is the transaction's error."""
+    async with database_at(dsn) as database:
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            async with database.transaction():
+                await database.statement("INSERT INTO kept VALUES (1, '', 1), (2, '', 1)")
+        await insert(database, 3)
+    assert kept(dsn) == [3]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_lost_in_commit_is_an_unknown_outcome(dsn: str) -> None:
+    """Nobody can tell whether it was kept, and nobody claims to."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;"
+        "CREATE CONSTRAINT TRIGGER die AFTER INSERT ON kept DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION die()",
+    )
+    async with database_at(dsn) as database:
+        with pytest.raises(OutcomeUnknown):
+            async with database.transaction():
+                await insert(database, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_lost_before_commit_is_known_to_be_undone(dsn: str) -> None:
+    """The server hung up before COMMIT was sent: nothing was kept, try again."""
+    limits = SessionSettings(idle_in_transaction_session_timeout=0.1)
+    async with database_at(dsn, limits) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await pause(0.3)
+
+        with pytest.raises(Unavailable):
+            await body()
+        await insert(database, 2)
+    assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_worker_no_transaction(dsn: str) -> None:
+    """A transaction that gets no worker in time fails its first statement, and ends."""
+    async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
+        slow = database.statement("SELECT pg_sleep(0.7)")
+        with pytest.raises(Unavailable):
+            async with database.transaction():
+                await insert(database, 1)
+        await slow
+        assert kept(dsn) == []
+        await insert(database, 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_dropped_task_lets_its_worker_go(dsn: str) -> None:
+    """A task that nobody holds any more does not keep a connection for ever."""
+    async with database_at(dsn, most=2) as database:
+
+        async def forgotten() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await Deferred()
+
+        task = forgotten()
+        ensureDeferred(task)
+        await until(lambda: database.pool.stats().busy and not database.pool.dispatch.queue.qsize())
+        await pause(0.05)
+        task.close()
+        await until(lambda: database.pool.stats().busy == 0)
+    assert kept(dsn) == []
