@@ -24,7 +24,17 @@ from schema.embedded import Cluster, EmbeddedFailed
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["PROJECT", "Cluster", "EmbeddedFailed", "InvalidUrl", "Place", "parse", "reason"]
+__all__ = [
+    "PROJECT",
+    "Cluster",
+    "EmbeddedFailed",
+    "InvalidUrl",
+    "Place",
+    "engine",
+    "here",
+    "parse",
+    "reason",
+]
 
 PROJECT = Path(__file__).resolve().parent.parent
 STATE = PROJECT / ".rowcast"
@@ -138,7 +148,9 @@ def engine(dsn: str) -> Engine:
 def reason(error: psycopg2.Error) -> str:
     """Say in one sentence why a connection failed, and what may help."""
     said = str(error).strip().splitlines()
-    first = re.sub(r"^connection to server (?:at|on) ", "", said[0] if said else "no reason given")
+    first = re.sub(
+        r"^connection to server (at|on) (.*?) failed: ", r"the database \1 \2: ", (said or ["?"])[0]
+    )
     if "does not support SSL" in first:
         return f"{first} → add ?sslmode=prefer to the URL, if the way to it is private"
     if "SSL" in first or "no encryption" in str(error):

@@ -1,0 +1,186 @@
+"""
+At which revision a database is, beside the code's; and bringing it there.
+
+A program, too: `python -m schema.revision` reads a question as JSON from its input and
+writes what it found to its output. The service asks it in a child process, so that none of
+Alembic and SQLAlchemy stays in the memory of what serves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from schema.database import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
+
+# The comment on Alembic's version table that makes it ours.
+MARK = "rowcast"
+
+FACTS = """
+SELECT current_setting('server_version'), current_user::text,
+       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+       least(
+           current_setting('max_connections')::int
+               - current_setting('superuser_reserved_connections')::int,
+           (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
+           (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+       ),
+       (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname <> 'alembic_version'
+           AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'),
+       to_regclass('alembic_version') IS NOT NULL,
+       obj_description(to_regclass('alembic_version'))
+"""
+
+
+@dataclass(frozen=True)
+class Database:
+    """
+    What a look at the database found.
+
+    Args:
+        server: The version of PostgreSQL.
+        role: Who we are in there.
+        creates: Whether the role may create tables.
+        limit: Connections that the role may open.
+        relations: How many there are, Alembic's own table aside.
+        versions: The revisions it is at.
+        ours: Whether its revisions are this project's.
+    """
+
+    server: str
+    role: str
+    creates: bool
+    limit: int
+    relations: int
+    versions: tuple[str, ...]
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """
+    How a database stands to the code.
+
+    Args:
+        problem: Why it cannot be served, in a sentence that says what to do; else None.
+        server: The version of PostgreSQL.
+        limit: Connections that the role may open.
+        revision: Where it is now; None for a database that is not this project's.
+        title: What that revision does.
+        relations: How many it holds.
+    """
+
+    problem: str | None
+    server: str = ""
+    limit: int = 0
+    revision: str | None = None
+    title: str = ""
+    relations: int = 0
+
+
+def stand(place: Place, upgrade: bool = False, connections: int = 1) -> Standing:
+    """
+    Find how the database stands to the code.
+
+    Args:
+        place: Where it is; the embedded server is started for the time of the look.
+        upgrade: Whether to bring a database of ours, or an empty one, to the code's revision.
+        connections: How many the service wants.
+    """
+    config = Config(PROJECT / "alembic.ini", attributes={"configure_logging": False})
+    scripts = ScriptDirectory.from_config(config)
+    try:
+        with place.running() as dsn:
+            found = look(dsn, (script.revision for script in scripts.walk_revisions()))
+            problem = _objection(found, scripts, upgrade, connections, place.embedded)
+            if problem is None and upgrade and _open(found):
+                config.attributes["place"] = Place(url=dsn)
+                command.upgrade(config, "head")
+                found = look(dsn, scripts.get_heads())
+    except (EmbeddedFailed, InvalidUrl, CommandError, OSError) as error:
+        return Standing(str(error))
+    except psycopg2.OperationalError as error:
+        return Standing(reason(error))
+    if not found.ours:
+        return Standing(problem, found.server, found.limit, relations=found.relations)
+    revision = ", ".join(found.versions) or None
+    script = scripts.get_revision(revision) if revision and problem is None else None
+    title = script.doc.rstrip(".") if script else ""
+    return Standing(problem, found.server, found.limit, revision, title, found.relations)
+
+
+def look(dsn: str, known: Iterable[str]) -> Database:
+    """Read what there is to know; `known` are this project's revisions."""
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(FACTS)
+            server, role, creates, limit, relations, versioned, mark = cursor.fetchone() or ()
+            versions: tuple[str, ...] = ()
+            if versioned:
+                cursor.execute("SELECT version_num FROM alembic_version ORDER BY 1")
+                versions = tuple(row[0] for row in cursor.fetchall())
+    finally:
+        connection.close()
+    ours = mark == MARK or not set(versions).isdisjoint(known)
+    return Database(server.split()[0], role, creates, limit, relations, versions, ours)
+
+
+def _open(found: Database) -> bool:
+    # What already holds relations that are not ours is somebody's, and left as it is.
+    return found.ours or (found.relations == 0 and not found.versions)
+
+
+def _objection(
+    found: Database, scripts: ScriptDirectory, upgrade: bool, connections: int, embedded: bool
+) -> str | None:
+    heads = scripts.get_heads()
+    at = ", ".join(found.versions) or "none"
+    if len(heads) > 1:
+        return f"the migrations have several heads ({', '.join(heads)}) → alembic merge heads"
+    if connections > found.limit:
+        return (
+            f"{found.role} may open {found.limit} connections, {connections} are wanted"
+            f" → ROWCAST_POOL_MAX={max(1, found.limit - 1)}"
+        )
+    if not found.ours and not (upgrade and _open(found)):
+        empty = embedded and not found.relations
+        return "the embedded database is empty → alembic upgrade head" if empty else None
+    if set(found.versions) - {script.revision for script in scripts.walk_revisions()}:
+        return f"the database is at revision {at}, which this code does not know → update the code"
+    if found.versions == tuple(heads):
+        return None
+    if not upgrade:
+        return f"the database is at revision {at}, the code at {heads[0]} → alembic upgrade head"
+    if not found.creates:
+        return (
+            f'{found.role} may not create tables → GRANT CREATE ON SCHEMA public TO "{found.role}"'
+        )
+    return None
+
+
+def answer(question: dict[str, Any]) -> Standing:
+    """Answer a question as the service asks it: the fields of a Place, `upgrade`, `connections`."""
+    file = question["file"]
+    place = Place(
+        url=question["url"],
+        file=Path(file) if file else None,
+        direct=question["direct"],
+        state=Path(question["state"]),
+    )
+    return stand(place, question["upgrade"], question["connections"])
+
+
+if __name__ == "__main__":
+    json.dump(asdict(answer(json.load(sys.stdin))), sys.stdout)
