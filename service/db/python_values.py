@@ -1,0 +1,140 @@
+"""
+Python values → wire values and PostgreSQL's input text.
+
+The way out of models and hand-written procedures, whose dates are dates. Their text is that
+which PostgreSQL itself writes for the same value in a session of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Any
+from uuid import UUID
+
+from service.db.json_text import LEAST, MOST
+
+MAX_EXPONENT = 131072
+"""PostgreSQL's numeric has at most so many digits before the point."""
+
+
+def wire(value: Any) -> Any:
+    """
+    Give the wire form of a Python value, lists and dicts with all that they hold.
+
+    Raises:
+        TypeError: There is no wire form for such a value.
+    """
+    if value is None or type(value) in _AS_IS:
+        return value
+    if isinstance(value, dict):
+        return {_key(key): wire(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [wire(item) for item in value]
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    text = python_text(value)
+    if text is not None:
+        return text
+    if isinstance(value, int) and not isinstance(value, Enum):
+        return int(value) if LEAST <= value <= MOST else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _words(value)
+    if isinstance(value, Enum):
+        return wire(value.value)
+    if isinstance(value, (str, bytes)):
+        return str(value) if isinstance(value, str) else bytes(value)
+    raise TypeError(f"no wire form for a value of type {type(value).__name__}")
+
+
+def python_text(value: Any) -> str | None:
+    """Give PostgreSQL's text of a date, number, address or the like; None for other values."""
+    for kind in type(value).__mro__:
+        write = _TEXTS.get(kind)
+        if write is not None:
+            return write(value)
+    return None
+
+
+def duration_text(value: timedelta) -> str:
+    """Write an interval as PostgreSQL does with intervalstyle iso_8601."""
+    sign = "-" if value < timedelta(0) else ""
+    value = abs(value)
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days = f"{sign}{value.days}D" if value.days else ""
+    parts = [f"{sign}{hours}H"] if hours else []
+    if minutes:
+        parts.append(f"{sign}{minutes}M")
+    if seconds or value.microseconds:
+        parts.append(_trimmed(f"{sign}{seconds}.{value.microseconds:06}") + "S")
+    if not days and not parts:
+        return "PT0S"
+    return f"P{days}" + ("T" + "".join(parts) if parts else "")
+
+
+def moment_text(value: datetime) -> str:
+    """Write a timestamp, an aware one in UTC."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:  # within a day of the calendar's ends
+        return value.isoformat()
+    return _trimmed(value.replace(tzinfo=None).isoformat()) + "Z"
+
+
+def time_text(value: time) -> str:
+    """Write a time, with its offset if it has one."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    return value.isoformat()
+
+
+def decimal_text(value: Decimal) -> str:
+    """Write a numeric without an exponent, as PostgreSQL does."""
+    if value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
+        return format(value, "f")
+    return "NaN" if value.is_nan() else str(value)
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _words(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"no wire form for a dict with a key of type {type(key).__name__}")
+    return str(key)
+
+
+_AS_IS = frozenset([str, bool, bytes])
+
+_TEXTS: Mapping[type, Callable[[Any], str]] = {
+    datetime: moment_text,
+    date: date.isoformat,
+    time: time_text,
+    timedelta: duration_text,
+    Decimal: decimal_text,
+    UUID: str,
+    **dict.fromkeys(
+        (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface), str
+    ),
+}

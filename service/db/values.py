@@ -1,0 +1,122 @@
+"""
+The one codec: PostgreSQL's text ↔ wire values ↔ Python values.
+
+Answers, arguments, change events and live queries all pass here, so a value has one form
+wherever it appears (docs/values.md). PostgreSQL's text is the middle: what comes in is
+written as text for PostgreSQL to judge, what goes out is read from its text, and nothing on
+the way to the wire becomes a date or a Decimal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg2.extensions import cursor
+
+from service.catalog import Catalog, Type
+from service.db import python_values
+from service.db.casters import Casters
+from service.db.encoders import Encoders, unfit
+from service.db.json_text import check_text
+from service.db.python_forms import PythonForms
+from service.errors import InvalidArgument
+from service.plan.conditions import Bound
+
+
+class Codec:
+    """
+    The forms of values of one catalog; another load of the catalog takes another codec.
+
+    Sessions must run with the settings of `db/session`, which the texts depend on.
+
+    Args:
+        catalog: Whose types are met.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._casters = Casters(catalog)
+        self._encoders = Encoders(catalog)
+        self._forms = PythonForms(catalog, self._encoders)
+
+    def install(self, cursor: cursor) -> None:
+        """Make a cursor give rows of wire values."""
+        self._casters.install(cursor)
+
+    def read(self, type: Type, text: str | None) -> Any:
+        """Give the wire value of PostgreSQL's text."""
+        return None if text is None else self._casters.reader(type)(text)
+
+    def encode(self, type: Type, value: Any, path: str) -> str | None:
+        """
+        Write a wire argument, or a Python value, as text that PostgreSQL reads as the type.
+
+        Args:
+            type: What PostgreSQL is to take it for.
+            value: As a serializer left it.
+            path: Where it stood in the call.
+
+        Raises:
+            InvalidArgument: It cannot be of this type; `path` points into it.
+        """
+        if value is None:
+            return None
+        try:
+            return self._encoders.writer(type)(value)
+        except InvalidArgument as refusal:
+            raise _below(path, refusal) from None
+
+    def parameters(self, bounds: Sequence[Bound], values: Sequence[Any]) -> list[str | None]:
+        """
+        Write the values of a call in the order in which a statement binds them.
+
+        Raises:
+            InvalidArgument: One of them does not fit.
+        """
+        return [
+            _raw(values[bound.slot], bound.path)
+            if bound.raw
+            else self.encode(bound.type, values[bound.slot], bound.path)
+            for bound in bounds
+        ]
+
+    def python(self, type: Type, value: Any, path: str) -> Any:
+        """
+        Give the Python value that a model sees for a wire argument.
+
+        Raises:
+            InvalidArgument: It cannot be of this type.
+        """
+        if value is None:
+            return None
+        try:
+            return self._forms.maker(type)(value)
+        except InvalidArgument as refusal:
+            raise _below(path, refusal) from None
+
+    def wire(self, value: Any) -> Any:
+        """
+        Give the wire form of a Python value.
+
+        Raises:
+            TypeError: There is none.
+        """
+        return python_values.wire(value)
+
+
+def _raw(value: Any, path: str) -> str | None:
+    """Pass PostgreSQL's own text on, which a caller may have tampered with on its way."""
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str):
+            raise unfit(value, "a string")
+        return check_text(value)
+    except InvalidArgument as refusal:
+        raise _below(path, refusal) from None
+
+
+def _below(path: str, refusal: InvalidArgument) -> InvalidArgument:
+    tail = refusal.details.get("path")
+    refusal.details["path"] = f"{path}.{tail}" if tail else path
+    return refusal
