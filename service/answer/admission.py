@@ -13,6 +13,7 @@ from typing import Any
 
 from service.answer.served import Served
 from service.catalog import Relation
+from service.db.scope import Database
 from service.errors import InvalidRow
 from service.models.checks import catalog_faults
 from service.request.parse import Parsed
@@ -57,6 +58,12 @@ async def admit_create(
         admitted = await model.admit_new(given, served.codec, path)
         rows.append(_merged(row, given, admitted, path, values, served))
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
+
+
+async def admit_update(
+    database: Database, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+) -> Parsed[UpdateRequest]:
+    raise NotImplementedError
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:

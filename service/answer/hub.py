@@ -29,8 +29,8 @@ from service.request.parse import Limits
 Verb = Callable[[Served, Relation, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 Procedure = Callable[[Served, Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
-BY_KEY = frozenset({"get"})
-"""Verbs that a relation without a primary key does not have."""
+STALE = frozenset({"42P01", "42703", "42704", "42883", "42P10"})
+"""What PostgreSQL says of names that are there no more (undefined table, column, …)."""
 
 
 class Hub:
@@ -41,7 +41,7 @@ class Hub:
         max_bytes: What an answer may weigh on the wire, roughly.
         procedures: By name: those written by hand, and the service's own; they win over
             generated ones.
-        changed: Called when a statement shows that the catalog is out of date.
+        suspect: Called when a statement fails as if the catalog were out of date.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Hub:
         limits: Limits,
         max_bytes: int,
         procedures: Mapping[str, Procedure],
-        changed: Callable[[], Awaitable[None]],
+        suspect: Callable[[], None] = lambda: None,
     ) -> None:
         self._procedures = procedures
-        self._changed = changed
+        self.suspect = suspect
         self._served: Served | None = None
         reading = Reading(database, limits, max_bytes)
         writing = Writing(database, limits, max_bytes)
@@ -103,11 +103,11 @@ class Hub:
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
-            found = refusal(error, self.served.catalog)
+            found = refusal(error, catalog=self.served.catalog)
             if found is None:
                 raise
-            if found.stale:
-                await self._changed()
+            if found.details.get("sqlstate") in STALE:
+                self.suspect()
             raise found from error
 
     async def _answer(

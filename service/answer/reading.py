@@ -5,7 +5,6 @@ The reading verbs: get, find, count, exists.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from service.answer.served import Served
@@ -13,12 +12,11 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, page_txn, value_txn
 from service.db.scope import Database
 from service.errors import NotFound
-from service.plan.read import plan_count, plan_find, plan_get
-from service.plan.types import CountPlan
+from service.plan.read import plan_all, plan_count, plan_find, plan_get
 from service.request.paging import write_token
 from service.request.parse import Limits, Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest
-from service.sql.select import count, estimate, select
+from service.sql.select import count, estimate, exists, select
 from service.sql.statement import Statement
 
 
@@ -76,35 +74,30 @@ class Reading:
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> int:
         """Answer `count`: how many rows match."""
-        call = parse_count(args, kwargs, self._limits, exists=False)
-        return int(
-            await self._value(served, served.statement(_count, relation, call.request), call)
-        )
+        call = parse_count(args, kwargs, self._limits)
+        statement = served.statement(_count, relation, call.request)
+        return int(await self._value(served, statement, call))
 
     async def exists(
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
         """Answer `exists`: whether a row matches."""
-        call = parse_count(args, kwargs, self._limits, exists=True)
-        return bool(
-            await self._value(served, served.statement(_count, relation, call.request), call)
-        )
+        call = parse_count(args, kwargs, self._limits)
+        statement = served.statement(_exists, relation, call.request)
+        return bool(await self._value(served, statement, call))
 
     async def _count(self, served: Served, relation: Relation, call: Parsed[FindRequest]) -> int:
-        """Count what a find would give without its page."""
-        counted = CountRequest(call.request.where)
+        """Count what a find would give without its pages."""
+        plan = plan_all(served.catalog, relation, call.request)
         mode = call.request.count
         if mode == "exact":
-            exact = served.statement(_count, relation, counted)
-            return int(await self._value(served, exact, call))
+            return int(await self._value(served, count(plan), call))
         if mode == "estimated":
             most = self._limits.max_rows
-            bounded = count(plan_count(served.catalog, relation, counted), limit=most + 1)
-            found = int(await self._value(served, bounded, call))
+            found = int(await self._value(served, count(plan, limit=most + 1), call))
             if found <= most:
                 return found
-        planned = served.statement(_estimate, relation, counted)
-        (document,) = await self._value(served, planned, call)
+        (document,) = await self._value(served, estimate(plan), call)
         return int(document["Plan"]["Plan Rows"])
 
     async def _page(
@@ -157,6 +150,5 @@ def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> State
     return count(plan_count(catalog, relation, request))
 
 
-def _estimate(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
-    plan: CountPlan = plan_count(catalog, relation, replace(request, exists=False))
-    return estimate(plan)
+def _exists(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+    return exists(plan_count(catalog, relation, request))

@@ -4,13 +4,15 @@ Reading requests and the catalog to read plans.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.conditions import Compare, Condition, Every, Expression
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.order import by_key, leading, of_distinct
-from service.plan.types import CountPlan, PlannedAfter, ReadPlan, SortKey
+from service.plan.types import PlannedAfter, ReadPlan, SortKey
 from service.request.types import After, CountRequest, FindRequest, GetRequest, KeyMatch
 
 
@@ -64,18 +66,22 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     )
 
 
-def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> CountPlan:
+def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:
     """
-    Plan `count` and `exists`.
+    Plan `count` and `exists`: rows of which nothing is wanted.
 
     Raises:
         InvalidArgument: A name is unknown.
     """
     where = plan_filter(Scope(catalog, relation), request.where)
-    verb = "exists" if request.exists else "count"
-    return CountPlan(
-        f"{relation.name}.{verb}", relation, where, "exists" if request.exists else "exact"
-    )
+    return ReadPlan(f"{relation.name}.count", relation, (), where)
+
+
+def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+    """Plan all rows of a find, without its pages and its order, to count them."""
+    plan = plan_find(catalog, relation, replace(request, after=None, offset=None))
+    outputs = plan.outputs if plan.distinct else ()
+    return replace(plan, outputs=outputs, order=(), limit=None, keyset=False)
 
 
 def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:

@@ -8,11 +8,10 @@ a `Bound` says which value goes where, and what type it takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from service.catalog import Column, Relation
 from service.plan.conditions import Bound, Condition, Expression
-from service.request.types import CountMode, Nulls
+from service.request.types import Nulls
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +78,6 @@ class ReadPlan:
     after: PlannedAfter | None = None
     keyset: bool = False
     lock: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CountPlan:
-    """Rows to count; `exists` stops at the first; `limit` bounds the count."""
-
-    name: str
-    relation: Relation
-    where: Condition | None
-    mode: CountMode | Literal["exists"] = "exact"
 
 
 @dataclass(frozen=True, slots=True)

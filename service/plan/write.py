@@ -87,21 +87,21 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
 
 
 def plan_current(
-    catalog: Catalog, relation: Relation, target: Target, returning: Returning, lock: bool
+    catalog: Catalog, relation: Relation, target: Target, returning: Returning, lock: bool = False
 ) -> ReadPlan:
     """
-    Plan to read the rows that a write is for, without what it expects of them.
+    Plan to read the rows that a write is for, as they are.
 
     Args:
         catalog: For types.
         relation: Whose rows.
         target: Which rows.
-        returning: What of them; without rows, all columns.
+        returning: What of them.
         lock: Whether they are to stay as they are until the transaction ends.
     """
     scope = Scope(catalog, relation)
-    outputs, order = _returned(scope, replace(returning, rows=True))
-    where = plan_target(scope, replace(target, expect=()), "update")
+    outputs, order = _returned(scope, returning)
+    where = plan_target(scope, target, "update")
     return ReadPlan(f"{relation.name}.update", relation, outputs, where, order, lock=lock)
 
 

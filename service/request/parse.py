@@ -134,13 +134,13 @@ def parse_find(
 
 
 def parse_count(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, exists: bool
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CountRequest]:
     """Read the arguments of `count` and `exists`."""
     given = Arguments(args, kwargs, [], ["where"])
     values = Values()
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
-    return Parsed(CountRequest(where, exists), values.freeze(), given.timeout())
+    return Parsed(CountRequest(where), values.freeze(), given.timeout())
 
 
 def parse_key(key: Any, values: Values) -> KeyMatch:

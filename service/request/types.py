@@ -176,10 +176,9 @@ class FindRequest:
 
 @dataclass(frozen=True, slots=True)
 class CountRequest:
-    """How many rows there are, or (exists) whether there is one."""
+    """How many rows there are, or whether there is one."""
 
     where: Filter
-    exists: bool = False
 
 
 @dataclass(frozen=True, slots=True)

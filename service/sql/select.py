@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
-from service.plan.types import CountPlan, Output, ReadPlan
+from service.plan.types import Output, ReadPlan
 from service.sql.expressions import ROW, after, condition, expression, order_by, separated, where
 from service.sql.statement import Part, Statement, render
 
@@ -25,23 +25,31 @@ def select(plan: ReadPlan) -> Statement:
     return Statement(text, bounds, plan.name, tuple(output.name for output in plan.outputs))
 
 
-def count(plan: CountPlan, limit: int | None = None) -> Statement:
+def count(plan: ReadPlan, limit: int | None = None) -> Statement:
     """
-    Spell a count of all matching rows, or whether there is one.
+    Spell the question how many rows a read gives.
 
     Args:
         plan: What to count.
         limit: Stop counting there.
     """
-    text, bounds = render(_count(plan, limit))
-    return Statement(text, bounds, plan.name, ("count",))
+    stop = SQL(f" LIMIT {limit:d}" if limit is not None else "")
+    return _about(plan, [SQL("SELECT count(*) FROM (")], [stop, SQL(") AS counted")])
 
 
-def estimate(plan: CountPlan) -> Statement:
+def exists(plan: ReadPlan) -> Statement:
+    """Spell the question whether a read gives any row."""
+    return _about(plan, [SQL("SELECT EXISTS (")], [SQL(")")])
+
+
+def estimate(plan: ReadPlan) -> Statement:
     """Spell the question how many rows the planner expects; it answers one JSON document."""
-    parts = [SQL("EXPLAIN (FORMAT JSON) SELECT 1"), *source(plan.relation), *where(plan.where)]
-    text, bounds = render(parts)
-    return Statement(text, bounds, plan.name, ("plan",))
+    return _about(plan, [SQL("EXPLAIN (FORMAT JSON) ")], [])
+
+
+def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> Statement:
+    text, bounds = render([*before, *_select(plan), *behind])
+    return Statement(text, bounds, plan.name, ("answer",))
 
 
 def source(relation: Relation) -> Iterator[Part]:
@@ -96,14 +104,3 @@ def _where(plan: ReadPlan) -> Iterator[Part]:
         yield from condition(plan.where)
         yield SQL(" AND ")
     yield from after(plan.after, plan.order)
-
-
-def _count(plan: CountPlan, limit: int | None) -> Iterator[Part]:
-    if plan.mode == "exists":
-        yield SQL("SELECT EXISTS (SELECT 1")
-    else:
-        yield SQL("SELECT count(*) FROM (SELECT 1")
-    yield from source(plan.relation)
-    yield from where(plan.where)
-    yield SQL(f" LIMIT {limit:d}" if limit is not None else "")
-    yield SQL(")" if plan.mode == "exists" else ") AS counted")

@@ -96,7 +96,7 @@ def test_arguments():
         with pytest.raises(InvalidArgument):
             parse_get(args, kwargs)
     with pytest.raises(InvalidArgument):
-        parse_count([{}], {}, LIMITS, exists=False)
+        parse_count([{}], {}, LIMITS)
 
 
 def test_create():

@@ -8,7 +8,7 @@ from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.read import plan_count, plan_find, plan_get
 from service.request.paging import write_token
 from service.request.parse import Limits, parse_count, parse_find, parse_get
-from service.sql.select import count, estimate, select
+from service.sql.select import count, estimate, exists, select
 from tests.unit.samples import catalog
 
 CATALOG = catalog()
@@ -28,9 +28,9 @@ def found(name="actions", **kwargs):
 
 def where_of(condition):
     """Give the WHERE clause of a filter, and what is bound in it."""
-    call = parse_count([], {"where": condition}, Limits(), exists=False)
+    call = parse_count([], {"where": condition}, Limits())
     statement = count(plan_count(CATALOG, relation(), call.request))
-    text = statement.text.removeprefix(f"SELECT count(*) FROM (SELECT 1{FROM} WHERE ")
+    text = statement.text.removeprefix(f"SELECT count(*) FROM (SELECT {FROM} WHERE ")
     return text.removesuffix(") AS counted"), [call.values[each.slot] for each in statement.bounds]
 
 
@@ -215,14 +215,12 @@ def test_conditions(where, text, values):
 
 def test_counting():
     """Counting, asking for one row and asking the planner."""
-    call = parse_count([], {}, Limits(), exists=False)
+    call = parse_count([], {}, Limits())
     plan = plan_count(CATALOG, relation(), call.request)
-    assert count(plan).text == f"SELECT count(*) FROM (SELECT 1{FROM}) AS counted"
-    assert count(plan, 5).text == f"SELECT count(*) FROM (SELECT 1{FROM} LIMIT 5) AS counted"
-    assert estimate(plan).text == f"EXPLAIN (FORMAT JSON) SELECT 1{FROM}"
-    call = parse_count([], {}, Limits(), exists=True)
-    plan = plan_count(CATALOG, relation(), call.request)
-    assert count(plan).text == f"SELECT EXISTS (SELECT 1{FROM})"
+    assert count(plan).text == f"SELECT count(*) FROM (SELECT {FROM}) AS counted"
+    assert count(plan, 5).text == f"SELECT count(*) FROM (SELECT {FROM} LIMIT 5) AS counted"
+    assert estimate(plan).text == f"EXPLAIN (FORMAT JSON) SELECT {FROM}"
+    assert exists(plan).text == f"SELECT EXISTS (SELECT {FROM})"
 
 
 @pytest.mark.parametrize("key", [[1, 2], {"status": True}, {"nope": 1}, {"id": 1, "status": True}])

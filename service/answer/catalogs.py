@@ -1,0 +1,136 @@
+"""
+Keeps what is served up to date with the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from service.answer.hub import Hub
+from service.answer.served import Served
+from service.catalog import Catalog, Relation
+from service.db.introspect import catalog_txn
+from service.db.scope import Database
+from service.db.values import Codec
+
+log = Logger()
+
+PAUSE = 1.0
+"""Seconds between two tries to read the catalog of a database that cannot be reached."""
+STALE = 5.0
+"""Seconds in which callers whose statements fail make us read the catalog once at most."""
+
+Modeler = Callable[[Catalog], Callable[[Relation], Any]]
+
+
+class Catalogs(Service):
+    """
+    Reads the catalog at start, and again when something says that it has changed.
+
+    Calls that run while it is replaced keep the one that they began with.
+
+    Args:
+        reactor: For pauses.
+        database: To read it from.
+        schemas: Those that are served.
+        hub: Is told of each catalog.
+        models: Makes the models of a catalog; gives the look-up of a relation's model.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        database: Database,
+        schemas: tuple[str, ...],
+        hub: Hub,
+        models: Modeler,
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._schemas = schemas
+        self._hub = hub
+        self._models = models
+        self._version = 0
+        self._loading: Deferred[None] | None = None
+        self._again = False
+        self._last = float("-inf")
+        self._waiting: list[Deferred[None]] = []
+
+    def startService(self) -> None:
+        """Begin to read."""
+        super().startService()
+        self.reload()
+
+    def stopService(self) -> Deferred[None] | None:
+        """Read no more."""
+        super().stopService()
+        loading = self._loading
+        if loading is not None:
+            loading.cancel()
+        return loading
+
+    def loaded(self) -> Deferred[None]:
+        """Fire once the database has been read for the first time."""
+        waiting: Deferred[None] = Deferred()
+        if self._version:
+            waiting.callback(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    def reload(self) -> None:
+        """Read the catalog; while it is being read, once more after that."""
+        if self._loading is not None:
+            self._again = True
+            return
+        self._loading = Deferred.fromCoroutine(self._load())
+
+    def suspect(self) -> None:
+        """Read the catalog because a statement failed on it; not too often."""
+        if self._reactor.seconds() - self._last >= STALE:
+            self.reload()
+
+    async def _load(self) -> None:
+        try:
+            self._again = True
+            while self._again and self.running:
+                self._again = False
+                await self._load_once()
+        except CancelledError:
+            pass
+        finally:
+            self._loading = None
+
+    async def _load_once(self) -> None:
+        while self.running:
+            try:
+                catalog: Catalog = await self._database.run(
+                    catalog_txn, self._schemas, self._version + 1, retry=True
+                )
+                break
+            except CancelledError:
+                raise
+            except Exception as error:
+                log.warn("cannot read the catalog: {error}", error=type(error).__name__)
+                await deferLater(self._reactor, PAUSE)
+        else:
+            return
+        self._last = self._reactor.seconds()
+        self._version = catalog.version
+        self._hub.serve(Served(catalog, Codec(catalog), self._models(catalog)))
+        log.info(
+            "serving {relations} relations of {schemas}, catalog {version}",
+            relations=len(catalog.relations),
+            schemas=", ".join(self._schemas),
+            version=catalog.version,
+        )
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)

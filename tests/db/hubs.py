@@ -1,0 +1,55 @@
+"""
+A hub over a real database, without a router in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from service.models.registry import Models
+from twisted.internet import reactor
+
+from service.answer.catalogs import Catalogs
+from service.answer.hub import Hub
+from service.request.caller import Caller
+from service.request.parse import Limits
+from tests.db.rooms import database_at
+
+ANYONE = Caller(None, None, None, "realm1")
+
+
+class Callee:
+    """Calls procedures as a caller would, less the router."""
+
+    def __init__(self, hub: Hub, catalogs: Catalogs) -> None:
+        self.hub = hub
+        self.catalogs = catalogs
+
+    async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a procedure by its name without the prefix."""
+        return await self.hub.answer(name, args, kwargs, ANYONE)
+
+
+@asynccontextmanager
+async def serving(
+    dsn: str, *schemas: str, max_rows: int = 1000, max_bytes: int = 8 << 20
+) -> AsyncIterator[Callee]:
+    """Serve a database for the length of the body."""
+    async with database_at(dsn) as database:
+        hub = Hub(database, Limits(max_rows), max_bytes, {})
+        catalogs = Catalogs(
+            reactor, database, schemas or ("public",), hub, lambda catalog: Models(catalog).model
+        )
+        hub.suspect = catalogs.suspect
+        catalogs.startService()
+        await catalogs.loaded()
+        try:
+            yield Callee(hub, catalogs)
+        finally:
+            await (catalogs.stopService() or _done())
+
+
+async def _done() -> None:
+    return None

@@ -1,0 +1,398 @@
+"""
+Reading through the hub: every answer is what SQL itself answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import (
+    DatabaseRefused,
+    InvalidArgument,
+    NoSuchProcedure,
+    NotFound,
+    StatementTimeout,
+    TooLarge,
+)
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of, until
+
+SCHEMA = """
+CREATE EXTENSION hstore;
+CREATE SCHEMA app;
+CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+CREATE TABLE things (
+    id int PRIMARY KEY, name text NOT NULL UNIQUE, size int, price numeric(8,2), open boolean,
+    mood mood, tags text[], doc jsonb, raw json, span int4range, seen timestamptz, store hstore,
+    body tsvector, secret text);
+COMMENT ON COLUMN things.secret IS '@hidden';
+INSERT INTO things SELECT i, 'thing ' || i, nullif(i % 7, 0), i * 1.5,
+    CASE i % 3 WHEN 0 THEN true WHEN 1 THEN false END,
+    (ARRAY['sad','ok','happy'])[1 + i % 3]::mood, ARRAY['t' || i % 4, 't' || i % 5],
+    jsonb_build_object('n', i, 'in', jsonb_build_object('s', 'x' || i % 3), 'list', '[1,2]'::jsonb),
+    json_build_object('n', i), int4range(i, i + 5), '2026-01-01Z'::timestamptz + i * '1h'::interval,
+    hstore('k' || i % 2, 'v'), to_tsvector('english', 'the cats are thing ' || i), 'secret ' || i
+    FROM generate_series(1, 60) i;
+CREATE VIEW named AS SELECT name, size FROM things;
+CREATE TABLE pairs (a int, b text, note text, PRIMARY KEY (b, a));
+INSERT INTO pairs VALUES (1, 'x', 'one'), (2, 'x', 'two'), (1, 'y', 'three');
+CREATE TABLE app."Odd. na%me" (id uuid PRIMARY KEY, "a.b->c" int);
+INSERT INTO app."Odd. na%me" VALUES ('6b0c0e1e-0000-4000-8000-000000000001', 5);
+CREATE TABLE hidden (id int PRIMARY KEY); COMMENT ON TABLE hidden IS 'Nothing. \n@hidden';
+CREATE TABLE stats (id int PRIMARY KEY); INSERT INTO stats VALUES (1);
+CREATE TABLE blobs (id int PRIMARY KEY, data text);
+INSERT INTO blobs SELECT i, repeat('x', 10000) FROM generate_series(1, 20) i;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, "public", "app", max_rows=100, max_bytes=100_000) as callee:
+        yield callee
+
+
+async def ids(db: Callee, **kwargs: Any) -> list[int]:
+    """Give the ids that a find finds."""
+    found = await db.call("things.find", select=["id"], **kwargs)
+    return [row["id"] for row in found["rows"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_get(db: Callee) -> None:
+    """A row by key, whole or in part; the hidden column is not there."""
+    row = await db.call("things.get", 3)
+    assert "secret" not in row
+    assert row["price"] == "4.50"
+    assert row["seen"] == "2026-01-01T03:00:00Z"
+    assert await db.call("things.get", {"name": "thing 3"}, select=["id"]) == {"id": 3}
+    assert await db.call("things.get", key="3", select=["id"]) == {"id": 3}
+    assert await db.call("pairs.get", ["x", 2], select=["note"]) == {"note": "two"}
+    assert await db.call("pairs.get", {"a": 1, "b": "y"}, select=["note"]) == {"note": "three"}
+    listed = await db.call("things.get", 3, select=["id", "size"], form="lists")
+    assert listed == {"columns": ["id", "size"], "rows": [[3, 3]]}
+    assert isinstance(await failure_of(db.call("things.get", 999)), NotFound)
+
+
+@pytest_twisted.ensureDeferred
+async def test_names(db: Callee) -> None:
+    """Any name can be served; hidden and reserved ones cannot, except under their schema."""
+    key = "6b0c0e1e-0000-4000-8000-000000000001"
+    row = await db.call("app.Odd%2E%20na%25me.get", key)
+    assert row == {"id": key, "a.b->c": 5}
+    found = await db.call("app.Odd%2E%20na%25me.find", where={'"a.b->c"': {"gt": 4}})
+    assert found["rows"] == [row]
+    assert await db.call("public.stats.count") == 1
+    for name in ("hidden.find", "stats.find", "app.things.find", "nope.find", "things.nope"):
+        assert isinstance(await failure_of(db.call(name)), NoSuchProcedure)
+    refused = await failure_of(db.call("thing.find"))
+    assert isinstance(refused, NoSuchProcedure)
+    assert refused.details["hint"] == 'did you mean "things"?'
+
+
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({"id": 5}, "id = 5"),
+    ({"id": [1, 5, 99]}, "id IN (1, 5)"),
+    ({"id": []}, "false"),
+    ({"size": None}, "size IS NULL"),
+    ({"size": {"is": "not null"}}, "size IS NOT NULL"),
+    ({"size": {"neq": 3}}, "size <> 3"),
+    ({"size": {"isdistinct": 3}}, "size IS DISTINCT FROM 3"),
+    ({"size": {"isdistinct": None}}, "size IS NOT NULL"),
+    ({"size": {"not": {"gt": 3}}}, "NOT size > 3"),
+    ({"size": {"gte": 2, "lt": 5}}, "size >= 2 AND size < 5"),
+    ({"price": {"lte": "7.50"}}, "price <= 7.5"),
+    ({"price": 7.5}, "price = 7.5"),
+    ({"size": {"between": [2, 4]}}, "size BETWEEN 2 AND 4"),
+    ({"size": {"in": [1, None]}}, "size = 1"),
+    ({"open": True}, "open"),
+    ({"open": {"is": "unknown"}}, "open IS UNKNOWN"),
+    ({"open": {"is": False}}, "open IS FALSE"),
+    ({"mood": "ok"}, "mood = 'ok'"),
+    ({"mood": {"gt": "sad"}}, "mood > 'sad'"),
+    ({"name": {"like": "thing 1%"}}, "name LIKE 'thing 1%'"),
+    ({"name": {"ilike": "THING _"}}, "name ILIKE 'THING _'"),
+    ({"id": {"like": "1%"}}, "id::text LIKE '1%'"),
+    ({"name": {"match": "1$"}}, "name ~ '1$'"),
+    ({"name": {"imatch": "THING 1"}}, "name ~* 'THING 1'"),
+    ({"name": {"like": {"any": ["%1", "%2"]}}}, "name LIKE ANY (ARRAY['%1', '%2'])"),
+    ({"name": {"like": {"all": ["%1", "t%"]}}}, "name LIKE '%1' AND name LIKE 't%'"),
+    ({"size": {"gt": {"all": [1, 4]}}}, "size > 4"),
+    ({"size": {"eq": {"any": [1, 4]}}}, "size IN (1, 4)"),
+    ({"tags": {"cs": ["t1"]}}, "tags @> ARRAY['t1']"),
+    ({"tags": {"cd": ["t1", "t2", "t3"]}}, "tags <@ ARRAY['t1','t2','t3']"),
+    ({"tags": {"ov": ["t1", "t2"]}}, "tags && ARRAY['t1','t2']"),
+    ({"tags": {"eq": ["t1", "t1"]}}, "tags = ARRAY['t1','t1']"),
+    ({"span": {"cs": 7}}, "span @> 7"),
+    ({"span": {"cs": "[7,8]"}}, "span @> '[7,8]'::int4range"),
+    ({"span": {"cd": "[3,20)"}}, "span <@ '[3,20)'::int4range"),
+    ({"span": {"ov": "[3,5)"}}, "span && '[3,5)'::int4range"),
+    ({"span": {"sl": "[9,10)"}}, "span << '[9,10)'::int4range"),
+    ({"span": {"sr": "[50,55)"}}, "span >> '[50,55)'::int4range"),
+    ({"span": {"nxr": "[9,12)"}}, "span &< '[9,12)'::int4range"),
+    ({"span": {"nxl": "[50,55)"}}, "span &> '[50,55)'::int4range"),
+    ({"span": {"adj": "[20,25)"}}, "span -|- '[20,25)'::int4range"),
+    ({"doc": {"cs": {"in": {"s": "x1"}}}}, """doc @> '{"in": {"s": "x1"}}'"""),
+    ({"doc": {"has_key": "n"}}, "doc ? 'n'"),
+    ({"doc": {"has_any": ["q", "n"]}}, "doc ?| ARRAY['q','n']"),
+    ({"doc": {"has_all": ["q", "n"]}}, "doc ?& ARRAY['q','n']"),
+    ({"store": {"has_key": "k1"}}, "store ? 'k1'"),
+    ({"raw": {"cs": {"n": 5}}}, """raw::jsonb @> '{"n": 5}'"""),
+    ({"doc->n": 5}, "doc->'n' = '5'"),
+    ({"doc->in->>s": "x1"}, "doc->'in'->>'s' = 'x1'"),
+    ({"doc->>n": {"in": [5, "6"]}}, "doc->>'n' IN ('5', '6')"),
+    ({"raw->>n": "7"}, "raw->>'n' = '7'"),
+    ({"tags->>0": "t1"}, "tags[1] = 't1'"),
+    ({"body": {"fts": "cat & thing"}}, "body @@ to_tsquery('cat & thing')"),
+    ({"body": {"plfts": {"query": "cats", "config": "english"}}}, "true"),
+    ({"name": {"phfts": {"query": "thing 5", "config": "simple"}}}, "id = 5"),
+    ({"name": {"wfts": {"query": "thing -5", "config": "simple"}}}, "id <> 5"),
+    ({"seen": {"lt": "2026-01-01T05:00:00Z"}}, "seen < '2026-01-01T05:00:00Z'"),
+    ({"or": [{"id": 1}, {"id": 2, "size": 9}]}, "id = 1"),
+    ({"and": [{"id": {"gt": 5}}, {"not": {"or": [{"size": 1}, {"open": True}]}}]},
+     "id > 5 AND NOT (size = 1 OR open)"),
+    ({"not": {"size": 1}}, "NOT size = 1"),
+    ({"or": []}, "false"),
+    ({"and": []}, "true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "sql"), FILTERS)
+@pytest_twisted.ensureDeferred
+async def test_filter(db: Callee, dsn: str, where: dict[str, Any], sql: str) -> None:
+    """Every operator finds the rows that SQL finds, and count and exists agree."""
+    expected = [row[0] for row in execute(dsn, f"SELECT id FROM things WHERE {sql} ORDER BY id")]
+    assert await ids(db, where=where) == expected
+    assert await db.call("things.count", where=where) == len(expected)
+    assert await db.call("things.exists", where=where) is bool(expected)
+
+
+ORDERS: list[tuple[list[Any], str]] = [
+    ([], "id"),
+    (["-id"], "id DESC"),
+    (["size"], "size, id"),
+    (["-size"], "size DESC, id"),
+    ([{"by": "size", "nulls": "first"}], "size NULLS FIRST, id"),
+    ([{"by": "size", "desc": True, "nulls": "last"}], "size DESC NULLS LAST, id"),
+    (["open", "-size", "price"], "open, size DESC, price, id"),
+    (["mood", "-name"], "mood, name DESC"),
+    (["doc->in->>s", "-seen"], "doc->'in'->>'s', seen DESC"),
+    (["doc->in"], "doc->'in', id"),
+    (["tags", "span"], "tags, span, id"),
+]
+
+
+@pytest.mark.parametrize(("order", "sql"), ORDERS)
+@pytest.mark.parametrize("limit", [1, 7, 60])
+@pytest_twisted.ensureDeferred
+async def test_pages(db: Callee, dsn: str, order: list[Any], sql: str, limit: int) -> None:
+    """Pages follow each other without gaps and repeats, whatever the order and its nulls."""
+    expected = [row[0] for row in execute(dsn, f"SELECT id FROM things ORDER BY {sql}")]
+    found: list[int] = []
+    after = None
+    while True:
+        page = await db.call("things.find", select=["id"], order=order, limit=limit, after=after)
+        found += [row["id"] for row in page["rows"]]
+        after = page["next"]
+        if after is None:
+            break
+        assert len(page["rows"]) == limit
+    assert found == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_page_is_stable(db: Callee, dsn: str) -> None:
+    """A row that comes before the end of a page does not shift the next one."""
+    first = await db.call("pairs.find", limit=2, select=["a", "b"])
+    execute(dsn, "INSERT INTO pairs VALUES (0, 'a')")
+    second = await db.call("pairs.find", limit=2, select=["a", "b"], after=first["next"])
+    execute(dsn, "DELETE FROM pairs WHERE b = 'a'")
+    assert second == {"rows": [{"a": 1, "b": "y"}], "next": None}
+
+
+@pytest_twisted.ensureDeferred
+async def test_tokens(db: Callee) -> None:
+    """A token goes with its question alone."""
+    first = await db.call("things.find", limit=1, where={"size": 1})
+    for other in ({"where": {"size": 2}}, {"where": {"size": 1}, "order": ["name"]}, {}):
+        refused = await failure_of(db.call("things.find", after=first["next"], **other))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "after"
+
+
+@pytest_twisted.ensureDeferred
+async def test_limits_and_offsets(db: Callee) -> None:
+    """Zero rows, offsets past the end, and the ceiling."""
+    empty = await db.call("things.find", limit=0)
+    assert empty["rows"] == []
+    assert await ids(db, limit=1, after=(await db.call("things.find", limit=0))["next"]) == [1]
+    assert await ids(db, offset=58) == [59, 60]
+    assert await db.call("things.find", offset=1000) == {"rows": [], "next": None}
+    assert (await db.call("things.find", limit=0, where={"id": -1}))["next"] is None
+    page = await db.call("named.find", limit=50, order=["name"])
+    rest = await db.call("named.find", limit=50, order=["name"], after=page["next"])
+    assert len({row["name"] for row in page["rows"] + rest["rows"]}) == 60
+    assert rest["next"] is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_counts(db: Callee) -> None:
+    """Exact, planned, and estimated, which is exact for few rows."""
+    where = {"size": {"gt": 3}}
+    exact = await db.call("things.find", where=where, limit=1, count="exact")
+    assert exact["count"] == await db.call("things.count", where=where)
+    estimated = await db.call("things.find", where=where, limit=1, count="estimated")
+    assert estimated["count"] == exact["count"]
+    planned = await db.call("things.find", where=where, limit=1, count="planned")
+    assert isinstance(planned["count"], int)
+    distinct = await db.call("things.find", distinct=True, select=["size"], count="exact")
+    assert distinct["count"] == 7
+
+
+@pytest_twisted.ensureDeferred
+async def test_distinct(db: Callee, dsn: str) -> None:
+    """Distinct rows, and one row for each value."""
+    found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
+    rows = execute(dsn, "SELECT DISTINCT open, mood FROM things ORDER BY mood DESC, open")
+    assert [(row["open"], row["mood"]) for row in found["rows"]] == rows
+    found = await db.call("things.find", distinct=["mood"], order=["mood", "-id"], select=["id"])
+    rows = execute(dsn, "SELECT DISTINCT ON (mood) id FROM things ORDER BY mood, id DESC")
+    assert [row["id"] for row in found["rows"]] == [row[0] for row in rows]
+    pages = await db.call("things.find", distinct=["mood"], select=["id"], limit=2)
+    rest = await db.call(
+        "things.find", distinct=["mood"], select=["id"], limit=2, after=pages["next"]
+    )
+    assert len(pages["rows"]) + len(rest["rows"]) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_select(db: Callee) -> None:
+    """Casts, aliases and steps give what they say."""
+    select = [
+        "id",
+        "n:name",
+        "id::text",
+        "doc->in->>s",
+        "first:doc->list->0",
+        "t:tags->>1",
+        "price_as_int:price::int",
+        "when:seen::date",
+        {"column": "raw->n", "as": "raw_n", "cast": "text"},
+        "many:doc->list::text[]",
+    ][:-1]
+    with pytest.raises(InvalidArgument, match="stands twice"):
+        await db.call("things.get", 5, select=select)
+    select[2] = "i:id::text"
+    assert await db.call("things.get", 5, select=select) == {
+        "id": 5,
+        "n": "thing 5",
+        "i": "5",
+        "s": "x2",
+        "first": 1,
+        "t": "t0",
+        "price_as_int": 8,
+        "when": "2026-01-01",
+        "raw_n": "5",
+    }
+    assert await db.call("things.get", 5, select=[]) == {}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [
+        ({"where": {"id": "five"}}, "where.id"),
+        ({"where": {"id": 2**31}}, "where.id"),
+        ({"where": {"id": [1, "x"]}}, "where.id.1"),
+        ({"where": {"id": True}}, "where.id"),
+        ({"where": {"mood": "angry"}}, "where.mood"),
+        ({"where": {"seen": {"lt": "yesterdayish"}}}, "where.seen.lt"),
+        ({"where": {"span": {"ov": "[5,1]"}}}, "where.span.ov"),
+        ({"where": {"name": {"match": "["}}}, "where.name.match"),
+        ({"where": {"body": {"fts": "a &"}}}, "where.body.fts"),
+        ({"where": {"name": {"fts": {"query": "a", "config": "klingon"}}}}, "where.name.fts.config"),
+        ({"where": {"name": "a\0b"}}, "where.name"),
+        ({"where": {"tags": {"cs": "x"}}}, "where.tags.cs"),
+        ({"where": {"secret": "x"}}, "where.secret"),
+        ({"order": ["secret"]}, "order.0"),
+        ({"select": ["secret"]}, "select.0"),
+        ({"order": ["raw"]}, "order.0"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_operands_that_do_not_fit(db: Callee, kwargs: dict[str, Any], path: str) -> None:
+    """An operand that does not fit is refused with its place, by us or by PostgreSQL."""
+    refused = await failure_of(db.call("things.find", **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_injection(db: Callee, dsn: str) -> None:
+    """Whatever is written where a name or a value goes stays a name or a value."""
+    evil = 'id"; DROP TABLE things; --'
+    for kwargs in (
+        {"where": {evil: 1}},
+        {"where": {"name": evil}},
+        {"where": {"name": {"like": "'; DROP TABLE things; --"}}},
+        {"order": [evil]},
+        {"select": [evil]},
+        {"select": [f"id::{evil}"]},
+        {"select": [f'"x{evil}":id']},
+        {"where": {f"doc->'{evil}": 1}},
+    ):
+        error = None
+        try:
+            await db.call("things.find", **kwargs)
+        except Exception as raised:
+            error = raised
+        assert error is None or isinstance(error, InvalidArgument), error
+    assert execute(dsn, "SELECT count(*) FROM things") == [(60,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_answers_are_bounded(db: Callee) -> None:
+    """An answer that would be too large says so, and what to do."""
+    refused = await failure_of(db.call("blobs.find"))
+    assert isinstance(refused, TooLarge)
+    assert "limit" in refused.details["hint"]
+    assert len((await db.call("blobs.find", limit=5))["rows"]) == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_time_limit(db: Callee, dsn: str) -> None:
+    """A call that takes longer than it may is stopped on the server."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE VIEW slow AS SELECT pg_sleep(10)::text AS waited; NOTIFY rowcast_schema",
+    )
+    db.catalogs.reload()
+    await until(lambda: ("public", "slow") in db.hub.served.catalog.relations)
+    refused = await failure_of(db.call("slow.find", timeout=0.1))
+    assert isinstance(refused, StatementTimeout)
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%slow%' AND state = 'active'"
+    assert execute(dsn, f"{running} AND pid <> pg_backend_pid()") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_changed_catalog(db: Callee, dsn: str) -> None:
+    """A dropped column is noticed by the call that trips over it; the next one is right."""
+    execute(dsn, "CREATE TABLE fleeting (id int PRIMARY KEY, a int, b int)")
+    db.catalogs.reload()
+    await until(lambda: ("public", "fleeting") in db.hub.served.catalog.relations)
+    execute(dsn, "INSERT INTO fleeting VALUES (1, 2, 3); ALTER TABLE fleeting DROP COLUMN b")
+    db.catalogs._last = float("-inf")
+    refused = await failure_of(db.call("fleeting.get", 1))
+    assert not isinstance(refused, DatabaseRefused), refused
+    await until(lambda: "b" not in db.hub.served.catalog.relations["public", "fleeting"].columns)
+    assert await db.call("fleeting.get", 1) == {"id": 1, "a": 2}
