@@ -49,3 +49,12 @@ class Claim:
             return self._path.read_text()
         except FileNotFoundError:
             return ""
+
+    def held(self) -> str:
+        """Name who holds the claim now, other than us; "" if nobody does."""
+        if self._descriptor is not None or not self._path.exists():
+            return ""
+        if self.take("a look"):
+            self.release()
+            return ""
+        return self.holder()

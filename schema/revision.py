@@ -22,6 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from schema.database import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
+from schema.seed import SeedRefused, sow
 
 # The comment on Alembic's version table that makes it ours.
 MARK = "rowcast"
@@ -89,7 +90,9 @@ class Standing:
     relations: int = 0
 
 
-def stand(place: Place, upgrade: bool = False, connections: int = 1) -> Standing:
+def stand(
+    place: Place, upgrade: bool = False, connections: int = 1, seed: bool = False
+) -> Standing:
     """
     Find how the database stands to the code.
 
@@ -97,6 +100,7 @@ def stand(place: Place, upgrade: bool = False, connections: int = 1) -> Standing
         place: Where it is; the embedded server is started for the time of the look.
         upgrade: Whether to bring a database of ours, or an empty one, to the code's revision.
         connections: How many the service wants.
+        seed: Whether an empty database gets demo rows.
     """
     config = Config(PROJECT / "alembic.ini", attributes={"configure_logging": False})
     scripts = ScriptDirectory.from_config(config)
@@ -107,8 +111,10 @@ def stand(place: Place, upgrade: bool = False, connections: int = 1) -> Standing
             if problem is None and upgrade and _open(found):
                 config.attributes["place"] = Place(url=dsn)
                 command.upgrade(config, "head")
+                if seed and not found.relations:
+                    sow(dsn)
                 found = look(dsn, scripts.get_heads())
-    except (EmbeddedFailed, InvalidUrl, CommandError, OSError) as error:
+    except (EmbeddedFailed, InvalidUrl, CommandError, SeedRefused, OSError) as error:
         return Standing(str(error))
     except psycopg2.OperationalError as error:
         return Standing(reason(error))
@@ -171,7 +177,7 @@ def _objection(
 
 
 def answer(question: dict[str, Any]) -> Standing:
-    """Answer a question as the service asks it: the fields of a Place, `upgrade`, `connections`."""
+    """Answer a question as the service asks it: the fields of a Place, and how to look."""
     file = question["file"]
     place = Place(
         url=question["url"],
@@ -179,7 +185,7 @@ def answer(question: dict[str, Any]) -> Standing:
         direct=question["direct"],
         state=Path(question["state"]),
     )
-    return stand(place, question["upgrade"], question["connections"])
+    return stand(place, question["upgrade"], question["connections"], question["seed"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """
 What the environment says, read once into one frozen value.
 
-The only reader of the environment. Names without the prefix `ROWCAST_` are those that
-platforms set by themselves: `DATABASE_URL` and `PORT`.
+The only reader of the environment. Names without the prefix `ROWCAST_` are platforms' own.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from schema.database import PROJECT, InvalidUrl, Place, parse
 
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
+RIVALS = {"database_url_file": "database_url", "key_file": "ticket"}
 ROUTER_SCHEMES = ("ws", "wss", "rs", "rss")
 
 
@@ -64,8 +64,9 @@ def _is_database(value: SecretStr) -> SecretStr:
 def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
         parts = urlsplit(url)
-        if parts.scheme not in ROUTER_SCHEMES or not parts.hostname:
-            raise ValueError("should be ws://, wss://, rs:// or rss:// with a host")
+        socket = parts.scheme == "unix" and parts.path
+        if not socket and (parts.scheme not in ROUTER_SCHEMES or not parts.hostname):
+            raise ValueError("should be ws://, wss://, rs://, rss:// and a host, or unix:path")
     return urls
 
 
@@ -164,21 +165,20 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path) -> Path:
         return path.absolute()
 
-    @field_validator("database_url_file")
+    @field_validator("ticket")
     @classmethod
-    def _one_database(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        if file is not None and info.data.get("database_url") is not None:
-            raise ValueError("and DATABASE_URL both say where the database is: unset one")
-        return file
-
-    @field_validator("ticket", "key_file")
-    @classmethod
-    def _known(cls, credential: Any, info: ValidationInfo) -> Any:
-        if credential is not None and not info.data.get("authid"):
+    def _named(cls, ticket: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if ticket is not None and not info.data.get("authid"):
             raise ValueError("needs ROWCAST_AUTHID, the name that goes with it")
-        if credential is not None and info.data.get("ticket") is not None:
-            raise ValueError("and ROWCAST_TICKET both say how to log in: unset one")
-        return credential
+        return ticket
+
+    @field_validator("database_url_file", "key_file")
+    @classmethod
+    def _alone(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        other = RIVALS[str(info.field_name)]
+        if file is not None and info.data.get(other) is not None:
+            raise ValueError(f"and {variable(other)} are two answers to one question: unset one")
+        return file
 
     @property
     def place(self) -> Place:
@@ -198,8 +198,8 @@ class Settings(BaseSettings):
     def lines(self) -> Iterator[tuple[str, str, str]]:
         """Give each setting's name, value (secrets hidden) and source."""
         for field, value in self:
-            source = "environment" if field in self.model_fields_set else "default"
-            yield variable(field), _shown(value), source
+            given = field in self.model_fields_set
+            yield variable(field), _shown(value), "environment" if given else "default"
 
 
 def variable(field: str) -> str:
@@ -247,6 +247,4 @@ def _secret(value: SecretStr | None) -> str | None:
 def _shown(value: object) -> str:
     if value is None or value == ():
         return "-"
-    if isinstance(value, tuple):
-        return ",".join(str(part) for part in value)
-    return str(value)
+    return ",".join(value) if isinstance(value, tuple) else str(value)

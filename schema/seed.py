@@ -1,0 +1,114 @@
+"""
+Demo rows, so that the first call shows some.
+"""
+
+from __future__ import annotations
+
+import psycopg2
+from psycopg2.extensions import cursor
+from psycopg2.extras import execute_values
+
+ERRANDS = [
+    ("deliver parcel", "/berlin/mitte"),
+    ("collect parcel", "/berlin/mitte"),
+    ("deliver parcel", "/berlin/pankow"),
+    ("charge battery", "/berlin/depot"),
+    ("change tires", "/berlin/depot"),
+    ("deliver pallet", "/hamburg/hafen"),
+    ("collect pallet", "/hamburg/hafen"),
+    ("wash vehicle", "/hamburg/depot"),
+    ("deliver parcel", "/hamburg/altona"),
+    ("drive shuttle", "/hamburg/airport"),
+]
+ROUNDS = 4
+
+DRIVERS = [
+    ("Ada Lovelace", "+49 30 5550101"),
+    ("Grace Hopper", "+49 30 5550102"),
+    ("Edsger Dijkstra", "+49 40 5550103"),
+    ("Barbara Liskov", None),
+    ("Donald Knuth", "+49 40 5550105"),
+    ("Radia Perlman", "+49 30 5550106"),
+]
+
+VEHICLES = [
+    ("B-RC 101", "Volkswagen ID. Buzz", 5, "Ada Lovelace"),
+    ("B-RC 102", "Mercedes-Benz eSprinter", 3, "Ada Lovelace"),
+    ("B-RC 103", "Ford Transit", 3, "Grace Hopper"),
+    ("HH-RC 201", "MAN Lion's City", 88, "Edsger Dijkstra"),
+    ("HH-RC 202", "Renault Kangoo", 2, "Barbara Liskov"),
+    ("HH-RC 203", "Volvo FH", 2, "Donald Knuth"),
+    ("B-RC 104", "Fiat Ducato", 3, "Radia Perlman"),
+    ("B-RC 105", "Opel Vivaro", 9, None),
+]
+
+
+class SeedRefused(Exception):
+    """The demo tables are not there, or not ours to fill; says why."""
+
+
+def sow(dsn: str) -> str:
+    """
+    Fill the demo tables that are empty; gives a sentence about what was done.
+
+    Raises:
+        SeedRefused: The database did not take the rows.
+    """
+    try:
+        connection = psycopg2.connect(dsn)
+        try:
+            with connection, connection.cursor() as rows:
+                made = [_drivers(rows), _vehicles(rows), _actions(rows)]
+        finally:
+            connection.close()
+    except psycopg2.errors.UndefinedTable as error:
+        raise SeedRefused("the demo tables are not there → alembic upgrade head") from error
+    except psycopg2.Error as error:
+        raise SeedRefused(str(error).strip().splitlines()[0]) from error
+    counts = zip(made, ("drivers", "vehicles", "actions"), strict=True)
+    done = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"made {done}" if done else "nothing to do: the demo tables hold rows already"
+
+
+def _empty(rows: cursor, table: str) -> bool:
+    rows.execute(f"SELECT NOT EXISTS (SELECT FROM {table})")
+    return rows.fetchone() == (True,)
+
+
+def _drivers(rows: cursor) -> int:
+    if not _empty(rows, "drivers"):
+        return 0
+    execute_values(rows, "INSERT INTO drivers (name, phone) VALUES %s", DRIVERS)
+    return len(DRIVERS)
+
+
+def _vehicles(rows: cursor) -> int:
+    if not _empty(rows, "vehicles"):
+        return 0
+    execute_values(
+        rows,
+        "INSERT INTO vehicles (plate, model, seats, driver_id)"
+        " SELECT plate, model, seats, d.id FROM (VALUES %s) v (plate, model, seats, driver)"
+        " LEFT JOIN (SELECT name, min(id) AS id FROM drivers GROUP BY name) d ON d.name = v.driver",
+        VEHICLES,
+    )
+    return len(VEHICLES)
+
+
+def _actions(rows: cursor) -> int:
+    if not _empty(rows, "actions"):
+        return 0
+    # Older rounds are done; the times differ, so that ordering by them shows something.
+    execute_values(
+        rows,
+        "INSERT INTO actions (action, path, status, created_at)"
+        " SELECT action, path, done, now() - make_interval(mins => age)"
+        " FROM (VALUES %s) v (action, path, done, age) ORDER BY age DESC",
+        [
+            (action, f"{path}/{number + 1}", number > 0 and (place + number) % 3 != 0, age)
+            for number in range(ROUNDS)
+            for place, (action, path) in enumerate(ERRANDS)
+            for age in [number * 60 * 24 + place * 7]
+        ],
+    )
+    return ROUNDS * len(ERRANDS)

@@ -1,0 +1,170 @@
+"""
+The command line: `python -m service run`, `settings` or `seed`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import NoReturn
+from urllib.parse import quote
+
+import click
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+from twisted.python.failure import Failure
+
+from service.app import Rowcast, obstacles
+from service.embedded.supervised import NotReady
+from service.settings import InvalidSettings, Settings, load
+
+# Calls that still run get this long when Ctrl-C is pressed, whatever the settings say.
+SHORT_DRAIN = 2.0
+
+
+@click.group(help="PostgreSQL for WAMP clients.")
+def main() -> None:
+    """Hold the commands together."""
+
+
+@main.command("settings", help="Print every setting, its value and where it comes from.")
+def show() -> None:
+    """Print the settings, secrets hidden."""
+    lines = list(read().lines())
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    for name, value, source in lines:
+        print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}")
+
+
+@main.command(help="Fill the demo tables with rows; does nothing if they have some.")
+def seed() -> None:
+    """Seed the database."""
+    from schema.database import EmbeddedFailed
+    from schema.seed import SeedRefused, sow
+
+    place = read().place
+    try:
+        with place.running() as dsn:
+            print(sow(dsn))
+    except (EmbeddedFailed, SeedRefused, OSError) as error:
+        fail(str(error))
+
+
+@main.command(help="Run everything in the foreground: database, migrations, router, service.")
+def run() -> None:
+    """Run until Ctrl-C."""
+    began = monotonic()
+
+    def told(step: str, what: str) -> None:
+        print(f"{monotonic() - began:6.1f} s  {step:<11} {what}".rstrip(), flush=True)
+
+    settings = read()
+    try:
+        obstacles(settings)
+    except NotReady as refusal:
+        fail(str(refusal))
+    told("settings", settings_line(settings))
+    problem = serve(settings, told)
+    if problem:
+        fail(problem)
+    told("stopped", "")
+
+
+def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
+    """Run the reactor until it stops; gives the problem that stopped it, or ""."""
+    from twisted.internet import reactor
+
+    begin_log(settings)
+    drain = min(SHORT_DRAIN, settings.drain_timeout)
+    quick = settings.model_copy(update={"drain_timeout": drain})
+    service = Rowcast(quick, reactor, upgrade=True, told=told)
+    problems: list[str] = []
+
+    def give_up(why: Failure) -> None:
+        known = why.check(NotReady) is not None
+        problems.append(str(why.value) if known else why.getTraceback())
+        reactor.stop()
+
+    def ready(_: None) -> None:
+        print(paste(settings), flush=True)
+
+    service.risen().addCallbacks(ready, give_up)
+    reactor.callWhenRunning(service.startService)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    return "".join(problems)
+
+
+def begin_log(settings: Settings) -> None:
+    """Log to the terminal what needs a reader, and all that was asked for to a file."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    file = (settings.state / "service.log").open("a")
+    levels = [(sys.stderr, LogLevel.warn), (file, LogLevel.levelWithName(settings.log_level))]
+    globalLogBeginner.beginLoggingTo(
+        [
+            FilteringLogObserver(textFileLogObserver(out), [LogLevelFilterPredicate(level)])
+            for out, level in levels
+        ],
+        redirectStandardIO=False,
+    )
+
+
+def settings_line(settings: Settings) -> str:
+    """Say which parts are whose."""
+    if settings.place.embedded:
+        where = f"embedded PostgreSQL in {near(settings.state / 'pg')}"
+        database = f"DATABASE_URL not set → {where}   (set it to use yours)"
+    else:
+        file = settings.database_url_file
+        database = f"database: {'DATABASE_URL' if file is None else f'as {file} says'}"
+    return database if settings.embedded_router else f"{database}; router: ROWCAST_ROUTER_URL"
+
+
+def paste(settings: Settings) -> str:
+    """Give what to try, ready to be pasted."""
+    base = f"127.0.0.1:{settings.port}"
+    url = settings.router_url[0] if settings.router_url else f"ws://{base}/ws"
+    find = f"{settings.prefix}.actions.find"
+    wamp = near(Path(sys.executable).with_name("wamp"))
+    lines = [f"WAMP   {url}  realm {settings.realm}"]
+    if settings.place.embedded:
+        host = quote(settings.place.cluster.parameters["host"], safe="/")
+        psql = near(Path(sys.executable).with_name("psql"))
+        lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
+    lines += [f"Try    {wamp} --url {url} --realm {settings.realm} call {find}"]
+    if settings.embedded_router:
+        body = json.dumps({"procedure": find, "kwargs": {"limit": 2}}, separators=(",", ":"))
+        lines += [f"       curl -d '{body}' -H 'content-type: application/json' http://{base}/call"]
+    return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
+
+
+def near(path: Path) -> str:
+    """Name a path from here, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def read() -> Settings:
+    """Read the settings, or end with every problem."""
+    try:
+        return load()
+    except InvalidSettings as refusal:
+        fail(*refusal.problems)
+
+
+def fail(*problems: str) -> NoReturn:
+    """End with problems, one a line, and status 1."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m service")

@@ -1,0 +1,198 @@
+"""
+The whole service: every room is built and every part parented here.
+
+The parts rise in stages, for each needs the one before: the embedded parts, the database at
+the code's revision, the pool and the catalog, the place on the router. They fall in the
+opposite order, each waited for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from service.embedded.postgres import HOLDER, Postgres, already_runs
+from service.embedded.router import Router, obstacle
+from service.embedded.standing import Standing, stand, upgraded
+from service.embedded.supervised import NotReady, Supervised
+from service.settings import Settings
+from service.wamp.client import WampClient, WampConfig
+from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
+
+Part = TypeVar("Part", bound=IService)
+Told = Callable[[str, str], None]
+
+LISTENERS = 1
+
+
+class Rowcast(MultiService):
+    """
+    Everything that serves.
+
+    Args:
+        settings: What the environment said.
+        reactor: The only one.
+        upgrade: Whether the database is brought to the code's revision first.
+        told: Hears of each step, as it is done: its name and what came of it.
+    """
+
+    logger = Logger()
+
+    def __init__(
+        self, settings: Settings, reactor: Any, upgrade: bool = False, told: Told | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self._reactor = reactor
+        self._upgrade = upgrade
+        self._told = told or self._log
+        self._rising: Deferred[None] | None = None
+        self._risen: Deferred[None] = Deferred()
+
+    def risen(self) -> Deferred[None]:
+        """Tell when calls are answered, or why they never will be."""
+        return self._risen
+
+    def startService(self) -> None:
+        """Begin to rise."""
+        super().startService()
+        self._rising = Deferred.fromCoroutine(self._rise())
+        self._rising.addCallbacks(self._risen.callback, self._fallen)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop every part, the last one risen first; done when all have stopped."""
+        self.running = 0
+        if self._rising is not None:
+            self._rising.cancel()
+        return Deferred.fromCoroutine(self._fall())
+
+    def _fallen(self, why: Failure) -> None:
+        if why.check(CancelledError) is None:
+            self._risen.errback(why)
+
+    def _log(self, step: str, what: str) -> None:
+        self.logger.info("{step}: {what}", step=step, what=what)
+
+    async def _rise(self) -> None:
+        settings = self.settings
+        router = self._add(Router(self._reactor, settings)) if settings.embedded_router else None
+        if settings.place.embedded:
+            await self._add(Postgres(self._reactor, settings.place.cluster)).started()
+        await self._stand()
+        await self._open(router)
+        self._told("ready", "")
+
+    async def _stand(self) -> None:
+        settings, place = self.settings, self.settings.place
+        wanted = settings.pool_max + LISTENERS
+        if self._upgrade:
+            standing = await upgraded(self._reactor, place, wanted)
+            self._told("postgres", postgres_line(settings, standing))
+            self._told("schema", schema_line(standing))
+
+    async def _open(self, router: Router | None) -> None:
+        if router is not None:
+            await router.started()
+            port, log = self.settings.port, router.log
+            self._told("router", f"Crossbar {router.version} on 127.0.0.1:{port} (log: {log})")
+        client = self._add(WampClient(self._reactor, wamp_config(self.settings, router), ()))
+        await client.when_joined()
+        self._told("service", f"joined {self.settings.realm}")
+
+    def _add(self, part: Part) -> Part:
+        part.setServiceParent(self)
+        return part
+
+    async def _fall(self) -> None:
+        parts = list(reversed(list(self)))
+        for part in parts:
+            if not isinstance(part, Supervised):
+                await maybeDeferred(part.stopService)
+        # The children know nothing of each other, so they may end together.
+        await gatherResults(
+            [maybeDeferred(part.stopService) for part in parts if isinstance(part, Supervised)]
+        )
+
+
+def make_service(settings: Settings, reactor: Any) -> Rowcast:
+    """Build the service for twistd; one that cannot rise stops the reactor, with status 1."""
+    service = Rowcast(settings, reactor)
+
+    def give_up(why: Failure) -> None:
+        if why.check(NotReady):
+            Rowcast.logger.critical("{why}", why=why.value)
+        else:
+            Rowcast.logger.failure("the service cannot start", failure=why)
+        # twistd itself would end with status 0; it has removed its pid file by then.
+        atexit.register(os._exit, 1)
+        reactor.stop()
+
+    service.risen().addErrback(give_up)
+    return service
+
+
+def obstacles(settings: Settings) -> None:
+    """
+    Look at what on this machine may keep the service from starting.
+
+    Raises:
+        NotReady: It cannot start.
+    """
+    holder = settings.place.cluster.claim.held() if settings.place.embedded else ""
+    if holder.startswith(HOLDER):
+        raise NotReady(already_runs(holder))
+    problem = obstacle(settings) if settings.embedded_router else None
+    if problem:
+        raise NotReady(problem)
+
+
+def preflight(settings: Settings) -> Standing:
+    """
+    Look at all that may keep the service from starting, while it can still be said.
+
+    For the time before twistd forks: blocks, and leaves no connection or child behind.
+
+    Raises:
+        NotReady: It cannot start.
+    """
+    obstacles(settings)
+    return stand(settings.place, settings.pool_max + LISTENERS)
+
+
+def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
+    """Say how to take our place on the embedded router, or on the settings' own."""
+    if router is not None:
+        return WampConfig([f"unix:{router.socket}"], settings.realm, max_bytes=settings.max_bytes)
+    urls, realm = settings.router_url, settings.realm
+    return WampConfig(urls, realm, login(settings), settings.max_bytes)
+
+
+def login(settings: Settings) -> Login:
+    """Say how the service logs in."""
+    if settings.ticket is not None and settings.authid is not None:
+        return Ticket(settings.authid, settings.ticket.get_secret_value())
+    if settings.key_file is not None:
+        return Cryptosign(settings.authid, settings.key_file)
+    return Anonymous()
+
+
+def postgres_line(settings: Settings, standing: Standing) -> str:
+    """Say which server it is, and what is taken of its connections."""
+    where = "embedded, unix socket" if settings.place.embedded else "yours"
+    pool = f"pool {settings.pool_max} + {LISTENERS} listener"
+    return f"{standing.server}, {where}, {standing.limit} connections; {pool}"
+
+
+def schema_line(standing: Standing) -> str:
+    """Say at which revision the database is, and what it holds."""
+    relations = f"{standing.relations} relation{'' if standing.relations == 1 else 's'}"
+    if standing.revision is None:
+        return f"not this project's: served as it is; {relations}"
+    return f'{standing.revision} "{standing.title}" = head; {relations}'

@@ -1,0 +1,178 @@
+"""
+A child process that is there for as long as its service runs.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+PATIENCE = 60.0
+GRACE = 4.0
+GLANCE = 0.05
+
+
+class NotReady(Exception):
+    """The service cannot start; says why in one sentence, and what to do."""
+
+
+class Ended(ProcessProtocol):
+    """Tells when a child has ended, and how."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[str] = Deferred()
+        self.running = True
+
+    def processEnded(self, reason: Failure) -> None:
+        """Hear it from the reactor."""
+        self.running = False
+        done = reason.check(ProcessDone) is not None
+        self.ended.callback("it ended" if done else reason.getErrorMessage())
+
+
+class Supervised(Service, ABC):
+    """
+    Starts a child, waits until it is ready, starts it again when it ends, stops it.
+
+    A child that ends before it was ready for the first time is not started again: its
+    service says why instead.
+
+    Args:
+        reactor: For processes and pauses; its thread is the main one.
+        title: What the child is called.
+        log: The file its output goes to.
+    """
+
+    logger = Logger()
+
+    def __init__(self, reactor: Any, title: str, log: Path) -> None:
+        self.reactor = reactor
+        self.title = title
+        self.log = log
+        self.child: Ended | None = None
+        self._transport: Any = None
+        self._pause: Deferred[None] | None = None
+        self._life: Deferred[None] | None = None
+        self._ready: Deferred[None] = Deferred()
+
+    @abstractmethod
+    async def prepare(self) -> list[str]:
+        """Make way for a child; gives its command."""
+
+    @abstractmethod
+    async def ready(self, pid: int) -> bool:
+        """Whether the child does its work."""
+
+    @abstractmethod
+    def ask_to_end(self) -> str:
+        """Name the signal that ends the child in order."""
+
+    def release(self) -> None:
+        """Give back what was held for the child; it has ended for good."""
+
+    def started(self) -> Deferred[None]:
+        """Tell when the child is ready for the first time, or that it never will be."""
+        return self._ready
+
+    def startService(self) -> None:
+        """Start the child."""
+        super().startService()
+        self._ready = Deferred()
+        self._life = Deferred.fromCoroutine(self._live())
+
+    def stopService(self) -> Deferred[None] | None:
+        """Stop the child; done when it has ended, which takes no longer than `GRACE`."""
+        super().stopService()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._signal(self.ask_to_end())
+        killer = self.reactor.callLater(GRACE, self._signal, "KILL")
+
+        def ended(result: object) -> None:
+            if killer.active():
+                killer.cancel()
+            self.release()
+
+        life, self._life = self._life, None
+        return life.addBoth(ended) if life is not None else None
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; stopping the service ends the wait."""
+        self._pause = deferLater(self.reactor, seconds)
+        try:
+            await self._pause
+        except CancelledError:
+            pass
+        finally:
+            self._pause = None
+
+    def last_words(self) -> str:
+        """Quote what the child said last."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    async def _live(self) -> None:
+        pause = FIRST_PAUSE
+        while self.running:
+            try:
+                await self._once()
+            except NotReady as refusal:
+                if not self._ready.called:
+                    self._ready.errback(Failure(refusal))
+                    return
+                self.logger.warn("{refusal}", refusal=refusal)
+            except Exception:
+                if not self._ready.called:
+                    self._ready.errback(Failure())
+                    return
+                self.logger.failure("{title} cannot be started", title=self.title)
+            if self.running:
+                self.logger.warn("{title} again in {pause} s", title=self.title, pause=pause)
+                await self.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _once(self) -> None:
+        command = await self.prepare()
+        if not self.running:
+            return
+        child = self._spawn(command)
+        end = self.reactor.seconds() + PATIENCE
+        while child.running and not await self.ready(self._transport.pid):
+            if self.reactor.seconds() > end:
+                self._signal("KILL")
+                await child.ended
+                raise NotReady(f"{self.title} is not ready after {PATIENCE:.0f} s: see {self.log}")
+            await self.sleep(GLANCE)
+        if child.running and not self._ready.called:
+            self._ready.callback(None)
+        how = await child.ended
+        if self.running:
+            raise NotReady(f"{self.title} ended: {how} ({self.last_words()})")
+
+    def _spawn(self, command: list[str]) -> Ended:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.child = Ended()
+        with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
+            files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
+            self._transport = self.reactor.spawnProcess(
+                self.child, command[0], command, env=None, childFDs=files
+            )
+        return self.child
+
+    def _signal(self, name: str) -> None:
+        if self.child is not None and self.child.running:
+            try:
+                self._transport.signalProcess(name)
+            except ProcessExitedAlready:
+                self.logger.debug("{title} has ended already", title=self.title)

@@ -1,0 +1,21 @@
+"""
+What twistd runs: environment → Settings → service. `twistd -ny twistd.tac` stays in front.
+"""
+
+import sys
+
+from twisted.application.service import Application
+from twisted.internet import reactor
+
+from service.app import make_service, preflight
+from service.embedded.supervised import NotReady
+from service.settings import InvalidSettings, load
+
+try:
+    settings = load()
+    preflight(settings)
+except (InvalidSettings, NotReady) as refusal:
+    sys.exit(str(refusal))
+
+application = Application("rowcast")
+make_service(settings, reactor).setServiceParent(application)
