@@ -1,0 +1,56 @@
+# make run · make test · make check. Each makes what it needs first, and is quick the second time.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := run
+BEGAN := $(shell date +%s)
+GOAL := $(or $(firstword $(MAKECMDGOALS)),run)
+export BEGAN GOAL
+
+BIN := .venv/bin
+# With a router of one's own there is no need for another.
+ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
+
+.PHONY: run test check lint rooms migrations covered clean
+
+run: ; @$(MAKE) -j2 .venv/stamp $(ROUTER) && exec $(BIN)/python -m service run
+
+test: ; @$(MAKE) -j2 .venv/stamp-dev .venv-router/stamp && exec $(BIN)/python -m pytest
+
+check:
+	@$(MAKE) -j2 .venv/stamp-dev .venv-router/stamp
+	@$(MAKE) lint
+	@$(MAKE) migrations
+	@$(MAKE) covered
+
+lint:
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# On a database of their own: up, nothing to generate, down, up.
+migrations: export ROWCAST_STATE = $(CURDIR)/.rowcast/check
+migrations:
+	@rm -rf $(ROWCAST_STATE)
+	unset DATABASE_URL; $(BIN)/alembic upgrade head && $(BIN)/alembic check
+	unset DATABASE_URL; $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
+	@rm -rf $(ROWCAST_STATE)
+
+covered:
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+
+clean: ; rm -rf .venv .venv-router .venv.log .venv-router.log
+
+.venv/stamp: requirements/service.lock requirements/install setup.cfg
+	@requirements/install service .venv requirements/service.lock
+	@touch $@
+
+.venv/stamp-dev: .venv/stamp requirements/dev.lock
+	@requirements/install checks .venv requirements/dev.lock
+	@touch $@
+
+.venv-router/stamp: router/requirements.lock requirements/install
+	@requirements/install router .venv-router router/requirements.lock
+	@touch $@
