@@ -27,7 +27,7 @@ from service.request.names import Name, parse_name
 from service.request.parse import Limits
 
 Verb = Callable[[Served, Relation, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
-Procedure = Callable[[Served, Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
+Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 STALE = frozenset({"42P01", "42703", "42704", "42883", "42P10"})
 """What PostgreSQL says of names that are there no more (undefined table, column, …)."""
@@ -39,8 +39,6 @@ class Hub:
         database: Where the rows are.
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
-        procedures: By name: those written by hand, and the service's own; they win over
-            generated ones.
         suspect: Called when a statement fails as if the catalog were out of date.
     """
 
@@ -49,10 +47,9 @@ class Hub:
         database: Database,
         limits: Limits,
         max_bytes: int,
-        procedures: Mapping[str, Procedure],
         suspect: Callable[[], None] = lambda: None,
     ) -> None:
-        self._procedures = procedures
+        self._procedures: dict[str, Procedure] = {}
         self.suspect = suspect
         self._served: Served | None = None
         reading = Reading(database, limits, max_bytes)
@@ -78,6 +75,15 @@ class Hub:
         if self._served is None:
             raise Unavailable("the database has not been reached yet")
         return self._served
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything served yet."""
+        return self._served is not None
+
+    def add(self, procedures: Mapping[str, Procedure]) -> None:
+        """Serve procedures by name; they win over generated ones."""
+        self._procedures.update(procedures)
 
     def serve(self, served: Served) -> None:
         """Serve another catalog from now on; running calls keep theirs."""
@@ -115,7 +121,7 @@ class Hub:
     ) -> Any:
         procedure = self._procedures.get(name)
         if procedure is not None:
-            return await procedure(self.served, caller, args, kwargs)
+            return await procedure(caller, args, kwargs)
         served = self.served
         relation, verb = self.resolve(served, parse_name(name))
         return await verb(served, relation, args, kwargs)

@@ -38,7 +38,7 @@ async def serving(
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     async with database_at(dsn) as database:
-        hub = Hub(database, Limits(max_rows), max_bytes, {})
+        hub = Hub(database, Limits(max_rows), max_bytes)
         catalogs = Catalogs(
             reactor, database, schemas or ("public",), hub, lambda catalog: Models(catalog).model
         )
