@@ -1,0 +1,236 @@
+"""
+The service's place on the router: connected, joined, and so again whenever it was lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from autobahn.wamp.types import SessionDetails
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from service.wamp.login import Anonymous, Login
+from service.wamp.refusals import refusal
+from service.wamp.serializer import SafeSerializer
+from service.wamp.session import SafeSession
+from service.wamp.transport import CONNECT_TIMEOUT, Router, keep_alive
+
+log = Logger()
+
+LEAVE_TIMEOUT = 2.0
+"""Seconds that a router gets to say goodbye."""
+
+
+@dataclass(frozen=True)
+class WampConfig:
+    """
+    How to take our place.
+
+    Args:
+        urls: Routers in the order of preference.
+        realm: Which to join.
+        login: How to say who we are.
+        max_bytes: The largest answer that may leave.
+        first_delay: Seconds before the second round of tries.
+        max_delay: Seconds between rounds at most; a session that lasted as long starts afresh.
+    """
+
+    urls: Sequence[str]
+    realm: str
+    login: Login = field(default_factory=Anonymous)
+    max_bytes: int = 8 * 2**20
+    first_delay: float = 0.5
+    max_delay: float = 8.0
+
+
+class Guest(Protocol):
+    """What lives in a session."""
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Begin: register, subscribe. An error ends the session, to be tried again."""
+
+    def displaced(self, registration: int) -> None:
+        """Take note that the router gave this registration to another session."""
+
+    async def leaving(self) -> None:
+        """Come to an end while the session still stands."""
+
+    def left(self) -> None:
+        """Give up what cannot be answered any more; the session is gone."""
+
+
+class WampClient(Service):
+    """
+    Keeps a session joined from `startService` to `stopService`.
+
+    autobahn's `Component` is not used: stopped while it connects it goes on trying for ever,
+    and it logs each try. `joined` is true while the session stands and every guest has begun.
+
+    Args:
+        reactor: Makes the connections and measures the delays.
+        config: Where and who.
+        guests: Told of each session, in order; of its end in the opposite order.
+    """
+
+    def __init__(self, reactor: Any, config: WampConfig, guests: Sequence[Guest]) -> None:
+        self._reactor = reactor
+        self._config = config
+        self._guests = guests
+        self._routers = [Router.from_url(url) for url in config.urls]
+        self.joined = False
+        self._session: SafeSession | None = None
+        self._transport: Any = None
+        self._reason = ""
+        self._told: set[tuple[str, str]] = set()
+        self._following: Deferred[None] | None = None
+        self._stopping: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    def startService(self) -> None:
+        """Begin to connect."""
+        super().startService()
+        self._stopping = None
+        self._following = Deferred.fromCoroutine(self._follow())
+
+    def stopService(self) -> Deferred[None]:
+        """Let the guests end, leave the realm, close; fires when all of it is done."""
+        if self._stopping is None:
+            super().stopService()
+            self._stopping = Deferred.fromCoroutine(self._stop())
+        done: Deferred[None] = Deferred()
+
+        def fire(result: Any) -> Any:
+            done.callback(None)
+            return result
+
+        self._stopping.addBoth(fire)
+        return done
+
+    def when_joined(self) -> Deferred[None]:
+        """Give a Deferred that fires when `joined` is true."""
+        waiting: Deferred[None] = Deferred()
+        if self.joined:
+            waiting.callback(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    async def _follow(self) -> None:
+        failures = 0
+        while self.running:
+            router = self._routers[failures % len(self._routers)]
+            began = self._reactor.seconds()
+            await self._attempt(router)
+            if not self.running:
+                return
+            lasted = self._reactor.seconds() - began
+            failures = 0 if lasted >= self._config.max_delay else failures + 1
+            rounds, rest = divmod(failures, len(self._routers))
+            if rounds and not rest:
+                await deferLater(self._reactor, self._delay(rounds), lambda: None)
+
+    def _delay(self, rounds: int) -> float:
+        delay = self._config.first_delay * 1.5 ** min(rounds - 1, 20)
+        return min(delay, self._config.max_delay) * random.uniform(0.7, 1.0)
+
+    async def _attempt(self, router: Router) -> None:
+        """Connect, and stay until the connection is lost."""
+        self._reason = ""
+        try:
+            serializer = SafeSerializer(refusal, self._config.max_bytes)
+            factory = router.factory(self._reactor, self._make_session, serializer)
+            protocol: Any = await router.endpoint(self._reactor).connect(factory)
+        except CancelledError:
+            raise
+        except Exception as error:
+            self._tell(router, str(error) or type(error).__name__)
+            return
+        self._transport = protocol.transport
+        keep_alive(protocol.transport)
+        late = self._reactor.callLater(CONNECT_TIMEOUT, self._abort, "no answer to the login")
+        closed: Deferred[None] = Deferred()
+        protocol.is_closed.addBoth(lambda _: None if closed.called else closed.callback(None))
+        try:
+            await closed
+        finally:
+            if late.active():
+                late.cancel()
+            self._abort("")
+            self._ended(router)
+
+    def _make_session(self) -> SafeSession:
+        config = self._config
+        self._session = SafeSession(config.realm, config.login, self._join, self._displaced)
+        return self._session
+
+    async def _join(self, session: SafeSession, details: SessionDetails) -> None:
+        try:
+            for guest in self._guests:
+                await guest.joined(session, details)
+        except Exception as error:
+            if not session.lost:
+                self._abort(str(error))
+            return
+        self.joined = True
+        self._told.clear()
+        log.info(
+            "joined {realm} as {authid} ({authrole}), session {session}",
+            realm=details.realm,
+            authid=details.authid,
+            authrole=details.authrole,
+            session=details.session,
+        )
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def _displaced(self, registration: int) -> None:
+        for guest in self._guests:
+            guest.displaced(registration)
+
+    def _ended(self, router: Router) -> None:
+        session, self._session, self._transport = self._session, None, None
+        self.joined = False
+        for guest in reversed(self._guests):
+            guest.left()
+        if self.running:
+            why = session.closing if session is not None else None
+            told = f"{why.reason}: {why.message}" if why is not None else ""
+            self._tell(router, self._reason or told or "closed during the handshake")
+
+    def _abort(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abortConnection()
+
+    def _tell(self, router: Router, reason: str) -> None:
+        """Log a failure once until the next session; a router may be away for hours."""
+        if (router.url, reason) not in self._told:
+            self._told.add((router.url, reason))
+            log.warn("no session at {url}: {reason}; trying on", url=router.url, reason=reason)
+
+    async def _stop(self) -> None:
+        if self.joined and self._session is not None:
+            for guest in reversed(self._guests):
+                await guest.leaving()
+        if self._following is None:
+            return
+        if self.joined and self._session is not None:
+            self._session.leave()
+            late = self._reactor.callLater(LEAVE_TIMEOUT, self._abort, "")
+        else:
+            late = None
+            self._following.cancel()
+        try:
+            await self._following
+        except CancelledError:
+            pass
+        finally:
+            if late is not None and late.active():
+                late.cancel()

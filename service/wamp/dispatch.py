@@ -1,0 +1,176 @@
+"""
+From an invocation to the hub and back.
+
+One registration of the whole prefix takes every call; the hub tells procedures apart by name.
+So a name that nobody serves is answered by us, with the nearest that we do, and a changed
+catalog needs no registering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallDetails, RegisterOptions, SessionDetails
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from service.errors import ServiceError, Unavailable
+from service.request.caller import Caller
+from service.wamp.meter import Meter
+from service.wamp.payload import check
+from service.wamp.refusals import refusal
+from service.wamp.session import DETAILS, SafeSession
+from service.wamp.uris import PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE, name_of, pattern
+
+log = Logger()
+
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
+"""The hub: name without prefix, arguments, keyword arguments, who calls → a wire-safe result."""
+
+
+class Dispatch:
+    """
+    Hands the calls of one prefix to the hub.
+
+    Args:
+        reactor: Measures the drain and the latencies.
+        answer: The hub.
+        prefix: Of every procedure.
+        shared: Register so that several services stand side by side, called in turn.
+            Otherwise a later service takes the prefix over: a predecessor that is half dead
+            must not keep it.
+        drain: Seconds that running calls get when the service stops.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        answer: Answer,
+        prefix: str,
+        shared: bool = False,
+        drain: float = 20.0,
+    ) -> None:
+        self.meter = Meter()
+        self._reactor = reactor
+        self._answer = answer
+        self._prefix = prefix
+        self._shared = shared
+        self._drain = drain
+        self._draining = False
+        self._running: set[Deferred[Any]] = set()
+        self._idle: Deferred[None] | None = None
+        self._registration: Any = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether calls reach us."""
+        return self._registration is not None and not self._draining
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Register the prefix."""
+        self._draining = False
+        take = partial(self._take, session, details.realm or "")
+        try:
+            self._registration = await self._register(session, take, False)
+        except ApplicationError as error:
+            if error.error not in {PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE}:
+                raise
+            log.warn("taking {prefix} over from another session", prefix=pattern(self._prefix))
+            self._registration = await self._register(session, take, True)
+
+    def displaced(self, registration: int) -> None:
+        """Stand by: another service took the prefix over. It is not taken back."""
+        if self._registration is not None and registration == self._registration.id:
+            self._registration = None
+            log.warn("another session took {prefix} over", prefix=pattern(self._prefix))
+
+    async def leaving(self) -> None:
+        """Take no more calls, and wait for those that run; cancel what outlasts the drain."""
+        self._draining = True
+        if self._shared and self._registration is not None:
+            await self._registration.unregister()
+        if not self._running:
+            return
+        self._idle = Deferred()
+        late = self._reactor.callLater(self._drain, self._cancel)
+        await self._idle
+        if late.active():
+            late.cancel()
+
+    def left(self) -> None:
+        """Cancel every call: nobody can be answered any more."""
+        self._registration = None
+        self._cancel()
+
+    async def _register(self, session: SafeSession, take: Any, force: bool) -> Any:
+        options = RegisterOptions(
+            match="prefix",
+            invoke="roundrobin" if self._shared else None,
+            force_reregister=True if force else None,
+            details_arg=DETAILS,
+        )
+        return await session.register(take, pattern(self._prefix), options=options)
+
+    def _take(
+        self,
+        session: SafeSession,
+        realm: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        details: CallDetails,
+    ) -> Deferred[Any]:
+        """Begin a call; cancelling what this returns cancels the hub's coroutine."""
+        caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
+        running = Deferred.fromCoroutine(
+            self._call(session, details.procedure or "", args, kwargs, caller)
+        )
+        if not running.called:
+            self._running.add(running)
+            running.addBoth(self._finished, running)
+        return running
+
+    def _finished(self, result: Any, running: Deferred[Any]) -> Any:
+        self._running.discard(running)
+        if self._idle is not None and not self._running:
+            self._idle.callback(None)
+            self._idle = None
+        return result
+
+    async def _call(
+        self,
+        session: SafeSession,
+        uri: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+    ) -> Any:
+        began = self._reactor.seconds()
+        self.meter.begin()
+        outcome = "answered"
+        try:
+            if self._draining:
+                raise Unavailable("the service is stopping")
+            result = await self._answer(name_of(uri, self._prefix), args, kwargs, caller)
+            check(result)
+            return result
+        except Exception as error:
+            outcome = _outcome(error)
+            if session.lost:
+                return None
+            raise refusal(error, uri) from None
+        finally:
+            self.meter.end(outcome, self._reactor.seconds() - began)
+
+    def _cancel(self) -> None:
+        for running in list(self._running):
+            running.cancel()
+
+
+def _outcome(error: Exception) -> str:
+    if isinstance(error, CancelledError):
+        return "canceled"
+    return "refused" if isinstance(error, ServiceError) else "failed"

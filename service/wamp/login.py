@@ -1,0 +1,106 @@
+"""
+How the service says who it is to the router.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from autobahn.wamp.types import Challenge
+
+
+class Login(Protocol):
+    """One WAMP authentication method."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def authid(self) -> str | None:
+        """Who we say we are."""
+
+    def extra(self) -> dict[str, Any] | None:
+        """Give the `authextra` of the greeting."""
+
+    def answer(self, challenge: Challenge) -> Any:
+        """Answer the router's challenge."""
+
+
+@dataclass(frozen=True)
+class Anonymous:
+    """Let the router's transport decide."""
+
+    method: str = "anonymous"
+    authid: str | None = None
+
+    def extra(self) -> dict[str, Any] | None:
+        """Say nothing more."""
+        return None
+
+    def answer(self, challenge: Challenge) -> str:
+        """
+        Refuse.
+
+        Raises:
+            ValueError: Always: there is nothing to prove.
+        """
+        raise ValueError(f"the router asks for {challenge.method}; no credentials are set")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """
+    A shared secret.
+
+    Args:
+        authid: Who we are.
+        ticket: The secret.
+    """
+
+    authid: str
+    ticket: str = field(repr=False)
+    method: str = "ticket"
+
+    def extra(self) -> dict[str, Any] | None:
+        """Say nothing more."""
+        return None
+
+    def answer(self, challenge: Challenge) -> str:
+        """Give the secret."""
+        return self.ticket
+
+
+@dataclass(frozen=True)
+class Cryptosign:
+    """
+    An Ed25519 key.
+
+    Args:
+        authid: Who we are; None lets the router tell by the key.
+        key_file: 32 raw bytes, or an OpenSSH private key without a passphrase.
+    """
+
+    authid: str | None
+    key_file: Path
+    method: str = "cryptosign"
+
+    @cached_property
+    def _key(self) -> Any:
+        from autobahn.wamp.cryptosign import CryptosignKey  # there with PyNaCl alone
+
+        path = str(self.key_file)
+        if self.key_file.read_bytes().startswith(b"-----BEGIN"):
+            return CryptosignKey.from_ssh_file(path)
+        return CryptosignKey.from_file(path)
+
+    def extra(self) -> dict[str, Any] | None:
+        """Show the public key."""
+        return {"pubkey": self._key.public_key()}
+
+    def answer(self, challenge: Challenge) -> Any:
+        """Sign the challenge."""
+        return self._key.sign_challenge(challenge)

@@ -1,0 +1,74 @@
+"""
+What may be handed to autobahn: plain values, not too deep.
+
+A router that cannot encode a result for its caller leaves the call unanswered, and one that
+cannot decode it drops the service's connection. So a result is checked before it leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_DEPTH = 128
+"""
+Levels of lists and dicts in one message, both ways, the message itself counted.
+
+The router's decoder of CBOR stops at 400, and JSON decoders of clients well below 1,000.
+"""
+
+ENVELOPE = 8
+"""Levels that the message keeps for itself."""
+
+_PLAIN = frozenset([str, bool, bytes, type(None)])
+_STR = frozenset([str])
+_LEAST, _MOST = -(2**63), 2**64 - 1
+
+
+class Unsafe(Exception):
+    """A value that some client's serializer cannot carry."""
+
+
+class TooDeep(Unsafe):
+    """More levels than some client's decoder takes."""
+
+
+def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
+    """
+    Make sure that every client can be sent a value.
+
+    Plain are str, bool, None, bytes, integers of 64 bits, finite floats, and lists and
+    str-keyed dicts of these; exactly these types, since a serializer meets a subclass
+    elsewhere than its author did.
+
+    Raises:
+        TooDeep: It has more levels.
+        Unsafe: It holds something else.
+    """
+    _check([value], levels + 1)
+
+
+def _check(items: Any, levels: int) -> None:
+    if not levels:
+        raise TooDeep(f"deeper than {MAX_DEPTH - ENVELOPE} levels")
+    for item in items:
+        kind = type(item)
+        if kind in _PLAIN:
+            continue
+        if kind is int or kind is float:
+            _check_number(item)
+        elif kind is dict:
+            if not _STR.issuperset(map(type, item)):
+                raise Unsafe("a key that is not a string")
+            _check(item.values(), levels - 1)
+        elif kind is list or kind is tuple:
+            _check(item, levels - 1)
+        else:
+            raise Unsafe(f"a value of type {kind.__name__}")
+
+
+def _check_number(number: float) -> None:
+    if type(number) is int:
+        if not _LEAST <= number <= _MOST:
+            raise Unsafe("an integer beyond 64 bits")
+    elif number - number != 0.0:
+        raise Unsafe("a float that is not finite")

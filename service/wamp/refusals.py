@@ -1,0 +1,105 @@
+"""
+Refusals as WAMP errors, in one place.
+
+A `ServiceError` leaves under its URI with its details. Anything else is a bug of ours: the log
+gets it whole under an id, the caller gets the id.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from service.errors import Canceled, InternalError, ServiceError, TooLarge, clip
+from service.wamp.payload import TooDeep, Unsafe, check
+
+log = Logger()
+
+
+def refusal(error: BaseException, doing: str) -> ApplicationError:
+    """
+    Word an exception as the WAMP error that may leave.
+
+    Args:
+        error: What a call ended in.
+        doing: What was going on, for the log: a procedure's URI.
+    """
+    if isinstance(error, CancelledError):
+        error = Canceled()
+    elif isinstance(error, TooDeep):
+        return ApplicationError(
+            TooLarge.uri,
+            f"the answer is nested {error}",
+            hint="select a part of it by path, or cast it to text",
+        )
+    elif not isinstance(error, ServiceError):
+        error = internal(error, doing)
+    return ApplicationError(error.uri, _text(error.message), **_details(error, doing))
+
+
+def internal(error: BaseException, doing: str) -> InternalError:
+    """Log a bug whole, without what the data says, and give the error that stands for it."""
+    id = uuid4().hex
+    log.error(
+        "failed in {doing}, id {id}: {reason}\n{frames}",
+        doing=clip(doing, 300),
+        id=id,
+        kind=type(error).__qualname__,
+        reason=_reason(error),
+        frames="".join(_frames(error)),
+    )
+    return InternalError(id)
+
+
+def _reason(error: BaseException) -> str:
+    # PostgreSQL puts a row's values on the lines below the first (DETAIL, CONTEXT).
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__qualname__}: {clip(first, 200)}"
+
+
+def _frames(error: BaseException) -> Iterator[str]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _frames(cause)
+        yield f"  → {_reason(error)}\n"
+    yield from traceback.format_tb(error.__traceback__)
+
+
+def _details(error: ServiceError, doing: str) -> dict[str, Any]:
+    details = {}
+    for name, value in error.details.items():
+        try:
+            check(value)
+        except Unsafe as unsafe:
+            log.error(
+                "left {name} out of {uri} in {doing}: {unsafe}",
+                name=name,
+                uri=error.uri,
+                doing=clip(doing, 300),
+                unsafe=unsafe,
+            )
+        else:
+            details[name] = _plain(value)
+    return details
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_text(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _text(value: str) -> str:
+    # A caller's own word may stand in a message. WAMP's JSON takes a string that begins with
+    # NUL for binary, and half a surrogate pair is no UTF-8.
+    return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

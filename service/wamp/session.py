@@ -1,0 +1,127 @@
+"""
+A WAMP session that no single message can end.
+
+What stock autobahn does with each of these, and what this session does, is tested message by
+message in `tests/wamp/test_session.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import txaio
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.wamp import message
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from service.errors import InvalidArgument
+from service.wamp.login import Login
+from service.wamp.refusals import refusal
+from service.wamp.serializer import Undecodable, error_of
+
+events = Logger()
+
+DETAILS = "details"
+"""The keyword under which an endpoint gets the call's details, after `args` and `kwargs`."""
+
+
+class SafeSession(ApplicationSession):
+    """
+    Our side of one session.
+
+    Endpoints and handlers are called as `f(args, kwargs, details)`: spread into keyword
+    arguments, a caller's `{"self": 1}`, `{"fun": 1}` or `{1: 2}` would break autobahn's own
+    calls and with them the connection.
+
+    Args:
+        realm: Which to join.
+        login: How to say who we are.
+        joined: Called when the session stands; what it returns is not waited for.
+        displaced: Called with the id of a registration that the router gave to another.
+    """
+
+    log = txaio.make_logger()  # type: ignore[attr-defined]
+    log.set_log_level("error")  # what a session goes through is logged by its client
+
+    def __init__(
+        self,
+        realm: str,
+        login: Login,
+        joined: Callable[[SafeSession, SessionDetails], Awaitable[None]],
+        displaced: Callable[[int], None],
+    ) -> None:
+        super().__init__(ComponentConfig(realm))
+        self._login = login
+        self._joined = joined
+        self._displaced = displaced
+        self._open: Any = None
+        self.closing: CloseDetails | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is nobody left to answer."""
+        return self._open is None
+
+    def onOpen(self, transport: Any) -> None:
+        """Keep the transport, to answer by it what autobahn would not."""
+        self._open = transport
+        super().onOpen(transport)
+
+    def onConnect(self) -> None:
+        """Say hello."""
+        login = self._login
+        self.join(
+            self.config.realm,
+            authmethods=[login.method],
+            authid=login.authid,
+            authextra=login.extra(),
+        )
+
+    def onChallenge(self, challenge: Challenge) -> Any:
+        """Prove who we are."""
+        return self._login.answer(challenge)
+
+    def onJoin(self, details: SessionDetails) -> Any:
+        """Hand the session on."""
+        return Deferred.fromCoroutine(self._joined(self, details))  # type: ignore[arg-type]
+
+    def onMessage(self, msg: Any) -> None:
+        """Take a message, or answer in autobahn's place."""
+        if isinstance(msg, Undecodable):
+            self._refuse(msg.request, f"undecodable arguments: {msg.reason}")
+            return
+        if isinstance(msg, (message.Invocation, message.Event)):
+            if msg.payload is not None:
+                self._refuse_payload(msg)
+                return
+            msg.args = [msg.args or [], msg.kwargs or {}]
+            msg.kwargs = None
+        elif isinstance(msg, message.Unregistered) and not msg.request:
+            self._displaced(msg.registration)
+        super().onMessage(msg)
+
+    def onLeave(self, details: CloseDetails) -> Any:
+        """Keep why; pending requests fail and the transport closes."""
+        self.closing = details
+        return super().onLeave(details)
+
+    def onClose(self, wasClean: bool) -> None:
+        """Forget the transport first, so that nothing answers by it any more."""
+        self._open = None
+        super().onClose(wasClean)
+
+    def onUserError(self, fail: Any, msg: str) -> None:
+        """Log what is not a refusal; those are logged, or need no log, where they are made."""
+        if not isinstance(fail.value, ApplicationError):
+            events.failure("in a session: {text}", fail, text=msg)
+
+    def _refuse_payload(self, msg: Any) -> None:
+        if isinstance(msg, message.Invocation):
+            self._refuse(msg.request, "opaque arguments are not served")
+
+    def _refuse(self, request: int, reason: str) -> None:
+        self._open.send(error_of(request, refusal(InvalidArgument(reason), "decoding")))

@@ -1,0 +1,86 @@
+"""
+Callers over each transport and serializer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.twisted.rawsocket import WampRawSocketClientFactory
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.twisted.websocket import WampWebSocketClientFactory
+from autobahn.wamp.serializer import CBORSerializer, JsonSerializer, MsgPackSerializer
+from autobahn.wamp.types import ComponentConfig
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+
+from tests.conftest import Router
+
+SERIALIZERS = {"cbor": CBORSerializer, "json": JsonSerializer, "msgpack": MsgPackSerializer}
+
+KINDS = [f"{door} {name}" for door in ("rawsocket", "websocket") for name in SERIALIZERS]
+
+
+class Caller(ApplicationSession):
+    """A client's session."""
+
+    def __init__(self, realm: str, hello: dict[str, Any]) -> None:
+        super().__init__(ComponentConfig(realm))
+        self.hello = hello
+        self.here: Deferred[Caller] = Deferred()
+        self.gone: Deferred[None] = Deferred()
+
+    def onConnect(self) -> None:
+        """Say hello, with what the test wants said."""
+        self.join(self.config.realm, **self.hello)
+
+    def onJoin(self, details: Any) -> None:
+        """Tell the test."""
+        self.here.callback(self)
+
+    def onUserError(self, fail: Any, msg: str) -> None:
+        """Keep quiet: the test sees the error."""
+
+    def onClose(self, wasClean: bool) -> None:
+        """Tell the test."""
+        super().onClose(wasClean)
+        if not self.here.called:
+            self.here.errback(ConnectionError("not joined"))
+        self.gone.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """Leave; fires when the connection is closed."""
+        if self.is_attached():
+            self.leave()
+        elif not self.gone.called:
+            self.disconnect()
+        return self.gone
+
+
+async def join(router: Router, how: str, **hello: Any) -> Caller:
+    """
+    Join as a client.
+
+    Args:
+        router: Where.
+        how: "rawsocket cbor", "websocket json" and so on; "service cbor" is the private socket.
+        hello: More to say in HELLO.
+    """
+    from twisted.internet import reactor
+
+    door, name = how.split()
+    session = Caller(router.realm, hello)
+    serializer = SERIALIZERS[name]()
+    factory: Any
+    if door == "websocket":
+        factory = WampWebSocketClientFactory(
+            lambda: session, url=router.websocket, serializers=[serializer]
+        )
+    else:
+        factory = WampRawSocketClientFactory(lambda: session, serializer=serializer)
+    if door == "service":
+        endpoint: Any = UNIXClientEndpoint(reactor, str(router.socket))
+    else:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", router.port)
+    await endpoint.connect(factory)
+    return await session.here

@@ -1,0 +1,86 @@
+"""
+A service at the edge alone, with a fake hub behind it, and callers of every kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.wamp.client import Guest, WampClient, WampConfig
+from service.wamp.dispatch import Dispatch
+from tests.conftest import Router
+from tests.fakes import FakeHub
+from tests.wamp.callers import Caller, join
+
+
+class Edge:
+    """
+    A running service.
+
+    Args:
+        client: Its place on the router.
+        dispatch: Its calls.
+        hub: What answers them.
+    """
+
+    def __init__(self, client: WampClient, dispatch: Dispatch, hub: FakeHub) -> None:
+        self.client = client
+        self.dispatch = dispatch
+        self.hub = hub
+
+
+StartEdge = Callable[..., Awaitable[Edge]]
+Join = Callable[..., Awaitable[Caller]]
+
+
+@pytest.fixture
+def start_edge(router: Router) -> Iterator[StartEdge]:
+    """Give a function that starts a service; each is stopped when the test ends."""
+    from twisted.internet import reactor
+
+    started: list[WampClient] = []
+
+    async def start(
+        urls: Sequence[str] = (),
+        shared: bool = False,
+        drain: float = 1.0,
+        guests: Sequence[Guest] = (),
+        wait: bool = True,
+        **config: Any,
+    ) -> Edge:
+        hub = FakeHub()
+        dispatch = Dispatch(reactor, hub.answer, router.prefix, shared=shared, drain=drain)
+        config = {"first_delay": 0.05, "max_delay": 0.2, "realm": router.realm, **config}
+        client = WampClient(
+            reactor,
+            WampConfig(urls=urls or [f"unix:{router.socket}"], **config),
+            [dispatch, *guests],
+        )
+        started.append(client)
+        client.startService()
+        if wait:
+            await client.when_joined()
+        return Edge(client, dispatch, hub)
+
+    yield start
+    for client in started:
+        pytest_twisted.blockon(client.stopService())
+
+
+@pytest.fixture
+def call_from(router: Router) -> Iterator[Join]:
+    """Give a function that joins a caller; each leaves when the test ends."""
+    joined: list[Caller] = []
+
+    async def start(how: str = "rawsocket cbor", **hello: Any) -> Caller:
+        caller = await join(router, how, **hello)
+        joined.append(caller)
+        return caller
+
+    yield start
+    for caller in joined:
+        pytest_twisted.blockon(caller.close())

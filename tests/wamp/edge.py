@@ -1,0 +1,29 @@
+"""
+A service at the edge in a process of its own: `edge.py url realm prefix [shared|single]`.
+
+Prints a line when it has joined.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from twisted.internet import reactor
+
+from service.wamp.client import WampClient, WampConfig
+from service.wamp.dispatch import Dispatch
+from tests.fakes import FakeHub
+
+
+def main(url: str, realm: str, prefix: str, how: str = "shared") -> None:
+    """Serve until killed."""
+    dispatch = Dispatch(reactor, FakeHub().answer, prefix, shared=how == "shared")
+    client = WampClient(reactor, WampConfig([url], realm), [dispatch])
+    client.startService()
+    client.when_joined().addCallback(lambda _: print("joined", flush=True))  # noqa: T201
+    reactor.addSystemEventTrigger("before", "shutdown", client.stopService)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

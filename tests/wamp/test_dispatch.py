@@ -1,0 +1,261 @@
+"""
+Calls reach the hub as they were made, can be cancelled, and are seen off when the service stops.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+
+from service.errors import Conflict, InternalError, Unavailable
+from tests.conftest import Router
+from tests.wamp.callers import KINDS
+from tests.wamp.conftest import Join, StartEdge
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_arguments_arrive(how: str, start_edge: StartEdge, call_from: Join) -> None:
+    """Positional and keyword arguments arrive over every transport and serializer."""
+    await start_edge()
+    caller = await call_from(how)
+    got = await caller.call("rowcast.arguments", 1, [None, True], key={"a": b"\0\1", "é": 2.5})
+    assert got == {"args": [1, [None, True]], "kwargs": {"key": {"a": b"\0\1", "é": 2.5}}}
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_calls(start_edge: StartEdge, call_from: Join) -> None:
+    """The hub is told the caller's session, role and realm."""
+    await start_edge()
+    caller = await call_from()
+    got = await caller.call("rowcast.caller")
+    assert got["session"] == caller._session_id
+    assert got["authrole"] == "anonymous"
+    assert got["realm"] == "realm1"
+    assert got["authid"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_refusal_arrives(start_edge: StartEdge, call_from: Join) -> None:
+    """A refusal arrives under its URI, with its message and details."""
+    edge = await start_edge()
+    caller = await call_from("websocket json")
+
+    def give() -> Any:
+        raise Conflict("it has changed", row={"id": 1, "name": "\0x"}, retry=True)
+
+    edge.hub.on("give", give)
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.give")
+    assert caught.value.error == "rowcast.error.conflict"
+    assert caught.value.args == ("it has changed",)
+    assert caught.value.kwargs == {"row": {"id": 1, "name": "\\0x"}, "retry": True}
+
+
+@pytest_twisted.ensureDeferred
+async def test_bug_leaves_as_an_id(start_edge: StartEdge, call_from: Join) -> None:
+    """What went wrong inside stays inside."""
+    edge = await start_edge()
+    caller = await call_from()
+    edge.hub.on("give", lambda: {}["secret"])
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.give")
+    assert caught.value.error == InternalError.uri
+    assert "secret" not in str(caught.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
+    """Cancelling a call cancels what the hub is doing for it."""
+    edge = await start_edge()
+    caller = await call_from()
+    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    call = caller.call("rowcast.wait")
+    await begun
+    call.cancel()
+    await stopped
+    with pytest.raises(ApplicationError) as caught:
+        await call
+    assert caught.value.error == ApplicationError.CANCELED
+    assert await caller.call("rowcast.echo", 1) == 1
+    assert edge.dispatch.meter.outcomes == {"canceled": 1, "answered": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_leaves(start_edge: StartEdge, call_from: Join) -> None:
+    """A caller who goes takes its running calls along."""
+    edge = await start_edge()
+    caller = await call_from()
+    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    call = caller.call("rowcast.wait")
+    await begun
+    caller._transport.abort()
+    await stopped
+    with pytest.raises(ApplicationError):
+        await call
+    assert edge.hub.cancelled == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_waits_for_calls(start_edge: StartEdge, call_from: Join) -> None:
+    """A stopping service answers what runs and refuses what comes, to be tried again."""
+    edge = await start_edge()
+    caller = await call_from()
+    begun = edge.hub.begun()
+    call = caller.call("rowcast.wait")
+    await begun
+    stopping = edge.client.stopService()
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.echo", 1)
+    assert caught.value.error == Unavailable.uri
+    assert caught.value.kwargs["retry"] is True
+    assert not edge.dispatch.serving
+    edge.hub.release()
+    assert await call == "released"
+    await stopping
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_cancels_what_lasts(start_edge: StartEdge, call_from: Join) -> None:
+    """What outlasts the drain is cancelled, and its caller told."""
+    edge = await start_edge(drain=0.05)
+    caller = await call_from()
+    begun = edge.hub.begun()
+    call = caller.call("rowcast.wait")
+    await begun
+    await edge.client.stopService()
+    with pytest.raises(ApplicationError) as caught:
+        await call
+    assert caught.value.error == ApplicationError.CANCELED
+    assert edge.dispatch.meter.in_progress == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_lost_connection_cancels_calls(start_edge: StartEdge, call_from: Join) -> None:
+    """Without a router there is nobody to answer; the queries stop."""
+    edge = await start_edge()
+    caller = await call_from()
+    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    call = caller.call("rowcast.wait")
+    await begun
+    edge.client._abort("the test")
+    await stopped
+    with pytest.raises(ApplicationError) as caught:
+        await call
+    assert caught.value.error == ApplicationError.CANCELED
+    await edge.client.when_joined()
+    assert await caller.call("rowcast.echo", 1) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_service_takes_over(start_edge: StartEdge, call_from: Join) -> None:
+    """A restarted service gets its prefix though its predecessor still holds it."""
+    old = await start_edge()
+    caller = await call_from()
+    begun = old.hub.begun()
+    call = caller.call("rowcast.wait")
+    await begun
+    new = await start_edge()
+    new.hub.on("who", lambda: "new")
+    assert await caller.call("rowcast.who") == "new"
+    assert new.dispatch.serving
+    assert not old.dispatch.serving
+    old.hub.release("from the old")
+    assert await call == "from the old"
+    await old.client.stopService()
+    assert await caller.call("rowcast.who") == "new"
+
+
+@pytest_twisted.ensureDeferred
+async def test_shared_services_take_turns(start_edge: StartEdge, call_from: Join) -> None:
+    """Two services that share are called in turn; one that stops leaves the other its calls."""
+    one, two = await start_edge(shared=True), await start_edge(shared=True)
+    caller = await call_from()
+    for n in range(10):
+        await caller.call("rowcast.echo", n)
+    assert (one.hub.calls, two.hub.calls) == (5, 5)
+    calls = [caller.call("rowcast.echo", n) for n in range(100)]
+    stopping = one.client.stopService()
+    calls += [caller.call("rowcast.echo", n) for n in range(100)]
+    answers = []
+    for call in calls:
+        try:
+            answers.append(await call)
+        except ApplicationError as error:
+            assert error.error == Unavailable.uri
+    await stopping
+    assert len(answers) >= 100
+    assert await caller.call("rowcast.echo", "alone") == "alone"
+
+
+@pytest_twisted.ensureDeferred
+async def test_single_replaces_shared(start_edge: StartEdge, call_from: Join) -> None:
+    """Changing the setting does not keep a new service out."""
+    shared = await start_edge(shared=True)
+    single = await start_edge(shared=False)
+    caller = await call_from()
+    await caller.call("rowcast.echo", 1)
+    assert (shared.hub.calls, single.hub.calls) == (0, 1)
+
+
+class Child(ProcessProtocol):
+    """A service in a process of its own, to be killed."""
+
+    def __init__(self) -> None:
+        self.ready: Deferred[None] = Deferred()
+        self.ended: Deferred[None] = Deferred()
+        self.errors = b""
+
+    def outReceived(self, data: bytes) -> None:
+        """Hear that it has joined."""
+        if not self.ready.called:
+            self.ready.callback(None)
+
+    def errReceived(self, data: bytes) -> None:
+        """Keep what went wrong."""
+        self.errors += data
+
+    def processEnded(self, reason: Any) -> None:
+        """Tell the test."""
+        if not self.ready.called:
+            self.ready.errback(RuntimeError(self.errors.decode()))
+        self.ended.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_kill_one_of_two(router: Router, start_edge: StartEdge, call_from: Join) -> None:
+    """Kill -9 of one of two services fails its running calls at once and no later one."""
+    from twisted.internet import reactor
+
+    edge = await start_edge(shared=True)
+    caller = await call_from()
+    child = Child()
+    script = Path(__file__).with_name("edge.py")
+    arguments = [sys.executable, str(script), f"unix:{router.socket}", router.realm, router.prefix]
+    root = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    process = reactor.spawnProcess(child, sys.executable, arguments, env=root)
+    await child.ready
+    waiting = [caller.call("rowcast.wait") for _ in range(8)]
+    while edge.hub.calls < 4:
+        await edge.hub.begun()
+    os.kill(process.pid, signal.SIGKILL)
+    await child.ended
+    outcomes = []
+    for call in waiting:
+        edge.hub.release()
+        try:
+            outcomes.append(await call)
+        except ApplicationError as error:
+            outcomes.append(error.error)
+    assert sorted(outcomes) == ["released"] * 4 + ["wamp.error.canceled"] * 4
+    for n in range(20):
+        assert await caller.call("rowcast.echo", n) == n

@@ -1,0 +1,345 @@
+"""
+No single call, result, event or login may take the service down or leave a call unanswered.
+
+Each test is a message that does so to a service on stock autobahn.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import cbor2
+import pytest
+import pytest_twisted
+from autobahn.wamp import message
+from autobahn.wamp.exception import ApplicationError, SerializationError
+from autobahn.wamp.request import CallRequest
+from autobahn.wamp.types import CallOptions, EncodedPayload, PublishOptions, SubscribeOptions
+from twisted.internet.defer import Deferred
+
+from service.errors import InternalError, TooLarge
+from service.wamp.session import DETAILS, SafeSession
+from tests.conftest import Router
+from tests.fakes import fire
+from tests.wamp.callers import KINDS, Caller
+from tests.wamp.conftest import Edge, Join, StartEdge
+
+MEBIBYTE = 2**20
+
+
+def nested(levels: int) -> Any:
+    """Give a list in a list in a list."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+async def refused(caller: Caller, name: str, *args: Any, **kwargs: Any) -> ApplicationError:
+    """Call what must not succeed; gives the error."""
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call(f"rowcast.{name}", *args, **kwargs)
+    return caught.value
+
+
+async def unharmed(edge: Edge, caller: Caller, session: object) -> None:
+    """Make sure that the service is in the session it was in, and answers."""
+    assert await caller.call("rowcast.echo", "still here") == "still here"
+    assert session_of(edge) is session
+
+
+def session_of(edge: Edge) -> object:
+    """Give what changes when a service joins anew."""
+    return edge.dispatch._registration
+
+
+UNSAFE: dict[str, Callable[[], Any]] = {
+    "datetime": lambda: datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC),
+    "naive": lambda: datetime.datetime(2026, 11, 21),
+    "date": lambda: datetime.date(2026, 11, 21),
+    "interval": lambda: datetime.timedelta(1),
+    "uuid": uuid.uuid4,
+    "decimal": lambda: decimal.Decimal("1.50"),
+    "set": lambda: {1},
+    "memoryview": lambda: memoryview(b"x"),
+    "object": object,
+    "nan": lambda: float("nan"),
+    "infinity": lambda: float("-inf"),
+    "long": lambda: 2**64,
+    "int keys": lambda: {1: "a"},
+    "in a row": lambda: {"rows": [{"at": datetime.date(2026, 11, 21)}]},
+    "half a surrogate": lambda: "\ud800",
+}
+
+
+@pytest.mark.parametrize("how", ["rawsocket cbor", "rawsocket json", "websocket msgpack"])
+@pytest_twisted.ensureDeferred
+async def test_result_that_no_serializer_carries(
+    how: str, start_edge: StartEdge, call_from: Join
+) -> None:
+    """A result of a wrong type is an internal error with an id, not silence."""
+    edge = await start_edge()
+    caller = await call_from(how)
+    session = session_of(edge)
+    for name, give in UNSAFE.items():
+        edge.hub.on("give", give)
+        error = await refused(caller, "give")
+        assert error.error == InternalError.uri, name
+        assert set(error.kwargs) == {"id"}, name
+    await unharmed(edge, caller, session)
+
+
+@pytest.mark.parametrize("service", ["unix", "websocket"])
+@pytest.mark.parametrize("size", [9 * MEBIBYTE, 17 * MEBIBYTE])
+@pytest_twisted.ensureDeferred
+async def test_result_too_large(
+    service: str, size: int, router: Router, start_edge: StartEdge, call_from: Join
+) -> None:
+    """A result over the limit is refused with the limit, whatever the service connects by."""
+    if service == "websocket":
+        pytest.skip("the embedded router lets services in by its private socket alone")
+    edge = await start_edge()
+    caller = await call_from()
+    session = session_of(edge)
+    edge.hub.on("give", lambda: "x" * size)
+    error = await refused(caller, "give")
+    assert error.error == TooLarge.uri
+    assert "limit" in error.kwargs["hint"]
+    assert len(str(error)) < 1000
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_result_too_deep(start_edge: StartEdge, call_from: Join) -> None:
+    """A result that the router's decoder would choke on is refused; a deep one passes."""
+    edge = await start_edge()
+    caller = await call_from("rawsocket json")
+    session = session_of(edge)
+    edge.hub.on("give", lambda: nested(100))
+    assert await caller.call("rowcast.give") == nested(100)
+    for levels in (121, 500, 5000):
+        edge.hub.on("give", lambda levels=levels: nested(levels))
+        error = await refused(caller, "give")
+        assert error.error == TooLarge.uri
+    await unharmed(edge, caller, session)
+
+
+@pytest.mark.parametrize("how", ["rawsocket json", "websocket json", "rawsocket msgpack"])
+@pytest_twisted.ensureDeferred
+async def test_argument_too_deep(how: str, start_edge: StartEdge, call_from: Join) -> None:
+    """A deep argument is refused to the one who sent it."""
+    edge = await start_edge()
+    caller = await call_from(how)
+    session = session_of(edge)
+    for levels in (130, 450):
+        error = await refused(caller, "echo", nested(levels))
+        assert error.error == ApplicationError.INVALID_ARGUMENT
+        error = await refused(caller, "echo", where=nested(levels))
+        assert error.error == ApplicationError.INVALID_ARGUMENT
+    assert await caller.call("rowcast.echo", nested(100)) == nested(100)
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_keywords_that_clash(start_edge: StartEdge, call_from: Join) -> None:
+    """A keyword may have any name: those of autobahn's own parameters too."""
+    edge = await start_edge()
+    caller = await call_from()
+    session = session_of(edge)
+    kwargs = dict.fromkeys(["self", "fun", "f", "args", "kwargs", "details", "session", ""], 1)
+    request = raw_call(caller, "rowcast.arguments", [1], kwargs)
+    assert await request == {"args": [1], "kwargs": kwargs}
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_maps_with_integer_keys(start_edge: StartEdge, call_from: Join) -> None:
+    """Keys that are no strings, in the keywords or within, end in an error to the caller."""
+    edge = await start_edge()
+    caller = await call_from()
+    session = session_of(edge)
+    with pytest.raises(ApplicationError):
+        await caller.call("rowcast.echo", {1: {2: 3}})
+    rude = await call_from()
+    rude._transport.sendString(cbor2.dumps([48, 1, {}, "rowcast.arguments", [], {1: 2}]))
+    await rude.gone  # the router sees to that one
+    await unharmed(edge, caller, session)
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_odd_arguments(how: str, start_edge: StartEdge, call_from: Join) -> None:
+    """Strings with NUL, NaN, long integers: whatever comes, the service stays."""
+    edge = await start_edge()
+    caller = await call_from(how)
+    session = session_of(edge)
+    odd: list[Any] = ["a\0bc", float("nan"), float("inf"), 2**63, -(2**63), b"\0\1", "\u2028"]
+    if "json" not in how:
+        odd.append("\0abc")  # WAMP's JSON would take it for binary
+    for value in odd:
+        edge.hub.calls = 0
+        await raw_call(caller, "rowcast.caller", [value], {"key": value})
+        assert edge.hub.calls == 1, value
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_uris_at_the_edge_of_the_grammar(start_edge: StartEdge, call_from: Join) -> None:
+    """Names of any script and length reach the hub, which refuses them with a hint."""
+    edge = await start_edge()
+    caller = await call_from()
+    session = session_of(edge)
+    for name in ["ehco", "日本.get", "a%2Eb.get", "'; drop", "\0", "\x7f", "%", "x" * 70_000, "é"]:
+        if " " in name:
+            continue  # the router closes the connection of a caller who sends white space
+        error = await refused(caller, name)
+        assert error.error == ApplicationError.NO_SUCH_PROCEDURE, name
+    assert (await refused(caller, "ehco")).kwargs == {"hint": 'did you mean "echo"?'}
+    await unharmed(edge, caller, session)
+
+
+class Cipher:
+    """A payload codec, so that autobahn sends opaque arguments."""
+
+    def encode(self, is_originating: bool, uri: str, args: Any = None, kwargs: Any = None) -> Any:
+        """Give opaque bytes."""
+        return EncodedPayload(b"opaque", "cryptobox", "json", None)
+
+    def decode(self, is_originating: bool, uri: str, encoded_payload: Any) -> Any:
+        """Read nothing."""
+        return uri, [], {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_opaque_arguments(start_edge: StartEdge, call_from: Join) -> None:
+    """Encrypted payloads are refused in our own words."""
+    edge = await start_edge()
+    caller = await call_from()
+    session = session_of(edge)
+    caller.set_payload_codec(Cipher())
+    error = await refused(caller, "echo", 1)
+    assert error.error == ApplicationError.INVALID_ARGUMENT
+    caller.set_payload_codec(None)
+    await unharmed(edge, caller, session)
+
+
+class Listening:
+    """A guest that subscribes, as a publisher or a watcher would."""
+
+    def __init__(self, *topics: str) -> None:
+        self.topics = topics
+        self.events: list[tuple[Any, Any]] = []
+        self.heard: list[Deferred[None]] = []
+        self.session: SafeSession | None = None
+        self.displacements: list[int] = []
+
+    async def joined(self, session: SafeSession, details: Any) -> None:
+        """Subscribe."""
+        self.session = session
+        for topic in self.topics:
+            await session.subscribe(self.hear, topic, SubscribeOptions(details_arg=DETAILS))
+
+    def hear(self, args: Any, kwargs: Any, details: Any) -> None:
+        """Keep an event."""
+        self.events.append((args, kwargs))
+        fire(self.heard)
+
+    def next(self) -> Deferred[None]:
+        """Give a Deferred that fires with the next event."""
+        self.heard.append(Deferred())
+        return self.heard[-1]
+
+    def displaced(self, registration: int) -> None:
+        """Keep it."""
+        self.displacements.append(registration)
+
+    async def leaving(self) -> None:
+        """Do nothing."""
+
+    def left(self) -> None:
+        """Do nothing."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_events_that_break_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
+    """An event too deep is dropped, one with odd keywords heard, and the session goes on."""
+    guest = Listening("rowcast.test.topic")
+    edge = await start_edge(guests=[guest])
+    publisher = await call_from("service cbor")
+    caller = await call_from()
+    session = session_of(edge)
+    options = PublishOptions(acknowledge=True)
+    await publisher.publish("rowcast.test.topic", nested(200), options=options)
+    heard = guest.next()
+    odd = {"self": 1, "fun": 2}
+    request = publisher._request_id_gen.next()
+    publisher._transport.send(message.Publish(request, "rowcast.test.topic", args=[], kwargs=odd))
+    await heard
+    assert guest.events == [([], {"self": 1, "fun": 2})]
+    publisher.set_payload_codec(Cipher())
+    await publisher.publish("rowcast.test.topic", 1, options=options)
+    publisher.set_payload_codec(None)
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_login_that_breaks_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
+    """A greeting with a deep `authextra` reaches everyone who follows logins; we stay."""
+    guest = Listening("wamp.session.on_join")
+    edge = await start_edge(guests=[guest])
+    session = session_of(edge)
+    await call_from("rawsocket json", authextra={"deep": nested(450)})
+    heard = guest.next()
+    caller = await call_from()
+    await heard
+    assert len(guest.events) == 1
+    await unharmed(edge, caller, session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
+    """What the service itself waits for fails when the connection is lost."""
+    guest = Listening()
+    edge = await start_edge(guests=[guest])
+    session = guest.session
+    assert session is not None
+    pending = session.call("rowcast.wait")
+    await edge.hub.begun()
+    edge.client._abort("the test")
+    with pytest.raises(ApplicationError) as caught:
+        await pending
+    assert caught.value.error == "wamp.close.transport_lost"
+    assert session.lost
+
+
+@pytest_twisted.ensureDeferred
+async def test_own_calls_get_undecodable_results(start_edge: StartEdge, call_from: Join) -> None:
+    """A result or an error too deep fails the call that asked for it."""
+    guest = Listening()
+    edge = await start_edge(guests=[guest])
+    session = guest.session
+    assert session is not None
+    callee = await call_from("service cbor")
+
+    def fail() -> None:
+        raise ApplicationError("test.error", nested(200))
+
+    await callee.register(lambda: nested(200), "test.deep")
+    await callee.register(fail, "test.fail")
+    for name in ("test.deep", "test.fail"):
+        with pytest.raises(SerializationError):
+            await session.call(name)
+    await unharmed(edge, callee, session_of(edge))
+
+
+def raw_call(caller: Caller, uri: str, args: list[Any], kwargs: dict[Any, Any]) -> Any:
+    """Call with keywords that Python's own call syntax would not take."""
+    request = caller._request_id_gen.next()
+    reply: Deferred[Any] = Deferred()
+    caller._call_reqs[request] = CallRequest(request, uri, reply, CallOptions())
+    caller._transport.send(message.Call(request, uri, args=args, kwargs=kwargs))
+    return reply
