@@ -13,11 +13,16 @@ from typing import Any
 
 from service.answer.served import Served
 from service.catalog import Relation
-from service.db.scope import Database
 from service.errors import InvalidRow
 from service.models.checks import catalog_faults
-from service.request.parse import Parsed
-from service.request.types import Assignment, CreateRequest, UpdateRequest
+from service.request.parse import Parsed, parse_key
+from service.request.types import (
+    EVERYTHING,
+    Assignment,
+    CreateRequest,
+    Target,
+    UpdateRequest,
+)
 from service.request.values import Values
 from service.request.writes import assignments
 
@@ -61,9 +66,47 @@ async def admit_create(
 
 
 async def admit_update(
-    database: Database, served: Served, relation: Relation, call: Parsed[UpdateRequest]
-) -> Parsed[UpdateRequest]:
-    raise NotImplementedError
+    served: Served,
+    relation: Relation,
+    call: Parsed[UpdateRequest],
+    current: Sequence[Mapping[str, Any]],
+) -> list[Parsed[UpdateRequest]]:
+    """
+    Have the model judge the changes of rows.
+
+    Args:
+        served: For the model and the codec.
+        relation: Whose rows.
+        call: The update.
+        current: The rows as they are, whole, as dicts of wire values.
+
+    Returns:
+        The calls to make instead: one, unless the model made something else of each row.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+    """
+    model, changes = served.model(relation), call.request.changes
+    given = given_of(changes, call.values)
+    values = Values(call.values)
+    found: list[tuple[Assignment, ...]] = []
+    said: list[dict[str, Any]] = []
+    for row in current:
+        admitted = await model.admit_change(row, given, served.codec, "changes")
+        said.append({name: served.codec.wire(value) for name, value in admitted.items()})
+        found.append(_merged(changes, given, admitted, "changes", values, served))
+    if not current or all(each == said[0] for each in said):
+        request = replace(call.request, changes=found[0] if found else changes)
+        return [replace(call, request=request, values=values.freeze())]
+    keys = [parse_key([row[name] for name in relation.primary_key], values) for row in current]
+    return [
+        replace(
+            call,
+            request=replace(call.request, target=Target(key, (), EVERYTHING), changes=each),
+            values=values.freeze(),
+        )
+        for key, each in zip(keys, found, strict=True)
+    ]
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:

@@ -4,9 +4,6 @@ Keeps what is served up to date with the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,10 +12,11 @@ from twisted.logger import Logger
 
 from service.answer.hub import Hub
 from service.answer.served import Served
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.db.values import Codec
+from service.models.registry import Models
 
 log = Logger()
 
@@ -26,8 +24,6 @@ PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
 STALE = 5.0
 """Seconds in which callers whose statements fail make us read the catalog once at most."""
-
-Modeler = Callable[[Catalog], Callable[[Relation], Any]]
 
 
 class Catalogs(Service):
@@ -41,7 +37,7 @@ class Catalogs(Service):
         database: To read it from.
         schemas: Those that are served.
         hub: Is told of each catalog.
-        models: Makes the models of a catalog; gives the look-up of a relation's model.
+        models: Are told of each catalog, too.
     """
 
     def __init__(
@@ -50,7 +46,7 @@ class Catalogs(Service):
         database: Database,
         schemas: tuple[str, ...],
         hub: Hub,
-        models: Modeler,
+        models: Models,
     ) -> None:
         self._reactor = reactor
         self._database = database
@@ -124,7 +120,9 @@ class Catalogs(Service):
             return
         self._last = self._reactor.seconds()
         self._version = catalog.version
-        self._hub.serve(Served(catalog, Codec(catalog), self._models(catalog)))
+        codec = Codec(catalog)
+        self._models.load(catalog, codec)
+        self._hub.serve(Served(catalog, codec, self._models))
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
             relations=len(catalog.relations),

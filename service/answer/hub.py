@@ -20,7 +20,7 @@ from service.answer.served import Served
 from service.answer.writing import Writing
 from service.catalog import Relation
 from service.db.scope import Database
-from service.db.sqlstate import refusal
+from service.db.sqlstate import STALE, refusal
 from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nearest
 from service.request.caller import Caller
 from service.request.names import Name, parse_name
@@ -28,9 +28,6 @@ from service.request.parse import Limits
 
 Verb = Callable[[Served, Relation, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
-
-STALE = frozenset({"42P01", "42703", "42704", "42883", "42P10"})
-"""What PostgreSQL says of names that are there no more (undefined table, column, …)."""
 
 
 class Hub:

@@ -10,6 +10,7 @@ from typing import Any
 
 from service.catalog import Catalog, Relation
 from service.db.values import Codec
+from service.models.registry import Models
 from service.sql.statement import Statement
 
 MAX_STATEMENTS = 4096
@@ -23,13 +24,13 @@ class Served:
     Args:
         catalog: What the database holds.
         codec: Its values.
-        models: The model of a relation, for the rules of its rows.
+        models: Of its relations, for the rules of their rows.
     """
 
-    def __init__(self, catalog: Catalog, codec: Codec, models: Callable[[Relation], Any]) -> None:
+    def __init__(self, catalog: Catalog, codec: Codec, models: Models) -> None:
         self.catalog = catalog
         self.codec = codec
-        self.model = models
+        self.model = models.of
         self.statement = lru_cache(MAX_STATEMENTS)(self._statement)
 
     def _statement(

@@ -16,9 +16,9 @@ from typing import Any
 from service.answer.admission import admit_create, admit_update, refuse_faults
 from service.answer.served import Served
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, Written, apart_txn, page_txn, write_txn
+from service.db.interactions import Page, Shape, Written, apart_txn, over, page_txn, write_txn
 from service.db.scope import Database
-from service.errors import Conflict, NotFound, ServiceError, TooManyRows
+from service.errors import Conflict, NotFound, ServiceError
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update
 from service.request.parse import Limits, Parsed
 from service.request.types import (
@@ -36,6 +36,8 @@ from service.sql.statement import Statement
 Targeted = UpdateRequest | DeleteRequest
 MANY = 100
 """Rows of one create from which on they are read in a pool thread, not in the reactor's."""
+UNBOUNDED = 2**63
+"""Bytes: rows that only a model sees may weigh what they weigh."""
 
 
 class Writing:
@@ -64,9 +66,7 @@ class Writing:
         call = await self._prepared(served, relation, args, kwargs)
         request = call.request
         if request.max_affected is not None and len(request.rows) > request.max_affected:
-            raise TooManyRows(
-                f"these are {len(request.rows)} rows, and max_affected is {request.max_affected}"
-            )
+            raise over(len(request.rows), request.max_affected)
         if not request.rows:
             return [] if request.returning.rows else {"affected": 0}
         if served.model(relation).ruled:
@@ -138,9 +138,36 @@ class Writing:
 
     async def _ruled(self, served: Served, relation: Relation, call: Parsed[UpdateRequest]) -> Any:
         """Update rows whose model has rules: each is read, changed and judged as a whole."""
+        refuse_faults(served, relation, call)
+        request = call.request
         async with self._database.transaction():
-            call = await admit_update(self._database, served, relation, call)
-            return await self._targeted(served, relation, call, _update)
+            current = await self._locked(served, relation, call)
+            if request.max_affected is not None and len(current) > request.max_affected:
+                raise over(len(current), request.max_affected)
+            calls = await admit_update(served, relation, call, current)
+            if len(calls) == 1:
+                return await self._targeted(served, relation, calls[0], _update)
+            written = [await self._update_one(served, relation, each) for each in calls]
+        rows = [row for each in written for row in each.rows]
+        whole = Written(rows, len(calls), written[0].columns)
+        return _answer(whole, request.returning, many=True, counted=True)
+
+    async def _locked(
+        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> list[Mapping[str, Any]]:
+        """Read the rows of a target whole, and keep them as they are."""
+        returning = Returning(order=call.request.returning.order)
+        plan = plan_current(served.catalog, relation, call.request.target, returning, lock=True)
+        page: Page = await self._database.run(
+            page_txn, served.codec, select(plan), call.values, None, Shape("dicts", UNBOUNDED)
+        )
+        return page.rows
+
+    async def _update_one(
+        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> Written:
+        statement = served.statement(_update, relation, call.request)
+        return await self._write(served, lambda: statement, call, None)
 
     async def _unchanged(
         self, served: Served, relation: Relation, call: Parsed[UpdateRequest]

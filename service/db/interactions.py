@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg2
+
 from service.db.connection import PgConnection
+from service.db.position import point_out
 from service.db.values import Codec
 from service.errors import TooLarge, TooManyRows
 from service.request.types import Form
@@ -132,12 +135,16 @@ def write_txn(
     cursor = _execute(connection, codec, statement, values)
     affected: int = cursor.rowcount
     if max_affected is not None and affected > max_affected:
-        raise TooManyRows(
-            f"this would write {affected} rows, and max_affected is {max_affected}",
-            hint="nothing was written",
-        )
+        raise over(affected, max_affected)
     rows = cursor.fetchall() if statement.columns else []
     return Written(shaped(rows, statement.columns, shape), affected, statement.columns)
+
+
+def over(rows: int, most: int) -> TooManyRows:
+    """Word that a write would be more rows than it may."""
+    return TooManyRows(
+        f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
+    )
 
 
 def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
@@ -164,7 +171,11 @@ def _execute(
     connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
 ) -> Any:
     cursor = connection.wire(codec)
-    cursor.execute(statement.text, codec.parameters(statement.bounds, values))
+    try:
+        cursor.execute(statement.text, codec.parameters(statement.bounds, values))
+    except psycopg2.Error as error:
+        point_out(error, statement)
+        raise
     return cursor
 
 

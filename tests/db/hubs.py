@@ -39,9 +39,7 @@ async def serving(
     """Serve a database for the length of the body."""
     async with database_at(dsn) as database:
         hub = Hub(database, Limits(max_rows), max_bytes)
-        catalogs = Catalogs(
-            reactor, database, schemas or ("public",), hub, lambda catalog: Models(catalog).model
-        )
+        catalogs = Catalogs(reactor, database, schemas or ("public",), hub, Models(database))
         hub.suspect = catalogs.suspect
         catalogs.startService()
         await catalogs.loaded()
