@@ -134,6 +134,7 @@ class Relation:
         checks: Check and exclusion constraints: name to the columns that it speaks of.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
+        filled: Whether a trigger may fill in what a new row lacks, before it is checked.
         selectable, insertable, updatable, deletable: What our role may do.
     """
 
@@ -147,6 +148,7 @@ class Relation:
     checks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False
+    filled: bool = False
     selectable: bool = True
     insertable: bool = True
     updatable: bool = True

@@ -143,6 +143,7 @@ def _relation(
         checks=checks,
         comment=_shown(row.comment),
         row_security=row.row_security,
+        filled=row.filled,
         selectable=bool(row.selectable),
         insertable=bool(row.insertable),
         updatable=bool(row.updatable),
