@@ -1,0 +1,17 @@
+"""
+Actions: what is to be done, and where.
+"""
+
+from __future__ import annotations
+
+from service.models.base import Model
+from service.models.validations import not_blank
+
+
+class Action(Model):
+    """One thing to be done."""
+
+    TABLENAME = "actions"
+
+
+Action.addValidator(not_blank("action", "path"))

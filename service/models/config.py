@@ -1,0 +1,199 @@
+"""
+twistar's database configuration: every road it knows leads to `Database`.
+
+Models do not pass here; this is for code that speaks to `Registry.getConfig()` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from psycopg2.extensions import register_adapter
+from psycopg2.extras import UUID_adapter, execute_values
+from twistar.dbconfig.postgres import PostgreSQLDBConfig
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from service.db.scope import Database
+from service.db.transaction import cursor_txn
+from service.models.text import (
+    Where,
+    both,
+    identifier,
+    limit_of,
+    order_by,
+    placeholders,
+    table,
+    where_of,
+)
+
+register_adapter(UUID, UUID_adapter)  # psycopg2 cannot write one without being told
+
+
+class PgConfig(PostgreSQLDBConfig):
+    """
+    What twistar's Registry has as its implementation.
+
+    Args:
+        database: Where statements go, into the caller's transaction if there is one.
+    """
+
+    log_source = Logger()
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @property
+    def txn(self) -> None:
+        """
+        Be no transaction of everyone's, and take none.
+
+        `twistar.utils.transaction` sets this, and so fails at once instead of drawing
+        unrelated work into one transaction.
+        """
+        return None
+
+    def log(self, query: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Log the text of a statement, if twistar's LOG is on; never its values."""
+        if self.LOG:
+            self.log_source.debug("twistar: {query}", query=query[:500])
+
+    def runInteraction(self, interaction: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Run a function with a cursor as one transaction, or inside the caller's."""
+        return self.database.atomic(cursor_txn, interaction, args, kw)
+
+    def execute(self, query: str, args: Sequence[Any] | None = None) -> Deferred[Any]:
+        """Run a statement; gives its rows."""
+        self.log(query, (), {})
+        return self.database.statement(query, args)
+
+    def executeOperation(self, query: str, args: Sequence[Any] | None = None) -> Deferred[int]:
+        """Run a statement; gives how many rows it has touched."""
+        self.log(query, (), {})
+        return self.database.statement(query, args, fetch=False)
+
+    def executeTxn(self, txn: Any, query: str, args: Sequence[Any] | None = None) -> Any:
+        """Run a statement with a cursor, in a worker."""
+        self.log(query, (), {})
+        return txn.execute(query, args or None)
+
+    def whereToString(self, where: Where) -> tuple[str, list[Any]]:
+        """Write a condition as psycopg2 takes it."""
+        return placeholders(where[0]), list(where[1:])
+
+    def escapeColNames(self, colnames: Sequence[str]) -> list[str]:
+        """Quote names, for a condition in twistar's writing."""
+        return [identifier(name) for name in colnames]
+
+    def getSchema(self, tablename: str, txn: Any = None) -> list[str]:
+        """Give nothing: models know their columns from the catalog, and no query probes."""
+        return []
+
+    def valuesToHash(
+        self, txn: Any, values: Sequence[Any], tablename: str, cacheable: bool = True
+    ) -> dict[str, Any]:
+        """Make a dict of a row, and note nothing of the table."""
+        names = [column[0] for column in txn.description]
+        return dict(zip(names, values, strict=True))
+
+    def select(
+        self,
+        tablename: str,
+        id: Any = None,
+        where: Where | None = None,
+        group: None = None,
+        limit: int | tuple[int, int] | None = None,
+        orderby: str | None = None,
+        select: str | None = None,
+    ) -> Deferred[Any]:
+        """Select rows as dicts; one of them, or None, for an id or a limit of 1."""
+        if group is not None:
+            raise ValueError("whole rows cannot be grouped")
+        if id is not None:
+            where = both(["id = ?", id], where)
+        text, params = where_of(where)
+        sql = f"SELECT {select or '*'} FROM {table(tablename)}{text}"
+        if orderby is not None:
+            sql += order_by(orderby)
+        ending, numbers = limit_of(limit)
+        one = id is not None or (not isinstance(limit, tuple) and limit == 1)
+        return self.database.run(
+            _select_txn, self, placeholders(sql + ending), params + numbers, tablename, one
+        )
+
+    def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
+        """Insert a row; gives the value of its first column."""
+        names = ", ".join(identifier(name) for name in vals)
+        marks = ", ".join("?" for _ in vals)
+        what = f"({names}) VALUES ({marks})" if vals else "DEFAULT VALUES"
+        sql = placeholders(f"INSERT INTO {table(tablename)} {what} RETURNING *")
+        if txn is None:
+            inserted = self.database.statement(sql, list(vals.values()))
+            return inserted.addCallback(lambda rows: rows[0][0])
+        txn.execute(sql, list(vals.values()))
+        return txn.fetchone()[0]
+
+    def insertMany(self, tablename: str, vals: Sequence[Mapping[str, Any]]) -> Deferred[Any]:
+        """
+        Insert rows in one transaction.
+
+        Raises:
+            ValueError: They do not all have the same columns.
+        """
+        names = list(vals[0]) if vals else []
+        if any(set(each) != set(names) for each in vals):
+            raise ValueError("the rows have different columns")
+        columns = placeholders(", ".join(identifier(name) for name in names))
+        sql = f"INSERT INTO {placeholders(table(tablename))} ({columns}) VALUES %s"
+        rows = [[each[name] for name in names] for each in vals]
+        return self.runInteraction(lambda cursor: execute_values(cursor, sql, rows))
+
+    def update(
+        self,
+        tablename: str,
+        args: Mapping[str, Any],
+        where: Where | None = None,
+        txn: Any = None,
+        limit: None = None,
+    ) -> Any:
+        """Update rows; gives how many."""
+        if limit is not None:
+            raise ValueError("PostgreSQL has no LIMIT for an UPDATE")
+        sets = ", ".join(f"{identifier(name)} = ?" for name in args)
+        text, params = where_of(where)
+        sql = placeholders(f"UPDATE {table(tablename)} SET {sets}{text}")
+        values = [*args.values(), *params]
+        return self.executeOperation(sql, values) if txn is None else txn.execute(sql, values)
+
+    def delete(self, tablename: str, where: Where | None = None) -> Deferred[int]:
+        """Delete rows; gives how many."""
+        text, params = where_of(where)
+        return self.executeOperation(placeholders(f"DELETE FROM {table(tablename)}{text}"), params)
+
+    def count(self, tablename: str, where: Where | None = None) -> Deferred[int]:
+        """Count rows."""
+        text, params = where_of(where)
+        counted = self.database.statement(
+            placeholders(f"SELECT count(*) FROM {table(tablename)}{text}"), params
+        )
+        return counted.addCallback(lambda rows: rows[0][0])
+
+    def insertObj(self, obj: Any) -> Deferred[Any]:
+        """Insert an object, whatever its validations say."""
+        return obj._create()
+
+    def updateObj(self, obj: Any) -> Deferred[Any]:
+        """Write what changed of an object, whatever its validations say."""
+        return obj._update()
+
+    def refreshObj(self, obj: Any) -> Deferred[Any]:
+        """Read an object's row again."""
+        return obj.refresh()
+
+
+def _select_txn(
+    connection: Any, config: PgConfig, sql: str, params: list[Any], tablename: str, one: bool
+) -> Any:
+    return cursor_txn(connection, config._doselect, (sql, params, tablename, one), {})

@@ -1,0 +1,20 @@
+"""
+Drivers, who have vehicles.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from service.models.base import Model
+from service.models.validations import not_blank
+
+
+class Driver(Model):
+    """A person who drives."""
+
+    TABLENAME = "drivers"
+    HASMANY: ClassVar = ["vehicles"]
+
+
+Driver.addValidator(not_blank("name"))

@@ -1,0 +1,153 @@
+"""
+What a model knows of its relation, with the SQL that every object of it shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
+from datetime import datetime
+from typing import Any, Protocol
+
+from service.catalog import Catalog, Relation, Type
+from service.db.connection import Installable
+from service.models.text import identifier
+
+AS_THEY_ARE = frozenset(
+    ["int2", "int4", "int8", "oid", "bool", "text", "varchar", "bpchar", "name", "uuid", "bytea"]
+)
+"""Types whose wire values are Python's values too."""
+
+
+class Values(Installable, Protocol):
+    """What models need of the codec."""
+
+    def encode(self, type: Type, value: Any, path: str) -> str | None:
+        """Give PostgreSQL's text for a value."""
+
+    def python(self, type: Type, value: Any, path: str) -> Any:
+        """Give the Python value for a wire value."""
+
+    def wire(self, value: Any) -> Any:
+        """Give the wire value for a Python value."""
+
+
+class Meta:
+    """
+    A relation as its model sees it.
+
+    Args:
+        relation: From the catalog.
+        catalog: For its types.
+        codec: For its values.
+        reserved: Names that the class itself uses: a column called so is reached by its
+            name with an underscore after it.
+    """
+
+    def __init__(
+        self,
+        relation: Relation,
+        catalog: Catalog,
+        codec: Values,
+        reserved: Collection[str] = (),
+    ) -> None:
+        self.relation = relation
+        self.codec = codec
+        self.key = relation.primary_key
+        self.columns = tuple(name for name, column in relation.columns.items() if column.selectable)
+        self.types: Mapping[str, Type] = {
+            name: catalog.type(column.type) for name, column in relation.columns.items()
+        }
+        self.attributes = {
+            name: f"{name}_" if name in reserved else name for name in relation.columns
+        }
+        self.position = {self.attributes[name]: at for at, name in enumerate(self.columns)}
+        self.named = {attribute: name for name, attribute in self.attributes.items()}
+        self._makers = [self._maker(catalog, name) for name in self.columns]
+        self.table = f"{identifier(relation.schema)}.{identifier(relation.name)}"
+        self.list = ", ".join(identifier(name) for name in self.columns)
+        self.select = f"SELECT {self.list} FROM {self.table}"
+        self.by_key = " AND ".join(self.equals(name) for name in self.key)
+        self._inserts: dict[tuple[tuple[str, ...], str], str] = {}
+        self._updates: dict[tuple[str, ...], str] = {}
+
+    def _maker(self, catalog: Catalog, name: str) -> Callable[[Any], Any] | None:
+        type = self.types[name]
+        plain = catalog.plain(type)
+        if plain.kind == "enum" or plain.name in AS_THEY_ARE:
+            return None
+        if plain.name in ("json", "jsonb"):  # so that a change in place can be told
+            return deepcopy
+        return lambda value: self.codec.python(type, value, name)
+
+    def python(self, at: int, value: Any) -> Any:
+        """Give the Python value of a column, by its position in a row of wire values."""
+        make = self._makers[at]
+        return value if make is None or value is None else make(value)
+
+    def encode(self, name: str, value: Any) -> str | None:
+        """
+        Write a value for a column.
+
+        Raises:
+            InvalidArgument: It is not of the column's type.
+            ValueError: A moment without a zone, for a column that has one.
+        """
+        type = self.types[name]
+        value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
+        if isinstance(value, datetime) and value.tzinfo is None and type.name == "timestamptz":
+            raise ValueError(f"{name}: a moment needs a time zone")
+        return self.codec.encode(type, value, name)
+
+    def cast(self, name: str) -> str:
+        """Spell a parameter of a column's type."""
+        return f"CAST(? AS {self.types[name].sql})"
+
+    def equals(self, name: str) -> str:
+        """Spell that a column has a value."""
+        return f"{identifier(name)} = {self.cast(name)}"
+
+    def any_of(self, name: str) -> str:
+        """Spell that a column has one of the values of a list; see `encode_all`."""
+        return f"{identifier(name)} = ANY(CAST(? AS {self.types[name].sql}[]))"
+
+    def encode_all(self, name: str, values: Iterable[Any]) -> list[str | None]:
+        """Write values for `any_of`."""
+        return [self.encode(name, value) for value in values]
+
+    def key_values(self, key: Any) -> list[str | None]:
+        """
+        Write a key: a bare value, or a sequence or mapping of all its columns.
+
+        Raises:
+            ValueError: It has another number of parts than the primary key.
+        """
+        if isinstance(key, Mapping):
+            parts: Sequence[Any] = [key.get(name) for name in self.key]
+        elif isinstance(key, (list, tuple)):
+            parts = key
+        else:
+            parts = [key]
+        if not self.key or len(parts) != len(self.key):
+            raise ValueError(f"the key of {self.relation.name} is {self.key}")
+        return [self.encode(name, part) for name, part in zip(self.key, parts, strict=True)]
+
+    def insert(self, columns: tuple[str, ...], conflict: str = "") -> str:
+        """Spell INSERT of these columns, giving the whole row back."""
+        found = self._inserts.get((columns, conflict))
+        if found is None:
+            names = ", ".join(identifier(name) for name in columns)
+            values = ", ".join(self.cast(name) for name in columns)
+            what = f"({names}) VALUES ({values})" if columns else "DEFAULT VALUES"
+            found = f"INSERT INTO {self.table} {what}{conflict} RETURNING {self.list}"
+            self._inserts[columns, conflict] = found
+        return found
+
+    def update(self, columns: tuple[str, ...]) -> str:
+        """Spell UPDATE of these columns of one row, giving the whole row back."""
+        found = self._updates.get(columns)
+        if found is None:
+            values = ", ".join(self.equals(name) for name in columns)
+            found = f"UPDATE {self.table} SET {values} WHERE {self.by_key} RETURNING {self.list}"
+            self._updates[columns] = found
+        return found

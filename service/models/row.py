@@ -1,0 +1,172 @@
+"""
+An object with a row: what was read, what was set since, and what it is called.
+
+A row is kept as it came, and a column becomes an attribute when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from twistar.dbobject import DBObject
+from twistar.exceptions import ImaginaryTableError
+from twistar.registry import Registry
+from twistar.validation import Errors
+
+from service.models.meta import Meta
+
+
+class Reasons(Errors):
+    """Reasons against the values of an object, by attribute."""
+
+    def __init__(self) -> None:
+        """Be empty; twistar would make an Inflector for each object."""
+
+    def add(self, prop: str, error: object) -> None:
+        """Add a reason, worded so that it can follow the column's name."""
+        reasons = self.setdefault(prop, [])
+        reason = str(error).rstrip(".")
+        if reason not in reasons:
+            reasons.append(reason)
+
+
+class Row(DBObject):
+    """
+    An object of twistar's, told apart from its row.
+
+    Attributes:
+        META: What is known of the relation; None until a catalog has it.
+        STRICT: Whether an unknown name and an invalid `save` raise; twistar's own way is
+            to say nothing.
+    """
+
+    META: ClassVar[Meta | None] = None
+    STRICT: ClassVar[bool] = True
+
+    _row: tuple[Any, ...] | None = None
+    _meta: Meta | None = None
+    _deleted = False
+
+    # twistar looks for relationships at every access to anything; ours are descriptors.
+    __getattribute__ = object.__getattribute__
+
+    def __init__(self, **values: Any) -> None:
+        meta = self.META
+        if meta is not None and self.STRICT:
+            unknown = [name for name in values if name not in meta.named]
+            if unknown:
+                raise AttributeError(
+                    f"{type(self).__name__} has no column {', '.join(sorted(unknown))}"
+                )
+        self.__dict__.update(values)
+
+    @classmethod
+    def meta(cls) -> Meta:
+        """
+        Give what is known of the relation.
+
+        Raises:
+            twistar.exceptions.ImaginaryTableError: Nothing: no catalog has it.
+        """
+        if cls.META is None:
+            raise ImaginaryTableError(f"the table of {cls.__name__} is not served")
+        return cls.META
+
+    @classmethod
+    def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
+        """Make objects of rows, in no time."""
+        made = []
+        for row in rows:
+            each = cls.__new__(cls)
+            each._row = row
+            each._meta = meta
+            made.append(each)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """Make an attribute of a column; asked only if there is none yet."""
+        meta = self._meta or self.META
+        at = None if meta is None else meta.position.get(name)
+        if meta is None or at is None:
+            if meta is not None and name in meta.named:
+                return None
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        if self._row is None:
+            return None
+        value = self.__dict__[name] = meta.python(at, self._row[at])
+        return value
+
+    def load(self, row: tuple[Any, ...], meta: Meta) -> Self:
+        """Take the row as the server has it, in place of all that was set."""
+        own = self.__dict__
+        for attribute in meta.position:
+            own.pop(attribute, None)
+        self._row = row
+        self._meta = meta
+        return self
+
+    @property
+    def errors(self) -> Reasons:
+        """Reasons against this object, from its last validation."""
+        found: Reasons | None = self.__dict__.get("_errors")
+        if found is None:
+            found = self.__dict__["_errors"] = Reasons()
+        return found
+
+    @property
+    def persisted(self) -> bool:
+        """Whether there is a row for it, as far as it knows."""
+        return self._row is not None and not self._deleted
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The values of its primary key."""
+        meta = self.meta()
+        return tuple(getattr(self, meta.attributes[name]) for name in meta.key)
+
+    def dirty(self) -> tuple[str, ...]:
+        """Name the columns whose values are not those of the row, changes in place included."""
+        meta, row, own = self._meta, self._row, self.__dict__
+        if meta is None or row is None:
+            return ()
+        return tuple(
+            meta.named[attribute]
+            for attribute, at in meta.position.items()
+            if attribute in own and own[attribute] != meta.python(at, row[at])
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Give all columns with their values."""
+        meta = self._meta or self.meta()
+        return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
+
+    def toHash(
+        self,
+        cols: Sequence[str],
+        includeBlank: bool = False,
+        exclude: Sequence[str] | None = None,
+        base: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Give columns as a dict, as twistar does, but never into a shared default."""
+        return super().toHash(cols, includeBlank, exclude, dict(base or {}))
+
+    @property
+    def _config(self) -> Any:
+        return Registry.getConfig()
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other) or not isinstance(other, Row):
+            return False
+        return self.persisted and other.persisted and bool(self.key) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.key)) if self.persisted else object.__hash__(self)
+
+    def __repr__(self) -> str:
+        key = self.key if self.META is not None and self.persisted else "new"
+        return f"<{type(self).__name__} {key}>"
+
+    __str__ = __repr__

@@ -1,0 +1,20 @@
+"""
+Vehicles, each of which may have a driver.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from service.models.base import Model
+from service.models.validations import not_blank
+
+
+class Vehicle(Model):
+    """Something to drive."""
+
+    TABLENAME = "vehicles"
+    BELONGSTO: ClassVar = ["driver"]
+
+
+Vehicle.addValidator(not_blank("plate"))

@@ -1,0 +1,56 @@
+"""
+A database with models over it, for the tests of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from twistar.registry import Registry
+
+from service.db.introspect import catalog_txn
+from service.db.scope import Database
+from service.db.values import Codec
+from service.models.base import Model
+from service.models.registry import WRITTEN, Models
+from tests.db.rooms import database_at
+
+
+@contextmanager
+def registry() -> Iterator[None]:
+    """Leave twistar's Registry as it was."""
+    pool, config, classes = Registry.DBPOOL, Registry.IMPL, dict(Registry.REGISTRATION)
+    try:
+        yield
+    finally:
+        Registry.DBPOOL, Registry.IMPL = pool, config
+        Registry.REGISTRATION.clear()
+        Registry.REGISTRATION.update(classes)
+        Registry.SCHEMAS.clear()
+
+
+async def load(
+    database: Database, models: tuple[type[Model], ...] = WRITTEN, schema: str = "public"
+) -> Models:
+    """Make models of what the database holds now."""
+    made = Models(database, models)
+    catalog = await database.run(catalog_txn, (schema,), 1)
+    made.load(catalog, Codec(catalog))
+    return made
+
+
+@asynccontextmanager
+async def served(dsn: str, *models: type[Model], **limits: Any) -> AsyncIterator[Database]:
+    """Run a pool with these models over it."""
+    with registry():
+        async with database_at(dsn, **limits) as database:
+            await load(database, models)
+            yield database
+
+
+def model(table: str, **declared: Any) -> type[Model]:
+    """Make a model, called like its table."""
+    name = table.split(".")[-1].capitalize()
+    return type(name, (Model,), {"TABLENAME": table, "__doc__": table, **declared})
