@@ -15,9 +15,10 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
+from service.answer.changing import Changing
+from service.answer.creating import Creating
 from service.answer.reading import Reading
 from service.answer.served import Served
-from service.answer.writing import Writing
 from service.catalog import Relation
 from service.db.scope import Database
 from service.db.sqlstate import STALE, refusal
@@ -50,15 +51,16 @@ class Hub:
         self.suspect = suspect
         self._served: Served | None = None
         reading = Reading(database, limits, max_bytes)
-        writing = Writing(database, limits, max_bytes)
+        creating = Creating(database, max_bytes)
+        changing = Changing(database, max_bytes, limits)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
             "find": reading.find,
             "count": reading.count,
             "exists": reading.exists,
-            "create": writing.create,
-            "update": writing.update,
-            "delete": writing.delete,
+            "create": creating.create,
+            "update": changing.update,
+            "delete": changing.delete,
         }
 
     @property

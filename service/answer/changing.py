@@ -1,0 +1,176 @@
+"""
+The verbs update and delete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.answer.admission import admit_update, refuse_faults
+from service.answer.served import Served
+from service.answer.writing import Writing, answered
+from service.catalog import Catalog, Relation
+from service.db.interactions import Page, Shape, Written, over, page_txn
+from service.db.scope import Database
+from service.errors import Conflict, NotFound, ServiceError
+from service.plan.write import plan_current, plan_delete, plan_update
+from service.request.parse import Limits, Parsed
+from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
+from service.request.writes import parse_delete, parse_update
+from service.sql.modify import modify
+from service.sql.select import select
+from service.sql.statement import Statement
+
+UNBOUNDED = 2**63
+"""Bytes: rows that only a model sees may weigh what they weigh."""
+
+
+class Changing(Writing):
+    """
+    Rows that are there already, one by key or all that a filter picks.
+
+    Args:
+        database: Where the rows are.
+        max_bytes: What an answer may weigh.
+        limits: What a call may ask for.
+    """
+
+    def __init__(self, database: Database, max_bytes: int, limits: Limits) -> None:
+        super().__init__(database, max_bytes)
+        self._limits = limits
+
+    async def update(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer `update`: the changed row, or the rows and how many they are.
+
+        Raises:
+            NotFound: There is no row of that key.
+            Conflict: It is not as expected.
+            InvalidRow: The model or the catalog says no.
+            TooManyRows: More than `max_affected`.
+        """
+        call = parse_update(args, kwargs, self._limits)
+        if not call.request.changes:
+            return await self._unchanged(served, relation, call)
+        if served.model(relation).ruled:
+            return await self._ruled(served, relation, call)
+        refuse_faults(served, relation, call)
+        return await self._targeted(served, relation, call, _update)
+
+    async def delete(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer `delete`: the deleted row, or the rows and how many they were.
+
+        Raises:
+            NotFound: There is no row of that key.
+            Conflict: It is not as expected.
+            TooManyRows: More than `max_affected`.
+        """
+        call = parse_delete(args, kwargs, self._limits)
+        return await self._targeted(served, relation, call, _delete)
+
+    async def _targeted(
+        self,
+        served: Served,
+        relation: Relation,
+        call: Parsed[Any],
+        make: Callable[[Catalog, Relation, Any], Statement],
+    ) -> Any:
+        """Write the rows of a target."""
+        request: UpdateRequest | DeleteRequest = call.request
+        statement = served.statement(make, relation, request)
+        written = await self.write(served, lambda: statement, call, request.max_affected)
+        if request.target.key is not None and not written.affected:
+            raise await self._missing(served, relation, call)
+        return answered(written, request.returning, request.target.key is None, counted=True)
+
+    async def _ruled(self, served: Served, relation: Relation, call: Parsed[UpdateRequest]) -> Any:
+        """Update rows whose model has rules: each is read, changed and judged as a whole."""
+        refuse_faults(served, relation, call)
+        request = call.request
+        async with self.database.transaction():
+            current = await self._locked(served, relation, call)
+            if request.max_affected is not None and len(current) > request.max_affected:
+                raise over(len(current), request.max_affected)
+            calls = await admit_update(served, relation, call, current)
+            if len(calls) == 1:
+                return await self._targeted(served, relation, calls[0], _update)
+            written = [await self._update_one(served, relation, each) for each in calls]
+        rows = [row for each in written for row in each.rows]
+        whole = Written(rows, len(calls), written[0].columns)
+        return answered(whole, request.returning, many=True, counted=True)
+
+    async def _locked(
+        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> list[Mapping[str, Any]]:
+        """Read the rows of a target whole, and keep them as they are."""
+        returning = Returning(order=call.request.returning.order)
+        plan = plan_current(served.catalog, relation, call.request.target, returning, lock=True)
+        page: Page = await self.database.run(
+            page_txn, served.codec, select(plan), call.values, None, Shape("dicts", UNBOUNDED)
+        )
+        return page.rows
+
+    async def _update_one(
+        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> Written:
+        statement = served.statement(_update, relation, call.request)
+        return await self.write(served, lambda: statement, call, None)
+
+    async def _unchanged(
+        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> Any:
+        """Answer an update without changes: by key the row as it is, else no row."""
+        request = call.request
+        if request.target.key is None:
+            columns = _current(served.catalog, relation, request).columns
+            return answered(Written([], 0, columns), request.returning, many=True, counted=True)
+        columns, rows = await self._current(served, relation, call, request.target)
+        if not rows:
+            raise await self._missing(served, relation, call)
+        return answered(Written(rows, 0, columns), request.returning, many=False)
+
+    async def _missing(self, served: Served, relation: Relation, call: Parsed[Any]) -> ServiceError:
+        """Say why a key met no row: there is none, or it is not as expected."""
+        target = call.request.target
+        if not target.expect:
+            return NotFound(relation.name)
+        _, rows = await self._current(served, relation, call, replace(target, expect=()))
+        if not rows:
+            return NotFound(relation.name)
+        return Conflict(
+            f'the row of "{relation.name}" is not as expected',
+            relation=relation.name,
+            row=rows[0],
+        )
+
+    async def _current(
+        self, served: Served, relation: Relation, call: Parsed[Any], target: Target
+    ) -> tuple[tuple[str, ...], list[Any]]:
+        """Read the row of a target as it is; gives the columns and the rows."""
+        returning = replace(call.request.returning, rows=True, order=())
+        request = UpdateRequest(target, (), returning)
+        statement = _current(served.catalog, relation, request)
+        shape = Shape(returning.form, self.max_bytes)
+        page: Page = await self.database.run(
+            page_txn, served.codec, statement, call.values, None, shape, retry=True
+        )
+        return statement.columns, page.rows
+
+
+def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+    return select(plan_current(catalog, relation, request.target, request.returning))
+
+
+def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+    return modify(plan_update(catalog, relation, request))
+
+
+def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:
+    return modify(plan_delete(catalog, relation, request))

@@ -1,0 +1,74 @@
+"""
+The verb create.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.answer.admission import admit_create, refuse_faults
+from service.answer.served import Served
+from service.answer.writing import Writing, answered
+from service.catalog import Catalog, Relation
+from service.db.interactions import apart_txn, over
+from service.plan.write import plan_create
+from service.request.parse import Parsed
+from service.request.types import CreateRequest
+from service.request.writes import parse_create
+from service.sql.modify import modify
+from service.sql.statement import Statement
+
+MANY = 100
+"""Rows of one create from which on they are read in a pool thread, not in the reactor's."""
+
+
+class Creating(Writing):
+    """New rows, judged by the model and written in one statement."""
+
+    async def create(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer `create`: the new row, or the list of them.
+
+        Raises:
+            InvalidRow: The model or the catalog says no.
+            TooManyRows: More than `max_affected`.
+        """
+        call = await self._prepared(served, relation, args, kwargs)
+        request = call.request
+        if request.max_affected is not None and len(request.rows) > request.max_affected:
+            raise over(len(request.rows), request.max_affected)
+        if not request.rows:
+            return [] if request.returning.rows else {"affected": 0}
+        if served.model(relation).ruled:
+            call = await admit_create(served, relation, call)
+        make = partial(_create, served.catalog, relation, call.request)
+        written = await self.write(served, make, call, request.max_affected)
+        return answered(written, request.returning, request.many)
+
+    async def _prepared(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Parsed[CreateRequest]:
+        """Read and check the rows of a create, many of them in a pool thread."""
+        values = args[0] if args else kwargs.get("values")
+        if isinstance(values, list | tuple) and len(values) > MANY:
+            prepared: Parsed[CreateRequest] = await self.database.run(
+                apart_txn, _prepare, served, relation, args, kwargs
+            )
+            return prepared
+        return _prepare(served, relation, args, kwargs)
+
+
+def _prepare(
+    served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Parsed[CreateRequest]:
+    call = parse_create(args, kwargs)
+    refuse_faults(served, relation, call)
+    return call
+
+
+def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
+    return modify(plan_create(catalog, relation, request))
