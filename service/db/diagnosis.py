@@ -1,0 +1,76 @@
+"""
+What an error of PostgreSQL says, as far as a caller may read it.
+
+Its own words go out where they are an author's, who wrote RAISE, or where they repeat the
+caller's operand; a value out of a row does not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg2
+
+from service.catalog import Relation
+from service.db.position import bound_of
+from service.errors import ConstraintViolation, InvalidArgument, ServiceError, clip, nearest
+from service.plan.conditions import Bound
+
+_VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
+
+
+def raised(error: psycopg2.Error) -> bool:
+    """Tell whether RAISE made the error: then its words are the author's, whatever its code."""
+    return error.diag.source_function == "exec_stmt_raise"
+
+
+def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
+    """Give message and details: the author's if it was raised, else our message alone."""
+    diag = error.diag
+    if not raised(error):
+        return {"message": otherwise, "sqlstate": error.pgcode}
+    return {
+        "message": diag.message_primary or otherwise,
+        "detail": diag.message_detail,
+        "hint": diag.message_hint,
+        "sqlstate": error.pgcode,
+    }
+
+
+def retold(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
+    """Give a violation that a trigger or function raised, in its own words."""
+    diag = error.diag
+    return type(broken)(
+        **words(error, broken.message), constraint=diag.constraint_name, column=diag.column_name
+    )
+
+
+def invalid(error: psycopg2.Error) -> ServiceError:
+    """Take what an operand caused; with its own value, as the caller sent it."""
+    if raised(error):
+        return InvalidArgument(**words(error, ""))
+    message, bound = error.diag.message_primary or "", bound_of(error)
+    if bound is None or error.diag.statement_position is None:
+        # it may be the value of a row that a cast or function stumbled over
+        message = _VALUE.sub("", message) or "a value does not fit its type"
+        return InvalidArgument(message, path=bound.path if bound else None, sqlstate=error.pgcode)
+    return InvalidArgument(
+        clip(message, 300), path=bound.path, sqlstate=error.pgcode, hint=_label_hint(error, bound)
+    )
+
+
+def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
+    found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
+    return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
+
+
+def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:
+    """Add the column: the one that the path ends in, or the only one of the type named."""
+    tail = str(found.details.get("path", "")).rpartition(".")[2]
+    names = [tail] if tail in relation.columns else []
+    if error.pgcode == "22001" and not names:
+        message = error.diag.message_primary or ""
+        names = [c.name for c in relation.columns.values() if message.endswith(" " + c.declared)]
+    if len(names) == 1:
+        found.details["column"] = names[0]

@@ -1,0 +1,107 @@
+"""
+Where an error of PostgreSQL points: which parameter of which statement.
+
+psycopg2 writes parameters into the text before it sends it, and PostgreSQL tells where in
+that text it stumbled. Walking the sent text along the statement's own text gives the
+parameter back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import psycopg2
+
+from service.plan.conditions import Bound
+from service.sql.statement import Statement
+
+_PLACE = re.compile(r"%([%s])")
+_LITERAL = re.compile(r" ?(?:NULL|'(?:[^']|'')*'|E'(?:[^'\\]|''|\\.)*')", re.DOTALL)
+_OPERAND = r"\s*(?:(?:ANY|ALL|DISTINCT FROM)\s*)?\(?\s*(?:CAST\()?"
+_OPERATOR = re.compile(
+    rf"(?:[-+*/<>=~!@#%^&|`?]{{1,8}}|(?:NOT )?I?LIKE|IS (?:NOT )?){_OPERAND}", re.IGNORECASE
+)
+"""An operator, and what may stand between it and its operand."""
+_MATCHES = re.compile(rf"~\*?{_OPERAND}$", re.IGNORECASE)
+"""What stands before a regular expression."""
+_QUOTED = re.compile(r'"(.*)"', re.DOTALL)
+
+
+def point_out(error: psycopg2.Error, statement: Statement) -> None:
+    """
+    Note on an error which parameter it points at, for `bound_of`.
+
+    To be called in the thread that ran the statement, while its cursor is still at it.
+    """
+    found = _find(error, statement)
+    if found is not None:
+        error.bound = found  # type: ignore[attr-defined]
+
+
+def bound_of(error: psycopg2.Error) -> Bound | None:
+    """Give the parameter that an error points at, if that was noted."""
+    return getattr(error, "bound", None)
+
+
+def _find(error: psycopg2.Error, statement: Statement) -> Bound | None:
+    if error.cursor is None or error.cursor.query is None or not statement.bounds:
+        return None
+    pieces = _pieces(statement.text)
+    sent = error.cursor.query.decode("utf-8", "replace")
+    spans = _spans(sent, pieces)
+    position = error.diag.statement_position
+    if position is not None:
+        found = _pointed_at(sent, spans, int(position) - 1)
+    else:
+        found = _suspected(error, sent, spans, pieces)
+    return None if found is None else statement.bounds[found]
+
+
+def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | None:
+    """Find the parameter at a place, or the operand of the operator there."""
+    for index, (start, end) in enumerate(spans):
+        if start <= at < end or (at < start and _OPERATOR.fullmatch(sent, at, start)):
+            return index
+    return None
+
+
+def _suspected(
+    error: psycopg2.Error, sent: str, spans: Sequence[tuple[int, int]], pieces: Sequence[str]
+) -> int | None:
+    """Find the parameter that an error speaks of when it does not tell a place."""
+    if error.pgcode == "2201B":
+        found = [index for index in range(len(spans)) if _MATCHES.search(pieces[index])]
+    else:
+        quoted = _QUOTED.search(error.diag.message_primary or "")
+        literal = "'" + quoted[1].replace("'", "''") + "'" if quoted else ""
+        found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
+    return found[0] if len(found) == 1 else 0 if len(spans) == 1 else None
+
+
+def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
+    """Give where the parameters stand in what was sent; none if it is of another statement."""
+    place = sent.find(pieces[0])  # a BEGIN may stand before it
+    found: list[tuple[int, int]] = []
+    if place < 0:
+        return found
+    place += len(pieces[0])
+    for piece in pieces[1:]:
+        literal = _LITERAL.match(sent, place)
+        if literal is None or not sent.startswith(piece, literal.end()):
+            return []
+        found.append(literal.span())
+        place = literal.end() + len(piece)
+    return found
+
+
+def _pieces(text: str) -> list[str]:
+    """Give what stands around the placeholders of a text."""
+    pieces, begin = [""], 0
+    for each in _PLACE.finditer(text):
+        pieces[-1] += text[begin : each.start()] + ("%" if each[1] == "%" else "")
+        if each[1] == "s":
+            pieces.append("")
+        begin = each.end()
+    pieces[-1] += text[begin:]
+    return pieces

@@ -1,0 +1,192 @@
+"""
+Errors of PostgreSQL and psycopg2 → refusals of ours, by SQLSTATE.
+
+An exact code is looked up first, then its class (its first two characters). What a caller
+reads is worded here, since PostgreSQL's messages show values of rows, names of hidden
+relations, and the host and user of a failed connect. Its own words go out only where they
+are the author's (RAISE) or speak of nothing but the caller's operand and of types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg2
+from psycopg2 import errorcodes
+from psycopg2.extensions import QueryCanceledError
+from twisted.internet.defer import CancelledError
+
+from service.catalog import Catalog, Relation
+from service.db.diagnosis import invalid, name_column, raised, retold, words
+from service.db.position import bound_of
+from service.db.violations import violation
+from service.errors import (
+    Canceled,
+    Conflict,
+    DatabaseRefused,
+    InvalidArgument,
+    NotAuthorized,
+    OutcomeUnknown,
+    Raised,
+    ServiceError,
+    StatementTimeout,
+    Unavailable,
+    clip,
+)
+
+STALE = frozenset(["0A000", "3F000", "42703", "42704", "42883", "42P01", "42P10"])
+"""What PostgreSQL says of names that are there no more (undefined table, column, …)."""
+
+_GONE = frozenset(["3F000", "42703", "42704", "42P01"])
+Make = Callable[[psycopg2.Error], ServiceError | None]
+
+_KNOWN = frozenset(
+    value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
+)
+_DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
+"""Classes whose messages speak of commands, names and types, never of values in rows."""
+
+
+def refusal(
+    error: BaseException,
+    catalog: Catalog | None = None,
+    relation: Relation | None = None,
+) -> ServiceError | None:
+    """
+    Give the refusal for an error; None if it is no error of the database's.
+
+    Args:
+        error: As it came out of the database room; `position.point_out` may have noted
+            which parameter it points at.
+        catalog: What is served; nothing else is named.
+        relation: Of the call.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, CancelledError):
+        return Canceled()
+    if not isinstance(error, psycopg2.Error):
+        return None
+    if error.pgcode is None:
+        return _without_code(error)
+    if error.pgcode not in _KNOWN:
+        return _as_raised(error)
+    broken = violation(error, catalog, relation)
+    if broken is not None:
+        return retold(error, broken) if raised(error) else broken
+    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or _refused
+    found = make(error)
+    if relation is not None and isinstance(found, InvalidArgument):
+        name_column(found, error, relation)
+    return found
+
+
+def _without_code(error: psycopg2.Error) -> ServiceError | None:
+    """
+    Take an error that the server did not word.
+
+    libpq's message of a failed connect names host and user, so it is not passed on.
+    """
+    if isinstance(error, QueryCanceledError):
+        return Canceled()
+    if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        return Unavailable("the connection to the database was lost, or cannot be made")
+    closed = error.cursor is not None and error.cursor.connection.closed
+    return Unavailable("the connection to the database was lost") if closed else None
+
+
+def _as_raised(error: psycopg2.Error) -> ServiceError:
+    diag = error.diag
+    return Raised(
+        diag.message_primary or "the database refused",
+        detail=diag.message_detail,
+        hint=diag.message_hint,
+        constraint=diag.constraint_name,
+        column=diag.column_name,
+        sqlstate=error.pgcode,
+    )
+
+
+def _misnamed(error: psycopg2.Error) -> ServiceError | None:
+    """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
+    if raised(error) or error.diag.context is not None:
+        return _refused(error)
+    if bound_of(error) is not None:
+        return invalid(error)
+    if error.pgcode in _GONE:
+        return _changed(error)
+    if error.pgcode == "42601":
+        # a query of a text search or a JSON path, or else SQL that we spelled badly
+        return invalid(error) if error.diag.statement_position is None else None
+    if error.pgcode in ("42883", "42804", "42846", "42725"):
+        return InvalidArgument(
+            clip(error.diag.message_primary or "no such operation for these types", 300),
+            sqlstate=error.pgcode,
+        )
+    return _refused(error)
+
+
+def _changed(error: psycopg2.Error) -> ServiceError:
+    """Take a name that is gone: the catalog is read again, and the same call may succeed."""
+    return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
+
+
+def _feature(error: psycopg2.Error) -> ServiceError:
+    if error.diag.source_function == "RevalidateCachedQuery":
+        return _changed(error)
+    return _refused(error)
+
+
+def _refused(error: psycopg2.Error) -> ServiceError:
+    code = error.pgcode or ""
+    message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
+    if code[:2] in _DATA_FREE and error.diag.context is None:
+        message = clip(error.diag.message_primary or message, 300)
+    return DatabaseRefused(**words(error, message))
+
+
+def _forbidden(error: psycopg2.Error) -> ServiceError:
+    return NotAuthorized(**words(error, "the database's role may not do this"))
+
+
+def _conflict(error: psycopg2.Error) -> ServiceError:
+    told = words(error, "it met another transaction's changes; the same call may succeed")
+    return Conflict(**told, retry=True)
+
+
+def _canceled(error: psycopg2.Error) -> ServiceError:
+    # both have one code; a server that speaks another language is taken to mean its limit
+    by_us = "user request" in (error.diag.message_primary or "")
+    return Canceled() if by_us else StatementTimeout()
+
+
+def _unavailable(message: str, retry_after: float) -> Make:
+    return lambda error: Unavailable(message, retry_after, sqlstate=error.pgcode)
+
+
+_EXACT: dict[str, Make] = {
+    "0A000": _feature,
+    "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
+    "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
+    "25P04": lambda _: StatementTimeout(),
+    "26000": _unavailable("the session was exchanged for another", 0.0),
+    "3F000": _misnamed,
+    "40003": lambda _: OutcomeUnknown(),
+    "42501": _forbidden,
+    "55006": _unavailable("what is asked for is in use", 1.0),
+    "55P03": _conflict,
+    "57014": _canceled,
+    "P0001": _as_raised,
+}
+
+_CLASSES: dict[str, Make] = {
+    "08": _unavailable("the connection to the database was lost", 1.0),
+    "0P": _forbidden,
+    "22": invalid,
+    "28": _unavailable("the service cannot log in to the database", 5.0),
+    "3D": _unavailable("there is no such database", 5.0),
+    "40": _conflict,
+    "42": _misnamed,
+    "53": _unavailable("the database is out of resources", 5.0),
+    "57": _unavailable("the database is shutting down or starting up", 2.0),
+}

@@ -1,0 +1,478 @@
+"""
+Whatever PostgreSQL refuses, the caller reads a refusal of ours, and nothing it may not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection
+from twisted.internet.defer import CancelledError
+
+from service.catalog import Catalog
+from service.db.introspect import catalog_txn
+from service.db.position import point_out
+from service.db.sqlstate import refusal
+from service.errors import (
+    Canceled,
+    CheckViolation,
+    Conflict,
+    DatabaseRefused,
+    ExclusionViolation,
+    ForeignKeyViolation,
+    InvalidArgument,
+    NotAuthorized,
+    NotFound,
+    NotNullViolation,
+    Raised,
+    ServiceError,
+    StatementTimeout,
+    Unavailable,
+    UniqueViolation,
+)
+from service.plan.conditions import Bound
+from service.sql.statement import Statement
+from tests.conftest import execute
+
+SCHEMA = r"""
+CREATE TYPE mood AS ENUM ('sad', 'happy');
+CREATE DOMAIN positive AS int CONSTRAINT above_zero CHECK (VALUE > 0);
+CREATE TABLE makers (id int PRIMARY KEY, name text UNIQUE);
+CREATE TABLE cars (
+    id int PRIMARY KEY,
+    maker_id int REFERENCES makers,
+    plate varchar(5) NOT NULL DEFAULT 'x',
+    price numeric(5, 2) CONSTRAINT dear CHECK (price > 1),
+    kept int4range, CONSTRAINT apart EXCLUDE USING gist (kept WITH &&),
+    mood mood,
+    doc json,
+    n positive,
+    secret text NOT NULL DEFAULT 'shh' UNIQUE,
+    code text
+);
+COMMENT ON COLUMN cars.secret IS '@hidden';
+ALTER TABLE cars ALTER secret SET DEFAULT gen_random_uuid()::text;
+CREATE UNIQUE INDEX folded ON cars (lower(code));
+CREATE TABLE hushed (id int PRIMARY KEY, maker_id int CONSTRAINT hushed_maker REFERENCES makers);
+COMMENT ON TABLE hushed IS '@hidden';
+CREATE TABLE parts (id int, day date) PARTITION BY RANGE (day);
+CREATE VIEW cheap AS SELECT id, price FROM cars WHERE price < 10 WITH CHECK OPTION;
+CREATE FUNCTION fail(code text, words text) RETURNS int LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION USING
+       errcode = code, message = words, detail = 'why', hint = 'how'; END $$;
+CREATE FUNCTION broken() RETURNS int LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM * FROM not_there_at_all; RETURN 1; END $$;
+INSERT INTO makers VALUES (1, 'one'), (2, 'two'), (3, 'three');
+INSERT INTO cars (id, maker_id, kept, secret, code) VALUES (1, 1, '[1,5)', 'top', 'A');
+INSERT INTO hushed VALUES (1, 2);
+CREATE ROLE nobody_here;
+GRANT USAGE ON SCHEMA public TO nobody_here;
+"""
+
+
+@pytest.fixture(scope="module")
+def connected(dsn: str) -> Iterator[connection]:
+    execute(dsn, SCHEMA)
+    made = psycopg2.connect(dsn)
+    made.autocommit = True
+    yield made
+    made.close()
+    execute(dsn, "DROP OWNED BY nobody_here; DROP ROLE nobody_here")
+
+
+@pytest.fixture(scope="module")
+def catalog(connected: connection) -> Catalog:
+    return catalog_txn(connected, ("public",), 1)
+
+
+@contextlib.contextmanager
+def restored(connected: connection) -> Iterator[None]:
+    """Leave the session as it was, should it still live."""
+    yield
+    if not connected.closed:
+        with connected.cursor() as cursor:
+            cursor.execute("ROLLBACK")
+            cursor.execute("RESET ROLE; RESET statement_timeout")
+
+
+def refused(
+    connected: connection,
+    catalog: Catalog,
+    text: str,
+    values: Sequence[tuple[str, str, str | None]] = (),
+    relation: str | None = None,
+) -> Any:
+    """Run a statement and give the refusal that comes of it."""
+    bounds = tuple(
+        Bound(slot, catalog.type_named(type), path) for slot, (path, type, _) in enumerate(values)
+    )
+    with connected.cursor() as cursor, restored(connected):
+        try:
+            cursor.execute(text, [value for *_, value in values])
+        except psycopg2.Error as error:
+            point_out(error, Statement(text, bounds, "test"))
+            of = catalog.relation("public", relation) if relation else None
+            return refusal(error, catalog, of)
+    raise AssertionError("it was not refused")
+
+
+OPERANDS: list[tuple[str, list[tuple[str, str, str | None]], str, dict[str, Any]]] = [
+    (
+        "SELECT CAST(%s AS text), CAST(%s AS int)",
+        [("a", "text", "it's %s 'quoted'"), ("where.n.eq", "int4", "x")],
+        'invalid input syntax for type integer: "x"',
+        {"path": "where.n.eq", "sqlstate": "22P02"},
+    ),
+    (
+        "BEGIN; SELECT '%%', CAST(%s AS int), CAST(%s AS int)",
+        [("a", "int4", None), ("b", "int4", "99999999999")],
+        "out of range",
+        {"path": "b", "sqlstate": "22003"},
+    ),
+    (
+        "INSERT INTO cars (id, kept) VALUES (%s, '[9,9]'), (%s, %s)",
+        [
+            ("values.0.id", "int4", "8"),
+            ("values.1.id", "int4", "9"),
+            ("values.1.kept", "int4range", "[5,1)"),
+        ],
+        "range lower bound",
+        {"path": "values.1.kept", "sqlstate": "22000", "column": "kept"},
+    ),
+    (
+        "SELECT CAST(%s AS mood)",
+        [("where.mood.eq", "public.mood", "hapy")],
+        "invalid input value for enum",
+        {"path": "where.mood.eq", "hint": 'did you mean "happy"?', "column": None},
+    ),
+    ("SELECT CAST(%s AS date)", [("d", "date", "zz")], "zz", {"path": "d", "sqlstate": "22007"}),
+    (
+        "SELECT CAST(%s AS date)",
+        [("d", "date", "2026-02-30")],
+        "2026-02-30",
+        {"path": "d", "sqlstate": "22008"},
+    ),
+    (
+        "SELECT * FROM makers WHERE id = CAST(%s AS int) AND name ~* CAST(%s AS text)",
+        [("id", "int4", "1"), ("where.name.imatch", "text", "(")],
+        "invalid regular expression",
+        {"path": "where.name.imatch", "sqlstate": "2201B"},
+    ),
+    (
+        "SELECT * FROM makers WHERE name ~ ANY(CAST(%s AS text[])) AND id = CAST(%s AS int)",
+        [("where.name.match.any", "text[]", "{(}"), ("id", "int4", "1")],
+        "invalid regular expression",
+        {"path": "where.name.match.any"},
+    ),
+    (
+        "SELECT to_tsquery(CAST(%s AS text)) WHERE 1 = CAST(%s AS int)",
+        [("where.name.fts", "text", "a b"), ("n", "int4", "1")],
+        "syntax error in tsquery",
+        {"path": "where.name.fts", "sqlstate": "42601"},
+    ),
+    (
+        "SELECT jsonb_path_query('{}', CAST(%s AS jsonpath))",
+        [("p", "jsonpath", "$[")],
+        "jsonpath",
+        {"path": "p"},
+    ),
+    (
+        "SELECT * FROM cars WHERE id = CAST(%s AS int) AND doc = CAST(%s AS json)",
+        [("where.id.eq", "int4", "1"), ("where.doc.eq", "json", "1")],
+        "operator does not exist: json = json",
+        {"path": "where.doc.eq", "sqlstate": "42883"},
+    ),
+    (
+        "SELECT * FROM cars ORDER BY doc LIMIT %s",
+        [("limit", "int4", "1")],
+        "ordering operator for type json",
+        {"path": None, "sqlstate": "42883"},
+    ),
+    (
+        "INSERT INTO cars (id, plate) VALUES (%s, %s)",
+        [("values.id", "int4", "9"), ("values.plate", "varchar", "too long")],
+        "value too long for type character varying(5)",
+        {"column": "plate", "sqlstate": "22001"},
+    ),
+    (
+        "INSERT INTO cars (id, price) VALUES (%s, %s)",
+        [("values.id", "int4", "9"), ("values.price", "numeric", "12345")],
+        "numeric field overflow",
+        {"sqlstate": "22003"},
+    ),
+    (
+        "SELECT to_tsvector(CAST(%s AS regconfig), 'a')",
+        [("where.name.fts.config", "regconfig", "klingon")],
+        "klingon",
+        {"path": "where.name.fts.config", "sqlstate": "42704"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "values", "message", "details"), OPERANDS)
+def test_operands(
+    connected: connection,
+    catalog: Catalog,
+    text: str,
+    values: list[tuple[str, str, str | None]],
+    message: str,
+    details: dict[str, Any],
+) -> None:
+    """An operand that PostgreSQL refuses is pointed at."""
+    found = refused(connected, catalog, text, values, "cars")
+    assert type(found) is InvalidArgument
+    assert message in found.message
+    assert {name: found.details.get(name) for name in details} == details
+
+
+def test_values_of_rows_are_not_repeated(connected: connection, catalog: Catalog) -> None:
+    """A cast that stumbles over a stored value does not show it."""
+    found = refused(connected, catalog, "SELECT secret::int FROM cars")
+    assert type(found) is InvalidArgument
+    assert found.message == "invalid input syntax for type integer"
+
+
+VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
+    (
+        "INSERT INTO makers VALUES (1, 'x')",
+        UniqueViolation,
+        'the same value of "id"',
+        {
+            "constraint": "makers_pkey",
+            "columns": ["id"],
+            "column": "id",
+            "relation": "makers",
+            "detail": "Key (id)=(1) already exists.",
+            "sqlstate": "23505",
+        },
+    ),
+    (
+        "INSERT INTO cars (id, secret) VALUES (9, 'top')",
+        UniqueViolation,
+        "the same value",
+        {"relation": "cars", "columns": None, "detail": None},
+    ),
+    (
+        "INSERT INTO cars (id, code) VALUES (9, 'a')",
+        UniqueViolation,
+        "the same value",
+        {"relation": "cars", "constraint": "folded", "detail": None},
+    ),
+    (
+        "INSERT INTO cars (id, maker_id) VALUES (9, 99)",
+        ForeignKeyViolation,
+        '"maker_id" refers to no row of "makers"',
+        {"constraint": "cars_maker_id_fkey", "columns": ["maker_id"], "relation": "cars"},
+    ),
+    (
+        "DELETE FROM makers WHERE id = 1",
+        ForeignKeyViolation,
+        'rows of "cars" still refer to it',
+        {"constraint": "cars_maker_id_fkey", "columns": ["maker_id"], "relation": "cars"},
+    ),
+    (
+        "DELETE FROM makers WHERE id = 2",
+        ForeignKeyViolation,
+        "a reference between rows",
+        {"constraint": None, "columns": None, "relation": None, "detail": None},
+    ),
+    (
+        "UPDATE cars SET plate = NULL",
+        NotNullViolation,
+        '"plate" must not be null',
+        {"columns": ["plate"], "column": "plate", "relation": "cars", "detail": None},
+    ),
+    (
+        "UPDATE cars SET secret = NULL",
+        NotNullViolation,
+        "a value that is required is missing",
+        {"columns": None, "column": None, "detail": None},
+    ),
+    (
+        "UPDATE cars SET price = 0.5",
+        CheckViolation,
+        '"price" does not satisfy a check',
+        {"constraint": "dear", "columns": ["price"], "relation": "cars", "detail": None},
+    ),
+    (
+        "SELECT (-1)::positive",
+        CheckViolation,
+        "a value does not satisfy a check",
+        {"constraint": "above_zero", "columns": None},
+    ),
+    (
+        "INSERT INTO parts VALUES (1, '2026-01-01')",
+        CheckViolation,
+        "no part of the relation",
+        {"relation": "parts", "detail": None},
+    ),
+    (
+        "INSERT INTO cars (id, kept) VALUES (9, '[2,3)')",
+        ExclusionViolation,
+        'another one in "kept"',
+        {"constraint": "apart", "columns": ["kept"], "detail": None},
+    ),
+    (
+        "INSERT INTO cheap VALUES (9, 99)",
+        CheckViolation,
+        "would not belong to the view",
+        {"sqlstate": "44000", "detail": None},
+    ),
+    (
+        "SELECT fail('23505', 'one is enough')",
+        UniqueViolation,
+        "one is enough",
+        {"sqlstate": "23505", "detail": "why", "hint": "how"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("sql", "kind", "message", "details"), VIOLATIONS)
+@pytest.mark.parametrize("acted_on", ["cars", "makers", None])
+def test_violations(
+    connected: connection,
+    catalog: Catalog,
+    sql: str,
+    kind: type[ServiceError],
+    message: str,
+    details: dict[str, Any],
+    acted_on: str | None,
+) -> None:
+    """A constraint is named with its columns; rows and hidden things are not shown."""
+    found = refused(connected, catalog, sql, relation=acted_on)
+    assert type(found) is kind
+    assert message in found.message
+    assert {name: found.details.get(name) for name in details} == details
+    assert "hushed" not in f"{found.message} {found.details}"
+    assert "secret" not in found.message
+
+
+def test_violations_without_a_catalog(connected: connection) -> None:
+    """Before a catalog is read nothing is named, yet the sort of error stays."""
+    with connected.cursor() as cursor, pytest.raises(psycopg2.Error) as raised:
+        cursor.execute("INSERT INTO makers VALUES (1)")
+    found = refusal(raised.value)
+    assert type(found) is UniqueViolation
+    assert found.details == {"sqlstate": "23505"}
+
+
+OTHERS: list[tuple[str, type[ServiceError], dict[str, Any]]] = [
+    ("SET ROLE nobody_here; SELECT * FROM hushed", NotAuthorized, {"sqlstate": "42501"}),
+    ("SELECT * FROM gone", Unavailable, {"sqlstate": "42P01", "retry": True}),
+    ("SELECT gone FROM cars", Unavailable, {"sqlstate": "42703", "retry": True}),
+    ("SELECT gone.cars.id FROM gone.cars", Unavailable, {"retry": True}),
+    ("SELECT broken()", DatabaseRefused, {"sqlstate": "42P01", "retry": None}),
+    ("SELECT gone(1)", InvalidArgument, {"sqlstate": "42883"}),
+    ("SELECT fail('P0001', 'no')", Raised, {"sqlstate": "P0001", "detail": "why", "hint": "how"}),
+    ("SELECT fail('PT402', 'pay')", Raised, {"sqlstate": "PT402", "detail": "why"}),
+    ("SELECT fail('42501', 'not yours')", NotAuthorized, {"detail": "why", "hint": "how"}),
+    ("SELECT fail('22023', 'bad')", InvalidArgument, {"detail": "why", "hint": "how"}),
+    ("SELECT fail('42703', 'odd')", DatabaseRefused, {"detail": "why"}),
+    ("SELECT fail('40001', 'again')", Conflict, {"retry": True}),
+    ("SELECT fail('40P01', 'again')", Conflict, {"retry": True}),
+    ("SELECT fail('55P03', 'locked')", Conflict, {"retry": True}),
+    ("SELECT fail('P0003', 'many')", DatabaseRefused, {"sqlstate": "P0003"}),
+    ("SELECT fail('XX000', 'odd')", DatabaseRefused, {"sqlstate": "XX000"}),
+    ("SELECT (SELECT id FROM makers)", DatabaseRefused, {"sqlstate": "21000"}),
+    ("SELECT 1/0", InvalidArgument, {"sqlstate": "22012"}),
+    ("SET statement_timeout = 1; SELECT pg_sleep(9)", StatementTimeout, {"sqlstate": None}),
+    ("BEGIN READ ONLY; DELETE FROM cars", Unavailable, {"sqlstate": "25006"}),
+    ("SELECT fail('53300', 'x')", Unavailable, {"retry": True, "retry_after": 5.0}),
+    ("SELECT fail('57P03', 'x')", Unavailable, {"retry": True, "retry_after": 2.0}),
+    ("SELECT fail('08006', 'x')", Unavailable, {"retry": True}),
+]
+
+
+@pytest.mark.parametrize(("sql", "kind", "details"), OTHERS)
+def test_others(
+    connected: connection,
+    catalog: Catalog,
+    sql: str,
+    kind: type[ServiceError],
+    details: dict[str, Any],
+) -> None:
+    """Each SQLSTATE has its refusal."""
+    found = refused(connected, catalog, sql)
+    assert type(found) is kind
+    assert {name: found.details.get(name) for name in details} == details
+    words = f"{found.message} {found.details}"
+    assert "hushed" not in words
+    assert "SELECT" not in words
+
+
+def test_own_words_of_raise(connected: connection, catalog: Catalog) -> None:
+    """What an author wrote in RAISE is what the caller reads."""
+    for code in ("P0001", "PT402", "42501", "22023", "40001", "P0003"):
+        assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
+
+
+def test_a_bug_of_a_function(connected: connection, catalog: Catalog) -> None:
+    """What goes wrong inside a function is not blamed on its argument."""
+    found = refused(
+        connected, catalog, "SELECT broken() WHERE 1 = CAST(%s AS int)", [("a", "int4", "1")]
+    )
+    assert type(found) is DatabaseRefused
+    assert "not_there_at_all" not in found.message
+
+
+def test_sql_of_ours_that_is_wrong(connected: connection, catalog: Catalog) -> None:
+    """A syntax error in our own SQL is a bug, not the caller's mistake."""
+    assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
+
+
+def test_a_locked_row(connected: connection, catalog: Catalog, dsn: str) -> None:
+    """Waiting for a lock too long may be tried again."""
+    other = psycopg2.connect(dsn)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT * FROM makers FOR UPDATE")
+            found = refused(connected, catalog, "SELECT * FROM makers FOR UPDATE NOWAIT")
+    finally:
+        other.close()
+    assert type(found) is Conflict
+
+
+def test_lost_connection(dsn: str, catalog: Catalog) -> None:
+    """A connection that ends under a statement, or before it, may be tried again."""
+    made = psycopg2.connect(dsn)
+    found = refused(made, catalog, "SELECT pg_terminate_backend(pg_backend_pid())")
+    assert type(found) is Unavailable
+    with pytest.raises(psycopg2.InterfaceError) as raised:
+        made.cursor()
+    assert type(refusal(raised.value)) is Unavailable
+
+
+def test_failed_connect_names_nobody() -> None:
+    """Neither the host nor the user of a failed connect gets out."""
+    with pytest.raises(psycopg2.OperationalError) as raised:
+        psycopg2.connect("host=127.0.0.1 port=1 user=somebody password=pass")
+    found = refusal(raised.value)
+    assert type(found) is Unavailable
+    words = f"{found.message} {found.details}"
+    assert not any(word in words for word in ("127.0.0.1", "somebody", "pass"))
+
+
+def test_what_is_not_of_the_database() -> None:
+    """Other errors are none of its business, and its own refusals pass."""
+    mine = NotFound("cars")
+    assert refusal(mine) is mine
+    assert type(refusal(CancelledError())) is Canceled
+    assert type(refusal(psycopg2.extensions.QueryCanceledError("stopped"))) is Canceled
+    assert refusal(ValueError("x")) is None
+    assert refusal(psycopg2.ProgrammingError("can't adapt")) is None
+
+
+def test_another_statement_on_the_cursor(connected: connection, catalog: Catalog) -> None:
+    """If the cursor has moved on, nothing wrong is pointed at."""
+    statement = Statement("SELECT %s, %s", (Bound(0, catalog.type(23), "a"),) * 2, "test")
+    with connected.cursor() as cursor:
+        with pytest.raises(psycopg2.Error) as raised:
+            cursor.execute("SELECT CAST('x' AS int)")
+        point_out(raised.value, statement)
+    found = refusal(raised.value, catalog)
+    assert found is not None
+    assert "path" not in found.details
