@@ -43,13 +43,11 @@ def read_array(text: str, read: Read, delimiter: str = ",") -> list[Any]:
         ValueError: It is not an array.
     """
     tokens = _ARRAY_TOKENS[delimiter]
-    text, place = without_bounds(text), 0
+    text, place = without_bounds(text.strip(_SPACE)), 0
     open_lists: list[list[Any]] = [[]]
     while place < len(text):
         token = tokens.match(text, place)
         if token is None:
-            if not text[place:].strip(_SPACE):
-                break
             raise ValueError("not an array")
         place = token.end()
         kind, word = token.lastgroup, token[token.lastgroup or 0]

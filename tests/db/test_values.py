@@ -501,9 +501,31 @@ def test_parameters(bench: Bench) -> None:
         assert refused.value.details["path"] == "c"
 
 
-@pytest.fixture(scope="module")
-def spellings(bench: Bench) -> Callable[[str, Any], Any]:
-    return lambda name, value: bench.codec.python(bench.type(name), value, "v")
+HSTORES: list[dict[str, str | None]] = [
+    {},
+    {"a": "1", "b": None},
+    {'"': "\\", "": "", "a=>b": ", ", "ü": "NULL", "\x85": "\n"},
+]
+
+
+@pytest.mark.parametrize("value", HSTORES)
+def test_hstore(bench: Bench, value: dict[str, str | None]) -> None:
+    """An hstore is a dict of strings and nulls, where the server has the extension."""
+    connection = bench.cursor.connection
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute("CREATE EXTENSION IF NOT EXISTS hstore")
+        except psycopg2.Error:
+            pytest.skip("no hstore on this server")
+    known = Bench(connection, catalog_txn(connection, ("public",), 2))
+    assert known.back("hstore", value) == value
+    assert known.back("hstore[]", [value, None]) == [value, None]
+    assert known.back("hstore", 'a=>1, "b"=>NULL') == {"a": "1", "b": None}
+    assert known.codec.python(known.type("hstore"), value, "v") == value
+    for wrong, path in (({"a": 1}, "v.a"), ({"a": "\0"}, "v.a"), (5, "v"), ({1: "a"}, "v.1")):
+        with pytest.raises(InvalidArgument) as refused:
+            known.codec.encode(known.type("hstore"), wrong, "v")
+        assert refused.value.details["path"] == path
 
 
 def test_every_wire_value_has_a_python_form(bench: Bench) -> None:

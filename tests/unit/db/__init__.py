@@ -1,0 +1,1 @@
+"""What the database room does without a database."""

@@ -1,0 +1,96 @@
+"""
+Literals of arrays, composites and hstore are read as PostgreSQL writes them.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.db.literals import (
+    read_array,
+    read_composite,
+    read_hstore,
+    write_array,
+    write_composite,
+    write_hstore,
+)
+
+texts = st.text(max_size=8)
+maybe = st.none() | texts
+
+
+@given(st.lists(maybe) | st.lists(st.lists(maybe, min_size=1), min_size=1))
+def test_arrays(value: list[object]) -> None:
+    """Any array is read as it was written."""
+    assert read_array(write_array(value), str) == value
+
+
+@given(st.lists(st.none() | texts.filter(bool)))
+def test_arrays_of_boxes(value: list[object]) -> None:
+    """Elements may be parted by something else than a comma."""
+    assert read_array(write_array(value, ";"), str, ";") == value
+
+
+@given(texts, maybe)
+def test_hstore(key: str, item: str | None) -> None:
+    """Any pair of an hstore is read as it was written."""
+    pair = write_hstore({key: item})
+    assert read_hstore(pair) == {key: item}
+    assert read_hstore(f'"x{pair[1:]}, {pair}') == {f"x{key}": item, key: item}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{}", []),
+        ("{a,NULL,null}", ["a", None, None]),
+        ('{"NULL",""}', ["NULL", ""]),
+        (" { a b , c } ", ["a b", "c"]),
+        ("[-1:0][5:5]={{1},{2}}", [["1"], ["2"]]),
+        (r'{"a\"b\\c"}', ['a"b\\c']),
+    ],
+)
+def test_written_arrays(text: str, value: list[object]) -> None:
+    """Bounds, nulls and quotes have their meaning."""
+    assert read_array(text, str) == value
+
+
+@pytest.mark.parametrize("text", ["", "a", "{", "{a", "}", "{}}", "{}{}", 'x{"', "{},a", '{"a}'])
+def test_what_is_no_array(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="not an array"):
+        read_array(text, str)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("()", [None]),
+        ("(,)", [None, None]),
+        ('("",a,"b ""c"" \\\\ ,()")', ["", "a", 'b "c" \\ ,()']),
+        ("(1,(2))", ["1", "(2)"]),
+    ],
+)
+def test_written_rows(text: str, value: list[object]) -> None:
+    """Nulls are nothing at all, and quotes and backslashes come in pairs."""
+    assert read_composite(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "(", '("a"b)', '("a)'])
+def test_what_is_no_row(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="not a row"):
+        read_composite(text)
+
+
+def test_rows_are_written() -> None:
+    """Every field is quoted, but for a null."""
+    assert write_composite(["a", None, ""]) == '("a",,"")'
+
+
+def test_what_is_no_hstore() -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="not an hstore"):
+        read_hstore("a")
