@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from service.catalog import Catalog, Relation, Type
 from service.db.connection import Installable
+from service.errors import InvalidArgument
 from service.models.text import identifier
 
 AS_THEY_ARE = frozenset(
@@ -120,16 +121,17 @@ class Meta:
         Write a key: a bare value, or a sequence or mapping of all its columns.
 
         Raises:
-            ValueError: It has another number of parts than the primary key.
+            InvalidArgument: It has other parts than the primary key.
         """
         if isinstance(key, Mapping):
-            parts: Sequence[Any] = [key.get(name) for name in self.key]
+            parts: Sequence[Any] = [key[name] for name in self.key if name in key]
         elif isinstance(key, (list, tuple)):
             parts = key
         else:
             parts = [key]
         if not self.key or len(parts) != len(self.key):
-            raise ValueError(f"the key of {self.relation.name} is {self.key}")
+            columns = ", ".join(self.key) or "missing"
+            raise InvalidArgument(f"the key of {self.relation.name} is {columns}", path="key")
         return [self.encode(name, part) for name, part in zip(self.key, parts, strict=True)]
 
     def insert(self, columns: tuple[str, ...], conflict: str = "") -> str:

@@ -14,7 +14,7 @@ from twistar.exceptions import ImaginaryTableError
 from twistar.registry import Registry
 from twistar.validation import Errors
 
-from service.models.meta import Meta
+from service.models.meta import Meta, Values
 
 
 class Reasons(Errors):
@@ -140,6 +140,16 @@ class Row(DBObject):
         """Give all columns with their values."""
         meta = self._meta or self.meta()
         return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
+
+    def wire(self, codec: Values) -> dict[str, Any]:
+        """Give all columns in their wire form."""
+        meta, row, own = self._meta or self.meta(), self._row, self.__dict__
+        return {
+            name: codec.wire(own[attribute])
+            if attribute in own
+            else (None if row is None else row[at])
+            for name, (attribute, at) in zip(meta.columns, meta.position.items(), strict=True)
+        }
 
     def toHash(
         self,

@@ -1,1 +1,7 @@
-"""Procedures written by hand with twistar models."""
+"""
+Procedures written by hand with twistar models; every module of them is named here.
+"""
+
+from service.procedures import actions
+
+__all__ = ["actions"]

@@ -1,0 +1,28 @@
+"""
+What can be done with actions, beside what can be done with any row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.errors import NotFound
+from service.models.action import Action
+from service.procedures.registry import Call, procedure
+
+
+@procedure("actions.complete")
+async def complete(call: Call, key: Any) -> dict[str, Any]:
+    """
+    Mark an action as done; gives it as it is then.
+
+    Raises:
+        NotFound: There is no such action.
+    """
+    async with call.database.transaction():
+        action = await Action.find(key, for_update=True)
+        if action is None:
+            raise NotFound("actions")
+        action.status = True
+        await action.save()
+    return call.wire(action)

@@ -1,0 +1,96 @@
+"""
+How a procedure written by hand is made known, and what it is given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.answer.hub import Procedure
+from service.db.scope import Database
+from service.errors import InvalidArgument
+from service.models.base import Model
+from service.models.meta import Values
+from service.models.registry import Models
+from service.request.caller import Caller
+
+Function = Callable[..., Awaitable[Any]]
+"""A coroutine function of a `Call` and the caller's arguments."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """
+    One call of a procedure.
+
+    Args:
+        caller: Who calls.
+        database: For transactions, and for statements that no model has.
+        models: For the models of relations that have none of their own.
+        codec: For values.
+    """
+
+    caller: Caller
+    database: Database
+    models: Models
+    codec: Values
+
+    def wire(self, model: Model) -> dict[str, Any]:
+        """Give the columns of an object as an answer has them."""
+        return model.wire(self.codec)
+
+
+REGISTERED: dict[str, Function] = {}
+"""Procedures by name, as the modules of this room have declared them."""
+
+
+def procedure(name: str) -> Callable[[Function], Function]:
+    """
+    Declare a procedure.
+
+    Args:
+        name: Its URI less the prefix; it wins over a generated procedure of that name.
+    """
+
+    def declare(function: Function) -> Function:
+        if name in REGISTERED:
+            raise ValueError(f"two procedures are called {name}")
+        REGISTERED[name] = function
+        return function
+
+    return declare
+
+
+def procedures(
+    database: Database,
+    models: Models,
+    codec: Callable[[], Values],
+    functions: Mapping[str, Function] = REGISTERED,
+) -> dict[str, Procedure]:
+    """
+    Make what the hub serves of declared procedures.
+
+    Args:
+        database: As procedures get it.
+        models: As procedures get them.
+        codec: Asked at each call, since another catalog has another one.
+        functions: By name.
+    """
+
+    def serve(function: Function) -> Procedure:
+        signature = inspect.signature(function)
+
+        async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            call = Call(caller, database, models, codec())
+            try:
+                bound = signature.bind(call, *args, **kwargs)
+            except TypeError as error:
+                raise InvalidArgument(str(error)) from None
+            return await function(*bound.args, **bound.kwargs)
+
+        return answer
+
+    return {name: serve(function) for name, function in functions.items()}

@@ -1,0 +1,214 @@
+"""
+Relationships of models: one statement each, any key, nothing half done.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twistar.exceptions import InvalidRelationshipError, ReferenceNotSavedError
+
+from service.models.base import Model
+from service.models.driver import Driver
+from service.models.preload import preload
+from service.models.vehicle import Vehicle
+from tests.conftest import execute
+from tests.db.relay import Relay
+from tests.db.rooms import failure_of
+from tests.db.served import model, served
+
+TABLES = """
+DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+CREATE TABLE drivers (id bigserial PRIMARY KEY, name text NOT NULL);
+CREATE TABLE vehicles (id bigserial PRIMARY KEY, plate text NOT NULL, driver_id bigint
+    REFERENCES drivers);
+CREATE TABLE parents (id text PRIMARY KEY, name text);
+CREATE TABLE children (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text,
+    parent_id text REFERENCES parents);
+CREATE TABLE tags (id text PRIMARY KEY);
+CREATE TABLE marks (parent_id text, tag_id text, weight int DEFAULT 1);
+CREATE TABLE notes (id serial PRIMARY KEY, about_id text, about_type text);
+INSERT INTO parents VALUES ('p1', 'one'), ('p2', 'two'), ('t1) OR (1=1', 'three');
+INSERT INTO tags VALUES ('t1'), ('t2'), ('t1) OR (1=1');
+"""
+
+
+class Child(Model):
+    """Someone with a parent."""
+
+    TABLENAME = "children"
+    BELONGSTO: ClassVar = ["parent"]
+
+
+class Tag(Model):
+    """A word for many parents."""
+
+    TABLENAME = "tags"
+    HABTM: ClassVar = [{"name": "parents", "join_table": "marks"}]
+
+
+class Note(Model):
+    """About anyone."""
+
+    TABLENAME = "notes"
+    BELONGSTO: ClassVar = [{"name": "about", "polymorphic": True}]
+
+
+class Parent(Model):
+    """Someone with children, tags and notes."""
+
+    TABLENAME = "parents"
+    HASMANY: ClassVar = [
+        {"name": "children", "class_name": "child"},
+        {"name": "notes", "as": "about"},
+    ]
+    HASONE: ClassVar = [{"name": "eldest", "class_name": "child"}]
+    HABTM: ClassVar = [{"name": "tags", "join_table": "marks"}]
+
+
+MODELS = (Child, Tag, Note, Parent)
+
+
+@pytest.fixture(autouse=True)
+def tables(dsn: str) -> None:
+    execute(dsn, TABLES)
+
+
+@pytest_twisted.ensureDeferred
+async def test_drivers_have_vehicles(dsn: str) -> None:
+    """The relationship that comes with the project, both ways."""
+    async with served(dsn, Driver, Vehicle):
+        driver = await Driver(name="Ada").save()
+        vehicle = await Vehicle(plate="A 1", driver_id=driver.id).save()
+        await Vehicle(plate="B 2").save()
+        assert await driver.vehicles.get() == [vehicle]
+        assert await driver.vehicles.count(where=["plate = ?", "B 2"]) == 0
+        assert await vehicle.driver.get() == driver
+        await vehicle.driver.clear()
+        assert await vehicle.driver.get() is None
+        await vehicle.driver.set(driver)
+        assert await driver.vehicles.count() == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_that_are_no_integers(dsn: str) -> None:
+    """Uuid and text keys are parameters; none is ever read as SQL."""
+    async with served(dsn, *MODELS):
+        parent, other = await Parent.find("p1"), await Parent.find("t1) OR (1=1")
+        children = [await Child(name=str(n)).save() for n in range(3)]
+        await parent.children.set(children[:2])
+        await other.children.set(children[2:])
+        assert {child.name for child in await parent.children.get()} == {"0", "1"}
+        assert children[0].parent_id == "p1"
+        await parent.children.set([children[2]])
+        assert [child.name for child in await parent.children.get()] == ["2"]
+        assert await other.children.count() == 0
+        await other.tags.set(await Tag.all())
+        assert await other.tags.count() == 3
+        assert await other.tags.count(where=["id = ?", "t1"]) == 1
+        bad = await Tag.find("t1) OR (1=1")
+        assert await bad.parents.get() == [other]
+        await parent.tags.set([bad])
+        assert await parent.tags.get() == [bad]
+        execute(dsn, "UPDATE marks SET weight = 5 WHERE parent_id = 'p1'")
+        assert await parent.tags.count(join_where=["weight > ?", 4]) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_statement_each(dsn: str) -> None:
+    """A many-to-many is one subselect; many objects' relations are one query."""
+    with Relay(dsn) as relay:
+        async with served(relay.dsn, *MODELS, most=1):
+            parents = await Parent.find(orderby="id")
+            await parents[0].tags.set(await Tag.find(limit=(2, 0)))
+            for name in ("a", "b"):
+                await Child(name=name, parent_id="p1").save()
+            before = len(relay.messages)
+            assert len(await parents[0].tags.get()) == 2
+            assert len(relay.messages) == before + 1
+            found = await preload(parents, "children")
+            assert len(relay.messages) == before + 2
+            assert [len(children) for children in found] == [2, 0, 0]
+            eldest = await preload(parents, "eldest")
+            assert eldest[0] in found[0]
+            assert eldest[1:] == [None, None]
+            assert await preload(found[0], "parent") == [parents[0]] * 2
+            assert await preload([], "children") == []
+            error = await failure_of(preload(parents, "tags"))
+            assert isinstance(error, ValueError)
+
+
+@pytest_twisted.ensureDeferred
+async def test_set_is_all_or_nothing(dsn: str) -> None:
+    """A `set` that fails half way changes nothing."""
+    async with served(dsn, *MODELS):
+        parent = await Parent.find("p1")
+        await parent.tags.set([await Tag.find("t1")])
+        execute(dsn, "ALTER TABLE marks ADD CHECK (tag_id <> 't2')")
+        error = await failure_of(parent.tags.set([await Tag.find("t2")]))
+        assert isinstance(error, psycopg2.errors.CheckViolation)
+        assert [tag.id for tag in await parent.tags.get()] == ["t1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_delete_changes_nothing(dsn: str) -> None:
+    """Neither the object nor its places in join tables."""
+    async with served(dsn, *MODELS):
+        parent = await Parent.find("p1")
+        await parent.tags.set([await Tag.find("t1")])
+        child = await Child(name="c", parent_id="p1").save()
+        error = await failure_of(parent.delete())
+        assert isinstance(error, psycopg2.errors.ForeignKeyViolation)
+        assert parent.persisted
+        assert parent.id == "p1"
+        assert await parent.tags.count() == 1
+        await child.delete()
+        assert await parent.delete() == 1
+        assert execute(dsn, "SELECT count(*) FROM marks") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_of_many_kinds(dsn: str) -> None:
+    """A polymorphic relationship keeps the other's class beside its key."""
+    async with served(dsn, *MODELS):
+        parent = await Parent.find("p1")
+        notes = [await Note().save() for _ in range(2)]
+        await parent.notes.set(notes)
+        assert await parent.notes.count() == 2
+        assert await notes[0].about.get() == parent
+        await parent.notes.set(notes[:1])
+        assert await parent.notes.get() == notes[:1]
+        await notes[1].about.set(await Parent.find("p2"))
+        assert (await notes[1].about.get()).id == "p2"
+        assert await (await Note().save()).about.get() is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_errors_of_relationships(dsn: str) -> None:
+    """An unsaved object has none; a load that fails fails."""
+    async with served(dsn, *MODELS):
+        with pytest.raises(ReferenceNotSavedError):
+            _ = Parent(id="x").children
+        parent = await Parent.find("p1")
+        error = await failure_of(parent.children.set([Child(name="new")]))
+        assert isinstance(error, ReferenceNotSavedError)
+        loaded = await parent.loadRelations()
+        assert loaded == {"children": [], "notes": [], "eldest": None, "tags": []}
+        execute(dsn, "DROP TABLE marks")
+        error = await failure_of(parent.loadRelations("children", "tags"))
+        assert isinstance(error, psycopg2.errors.UndefinedTable)
+
+
+def test_declarations() -> None:
+    """A join table must be named; a subclass has its own relationships."""
+    with pytest.raises(InvalidRelationshipError, match="join_table"):
+        model("parents", HABTM=["tags"])
+    with pytest.raises(InvalidRelationshipError, match="no name"):
+        model("parents", HASMANY=[{"class_name": "child"}])
+    Base = model("parents")
+    Sub = type("Sub", (Base,), {"HASMANY": ["children"]})
+    assert set(Sub.RELATIONSHIP_CACHE) == {"children"}
+    assert Base.RELATIONSHIP_CACHE == {}

@@ -1,0 +1,150 @@
+"""
+Writes judged by a model.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from twisted.internet.defer import succeed
+
+from service.db.values import Codec
+from service.errors import InvalidArgument, InvalidRow
+from service.models.base import Model
+from service.models.meta import Meta
+from service.models.validations import not_blank
+from tests.deferreds import failure_of, result_of
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+CODEC = Codec(CATALOG)
+RELATION = CATALOG.relation("public", "actions")
+
+
+def model(**declared: Any) -> type[Model]:
+    """Make a model of actions with these rules."""
+    made = type("Action", (Model,), {"TABLENAME": "actions", **declared})
+    made.META = Meta(RELATION, CATALOG, CODEC, frozenset(dir(made)))
+    return made
+
+
+def test_a_model_knows_whether_it_has_rules() -> None:
+    """Without validations and hooks no object need be built."""
+    assert not model().ruled
+    assert model(VALIDATIONS=[not_blank("action")]).ruled
+    assert model(beforeSave=lambda self: None).ruled
+    assert not model(afterInit=lambda self: None).ruled
+    later = model()
+    later.addValidator(not_blank("action"))
+    assert later.ruled
+    assert not Model.ruled
+
+
+def test_what_nobody_touches_stays_as_it_came() -> None:
+    """The very wire values come back, so that they are written as they were sent."""
+    values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
+    admitted = result_of(model().admit_new(values, CODEC, "values"))
+    assert admitted == values
+    assert all(admitted[name] is values[name] for name in values)
+
+
+def test_rules_see_python_values() -> None:
+    """A moment is a datetime and digits are a number, whatever the caller sent."""
+    seen: dict[str, Any] = {}
+
+    def look(subject: Any) -> None:
+        seen.update(made=subject.made, owner=subject.owner, status=subject.status)
+
+    values = {"made": "2026-11-21T14:03:00Z", "owner": "5"}
+    result_of(model(VALIDATIONS=[look]).admit_new(values, CODEC, "values"))
+    assert seen == {"made": datetime(2026, 11, 21, 14, 3, tzinfo=UTC), "owner": 5, "status": None}
+
+
+def test_what_hooks_set_is_written() -> None:
+    """BeforeCreate and beforeSave may change a row and add to it, at once or later."""
+
+    async def before_create(self: Any) -> None:
+        self.owner = 7
+
+    def before_save(self: Any) -> Any:
+        self.action = self.action.upper()
+        return succeed(None)
+
+    made = model(beforeCreate=before_create, beforeSave=before_save)
+    admitted = result_of(made.admit_new({"action": "a", "mood": "ok"}, CODEC, "values"))
+    assert admitted == {"action": "A", "mood": "ok", "owner": 7}
+
+
+def test_every_failing_column_is_told() -> None:
+    """Validations are all asked before anything is refused."""
+    made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
+    error = failure_of(made.admit_new({"action": " "}, CODEC, "values.3"))
+    assert isinstance(error, InvalidRow)
+    assert error.details["path"] == "values.3"
+    assert error.details["fields"] == {
+        name: ["cannot be blank"] for name in ("action", "raw", "mood")
+    }
+
+
+def test_a_hook_may_refuse() -> None:
+    """By False, or by naming columns."""
+    refusing = model(beforeSave=lambda self: False)
+    error = failure_of(refusing.admit_new({}, CODEC, "values"))
+    assert isinstance(error, InvalidRow)
+    assert error.details["fields"] == {"*": ["refused by beforeSave"]}
+    naming = model(beforeSave=lambda self: self.errors.add("owner", "is away."))
+    error = failure_of(naming.admit_new({}, CODEC, "values"))
+    assert isinstance(error, InvalidRow)
+    assert error.details["fields"] == {"owner": ["is away"]}
+
+
+def test_a_change_is_judged_with_the_whole_row() -> None:
+    """Rules see the row as it would be; what hooks change beside the changes is added."""
+
+    def before_update(self: Any) -> None:
+        if self.status and self.owner == 1:
+            self.action = f"{self.action}!"
+
+    current = {"id": 1, "action": "go", "status": False, "owner": 1, "doc": {"n": 1}}
+    made = model(beforeUpdate=before_update)
+    admitted = result_of(made.admit_change(current, {"status": True}, CODEC, "changes"))
+    assert admitted == {"status": True, "action": "go!"}
+
+    def in_place(self: Any) -> None:
+        self.doc["n"] += 1
+
+    admitted = result_of(
+        model(beforeSave=in_place).admit_change(current, {"owner": 2}, CODEC, "changes")
+    )
+    assert admitted == {"owner": 2, "doc": {"n": 2}}
+
+
+def test_a_value_of_the_wrong_type() -> None:
+    """It is refused before any rule looks at it, with its path."""
+    error = failure_of(model().admit_new({"owner": "five"}, CODEC, "values.0"))
+    assert isinstance(error, InvalidArgument)
+    assert error.details["path"] == "values.0.owner"
+
+
+def test_wire_form_of_an_object() -> None:
+    """What was read goes out as it came, what was set in its wire form."""
+    made = model()
+    (found,) = made.hydrate(
+        [(1, "a", False, {"x": 1}, *[None] * 5, "2026-01-01T00:00:00Z")], made.META
+    )
+    found.action = "b"
+    assert found.owner is None
+    assert found.made.year == 2026
+    wire = found.wire(CODEC)
+    assert wire["id"] == 1
+    assert (wire["action"], wire["made"], wire["doc"]) == ("b", "2026-01-01T00:00:00Z", {"x": 1})
+
+
+@pytest.mark.parametrize("value", ["", "  ", None])
+def test_blank(value: str | None) -> None:
+    """White space is no text."""
+    made = model(VALIDATIONS=[not_blank("action")])
+    subject = made(action=value)
+    assert result_of(subject.isValid()) is False

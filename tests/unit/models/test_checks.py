@@ -1,0 +1,55 @@
+"""
+What the catalog alone says against a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from service.models.checks import catalog_faults
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+ACTIONS = CATALOG.relation("public", "actions")
+
+
+@pytest.mark.parametrize(
+    ("values", "creating", "faults"),
+    [
+        ({"action": "a"}, True, {}),
+        ({}, True, {"action": ["is required"]}),
+        ({}, False, {}),
+        ({"action": None}, False, {"action": ["may not be null"]}),
+        ({"action": "a", "status": None}, True, {"status": ["may not be null"]}),
+        ({"action": "x" * 8}, True, {}),
+        ({"action": "x" * 8 + "  "}, True, {}),
+        ({"action": "x" * 9}, True, {"action": ["is longer than 8 characters"]}),
+        ({"mood": "ok"}, False, {}),
+        ({"mood": None}, False, {}),
+        ({"mood": "glad"}, False, {"mood": ["is none of sad, ok"]}),
+        ({"action": 5, "mood": "glad", "status": None}, False, None),
+    ],
+)
+def test_faults(
+    values: dict[str, Any], creating: bool, faults: dict[str, list[str]] | None
+) -> None:
+    """Every failing column is named, and none that may be as it is."""
+    found = catalog_faults(ACTIONS, CATALOG, values, creating)
+    assert found == faults if faults is not None else found.keys() == {"mood", "status"}
+
+
+def test_a_default_that_is_not_there() -> None:
+    """A column can take its default only if it has one."""
+    found = catalog_faults(ACTIONS, CATALOG, {}, False, defaulted=("action", "status"))
+    assert found == {"action": ["has no default"]}
+
+
+def test_a_trigger_may_fill_in() -> None:
+    """Where a trigger comes before the row, only PostgreSQL can tell what is missing."""
+    filled = replace(ACTIONS, filled=True)
+    assert catalog_faults(filled, CATALOG, {"status": None}, True) == {}
+    assert catalog_faults(filled, CATALOG, {"action": "x" * 9}, True).keys() == {"action"}
+    assert catalog_faults(filled, CATALOG, {"action": None}, False).keys() == {"action"}

@@ -1,0 +1,62 @@
+"""
+SQL as models write it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from service.models.text import both, limit_of, order_by, placeholders, table, where_of
+
+
+@pytest.mark.parametrize(
+    ("condition", "text"),
+    [
+        ("a = ?", "a = %s"),
+        ("a = '?' AND b = ?", "a = '?' AND b = %s"),
+        ("a = 'it''s ?' AND b = ?", "a = 'it''s ?' AND b = %s"),
+        ('"a?" = ?', '"a?" = %s'),
+        ("doc ?? 'a' AND doc ??| ? AND doc ??& ?", "doc ? 'a' AND doc ?| %s AND doc ?& %s"),
+        ("a LIKE '5%' AND b % 2 = ?", "a LIKE '5%%' AND b %% 2 = %s"),
+        (
+            "a = $$what?$$ AND b = $x$?$$?$x$ AND c = ?",
+            "a = $$what?$$ AND b = $x$?$$?$x$ AND c = %s",
+        ),
+        ("a = ? -- why?\nAND b = ? /* ? */", "a = %s -- why?\nAND b = %s /* ? */"),
+    ],
+)
+def test_placeholders(condition: str, text: str) -> None:
+    """Each parameter becomes psycopg2's, and nothing else does."""
+    assert placeholders(condition) == text
+
+
+@pytest.mark.parametrize(
+    ("orderby", "text"),
+    [
+        ("name", ' ORDER BY "name"'),
+        ("name desc, id", ' ORDER BY "name" DESC, "id"'),
+        (["name ASC NULLS first"], ' ORDER BY "name" ASC NULLS FIRST'),
+        ('"odd ""name" DESC', ' ORDER BY "odd ""name" DESC'),
+    ],
+)
+def test_order(orderby: str | list[str], text: str) -> None:
+    """Columns with their directions are written anew."""
+    assert order_by(orderby, ["name", "id", 'odd "name']) == text
+
+
+def test_conditions_together() -> None:
+    """Neither an OR nor a comment reaches out of its condition."""
+    where = both(["a = ? OR b = 1 -- or what", 1], ["c = ?", 2])
+    assert where == ["(a = ? OR b = 1 -- or what\n) AND (c = ?\n)", 1, 2]
+    assert both(["a = ?", 1], None) == ["a = ?", 1]
+    assert where_of(None) == ("", [])
+    assert where_of(["a = ?", 1]) == (" WHERE (a = ?\n)", [1])
+
+
+def test_tables_and_limits() -> None:
+    """A dotted name is schema and table; limits are numbers."""
+    assert table("app.things") == '"app"."things"'
+    assert table('"a.b"') == '"a.b"'
+    assert limit_of((10, 20)) == (" LIMIT ? OFFSET ?", [10, 20])
+    assert limit_of("7") == (" LIMIT ?", [7])  # type: ignore[arg-type]
+    assert limit_of(None) == ("", [])
