@@ -1,0 +1,103 @@
+"""
+Programs run for real by tests, and the processes they start.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import until
+
+
+class Program:
+    """
+    A program under way.
+
+    Args:
+        environ: What its environment says beyond the bare one.
+        arguments: The program and its arguments.
+    """
+
+    def __init__(self, environ: dict[str, str], *arguments: str) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close)
+        self._child = subprocess.Popen(
+            arguments,
+            env=environ,
+            cwd=environ["HOME"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+        )
+        self.pid = self._child.pid
+
+    @property
+    def output(self) -> str:
+        """All it has printed."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def says(self, words: str) -> None:
+        """Wait until it prints these words."""
+        until(lambda: words in self.output or not self.running(), 60, lambda: self.output)
+        assert words in self.output, self.output
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._child.poll() is None
+
+    def ends(self, number: int | None = None, within: float = 60) -> int:
+        """Send a signal, if any, and wait for the end; gives the status."""
+        if number is not None:
+            self._child.send_signal(number)
+        return self._child.wait(within)
+
+    def close(self) -> None:
+        """Be sure that it is gone."""
+        if self.running():
+            self._child.kill()
+            self._child.wait()
+        self._output.close()
+
+
+@contextmanager
+def program(environ: dict[str, str], *arguments: str) -> Iterator[Program]:
+    """Run a program for a while."""
+    started = Program(environ, *arguments)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def tool(name: str) -> str:
+    """Name a program of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def parts(service: Program) -> list[psutil.Process]:
+    """List the processes that a service has started, with theirs."""
+    return psutil.Process(service.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process], within: float = 8.0) -> None:
+    """Wait until these have ended."""
+
+    def left() -> list[psutil.Process]:
+        return [process for process in processes if alive(process)]
+
+    until(lambda: not left(), within, lambda: str(left()))
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be buried does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

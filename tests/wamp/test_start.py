@@ -1,0 +1,241 @@
+"""
+Starting and stopping for real: `python -m service run`, twistd, and each way to fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, Router, crossbar, execute, free_port, until
+from tests.wamp.programs import alive, gone, parts, program, tool
+
+STOPS_WITHIN = 5.0
+
+
+RUN = (sys.executable, "-m", "service", "run")
+TWISTD = (tool("twistd"), "--pidfile=", "-ny", str(ROOT / "twistd.tac"))
+ALEMBIC = (tool("alembic"), "-c", str(ROOT / "alembic.ini"))
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[dict[str, str]]:
+    """Give an environment with a state of its own."""
+    with tempfile.TemporaryDirectory(prefix="rowcast-start-") as directory:
+        yield {
+            "HOME": directory,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "ROWCAST_STATE": f"{directory}/state",
+            "ROWCAST_CROSSBAR": crossbar(),
+        }
+
+
+@pytest.fixture
+def environ(home: dict[str, str]) -> dict[str, str]:
+    """Give the environment with a port that nobody has."""
+    return home | {"PORT": str(free_port())}
+
+
+@pytest.fixture(scope="module")
+def migrated_home(home: dict[str, str]) -> None:
+    """Have the embedded database at the code's revision, by Alembic alone."""
+    subprocess.run([*ALEMBIC, "upgrade", "head"], env=home, check=True, capture_output=True)
+
+
+def called(port: str, procedure: str) -> dict[str, object]:
+    """Call a procedure through the HTTP bridge."""
+    body = json.dumps({"procedure": procedure}).encode()
+    request = Request(f"http://127.0.0.1:{port}/call", body, {"content-type": "application/json"})
+    with urlopen(request, timeout=10) as answer:
+        result: dict[str, object] = json.load(answer)
+        return result
+
+
+def test_one_command_is_enough(environ: dict[str, str]) -> None:
+    """`make run` says each step with its time, answers, and stops within five seconds."""
+    with program(environ, *RUN) as service:
+        service.says("Ctrl-C stops everything")
+        steps = re.findall(r"^ *\d+\.\d s  (\w+)", service.output, re.MULTILINE)
+        assert steps == ["settings", "postgres", "schema", "router", "service", "ready"]
+        assert f"ws://127.0.0.1:{environ['PORT']}/ws" in service.output
+        assert called(environ["PORT"], "rowcast.health")
+        children, began = parts(service), time.monotonic()
+        assert len(children) > 2
+        assert service.ends(signal.SIGINT) == 0
+        assert time.monotonic() - began < STOPS_WITHIN
+        assert "Traceback" not in service.output
+    assert not any(alive(child) for child in children)
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_a_second_run_says_so(environ: dict[str, str]) -> None:
+    """Beside a running one a second one ends with a sentence; Alembic finds the database."""
+    with program(environ, *RUN) as first:
+        first.says("ready")
+        with program(environ | {"PORT": str(free_port())}, *RUN) as second:
+            assert second.ends() == 1
+            assert second.output.startswith(f"Rowcast runs here already, as pid {first.pid} →")
+        with program(environ, *ALEMBIC, "current") as alembic:
+            assert alembic.ends() == 0
+            assert "(head)" in alembic.output
+        assert first.running()
+        assert first.ends(signal.SIGTERM) == 0
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_killed_it_leaves_nothing(environ: dict[str, str]) -> None:
+    """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
+    with program(environ, *RUN) as service:
+        service.says("ready")
+        children = parts(service)
+        service.ends(signal.SIGKILL)
+    gone(children)
+    with program(environ, *RUN) as service:
+        service.says("ready")
+        assert service.ends(signal.SIGINT) == 0
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_a_dead_router_is_replaced(environ: dict[str, str]) -> None:
+    """A router that dies comes back, and the service joins it again."""
+    with program(environ, *RUN) as service:
+        service.says("ready")
+        [controller] = [
+            process
+            for process in psutil.Process(service.pid).children()
+            if "crossbar" in " ".join(process.cmdline())
+        ]
+        controller.kill()
+        service.says("the embedded router again in 0.5 s")
+        until(lambda: port_open(environ["PORT"]), 30)
+        assert service.ends(signal.SIGINT) == 0
+
+
+def port_open(port: str) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def test_the_port_is_taken(environ: dict[str, str]) -> None:
+    """Who has the port is named, and the command that takes another."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", int(environ["PORT"])))
+        holder.listen()
+        for command in (RUN, TWISTD):
+            with program(environ, *command) as service:
+                assert service.ends() == 1
+                port = int(environ["PORT"])
+                assert service.output.startswith(f"port {port} is taken by pid {os.getpid()} (")
+                assert f"→ PORT={port + 1} make run" in service.output
+
+
+def test_all_bad_settings_at_once(environ: dict[str, str]) -> None:
+    """Neither command starts, and both tell all that is wrong."""
+    bad = environ | {"ROWCAST_POOL_MAX": "none", "DATABASE_URL": "mysql://u:s3cret@h/d"}
+    for command in (RUN, TWISTD):
+        with program(bad, *command) as service:
+            assert service.ends() == 1
+            first, second = service.output.strip().splitlines()
+            assert first.startswith("DATABASE_URL is not a PostgreSQL URL")
+            assert second == "ROWCAST_POOL_MAX should be a valid integer"
+
+
+def test_nobody_answers(environ: dict[str, str]) -> None:
+    """A database that is not there is told in one sentence."""
+    away = environ | {"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"}
+    for command in (RUN, TWISTD):
+        with program(away, *command) as service:
+            assert service.ends() == 1
+            assert "Connection refused" in service.output
+            assert "s3cret" not in service.output
+
+
+def test_no_router_installed(environ: dict[str, str]) -> None:
+    """A missing router is told, with both ways to have one."""
+    with program(environ | {"ROWCAST_CROSSBAR": "/nowhere/crossbar"}, *RUN) as service:
+        assert service.ends() == 1
+        assert "make .venv-router" in service.output
+        assert "ROWCAST_ROUTER_URL" in service.output
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_twistd_with_everything_embedded(environ: dict[str, str]) -> None:
+    """After `alembic upgrade head` twistd works by itself, in front."""
+    with program(environ, *TWISTD) as service:
+        service.says("ready")
+        until(lambda: port_open(environ["PORT"]), 5)
+        children, began = parts(service), time.monotonic()
+        assert service.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert time.monotonic() - began < STOPS_WITHIN
+    assert not any(alive(child) for child in children)
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_twistd_as_a_daemon(environ: dict[str, str]) -> None:
+    """Without -n it goes to the background; its parts start there and stop with it."""
+    pidfile, log = Path(environ["HOME"]) / "twistd.pid", Path(environ["HOME"]) / "twistd.log"
+    options = (f"--pidfile={pidfile}", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
+    with program(environ, tool("twistd"), *options) as starter:
+        assert starter.ends() == 0
+    until(lambda: log.exists() and "ready" in log.read_text(), 60)
+    daemon = psutil.Process(int(pidfile.read_text()))
+    children = daemon.children(recursive=True)
+    assert len(daemon.children()) == 2
+    daemon.terminate()
+    gone([daemon, *children])
+    assert not pidfile.exists()
+
+
+def test_twistd_wants_migrations(environ: dict[str, str]) -> None:
+    """On a fresh embedded database twistd says what to run first."""
+    with tempfile.TemporaryDirectory() as fresh:
+        with program(environ | {"ROWCAST_STATE": fresh}, *TWISTD) as service:
+            assert service.ends() == 1
+            assert service.output == "the embedded database is empty → alembic upgrade head\n"
+        assert not Path(fresh, "pg", "postmaster.pid").exists()
+
+
+def test_all_of_ones_own(environ: dict[str, str], migrated: str, router: Router) -> None:
+    """With a database and a router of one's own nothing embedded starts."""
+    own = environ | {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
+    for command in (TWISTD, RUN):
+        with program(own, *command) as service:
+            service.says("ready")
+            assert psutil.Process(service.pid).children() == []
+            assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
+
+
+def test_a_database_behind(environ: dict[str, str], migrated: str) -> None:
+    """Twistd refuses a database that is not at the code's revision."""
+    execute(migrated, "UPDATE alembic_version SET version_num = 'f00'")
+    try:
+        with program(environ | {"DATABASE_URL": migrated}, *TWISTD) as service:
+            assert service.ends() == 1
+            assert "is at revision f00, which this code does not know" in service.output
+    finally:
+        execute(migrated, "UPDATE alembic_version SET version_num = '0001'")
+
+
+def test_the_settings_are_printed(environ: dict[str, str]) -> None:
+    """`python -m service settings` prints names, values and sources, and no secret."""
+    own = environ | {"DATABASE_URL": "postgres://u:s3cret@h/d"}
+    with program(own, sys.executable, "-m", "service", "settings") as command:
+        assert command.ends() == 0
+        assert re.search(r"^DATABASE_URL +\*+ +environment$", command.output, re.MULTILINE)
+        assert re.search(r"^ROWCAST_REALM +realm1 +default$", command.output, re.MULTILINE)
+        assert "s3cret" not in command.output
