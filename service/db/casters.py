@@ -132,15 +132,12 @@ class Casters:
         return new_type((type.oid,), name, self._called(type))
 
     def _called(self, type: Type) -> Callable[[Any, Any], Any]:
-        read: Read | None = None
+        known = READERS.get(type.name) if type.schema == "pg_catalog" else None
+        # others late: a catalog has many types, a session meets few
+        read: Read = known or (lambda text: self.reader(type)(text))
 
         def cast(text: Any, _cursor: Any) -> Any:
-            nonlocal read
-            if text is None:
-                return None
-            if read is None:  # late: a catalog has many types, a session meets few
-                read = self.reader(type)
-            return read(text)
+            return None if text is None else read(text)
 
         return cast
 

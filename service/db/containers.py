@@ -33,6 +33,13 @@ def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSI
             return _literal(value, "[{", "a list")
         if not isinstance(value, (list, tuple)):
             raise InvalidArgument("expected a list")
+        if dimensions == 1 or not any(isinstance(item, (list, tuple)) for item in value):
+            try:
+                return write_array(
+                    [None if item is None else write(item) for item in value], delimiter
+                )
+            except InvalidArgument:
+                pass  # to be refused below, with its place
         texts, shape = _texts(value, write, dimensions)
         # PostgreSQL has one empty array, without dimensions
         return write_array(texts, delimiter) if 0 not in shape else "{}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from service.errors import InvalidArgument, clip
@@ -22,7 +23,8 @@ MAX_DEPTH = 100
 LEAST, MOST = -(2**63), 2**63 - 1
 """What a signed integer of 64 bits holds."""
 
-_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
+_DIGITS = bytes.maketrans(b"123456789+E", b"0000000000e")
+_HARMLESS = frozenset([bool, int, type(None)])
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -33,9 +35,10 @@ def read_json(text: str) -> Any:
 
     Careful reading costs time, so it is kept for texts that may need it: nearly none.
     """
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+    if len(text) > 2 * MAX_DEPTH and _too_deep(text):
         return text
-    value = _careful(text) if _has_wide_number(text) else json.loads(text)
+    scan = _SCAN_CAREFULLY if _has_wide_number(text) else _SCAN
+    value, _ = scan(text.strip(), 0)
     return _sendable(value) if "\\u" in text else value
 
 
@@ -82,11 +85,7 @@ def shown(word: object) -> str:
 
 def _has_wide_number(text: str) -> bool:
     digits = text.encode().translate(_DIGITS)
-    return b"0" * 19 in digits or b"0e000" in digits or b"0e+000" in digits
-
-
-def _careful(text: str) -> Any:
-    return json.loads(text, parse_int=_integer, parse_float=_number)
+    return b"0" * 19 in digits or b"0e000" in digits
 
 
 def _integer(text: str) -> int | str:
@@ -101,9 +100,15 @@ def _number(text: str) -> float | str:
     return value if math.isfinite(value) else text
 
 
-def _depth(text: str) -> int:
+_SCAN = json.JSONDecoder().raw_decode
+_SCAN_CAREFULLY = json.JSONDecoder(parse_int=_integer, parse_float=_number).raw_decode
+
+
+def _too_deep(text: str) -> bool:
     """Count levels without recursion, since the parser has none to spare."""
-    deepest = depth = 0
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
     in_string = escaped = False
     for character in text:
         if in_string:
@@ -113,10 +118,11 @@ def _depth(text: str) -> int:
             in_string = True
         elif character in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                return True
         elif character in "]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _sendable(value: Any) -> Any:
@@ -137,19 +143,25 @@ def _check(value: Any, levels: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidArgument("JSON has no NaN and no infinity")
-    elif isinstance(value, (dict, list, tuple)):
-        if not levels:
-            raise InvalidArgument(f"JSON deeper than {MAX_DEPTH} levels")
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for step, item in pairs:
-            try:
-                if isinstance(value, dict):
-                    _check_key(step)
-                _check(item, levels - 1)
-            except InvalidArgument as refusal:
-                raise within(refusal, step) from None
+    elif isinstance(value, dict):
+        _check_items(value.items(), True, levels)
+    elif isinstance(value, (list, tuple)):
+        _check_items(enumerate(value), False, levels)
     else:
         raise InvalidArgument(f"JSON has no form for a value of type {type(value).__name__}")
+
+
+def _check_items(items: Iterable[tuple[Any, Any]], keyed: bool, levels: int) -> None:
+    if not levels:
+        raise InvalidArgument(f"JSON deeper than {MAX_DEPTH} levels")
+    for step, item in items:
+        try:
+            if keyed:
+                _check_key(step)
+            if type(item) not in _HARMLESS:
+                _check(item, levels - 1)
+        except InvalidArgument as refusal:
+            raise within(refusal, step) from None
 
 
 def _check_key(key: Any) -> None:

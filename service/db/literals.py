@@ -127,14 +127,14 @@ def read_hstore(text: str) -> dict[str, str | None]:
 
 def write_array(items: Iterable[Any], delimiter: str = ",") -> str:
     """Write nested lists of texts and None as an array."""
-    parts = (
+    parts = [
         "NULL"
         if item is None
         else _escaped(item)
         if isinstance(item, str)
         else write_array(item, delimiter)
         for item in items
-    )
+    ]
     return "{" + delimiter.join(parts) + "}"
 
 
