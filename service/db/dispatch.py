@@ -164,6 +164,11 @@ class Dispatch:
         for job in list(self._jobs):
             job.fail(_leaving())
 
+    def join(self, timeout: float) -> None:
+        """Wait for the threads, each so many seconds at most; not in the reactor thread."""
+        for worker in self.workers:
+            worker.thread.join(timeout)
+
     def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
         deferred: Deferred[Any] = Deferred(lambda _: self.stop(job))
         job.deferred = deferred

@@ -7,7 +7,6 @@ rest of the service speaks to `Database`, which knows of transactions.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from service.db.dispatch import Dispatch
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
 from service.db.session import Dsn, SessionSettings, open_session
+from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 
 
@@ -81,20 +81,8 @@ class PgPool(adbapi.ConnectionPool):
         dispatch.stop_all()
         await dispatch.settled(1.0)
         dispatch.dismiss()
-        await self._joined(0.5)
+        await in_thread(self._reactor, "pg-close", dispatch.join, 0.5)
         self.running = False
-
-    def _joined(self, timeout: float) -> Deferred[None]:
-        """Wait for the workers' threads, in a thread."""
-        gone: Deferred[None] = Deferred()
-
-        def join() -> None:
-            for worker in self.dispatch.workers:
-                worker.thread.join(timeout)
-            self._reactor.callFromThread(gone.callback, None)
-
-        threading.Thread(target=join, name="pg-close", daemon=True).start()
-        return gone
 
     def rotate(self) -> None:
         """Replace every session before its next use, asking for the DSN again."""

@@ -1,0 +1,200 @@
+"""
+Hearing NOTIFY: one session that only listens, watched by the reactor.
+
+What is notified while it is down is lost, by PostgreSQL's design; whoever listens looks for
+itself after `resync`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+from twisted.application.service import Service
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from service.db.connection import PgConnection
+from service.db.session import Dsn, SessionSettings, open_session
+from service.db.thread import in_thread
+from service.sql.statement import quoted
+
+PAUSES = (0.05, 5.0)
+"""Seconds between two attempts to connect: first, and at most."""
+
+
+@implementer(IReadDescriptor)
+class Ear:
+    """
+    A connection as the reactor watches it.
+
+    libpq closes its socket by itself when the server is gone, and the reactor would be left
+    with a number that means nothing, or soon another file. It gets a duplicate, which is
+    closed here.
+
+    Args:
+        connection: With LISTEN done.
+        heard: Called with each payload.
+        lost: Called once, when the connection is gone.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        connection: PgConnection,
+        heard: Callable[[str], None],
+        lost: Callable[[object], None],
+    ) -> None:
+        self._connection = connection
+        self._heard = heard
+        self._lost = lost
+        self._descriptor = os.dup(connection.fileno())
+
+    def fileno(self) -> int:
+        """Give the reactor something to watch."""
+        return self._descriptor
+
+    def logPrefix(self) -> str:
+        """Name it for the log."""
+        return "listener"
+
+    def doRead(self) -> None:
+        """Take in what has come."""
+        try:
+            self._connection.poll()
+        except psycopg2.Error as error:
+            self._lost(error)
+            return
+        notifies, self._connection.notifies = self._connection.notifies, []
+        for each in notifies:
+            try:
+                self._heard(each.payload)
+            except Exception:
+                self.log.failure("a notification could not be dealt with")
+        if self._connection.closed:
+            self._lost("closed by the server")
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Hear from the reactor that there is nothing to watch any more."""
+        self._lost(reason)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        with suppress(psycopg2.Error):
+            self._connection.close()
+
+
+class Listener(Service):
+    """
+    Listens to a channel for as long as it runs.
+
+    Args:
+        reactor: To watch the connection, for pauses and to come back from threads.
+        dsn: Where the database is, past any pooler; asked at every connect.
+        channel: To listen to.
+        heard: Called with each payload.
+        resync: Called whenever listening has begun, again or for the first time: what
+            was notified before is not known.
+        session: What is set in the session.
+
+    Attributes:
+        listening: Whether notifications would be heard now.
+        pooled: Whether the last connection went through a pooler, where LISTEN is
+            accepted and never delivers.
+    """
+
+    log = Logger()
+    name = "listener"
+
+    def __init__(
+        self,
+        reactor: Any,
+        dsn: str | Dsn,
+        channel: str,
+        heard: Callable[[str], None],
+        resync: Callable[[], None] = lambda: None,
+        session: SessionSettings | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
+        self._channel = channel
+        self._heard = heard
+        self._resync = resync
+        self._session = session or SessionSettings()
+        self._ear: Ear | None = None
+        self._again: IDelayedCall | None = None
+        self._attempts = 0
+        self.pooled = False
+
+    @property
+    def listening(self) -> bool:
+        """Whether notifications would be heard now."""
+        return self._ear is not None
+
+    def startService(self) -> None:
+        """Begin to listen, as soon as the database is there."""
+        super().startService()
+        self._connect()
+
+    def stopService(self) -> None:
+        """Stop listening."""
+        super().stopService()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self._drop()
+
+    def _connect(self) -> None:
+        self._again = None
+        in_thread(self._reactor, "pg-listen", self._listen).addCallbacks(self._up, self._down)
+
+    def _listen(self) -> PgConnection:
+        """Open a session and have it listen, in a thread: names are resolved there too."""
+        connection = open_session(self._dsn(), self._session)
+        if not connection.pooled:
+            connection.command(f"LISTEN {quoted(self._channel)}")
+        return connection
+
+    def _up(self, connection: PgConnection) -> None:
+        self.pooled = connection.pooled
+        if not self.running or self.pooled:
+            connection.close()
+            if self.running:
+                self._down("a transaction pooler does not deliver notifications")
+            return
+        self._attempts = 0
+        self._ear = Ear(connection, self._heard, self._down)
+        self._reactor.addReader(self._ear)
+        # What came with the answer to LISTEN does not make the socket readable again.
+        self._ear.doRead()
+        if self.listening:
+            self._resync()
+
+    def _down(self, reason: object) -> None:
+        self._drop()
+        if not self.running or self._again is not None:
+            return
+        cause = reason.value if isinstance(reason, Failure) else reason
+        self.log.warn(
+            "not listening to {channel}: {cause}", channel=self._channel, cause=str(cause).strip()
+        )
+        first, most = PAUSES
+        pause = min(most, first * 2**self._attempts) * random.uniform(0.5, 1.0)
+        self._attempts = min(self._attempts + 1, 10)
+        self._again = self._reactor.callLater(pause, self._connect)
+
+    def _drop(self) -> None:
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            self._reactor.removeReader(ear)
+            ear.close()

@@ -1,0 +1,35 @@
+"""
+One thing in a thread of its own, which nobody has to wait for at shutdown.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+Result = TypeVar("Result")
+
+
+def in_thread(
+    reactor: Any, name: str, function: Callable[..., Result], *args: Any
+) -> Deferred[Result]:
+    """Run a function that may block; gives its result in the reactor thread."""
+    done: Deferred[Result] = Deferred()
+
+    def finish(outcome: Any) -> None:
+        if not done.called:
+            done.callback(outcome)
+
+    def run() -> None:
+        try:
+            outcome: Any = function(*args)
+        except BaseException:
+            outcome = Failure()
+        reactor.callFromThread(finish, outcome)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
