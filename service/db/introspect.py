@@ -98,7 +98,9 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
     `search_path` is set for the time of the reading only: by a transaction that is rolled
     back, or by a savepoint if the caller has a transaction open.
     """
-    own = connection.autocommit and connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+    idle = connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+    # a connection of the pool may have its BEGIN still to send
+    own = connection.autocommit and idle and not getattr(connection, "opening", None)
     begin, end = (
         ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "ROLLBACK")
         if own

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from psycopg2.extensions import connection
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection
 
 from service.catalog import Catalog, ForeignKey, Relation, UniqueKey
+from service.db.connection import PgConnection
 from service.db.introspect import catalog_txn, revision_txn
 from tests.conftest import execute
 
@@ -295,6 +296,18 @@ def test_leaves_the_session_as_it_was(dsn: str, connected: connection, autocommi
             catalog_txn(made, ("app",), 1)
             cursor.execute("SELECT current_setting('search_path'), to_regclass('mine') IS NULL")
             assert cursor.fetchone() == ("app,away", False)
+    finally:
+        made.close()
+
+
+def test_in_a_transaction_of_the_pool(dsn: str, connected: connection) -> None:
+    """A transaction whose BEGIN is still to be sent goes on after the reading."""
+    made = PgConnection(dsn)
+    try:
+        made.prepare(0)
+        made.begin("BEGIN")
+        assert catalog_txn(made, ("app",), 1).relations
+        assert made.info.transaction_status == TRANSACTION_STATUS_INTRANS
     finally:
         made.close()
 
