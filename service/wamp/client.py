@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import SessionDetails
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -146,10 +147,9 @@ class WampClient(Service):
             serializer = SafeSerializer(refusal, self._config.max_bytes)
             factory = router.factory(self._reactor, self._make_session, serializer)
             protocol: Any = await router.endpoint(self._reactor).connect(factory)
-        except CancelledError:
-            raise
         except Exception as error:
-            self._tell(router, str(error) or type(error).__name__)
+            if self.running:
+                self._tell(router, _words(error))
             return
         self._transport = protocol.transport
         keep_alive(protocol.transport)
@@ -175,7 +175,7 @@ class WampClient(Service):
                 await guest.joined(session, details)
         except Exception as error:
             if not session.lost:
-                self._abort(str(error))
+                self._abort(_words(error))
             return
         self.joined = True
         self._told.clear()
@@ -234,3 +234,9 @@ class WampClient(Service):
         finally:
             if late is not None and late.active():
                 late.cancel()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ApplicationError):
+        return error.error_message()
+    return str(error) or type(error).__name__

@@ -9,6 +9,7 @@ catalog needs no registering.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,9 @@ from service.wamp.session import DETAILS, SafeSession
 from service.wamp.uris import PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE, name_of, pattern
 
 log = Logger()
+
+UNREGISTER_TIMEOUT = 2.0
+"""Seconds that a router gets to confirm."""
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
 """The hub: name without prefix, arguments, keyword arguments, who calls → a wire-safe result."""
@@ -90,10 +94,13 @@ class Dispatch:
 
     async def leaving(self) -> None:
         """Take no more calls, and wait for those that run; cancel what outlasts the drain."""
-        self._draining = True
         if self._shared and self._registration is not None:
-            await self._registration.unregister()
-        if not self._running:
+            # The others take what comes from here on; what is under way to us is still answered.
+            registration, self._registration = self._registration, None
+            with suppress(TimeoutError, ApplicationError):
+                await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
+        self._draining = True
+        if not self.meter.in_progress:
             return
         self._idle = Deferred()
         late = self._reactor.callLater(self._drain, self._cancel)
@@ -135,8 +142,9 @@ class Dispatch:
 
     def _finished(self, result: Any, running: Deferred[Any]) -> Any:
         self._running.discard(running)
-        if self._idle is not None and not self._running:
-            self._idle.callback(None)
+        if self._idle is not None and not self.meter.in_progress:
+            # Later, since the answer is sent after this.
+            self._reactor.callLater(0, self._idle.callback, None)
             self._idle = None
         return result
 

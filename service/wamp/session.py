@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import txaio
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
@@ -22,6 +21,7 @@ from service.errors import InvalidArgument
 from service.wamp.login import Login
 from service.wamp.refusals import refusal
 from service.wamp.serializer import Undecodable, error_of
+from service.wamp.uris import CANNOT_AUTHENTICATE
 
 events = Logger()
 
@@ -44,9 +44,6 @@ class SafeSession(ApplicationSession):
         displaced: Called with the id of a registration that the router gave to another.
     """
 
-    log = txaio.make_logger()  # type: ignore[attr-defined]
-    log.set_log_level("error")  # what a session goes through is logged by its client
-
     def __init__(
         self,
         realm: str,
@@ -55,6 +52,7 @@ class SafeSession(ApplicationSession):
         displaced: Callable[[int], None],
     ) -> None:
         super().__init__(ComponentConfig(realm))
+        self.log.set_log_level("error")  # what a session goes through is logged by its client
         self._login = login
         self._joined = joined
         self._displaced = displaced
@@ -72,16 +70,19 @@ class SafeSession(ApplicationSession):
         super().onOpen(transport)
 
     def onConnect(self) -> None:
-        """Say hello."""
+        """Say hello, or close if we cannot say who we are."""
         login = self._login
+        try:
+            extra = login.extra()
+        except Exception as error:
+            self.closing = CloseDetails(CANNOT_AUTHENTICATE, f"{login.method}: {error}")
+            self.disconnect()
+            return
         self.join(
-            self.config.realm,
-            authmethods=[login.method],
-            authid=login.authid,
-            authextra=login.extra(),
+            self.config.realm, authmethods=[login.method], authid=login.authid, authextra=extra
         )
 
-    def onChallenge(self, challenge: Challenge) -> Any:
+    def onChallenge(self, challenge: Challenge) -> str:
         """Prove who we are."""
         return self._login.answer(challenge)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from service.request.names import encode
 
-NO_SUCH_REALM = "wamp.error.no_such_realm"
 PROCEDURE_EXISTS = "wamp.error.procedure_already_exists"
 PROCEDURE_EXISTS_OTHERWISE = "wamp.error.procedure_exists_with_different_invocation_policy"
 """Registered already, and shared when ours is single or single when ours is shared."""
+CANNOT_AUTHENTICATE = "wamp.error.cannot_authenticate"
 INVALID_PAYLOAD = "wamp.error.invalid_payload"
-TRANSPORT_LOST = "wamp.close.transport_lost"
 
 
 def pattern(prefix: str) -> str:

@@ -20,7 +20,7 @@ def main(url: str, realm: str, prefix: str, how: str = "shared") -> None:
     dispatch = Dispatch(reactor, FakeHub().answer, prefix, shared=how == "shared")
     client = WampClient(reactor, WampConfig([url], realm), [dispatch])
     client.startService()
-    client.when_joined().addCallback(lambda _: print("joined", flush=True))  # noqa: T201
+    client.when_joined().addCallback(lambda _: print("joined", flush=True))
     reactor.addSystemEventTrigger("before", "shutdown", client.stopService)
     reactor.run()
 

@@ -1,0 +1,33 @@
+"""
+The whole service between a database and a router, in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic import SecretStr
+from twisted.internet import reactor
+
+from service.serving import Serving
+from service.settings import Settings
+from service.wamp.client import WampConfig
+from tests.conftest import Router
+
+
+@asynccontextmanager
+async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Serving]:
+    """Serve a database on the router for the length of the body."""
+    chosen = Settings(database_url=SecretStr(dsn), drain_timeout=2, **settings)
+    config = WampConfig(
+        [f"unix:{router.socket}"], router.realm, max_bytes=chosen.max_bytes, first_delay=0.05
+    )
+    service = Serving(chosen, reactor, config)
+    service.startService()
+    try:
+        await service.joined()
+        yield service
+    finally:
+        await service.stopService()

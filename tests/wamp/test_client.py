@@ -1,0 +1,285 @@
+"""
+The service finds its router, comes back to it, and leaves it in order.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import LogLevel, globalLogPublisher
+
+from service.wamp.client import WampClient, WampConfig
+from service.wamp.login import Cryptosign, Ticket
+from tests.conftest import Router, crossbar, free_port, until
+from tests.wamp.conftest import Join, StartEdge
+from tests.wamp.test_session import Listening
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """Collect what is logged at warn level and above."""
+    events: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+
+
+def told(events: list[dict[str, Any]]) -> list[str]:
+    """Give the reasons that were logged for having no session."""
+    return [event["reason"] for event in events if "reason" in event]
+
+
+@pytest.mark.parametrize("way", ["unix", "websocket", "rawsocket"])
+@pytest_twisted.ensureDeferred
+async def test_join_by(way: str, router: Router, start_edge: StartEdge) -> None:
+    """A service joins by socket; by the public port it joins too, and may not register."""
+    urls = {
+        "unix": f"unix:{router.socket}",
+        "websocket": router.websocket,
+        "rawsocket": router.rawsocket,
+    }
+    guest = Listening()
+    edge = await start_edge(urls=[urls[way]], guests=[], wait=way == "unix")
+    if way == "unix":
+        assert edge.client.joined
+        return
+    client = WampClient(edge.client._reactor, WampConfig([urls[way]], router.realm), [guest])
+    client.startService()
+    await client.when_joined()
+    assert guest.session is not None
+    assert not edge.client.joined
+    await client.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_failover(router: Router, start_edge: StartEdge, call_from: Join) -> None:
+    """Routers that are not there are passed over at once."""
+    nobody = [f"rs://127.0.0.1:{free_port()}", "unix:/nowhere.sock"]
+    edge = await start_edge(urls=[*nobody, f"unix:{router.socket}"], first_delay=60, max_delay=60)
+    caller = await call_from()
+    assert await caller.call("rowcast.echo", 1) == 1
+    assert edge.dispatch.serving
+
+
+@pytest_twisted.ensureDeferred
+async def test_rejoin(start_edge: StartEdge, call_from: Join) -> None:
+    """A service that lost its connection is back, registered, and says so."""
+    edge = await start_edge()
+    caller = await call_from()
+    for n in range(3):
+        edge.client._abort("the test")
+        while edge.client.joined:
+            await tick()
+        await edge.client.when_joined()
+        assert await caller.call("rowcast.echo", n) == n
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_before_joined(start_edge: StartEdge) -> None:
+    """Stopping works at any time: while there is no router, while it does not answer, twice."""
+    edge = await start_edge(urls=["unix:/nowhere.sock"], wait=False)
+    await edge.client.stopService()
+    first, second = edge.client.stopService(), edge.client.stopService()
+    await first
+    await second
+    assert not edge.client.joined
+
+
+class Silent(Protocol):
+    """A router that accepts and says nothing."""
+
+    def connectionMade(self) -> None:
+        """Count."""
+        self.factory.accepted.callback(None)  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: object = None) -> None:
+        """Count."""
+        self.factory.lost.callback(None)  # type: ignore[attr-defined]
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_while_router_is_silent(start_edge: StartEdge) -> None:
+    """A router that never answers the greeting does not hold the stop up."""
+    from twisted.internet import reactor
+
+    factory: Any = Factory.forProtocol(Silent)
+    factory.noisy = False
+    factory.accepted, factory.lost = Deferred(), Deferred()
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    for scheme in ("rs", "ws"):
+        factory.accepted, factory.lost = Deferred(), Deferred()
+        url = f"{scheme}://127.0.0.1:{port.getHost().port}/ws"
+        edge = await start_edge(urls=[url], wait=False)
+        await factory.accepted
+        await edge.client.stopService()
+        await factory.lost
+    await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_and_start_again(start_edge: StartEdge, call_from: Join) -> None:
+    """A stopped service may be started again."""
+    edge = await start_edge()
+    await edge.client.stopService()
+    assert not edge.client.joined
+    edge.client.startService()
+    await edge.client.when_joined()
+    caller = await call_from()
+    assert await caller.call("rowcast.echo", 1) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_failures_are_told_once(start_edge: StartEdge, logged: list[dict[str, Any]]) -> None:
+    """A router that is away for long is one line in the log, not one a try."""
+    edge = await start_edge(
+        urls=["unix:/nowhere.sock"], wait=False, first_delay=0.001, max_delay=0.001
+    )
+    for _ in range(50):
+        await tick()
+    assert len(told(logged)) == 1
+    await edge.client.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_registration_refused(
+    router: Router, start_edge: StartEdge, logged: list[dict[str, Any]]
+) -> None:
+    """A role that may not register is told so, and the service tries on."""
+    edge = await start_edge(urls=[router.rawsocket], wait=False)
+    while not told(logged):
+        await tick()
+    assert "register" in told(logged)[0]
+    assert not edge.client.joined
+
+
+SECRET = "a ticket of 20 letters"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[tuple[Path, int]]:
+    """Run a router whose only door asks for a ticket or a key; gives its folder and port."""
+    home = Path(tempfile.mkdtemp(prefix="rowcast-locked-"))
+    key = Ed25519PrivateKey.generate()
+    (home / "raw").write_bytes(key.private_bytes_raw())
+    (home / "openssh").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    )
+    port = free_port()
+    public = key.public_key().public_bytes_raw().hex()
+    role = {
+        "name": "service",
+        "permissions": [{"uri": "", "match": "prefix", "allow": {"call": True, "register": True}}],
+    }
+    auth = {
+        "ticket": {
+            "type": "static",
+            "principals": {"rowcast": {"ticket": SECRET, "role": "service"}},
+        },
+        "cryptosign": {
+            "type": "static",
+            "principals": {"rowcast": {"authorized_keys": [public], "role": "service"}},
+        },
+    }
+    transport = {
+        "type": "universal",
+        "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
+        "rawsocket": {"serializers": ["cbor"], "auth": auth},
+        "websocket": {"ws": {"type": "websocket", "serializers": ["cbor"], "auth": auth}},
+    }
+    worker = {
+        "type": "router",
+        "realms": [{"name": "realm1", "roles": [role]}],
+        "transports": [transport],
+    }
+    (home / "config.json").write_text(
+        json.dumps({"version": 2, "controller": {}, "workers": [worker]})
+    )
+    command = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn"]
+    with (home / "log").open("wb") as log:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        until(lambda: accepts(port), 60, lambda: (home / "log").read_text()[-2000:])
+        yield home, port
+    finally:
+        child.terminate()
+        child.wait(timeout=20)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.parametrize("url", ["rs://127.0.0.1:{}", "ws://127.0.0.1:{}/ws"])
+@pytest.mark.parametrize("method", ["ticket", "raw", "openssh"])
+@pytest_twisted.ensureDeferred
+async def test_log_in(
+    url: str, method: str, locked: tuple[Path, int], start_edge: StartEdge
+) -> None:
+    """A service with a ticket or a key gets in, by RawSocket and by WebSocket."""
+    home, port = locked
+    login = (
+        Ticket("rowcast", SECRET) if method == "ticket" else Cryptosign("rowcast", home / method)
+    )
+    edge = await start_edge(urls=[url.format(port)], login=login)
+    assert edge.dispatch.serving
+
+
+@pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])
+@pytest_twisted.ensureDeferred
+async def test_wrong_credentials(
+    login: Ticket | None,
+    locked: tuple[Path, int],
+    start_edge: StartEdge,
+    logged: list[dict[str, Any]],
+) -> None:
+    """Bad credentials are one clear line without the secret, and tried again."""
+    _, port = locked
+    config = {} if login is None else {"login": login}
+    edge = await start_edge(urls=[f"rs://127.0.0.1:{port}"], wait=False, **config)
+    for _ in range(100):
+        await tick()
+    assert len(told(logged)) == 1
+    assert "wamp.error" in told(logged)[0]
+    assert "wrong" not in str(logged)
+    await edge.client.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_leave_is_clean(start_edge: StartEdge, call_from: Join) -> None:
+    """A stopped service has said goodbye: its procedures are gone when the stop is over."""
+    edge = await start_edge()
+    caller = await call_from()
+    await edge.client.stopService()
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.echo", 1)
+    assert caught.value.error == ApplicationError.NO_SUCH_PROCEDURE
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody accepts connections on a TCP port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def tick() -> Deferred[None]:
+    """Let the reactor go round."""
+    from twisted.internet import reactor
+    from twisted.internet.task import deferLater
+
+    return deferLater(reactor, 0.005, lambda: None)
