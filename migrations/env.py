@@ -28,6 +28,9 @@ from schema.revision import MARK
 # Any number, as long as it stays the same: "rowcast" in ASCII.
 LOCK = 0x726F7763617374
 
+# What a service hears when its catalog is to be read again, once the migration is committed.
+CHANGED = "rowcast_schema"
+
 PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 
 
@@ -46,8 +49,10 @@ def configure(**target: Any) -> None:
 
 
 def mark(ctx: Any, **_: Any) -> None:
-    """Mark the version table as ours, so that the service tells it from a neighbor's."""
-    ctx.execute(text(f"COMMENT ON TABLE {ctx.version_table} IS '{MARK}'"))
+    """Mark the version table as ours, and tell running services that the catalog has changed."""
+    quoted = MARK.replace("'", "''")
+    ctx.execute(text(f"COMMENT ON TABLE {ctx.version_table} IS '{quoted}'"))
+    ctx.execute(text(f"NOTIFY {CHANGED}"))
 
 
 def offline() -> None:

@@ -24,8 +24,8 @@ from alembic.util import CommandError
 from schema.database import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
 from schema.seed import SeedRefused, sow
 
-# The comment on Alembic's version table that makes it ours.
-MARK = "rowcast"
+# The comment on Alembic's version table that makes it ours, and keeps it from being served.
+MARK = "Revision of rowcast's migrations\n@hidden"
 
 FACTS = """
 SELECT current_setting('server_version'), current_user::text,
