@@ -106,13 +106,14 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
         if own
         else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
     )
-    with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
-        cursor.execute(f"{begin}; SET LOCAL search_path TO ''")
+    with connection.cursor() as plain:  # of the connection's own kind, which sends the BEGIN
+        plain.execute(f"{begin}; SET LOCAL search_path TO ''")
         try:
-            yield cursor
+            with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
+                yield cursor
         finally:
             if not connection.closed:
-                cursor.execute(end)
+                plain.execute(end)
 
 
 def _rows(cursor: NamedTupleCursor, statement: str, **parameters: Any) -> Rows:

@@ -351,7 +351,7 @@ def test_a_thousand_relations(dsn: str, capsys: pytest.CaptureFixture[str]) -> N
     finally:
         made.close()
     with capsys.disabled():
-        print(f"\ncatalog of {len(catalog.relations)} relations: {took:.2f} s")  # noqa: T201
+        print(f"\ncatalog of {len(catalog.relations)} relations: {took:.2f} s")
     assert len(catalog.relations) == 1000
     assert catalog.relation("big", "t500").foreign_keys[0].target == ("big", "t499")
     assert took < 20
