@@ -1,0 +1,128 @@
+"""
+Behind a transaction pooler: settings hold in every transaction, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from service.db.connection import PgConnection
+from service.db.listener import Listener
+from service.db.session import SessionSettings
+from tests.conftest import execute
+from tests.db.rooms import database_at, failure_of, until
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+
+
+@pytest.fixture(params=["", "options"], ids=["refuses options", "drops options"])
+def pooler(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a pgbouncer before the test's database; gives its DSN."""
+    given = psycopg2.extensions.parse_dsn(dsn)
+    home = Path(tempfile.mkdtemp(prefix="rowcast-pooler-"))
+    home.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (home / "pgbouncer.ini").write_text(
+        f"[databases]\npooled = host={given['host']} dbname={given['dbname']} user={given['user']}"
+        f" pool_size=2\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        "unix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
+        f"ignore_startup_parameters = extra_float_digits,{request.param}\n"
+    )
+    command = [str(PGBOUNCER), "-q", str(home / "pgbouncer.ini")]
+    if os.geteuid() == 0:  # it refuses to be root
+        command[1:1] = ["-u", pwd.getpwnam("nobody").pw_name]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made = f"host=127.0.0.1 port={port} dbname=pooled user=anyone sslmode=disable"
+    end = time.monotonic() + 5
+    while True:
+        try:
+            psycopg2.connect(made).close()
+            break
+        except psycopg2.OperationalError:
+            assert time.monotonic() < end, "pgbouncer does not answer"
+            time.sleep(0.05)
+    yield made
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(home)
+
+
+@pytest_twisted.ensureDeferred
+async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None:
+    """Limits and formats are there for statements, functions and scopes, and do not leak."""
+    names = ("statement_timeout", "TimeZone", "IntervalStyle", "bytea_output")
+    sql = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
+    wanted = [("3s", "UTC", "iso_8601", "hex")]
+    async with database_at(pooler, SessionSettings(statement_timeout=3), most=2) as database:
+        assert await database.statement(sql) == wanted
+        assert await database.run(lambda connection: connection.pooled)
+
+        def several_txn(connection: PgConnection) -> list[tuple[str, ...]]:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetchall()
+
+        assert await database.atomic(several_txn) == wanted
+        async with database.transaction():
+            assert await database.statement(sql) == wanted
+            async with database.transaction():
+                assert await database.statement(sql) == wanted
+        other = psycopg2.connect(pooler)
+        other.autocommit = True
+        with other.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout')")
+            assert cursor.fetchone() == ("0",)
+        other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_writes_are_kept(dsn: str, pooler: str) -> None:
+    """A single statement is committed; a failing one leaves the connection fit for use."""
+    execute(dsn, "DROP TABLE IF EXISTS pooled; CREATE TABLE pooled (id int PRIMARY KEY)")
+    async with database_at(pooler, most=2) as database:
+        await database.statement("INSERT INTO pooled VALUES (1)")
+        error = await failure_of(database.statement("INSERT INTO pooled VALUES (1)"))
+        assert isinstance(error, psycopg2.errors.UniqueViolation)
+        error = await failure_of(database.statement("SELEKT"))
+        assert isinstance(error, psycopg2.errors.SyntaxError)
+        await database.statement("INSERT INTO pooled VALUES (2)")
+        assert execute(dsn, "SELECT id FROM pooled ORDER BY id") == [(1,), (2,)]
+        call = database.statement("SELECT pg_sleep(21)")
+        await until(
+            lambda: execute(
+                dsn,
+                "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(21)'"
+                " AND state = 'active' AND pid <> pg_backend_pid()",
+            )
+        )
+        call.cancel()
+        await failure_of(call)
+        await until(lambda: database.pool.stats().busy == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_listening_in_vain_is_known(dsn: str, pooler: str) -> None:
+    """LISTEN would be accepted and never deliver; the listener says so instead."""
+    heard: list[str] = []
+    listener = Listener(reactor, pooler, "c", heard.append)
+    listener.startService()
+    await until(lambda: listener.pooled)
+    assert not listener.listening
+    listener.stopService()
