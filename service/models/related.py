@@ -71,7 +71,9 @@ class Related(Finding):
         if rtype == "HABTM" and "join_table" not in options:
             raise InvalidRelationshipError(f"{cls.__name__}.{name} has no join_table")
         words = Inflector()
-        class_name = words.classify(options.get("class_name", name))
+        given = options.get("class_name", name)
+        # A class's own name is taken at its word: the Inflector would make Statu of Status.
+        class_name = given if given[:1].isupper() else words.classify(given)
         ends = Ends(
             name=name,
             other=None if options.get("polymorphic") else class_name,

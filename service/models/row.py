@@ -62,6 +62,17 @@ class Row(DBObject):
         self.__dict__.update(values)
 
     @classmethod
+    def tablename(cls) -> str:
+        """
+        Give the table's name, which every model says: twistar's guess needs an Inflector
+        that does not run on Python 3.11.
+        """
+        name: str | None = getattr(cls, "TABLENAME", None)
+        if name is None:
+            raise TypeError(f"{cls.__name__} needs a TABLENAME")
+        return name
+
+    @classmethod
     def meta(cls) -> Meta:
         """
         Give what is known of the relation.

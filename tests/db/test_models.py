@@ -14,14 +14,18 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
+from twistar.dbconfig.base import InteractionBase
 from twistar.exceptions import DBObjectSaveError, ImaginaryTableError
 from twistar.registry import Registry
+from twisted.internet import reactor
 from twisted.internet.defer import gatherResults, succeed
+from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import InvalidArgument, InvalidRow
 from service.models.base import StaleObject
 from service.models.row import Row
 from tests.conftest import execute
+from tests.db.lag import LagProbe
 from tests.db.relay import Relay
 from tests.db.rooms import failure_of
 from tests.db.served import load, model, served
@@ -508,3 +512,33 @@ async def test_moments_need_a_zone(dsn: str) -> None:
     async with served(dsn, Filled):
         with pytest.raises(ValueError, match="time zone"):
             await Filled(name="x", made=datetime(2020, 1, 1)).save()
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_objects_leave_the_reactor_free(dsn: str) -> None:
+    """Objects are made in the worker; five thousand of them stop nothing."""
+    execute(dsn, "INSERT INTO things (name) SELECT 'n' FROM generate_series(1, 5000)")
+    Things = model("things")
+    async with served(dsn, Things):
+        await Things.count()
+        with LagProbe(reactor) as probe:
+            found = await Things.find(orderby="id")
+        assert probe.quantile(1) < 0.1
+        assert [found[0].id, found[-1].id, len(found)] == [1, 5000, 5000]
+
+
+@pytest_twisted.ensureDeferred
+async def test_logging_shows_no_values(dsn: str) -> None:
+    """Twistar's LOG gives the statements, without what is bound to them."""
+    seen: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(seen.append)
+    InteractionBase.LOG = True
+    try:
+        async with served(dsn, model("things")):
+            await Registry.getConfig().update("things", {"name": "secret"}, ["id = ?", 1])
+    finally:
+        InteractionBase.LOG = False
+        globalLogPublisher.removeObserver(seen.append)
+    texts = [formatEvent(event) for event in seen]
+    assert any('UPDATE "things"' in text for text in texts)
+    assert not any("secret" in text for text in texts)

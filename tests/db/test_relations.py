@@ -212,3 +212,8 @@ def test_declarations() -> None:
     Sub = type("Sub", (Base,), {"HASMANY": ["children"]})
     assert set(Sub.RELATIONSHIP_CACHE) == {"children"}
     assert Base.RELATIONSHIP_CACHE == {}
+    Named = model("parents", HASONE=[{"name": "state", "class_name": "Status"}])
+    assert Named.state.ends.other == "Status"
+    Nameless = type("Nameless", (Model,), {})
+    with pytest.raises(TypeError, match="TABLENAME"):
+        Nameless.tablename()
