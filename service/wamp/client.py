@@ -13,6 +13,7 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import SessionDetails
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -87,6 +88,7 @@ class WampClient(Service):
         self.joined = False
         self._session: SafeSession | None = None
         self._transport: Any = None
+        self._late: IDelayedCall | None = None
         self._reason = ""
         self._told: set[tuple[str, str]] = set()
         self._following: Deferred[None] | None = None
@@ -153,14 +155,13 @@ class WampClient(Service):
             return
         self._transport = protocol.transport
         keep_alive(protocol.transport)
-        late = self._reactor.callLater(CONNECT_TIMEOUT, self._abort, "no answer to the login")
+        self._late = self._reactor.callLater(CONNECT_TIMEOUT, self._abort, "no answer to the login")
         closed: Deferred[None] = Deferred()
         protocol.is_closed.addBoth(lambda _: None if closed.called else closed.callback(None))
         try:
             await closed
         finally:
-            if late.active():
-                late.cancel()
+            self._in_time()
             self._abort("")
             self._ended(router)
 
@@ -170,6 +171,7 @@ class WampClient(Service):
         return self._session
 
     async def _join(self, session: SafeSession, details: SessionDetails) -> None:
+        self._in_time()
         try:
             for guest in self._guests:
                 await guest.joined(session, details)
@@ -189,6 +191,11 @@ class WampClient(Service):
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
+
+    def _in_time(self) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        self._late = None
 
     def _displaced(self, registration: int) -> None:
         for guest in self._guests:

@@ -67,7 +67,7 @@ def _frames(error: BaseException) -> Iterator[str]:
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
         yield from _frames(cause)
-        yield f"  → {_reason(error)}\n"
+        yield f"  {_reason(cause)}\n"
     yield from traceback.format_tb(error.__traceback__)
 
 

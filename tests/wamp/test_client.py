@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, globalLogPublisher
 
 from service.wamp.client import WampClient, WampConfig
@@ -145,6 +146,30 @@ async def test_stop_and_start_again(start_edge: StartEdge, call_from: Join) -> N
     await edge.client.when_joined()
     caller = await call_from()
     assert await caller.call("rowcast.echo", 1) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_login_has_a_time_limit(
+    start_edge: StartEdge, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that accepts and says nothing is given up; a session that stands is not."""
+    from twisted.internet import reactor
+
+    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.1)
+    factory: Any = Factory.forProtocol(Silent)
+    factory.noisy = False
+    factory.accepted, factory.lost = Deferred(), Deferred()
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    url = f"rs://127.0.0.1:{port.getHost().port}"
+    stuck = await start_edge(urls=[url], wait=False, first_delay=60, max_delay=60)
+    standing = await start_edge()
+    session = standing.dispatch._registration
+    await factory.lost
+    await deferLater(reactor, 0.2, lambda: None)
+    assert told(logged) == ["no answer to the login"]
+    assert standing.dispatch._registration is session
+    await stuck.client.stopService()
+    await port.stopListening()
 
 
 @pytest_twisted.ensureDeferred
@@ -280,6 +305,5 @@ def accepts(port: int) -> bool:
 def tick() -> Deferred[None]:
     """Let the reactor go round."""
     from twisted.internet import reactor
-    from twisted.internet.task import deferLater
 
     return deferLater(reactor, 0.005, lambda: None)

@@ -1,0 +1,1 @@
+"""The WAMP edge, without a router."""

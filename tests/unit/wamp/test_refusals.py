@@ -1,0 +1,73 @@
+"""Errors leave in their own words, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError
+from twisted.logger import formatEvent, globalLogPublisher
+
+from service.errors import DatabaseRefused, InvalidRow, Unavailable
+from service.wamp.payload import TooDeep
+from service.wamp.refusals import refusal
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Collect what is logged."""
+    lines: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def test_service_error(logged: list[str]) -> None:
+    """A refusal keeps URI, message and details; nothing is logged."""
+    error = refusal(Unavailable("no free connection", 2.5), "rowcast.actions.get")
+    assert error.error == "rowcast.error.unavailable"
+    assert error.args == ("no free connection",)
+    assert error.kwargs == {"retry": True, "retry_after": 2.5}
+    assert logged == []
+
+
+def test_details_are_safe(logged: list[str]) -> None:
+    """A caller's own odd word is made harmless, an unsafe detail left out and told of."""
+    odd = InvalidRow("actions", {"\0path": ["is not \ud800"]})
+    error = refusal(odd, "rowcast.actions.create")
+    assert error.kwargs["fields"] == {"\\0path": ["is not \\ud800"]}
+    error = refusal(DatabaseRefused("no", row={"at": object()}, hint="h"), "rowcast.actions.create")
+    assert error.kwargs == {"hint": "h"}
+    assert len(logged) == 1
+
+
+def test_canceled_and_too_deep() -> None:
+    """Cancellation and depth have words of their own."""
+    assert refusal(CancelledError(), "x").error == "wamp.error.canceled"
+    error = refusal(TooDeep("deeper than 120 levels"), "x")
+    assert error.error == "rowcast.error.too_large"
+    assert error.args == ("the answer is nested deeper than 120 levels",)
+
+
+def test_bug_is_logged_without_rows(logged: list[str]) -> None:
+    """The log has id, place, cause and what was going on; no row, which follows on line two."""
+    cause, bug = "the first", "broken\nDETAIL: Failing row contains (secret)"
+    try:
+        try:
+            raise KeyError(cause)
+        except KeyError as error:
+            raise ValueError(bug) from error
+    except ValueError as error:
+        sent = refusal(error, "rowcast.actions.get")
+    assert sent.error == "rowcast.error.internal"
+    assert set(sent.kwargs) == {"id"}
+    (line,) = logged
+    for part in (sent.kwargs["id"], "rowcast.actions.get", "ValueError: broken", "the first"):
+        assert part in line
+    assert "test_refusals.py" in line
+    assert "secret" not in line

@@ -1,0 +1,21 @@
+"""URIs are put together and taken apart in one way."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.wamp.uris import name_of, pattern, procedure
+
+
+def test_procedure() -> None:
+    """Components are encoded where WAMP forbids a character."""
+    assert procedure("rowcast", "app", "my table", "get") == "rowcast.app.my%20table.get"
+    assert pattern("com.example.db") == "com.example.db."
+
+
+def test_name_of() -> None:
+    """A name is what stands behind the prefix, as it came."""
+    assert name_of("rowcast.actions.get", "rowcast") == "actions.get"
+    assert name_of("com.example.db.a%2Eb.get", "com.example.db") == "a%2Eb.get"
+    with pytest.raises(ValueError, match="not below"):
+        name_of("rowcaster.actions.get", "rowcast")

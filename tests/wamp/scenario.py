@@ -1,0 +1,49 @@
+"""
+One list of calls and their results, run by every client: `scenario.json`.
+
+A step is `call` with `args` and `kwargs`, and `result`, or `error` with `message` and `details`.
+`{"$bytes": base64}` is binary, `{"$int": digits}` an integer that JSON in JavaScript rounds;
+such a step `needs` a client that does not.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+
+from tests.wamp.callers import Caller
+
+FILE = Path(__file__).with_name("scenario.json")
+
+
+def read(text: str) -> Any:
+    """Read steps, the marked values as what they stand for."""
+    return json.loads(text, object_hook=_value)
+
+
+def _value(found: dict[str, Any]) -> Any:
+    if "$bytes" in found:
+        return b64decode(found["$bytes"])
+    return int(found["$int"]) if "$int" in found else found
+
+
+async def run(caller: Caller, prefix: str, steps: Any) -> list[str]:
+    """Make the calls; gives what was not as it should be."""
+    wrong = []
+    for step in steps:
+        expected = step.get("result")
+        if "error" in step:
+            expected = [step["error"], step.get("message"), step.get("details", {})]
+        try:
+            found = await caller.call(
+                f"{prefix}.{step['call']}", *step.get("args", []), **step.get("kwargs", {})
+            )
+        except ApplicationError as error:
+            found = [error.error, error.args[0] if error.args else None, error.kwargs]
+        if found != expected:
+            wrong.append(f"{step['call']}: expected {expected!r}, found {found!r}")
+    return wrong

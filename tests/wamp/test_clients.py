@@ -1,0 +1,64 @@
+"""
+Every client gets the same answers: one scenario over each transport, serializer and language.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.utils import getProcessOutputAndValue
+
+from service.errors import Conflict
+from tests.conftest import Router, missing
+from tests.wamp.callers import KINDS
+from tests.wamp.conftest import Join, StartEdge
+from tests.wamp.scenario import FILE, read, run
+
+NODE = Path(__file__).with_name("node")
+
+
+def refuse() -> Any:
+    """Answer the scenario's call that must fail."""
+    raise Conflict("it has changed", row={"id": 1, "name": "é"}, retry=True)
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_python(how: str, start_edge: StartEdge, call_from: Join) -> None:
+    """autobahn-python, by RawSocket and WebSocket, in CBOR, JSON and MessagePack."""
+    edge = await start_edge()
+    edge.hub.on("refuse", refuse)
+    assert await run(await call_from(how), "rowcast", read(FILE.read_text())) == []
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Find Node, and install what its client needs; gives the executable."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found is None or npm is None:
+        missing("the tests of the JavaScript client need node and npm")
+    if not (NODE / "node_modules" / "autobahn").is_dir():
+        install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(install, cwd=NODE, check=True, capture_output=True, timeout=100)
+    return found
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
+@pytest_twisted.ensureDeferred
+async def test_javascript(
+    serializer: str, node: str, router: Router, start_edge: StartEdge
+) -> None:
+    """Npm autobahn in Node, by WebSocket."""
+    edge = await start_edge()
+    edge.hub.on("refuse", refuse)
+    program = [str(NODE / "scenario.js"), router.websocket, router.realm, router.prefix]
+    out, err, _ = await getProcessOutputAndValue(node, [*program, serializer, str(FILE)])
+    steps = json.loads(FILE.read_text())
+    ran = len(steps) - (0 if serializer == "cbor" else sum("needs" in step for step in steps))
+    assert out.decode().splitlines() == [f"ran {ran}"], err.decode()
