@@ -103,27 +103,23 @@ class Hub:
         Raises:
             ServiceError: Any refusal.
         """
+        relation = None
         try:
-            return await self._answer(name, args, kwargs, caller)
+            procedure = self._procedures.get(name)
+            if procedure is not None:
+                return await procedure(caller, args, kwargs)
+            served = self.served
+            relation, verb = self.resolve(served, parse_name(name))
+            return await verb(served, relation, args, kwargs)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
-            found = refusal(error, catalog=self.served.catalog)
+            found = refusal(error, self.served.catalog, relation)
             if found is None:
                 raise
             if found.details.get("sqlstate") in STALE:
                 self.suspect()
             raise found from error
-
-    async def _answer(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
-    ) -> Any:
-        procedure = self._procedures.get(name)
-        if procedure is not None:
-            return await procedure(caller, args, kwargs)
-        served = self.served
-        relation, verb = self.resolve(served, parse_name(name))
-        return await verb(served, relation, args, kwargs)
 
     def resolve(self, served: Served, name: Name) -> tuple[Relation, Verb]:
         """

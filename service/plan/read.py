@@ -44,6 +44,8 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     int8 = scope.named("int8")
     outputs = scope.outputs(request.select)
     order = scope.sort_keys(request.order)
+    if request.distinct and not outputs:
+        raise InvalidArgument("distinct rows want a column to differ in", path="select")
     distinct: bool | tuple[Expression, ...]
     if request.distinct is True:
         distinct, keyset = True, False

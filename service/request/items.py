@@ -60,9 +60,21 @@ def parse_reference(text: str, path: str, values: Values) -> Reference:
     return _reference(_tokens(text, path), text, path, values)
 
 
+def check_name(text: str, path: str) -> None:
+    """
+    Refuse what no name in the database can be.
+
+    Raises:
+        InvalidArgument: Empty, far too long, or with a NUL or a lone surrogate.
+    """
+    if not text or len(text) > MAX_LENGTH:
+        raise InvalidArgument(f"a name has 1 to {MAX_LENGTH} characters", path=path)
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidArgument("a name has no NUL and no lone surrogate", path=path)
+
+
 def _tokens(text: str, path: str) -> list[Token]:
-    if not text or len(text) > MAX_LENGTH or "\0" in text:
-        raise InvalidArgument(f"a column name has 1 to {MAX_LENGTH} characters", path=path)
+    check_name(text, path)
     tokens: list[Token] = []
     end = 0
     for found in _TOKEN.finditer(text):

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Arguments, listed
 from service.request.filters import FilterParser
-from service.request.items import parse_item, parse_reference
+from service.request.items import check_name, parse_item, parse_reference
 from service.request.paging import digest_of, read_token
 from service.request.types import (
     After,
@@ -197,8 +197,10 @@ def _item(item: Any, path: str, values: Values) -> Item:
     if not isinstance(column, str):
         raise InvalidArgument('an item names its "column"', path=f"{path}.column")
     for name, value in (("as", alias), ("cast", type_name)):
-        if value is not None and (not isinstance(value, str) or not value):
+        if value is not None and not isinstance(value, str):
             raise InvalidArgument(f'"{name}" is a text', path=f"{path}.{name}")
+        if value is not None:
+            check_name(value, f"{path}.{name}")
     return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
 
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.models.registry import Models
 from twisted.internet import reactor
 
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
+from service.models.registry import Models
 from service.request.caller import Caller
 from service.request.parse import Limits
 from tests.db.rooms import database_at

@@ -381,7 +381,7 @@ async def test_time_limit(db: Callee, dsn: str) -> None:
     refused = await failure_of(db.call("slow.find", timeout=0.1))
     assert isinstance(refused, StatementTimeout)
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%slow%' AND state = 'active'"
-    assert execute(dsn, f"{running} AND pid <> pg_backend_pid()") == [(0,)]
+    await until(lambda: execute(dsn, f"{running} AND pid <> pg_backend_pid()") == [(0,)])
 
 
 @pytest_twisted.ensureDeferred

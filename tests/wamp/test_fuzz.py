@@ -270,6 +270,7 @@ async def test_hostile_calls(
             print(f"  {count:6} {uri[:300]}")
     assert set(outcomes) - documented() <= {"ok", "unsent"}
     assert outcomes["ok"] > CALLS / 20
+    assert not outcomes["wamp.error.canceled"], "the service lost its session"
     assert grown < GROWTH
     assert execute(dsn, "SELECT note FROM canary") == [("alive",)]
     assert (await callers[0].call("rowcast.health"))["ready"]

@@ -66,6 +66,8 @@ def test_a_page_reads_one_row_more():
         ({"select": [5]}, "select.0"),
         ({"select": [{"as": "x"}]}, "select.0.column"),
         ({"select": [{"column": "a", "as": 5}]}, "select.0.as"),
+        ({"select": [{"column": "a", "as": "\0"}]}, "select.0.as"),
+        ({"select": [{"column": "\ud800"}]}, "select.0.column"),
         ({"select": [{"column": "a", "cast": ""}]}, "select.0.cast"),
         ({"after": 5}, "after"),
         ({"after": "zzz"}, "after"),

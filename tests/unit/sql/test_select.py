@@ -148,6 +148,7 @@ def test_select_list():
     ("kwargs", "path"),
     [
         ({"select": ["nope"]}, "select.0"),
+        ({"select": [], "distinct": True}, "select"),
         ({"select": ["id", "id"]}, "select.1"),
         ({"select": ["id::nope"]}, "select.0"),
         ({"select": ["id->a"]}, "select.0"),

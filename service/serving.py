@@ -1,0 +1,114 @@
+"""
+The rooms between PostgreSQL and the router, built and connected.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from service.answer.catalogs import Catalogs
+from service.answer.hub import Hub
+from service.answer.own import Own
+from service.db.limits import PoolLimits
+from service.db.listener import Listener
+from service.db.pool import PgPool
+from service.db.scope import Database
+from service.db.session import SessionSettings
+from service.models.registry import Models
+from service.procedures.registry import procedures
+from service.request.parse import Limits
+from service.settings import Settings
+from service.wamp.client import WampClient, WampConfig
+from service.wamp.dispatch import Dispatch
+
+CHANNEL = "rowcast_schema"
+"""A NOTIFY here says that the catalog has changed; migrations send one."""
+
+
+class Serving(Service):
+    """
+    From a pool of connections to a place on the router.
+
+    Args:
+        settings: What the environment said.
+        reactor: The only one.
+        config: Which router, and who we are there.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any, config: WampConfig) -> None:
+        place = settings.place
+        self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
+        self.database = Database(self.pool, reactor)
+        self.hub = Hub(
+            self.database,
+            Limits(settings.max_rows, settings.max_filter_depth),
+            settings.max_bytes,
+        )
+        models = Models(self.database)
+        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models)
+        self.listener = Listener(
+            reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
+        )
+        dispatch = Dispatch(
+            reactor,
+            self.hub.answer,
+            settings.prefix,
+            settings.shared,
+            settings.drain_timeout,
+        )
+        self.client = WampClient(reactor, config, [dispatch])
+        written = procedures(self.database, models, lambda: self.hub.served.codec)
+        own = Own(
+            self.hub,
+            self.database,
+            settings.prefix,
+            metadata.version("rowcast"),
+            {"router": lambda: self.client.joined, "listener": lambda: self.listener.listening},
+            dispatch.meter.snapshot,
+            list(written),
+        )
+        self.hub.suspect = self.catalogs.suspect
+        self.hub.add(own.procedures())
+        self.hub.add(written)
+
+    def startService(self) -> None:
+        """Open the pool, begin to read the catalog and to listen."""
+        super().startService()
+        self.pool.start()
+        self.catalogs.startService()
+        self.listener.startService()
+
+    async def joined(self) -> None:
+        """Take our place on the router, once there is something to serve."""
+        await self.catalogs.loaded()
+        if self.running:
+            self.client.startService()
+            await self.client.when_joined()
+
+    def stopService(self) -> Deferred[None]:
+        """Leave the router when running calls are done; then close the pool."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.client.stopService()
+        await maybeDeferred(self.listener.stopService)
+        await maybeDeferred(self.catalogs.stopService)
+        await self.pool.close()
+
+    def _heard(self, payload: str) -> None:
+        self.catalogs.reload()
+
+
+def _session(settings: Settings) -> SessionSettings:
+    return SessionSettings(
+        settings.statement_timeout, settings.lock_timeout, settings.tx_idle_timeout
+    )
+
+
+def _limits(settings: Settings) -> PoolLimits:
+    return PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
