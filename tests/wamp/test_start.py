@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, Router, crossbar, execute, free_port, until
-from tests.wamp.programs import alive, gone, parts, program, tool
+from tests.wamp.programs import alive, gone, parts, port_open, program, tool
 
 STOPS_WITHIN = 5.0
 
@@ -123,12 +123,6 @@ def test_a_dead_router_is_replaced(environ: dict[str, str]) -> None:
         service.says("the embedded router again in 0.5 s")
         until(lambda: port_open(environ["PORT"]), 30)
         assert service.ends(signal.SIGINT) == 0
-
-
-def port_open(port: str) -> bool:
-    """Whether somebody listens."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def test_the_port_is_taken(environ: dict[str, str]) -> None:

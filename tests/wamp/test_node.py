@@ -1,0 +1,62 @@
+"""
+The router configurations that come with the project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from service.embedded.node import node
+from tests.conftest import ROOT, crossbar, free_port, until
+from tests.wamp.programs import port_open, program
+
+PRODUCTION = ROOT / "router" / "production.json"
+DEVELOPMENT = ROOT / "router" / "development.json"
+
+
+def test_development_is_what_runs() -> None:
+    """The page in router/ is the configuration that the service writes."""
+    written = node("realm1", "rowcast", 8080, Path("service.sock"))
+    assert json.loads(DEVELOPMENT.read_text("utf-8")) == written
+
+
+@pytest.mark.parametrize("config", [DEVELOPMENT, PRODUCTION], ids=lambda path: path.stem)
+def test_crossbar_takes_it(config: Path, tmp_path: Path) -> None:
+    """Crossbar finds nothing wrong with either."""
+    checked = subprocess.run(
+        [crossbar(), "check", "--cbdir", tmp_path, "--config", config],
+        env=os.environ | {"ROWCAST_TICKET": "a", "APP_TICKET": "b", "PORT": "8080"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_production_lets_the_service_in(migrated: str) -> None:
+    """With its ticket the service joins over WebSocket."""
+    port = str(free_port())
+    with tempfile.TemporaryDirectory(prefix="rowcast-node-") as home:
+        shared = {"HOME": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        router = shared | {"ROWCAST_TICKET": "s1", "APP_TICKET": "s2", "PORT": port}
+        start = (crossbar(), "start", "--cbdir", home, "--config", str(PRODUCTION))
+        with program(router, *start, "--loglevel", "warn") as node:
+            until(lambda: port_open(port) or not node.running(), 60, lambda: node.output)
+            service = shared | {
+                "DATABASE_URL": migrated,
+                "ROWCAST_ROUTER_URL": f"ws://127.0.0.1:{port}/ws",
+                "ROWCAST_AUTHID": "rowcast",
+                "ROWCAST_TICKET": "s1",
+            }
+            with program(service, sys.executable, "-m", "service", "run") as served:
+                served.says("ready")
+                assert served.ends(signal.SIGINT) == 0
+            node.ends(signal.SIGTERM)
