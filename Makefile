@@ -10,7 +10,7 @@ BIN := .venv/bin
 # With a router of one's own there is no need for another.
 ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
-.PHONY: run test check lint rooms migrations covered clean
+.PHONY: run test check lint migrations covered clean .venv .venv-router
 
 run: ; @$(MAKE) -s -j2 .venv/stamp $(ROUTER) && exec $(BIN)/python -m service run
 
@@ -42,6 +42,9 @@ covered:
 	$(BIN)/coverage report
 
 clean: ; rm -rf .venv .venv-router .venv.log .venv-router.log
+
+.venv: .venv/stamp
+.venv-router: .venv-router/stamp
 
 .venv/stamp: requirements/service.lock requirements/install setup.cfg
 	@requirements/install service .venv requirements/service.lock

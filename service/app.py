@@ -22,8 +22,9 @@ from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.embedded.router import Router, obstacle
 from service.embedded.standing import Standing, stand, upgraded
 from service.embedded.supervised import NotReady, Supervised
+from service.serving import Serving
 from service.settings import Settings
-from service.wamp.client import WampClient, WampConfig
+from service.wamp.client import WampConfig
 from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
 
 Part = TypeVar("Part", bound=IService)
@@ -98,13 +99,14 @@ class Rowcast(MultiService):
             self._told("schema", schema_line(standing))
 
     async def _open(self, router: Router | None) -> None:
+        config = wamp_config(self.settings, router)
+        serving = self._add(Serving(self.settings, self._reactor, config))
         if router is not None:
             await router.started()
             port, log = self.settings.port, router.log
             self._told("router", f"Crossbar {router.version} on 127.0.0.1:{port} (log: {log})")
-        client = self._add(WampClient(self._reactor, wamp_config(self.settings, router), ()))
-        await client.when_joined()
-        self._told("service", f"joined {self.settings.realm}")
+        await serving.joined()
+        self._told("service", service_line(self.settings, serving))
 
     def _add(self, part: Part) -> Part:
         part.setServiceParent(self)
@@ -196,3 +198,9 @@ def schema_line(standing: Standing) -> str:
     if standing.revision is None:
         return f"not this project's: served as it is; {relations}"
     return f'{standing.revision} "{standing.title}" = head; {relations}'
+
+
+def service_line(settings: Settings, serving: Serving) -> str:
+    """Say where the service took its place, and what can be called there."""
+    relations, verbs = len(serving.hub.served.catalog.relations), len(serving.hub.verbs)
+    return f"joined {settings.realm}; {relations} × {verbs} procedures as {settings.prefix}.*"
