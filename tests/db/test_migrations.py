@@ -128,7 +128,10 @@ def test_sql_without_a_database() -> None:
     )
     command.upgrade(config, "head", sql=True)
     assert "CREATE TABLE vehicles" in output.getvalue()
-    assert "COMMENT ON TABLE alembic_version IS 'Revision of rowcast''s migrations" in output.getvalue()
+    assert (
+        "COMMENT ON TABLE alembic_version IS 'Revision of rowcast''s migrations"
+        in output.getvalue()
+    )
 
 
 def test_seeding_is_done_once(base: str) -> None:
