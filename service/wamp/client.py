@@ -225,7 +225,10 @@ class WampClient(Service):
     async def _stop(self) -> None:
         if self.joined and self._session is not None:
             for guest in reversed(self._guests):
-                await guest.leaving()
+                try:
+                    await guest.leaving()
+                except Exception:
+                    log.failure("a guest did not leave in order")
         if self._following is None:
             return
         if self.joined and self._session is not None:

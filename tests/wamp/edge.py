@@ -1,7 +1,7 @@
 """
-A service at the edge in a process of its own: `edge.py url realm prefix [shared|single]`.
+A service at the edge in a process of its own: `python -m tests.wamp.edge url realm prefix [how]`.
 
-Prints a line when it has joined.
+`how` is shared (the default) or single. Prints a line when it has joined.
 """
 
 from __future__ import annotations

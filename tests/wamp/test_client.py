@@ -265,6 +265,24 @@ async def test_log_in(
     assert edge.dispatch.serving
 
 
+@pytest_twisted.ensureDeferred
+async def test_large_result_by_websocket(locked: tuple[Path, int], start_edge: StartEdge) -> None:
+    """A service that connects by WebSocket keeps its connection, whatever it answers."""
+    _, port = locked
+    guest = Listening()
+    url = f"ws://127.0.0.1:{port}/ws"
+    login = Ticket("rowcast", SECRET)
+    edge = await start_edge(urls=[url], login=login, guests=[guest], max_bytes=2**30)
+    assert guest.session is not None
+    for size in (17, 1):
+        edge.hub.on("give", lambda size=size: "x" * size * 2**20)
+        try:
+            assert len(await guest.session.call("rowcast.give")) == 2**20
+        except ApplicationError as error:
+            assert (size, error.error) == (17, "rowcast.error.too_large")
+    assert not guest.session.lost
+
+
 @pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])
 @pytest_twisted.ensureDeferred
 async def test_wrong_credentials(

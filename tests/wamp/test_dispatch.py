@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
 
 from service.errors import Conflict, InternalError, Unavailable
-from tests.conftest import Router
+from tests.conftest import ROOT, Router
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge
 
@@ -232,10 +231,9 @@ async def test_kill_one_of_two(router: Router, start_edge: StartEdge, call_from:
     edge = await start_edge(shared=True)
     caller = await call_from()
     child = Child()
-    script = Path(__file__).with_name("edge.py")
-    arguments = [sys.executable, str(script), f"unix:{router.socket}", router.realm, router.prefix]
-    root = {**os.environ, "PYTHONPATH": str(script.parents[2])}
-    process = reactor.spawnProcess(child, sys.executable, arguments, env=root)
+    arguments = [sys.executable, "-m", "tests.wamp.edge"]
+    arguments += [f"unix:{router.socket}", router.realm, router.prefix]
+    process = reactor.spawnProcess(child, sys.executable, arguments, env=os.environ, path=str(ROOT))
     await child.ready
     waiting = [caller.call("rowcast.wait") for _ in range(8)]
     while edge.hub.calls < 4:

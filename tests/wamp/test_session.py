@@ -23,7 +23,6 @@ from twisted.internet.defer import Deferred
 
 from service.errors import InternalError, TooLarge
 from service.wamp.session import DETAILS, SafeSession
-from tests.conftest import Router
 from tests.fakes import fire
 from tests.wamp.callers import KINDS, Caller
 from tests.wamp.conftest import Edge, Join, StartEdge
@@ -93,15 +92,10 @@ async def test_result_that_no_serializer_carries(
     await unharmed(edge, caller, session)
 
 
-@pytest.mark.parametrize("service", ["unix", "websocket"])
 @pytest.mark.parametrize("size", [9 * MEBIBYTE, 17 * MEBIBYTE])
 @pytest_twisted.ensureDeferred
-async def test_result_too_large(
-    service: str, size: int, router: Router, start_edge: StartEdge, call_from: Join
-) -> None:
-    """A result over the limit is refused with the limit, whatever the service connects by."""
-    if service == "websocket":
-        pytest.skip("the embedded router lets services in by its private socket alone")
+async def test_result_too_large(size: int, start_edge: StartEdge, call_from: Join) -> None:
+    """A result over the limit is refused, in few words, with what to do."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
