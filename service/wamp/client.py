@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import SessionDetails
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from service.wamp.guest import Guest
 from service.wamp.login import Anonymous, Login
 from service.wamp.refusals import refusal
 from service.wamp.serializer import SafeSerializer
@@ -49,22 +50,6 @@ class WampConfig:
     max_bytes: int = 8 * 2**20
     first_delay: float = 0.5
     max_delay: float = 8.0
-
-
-class Guest(Protocol):
-    """What lives in a session."""
-
-    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Begin: register, subscribe. An error ends the session, to be tried again."""
-
-    def displaced(self, registration: int) -> None:
-        """Take note that the router gave this registration to another session."""
-
-    async def leaving(self) -> None:
-        """Come to an end while the session still stands."""
-
-    def left(self) -> None:
-        """Give up what cannot be answered any more; the session is gone."""
 
 
 class WampClient(Service):

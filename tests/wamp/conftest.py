@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.wamp.client import Guest, WampClient, WampConfig
+from service.wamp.client import WampClient, WampConfig
 from service.wamp.dispatch import Dispatch
+from service.wamp.guest import Guest
 from tests.conftest import Router
 from tests.fakes import FakeHub
 from tests.wamp.callers import Caller, join
