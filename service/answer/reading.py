@@ -13,7 +13,7 @@ from service.db.interactions import Page, Shape, page_txn, value_txn
 from service.db.scope import Database
 from service.errors import NotFound
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
-from service.request.paging import write_token
+from service.request.paging import digest_of, write_token
 from service.request.parse import Limits, Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest
 from service.sql.select import count, estimate, exists, select
@@ -131,11 +131,12 @@ def _next(
 ) -> str | None:
     if not page.more:
         return None
+    digest = digest_of(*call.question)
     if page.end:
-        return write_token(call.digest, page.end)
+        return write_token(digest, page.end)
     if call.request.after:  # an empty page ends where the page before it did
         return str(kwargs["after"])
-    return write_token(call.digest, call.offset + limit)
+    return write_token(digest, call.offset + limit)
 
 
 def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:

@@ -184,12 +184,15 @@ def _weight(rows: Sequence[Row], width: int) -> int:
     weight = len(rows) * width * 4
     for column in list(zip(*rows, strict=False))[:width]:
         sample = next(filter(None, column), None)
-        if isinstance(sample, str | bytes | list | dict):
-            weight += sum(map(_weigh, filter(None, column)))
+        if isinstance(sample, str | bytes):
+            weight += _length(column)
+        elif isinstance(sample, list | dict):
+            weight += sum(len(json.dumps(value, default=str)) for value in column)
     return weight
 
 
-def _weigh(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    return len(json.dumps(value, default=str))
+def _length(column: Sequence[Any]) -> int:
+    try:
+        return sum(map(len, filter(None, column)))
+    except TypeError:  # json, of many kinds
+        return sum(len(json.dumps(value, default=str)) for value in column)

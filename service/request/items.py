@@ -42,6 +42,8 @@ def parse_item(text: str, path: str, values: Values) -> Item:
     Raises:
         InvalidArgument: It does not follow the grammar.
     """
+    if text.isidentifier() and len(text) <= MAX_LENGTH:
+        return Item(Reference(text, path))
     tokens, cast = _split_cast(_tokens(text, path), text, path)
     alias = None
     if len(tokens) > 1 and tokens[1] == ("mark", ":"):
@@ -57,6 +59,8 @@ def parse_reference(text: str, path: str, values: Values) -> Reference:
     Raises:
         InvalidArgument: It does not follow the grammar, or has an alias or a cast.
     """
+    if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
+        return Reference(text, path)
     return _reference(_tokens(text, path), text, path, values)
 
 

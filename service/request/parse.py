@@ -60,14 +60,14 @@ class Parsed(Generic[Request]):
         request: Its shape.
         values: Its values, by slot.
         timeout: The caller's time limit in seconds, if any.
-        digest: Of a find: what its `next` token is bound to.
+        question: Of a find: what its `next` token is bound to.
         offset: Of a find: how many rows it skips, by `offset` or by a token.
     """
 
     request: Request
     values: tuple[Any, ...]
     timeout: float | None = None
-    digest: str = ""
+    question: tuple[Any, ...] = ()
     offset: int = 0
 
 
@@ -105,11 +105,11 @@ def parse_find(
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
     distinct = _distinct(given, values)
-    digest = digest_of(relation, where, order, distinct, values.freeze())
+    question = (relation, where, order, distinct, values.freeze())
     offset = given.whole("offset") or 0
     after = None
     if given.value("after") is not None:
-        keys = read_token(given.value("after"), digest)
+        keys = read_token(given.value("after"), digest_of(*question))
         if isinstance(keys, int):
             offset = min(offset + keys, 2**63 - 1)
         else:
@@ -130,7 +130,7 @@ def parse_find(
         count=cast("CountMode | None", given.word("count", COUNTS)),
         form=parse_form(given),
     )
-    return Parsed(request, values.freeze(), given.timeout(), digest, offset)
+    return Parsed(request, values.freeze(), given.timeout(), question, offset)
 
 
 def parse_count(

@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.read import plan_count, plan_find, plan_get
-from service.request.paging import write_token
+from service.request.paging import digest_of, write_token
 from service.request.parse import Limits, parse_count, parse_find, parse_get
 from service.sql.select import count, estimate, exists, select
 from tests.unit.samples import catalog
@@ -97,7 +97,7 @@ def test_odd_names_are_quoted():
 def test_after(order, keys, text):
     """A page begins right behind the row that its token tells of."""
     call = parse_find([], {"order": order}, Limits(), "public.actions")
-    token = write_token(call.digest, keys)
+    token = write_token(digest_of(*call.question), keys)
     call = parse_find([], {"order": order, "after": token}, Limits(), "public.actions")
     statement = select(plan_find(CATALOG, relation(), call.request))
     assert f" WHERE {text} ORDER BY" in statement.text
@@ -107,7 +107,7 @@ def test_after(order, keys, text):
 def test_after_without_a_key():
     """Rows without a key are paged by offset."""
     call = parse_find([], {"select": ["note"]}, Limits(), "notes")
-    token = write_token(call.digest, 40)
+    token = write_token(digest_of(*call.question), 40)
     again = parse_find([], {"select": ["note"], "offset": 2, "after": token}, Limits(), "notes")
     statement = select(plan_find(CATALOG, relation("notes"), again.request))
     assert statement.text.endswith(" LIMIT CAST(%s AS bigint) OFFSET CAST(%s AS bigint)")
@@ -116,7 +116,7 @@ def test_after_without_a_key():
 
 def test_a_token_of_other_keys():
     """A forged token with another number of sort keys is refused."""
-    token = write_token(parse_find([], {}, Limits(), "actions").digest, ["1", "2"])
+    token = write_token(digest_of(*parse_find([], {}, Limits(), "actions").question), ["1", "2"])
     with pytest.raises(InvalidArgument):
         found(after=token)
 
