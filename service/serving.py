@@ -67,7 +67,7 @@ class Serving(Service):
             self.database,
             settings.prefix,
             metadata.version("rowcast"),
-            {"router": lambda: self.client.joined, "listener": lambda: self.listener.listening},
+            {"router": lambda: dispatch.serving, "listener": lambda: self.listener.listening},
             dispatch.meter.snapshot,
             list(written),
         )
