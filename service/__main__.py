@@ -8,8 +8,9 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
 from time import monotonic
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
@@ -22,7 +23,6 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from service.app import Rowcast, obstacles
 from service.embedded.supervised import NotReady
 from service.settings import InvalidSettings, Settings, load
 
@@ -62,6 +62,9 @@ def seed() -> None:
 def run() -> None:
     """Run until Ctrl-C."""
     began = monotonic()
+    # Nothing runs yet that would have to be stopped, so Ctrl-C may simply end this.
+    signal(SIGINT, SIG_DFL)
+    from service.app import obstacles
 
     def told(step: str, what: str) -> None:
         print(f"{monotonic() - began:6.1f} s  {step:<11} {what}".rstrip(), flush=True)
@@ -80,7 +83,11 @@ def run() -> None:
 
 def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
     """Run the reactor until it stops; gives the problem that stopped it, or ""."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as installed
+
+    from service.app import Rowcast
+
+    reactor: Any = installed
 
     begin_log(settings)
     drain = min(SHORT_DRAIN, settings.drain_timeout)
@@ -97,7 +104,19 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
         print(paste(settings), flush=True)
 
     service.risen().addCallbacks(ready, give_up)
-    reactor.callWhenRunning(service.startService)
+
+    def stop_once(*_: object) -> None:
+        # Ctrl-C comes twice when a parent passes it on; the reactor would complain.
+        for number in (SIGINT, SIGTERM):
+            signal(number, SIG_IGN)
+        reactor.callFromThread(reactor.stop)
+
+    def begin() -> None:
+        for number in (SIGINT, SIGTERM):
+            signal(number, stop_once)
+        service.startService()
+
+    reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return "".join(problems)

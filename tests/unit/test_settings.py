@@ -5,11 +5,14 @@ What the environment may say, and what is answered when it makes no sense.
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from pathlib import Path
 
+import psycopg2
 import pytest
 
-from schema.database import InvalidUrl, Place, parse
+from schema.database import InvalidUrl, Place, parse, reason
 from service.settings import InvalidSettings, Settings, load
 
 ROOT = Path(__file__).parent.parent.parent
@@ -168,3 +171,24 @@ def test_past_the_pooler() -> None:
     place = Place(url="postgres://pooler/d", direct="postgres://server/d")
     assert "host=pooler" in place.dsn()
     assert "host=server" in place.direct_dsn()
+
+
+def test_a_server_without_ssl() -> None:
+    """Who insists on SSL where there is none is told what to change."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=refuse_ssl, args=(server,))
+        answering.start()
+        port = server.getsockname()[1]
+        with pytest.raises(psycopg2.OperationalError) as refused:
+            psycopg2.connect(f"host=127.0.0.1 port={port} sslmode=require user=u")
+        answering.join()
+    assert "does not support SSL" in reason(refused.value)
+    assert "→ add ?sslmode=prefer to the URL" in reason(refused.value)
+
+
+def refuse_ssl(server: socket.socket) -> None:
+    """Answer libpq's first question as a PostgreSQL without SSL does."""
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(8)
+        connection.sendall(b"N")
