@@ -104,6 +104,13 @@ class PgConnection(extensions.connection):
         self.born = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
 
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        """Give a cursor; one of another class cannot take BEGIN along, so it goes ahead."""
+        made = super().cursor(*args, **options)
+        if self.opening is not None and not isinstance(made, PgCursor):
+            self.command("")
+        return made
+
     @property
     def pooled(self) -> bool:
         """Whether a transaction pooler stands between us and the server."""

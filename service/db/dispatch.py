@@ -8,6 +8,7 @@ a deque, and wakes the reactor if no wake-up is on its way.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -121,6 +122,7 @@ class Dispatch:
     def stop(self, job: Job) -> None:
         """Give a job up that waits; stop one that runs."""
         if not job.take():
+            job.stopped = True
             self._canceler.cancel(job)
 
     def settled(self, timeout: float) -> Deferred[None]:
@@ -144,7 +146,9 @@ class Dispatch:
         for job in list(self._jobs):
             if job.take():
                 job.fail(_leaving())
-            self._canceler.cancel(job)
+            else:
+                job.stopped = True
+                self._canceler.cancel(job)
             if job.lane is not None:
                 job.lane.put(None)
         for worker in self.workers:
@@ -165,9 +169,10 @@ class Dispatch:
             job.fail(_leaving())
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads, each so many seconds at most; not in the reactor thread."""
+        """Wait for the threads, so many seconds at most; not in the reactor thread."""
+        end = time.monotonic() + timeout
         for worker in self.workers:
-            worker.thread.join(timeout)
+            worker.thread.join(max(0.0, end - time.monotonic()))
 
     def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
         deferred: Deferred[Any] = Deferred(lambda _: self.stop(job))

@@ -29,6 +29,9 @@ class Job:
         args: For the function.
         retry: Whether it may run a second time if the connection died under it.
         lane: The queue of the transaction that it serves, if it keeps its worker for one.
+
+    Attributes:
+        stopped: Whether it is to end, though a worker has it.
     """
 
     __slots__ = (
@@ -40,6 +43,7 @@ class Job:
         "lane",
         "result",
         "retry",
+        "stopped",
         "timer",
         "token",
         "worker",
@@ -57,6 +61,7 @@ class Job:
         self.retry = retry
         self.lane = lane
         self.token = [None]
+        self.stopped = False
         # Plain callbacks would lose the caller's context variables, and so its transaction.
         self.context = copy_context()
         self.deferred: Deferred[Any] | None = None

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, QueryCanceledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -80,15 +80,18 @@ class Worker:
         self.home.post(job)
 
     def _attempt(self, job: Job) -> Any:
-        connection = self.connect()
         try:
-            return job.function(connection, *job.args)
+            return self._run(job)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            if not (connection.closed and job.retry) or connection.stopped:
+            died = self.connection is None or self.connection.closed
+            if not (job.retry and died) or job.stopped:
                 raise
-        finally:
-            self._tidy(connection)
+        return self._run(job)
+
+    def _run(self, job: Job) -> Any:
         connection = self.connect()
+        if job.stopped:  # while it waited for the session, which no canceler could see
+            raise QueryCanceledError("stopped before it began")
         try:
             return job.function(connection, *job.args)
         finally:

@@ -8,11 +8,14 @@ import random
 import time
 
 import psycopg2
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 
+from service.db import cancel
 from service.db.connection import PgConnection
+from service.errors import StatementTimeout
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay
@@ -147,3 +150,50 @@ async def test_a_stopped_read_is_not_run_again(dsn: str) -> None:
         call.cancel()
         assert not isinstance(await failure_of(call), psycopg2.Error)
         await until(lambda: database.pool.stats().busy == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
+    """A write whose caller was told that it took too long is not done after that."""
+    execute(dsn, "CREATE TABLE too_late (id int)")
+
+    def slowly() -> str:
+        time.sleep(0.3)
+        return dsn
+
+    async with database_at(slowly, most=1) as database:
+        call = database.statement("INSERT INTO too_late VALUES (1)", timeout=0.1)
+        assert isinstance(await failure_of(call), StatementTimeout)
+        assert await database.statement("SELECT count(*) FROM too_late") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_libpq_at_hand(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where psycopg2 hides its libpq, its own `cancel` does the work."""
+    monkeypatch.setattr(cancel, "_LIBPQ", None)
+    async with database_at(dsn, most=1) as database:
+        call = database.statement("SELECT pg_sleep(15)")
+        await until(lambda: running(dsn, "pg_sleep(15)"))
+        call.cancel()
+        await failure_of(call)
+        assert await database.statement("SELECT 1", timeout=2) == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_scope_given_up_before_it_began(dsn: str) -> None:
+    """A task that is cancelled while its transaction waits for a worker is free at once."""
+    async with database_at(dsn, most=1) as database:
+        slow = database.statement("SELECT pg_sleep(0.6)")
+
+        async def work() -> None:
+            async with database.transaction():
+                await database.statement("CREATE TABLE never (id int)")
+
+        task = ensureDeferred(work())
+        await pause(0.1)
+        started = time.monotonic()
+        task.cancel()
+        assert isinstance(await failure_of(task), CancelledError)
+        assert time.monotonic() - started < 0.2
+        await slow
+        assert await database.statement("SELECT to_regclass('never')") == [(None,)]

@@ -5,11 +5,14 @@ Transactions as scopes: who is in, who is not, and what is kept.
 from __future__ import annotations
 
 import contextvars
+from io import StringIO
 from typing import Any
 
 import psycopg2
 import pytest
 import pytest_twisted
+from psycopg2.extras import DictCursor
+from psycopg2.sql import SQL, Identifier
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
 
 from service.db.connection import PgConnection
@@ -404,3 +407,73 @@ async def test_a_dropped_task_lets_its_worker_go(dsn: str) -> None:
         task.close()
         await until(lambda: database.pool.stats().busy == 0)
     assert kept(dsn) == []
+
+
+@pytest.mark.parametrize("form", ["text", "bytes", "composed", "many", "copy", "foreign"])
+@pytest_twisted.ensureDeferred
+async def test_whatever_comes_first_is_inside(dsn: str, form: str) -> None:
+    """Every way to begin with a statement takes BEGIN along."""
+
+    def first_txn(connection: PgConnection) -> None:
+        factory = DictCursor if form == "foreign" else None
+        with connection.cursor(cursor_factory=factory) as cursor:
+            if form in ("text", "foreign"):
+                cursor.execute("INSERT INTO kept VALUES (%s)", [1])
+            elif form == "bytes":
+                cursor.execute(b"INSERT INTO kept VALUES (1)")
+            elif form == "composed":
+                cursor.execute(SQL("INSERT INTO {} VALUES (1)").format(Identifier("kept")))
+            elif form == "many":
+                cursor.executemany("INSERT INTO kept (id) VALUES (%s)", [[1], [2]])
+            else:
+                cursor.copy_expert("COPY kept (id) FROM STDIN", StringIO("1\n2\n"))
+
+    async with database_at(dsn) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                await database.run(first_txn)
+                raise Boom
+
+        with pytest.raises(Boom):
+            await body()
+        assert kept(dsn) == []
+        await database.atomic(first_txn)
+        assert 1 in kept(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_nested_retry_is_the_outermost_ones(dsn: str) -> None:
+    """Inside a transaction nothing is run again: the whole has to be."""
+    attempts = []
+    async with database_at(dsn) as database:
+
+        async def inner() -> None:
+            attempts.append("inner")
+            if len(attempts) < 4:
+                await database.statement("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$")
+            await insert(database, 1)
+
+        async def outer() -> None:
+            attempts.append("outer")
+            await database.transact(inner)
+
+        await database.transact(outer)
+    assert attempts == ["outer", "inner"] * 2
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_savepoint_on_a_connection_that_died(dsn: str) -> None:
+    """The first error is the one that is told."""
+    async with database_at(dsn) as database:
+
+        async def body() -> None:
+            async with database.transaction():
+                await database.statement("SELECT 1")
+                async with database.transaction():
+                    await database.statement("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        with pytest.raises(psycopg2.OperationalError):
+            await body()
+        assert await database.statement("SELECT 1") == [(1,)]

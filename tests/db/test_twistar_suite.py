@@ -27,10 +27,11 @@ from service.models.base import Model
 from service.models.registry import Models
 from tests.db.rooms import database_at
 
-registered = (Registry.DBPOOL, dict(Registry.REGISTRATION))
+registered = Registry.DBPOOL
 from twistar.tests import postgres_config  # noqa: E402 - it registers a pool of its own
 
-Registry.DBPOOL = registered[0]
+postgres_config.CONNECTION.close()
+Registry.DBPOOL = registered
 
 
 class Suite(Model):

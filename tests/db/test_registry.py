@@ -1,0 +1,92 @@
+"""
+A model for every relation, and twistar's configuration beneath them.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+import pytest_twisted
+from twistar.registry import Registry
+from twistar.utils import transaction  # noqa: TID251 - to show that it does no harm
+
+from service.db.introspect import catalog_txn
+from service.db.values import Codec
+from service.models.base import Model
+from service.models.registry import Models
+from tests.conftest import execute
+from tests.db.rooms import database_at, failure_of
+from tests.db.served import load, model, registry, served
+
+TABLES = """
+DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP SCHEMA IF EXISTS app CASCADE;
+CREATE SCHEMA app;
+CREATE TABLE drivers (id serial PRIMARY KEY, name text);
+CREATE TABLE app.drivers (id serial PRIMARY KEY, name text);
+CREATE VIEW seen AS SELECT name FROM drivers;
+"""
+
+
+@pytest.fixture(autouse=True)
+def tables(dsn: str) -> None:
+    execute(dsn, TABLES)
+
+
+@pytest_twisted.ensureDeferred
+async def test_models_of_relations(dsn: str) -> None:
+    """One written by hand wins in the first schema; the others are made, once a catalog."""
+    Drivers = model("drivers")
+    with registry():
+        async with database_at(dsn) as database:
+            models = Models(database, (Drivers,))
+            catalog = await database.run(catalog_txn, ("public", "app"), 1)
+            with pytest.raises(LookupError):
+                models.of(catalog.relation("public", "seen"))
+            models.load(catalog, Codec(catalog))
+            assert models.of(catalog.relation("public", "drivers")) is Drivers
+            other = models.of(catalog.relation("app", "drivers"))
+            assert other is models.of(catalog.relation("app", "drivers"))
+            assert issubclass(other, Model)
+            assert not other.ruled
+            await other(name="Ada").save()
+            assert execute(dsn, "SELECT name FROM app.drivers") == [("Ada",)]
+            assert await models.of(catalog.relation("public", "seen")).count() == 0
+            execute(dsn, "DROP VIEW seen; DROP TABLE drivers")
+            await load(database, (Drivers,))
+            assert Drivers.META is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_twistars_own_transaction_is_refused(dsn: str) -> None:
+    """It fails at once, and leaves nothing open."""
+    async with served(dsn, model("drivers")):
+        error = await failure_of(transaction(lambda txn: None)())
+        assert isinstance(error, AttributeError)
+        assert await Registry.getConfig().execute("SELECT 1") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_configuration_follows_the_transaction(dsn: str) -> None:
+    """Whoever speaks to twistar's configuration speaks inside the caller's transaction."""
+    Drivers = model("drivers")
+    async with served(dsn, Drivers) as database:
+        config = Registry.getConfig()
+        async with database.transaction() as level:
+            key = await config.insert("drivers", {"name": "Ada"})
+            assert await config.count("drivers", ["id = ?", key]) == 1
+            assert await config.delete("drivers", ["id = ?", key]) == 1
+            assert await config.insert("drivers", {}) == key + 1
+            ada = Drivers(name="Bea")
+            await config.insertObj(ada)
+            ada.name = "Cleo"
+            await config.updateObj(ada)
+            await config.refreshObj(ada)
+            assert ada.toHash(["name", "none"], includeBlank=True) == {"name": "Cleo", "none": None}
+            assert ada._config is config
+            with pytest.raises(ValueError, match="grouped"):
+                config.select("drivers", group="name")
+            await level.rollback()
+        assert execute(dsn, "SELECT count(*) FROM drivers") == [(0,)]
+        rows = await config.execute("SELECT %s", [uuid.UUID(int=1)])
+        assert rows == [(str(uuid.UUID(int=1)),)]
