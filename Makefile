@@ -2,9 +2,10 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := run
-BEGAN := $(shell date +%s)
-GOAL := $(or $(firstword $(MAKECMDGOALS)),run)
-export BEGAN GOAL
+ifeq ($(MAKELEVEL),0)
+export BEGAN := $(shell date +%s)
+export GOAL := $(or $(firstword $(MAKECMDGOALS)),run)
+endif
 
 BIN := .venv/bin
 # With a router of one's own there is no need for another.
@@ -12,11 +13,18 @@ ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
 .PHONY: run test check lint migrations covered clean .venv .venv-router
 
-run: ; @$(MAKE) -s -j2 .venv/stamp $(ROUTER) && exec $(BIN)/python -m service run
+run:
+	@requirements/install able .venv/stamp $(ROUTER)
+	@$(MAKE) -s -j2 .venv/stamp $(ROUTER)
+	@exec $(BIN)/python -m service run
 
-test: ; @$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp && exec $(BIN)/python -m pytest
+test:
+	@requirements/install able .venv/stamp .venv-router/stamp
+	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
+	@exec $(BIN)/python -m pytest
 
 check:
+	@requirements/install able .venv/stamp .venv-router/stamp
 	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
 	@$(MAKE) lint
 	@$(MAKE) migrations
