@@ -95,13 +95,6 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
     return connection
 
 
-def direct_dsn(dsn: str, settings: SessionSettings) -> str:
-    """Complete a connection string for a session that must not go through a pooler."""
-    given = parse_dsn(dsn)
-    options = settings.options(given.pop("options", ""))
-    return make_dsn(**(DEFAULTS | given | {"options": options}))
-
-
 def _connect(parameters: dict[str, str]) -> PgConnection:
     return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.db.limits import PoolLimits
 from service.db.pool import PgPool, PoolService
-from service.db.session import SessionSettings, direct_dsn
+from service.db.session import SessionSettings
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.lag import LagProbe
@@ -72,14 +72,14 @@ async def test_every_session_has_the_settings(dsn: str) -> None:
     }
 
 
-def test_libpq_defaults_give_way() -> None:
-    """A parameter in the connection string is never overridden, save what the codec needs."""
-    parsed = psycopg2.extensions.parse_dsn(
-        direct_dsn("postgresql://u@h/d?connect_timeout=9", SessionSettings())
-    )
-    assert parsed["connect_timeout"] == "9"
-    assert parsed["application_name"] == "rowcast"
-    assert parsed["tcp_user_timeout"] == "20000"
+@pytest_twisted.ensureDeferred
+async def test_libpq_defaults_give_way(dsn: str) -> None:
+    """A parameter of libpq that the connection string has is never overridden."""
+    given = psycopg2.extensions.make_dsn(dsn, connect_timeout=9, keepalives_idle=7)
+    async with database_at(given) as database:
+        used = await database.run(lambda connection: connection.get_dsn_parameters())
+    assert (used["connect_timeout"], used["keepalives_idle"]) == ("9", "7")
+    assert used["tcp_user_timeout"] == "20000"
 
 
 @pytest_twisted.ensureDeferred

@@ -5,6 +5,7 @@ Transactions as scopes: who is in, who is not, and what is kept.
 from __future__ import annotations
 
 import contextvars
+from contextlib import AsyncExitStack
 from io import StringIO
 from typing import Any
 
@@ -390,13 +391,16 @@ async def test_no_worker_no_transaction(dsn: str) -> None:
         await insert(database, 2)
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_a_dropped_task_lets_its_worker_go(dsn: str) -> None:
+async def test_a_dropped_task_lets_its_worker_go(dsn: str, nested: bool) -> None:
     """A task that nobody holds any more does not keep a connection for ever."""
     async with database_at(dsn, most=2) as database:
 
         async def forgotten() -> None:
-            async with database.transaction():
+            async with database.transaction(), AsyncExitStack() as stack:
+                if nested:
+                    await stack.enter_async_context(database.transaction())
                 await insert(database, 1)
                 await Deferred()
 
@@ -477,3 +481,21 @@ async def test_a_savepoint_on_a_connection_that_died(dsn: str) -> None:
         with pytest.raises(psycopg2.OperationalError):
             await body()
         assert await database.statement("SELECT 1") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_worker_no_savepoint(dsn: str) -> None:
+    """A savepoint that cannot be set does not keep its transaction waiting."""
+    async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
+        slow = database.statement("SELECT pg_sleep(0.7)")
+
+        async def body() -> None:
+            async with database.transaction(), database.transaction():
+                await insert(database, 1)
+
+        with pytest.raises(Unavailable):
+            await body()
+        await slow
+        assert database.level is None
+        await insert(database, 2)
+    assert kept(dsn) == [2]
