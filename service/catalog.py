@@ -8,7 +8,7 @@ nothing refuses, with the nearest known name as its hint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -205,6 +205,15 @@ class Catalog:
     @cached_property
     def _arrays(self) -> Mapping[int, Type]:
         return {each.element: each for each in self.types.values() if each.kind == "array"}
+
+    @cached_property
+    def referrers(self) -> Mapping[tuple[str, str], Sequence[tuple[Relation, ForeignKey]]]:
+        """The foreign keys that refer to a relation, each with the relation that has it."""
+        found: dict[tuple[str, str], list[tuple[Relation, ForeignKey]]] = {}
+        for relation in self.relations.values():
+            for key in relation.foreign_keys:
+                found.setdefault(key.target, []).append((relation, key))
+        return found
 
     def relation(self, schema: str, name: str) -> Relation:
         """

@@ -45,7 +45,7 @@ class Serving(Service):
         self.database = Database(self.pool, reactor)
         self.hub = Hub(
             self.database,
-            Limits(settings.max_rows, settings.max_filter_depth),
+            Limits(settings.max_rows, settings.max_filter_depth, settings.max_embed_depth),
             settings.max_bytes,
         )
         models = Models(self.database)

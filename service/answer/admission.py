@@ -16,13 +16,8 @@ from service.catalog import Relation
 from service.errors import InvalidRow
 from service.models.checks import catalog_faults
 from service.request.parse import Parsed, parse_key
-from service.request.types import (
-    EVERYTHING,
-    Assignment,
-    CreateRequest,
-    Target,
-    UpdateRequest,
-)
+from service.request.terms import EVERYTHING
+from service.request.types import Assignment, CreateRequest, Target, UpdateRequest
 from service.request.values import Values
 from service.request.writes import assignments
 

@@ -13,10 +13,9 @@ from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, Written, over, page_txn
-from service.db.scope import Database
 from service.errors import Conflict, NotFound, ServiceError
 from service.plan.write import plan_current, plan_delete, plan_update
-from service.request.parse import Limits, Parsed
+from service.request.parse import Parsed
 from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
 from service.request.writes import parse_delete, parse_update
 from service.sql.modify import modify
@@ -28,18 +27,7 @@ UNBOUNDED = 2**63
 
 
 class Changing(Writing):
-    """
-    Rows that are there already, one by key or all that a filter picks.
-
-    Args:
-        database: Where the rows are.
-        max_bytes: What an answer may weigh.
-        limits: What a call may ask for.
-    """
-
-    def __init__(self, database: Database, max_bytes: int, limits: Limits) -> None:
-        super().__init__(database, max_bytes)
-        self._limits = limits
+    """Rows that are there already, one by key or all that a filter picks."""
 
     async def update(
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -53,7 +41,7 @@ class Changing(Writing):
             InvalidRow: The model or the catalog says no.
             TooManyRows: More than `max_affected`.
         """
-        call = parse_update(args, kwargs, self._limits)
+        call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
             return await self._unchanged(served, relation, call)
         if served.model(relation).ruled:
@@ -72,7 +60,7 @@ class Changing(Writing):
             Conflict: It is not as expected.
             TooManyRows: More than `max_affected`.
         """
-        call = parse_delete(args, kwargs, self._limits)
+        call = parse_delete(args, kwargs, self.limits)
         return await self._targeted(served, relation, call, _delete)
 
     async def _targeted(

@@ -14,7 +14,7 @@ from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
 from service.db.interactions import apart_txn, over
 from service.plan.write import plan_create
-from service.request.parse import Parsed
+from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
 from service.request.writes import parse_create
 from service.sql.modify import modify
@@ -56,16 +56,20 @@ class Creating(Writing):
         values = args[0] if args else kwargs.get("values")
         if isinstance(values, list | tuple) and len(values) > MANY:
             prepared: Parsed[CreateRequest] = await self.database.run(
-                apart_txn, _prepare, served, relation, args, kwargs
+                apart_txn, _prepare, served, relation, args, kwargs, self.limits
             )
             return prepared
-        return _prepare(served, relation, args, kwargs)
+        return _prepare(served, relation, args, kwargs, self.limits)
 
 
 def _prepare(
-    served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    served: Served,
+    relation: Relation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
 ) -> Parsed[CreateRequest]:
-    call = parse_create(args, kwargs)
+    call = parse_create(args, kwargs, limits)
     refuse_faults(served, relation, call)
     return call
 

@@ -51,8 +51,8 @@ class Hub:
         self.suspect = suspect
         self._served: Served | None = None
         reading = Reading(database, limits, max_bytes)
-        creating = Creating(database, max_bytes)
-        changing = Changing(database, max_bytes, limits)
+        creating = Creating(database, limits, max_bytes)
+        changing = Changing(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
             "find": reading.find,

@@ -42,7 +42,7 @@ class Reading:
         Raises:
             NotFound: There is none of that key.
         """
-        call = parse_get(args, kwargs)
+        call = parse_get(args, kwargs, self._limits)
         statement = served.statement(_get, relation, call.request)
         shape = Shape(call.request.form, self._max_bytes)
         page = await self._page(served, statement, call, None, shape)

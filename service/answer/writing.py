@@ -13,7 +13,7 @@ from typing import Any
 from service.answer.served import Served
 from service.db.interactions import Shape, Written, write_txn
 from service.db.scope import Database
-from service.request.parse import Parsed
+from service.request.parse import Limits, Parsed
 from service.request.types import Returning
 from service.sql.statement import Statement
 
@@ -22,11 +22,13 @@ class Writing:
     """
     Args:
         database: Where the rows are.
+        limits: What a call may ask for.
         max_bytes: What an answer may weigh.
     """
 
-    def __init__(self, database: Database, max_bytes: int) -> None:
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
         self.database = database
+        self.limits = limits
         self.max_bytes = max_bytes
 
     async def write(

@@ -10,7 +10,7 @@ from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Expression, PlannedStep
 from service.plan.types import Output, SortKey
-from service.request.types import Item, Key, Operand, Reference, Step
+from service.request.terms import Item, Key, Operand, Reference, Step
 
 
 class Scope:

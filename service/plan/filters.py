@@ -10,7 +10,7 @@ from service.catalog import Type
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound, Compare, Condition, Every, Expression, Not, Search, Test
 from service.plan.expressions import Scope
-from service.request.types import Comparison, Filter, Junction, Operand
+from service.request.terms import Comparison, Filter, Junction, Operand
 
 SQL_OPERATORS = {
     "eq": "=",

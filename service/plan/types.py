@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.catalog import Column, Relation
 from service.plan.conditions import Bound, Condition, Expression
-from service.request.types import Nulls
+from service.request.terms import Nulls
 
 
 @dataclass(frozen=True, slots=True)

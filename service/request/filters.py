@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.items import parse_reference
-from service.request.types import (
+from service.request.terms import (
     EVERYTHING,
     Comparison,
     Filter,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from service.errors import InvalidArgument
-from service.request.types import Item, Operand, Reference, Step
+from service.request.terms import Item, Operand, Reference, Step
 from service.request.values import Values
 
 MAX_LENGTH = 1000

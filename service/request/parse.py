@@ -11,24 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument
 from service.request.arguments import Arguments, listed
+from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
-from service.request.items import check_name, parse_item, parse_reference
+from service.request.items import parse_reference
+from service.request.lists import parse_order, parse_select
 from service.request.paging import digest_of, read_token
+from service.request.terms import Operand, Reference
 from service.request.types import (
     After,
     CountMode,
     CountRequest,
+    Embed,
     FindRequest,
     Form,
     GetRequest,
-    Item,
-    Key,
     KeyMatch,
-    Nulls,
-    Operand,
-    Reference,
 )
 from service.request.values import Values
 
@@ -45,10 +44,12 @@ class Limits:
     Args:
         max_rows: Of one page.
         max_depth: Of a filter's and, or and not.
+        max_embed_depth: Of embeds.
     """
 
     max_rows: int = 1000
     max_depth: int = 16
+    max_embed_depth: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,14 @@ class Parsed(Generic[Request]):
     offset: int = 0
 
 
-def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parsed[GetRequest]:
+def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) -> Parsed[GetRequest]:
     """Read the arguments of `get`."""
-    given = Arguments(args, kwargs, ["key"], ["select", "form"])
+    given = Arguments(args, kwargs, ["key"], ["select", "embed", "form"])
     values = Values()
     request = GetRequest(
         parse_key(given.required("key"), values),
         parse_select(given.value("select"), values),
+        parse_embed(given, values, limits),
         parse_form(given),
     )
     return Parsed(request, values.freeze(), given.timeout())
@@ -99,7 +101,18 @@ def parse_find(
         args,
         kwargs,
         [],
-        ["where", "select", "order", "limit", "offset", "after", "count", "distinct", "form"],
+        [
+            "where",
+            "select",
+            "order",
+            "limit",
+            "offset",
+            "after",
+            "count",
+            "distinct",
+            "embed",
+            "form",
+        ],
     )
     values = Values()
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
@@ -128,6 +141,7 @@ def parse_find(
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
         count=cast("CountMode | None", given.word("count", COUNTS)),
+        embeds=parse_embed(given, values, limits),
         form=parse_form(given),
     )
     return Parsed(request, values.freeze(), given.timeout(), question, offset)
@@ -166,61 +180,15 @@ def parse_key(key: Any, values: Values) -> KeyMatch:
     return KeyMatch(columns, tuple(Operand(values.add(value), path) for _, value, path in parts))
 
 
-def parse_select(select: Any, values: Values) -> tuple[Item, ...] | None:
-    """Read a select list; None stands for all columns."""
-    if select is None:
-        return None
-    return tuple(
-        _item(each, f"select.{at}", values) for at, each in enumerate(listed(select, "select"))
-    )
-
-
-def parse_order(order: Any, values: Values) -> tuple[Key, ...]:
-    """Read sort keys."""
-    return tuple(
-        _key(each, f"order.{at}", values) for at, each in enumerate(listed(order, "order"))
-    )
+def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
+    """Read which related rows are wanted."""
+    parser = EmbedParser(values, limits.max_embed_depth, limits.max_depth)
+    return parser.parse(given.value("embed"))
 
 
 def parse_form(given: Arguments) -> Form:
     """Read in which form the rows are wanted."""
     return cast("Form", given.word("form", FORMS, "dicts"))
-
-
-def _item(item: Any, path: str, values: Values) -> Item:
-    if isinstance(item, str):
-        return parse_item(item, path, values)
-    if not isinstance(item, Mapping):
-        raise InvalidArgument("an item is a text or a dict", path=path)
-    _only(item, ("column", "as", "cast"), path)
-    column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
-    if not isinstance(column, str):
-        raise InvalidArgument('an item names its "column"', path=f"{path}.column")
-    for name, value in (("as", alias), ("cast", type_name)):
-        if value is not None and not isinstance(value, str):
-            raise InvalidArgument(f'"{name}" is a text', path=f"{path}.{name}")
-        if value is not None:
-            check_name(value, f"{path}.{name}")
-    return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
-
-
-def _key(key: Any, path: str, values: Values) -> Key:
-    if isinstance(key, str):
-        descending = key.startswith("-")
-        return Key(parse_reference(key[1:] if descending else key, path, values), descending)
-    if not isinstance(key, Mapping):
-        raise InvalidArgument('a sort key is a text or a dict with "by"', path=path)
-    _only(key, ("by", "desc", "nulls"), path)
-    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
-    if not isinstance(by, str):
-        raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
-    if reverse is not None and not isinstance(reverse, bool):
-        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
-    if nulls not in (None, "first", "last"):
-        raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
-    return Key(
-        parse_reference(by, f"{path}.by", values), bool(reverse), cast("Nulls | None", nulls)
-    )
 
 
 def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
@@ -234,9 +202,3 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     if not columns or None in columns:
         raise InvalidArgument('"distinct" is true or a list of columns', path="distinct")
     return tuple(each for each in columns if each is not None)
-
-
-def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
-    for name in item:
-        if name not in known:
-            raise UnknownName("option", str(name), known, path=f"{path}.{name}")

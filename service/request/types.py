@@ -11,108 +11,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Nulls = Literal["first", "last"]
+from service.request.terms import Filter, Item, Key, Operand, Reference
+
 CountMode = Literal["exact", "planned", "estimated"]
 Form = Literal["dicts", "lists"]
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """A value of the call: its index among the values, and where in the call it stood."""
-
-    slot: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step into a JSON value: `->` or (text) `->>`, by key or (index) by position."""
-
-    key: str
-    index: bool
-    text: bool
-    operand: Operand
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Embed:
     """
-    A column as a caller names it: "driver.name", "doc->a->>b".
+    Related rows, inside each row.
 
     Args:
-        name: Of the column.
+        name: Of the embed: of a relation, foreign key or column, unless `relation` is given.
         path: Where in the call.
-        owners: The embeds before it, outermost first.
-        steps: Into its JSON value.
+        relation: The related relation, perhaps with its schema.
+        via: What relates them, where there is more than one way.
+        direction: Which way a relation refers to itself.
+        select, where, order, limit, offset: Of the related rows, as in a find.
+        embeds: Inside the related rows.
+        inner: Whether rows without related ones are left out.
+        spread: Whether the columns join those of the row.
     """
 
     name: str
     path: str
-    owners: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An item of a select list; a reference to "*" stands for all columns."""
-
-    reference: Reference
-    alias: str | None = None
-    cast: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A sort key."""
-
-    reference: Reference
-    descending: bool = False
-    nulls: Nulls | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """
-    One condition on one column.
-
-    Args:
-        reference: The column.
-        operator: As the caller names it: "eq", "cs", "fts"…
-        operand: What it is compared with; None for `is`.
-        quantifier: "any" or "all" where the operand is a list of candidates.
-        word: The operand of `is`: "null", "not null", "true", "false" or "unknown".
-        config: The text search configuration of `fts` and its kin.
-        element: For a range: the operand is an element, not a range.
-    """
-
-    reference: Reference
-    operator: str
-    operand: Operand | None = None
-    quantifier: Literal["", "any", "all"] = ""
-    word: str = ""
-    config: Operand | None = None
-    element: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Junction:
-    """All of the terms, or (any) one of them; without terms all is true and any is false."""
-
-    any: bool
-    terms: tuple[Filter, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Negation:
-    """Not the term."""
-
-    term: Filter
-
-
-Filter = Comparison | Junction | Negation
-
-EVERYTHING = Junction(any=False, terms=())
-"""The filter that holds for every row."""
+    relation: str | None
+    via: str | None
+    direction: Literal["one", "many"] | None
+    select: tuple[Item, ...] | None
+    where: Filter
+    order: tuple[Key, ...]
+    limit: Operand | None
+    offset: Operand | None
+    embeds: tuple[Embed, ...]
+    inner: bool
+    spread: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +77,7 @@ class GetRequest:
 
     key: KeyMatch
     select: tuple[Item, ...] | None
+    embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
 
 
@@ -160,6 +95,7 @@ class FindRequest:
         offset: An operand.
         after: The end of the page before.
         count: How to count all matching rows, if at all.
+        embeds: Related rows.
         form: Of the rows in the answer.
     """
 
@@ -171,6 +107,7 @@ class FindRequest:
     offset: Operand | None
     after: After | None
     count: CountMode | None
+    embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
 
 
@@ -199,12 +136,14 @@ class Returning:
         rows: Whether it reads anything back.
         select: What of the rows; None for all columns.
         order: Of the rows.
+        embeds: Related rows.
         form: Of the rows in the answer.
     """
 
     rows: bool = True
     select: tuple[Item, ...] | None = None
     order: tuple[Key, ...] = ()
+    embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
 
 

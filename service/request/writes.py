@@ -10,33 +10,32 @@ from typing import Any
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments, row_of, rows_of
 from service.request.filters import FilterParser
+from service.request.lists import parse_order, parse_select
 from service.request.parse import (
     Limits,
     Parsed,
+    parse_embed,
     parse_form,
     parse_key,
-    parse_order,
-    parse_select,
 )
+from service.request.terms import EVERYTHING, Filter, Junction, Operand
 from service.request.types import (
-    EVERYTHING,
     Assignment,
     CreateRequest,
     DeleteRequest,
-    Filter,
-    Junction,
-    Operand,
     Returning,
     Target,
     UpdateRequest,
 )
 from service.request.values import Values
 
-RETURNING = ("select", "order", "returning", "form")
+RETURNING = ("select", "order", "embed", "returning", "form")
 TARGET = ("where", "expect", "max_affected", "all")
 
 
-def parse_create(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parsed[CreateRequest]:
+def parse_create(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CreateRequest]:
     """Read the arguments of `create`."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
     values = Values()
@@ -47,7 +46,7 @@ def parse_create(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parsed[Creat
             for at, row in enumerate(rows)
         ),
         many,
-        _returning(given, values),
+        _returning(given, values, limits),
         given.whole("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
@@ -63,7 +62,7 @@ def parse_update(
     request = UpdateRequest(
         _target(given, values, limits),
         assignments(changes, "changes", values),
-        _returning(given, values),
+        _returning(given, values, limits),
         given.whole("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
@@ -76,7 +75,9 @@ def parse_delete(
     given = Arguments(args, kwargs, ["key"], [*TARGET, *RETURNING])
     values = Values()
     request = DeleteRequest(
-        _target(given, values, limits), _returning(given, values), given.whole("max_affected")
+        _target(given, values, limits),
+        _returning(given, values, limits),
+        given.whole("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -131,10 +132,11 @@ def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
     return found
 
 
-def _returning(given: Arguments, values: Values) -> Returning:
+def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
     return Returning(
         given.flag("returning", default=True),
         parse_select(given.value("select"), values),
         parse_order(given.value("order"), values),
+        parse_embed(given, values, limits),
         parse_form(given),
     )

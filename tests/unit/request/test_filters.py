@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.filters import FilterParser
-from service.request.types import EVERYTHING, Comparison, Junction, Negation, Operand
+from service.request.terms import EVERYTHING, Comparison, Junction, Negation, Operand
 from service.request.values import Values
 
 

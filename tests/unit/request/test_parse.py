@@ -6,7 +6,8 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.parse import Limits, parse_count, parse_find, parse_get
-from service.request.types import EVERYTHING, KeyMatch
+from service.request.terms import EVERYTHING
+from service.request.types import KeyMatch
 from service.request.writes import holds_always, parse_create, parse_delete, parse_update
 
 LIMITS = Limits(max_rows=10)
@@ -19,8 +20,8 @@ def find(**kwargs):
 
 def test_get_by_position_and_name():
     """The key may stand either way."""
-    assert parse_get([5], {}).request == parse_get([], {"key": 5}).request
-    assert parse_get([5], {}).values == (5,)
+    assert parse_get([5], {}, LIMITS).request == parse_get([], {"key": 5}, LIMITS).request
+    assert parse_get([5], {}, LIMITS).values == (5,)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_get_by_position_and_name():
 )
 def test_keys(key, columns, values):
     """A key is bare, a list or a dict; a dict's order says nothing."""
-    call = parse_get([key], {})
+    call = parse_get([key], {}, LIMITS)
     assert isinstance(call.request.key, KeyMatch)
     assert (call.request.key.columns, call.values) == (columns, values)
 
@@ -89,25 +90,25 @@ def test_refused(kwargs, path):
 def test_no_key(key):
     """A key without a value for each column is none."""
     with pytest.raises(InvalidArgument):
-        parse_get([key], {})
+        parse_get([key], {}, LIMITS)
 
 
 def test_arguments():
     """Missing, doubled and surplus arguments are refused."""
     for args, kwargs in (([], {}), ([1], {"key": 1}), ([1, 2], {}), ([1], {"nope": 1})):
         with pytest.raises(InvalidArgument):
-            parse_get(args, kwargs)
+            parse_get(args, kwargs, LIMITS)
     with pytest.raises(InvalidArgument):
         parse_count([{}], {}, LIMITS)
 
 
 def test_create():
     """One row or a list; a default is told from a value."""
-    one = parse_create([{"a": 1, "b": {"$default": True}}], {})
+    one = parse_create([{"a": 1, "b": {"$default": True}}], {}, LIMITS)
     assert not one.request.many
     (row,) = one.request.rows
     assert [each.operand is None for each in row] == [False, True]
-    many = parse_create([], {"values": [{"a": 1}, {}]})
+    many = parse_create([], {"values": [{"a": 1}, {}]}, LIMITS)
     assert many.request.many
     assert [len(row) for row in many.request.rows] == [1, 0]
 
@@ -116,7 +117,7 @@ def test_create():
 def test_no_rows(values):
     """What is no row is refused."""
     with pytest.raises(InvalidArgument):
-        parse_create([values], {})
+        parse_create([values], {}, LIMITS)
 
 
 def test_targets():

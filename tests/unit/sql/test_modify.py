@@ -19,7 +19,9 @@ BACK = {"select": ["id"]}
 
 def created(values, **kwargs):
     """Spell a create."""
-    return modify(plan_create(CATALOG, ACTIONS, parse_create([values], {**BACK, **kwargs}).request))
+    return modify(
+        plan_create(CATALOG, ACTIONS, parse_create([values], {**BACK, **kwargs}, Limits()).request)
+    )
 
 
 def test_create():

@@ -36,7 +36,7 @@ def where_of(condition):
 
 def test_get():
     """A row by key is one comparison; the columns that may be read are named."""
-    call = parse_get([5], {"select": ["id", "n:action"]})
+    call = parse_get([5], {"select": ["id", "n:action"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
     assert statement.text == (
         f'SELECT "t"."id" AS "id", "t"."action" AS "n"{FROM} WHERE "t"."id" = CAST(%s AS integer)'
@@ -56,7 +56,7 @@ def test_find_pages_by_key():
 
 def test_odd_names_are_quoted():
     """Quotes and percent signs in names are doubled, and nothing else happens to them."""
-    call = parse_get([5], {})
+    call = parse_get([5], {}, Limits())
     statement = select(plan_get(CATALOG, relation('odd %."name', "app"), call.request))
     assert statement.text == (
         'SELECT "t"."a""%%s" AS "a""%%s" FROM "app"."odd %%.""name" AS "t"'
@@ -228,13 +228,13 @@ def test_counting():
 def test_keys_that_do_not_fit(key):
     """A key has the columns of a unique key."""
     with pytest.raises(InvalidArgument):
-        plan_get(CATALOG, relation(), parse_get([key], {}).request)
+        plan_get(CATALOG, relation(), parse_get([key], {}, Limits()).request)
 
 
 def test_a_unique_key_is_a_key():
     """A dict that names the columns of any unique key picks a row."""
-    call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]})
+    call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
     assert '("t"."action" = ' in statement.text
     with pytest.raises(NoSuchProcedure):
-        plan_get(CATALOG, relation("notes"), parse_get([1], {}).request)
+        plan_get(CATALOG, relation("notes"), parse_get([1], {}, Limits()).request)

@@ -1,0 +1,133 @@
+"""
+The `embed` argument: related rows inside the rows of an answer (wire contract, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from service.errors import InvalidArgument, UnknownName
+from service.request.arguments import MAX_INTEGER
+from service.request.filters import FilterParser
+from service.request.items import check_name
+from service.request.lists import parse_order, parse_select
+from service.request.terms import Operand
+from service.request.types import Embed
+from service.request.values import Values
+
+OPTIONS = (
+    "relation",
+    "via",
+    "direction",
+    "select",
+    "where",
+    "order",
+    "limit",
+    "offset",
+    "embed",
+    "inner",
+    "spread",
+)
+MAX_EMBEDS = 100
+"""In one call: each is a subselect, and planning them takes time."""
+
+
+class EmbedParser:
+    """
+    Reads one `embed`.
+
+    Args:
+        values: Of the call; operands are added.
+        max_depth: How deep embeds may nest.
+        max_filter_depth: How deep the and, or and not of their filters may nest.
+    """
+
+    def __init__(self, values: Values, max_depth: int, max_filter_depth: int) -> None:
+        self._values = values
+        self._max_depth = max_depth
+        self._max_filter_depth = max_filter_depth
+        self._count = 0
+
+    def parse(self, embed: Any, path: str = "embed", depth: int = 1) -> tuple[Embed, ...]:
+        """
+        Read an `embed`; None is none.
+
+        Raises:
+            InvalidArgument: It is malformed, too deep or too many.
+        """
+        if embed is None:
+            return ()
+        if not isinstance(embed, Mapping):
+            raise InvalidArgument("embed is a dict of names and options", path=path)
+        if embed and depth > self._max_depth:
+            raise InvalidArgument(f"embeds may nest {self._max_depth} deep", path=path[:200])
+        return tuple(
+            self._one(name, options, f"{path}.{name}", depth) for name, options in embed.items()
+        )
+
+    def _one(self, name: Any, options: Any, path: str, depth: int) -> Embed:
+        self._count += 1
+        if self._count > MAX_EMBEDS:
+            raise InvalidArgument(f"a call has at most {MAX_EMBEDS} embeds", path="embed")
+        if not isinstance(name, str):
+            raise InvalidArgument("the keys of embed are names", path=path[:200])
+        check_name(name, path)
+        if options is True:
+            options = {}
+        if not isinstance(options, Mapping):
+            raise InvalidArgument("an embed is true, or a dict of options", path=path)
+        for option in options:
+            if option not in OPTIONS:
+                raise UnknownName("option", str(option), OPTIONS, path=f"{path}.{option}")
+        where = FilterParser(self._values, self._max_filter_depth)
+        return Embed(
+            name=name,
+            path=path,
+            relation=_text(options, "relation", path),
+            via=_text(options, "via", path),
+            direction=_direction(options, path),
+            select=parse_select(options.get("select"), self._values, f"{path}.select"),
+            where=where.parse(options.get("where"), f"{path}.where"),
+            order=parse_order(options.get("order"), self._values, f"{path}.order"),
+            limit=self._whole(options, "limit", path),
+            offset=self._whole(options, "offset", path),
+            embeds=self.parse(options.get("embed"), f"{path}.embed", depth + 1),
+            inner=_flag(options, "inner", path),
+            spread=_flag(options, "spread", path),
+        )
+
+    def _whole(self, options: Mapping[str, Any], name: str, path: str) -> Operand | None:
+        value = options.get(name)
+        if value is None:
+            return None
+        path = f"{path}.{name}"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
+            raise InvalidArgument(f'"{name}" is a whole number of at least 0', path=path)
+        return Operand(self._values.add(value), path)
+
+
+def _text(options: Mapping[str, Any], name: str, path: str) -> str | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidArgument(f'"{name}" is a name', path=f"{path}.{name}")
+    check_name(value, f"{path}.{name}")
+    return value
+
+
+def _direction(options: Mapping[str, Any], path: str) -> Literal["one", "many"] | None:
+    value = options.get("direction")
+    if value not in (None, "one", "many"):
+        raise InvalidArgument('"direction" is "one" or "many"', path=f"{path}.direction")
+    return cast('Literal["one", "many"] | None', value)
+
+
+def _flag(options: Mapping[str, Any], name: str, path: str) -> bool:
+    value = options.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidArgument(f'"{name}" is true or false', path=f"{path}.{name}")
+    return bool(value)
