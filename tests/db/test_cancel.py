@@ -93,7 +93,7 @@ async def test_a_cancelled_scope_rolls_back(dsn: str) -> None:
         task.cancel()
         assert isinstance(await failure_of(task), CancelledError)
         assert await database.statement("SELECT count(*) FROM undone") == [(0,)]
-        assert database.pool.stats().busy == 0
+        await until(lambda: database.pool.stats().busy == 0)
 
 
 @pytest_twisted.ensureDeferred
