@@ -26,6 +26,8 @@ _OPERATOR = re.compile(
 _MATCHES = re.compile(rf"~\*?{_OPERAND}$", re.IGNORECASE)
 """What stands before a regular expression."""
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
+_CHECKED = frozenset(["limit", "offset"])
+"""Paths of parameters that are right when they are sent, and so are never to blame."""
 
 
 def point_out(error: psycopg2.Error, statement: Statement) -> None:
@@ -55,7 +57,9 @@ def _find(error: psycopg2.Error, statement: Statement) -> Bound | None:
         found = _pointed_at(sent, spans, int(position) - 1)
     else:
         found = _suspected(error, sent, spans, pieces)
-    return None if found is None else statement.bounds[found]
+    if found is None or statement.bounds[found].path in _CHECKED:
+        return None
+    return statement.bounds[found]
 
 
 def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | None:

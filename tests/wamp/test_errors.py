@@ -1,0 +1,633 @@
+"""
+Every row of docs/errors.md, raised for real: PostgreSQL, the service, the router, a caller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.message import Cancel
+from psycopg2.extensions import make_dsn
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import globalLogPublisher
+
+from service import errors
+from service.db.thread import in_thread
+from service.models.registry import Models
+from service.procedures.registry import Call, procedures
+from service.serving import Serving
+from tests.conftest import ROOT, Router, execute
+from tests.db.rooms import until
+from tests.wamp.callers import Caller, join
+from tests.wamp.service import served
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'happy');
+CREATE TABLE owners (id int PRIMARY KEY, name varchar(10) NOT NULL, mood mood);
+INSERT INTO owners VALUES (1, 'Ada', 'happy'), (2, 'Bo', 'sad');
+CREATE VIEW named AS SELECT id, name FROM owners;
+CREATE TABLE things (
+    id int PRIMARY KEY, code int, size int CONSTRAINT positive CHECK (size > 0),
+    owner_id int CONSTRAINT owned REFERENCES owners, secret text DEFAULT 'top secret',
+    CONSTRAINT one_code UNIQUE (code));
+COMMENT ON COLUMN things.secret IS '@hidden';
+INSERT INTO things SELECT i, i, i, 1 FROM generate_series(1, 5) i;
+CREATE TABLE bookings (
+    id int PRIMARY KEY, span int4range,
+    CONSTRAINT apart EXCLUDE USING gist (span WITH &&));
+INSERT INTO bookings VALUES (1, '[1,5)');
+CREATE TABLE big (id int PRIMARY KEY, body text);
+INSERT INTO big SELECT i, repeat('x', 1000) FROM generate_series(1, 100) i;
+CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(30);
+CREATE VIEW mangled AS SELECT convert_from('\\xff'::bytea, 'UTF8') AS id;
+
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.id = 1 THEN
+        RAISE EXCEPTION 'no more today' USING DETAIL = 'two are enough', HINT = 'come tomorrow';
+    ELSIF NEW.id = 2 THEN
+        RAISE EXCEPTION 'closed for lunch' USING ERRCODE = 'LU001';
+    ELSIF NEW.id = 3 THEN
+        RAISE serialization_failure;
+    ELSE
+        PERFORM set_config('nope', 'x', false);
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TABLE raising (id int PRIMARY KEY);
+CREATE TRIGGER refuse BEFORE INSERT ON raising FOR EACH ROW EXECUTE FUNCTION refuse();
+
+CREATE FUNCTION vanish() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_terminate_backend(pg_backend_pid());
+    RETURN NULL;
+END $$;
+CREATE TABLE vanishing (id int PRIMARY KEY);
+CREATE CONSTRAINT TRIGGER vanish AFTER INSERT ON vanishing DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION vanish();
+
+CREATE TABLE locked (id int PRIMARY KEY, n int DEFAULT 0);
+INSERT INTO locked VALUES (1), (2);
+CREATE FUNCTION entangle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted) LOOP
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    UPDATE locked SET n = 9 WHERE id = 2;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER entangle AFTER UPDATE ON locked FOR EACH ROW WHEN (NEW.id = 1 AND NEW.n = 5)
+    EXECUTE FUNCTION entangle();
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A call that the database or the service refuses.
+
+    Args:
+        uri: Of the error.
+        call: The procedure, less the prefix.
+        args: Of the call.
+        kwargs: Of the call.
+        message: A part of what the caller reads.
+        details: All keyword arguments of the error.
+    """
+
+    uri: str
+    call: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case(
+        "wamp.error.invalid_argument",
+        "things.find",
+        kwargs={"where": {"sise": 1}},
+        message='no column "sise"',
+        details={"path": "where.sise", "hint": 'did you mean "size"?'},
+    ),
+    Case(
+        "wamp.error.invalid_argument",
+        "things.find",
+        kwargs={"where": {"size": {"gtt": 1}}},
+        message='no operator "gtt"',
+        details={"path": "where.size.gtt", "hint": 'did you mean "gt"?'},
+    ),
+    Case(
+        "wamp.error.invalid_argument",
+        "things.find",
+        kwargs={"where": {"size": {"in": [1, "abc"]}}},
+        message="expected an integer",
+        details={"path": "where.size.in.1"},
+    ),
+    Case(
+        "wamp.error.invalid_argument",  # a hidden column is as good as none
+        "things.create",
+        [{"id": 9, "secret": "x"}],
+        message='no column "secret"',
+        details={"path": "values.secret"},
+    ),
+    Case(
+        "wamp.error.invalid_argument",  # in a row, so nothing of the call is to blame
+        "mangled.find",
+        message="invalid byte sequence",
+        details={"sqlstate": "22021"},
+    ),
+    Case(
+        "wamp.error.no_such_procedure",
+        "thinks.find",
+        message='no relation "thinks"',
+        details={"hint": 'did you mean "things"?'},
+    ),
+    Case(
+        "wamp.error.no_such_procedure",
+        "things.fnd",
+        message='no verb "fnd"',
+        details={"relation": "things", "hint": 'did you mean "find"?'},
+    ),
+    Case(
+        "rowcast.error.not_found",
+        "things.get",
+        [99],
+        message="no such row",
+        details={"relation": "things"},
+    ),
+    Case(
+        "rowcast.error.invalid_row",  # every failing column at once
+        "owners.create",
+        [{"id": 3, "name": "eleven char", "mood": "hapy"}],
+        message="name is longer than 10 characters; mood is none of",
+        details={
+            "relation": "owners",
+            "fields": {
+                "name": ["is longer than 10 characters"],
+                "mood": ["is none of sad, happy"],
+            },
+        },
+    ),
+    Case(
+        "rowcast.error.invalid_row",
+        "owners.create",
+        [{"id": 3}],
+        message="name is required",
+        details={"relation": "owners", "fields": {"name": ["is required"]}},
+    ),
+    Case(
+        "rowcast.error.unique_violation",
+        "things.create",
+        [{"id": 9, "code": 1}],
+        message='the same value of "code"',
+        details={
+            "sqlstate": "23505",
+            "relation": "things",
+            "constraint": "one_code",
+            "column": "code",
+            "columns": ["code"],
+            "detail": "Key (code)=(1) already exists.",
+        },
+    ),
+    Case(
+        "rowcast.error.foreign_key_violation",
+        "things.create",
+        [{"id": 9, "owner_id": 77}],
+        message='"owner_id" refers to no row of "owners"',
+        details={
+            "sqlstate": "23503",
+            "relation": "things",
+            "constraint": "owned",
+            "column": "owner_id",
+            "columns": ["owner_id"],
+            "detail": 'Key (owner_id)=(77) is not present in table "owners".',
+        },
+    ),
+    Case(
+        "rowcast.error.foreign_key_violation",
+        "owners.delete",
+        [1],
+        message='rows of "things" still refer to it',
+        details={
+            "sqlstate": "23503",
+            "relation": "things",
+            "constraint": "owned",
+            "column": "owner_id",
+            "columns": ["owner_id"],
+            "detail": 'Key (id)=(1) is still referenced from table "things".',
+        },
+    ),
+    Case(
+        "rowcast.error.not_null_violation",  # a view does not tell what its table demands
+        "named.create",
+        [{"id": 9}],
+        message='"name" must not be null',
+        details={
+            "sqlstate": "23502",
+            "relation": "owners",
+            "column": "name",
+            "columns": ["name"],
+        },
+    ),
+    Case(
+        "rowcast.error.check_violation",
+        "things.update",
+        [1, {"size": 0}],
+        message='"size" does not satisfy a check',
+        details={
+            "sqlstate": "23514",
+            "relation": "things",
+            "constraint": "positive",
+            "column": "size",
+            "columns": ["size"],
+        },
+    ),
+    Case(
+        "rowcast.error.exclusion_violation",
+        "bookings.create",
+        [{"id": 9, "span": "[2,3)"}],
+        message='conflicts with another one in "span"',
+        details={
+            "sqlstate": "23P01",
+            "relation": "bookings",
+            "constraint": "apart",
+            "column": "span",
+            "columns": ["span"],
+        },
+    ),
+    Case(
+        "rowcast.error.conflict",
+        "things.update",
+        [1, {"size": 7}],
+        {"expect": {"size": 6}},
+        message="not as expected",
+        details={"relation": "things", "row": {"id": 1, "code": 1, "size": 1, "owner_id": 1}},
+    ),
+    Case(
+        "rowcast.error.conflict",
+        "things.delete",
+        [1],
+        {"expect": {"size": 6}, "select": ["size"]},
+        message="not as expected",
+        details={"relation": "things", "row": {"size": 1}},
+    ),
+    Case(
+        "rowcast.error.conflict",
+        "raising.create",
+        [{"id": 3}],
+        message="serialization_failure",
+        details={"sqlstate": "40001", "retry": True},
+    ),
+    Case(
+        "rowcast.error.too_many_rows",
+        "things.update",
+        kwargs={"where": {"id": {"lt": 4}}, "changes": {"size": 7}, "max_affected": 2},
+        message="would write 3 rows",
+        details={"hint": "nothing was written"},
+    ),
+    Case(
+        "rowcast.error.timeout",
+        "slow.find",
+        kwargs={"timeout": 0.2},
+        message="longer than its time limit",
+    ),
+    Case(
+        "rowcast.error.outcome_unknown",
+        "vanishing.create",
+        [{"id": 1}],
+        message="may or may not be kept",
+    ),
+    Case(
+        "rowcast.error.raised",
+        "raising.create",
+        [{"id": 1}],
+        message="no more today",
+        details={"sqlstate": "P0001", "detail": "two are enough", "hint": "come tomorrow"},
+    ),
+    Case(
+        "rowcast.error.raised",
+        "raising.create",
+        [{"id": 2}],
+        message="closed for lunch",
+        details={"sqlstate": "LU001"},
+    ),
+    Case(
+        "rowcast.error.database",
+        "raising.create",
+        [{"id": 4}],
+        message="the database refused (undefined object)",
+        details={"sqlstate": "42704"},
+    ),
+]
+
+APART = {
+    "wamp.error.not_authorized",
+    "wamp.error.canceled",
+    "rowcast.error.too_large",
+    "rowcast.error.unavailable",
+    "rowcast.error.internal",
+}
+"""What takes more than one call to raise, and so has tests of its own below."""
+
+OTHER = "rowcast.other"
+"""Prefix of services with settings of their own; errors keep their URIs under any prefix."""
+
+NOT_YET = {"rowcast.error.position_gone"}
+"""What nothing can raise before there are changes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    async with served(dsn, router) as serving:
+        yield serving
+
+
+@pytest_twisted.async_yield_fixture
+async def caller(router: Router) -> AsyncIterator[Caller]:
+    session = await join(router, "websocket json")
+    yield session
+    await session.close()
+
+
+async def refused(call: Deferred[Any]) -> ApplicationError:
+    """Give the error that a call ends in, once it is seen to be as every error must be."""
+    try:
+        found = await call
+    except ApplicationError as error:
+        (message,) = error.args
+        assert isinstance(message, str)
+        assert message
+        assert error.kwargs.keys() <= errors.DETAILS
+        shown = json.dumps([message, error.kwargs], allow_nan=False)
+        assert not re.search(r"SELECT|INSERT|UPDATE|Traceback|top secret|line \\d", shown)
+        return error
+    raise AssertionError(f"answered {found!r}")
+
+
+def running(dsn: str, relation: str) -> int:
+    """Count the statements that the server runs on a relation."""
+    ((found,),) = execute(
+        dsn,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        f" AND state = 'active' AND pid <> pg_backend_pid() AND query LIKE '%\"{relation}\"%'",
+    )
+    return int(str(found))
+
+
+def documented() -> list[str]:
+    """Give the error URIs of docs/errors.md, in its order."""
+    table = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    return re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
+
+
+def declared() -> set[str]:
+    """Give the error URIs of the classes of service/errors.py."""
+    return {
+        value.uri
+        for value in vars(errors).values()
+        if isinstance(value, type)
+        and issubclass(value, errors.ServiceError)
+        and "uri" in vars(value)
+    }
+
+
+def test_all_of_them() -> None:
+    """What is documented is what the classes declare, and is raised below."""
+    page = documented()
+    assert len(page) == len(set(page))
+    assert set(page) == declared()
+    assert set(page) == {case.uri for case in CASES} | APART | NOT_YET
+
+
+def test_documented_details() -> None:
+    """The page names the keyword arguments that an error may carry, all of them."""
+    first = (ROOT / "docs" / "errors.md").read_text("utf-8").split("| URI |")[0]
+    assert set(re.findall(r"`(\w+)`", first)) - {"args", "kwargs"} == errors.DETAILS
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{c.uri.split('.')[-1]}-{c.call}" for c in CASES])
+@pytest_twisted.ensureDeferred
+async def test_refused(service: Serving, caller: Caller, case: Case) -> None:
+    """The caller reads the URI, a sentence, and the details that help, no more."""
+    error = await refused(caller.call(f"rowcast.{case.call}", *case.args, **case.kwargs))
+    assert (error.error, error.kwargs) == (case.uri, case.details)
+    assert case.message in error.args[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_was_written(service: Serving, caller: Caller, dsn: str) -> None:
+    """Rows are as they were after a write that was refused for their number."""
+    kwargs = {"where": {"id": {"lt": 4}}, "max_affected": 2}
+    assert (await refused(caller.call("rowcast.things.delete", **kwargs))).kwargs
+    assert execute(dsn, "SELECT count(*) FROM things") == [(5,)]
+
+
+SLEEPING = (
+    "SELECT count(*)::int FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event = 'PgSleep'"
+)
+"""How many have taken their first lock, and wait until somebody waits for them."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_deadlock(service: Serving, caller: Caller, dsn: str) -> None:
+    """Of two that wait for each other, the service gives way, and says that it may be tried again."""
+    other = psycopg2.connect(dsn)
+    with other.cursor() as cursor:
+        cursor.execute("SET deadlock_timeout = '1min'")
+        cursor.execute("UPDATE locked SET n = 2 WHERE id = 2")
+        call = refused(caller.call("rowcast.locked.update", 1, {"n": 5}))
+        pending = Deferred.fromCoroutine(call)
+        await until(lambda: running(dsn, "locked"))
+        await until(lambda: execute(dsn, SLEEPING) == [(1,)])
+        waiting = in_thread(
+            reactor, "other", cursor.execute, "UPDATE locked SET n = 3 WHERE id = 1"
+        )
+        error = await pending
+        await waiting
+    other.rollback()
+    other.close()
+    assert error.error == "rowcast.error.conflict"
+    assert error.kwargs == {"sqlstate": "40P01", "retry": True}
+    assert (await caller.call("rowcast.locked.update", 2, {"n": 4}))["n"] == 4
+
+
+@pytest.fixture
+def reader(dsn: str) -> Iterator[str]:
+    """Make a role that may read things and owners, and write neither; gives its way in."""
+    execute(
+        dsn,
+        "CREATE ROLE errors_reader LOGIN; GRANT SELECT ON things, owners TO errors_reader;"
+        "GRANT INSERT ON owners TO errors_reader",
+    )
+    yield make_dsn(dsn, user="errors_reader")
+    execute(dsn, "DROP OWNED BY errors_reader; DROP ROLE errors_reader")
+
+
+@pytest_twisted.ensureDeferred
+async def test_not_authorized(router: Router, caller: Caller, dsn: str, reader: str) -> None:
+    """What the service's role may not do is refused, and what it may not see does not exist."""
+    async with served(reader, router, prefix=OTHER):
+        error = await refused(caller.call(f"{OTHER}.things.create", {"id": 9}))
+        assert error.error == "wamp.error.not_authorized"
+        assert error.kwargs == {"sqlstate": "42501"}
+        execute(dsn, "REVOKE INSERT ON owners FROM errors_reader")
+        error = await refused(caller.call(f"{OTHER}.owners.create", {"id": 9, "name": "x"}))
+        assert error.error == "wamp.error.not_authorized"
+        assert error.kwargs == {"sqlstate": "42501"}
+        for name in (f"{OTHER}.bookings.find", f"{OTHER}.booking.find"):
+            error = await refused(caller.call(name))
+            assert error.error == "wamp.error.no_such_procedure"
+            assert "hint" not in error.kwargs
+    assert execute(dsn, "SELECT count(*) FROM owners") == [(2,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_canceled(service: Serving, caller: Caller, dsn: str) -> None:
+    """A caller who cancels is told so, once the service has let go, and the query is stopped."""
+    pending = caller.call("rowcast.slow.find")
+    await until(lambda: running(dsn, "slow"))
+    (request,) = caller._call_reqs
+    caller._transport.send(Cancel(request, Cancel.KILL))
+    with pytest.raises(ApplicationError) as caught:
+        await pending
+    assert caught.value.error == "wamp.error.canceled"
+    assert not caught.value.args, "the router words it now: say so in docs/errors.md"
+    await until(lambda: not running(dsn, "slow"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_canceled_by_a_stop(router: Router, caller: Caller, dsn: str) -> None:
+    """What a stopping service has no more time for ends in the same error, and on the server."""
+    async with served(dsn, router, prefix=OTHER):
+        pending = caller.call(f"{OTHER}.slow.find")
+        await until(lambda: running(dsn, "slow"))
+    error = await refused(pending)
+    assert (error.error, error.kwargs) == ("wamp.error.canceled", {})
+    assert not running(dsn, "slow")
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_and_left(service: Serving, router: Router, dsn: str) -> None:
+    """A Deferred that is cancelled, and a connection that breaks, stop the query as well."""
+    session = await join(router, "rawsocket cbor")
+    pending = session.call("rowcast.slow.find")
+    await until(lambda: running(dsn, "slow"))
+    pending.cancel()
+    with pytest.raises(CancelledError):
+        await pending
+    await until(lambda: not running(dsn, "slow"))
+    session.call("rowcast.slow.find").addErrback(lambda _: None)
+    await until(lambda: running(dsn, "slow"))
+    session._transport.abort()
+    await until(lambda: not running(dsn, "slow"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_timeout(router: Router, caller: Caller, dsn: str) -> None:
+    """The service's own limit holds for who names none, and for who names a longer one."""
+    async with served(dsn, router, prefix=OTHER, statement_timeout=1):
+        for kwargs in ({}, {"timeout": 20}):
+            error = await refused(caller.call(f"{OTHER}.slow.find", **kwargs))
+            assert (error.error, error.kwargs) == ("rowcast.error.timeout", {})
+        assert not running(dsn, "slow")
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_large(router: Router, caller: Caller, dsn: str) -> None:
+    """An answer over the limit is not sent; of a write with such an answer nothing is kept."""
+    async with served(dsn, router, prefix=OTHER, max_bytes=20_000):
+        for name, args, kwargs in (
+            ("big.find", [], {}),
+            ("big.create", [[{"id": 200 + i, "body": "y" * 1000} for i in range(30)]], {}),
+            ("big.update", [], {"changes": {"body": "z" * 1000}, "all": True}),
+            ("big.delete", [], {"all": True}),
+        ):
+            error = await refused(caller.call(f"{OTHER}.{name}", *args, **kwargs))
+            assert error.error == "rowcast.error.too_large"
+            assert error.kwargs.keys() == {"hint"}
+            assert "limit" in error.kwargs["hint"]
+            assert "stream" in error.kwargs["hint"]
+        assert execute(dsn, "SELECT count(*), min(body) = max(body) FROM big") == [(100, True)]
+        assert len((await caller.call(f"{OTHER}.big.find", limit=5))["rows"]) == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_pool_exhausted(router: Router, caller: Caller, dsn: str) -> None:
+    """Who waits in vain for a connection is told to come back, and when."""
+    async with served(dsn, router, prefix=OTHER, pool_max=1, pool_timeout=0.3):
+        holding = caller.call(f"{OTHER}.slow.find")
+        await until(lambda: running(dsn, "slow"))
+        error = await refused(caller.call(f"{OTHER}.things.count"))
+        assert error.error == "rowcast.error.unavailable"
+        assert error.kwargs == {"retry": True, "retry_after": 1.0}
+        holding.addErrback(lambda _: None)
+        holding.cancel()
+        assert await caller.call(f"{OTHER}.things.count") == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_database(
+    router: Router, caller: Caller, dsn: str, postgres: str, service: Serving
+) -> None:
+    """While the database takes no connections calls may be tried again; then they succeed."""
+    ((name,),) = execute(dsn, "SELECT current_database()")
+    dispatch = service.pool.dispatch
+    limits = dispatch.limits
+    dispatch.limits = replace(limits, connect_wait=0.2)
+    execute(
+        postgres,
+        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false;"
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+    )
+    try:
+        for verb, args in (("count", []), ("create", [{"id": 9}])):
+            error = await refused(caller.call(f"rowcast.things.{verb}", *args))
+            assert error.error == "rowcast.error.unavailable"
+            assert error.kwargs == {"retry": True, "retry_after": 1.0}
+    finally:
+        execute(postgres, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        dispatch.limits = limits
+    assert await caller.call("rowcast.things.count") == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_internal(service: Serving, caller: Caller) -> None:
+    """Of a bug the caller gets the id alone; the log has the rest under it."""
+
+    async def divide(call: Call, by: int) -> float:
+        return 1 / by
+
+    functions = procedures(
+        service.database,
+        Models(service.database),
+        lambda: service.hub.served.codec,
+        {"errors_test.divide": divide},
+    )
+    service.hub.add(functions)
+    assert await caller.call("rowcast.errors_test.divide", 2) == 0.5
+    logged: list[Any] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        error = await refused(caller.call("rowcast.errors_test.divide", 0))
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert error.error == "rowcast.error.internal"
+    assert error.kwargs.keys() == {"id"}
+    assert "ZeroDivision" not in str(error)
+    (entry,) = [event for event in logged if event.get("id") == error.kwargs["id"]]
+    assert "ZeroDivisionError" in entry["reason"]
+    assert "in divide" in entry["frames"]
