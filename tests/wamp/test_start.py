@@ -41,6 +41,7 @@ def home() -> Iterator[dict[str, str]]:
             "PYTHONPATH": str(ROOT),
             "ROWCAST_STATE": f"{directory}/state",
             "ROWCAST_CROSSBAR": crossbar(),
+            **{name: os.environ[name] for name in os.environ if name.startswith("COVERAGE_")},
         }
 
 
