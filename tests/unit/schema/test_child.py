@@ -1,0 +1,89 @@
+"""
+Children that end with us, and sockets that fit.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from schema.child import LONGEST_SOCKET_PATH, leashed, socket_directory
+
+PARENT = """
+import subprocess, sys, time
+from signal import SIGTERM
+from schema.child import leashed
+child = subprocess.Popen(leashed([sys.executable, "-c", "input()"], SIGTERM), stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    """A parent that is killed takes its child along."""
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        descriptor = os.pidfd_open(child)
+        parent.kill()
+        ends(descriptor)
+
+
+def ends(descriptor: int) -> None:
+    """Wait until a process has ended."""
+    ended, _, _ = select.select([descriptor], [], [], 10)
+    os.close(descriptor)
+    assert ended
+
+
+def test_a_child_has_a_session_of_its_own() -> None:
+    """Ctrl-C in the terminal does not reach it, and its words pass."""
+    command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
+    told = subprocess.run(leashed(command, signal.SIGTERM), capture_output=True, check=True)
+    assert told.stdout == b"True\n"
+
+
+def test_an_orphan_does_not_begin() -> None:
+    """A child whose parent is gone already ends before it begins."""
+    command = leashed(["/bin/true"], signal.SIGTERM)
+    command[4] = "1"
+    assert subprocess.run(command, check=False).returncode == 3
+
+
+def test_short_paths_stay() -> None:
+    """A directory in which the socket fits is taken as it is."""
+    wanted = Path("/run/rowcast")
+    assert socket_directory(wanted, "s") == wanted
+
+
+def test_long_paths_get_a_short_one(tmp_path: Path) -> None:
+    """Otherwise another is found, the same each time, which nobody else may enter."""
+    wanted = tmp_path / ("x" * 120)
+    short = socket_directory(wanted, "service.sock")
+    try:
+        assert len(str(short / "service.sock")) <= LONGEST_SOCKET_PATH
+        assert socket_directory(wanted, "service.sock") == short
+        assert short.stat().st_mode & 0o777 == 0o700
+    finally:
+        short.rmdir()
+
+
+def test_nobody_can_lay_a_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in the place of the short directory is refused."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
+    wanted = tmp_path / ("x" * 120)
+    short = socket_directory(wanted, "s")
+    short.rmdir()
+    short.symlink_to(tmp_path)
+    with pytest.raises(PermissionError):
+        socket_directory(wanted, "s")
+    shutil.rmtree(tempfile.gettempdir())

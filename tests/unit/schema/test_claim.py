@@ -1,0 +1,32 @@
+"""
+A claim that one process at a time may hold.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from schema.claim import Claim
+
+
+def test_one_holds_it(tmp_path: Path) -> None:
+    """The second is told who the first is, and gets it when it is given back."""
+    first, second = Claim(tmp_path / "lock"), Claim(tmp_path / "lock")
+    assert second.held() == ""
+    assert first.take("the first")
+    assert first.take("again")
+    assert not second.take("the second")
+    assert second.held() == second.holder() == f"the first (pid {os.getpid()})"
+    first.release()
+    assert second.held() == ""
+    assert second.take("the second")
+    second.release()
+    second.release()
+
+
+def test_nobody_ever_did(tmp_path: Path) -> None:
+    """Nobody holds a claim that was never made; asking makes none."""
+    claim = Claim(tmp_path / "lock")
+    assert claim.holder() == claim.held() == ""
+    assert not (tmp_path / "lock").exists()
