@@ -107,9 +107,9 @@ class Cluster:
         return lines[:1] == [str(pid)] and lines[-1] == "ready"
 
     def why(self) -> str:
-        """Quote what the server said last."""
+        """Quote what the server said last: the reason stands before the end."""
         with suppress(OSError):
-            return " ".join(self.log.read_text(errors="replace").splitlines()[-1:])
+            return " ".join(self.log.read_text(errors="replace").splitlines()[-2:])
         return "it said nothing"
 
     @contextmanager

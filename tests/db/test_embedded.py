@@ -1,0 +1,135 @@
+"""
+The embedded PostgreSQL: started for a visit, left as it was found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from schema.claim import Claim
+from schema.database import Cluster, EmbeddedFailed, Place
+from tests.conftest import execute, until
+
+VISIT = """
+import sys
+from pathlib import Path
+from schema.database import Place
+with Place(state=Path(sys.argv[1])).running():
+    print("here", flush=True)
+    input()
+"""
+
+
+def test_a_visit_leaves_it_as_it_was(tmp_path: Path) -> None:
+    """It runs while it is needed, keeps what was written, and is gone after that."""
+    place = Place(state=tmp_path)
+    assert place.cluster.fresh
+    with place.running() as dsn:
+        execute(dsn, "CREATE TABLE kept AS SELECT 1 AS one")
+    with pytest.raises(psycopg2.OperationalError):
+        execute(dsn, "SELECT 1")
+    assert not place.cluster.fresh
+    with place.running() as dsn:
+        assert execute(dsn, "SELECT one FROM kept") == [(1,)]
+
+
+def test_a_long_way_to_it(tmp_path: Path) -> None:
+    """A socket path that is too long for the system gets a short one."""
+    place = Place(state=tmp_path / ("x" * 120))
+    with place.running() as dsn:
+        assert execute(dsn, "SELECT 1") == [(1,)]
+    place.cluster.sockets.rmdir()
+
+
+def test_half_made_data_are_made_anew(tmp_path: Path) -> None:
+    """A start that was interrupted does not spoil the next one."""
+    (tmp_path / "pg.new").mkdir()
+    (tmp_path / "pg.new" / "PG_VERSION").write_text("18")
+    with Place(state=tmp_path).running() as dsn:
+        assert execute(dsn, "SELECT 1") == [(1,)]
+
+
+def test_text_is_unicode(tmp_path: Path) -> None:
+    """Whatever the locale of the machine is, text is UTF-8 and has upper case."""
+    with Place(state=tmp_path).running() as dsn:
+        assert execute(dsn, "SELECT upper('é'), current_setting('server_encoding')") == [
+            ("É", "UTF8")
+        ]
+
+
+def test_two_visits_take_turns(tmp_path: Path) -> None:
+    """A second command waits until the first one has stopped its server."""
+    place = Place(state=tmp_path)
+    command = [sys.executable, "-c", VISIT, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdin is not None
+        assert first.stdout.readline() == "here\n"
+        assert place.cluster.claim.held() == f"a command (pid {first.pid})"
+        first.stdin.write("\n")
+        first.stdin.flush()
+        with place.running() as dsn:
+            assert execute(dsn, "SELECT 1") == [(1,)]
+            assert first.poll() == 0 or first.wait(5) == 0
+
+
+def test_a_killed_visit_is_cleared_away(tmp_path: Path) -> None:
+    """A command that was killed leaves no server in the way of the next."""
+    command = [sys.executable, "-c", VISIT, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "here\n"
+        first.kill()
+    with Place(state=tmp_path).running() as dsn:
+        assert execute(dsn, "SELECT 1") == [(1,)]
+
+
+def test_an_orphan_is_ended(tmp_path: Path) -> None:
+    """A server that nobody holds is stopped, and started by the one who needs it."""
+    cluster = Cluster(tmp_path)
+    cluster.prepare()
+    command = cluster.command()
+    with cluster.log.open("ab") as log:
+        orphan = subprocess.Popen(command, stdout=log, stderr=log)
+    until(lambda: cluster.ready(orphan.pid), 10, cluster.why)
+    with Place(state=tmp_path).running() as dsn:
+        assert execute(dsn, "SELECT 1") == [(1,)]
+        assert orphan.wait(5) == 0
+
+
+def test_a_server_that_cannot_start(tmp_path: Path) -> None:
+    """What the server said last is part of the refusal."""
+    cluster = Cluster(tmp_path)
+    cluster.prepare()
+    with (cluster.data / "postgresql.conf").open("a") as settings:
+        settings.write("shared_buffers = 'lots'\n")
+    with pytest.raises(EmbeddedFailed, match=r"did not start: .*shared_buffers"), cluster.visit():
+        pass
+
+
+def test_a_service_shares_its_server(tmp_path: Path) -> None:
+    """While a service holds it, a command uses the service's server, and leaves it running."""
+    cluster = Cluster(tmp_path)
+    assert cluster.claim.take("the service")
+    cluster.prepare()
+    with cluster.log.open("ab") as log:
+        server = subprocess.Popen(cluster.command(), stdout=log, stderr=log)
+    until(lambda: cluster.ready(server.pid), 10, cluster.why)
+    assert Claim(tmp_path / "pg.lock").held() == f"the service (pid {os.getpid()})"
+    with Place(state=tmp_path).running() as dsn:
+        assert execute(dsn, "SELECT 1") == [(1,)]
+    assert server.poll() is None
+    server.send_signal(signal.SIGINT)
+    assert server.wait(5) == 0
+    cluster.claim.release()
