@@ -12,7 +12,7 @@ from service.answer.admission import admit_update, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, Written, over, page_txn
+from service.db.interactions import Page, Shape, Written, answered_columns, over, page_txn
 from service.errors import Conflict, NotFound, ServiceError
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.request.parse import Parsed
@@ -117,7 +117,7 @@ class Changing(Writing):
         """Answer an update without changes: by key the row as it is, else no row."""
         request = call.request
         if request.target.key is None:
-            columns = _current(served.catalog, relation, request).columns
+            columns = answered_columns(_current(served.catalog, relation, request))
             return answered(Written([], 0, columns), request.returning, many=True, counted=True)
         columns, rows = await self._current(served, relation, call, request.target)
         if not rows:
@@ -149,7 +149,7 @@ class Changing(Writing):
         page: Page = await self.database.run(
             page_txn, served.codec, statement, call.values, None, shape, retry=True
         )
-        return statement.columns, page.rows
+        return answered_columns(statement), page.rows
 
 
 def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

@@ -9,7 +9,7 @@ from typing import Any
 
 from service.answer.served import Served
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, page_txn, value_txn
+from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.db.scope import Database
 from service.errors import NotFound
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
@@ -49,7 +49,7 @@ class Reading:
         if not page.rows:
             raise NotFound(relation.name)
         if call.request.form == "lists":
-            return {"columns": list(statement.columns), "rows": page.rows}
+            return {"columns": list(answered_columns(statement)), "rows": page.rows}
         return page.rows[0]
 
     async def find(
@@ -65,7 +65,7 @@ class Reading:
         page = await self._page(served, statement, call, limit, shape)
         answer: dict[str, Any] = {"rows": page.rows, "next": _next(call, page, limit, kwargs)}
         if request.form == "lists":
-            answer = {"columns": list(statement.columns), **answer}
+            answer = {"columns": list(answered_columns(statement)), **answer}
         if request.count:
             answer["count"] = await self._count(served, relation, call)
         return answer

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg2
 
 from service.db.connection import PgConnection
+from service.db.embedded import finish
 from service.db.position import point_out
 from service.db.values import Codec
 from service.errors import TooLarge, TooManyRows
@@ -82,7 +83,7 @@ def page_txn(
         del rows[limit:]
     width = len(statement.columns)
     end = rows[-1][width:] if more and rows else ()
-    return Page(shaped(rows, statement.columns, shape), more, end)
+    return Page(shaped(rows, statement, codec, shape), more, end)
 
 
 def value_txn(
@@ -137,7 +138,7 @@ def write_txn(
     if max_affected is not None and affected > max_affected:
         raise over(affected, max_affected)
     rows = cursor.fetchall() if statement.columns else []
-    return Written(shaped(rows, statement.columns, shape), affected, statement.columns)
+    return Written(shaped(rows, statement, codec, shape), affected, answered_columns(statement))
 
 
 def over(rows: int, most: int) -> TooManyRows:
@@ -152,19 +153,36 @@ def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def shaped(rows: Sequence[Row], columns: Sequence[str], shape: Shape) -> list[Any]:
+def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape) -> list[Any]:
     """
     Give rows the form they are answered in.
 
     Raises:
         TooLarge: They weigh more than an answer may.
     """
+    columns = statement.columns
     if _weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
-    if shape.form == "lists":
+    if shape.form == "lists" and not statement.embeds:
         width = len(columns)
         return [list(row[:width]) for row in rows]
-    return [dict(zip(columns, row, strict=False)) for row in rows]
+    found = [dict(zip(columns, row, strict=False)) for row in rows]
+    if statement.embeds:
+        finish(found, statement.embeds, codec)
+    if shape.form == "lists":
+        names = answered_columns(statement)
+        return [[row[name] for name in names] for row in found]
+    return found
+
+
+def answered_columns(statement: Statement) -> tuple[str, ...]:
+    """Name the columns of the answer: those of a spread embed stand for the embed."""
+    if not statement.embeds:
+        return statement.columns
+    names = statement.columns[: len(statement.columns) - len(statement.embeds)]
+    for embed in statement.embeds:
+        names += embed.columns if embed.spread else (embed.name,)
+    return names
 
 
 def _execute(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from service.catalog import Column, Type
+from service.catalog import Column, Relation, Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,44 @@ class Bound:
     path: str
     cast: bool = True
     raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """
+    What stands between related rows: a junction's alias, and the columns that must be equal.
+
+    Args:
+        relation: The junction.
+        source: Its alias.
+        here: Columns of the outer rows, and of the junction.
+        there: Columns of the junction, and of the related rows.
+    """
+
+    relation: Relation
+    source: str
+    here: tuple[tuple[str, str], ...]
+    there: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """
+    Related rows, as seen from the rows that they are related to.
+
+    Args:
+        relation: Whose rows they are.
+        source: Their alias.
+        outer: The alias of the rows they are related to.
+        pairs: Columns of the outer and of the related rows that must be equal.
+        passage: What stands between, if anything.
+    """
+
+    relation: Relation
+    source: str
+    outer: str
+    pairs: tuple[tuple[str, str], ...]
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +90,8 @@ class Expression:
         cast: What it is cast to at the end.
         nullable: Whether it may be null.
         path: Where in the call it was named.
+        source: The alias of its row.
+        links: The way from there to the row that has the column, one related row a step.
     """
 
     column: Column
@@ -61,12 +101,15 @@ class Expression:
     cast: Type | None = None
     nullable: bool = True
     path: str = ""
+    source: str = "t"
+    links: tuple[Link, ...] = ()
 
     def same(self, other: Expression) -> bool:
         """Tell whether the other one always has the same value, wherever it was named."""
         return (
             self.column is other.column
             and self.cast == other.cast
+            and [link.pairs for link in self.links] == [link.pairs for link in other.links]
             and [(step.word, step.text) for step in self.steps]
             == [(step.word, step.text) for step in other.steps]
         )
@@ -110,6 +153,14 @@ class Test:
 
 
 @dataclass(frozen=True, slots=True)
+class Exists:
+    """Some related row, of which a condition holds."""
+
+    link: Link
+    condition: Condition | None
+
+
+@dataclass(frozen=True, slots=True)
 class Every:
     """All conditions, or (any) one of them."""
 
@@ -124,4 +175,4 @@ class Not:
     condition: Condition
 
 
-Condition = Compare | Search | Test | Every | Not
+Condition = Compare | Search | Test | Exists | Every | Not

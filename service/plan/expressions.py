@@ -4,13 +4,18 @@ References, select lists and sort keys against a relation's columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import count
 
 from service.catalog import Catalog, Column, Relation, Type
-from service.errors import InvalidArgument, UnknownName
-from service.plan.conditions import Bound, Expression, PlannedStep
+from service.errors import InvalidArgument
+from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
+from service.plan.relationships import related, relationships
 from service.plan.types import Output, SortKey
+from service.request.embeds import plain
 from service.request.terms import Item, Key, Operand, Reference, Step
+from service.request.types import Embed
 
 
 class Scope:
@@ -20,11 +25,58 @@ class Scope:
     Args:
         catalog: For types.
         relation: For columns.
+        embeds: Of the call, by name, for what filters and sort keys say of related rows.
+        source: The alias of the relation.
+        aliases: Gives a number to each further alias of the statement.
     """
 
-    def __init__(self, catalog: Catalog, relation: Relation) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        relation: Relation,
+        embeds: Iterable[Embed] = (),
+        source: str = "t",
+        aliases: Iterator[int] | None = None,
+    ) -> None:
         self.catalog = catalog
         self.relation = relation
+        self.source = source
+        self._embeds = {embed.name: embed for embed in embeds}
+        self._aliases = aliases or count(1)
+
+    def linked(self, name: str, path: str) -> tuple[Link, Scope, Embed, bool]:
+        """
+        Go to the related rows that an embed of this name has, or would have.
+
+        Raises:
+            InvalidArgument: There is no such relationship, or more than one.
+        """
+        embed = self._embeds.get(name) or plain(name, path)
+        link, scope, many = self.link(embed)
+        return link, scope, embed, many
+
+    def link(self, embed: Embed) -> tuple[Link, Scope, bool]:
+        """
+        Go to the related rows of an embed; gives whether there may be many, too.
+
+        Raises:
+            InvalidArgument: There is no such relationship, or more than one.
+        """
+        way = related(self.catalog, self.relation, embed)
+        source, passage = f"t{next(self._aliases)}", None
+        if way.junction is not None:
+            between = f"t{next(self._aliases)}"
+            junction = way.junction
+            passage = Passage(junction.relation, between, junction.here, junction.there)
+        scope = Scope(self.catalog, way.target, embed.embeds, source, self._aliases)
+        return Link(way.target, source, self.source, way.pairs, passage), scope, way.many
+
+    def has_relationship(self, name: str) -> bool:
+        """Tell whether a name that is no column means related rows."""
+        if name in self._embeds:
+            return True
+        ways = relationships(self.catalog, self.relation)
+        return any(name == way.target.name or name in way.called for way in ways)
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
         """Give a parameter its type."""
@@ -42,9 +94,7 @@ class Scope:
             InvalidArgument: There is no such column, or it has nothing to step into.
         """
         if reference.owners:
-            raise UnknownName(
-                "embed", reference.owners[0], (), f'relation "{self.relation.name}"', reference.path
-            )
+            return self._related(reference)
         column = self.relation.column(reference.name, reference.path)
         if reference.steps:
             return self._stepped(column, reference)
@@ -57,7 +107,19 @@ class Scope:
             self.catalog.plain(self.catalog.type(column.type)),
             nullable=column.nullable,
             path=path,
+            source=self.source,
         )
+
+    def _related(self, reference: Reference) -> Expression:
+        """Resolve a column of the one related row."""
+        link, scope, embed, many = self.linked(reference.owners[0], reference.path)
+        if many:
+            raise InvalidArgument(
+                f'"{embed.name}" is a list of rows, so it has no single "{reference.name}"',
+                path=reference.path,
+            )
+        inner = scope.expression(replace(reference, owners=reference.owners[1:]))
+        return replace(inner, source=self.source, links=(link, *inner.links), nullable=True)
 
     def outputs(self, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
         """
@@ -116,15 +178,7 @@ class Scope:
         expression = self.expression(reference)
         if item.cast:
             cast = self.catalog.type_named(item.cast, reference.path)
-            expression = Expression(
-                expression.column,
-                cast,
-                expression.as_json,
-                expression.steps,
-                cast,
-                expression.nullable,
-                expression.path,
-            )
+            expression = replace(expression, type=cast, cast=cast)
         last = reference.steps[-1].key if reference.steps else reference.name
         return (Output(expression, item.alias or last),)
 
@@ -144,6 +198,7 @@ class Scope:
             as_json=type.name != "jsonb",
             steps=steps,
             path=reference.path,
+            source=self.source,
         )
 
     def _step(self, step: Step) -> PlannedStep:

@@ -8,7 +8,17 @@ from dataclasses import replace
 
 from service.catalog import Type
 from service.errors import InvalidArgument
-from service.plan.conditions import Bound, Compare, Condition, Every, Expression, Not, Search, Test
+from service.plan.conditions import (
+    Bound,
+    Compare,
+    Condition,
+    Every,
+    Exists,
+    Expression,
+    Not,
+    Search,
+    Test,
+)
 from service.plan.expressions import Scope
 from service.request.terms import Comparison, Filter, Junction, Operand
 
@@ -68,6 +78,17 @@ def _condition(scope: Scope, where: Filter) -> Condition:
 
 
 def _comparison(scope: Scope, where: Comparison) -> Condition:
+    reference = where.reference
+    if reference.owners:
+        link, inner, embed, _ = scope.linked(reference.owners[0], reference.path)
+        condition = _comparison(
+            inner, replace(where, reference=replace(reference, owners=reference.owners[1:]))
+        )
+        return Exists(link, both(plan_filter(inner, embed.where), condition))
+    if _is_about_rows(scope, where):
+        link, inner, embed, _ = scope.linked(reference.name, reference.path)
+        found = Exists(link, plan_filter(inner, embed.where))
+        return Not(found) if where.word == "null" else found
     left = scope.expression(where.reference)
     if where.operator == "is":
         return _test(left, where)
@@ -81,6 +102,20 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         return _has(scope, left, where, where.operand)
     left = _comparable(scope, left)
     return _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
+
+
+def both(*conditions: Condition | None) -> Condition | None:
+    """Join conditions that all hold; None says nothing."""
+    found = tuple(each for each in conditions if each is not None)
+    return found[0] if len(found) == 1 else Every(False, found) if found else None
+
+
+def _is_about_rows(scope: Scope, where: Comparison) -> bool:
+    """Tell a condition on related rows as such, which is only whether there are any."""
+    name = where.reference.name
+    if name in scope.relation.columns or where.reference.steps:
+        return False
+    return where.word in {"null", "not null"} and scope.has_relationship(name)
 
 
 def _compare(

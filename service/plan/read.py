@@ -4,16 +4,19 @@ Reading requests and the catalog to read plans.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.conditions import Compare, Condition, Every, Expression
+from service.plan.embed import inner_of, outputs_beside, plan_embeds
 from service.plan.expressions import Scope
-from service.plan.filters import plan_filter
+from service.plan.filters import both, plan_filter
 from service.plan.order import by_key, leading, of_distinct
-from service.plan.types import PlannedAfter, ReadPlan, SortKey
-from service.request.types import After, CountRequest, FindRequest, GetRequest, KeyMatch
+from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
+from service.request.terms import Item
+from service.request.types import After, CountRequest, Embed, FindRequest, GetRequest, KeyMatch
 
 
 def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:
@@ -24,12 +27,14 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
         InvalidArgument: The key does not fit, or a name is unknown.
         NoSuchProcedure: The relation has no primary key.
     """
-    scope = Scope(catalog, relation)
+    scope = Scope(catalog, relation, request.embeds)
+    outputs, embeds = plan_rows(scope, request.select, request.embeds)
     return ReadPlan(
         name=f"{relation.name}.get",
         relation=relation,
-        outputs=scope.outputs(request.select),
-        where=plan_key(scope, request.key, "get"),
+        outputs=outputs,
+        where=both(plan_key(scope, request.key, "get"), inner_of(scope, request.embeds)),
+        embeds=embeds,
     )
 
 
@@ -40,12 +45,14 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     Raises:
         InvalidArgument: A name is unknown, or the token does not fit the order.
     """
-    scope = Scope(catalog, relation)
+    scope = Scope(catalog, relation, request.embeds)
     int8 = scope.named("int8")
-    outputs = scope.outputs(request.select)
+    outputs, embeds = plan_rows(scope, request.select, request.embeds)
     order = scope.sort_keys(request.order)
     if request.distinct and not outputs:
         raise InvalidArgument("distinct rows want a column to differ in", path="select")
+    if request.distinct and embeds:
+        raise InvalidArgument("distinct rows have no rows of their own to embed", path="embed")
     distinct: bool | tuple[Expression, ...]
     if request.distinct is True:
         distinct, keyset = True, False
@@ -58,7 +65,8 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         name=f"{relation.name}.find",
         relation=relation,
         outputs=outputs,
-        where=plan_filter(scope, request.where),
+        where=both(plan_filter(scope, request.where), inner_of(scope, request.embeds)),
+        embeds=embeds,
         order=order,
         distinct=distinct,
         limit=scope.bound(request.limit, int8),
@@ -66,6 +74,19 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         after=_after(scope, request.after, order) if request.after else None,
         keyset=keyset,
     )
+
+
+def plan_rows(
+    scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed]
+) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
+    """
+    Plan what rows of an answer are made of.
+
+    Raises:
+        InvalidArgument: A name is unknown, or stands twice.
+    """
+    planned = plan_embeds(scope, embeds)
+    return outputs_beside(scope, select, planned, "embed"), planned
 
 
 def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:
@@ -83,7 +104,7 @@ def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> Read
     """Plan all rows of a find, without its pages and its order, to count them."""
     plan = plan_find(catalog, relation, replace(request, after=None, offset=None))
     outputs = plan.outputs if plan.distinct else ()
-    return replace(plan, outputs=outputs, order=(), limit=None, keyset=False)
+    return replace(plan, outputs=outputs, embeds=(), order=(), limit=None, keyset=False)
 
 
 def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:

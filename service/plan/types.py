@@ -7,19 +7,67 @@ a `Bound` says which value goes where, and what type it takes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.catalog import Column, Relation
-from service.plan.conditions import Bound, Condition, Expression
+from service.plan.conditions import Bound, Condition, Expression, Link
 from service.request.terms import Nulls
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A column of the answer."""
+    """
+    A column of the answer.
+
+    Args:
+        expression: Its value.
+        name: What it is called.
+        text: Whether it travels as PostgreSQL's text, for the codec to read: inside the
+            JSON of an embed, where the value has no wire form of its own.
+    """
 
     expression: Expression
     name: str
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEmbed:
+    """
+    Related rows inside each row of an answer.
+
+    Args:
+        name: What it is called in the answer.
+        link: Which rows.
+        many: Whether it is a list of rows, or one row or null.
+        outputs, embeds, where, order, limit, offset: Of the related rows.
+        spread: Whether the columns join those of the outer row.
+    """
+
+    name: str
+    link: Link
+    many: bool
+    outputs: tuple[Output, ...]
+    embeds: tuple[PlannedEmbed, ...]
+    where: Condition | None
+    order: tuple[SortKey, ...]
+    limit: Bound | None
+    offset: Bound | None
+    spread: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each related row is made of."""
+        return names_of(self.outputs, self.embeds)
+
+
+def names_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
+    """Name the columns of rows with embeds, those that are spread by their own columns."""
+    names = [output.name for output in outputs]
+    for embed in embeds:
+        names += embed.columns if embed.spread else (embed.name,)
+    return tuple(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +106,7 @@ class ReadPlan:
         relation: Whose rows.
         outputs: What of each row.
         where: Which rows; None for all.
+        embeds: Related rows, inside each row.
         order: By what.
         distinct: True for distinct rows, or what to be distinct on.
         limit, offset: Parameters.
@@ -73,11 +122,28 @@ class ReadPlan:
     where: Condition | None
     order: tuple[SortKey, ...] = ()
     distinct: bool | tuple[Expression, ...] = False
+    embeds: tuple[PlannedEmbed, ...] = ()
     limit: Bound | None = None
     offset: Bound | None = None
     after: PlannedAfter | None = None
     keyset: bool = False
     lock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """
+    What comes back of written rows; without outputs and embeds, nothing.
+
+    Args:
+        outputs: Of each row.
+        order: Of the rows.
+        embeds: Related rows, inside each row.
+    """
+
+    outputs: tuple[Output, ...] = ()
+    order: tuple[SortKey, ...] = ()
+    embeds: tuple[PlannedEmbed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +164,14 @@ class InsertPlan:
         relation: Where they go.
         columns: The columns that any of them gives.
         rows: For each row, a parameter or None (default) for each of the columns.
-        outputs: What to read back of each; empty for nothing.
-        order: Of the rows that come back.
+        back: What comes back of each.
     """
 
     name: str
     relation: Relation
     columns: tuple[Column, ...]
     rows: tuple[tuple[Bound | None, ...], ...]
-    outputs: tuple[Output, ...]
-    order: tuple[SortKey, ...] = ()
+    back: Back
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +182,7 @@ class UpdatePlan:
     relation: Relation
     settings: tuple[Setting, ...]
     where: Condition | None
-    outputs: tuple[Output, ...]
-    order: tuple[SortKey, ...] = ()
+    back: Back
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +192,4 @@ class DeletePlan:
     name: str
     relation: Relation
     where: Condition | None
-    outputs: tuple[Output, ...]
-    order: tuple[SortKey, ...] = ()
+    back: Back

@@ -11,14 +11,13 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Bound, Compare, Condition, Every, Not
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
-from service.plan.read import plan_key
+from service.plan.read import plan_key, plan_rows
 from service.plan.types import (
+    Back,
     DeletePlan,
     InsertPlan,
-    Output,
     ReadPlan,
     Setting,
-    SortKey,
     UpdatePlan,
 )
 from service.request.types import (
@@ -38,7 +37,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     Raises:
         InvalidArgument: A column is unknown, or is generated.
     """
-    scope = Scope(catalog, relation)
+    scope = Scope(catalog, relation, request.returning.embeds)
     columns: dict[str, Column] = {}
     for row in request.rows:
         for each in row:
@@ -47,10 +46,8 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
         tuple(_value(scope, columns[name], given.get(name)) for name in columns)
         for given in ({each.column: each for each in row} for row in request.rows)
     )
-    outputs, order = _returned(scope, request.returning)
-    return InsertPlan(
-        f"{relation.name}.create", relation, tuple(columns.values()), rows, outputs, order
-    )
+    back = _returned(scope, request.returning)
+    return InsertPlan(f"{relation.name}.create", relation, tuple(columns.values()), rows, back)
 
 
 def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> UpdatePlan:
@@ -61,15 +58,15 @@ def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) ->
         InvalidArgument: A name is unknown, or a column is generated.
         NoSuchProcedure: By key, on a relation without a primary key.
     """
-    scope = Scope(catalog, relation)
+    scope = Scope(catalog, relation, request.returning.embeds)
     settings = tuple(
         Setting(column, _value(scope, column, each))
         for each in request.changes
         for column in [_writable(relation, each)]
     )
-    outputs, order = _returned(scope, request.returning)
+    back = _returned(scope, request.returning)
     where = plan_target(scope, request.target, "update")
-    return UpdatePlan(f"{relation.name}.update", relation, settings, where, outputs, order)
+    return UpdatePlan(f"{relation.name}.update", relation, settings, where, back)
 
 
 def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> DeletePlan:
@@ -80,10 +77,10 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
         InvalidArgument: A name is unknown.
         NoSuchProcedure: By key, on a relation without a primary key.
     """
-    scope = Scope(catalog, relation)
-    outputs, order = _returned(scope, request.returning)
+    scope = Scope(catalog, relation, request.returning.embeds)
+    back = _returned(scope, request.returning)
     where = plan_target(scope, request.target, "delete")
-    return DeletePlan(f"{relation.name}.delete", relation, where, outputs, order)
+    return DeletePlan(f"{relation.name}.delete", relation, where, back)
 
 
 def plan_current(
@@ -99,10 +96,11 @@ def plan_current(
         returning: What of them.
         lock: Whether they are to stay as they are until the transaction ends.
     """
-    scope = Scope(catalog, relation)
-    outputs, order = _returned(scope, returning)
+    scope = Scope(catalog, relation, returning.embeds)
+    back = _returned(scope, returning)
     where = plan_target(scope, target, "update")
-    return ReadPlan(f"{relation.name}.update", relation, outputs, where, order, lock=lock)
+    name = f"{relation.name}.update"
+    return ReadPlan(name, relation, back.outputs, where, back.order, embeds=back.embeds, lock=lock)
 
 
 def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
@@ -149,7 +147,8 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
     return Bound(given.operand.slot, type, given.operand.path, cast=False)
 
 
-def _returned(scope: Scope, returning: Returning) -> tuple[tuple[Output, ...], tuple[SortKey, ...]]:
+def _returned(scope: Scope, returning: Returning) -> Back:
     if not returning.rows:
-        return (), ()
-    return scope.outputs(returning.select), scope.sort_keys(returning.order)
+        return Back()
+    outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
+    return Back(outputs, scope.sort_keys(returning.order), embeds)

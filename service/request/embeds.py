@@ -12,7 +12,7 @@ from service.request.arguments import MAX_INTEGER
 from service.request.filters import FilterParser
 from service.request.items import check_name
 from service.request.lists import parse_order, parse_select
-from service.request.terms import Operand
+from service.request.terms import EVERYTHING, Operand
 from service.request.types import Embed
 from service.request.values import Values
 
@@ -107,6 +107,11 @@ class EmbedParser:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
             raise InvalidArgument(f'"{name}" is a whole number of at least 0', path=path)
         return Operand(self._values.add(value), path)
+
+
+def plain(name: str, path: str) -> Embed:
+    """Give the embed that a name alone means, for filters and sort keys that use one."""
+    return Embed(name, path, None, None, None, None, EVERYTHING, (), None, None, (), False, False)
 
 
 def _text(options: Mapping[str, Any], name: str, path: str) -> str | None:

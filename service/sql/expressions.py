@@ -5,19 +5,34 @@ Expressions and conditions of a plan to parts of a statement.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.conditions import Compare, Condition, Every, Expression, Not, Search, Test
+from service.plan.conditions import (
+    Compare,
+    Condition,
+    Every,
+    Exists,
+    Expression,
+    Link,
+    Not,
+    Search,
+    Test,
+)
 from service.plan.types import PlannedAfter, SortKey
 from service.sql.statement import Part
 
-ROW = Identifier("t")
+NAME = "t"
+ROW = Identifier(NAME)
 """The alias of the relation that a statement is about."""
 
 
 def expression(value: Expression) -> Iterator[Part]:
-    """Give a value of the row."""
+    """Give a value of the row, or of the one row that links lead to."""
+    if value.links:
+        yield from _linked(value)
+        return
     inner = list(_stepped(value))
     if value.cast is None:
         yield from inner
@@ -36,6 +51,10 @@ def condition(where: Condition) -> Iterator[Part]:
         yield SQL(f" IS {where.word}")
     elif isinstance(where, Search):
         yield from _search(where)
+    elif isinstance(where, Exists):
+        yield SQL("EXISTS (SELECT 1")
+        yield from linked(where.link, where.condition)
+        yield SQL(")")
     elif isinstance(where, Not):
         yield SQL("NOT (")
         yield from condition(where.condition)
@@ -49,6 +68,36 @@ def where(found: Condition | None) -> Iterator[Part]:
     if found is not None:
         yield SQL(" WHERE ")
         yield from condition(found)
+
+
+def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> Iterator[Part]:
+    """Give the FROM and WHERE of related rows, with what is joined to them."""
+    yield SQL(" FROM ")
+    yield Identifier(link.relation.schema, link.relation.name)
+    yield SQL(" AS ")
+    yield Identifier(link.source)
+    passage, pairs, other = link.passage, link.pairs, link.source
+    if passage is not None:
+        yield SQL(" JOIN ")
+        yield Identifier(passage.relation.schema, passage.relation.name)
+        yield SQL(" AS ")
+        yield Identifier(passage.source)
+        yield SQL(" ON ")
+        yield from _equal(passage.source, link.source, passage.there)
+        pairs, other = passage.here, passage.source
+    yield from joins
+    yield SQL(" WHERE ")
+    yield from _equal(link.outer, other, pairs)
+    if where is not None:
+        yield SQL(" AND ")
+        yield from condition(where)
+
+
+def _equal(left: str, right: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Part]:
+    yield from separated(
+        ([Identifier(left, here), SQL(" = "), Identifier(right, there)] for here, there in pairs),
+        " AND ",
+    )
 
 
 def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
@@ -125,8 +174,17 @@ def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
         yield SQL(")")
 
 
+def _linked(value: Expression) -> Iterator[Part]:
+    """Give a value of a related row: there is one at most, so it is a subselect."""
+    first, *rest = value.links
+    yield SQL("(SELECT ")
+    yield from expression(replace(value, source=first.source, links=tuple(rest)))
+    yield from linked(first, None)
+    yield SQL(" LIMIT 1)")
+
+
 def _stepped(value: Expression) -> Iterator[Part]:
-    column: list[Part] = [ROW, SQL("."), Identifier(value.column.name)]
+    column: list[Part] = [Identifier(value.source, value.column.name)]
     if not value.steps:
         yield from column
         return

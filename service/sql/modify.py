@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.conditions import Bound
-from service.plan.types import DeletePlan, InsertPlan, Setting, UpdatePlan
-from service.sql.expressions import ROW, order_by, separated, where
-from service.sql.select import outputs
+from service.plan.types import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
+from service.sql.embed import laterals
+from service.sql.expressions import NAME, ROW, order_by, separated, where
+from service.sql.select import columns_of, items
 from service.sql.statement import Part, Statement, render
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
@@ -20,9 +21,11 @@ DEFAULT = SQL("DEFAULT")
 
 def modify(plan: WritePlan) -> Statement:
     """Spell a write, with what it gives back."""
-    text, bounds = render(_ordered(plan) if plan.order else _returning(plan))
-    names = tuple(output.name for output in plan.outputs)
-    return Statement(text, bounds, plan.name, names, writes=True)
+    back = plan.back
+    apart = back.order or back.embeds or any(output.expression.links for output in back.outputs)
+    text, bounds = render(_reread(plan) if apart else _returning(plan))
+    columns = columns_of(back.outputs, back.embeds)
+    return Statement(text, bounds, plan.name, columns, back.embeds, writes=True)
 
 
 def _write(plan: WritePlan) -> Iterator[Part]:
@@ -38,36 +41,36 @@ def _write(plan: WritePlan) -> Iterator[Part]:
 
 def _returning(plan: WritePlan) -> Iterator[Part]:
     yield from _write(plan)
-    if plan.outputs:
+    if plan.back.outputs:
         yield SQL(" RETURNING ")
-        yield from outputs(plan.outputs)
+        yield from items(plan.back.outputs)
 
 
-def _ordered(plan: WritePlan) -> Iterator[Part]:
-    """Give the written rows in an order: they become a source to select from."""
+def _reread(plan: WritePlan) -> Iterator[Part]:
+    """Give the written rows in an order, or with related ones: they become a source."""
     yield SQL("WITH ")
     yield ROW
     yield SQL(" AS (")
     yield from _write(plan)
     yield SQL(" RETURNING ")
-    yield from separated(_column(name) for name in _needed(plan))
+    yield from separated([Identifier(NAME, column)] for column in _needed(plan.back))
     yield SQL(") SELECT ")
-    yield from outputs(plan.outputs)
+    yield from items(plan.back.outputs, plan.back.embeds)
     yield SQL(" FROM ")
     yield ROW
-    yield from order_by(plan.order)
+    yield from laterals(plan.back.embeds)
+    yield from order_by(plan.back.order)
 
 
-def _needed(plan: WritePlan) -> list[str]:
-    used = [output.expression for output in plan.outputs]
-    used += [key.expression for key in plan.order]
-    return list(dict.fromkeys(each.column.name for each in used))
-
-
-def _column(name: str) -> Iterator[Part]:
-    yield ROW
-    yield SQL(".")
-    yield Identifier(name)
+def _needed(back: Back) -> list[str]:
+    """Name the columns that the outputs, the order and the related rows go by."""
+    used = [output.expression for output in back.outputs]
+    used += [key.expression for key in back.order]
+    names = [each.column.name for each in used if not each.links]
+    links = [each.links[0] for each in used if each.links]
+    for link in (*links, *(embed.link for embed in back.embeds)):
+        names += [here for here, _ in (link.passage.here if link.passage else link.pairs)]
+    return list(dict.fromkeys(names))
 
 
 def _target(plan: WritePlan) -> Iterator[Part]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
-from service.plan.types import Output, ReadPlan
+from service.plan.types import Output, PlannedEmbed, ReadPlan
+from service.sql.embed import embedded, laterals
 from service.sql.expressions import ROW, after, condition, expression, order_by, separated, where
 from service.sql.statement import Part, Statement, render
 
@@ -22,7 +23,7 @@ def select(plan: ReadPlan) -> Statement:
     for the `next` token; `columns` names the outputs alone.
     """
     text, bounds = render(_select(plan))
-    return Statement(text, bounds, plan.name, tuple(output.name for output in plan.outputs))
+    return Statement(text, bounds, plan.name, columns_of(plan.outputs, plan.embeds), plan.embeds)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -60,9 +61,17 @@ def source(relation: Relation) -> Iterator[Part]:
     yield ROW
 
 
-def outputs(found: Sequence[Output]) -> Iterator[Part]:
-    """Give a select list with the names of the answer."""
-    yield from separated(_output(output) for output in found)
+def items(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()) -> Iterator[Part]:
+    """Give a select list with the names of the answer, embeds last."""
+    yield from separated(map(_output, outputs))
+    if embeds:
+        yield SQL(", " if outputs else "")
+        yield from separated(embedded([embed]) for embed in embeds)
+
+
+def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
+    """Name the columns that `items` gives."""
+    return (*(output.name for output in outputs), *(embed.name for embed in embeds))
 
 
 def _output(output: Output) -> Iterator[Part]:
@@ -79,20 +88,21 @@ def _select(plan: ReadPlan) -> Iterator[Part]:
         yield SQL("ON (")
         yield from separated(expression(each) for each in plan.distinct)
         yield SQL(") ")
-    yield from outputs(plan.outputs)
+    yield from items(plan.outputs, plan.embeds)
     if plan.keyset:
         for at, key in enumerate(plan.order):
-            yield SQL(", CAST(" if plan.outputs or at else "CAST(")
+            yield SQL(", CAST(" if plan.outputs or plan.embeds or at else "CAST(")
             yield from expression(key.expression)
             yield SQL(" AS text)")
     yield from source(plan.relation)
+    yield from laterals(plan.embeds)
     yield from _where(plan)
     yield from order_by(plan.order)
     for word, bound in ((" LIMIT ", plan.limit), (" OFFSET ", plan.offset)):
         if bound is not None:
             yield SQL(word)
             yield bound
-    yield SQL(" FOR UPDATE" if plan.lock else "")
+    yield SQL(' FOR UPDATE OF "t"' if plan.lock else "")
 
 
 def _where(plan: ReadPlan) -> Iterator[Part]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from psycopg2 import sql
 
 from service.plan.conditions import Bound
+from service.plan.types import PlannedEmbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Statement:
         text: With a `%s` for each of `bounds`; a literal percent sign is doubled.
         bounds: What is bound, in the order of the text.
         name: What it is for, as the log and the metrics call it: "actions.get".
-        columns: The names of the columns that it gives.
+        columns: The names of the columns that it gives, embeds last.
+        embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
     """
 
@@ -32,6 +34,7 @@ class Statement:
     bounds: tuple[Bound, ...]
     name: str
     columns: tuple[str, ...] = ()
+    embeds: tuple[PlannedEmbed, ...] = ()
     writes: bool = False
 
 

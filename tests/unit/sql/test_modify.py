@@ -81,7 +81,7 @@ def test_current():
     request = call.request
     plan = plan_current(CATALOG, ACTIONS, request.target, request.returning, lock=True)
     assert select(plan).text.endswith(
-        'NOT (CAST("t"."raw" AS jsonb) IS DISTINCT FROM CAST(%s AS jsonb))) FOR UPDATE'
+        'NOT (CAST("t"."raw" AS jsonb) IS DISTINCT FROM CAST(%s AS jsonb))) FOR UPDATE OF "t"'
     )
 
 

@@ -1,0 +1,47 @@
+"""
+Embedded rows, as JSON brought them, to their final form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from service.db.values import Codec
+from service.plan.types import PlannedEmbed
+
+
+def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec: Codec) -> None:
+    """
+    Finish the embeds of rows in place: read what travelled as text, spread what is spread.
+
+    Args:
+        rows: Each with a value for every embed: a row, a list of rows, or None.
+        embeds: Of these rows.
+        codec: Reads the texts.
+    """
+    for embed in embeds:
+        found = [row[embed.name] for row in rows]
+        inner = [row for each in found for row in each] if embed.many else found
+        _finish_rows([row for row in inner if row is not None], embed, codec)
+    spread = [embed for embed in embeds if embed.spread]
+    if spread:
+        for row in rows:
+            for embed in spread:
+                row.update(_spread(row.pop(embed.name), embed))
+
+
+def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) -> None:
+    for output in embed.outputs:
+        if output.text:
+            name, type = output.name, output.expression.type
+            for row in rows:
+                row[name] = codec.read(type, row[name])
+    finish(rows, embed.embeds, codec)
+
+
+def _spread(value: Any, embed: PlannedEmbed) -> dict[str, Any]:
+    """Give the columns of related rows: single values, or lists of them."""
+    if embed.many:
+        return {name: [row[name] for row in value] for name in embed.columns}
+    return {name: None if value is None else value[name] for name in embed.columns}

@@ -1,0 +1,137 @@
+"""
+Embeds of a call to planned ones: which related rows, and what of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.catalog import Catalog, Type
+from service.errors import InvalidArgument
+from service.plan.conditions import Condition, Exists
+from service.plan.expressions import Scope
+from service.plan.filters import both, plan_filter
+from service.plan.order import by_key
+from service.plan.types import Output, PlannedEmbed, names_of
+from service.request.terms import Item
+from service.request.types import Embed
+
+PLAIN = frozenset(
+    [
+        "bool",
+        "int2",
+        "int4",
+        "int8",
+        "float4",
+        "float8",
+        "text",
+        "varchar",
+        "bpchar",
+        "name",
+        "citext",
+        "uuid",
+        "date",
+        "time",
+        "timestamp",
+        "interval",
+        "json",
+        "jsonb",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "xml",
+        "tsvector",
+        "tsquery",
+        "bit",
+        "varbit",
+        "point",
+        "line",
+        "lseg",
+        "box",
+        "path",
+        "polygon",
+        "circle",
+        "ltree",
+        "hstore",
+    ]
+)
+"""Types whose JSON, as PostgreSQL writes it, is their wire form; the rest travels as text."""
+
+
+def plan_embeds(scope: Scope, embeds: Sequence[Embed]) -> tuple[PlannedEmbed, ...]:
+    """
+    Plan the embeds of a relation's rows.
+
+    Raises:
+        InvalidArgument: A name is unknown, or a relationship is none or ambiguous.
+    """
+    planned = (_plan(scope, embed) for embed in embeds)
+    return tuple(each for each in planned if each.columns)
+
+
+def inner_of(scope: Scope, embeds: Sequence[Embed]) -> Condition | None:
+    """Plan the condition that rows have what their inner embeds ask for."""
+    return both(*(_exists(scope, embed) for embed in embeds if embed.inner))
+
+
+def outputs_beside(
+    scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[PlannedEmbed], path: str
+) -> tuple[Output, ...]:
+    """
+    Resolve a select list beside embeds; an embed replaces a column that nobody asked for.
+
+    Raises:
+        InvalidArgument: An embed, or a column of one that is spread, is called like another.
+    """
+    outputs = scope.outputs(select)
+    if select is None:
+        taken = {embed.name for embed in embeds if not embed.spread}
+        outputs = tuple(output for output in outputs if output.name not in taken)
+    seen: set[str] = set()
+    for name in names_of(outputs, embeds):
+        if name in seen:
+            raise InvalidArgument(
+                f'"{name}" stands twice in the answer',
+                path=path,
+                hint='rename one: "other_name:column" in select, or another name in embed',
+            )
+        seen.add(name)
+    return outputs
+
+
+def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
+    link, inner, many = scope.link(embed)
+    int8 = scope.named("int8")
+    embeds = plan_embeds(inner, embed.embeds)
+    outputs = tuple(
+        replace(output, text=not _is_plain(scope.catalog, output.expression.type))
+        for output in outputs_beside(inner, embed.select, embeds, embed.path)
+    )
+    order, _ = by_key(inner, inner.sort_keys(embed.order)) if many else ((), False)
+    return PlannedEmbed(
+        name=embed.name,
+        link=link,
+        many=many,
+        outputs=outputs,
+        embeds=embeds,
+        where=both(plan_filter(inner, embed.where), inner_of(inner, embed.embeds)),
+        order=order,
+        limit=inner.bound(embed.limit, int8) if embed.limit else None,
+        offset=inner.bound(embed.offset, int8) if embed.offset else None,
+        spread=embed.spread,
+    )
+
+
+def _exists(scope: Scope, embed: Embed) -> Exists:
+    link, inner, _ = scope.link(embed)
+    return Exists(link, both(plan_filter(inner, embed.where), inner_of(inner, embed.embeds)))
+
+
+def _is_plain(catalog: Catalog, type: Type) -> bool:
+    """Tell whether the JSON of a type is its wire form."""
+    type = catalog.plain(type)
+    if type.kind == "array":
+        return _is_plain(catalog, catalog.type(type.element))
+    return type.name in PLAIN or type.kind in {"enum", "range", "multirange"}

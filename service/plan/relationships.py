@@ -1,0 +1,169 @@
+"""
+How relations are related: by foreign keys, either way, and through junctions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from service.catalog import Catalog, ForeignKey, Relation
+from service.errors import InvalidArgument, UnknownName
+from service.request.types import Embed
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """
+    A relation between two others.
+
+    Args:
+        relation: With a foreign key to each.
+        here: Columns of this side, and of the junction.
+        there: Columns of the junction, and of the other side.
+    """
+
+    relation: Relation
+    here: Pairs
+    there: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Relationship:
+    """
+    One way from a relation to another.
+
+    Args:
+        target: The other relation.
+        many: Whether a row can have several related ones.
+        pairs: Columns here and there that must be equal; empty through a junction.
+        junction: What stands between, if anything.
+        label: What tells this way from others, for `via`.
+        names: What else it may be called by `via`.
+        called: What an embed may be called for it, beside the target.
+    """
+
+    target: Relation
+    many: bool
+    pairs: Pairs
+    junction: Junction | None
+    label: str
+    names: frozenset[str]
+    called: frozenset[str]
+
+
+@lru_cache(1024)
+def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
+    """Find every way from a relation to others."""
+    return (
+        *_to_one(catalog, relation),
+        *_from_many(catalog, relation),
+        *_through_junctions(catalog, relation),
+    )
+
+
+def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
+    """
+    Find the relationship that an embed means.
+
+    Raises:
+        InvalidArgument: There is none, or more than one; then `candidates` names them.
+    """
+    known = relationships(catalog, relation)
+    found = [each for each in known if _fits(catalog, each, embed)]
+    if len(found) > 1 and embed.via is None and embed.relation is None:
+        # a name of its own beats the name of the target
+        found = [each for each in found if embed.name in each.called] or found
+    if not found:
+        raise _unknown(catalog, relation, known, embed)
+    if len(found) > 1:
+        raise InvalidArgument(
+            f'"{relation.name}" and "{found[0].target.name}" are related in several ways',
+            path=embed.path,
+            hint='name one in "via", and for a relation related to itself the "direction"',
+            candidates=sorted({each.label for each in found}),
+        )
+    return found[0]
+
+
+def _fits(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
+    target = embed.relation or (embed.name if embed.name not in way.called else None)
+    if target is not None and not _is_called(catalog, way.target, target):
+        return False
+    if embed.via is not None and embed.via != way.label and embed.via not in way.names:
+        return False
+    return embed.direction is None or way.many == (embed.direction == "many")
+
+
+def _is_called(catalog: Catalog, relation: Relation, name: str) -> bool:
+    if relation.schema == catalog.schemas[0] and name == relation.name:
+        return True
+    return name in (relation.name, f"{relation.schema}.{relation.name}")
+
+
+def _unknown(
+    catalog: Catalog, relation: Relation, known: Sequence[Relationship], embed: Embed
+) -> InvalidArgument:
+    names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
+    if embed.via is not None or embed.direction is not None:
+        return InvalidArgument(
+            f'"{relation.name}" has no such relationship to'
+            f' "{(embed.relation or embed.name)[:80]}"',
+            path=embed.path,
+            candidates=sorted({way.label for way in known}),
+        )
+    name, path = embed.relation or embed.name, embed.path
+    return UnknownName("relationship", name, names, f'relation "{relation.name}"', path)
+
+
+def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for key in relation.foreign_keys:
+        target = catalog.relations.get(key.target)
+        if target is not None:
+            pairs = tuple(zip(key.columns, key.target_columns, strict=True))
+            called = {key.name, *key.columns} if len(key.columns) == 1 else {key.name}
+            yield Relationship(
+                target,
+                False,
+                pairs,
+                None,
+                key.name,
+                frozenset({*key.columns, *key.target_columns}),
+                frozenset(called),
+            )
+
+
+def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
+        pairs = tuple(zip(key.target_columns, key.columns, strict=True))
+        names = frozenset({*key.columns, *key.target_columns})
+        many = not _unique(other, key)
+        yield Relationship(other, many, pairs, None, key.name, names, frozenset())
+
+
+def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
+        for there in middle.foreign_keys:
+            target = catalog.relations.get(there.target)
+            if there is here or target is None or not _joins(middle, here, there):
+                continue
+            junction = Junction(
+                middle,
+                tuple(zip(here.target_columns, here.columns, strict=True)),
+                tuple(zip(there.columns, there.target_columns, strict=True)),
+            )
+            names = frozenset({f"{middle.schema}.{middle.name}", there.name})
+            yield Relationship(target, True, (), junction, middle.name, names, frozenset())
+
+
+def _unique(relation: Relation, key: ForeignKey) -> bool:
+    return any(set(unique.columns) <= set(key.columns) for unique in relation.unique_keys)
+
+
+def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
+    """Tell a junction: a unique key of it holds both foreign keys."""
+    both = {*here.columns, *there.columns}
+    return any(both <= set(unique.columns) for unique in middle.unique_keys)

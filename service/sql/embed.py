@@ -1,0 +1,80 @@
+"""
+Planned embeds to parts of a statement: one lateral subselect each, giving one JSON value.
+
+A JSON document keeps what belongs together in one column whatever its depth, so that a
+call stays one statement. Values that JSON cannot hold in their wire form are text in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from psycopg2.sql import SQL, Identifier
+
+from service.plan.types import Output, PlannedEmbed
+from service.sql.expressions import expression, linked, order_by, separated
+from service.sql.statement import Part
+
+VALUE, ROWS = "v", "r"
+
+
+def embedded(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
+    """Give the items of a select list that hold the embeds."""
+    for embed in embeds:
+        value = Identifier(_alias(embed), VALUE)
+        if embed.many:
+            yield SQL("coalesce(")
+            yield value
+            yield SQL(", '[]')")
+        else:
+            yield value
+        yield SQL(" AS ")
+        yield Identifier(embed.name)
+
+
+def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
+    """Give the joins that make the embeds."""
+    for embed in embeds:
+        yield SQL(" LEFT JOIN LATERAL (SELECT ")
+        yield SQL("json_agg(" if embed.many else "row_to_json(")
+        yield Identifier(ROWS)
+        yield SQL(") AS ")
+        yield Identifier(VALUE)
+        yield SQL(" FROM (SELECT ")
+        yield from separated([*map(_output, embed.outputs), *_each(embed.embeds)])
+        yield from _rows(embed)
+        yield SQL(") AS ")
+        yield Identifier(ROWS)
+        yield SQL(") AS ")
+        yield Identifier(_alias(embed))
+        yield SQL(" ON true")
+
+
+def _rows(embed: PlannedEmbed) -> Iterator[Part]:
+    yield from linked(embed.link, embed.where, laterals(embed.embeds))
+    yield from order_by(embed.order)
+    yield SQL("" if embed.many or embed.limit else " LIMIT 1")
+    for word, bound in ((" LIMIT ", embed.limit), (" OFFSET ", embed.offset)):
+        if bound is not None:
+            yield SQL(word)
+            yield bound
+
+
+def _each(embeds: Sequence[PlannedEmbed]) -> Iterator[Iterator[Part]]:
+    for embed in embeds:
+        yield embedded([embed])
+
+
+def _output(output: Output) -> Iterator[Part]:
+    if output.text:
+        yield SQL("CAST(")
+        yield from expression(output.expression)
+        yield SQL(" AS text)")
+    else:
+        yield from expression(output.expression)
+    yield SQL(" AS ")
+    yield Identifier(output.name)
+
+
+def _alias(embed: PlannedEmbed) -> str:
+    return f"e{embed.link.source}"

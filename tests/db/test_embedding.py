@@ -1,0 +1,330 @@
+"""
+Related rows inside rows: every shape of relationship, every option, one statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE SCHEMA app;
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE people (
+    id int PRIMARY KEY, name text NOT NULL, boss int CONSTRAINT people_boss REFERENCES people,
+    pay numeric(8,2), since timestamptz, photo bytea, moods mood[], prices numeric[]);
+CREATE TABLE projects (
+    id int PRIMARY KEY, title text, lead int CONSTRAINT projects_lead REFERENCES people,
+    helper int CONSTRAINT projects_helper REFERENCES people);
+CREATE TABLE members (
+    person int REFERENCES people, project int REFERENCES projects, role text,
+    PRIMARY KEY (person, project));
+CREATE TABLE badges (person int PRIMARY KEY REFERENCES people, code uuid);
+CREATE TABLE places (country text, city text, note text, PRIMARY KEY (country, city));
+CREATE TABLE visits (
+    id int PRIMARY KEY, country text, city text, person int REFERENCES people,
+    FOREIGN KEY (country, city) REFERENCES places);
+CREATE TABLE app.letters (id int PRIMARY KEY, sender int REFERENCES public.people, doc jsonb);
+INSERT INTO people VALUES
+    (1, 'Ada', NULL, 10.50, '2026-01-01T12:00:00.25Z', '\\x00ff', '{ok,sad}', '{1.50,NULL}'),
+    (2, 'Bob', 1, NULL, NULL, NULL, NULL, NULL), (3, 'Cyd', 1, 7, 'infinity', '', '{}', '{}');
+INSERT INTO projects VALUES (1, 'Alpha', 1, 2), (2, 'Beta', 1, NULL), (3, 'Gamma', 3, 1),
+    (4, 'Delta', NULL, NULL);
+INSERT INTO members VALUES (1, 1, 'x'), (2, 1, 'y'), (2, 2, 'x'), (3, 3, 'z');
+INSERT INTO badges VALUES (2, '6b0c0e1e-0000-4000-8000-000000000001');
+INSERT INTO places VALUES ('de', 'ulm', 'n1'), ('at', 'ulm', 'n2');
+INSERT INTO visits VALUES (1, 'de', 'ulm', 1), (2, 'at', 'ulm', 1), (3, NULL, NULL, 2);
+INSERT INTO app.letters VALUES (1, 1, '{"a": [1.50, null]}'), (2, NULL, NULL);
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, "public", "app") as callee:
+        yield callee
+
+
+NAME = {"select": ["name"]}
+TITLE = {"select": ["title"]}
+
+SHAPES: list[tuple[str, dict[str, Any], Any]] = [
+    (
+        "visits",
+        {"key": 1, "select": ["id"], "embed": {"people": NAME}},
+        {"id": 1, "people": {"name": "Ada"}},
+    ),
+    (
+        "visits",
+        {"key": 1, "select": [], "embed": {"person": NAME}},
+        {"person": {"name": "Ada"}},
+    ),
+    (
+        "visits",
+        {"key": 1, "select": [], "embed": {"places": {"select": ["note"]}}},
+        {"places": {"note": "n1"}},
+    ),
+    ("visits", {"key": 3, "select": [], "embed": {"places": True}}, {"places": None}),
+    (
+        "people",
+        {"key": 1, "select": ["id"], "embed": {"visits": {"select": ["id"], "order": ["-id"]}}},
+        {"id": 1, "visits": [{"id": 2}, {"id": 1}]},
+    ),
+    ("people", {"key": 3, "select": [], "embed": {"visits": True}}, {"visits": []}),
+    (
+        "people",
+        {"key": 2, "select": ["name"], "embed": {"badges": {"select": ["code"]}}},
+        {"name": "Bob", "badges": {"code": "6b0c0e1e-0000-4000-8000-000000000001"}},
+    ),
+    ("people", {"key": 1, "select": [], "embed": {"badges": True}}, {"badges": None}),
+    ("people", {"key": 2, "select": [], "embed": {"boss": NAME}}, {"boss": {"name": "Ada"}}),
+    (
+        "people",
+        {"key": 1, "select": [], "embed": {"reports": {
+            "relation": "people", "direction": "many", **NAME}}},
+        {"reports": [{"name": "Bob"}, {"name": "Cyd"}]},
+    ),
+    (
+        "projects",
+        {"key": 1, "select": ["title"], "embed": {"lead": NAME, "projects_helper": NAME}},
+        {"title": "Alpha", "lead": {"name": "Ada"}, "projects_helper": {"name": "Bob"}},
+    ),
+    (
+        "people",
+        {"key": 1, "select": [], "embed": {"led": {
+            "relation": "projects", "via": "projects_lead", **TITLE}}},
+        {"led": [{"title": "Alpha"}, {"title": "Beta"}]},
+    ),
+    (
+        "people",
+        {"key": 2, "select": [], "embed": {"joined": {
+            "relation": "projects", "via": "members", **TITLE, "order": ["-title"]}}},
+        {"joined": [{"title": "Beta"}, {"title": "Alpha"}]},
+    ),
+    (
+        "projects",
+        {"key": 1, "select": [], "embed": {"crew": {
+            "relation": "people", "via": "members", **NAME, "limit": 1, "offset": 1}}},
+        {"crew": [{"name": "Bob"}]},
+    ),
+    (
+        "people",
+        {"key": 1, "select": [], "embed": {"letters": {"relation": "app.letters"}}},
+        {"letters": [{"id": 1, "sender": 1, "doc": {"a": [1.5, None]}}]},
+    ),
+    (
+        "app.letters",
+        {"key": 1, "select": [], "embed": {"people": {"select": ["n:name", "boss::text"]}}},
+        {"people": {"n": "Ada", "boss": None}},
+    ),
+    (
+        "people",
+        {"key": 1, "select": [], "embed": {"projects": {
+            "via": "lead", "select": ["title"], "where": {"title": {"like": "B%"}},
+            "embed": {"members": {"select": ["role"], "embed": {"person": NAME}}}}}},
+        {"projects": [{"title": "Beta", "members": [{"role": "x", "person": {"name": "Bob"}}]}]},
+    ),
+    (
+        "visits",
+        {"key": 1, "select": ["id"], "embed": {"people": {"select": ["name", "pay"],
+                                                         "spread": True}}},
+        {"id": 1, "name": "Ada", "pay": "10.50"},
+    ),
+    (
+        "visits",
+        {"key": 3, "select": ["id"], "embed": {"places": {"select": ["note"], "spread": True}}},
+        {"id": 3, "note": None},
+    ),
+    (
+        "people",
+        {"key": 1, "select": ["id"], "embed": {"visits": {
+            "select": ["visit:id", "city"], "spread": True}}},
+        {"id": 1, "visit": [1, 2], "city": ["ulm", "ulm"]},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("relation", "kwargs", "expected"), SHAPES)
+@pytest_twisted.ensureDeferred
+async def test_shapes(db: Callee, relation: str, kwargs: dict[str, Any], expected: Any) -> None:
+    """Each relationship is found by name, and gives a row, null, or a list."""
+    assert await db.call(f"{relation}.get", **kwargs) == expected
+    key = kwargs.pop("key")
+    column = "person" if relation == "badges" else "id"
+    found = await db.call(f"{relation}.find", where={column: key}, **kwargs)
+    assert found["rows"] == [expected]
+
+
+@pytest_twisted.ensureDeferred
+async def test_values(db: Callee) -> None:
+    """An embedded value has the form that it has anywhere."""
+    whole = await db.call("people.find")
+    by_id = {row["id"]: row for row in whole["rows"]}
+    assert by_id[1]["prices"] == ["1.50", None]
+    found = await db.call("projects.find", embed={"lead": True})
+    for row in found["rows"]:
+        lead = row["lead"]
+        assert lead == (by_id[lead["id"]] if lead else None)
+    bosses = await db.call("people.get", 1, embed={"them": {"relation": "people",
+                                                           "direction": "many"}})  # fmt: skip
+    assert bosses["them"] == [by_id[2], by_id[3]]
+    assert by_id[3]["since"] == "infinity"
+    assert by_id[1]["photo"] == b"\0\xff"
+
+
+@pytest_twisted.ensureDeferred
+async def test_lists(db: Callee) -> None:
+    """In the form of lists, spread columns have names of their own."""
+    found = await db.call(
+        "visits.find",
+        select=["id"],
+        embed={"people": {"select": ["name"], "spread": True}, "places": {"select": ["note"]}},
+        form="lists",
+        limit=1,
+    )
+    assert found["columns"] == ["id", "name", "places"]
+    assert found["rows"] == [[1, "Ada", {"note": "n1"}]]
+
+
+async def titles(db: Callee, **kwargs: Any) -> list[str]:
+    """Give the titles of the projects that a find finds."""
+    found = await db.call("projects.find", select=["title"], **kwargs)
+    return [row["title"] for row in found["rows"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_filters_across(db: Callee) -> None:
+    """A filter on related rows asks whether one of them matches."""
+    assert await titles(db, where={"lead.name": "Ada"}) == ["Alpha", "Beta"]
+    assert await titles(db, where={"lead.name": {"neq": "Ada"}}) == ["Gamma"]
+    assert await titles(db, where={"members.role": "x"}) == ["Alpha", "Beta"]
+    assert await titles(db, where={"members.person.name": "Cyd"}) == ["Gamma"]
+    assert await titles(db, where={"members": None}) == ["Delta"]
+    assert await titles(db, where={"not": {"members": {"is": "not null"}}}) == ["Delta"]
+    assert await titles(db, where={"or": [{"members": None}, {"lead.boss.name": "Ada"}]}) == [
+        "Gamma",
+        "Delta",
+    ]
+    crew = {"relation": "people", "via": "members", "select": [], "where": {"id": 3}}
+    assert await titles(db, embed={"crew": crew}, where={"crew": {"is": "not null"}}) == ["Gamma"]
+    assert await db.call("projects.count", where={"members.role": "x"}) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_inner(db: Callee) -> None:
+    """An inner embed leaves out rows without a match; without columns it does no more."""
+    inner = {"select": ["name"], "inner": True, "where": {"name": "Ada"}}
+    found = await db.call("projects.find", select=["id"], embed={"lead": inner}, count="exact")
+    assert found["rows"] == [
+        {"id": 1, "lead": {"name": "Ada"}},
+        {"id": 2, "lead": {"name": "Ada"}},
+    ]
+    assert found["count"] == 2
+    only = {"select": [], "inner": True, "where": {"role": "z"}}
+    assert (await db.call("projects.find", select=["id"], embed={"members": only}))["rows"] == [
+        {"id": 3}
+    ]
+    deep = {"select": [], "inner": True, "embed": {"person": {"inner": True, "select": [],
+                                                            "where": {"name": "Bob"}}}}  # fmt: skip
+    assert await titles(db, embed={"members": deep}) == ["Alpha", "Beta"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_order_across(db: Callee) -> None:
+    """Rows are sorted by a column of the one related row, and paged by it too."""
+    expected = ["Gamma", "Beta", "Alpha", "Delta"]
+    order = [{"by": "lead.name", "desc": True, "nulls": "last"}, "-title"]
+    assert await titles(db, order=order) == expected
+    found: list[str] = []
+    after = None
+    while True:
+        page = await db.call("projects.find", order=order, limit=1, after=after)
+        found += [row["title"] for row in page["rows"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert found == expected
+    refused = await failure_of(titles(db, order=["members.role"]))
+    assert isinstance(refused, InvalidArgument)
+
+
+@pytest_twisted.ensureDeferred
+async def test_writes_answer_embeds(db: Callee, dsn: str) -> None:
+    """Written rows come back with what is related to them."""
+    embed = {"lead": NAME, "members": {"select": ["role"]}}
+    made = await db.call(
+        "projects.create", {"id": 9, "title": "Nine", "lead": 2}, select=["title"], embed=embed
+    )
+    assert made == {"title": "Nine", "lead": {"name": "Bob"}, "members": []}
+    changed = await db.call("projects.update", 9, {"lead": 3}, select=["title"], embed=embed)
+    assert changed["lead"] == {"name": "Cyd"}
+    many = await db.call(
+        "projects.update", where={"id": 9}, changes={"lead": 1}, select=[], embed={"lead": NAME}
+    )
+    assert many == {"rows": [{"lead": {"name": "Ada"}}], "affected": 1}
+    same = await db.call("projects.update", 9, {}, select=[], embed={"lead": NAME})
+    assert same == {"lead": {"name": "Ada"}}
+    gone = await db.call("projects.delete", 9, select=["id"], embed={"lead": NAME})
+    assert gone == {"id": 9, "lead": {"name": "Ada"}}
+
+
+@pytest.mark.parametrize(
+    ("relation", "embed", "path"),
+    [
+        ("people", 5, "embed"),
+        ("people", {"visits": 5}, "embed.visits"),
+        ("people", {"visits": {"nope": 5}}, "embed.visits.nope"),
+        ("people", {"visitz": True}, "embed.visitz"),
+        ("people", {"visits": {"select": ["nope"]}}, "embed.visits.select.0"),
+        ("people", {"visits": {"where": {"id": "x"}}}, "embed.visits.where.id"),
+        ("people", {"visits": {"order": ["nope"]}}, "embed.visits.order.0"),
+        ("people", {"visits": {"limit": -1}}, "embed.visits.limit"),
+        ("people", {"visits": {"inner": 1}}, "embed.visits.inner"),
+        ("people", {"visits": {"direction": "up"}}, "embed.visits.direction"),
+        ("people", {"visits": {"via": "nope"}}, "embed.visits"),
+        ("people", {"x": {"relation": "nope"}}, "embed.x"),
+        ("people", {"visits": {"spread": True}}, "embed"),
+        ("visits", {"people": {"select": ["id"], "spread": True}}, "embed"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_refused(db: Callee, relation: str, embed: Any, path: str) -> None:
+    """What is no embed is refused with its place."""
+    refused = await failure_of(db.call(f"{relation}.find", embed=embed))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_candidates(db: Callee) -> None:
+    """Of several ways between two relations, the refusal names each."""
+    refused = await failure_of(db.call("people.find", embed={"projects": True}))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["candidates"] == ["members", "projects_helper", "projects_lead"]
+    refused = await failure_of(db.call("people.find", embed={"people": True}))
+    assert isinstance(refused, InvalidArgument)
+
+
+@pytest_twisted.ensureDeferred
+async def test_depth(db: Callee) -> None:
+    """Embeds nest as deep as is allowed, and a statement of them is one."""
+    embed: dict[str, Any] = {}
+    for _ in range(8):
+        embed = {"boss": {"select": ["id"], "embed": embed}}
+    assert (await db.call("people.get", 2, embed=embed))["boss"]["id"] == 1
+    refused = await failure_of(db.call("people.get", 2, embed={"boss": {"embed": embed}}))
+    assert isinstance(refused, InvalidArgument)
