@@ -81,8 +81,8 @@ class Cluster:
             self._make()
             self._end_orphan()
         except subprocess.CalledProcessError as error:
-            last = (error.stderr or "").strip().splitlines()[-1:]
-            raise EmbeddedFailed(f"the embedded PostgreSQL: {' '.join(last) or error}") from error
+            said = " ".join((error.stderr or "").split())
+            raise EmbeddedFailed(f"the embedded PostgreSQL: {said or error}") from error
 
     def command(self) -> list[str]:
         """Spell the server's command; it is to be started from the main thread."""
