@@ -1,0 +1,234 @@
+"""
+A changed schema is served without a restart, and calls under way do not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+import pytest_twisted
+from alembic import command
+from alembic.config import Config
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+
+from schema.database import Place
+from service.answer import catalogs
+from service.catalog import Relation
+from service.db.thread import in_thread
+from service.serving import Serving
+from tests.conftest import ROOT, Router, execute
+from tests.db.rooms import until
+from tests.wamp.callers import Caller, join
+from tests.wamp.service import served
+
+GATE = 61
+"""Key of an advisory lock: who holds it keeps the calls of the view `gated` waiting."""
+
+SCHEMA = f"""
+CREATE TABLE steady (id int PRIMARY KEY, name text);
+INSERT INTO steady SELECT i, 'n' || i FROM generate_series(1, 10) i;
+CREATE TABLE shifting (id int PRIMARY KEY, name text, size int);
+INSERT INTO shifting VALUES (1, 'one', 1);
+CREATE VIEW gated AS SELECT id, name FROM steady
+    WHERE (SELECT pg_advisory_xact_lock_shared({GATE})) IS NOT NULL;
+"""
+
+
+@pytest.fixture(autouse=True)
+def schema(dsn: str) -> None:
+    execute(dsn, "DROP SCHEMA public CASCADE; CREATE SCHEMA public; " + SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def service(dsn: str, router: Router, schema: None) -> AsyncIterator[Serving]:
+    async with served(dsn, router) as serving:
+        await until(lambda: serving.listener.listening)
+        yield serving
+
+
+@pytest_twisted.async_yield_fixture
+async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
+    session = await join(router, "rawsocket cbor")
+    yield session
+    await session.close()
+
+
+@contextmanager
+def shut(dsn: str) -> Iterator[None]:
+    """Keep the gate shut for the length of the body."""
+    keeper = psycopg2.connect(dsn)
+    try:
+        with keeper.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [GATE])
+        yield
+    finally:
+        keeper.close()
+
+
+def waiting(dsn: str) -> bool:
+    """Whether a call waits at the gate."""
+    return bool(execute(dsn, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+
+
+def relations(service: Serving) -> dict[str, Relation]:
+    """Give the relations served now, by name."""
+    return {name: each for (_, name), each in service.hub.served.catalog.relations.items()}
+
+
+async def change(service: Serving, dsn: str, sql: str) -> None:
+    """Change the schema and say so, in one transaction; done when the service has read it."""
+    mark = uuid4().hex
+    execute(
+        dsn, f"BEGIN; {sql}; COMMENT ON TABLE steady IS '{mark}'; NOTIFY rowcast_schema; COMMIT"
+    )
+    await until(lambda: relations(service)["steady"].comment == mark)
+
+
+async def refusal(call: Deferred[Any]) -> ApplicationError:
+    """Give the error that a call ends in."""
+    with pytest.raises(ApplicationError) as caught:
+        await call
+    return caught.value
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_table(service: Serving, caller: Caller, dsn: str) -> None:
+    """A table can be called once it is there, and no more once it is gone."""
+    error = await refusal(caller.call("rowcast.fresh.find"))
+    assert error.error == "wamp.error.no_such_procedure"
+    await change(service, dsn, "CREATE TABLE fresh (id int PRIMARY KEY, name text)")
+    assert await caller.call("rowcast.fresh.create", {"id": 1, "name": "a"}) == {
+        "id": 1,
+        "name": "a",
+    }
+    assert "fresh" in (await caller.call("rowcast.describe"))["relations"]
+    await change(service, dsn, "DROP TABLE fresh")
+    error = await refusal(caller.call("rowcast.fresh.find"))
+    assert error.error == "wamp.error.no_such_procedure"
+    assert "fresh" not in (await caller.call("rowcast.describe"))["relations"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_columns(service: Serving, caller: Caller, dsn: str) -> None:
+    """A dropped column vanishes from answers and from what a call may name; a new one appears."""
+    assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one", "size": 1}
+    await change(service, dsn, "ALTER TABLE shifting DROP COLUMN size")
+    assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one"}
+    for kwargs in ({"where": {"size": 1}}, {"select": ["size"]}, {"order": ["size"]}):
+        error = await refusal(caller.call("rowcast.shifting.find", **kwargs))
+        assert error.error == "wamp.error.invalid_argument"
+    error = await refusal(caller.call("rowcast.shifting.update", 1, {"size": 2}))
+    assert error.error == "wamp.error.invalid_argument"
+    await change(
+        service,
+        dsn,
+        "ALTER TABLE shifting ADD COLUMN size text DEFAULT 'big', ALTER name SET NOT NULL;"
+        "COMMENT ON COLUMN shifting.id IS '@hidden'",
+    )
+    page = await caller.call("rowcast.shifting.find", where={"size": {"like": "b%"}})
+    assert page["rows"] == [{"name": "one", "size": "big"}]
+    error = await refusal(caller.call("rowcast.shifting.create", {"size": "small"}))
+    assert error.error == "rowcast.error.invalid_row"
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_under_way(service: Serving, caller: Caller, dsn: str) -> None:
+    """A call answers with the catalog it began with, though its relation is gone meanwhile."""
+    with shut(dsn):
+        call = caller.call("rowcast.gated.find", limit=1)
+        await until(lambda: waiting(dsn))
+        await change(service, dsn, "COMMENT ON VIEW gated IS '@hidden'")
+        error = await refusal(caller.call("rowcast.gated.find"))
+        assert error.error == "wamp.error.no_such_procedure"
+        assert not call.called
+    assert (await call)["rows"] == [{"id": 1, "name": "n1"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_busy(service: Serving, caller: Caller, dsn: str) -> None:
+    """Callers of other tables see nothing of twenty changes, not even one that fails."""
+    done = False
+    answered = 0
+
+    async def work(number: int) -> None:
+        nonlocal answered
+        while not done:
+            row = await caller.call("rowcast.steady.update", number, {"name": f"m{number}"})
+            assert row == await caller.call("rowcast.steady.get", number)
+            answered += 1
+
+    workers = [ensureDeferred(work(number)) for number in range(1, 5)]
+    for number in range(20):
+        await change(service, dsn, f"CREATE TABLE more_{number} AS SELECT {number} AS id")
+        assert (await caller.call(f"rowcast.more_{number}.find"))["rows"] == [{"id": number}]
+    done = True
+    await gatherResults(workers)
+    assert answered > len(workers)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_notifications(service: Serving, caller: Caller, dsn: str) -> None:
+    """A burst of notifications costs a few readings, and the last change is not missed."""
+    await change(service, dsn, "SELECT 1")
+    before = service.hub.served.catalog.version
+    for number in range(100):
+        execute(dsn, f"COMMENT ON TABLE steady IS 'c{number}'; NOTIFY rowcast_schema")
+    await until(lambda: relations(service)["steady"].comment == "c99")
+    assert service.hub.served.catalog.version - before < 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_unannounced(
+    service: Serving, caller: Caller, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that nobody told of is found out: a call is refused for now, and the next not."""
+    monkeypatch.setattr(catalogs, "STALE", 0.0)
+    await change(service, dsn, "SELECT 1")
+    execute(dsn, "ALTER TABLE shifting DROP COLUMN size")
+    error = await refusal(caller.call("rowcast.shifting.find"))
+    assert error.error == "rowcast.error.unavailable"
+    assert error.kwargs["retry"] is True
+    await until(lambda: "size" not in relations(service)["shifting"].columns)
+    assert (await caller.call("rowcast.shifting.find"))["rows"] == [{"id": 1, "name": "one"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_comes_back(service: Serving, caller: Caller, dsn: str) -> None:
+    """What changed while nobody listened is read when the listener is back."""
+    await change(service, dsn, "SELECT 1")
+    execute(
+        dsn,
+        "CREATE TABLE missed (id int PRIMARY KEY);"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query ILIKE '%LISTEN%'"
+        " AND pid <> pg_backend_pid()",
+    )
+    await until(lambda: "missed" in relations(service), 10)
+    assert await caller.call("rowcast.missed.count") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_migration(service: Serving, caller: Caller, dsn: str) -> None:
+    """`alembic upgrade` tells running services, and so does `downgrade`."""
+    config = Config(
+        ROOT / "alembic.ini", attributes={"place": Place(url=dsn), "configure_logging": False}
+    )
+    await in_thread(reactor, "alembic", command.upgrade, config, "head")
+    await until(lambda: {"actions", "drivers", "vehicles"} <= relations(service).keys())
+    row = await caller.call("rowcast.actions.create", {"action": "deploy", "path": "/srv"})
+    done = await caller.call("rowcast.actions.complete", row["id"])
+    assert (row["status"], done["status"]) == (False, True)
+    error = await refusal(caller.call("rowcast.actions.create", {"action": " ", "path": "/srv"}))
+    assert error.error == "rowcast.error.invalid_row", "the rules of the model hold at once"
+    await in_thread(reactor, "alembic", command.downgrade, config, "base")
+    await until(lambda: "actions" not in relations(service))
+    error = await refusal(caller.call("rowcast.actions.find"))
+    assert error.error == "wamp.error.no_such_procedure"
+    assert await caller.call("rowcast.steady.count") == 10
