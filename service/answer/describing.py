@@ -125,11 +125,16 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
         "comment": column.comment,
         "json_schema": schema,
         "readable": column.selectable,
-        "writable": column.insertable or column.updatable,
+        "writable": (column.insertable or column.updatable) and not _always(column),
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)
     return described
+
+
+def _always(column: Column) -> bool:
+    """Tell whether the value is the database's to make, whatever a call says."""
+    return bool(column.generated) or column.identity == "a"
 
 
 def _generated(column: Column) -> str | None:
@@ -143,13 +148,21 @@ def _schema(catalog: Catalog, type: Type) -> dict[str, Any]:
     if type.kind == "enum":
         return {"type": "string", "enum": list(type.labels)}
     if type.kind == "array":
-        return {"type": "array", "items": schema_of(catalog, catalog.type(type.element), True)}
+        element = schema_of(catalog, catalog.type(type.element), nullable=True)
+        return {"type": "array", "items": _or_array(element)}
     if type.kind == "composite":
         fields = {
             name: schema_of(catalog, catalog.type(oid), nullable=True) for name, oid in type.fields
         }
         return {"type": "object", "properties": fields}
     return _base(type.name)
+
+
+def _or_array(schema: dict[str, Any]) -> dict[str, Any]:
+    """Allow arrays as well: an array type does not tell how many dimensions a value has."""
+    if "enum" not in schema and isinstance(schema.get("type"), list):
+        return {**schema, "type": [*schema["type"], "array"]}
+    return {"anyOf": [schema, {"type": "array"}]} if schema else {}
 
 
 def _base(name: str) -> dict[str, Any]:

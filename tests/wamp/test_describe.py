@@ -1,0 +1,303 @@
+"""
+What the service says of itself: describe, health and stats, as a caller reads them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from jsonschema import Draft202012Validator
+from psycopg2.extensions import make_dsn
+
+from schema.database import Place
+from tests.conftest import Router, execute
+from tests.db.rooms import pause, until
+from tests.wamp.callers import Caller, join
+from tests.wamp.service import served
+from tests.wamp.test_values import TYPES, VALUES
+
+SCHEMA = """
+CREATE SCHEMA app; CREATE SCHEMA apart;
+CREATE TABLE app.owners (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name varchar(10) NOT NULL);
+COMMENT ON TABLE app.owners IS 'Who owns things';
+CREATE TABLE app.things (
+    id bigint PRIMARY KEY, owner_id int CONSTRAINT owned REFERENCES app.owners,
+    code text CONSTRAINT coded UNIQUE, price numeric(8,2) DEFAULT 1.5,
+    doubled numeric GENERATED ALWAYS AS (price * 2) STORED, secret text, mood mood DEFAULT 'sad');
+COMMENT ON COLUMN app.things.secret IS '@hidden';
+COMMENT ON COLUMN app.things.price IS 'In euros';
+CREATE TABLE app.vault (id int PRIMARY KEY, thing_id bigint REFERENCES app.things);
+COMMENT ON TABLE app.vault IS E'For nobody\\n@hidden';
+CREATE TABLE app.held (id int PRIMARY KEY, vault_id int REFERENCES app.vault);
+CREATE TABLE app.stats (id int PRIMARY KEY);
+CREATE TABLE app."odd name" (id int PRIMARY KEY);
+CREATE TABLE app.keyless (n int);
+CREATE VIEW app.named AS SELECT id, name FROM app.owners;
+CREATE MATERIALIZED VIEW app.counted AS SELECT count(*) AS n FROM app.owners;
+CREATE TABLE apart.things (id int PRIMARY KEY);
+CREATE TABLE public.unserved (id int PRIMARY KEY);
+INSERT INTO app.owners (name) VALUES ('Ada');
+INSERT INTO app.things (id, owner_id, price) VALUES (1, 1, 2), (2, NULL, NULL);
+INSERT INTO app.things (id, price, mood) VALUES (3, 'NaN', NULL), (4, -0.5, 'a "quoted" \\ word');
+"""
+
+DOCUMENT = {"version", "prefix", "schemas", "relations", "procedures"}
+RELATION = {
+    *("schema", "name", "kind", "comment", "columns", "primary_key", "unique_keys"),
+    *("foreign_keys", "row_security", "verbs"),
+}
+COLUMN = {
+    *("type", "nullable", "default", "generated", "comment", "json_schema", "readable", "writable"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    columns = ", ".join(f'"{name}" {declared}' for name, (declared, _) in VALUES.items())
+    execute(dsn, f"{TYPES} {SCHEMA} CREATE TABLE app.kept (id bigserial PRIMARY KEY, {columns});")
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def caller(dsn: str, router: Router) -> AsyncIterator[Caller]:
+    """Serve two schemas of the module's database, and call them."""
+    async with served(dsn, router, schemas=("app", "apart")):
+        session = await join(router, "websocket json")
+        yield session
+        await session.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_document(caller: Caller) -> None:
+    """It says whose it is, and has what is served under the names that calls use."""
+    document = await caller.call("rowcast.describe")
+    assert document.keys() >= DOCUMENT
+    assert document["prefix"] == "rowcast"
+    assert document["version"]
+    assert document["schemas"] == ["app", "apart"]
+    assert "actions.complete" in document["procedures"]
+    names = {"owners", "things", "held", "app.stats", "odd%20name", "keyless", "named", "counted"}
+    assert set(document["relations"]) == names | {"kept", "apart.things"}
+    for name, relation in document["relations"].items():
+        assert relation.keys() >= RELATION, name
+        assert all(column.keys() >= COLUMN for column in relation["columns"].values())
+        for verb in set(relation["verbs"]) & {"find", "count", "exists"}:
+            await caller.call(f"rowcast.{name}.{verb}")
+    assert (await caller.call("rowcast.stats")).keys() == {"calls", "pool"}, "not the table"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relation(caller: Caller) -> None:
+    """Kinds, comments, keys, defaults and what the database makes itself are told."""
+    relations = (await caller.call("rowcast.describe"))["relations"]
+    owners, things = relations["owners"], relations["things"]
+    assert (owners["kind"], owners["comment"]) == ("table", "Who owns things")
+    assert relations["named"]["kind"] == "view"
+    assert relations["counted"]["kind"] == "materialized view"
+    assert owners["primary_key"] == ["id"]
+    assert owners["columns"]["id"]["generated"] == "identity always"
+    assert owners["columns"]["name"] == {
+        "type": "character varying(10)",
+        "nullable": False,
+        "default": None,
+        "generated": None,
+        "comment": None,
+        "json_schema": {"type": "string", "maxLength": 10},
+        "readable": True,
+        "writable": True,
+    }
+    assert {"name": "coded", "columns": ["code"]} in things["unique_keys"]
+    assert things["foreign_keys"] == [
+        {
+            "name": "owned",
+            "columns": ["owner_id"],
+            "schema": "app",
+            "relation": "owners",
+            "target_columns": ["id"],
+        }
+    ]
+    columns = things["columns"]
+    assert (columns["price"]["default"], columns["price"]["comment"]) == ("1.5", "In euros")
+    assert columns["doubled"]["generated"] == "stored"
+    assert not columns["doubled"]["writable"]
+    assert columns["mood"]["enum"] == ["sad", "so, so", 'a "quoted" \\ word', "", "NULL"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_verbs(caller: Caller) -> None:
+    """Exactly the verbs that work are listed."""
+    relations = (await caller.call("rowcast.describe"))["relations"]
+    reading = {"find", "count", "exists"}
+    assert set(relations["things"]["verbs"]) >= reading | {"get", "create", "update", "delete"}
+    assert reading <= set(relations["named"]["verbs"])
+    assert "get" not in relations["named"]["verbs"]
+    assert "get" not in relations["keyless"]["verbs"]
+    assert not set(relations["counted"]["verbs"]) & {"get", "create", "update", "delete"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_hidden(caller: Caller) -> None:
+    """What is hidden, or not served, is not there, nor named by what refers to it."""
+    document = await caller.call("rowcast.describe")
+    assert not document["relations"]["held"]["foreign_keys"]
+    for word in ("secret", "vault'", "nobody", "@hidden", "unserved"):
+        assert word not in repr(document)
+
+
+@pytest_twisted.ensureDeferred
+async def test_json_schemas(caller: Caller) -> None:
+    """Each column's JSON Schema is one, and holds for the rows that are really answered."""
+    for name, values in VALUES.items():
+        for value in values[1]:
+            await caller.call("rowcast.kept.create", {name: value}, returning=False)
+    relations = (await caller.call("rowcast.describe"))["relations"]
+    checked = 0
+    for relation in ("kept", "things", "owners"):
+        columns = relations[relation]["columns"]
+        validators = {}
+        for name, column in columns.items():
+            Draft202012Validator.check_schema(column["json_schema"])
+            validators[name] = Draft202012Validator(column["json_schema"])
+        for row in (await caller.call(f"rowcast.{relation}.find"))["rows"]:
+            for name, value in row.items():
+                errors = [each.message for each in validators[name].iter_errors(plain(value))]
+                assert not errors, (name, value, errors)
+                checked += 1
+    assert checked > 1000
+
+
+def plain(value: Any) -> Any:
+    """Write binary as WAMP's JSON does."""
+    if isinstance(value, bytes):
+        return "\0" + b64encode(value).decode()
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize(
+    ("relation", "column", "wrong"),
+    [
+        ("owners", "name", None),
+        ("owners", "name", "eleven char"),
+        ("things", "id", 2**63),
+        ("things", "price", 1.5),
+        ("things", "price", "abc"),
+        ("things", "mood", "happy"),
+        ("kept", "bool", "yes"),
+        ("kept", "ints", ["x"]),
+        ("kept", "pair", {"a": "x"}),
+        ("kept", "hstore", {"a": 1}),
+        ("kept", "words", [1]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_json_schemas_say_something(
+    caller: Caller, relation: str, column: str, wrong: Any
+) -> None:
+    """They do not hold for what an answer cannot have."""
+    found = (await caller.call("rowcast.describe"))["relations"][relation]["columns"][column]
+    assert not Draft202012Validator(found["json_schema"]).is_valid(wrong)
+
+
+@pytest.fixture
+def clerk(dsn: str) -> Iterator[str]:
+    """Make a role of few rights; gives its way in."""
+    execute(
+        dsn,
+        "CREATE ROLE clerk LOGIN; GRANT USAGE ON SCHEMA app TO clerk;"
+        "GRANT SELECT (id, code), UPDATE (code) ON app.things TO clerk;"
+        "GRANT SELECT, DELETE ON app.owners TO clerk; GRANT INSERT ON app.held TO clerk",
+    )
+    yield make_dsn(dsn, user="clerk")
+    execute(dsn, "DROP OWNED BY clerk; DROP ROLE clerk")
+
+
+@pytest_twisted.ensureDeferred
+async def test_privileges(router: Router, clerk: str, caller: Caller) -> None:
+    """Nothing is described that the service's role may not use, and no verb that it may not."""
+    async with served(clerk, router, prefix="rowcast.clerk", schemas=("app", "apart")):
+        relations = (await caller.call("rowcast.clerk.describe"))["relations"]
+        assert set(relations) == {"things", "owners", "held"}
+        usable = {
+            name: {column for column, each in relation["columns"].items() if each["readable"]}
+            for name, relation in relations.items()
+        }
+        assert usable == {"things": {"id", "code"}, "owners": {"id", "name"}, "held": set()}
+        assert {n for n, c in relations["things"]["columns"].items() if c["writable"]} == {"code"}
+        assert "create" not in relations["things"]["verbs"]
+        assert "delete" not in relations["things"]["verbs"]
+        assert {"update", "find", "get"} <= set(relations["things"]["verbs"])
+        assert {"delete", "find"} <= set(relations["owners"]["verbs"])
+        assert set(relations["held"]["verbs"]) == {"create"}
+        row = await caller.call("rowcast.clerk.things.get", 1)
+        assert row.keys() == {"id", "code"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_stats(caller: Caller) -> None:
+    """Calls are counted by how they ended, latencies and the pool are told."""
+    before = await caller.call("rowcast.stats")
+    await caller.call("rowcast.owners.find")
+    with pytest.raises(ApplicationError):
+        await caller.call("rowcast.owners.get", 99)
+    after = await caller.call("rowcast.stats")
+    calls = after["calls"]
+    assert calls.keys() == {"in_progress", "outcomes", "latency"}
+    assert calls["in_progress"] == 1, "this very call"
+    told = [each["calls"]["outcomes"] for each in (before, after)]
+    assert told[1]["answered"] - told[0]["answered"] == 2
+    assert told[1]["refused"] - told[0].get("refused", 0) == 1
+    latency = calls["latency"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+    assert after["pool"].keys() == {"size", "busy", "waiting", "timeouts", "connects"}
+    assert 1 <= after["pool"]["size"] <= 5
+
+
+@pytest.mark.parametrize("name", ["describe", "health", "stats"])
+@pytest_twisted.ensureDeferred
+async def test_no_arguments(caller: Caller, name: str) -> None:
+    """They take a timeout, as all do, and nothing else."""
+    await caller.call(f"rowcast.{name}", timeout=5)
+    for args, kwargs in (([1], {}), ([], {"x": 1}), ([], {"timeout": "x"})):
+        with pytest.raises(ApplicationError) as caught:
+            await caller.call(f"rowcast.{name}", *args, **kwargs)
+        assert caught.value.error == "wamp.error.invalid_argument"
+
+
+@pytest_twisted.ensureDeferred
+async def test_health(router: Router, caller: Caller) -> None:
+    """While PostgreSQL is gone the service lives and is not ready; afterwards it is again."""
+    home = Path(tempfile.mkdtemp(prefix="rowcast-health-"))
+    place = Place(state=home)
+    try:
+        server = ExitStack()
+        dsn = server.enter_context(place.running())
+        async with served(dsn, router, prefix="rowcast.frail") as service:
+            dispatch = service.pool.dispatch
+            dispatch.limits = replace(dispatch.limits, connect_wait=0.1)
+            await until(lambda: service.listener.listening)
+            found = await caller.call("rowcast.frail.health")
+            checks = {"router": True, "listener": True, "catalog": True, "postgres": True}
+            assert found == {"live": True, "ready": True, "checks": checks}
+            server.close()
+            await until(lambda: not service.listener.listening)
+            found = await caller.call("rowcast.frail.health")
+            gone = {**checks, "listener": False, "postgres": False}
+            assert found == {"live": True, "ready": False, "checks": gone}
+            with place.running():
+                while not found["ready"]:
+                    await pause(0.05)
+                    found = await caller.call("rowcast.frail.health")
+                assert found["checks"] == checks
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
