@@ -22,6 +22,10 @@ Words = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
+MAX_WIRES = 32
+"""Cursors kept by one connection, one for each codec: as many roles as are in use."""
+
+
 class Installable(Protocol):
     """What `PgConnection.wire` needs of a codec."""
 
@@ -77,7 +81,8 @@ class PgConnection(extensions.connection):
     A connection that belongs to one worker thread.
 
     Attributes:
-        opening: The BEGIN that the next statement takes along, or None.
+        opening: The BEGIN that the next statement takes along, or None; or, for statements
+            that stand alone, what each of them takes along.
         stopped: Set by a canceler: the job that has the connection is to end.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
@@ -92,8 +97,7 @@ class PgConnection(extensions.connection):
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
         self.cursor_factory = PgCursor
-        self._codec: Installable | None = None
-        self._wire: extensions.cursor | None = None
+        self._wires: dict[Installable, extensions.cursor] = {}
         self._idle = select.poll()
 
     def prepare(self, generation: int, settings: str = "") -> None:
@@ -141,23 +145,30 @@ class PgConnection(extensions.connection):
         """
         Give the cursor of this connection whose rows hold wire values.
 
-        It is kept, with the codec's typecasters, until another codec is passed.
+        It is kept, with the codec's typecasters; there is a codec for each role.
         """
-        if self._wire is None or codec is not self._codec or self._wire.closed:
-            self._wire = self.cursor()
-            codec.install(self._wire)
-            self._codec = codec
-        return self._wire
+        found = self._wires.get(codec)
+        if found is None or found.closed:
+            if len(self._wires) >= MAX_WIRES:  # of catalogs that are gone
+                self._wires.clear()
+            found = self._wires[codec] = self.cursor()
+            codec.install(found)
+        return found
 
-    def begin(self, words: str) -> None:
-        """Note that the next statement begins a transaction."""
-        self.opening = f"{words};{self.settings}"
+    def begin(self, words: str, identity: str = "") -> None:
+        """Note that the next statement begins a transaction, and as whom."""
+        self.opening = f"{words};{self.settings}{identity}"
+
+    def assume(self, identity: str) -> None:
+        """Have every statement from now on go by itself, as somebody."""
+        self.opening = identity or None
 
     def note_begun(self) -> None:
         """
         Forget the noted BEGIN if the server has seen it.
 
-        A message that does not parse as a whole begins nothing.
+        A message that does not parse as a whole begins nothing; nor does one that goes by
+        itself, as somebody, which the next one does too.
         """
         if self.closed or self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             self.opening = None

@@ -87,12 +87,14 @@ class Transaction(Level):
     Args:
         dispatch: Where its worker comes from.
         words: The BEGIN.
+        identity: As whom it runs.
     """
 
-    def __init__(self, dispatch: Dispatch, words: str) -> None:
+    def __init__(self, dispatch: Dispatch, words: str, identity: str = "") -> None:
         super().__init__(0)
         self._dispatch = dispatch
         self._words = words
+        self._identity = identity
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
         self._failure: Failure | None = None
@@ -113,7 +115,7 @@ class Transaction(Level):
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words)
+        connection.begin(self._words, self._identity)
         while (job := self._lane.get()) is not None:
             server.worker.execute(job, lambda job: job.function(connection, *job.args))
 

@@ -104,21 +104,23 @@ class PgPool(adbapi.ConnectionPool):
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
         call = partial(func, **kw) if kw else func
-        return self.dispatch.submit(Job(single_txn, (call, *args)))
+        return self.dispatch.submit(Job(single_txn, ("", call, *args)))
 
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
     ) -> Deferred[Any]:
         """Run a function with a cursor in one transaction."""
-        return self.dispatch.submit(Job(atomic_txn, ("BEGIN", cursor_txn, interaction, args, kw)))
+        return self.dispatch.submit(
+            Job(atomic_txn, ("BEGIN", "", cursor_txn, interaction, args, kw))
+        )
 
     def runQuery(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives its rows."""
-        return self.dispatch.submit(Job(single_txn, (statement_txn, sql, params)))
+        return self.dispatch.submit(Job(single_txn, ("", statement_txn, sql, params)))
 
     def runOperation(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives nothing."""
-        done = self.dispatch.submit(Job(single_txn, (statement_txn, sql, params, False)))
+        done = self.dispatch.submit(Job(single_txn, ("", statement_txn, sql, params, False)))
         return done.addCallback(lambda _: None)
 
 

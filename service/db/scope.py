@@ -9,8 +9,8 @@ outlive a scope must be started with a clean context (`contextvars.Context().run
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,11 +43,21 @@ class Database:
         self.pool = pool
         self._reactor = reactor
         self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
+        self._identity: ContextVar[str] = ContextVar("rowcast_identity", default="")
 
     @property
     def level(self) -> Level | None:
         """The transaction or savepoint that the caller is in, if any."""
         return self._level.get()
+
+    @contextmanager
+    def identity(self, words: str) -> Iterator[None]:
+        """Have what the body sends run as somebody: `db/identity` has the words."""
+        token = self._identity.set(words)
+        try:
+            yield
+        finally:
+            self._identity.reset(token)
 
     def run(
         self,
@@ -74,7 +84,8 @@ class Database:
         level = self._level.get()
         if level is not None:
             return level.run(function, *args, timeout=timeout)
-        return self.pool.dispatch.submit(Job(single_txn, (function, *args), retry), timeout)
+        job = Job(single_txn, (self._identity.get(), function, *args), retry)
+        return self.pool.dispatch.submit(job, timeout)
 
     def statement(
         self,
@@ -107,8 +118,8 @@ class Database:
         level = self._level.get()
         if level is not None:
             return level.run(nested_txn, function, *args, timeout=timeout)
-        words = begin_words(isolation, read_only)
-        return self.pool.dispatch.submit(Job(atomic_txn, (words, function, *args)), timeout)
+        words = begin_words(isolation, read_only), self._identity.get()
+        return self.pool.dispatch.submit(Job(atomic_txn, (*words, function, *args)), timeout)
 
     @asynccontextmanager
     async def transaction(
@@ -126,7 +137,8 @@ class Database:
         outer = self._level.get()
         level: Level
         if outer is None:
-            level = Transaction(self.pool.dispatch, begin_words(isolation, read_only))
+            words = begin_words(isolation, read_only)
+            level = Transaction(self.pool.dispatch, words, self._identity.get())
         else:
             level = Savepoint(outer)
         await level.enter()

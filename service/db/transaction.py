@@ -39,18 +39,21 @@ def begin_words(isolation: str | None = None, read_only: bool = False) -> str:
     return f"{words} READ ONLY" if read_only else words
 
 
-def single_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def single_txn(
+    connection: PgConnection, identity: str, function: Callable[..., Any], *args: Any
+) -> Any:
     """Run a function whose statements stand alone; behind a pooler, in a transaction."""
     if not connection.pooled:
+        connection.assume(identity)
         return function(connection, *args)
-    return atomic_txn(connection, "BEGIN", function, *args)
+    return atomic_txn(connection, "BEGIN", identity, function, *args)
 
 
 def atomic_txn(
-    connection: PgConnection, words: str, function: Callable[..., Any], *args: Any
+    connection: PgConnection, words: str, identity: str, function: Callable[..., Any], *args: Any
 ) -> Any:
     """Run a function in a transaction of its own; the worker rolls back when it raises."""
-    connection.begin(words)
+    connection.begin(words, identity)
     result = function(connection, *args)
     commit_txn(connection)
     return result
