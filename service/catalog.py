@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from service.errors import NoSuchProcedure, UnknownName, nearest
+from service.functions import Function, unknown
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
@@ -179,12 +180,14 @@ class Catalog:
         schemas: The served schemas, the first one without a prefix in URIs.
         relations: By schema and name.
         types: By oid.
+        functions: By schema and name; several if they differ in their arguments.
     """
 
     version: int
     schemas: tuple[str, ...]
     relations: Mapping[tuple[str, str], Relation]
     types: Mapping[int, Type]
+    functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:
@@ -228,6 +231,18 @@ class Catalog:
             raise NoSuchProcedure(
                 f'no relation "{name[:80]}" is served', hint=nearest(name, self._names(schema))
             ) from None
+
+    def function(self, schema: str, name: str) -> tuple[Function, ...]:
+        """
+        Look the functions of a name up.
+
+        Raises:
+            NoSuchProcedure: There is none, or our role may not execute it.
+        """
+        try:
+            return self.functions[schema, name]
+        except KeyError:
+            raise unknown(name, [each for home, each in self.functions if home == schema]) from None
 
     def type(self, oid: int) -> Type:
         """Look a type up; an unknown one is taken as text."""

@@ -1,7 +1,7 @@
 """
 The database's own catalog → `Catalog`.
 
-Seven statements, whatever the number of relations, in one snapshot. Hidden relations and
+Eight statements, whatever the number of relations, in one snapshot. Hidden relations and
 columns are left out here, so that nothing after this can reach them.
 """
 
@@ -17,7 +17,8 @@ from psycopg2.extras import NamedTupleCursor
 
 from service.catalog import Catalog, Column, ForeignKey, Relation, RelationKind, UniqueKey
 from service.db import introspect_sql
-from service.db.introspect_types import TypeRows
+from service.db.introspect_functions import FUNCTIONS, functions, types_of
+from service.db.introspect_types import TypeRows, shown
 
 KINDS: Mapping[str, RelationKind] = {
     "r": "table",
@@ -48,6 +49,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     with _snapshot(connection) as cursor:
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
         types = TypeRows(_rows(cursor, introspect_sql.TYPES))
+        routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
         wanted = [row.oid for row in relations]
         columns, keys, foreign_keys, checks = (
             _rows(cursor, statement, relations=wanted)
@@ -75,8 +77,9 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         )
         for row in relations
     }
-    used = [row.type for row in columns]
-    return Catalog(version, tuple(schemas), served, types.served(schemas, used))
+    used = [*(row.type for row in columns), *types_of(routines)]
+    known = types.served(schemas, used)
+    return Catalog(version, tuple(schemas), served, known, functions(routines))
 
 
 def revision_txn(connection: connection) -> tuple[str, ...] | None:
@@ -144,7 +147,7 @@ def _relation(
         unique_keys=tuple(key for _, key in unique_keys),
         foreign_keys=foreign_keys,
         checks=checks,
-        comment=_shown(row.comment),
+        comment=shown(row.comment),
         row_security=row.row_security,
         filled=row.filled,
         selectable=bool(row.selectable),
@@ -164,7 +167,7 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
             default=row.expression or (None if row.generated else types.default(row.type)),
             identity=row.identity,
             generated=row.generated,
-            comment=_shown(row.comment),
+            comment=shown(row.comment),
             max_length=types.max_length(row.type, row.modifier),
             selectable=bool(row.selectable),
             insertable=bool(row.insertable),
@@ -205,9 +208,3 @@ def _checks(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
     return {
         row.name: tuple(names[number] for number in row.columns if number in names) for row in rows
     }
-
-
-def _shown(comment: str | None) -> str | None:
-    """Give a comment less the lines that speak to the service."""
-    lines = (comment or "").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None

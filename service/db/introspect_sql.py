@@ -9,7 +9,7 @@ the server has none.
 
 from __future__ import annotations
 
-_HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
+HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
 """Whether a comment has the line that takes its object out of the service."""
 
 RELATIONS = f"""
@@ -28,7 +28,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
     ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0,
        LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events) w
  WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-   AND NOT c.relispartition AND NOT {_HIDDEN.format("d")}
+   AND NOT c.relispartition AND NOT {HIDDEN.format("d")}
    AND has_schema_privilege(n.oid, 'USAGE')
    AND (has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE')
         OR has_table_privilege(c.oid, 'DELETE'))
@@ -60,7 +60,7 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
        LATERAL (SELECT c.relkind <> 'v' OR pg_column_is_updatable(c.oid, a.attnum, true)
                        AS direct) v
  WHERE a.attrelid = ANY(%(relations)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
-   AND NOT {_HIDDEN.format("d")}
+   AND NOT {HIDDEN.format("d")}
  ORDER BY a.attrelid, a.attnum
 """
 """
@@ -127,7 +127,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                 ORDER BY l.enumsortorder)
        ELSE '{{}}' END AS labels,
        CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT CASE WHEN {_HIDDEN.format("p")} OR {_HIDDEN.format("d")} THEN ''
+         ARRAY(SELECT CASE WHEN {HIDDEN.format("p")} OR {HIDDEN.format("d")} THEN ''
                            ELSE a.attname::text END
                  FROM pg_attribute a
                  LEFT JOIN pg_description d ON d.objoid = a.attrelid AND d.objsubid = a.attnum
@@ -140,7 +140,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                 WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
                 ORDER BY a.attnum)
        ELSE '{{}}' END AS field_types,
-       {_HIDDEN.format("p")} AS hidden,
+       {HIDDEN.format("p")} AS hidden,
        EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
                 WHERE m.amname = 'btree' AND o.opcdefault
                   AND (o.opcintype = t.oid

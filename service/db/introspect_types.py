@@ -103,3 +103,9 @@ class TypeRows:
         if row.kind == "c":
             return all(self._comparable(each, above) for each in row.field_types)
         return row.kind in "erm" or row.ordered
+
+
+def shown(comment: str | None) -> str | None:
+    """Give a comment less the lines that speak to the service."""
+    lines = (comment or "").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
