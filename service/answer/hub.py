@@ -15,6 +15,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
+from service.answer.aggregating import Aggregating
 from service.answer.changing import Changing
 from service.answer.creating import Creating
 from service.answer.reading import Reading
@@ -51,6 +52,7 @@ class Hub:
         self.suspect = suspect
         self._served: Served | None = None
         reading = Reading(database, limits, max_bytes)
+        aggregating = Aggregating(database, limits, max_bytes)
         creating = Creating(database, limits, max_bytes)
         changing = Changing(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
@@ -58,6 +60,7 @@ class Hub:
             "find": reading.find,
             "count": reading.count,
             "exists": reading.exists,
+            "aggregate": aggregating.aggregate,
             "create": creating.create,
             "update": changing.update,
             "delete": changing.delete,

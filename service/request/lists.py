@@ -19,7 +19,7 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
     if select is None:
         return None
     return tuple(
-        _item(each, f"{path}.{at}", values) for at, each in enumerate(listed(select, path))
+        parse_one(each, f"{path}.{at}", values) for at, each in enumerate(listed(select, path))
     )
 
 
@@ -28,7 +28,8 @@ def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, .
     return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(listed(order, path)))
 
 
-def _item(item: Any, path: str, values: Values) -> Item:
+def parse_one(item: Any, path: str, values: Values) -> Item:
+    """Read one item of a select list, in its short or its long form."""
     if isinstance(item, str):
         return parse_item(item, path, values)
     if not isinstance(item, Mapping):

@@ -108,5 +108,32 @@ class Negation:
 
 Filter = Comparison | Junction | Negation
 
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """
+    A function over many rows.
+
+    Args:
+        name: Of the measure.
+        path: Where in the call.
+        function: As SQL has it: "count", "sum"…
+        item: What it is of; None for whole rows.
+        distinct: Whether each value counts once.
+        separator: What stands between the texts of `string_agg`.
+        where: Which rows count.
+        cast: What its result is cast to.
+    """
+
+    name: str
+    path: str
+    function: str
+    item: Item | None
+    distinct: bool
+    separator: Operand | None
+    where: Filter
+    cast: str | None
+
+
 EVERYTHING = Junction(any=False, terms=())
 """The filter that holds for every row."""

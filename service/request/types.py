@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from service.request.terms import Filter, Item, Key, Operand, Reference
+from service.request.terms import Filter, Item, Key, Measure, Operand, Reference
 
 CountMode = Literal["exact", "planned", "estimated"]
 Form = Literal["dicts", "lists"]
@@ -116,6 +116,30 @@ class CountRequest:
     """How many rows there are, or whether there is one."""
 
     where: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateRequest:
+    """
+    Functions over groups of rows.
+
+    Args:
+        measures: The functions.
+        group: What the rows of a group have in common; without it all are one group.
+        where: Which rows.
+        having: Which groups, by their measures.
+        order, limit, offset: Of the groups.
+        form: Of the groups in the answer.
+    """
+
+    measures: tuple[Measure, ...]
+    group: tuple[Item, ...]
+    where: Filter
+    having: Filter
+    order: tuple[Key, ...]
+    limit: Operand
+    offset: Operand | None
+    form: Form = "dicts"
 
 
 @dataclass(frozen=True, slots=True)

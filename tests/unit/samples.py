@@ -13,6 +13,7 @@ BASE = {
     25: ("text", "text", "S"),
     114: ("json", "json", "U"),
     1043: ("varchar", "character varying", "S"),
+    1700: ("numeric", "numeric", "N"),
     1184: ("timestamptz", "timestamp with time zone", "D"),
     3614: ("tsvector", "tsvector", "U"),
     3734: ("regconfig", "regconfig", "N"),

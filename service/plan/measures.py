@@ -1,0 +1,129 @@
+"""
+Measures and groups against a relation's columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from service.catalog import Catalog, Type
+from service.errors import InvalidArgument
+from service.plan.conditions import Expression, PlannedMeasure
+from service.plan.expressions import Scope
+from service.plan.filters import plan_filter
+from service.plan.types import Output
+from service.request.terms import Item, Measure
+
+SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
+"""The type of a sum, where it is not that of its column."""
+AVERAGES = {"int2": "numeric", "int4": "numeric", "int8": "numeric", "float4": "float8"}
+NAME_BYTES = 63
+"""What PostgreSQL keeps of a name (NAMEDATALEN)."""
+
+
+def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
+    """
+    Resolve what the rows of a group have in common.
+
+    Raises:
+        InvalidArgument: A name is unknown, or its values cannot be told apart.
+    """
+    return tuple(
+        replace(output, expression=distinguishable(scope, output.expression))
+        for output in scope.outputs(group)
+    )
+
+
+def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
+    """
+    Resolve measures.
+
+    Raises:
+        InvalidArgument: A name is unknown.
+    """
+    return tuple(_measure(scope, measure) for measure in measures)
+
+
+def refuse_repeated(
+    groups: Iterable[Output], measures: Iterable[PlannedMeasure], path: str
+) -> None:
+    """
+    Keep the names of groups and measures apart.
+
+    Raises:
+        InvalidArgument: Two are called alike.
+    """
+    names = [output.name for output in groups] + [measure.name for measure in measures]
+    seen: set[bytes] = set()
+    for name in names:
+        kept = name.encode()[:NAME_BYTES]
+        if kept in seen:
+            raise InvalidArgument(
+                f'"{name[:80]}" stands twice in the answer',
+                path=path,
+                hint='rename one: "other_name:column" in group, or another name in measures',
+            )
+        seen.add(kept)
+
+
+def distinguishable(scope: Scope, value: Expression) -> Expression:
+    """
+    Give a value a type whose values can be told apart.
+
+    Raises:
+        InvalidArgument: It has none.
+    """
+    if value.type.name == "json" and value.type.schema == "pg_catalog":
+        jsonb = scope.named("jsonb")
+        return replace(value, cast=jsonb, type=jsonb)
+    if not value.type.comparable:
+        raise InvalidArgument(
+            f"values of type {value.type.sql} cannot be told apart",
+            path=value.path,
+            column=value.column.name,
+        )
+    return value
+
+
+def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
+    operand, of = None, scope.named("text")
+    if measure.item is not None:
+        (output,) = scope.outputs((measure.item,))
+        operand = output.expression
+        if measure.distinct:
+            operand = distinguishable(scope, operand)
+        of = scope.catalog.plain(operand.type)
+    cast = None
+    if measure.cast is not None:
+        cast = scope.catalog.type_named(measure.cast, f"{measure.path}.cast")
+    separator = None
+    if measure.separator is not None:
+        between = of if of.name == "bytea" else scope.named("text")
+        separator = scope.bound(measure.separator, between)
+    return PlannedMeasure(
+        function=measure.function,
+        operand=operand,
+        type=cast or _result(scope.catalog, measure.function, of),
+        name=measure.name,
+        path=measure.path,
+        distinct=measure.distinct,
+        separator=separator,
+        where=plan_filter(scope, measure.where),
+        cast=cast,
+    )
+
+
+def _result(catalog: Catalog, function: str, of: Type) -> Type:
+    """Give the type that a function gives for values of a type."""
+    named = catalog.types_by_name
+    if function == "count":
+        return named["int8"]
+    if function in {"bool_and", "bool_or"}:
+        return named["bool"]
+    if function == "string_agg":
+        return of if of.name == "bytea" else named["text"]
+    if function == "array_agg":
+        return of if of.kind == "array" else catalog.array_of(of) or named["text"]
+    other = {"sum": SUMS, "avg": AVERAGES}.get(function, {}).get(of.name)
+    return named[other] if other and of.schema == "pg_catalog" else of

@@ -1,0 +1,124 @@
+"""
+The `measures` argument: what is computed over rows (wire contract, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import InvalidArgument, UnknownName
+from service.request.filters import FilterParser
+from service.request.items import check_name
+from service.request.lists import parse_one
+from service.request.terms import Item, Measure, Operand
+from service.request.values import Values
+
+FUNCTIONS = (
+    "count",
+    "sum",
+    "avg",
+    "min",
+    "max",
+    "bool_and",
+    "bool_or",
+    "array_agg",
+    "string_agg",
+)
+OPTIONS = ("distinct", "separator", "where", "cast")
+MAX_MEASURES = 200
+"""Of one list: a statement gives 1,664 columns at most, and groups want some of them."""
+
+
+def parse_measures(
+    measures: Any, values: Values, max_depth: int, path: str = "measures"
+) -> tuple[Measure, ...]:
+    """
+    Read measures by name.
+
+    Args:
+        measures: As they came.
+        values: Of the call; operands are added.
+        max_depth: How deep the and, or and not of their filters may nest.
+        path: Where in the call.
+
+    Raises:
+        InvalidArgument: They do not follow the grammar.
+    """
+    if not isinstance(measures, Mapping):
+        raise InvalidArgument(
+            "measures are a dict of names and functions",
+            path=path,
+            hint='as in {"total": {"sum": "amount"}}',
+        )
+    if len(measures) > MAX_MEASURES:
+        raise InvalidArgument(f"a call has at most {MAX_MEASURES} measures", path=path)
+    found = []
+    for name, measure in measures.items():
+        if not isinstance(name, str):
+            raise InvalidArgument("the keys of measures are names", path=path)
+        check_name(name, path)
+        found.append(_measure(name, measure, values, max_depth, f"{path}.{name}"))
+    return tuple(found)
+
+
+def _measure(name: str, measure: Any, values: Values, max_depth: int, path: str) -> Measure:
+    if not isinstance(measure, Mapping):
+        raise InvalidArgument(
+            "a measure is a dict of a function and its column",
+            path=path,
+            hint='as in {"sum": "amount"} or {"count": "*"}',
+        )
+    function = _function(measure, path)
+    item = _operand(function, measure[function], values, f"{path}.{function}")
+    distinct, cast = measure.get("distinct"), measure.get("cast")
+    if distinct is not None and not isinstance(distinct, bool):
+        raise InvalidArgument('"distinct" is true or false', path=f"{path}.distinct")
+    if distinct and item is None:
+        raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
+    if cast is not None and not isinstance(cast, str):
+        raise InvalidArgument('"cast" is the name of a type', path=f"{path}.cast")
+    where = FilterParser(values, max_depth).parse(measure.get("where"), f"{path}.where")
+    separator = _separator(function, measure, values, path)
+    return Measure(name, path, function, item, bool(distinct), separator, where, cast)
+
+
+def _function(measure: Mapping[Any, Any], path: str) -> str:
+    found = [str(each) for each in measure if each not in OPTIONS]
+    for each in found:
+        if each not in FUNCTIONS:
+            raise UnknownName("function", each, [*FUNCTIONS, *OPTIONS], path=f"{path}.{each}")
+    if len(found) != 1:
+        raise InvalidArgument(
+            "a measure has one function", path=path, hint=f"one of {', '.join(FUNCTIONS)}"
+        )
+    return found[0]
+
+
+def _operand(function: str, operand: Any, values: Values, path: str) -> Item | None:
+    """Read what a function is of; None stands for whole rows."""
+    if operand == "*" and function == "count":
+        return None
+    item = parse_one(operand, path, values)
+    if item.alias is not None or (item.reference.name == "*" and not item.reference.owners):
+        raise InvalidArgument(
+            f'"{function}" takes a column, perhaps with a path and a cast',
+            path=path,
+            hint="the name of a measure is its key",
+        )
+    return item
+
+
+def _separator(
+    function: str, measure: Mapping[str, Any], values: Values, path: str
+) -> Operand | None:
+    separator = measure.get("separator")
+    if function != "string_agg":
+        if separator is not None:
+            raise InvalidArgument(f'"{function}" has no separator', path=f"{path}.separator")
+        return None
+    if separator is None:
+        separator = ","
+    if not isinstance(separator, str):
+        raise InvalidArgument('"separator" is a text', path=f"{path}.separator")
+    return Operand(values.add(separator), f"{path}.separator")

@@ -1,0 +1,236 @@
+"""
+Aggregates through the hub: every answer is what SQL itself answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument, TooLarge
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE DOMAIN euro AS numeric(10,2);
+CREATE TABLE people (id int PRIMARY KEY, name text, boss int REFERENCES people);
+INSERT INTO people VALUES (1, 'Ada', NULL), (2, 'Bob', 1), (3, 'Cyd', 2);
+CREATE TABLE sales (
+    id int PRIMARY KEY, seller int CONSTRAINT sold REFERENCES people, amount int, big bigint,
+    price euro, weight real, paid boolean, mood mood, day date, took interval, code uuid, data bytea,
+    tags text[], doc jsonb, raw json, spot point, secret text, "n%""x" int);
+COMMENT ON COLUMN sales.secret IS '@hidden';
+INSERT INTO sales SELECT i, nullif(i % 4, 0), nullif(i % 7, 0), i * 1000000000000, i * 1.25, i / 2.0,
+    CASE i % 3 WHEN 0 THEN true WHEN 1 THEN false END, (ARRAY['sad','ok'])[1 + i % 2]::mood,
+    '2026-01-01'::date + i % 5, i * '1h'::interval, gen_random_uuid(), decode('0' || i % 9, 'hex'),
+    ARRAY['t' || i % 2], jsonb_build_object('k', 'k' || i % 3, 'n', i), json_build_object('k', i % 2),
+    point(i, i), 'secret', i FROM generate_series(1, 40) i;
+CREATE VIEW paid AS SELECT seller, amount FROM sales WHERE paid;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, max_rows=30, max_bytes=20_000) as callee:
+        yield callee
+
+
+MEASURES: list[tuple[dict[str, Any], str]] = [
+    ({"count": "*"}, "count(*)"),
+    ({"count": "amount"}, "count(amount)"),
+    ({"count": "seller", "distinct": True}, "count(DISTINCT seller)"),
+    ({"count": "raw->>k", "distinct": True}, "count(DISTINCT raw->>'k')"),
+    ({"count": "raw", "distinct": True}, "count(DISTINCT raw::jsonb)"),
+    ({"sum": "amount"}, "sum(amount)"),
+    ({"sum": "big"}, "sum(big)::text"),
+    ({"sum": "price"}, "sum(price)::text"),
+    ({"sum": "weight"}, "sum(weight)"),
+    ({"sum": "amount", "distinct": True}, "sum(DISTINCT amount)"),
+    ({"sum": "doc->n::int"}, "sum((doc->'n')::int)"),
+    ({"sum": "amount", "cast": "text"}, "sum(amount)::text"),
+    ({"sum": '"n%""x"'}, 'sum("n%""x")'),
+    ({"avg": "amount"}, "avg(amount)::text"),
+    ({"avg": "weight"}, "avg(weight)"),
+    ({"avg": "amount", "cast": "int"}, "avg(amount)::int"),
+    ({"min": "day"}, "min(day)::text"),
+    ({"max": "price"}, "max(price)::text"),
+    ({"max": "mood"}, "max(mood)::text"),
+    ({"max": "mood::text"}, "max(mood::text)"),
+    ({"min": "doc->>k"}, "min(doc->>'k')"),
+    ({"max": "tags"}, "max(tags)"),
+    ({"bool_and": "paid"}, "bool_and(paid)"),
+    ({"bool_or": "paid", "where": {"amount": {"gt": 3}}}, "bool_or(paid) FILTER (WHERE amount > 3)"),
+    ({"array_agg": "mood", "distinct": True}, "array_agg(DISTINCT mood)::text[]"),
+    ({"array_agg": "doc->>k", "distinct": True}, "array_agg(DISTINCT doc->>'k')"),
+    ({"string_agg": "mood::text", "distinct": True}, "string_agg(DISTINCT mood::text, ',')"),
+    (
+        {"string_agg": "doc->>k", "distinct": True, "separator": "%s'"},
+        "string_agg(DISTINCT doc->>'k', '%s''')",
+    ),
+    ({"count": "*", "where": {"sold.name": "Ada"}}, "count(*) FILTER (WHERE seller = 1)"),
+    ({"count": "*", "where": {"amount": None}}, "count(*) FILTER (WHERE amount IS NULL)"),
+    (
+        {"count": "sold.name", "distinct": True},
+        "count(DISTINCT (SELECT name FROM people p WHERE p.id = seller))",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("measure", "sql"), MEASURES)
+@pytest_twisted.ensureDeferred
+async def test_measure(db: Callee, dsn: str, measure: dict[str, Any], sql: str) -> None:
+    """A function gives what SQL gives, over all rows, over groups, and over none."""
+    for condition, where in (("true", None), ("amount > 2", {"amount": {"gt": 2}}), ("false", {"id": 0})):  # fmt: skip
+        rows = execute(dsn, f"SELECT {sql} FROM sales WHERE {condition}")
+        assert await db.call("sales.aggregate", {"m": measure}, where=where) == [{"m": rows[0][0]}]
+        rows = execute(
+            dsn, f"SELECT paid, {sql} FROM sales WHERE {condition} GROUP BY 1 ORDER BY 1"
+        )
+        found = await db.call("sales.aggregate", {"m": measure}, where=where, group=["paid"])
+        assert found == [{"paid": paid, "m": value} for paid, value in rows]
+
+
+GROUPS: list[tuple[Any, str]] = [
+    ("seller", "seller"),
+    (["doc->>k", "paid"], "doc->>'k', paid"),
+    (["d:day", "m:amount::text"], "day::text, amount::text"),
+    (["sold.name"], "(SELECT name FROM people p WHERE p.id = seller)"),
+    (
+        ["sold.boss.name", "paid"],
+        "(SELECT b.name FROM people p JOIN people b ON b.id = p.boss WHERE p.id = seller), paid",
+    ),
+    (["raw"], "raw::jsonb"),
+    (["tags", "doc->k"], "tags, doc->'k'"),
+    ([{"column": "amount", "as": "big", "cast": "bigint"}], "amount::bigint"),
+    (['"n%""x"'], '"n%""x"'),
+]
+
+
+@pytest.mark.parametrize(("group", "sql"), GROUPS)
+@pytest_twisted.ensureDeferred
+async def test_group(db: Callee, dsn: str, group: Any, sql: str) -> None:
+    """Groups are those of SQL; the same call gives them in the same order."""
+    width = 1 if isinstance(group, str) else len(group)
+    places = ", ".join(str(at) for at in range(1, width + 1))
+    rows = execute(dsn, f"SELECT {sql}, count(*) FROM sales GROUP BY {places} ORDER BY {places}")
+    found = await db.call("sales.aggregate", {"n": {"count": "*"}}, group=group, form="lists")
+    assert [tuple(row) for row in found["rows"]] == rows[:30]
+    assert found["columns"][-1] == "n"
+
+
+COUNT = {"n": {"count": "*"}}
+TOTALS = {**COUNT, "total": {"sum": "amount"}, "mean": {"avg": "amount"}}
+QUESTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"order": ["-n"]}, "ORDER BY n DESC, seller"),
+    ({"order": ["-total", "n"]}, "ORDER BY total DESC, n, seller"),
+    ({"order": [{"by": "seller", "nulls": "first"}]}, "ORDER BY seller NULLS FIRST"),
+    ({"order": ["-seller"], "limit": 2, "offset": 1}, "ORDER BY seller DESC LIMIT 2 OFFSET 1"),
+    ({"limit": 0}, "LIMIT 0"),
+    ({"having": {"total": {"gt": 20}}}, "HAVING sum(amount) > 20 ORDER BY seller"),
+    ({"having": {"mean": {"lte": "3.4"}}}, "HAVING avg(amount) <= 3.4 ORDER BY seller"),
+    (
+        {"having": {"or": [{"n": 0}, {"not": {"total": {"between": [1, 30]}}}]}},
+        "HAVING NOT sum(amount) BETWEEN 1 AND 30 ORDER BY seller",
+    ),
+    ({"having": {"seller": None}}, "HAVING seller IS NULL"),
+    ({"having": {"n": [10, 11]}, "order": "-seller"}, "HAVING count(*) IN (10, 11) ORDER BY 1 DESC"),
+    ({"having": {"n": {"gt": {"any": [10, 99]}}}}, "HAVING count(*) > 10 ORDER BY seller"),
+    ({"where": {"sold.name": {"like": "%b"}}}, "WHERE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kwargs", "sql"), QUESTIONS)
+@pytest_twisted.ensureDeferred
+async def test_question(db: Callee, dsn: str, kwargs: dict[str, Any], sql: str) -> None:
+    """Which groups, in which order, as SQL has it."""
+    where, rest = ("WHERE seller = 2", "") if sql == "WHERE" else ("", sql)
+    rows = execute(
+        dsn,
+        "SELECT seller, count(*) AS n, sum(amount) AS total, avg(amount)::text AS mean"
+        f" FROM sales {where} GROUP BY seller {rest}",
+    )
+    found = await db.call("sales.aggregate", TOTALS, group=["seller"], form="lists", **kwargs)
+    assert [tuple(row) for row in found["rows"]] == rows
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view(db: Callee) -> None:
+    """Any relation can be aggregated, and groups alone are the distinct rows."""
+    found = await db.call("paid.aggregate", {}, group=["seller"])
+    assert found == [{"seller": 1}, {"seller": 2}, {"seller": 3}, {"seller": None}]
+    assert await db.call("paid.aggregate", measures=COUNT, having={"n": 0}) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_bounds(db: Callee) -> None:
+    """An answer has so many groups, and weighs so much."""
+    assert len(await db.call("sales.aggregate", COUNT, group=["id"])) == 30
+    assert len(await db.call("sales.aggregate", COUNT, group=["id"], limit=1000)) == 30
+    refused = await failure_of(
+        db.call("sales.aggregate", {str(at): {"array_agg": "doc"} for at in range(100)})
+    )
+    assert isinstance(refused, TooLarge)
+
+
+@pytest.mark.parametrize(
+    ("measures", "kwargs", "path"),
+    [
+        ({"m": {"sum": "mood"}}, {}, "measures.m.sum"),
+        ({"n": {"count": "*"}, "m": {"bool_and": "amount"}}, {}, "measures.m.bool_and"),
+        ({"m": {"string_agg": "amount"}}, {}, "measures.m.string_agg"),
+        ({"m": {"min": "spot"}}, {}, "measures.m.min"),
+        ({"m": {"avg": "price", "cast": "uuid"}}, {}, "measures.m.cast"),
+        ({"m": {"count": "spot", "distinct": True}}, {}, "measures.m.count"),
+        ({"m": {"sum": "secret"}}, {}, "measures.m.sum"),
+        (COUNT, {"group": ["secret"]}, "group.0"),
+        (COUNT, {"group": ["spot"]}, "group.0"),
+        (COUNT, {"having": {"n": "many"}}, "having.n"),
+        (COUNT, {"having": {"secret": "x"}}, "having.secret"),
+        (COUNT, {"where": {"secret": "x"}}, "where.secret"),
+        (COUNT, {"group": ["sold.nope"]}, "group.0"),
+        ({"m": {"count": "*", "where": {"amount": "x"}}}, {}, "measures.m.where.amount"),
+        ({"m": {"count": "sales.id"}}, {}, "measures.m.count"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_does_not_fit(
+    db: Callee, measures: dict[str, Any], kwargs: dict[str, Any], path: str
+) -> None:
+    """What a type lacks, or nobody may see, is refused with its place."""
+    refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_injection(db: Callee, dsn: str) -> None:
+    """Whatever is written where a name, function or separator goes stays one."""
+    evil = 'n"; DROP TABLE sales; --'
+    good = {"string_agg": "mood::text", "distinct": True}
+    (found,) = await db.call("sales.aggregate", {evil: {**good, "separator": "'; DROP"}})
+    assert found == {evil: "ok'; DROPsad"}
+    for measures, kwargs in (
+        ({"m": {evil: "id"}}, {}),
+        ({"m": {"sum": evil}}, {}),
+        ({"m": {"sum": "id", "cast": evil}}, {}),
+        (COUNT, {"group": [evil]}),
+        (COUNT, {"having": {evil: 1}}),
+        (COUNT, {"order": [evil]}),
+        ({"a\0": {"count": "*"}}, {}),
+        ({"\ud800": {"count": "*"}}, {}),
+    ):
+        refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
+        assert isinstance(refused, InvalidArgument), refused
+    assert execute(dsn, "SELECT count(*) FROM sales") == [(40,)]

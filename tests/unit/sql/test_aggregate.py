@@ -1,0 +1,180 @@
+"""Aggregates, from the arguments to the SQL text."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.plan.aggregate import plan_aggregate
+from service.request.aggregate import parse_aggregate
+from service.request.parse import Limits
+from service.sql.aggregate import aggregate
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+ACTIONS = CATALOG.relation("public", "actions")
+FROM = ' FROM "public"."actions" AS "t"'
+LIMIT = " LIMIT CAST(%s AS bigint)"
+COUNT = {"n": {"count": "*"}}
+
+
+def spelled(measures, **kwargs):
+    """Spell an aggregate."""
+    call = parse_aggregate([measures], kwargs, Limits())
+    return aggregate(plan_aggregate(CATALOG, ACTIONS, call.request))
+
+
+def within(measures, **kwargs):
+    """Give what the groups are made of."""
+    text = spelled(measures, **kwargs).text
+    return text.partition(" FROM (")[2].partition(') AS "t"')[0]
+
+
+def test_all_rows_are_one_group():
+    """Without groups there is no GROUP BY, and one row."""
+    statement = spelled(COUNT)
+    assert statement.text == (
+        f'SELECT "t"."n" AS "n" FROM (SELECT count(*) AS "n"{FROM}) AS "t"{LIMIT}'
+    )
+    assert statement.columns == ("n",)
+
+
+def test_groups():
+    """Groups stand by position, since a path in them holds parameters; they order the answer."""
+    statement = spelled(COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2)
+    assert statement.text == (
+        'SELECT "t"."status" AS "status", "t"."a" AS "a", "t"."n" AS "n" FROM (SELECT'
+        ' "t"."status" AS "status", ("t"."doc" ->> CAST(%s AS text)) AS "a", count(*) AS "n"'
+        f'{FROM} WHERE "t"."id" > CAST(%s AS integer) GROUP BY 1, 2) AS "t"'
+        f' ORDER BY "t"."status", "t"."a"{LIMIT} OFFSET CAST(%s AS bigint)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("measure", "sql"),
+    [
+        ({"count": "owner", "distinct": True}, 'count(DISTINCT "t"."owner")'),
+        ({"sum": "owner"}, 'sum("t"."owner")'),
+        ({"avg": "action::int"}, 'avg(CAST("t"."action" AS integer))'),
+        ({"max": {"column": "made", "cast": "text"}}, 'max(CAST("t"."made" AS text))'),
+        ({"min": "doc->>a"}, 'min(("t"."doc" ->> CAST(%s AS text)))'),
+        ({"bool_and": "status"}, 'bool_and("t"."status")'),
+        ({"array_agg": "raw"}, 'array_agg("t"."raw")'),
+        (
+            {"array_agg": "raw", "distinct": True},
+            'array_agg(DISTINCT CAST("t"."raw" AS jsonb))',
+        ),
+        (
+            {"string_agg": "action", "separator": "; "},
+            'string_agg("t"."action", CAST(%s AS text))',
+        ),
+        (
+            {"sum": "owner", "where": {"status": True}, "cast": "text"},
+            'CAST(sum("t"."owner") FILTER (WHERE "t"."status" = CAST(%s AS boolean)) AS text)',
+        ),
+        (
+            {"max": "actions_owner_fkey.action"},
+            'max((SELECT "t1"."action" FROM "public"."actions" AS "t1"'
+            ' WHERE "t"."owner" = "t1"."id" LIMIT 1))',
+        ),
+    ],
+)
+def test_measures(measure, sql):
+    """Functions, operands, filters and casts."""
+    assert within({"m": measure}) == f'SELECT {sql} AS "m"{FROM}'
+
+
+@pytest.mark.parametrize(
+    ("measure", "type"),
+    [
+        ({"count": "action"}, "bigint"),
+        ({"sum": "owner"}, "bigint"),
+        ({"avg": "owner"}, "numeric"),
+        ({"max": "mood"}, "public.mood"),
+        ({"array_agg": "action"}, "character varying[]"),
+        ({"string_agg": "action"}, "text"),
+        ({"bool_or": "status"}, "boolean"),
+        ({"sum": "owner", "cast": "text"}, "text"),
+    ],
+)
+def test_having(measure, type):
+    """A filter over measures compares with what each gives."""
+    statement = spelled({"m": measure}, having={"m": {"neq": "x"}})
+    assert f'AS "t" WHERE "t"."m" <> CAST(%s AS {type})' in statement.text
+    assert [bound.path for bound in statement.bounds][-2:] == ["having.m.neq", "limit"]
+
+
+@pytest.mark.parametrize(
+    ("order", "sql"),
+    [
+        (["-n"], '"t"."n" DESC, "t"."status"'),
+        (["-status", "n"], '"t"."status" DESC, "t"."n"'),
+        ([{"by": "n", "nulls": "first"}], '"t"."n" NULLS FIRST, "t"."status"'),
+    ],
+)
+def test_order(order, sql):
+    """Sort keys are groups and measures; groups come last, so that the order is one."""
+    assert f" ORDER BY {sql} LIMIT" in spelled(COUNT, group=["status"], order=order).text
+
+
+def test_order_by_what_a_group_is_of():
+    """A group may be named by what it is of."""
+    text = spelled(
+        COUNT,
+        group=["s:status", "actions_owner_fkey.action", "doc->>a"],
+        order=["-status", "actions_owner_fkey.action", "-doc->>a"],
+    ).text
+    assert ' ORDER BY "t"."s" DESC, "t"."action", "t"."a" DESC LIMIT' in text
+
+
+@pytest.mark.parametrize(
+    ("measures", "kwargs", "path"),
+    [
+        ({}, {}, "measures"),
+        ([], {}, "measures"),
+        ({"n": "count"}, {}, "measures.n"),
+        ({"n": {}}, {}, "measures.n"),
+        ({"n": {"count": "*", "sum": "id"}}, {}, "measures.n"),
+        ({"n": {"median": "id"}}, {}, "measures.n.median"),
+        ({"n": {"pg_sleep": "id"}}, {}, "measures.n.pg_sleep"),
+        ({"n": {"count(*); --": "id"}}, {}, "measures.n.count(*); --"),
+        ({"n": {"sum": "*"}}, {}, "measures.n.sum"),
+        ({"n": {"sum": "nope"}}, {}, "measures.n.sum"),
+        ({"n": {"sum": "a:id"}}, {}, "measures.n.sum"),
+        ({"n": {"sum": 1}}, {}, "measures.n.sum"),
+        ({"n": {"sum": "id", "cast": "nope"}}, {}, "measures.n.cast"),
+        ({"n": {"sum": "id", "cast": 1}}, {}, "measures.n.cast"),
+        ({"n": {"sum": "id", "distinct": "yes"}}, {}, "measures.n.distinct"),
+        ({"n": {"count": "*", "distinct": True}}, {}, "measures.n.distinct"),
+        ({"n": {"sum": "id", "separator": ","}}, {}, "measures.n.separator"),
+        ({"n": {"string_agg": "id", "separator": 1}}, {}, "measures.n.separator"),
+        ({"n": {"sum": "id", "where": {"nope": 1}}}, {}, "measures.n.where.nope"),
+        ({"": {"count": "*"}}, {}, "measures"),
+        ({1: {"count": "*"}}, {}, "measures"),
+        ({str(at): {"count": "*"} for at in range(201)}, {}, "measures"),
+        ({"id": {"count": "*"}}, {"group": ["id"]}, "measures"),
+        ({"x" * 70: {"count": "*"}, "x" * 71: {"count": "*"}}, {}, "measures"),
+        (COUNT, {"group": ["nope"]}, "group.0"),
+        (COUNT, {"group": ["id", "id"]}, "group.1"),
+        (COUNT, {"having": {"id": 1}}, "having.id"),
+        (COUNT, {"having": {"n": {"is": True}}}, "having.n"),
+        (COUNT, {"order": ["id"]}, "order.0"),
+        (COUNT, {"limit": -1}, "limit"),
+        (COUNT, {"embed": {}}, "embed"),
+    ],
+)
+def test_refused(measures, kwargs, path):
+    """What does not follow the grammar is refused with its place."""
+    with pytest.raises(InvalidArgument) as refused:
+        spelled(measures, **kwargs)
+    assert refused.value.details["path"] == path
+
+
+def test_hints():
+    """The nearest known name helps."""
+    with pytest.raises(InvalidArgument) as refused:
+        spelled({"total": {"summ": "id"}})
+    assert refused.value.details["hint"] == 'did you mean "sum"?'
+    with pytest.raises(InvalidArgument) as refused:
+        spelled({"total": {"sum": "id"}}, order=["-totl"])
+    assert refused.value.details["hint"] == 'did you mean "total"?'
