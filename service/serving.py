@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.own import Own
+from service.answer.roles import Roles
 from service.db.limits import PoolLimits
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -43,13 +44,15 @@ class Serving(Service):
         place = settings.place
         self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
         self.database = Database(self.pool, reactor)
+        roles = Roles(settings.database_roles, settings.anonymous)
         self.hub = Hub(
             self.database,
             Limits(settings.max_rows, settings.max_filter_depth, settings.max_embed_depth),
             settings.max_bytes,
+            roles,
         )
         models = Models(self.database)
-        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models)
+        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
         self.listener = Listener(
             reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
         )

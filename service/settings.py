@@ -78,11 +78,22 @@ def _is_uri(value: str) -> str:
     return value
 
 
+def _is_mapping(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    for pair in pairs:
+        authrole, equals, role = pair.partition("=")
+        if not (authrole.strip() and equals and role.strip()):
+            raise ValueError("should be authrole=role, and more of them after commas")
+    if len({pair.partition("=")[0].strip() for pair in pairs}) < len(pairs):
+        raise ValueError("names an authrole twice")
+    return pairs
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 RouterUrls = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
 ]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
+Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_mapping)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -125,6 +136,13 @@ class Settings(BaseSettings):
         default=None, description="its secret, for ticket authentication"
     )
     key_file: FilePath | None = Field(default=None, description="its private key, for cryptosign")
+    roles: Pairs = Field(
+        default=(),
+        description="database roles of callers, as authrole=role, comma separated",
+    )
+    anonymous: str | None = Field(
+        default=None, description="the database role of callers whose authrole is not in ROLES"
+    )
     prefix: Annotated[str, AfterValidator(_is_uri)] = Field(
         default="rowcast", description="what the URIs of procedures and topics begin with"
     )
@@ -189,6 +207,12 @@ class Settings(BaseSettings):
             direct=_secret(self.direct_url),
             state=self.state,
         )
+
+    @property
+    def database_roles(self) -> dict[str, str]:
+        """Database roles by the authrole of the caller."""
+        pairs = (pair.partition("=") for pair in self.roles)
+        return {authrole.strip(): role.strip() for authrole, _, role in pairs}
 
     @property
     def embedded_router(self) -> bool:

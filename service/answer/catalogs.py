@@ -4,6 +4,9 @@ Keeps what is served up to date with the database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -11,8 +14,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from service.answer.hub import Hub
+from service.answer.roles import Roles, words_of
 from service.answer.served import Served
-from service.catalog import Catalog
+from service.catalog import Catalog, Relation, Type
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.db.values import Codec
@@ -37,6 +41,7 @@ class Catalogs(Service):
         database: To read it from.
         schemas: Those that are served.
         hub: Is told of each catalog.
+        roles: Of the database; each has a catalog of its own.
         models: Are told of each catalog, too.
     """
 
@@ -47,12 +52,14 @@ class Catalogs(Service):
         schemas: tuple[str, ...],
         hub: Hub,
         models: Models,
+        roles: Roles = Roles(),  # noqa: B008 - frozen
     ) -> None:
         self._reactor = reactor
         self._database = database
         self._schemas = schemas
         self._hub = hub
         self._models = models
+        self._roles = roles
         self._version = 0
         self._loading: Deferred[None] | None = None
         self._again = False
@@ -107,28 +114,64 @@ class Catalogs(Service):
     async def _load_once(self) -> None:
         while self.running:
             try:
-                catalog: Catalog = await self._database.run(
-                    catalog_txn, self._schemas, self._version + 1, retry=True
-                )
+                catalogs = {role: await self._catalog(role) for role in self._roles.names}
                 break
             except CancelledError:
                 raise
             except Exception as error:
-                log.warn("cannot read the catalog: {error}", error=type(error).__name__)
+                log.warn("cannot read the catalog: {error}", error=_first_line(error))
                 await deferLater(self._reactor, PAUSE)
         else:
             return
         self._last = self._reactor.seconds()
-        self._version = catalog.version
-        codec = Codec(catalog)
-        self._models.load(catalog, codec)
-        self._hub.serve(Served(catalog, codec, self._models))
+        self._version += 1
+        self._tell(catalogs)
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
-            relations=len(catalog.relations),
+            relations=len(self._hub.served.catalog.relations),
             schemas=", ".join(self._schemas),
-            version=catalog.version,
+            version=self._version,
         )
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
+
+    async def _catalog(self, role: str) -> Catalog:
+        """Read what a role may use."""
+        with self._database.identity(words_of(role)):
+            catalog: Catalog = await self._database.atomic(
+                catalog_txn, self._schemas, self._version + 1
+            )
+        return catalog
+
+    def _tell(self, catalogs: Mapping[str, Catalog]) -> None:
+        """Have what was read be served, to each role what it may use."""
+        whole = whole_of(list(catalogs.values()))
+        codec = Codec(whole)
+        self._models.load(whole, codec)
+        served = {
+            role: Served(catalog, codec if catalog is whole else Codec(catalog), self._models)
+            for role, catalog in catalogs.items()
+        }
+        self._hub.serve(Served(whole, codec, self._models), served)
+
+
+def whole_of(catalogs: Sequence[Catalog]) -> Catalog:
+    """Join the catalogs of several roles: of each relation, the one with the most columns."""
+    first, *rest = catalogs
+    if not rest:
+        return first
+    relations: dict[tuple[str, str], Relation] = {}
+    types: dict[int, Type] = {}
+    for catalog in catalogs:
+        types |= catalog.types
+        for place, relation in catalog.relations.items():
+            known = relations.get(place)
+            if known is None or len(known.columns) < len(relation.columns):
+                relations[place] = relation
+    return replace(first, relations=relations, types=types)
+
+
+def _first_line(error: Exception) -> str:
+    """Word an error for the log without what might follow: rows, statements."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

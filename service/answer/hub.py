@@ -18,8 +18,11 @@ from twisted.internet.defer import CancelledError
 from service.answer.aggregating import Aggregating
 from service.answer.changing import Changing
 from service.answer.creating import Creating
+from service.answer.line import Line, Send
 from service.answer.reading import Reading
+from service.answer.roles import Roles, words_for
 from service.answer.served import Served
+from service.answer.streaming import Streaming
 from service.catalog import Relation
 from service.db.scope import Database
 from service.db.sqlstate import STALE, refusal
@@ -28,7 +31,12 @@ from service.request.caller import Caller
 from service.request.names import Name, parse_name
 from service.request.parse import Limits
 
-Verb = Callable[[Served, Relation, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
+Verb = Callable[..., Awaitable[Any]]
+"""Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
+
+LONG = frozenset({"stream"})
+"""Verbs that are more than a question and its answer: they are told who is on the line."""
+
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 
@@ -38,6 +46,7 @@ class Hub:
         database: Where the rows are.
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
+        roles: With whose rights a call runs.
         suspect: Called when a statement fails as if the catalog were out of date.
     """
 
@@ -46,20 +55,26 @@ class Hub:
         database: Database,
         limits: Limits,
         max_bytes: int,
+        roles: Roles = Roles(),  # noqa: B008 - frozen
         suspect: Callable[[], None] = lambda: None,
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
         self.suspect = suspect
-        self._served: Served | None = None
+        self._database = database
+        self._roles = roles
+        self._whole: Served | None = None
+        self._served: Mapping[str, Served] = {}
         reading = Reading(database, limits, max_bytes)
         aggregating = Aggregating(database, limits, max_bytes)
         creating = Creating(database, limits, max_bytes)
         changing = Changing(database, limits, max_bytes)
+        streaming = Streaming(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
             "find": reading.find,
             "count": reading.count,
             "exists": reading.exists,
+            "stream": streaming.stream,
             "aggregate": aggregating.aggregate,
             "create": creating.create,
             "update": changing.update,
@@ -69,30 +84,46 @@ class Hub:
     @property
     def served(self) -> Served:
         """
-        What is served now.
+        What is served to anybody now.
 
         Raises:
             Unavailable: The database was not read yet.
         """
-        if self._served is None:
+        if self._whole is None:
             raise Unavailable("the database has not been reached yet")
-        return self._served
+        return self._whole
+
+    def served_to(self, caller: Caller) -> Served:
+        """
+        What is served to a caller now: what the caller's role may use.
+
+        Raises:
+            NotAuthorized: The caller has no role in the database.
+            Unavailable: The database was not read yet.
+        """
+        return self._served.get(self._roles.of(caller)) or self.served
 
     @property
     def ready(self) -> bool:
         """Whether there is anything served yet."""
-        return self._served is not None
+        return self._whole is not None
 
     def add(self, procedures: Mapping[str, Procedure]) -> None:
         """Serve procedures by name; they win over generated ones."""
         self._procedures.update(procedures)
 
-    def serve(self, served: Served) -> None:
-        """Serve another catalog from now on; running calls keep theirs."""
+    def serve(self, whole: Served, served: Mapping[str, Served]) -> None:
+        """Serve other catalogs from now on, to anybody and by role; running calls keep theirs."""
+        self._whole = whole
         self._served = served
 
     async def answer(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None = None,
     ) -> Any:
         """
         Answer a call.
@@ -102,22 +133,37 @@ class Hub:
             args: As they came.
             kwargs: As they came.
             caller: Who calls.
+            progress: Sends parts of the answer, if the caller takes any.
 
         Raises:
             ServiceError: Any refusal.
         """
-        relation = None
+        role = self._roles.of(caller)
+        with self._database.identity(words_for(role, caller)):
+            return await self._answer(name, args, kwargs, caller, progress)
+
+    async def _answer(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None,
+    ) -> Any:
+        relation = served = None
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
                 return await procedure(caller, args, kwargs)
-            served = self.served
-            relation, verb = self.resolve(served, parse_name(name))
-            return await verb(served, relation, args, kwargs)
+            served = self.served_to(caller)
+            parsed = parse_name(name)
+            relation, verb = self.resolve(served, parsed)
+            line = (Line(caller, progress),) if parsed.verb in LONG else ()
+            return await verb(served, relation, args, kwargs, *line)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
-            found = refusal(error, self.served.catalog, relation)
+            found = refusal(error, served.catalog if served else None, relation)
             if found is None:
                 raise
             if found.details.get("sqlstate") in STALE:

@@ -59,19 +59,23 @@ class Own:
             "stats": self._plain(self._stats),
         }
 
-    def _plain(self, answer: Callable[[], Awaitable[Any]]) -> Procedure:
+    def _plain(self, answer: Callable[[Caller], Awaitable[Any]]) -> Procedure:
         async def procedure(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             Arguments(args, kwargs, [], []).timeout()
-            return await answer()
+            return await answer(caller)
 
         return procedure
 
-    async def _describe(self) -> Any:
+    async def _describe(self, caller: Caller) -> Any:
         return describe(
-            self._hub.served.catalog, self._prefix, self._version, self._hub.verbs, self._names
+            self._hub.served_to(caller).catalog,
+            self._prefix,
+            self._version,
+            self._hub.verbs,
+            self._names,
         )
 
-    async def _health(self) -> Any:
+    async def _health(self, _: Caller) -> Any:
         """Say that we live, and whether calls can be answered."""
         checks = {name: check() for name, check in self._checks.items()}
         checks["catalog"] = self._hub.ready
@@ -85,7 +89,7 @@ class Own:
             return False
         return True
 
-    async def _stats(self) -> Any:
+    async def _stats(self, _: Caller) -> Any:
         return {"calls": self._calls(), "pool": asdict(self._database.pool.stats())}
 
 

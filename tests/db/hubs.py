@@ -12,6 +12,8 @@ from twisted.internet import reactor
 
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
+from service.answer.roles import Roles
+from service.db.pool import PgPool
 from service.models.registry import Models
 from service.request.caller import Caller
 from service.request.parse import Limits
@@ -23,28 +25,39 @@ ANYONE = Caller(None, None, None, "realm1")
 class Callee:
     """Calls procedures as a caller would, less the router."""
 
-    def __init__(self, hub: Hub, catalogs: Catalogs) -> None:
+    def __init__(self, hub: Hub, catalogs: Catalogs, pool: PgPool) -> None:
         self.hub = hub
         self.catalogs = catalogs
+        self.pool = pool
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
         return await self.hub.answer(name, args, kwargs, ANYONE)
 
+    async def call_as(self, caller: Caller, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a procedure as somebody."""
+        return await self.hub.answer(name, args, kwargs, caller)
+
 
 @asynccontextmanager
 async def serving(
-    dsn: str, *schemas: str, max_rows: int = 1000, max_bytes: int = 8 << 20
+    dsn: str,
+    *schemas: str,
+    max_rows: int = 1000,
+    max_bytes: int = 8 << 20,
+    roles: Roles | None = None,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     async with database_at(dsn) as database:
-        hub = Hub(database, Limits(max_rows), max_bytes)
-        catalogs = Catalogs(reactor, database, schemas or ("public",), hub, Models(database))
+        hub = Hub(database, Limits(max_rows), max_bytes, roles or Roles())
+        catalogs = Catalogs(
+            reactor, database, schemas or ("public",), hub, Models(database), roles or Roles()
+        )
         hub.suspect = catalogs.suspect
         catalogs.startService()
         await catalogs.loaded()
         try:
-            yield Callee(hub, catalogs)
+            yield Callee(hub, catalogs, database.pool)
         finally:
             await (catalogs.stopService() or _done())
 

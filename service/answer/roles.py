@@ -1,0 +1,68 @@
+"""
+Whose rights a call has: the router's role of the caller to a role of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.db.identity import identity_words
+from service.errors import NotAuthorized
+from service.request.caller import Caller
+
+SERVICE = ""
+"""Stands for the service's own role, which every call has where no roles are mapped."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """
+    Args:
+        mapped: WAMP authroles to database roles; empty: all calls run as the service.
+        anonymous: The database role of callers whose authrole is not mapped, if they have one.
+    """
+
+    mapped: Mapping[str, str] = field(default_factory=dict)
+    anonymous: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All database roles that a call may have."""
+        found = {*self.mapped.values(), *([self.anonymous] if self.anonymous else [])}
+        return tuple(sorted(found)) or (SERVICE,)
+
+    def of(self, caller: Caller) -> str:
+        """
+        Give the database role of a caller.
+
+        Raises:
+            NotAuthorized: It has none.
+        """
+        if not self.mapped and self.anonymous is None:
+            return SERVICE
+        role = self.mapped.get(caller.authrole or "", self.anonymous)
+        if role is None:
+            raise NotAuthorized(f'callers of the role "{caller.authrole}" have no rights here')
+        return role
+
+
+def words_for(role: str, caller: Caller) -> str:
+    """Word as whom a caller's statements run, and what policies may ask of the caller."""
+    if role == SERVICE:
+        return ""
+    session = None if caller.session is None else str(caller.session)
+    return identity_words(
+        role,
+        {
+            "authid": caller.authid,
+            "authrole": caller.authrole,
+            "realm": caller.realm,
+            "session": session,
+        },
+    )
+
+
+def words_of(role: str) -> str:
+    """Word that the service itself acts as a role, for nobody."""
+    return "" if role == SERVICE else identity_words(role, {})

@@ -1,0 +1,216 @@
+"""
+Calls with the rights of the caller's role: grants, row-level security, claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.answer.roles import Roles
+from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, NotFound, ServiceError
+from service.request.caller import Caller
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+ROLES = Roles({"clerk": "rc_clerk", "boss": "rc_boss"}, "rc_anyone")
+
+SCHEMA = """
+DROP ROLE IF EXISTS rc_clerk; DROP ROLE IF EXISTS rc_boss; DROP ROLE IF EXISTS rc_anyone;
+CREATE ROLE rc_clerk; CREATE ROLE rc_boss; CREATE ROLE rc_anyone;
+CREATE TABLE notes (id int PRIMARY KEY, owner text, text text, salary int);
+INSERT INTO notes SELECT i, 'p' || i % 3, 'note ' || i, i * 100 FROM generate_series(1, 12) i;
+ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON notes TO rc_clerk USING (owner = current_setting('rowcast.authid', true));
+CREATE POLICY every ON notes TO rc_boss USING (true);
+GRANT SELECT (id, owner, text), INSERT (id, owner, text), UPDATE (text), DELETE ON notes
+    TO rc_clerk;
+GRANT ALL ON notes TO rc_boss;
+CREATE TABLE news (id int PRIMARY KEY, text text); INSERT INTO news VALUES (1, 'hi');
+GRANT SELECT ON news TO rc_anyone, rc_clerk;
+CREATE TABLE tags (id int PRIMARY KEY, note int REFERENCES notes);
+INSERT INTO tags SELECT i, i FROM generate_series(1, 12) i;
+GRANT SELECT ON tags TO rc_clerk;
+CREATE VIEW me AS SELECT current_user::text AS role,
+    current_setting('rowcast.authid', true) AS authid,
+    current_setting('rowcast.authrole', true) AS authrole,
+    current_setting('rowcast.realm', true) AS realm,
+    current_setting('rowcast.session', true) AS session;
+GRANT SELECT ON me TO rc_clerk, rc_anyone;
+"""
+
+
+def caller(authrole: str | None, authid: str | None = "p1", session: int | None = 7) -> Caller:
+    """Make a caller."""
+    return Caller(session, authid, authrole, "realm1")
+
+
+CLERK, BOSS, STRANGER = caller("clerk"), caller("boss"), caller("guest", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> Any:
+    """Make roles and relations, and drop the roles again, which belong to the whole server."""
+    execute(dsn, SCHEMA)
+    yield
+    execute(dsn, "DROP OWNED BY rc_clerk, rc_boss, rc_anyone")
+    execute(dsn, "DROP ROLE rc_clerk; DROP ROLE rc_boss; DROP ROLE rc_anyone")
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, roles=ROLES) as callee:
+        yield callee
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows(db: Callee) -> None:
+    """Each sees, counts and changes the rows that policies show them."""
+    mine = await db.call_as(CLERK, "notes.find")
+    assert [row["id"] for row in mine["rows"]] == [1, 4, 7, 10]
+    assert await db.call_as(CLERK, "notes.count") == 4
+    assert await db.call_as(BOSS, "notes.count") == 12
+    assert await db.call_as(caller("clerk", "p2"), "notes.count") == 4
+    assert await db.call_as(caller("clerk", None), "notes.count") == 0
+    assert isinstance(await failure_of(db.call_as(CLERK, "notes.get", 2)), NotFound)
+    refused = await failure_of(db.call_as(CLERK, "notes.update", 2, {"text": "x"}))
+    assert isinstance(refused, NotFound)
+    changed = await db.call_as(CLERK, "notes.update", all=True, changes={"text": "mine"})
+    assert changed["affected"] == 4
+    refused = await failure_of(
+        db.call_as(CLERK, "notes.create", {"id": 99, "owner": "p2", "text": "forged"})
+    )
+    assert isinstance(refused, NotAuthorized)
+
+
+@pytest_twisted.ensureDeferred
+async def test_columns(db: Callee) -> None:
+    """A column that a role may not read does not leave, and is not filtered or sorted by."""
+    row = await db.call_as(CLERK, "notes.get", 1)
+    assert set(row) == {"id", "owner", "text"}
+    assert (await db.call_as(BOSS, "notes.get", 1))["salary"] == 100
+    for kwargs in ({"where": {"salary": {"gt": 1}}}, {"order": ["salary"]}, {"select": ["salary"]}):
+        refused = await failure_of(db.call_as(CLERK, "notes.find", **kwargs))
+        assert isinstance(refused, NotAuthorized | InvalidArgument), refused
+    refused = await failure_of(db.call_as(CLERK, "notes.update", 1, {"owner": "p2"}))
+    assert isinstance(refused, NotAuthorized)
+
+
+@pytest_twisted.ensureDeferred
+async def test_relations(db: Callee) -> None:
+    """A relation that a role may not use is not there, nor in what is embedded."""
+    assert await db.call_as(STRANGER, "news.count") == 1
+    assert isinstance(await failure_of(db.call_as(STRANGER, "notes.find")), NoSuchProcedure)
+    assert isinstance(await failure_of(db.call_as(BOSS, "news.find")), NoSuchProcedure)
+    tags = await db.call_as(CLERK, "tags.find", embed={"notes": {"select": ["text"]}})
+    assert sum(row["notes"] is not None for row in tags["rows"]) == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_claims(db: Callee) -> None:
+    """Policies can ask who calls; nothing is left behind for the next call."""
+    odd = caller("clerk", "o'hara %s \\ \" ; --", 2**53 - 1)
+    assert (await db.call_as(odd, "me.find"))["rows"] == [
+        {
+            "role": "rc_clerk",
+            "authid": "o'hara %s \\ \" ; --",
+            "authrole": "clerk",
+            "realm": "realm1",
+            "session": str(2**53 - 1),
+        }
+    ]
+    found = (await db.call_as(caller(None, None, None), "me.find"))["rows"][0]
+    assert (found["role"], found["authid"], found["session"]) == ("rc_anyone", "", "")
+    database = db.catalogs._database
+    assert await database.statement("SELECT current_user::text") == [("postgres",)]
+    assert await database.statement("SELECT current_setting('rowcast.authid', true)") in (
+        [(None,)],
+        [("",)],
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody(dsn: str) -> None:
+    """A caller without a role gets nothing."""
+    async with serving(dsn, roles=Roles({"clerk": "rc_clerk"})) as callee:
+        for name in ("notes.find", "news.find", "nope.find"):
+            refused = await failure_of(callee.call_as(STRANGER, name))
+            assert isinstance(refused, NotAuthorized), refused
+        assert await callee.call_as(CLERK, "notes.count") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_side_by_side(db: Callee) -> None:
+    """Many calls of different roles at once never take each other's."""
+
+    async def count(who: Caller, expected: int) -> None:
+        for _ in range(20):
+            assert await db.call_as(who, "notes.count") == expected
+
+    await gatherResults(
+        [
+            ensureDeferred(count(who, expected))
+            for who, expected in ((CLERK, 4), (BOSS, 12), (caller("clerk", "nobody"), 0)) * 4
+        ]
+    )
+
+
+POLICY = st.lists(st.sampled_from(range(1, 13)), max_size=12, unique=True)
+FILTERS = st.sampled_from(
+    [
+        {},
+        {"id": {"gt": 3}},
+        {"text": {"like": "note 1%"}},
+        {"not": {"id": 5}},
+        {"or": [{"id": 1}, {"owner": "p2"}]},
+        {"owner": {"in": ["p0", "p1"]}},
+    ]
+)
+ORDERS = st.sampled_from([[], ["-id"], ["owner", "-text"], ["-owner"]])
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(visible=POLICY, columns=st.sampled_from(["id", "id, owner", "id, owner, text"]),
+       where=FILTERS, order=ORDERS)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_random_policies(
+    dsn: str, visible: list[int], columns: str, where: Any, order: Any
+) -> None:
+    """Whatever the policy and the grants, nobody sees, counts, filters or sorts beyond them."""
+    rows = ",".join(map(str, visible)) or "NULL"
+    execute(
+        dsn,
+        "DROP TABLE IF EXISTS random; CREATE TABLE random AS SELECT id, 'p' || id % 3 AS owner,"
+        " 'note ' || id AS text FROM generate_series(1, 12) id;"
+        " ALTER TABLE random ADD PRIMARY KEY (id), ENABLE ROW LEVEL SECURITY;"
+        f" CREATE POLICY shown ON random TO rc_clerk USING (id IN ({rows}));"
+        f" GRANT SELECT ({columns}) ON random TO rc_clerk",
+    )
+    allowed = set(columns.split(", "))
+    asked = set(str(where).replace("'", " ").split()) & {"id", "owner", "text"}
+    asked |= {key.lstrip("-") for key in order}
+    async with serving(dsn, roles=ROLES) as callee:
+        try:
+            found = await callee.call_as(
+                CLERK, "random.find", where=where, order=order, count="exact"
+            )
+        except ServiceError as refused:
+            assert isinstance(refused, NotAuthorized | InvalidArgument), refused
+            assert asked - allowed
+            return
+    assert not asked - allowed
+    assert {row["id"] for row in found["rows"]} <= set(visible)
+    assert all(set(row) == allowed for row in found["rows"])
+    assert found["count"] == len(found["rows"])
