@@ -75,7 +75,7 @@ def start_echo(given: Any) -> subprocess.Popen[str]:
 def serve_echo(given: Any) -> None:
     """Be the echo; killed by the one that started it."""
 
-    async def answer(name: str, args: Any, kwargs: Any, caller: Any) -> Any:
+    async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
         return args[0] if args else kwargs
 
     dispatch = Dispatch(reactor, answer, given.echo_prefix)

@@ -142,7 +142,7 @@ class Exact(Dispatch):
 def serve(way: str, url: str, relations: int) -> None:
     """Serve until killed; prints how long joining took."""
 
-    async def answer(name: str, args: Any, kwargs: Any, caller: Any) -> Any:
+    async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
         return ROW
 
     dispatch = (Exact if way == "exact" else Dispatch)(reactor, answer, "rowcast")

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from service.answer.line import Send
 from service.errors import NoSuchProcedure, nearest
 from service.request.caller import Caller
 
@@ -17,14 +18,16 @@ class FakeHub:
     """
     A hub without a database: answers what the edge's tests ask for.
 
-    `echo` gives its argument back, `arguments` all of them, `caller` who called, `wait` lasts
-    until `release` or cancellation, and what `on` adds is called.
+    `echo` gives its argument back, `arguments` all of them, `caller` who called, `parts` sends a
+    list part by part and answers how many were taken, `wait` lasts until `release` or
+    cancellation, and what `on` adds is called.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.waiting: list[Deferred[Any]] = []
         self.cancelled = 0
+        self.sent = 0
         self._begun: list[Deferred[None]] = []
         self._stopped: list[Deferred[None]] = []
         self._answers: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -43,10 +46,17 @@ class FakeHub:
         self._answers[name] = answer
 
     async def answer(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None = None,
     ) -> Any:
         """Answer one call."""
         self.calls += 1
+        if name == "parts":
+            return await self._parts(args[0], progress)
         known = self._answers.get(name)
         if known is None:
             raise NoSuchProcedure("no such procedure", hint=nearest(name, list(self._answers)))
@@ -67,6 +77,14 @@ class FakeHub:
         """Give a Deferred that fires when the next `wait` is cancelled."""
         self._stopped.append(Deferred())
         return self._stopped[-1]
+
+    async def _parts(self, parts: Sequence[Any], progress: Send | None) -> Any:
+        if progress is None:
+            return None
+        for part in parts:
+            await progress(part)
+            self.sent += 1
+        return len(parts)
 
     async def _echo(self, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller) -> Any:
         return args[0] if args else dict(kwargs)

@@ -77,7 +77,7 @@ def page_txn(
     Raises:
         TooLarge: The rows weigh more than an answer may.
     """
-    rows = _execute(connection, codec, statement, values).fetchall()
+    rows = execute(connection, codec, statement, values).fetchall()
     more = limit is not None and len(rows) > limit
     if more:
         del rows[limit:]
@@ -90,7 +90,7 @@ def value_txn(
     connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
 ) -> Any:
     """Read the one value that a statement gives."""
-    return _execute(connection, codec, statement, values).fetchone()[0]
+    return execute(connection, codec, statement, values).fetchone()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def write_txn(
         TooLarge: What is read back weighs too much; likewise.
     """
     statement = make()
-    cursor = _execute(connection, codec, statement, values)
+    cursor = execute(connection, codec, statement, values)
     affected: int = cursor.rowcount
     if max_affected is not None and affected > max_affected:
         raise over(affected, max_affected)
@@ -161,7 +161,7 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
         TooLarge: They weigh more than an answer may.
     """
     columns = statement.columns
-    if _weight(rows, len(columns)) > shape.max_bytes:
+    if weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
     if shape.form == "lists" and not statement.embeds:
         width = len(columns)
@@ -185,9 +185,15 @@ def answered_columns(statement: Statement) -> tuple[str, ...]:
     return names
 
 
-def _execute(
+def execute(
     connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
 ) -> Any:
+    """
+    Send a statement; gives its cursor.
+
+    Raises:
+        psycopg2.Error: With a note of the parameter that it points at.
+    """
     cursor = connection.wire(codec)
     try:
         cursor.execute(statement.text, codec.parameters(statement.bounds, values))
@@ -197,7 +203,7 @@ def _execute(
     return cursor
 
 
-def _weight(rows: Sequence[Row], width: int) -> int:
+def weight(rows: Sequence[Row], width: int) -> int:
     """Weigh rows by their texts and bytes, column by column; a number counts as a word."""
     weight = len(rows) * width * 4
     for column in list(zip(*rows, strict=False))[:width]:

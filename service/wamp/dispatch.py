@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from service.answer.line import Send
 from service.errors import ServiceError, Unavailable
 from service.request.caller import Caller
 from service.wamp.meter import Meter
@@ -32,8 +33,11 @@ log = Logger()
 UNREGISTER_TIMEOUT = 2.0
 """Seconds that a router gets to confirm."""
 
-Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
-"""The hub: name without prefix, arguments, keyword arguments, who calls → a wire-safe result."""
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
+"""
+The hub: name without prefix, arguments, keyword arguments, who calls, and what sends parts of
+the answer if the caller takes any → a wire-safe result.
+"""
 
 
 class Dispatch:
@@ -132,8 +136,9 @@ class Dispatch:
     ) -> Deferred[Any]:
         """Begin a call; cancelling what this returns cancels the hub's coroutine."""
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
+        call = partial(self._call, session, details.procedure or "", args, kwargs, caller)
         running = Deferred.fromCoroutine(
-            self._call(session, details.procedure or "", args, kwargs, caller)
+            call() if details.progress is None else self._in_parts(session, details.progress, call)
         )
         if not running.called:
             self._running.add(running)
@@ -148,6 +153,17 @@ class Dispatch:
             self._idle = None
         return result
 
+    async def _in_parts(self, session: SafeSession, progress: Any, call: Any) -> Any:
+        """Make a call whose caller takes parts of the answer, as fast as the router takes them."""
+        with session.outflow() as outflow:
+
+            async def send(part: Any) -> None:
+                check(part)
+                progress(part)
+                await outflow.drained()
+
+            return await call(send)
+
     async def _call(
         self,
         session: SafeSession,
@@ -155,6 +171,7 @@ class Dispatch:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         caller: Caller,
+        progress: Send | None = None,
     ) -> Any:
         began = self._reactor.seconds()
         self.meter.begin()
@@ -162,7 +179,8 @@ class Dispatch:
         try:
             if self._draining:
                 raise Unavailable("the service is stopping")
-            result = await self._answer(name_of(uri, self._prefix), args, kwargs, caller)
+            name = name_of(uri, self._prefix)
+            result = await self._answer(name, args, kwargs, caller, progress)
             check(result)
             return result
         except Exception as error:

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from service.errors import InvalidArgument
 from service.wamp.login import Login
+from service.wamp.outflow import Outflow
 from service.wamp.refusals import refusal
 from service.wamp.serializer import Undecodable, error_of
 from service.wamp.uris import CANNOT_AUTHENTICATE
@@ -57,12 +58,19 @@ class SafeSession(ApplicationSession):
         self._joined = joined
         self._displaced = displaced
         self._open: Any = None
+        self._outflow: Outflow | None = None
         self.closing: CloseDetails | None = None
 
     @property
     def lost(self) -> bool:
         """Whether there is nobody left to answer."""
         return self._open is None
+
+    def outflow(self) -> Outflow:
+        """Give the outflow of the connection, for who sends much."""
+        if self._outflow is None:
+            self._outflow = Outflow(self._open.transport)
+        return self._outflow
 
     def onOpen(self, transport: Any) -> None:
         """Keep the transport, to answer by it what autobahn would not."""

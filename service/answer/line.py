@@ -1,0 +1,43 @@
+"""
+What a verb knows of the one who called it, where that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import InvalidArgument
+from service.request.caller import Caller
+
+Send = Callable[[Any], Awaitable[None]]
+"""Sends a part of an answer; done when the next part may follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """
+    The line to a caller.
+
+    Args:
+        caller: Who is at its other end.
+        progress: Sends parts of the answer, if the caller asked for progressive results.
+    """
+
+    caller: Caller
+    progress: Send | None = None
+
+    def parts(self) -> Send:
+        """
+        Give what sends parts of an answer.
+
+        Raises:
+            InvalidArgument: The caller takes a single answer only.
+        """
+        if self.progress is None:
+            raise InvalidArgument(
+                "this is answered in parts, as progressive results, and the call asks for none",
+                hint="call with receive_progress (autobahn: CallOptions(on_progress=…))",
+            )
+        return self.progress

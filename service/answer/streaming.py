@@ -1,0 +1,96 @@
+"""
+The verb stream: rows without end, as progressive results.
+
+A chunk is read while the one before it is on its way, so two are in memory. The next one is
+read when that one has left for the router: a caller's side that is behind holds up the cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from service.answer.line import Line
+from service.answer.served import Served
+from service.catalog import Catalog, Relation
+from service.db.cursors import Reader
+from service.db.interactions import Shape, answered_columns
+from service.db.scope import Database
+from service.plan.read import plan_find
+from service.request.parse import Limits
+from service.request.streams import parse_stream
+from service.request.types import FindRequest
+from service.sql.select import select
+from service.sql.statement import Statement
+
+
+class Streaming:
+    """
+    Args:
+        database: Where the rows are.
+        limits: What a call may ask for.
+        max_bytes: What a single row may weigh.
+    """
+
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
+        self._database = database
+        self._limits = limits
+        self._max_bytes = max_bytes
+
+    async def stream(
+        self,
+        served: Served,
+        relation: Relation,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        line: Line,
+    ) -> Any:
+        """
+        Answer `stream`: how many rows there were, when the last of them is on its way.
+
+        Raises:
+            InvalidArgument: The caller does not take progressive results.
+        """
+        send = line.parts()
+        call, rows = parse_stream(args, kwargs, self._limits, f"{relation.schema}.{relation.name}")
+        statement = served.statement(unpaged, relation, call.request)
+        shape = Shape(call.request.form, self._max_bytes)
+        reader = Reader(served.codec, statement, call.values, shape, rows)
+        sent = 0
+
+        async def counted(chunk: list[Any]) -> None:
+            nonlocal sent
+            sent += len(chunk)
+            await send(chunk)
+
+        async with self._database.transaction(read_only=True):
+            await relay(lambda: self._database.run(reader.chunk_txn, timeout=call.timeout), counted)
+        if call.request.form == "lists":
+            return {"columns": list(answered_columns(statement)), "rows": sent}
+        return {"rows": sent}
+
+
+async def relay(read: Callable[[], Deferred[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    """
+    Send what is read, until an empty chunk is; the next is read while one is sent.
+
+    Args:
+        read: Reads a chunk; what it gives is cancelled when nobody wants it any more.
+        send: Sends a chunk; done when there may be more.
+    """
+    ahead = read()
+    try:
+        while chunk := await ahead:
+            ahead = read()
+            await send(chunk)
+    finally:
+        ahead.addErrback(lambda _: None)
+        ahead.cancel()
+
+
+def unpaged(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
+    """Spell a find whose rows carry no token of where their page ends."""
+    return select(replace(plan_find(catalog, relation, request), keyset=False))

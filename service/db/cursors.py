@@ -1,0 +1,92 @@
+"""
+A result of any size, read in chunks through a cursor of the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.db.connection import PgConnection
+from service.db.interactions import Row, Shape, execute, shaped, weight
+from service.db.values import Codec
+from service.sql.statement import Statement
+
+FIRST = 16
+"""Rows of the first FETCH: nobody knows yet what a row weighs."""
+
+CHUNK_BYTES = 256 * 1024
+"""
+What a chunk may weigh, roughly.
+
+Whoever handles it, we, the router, the caller, does so in one piece, and everybody else waits.
+"""
+
+
+class Reader:
+    """
+    The rows of one statement, chunk by chunk, inside a transaction.
+
+    Args:
+        codec: For the values, both ways.
+        statement: The read.
+        values: Of the call.
+        shape: Of the rows; its `max_bytes` is what a single row may weigh.
+        rows: Of a chunk, at most.
+    """
+
+    def __init__(
+        self, codec: Codec, statement: Statement, values: Sequence[Any], shape: Shape, rows: int
+    ) -> None:
+        self._codec = codec
+        self._statement = statement
+        self._values = values
+        self._shape = shape
+        self._rows = rows
+        self._bytes = min(CHUNK_BYTES, shape.max_bytes)
+        self._step = min(FIRST, rows)
+        self._spare: list[Row] = []
+        self._open = False
+        self._ended = False
+
+    def chunk_txn(self, connection: PgConnection) -> list[Any]:
+        """
+        Read the next chunk, in its final form; an empty one is the end.
+
+        To be run in one transaction, one chunk after the other.
+
+        Raises:
+            TooLarge: A single row weighs more than may be sent.
+        """
+        if not self._open:
+            named = f"DECLARE rowcast_reader NO SCROLL CURSOR FOR {self._statement.text}"
+            execute(connection, self._codec, replace(self._statement, text=named), self._values)
+            self._open = True
+        rows, self._spare = self._spare, []
+        weighed = self._weight(rows)
+        while not self._ended and len(rows) < self._rows and weighed < self._bytes:
+            rows += self._fetch(connection, min(self._step, self._rows - len(rows)))
+            weighed = self._weight(rows)
+            fitting = self._bytes * len(rows) // max(1, weighed)
+            self._step = max(1, min(2 * self._step, fitting, self._rows))
+        fits = self._fitting(rows)
+        rows, self._spare = rows[:fits], rows[fits:]
+        return shaped(rows, self._statement, self._codec, self._shape)
+
+    def _fetch(self, connection: PgConnection, rows: int) -> list[Row]:
+        cursor = connection.wire(self._codec)
+        cursor.execute(f"FETCH FORWARD {rows:d} FROM rowcast_reader")
+        found = cursor.fetchall()
+        self._ended = len(found) < rows
+        return found
+
+    def _fitting(self, rows: list[Row]) -> int:
+        """Count the rows that fit into a chunk, at least one."""
+        fits = len(rows)
+        while fits > 1 and (weighed := self._weight(rows[:fits])) > self._bytes:
+            fits = max(1, min(fits - 1, fits * self._bytes // weighed))
+        return fits
+
+    def _weight(self, rows: Sequence[Row]) -> int:
+        return weight(rows, len(self._statement.columns))

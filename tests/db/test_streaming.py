@@ -1,0 +1,217 @@
+"""
+stream: all rows, chunk by chunk, and nothing left behind however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred
+
+from service.db.cursors import CHUNK_BYTES
+from service.errors import Canceled, InvalidArgument, ServiceError, TooLarge
+from tests.conftest import execute
+from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.rooms import failure_of, until
+
+SCHEMA = """
+CREATE TABLE parents (id int PRIMARY KEY, name text NOT NULL);
+INSERT INTO parents SELECT i, 'parent ' || i FROM generate_series(1, 3) i;
+CREATE TABLE items (
+    id int PRIMARY KEY, parent_id int REFERENCES parents, price numeric(8, 2), seen timestamptz);
+INSERT INTO items SELECT i, 1 + i % 3, i * 1.5, '2026-01-01Z'::timestamptz + i * '1h'::interval
+    FROM generate_series(1, 2500) i;
+CREATE TABLE uneven (id int PRIMARY KEY, body text);
+INSERT INTO uneven SELECT i, repeat('x', CASE WHEN i % 50 < 5 THEN 100000 ELSE 10 END)
+    FROM generate_series(1, 400) i;
+CREATE VIEW slow AS SELECT id, pg_sleep(0.01)::text AS nap FROM items;
+CREATE VIEW broken AS SELECT id, 1 / (id - 700) AS part FROM items;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, max_rows=100, max_bytes=4 << 20) as callee:
+        yield callee
+
+
+class Taker:
+    """A caller that takes parts, each when it is let."""
+
+    def __init__(self, callee: Callee) -> None:
+        self.callee = callee
+        self.parts: list[Any] = []
+        self.gates: list[Deferred[None]] = []
+        self.open = True
+
+    async def take(self, part: Any) -> None:
+        """Take one part; wait until `open` or cancelled."""
+        self.parts.append(part)
+        if not self.open:
+            self.gates.append(Deferred())
+            await self.gates[-1]
+
+    def call(self, name: str, **kwargs: Any) -> Deferred[Any]:
+        """Call a procedure in parts."""
+        answering = self.callee.hub.answer(name, [], kwargs, ANYONE, self.take)
+        return Deferred.fromCoroutine(answering)
+
+
+def transactions(dsn: str) -> list[tuple[object, ...]]:
+    """Give what is open or runs in this database, less the asking."""
+    return execute(
+        dsn,
+        "SELECT state, query FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND (xact_start IS NOT NULL OR state = 'active')",
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows(db: Callee) -> None:
+    """All rows come, as find gives them, in chunks of the asked size and in order."""
+    taker = Taker(db)
+    assert await taker.call("items.stream", chunk=700) == {"rows": 2500}
+    assert [len(part) for part in taker.parts] == [700, 700, 700, 400]
+    rows = [row for part in taker.parts for row in part]
+    assert [row["id"] for row in rows] == list(range(1, 2501))
+    assert rows[:100] == (await db.call("items.find"))["rows"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_arguments(db: Callee) -> None:
+    """What find takes, stream takes, with no ceiling on its limit; pages it has not."""
+    taker = Taker(db)
+    answer = await taker.call(
+        "items.stream",
+        where={"id": {"gt": 10}},
+        select=["id"],
+        order=["-id"],
+        limit=1500,
+        offset=1,
+        embed={"parents": {"select": ["name"]}},
+    )
+    assert answer == {"rows": 1500}
+    assert [len(part) for part in taker.parts] == [500, 500, 500]
+    assert taker.parts[0][0] == {"id": 2499, "parents": {"name": "parent 1"}}
+    listed = Taker(db)
+    answer = await listed.call("items.stream", select=["id", "price"], form="lists", limit=2)
+    assert answer == {"columns": ["id", "price"], "rows": 2}
+    assert listed.parts == [[[1, "1.50"], [2, "3.00"]]]
+    empty = Taker(db)
+    assert await empty.call("items.stream", where={"id": 0}) == {"rows": 0}
+    assert await empty.call("items.stream", limit=0) == {"rows": 0}
+    assert empty.parts == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"chunk": 0}, "chunk"),
+        ({"chunk": 5001}, "chunk"),
+        ({"chunk": "many"}, "chunk"),
+        ({"after": "x"}, "after"),
+        ({"count": "exact"}, "count"),
+        ({"size": 1}, "size"),
+        ({"where": {"nope": 1}}, "where.nope"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_refused_arguments(db: Callee, arguments: dict[str, Any], path: str) -> None:
+    """A malformed call is refused before anything is sent."""
+    taker = Taker(db)
+    refused = await failure_of(taker.call("items.stream", **arguments))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == path
+    assert taker.parts == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_asks_for_progressive_results(db: Callee) -> None:
+    """A call that takes a single answer is told what to ask for."""
+    refused = await failure_of(db.call("items.stream"))
+    assert isinstance(refused, InvalidArgument)
+    assert "receive_progress" in refused.details["hint"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_chunks_are_bounded_by_bytes(db: Callee) -> None:
+    """Heavy rows come in chunks of fewer, whatever the rows before them weighed."""
+    taker = Taker(db)
+    assert await taker.call("uneven.stream") == {"rows": 400}
+    assert [row["id"] for part in taker.parts for row in part] == list(range(1, 401))
+    weights = [sum(len(row["body"]) for row in part) for part in taker.parts]
+    assert max(weights) <= CHUNK_BYTES
+    assert len(taker.parts) >= 40 * 100_000 // CHUNK_BYTES
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_too_large(dsn: str) -> None:
+    """A single row that may not be sent ends the stream."""
+    async with serving(dsn, max_bytes=50_000) as db:
+        taker = Taker(db)
+        assert isinstance(await failure_of(taker.call("uneven.stream", order=["-id"])), TooLarge)
+        assert db.pool.stats().busy == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_holds_two_chunks(dsn: str, db: Callee) -> None:
+    """While a caller is behind, one chunk is read ahead, and no more."""
+    taker = Taker(db)
+    taker.open = False
+    call = taker.call("slow.stream", chunk=10)
+    await until(lambda: taker.gates)
+    await until(lambda: [row[0] for row in transactions(dsn)] == ["idle in transaction"])
+    assert len(taker.parts) == 1
+    call.cancel()
+    assert isinstance(await failure_of(call), CancelledError | Canceled)
+
+
+@pytest.mark.parametrize("when", ["reading", "sending"])
+@pytest_twisted.ensureDeferred
+async def test_cancelled(dsn: str, db: Callee, when: str) -> None:
+    """A caller that cancels or leaves frees the cursor and the connection at once."""
+    taker = Taker(db)
+    taker.open = False
+    call = taker.call("slow.stream", chunk=1000 if when == "reading" else 5)
+    if when == "reading":
+        await until(lambda: transactions(dsn))
+    else:
+        await until(lambda: taker.gates)
+    call.cancel()
+    assert isinstance(await failure_of(call), CancelledError | Canceled)
+    await until(lambda: not transactions(dsn), 1)
+    await until(lambda: not db.pool.stats().busy, 1)
+    assert await db.call("items.count") == 2500
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_on_the_way(dsn: str, db: Callee) -> None:
+    """An error in the middle ends the stream as an error; what came before has come."""
+    taker = Taker(db)
+    refused = await failure_of(taker.call("broken.stream", order=["id"], chunk=100))
+    assert isinstance(refused, ServiceError)
+    assert refused.details["sqlstate"] == "22012"
+    assert 1 <= len(taker.parts) < 8
+    assert not transactions(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_of_the_callers_side(dsn: str, db: Callee) -> None:
+    """A part that cannot be sent ends the stream too."""
+
+    async def take(part: Any) -> None:
+        raise TooLarge(1)
+
+    answering = db.hub.answer("items.stream", [], {}, ANYONE, take)
+    assert isinstance(await failure_of(answering), TooLarge)
+    assert not transactions(dsn)

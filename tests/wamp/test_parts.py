@@ -1,0 +1,144 @@
+"""
+Progressive results: parts of an answer arrive in order, and leave no faster than they are taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, Protocol
+
+from service.errors import TooLarge
+from service.wamp.outflow import Outflow
+from tests.db.rooms import until
+from tests.wamp.callers import KINDS
+from tests.wamp.conftest import Join, StartEdge
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_parts_arrive(how: str, start_edge: StartEdge, call_from: Join) -> None:
+    """Every part arrives once and in order, then the answer, for every kind of client."""
+    await start_edge()
+    caller = await call_from(how)
+    parts = [[{"id": n, "text": "é" * 100}] for n in range(200)]
+    taken: list[Any] = []
+    got = await caller.call("rowcast.parts", parts, options=CallOptions(on_progress=taken.append))
+    assert got == 200
+    assert taken == parts
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_asked(start_edge: StartEdge, call_from: Join) -> None:
+    """The hub is told when a caller takes no parts."""
+    await start_edge()
+    caller = await call_from()
+    assert await caller.call("rowcast.parts", [1, 2]) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_part_that_cannot_be_sent(start_edge: StartEdge, call_from: Join) -> None:
+    """A part that is too large ends the call with an error, and the session goes on."""
+    edge = await start_edge(max_bytes=50_000)
+    caller = await call_from()
+    taken: list[Any] = []
+    options = CallOptions(on_progress=taken.append)
+
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.parts", ["a", "x" * 40_000, "y" * 60_000], options=options)
+    assert caught.value.error == TooLarge.uri
+    assert [len(part) for part in taken] == [1, 40_000]
+    assert await caller.call("rowcast.echo", 1) == 1
+    assert edge.client.joined
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
+    """A call that is cancelled between two parts sends no more of them."""
+    edge = await start_edge()
+    caller = await call_from()
+    taken: list[Any] = []
+    parts = ["x" * 100_000] * 60
+
+    def take(part: Any) -> None:
+        taken.append(part)
+        if len(taken) == 1:
+            call.cancel()
+
+    call = caller.call("rowcast.parts", parts, options=CallOptions(on_progress=take))
+    with pytest.raises(CancelledError):
+        await call
+    assert await caller.call("rowcast.echo", 1) == 1
+    await until(lambda: not edge.dispatch.meter.in_progress)
+    assert edge.hub.sent < 60
+
+
+class Sink(Protocol):
+    """Reads only when it is told to."""
+
+    def connectionMade(self) -> None:
+        """Read nothing."""
+        self.transport.pauseProducing()
+        self.factory.made.callback(self)
+
+
+@pytest_twisted.ensureDeferred
+async def test_outflow_waits_for_the_other_side() -> None:
+    """While the other side reads nothing, nothing more is sent; then it goes on."""
+    factory = Factory.forProtocol(Sink)
+    factory.made = Deferred()
+    port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+    client = await connectProtocol(endpoint, Protocol())
+    sink = await factory.made
+    outflow, sent = Outflow(client.transport), 0
+
+    async def send() -> None:
+        nonlocal sent
+        with outflow:
+            while sent < 400:
+                client.transport.write(b"x" * 100_000)
+                sent += 1
+                await outflow.drained()
+
+    sending = Deferred.fromCoroutine(send())
+    try:
+        await until(lambda: outflow.drained().called is False)
+        held = sent
+        assert held < 200  # what the kernel keeps of a connection on this machine
+        given_up = outflow.drained()
+        given_up.cancel()
+        with pytest.raises(CancelledError):
+            await given_up
+        sink.transport.resumeProducing()
+        await sending
+        assert sent == 400
+        assert client.transport.producer is None
+    finally:
+        client.transport.abortConnection()
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_outflow_of_a_lost_connection() -> None:
+    """Whoever waits for a connection that is lost goes on, to find that out."""
+    factory = Factory.forProtocol(Sink)
+    factory.made = Deferred()
+    port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+    client = await connectProtocol(endpoint, Protocol())
+    await factory.made
+    with Outflow(client.transport) as outflow:
+        client.transport.write(b"x" * 20_000_000)
+        waiting = outflow.drained()
+        assert not waiting.called
+        client.transport.abortConnection()
+        await waiting
+    await port.stopListening()
