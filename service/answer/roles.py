@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from service.db.identity import identity_words
 from service.errors import NotAuthorized
@@ -47,6 +48,7 @@ class Roles:
         return role
 
 
+@lru_cache(4096)
 def words_for(role: str, caller: Caller) -> str:
     """Word as whom a caller's statements run, and what policies may ask of the caller."""
     if role == SERVICE:

@@ -9,12 +9,13 @@ outlive a scope must be started with a clean context (`contextvars.Context().run
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
 from service.db.job import Job
@@ -28,6 +29,7 @@ from service.db.transaction import (
     single_txn,
     statement_txn,
 )
+from service.errors import StatementTimeout
 
 
 class Database:
@@ -58,6 +60,22 @@ class Database:
             yield
         finally:
             self._identity.reset(token)
+
+    async def within(self, seconds: float | None, work: Awaitable[Any]) -> Any:
+        """
+        Wait for work for a while; then its query is stopped and its transaction rolled back.
+
+        Raises:
+            StatementTimeout: It took longer.
+        """
+        if seconds is None:
+            return await work
+        running = ensureDeferred(_awaited(work))
+        running.addTimeout(seconds, self._reactor)
+        try:
+            return await running
+        except Late as error:
+            raise StatementTimeout from error
 
     def run(
         self,
@@ -105,12 +123,14 @@ class Database:
         *args: Any,
         isolation: str | None = None,
         read_only: bool = False,
+        retry: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
         Run a whole function in one transaction, in one go in one worker.
 
         Inside a transaction it runs in a savepoint, and under that transaction's isolation.
+        With `retry`, which is for reads, it is repeated if the connection died under it.
 
         Raises:
             OutcomeUnknown: The connection was lost during COMMIT.
@@ -119,7 +139,8 @@ class Database:
         if level is not None:
             return level.run(nested_txn, function, *args, timeout=timeout)
         words = begin_words(isolation, read_only), self._identity.get()
-        return self.pool.dispatch.submit(Job(atomic_txn, (*words, function, *args)), timeout)
+        job = Job(atomic_txn, (*words, function, *args), retry)
+        return self.pool.dispatch.submit(job, timeout)
 
     @asynccontextmanager
     async def transaction(
@@ -197,3 +218,7 @@ class Database:
                 if attempt > retries or not retryable(error):
                     raise
             await deferLater(self._reactor, random.uniform(0, 0.01) * 2**attempt)
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work

@@ -15,6 +15,7 @@ from service.errors import InvalidArgument
 from service.models.base import Model
 from service.models.meta import Values
 from service.models.registry import Models
+from service.request.arguments import seconds_of
 from service.request.caller import Caller
 
 Function = Callable[..., Awaitable[Any]]
@@ -82,14 +83,16 @@ def procedures(
 
     def serve(function: Function) -> Procedure:
         signature = inspect.signature(function)
+        own_timeout = "timeout" in signature.parameters
 
         async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            call = Call(caller, database, models, codec())
+            call, given = Call(caller, database, models, codec()), dict(kwargs)
+            seconds = seconds_of(None if own_timeout else given.pop("timeout", None))
             try:
-                bound = signature.bind(call, *args, **kwargs)
+                bound = signature.bind(call, *args, **given)
             except TypeError as error:
                 raise InvalidArgument(str(error)) from None
-            return await function(*bound.args, **bound.kwargs)
+            return await database.within(seconds, function(*bound.args, **bound.kwargs))
 
         return answer
 

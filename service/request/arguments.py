@@ -94,12 +94,21 @@ class Arguments:
 
     def timeout(self) -> float | None:
         """Give the caller's time limit in seconds, above 0."""
-        value = self._given.get("timeout")
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-            raise InvalidArgument('"timeout" is a number of seconds above 0', path="timeout")
-        return float(value)
+        return seconds_of(self._given.get("timeout"))
+
+
+def seconds_of(value: Any) -> float | None:
+    """
+    Read a time limit in seconds; None is none.
+
+    Raises:
+        InvalidArgument: Not a number above 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise InvalidArgument('"timeout" is a number of seconds above 0', path="timeout")
+    return float(value)
 
 
 def listed(value: Any, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ import pytest_twisted
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.db.values import Codec
-from service.errors import InvalidArgument, InvalidRow, NotFound
+from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeout
 from service.models.action import Action
 from service.models.registry import Models
 from service.procedures.registry import REGISTERED, procedure, procedures
@@ -110,3 +110,23 @@ def test_names_are_taken_once() -> None:
     """Two procedures of one name are a mistake that shows at import."""
     with pytest.raises(ValueError, match=r"actions\.complete"):
         procedure("actions.complete")(lambda call: None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_time_limit(dsn: str) -> None:
+    """A procedure takes a time limit like any other; its transaction is undone."""
+
+    async def slow(call: Any) -> None:
+        async with call.database.transaction():
+            await call.database.statement("UPDATE actions SET status = true")
+            await call.database.statement("SELECT pg_sleep(20)")
+
+    async with database_at(dsn) as database:
+        served_slow = (await served(database, {"slow": slow}))["slow"]
+        assert isinstance(
+            await failure_of(served_slow(CALLER, [], {"timeout": 0.1})), StatementTimeout
+        )
+        assert execute(dsn, "SELECT status FROM actions") == [(False,)]
+        assert isinstance(
+            await failure_of(served_slow(CALLER, [], {"timeout": -1})), InvalidArgument
+        )

@@ -1,0 +1,92 @@
+"""
+What a role costs: `get` by key with and without one, in turns, on the same pool.
+
+    python -m bench.roles "host=... dbname=..." [rounds]
+
+The database needs nothing; a role `rowcast_bench` and a table are made, and dropped again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import psycopg2
+from twisted.internet import reactor, task
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+
+from service.answer.catalogs import Catalogs
+from service.answer.hub import Hub
+from service.answer.roles import Roles
+from service.db.pool import PgPool
+from service.db.scope import Database
+from service.models.registry import Models
+from service.request.caller import Caller
+from service.request.parse import Limits
+
+SETUP = """
+CREATE ROLE rowcast_bench;
+CREATE TABLE rowcast_bench (id int PRIMARY KEY, action text, path text, status boolean);
+INSERT INTO rowcast_bench SELECT i, 'a' || i, '/p/' || i, true FROM generate_series(1, 1000) i;
+GRANT SELECT ON rowcast_bench TO rowcast_bench;
+"""
+TEARDOWN = "DROP TABLE IF EXISTS rowcast_bench; DROP ROLE IF EXISTS rowcast_bench"
+CALLS, AT_ONCE = 4000, 16
+
+
+async def _hub(database: Database, roles: Roles) -> Hub:
+    hub = Hub(database, Limits(), 8 << 20, roles)
+    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), roles)
+    catalogs.startService()
+    await catalogs.loaded()
+    catalogs.stopService()
+    return hub
+
+
+async def _seconds(hub: Hub, caller: Caller) -> float:
+    """Time the calls."""
+
+    async def some(first: int) -> None:
+        for at in range(first, CALLS, AT_ONCE):
+            await hub.answer("rowcast_bench.get", [1 + at % 1000], {}, caller)
+
+    began = time.perf_counter()
+    await gatherResults([ensureDeferred(some(first)) for first in range(AT_ONCE)])
+    return time.perf_counter() - began
+
+
+async def _main(dsn: str, rounds: int) -> None:
+    pool = PgPool(dsn, reactor)
+    pool.start()
+    database = Database(pool, reactor)
+    plain = await _hub(database, Roles())
+    mapped = await _hub(database, Roles({"clerk": "rowcast_bench"}))
+    caller = Caller(1, "ada", "clerk", "realm1")
+    ratios = []
+    for _ in range(rounds + 1):
+        without, with_role = await _seconds(plain, caller), await _seconds(mapped, caller)
+        ratios.append(with_role / without)
+        print(f"{CALLS / without:8.0f} calls/s without, {CALLS / with_role:8.0f} with a role")
+    print(f"time with a role / without: median {statistics.median(ratios[1:]):.3f}")
+    await pool.close()
+
+
+def main(_: Any, dsn: str, rounds: str = "9") -> Deferred[None]:
+    """Set up, measure, tidy up."""
+    connection = psycopg2.connect(dsn)
+    connection.autocommit = True
+    connection.cursor().execute(TEARDOWN)
+    connection.cursor().execute(SETUP)
+
+    def tidy(result: Any) -> Any:
+        connection.cursor().execute(TEARDOWN)
+        connection.close()
+        return result
+
+    return ensureDeferred(_main(dsn, int(rounds))).addBoth(tidy)
+
+
+if __name__ == "__main__":
+    task.react(main, sys.argv[1:])
