@@ -1,10 +1,10 @@
 """
-The verb create.
+The verbs create and upsert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ from service.db.interactions import apart_txn, over
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
-from service.request.writes import parse_create
+from service.request.writes import parse_create, parse_upsert
 from service.sql.modify import modify
 from service.sql.statement import Statement
 
+Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
+
 MANY = 100
-"""Rows of one create from which on they are read in a pool thread, not in the reactor's."""
+"""Rows of one call from which on they are read in a pool thread, not in the reactor's."""
 
 
 class Creating(Writing):
@@ -37,7 +39,29 @@ class Creating(Writing):
             InvalidRow: The model or the catalog says no.
             TooManyRows: More than `max_affected`.
         """
-        call = await self._prepared(served, relation, args, kwargs)
+        return await self._written(served, relation, args, kwargs, parse_create)
+
+    async def upsert(
+        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer `upsert`: the rows, new or changed; None for a single one that is left alone.
+
+        Raises:
+            InvalidRow: The model or the catalog says no.
+            TooManyRows: More than `max_affected`.
+        """
+        return await self._written(served, relation, args, kwargs, parse_upsert)
+
+    async def _written(
+        self,
+        served: Served,
+        relation: Relation,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parse: Parse,
+    ) -> Any:
+        call = await self._prepared(served, relation, args, kwargs, parse)
         request = call.request
         if request.max_affected is not None and len(request.rows) > request.max_affected:
             raise over(len(request.rows), request.max_affected)
@@ -50,16 +74,21 @@ class Creating(Writing):
         return answered(written, request.returning, request.many)
 
     async def _prepared(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        served: Served,
+        relation: Relation,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parse: Parse,
     ) -> Parsed[CreateRequest]:
-        """Read and check the rows of a create, many of them in a pool thread."""
+        """Read and check new rows, many of them in a pool thread."""
         values = args[0] if args else kwargs.get("values")
         if isinstance(values, list | tuple) and len(values) > MANY:
             prepared: Parsed[CreateRequest] = await self.database.run(
-                apart_txn, _prepare, served, relation, args, kwargs, self.limits
+                apart_txn, _prepare, served, relation, args, kwargs, self.limits, parse
             )
             return prepared
-        return _prepare(served, relation, args, kwargs, self.limits)
+        return _prepare(served, relation, args, kwargs, self.limits, parse)
 
 
 def _prepare(
@@ -68,8 +97,9 @@ def _prepare(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     limits: Limits,
+    parse: Parse,
 ) -> Parsed[CreateRequest]:
-    call = parse_create(args, kwargs, limits)
+    call = parse(args, kwargs, limits)
     refuse_faults(served, relation, call)
     return call
 

@@ -21,7 +21,13 @@ FORMATS = {
     "bytea": "binary",
     "inet": "ip-address",
 }
-WRITING = {"create": "insertable", "update": "updatable", "delete": "deletable"}
+RIGHTS = {
+    "create": ("insertable",),
+    "upsert": ("insertable", "updatable"),
+    "update": ("updatable",),
+    "delete": ("deletable",),
+}
+"""What our role must be allowed for a verb; to read, for the rest."""
 
 
 def describe(
@@ -67,8 +73,9 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
     return [
         verb
         for verb in verbs
-        if getattr(relation, WRITING.get(verb, "selectable"))
+        if all(getattr(relation, right) for right in RIGHTS.get(verb, ("selectable",)))
         and (verb != "get" or relation.primary_key)
+        and (verb != "upsert" or relation.unique_keys)
     ]
 
 

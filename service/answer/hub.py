@@ -77,6 +77,7 @@ class Hub:
             "stream": streaming.stream,
             "aggregate": aggregating.aggregate,
             "create": creating.create,
+            "upsert": creating.upsert,
             "update": changing.update,
             "delete": changing.delete,
         }

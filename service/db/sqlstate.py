@@ -145,6 +145,27 @@ def _refused(error: psycopg2.Error) -> ServiceError:
     return DatabaseRefused(**words(error, message))
 
 
+def _repeated(error: psycopg2.Error) -> ServiceError:
+    """Take a row that an upsert meets twice, or another cardinality that is wrong."""
+    if not (error.diag.source_function or "").startswith("ExecOnConflict"):
+        return _refused(error)
+    return InvalidArgument(
+        "two of these rows have the same key, and a call writes a row once",
+        path="values",
+        hint="give each key once",
+        sqlstate=error.pgcode,
+    )
+
+
+def _keyless(error: psycopg2.Error) -> ServiceError | None:
+    """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
+    if error.diag.source_function != "infer_arbiter_indexes":
+        return _misnamed(error)
+    return InvalidArgument(
+        "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
+    )
+
+
 def _forbidden(error: psycopg2.Error) -> ServiceError:
     return NotAuthorized(**words(error, "the database's role may not do this"))
 
@@ -166,6 +187,7 @@ def _unavailable(message: str, retry_after: float) -> Make:
 
 _EXACT: dict[str, Make] = {
     "0A000": _feature,
+    "21000": _repeated,
     "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
     "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
     "25P04": lambda _: StatementTimeout(),
@@ -173,6 +195,7 @@ _EXACT: dict[str, Make] = {
     "3F000": _misnamed,
     "40003": lambda _: OutcomeUnknown(),
     "42501": _forbidden,
+    "42P10": _keyless,
     "55006": _unavailable("what is asked for is in use", 1.0),
     "55P03": _conflict,
     "57014": _canceled,

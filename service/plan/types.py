@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.catalog import Column, Relation
+from service.catalog import Relation
 from service.plan.conditions import Bound, Condition, Expression, Link
 from service.request.terms import Nulls
 
@@ -128,68 +128,3 @@ class ReadPlan:
     after: PlannedAfter | None = None
     keyset: bool = False
     lock: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Back:
-    """
-    What comes back of written rows; without outputs and embeds, nothing.
-
-    Args:
-        outputs: Of each row.
-        order: Of the rows.
-        embeds: Related rows, inside each row.
-    """
-
-    outputs: tuple[Output, ...] = ()
-    order: tuple[SortKey, ...] = ()
-    embeds: tuple[PlannedEmbed, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A column and its new value; None for the column's default."""
-
-    column: Column
-    value: Bound | None
-
-
-@dataclass(frozen=True, slots=True)
-class InsertPlan:
-    """
-    New rows.
-
-    Args:
-        name: What it is for.
-        relation: Where they go.
-        columns: The columns that any of them gives.
-        rows: For each row, a parameter or None (default) for each of the columns.
-        back: What comes back of each.
-    """
-
-    name: str
-    relation: Relation
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Bound | None, ...], ...]
-    back: Back
-
-
-@dataclass(frozen=True, slots=True)
-class UpdatePlan:
-    """Changes to the rows that a condition picks."""
-
-    name: str
-    relation: Relation
-    settings: tuple[Setting, ...]
-    where: Condition | None
-    back: Back
-
-
-@dataclass(frozen=True, slots=True)
-class DeletePlan:
-    """The deletion of the rows that a condition picks."""
-
-    name: str
-    relation: Relation
-    where: Condition | None
-    back: Back

@@ -9,17 +9,12 @@ from dataclasses import replace
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound, Compare, Condition, Every, Not
+from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.read import plan_key, plan_rows
-from service.plan.types import (
-    Back,
-    DeletePlan,
-    InsertPlan,
-    ReadPlan,
-    Setting,
-    UpdatePlan,
-)
+from service.plan.types import ReadPlan
+from service.plan.writes import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
 from service.request.types import (
     Assignment,
     CreateRequest,
@@ -32,7 +27,9 @@ from service.request.types import (
 
 def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) -> InsertPlan:
     """
-    Plan `create`: a column that a row leaves out, but another gives, takes its default.
+    Plan `create` and `upsert`.
+
+    A column that a new row leaves out, but another gives, takes its default.
 
     Raises:
         InvalidArgument: A column is unknown, or is generated.
@@ -47,7 +44,9 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
         for given in ({each.column: each for each in row} for row in request.rows)
     )
     back = _returned(scope, request.returning)
-    return InsertPlan(f"{relation.name}.create", relation, tuple(columns.values()), rows, back)
+    conflict = plan_conflict(scope, request.conflict, request.rows) if request.conflict else None
+    name = f"{relation.name}.{'upsert' if conflict else 'create'}"
+    return InsertPlan(name, relation, tuple(columns.values()), rows, back, conflict)
 
 
 def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> UpdatePlan:

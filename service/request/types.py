@@ -172,13 +172,37 @@ class Returning:
 
 
 @dataclass(frozen=True, slots=True)
+class OnConflict:
+    """
+    What becomes of a new row whose key is there already.
+
+    Args:
+        key: Columns of a unique key, or its name; None for the primary key.
+        update: The columns that the row there takes over; None for all that are given.
+    """
+
+    key: str | tuple[str, ...] | None
+    update: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """New rows, each a tuple of assignments; `many` if the caller gave a list."""
+    """
+    New rows.
+
+    Args:
+        rows: Each a tuple of assignments.
+        many: Whether the caller gave a list.
+        returning: What comes back.
+        max_affected: How many there may be.
+        conflict: What becomes of those that are there already; None if that is an error.
+    """
 
     rows: tuple[tuple[Assignment, ...], ...]
     many: bool
     returning: Returning
     max_affected: int | None = None
+    conflict: OnConflict | None = None
 
 
 @dataclass(frozen=True, slots=True)

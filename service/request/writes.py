@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.arguments import Arguments, row_of, rows_of
+from service.request.arguments import Arguments, listed, row_of, rows_of
 from service.request.filters import FilterParser
+from service.request.items import check_name
 from service.request.lists import parse_order, parse_select
 from service.request.parse import (
     Limits,
@@ -23,6 +24,7 @@ from service.request.types import (
     Assignment,
     CreateRequest,
     DeleteRequest,
+    OnConflict,
     Returning,
     Target,
     UpdateRequest,
@@ -38,6 +40,28 @@ def parse_create(
 ) -> Parsed[CreateRequest]:
     """Read the arguments of `create`."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
+    return _new_rows(given, limits, None)
+
+
+def parse_upsert(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CreateRequest]:
+    """Read the arguments of `upsert`."""
+    known = [*RETURNING, "max_affected", "on_conflict", "update"]
+    given = Arguments(args, kwargs, ["values"], known)
+    key, update = given.value("on_conflict"), given.value("update")
+    conflict = OnConflict(
+        key if isinstance(key, str) else None if key is None else _names(key, "on_conflict"),
+        None if update is None else _names(update, "update"),
+    )
+    if conflict.key == ():
+        raise InvalidArgument("a key has columns", path="on_conflict")
+    return _new_rows(given, limits, conflict)
+
+
+def _new_rows(
+    given: Arguments, limits: Limits, conflict: OnConflict | None
+) -> Parsed[CreateRequest]:
     values = Values()
     rows, many = rows_of(given.required("values"), "values")
     request = CreateRequest(
@@ -48,6 +72,7 @@ def parse_create(
         many,
         _returning(given, values, limits),
         given.whole("max_affected"),
+        conflict,
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -92,6 +117,15 @@ def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assi
             Assignment(column, None if default else Operand(values.add(value), here), here)
         )
     return tuple(found)
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    found = listed(value, name)
+    for at, each in enumerate(found):
+        if not isinstance(each, str):
+            raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
+        check_name(each, f"{name}.{at}")
+    return tuple(dict.fromkeys(found))
 
 
 def _target(given: Arguments, values: Values, limits: Limits) -> Target:

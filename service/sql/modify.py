@@ -9,7 +9,15 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.conditions import Bound
-from service.plan.types import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
+from service.plan.writes import (
+    Back,
+    Conflict,
+    DeletePlan,
+    InsertPlan,
+    Setting,
+    Takeover,
+    UpdatePlan,
+)
 from service.sql.embed import laterals
 from service.sql.expressions import NAME, ROW, order_by, separated, where
 from service.sql.select import columns_of, items
@@ -17,6 +25,8 @@ from service.sql.statement import Part, Statement, render
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
 DEFAULT = SQL("DEFAULT")
+NEW = "excluded"
+"""What PostgreSQL calls a new row whose key is there already."""
 
 
 def modify(plan: WritePlan) -> Statement:
@@ -82,13 +92,38 @@ def _target(plan: WritePlan) -> Iterator[Part]:
 def _insert(plan: InsertPlan) -> Iterator[Part]:
     yield SQL("INSERT INTO ")
     yield from _target(plan)
-    if not plan.columns:
+    if plan.columns:
+        yield SQL(" (")
+        yield from separated([Identifier(column.name)] for column in plan.columns)
+        yield SQL(") VALUES ")
+        yield from separated(_row(row) for row in plan.rows)
+    else:
         yield SQL(" DEFAULT VALUES")
-        return
-    yield SQL(" (")
-    yield from separated([Identifier(column.name)] for column in plan.columns)
-    yield SQL(") VALUES ")
-    yield from separated(_row(row) for row in plan.rows)
+    if plan.conflict is not None:
+        yield from _conflict(plan.conflict)
+
+
+def _conflict(conflict: Conflict) -> Iterator[Part]:
+    yield SQL(" ON CONFLICT (")
+    yield from separated([Identifier(name)] for name in conflict.key)
+    yield SQL(") DO UPDATE SET " if conflict.takeovers else ") DO NOTHING")
+    yield from separated(_takeover(conflict.key, each) for each in conflict.takeovers)
+
+
+def _takeover(key: Sequence[str], takeover: Takeover) -> Iterator[Part]:
+    name = takeover.column.name
+    yield Identifier(name)
+    yield SQL(" = ")
+    if takeover.kept:
+        yield SQL("CASE WHEN (")
+        yield from separated([Identifier(NEW, part)] for part in key)
+        yield SQL(") IN (")
+        yield from separated(_row(row) for row in takeover.kept)
+        yield SQL(") THEN ")
+        yield Identifier(NAME, name)
+        yield SQL(" ELSE ")
+    yield Identifier(NEW, name)
+    yield SQL(" END" if takeover.kept else "")
 
 
 def _row(row: Sequence[Bound | None]) -> Iterator[Part]:

@@ -7,7 +7,7 @@ import pytest
 from service.errors import InvalidArgument
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update
 from service.request.parse import Limits
-from service.request.writes import parse_create, parse_delete, parse_update
+from service.request.writes import parse_create, parse_delete, parse_update, parse_upsert
 from service.sql.modify import modify
 from service.sql.select import select
 from tests.unit.samples import catalog
@@ -97,4 +97,86 @@ def test_refused(values, path):
     """Unknown columns, and those that the database makes, cannot be written."""
     with pytest.raises(InvalidArgument) as refused:
         created(values)
+    assert refused.value.details["path"] == path
+
+
+def upserted(values, name="actions", **kwargs):
+    """Give what an upsert does about rows that are there already."""
+    relation = CATALOG.relation("public", name)
+    call = parse_upsert([values], {"returning": False, **kwargs}, Limits())
+    return modify(plan_create(CATALOG, relation, call.request)).text.partition(" ON CONFLICT ")[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "kwargs", "sql"),
+    [
+        (
+            {"id": 1, "action": "a", "status": {"$default": True}},
+            {},
+            '("id") DO UPDATE SET "action" = "excluded"."action", "status" = "excluded"."status"',
+        ),
+        ({"id": 1}, {}, '("id") DO UPDATE SET "id" = "excluded"."id"'),
+        ({}, {}, '("id") DO UPDATE SET "id" = "excluded"."id"'),
+        ({"id": 1, "action": "a"}, {"update": []}, '("id") DO NOTHING'),
+        (
+            {"id": 1, "action": "a"},
+            {"update": ["owner"]},
+            '("id") DO UPDATE SET "owner" = "excluded"."owner"',
+        ),
+        (
+            {"action": "a", "owner": 1, "doc": None},
+            {"on_conflict": ["owner", "action"]},
+            '("owner", "action") DO UPDATE SET "doc" = "excluded"."doc"',
+        ),
+        (
+            {"action": "a", "owner": 1},
+            {"on_conflict": "actions_ao"},
+            '("action", "owner") DO UPDATE SET "action" = "excluded"."action"',
+        ),
+        ({"id": 1, "owner": 2}, {"on_conflict": "id"}, '("id") DO UPDATE SET "owner" = "excluded"."owner"'),
+        (
+            [{"id": 1, "owner": 2}, {"id": 3}, {"id": "4"}, {"action": "new"}],
+            {"max_affected": 9, "update": None},
+            '("id") DO UPDATE SET "owner" = CASE WHEN ("excluded"."id") IN'
+            ' ((CAST(%s AS integer)), (CAST(%s AS integer)))'
+            ' THEN "t"."owner" ELSE "excluded"."owner" END,'
+            ' "action" = CASE WHEN ("excluded"."id") IN'
+            ' ((CAST(%s AS integer)), (CAST(%s AS integer)), (CAST(%s AS integer)))'
+            ' THEN "t"."action" ELSE "excluded"."action" END',
+        ),
+    ],
+)  # fmt: skip
+def test_upsert(values, kwargs, sql):
+    """A row that is there takes over what is given, less its key, and keeps the rest."""
+    assert upserted(values, **kwargs) == sql
+
+
+def test_upsert_into_a_view():
+    """What is a key of a view, PostgreSQL knows."""
+    sql = '("note") DO UPDATE SET "note" = "excluded"."note"'
+    assert upserted({"note": "x"}, "notes", on_conflict=["note"]) == sql
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [
+        ({"on_conflict": ["action"]}, "on_conflict"),
+        ({"on_conflict": ["nope"]}, "on_conflict.0"),
+        ({"on_conflict": "nope"}, "on_conflict"),
+        ({"on_conflict": "action"}, "on_conflict"),
+        ({"on_conflict": []}, "on_conflict"),
+        ({"on_conflict": [1]}, "on_conflict.0"),
+        ({"on_conflict": 1}, "on_conflict"),
+        ({"update": ["nope"]}, "update.0"),
+        ({"update": ["id", "made"]}, "update.1"),
+        ({"update": [None]}, "update.0"),
+        ({"update": True}, "update"),
+        ({"name": "notes"}, "on_conflict"),
+        ({"expect": {}}, "expect"),
+    ],
+)
+def test_refused_upserts(kwargs, path):
+    """A conflict is about a unique key, and columns that can be written."""
+    with pytest.raises(InvalidArgument) as refused:
+        upserted({"note": "x"} if "name" in kwargs else {"id": 1}, **kwargs)
     assert refused.value.details["path"] == path

@@ -1,0 +1,110 @@
+"""
+What `upsert` does about rows that are there already, against the catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.catalog import Column, Relation
+from service.errors import InvalidArgument, UnknownName
+from service.plan.conditions import Bound
+from service.plan.expressions import Scope
+from service.plan.writes import Conflict, Takeover
+from service.request.types import Assignment, OnConflict
+
+Rows = Sequence[Sequence[Assignment]]
+
+
+def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
+    """
+    Plan what becomes of new rows whose key is there already.
+
+    A row there takes over what its new row gives, less the key; when that is nothing, the
+    key itself, so that the row still comes back.
+
+    Raises:
+        InvalidArgument: A column is unknown or made by the database, or there is no such key.
+    """
+    relation = scope.relation
+    key = _key(scope, conflict.key)
+    if conflict.update is not None:
+        columns = [
+            _named(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
+        ]
+        return Conflict(key, tuple(Takeover(column) for column in columns))
+    given = dict.fromkeys(each.column for row in rows for each in row)
+    settable = {name for name, column in relation.columns.items() if not _is_made(column)}
+    takeovers = [
+        Takeover(relation.columns[name], _kept(scope, rows, key, name))
+        for name in given
+        if name in settable and name not in key
+    ]
+    if not takeovers:
+        takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
+    return Conflict(key, tuple(takeovers))
+
+
+def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    relation = scope.relation
+    named = {each.name: each.columns for each in relation.unique_keys}
+    if key is None:
+        if not relation.primary_key:
+            raise InvalidArgument(
+                f'"{relation.name}" has no primary key',
+                path="on_conflict",
+                hint="name the columns of a unique key",
+                candidates=[list(columns) for columns in named.values()] or None,
+            )
+        return relation.primary_key
+    if isinstance(key, str):
+        if key in named:
+            return named[key]
+        if key not in relation.columns:
+            of = f'relation "{relation.name}"'
+            raise UnknownName("unique key", key, list(named), of, "on_conflict")
+        key = (key,)
+    for at, name in enumerate(key):
+        relation.column(name, f"on_conflict.{at}")
+    # a view's keys are those of its tables, which PostgreSQL knows
+    if relation.kind == "table" and scope.catalog.key_of(relation, key) is None:
+        raise InvalidArgument(
+            f"no unique key over {', '.join(key)}",
+            path="on_conflict",
+            candidates=[list(columns) for columns in named.values()] or None,
+        )
+    return key
+
+
+def _named(relation: Relation, name: str, path: str) -> Column:
+    column = relation.column(name, path)
+    if _is_made(column):
+        raise InvalidArgument(
+            f'"{name}" is made by the database and cannot be written', path=path, column=name
+        )
+    return column
+
+
+def _is_made(column: Column) -> bool:
+    return bool(column.generated) or column.identity == "a"
+
+
+def _kept(
+    scope: Scope, rows: Rows, key: tuple[str, ...], name: str
+) -> tuple[tuple[Bound, ...], ...]:
+    """Give the keys of the rows that say nothing of a column; those without a key are new."""
+    found = []
+    for row in rows:
+        operands = {each.column: each.operand for each in row}
+        values = [operands.get(part) for part in key]
+        if name in operands or None in values:
+            continue
+        types = [scope.of_column(scope.relation.columns[part]).type for part in key]
+        found.append(
+            tuple(
+                scope.bound(operand, type)
+                for operand, type in zip(values, types, strict=True)
+                if operand is not None
+            )
+        )
+    return tuple(found)
