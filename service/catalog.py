@@ -11,163 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from service.errors import NoSuchProcedure, UnknownName, nearest
 from service.functions import Function, unknown
-
-TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
-RelationKind = Literal["table", "view", "materialized view", "foreign table"]
-
-
-@dataclass(frozen=True, slots=True)
-class Type:
-    """
-    A data type.
-
-    Args:
-        oid: Its number in this database.
-        schema: The schema that holds it.
-        name: Its `typname`, as in "int4".
-        sql: Spelled for a cast without modifiers, as in "integer" or 'app."Mood"'.
-        kind: What sort of type it is.
-        category: PostgreSQL's one-letter category, as "N" for numbers.
-        element: Of an array: its element's oid, else 0.
-        base: Of a domain: the oid of the type under it; of a range or multirange: of its
-            subtype; else 0.
-        labels: Of an enum: its values in order.
-        fields: Of a composite: the names and type oids of its attributes; a hidden one keeps
-            its place under the name "", which no attribute can have.
-        delimiter: Between the elements of an array of this type.
-        comparable: Whether values can be sorted (it has a default btree operator class).
-    """
-
-    oid: int
-    schema: str
-    name: str
-    sql: str
-    kind: TypeKind
-    category: str = "U"
-    element: int = 0
-    base: int = 0
-    labels: tuple[str, ...] = ()
-    fields: tuple[tuple[str, int], ...] = ()
-    delimiter: str = ","
-    comparable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """
-    A column of a relation.
-
-    Args:
-        name: As the catalog has it.
-        type: Its type's oid.
-        declared: The type with modifiers, as in "character varying(255)".
-        nullable: Whether NULL is allowed (domains included).
-        default: The default's SQL expression, or None; also that of a domain.
-        identity: "a" always, "d" by default, "" none.
-        generated: "s" stored, "v" virtual, "" none.
-        comment: From COMMENT ON, less the lines that speak to the service.
-        max_length: In characters, where the type has such a limit.
-        selectable, insertable, updatable: What our role may do with it, and a view can.
-    """
-
-    name: str
-    type: int
-    declared: str
-    nullable: bool = True
-    default: str | None = None
-    identity: str = ""
-    generated: str = ""
-    comment: str | None = None
-    max_length: int | None = None
-    selectable: bool = True
-    insertable: bool = True
-    updatable: bool = True
-
-    @property
-    def has_default(self) -> bool:
-        """Whether the database fills it in when a row is created without it."""
-        return bool(self.default or self.identity or self.generated)
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignKey:
-    """A foreign key: `columns` here are `target_columns` of `target` (schema, name)."""
-
-    name: str
-    columns: tuple[str, ...]
-    target: tuple[str, str]
-    target_columns: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UniqueKey:
-    """
-    A unique constraint or whole-table unique index, primary key included.
-
-    Args:
-        name: The constraint's name, which ON CONFLICT ON CONSTRAINT takes.
-        columns: In the order of the key.
-        constraint: False for a unique index that is no constraint.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    constraint: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Relation:
-    """
-    A served table, view, materialized view or foreign table.
-
-    Args:
-        schema: Of the relation.
-        name: Of the relation.
-        kind: What it is.
-        columns: By name, in the order of the table.
-        primary_key: Its columns; empty if there is none.
-        unique_keys: All keys, the primary key first.
-        foreign_keys: Of this relation.
-        checks: Check and exclusion constraints: name to the columns that it speaks of.
-        comment: From COMMENT ON, less the lines that speak to the service.
-        row_security: Whether row-level security is on.
-        filled: Whether a trigger may fill in what a new row lacks, before it is checked.
-        selectable, insertable, updatable, deletable: What our role may do.
-    """
-
-    schema: str
-    name: str
-    kind: RelationKind
-    columns: Mapping[str, Column]
-    primary_key: tuple[str, ...] = ()
-    unique_keys: tuple[UniqueKey, ...] = ()
-    foreign_keys: tuple[ForeignKey, ...] = ()
-    checks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    comment: str | None = None
-    row_security: bool = False
-    filled: bool = False
-    selectable: bool = True
-    insertable: bool = True
-    updatable: bool = True
-    deletable: bool = True
-
-    def column(self, name: str, path: str | None = None) -> Column:
-        """
-        Look a column up.
-
-        Raises:
-            UnknownName: There is none of that name, or it is hidden.
-        """
-        try:
-            return self.columns[name]
-        except KeyError:
-            raise UnknownName(
-                "column", name, self.columns, f'relation "{self.name}"', path
-            ) from None
+from service.objects import Column, ForeignKey, Relation, RelationKind, Type, TypeKind, UniqueKey
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +61,7 @@ class Catalog:
         """The foreign keys that refer to a relation, each with the relation that has it."""
         found: dict[tuple[str, str], list[tuple[Relation, ForeignKey]]] = {}
         for relation in self.relations.values():
-            for key in relation.foreign_keys:
+            for key in (*relation.foreign_keys, *relation.links):
                 found.setdefault(key.target, []).append((relation, key))
         return found
 
@@ -301,3 +148,16 @@ TYPE_ALIASES = {
     "datetime": "timestamp",
 }
 """Spellings of types that `pg_type` itself does not list."""
+
+__all__ = [
+    "TEXT",
+    "TYPE_ALIASES",
+    "Catalog",
+    "Column",
+    "ForeignKey",
+    "Relation",
+    "RelationKind",
+    "Type",
+    "TypeKind",
+    "UniqueKey",
+]

@@ -140,7 +140,11 @@ class Catalogs(Service):
         """Read what a role may use."""
         with self._database.identity(words_of(role)):
             catalog: Catalog = await self._database.atomic(
-                catalog_txn, self._schemas, self._version + 1
+                catalog_txn,
+                self._schemas,
+                self._version + 1,
+                isolation="repeatable read",
+                read_only=True,
             )
         return catalog
 

@@ -1,7 +1,7 @@
 """
 The database's own catalog → `Catalog`.
 
-Eight statements, whatever the number of relations, in one snapshot. Hidden relations and
+A handful of statements, whatever the number of relations, in one snapshot. Hidden relations and
 columns are left out here, so that nothing after this can reach them.
 """
 
@@ -19,6 +19,7 @@ from service.catalog import Catalog, Column, ForeignKey, Relation, RelationKind,
 from service.db import introspect_sql
 from service.db.introspect_functions import FUNCTIONS, functions, types_of
 from service.db.introspect_types import TypeRows, shown
+from service.db.introspect_views import RULES, base_origins, derived_keys
 
 KINDS: Mapping[str, RelationKind] = {
     "r": "table",
@@ -50,7 +51,10 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
         types = TypeRows(_rows(cursor, introspect_sql.TYPES))
         routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
-        wanted = [row.oid for row in relations]
+        views = [row.oid for row in relations if row.kind in "vm"]
+        origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
+        under = {table for shown in origins.values() for table, _ in shown.values()}
+        wanted = [*{row.oid for row in relations} | under]
         columns, keys, foreign_keys, checks = (
             _rows(cursor, statement, relations=wanted)
             for statement in (
@@ -61,18 +65,22 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
             )
         )
     names: dict[int, dict[int, str]] = defaultdict(dict)
+    served_oids = {row.oid for row in relations}
+    columns = [row for row in columns if row.relation in served_oids]
     for row in columns:
         names[row.relation][row.number] = row.name
     homes = {row.oid: (row.schema, row.name) for row in relations}
     of_columns, of_keys, of_foreign_keys, of_checks = map(
         _by_relation, (columns, keys, foreign_keys, checks)
     )
+    links = derived_keys(foreign_keys, keys, origins, names, homes)
     served = {
         homes[row.oid]: _relation(
             row,
             _columns(of_columns[row.oid], types),
             _unique_keys(of_keys[row.oid], names[row.oid]),
             _foreign_keys(of_foreign_keys[row.oid], names, homes),
+            links.get(homes[row.oid], ()),
             _checks(of_checks[row.oid], names[row.oid]),
         )
         for row in relations
@@ -136,6 +144,7 @@ def _relation(
     columns: Mapping[str, Column],
     unique_keys: Sequence[tuple[bool, UniqueKey]],
     foreign_keys: tuple[ForeignKey, ...],
+    links: tuple[ForeignKey, ...],
     checks: Mapping[str, tuple[str, ...]],
 ) -> Relation:
     return Relation(
@@ -146,6 +155,7 @@ def _relation(
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
         unique_keys=tuple(key for _, key in unique_keys),
         foreign_keys=foreign_keys,
+        links=links,
         checks=checks,
         comment=shown(row.comment),
         row_security=row.row_security,

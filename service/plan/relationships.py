@@ -120,11 +120,13 @@ def _unknown(
 
 
 def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for key in relation.foreign_keys:
+    for key in (*relation.foreign_keys, *relation.links):
         target = catalog.relations.get(key.target)
         if target is not None:
             pairs = tuple(zip(key.columns, key.target_columns, strict=True))
-            called = {key.name, *key.columns} if len(key.columns) == 1 else {key.name}
+            called = {key.name} if key.called else set()
+            if key.called and len(key.columns) == 1:
+                called |= {*key.columns}
             yield Relationship(
                 target,
                 False,
@@ -160,7 +162,9 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
 
 
 def _unique(relation: Relation, key: ForeignKey) -> bool:
-    return any(set(unique.columns) <= set(key.columns) for unique in relation.unique_keys)
+    return key.unique or any(
+        set(unique.columns) <= set(key.columns) for unique in relation.unique_keys
+    )
 
 
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:

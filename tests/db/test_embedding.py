@@ -33,6 +33,17 @@ CREATE TABLE visits (
     id int PRIMARY KEY, country text, city text, person int REFERENCES people,
     FOREIGN KEY (country, city) REFERENCES places);
 CREATE TABLE app.letters (id int PRIMARY KEY, sender int REFERENCES public.people, doc jsonb);
+CREATE VIEW staff AS SELECT p.id AS person_id, p.name AS called, p.boss FROM people p;
+CREATE VIEW app.staff2 AS SELECT person_id AS id2, called FROM staff;
+CREATE VIEW plans AS SELECT pr.id, pr.title, pr.lead, (SELECT max(id) FROM people) AS top
+    FROM projects pr JOIN people l ON l.id = pr.lead;
+CREATE MATERIALIZED VIEW seen AS SELECT id, person FROM visits WITH NO DATA;
+CREATE SCHEMA private;
+CREATE TABLE private.a (id int PRIMARY KEY, note text);
+CREATE TABLE private.b (id int PRIMARY KEY, a int REFERENCES private.a);
+CREATE VIEW api_a AS SELECT * FROM private.a;
+CREATE VIEW api_b AS SELECT * FROM private.b;
+INSERT INTO private.a VALUES (1, 'x'); INSERT INTO private.b VALUES (7, 1), (8, NULL);
 INSERT INTO people VALUES
     (1, 'Ada', NULL, 10.50, '2026-01-01T12:00:00.25Z', '\\x00ff', '{ok,sad}', '{1.50,NULL}'),
     (2, 'Bob', 1, NULL, NULL, NULL, NULL, NULL), (3, 'Cyd', 1, 7, 'infinity', '', '{}', '{}');
@@ -42,6 +53,7 @@ INSERT INTO members VALUES (1, 1, 'x'), (2, 1, 'y'), (2, 2, 'x'), (3, 3, 'z');
 INSERT INTO badges VALUES (2, '6b0c0e1e-0000-4000-8000-000000000001');
 INSERT INTO places VALUES ('de', 'ulm', 'n1'), ('at', 'ulm', 'n2');
 INSERT INTO visits VALUES (1, 'de', 'ulm', 1), (2, 'at', 'ulm', 1), (3, NULL, NULL, 2);
+REFRESH MATERIALIZED VIEW seen;
 INSERT INTO app.letters VALUES (1, 1, '{"a": [1.50, null]}'), (2, NULL, NULL);
 """
 
@@ -307,6 +319,61 @@ async def test_refused(db: Callee, relation: str, embed: Any, path: str) -> None
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
+
+
+VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
+    (
+        "plans",
+        {"select": ["title"], "embed": {"lead": NAME}, "where": {"id": 1}},
+        [{"title": "Alpha", "lead": {"name": "Ada"}}],
+    ),
+    (
+        "plans",
+        {"select": [], "embed": {"staff": {"select": ["called"]}}, "where": {"id": 3}},
+        [{"staff": {"called": "Cyd"}}],
+    ),
+    (
+        "projects",
+        {
+            "select": ["id"],
+            "embed": {"staff": {"via": "projects_lead", "select": ["called"]}},
+            "where": {"id": 1},
+        },
+        [{"id": 1, "staff": {"called": "Ada"}}],
+    ),
+    (
+        "staff",
+        {"select": ["called"], "embed": {"plans": TITLE}, "where": {"person_id": 1}},
+        [{"called": "Ada", "plans": [{"title": "Alpha"}, {"title": "Beta"}]}],
+    ),
+    (
+        "app.staff2",
+        {"select": ["called"], "embed": {"badges": {"select": ["code"]}}, "where": {"id2": 2}},
+        [{"called": "Bob", "badges": {"code": "6b0c0e1e-0000-4000-8000-000000000001"}}],
+    ),
+    (
+        "seen",
+        {"select": ["id"], "embed": {"people": NAME}, "where": {"people.name": "Bob"}},
+        [{"id": 3, "people": {"name": "Bob"}}],
+    ),
+    (
+        "api_b",
+        {"embed": {"a": {"select": ["note"]}}, "order": ["id"]},
+        [{"id": 7, "a": {"note": "x"}}, {"id": 8, "a": None}],
+    ),
+    (
+        "api_a",
+        {"select": ["note"], "embed": {"api_b": {"select": ["id"]}}},
+        [{"note": "x", "api_b": [{"id": 7}]}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("relation", "kwargs", "expected"), VIEWS)
+@pytest_twisted.ensureDeferred
+async def test_views(db: Callee, relation: str, kwargs: dict[str, Any], expected: Any) -> None:
+    """A view is related as the tables are whose columns it shows, also those not served."""
+    assert (await db.call(f"{relation}.find", **kwargs))["rows"] == expected
 
 
 @pytest_twisted.ensureDeferred

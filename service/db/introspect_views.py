@@ -1,0 +1,159 @@
+"""
+Views' columns back to the columns of tables, and the foreign keys that views have by that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from service.catalog import ForeignKey
+
+Place = tuple[str, str]
+Origins = Mapping[int, tuple[int, int]]
+"""Column number of a view to the oid and column number that it shows."""
+
+RULES = """
+SELECT r.ev_class AS relation, r.ev_action::text AS action
+  FROM pg_rewrite r
+ WHERE r.rulename = '_RETURN' AND r.ev_class = ANY(%(relations)s::oid[])
+"""
+
+_TOKEN = re.compile(
+    r"\\.|(?P<open>\{)|(?P<close>\})|:(?P<field>resno|resorigtbl|resorigcol) (?P<number>-?\d+)"
+)
+
+
+def origins_of(action: str) -> Origins:
+    """
+    Read which columns a view shows, off its rule as PostgreSQL stores it.
+
+    A rule is nested braces: the query at depth 1, the entries of its target list at depth
+    2, everything inside of subqueries deeper. Each entry tells of the table and the column
+    that it shows as it is, or of table 0 (nodes/primnodes.h, TargetEntry).
+    """
+    found: dict[int, tuple[int, int]] = {}
+    entry: dict[str, int] = {}
+    depth = 0
+    for token in _TOKEN.finditer(action):
+        if token["open"]:
+            depth += 1
+        elif token["close"]:
+            depth -= 1
+        elif depth == 2 and token["field"]:
+            entry[token["field"]] = int(token["number"])
+            if token["field"] == "resorigcol":
+                if entry.get("resorigtbl"):
+                    found[entry["resno"]] = entry["resorigtbl"], entry["resorigcol"]
+                entry = {}
+    return found
+
+
+def base_origins(
+    views: Iterable[int], read: Callable[[Sequence[int]], Sequence[Any]]
+) -> Mapping[int, Origins]:
+    """
+    Follow views to the tables under them, through views that are not served, too.
+
+    Args:
+        views: Oids.
+        read: Gives the rules of views.
+    """
+    direct: dict[int, Origins] = {}
+    wanted = set(views)
+    while wanted:
+        rules = {row.relation: origins_of(row.action) for row in read(sorted(wanted))}
+        direct |= {oid: rules.get(oid, {}) for oid in wanted}
+        below = {table for shown in rules.values() for table, _ in shown.values()}
+        wanted = below - direct.keys()
+    # a table has no rule, so what it is said to show is nothing
+    return {oid: _followed(shown, direct) for oid, shown in direct.items() if shown}
+
+
+def _followed(shown: Origins, direct: Mapping[int, Origins]) -> Origins:
+    found = {}
+    for number, origin in shown.items():
+        table, column = origin
+        while column in direct.get(table, {}):
+            table, column = direct[table][column]
+        if not direct.get(table):
+            found[number] = table, column
+    return found
+
+
+def derived_keys(
+    foreign_keys: Iterable[Any],
+    unique_keys: Iterable[Any],
+    origins: Mapping[int, Origins],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, Place],
+) -> Mapping[Place, tuple[ForeignKey, ...]]:
+    """
+    Give the foreign keys that relations have because views show the columns of real ones.
+
+    Args:
+        foreign_keys: Rows of the real ones, of served relations and of those under views.
+        unique_keys: Rows of their unique keys.
+        origins: What views show.
+        names: Of served columns, by relation and number.
+        homes: Of served relations.
+    """
+    shows = _shows(origins, names, homes)
+    unique: dict[int, list[set[int]]] = defaultdict(list)
+    for row in unique_keys:
+        unique[row.relation].append(set(row.columns))
+    found: dict[Place, list[ForeignKey]] = defaultdict(list)
+    for row in foreign_keys:
+        single = any(key <= set(row.columns) for key in unique[row.relation])
+        for here, mine in _exposures(row.relation, shows, names, homes):
+            for there, theirs in _exposures(row.target, shows, names, homes):
+                real = here == homes.get(row.relation) and there == homes.get(row.target)
+                columns = [mine.get(number) for number in row.columns]
+                targets = [theirs.get(number) for number in row.target_columns]
+                if real or None in columns or None in targets:
+                    continue
+                called = there == homes.get(row.target) or row.target not in homes
+                found[here].append(
+                    ForeignKey(
+                        row.name,
+                        tuple(name for name in columns if name),
+                        there,
+                        tuple(name for name in targets if name),
+                        unique=single,
+                        called=called,
+                    )
+                )
+    return {place: tuple(keys) for place, keys in found.items()}
+
+
+def _shows(
+    origins: Mapping[int, Origins],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, Place],
+) -> Mapping[int, list[tuple[Place, dict[int, str]]]]:
+    """Turn what views show around: by table, the views and their names for its columns."""
+    found: dict[int, list[tuple[Place, dict[int, str]]]] = defaultdict(list)
+    for view, shown in origins.items():
+        if view not in homes:
+            continue
+        by_table: dict[int, dict[int, str]] = defaultdict(dict)
+        for number, (table, column) in shown.items():
+            if number in names.get(view, {}):
+                by_table[table].setdefault(column, names[view][number])
+        for table, columns in by_table.items():
+            found[table].append((homes[view], columns))
+    return found
+
+
+def _exposures(
+    table: int,
+    shows: Mapping[int, list[tuple[Place, dict[int, str]]]],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, Place],
+) -> list[tuple[Place, Mapping[int, str]]]:
+    own: list[tuple[Place, Mapping[int, str]]] = []
+    if table in homes:
+        own.append((homes[table], names.get(table, {})))
+    return own + list(shows.get(table, ()))
