@@ -1,0 +1,269 @@
+"""
+What README and docs/ say is so, as far as a test can tell: names, tables, links and examples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+
+from service import errors
+from service.db.thread import in_thread
+from service.procedures.registry import REGISTERED
+from service.request.filters import OPERATORS
+from service.request.names import RESERVED
+from service.serving import Serving
+from service.settings import Settings, variable
+from tests.conftest import ROOT, Router, execute
+from tests.wamp import test_clients
+from tests.wamp.callers import Caller, join
+from tests.wamp.programs import program
+from tests.wamp.service import served
+
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+HERE = "127.0.0.1:8080"
+"""Where examples expect the router."""
+
+node = test_clients.node
+
+
+def rows(page: Path, *header: str) -> list[list[str]]:
+    """Give the cells of the one table with this header."""
+    first = "| " + " | ".join(header).rstrip() + " |\n"
+    (after,) = page.read_text("utf-8").split(first)[1:]
+    body = after.partition("\n")[2].partition("\n\n")[0]
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in body.splitlines()]
+    return [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
+
+
+def code(page: Path, language: str) -> list[str]:
+    """Give the code blocks in a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.DOTALL)
+    return [body for name, body in blocks if name == language]
+
+
+def quoted(cell: str) -> list[str]:
+    """Give what stands in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve the schema that comes with the project, and the procedure of the page."""
+    known = set(REGISTERED)
+    (example,) = [each for each in code(DOCS / "procedures.md", "python") if "@procedure" in each]
+    exec(compile(example, "docs/procedures.md", "exec"), {"__name__": "example"})
+    try:
+        async with served(migrated, router) as serving:
+            yield serving
+    finally:
+        for name in REGISTERED.keys() - known:
+            del REGISTERED[name]
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
+    session = await join(router, "websocket json")
+    yield session
+    await session.close()
+
+
+@pytest.fixture
+def actions(service: Serving, migrated: str) -> Iterator[None]:
+    """Have a few actions for examples to find."""
+    execute(migrated, "INSERT INTO actions (action, path) SELECT 'run', '/' || i"
+                      " FROM generate_series(1, 3) i")  # fmt: skip
+    yield
+    execute(migrated, "TRUNCATE actions")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """Links within the project lead somewhere."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if not urlsplit(target).scheme:
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names(page: Path) -> None:
+    """Settings and errors that a page names exist."""
+    text = page.read_text("utf-8")
+    settings = {variable(field) for field in Settings.model_fields}
+    assert set(re.findall(r"ROWCAST_[A-Z_]*[A-Z]", text)) <= settings
+    uris = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
+    assert set(re.findall(r"(?:rowcast|wamp)\.error\.[a-z_]+", text)) <= uris
+
+
+def test_settings_of_the_readme() -> None:
+    """The short table tells defaults as they are."""
+    fields = {variable(name): field for name, field in Settings.model_fields.items()}
+    found = rows(README, "variable", "default", "")
+    assert len(found) > 5
+    for name, default, _ in found:
+        actual = fields[name.strip("`")].default
+        if not default.startswith("`"):
+            assert actual in (None, ()), name
+            continue
+        said = default.strip("`")
+        if isinstance(actual, tuple):
+            assert said == ",".join(actual)
+        else:
+            assert type(actual)(said) == actual
+
+
+def test_operators() -> None:
+    """The page on filters has each operator once."""
+    named = [name for cell, *_ in rows(DOCS / "filters.md", "operator", "SQL", "operand")
+             for name in quoted(cell)]  # fmt: skip
+    assert len(named) == len(set(named))
+    assert {*named, "not"} == OPERATORS
+
+
+def test_reserved_words() -> None:
+    """The page on procedures has the words that no short name may be."""
+    text = (DOCS / "procedures.md").read_text("utf-8")
+    (listed,) = re.findall(r"word of the service\s+\((.*?)\)", text, re.DOTALL)
+    assert set(quoted(listed)) == RESERVED
+
+
+def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
+    """Give each documented verb's names by position (one set a row), and all its names."""
+    found: dict[str, tuple[list[set[str]], set[str]]] = {}
+    for verb, arguments, _ in rows(DOCS / "procedures.md", "verb", "arguments", "answer"):
+        before, _, after = arguments.partition("\\*")
+        leading, named = ({n.strip() for n in part.split(",")} - {""} for part in (before, after))
+        positional, names = found.setdefault(verb.strip("`"), ([], set()))
+        positional.append(leading)
+        names |= leading | named
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_verbs(service: Serving, caller: Caller) -> None:
+    """Each verb is there, and takes the arguments that its rows name, and no others."""
+    documented = verbs()
+    assert documented.keys() == service.hub.verbs.keys()
+    candidates = set().union(*(names for _, names in documented.values()), {"timeout", "nonsense"})
+    for verb, (positional, names) in documented.items():
+        taken = {
+            name for name in candidates if await complaint(caller, verb, **{name: [[0]]}) != (
+                f'no argument "{name}"'
+            )
+        }  # fmt: skip
+        assert taken == names | {"timeout"}, verb
+        most = max(map(len, positional))
+        said = await complaint(caller, verb, *range(most + 1))
+        assert said == f"takes {most or 'no'} positional arguments, got {most + 1}"
+
+
+async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str:
+    """Give the message of a call that makes no sense."""
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call(f"rowcast.vehicles.{verb}", *args, **kwargs)
+    return str(caught.value.args[0])
+
+
+@pytest_twisted.ensureDeferred
+async def test_own_procedures(service: Serving, caller: Caller) -> None:
+    """What the service tells of itself is what the page says, and is there."""
+    named = [quoted(cell)[0] for cell, _ in rows(DOCS / "procedures.md", "procedure", "answer")]
+    assert named == ["describe()", "health()", "stats()"]
+    for name in named:
+        assert await caller.call(f"rowcast.{name.removesuffix('()')}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_a_procedure(caller: Caller, migrated: str) -> None:
+    """The procedure of the page does what it says, in one transaction."""
+    driver = await caller.call("rowcast.drivers.create", {"name": "Ada"})
+    plates = ["B-RC 1", "B-RC 2"]
+    for plate in plates:
+        values = {"plate": plate, "model": "van", "driver_id": driver["id"]}
+        await caller.call("rowcast.vehicles.create", values)
+    vehicle = await caller.call("rowcast.vehicles.get", {"plate": plates[0]})
+    assert vehicle["driver_id"] == driver["id"]
+    gone = await caller.call("rowcast.drivers.retire", driver["id"])
+    assert gone["id"] == driver["id"]
+    assert execute(migrated, "SELECT count(*), count(driver_id) FROM vehicles") == [(2, 0)]
+    assert execute(migrated, "SELECT count(*) FROM drivers") == [(0,)]
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.drivers.retire", driver["id"])
+    assert caught.value.error == "rowcast.error.not_found"
+
+
+def example(page: Path, language: str, router: Router) -> str:
+    """Give the one example in a language, for this router."""
+    (found,) = code(page, language)
+    assert HERE in found
+    return found.replace(HERE, f"127.0.0.1:{router.port}")
+
+
+async def printed(environ: dict[str, str], *command: str) -> str:
+    """Run a program to its end; gives what it prints."""
+    with program({"PATH": os.environ["PATH"], **environ}, *command) as started:
+        status = await in_thread(reactor, "example", started.ends, None, 30)
+        assert status == 0, started.output
+        return started.output
+
+
+@pytest_twisted.ensureDeferred
+async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Path) -> None:
+    """The Python example runs as it stands, and ends."""
+    file = tmp_path / "example.py"
+    file.write_text(example(README, "python", router), "utf-8")
+    # Unbuffered, as in a terminal: autobahn's `run` takes standard output over.
+    environ = {"HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    page, row = re.findall(r"[\[{].*'path': .*", await printed(environ, sys.executable, str(file)))
+    assert "'path': '/3'" in page
+    assert page.rpartition("] ")[2] != "None", "there is another page"
+    assert "'action': 'deploy'" in row
+    assert "'status': True" in row
+
+
+@pytest_twisted.ensureDeferred
+async def test_javascript_of_the_readme(
+    actions: None, node: str, router: Router, tmp_path: Path
+) -> None:
+    """The JavaScript example runs as it stands, and ends."""
+    file = tmp_path / "example.js"
+    file.write_text(example(README, "js", router), "utf-8")
+    environ = {"HOME": str(tmp_path), "NODE_PATH": str(test_clients.NODE / "node_modules")}
+    found = await printed(environ, node, str(file))
+    assert "path: '/2'" in found
+    assert "action: 'run'" in found
+
+
+@pytest_twisted.ensureDeferred
+async def test_curl_of_the_readme(actions: None, router: Router) -> None:
+    """What curl is told to send gets rows."""
+    (command,) = [each for each in code(README, "") if each.startswith("curl")]
+    assert HERE in command
+    program, flag, header, url, data, body = shlex.split(command.replace("\\\n", ""))
+    assert (program, flag, data) == ("curl", "-H", "-d")
+
+    def post() -> Any:
+        connection = HTTPConnection("127.0.0.1", router.port, timeout=10)
+        name, _, value = header.partition(":")
+        connection.request("POST", urlsplit(url).path, body, {name: value.strip()})
+        answer = json.load(connection.getresponse())
+        connection.close()
+        return answer
+
+    answer = await in_thread(reactor, "curl", post)
+    assert [row["path"] for row in answer["args"][0]["rows"]] == ["/1", "/2"]
