@@ -16,6 +16,7 @@ Every refusal, by family.
     ├─ Conflict             `expect` failed, or serialization failed
     ├─ TooManyRows          over `max_affected`, or one row was expected
     ├─ TooLarge             the answer may not be sent
+    │  └─ TooManyToSend     a function gave more rows than an answer holds
     ├─ StatementTimeout     over the time limit
     ├─ Unavailable          try again later
     ├─ OutcomeUnknown       the connection was lost during COMMIT
@@ -212,6 +213,23 @@ class TooLarge(ServiceError):
         super().__init__(
             f"the answer is larger than {limit} bytes",
             hint="ask for fewer rows with limit, for fewer columns with select, or use stream",
+        )
+
+
+class TooManyToSend(TooLarge):
+    """
+    A function gave more rows than one answer holds.
+
+    Args:
+        name: Of the function.
+        limit: The most rows of an answer.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        ServiceError.__init__(
+            self,
+            f'"{name}" gave more than {limit} rows, the most of one answer',
+            hint=f'"fn.{name}.find" gives them in pages, with limit and after',
         )
 
 

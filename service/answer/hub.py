@@ -16,6 +16,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 
 from service.answer.aggregating import Aggregating
+from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
 from service.answer.line import Line, Send
@@ -28,7 +29,7 @@ from service.db.scope import Database
 from service.db.sqlstate import STALE, refusal
 from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nearest
 from service.request.caller import Caller
-from service.request.names import Name, parse_name
+from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.parse import Limits
 
 Verb = Callable[..., Awaitable[Any]]
@@ -69,6 +70,7 @@ class Hub:
         creating = Creating(database, limits, max_bytes)
         changing = Changing(database, limits, max_bytes)
         streaming = Streaming(database, limits, max_bytes)
+        self._calling = Calling(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
             "find": reading.find,
@@ -157,7 +159,9 @@ class Hub:
             if procedure is not None:
                 return await procedure(caller, args, kwargs)
             served = self.served_to(caller)
-            parsed = parse_name(name)
+            parsed = self._as_relation(served, parse_name(name))
+            if isinstance(parsed, FunctionName):
+                return await self._calling.answer(served, parsed, args, kwargs)
             relation, verb = self.resolve(served, parsed)
             line = (Line(caller, progress),) if parsed.verb in LONG else ()
             return await verb(served, relation, args, kwargs, *line)
@@ -188,3 +192,10 @@ class Hub:
                 hint=nearest(name.verb, list(self.verbs)) or f"verbs: {', '.join(self.verbs)}",
             )
         return relation, verb
+
+    def _as_relation(self, served: Served, name: Name | FunctionName) -> Name | FunctionName:
+        """Take "app.fn.find" for a verb where the schema has a relation "fn"."""
+        if isinstance(name, Name) or name.schema is None or name.verb is not None:
+            return name
+        known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
+        return Name(name.schema, FN, name.function) if known else name

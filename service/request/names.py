@@ -26,6 +26,9 @@ RESERVED = frozenset(
 )
 """Relations of these names are served under their schema-qualified form only."""
 
+FN = "fn"
+"""What stands before the name of a function."""
+
 _FORBIDDEN = re.compile(r"[\s.#%]")
 _ESCAPE = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -38,6 +41,15 @@ class Name:
     schema: str | None
     relation: str
     verb: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionName:
+    """A function; without a schema of the first served one, without a verb it is called."""
+
+    schema: str | None
+    function: str
+    verb: str | None
 
 
 def encode(component: str) -> str:
@@ -62,14 +74,19 @@ def decode(component: str) -> str:
         raise NoSuchProcedure(f'"{clip(component)}" is not UTF-8') from None
 
 
-def parse_name(name: str) -> Name:
+def parse_name(name: str) -> Name | FunctionName:
     """
-    Take a relation's procedure name apart.
+    Take a procedure's name apart.
+
+    "app.fn.f" may also be the verb "f" of a relation that is called "fn".
 
     Raises:
-        NoSuchProcedure: It has not two or three components, or an escape is broken.
+        NoSuchProcedure: It is none of these, or an escape is broken.
     """
     parts = [decode(part) for part in name.split(".")]
+    found = _function(parts)
+    if found is not None:
+        return found
     if len(parts) == 2 and parts[0] not in RESERVED:
         return Name(None, parts[0], parts[1])
     if len(parts) == 3 and parts[0] not in RESERVED:
@@ -78,6 +95,14 @@ def parse_name(name: str) -> Name:
         f'no procedure "{clip(name)}"',
         hint="procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
     )
+
+
+def _function(parts: list[str]) -> FunctionName | None:
+    if parts[0] == FN and len(parts) in (2, 3):
+        return FunctionName(None, parts[1], parts[2] if len(parts) == 3 else None)
+    if len(parts) in (3, 4) and parts[1] == FN and parts[0] not in RESERVED:
+        return FunctionName(parts[0], parts[2], parts[3] if len(parts) == 4 else None)
+    return None
 
 
 def _percent(character: str) -> str:

@@ -30,7 +30,7 @@ class Callee:
         self.catalogs = catalogs
         self.pool = pool
 
-    async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
         return await self.hub.answer(name, args, kwargs, ANYONE)
 

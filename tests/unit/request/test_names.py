@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import NoSuchProcedure
-from service.request.names import Name, decode, encode, parse_name
+from service.request.names import FunctionName, Name, decode, encode, parse_name
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
@@ -29,7 +29,6 @@ def test_spelling():
     [
         ("actions.get", Name(None, "actions", "get")),
         ("app.actions.get", Name("app", "actions", "get")),
-        ("app.fn.get", Name("app", "fn", "get")),
         ("a%2Eb.find", Name(None, "a.b", "find")),
     ],
 )
@@ -39,9 +38,23 @@ def test_parse(name, parsed):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "actions", "a.b.c.d", "fn.x", "tx.1", "a%2.get", "a%zz.get", "a%FF.get"]
+    "name", ["", "actions", "a.b.c.d", "fn", "tx.1", "a%2.get", "a%zz.get", "a%FF.get"]
 )
 def test_no_name(name):
     """Reserved words, broken escapes and other counts of components name nothing."""
     with pytest.raises(NoSuchProcedure):
         parse_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("fn.add", FunctionName(None, "add", None)),
+        ("app.fn.add", FunctionName("app", "add", None)),
+        ("fn.a%2Eb.find", FunctionName(None, "a.b", "find")),
+        ("app.fn.add.find", FunctionName("app", "add", "find")),
+    ],
+)
+def test_functions(name, parsed):
+    """Functions stand behind "fn", perhaps with a schema before it and a verb after it."""
+    assert parse_name(name) == parsed

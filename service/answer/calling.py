@@ -1,0 +1,126 @@
+"""
+Calls of database functions and procedures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.answer.served import Served
+from service.catalog import Catalog
+from service.db.calls import call_txn
+from service.db.interactions import Shape, write_txn
+from service.db.scope import Database
+from service.errors import NoSuchProcedure, clip
+from service.functions import Function
+from service.plan.call import Answer, answer_of, plan_call, polymorphic, result_columns
+from service.request.call import CallRequest, parse_call
+from service.request.names import FunctionName
+from service.request.parse import Limits, Parsed
+from service.sql.call import call as spelled
+from service.sql.statement import Statement
+
+
+class Calling:
+    """
+    Args:
+        database: Where the functions are.
+        limits: What a call may ask for.
+        max_bytes: What an answer may weigh.
+    """
+
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
+        self._database = database
+        self._limits = limits
+        self._max_bytes = max_bytes
+
+    async def answer(
+        self, served: Served, name: FunctionName, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Answer a call of a function, or of a verb on what it returns.
+
+        Raises:
+            NoSuchProcedure: There is no such function or verb.
+        """
+        catalog = served.catalog
+        schema = name.schema if name.schema is not None else catalog.schemas[0]
+        functions = catalog.function(schema, name.function)
+        if name.verb is None:
+            return await self._call(served, functions, args, kwargs)
+        raise NoSuchProcedure(
+            f'a function has no verb "{clip(name.verb)}"', hint=f'"fn.{clip(name.function)}"'
+        )
+
+    async def _call(
+        self,
+        served: Served,
+        functions: Sequence[Function],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        call = parse_call(functions, args, kwargs, polymorphic(served.catalog))
+        request = call.request
+        statement = served.statement(self._spell, request.function, request)
+        answer = answer_of(served.catalog, request.function)
+        form = request.form if answer in ("row", "rows") else "dicts"
+        rows = await self._rows(served, statement, call, Shape(form, self._max_bytes))
+        if answer in ("row", "rows") and form == "lists":
+            return {"columns": list(statement.columns), "rows": rows}
+        if answer == "composite" and request.form == "lists":
+            columns = list(result_columns(served.catalog, request.function) or ())
+            found = [row["answer"] for row in rows if row["answer"] is not None]
+            return {"columns": columns, "rows": [[row[name] for name in columns] for row in found]}
+        return _result(answer, rows)
+
+    async def _rows(
+        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+    ) -> list[Any]:
+        request = call.request
+        if request.function.procedure:  # which may commit, and so stands alone
+            written = await self._database.run(
+                write_txn,
+                served.codec,
+                partial(_given, statement),
+                call.values,
+                None,
+                shape,
+                timeout=call.timeout,
+            )
+            found: list[Any] = written.rows
+            return found
+        rows: list[Any] = await self._database.atomic(
+            call_txn,
+            served.codec,
+            statement,
+            call.values,
+            self._limits.max_rows,
+            request.max_affected,
+            shape,
+            read_only=request.function.reads,
+            retry=request.function.reads,
+            timeout=call.timeout,
+        )
+        return rows
+
+    def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:
+        return spelled(plan_call(catalog, request), self._limits.max_rows + 1)
+
+
+def _given(statement: Statement) -> Statement:
+    return statement
+
+
+def _result(answer: Answer, rows: list[Any]) -> Any:
+    """Take the rows of a statement for what the function answers."""
+    if answer == "nothing":
+        return None
+    if answer == "rows":
+        return rows
+    if answer == "values":
+        return [row["answer"] for row in rows]
+    if answer == "row":
+        return rows[0]
+    return rows[0]["answer"]

@@ -1,0 +1,155 @@
+"""
+Calls of database functions to plans: what type each argument takes, what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+from service.catalog import Catalog, Column, Type
+from service.errors import InvalidArgument
+from service.functions import Argument, Function
+from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
+from service.plan.conditions import Bound
+from service.request.call import CallRequest
+from service.request.terms import Operand
+
+Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
+"""
+What a call answers: null, a value, a list of values, a row that may be null, a row that is
+always there (of OUT arguments), or a list of rows.
+"""
+
+RECORD = 2249
+VOID = 2278
+
+
+def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
+    """Plan a plain call."""
+    function = request.function
+    answer = answer_of(catalog, function)
+    columns = result_columns(catalog, function)
+    names: tuple[str, ...] = () if function.procedure else ("answer",)
+    if columns is not None and answer in ("row", "rows"):
+        names = tuple(columns)
+    return CallPlan(
+        name=f"fn.{function.name}",
+        call=plan_source(catalog, request),
+        columns=names,
+        rows=answer in ("rows", "values"),
+        untyped=columns is None and function.result == RECORD,
+    )
+
+
+def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
+    """Plan a function with what it is given, wherever in a statement it stands."""
+    function = request.function
+    arguments = tuple(_arguments(catalog, request))
+    names = tuple(name for name, _ in function.outputs)
+    if not names and function.many and result_columns(catalog, function) is None:
+        names = ("answer",)
+    return FunctionCall(function, arguments, names)
+
+
+def answer_of(catalog: Catalog, function: Function) -> Answer:
+    """Tell what a call of a function answers."""
+    if function.procedure:
+        return "row" if function.outputs else "nothing"
+    rows = result_columns(catalog, function) is not None
+    if function.many:
+        return "rows" if rows else "values"
+    if function.outputs:
+        return "row"
+    if function.result == VOID:
+        return "nothing"
+    return "composite" if rows else "value"
+
+
+@lru_cache(256)
+def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column] | None:
+    """Give the columns of the rows that a function returns; None if it returns values."""
+    fields = function.outputs
+    if not fields:
+        result = catalog.plain(catalog.type(function.result))
+        if result.kind != "composite":
+            return None
+        fields = tuple((name, oid) for name, oid in result.fields if name)
+    return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
+
+
+@lru_cache(16)
+def polymorphic(catalog: Catalog) -> frozenset[int]:
+    """Give the oids of `anyelement` and its kin."""
+    return frozenset(
+        each.oid
+        for each in catalog.types.values()
+        if each.kind == "pseudo" and each.name.startswith("any")
+    )
+
+
+def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgument]:
+    given = dict(request.named)
+    ordered = _in_order(request)
+    for at, argument in enumerate(request.function.inputs):
+        operand = (
+            request.positional[at] if at < len(request.positional) else given.get(argument.name)
+        )
+        if operand is not None:
+            by_position = ordered or at < len(request.positional)
+            key = at if at < len(request.positional) else argument.name
+            planned = _argument(catalog, request, argument, operand, key)
+            yield replace(planned, name="") if by_position else planned
+    if request.function.procedure:  # CALL wants a place for what comes back
+        for argument in request.function.arguments:
+            if argument.mode == "out":
+                yield PlannedArgument(argument.name, None)
+
+
+def _in_order(request: CallRequest) -> bool:
+    """
+    Tell whether all goes by position.
+
+    PostgreSQL gives a variadic argument its default only in a call without names, and with
+    one that is given it takes no defaults at all.
+
+    Raises:
+        InvalidArgument: Something before the variadic argument is left out, but not it.
+    """
+    inputs = request.function.inputs
+    if not inputs or inputs[-1].mode != "variadic":
+        return False
+    given = {name for name, _ in request.named}
+    left_out = [each.name not in given for each in inputs[len(request.positional) :]]
+    first = left_out.index(True) if True in left_out else len(left_out)
+    if not all(left_out[first:]):
+        name = inputs[len(request.positional) + first].name
+        raise InvalidArgument(
+            f'"{name}" is missing: its default goes only without what stands behind it', path=name
+        )
+    return bool(left_out and left_out[-1])
+
+
+def _argument(
+    catalog: Catalog,
+    request: CallRequest,
+    argument: Argument,
+    operand: Operand,
+    key: str | int,
+) -> PlannedArgument:
+    type = catalog.type(argument.type)
+    if type.kind == "pseudo" and request.generic:
+        listed = key in request.lists or argument.mode == "variadic"
+        type = _generic(catalog, request.generic, type, listed)
+    bound = Bound(operand.slot, type, operand.path)
+    return PlannedArgument(argument.name, bound, argument.mode == "variadic")
+
+
+def _generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
+    """Give what stands for a polymorphic type."""
+    element = catalog.types_by_name[name]
+    if listed or type.name in ("anyarray", "anycompatiblearray"):
+        return catalog.array_of(element) or element
+    return element

@@ -1,0 +1,74 @@
+"""
+Calls of functions to statements, and to parts of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from psycopg2.sql import SQL, Identifier
+
+from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
+from service.sql.expressions import ROW, separated
+from service.sql.statement import Part, Statement, render
+
+
+def call(plan: CallPlan, limit: int) -> Statement:
+    """
+    Spell a plain call.
+
+    Args:
+        plan: Of the call.
+        limit: How many rows are fetched at most.
+    """
+    text, bounds = render(_call(plan, limit))
+    writes = not plan.call.function.reads
+    return Statement(text, bounds, plan.name, plan.columns, writes=writes)
+
+
+def invoked(found: FunctionCall) -> Iterator[Part]:
+    """Give a function with its arguments; those by name keep their defaults apart."""
+    yield Identifier(found.function.schema, found.function.name)
+    yield SQL("(")
+    yield from separated(_argument(each) for each in found.arguments)
+    yield SQL(")")
+
+
+def called(found: FunctionCall) -> Iterator[Part]:
+    """Give a function as what a FROM clause reads, under the alias of its rows."""
+    yield from invoked(found)
+    yield SQL(" AS ")
+    yield ROW
+    if found.names:
+        yield SQL(" (")
+        yield from separated([Identifier(name)] for name in found.names)
+        yield SQL(")")
+
+
+def _call(plan: CallPlan, limit: int) -> Iterator[Part]:
+    if plan.call.function.procedure:
+        yield SQL("CALL ")
+        yield from invoked(plan.call)
+        return
+    yield SQL("SELECT ")
+    stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
+    if plan.untyped or (not plan.rows and len(plan.columns) == 1):
+        yield SQL("to_json(" if plan.untyped else "")
+        yield from invoked(plan.call)
+        yield SQL(")" if plan.untyped else "")
+        yield SQL(" AS ")
+        yield Identifier(plan.columns[0])
+        yield stop
+        return
+    yield from separated([Identifier("t", column)] for column in plan.columns)
+    yield SQL(" FROM ")
+    yield from called(plan.call)
+    yield stop
+
+
+def _argument(argument: PlannedArgument) -> Iterator[Part]:
+    yield SQL("VARIADIC " if argument.variadic else "")
+    if argument.name:
+        yield Identifier(argument.name)
+        yield SQL(" => ")
+    yield argument.value or SQL("NULL")

@@ -1,0 +1,341 @@
+"""
+Functions and procedures through the hub: every answer is what SQL itself answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import (
+    CheckViolation,
+    DatabaseRefused,
+    InvalidArgument,
+    NoSuchProcedure,
+    Raised,
+    StatementTimeout,
+    TooLarge,
+    TooManyRows,
+    UniqueViolation,
+)
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE SCHEMA app;
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TYPE pair AS (x int, y numeric);
+CREATE DOMAIN small AS int CHECK (VALUE < 10);
+CREATE TABLE people (id int PRIMARY KEY, name text NOT NULL, born date, secret text);
+COMMENT ON COLUMN people.secret IS '@hidden';
+INSERT INTO people VALUES (1, 'Ada', '1815-12-10', 'a'), (2, 'Bob', NULL, 'b'), (3, 'Cyd', NULL, 'c');
+CREATE TABLE app.fn (id int PRIMARY KEY);
+INSERT INTO app.fn VALUES (7);
+
+CREATE FUNCTION add(a int, b int DEFAULT 2) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT a + b';
+CREATE FUNCTION add(a text, b text, c text) RETURNS text IMMUTABLE
+    LANGUAGE sql AS 'SELECT a || b || c';
+CREATE FUNCTION price(n numeric) RETURNS numeric IMMUTABLE LANGUAGE sql AS 'SELECT n * 1.50';
+CREATE FUNCTION nothing() RETURNS void LANGUAGE sql AS '';
+CREATE FUNCTION nulled() RETURNS int LANGUAGE sql AS 'SELECT NULL::int';
+CREATE FUNCTION one_out(n int, OUT twice int) LANGUAGE sql AS 'SELECT n * 2';
+CREATE FUNCTION outs(INOUT a int, OUT b text, OUT c date) LANGUAGE sql
+    AS $$SELECT a + 1, 'b', '2026-01-01'::date$$;
+CREATE FUNCTION numbers(n int) RETURNS SETOF int IMMUTABLE
+    LANGUAGE sql AS 'SELECT generate_series(1, n)';
+CREATE FUNCTION table_of(n int) RETURNS TABLE (a int, "b ""%s" numeric) STABLE
+    LANGUAGE sql AS 'SELECT i, i * 1.5 FROM generate_series(1, n) i';
+CREATE FUNCTION set_of_out(n int, OUT v int) RETURNS SETOF int
+    LANGUAGE sql AS 'SELECT generate_series(1, n)';
+CREATE FUNCTION everyone() RETURNS SETOF people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people ORDER BY id';
+CREATE FUNCTION person(key int) RETURNS people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people WHERE id = key';
+CREATE FUNCTION pair(p pair) RETURNS pair IMMUTABLE
+    LANGUAGE sql AS 'SELECT (p.x + 1, p.y)::pair';
+CREATE FUNCTION record_of() RETURNS record LANGUAGE sql AS $$SELECT 1 AS a, 'x'::text AS b$$;
+CREATE FUNCTION records_of() RETURNS SETOF record
+    LANGUAGE sql AS $$SELECT 1 AS a, 'x'::text AS b UNION ALL SELECT 2, 'y'$$;
+CREATE FUNCTION same(v anyelement) RETURNS anyelement IMMUTABLE LANGUAGE sql AS 'SELECT v';
+CREATE FUNCTION first_of(v anyarray, otherwise anyelement) RETURNS anyelement IMMUTABLE
+    LANGUAGE sql AS 'SELECT coalesce(v[1], otherwise)';
+CREATE FUNCTION type_of(v anyelement) RETURNS text IMMUTABLE
+    LANGUAGE sql AS 'SELECT pg_typeof(v)::text';
+CREATE FUNCTION joined(sep text, VARIADIC parts text[] DEFAULT '{}') RETURNS text IMMUTABLE
+    LANGUAGE sql AS 'SELECT array_to_string(parts, sep)';
+CREATE FUNCTION padded(a int DEFAULT 1, b int DEFAULT 2, VARIADIC v text[] DEFAULT '{x}')
+    RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT a || ' ' || b || ' ' || array_to_string(v, ' ')$$;
+CREATE FUNCTION any_count(VARIADIC v anyarray) RETURNS int IMMUTABLE
+    LANGUAGE sql AS 'SELECT cardinality(v)';
+CREATE FUNCTION echo(json) RETURNS json IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION echo_b(jsonb) RETURNS jsonb IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION size_of(bytea) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT length($1)';
+CREATE FUNCTION kind(text) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT 'text'$$;
+CREATE FUNCTION kind(jsonb) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT 'jsonb'$$;
+CREATE FUNCTION kind(bytea) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT 'bytea'$$;
+CREATE FUNCTION minus(int, b int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 - b';
+CREATE FUNCTION clash(timeout int, form text, args text) RETURNS text IMMUTABLE
+    LANGUAGE sql AS $$SELECT timeout || form || args$$;
+CREATE FUNCTION twin(a int) RETURNS text LANGUAGE sql AS $$SELECT 'int'$$;
+CREATE FUNCTION twin(a text) RETURNS text LANGUAGE sql AS $$SELECT 'text'$$;
+CREATE FUNCTION moody(m mood, s small DEFAULT 3) RETURNS mood IMMUTABLE LANGUAGE sql
+    AS 'SELECT m WHERE s IS NOT NULL';
+CREATE FUNCTION app."odd ""%name.x"("a ""%s(" int) RETURNS int LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION app.find() RETURNS text LANGUAGE sql AS $$SELECT 'function'$$;
+CREATE FUNCTION app.other() RETURNS text LANGUAGE sql AS $$SELECT 'function'$$;
+CREATE FUNCTION born(who int, name text) RETURNS SETOF people VOLATILE LANGUAGE sql
+    AS 'INSERT INTO people VALUES (who, name), (who + 1, name) RETURNING *';
+CREATE FUNCTION sneaky() RETURNS int STABLE LANGUAGE plpgsql
+    AS $$BEGIN PERFORM nextval('counter'); RETURN 1; END$$;
+CREATE SEQUENCE counter;
+CREATE FUNCTION sleepy() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(30)';
+CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql
+    AS $$BEGIN RAISE 'no' USING HINT = 'ask nicely', ERRCODE = 'AN001'; END$$;
+CREATE PROCEDURE work(who int, OUT said text, INOUT n int DEFAULT 5) LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO people VALUES (who, 'worker');
+    COMMIT;
+    n := n + 1; said := 'done';
+END$$;
+CREATE PROCEDURE quiet() LANGUAGE sql AS '';
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the functions of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, "public", "app", max_rows=50, max_bytes=10_000) as callee:
+        yield callee
+
+
+ADA = {"id": 1, "name": "Ada", "born": "1815-12-10"}
+
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
+    ("add", (), {"a": 1}, 3),
+    ("add", (), {"a": 1, "b": 5}, 6),
+    ("add", (), {"a": "x", "b": "y", "c": "z"}, "xyz"),
+    ("add", (), {"args": {"a": 1}}, 3),
+    ("price", (), {"n": "2.10"}, "3.1500"),
+    ("nothing", (), {}, None),
+    ("nulled", (), {}, None),
+    ("one_out", (), {"n": 4}, {"twice": 8}),
+    ("outs", (), {"a": 4}, {"a": 5, "b": "b", "c": "2026-01-01"}),
+    ("numbers", (), {"n": 3}, [1, 2, 3]),
+    ("numbers", (), {"n": 0}, []),
+    ("table_of", (), {"n": 1}, [{"a": 1, 'b "%s': "1.5"}]),
+    ("set_of_out", (), {"n": 2}, [{"v": 1}, {"v": 2}]),
+    ("person", (), {"key": 1}, ADA),
+    ("person", (), {"key": 99}, None),
+    ("person", (), {"key": 1, "form": "lists"},
+     {"columns": ["id", "name", "born"], "rows": [[1, "Ada", "1815-12-10"]]}),
+    ("one_out", (), {"n": 4, "form": "lists"}, {"columns": ["twice"], "rows": [[8]]}),
+    ("pair", (), {"p": {"x": 1, "y": "2.50"}}, {"x": 2, "y": "2.50"}),
+    ("record_of", (), {}, {"a": 1, "b": "x"}),
+    ("records_of", (), {}, [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
+    ("same", (), {"v": 5}, 5),
+    ("same", (), {"v": "five"}, "five"),
+    ("same", (), {"v": True}, True),
+    ("same", (), {"v": None}, None),
+    ("same", (), {"v": [1, 2]}, [1, 2]),
+    ("same", (), {"v": {"a": [1]}}, {"a": [1]}),
+    ("type_of", (), {"v": 5}, "integer"),
+    ("type_of", (), {"v": 2**40}, "bigint"),
+    ("type_of", (), {"v": 2**70}, "numeric"),
+    ("type_of", (), {"v": 1.5}, "double precision"),
+    ("type_of", (), {"v": "x"}, "text"),
+    ("type_of", (), {"v": [1.5, 2]}, "double precision[]"),
+    ("first_of", (), {"v": [], "otherwise": 2**40}, 2**40),
+    ("first_of", (), {"v": [1], "otherwise": None}, 1),
+    ("joined", (), {"sep": "-", "parts": ["a", "b"]}, "a-b"),
+    ("joined", (), {"sep": "-"}, ""),
+    ("padded", (), {"a": 5}, "5 2 x"),
+    ("padded", (), {"a": 5, "b": 6, "v": ["y", "z"]}, "5 6 y z"),
+    ("padded", (), {}, "1 2 x"),
+    ("any_count", (), {"v": [1, 2, 3]}, 3),
+    ("echo", ({"a": [1, None]},), {}, {"a": [1, None]}),
+    ("echo", ("text",), {}, "text"),
+    ("echo_b", ([1, "x"],), {}, [1, "x"]),
+    ("size_of", (b"\0\1",), {}, 2),
+    ("kind", ("x",), {}, "text"),
+    ("kind", ({"a": 1},), {}, "jsonb"),
+    ("kind", (b"x",), {}, "bytea"),
+    ("minus", (5,), {"b": 3}, 2),
+    ("minus", (), {"args": [5], "b": 3}, 2),
+    ("clash", (), {"timeout": 1, "form": "x", "args": "y"}, "1xy"),
+    ("clash", (), {"args": {"timeout": 1, "form": "x", "args": "y"}, "timeout": 5}, "1xy"),
+    ("moody", (), {"m": "ok"}, "ok"),
+    ("quiet", (), {}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "expected"), CALLS)
+@pytest_twisted.ensureDeferred
+async def test_calls(
+    db: Callee, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
+) -> None:
+    """Arguments reach the function, and its result has the form of its kind."""
+    found = await db.call(f"fn.{name}", *args, **kwargs)
+    assert found == expected
+    assert type(found) is type(expected)
+    assert await db.call(f"public.fn.{name}", *args, **kwargs) == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows(db: Callee) -> None:
+    """Rows of a relation are as everywhere: hidden columns are not among them."""
+    found = await db.call("fn.everyone")
+    assert found[0] == ADA
+    assert [row["id"] for row in found] == [1, 2, 3]
+    lists = await db.call("fn.everyone", form="lists")
+    assert lists["columns"] == ["id", "name", "born"]
+    assert lists["rows"][0] == [1, "Ada", "1815-12-10"]
+
+
+REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
+    ("add", (), {}, None),
+    ("add", (), {"a": 1, "d": 2}, "d"),
+    ("add", (1,), {}, None),
+    ("price", (), {}, "n"),
+    ("price", (), {"n": "x; DROP TABLE people"}, "n"),
+    ("price", (), {"args": {"n": [1]}}, "args.n"),
+    ("price", (), {"args": 5}, "args"),
+    ("price", (), {"args": {}, "n": 5}, "n"),
+    ("price", (), {"n": 1, "timeout": -1}, "timeout"),
+    ("price", (), {"n": 1, "form": "rows"}, "form"),
+    ("price", (), {'n" => 1); DROP TABLE people; --%s': 1}, None),
+    ("echo", ({"a": 1}, 2), {}, None),
+    ("echo", (), {"a": 1}, "a"),
+    ("echo", (), {}, None),
+    ("twin", (), {"a": 1}, None),
+    ("moody", (), {"m": "glad"}, "m"),
+    ("pair", (), {"p": {"z": 1}}, "p.z"),
+    ("person", (), {"key": True}, "key"),
+    ("padded", (), {"b": 1}, "a"),
+    ("padded", (), {"a": 1, "v": ["y"]}, "b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "path"), REFUSED)
+@pytest_twisted.ensureDeferred
+async def test_refused(
+    db: Callee, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
+) -> None:
+    """Arguments that no function takes are refused, and where they stand is told."""
+    refused = await failure_of(db.call(f"fn.{name}", *args, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    if path is not None:
+        assert refused.details["path"] == path
+    assert "DROP" not in str(refused.details.get("sqlstate"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_ambiguous(db: Callee) -> None:
+    """Functions that take the same names are told, not guessed."""
+    refused = await failure_of(db.call("fn.twin", a=1))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["candidates"] == ["twin(a)", "twin(a)"]
+    missing = await failure_of(db.call("fn.add", b=1))
+    assert isinstance(missing, InvalidArgument)
+    assert missing.details["candidates"] == ["add(a, [b])", "add(a, b, c)"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_names(db: Callee) -> None:
+    """Functions of other schemas, and of any name, are reached; a relation "fn" as well."""
+    assert await db.call('app.fn.odd%20"%25name%2Ex', **{'a "%s(': 5}) == 5
+    assert await db.call("app.fn.other") == "function"
+    assert (await db.call("app.fn.find"))["rows"] == [{"id": 7}]
+    assert await db.call("app.fn.get", 7) == {"id": 7}
+    for name in ("fn.ad", "fn.add.finds", "app.fn.nowhere", "fn", "fn.", "nowhere.fn.add"):
+        assert isinstance(await failure_of(db.call(name)), NoSuchProcedure), name
+    near = await failure_of(db.call("fn.everyon"))
+    assert near.details["hint"] == 'did you mean "everyone"?'
+
+
+@pytest_twisted.ensureDeferred
+async def test_constraints_of_domains(db: Callee) -> None:
+    """A value that a domain refuses is refused as such."""
+    refused = await failure_of(db.call("fn.moody", m="ok", s=11))
+    assert isinstance(refused, CheckViolation)
+    assert refused.details["constraint"] == "small_check"
+
+
+@pytest_twisted.ensureDeferred
+async def test_errors(db: Callee) -> None:
+    """What a function raises comes through in its own words."""
+    raised = await failure_of(db.call("fn.angry"))
+    assert isinstance(raised, Raised)
+    assert (raised.message, raised.details["hint"]) == ("no", "ask nicely")
+    assert isinstance(await failure_of(db.call("fn.sleepy", timeout=0.2)), StatementTimeout)
+    taken = await failure_of(db.call("fn.born", who=1, name="x"))
+    assert isinstance(taken, UniqueViolation)
+
+
+@pytest_twisted.ensureDeferred
+async def test_stable_functions_only_read(db: Callee, dsn: str) -> None:
+    """What promises not to write runs where it could not."""
+    refused = await failure_of(db.call("fn.sneaky"))
+    assert refused.details["sqlstate"] == "25006"  # type: ignore[attr-defined]
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_many(db: Callee, dsn: str) -> None:
+    """Over the limits nothing is kept, and the refusal names the way out."""
+    many = await failure_of(db.call("fn.numbers", n=51))
+    assert isinstance(many, TooLarge)
+    assert "find" in many.details["hint"]
+    assert len(await db.call("fn.numbers", n=50)) == 50
+    over = await failure_of(db.call("fn.born", who=50, name="x", max_affected=1))
+    assert isinstance(over, TooManyRows)
+    heavy = await failure_of(db.call("fn.born", who=50, name="x" * 20_000))
+    assert isinstance(heavy, TooLarge)
+    assert execute(dsn, "SELECT count(*) FROM people WHERE id >= 50") == [(0,)]
+    kept = await db.call("fn.born", who=50, name="x", max_affected=2)
+    assert [row["id"] for row in kept] == [50, 51]
+    assert execute(dsn, "DELETE FROM people WHERE id >= 50 RETURNING id") == [(50,), (51,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedures(db: Callee, dsn: str) -> None:
+    """A procedure may commit; what comes back of it is its OUT arguments."""
+    assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
+    assert await db.call("fn.work", who=61, n=1, form="lists") == {
+        "columns": ["said", "n"], "rows": [["done", 2]],
+    }  # fmt: skip
+    assert execute(dsn, "DELETE FROM people WHERE id >= 60 RETURNING id") == [(60,), (61,)]
+    refused = await failure_of(db.call("fn.work"))
+    assert isinstance(refused, InvalidArgument)
+
+
+@pytest_twisted.ensureDeferred
+async def test_in_a_transaction(db: Callee, dsn: str) -> None:
+    """A function is part of the transaction that it is called in."""
+    database = db.hub._database
+    with suppress(RuntimeError):
+        async with database.transaction():
+            await db.call("fn.born", who=70, name="x")
+            assert len(await db.call("fn.everyone")) == 5
+            raise RuntimeError
+    assert execute(dsn, "SELECT count(*) FROM people") == [(3,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_dropped_function(db: Callee, dsn: str) -> None:
+    """A function that is gone is refused, and looked for again."""
+    execute(dsn, "CREATE FUNCTION brief() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    async with serving(dsn) as other:
+        assert await other.call("fn.brief") == 1
+        execute(dsn, "DROP FUNCTION brief()")
+        refused = await failure_of(other.call("fn.brief"))
+        assert isinstance(refused, InvalidArgument | NoSuchProcedure | DatabaseRefused)

@@ -1,0 +1,110 @@
+"""Calls of functions, from the arguments to the SQL text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.functions import Argument, Function
+from service.plan.call import plan_call, polymorphic
+from service.request.call import parse_call
+from service.sql.call import call
+from tests.unit.samples import catalog
+
+CATALOG = catalog()
+ADD = Function(
+    "public", "add", (Argument("a", 23), Argument("b", 23, has_default=True)), 23,
+    volatility="immutable",
+)  # fmt: skip
+
+
+def spelled(function, *args, **kwargs):
+    """Give the text of a call, and what is bound in it."""
+    parsed = parse_call([function], args, kwargs, polymorphic(CATALOG))
+    statement = call(plan_call(CATALOG, parsed.request), 11)
+    return statement.text, [parsed.values[bound.slot] for bound in statement.bounds]
+
+
+def test_named():
+    """Arguments go by their names, so that defaults work; each is cast to its type."""
+    assert spelled(ADD, b=2, a=1) == (
+        'SELECT "public"."add"("a" => CAST(%s AS integer), "b" => CAST(%s AS integer)) AS "answer"',
+        [1, 2],
+    )
+
+
+def test_one_shape():
+    """The order of the arguments and their values make no other statement."""
+    first = parse_call([ADD], [], {"a": 1, "b": 2}, frozenset()).request
+    assert first == parse_call([ADD], [], {"b": 5, "a": None}, frozenset()).request
+
+
+def test_odd_names():
+    """Quotes and percent signs in names are doubled, and nothing else happens to them."""
+    odd = Function('a"%s', 'f"%', (Argument('x"%s', 25),), 25)
+    text, _ = spelled(odd, **{'x"%s': "v"})
+    assert text == 'SELECT "a""%%s"."f""%%"("x""%%s" => CAST(%s AS text)) AS "answer"'
+
+
+def test_sets():
+    """A set is read as rows, one more than an answer holds."""
+    numbers = Function("public", "numbers", (Argument("", 23),), 23, many=True)
+    assert spelled(numbers, 5)[0] == (
+        'SELECT "t"."answer" FROM "public"."numbers"(CAST(%s AS integer)) AS "t" ("answer")'
+        " LIMIT 11"
+    )
+    table = replace(
+        numbers, arguments=(Argument("x", 23, "table"), Argument("", 25, "out")), result=2249
+    )
+    assert spelled(table)[0] == (
+        'SELECT "t"."x", "t"."column2" FROM "public"."numbers"() AS "t" ("x", "column2") LIMIT 11'
+    )
+
+
+def test_procedures():
+    """A procedure is called with a place for each argument that comes back."""
+    work = Function(
+        "public", "work", (Argument("a", 23), Argument("b", 23, "out")), 2249, procedure=True
+    )
+    assert spelled(work, a=1) == (
+        'CALL "public"."work"("a" => CAST(%s AS integer), "b" => NULL)', [1]
+    )  # fmt: skip
+
+
+def test_variadic():
+    """A variadic argument is a list; left out, PostgreSQL wants the others by position."""
+    joined = Function(
+        "public", "joined", (Argument("sep", 25), Argument("parts", 1009, "variadic", True)), 25
+    )
+    assert spelled(joined, sep="-", parts=[])[0] == (
+        'SELECT "public"."joined"("sep" => CAST(%s AS text), VARIADIC "parts" =>'
+        ' CAST(%s AS text[])) AS "answer"'
+    )
+    assert spelled(joined, sep="-")[0] == (
+        'SELECT "public"."joined"(CAST(%s AS text)) AS "answer"'
+    )  # fmt: skip
+
+
+def test_options_or_arguments():
+    """An argument called like an option is the function's; "args" tells them apart."""
+    clash = Function("public", "clash", (Argument("timeout", 23), Argument("form", 25)), 25)
+    parsed = parse_call([clash], [], {"timeout": 5, "form": "x"}, frozenset())
+    assert (parsed.timeout, parsed.values) == (None, ("x", 5))
+    parsed = parse_call(
+        [clash], [], {"args": {"timeout": 5, "form": "x"}, "timeout": 7}, frozenset()
+    )
+    assert (parsed.timeout, parsed.values) == (7.0, ("x", 5))
+    with pytest.raises(InvalidArgument):
+        parse_call([clash], [], {"args": {"timeout": 5}, "form": "x"}, frozenset())
+
+
+def test_overloads():
+    """The names that are given pick the function; what leaves least to defaults is meant."""
+    other = Function("public", "add", (Argument("a", 23),), 23)
+    assert parse_call([ADD, other], [], {"a": 1}, frozenset()).request.function is other
+    assert parse_call([ADD, other], [], {"a": 1, "b": 1}, frozenset()).request.function is ADD
+    with pytest.raises(InvalidArgument) as refused:
+        parse_call([ADD, other], [], {"c": 1}, frozenset())
+    assert refused.value.details["hint"] == "it is add(a, [b]) or add(a)"
