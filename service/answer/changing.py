@@ -13,7 +13,7 @@ from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, Written, answered_columns, over, page_txn
-from service.errors import Conflict, NotFound, ServiceError
+from service.errors import Conflict, NotFound, ServiceError, TooManyRows
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.request.parse import Parsed
 from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
@@ -58,9 +58,12 @@ class Changing(Writing):
         Raises:
             NotFound: There is no row of that key.
             Conflict: It is not as expected.
+            InvalidRow: The model keeps it.
             TooManyRows: More than `max_affected`.
         """
         call = parse_delete(args, kwargs, self.limits)
+        if served.model(relation).guarded:
+            return await self._guarded(served, relation, call)
         return await self._targeted(served, relation, call, _delete)
 
     async def _targeted(
@@ -69,11 +72,13 @@ class Changing(Writing):
         relation: Relation,
         call: Parsed[Any],
         make: Callable[[Catalog, Relation, Any], Statement],
+        known: int | None = None,
     ) -> Any:
-        """Write the rows of a target."""
+        """Write the rows of a target, no more than are known if they are."""
         request: UpdateRequest | DeleteRequest = call.request
         statement = served.statement(make, relation, request)
-        written = await self.write(served, lambda: statement, call, request.max_affected)
+        most = request.max_affected if known is None else known
+        written = await self.write(served, lambda: statement, call, most)
         if request.target.key is not None and not written.affected:
             raise await self._missing(served, relation, call)
         return answered(written, request.returning, request.target.key is None, counted=True)
@@ -84,8 +89,6 @@ class Changing(Writing):
         request = call.request
         async with self.database.transaction():
             current = await self._locked(served, relation, call)
-            if request.max_affected is not None and len(current) > request.max_affected:
-                raise over(len(current), request.max_affected)
             calls = await admit_update(served, relation, call, current)
             if len(calls) == 1:
                 return await self._targeted(served, relation, calls[0], _update)
@@ -94,15 +97,42 @@ class Changing(Writing):
         whole = Written(rows, len(calls), written[0].columns)
         return answered(whole, request.returning, many=True, counted=True)
 
+    async def _guarded(
+        self, served: Served, relation: Relation, call: Parsed[DeleteRequest]
+    ) -> Any:
+        """Delete rows that their model may keep: each is read, and asked about."""
+        async with self.database.transaction():
+            current = await self._locked(served, relation, call)
+            for row in current:
+                await served.model(relation).admit_delete(row)
+            try:
+                return await self._targeted(served, relation, call, _delete, len(current))
+            except TooManyRows:  # one that nobody was asked about has come meanwhile
+                raise Conflict(
+                    "other rows match by now; the same call may succeed",
+                    relation=relation.name,
+                    retry=True,
+                ) from None
+
     async def _locked(
-        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+        self, served: Served, relation: Relation, call: Parsed[Any]
     ) -> list[Mapping[str, Any]]:
-        """Read the rows of a target whole, and keep them as they are."""
-        returning = Returning(order=call.request.returning.order)
-        plan = plan_current(served.catalog, relation, call.request.target, returning, lock=True)
+        """
+        Read the rows of a target whole, and keep them as they are.
+
+        Raises:
+            TooManyRows: More than `max_affected`.
+        """
+        request: UpdateRequest | DeleteRequest = call.request
+        returning = Returning(order=request.returning.order)
+        # to lock a row takes the right to update it, which one who deletes may lack
+        lock = relation.updatable
+        plan = plan_current(served.catalog, relation, request.target, returning, lock)
         page: Page = await self.database.run(
             page_txn, served.codec, select(plan), call.values, None, Shape("dicts", UNBOUNDED)
         )
+        if request.max_affected is not None and len(page.rows) > request.max_affected:
+            raise over(len(page.rows), request.max_affected)
         return page.rows
 
     async def _update_one(

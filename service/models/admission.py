@@ -51,10 +51,28 @@ class Admission(Rules):
         Returns:
             As `admit_new`: the changes, and what hooks have changed beside them.
         """
+        return await cls._of(current)._admitted(changes, codec, path, creating=False)
+
+    @classmethod
+    async def admit_delete(cls, current: Mapping[str, Any]) -> None:
+        """
+        Judge the deletion of a row.
+
+        Args:
+            current: The row's wire values by column, as it is now.
+
+        Raises:
+            InvalidRow: It is to stay.
+        """
+        refusal = await cls._of(current).keeping()
+        if refusal is not None:
+            raise refusal
+
+    @classmethod
+    def _of(cls, current: Mapping[str, Any]) -> Self:
         meta = cls.meta()
-        row = tuple(current.get(name) for name in meta.columns)
-        (subject,) = cls.hydrate([row], meta)
-        return await subject._admitted(changes, codec, path, creating=False)
+        (subject,) = cls.hydrate([tuple(current.get(name) for name in meta.columns)], meta)
+        return subject
 
     async def _admitted(
         self, values: Mapping[str, Any], codec: Values, path: str, creating: bool

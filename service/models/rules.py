@@ -27,15 +27,24 @@ class Ruled:
         )
 
 
+class Guarded:
+    """Tells, of a class, whether it has a hook before a delete."""
+
+    def __get__(self, instance: object, owner: type[Rules]) -> bool:
+        return owner.beforeDelete is not DBObject.beforeDelete
+
+
 class Rules(Finding):
     """
     What decides whether an object may be written.
 
     Attributes:
         ruled: Whether there is anything to decide, beyond what the catalog knows.
+        guarded: Whether there is anything to decide before a row is deleted.
     """
 
     ruled: ClassVar[Any] = Ruled()
+    guarded: ClassVar[Any] = Guarded()
 
     @classmethod
     def validatesUniquenessOf(cls, *names: str, **options: Any) -> None:
@@ -79,6 +88,14 @@ class Rules(Finding):
             if not self.errors.isEmpty():
                 break
         return None if self.errors.isEmpty() else self._invalid({})
+
+    async def keeping(self) -> InvalidRow | None:
+        """Run the hook before a delete; gives what it has against it, as other hooks do."""
+        self.errors.clear()
+        kept = await _outcome(self.beforeDelete) is False
+        if not kept and self.errors.isEmpty():
+            return None
+        return self._invalid({"*": ["refused by beforeDelete"]})
 
     def _invalid(self, otherwise: Mapping[str, list[str]]) -> InvalidRow:
         meta = self.meta()

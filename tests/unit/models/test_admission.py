@@ -148,3 +148,26 @@ def test_blank(value: str | None) -> None:
     made = model(VALIDATIONS=[not_blank("action")])
     subject = made(action=value)
     assert result_of(subject.isValid()) is False
+
+
+def test_a_model_knows_whether_it_keeps_rows() -> None:
+    """Without a hook before a delete no row need be read."""
+    assert not model(beforeSave=lambda self: None).guarded
+    assert model(beforeDelete=lambda self: None).guarded
+    assert not Model.guarded
+
+
+def test_a_hook_may_keep_a_row() -> None:
+    """By False, or by saying why; it sees the row."""
+    current = {"id": 1, "action": "go", "made": "2026-11-21T14:03:00Z"}
+    seen: list[Any] = []
+    made = model(beforeDelete=lambda self: seen.append((self.id, self.made.year)))
+    assert result_of(made.admit_delete(current)) is None
+    assert seen == [(1, 2026)]
+    error = failure_of(model(beforeDelete=lambda self: succeed(False)).admit_delete(current))
+    assert isinstance(error, InvalidRow)
+    assert error.details["fields"] == {"*": ["refused by beforeDelete"]}
+    naming = model(beforeDelete=lambda self: self.errors.add("owner", "is away."))
+    error = failure_of(naming.admit_delete(current))
+    assert isinstance(error, InvalidRow)
+    assert error.details["fields"] == {"owner": ["is away"]}

@@ -1,0 +1,110 @@
+"""
+Deletes over the wire of rows that a model may keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import Conflict, InvalidRow, NotFound, TooManyRows
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE TABLE boxes (id int PRIMARY KEY, label text, sealed boolean DEFAULT false);
+CREATE TABLE things (id int PRIMARY KEY, box int REFERENCES boxes);
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve four boxes, the fourth of them sealed, and a thing in the first."""
+    execute(
+        dsn,
+        "TRUNCATE boxes, things;"
+        " INSERT INTO boxes SELECT i, 'box ' || i, i = 4 FROM generate_series(1, 4) i;"
+        " INSERT INTO things VALUES (1, 1)",
+    )
+    async with serving(dsn) as callee:
+        yield callee
+
+
+def guard(db: Callee, hook: Callable[..., Any]) -> None:
+    """Give the model of boxes a hook."""
+    served = db.hub.served
+    served.model(served.catalog.relation("public", "boxes")).beforeDelete = hook
+
+
+@pytest_twisted.ensureDeferred
+async def test_kept(db: Callee) -> None:
+    """What the hook refuses stays, and all that was to go with it."""
+    guard(db, lambda self: not self.sealed)
+    refused = await failure_of(db.call("boxes.delete", 4))
+    assert isinstance(refused, InvalidRow)
+    assert refused.details["fields"] == {"*": ["refused by beforeDelete"]}
+    refused = await failure_of(db.call("boxes.delete", where={"id": {"gt": 1}}))
+    assert isinstance(refused, InvalidRow)
+    assert await db.call("boxes.count") == 4
+    assert await db.call("boxes.delete", 2, select=["label"]) == {"label": "box 2"}
+    gone = await db.call("boxes.delete", where={"id": [3, 9]}, select=["id"], max_affected=1)
+    assert gone == {"rows": [{"id": 3}], "affected": 1}
+    assert await db.call("boxes.delete", where={"id": 9}, returning=False) == {"affected": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_refusals_as_without_a_hook(db: Callee) -> None:
+    """No row, another row than expected, and too many are told in the same way."""
+    asked: list[int] = []
+    guard(db, lambda self: asked.append(self.id))
+    assert isinstance(await failure_of(db.call("boxes.delete", 9)), NotFound)
+    refused = await failure_of(db.call("boxes.delete", 1, expect={"label": "x"}, select=["id"]))
+    assert isinstance(refused, Conflict)
+    assert refused.details["row"] == {"id": 1}
+    refused = await failure_of(db.call("boxes.delete", all=True, max_affected=3))
+    assert isinstance(refused, TooManyRows)
+    assert not asked
+    assert await db.call("boxes.count") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hook_that_clears_up(db: Callee, dsn: str) -> None:
+    """What the hook does is of the same transaction: it stays if the row goes, and only then."""
+
+    async def empty(self: Any) -> None:
+        await self.database().statement("DELETE FROM things WHERE box = %s", [self.id])
+        await self.database().statement("UPDATE boxes SET label = 'empty' WHERE id = %s", [self.id])
+        if self.sealed:
+            self.errors.add("sealed", "is in the way.")
+
+    guard(db, empty)
+    refused = await failure_of(db.call("boxes.delete", all=True))
+    assert refused.details["fields"] == {"sealed": ["is in the way"]}
+    assert execute(dsn, "SELECT count(*) FROM things") == [(1,)]
+    assert await db.call("boxes.delete", 1, select=["label"]) == {"label": "empty"}
+    assert execute(dsn, "SELECT count(*) FROM things") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_that_comes_meanwhile(db: Callee, dsn: str) -> None:
+    """A row that nobody was asked about is not deleted; the caller may try again."""
+
+    def meanwhile(self: Any) -> None:
+        execute(dsn, "INSERT INTO boxes VALUES (7, 'late') ON CONFLICT DO NOTHING")
+
+    guard(db, meanwhile)
+    refused = await failure_of(db.call("boxes.delete", where={"id": {"gt": 1}}))
+    assert isinstance(refused, Conflict)
+    assert refused.details["retry"] is True
+    assert await db.call("boxes.count") == 5
+    assert (await db.call("boxes.delete", where={"id": {"gt": 1}}))["affected"] == 4
