@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
 from service import errors
@@ -161,11 +162,11 @@ async def test_verbs(service: Serving, caller: Caller) -> None:
     assert documented.keys() == service.hub.verbs.keys()
     candidates = set().union(*(names for _, names in documented.values()), {"timeout", "nonsense"})
     for verb, (positional, names) in documented.items():
-        taken = {
-            name for name in candidates if await complaint(caller, verb, **{name: [[0]]}) != (
-                f'no argument "{name}"'
-            )
-        }  # fmt: skip
+        taken = set()
+        for name in candidates:
+            said = await complaint(caller, verb, **{name: [[0]]})
+            if said != f'no argument "{name}"' and not said.startswith(f'"{name}" is for pages'):
+                taken.add(name)
         assert taken == names | {"timeout"}, verb
         most = max(map(len, positional))
         said = await complaint(caller, verb, *range(most + 1))
@@ -174,8 +175,9 @@ async def test_verbs(service: Serving, caller: Caller) -> None:
 
 async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str:
     """Give the message of a call that makes no sense."""
+    options = CallOptions(on_progress=lambda *_: None)
     with pytest.raises(ApplicationError) as caught:
-        await caller.call(f"rowcast.vehicles.{verb}", *args, **kwargs)
+        await caller.call(f"rowcast.vehicles.{verb}", *args, **kwargs, options=options)
     return str(caught.value.args[0])
 
 
