@@ -23,6 +23,7 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
+from service.embedded.bridge import bridge
 from service.embedded.supervised import NotReady
 from service.settings import InvalidSettings, Settings, load
 
@@ -161,7 +162,8 @@ def paste(settings: Settings) -> str:
     lines += [f"Try    {wamp} --url {url} --realm {settings.realm} call {find}"]
     if settings.embedded_router:
         body = json.dumps({"procedure": find, "kwargs": {"limit": 2}}, separators=(",", ":"))
-        lines += [f"       curl -d '{body}' -H 'content-type: application/json' http://{base}/call"]
+        http = f"http://{base}/{bridge(settings.state)}"
+        lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
 
 

@@ -29,6 +29,7 @@ from schema.database import Place
 from service.embedded.node import node
 
 ROOT = Path(__file__).parent.parent
+BRIDGE = "call-for-tests"
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +68,7 @@ class Router:
     Args:
         websocket: WebSocket URL for clients (CBOR, MessagePack, JSON); role `anonymous`.
         rawsocket: RawSocket URL for clients, on the same port.
-        http: Base of the HTTP bridge: POST to `{http}/call`.
+        http: URL of the HTTP bridge.
         port: The TCP port of all three.
         socket: Unix socket of the service: RawSocket with CBOR; role `service`.
         realm: The one realm.
@@ -91,11 +92,11 @@ def router() -> Iterator[Router]:
     found = Router(
         websocket=f"ws://127.0.0.1:{port}/ws",
         rawsocket=f"rs://127.0.0.1:{port}",
-        http=f"http://127.0.0.1:{port}",
+        http=f"http://127.0.0.1:{port}/{BRIDGE}",
         port=port,
         socket=home / "service.sock",
     )
-    config = node(found.realm, found.prefix, port, found.socket)
+    config = node(found.realm, found.prefix, port, found.socket, BRIDGE)
     (home / "config.json").write_text(json.dumps(config))
     start = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
     with (home / "log").open("wb") as log:
@@ -139,7 +140,7 @@ def answers(port: int) -> bool:
     """Whether a router's port serves all it has; its HTTP bridge comes last and takes POST only."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         try:
-            connection.request("GET", "/call")
+            connection.request("GET", f"/{BRIDGE}")
             with connection.getresponse() as response:
                 return response.status == HTTPStatus.METHOD_NOT_ALLOWED
         except OSError:

@@ -23,6 +23,7 @@ from twisted.internet import reactor
 
 from service import errors
 from service.db.thread import in_thread
+from service.embedded.bridge import FILE
 from service.procedures.registry import REGISTERED
 from service.request.filters import OPERATORS
 from service.request.names import RESERVED
@@ -255,14 +256,14 @@ async def test_javascript_of_the_readme(
 async def test_curl_of_the_readme(actions: None, router: Router) -> None:
     """What curl is told to send gets rows."""
     (command,) = [each for each in code(README, "") if each.startswith("curl")]
-    assert HERE in command
-    program, flag, header, url, data, body = shlex.split(command.replace("\\\n", ""))
+    assert f"{HERE}/$(cat .rowcast/{FILE})" in command
+    program, flag, header, _, data, body = shlex.split(command.replace("\\\n", ""))
     assert (program, flag, data) == ("curl", "-H", "-d")
 
     def post() -> Any:
         connection = HTTPConnection("127.0.0.1", router.port, timeout=10)
         name, _, value = header.partition(":")
-        connection.request("POST", urlsplit(url).path, body, {name: value.strip()})
+        connection.request("POST", urlsplit(router.http).path, body, {name: value.strip()})
         answer = json.load(connection.getresponse())
         connection.close()
         return answer

@@ -20,15 +20,16 @@ ORIGINS = ["http://127.0.0.1:*", "http://localhost:*"]
 LARGEST_MESSAGE = 16 * 1024 * 1024
 
 
-def node(realm: str, prefix: str, port: int, socket: Path) -> dict[str, Any]:
+def node(realm: str, prefix: str, port: int, socket: Path, bridge: str = "") -> dict[str, Any]:
     """
     Spell the configuration of a node.
 
     Args:
         realm: The one realm.
         prefix: What the URIs of procedures and topics begin with, without the dot.
-        port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP (`/call`).
+        port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
         socket: Where the service connects, with RawSocket and CBOR.
+        bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
     """
     return {
         "version": 2,
@@ -37,7 +38,7 @@ def node(realm: str, prefix: str, port: int, socket: Path) -> dict[str, Any]:
             {
                 "type": "router",
                 "realms": [{"name": realm, "roles": [_service(), _anonymous(prefix)]}],
-                "transports": [_private(socket), _public(realm, port)],
+                "transports": [_private(socket), _public(realm, port, bridge)],
             }
         ],
     }
@@ -71,7 +72,7 @@ def _private(socket: Path) -> dict[str, Any]:
     }
 
 
-def _public(realm: str, port: int) -> dict[str, Any]:
+def _public(realm: str, port: int, bridge: str) -> dict[str, Any]:
     websocket = {
         "type": "websocket",
         "serializers": SERIALIZERS,
@@ -85,15 +86,17 @@ def _public(realm: str, port: int) -> dict[str, Any]:
             "max_message_size": LARGEST_MESSAGE,
         },
     }
-    # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
-    paths = {"call": {"type": "caller", "realm": realm, "role": "anonymous"}}
-    return {
+    public: dict[str, Any] = {
         "type": "universal",
         "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
         "rawsocket": {"serializers": SERIALIZERS, "auth": _as("anonymous")},
         "websocket": {"ws": websocket},
-        "web": {"paths": paths},
     }
+    if bridge:
+        # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
+        caller = {"type": "caller", "realm": realm, "role": "anonymous"}
+        public["web"] = {"paths": {bridge: caller}}
+    return public
 
 
 def _as(role: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
 from schema.child import leashed, socket_directory
+from service.embedded.bridge import bridge
 from service.embedded.node import node
 from service.embedded.supervised import NotReady, Supervised
 from service.settings import Settings
@@ -59,7 +60,8 @@ class Router(Supervised):
         if problem:
             raise NotReady(problem)
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = node(self._settings.realm, self._settings.prefix, self._settings.port, self.socket)
+        settings, path = self._settings, bridge(self._settings.state)
+        config = node(settings.realm, settings.prefix, settings.port, self.socket, path)
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
         (self._home / "node.pid").unlink(missing_ok=True)
@@ -72,7 +74,7 @@ class Router(Supervised):
         """Whether every door is open; the HTTP bridge is the last."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
         try:
-            knock = cast(Knock, await endpoint.connect(Knocks()))
+            knock = cast(Knock, await endpoint.connect(Knocks(bridge(self._settings.state))))
             return b" 405 " in await knock.answer.addTimeout(5, self.reactor)
         except (ConnectError, TimeoutError):
             return False
@@ -83,16 +85,22 @@ class Router(Supervised):
 
 
 class Knock(Protocol):
-    """Asks the HTTP bridge for what it refuses (405), which only a bridge that is there does."""
+    """
+    Asks the HTTP bridge for what it refuses (405), which only a bridge that is there does.
 
-    def __init__(self) -> None:
+    Args:
+        path: The bridge's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
         self.answer: Deferred[bytes] = Deferred()
         self._heard = b""
 
     def connectionMade(self) -> None:
         """Ask."""
         assert self.transport is not None
-        self.transport.write(b"GET /call HTTP/1.0\r\n\r\n")
+        self.transport.write(f"GET /{self._path} HTTP/1.0\r\n\r\n".encode())
 
     def dataReceived(self, data: bytes) -> None:
         """Listen."""
@@ -105,10 +113,21 @@ class Knock(Protocol):
 
 
 class Knocks(Factory):
-    """Makes a `Knock`, without a line in the log for each."""
+    """
+    Makes a `Knock`, without a line in the log for each.
+
+    Args:
+        path: The bridge's.
+    """
 
     noisy = False
-    protocol = Knock
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def buildProtocol(self, addr: Any) -> Knock:
+        """Make one."""
+        return Knock(self._path)
 
 
 def obstacle(settings: Settings) -> str | None:
