@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from service.db.connection import PgConnection
 from service.db.dispatch import Dispatch
 from service.db.job import Job
-from service.db.transaction import TransactionClosed, commit_txn, rollback_txn
+from service.db.transaction import TransactionClosed, commit_txn, rollback_txn, undo_txn
 
 
 class Level:
@@ -144,9 +144,7 @@ class Transaction(Level):
         if server is not None and server.take():  # still waiting for a worker
             self._ended(Failure(CancelledError()))
             return
-        done = self._last(rollback_txn)
-        done.addErrback(lambda _: None)  # the connection is gone, and the transaction with it
-        await done
+        await _come_what_may(self._last(rollback_txn))  # the worker lets nothing stay open
 
     def abandon(self) -> None:
         """Let the worker go; it rolls back what it finds open."""
@@ -190,30 +188,44 @@ class Savepoint(Level):
             raise
 
     async def commit(self) -> None:
-        """Keep what was done, as part of the parent."""
-        await self._end(f"RELEASE SAVEPOINT {self._name}")
-
-    async def rollback(self) -> None:
-        """Undo what was done since the savepoint; a connection that is gone has undone all."""
-        try:
-            await self._end(f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}")
-        except Exception:
-            return
-
-    def abandon(self) -> None:
-        """Leave; the parent is being dropped as well."""
-        if not self.closed:
-            self._leave()
-
-    async def _end(self, words: str) -> None:
+        """Keep what was done, as part of the parent; if that fails, it is undone."""
         if self.closed:
             return
         try:
-            await self.send(PgConnection.command, words)
-        finally:
-            self._leave()
+            await self.send(PgConnection.command, f"RELEASE SAVEPOINT {self._name}")
+        except BaseException:
+            self._undo()
+            raise
+        self._leave()
+
+    async def rollback(self) -> None:
+        """
+        Undo what was done since the savepoint; a transaction that no longer stands is undone.
+
+        It is done in any case, though the task that waits for it is cancelled.
+        """
+        if not self.closed:
+            await _come_what_may(self._undo())
+
+    def abandon(self) -> None:
+        """Undo without waiting for it; the parent may go on."""
+        if not self.closed:
+            self._undo()
+
+    def _undo(self) -> Deferred[Any]:
+        """Put it in the lane, before whatever the parent sends from now on."""
+        done = self.send(undo_txn, self._name).addErrback(lambda _: None)
+        self._leave()
+        return done
 
     def _leave(self) -> None:
         self.closed = True
         self._parent.child = None
         self._parent.lock.release()
+
+
+def _come_what_may(done: Deferred[Any]) -> Deferred[None]:
+    """Wait for work that a cancel of the waiter does not stop, whether it fails or not."""
+    waiting: Deferred[None] = Deferred()
+    done.addBoth(lambda _: waiting.callback(None))
+    return waiting

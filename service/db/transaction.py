@@ -67,7 +67,7 @@ def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: An
     except BaseException:
         if not connection.closed:
             connection.stopped = False
-            connection.command("ROLLBACK TO SAVEPOINT atomic; RELEASE SAVEPOINT atomic")
+            undo_txn(connection, "atomic")
         raise
     connection.command("RELEASE SAVEPOINT atomic")
     return result
@@ -124,6 +124,20 @@ def rollback_txn(connection: PgConnection) -> None:
     if connection.opening is None and not connection.closed:
         connection.command("ROLLBACK")
     connection.opening = None
+
+
+def undo_txn(connection: PgConnection, savepoint: str) -> None:
+    """
+    Undo what was done since a savepoint.
+
+    Where that fails, the session is closed, and the server undoes the whole transaction: what
+    its scope has given up must not be committed by another one.
+    """
+    try:
+        connection.command(f"ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")
+    except BaseException:
+        connection.close()
+        raise
 
 
 def retryable(error: BaseException) -> bool:

@@ -1,0 +1,165 @@
+"""
+What a scope has given up is never committed, whenever its task is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+
+from service.db.scope import Database
+from service.errors import StatementTimeout, Unavailable
+from tests.conftest import execute
+from tests.db.rooms import database_at, failure_of, pause, until
+
+
+@pytest.fixture(autouse=True)
+def table(dsn: str) -> None:
+    execute(dsn, "DROP TABLE IF EXISTS kept; CREATE TABLE kept (id int PRIMARY KEY)")
+
+
+def kept(dsn: str) -> list[object]:
+    return [row[0] for row in execute(dsn, "SELECT id FROM kept ORDER BY id")]
+
+
+async def insert(database: Database, number: int) -> None:
+    await database.statement("INSERT INTO kept VALUES (%s)", [number])
+
+
+async def sleeping(dsn: str) -> None:
+    """Wait until the server is at a pg_sleep."""
+    asleep = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+    await until(lambda: execute(dsn, f"SELECT 1 FROM pg_stat_activity WHERE {asleep}"))
+
+
+def slow(database: Database) -> Deferred[Any]:
+    """Keep the transaction's worker busy for a while."""
+    return database.statement("SELECT pg_sleep(0.5)")
+
+
+async def given_up(database: Database) -> None:
+    async with database.transaction():
+        await insert(database, 1)
+        slow(database)
+        raise ValueError
+
+
+async def ended(database: Database) -> None:
+    async with database.transaction():
+        await insert(database, 1)
+        slow(database)
+
+
+@pytest.mark.parametrize("inner", [given_up, ended])
+@pytest_twisted.ensureDeferred
+async def test_a_cancel_at_the_end_of_a_savepoint(
+    dsn: str, inner: Callable[[Database], Awaitable[None]]
+) -> None:
+    """The cancel is heard, and the savepoint is undone, whatever the outer scope goes on to do."""
+    async with database_at(dsn) as database:
+        caught: list[BaseException] = []
+
+        async def outer() -> None:
+            async with database.transaction():
+                await insert(database, 0)
+                try:
+                    await inner(database)
+                except BaseException as error:
+                    caught.append(error)
+                await insert(database, 2)
+
+        task = ensureDeferred(outer())
+        await sleeping(dsn)
+        task.cancel()
+        await task
+    assert [type(error) for error in caught] == [CancelledError]
+    assert kept(dsn) == [0, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_time_limit_at_the_end_of_a_savepoint(dsn: str) -> None:
+    """A part of a transaction that took too long leaves nothing behind."""
+    async with database_at(dsn) as database:
+        async with database.transaction():
+            with pytest.raises(StatementTimeout):
+                await database.within(0.2, ended(database))
+            await insert(database, 2)
+    assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancel_while_a_transaction_is_rolled_back(dsn: str) -> None:
+    """It is heard as well."""
+    async with database_at(dsn) as database:
+        task = ensureDeferred(given_up(database))
+        await sleeping(dsn)
+        task.cancel()
+        assert isinstance(await failure_of(task), CancelledError)
+        await insert(database, 3)
+    assert kept(dsn) == [3]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_savepoint_that_cannot_be_undone(dsn: str) -> None:
+    """The whole transaction is undone, though its scope goes on."""
+    async with database_at(dsn) as database:
+
+        async def lost() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await database.statement("RELEASE SAVEPOINT scope_1")
+                raise ValueError
+
+        async def outer() -> None:
+            async with database.transaction():
+                with contextlib.suppress(ValueError):
+                    await lost()
+                await insert(database, 2)
+
+        assert isinstance(await failure_of(outer()), (psycopg2.Error, Unavailable))
+        await insert(database, 3)
+    assert kept(dsn) == [3]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_savepoint_whose_body_swallowed_an_error(dsn: str) -> None:
+    """It fails, and is undone; the outer scope may go on."""
+    async with database_at(dsn) as database:
+
+        async def inner() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                await failure_of(insert(database, 1))
+
+        async with database.transaction():
+            assert isinstance(await failure_of(inner()), psycopg2.Error)
+            await insert(database, 2)
+    assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_dropped_savepoint(dsn: str) -> None:
+    """A task that nobody holds any more leaves nothing in a transaction that goes on."""
+    async with database_at(dsn) as database:
+        at: list[bool] = []
+
+        async def inner() -> None:
+            async with database.transaction():
+                await insert(database, 1)
+                at.append(True)
+                await Deferred()
+
+        async with database.transaction():
+            dropped = inner()
+            ensureDeferred(dropped)
+            await until(lambda: at)
+            dropped.close()
+            await insert(database, 2)
+            await pause(0)
+    assert kept(dsn) == [2]
