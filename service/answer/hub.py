@@ -19,6 +19,7 @@ from service.answer.aggregating import Aggregating
 from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
+from service.answer.exporting import Exporting
 from service.answer.line import Line, Send
 from service.answer.reading import Reading
 from service.answer.roles import Roles, words_for
@@ -35,7 +36,7 @@ from service.request.parse import Limits
 Verb = Callable[..., Awaitable[Any]]
 """Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
 
-LONG = frozenset({"stream"})
+LONG = frozenset({"stream", "export"})
 """Verbs that are more than a question and its answer: they are told who is on the line."""
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
@@ -70,6 +71,7 @@ class Hub:
         creating = Creating(database, limits, max_bytes)
         changing = Changing(database, limits, max_bytes)
         streaming = Streaming(database, limits, max_bytes)
+        exporting = Exporting(database, limits, max_bytes)
         self._calling = Calling(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
@@ -77,6 +79,7 @@ class Hub:
             "count": reading.count,
             "exists": reading.exists,
             "stream": streaming.stream,
+            "export": exporting.export,
             "aggregate": aggregating.aggregate,
             "create": creating.create,
             "upsert": creating.upsert,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -59,18 +60,11 @@ class Streaming:
         statement = served.statement(unpaged, relation, call.request)
         shape = Shape(call.request.form, self._max_bytes)
         reader = Reader(served.codec, statement, call.values, shape, rows)
-        sent = 0
-
-        async def counted(chunk: list[Any]) -> None:
-            nonlocal sent
-            sent += len(chunk)
-            await send(chunk)
-
         async with self._database.transaction(read_only=True):
-            await relay(lambda: self._database.run(reader.chunk_txn, timeout=call.timeout), counted)
+            await relay(partial(self._database.run, reader.chunk_txn, timeout=call.timeout), send)
         if call.request.form == "lists":
-            return {"columns": list(answered_columns(statement)), "rows": sent}
-        return {"rows": sent}
+            return {"columns": list(answered_columns(statement)), "rows": reader.count}
+        return {"rows": reader.count}
 
 
 async def relay(read: Callable[[], Deferred[Any]], send: Callable[[Any], Awaitable[None]]) -> None:

@@ -4,6 +4,8 @@ A result of any size, read in chunks through a cursor of the server's.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +25,19 @@ What a chunk may weigh, roughly.
 Whoever handles it, we, the router, the caller, does so in one piece, and everybody else waits.
 """
 
+DECLARE = (
+    "SET LOCAL idle_in_transaction_session_timeout = 0;DECLARE rowcast_reader NO SCROLL CURSOR FOR "
+)
+"""The transaction is idle while a chunk is on its way, which is up to whoever takes it."""
+
+
+def _base64(value: Any) -> str:
+    """Give the form that bytea has in JSON; every other wire value has one of its own."""
+    return base64.b64encode(value).decode()
+
+
+_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64)
+
 
 class Reader:
     """
@@ -34,6 +49,9 @@ class Reader:
         values: Of the call.
         shape: Of the rows; its `max_bytes` is what a single row may weigh.
         rows: Of a chunk, at most.
+
+    Attributes:
+        count: How many rows were read.
     """
 
     def __init__(
@@ -45,6 +63,7 @@ class Reader:
         self._shape = shape
         self._rows = rows
         self._bytes = min(CHUNK_BYTES, shape.max_bytes)
+        self.count = 0
         self._step = min(FIRST, rows)
         self._spare: list[Row] = []
         self._open = False
@@ -60,8 +79,8 @@ class Reader:
             TooLarge: A single row weighs more than may be sent.
         """
         if not self._open:
-            named = f"DECLARE rowcast_reader NO SCROLL CURSOR FOR {self._statement.text}"
-            execute(connection, self._codec, replace(self._statement, text=named), self._values)
+            text = DECLARE + self._statement.text
+            execute(connection, self._codec, replace(self._statement, text=text), self._values)
             self._open = True
         rows, self._spare = self._spare, []
         weighed = self._weight(rows)
@@ -72,7 +91,12 @@ class Reader:
             self._step = max(1, min(2 * self._step, fitting, self._rows))
         fits = self._fitting(rows)
         rows, self._spare = rows[:fits], rows[fits:]
+        self.count += len(rows)
         return shaped(rows, self._statement, self._codec, self._shape)
+
+    def lines_txn(self, connection: PgConnection) -> str:
+        """Read the next chunk as JSON, a row in a line; an empty text is the end."""
+        return "".join(_LINE.encode(row) + "\n" for row in self.chunk_txn(connection))
 
     def _fetch(self, connection: PgConnection, rows: int) -> list[Row]:
         cursor = connection.wire(self._codec)

@@ -43,7 +43,7 @@ class Database:
 
     def __init__(self, pool: PgPool, reactor: Any) -> None:
         self.pool = pool
-        self._reactor = reactor
+        self.reactor = reactor
         self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
         self._identity: ContextVar[str] = ContextVar("rowcast_identity", default="")
 
@@ -71,7 +71,7 @@ class Database:
         if seconds is None:
             return await work
         running = ensureDeferred(_awaited(work))
-        running.addTimeout(seconds, self._reactor)
+        running.addTimeout(seconds, self.reactor)
         try:
             return await running
         except Late as error:
@@ -217,7 +217,7 @@ class Database:
                 attempt += 1
                 if attempt > retries or not retryable(error):
                     raise
-            await deferLater(self._reactor, random.uniform(0, 0.01) * 2**attempt)
+            await deferLater(self.reactor, random.uniform(0, 0.01) * 2**attempt)
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

@@ -1,0 +1,160 @@
+"""
+What benches stand on: PostgreSQL, a router and the service, each a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from schema.database import Place
+from service.embedded.node import node
+from service.serving import Serving
+from service.settings import Settings
+from service.wamp.client import WampConfig
+from tests.conftest import execute, free_port
+from tests.db.lag import LagProbe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    What runs.
+
+    Args:
+        url: Where callers connect.
+        service: Process id.
+        router: Process id of the worker.
+        dsn: The way to the database.
+    """
+
+    url: str
+    service: int
+    router: int
+    dsn: str
+
+
+@contextmanager
+def staged(crossbar: str, schema: str) -> Iterator[Stage]:
+    """Start all three over a fresh database with this schema; end them with the body."""
+    home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
+    port, socket = free_port(), home / "service.sock"
+    (home / "config.json").write_text(json.dumps(node("realm1", "rowcast", port, socket)))
+    command = [crossbar, "start", "--cbdir", str(home), "--loglevel", "warn"]
+    with Place(state=home / "pg").running() as dsn, (home / "log").open("wb") as log:
+        execute(dsn, schema)
+        router = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        service = None
+        try:
+            while not socket.exists():
+                time.sleep(0.1)
+            time.sleep(1)
+            me = [sys.executable, "-m", "bench.stage", dsn, f"unix:{socket}"]
+            service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True)
+            assert service.stdout is not None
+            service.stdout.readline()
+            yield Stage(f"rs://127.0.0.1:{port}", service.pid, worker_of(router.pid), dsn)
+        finally:
+            if service is not None:
+                service.terminate()
+                service.wait()
+            router.terminate()
+            router.wait()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def worker_of(controller: int) -> int:
+    """Find the router's worker process."""
+    return int(Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0])
+
+
+def memory(pid: int) -> float:
+    """Give a process's resident memory in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+class Peaks(threading.Thread):
+    """Watches the memory of processes; use it with `with`."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        super().__init__(daemon=True)
+        self.pids = pids
+        self.before = {name: memory(pid) for name, pid in pids.items()}
+        self.most = dict(self.before)
+        self._over = threading.Event()
+
+    def __enter__(self) -> Peaks:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look twenty times a second."""
+        while not self._over.wait(0.05):
+            with suppress(OSError):
+                for name, pid in self.pids.items():
+                    self.most[name] = max(self.most[name], memory(pid))
+
+    def words(self) -> str:
+        """Word what was gained."""
+        return ", ".join(
+            f"{name} {self.before[name]:.0f} MB +{self.most[name] - self.before[name]:.0f}"
+            for name in self.pids
+        )
+
+
+def quantiles(taken: Sequence[float]) -> str:
+    """Word latencies in seconds."""
+    ordered = sorted(taken)
+    parts = (
+        f"p{part * 100:g} {ordered[int(part * (len(ordered) - 1))] * 1000:.1f} ms"
+        for part in (0.5, 0.99, 1)
+    )
+    return f"{' '.join(parts)} of {len(ordered)}"
+
+
+def serve(dsn: str, url: str) -> None:
+    """Be the service, with `bench.lag` beside: the loop's lag since it was asked the last time."""
+    settings = Settings(database_url=SecretStr(dsn))
+    serving = Serving(settings, reactor, WampConfig([url], "realm1", max_bytes=settings.max_bytes))
+    probe = LagProbe(reactor)
+
+    async def lag(caller: Any, args: Any, kwargs: Any) -> Any:
+        found = [probe.quantile(part) * 1000 for part in (0.5, 0.99, 1.0)] if probe.lags else []
+        probe.lags.clear()
+        return found
+
+    serving.hub.add({"bench.lag": lag})
+    serving.startService()
+
+    async def run() -> None:
+        await serving.joined()
+        print("joined", flush=True)
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))
+    reactor.addSystemEventTrigger("before", "shutdown", serving.stopService)
+    with probe:
+        reactor.run()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2])

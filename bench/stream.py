@@ -1,0 +1,157 @@
+"""
+A stream of 1,000,000 rows × 200 bytes: `python -m bench.stream [--crossbar PATH] [--pause 0.01]`.
+
+Prints what it costs the service and the router in memory, the service's loop lag, and the
+latency of other callers' `get` before and meanwhile. `--pause` makes the taker slow: it sleeps
+that long, in seconds, for each chunk. `--verb export` measures the other one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from autobahn.wamp.types import CallOptions
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+
+from bench.stage import Peaks, Stage, quantiles, staged
+from service.wamp.client import WampClient, WampConfig
+
+SCHEMA = """
+CREATE TABLE big (id int PRIMARY KEY, at timestamptz NOT NULL, price numeric NOT NULL, body text);
+INSERT INTO big SELECT i, '2026-01-01Z'::timestamptz + i * '1s'::interval, i * 1.25,
+    repeat('x', 160) FROM generate_series(1, {rows}) i;
+ANALYZE big;
+"""
+
+
+def main() -> None:
+    """Measure, or be one of the callers."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
+    options.add_argument("--rows", type=int, default=1_000_000)
+    options.add_argument("--verb", choices=["stream", "export"], default="stream")
+    options.add_argument("--pause", type=float, default=0.0)
+    options.add_argument("--others", type=int, default=4, help="callers of get")
+    options.add_argument("--arguments", type=json.loads, default={})
+    options.add_argument("--take", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.take:
+        join(given.take, Taker(given))
+        return
+    with staged(given.crossbar, SCHEMA.format(rows=given.rows)) as stage:
+        join(stage.url, Others(given, stage))
+
+
+def join(url: str, guest: Any) -> None:
+    """Run a caller until it stops the reactor."""
+    WampClient(reactor, WampConfig([url], "realm1"), [guest]).startService()
+    reactor.run()
+
+
+class Guest:
+    """A caller that does one thing and ends."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    async def joined(self, session: Any, details: Any) -> None:
+        """Begin; the session goes on."""
+        Deferred.fromCoroutine(self.go(session)).addBoth(self.done)
+
+    async def go(self, session: Any) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def done(self, result: Any) -> None:
+        """Say what went wrong, and end."""
+        if result is not None:
+            print(f"failed: {result.value!r}", file=sys.stderr)
+        reactor.stop()
+
+    def displaced(self, registration: int) -> None:
+        """Hold nothing."""
+
+    async def leaving(self) -> None:
+        """Hold nothing."""
+
+    def left(self) -> None:
+        """Hold nothing."""
+
+
+class Taker(Guest):
+    """Takes the rows."""
+
+    async def go(self, session: Any) -> None:
+        """Take all of them, slowly if it was told to; prints how many and how long."""
+        parts = 0
+
+        def take(part: Any) -> None:
+            nonlocal parts
+            parts += 1
+            time.sleep(self.given.pause)
+
+        began = time.monotonic()
+        uri = f"rowcast.big.{self.given.verb}"
+        options = CallOptions(on_progress=take)
+        answer = await session.call(uri, options=options, **self.given.arguments)
+        print(f"{answer} in {parts} parts, {time.monotonic() - began:.1f} s")
+
+
+class Others(Guest):
+    """Calls that go on beside."""
+
+    def __init__(self, given: Any, stage: Stage) -> None:
+        super().__init__(given)
+        self.stage = stage
+
+    async def go(self, session: Any) -> None:
+        """Measure alone, then beside the stream."""
+        await self.gets(session, time.monotonic() + 2, None)
+        await session.call("rowcast.bench.lag")
+        alone = await self.gets(session, time.monotonic() + 6, None)
+        print(f"get alone:   {quantiles(alone)}")
+        print(f"loop lag:    {words(await session.call('rowcast.bench.lag'))}")
+        command = [sys.executable, "-m", "bench.stream", *sys.argv[1:], "--take", self.stage.url]
+        pids = {"service": self.stage.service, "router": self.stage.router}
+        with Peaks(pids) as peaks:
+            taker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            beside = await self.gets(session, None, taker)
+        print(f"get beside:  {quantiles(beside)}")
+        print(f"loop lag:    {words(await session.call('rowcast.bench.lag'))}")
+        print(f"memory:      {peaks.words()}")
+        assert taker.stdout is not None
+        print(f"taker:       {taker.stdout.read().strip()}")
+
+    async def gets(self, session: Any, end: float | None, taker: Any) -> list[float]:
+        """Have each of some callers get a row, again and again, with a pause between."""
+        taken: list[float] = []
+
+        async def loop() -> None:
+            key = 1
+            while taker.poll() is None if end is None else time.monotonic() < end:
+                began = time.monotonic()
+                await session.call("rowcast.big.get", key)
+                taken.append(time.monotonic() - began)
+                key += 1
+                await deferLater(reactor, 0.01)
+
+        await gatherResults([Deferred.fromCoroutine(loop()) for _ in range(self.given.others)])
+        return taken
+
+
+def words(lag: list[float]) -> str:
+    """Word the loop's lag."""
+    return "p50 {:.1f} p99 {:.1f} most {:.1f} ms".format(*lag)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""
+COPY: what a worker thread and the reactor hand each other while it runs.
+
+psycopg2 keeps the thread in one call for the whole of a COPY and asks a file-like object for
+its end of it. Here that object waits until the other side has room.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from service.db.connection import PgConnection
+from service.db.values import Codec
+from service.sql.statement import Statement
+
+BLOCK = 64 * 1024
+"""Bytes gathered before a block is handed over: COPY gives a row at a time."""
+
+
+class Blocks:
+    """
+    Text on its way from a COPY in a worker to the reactor, a block for each time it is asked for.
+
+    Args:
+        reactor: To come back from the worker.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.bytes = 0
+        self._reactor = reactor
+        self._credit = threading.Semaphore(0)
+        self._stopped = False
+        self._held: list[bytes] = []
+        self._weight = 0
+        self._ready: deque[str] = deque()
+        self._waiting: deque[Deferred[str]] = deque()
+        self._outcome: Any = self
+
+    # In the worker
+
+    def write(self, data: bytes) -> int:
+        """Take a row; wait while there is a block that nobody asked for."""
+        self._held.append(data)
+        self._weight += len(data)
+        if self._weight >= BLOCK:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Hand over what was gathered, long rows in pieces."""
+        text = b"".join(self._held).decode()
+        self._held.clear()
+        self._weight = 0
+        for start in range(0, len(text), 2 * BLOCK):
+            if not self._stopped:
+                self._credit.acquire()
+            if self._stopped:  # COPY is being stopped on the server; until then it may talk on
+                return
+            self._ready.append(text[start : start + 2 * BLOCK])
+            self._reactor.callFromThread(self._pump)
+
+    # In the reactor
+
+    def next(self) -> Deferred[str]:
+        """Ask for a block; gives an empty text at the end."""
+        block: Deferred[str] = Deferred(self._waiting.remove)
+        self._waiting.append(block)
+        self._credit.release()
+        self._pump()
+        return block
+
+    def ended(self, outcome: Any) -> Any:
+        """Take note that the COPY has ended, or how it failed."""
+        self._outcome = outcome
+        self._pump()
+        return outcome
+
+    def stop(self) -> None:
+        """Take no more: the thread must not wait for us."""
+        self._stopped = True
+        self._credit.release()
+
+    def _pump(self) -> None:
+        while self._waiting and self._ready:
+            block = self._ready.popleft()
+            self.bytes += len(block.encode())
+            self._waiting.popleft().callback(block)
+        if self._outcome is self:
+            return
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if isinstance(self._outcome, Failure):
+                waiting.errback(self._outcome)
+            else:
+                waiting.callback("")
+
+
+def copy_out_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    blocks: Blocks,
+) -> int:
+    """
+    Give the rows of a read as CSV with a header; gives their number.
+
+    How long it takes is up to whoever takes the blocks, so the statement has no time limit.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")
+        # COPY takes no parameters.
+        query = cursor.mogrify(statement.text, codec.parameters(statement.bounds, values))
+        cursor.copy_expert(
+            b"COPY (" + query + b") TO STDOUT WITH (FORMAT csv, HEADER)",
+            blocks,
+        )
+        blocks.flush()
+        return int(cursor.rowcount)
