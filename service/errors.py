@@ -57,6 +57,10 @@ DETAILS = frozenset(
 )
 
 
+MAX_PATH = 300
+"""Characters of a path."""
+
+
 class ServiceError(Exception):
     """
     A refusal with its wire form.
@@ -75,6 +79,8 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message = message
         self.details = {name: value for name, value in details.items() if value is not None}
+        if "path" in self.details:  # it repeats the caller's own words, however long
+            self.details["path"] = clip(self.details["path"], MAX_PATH)
 
 
 class InvalidArgument(ServiceError):

@@ -7,7 +7,7 @@ them sees whole rows as objects, and may change them; what it made of a row is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,12 @@ from service.errors import InvalidRow
 from service.models.checks import catalog_faults
 from service.request.parse import Parsed, parse_key
 from service.request.terms import EVERYTHING
-from service.request.types import Assignment, CreateRequest, Target, UpdateRequest
+from service.request.types import Assignment, CreateRequest, KeyMatch, Target, UpdateRequest
 from service.request.values import Values
 from service.request.writes import assignments
+
+Breathe = Callable[[int], Awaitable[None]]
+"""Called after each row, with its number."""
 
 
 def refuse_faults(
@@ -41,7 +44,7 @@ def refuse_faults(
 
 
 async def admit_create(
-    served: Served, relation: Relation, call: Parsed[CreateRequest]
+    served: Served, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
 ) -> Parsed[CreateRequest]:
     """
     Have the model judge new rows; gives the call with the rows as the model left them.
@@ -57,6 +60,7 @@ async def admit_create(
         given = given_of(row, call.values)
         admitted = await model.admit_new(given, served.codec, path)
         rows.append(_merged(row, given, admitted, path, values, served))
+        await breathe(at)
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
 
 
@@ -65,6 +69,7 @@ async def admit_update(
     relation: Relation,
     call: Parsed[UpdateRequest],
     current: Sequence[Mapping[str, Any]],
+    breathe: Breathe,
 ) -> list[Parsed[UpdateRequest]]:
     """
     Have the model judge the changes of rows.
@@ -74,6 +79,7 @@ async def admit_update(
         relation: Whose rows.
         call: The update.
         current: The rows as they are, whole, as dicts of wire values.
+        breathe: Lets the reactor turn, now and then.
 
     Returns:
         The calls to make instead: one, unless the model made something else of each row.
@@ -83,25 +89,28 @@ async def admit_update(
     """
     model, changes = served.model(relation), call.request.changes
     given = given_of(changes, call.values)
-    values = Values(call.values)
-    found: list[tuple[Assignment, ...]] = []
     said: list[dict[str, Any]] = []
-    for row in current:
+    found: list[Parsed[UpdateRequest]] = []
+    for at, row in enumerate(current):
         admitted = await model.admit_change(row, given, served.codec, "changes")
         said.append({name: served.codec.wire(value) for name, value in admitted.items()})
-        found.append(_merged(changes, given, admitted, "changes", values, served))
-    if not current or all(each == said[0] for each in said):
-        request = replace(call.request, changes=found[0] if found else changes)
-        return [replace(call, request=request, values=values.freeze())]
-    keys = [parse_key([row[name] for name in relation.primary_key], values) for row in current]
-    return [
-        replace(
-            call,
-            request=replace(call.request, target=Target(key, (), EVERYTHING), changes=each),
-            values=values.freeze(),
-        )
-        for key, each in zip(keys, found, strict=True)
-    ]
+        values = Values(call.values)
+        merged = _merged(changes, given, admitted, "changes", values, served)
+        target = Target(_key(relation, row, values), (), EVERYTHING)
+        request = replace(call.request, target=target, changes=merged)
+        found.append(replace(call, request=request, values=values.freeze()))
+        await breathe(at)
+    if not found:
+        return [call]
+    if all(each == said[0] for each in said):
+        request = replace(found[0].request, target=call.request.target)
+        return [replace(found[0], request=request)]
+    return found
+
+
+def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:
+    key = [row[name] for name in relation.primary_key]
+    return parse_key(key, values) if key else None
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:

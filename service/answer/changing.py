@@ -12,16 +12,20 @@ from service.answer.admission import admit_update, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, Written, answered_columns, over, page_txn
+from service.db.interactions import Page, Shape, Written, answered_columns, page_txn
 from service.errors import Conflict, NotFound, ServiceError, TooManyRows
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.request.parse import Parsed
+from service.request.terms import Operand
 from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
+from service.request.values import Values
 from service.request.writes import parse_delete, parse_update
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
 
+MAX_JUDGED = 5000
+"""Rows that a model judges in one call: each becomes an object in the reactor's thread."""
 UNBOUNDED = 2**63
 """Bytes: rows that only a model sees may weigh what they weigh."""
 
@@ -78,7 +82,7 @@ class Changing(Writing):
         request: UpdateRequest | DeleteRequest = call.request
         statement = served.statement(make, relation, request)
         most = request.max_affected if known is None else known
-        written = await self.write(served, lambda: statement, call, most)
+        written = await self.write(served, relation, lambda: statement, call, most)
         if request.target.key is not None and not written.affected:
             raise await self._missing(served, relation, call)
         return answered(written, request.returning, request.target.key is None, counted=True)
@@ -89,7 +93,7 @@ class Changing(Writing):
         request = call.request
         async with self.database.transaction():
             current = await self._locked(served, relation, call)
-            calls = await admit_update(served, relation, call, current)
+            calls = await admit_update(served, relation, call, current, self.database.breathe)
             if len(calls) == 1:
                 return await self._targeted(served, relation, calls[0], _update)
             written = [await self._update_one(served, relation, each) for each in calls]
@@ -121,25 +125,38 @@ class Changing(Writing):
         Read the rows of a target whole, and keep them as they are.
 
         Raises:
-            TooManyRows: More than `max_affected`.
+            TooManyRows: More than `max_affected`, or than can be judged in one call.
         """
         request: UpdateRequest | DeleteRequest = call.request
         returning = Returning(order=request.returning.order)
+        most = MAX_JUDGED if request.max_affected is None else request.max_affected
+        most = min(most, MAX_JUDGED)
+        values = Values(call.values)
+        limit = Operand(values.add(most + 1), "max_affected")
         # to lock a row takes the right to update it, which one who deletes may lack
         lock = relation.updatable
-        plan = plan_current(served.catalog, relation, request.target, returning, lock)
+        plan = plan_current(served.catalog, relation, request.target, returning, lock, limit)
         page: Page = await self.database.run(
-            page_txn, served.codec, select(plan), call.values, None, Shape("dicts", UNBOUNDED)
+            page_txn,
+            served.codec,
+            select(plan),
+            values.freeze(),
+            most,
+            Shape("dicts", UNBOUNDED),
+            timeout=call.timeout,
         )
-        if request.max_affected is not None and len(page.rows) > request.max_affected:
-            raise over(len(page.rows), request.max_affected)
+        if page.more:
+            raise TooManyRows(
+                f"this would write more than {most} rows",
+                hint="the model of this relation judges each row, so many rows want several calls",
+            )
         return page.rows
 
     async def _update_one(
         self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Written:
         statement = served.statement(_update, relation, call.request)
-        return await self.write(served, lambda: statement, call, None)
+        return await self.write(served, relation, lambda: statement, call, None)
 
     async def _unchanged(
         self, served: Served, relation: Relation, call: Parsed[UpdateRequest]

@@ -68,9 +68,14 @@ class Creating(Writing):
         if not request.rows:
             return [] if request.returning.rows else {"affected": 0}
         if served.model(relation).ruled:
-            call = await admit_create(served, relation, call)
-        make = partial(_create, served.catalog, relation, call.request)
-        written = await self.write(served, make, call, request.max_affected)
+            call = await admit_create(served, relation, call, self.database.breathe)
+        make: Callable[[], Statement]
+        if request.many:  # spelled in the pool thread, and seldom the same again
+            make = partial(_create, served.catalog, relation, call.request)
+        else:
+            statement = served.statement(_create, relation, call.request)
+            make = lambda: statement  # noqa: E731
+        written = await self.write(served, relation, make, call, request.max_affected)
         return answered(written, request.returning, request.many)
 
     async def _prepared(

@@ -4,8 +4,9 @@ What is served at one moment, and the plans made for it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 from service.catalog import Catalog, Relation
@@ -13,8 +14,35 @@ from service.db.values import Codec
 from service.models.registry import Models
 from service.sql.statement import Statement
 
-MAX_STATEMENTS = 4096
-"""Kept per catalog: a statement is a few kilobytes, an application has some hundred shapes."""
+MAX_STATEMENTS = 1024
+"""Kept per catalog: an application has some hundred shapes."""
+MAX_TEXT = 16_384
+"""Characters of a statement that is kept: callers choose its shape, and shapes add up."""
+SHORT = frozenset(
+    [
+        "bool",
+        "int2",
+        "int4",
+        "int8",
+        "float4",
+        "float8",
+        "oid",
+        "date",
+        "time",
+        "timetz",
+        "timestamp",
+        "timestamptz",
+        "interval",
+        "uuid",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "money",
+        "point",
+    ]
+)
+"""Types whose values are short; varchar(n), char(n) and enums are told by their limits."""
 
 
 class Served:
@@ -31,13 +59,41 @@ class Served:
         self.catalog = catalog
         self.codec = codec
         self.model = models.of
-        self.statement = lru_cache(MAX_STATEMENTS)(self._statement)
+        self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
 
-    def _statement(
+    def statement(
         self,
-        make: Callable[[Catalog, Relation, Any], Statement],
-        relation: Relation,
+        make: Callable[[Catalog, Any, Any], Statement],
+        subject: Hashable,
         request: Hashable,
     ) -> Statement:
-        """Plan and spell a request, once for each shape."""
-        return make(self.catalog, relation, request)
+        """
+        Plan and spell a request, once for each shape that is in use; in the reactor thread.
+
+        Args:
+            make: Plans and spells.
+            subject: The relation or function that it is about.
+            request: The shape.
+        """
+        key = make, subject, request
+        found = self._statements.get(key)
+        if found is not None:
+            self._statements.move_to_end(key)
+            return found
+        found = make(self.catalog, subject, request)
+        if len(found.text) <= MAX_TEXT:
+            self._statements[key] = found
+            if len(self._statements) > MAX_STATEMENTS:
+                self._statements.popitem(last=False)
+        return found
+
+    @cached_property
+    def narrow(self) -> Callable[[Relation], bool]:
+        """Tell relations whose rows are short by their types, whatever is in them."""
+        return cache(self._is_narrow)
+
+    def _is_narrow(self, relation: Relation) -> bool:
+        return all(
+            column.max_length is not None or self.catalog.type(column.type).name in SHORT
+            for column in relation.columns.values()
+        )

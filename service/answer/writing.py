@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from service.answer.served import Served
+from service.catalog import Relation
 from service.db.interactions import Shape, Written, write_txn
 from service.db.scope import Database
 from service.request.parse import Limits, Parsed
-from service.request.types import Returning
+from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement
 
 
@@ -34,30 +35,44 @@ class Writing:
     async def write(
         self,
         served: Served,
+        relation: Relation,
         make: Callable[[], Statement],
         call: Parsed[Any],
         max_affected: int | None,
     ) -> Written:
         """
-        Run a write.
+        Run a write; one that cannot answer too much needs no transaction around it.
 
         Raises:
             TooManyRows: More than `max_affected`; nothing is kept.
             TooLarge: What it reads back weighs too much; nothing is kept.
         """
         returning: Returning = call.request.returning
-        unbounded = returning.rows or max_affected is not None
-        run = self.database.atomic if unbounded else self.database.run
-        written: Written = await run(
-            write_txn,
-            served.codec,
-            make,
-            call.values,
-            max_affected,
-            Shape(returning.form, self.max_bytes),
-            timeout=call.timeout,
+        small = not returning.rows or (
+            _is_one(call.request) and not returning.embeds and served.narrow(relation)
+        )
+        alone = small and max_affected is None
+        run = self.database.run if alone else self.database.atomic
+        shape = Shape(returning.form, self.max_bytes)
+        written: Written = await self.database.again(
+            lambda: run(
+                write_txn,
+                served.codec,
+                make,
+                call.values,
+                max_affected,
+                shape,
+                timeout=call.timeout,
+            )
         )
         return written
+
+
+def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
+    """Tell whether a write is for one row at most."""
+    if isinstance(request, CreateRequest):
+        return not request.many
+    return request.target.key is not None
 
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:

@@ -7,8 +7,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from service.db.json_text import read_json
 from service.db.values import Codec
 from service.plan.types import PlannedEmbed
+
+
+def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -> None:
+    """Read the embeds of rows, which came as texts, in place."""
+    for embed in embeds:
+        for row in rows:
+            text = row[embed.name]
+            if text is not None:
+                row[embed.name] = read_json(text)
 
 
 def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec: Codec) -> None:

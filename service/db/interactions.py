@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 
 from service.db.connection import PgConnection
-from service.db.embedded import finish
+from service.db.embedded import finish, read_texts
 from service.db.position import point_out
 from service.db.values import Codec
 from service.errors import TooLarge, TooManyRows
@@ -161,13 +161,15 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
         TooLarge: They weigh more than an answer may.
     """
     columns = statement.columns
-    if weight(rows, len(columns)) > shape.max_bytes:
+    names_weigh = 0 if shape.form == "lists" else len(rows) * sum(map(len, columns))
+    if names_weigh + weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
     if shape.form == "lists" and not statement.embeds:
         width = len(columns)
         return [list(row[:width]) for row in rows]
     found = [dict(zip(columns, row, strict=False)) for row in rows]
     if statement.embeds:
+        read_texts(found, statement.embeds)
         finish(found, statement.embeds, codec)
     if shape.form == "lists":
         names = answered_columns(statement)

@@ -31,6 +31,11 @@ from service.db.transaction import (
 )
 from service.errors import StatementTimeout
 
+RETRIES = 5
+"""Further attempts at a transaction that PostgreSQL asks to be run again."""
+BREATH = 50
+"""Steps of some 20 µs between two turns of the reactor: a millisecond."""
+
 
 class Database:
     """
@@ -60,6 +65,11 @@ class Database:
             yield
         finally:
             self._identity.reset(token)
+
+    async def breathe(self, at: int) -> None:
+        """Let the reactor turn after every so many steps of a long loop in its thread."""
+        if at % BREATH == BREATH - 1:
+            await deferLater(self.reactor, 0)
 
     async def within(self, seconds: float | None, work: Awaitable[Any]) -> Any:
         """
@@ -182,7 +192,7 @@ class Database:
         *args: Any,
         isolation: str | None = None,
         read_only: bool = False,
-        retries: int = 5,
+        retries: int = RETRIES,
     ) -> Deferred[Any]:
         """
         Run a coroutine function in a transaction, again if PostgreSQL asks for it.
@@ -195,29 +205,32 @@ class Database:
             retries: How often to try again after 40001 and 40P01; never inside a
                 transaction, where the outermost one has to be run again.
         """
-        if self._level.get() is not None:
-            retries = 0
-        return Deferred.fromCoroutine(
-            self._transact(function, args, retries, isolation=isolation, read_only=read_only)
-        )
 
-    async def _transact(
-        self,
-        function: Callable[..., Coroutine[Any, Any, Any]],
-        args: tuple[Any, ...],
-        retries: int,
-        **options: Any,
-    ) -> Any:
-        attempt = 0
+        async def attempt() -> Any:
+            async with self.transaction(isolation=isolation, read_only=read_only):
+                return await function(*args)
+
+        return Deferred.fromCoroutine(self.again(attempt, retries))
+
+    async def again(self, attempt: Callable[[], Awaitable[Any]], retries: int = RETRIES) -> Any:
+        """
+        Make an attempt, and again after 40001 and 40P01, with pauses that grow.
+
+        Args:
+            attempt: One transaction, or one statement.
+            retries: How often again; never inside a transaction.
+        """
+        if self._level.get() is not None:
+            return await attempt()
+        tried = 0
         while True:
             try:
-                async with self.transaction(**options):
-                    return await function(*args)
+                return await attempt()
             except Exception as error:
-                attempt += 1
-                if attempt > retries or not retryable(error):
+                tried += 1
+                if tried > retries or not retryable(error):
                     raise
-            await deferLater(self.reactor, random.uniform(0, 0.01) * 2**attempt)
+            await deferLater(self.reactor, random.uniform(0, 0.01) * 2**tried)
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from itertools import count
 
 from service.catalog import Catalog, Column, Relation, Type
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, UnknownName
+from service.functions import Function
+from service.plan.computed import computed_columns
 from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
 from service.plan.relationships import related, relationships
 from service.plan.types import Output, SortKey
@@ -69,7 +71,8 @@ class Scope:
             junction = way.junction
             passage = Passage(junction.relation, between, junction.here, junction.there)
         scope = Scope(self.catalog, way.target, embed.embeds, source, self._aliases)
-        return Link(way.target, source, self.source, way.pairs, passage), scope, way.many
+        link = Link(way.target, source, self.source, way.pairs, passage, way.function)
+        return link, scope, way.many
 
     def has_relationship(self, name: str) -> bool:
         """Tell whether a name that is no column means related rows."""
@@ -95,10 +98,24 @@ class Scope:
         """
         if reference.owners:
             return self._related(reference)
-        column = self.relation.column(reference.name, reference.path)
+        column, function = self._column(reference)
         if reference.steps:
-            return self._stepped(column, reference)
-        return self.of_column(column, reference.path)
+            found = self._stepped(column, reference)
+        else:
+            found = self.of_column(column, reference.path)
+        return replace(found, function=function) if function is not None else found
+
+    def _column(self, reference: Reference) -> tuple[Column, Function | None]:
+        """Look a column up, and the function that computes it, if it is none of the relation's."""
+        name = reference.name
+        if name in self.relation.columns:
+            return self.relation.columns[name], None
+        computed = computed_columns(self.catalog, self.relation)
+        if name in computed:
+            return computed[name].column, computed[name].function
+        known = [*self.relation.columns, *computed]
+        of = f'relation "{self.relation.name}"'
+        raise UnknownName("column", name, known, of, reference.path)
 
     def of_column(self, column: Column, path: str = "") -> Expression:
         """Give a column as it is."""
@@ -158,6 +175,8 @@ class Scope:
                     path=key.reference.path,
                     column=expression.column.name,
                 )
+            if any(expression.same(earlier.expression) for earlier in keys):
+                continue
             nulls = key.nulls or ("first" if key.descending else "last")
             keys.append(SortKey(expression, key.descending, nulls))
         return tuple(keys)

@@ -15,6 +15,7 @@ from service.plan.filters import plan_filter
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
 from service.plan.writes import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
+from service.request.terms import Operand
 from service.request.types import (
     Assignment,
     CreateRequest,
@@ -83,7 +84,12 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
 
 
 def plan_current(
-    catalog: Catalog, relation: Relation, target: Target, returning: Returning, lock: bool = False
+    catalog: Catalog,
+    relation: Relation,
+    target: Target,
+    returning: Returning,
+    lock: bool = False,
+    limit: Operand | None = None,
 ) -> ReadPlan:
     """
     Plan to read the rows that a write is for, as they are.
@@ -94,12 +100,21 @@ def plan_current(
         target: Which rows.
         returning: What of them.
         lock: Whether they are to stay as they are until the transaction ends.
+        limit: How many at most.
     """
     scope = Scope(catalog, relation, returning.embeds)
     back = _returned(scope, returning)
     where = plan_target(scope, target, "update")
-    name = f"{relation.name}.update"
-    return ReadPlan(name, relation, back.outputs, where, back.order, embeds=back.embeds, lock=lock)
+    return ReadPlan(
+        name=f"{relation.name}.update",
+        relation=relation,
+        outputs=back.outputs,
+        where=where,
+        order=back.order,
+        embeds=back.embeds,
+        limit=scope.bound(limit, scope.named("int8")) if limit else None,
+        lock=lock,
+    )
 
 
 def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:

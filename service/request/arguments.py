@@ -111,14 +111,25 @@ def seconds_of(value: Any) -> float | None:
     return float(value)
 
 
-def listed(value: Any, name: str) -> list[Any]:
-    """Give a list argument; one text stands for a list of it, None for an empty one."""
+MAX_LISTED = 1000
+"""Items of a list that is to be planned: PostgreSQL itself takes 1,664 columns of an answer."""
+
+
+def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
+    """
+    Give a list argument; one text stands for a list of it, None for an empty one.
+
+    Raises:
+        InvalidArgument: It is no list, or too long to be planned in a moment.
+    """
     if value is None:
         return []
     if isinstance(value, str | Mapping):
         return [value]
     if not isinstance(value, list | tuple):
         raise InvalidArgument(f'"{name}" is a list', path=name)
+    if len(value) > most:
+        raise InvalidArgument(f"a list of at most {most} items", path=name)
     return list(value)
 
 

@@ -13,6 +13,9 @@ from service.request.items import check_name, parse_item, parse_reference
 from service.request.terms import Item, Key, Nulls
 from service.request.values import Values
 
+MAX_KEYS = 64
+"""Of an order: more than any index has."""
+
 
 def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
     """Read a select list; None stands for all columns."""
@@ -25,7 +28,8 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
     """Read sort keys."""
-    return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(listed(order, path)))
+    keys = listed(order, path, MAX_KEYS)
+    return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(keys))
 
 
 def parse_one(item: Any, path: str, values: Values) -> Item:

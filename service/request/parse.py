@@ -16,7 +16,7 @@ from service.request.arguments import Arguments, listed
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
 from service.request.items import parse_reference
-from service.request.lists import parse_order, parse_select
+from service.request.lists import MAX_KEYS, parse_order, parse_select
 from service.request.paging import digest_of, read_token
 from service.request.terms import Operand, Reference
 from service.request.types import (
@@ -197,7 +197,7 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
         return bool(distinct)
     columns = [
         parse_reference(each, f"distinct.{at}", values) if isinstance(each, str) else None
-        for at, each in enumerate(listed(distinct, "distinct"))
+        for at, each in enumerate(listed(distinct, "distinct", MAX_KEYS))
     ]
     if not columns or None in columns:
         raise InvalidArgument('"distinct" is true or a list of columns', path="distinct")

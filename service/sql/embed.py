@@ -13,21 +13,27 @@ from psycopg2.sql import SQL, Identifier
 
 from service.plan.types import Output, PlannedEmbed
 from service.sql.expressions import expression, linked, order_by, separated
+from service.sql.groups import group_by, grouped_items
 from service.sql.statement import Part
 
 VALUE, ROWS = "v", "r"
 
 
-def embedded(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
-    """Give the items of a select list that hold the embeds."""
+def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Part]:
+    """
+    Give the items of a select list that hold the embeds.
+
+    Args:
+        embeds: Planned ones.
+        text: Whether they come as texts, so that they are weighed before they are read.
+    """
     for embed in embeds:
         value = Identifier(_alias(embed), VALUE)
-        if embed.many:
-            yield SQL("coalesce(")
-            yield value
-            yield SQL(", '[]')")
-        else:
-            yield value
+        yield SQL("CAST(" if text else "")
+        yield SQL("coalesce(" if embed.many else "")
+        yield value
+        yield SQL(", '[]')" if embed.many else "")
+        yield SQL(" AS text)" if text else "")
         yield SQL(" AS ")
         yield Identifier(embed.name)
 
@@ -42,7 +48,8 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
         yield Identifier(VALUE)
         yield SQL(" FROM (SELECT ")
         yield from separated([*map(_output, embed.outputs), *_each(embed.embeds)])
-        yield from _rows(embed)
+        yield from _grouped(embed) if embed.grouped else _linked(embed)
+        yield from _page(embed)
         yield SQL(") AS ")
         yield Identifier(ROWS)
         yield SQL(") AS ")
@@ -50,8 +57,22 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
         yield SQL(" ON true")
 
 
-def _rows(embed: PlannedEmbed) -> Iterator[Part]:
+def _linked(embed: PlannedEmbed) -> Iterator[Part]:
     yield from linked(embed.link, embed.where, laterals(embed.embeds))
+
+
+def _grouped(embed: PlannedEmbed) -> Iterator[Part]:
+    if embed.grouped is None:
+        raise TypeError("rows without groups")
+    yield SQL(" FROM (SELECT ")
+    yield from grouped_items(embed.grouped)
+    yield from _linked(embed)
+    yield from group_by(embed.grouped)
+    yield SQL(") AS ")
+    yield Identifier(embed.grouped.source)
+
+
+def _page(embed: PlannedEmbed) -> Iterator[Part]:
     yield from order_by(embed.order)
     yield SQL("" if embed.many or embed.limit else " LIMIT 1")
     for word, bound in ((" LIMIT ", embed.limit), (" OFFSET ", embed.offset)):

@@ -11,7 +11,8 @@ from psycopg2.sql import SQL, Identifier
 from service.catalog import Relation
 from service.plan.types import Output, PlannedEmbed, ReadPlan
 from service.sql.embed import embedded, laterals
-from service.sql.expressions import ROW, after, condition, expression, order_by, separated, where
+from service.sql.expressions import ROW, condition, expression, order_by, separated, where
+from service.sql.keyset import after
 from service.sql.statement import Part, Statement, render
 
 
@@ -66,7 +67,7 @@ def items(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()) -> Ite
     yield from separated(map(_output, outputs))
     if embeds:
         yield SQL(", " if outputs else "")
-        yield from separated(embedded([embed]) for embed in embeds)
+        yield from separated(embedded([embed], text=True) for embed in embeds)
 
 
 def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.defer import DeferredList, ensureDeferred, gatherResults
 
 from service.errors import (
     CheckViolation,
@@ -39,6 +39,7 @@ CREATE TABLE things (
     during int4range, EXCLUDE USING gist (during WITH &&));
 CREATE TABLE pairs (a int, b int, note text, PRIMARY KEY (a, b));
 CREATE TABLE log (note text);
+CREATE TABLE counters (id int PRIMARY KEY, n int);
 CREATE TABLE stamped (id int PRIMARY KEY, by text NOT NULL);
 CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     IF new.id < 0 THEN RAISE EXCEPTION 'no ids below %', 0 USING HINT = 'count up', DETAIL = 'd'; END IF;
@@ -60,7 +61,7 @@ async def db(dsn: str) -> AsyncIterator[Callee]:
     """Serve them, with two owners and three things."""
     execute(
         dsn,
-        "TRUNCATE things, owners, pairs, log, stamped RESTART IDENTITY;"
+        "TRUNCATE things, owners, pairs, log, stamped, counters RESTART IDENTITY;"
         " INSERT INTO owners VALUES (1, 'Ada'), (2, 'Bob');"
         " INSERT INTO things (name, size, mood, owner)"
         " VALUES ('one', 1, 'ok', 1), ('two', 2, NULL, 1), ('three', 3, 'sad', NULL);"
@@ -324,3 +325,35 @@ async def test_concurrent_expectations(db: Callee) -> None:
     results = await DeferredList(calls, consumeErrors=True)
     assert sum(success for success, _ in results) == 1
     assert all(success or isinstance(result.value, Conflict) for success, result in results)
+
+
+@pytest_twisted.ensureDeferred
+async def test_deadlocks_are_tried_again(db: Callee) -> None:
+    """Two writes that lock each other out both succeed, one of them at a later try."""
+    execute_all = [
+        ensureDeferred(
+            db.call(
+                "things.update",
+                where={"id": [1, 2, 3]},
+                changes={"size": at},
+                order=["id"],
+                returning=False,
+            )
+        )
+        for at in range(16)
+    ]
+    assert await gatherResults(execute_all) == [{"affected": 3}] * 16
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_narrow_row_is_one_message(db: Callee) -> None:
+    """A write by key whose answer cannot be large needs no transaction around it."""
+    database = db.catalogs._database
+    atomic, calls = database.atomic, []
+    database.atomic = lambda *args, **kwargs: calls.append(args) or atomic(*args, **kwargs)
+    await db.call("counters.create", {"id": 1, "n": 1})
+    await db.call("counters.update", 1, {"n": 2})
+    await db.call("counters.delete", 1)
+    assert not calls
+    await db.call("things.update", 1, {"size": 5})
+    assert len(calls) == 1

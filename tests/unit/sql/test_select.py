@@ -54,6 +54,12 @@ def test_find_pages_by_key():
     )
 
 
+def test_a_column_sorts_once():
+    """A column that stands twice in the order counts once."""
+    statement, _ = found(order=["id", "-id", "id"])
+    assert statement.text.endswith(' ORDER BY "t"."id" LIMIT CAST(%s AS bigint)')
+
+
 def test_odd_names_are_quoted():
     """Quotes and percent signs in names are doubled, and nothing else happens to them."""
     call = parse_get([5], {}, Limits())

@@ -1,0 +1,60 @@
+"""The statements that are kept for what is served."""
+
+from __future__ import annotations
+
+from service.answer.served import MAX_STATEMENTS, MAX_TEXT, Served
+from service.sql.statement import Statement
+from tests.unit.samples import catalog
+
+
+class NoModels:
+    """Models that nobody asks for."""
+
+    def of(self, relation):
+        """Give none."""
+
+
+class Maker:
+    """Counts what it makes; a request is the length of its statement."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self, catalog, subject, request):
+        """Make a statement."""
+        self.made += 1
+        return Statement("x" * request, (), "test")
+
+
+def test_a_shape_is_planned_once():
+    """The second call of a shape has its statement already."""
+    served, make = Served(catalog(), None, NoModels()), Maker()
+    assert served.statement(make, "actions", 5) is served.statement(make, "actions", 5)
+    assert make.made == 1
+    served.statement(make, "notes", 5)
+    assert make.made == 2
+
+
+def test_what_is_kept_is_bounded():
+    """Long statements are not kept, and of the others those that are in use."""
+    served, make = Served(catalog(), None, NoModels()), Maker()
+    for _ in range(2):
+        served.statement(make, "actions", MAX_TEXT + 1)
+    assert make.made == 2
+    for length in range(MAX_STATEMENTS):
+        served.statement(make, "actions", length)
+        served.statement(make, "actions", 0)
+    made = make.made
+    served.statement(make, "actions", MAX_STATEMENTS)
+    served.statement(make, "actions", 0)
+    assert make.made == made + 1
+    served.statement(make, "actions", 1)
+    assert make.made == made + 2
+
+
+def test_narrow_relations():
+    """A relation is narrow if no value of it can be long."""
+    served = Served(catalog(), None, NoModels())
+    relations = served.catalog.relations
+    assert not served.narrow(relations["public", "actions"])
+    assert served.narrow(relations["app", 'odd %."name'])
