@@ -15,27 +15,9 @@ from service.plan.conditions import Bound, Condition, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.measures import distinguishable, plan_groups, plan_measures, refuse_repeated
-from service.plan.types import Output, SortKey
+from service.plan.types import Groups, Output, SortKey
 from service.request.terms import Item, Key, Measure, Reference
 from service.request.types import AggregateRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """
-    Rows in groups.
-
-    Args:
-        groups: What the rows of a group have in common.
-        measures: Over the rows of each.
-        outputs: What is answered of each group, in terms of the groups as a source.
-        order: Of the groups, in the same terms.
-    """
-
-    groups: tuple[Output, ...]
-    measures: tuple[PlannedMeasure, ...]
-    outputs: tuple[Output, ...]
-    order: tuple[SortKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +74,18 @@ def plan_grouped(
     measures: Iterable[Measure],
     order: Iterable[Key],
     path: str,
+    source: str = "t",
 ) -> tuple[Groups, Scope]:
     """
     Plan groups of a relation's rows; gives what their names mean, too.
+
+    Args:
+        scope: Of the rows.
+        group: What the rows of a group have in common.
+        measures: Over them.
+        order: Of the groups.
+        path: Where measures stand in the call.
+        source: The alias of the groups.
 
     Raises:
         InvalidArgument: A name is unknown, or stands twice in the answer.
@@ -102,11 +93,11 @@ def plan_grouped(
     groups = plan_groups(scope, group)
     planned = plan_measures(scope, measures)
     refuse_repeated(groups, planned, path)
-    result = Scope(scope.catalog, _result(scope.relation, groups, planned))
+    result = Scope(scope.catalog, _result(scope.relation, groups, planned), source=source)
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()
     )
-    return Groups(groups, planned, outputs, _order(scope, result, groups, order)), result
+    return Groups(groups, planned, outputs, _order(scope, result, groups, order), source), result
 
 
 def _result(

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
+from service.plan.aggregate import plan_grouped
 from service.plan.conditions import Condition, Exists
 from service.plan.expressions import Scope
 from service.plan.filters import both, plan_filter
 from service.plan.order import by_key
-from service.plan.types import Output, PlannedEmbed, names_of
+from service.plan.types import Groups, Output, PlannedEmbed, names_of
 from service.request.terms import Item
 from service.request.types import Embed
 
@@ -105,11 +106,16 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     link, inner, many = scope.link(embed)
     int8 = scope.named("int8")
     embeds = plan_embeds(inner, embed.embeds)
+    grouped = _grouped(inner, embed)
+    if grouped is not None:
+        outputs, order = grouped.outputs, grouped.order
+    else:
+        outputs = outputs_beside(inner, embed.select, embeds, embed.path)
+        order, _ = by_key(inner, inner.sort_keys(embed.order)) if many else ((), False)
     outputs = tuple(
         replace(output, text=not _is_plain(scope.catalog, output.expression.type))
-        for output in outputs_beside(inner, embed.select, embeds, embed.path)
+        for output in outputs
     )
-    order, _ = by_key(inner, inner.sort_keys(embed.order)) if many else ((), False)
     return PlannedEmbed(
         name=embed.name,
         link=link,
@@ -121,7 +127,16 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         limit=inner.bound(embed.limit, int8) if embed.limit else None,
         offset=inner.bound(embed.offset, int8) if embed.offset else None,
         spread=embed.spread,
+        grouped=grouped,
     )
+
+
+def _grouped(inner: Scope, embed: Embed) -> Groups | None:
+    if not embed.measures and not embed.group:
+        return None
+    path, source = f"{embed.path}.measures", f"g{inner.source}"
+    grouped, _ = plan_grouped(inner, embed.group, embed.measures, embed.order, path, source)
+    return grouped
 
 
 def _exists(scope: Scope, embed: Embed) -> Exists:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.catalog import Relation
-from service.plan.conditions import Bound, Condition, Expression, Link
+from service.plan.conditions import Bound, Condition, Expression, Link, PlannedMeasure
 from service.request.terms import Nulls
 
 
@@ -33,6 +33,26 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """
+    Rows in groups.
+
+    Args:
+        groups: What the rows of a group have in common.
+        measures: Over the rows of each.
+        outputs: What is answered of each group, in terms of the groups as a source.
+        order: Of the groups, in the same terms.
+        source: The alias of the groups.
+    """
+
+    groups: tuple[Output, ...]
+    measures: tuple[PlannedMeasure, ...]
+    outputs: tuple[Output, ...]
+    order: tuple[SortKey, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedEmbed:
     """
     Related rows inside each row of an answer.
@@ -43,6 +63,8 @@ class PlannedEmbed:
         many: Whether it is a list of rows, or one row or null.
         outputs, embeds, where, order, limit, offset: Of the related rows.
         spread: Whether the columns join those of the outer row.
+        grouped: The groups of the related rows, where these are what is embedded; outputs and
+            order are theirs then.
     """
 
     name: str
@@ -55,6 +77,7 @@ class PlannedEmbed:
     limit: Bound | None
     offset: Bound | None
     spread: bool
+    grouped: Groups | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from service.request.arguments import MAX_INTEGER
 from service.request.filters import FilterParser
 from service.request.items import check_name
 from service.request.lists import parse_order, parse_select
-from service.request.terms import EVERYTHING, Operand
+from service.request.measures import parse_measures
+from service.request.terms import EVERYTHING, Item, Measure, Operand
 from service.request.types import Embed
 from service.request.values import Values
 
@@ -28,6 +29,8 @@ OPTIONS = (
     "embed",
     "inner",
     "spread",
+    "measures",
+    "group",
 )
 MAX_EMBEDS = 100
 """In one call: each is a subselect, and planning them takes time."""
@@ -80,6 +83,7 @@ class EmbedParser:
         for option in options:
             if option not in OPTIONS:
                 raise UnknownName("option", str(option), OPTIONS, path=f"{path}.{option}")
+        measures, group = self._aggregate(options, path)
         where = FilterParser(self._values, self._max_filter_depth)
         return Embed(
             name=name,
@@ -95,7 +99,31 @@ class EmbedParser:
             embeds=self.parse(options.get("embed"), f"{path}.embed", depth + 1),
             inner=_flag(options, "inner", path),
             spread=_flag(options, "spread", path),
+            measures=measures,
+            group=group,
         )
+
+    def _aggregate(
+        self, options: Mapping[str, Any], path: str
+    ) -> tuple[tuple[Measure, ...], tuple[Item, ...]]:
+        measures, group = options.get("measures"), options.get("group")
+        if measures is None and group is None:
+            return (), ()
+        for name in ("select", "embed"):
+            if options.get(name) is not None:
+                raise InvalidArgument(
+                    f'an aggregate has no "{name}"',
+                    path=f"{path}.{name}",
+                    hint='name columns in "group"; embed rows under another name',
+                )
+        found = (
+            parse_measures({} if measures is None else measures, self._values,
+                           self._max_filter_depth, f"{path}.measures"),
+            parse_select(group, self._values, f"{path}.group") or (),
+        )  # fmt: skip
+        if not any(found):
+            raise InvalidArgument("there is nothing to aggregate", path=f"{path}.measures")
+        return found
 
     def _whole(self, options: Mapping[str, Any], name: str, path: str) -> Operand | None:
         value = options.get(name)

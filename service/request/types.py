@@ -32,6 +32,7 @@ class Embed:
         embeds: Inside the related rows.
         inner: Whether rows without related ones are left out.
         spread: Whether the columns join those of the row.
+        measures, group: Of the related rows, as in an aggregate; then that is what is embedded.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Embed:
     embeds: tuple[Embed, ...]
     inner: bool
     spread: bool
+    measures: tuple[Measure, ...] = ()
+    group: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

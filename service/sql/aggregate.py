@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL
 
-from service.plan.aggregate import AggregatePlan, Groups
-from service.plan.conditions import PlannedMeasure
-from service.plan.types import Output
-from service.sql.expressions import ROW, condition, expression, order_by, separated, where
+from service.plan.aggregate import AggregatePlan
+from service.sql.expressions import ROW, order_by, where
+from service.sql.groups import group_by, grouped_items
 from service.sql.select import columns_of, items, source
 from service.sql.statement import Part, Statement, render
 
@@ -38,47 +37,3 @@ def _aggregate(plan: AggregatePlan) -> Iterator[Part]:
         if bound is not None:
             yield SQL(word)
             yield bound
-
-
-def grouped_items(grouped: Groups) -> Iterator[Part]:
-    """Give the select list of groups: what they have in common, then the measures."""
-    yield from separated([*map(_group, grouped.groups), *map(_measure, grouped.measures)])
-
-
-def group_by(grouped: Groups) -> Iterator[Part]:
-    """
-    Give a GROUP BY clause, or nothing.
-
-    By position: a parameter spelled twice would be two different ones for PostgreSQL.
-    """
-    if grouped.groups:
-        yield SQL(" GROUP BY ")
-        yield SQL(", ".join(str(at) for at, _ in enumerate(grouped.groups, 1)))
-
-
-def _group(output: Output) -> Iterator[Part]:
-    yield from expression(output.expression)
-    yield SQL(" AS ")
-    yield Identifier(output.name)
-
-
-def _measure(measure: PlannedMeasure) -> Iterator[Part]:
-    yield SQL("CAST(" if measure.cast else "")
-    yield SQL(f"{measure.function}(")
-    if measure.operand is None:
-        yield SQL("*")
-    else:
-        yield SQL("DISTINCT " if measure.distinct else "")
-        yield from expression(measure.operand)
-    if measure.separator is not None:
-        yield SQL(", ")
-        yield measure.separator
-    yield SQL(")")
-    if measure.where is not None:
-        yield SQL(" FILTER (WHERE ")
-        yield from condition(measure.where)
-        yield SQL(")")
-    if measure.cast:
-        yield SQL(f" AS {measure.cast.sql.replace('%', '%%')})")
-    yield SQL(" AS ")
-    yield Identifier(measure.name)

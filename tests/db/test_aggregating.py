@@ -234,3 +234,63 @@ async def test_no_injection(db: Callee, dsn: str) -> None:
         refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
         assert isinstance(refused, InvalidArgument), refused
     assert execute(dsn, "SELECT count(*) FROM sales") == [(40,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_embedded(db: Callee, dsn: str) -> None:
+    """An embed may be measures of the related rows, in groups or not."""
+    measures = {"n": {"count": "*"}, "worth": {"sum": "price"}, "mean": {"avg": "amount"}}
+    found = await db.call("people.find", select=["id"], embed={"sales": {"measures": measures}})
+    rows = execute(
+        dsn,
+        "SELECT p.id, count(s), sum(s.price)::text, avg(s.amount)::text FROM people p"
+        " LEFT JOIN sales s ON s.seller = p.id GROUP BY 1 ORDER BY 1",
+    )
+    assert found["rows"] == [
+        {"id": id, "sales": [{"n": n, "worth": worth, "mean": mean}]} for id, n, worth, mean in rows
+    ]
+    options = {
+        "measures": {"n": {"count": "*"}, "days": {"array_agg": "day", "distinct": True}},
+        "group": ["doc->>k", "boss:sold.boss.name"],
+        "where": {"amount": {"gt": 1}},
+        "order": ["-doc->>k"],
+        "limit": 2,
+    }
+    row = await db.call("people.get", 2, select=["name"], embed={"sales": options})
+    rows = execute(
+        dsn,
+        "SELECT doc->>'k', 'Ada', count(*), array_agg(DISTINCT day)::text[] FROM sales"
+        " WHERE seller = 2 AND amount > 1 GROUP BY 1 ORDER BY 1 DESC LIMIT 2",
+    )
+    assert row["sales"] == [
+        dict(zip(("k", "boss", "n", "days"), each, strict=True)) for each in rows
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_embedded_in_every_way(db: Callee) -> None:
+    """Beside rows of the same relation, spread, deeper, of one row, of none."""
+    row = await db.call(
+        "people.get",
+        3,
+        select=["id"],
+        embed={
+            "sales": {"select": ["id"], "limit": 1},
+            "sums": {"relation": "sales", "measures": COUNT, "spread": True},
+            "boss": {"select": ["name"], "embed": {"sales": {"measures": COUNT}}},
+        },
+    )
+    assert row == {
+        "id": 3,
+        "sales": [{"id": 3}],
+        "n": [10],
+        "boss": {"name": "Bob", "sales": [{"n": 10}]},
+    }
+    embed = {"seller": {"measures": {"name": {"max": "name"}}, "group": ["boss"]}}
+    found = await db.call("sales.find", select=["id"], embed=embed, where={"id": [4, 5]})
+    assert found["rows"] == [
+        {"id": 4, "seller": None},
+        {"id": 5, "seller": {"boss": None, "name": "Ada"}},
+    ]
+    many = {"people": {"direction": "many", "measures": COUNT, "group": ["name"]}}
+    assert (await db.call("people.get", 3, select=[], embed=many)) == {"people": []}

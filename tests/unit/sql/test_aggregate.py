@@ -6,9 +6,11 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.plan.aggregate import plan_aggregate
+from service.plan.read import plan_find
 from service.request.aggregate import parse_aggregate
-from service.request.parse import Limits
+from service.request.parse import Limits, parse_find
 from service.sql.aggregate import aggregate
+from service.sql.select import select
 from tests.unit.samples import catalog
 
 CATALOG = catalog()
@@ -178,3 +180,52 @@ def test_hints():
     with pytest.raises(InvalidArgument) as refused:
         spelled({"total": {"sum": "id"}}, order=["-totl"])
     assert refused.value.details["hint"] == 'did you mean "total"?'
+
+
+def embedding(embed):
+    """Spell a find of nothing but embeds."""
+    call = parse_find([], {"select": [], "embed": embed}, Limits(), "actions")
+    return select(plan_find(CATALOG, ACTIONS, call.request)).text
+
+
+def test_an_embed_of_groups():
+    """Groups of the related rows are a source of their own within the embed."""
+    embed = {
+        "actions": {
+            "direction": "many",
+            "measures": {"n": {"count": "*"}, "mean": {"avg": "owner"}},
+            "group": ["status"],
+            "where": {"id": {"gt": 1}},
+            "order": ["-n"],
+            "limit": 2,
+        }
+    }
+    assert (
+        'LEFT JOIN LATERAL (SELECT json_agg("r") AS "v" FROM ('
+        'SELECT "gt1"."status" AS "status", "gt1"."n" AS "n", CAST("gt1"."mean" AS text) AS "mean"'
+        ' FROM (SELECT "t1"."status" AS "status", count(*) AS "n", avg("t1"."owner") AS "mean"'
+        ' FROM "public"."actions" AS "t1" WHERE "t"."id" = "t1"."owner"'
+        ' AND "t1"."id" > CAST(%s AS integer) GROUP BY 1) AS "gt1"'
+        ' ORDER BY "gt1"."n" DESC, "gt1"."status" LIMIT CAST(%s AS bigint)'
+        ') AS "r") AS "et1" ON true'
+    ) in embedding(embed)
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"measures": {}}, "embed.actions.measures"),
+        ({"measures": {"n": {"summ": "id"}}}, "embed.actions.measures.n.summ"),
+        ({"measures": {"n": {"sum": "nope"}}}, "embed.actions.measures.n.sum"),
+        ({"measures": {"id": {"sum": "id"}}, "group": ["id"]}, "embed.actions.measures"),
+        ({"measures": COUNT, "select": ["id"]}, "embed.actions.select"),
+        ({"measures": COUNT, "embed": {}}, "embed.actions.embed"),
+        ({"measures": COUNT, "order": ["id"]}, "embed.actions.order.0"),
+        ({"group": ["nope"]}, "embed.actions.group.0"),
+    ],
+)
+def test_refused_embeds(options, path):
+    """What does not follow the grammar is refused with its place."""
+    with pytest.raises(InvalidArgument) as refused:
+        embedding({"actions": {"direction": "many", **options}})
+    assert refused.value.details["path"] == path
