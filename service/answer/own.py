@@ -7,10 +7,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from service.answer.describing import describe
 from service.answer.hub import Hub, Procedure
+from service.catalog import Catalog
 from service.db.connection import PgConnection
+from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.request.arguments import Arguments
 from service.request.caller import Caller
@@ -50,6 +53,7 @@ class Own:
         self._checks = checks
         self._calls = calls
         self._names = procedures
+        self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:
         """Give the procedures by name."""
@@ -67,13 +71,20 @@ class Own:
         return procedure
 
     async def _describe(self, caller: Caller) -> Any:
-        return describe(
-            self._hub.served_to(caller).catalog,
-            self._prefix,
-            self._version,
-            self._hub.verbs,
-            self._names,
-        )
+        """Describe what is served to the caller: made once for each catalog, in a pool thread."""
+        catalog = self._hub.served_to(caller).catalog
+        found = self._documents.get(catalog)
+        if found is None:
+            found = self._documents[catalog] = await self._database.run(
+                apart_txn,
+                describe,
+                catalog,
+                self._prefix,
+                self._version,
+                self._hub.verbs,
+                self._names,
+            )
+        return found
 
     async def _health(self, _: Caller) -> Any:
         """Say that we live, and whether calls can be answered."""
