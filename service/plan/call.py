@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Literal
 
 from service.catalog import Catalog, Column, Type
@@ -14,6 +13,7 @@ from service.errors import InvalidArgument
 from service.functions import Argument, Function
 from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
 from service.plan.conditions import Bound
+from service.plan.remembered import remembered
 from service.request.call import CallRequest
 from service.request.terms import Operand
 
@@ -68,7 +68,7 @@ def answer_of(catalog: Catalog, function: Function) -> Answer:
     return "composite" if rows else "value"
 
 
-@lru_cache(256)
+@remembered
 def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column] | None:
     """Give the columns of the rows that a function returns; None if it returns values."""
     fields = function.outputs
@@ -80,7 +80,7 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
     return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
 
 
-@lru_cache(16)
+@remembered
 def polymorphic(catalog: Catalog) -> frozenset[int]:
     """Give the oids of `anyelement` and its kin."""
     return frozenset(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.catalog import Column, Relation, Type
+from service.functions import Function
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Link:
         outer: The alias of the rows they are related to.
         pairs: Columns of the outer and of the related rows that must be equal.
         passage: What stands between, if anything.
+        function: Of the outer row, that gives them, if it is one.
+        row: As of an `Expression`.
     """
 
     relation: Relation
@@ -66,6 +69,8 @@ class Link:
     outer: str
     pairs: tuple[tuple[str, str], ...]
     passage: Passage | None = None
+    function: Function | None = None
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ class Expression:
         path: Where in the call it was named.
         source: The alias of its row.
         links: The way from there to the row that has the column, one related row a step.
+        function: Of the row, that computes the column, if it is one.
+        row: The name under which the source holds the row, if it is not the row itself.
     """
 
     column: Column
@@ -103,13 +110,17 @@ class Expression:
     path: str = ""
     source: str = "t"
     links: tuple[Link, ...] = ()
+    function: Function | None = None
+    row: str = ""
 
     def same(self, other: Expression) -> bool:
         """Tell whether the other one always has the same value, wherever it was named."""
         return (
-            self.column is other.column
+            (self.column is other.column or self.function is not None)
+            and self.function is other.function
             and self.cast == other.cast
-            and [link.pairs for link in self.links] == [link.pairs for link in other.links]
+            and [(link.pairs, link.function) for link in self.links]
+            == [(link.pairs, link.function) for link in other.links]
             and [(step.word, step.text) for step in self.steps]
             == [(step.word, step.text) for step in other.steps]
         )

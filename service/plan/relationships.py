@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from service.catalog import Catalog, ForeignKey, Relation
 from service.errors import InvalidArgument, UnknownName
+from service.functions import Function
+from service.plan.computed import computed_relationships
 from service.request.types import Embed
 
 Pairs = tuple[tuple[str, str], ...]
@@ -44,6 +46,7 @@ class Relationship:
         label: What tells this way from others, for `via`.
         names: What else it may be called by `via`.
         called: What an embed may be called for it, beside the target.
+        function: Of the row, that gives the related ones, if it is one.
     """
 
     target: Relation
@@ -53,16 +56,24 @@ class Relationship:
     label: str
     names: frozenset[str]
     called: frozenset[str]
+    function: Function | None = None
 
 
-@lru_cache(1024)
+_FOUND: WeakKeyDictionary[Catalog, dict[Relation, tuple[Relationship, ...]]] = WeakKeyDictionary()
+"""What was found, for as long as its catalog is in use."""
+
+
 def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
     """Find every way from a relation to others."""
-    return (
-        *_to_one(catalog, relation),
-        *_from_many(catalog, relation),
-        *_through_junctions(catalog, relation),
-    )
+    known = _FOUND.setdefault(catalog, {})
+    if relation not in known:
+        known[relation] = (
+            *_to_one(catalog, relation),
+            *_from_many(catalog, relation),
+            *_through_junctions(catalog, relation),
+            *_computed(catalog, relation),
+        )
+    return known[relation]
 
 
 def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
@@ -90,12 +101,30 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
 
 
 def _fits(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
+    if way.function is not None:
+        return _computes(catalog, way, embed)
     target = embed.relation or (embed.name if embed.name not in way.called else None)
     if target is not None and not _is_called(catalog, way.target, target):
         return False
     if embed.via is not None and embed.via != way.label and embed.via not in way.names:
         return False
-    return embed.direction is None or way.many == (embed.direction == "many")
+    return embed.direction in (None, _direction(way))
+
+
+def _computes(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
+    """Tell whether an embed means a function: by its own name, never by that of the target."""
+    if embed.direction not in (None, _direction(way)):
+        return False
+    if embed.via is None:
+        return way.label == (embed.relation or embed.name)
+    named = embed.relation in (None, way.label) or _is_called(
+        catalog, way.target, embed.relation or ""
+    )
+    return embed.via == way.label and named
+
+
+def _direction(way: Relationship) -> str:
+    return "many" if way.many else "one"
 
 
 def _is_called(catalog: Catalog, relation: Relation, name: str) -> bool:
@@ -171,3 +200,10 @@ def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
     """Tell a junction: a unique key of it holds both foreign keys."""
     both = {*here.columns, *there.columns}
     return any(both <= set(unique.columns) for unique in middle.unique_keys)
+
+
+def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for function, target in computed_relationships(catalog, relation):
+        name = function.name
+        many = function.many and not function.single
+        yield Relationship(target, many, (), None, name, frozenset(), frozenset({name}), function)

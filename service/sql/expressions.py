@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from psycopg2.sql import SQL, Identifier
 
+from service.functions import Function
 from service.plan.conditions import (
     Compare,
     Condition,
@@ -20,7 +21,7 @@ from service.plan.conditions import (
     Search,
     Test,
 )
-from service.plan.types import PlannedAfter, SortKey
+from service.plan.types import SortKey
 from service.sql.statement import Part
 
 NAME = "t"
@@ -73,7 +74,10 @@ def where(found: Condition | None) -> Iterator[Part]:
 def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> Iterator[Part]:
     """Give the FROM and WHERE of related rows, with what is joined to them."""
     yield SQL(" FROM ")
-    yield Identifier(link.relation.schema, link.relation.name)
+    if link.function is not None:
+        yield from _of_row(link.function, link.outer, link.row)
+    else:
+        yield Identifier(link.relation.schema, link.relation.name)
     yield SQL(" AS ")
     yield Identifier(link.source)
     passage, pairs, other = link.passage, link.pairs, link.source
@@ -86,11 +90,23 @@ def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> I
         yield from _equal(passage.source, link.source, passage.there)
         pairs, other = passage.here, passage.source
     yield from joins
-    yield SQL(" WHERE ")
-    yield from _equal(link.outer, other, pairs)
+    conditions: list[Iterable[Part]] = []
+    if pairs:
+        conditions.append(_equal(link.outer, other, pairs))
+    elif link.function is not None and not link.function.many:
+        conditions.append(present(link.source))
     if where is not None:
-        yield SQL(" AND ")
-        yield from condition(where)
+        conditions.append(condition(where))
+    if conditions:
+        yield SQL(" WHERE ")
+        yield from separated(conditions, " AND ")
+
+
+def present(source: str) -> Iterator[Part]:
+    """Give the condition that a row is there: a function of one row gives nulls for none."""
+    yield SQL("NOT (")
+    yield from _whole(source, "")
+    yield SQL(" IS NULL)")
 
 
 def _equal(left: str, right: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Part]:
@@ -113,65 +129,12 @@ def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
             yield SQL(f" NULLS {key.nulls.upper()}")
 
 
-def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
-    """
-    Give the condition that a row comes after the end of a page.
-
-    Where all keys run the same way and none can be null, one row comparison says it, and
-    an index over the keys answers it. Else it is spelled key by key.
-    """
-    ways = {key.descending for key in keys}
-    if len(ways) == 1 and not any(key.expression.nullable for key in keys):
-        yield SQL("(")
-        yield from separated([expression(key.expression) for key in keys])
-        yield SQL(") < (" if ways.pop() else ") > (")
-        yield from separated([[bound] for bound in page.operands])
-        yield SQL(")")
-        return
-    yield SQL("(")
-    for at, key in enumerate(keys):
-        yield SQL(" OR (" if at else "(")
-        for before in range(at):
-            yield from _tied(keys[before], page, before)
-            yield SQL(" AND ")
-        yield from _beyond(key, page, at)
-        yield SQL(")")
-    yield SQL(")")
-
-
 def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]:
     """Give items with something between them."""
     for at, item in enumerate(items):
         if at:
             yield SQL(by)
         yield from item
-
-
-def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
-    yield from expression(key.expression)
-    if page.nulls[at]:
-        yield SQL(" IS NULL")
-    else:
-        yield SQL(" = ")
-        yield page.operands[at]
-
-
-def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
-    if page.nulls[at] and key.nulls == "last":
-        yield SQL("false")
-    elif page.nulls[at]:
-        yield from expression(key.expression)
-        yield SQL(" IS NOT NULL")
-    else:
-        yield SQL("(")
-        yield from expression(key.expression)
-        yield SQL(" < " if key.descending else " > ")
-        yield page.operands[at]
-        if key.nulls == "last" and key.expression.nullable:
-            yield SQL(" OR ")
-            yield from expression(key.expression)
-            yield SQL(" IS NULL")
-        yield SQL(")")
 
 
 def _linked(value: Expression) -> Iterator[Part]:
@@ -185,6 +148,8 @@ def _linked(value: Expression) -> Iterator[Part]:
 
 def _stepped(value: Expression) -> Iterator[Part]:
     column: list[Part] = [Identifier(value.source, value.column.name)]
+    if value.function is not None:
+        column = list(_of_row(value.function, value.source, value.row))
     if not value.steps:
         yield from column
         return
@@ -195,6 +160,23 @@ def _stepped(value: Expression) -> Iterator[Part]:
         yield SQL(" ->> " if step.text else " -> ")
         yield step.key
     yield SQL(")")
+
+
+def _of_row(function: Function, source: str, row: str) -> Iterator[Part]:
+    """Give a function of a row."""
+    yield Identifier(function.schema, function.name)
+    yield SQL("(")
+    yield from _whole(source, row)
+    yield SQL(")")
+
+
+def _whole(source: str, row: str) -> Iterator[Part]:
+    """Give a whole row, or the column that holds it."""
+    if row:
+        yield Identifier(source, row)
+    else:
+        yield Identifier(source)
+        yield SQL(".*")
 
 
 def _compare(test: Compare) -> Iterator[Part]:

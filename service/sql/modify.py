@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from psycopg2.sql import SQL, Identifier
 
+from service.catalog import Relation
 from service.plan.conditions import Bound
+from service.plan.reread import holding, row_name
 from service.plan.writes import (
     Back,
     Conflict,
@@ -58,25 +60,36 @@ def _returning(plan: WritePlan) -> Iterator[Part]:
 
 def _reread(plan: WritePlan) -> Iterator[Part]:
     """Give the written rows in an order, or with related ones: they become a source."""
+    row = row_name(plan.relation)
+    back = holding(plan.back, row)
+    needed: list[list[Part]] = [[Identifier(NAME, column)] for column in _needed(back)]
+    if back != plan.back:
+        needed.append(_held(plan.relation, row))
     yield SQL("WITH ")
     yield ROW
     yield SQL(" AS (")
     yield from _write(plan)
     yield SQL(" RETURNING ")
-    yield from separated([Identifier(NAME, column)] for column in _needed(plan.back))
+    yield from separated(needed)
     yield SQL(") SELECT ")
-    yield from items(plan.back.outputs, plan.back.embeds)
+    yield from items(back.outputs, back.embeds)
     yield SQL(" FROM ")
     yield ROW
-    yield from laterals(plan.back.embeds)
-    yield from order_by(plan.back.order)
+    yield from laterals(back.embeds)
+    yield from order_by(back.order)
+
+
+def _held(relation: Relation, row: str) -> list[Part]:
+    """Give the whole row in one column, for functions of it."""
+    home = Identifier(relation.schema, relation.name)
+    return [SQL("CAST("), ROW, SQL(".* AS "), home, SQL(") AS "), Identifier(row)]
 
 
 def _needed(back: Back) -> list[str]:
     """Name the columns that the outputs, the order and the related rows go by."""
     used = [output.expression for output in back.outputs]
     used += [key.expression for key in back.order]
-    names = [each.column.name for each in used if not each.links]
+    names = [each.column.name for each in used if not each.links and each.function is None]
     links = [each.links[0] for each in used if each.links]
     for link in (*links, *(embed.link for embed in back.embeds)):
         names += [here for here, _ in (link.passage.here if link.passage else link.pairs)]
