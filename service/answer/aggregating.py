@@ -21,6 +21,9 @@ from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate
 from service.sql.statement import Statement
 
+FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
+"""What a function is for."""
+
 
 class Aggregating:
     """
@@ -77,7 +80,9 @@ def _point_out(found: InvalidArgument, measures: Sequence[PlannedMeasure]) -> No
             f"{each.function}({type}" in found.message for type in _spellings(each.operand.type)
         ):
             found.details["path"] = f"{each.path}.{each.function}"
-            found.details["hint"] = 'a cast may help, as in "column::numeric"'
+            found.details["hint"] = (
+                f'a cast may help, as in "column::{FOR.get(each.function, "text")}"'
+            )
             return
         if each.cast and found.message.endswith(tuple(f" {it}" for it in _spellings(each.cast))):
             found.details["path"] = f"{each.path}.cast"

@@ -5,8 +5,9 @@ What `upsert` does about rows that are there already, against the catalog.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from service.catalog import Column, Relation
+from service.catalog import Column, Relation, Type
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound
 from service.plan.expressions import Scope
@@ -89,6 +90,11 @@ def _is_made(column: Column) -> bool:
     return bool(column.generated) or column.identity == "a"
 
 
+def _exactly(scope: Scope, column: Column) -> Type:
+    """Give a column's type with its modifiers: a key is compared as it will be stored."""
+    return replace(scope.catalog.type(column.type), sql=column.declared)
+
+
 def _kept(
     scope: Scope, rows: Rows, key: tuple[str, ...], name: str
 ) -> tuple[tuple[Bound, ...], ...]:
@@ -99,7 +105,7 @@ def _kept(
         values = [operands.get(part) for part in key]
         if name in operands or None in values:
             continue
-        types = [scope.of_column(scope.relation.columns[part]).type for part in key]
+        types = [_exactly(scope, scope.relation.columns[part]) for part in key]
         found.append(
             tuple(
                 scope.bound(operand, type)

@@ -99,8 +99,7 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         cast = scope.catalog.type_named(measure.cast, f"{measure.path}.cast")
     separator = None
     if measure.separator is not None:
-        between = of if of.name == "bytea" else scope.named("text")
-        separator = scope.bound(measure.separator, between)
+        separator = scope.bound(measure.separator, scope.named("text"))
     return PlannedMeasure(
         function=measure.function,
         operand=operand,

@@ -45,8 +45,10 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield SQL("DISTINCT " if measure.distinct else "")
         yield from expression(measure.operand)
     if measure.separator is not None:
-        yield SQL(", ")
+        bytes_ = measure.operand is not None and measure.operand.type.name == "bytea"
+        yield SQL(", convert_to(" if bytes_ else ", ")
         yield measure.separator
+        yield SQL(", 'UTF8')" if bytes_ else "")
     yield SQL(")")
     if measure.where is not None:
         yield SQL(" FILTER (WHERE ")

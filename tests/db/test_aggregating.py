@@ -166,6 +166,15 @@ async def test_question(db: Callee, dsn: str, kwargs: dict[str, Any], sql: str) 
 
 
 @pytest_twisted.ensureDeferred
+async def test_bytes(db: Callee) -> None:
+    """Bytes are joined by the bytes of a separator."""
+    measure = {"string_agg": "data", "distinct": True, "separator": "é"}
+    measures = {"m": measure, "text": {**measure, "cast": "text"}}
+    found = await db.call("sales.aggregate", measures, where={"id": [1, 2]})
+    assert found == [{"m": b"\x01\xc3\xa9\x02", "text": "\\x01c3a902"}]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_view(db: Callee) -> None:
     """Any relation can be aggregated, and groups alone are the distinct rows."""
     found = await db.call("paid.aggregate", {}, group=["seller"])

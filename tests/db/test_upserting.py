@@ -28,6 +28,9 @@ CREATE UNIQUE INDEX bare_name ON bare (name);
 CREATE TABLE always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE);
 CREATE VIEW labels AS SELECT code, note FROM items;
 CREATE TABLE log (note text);
+CREATE DOMAIN tenth AS numeric(5,1);
+CREATE TABLE rounded (a tenth, b numeric(5,1), c timestamp(0), d varchar(5), note text DEFAULT 'd',
+    extra text, UNIQUE (a, b, c, d));
 CREATE TABLE years (y int, id int, note text, PRIMARY KEY (y, id)) PARTITION BY RANGE (y);
 CREATE TABLE years_old PARTITION OF years FOR VALUES FROM (0) TO (2000);
 CREATE TABLE years_new PARTITION OF years FOR VALUES FROM (2000) TO (3000);
@@ -45,7 +48,7 @@ async def db(dsn: str) -> AsyncIterator[Callee]:
     """Serve them, with an owner and two items."""
     execute(
         dsn,
-        "TRUNCATE items, owners, pairs, bare, always, log, years RESTART IDENTITY;"
+        "TRUNCATE items, owners, pairs, bare, always, log, years, rounded RESTART IDENTITY;"
         " INSERT INTO owners VALUES (1, 'Ada');"
         " INSERT INTO items (code, size, note) VALUES ('a', 1, 'one'), ('b', 2, 'two');"
         " INSERT INTO pairs VALUES (1, 'x', 'old', 'kept')",
@@ -118,6 +121,21 @@ async def test_many(db: Callee) -> None:
     for _ in range(2):
         assert await db.call("pairs.upsert", many, returning=False) == {"affected": 3000}
     assert await db.call("pairs.upsert", []) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_as_they_are_stored(db: Callee) -> None:
+    """What the type of a key makes of a value tells which row it is."""
+    key = {"a": "1.26", "b": 1.26, "c": "2026-01-01T00:00:00.7", "d": "x"}
+    rows = [{**key, "note": "n"}, {**key, "a": 2, "extra": "e"}]
+    key_columns = ["a", "b", "c", "d"]
+    await db.call("rounded.upsert", rows, on_conflict=key_columns)
+    rows = [{**key, "extra": "E"}, {**key, "a": "2.01", "note": "N"}]
+    found = await db.call("rounded.upsert", rows, on_conflict=key_columns, form="lists")
+    assert found["rows"] == [
+        ["1.3", "1.3", "2026-01-01T00:00:01", "x", "n", "E"],
+        ["2.0", "1.3", "2026-01-01T00:00:01", "x", "N", "e"],
+    ]
 
 
 @pytest_twisted.ensureDeferred
