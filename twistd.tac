@@ -7,7 +7,7 @@ import sys
 from twisted.application.service import Application
 from twisted.internet import reactor
 
-from service.app import make_service, preflight
+from service.app import limit_log, make_service, preflight
 from service.embedded.supervised import NotReady
 from service.settings import InvalidSettings, load
 
@@ -17,5 +17,6 @@ try:
 except (InvalidSettings, NotReady) as refusal:
     sys.exit(str(refusal))
 
+limit_log(settings.log_level)
 application = Application("rowcast")
 make_service(settings, reactor).setServiceParent(application)

@@ -10,19 +10,26 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    Logger,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+)
 from twisted.python.failure import Failure
 
 from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.embedded.router import Router, obstacle
 from service.embedded.standing import Standing, stand, upgraded
 from service.embedded.supervised import NotReady, Supervised
-from service.serving import Serving
+from service.serving import Serving, stopped
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
@@ -116,10 +123,11 @@ class Rowcast(MultiService):
         parts = list(reversed(list(self)))
         for part in parts:
             if not isinstance(part, Supervised):
-                await maybeDeferred(part.stopService)
+                await stopped(part, part.stopService)
         # The children know nothing of each other, so they may end together.
+        children = [part for part in parts if isinstance(part, Supervised)]
         await gatherResults(
-            [maybeDeferred(part.stopService) for part in parts if isinstance(part, Supervised)]
+            [Deferred.fromCoroutine(stopped(part, part.stopService)) for part in children]
         )
 
 
@@ -138,6 +146,23 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
 
     service.risen().addErrback(give_up)
     return service
+
+
+def limit_log(level: str) -> None:
+    """Have the log of twistd, which its options send anywhere, begin at a level."""
+    least = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+    begin = globalLogBeginner.beginLoggingTo
+
+    def begin_limited(
+        observers: Iterable[ILogObserver],
+        discardBuffer: bool = False,
+        redirectStandardIO: bool = True,
+    ) -> None:
+        limited = [FilteringLogObserver(each, [least]) for each in observers]
+        begin(limited, discardBuffer, redirectStandardIO)
+
+    # twistd makes its observer after it has read twistd.tac, and has no option for the level.
+    globalLogBeginner.beginLoggingTo = begin_limited  # type: ignore[method-assign]
 
 
 def obstacles(settings: Settings) -> None:

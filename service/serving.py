@@ -4,11 +4,13 @@ The rooms between PostgreSQL and the router, built and connected.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
 
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
@@ -20,11 +22,13 @@ from service.db.pool import PgPool
 from service.db.scope import Database
 from service.db.session import SessionSettings
 from service.models.registry import Models
-from service.procedures.registry import procedures
+from service.procedures.registry import available, procedures
 from service.request.parse import Limits
 from service.settings import Settings
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.dispatch import Dispatch
+
+log = Logger()
 
 CHANNEL = "rowcast_schema"
 """A NOTIFY here says that the catalog has changed; migrations send one."""
@@ -72,7 +76,7 @@ class Serving(Service):
             metadata.version("rowcast"),
             {"router": lambda: dispatch.serving, "listener": lambda: self.listener.listening},
             dispatch.meter.snapshot,
-            list(written),
+            lambda: filter(available, written),
         )
         self.hub.suspect = self.catalogs.suspect
         self.hub.add(own.procedures())
@@ -98,13 +102,21 @@ class Serving(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await self.client.stopService()
-        await maybeDeferred(self.listener.stopService)
-        await maybeDeferred(self.catalogs.stopService)
-        await self.pool.close()
+        await stopped(self.client, self.client.stopService)
+        await stopped(self.listener, self.listener.stopService)
+        await stopped(self.catalogs, self.catalogs.stopService)
+        await stopped(self.pool, self.pool.close)
 
     def _heard(self, payload: str) -> None:
         self.catalogs.reload()
+
+
+async def stopped(part: object, stop: Callable[[], Any]) -> None:
+    """Stop a part; a failure is logged, for it must not leave the others running."""
+    try:
+        await maybeDeferred(stop)
+    except Exception:
+        log.failure("{part} did not stop in order", part=type(part).__name__)
 
 
 def _session(settings: Settings) -> SessionSettings:

@@ -182,6 +182,21 @@ def test_twistd_with_everything_embedded(environ: dict[str, str]) -> None:
     assert not any(alive(child) for child in children)
 
 
+@pytest.mark.parametrize(("level", "all_of_it"), [("warn", False), ("info", True)])
+def test_twistd_logs_what_is_asked_for(
+    environ: dict[str, str], migrated: str, level: str, all_of_it: bool
+) -> None:
+    """ROWCAST_LOG_LEVEL holds under twistd, too, wherever its log goes."""
+    log = Path(environ["HOME"]) / f"{level}.log"
+    command = ("--pidfile=", "-n", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
+    own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "unix:/nowhere.sock"}
+    with program(environ | own | {"ROWCAST_LOG_LEVEL": level}, tool("twistd"), *command) as service:
+        until(lambda: log.exists() and "no session at" in log.read_text(), 30, log.read_text)
+        assert service.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
+    assert ("#info]" in log.read_text()) is all_of_it
+    assert "#debug]" not in log.read_text()
+
+
 @pytest.mark.usefixtures("migrated_home")
 def test_twistd_as_a_daemon(environ: dict[str, str]) -> None:
     """Without -n it goes to the background; its parts start there and stop with it."""
