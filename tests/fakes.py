@@ -45,6 +45,14 @@ class FakeHub:
 
         self._answers[name] = answer
 
+    def when(self, name: str, give: Callable[[], Awaitable[Any]]) -> None:
+        """Answer a name with what a coroutine function gives in time."""
+
+        async def answer(args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller) -> Any:
+            return await give()
+
+        self._answers[name] = answer
+
     async def answer(
         self,
         name: str,

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import psutil
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, Protocol
@@ -76,7 +77,7 @@ class Router(Supervised):
         try:
             knock = cast(Knock, await endpoint.connect(Knocks(bridge(self._settings.state))))
             return b" 405 " in await knock.answer.addTimeout(5, self.reactor)
-        except (ConnectError, TimeoutError):
+        except (ConnectError, Late):
             return False
 
     def ask_to_end(self) -> str:

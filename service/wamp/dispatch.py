@@ -16,6 +16,7 @@ from typing import Any
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallDetails, RegisterOptions, SessionDetails
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -32,6 +33,8 @@ log = Logger()
 
 UNREGISTER_TIMEOUT = 2.0
 """Seconds that a router gets to confirm."""
+CANCEL_TIMEOUT = 2.0
+"""Seconds in which a cancelled call is expected to end."""
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
 """
@@ -101,16 +104,21 @@ class Dispatch:
         if self._shared and self._registration is not None:
             # The others take what comes from here on; what is under way to us is still answered.
             registration, self._registration = self._registration, None
-            with suppress(TimeoutError, ApplicationError):
+            with suppress(Late, ApplicationError):
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
         self._draining = True
         if not self.meter.in_progress:
             return
         self._idle = Deferred()
         late = self._reactor.callLater(self._drain, self._cancel)
-        await self._idle
-        if late.active():
-            late.cancel()
+        try:
+            await self._idle.addTimeout(self._drain + CANCEL_TIMEOUT, self._reactor)
+        except Late:
+            self._idle = None
+            log.warn("{calls} calls do not end: left behind", calls=self.meter.in_progress)
+        finally:
+            if late.active():
+                late.cancel()
 
     def left(self) -> None:
         """Cancel every call: nobody can be answered any more."""

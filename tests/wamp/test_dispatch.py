@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,13 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import Clock
 
 from service.errors import Conflict, InternalError, Unavailable
+from service.wamp import dispatch
 from tests.conftest import ROOT, Router
+from tests.db.rooms import until
+from tests.fakes import FakeHub
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge
 
@@ -134,6 +140,44 @@ async def test_stop_cancels_what_lasts(start_edge: StartEdge, call_from: Join) -
         await call
     assert caught.value.error == ApplicationError.CANCELED
     assert edge.dispatch.meter.in_progress == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_leaves_behind_what_does_not_end(
+    start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that goes on though it was cancelled does not keep the service."""
+    monkeypatch.setattr(dispatch, "CANCEL_TIMEOUT", 0.05)
+    edge = await start_edge(drain=0.05)
+    caller = await call_from()
+    stubborn: Deferred[None] = Deferred()
+    cancelled: Deferred[None] = Deferred(lambda _: stubborn.callback(None))
+    ends: Deferred[str] = Deferred()
+
+    async def go_on() -> str:
+        with suppress(CancelledError):
+            await cancelled
+        return await ends
+
+    edge.hub.when("stubborn", go_on)
+    call = caller.call("rowcast.stubborn").addErrback(lambda failure: failure.value.error)
+    await until(lambda: edge.dispatch.meter.in_progress == 1)
+    await edge.client.stopService()
+    assert stubborn.called
+    assert await call == ApplicationError.CANCELED
+    ends.callback("late")
+    assert edge.dispatch.meter.in_progress == 0
+
+
+def test_a_router_that_does_not_confirm() -> None:
+    """Leaving waits for the router to confirm, for a while."""
+    clock = Clock()
+    leaver = dispatch.Dispatch(clock, FakeHub().answer, "rowcast", shared=True)
+    leaver._registration = SimpleNamespace(id=1, unregister=Deferred)
+    left = Deferred.fromCoroutine(leaver.leaving())
+    clock.advance(dispatch.UNREGISTER_TIMEOUT)
+    assert left.called
+    left.addErrback(lambda failure: pytest.fail(str(failure)))
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,86 @@
+"""
+A part that fails to stop does not leave the others running.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+
+from service.app import Rowcast
+from service.embedded.supervised import Supervised
+from service.errors import Unavailable
+from service.settings import Settings
+from tests.conftest import Router
+from tests.wamp.service import served
+
+
+class Part(Service):
+    """Fails to stop, at once or later."""
+
+    def __init__(self, failure: Exception | None = None, later: bool = False) -> None:
+        self.failure = failure
+        self.later = later
+
+    def stopService(self) -> Deferred[None] | None:
+        """Fail, if that is what it does."""
+        super().stopService()
+        if self.failure is None:
+            return None
+        if self.later:
+            return fail(self.failure)
+        raise self.failure
+
+
+class Child(Part, Supervised):
+    """One of those that stop together."""
+
+    async def prepare(self) -> list[str]:
+        """Do nothing."""
+        return []
+
+    async def ready(self, pid: int) -> bool:
+        """Do nothing."""
+        return True
+
+    def ask_to_end(self) -> str:
+        """Do nothing."""
+        return ""
+
+
+@pytest.mark.parametrize("kind", [Part, Child])
+def test_every_part_is_stopped(kind: type[Part]) -> None:
+    """Whichever fails, and however, the others stop, and so does the whole."""
+    service = Rowcast(Settings(), Clock())
+    parts = [kind(), kind(ValueError("at once")), kind(ValueError("later"), later=True), kind()]
+    for part in parts:
+        part.running = True
+        part.setServiceParent(service)
+    stopped = service.stopService()
+    assert stopped.called
+    assert not any(part.running for part in parts)
+    results: list[Any] = []
+    stopped.addBoth(results.append)
+    assert results == [None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_pool_is_closed(
+    migrated: str, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections do not stay open because of a listener that does not end."""
+    async with served(migrated, router) as serving:
+        end = serving.listener.stopService
+
+        def end_badly() -> Any:
+            end()
+            raise ValueError("on purpose")
+
+        monkeypatch.setattr(serving.listener, "stopService", end_badly)
+    with pytest.raises(Unavailable):
+        await serving.database.run(lambda connection: None)
