@@ -26,6 +26,8 @@ log = Logger()
 
 PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
+LONG_PAUSE = 10.0
+"""Seconds until a catalog of which we could not make anything is read again."""
 STALE = 5.0
 """Seconds in which callers whose statements fail make us read the catalog once at most."""
 
@@ -115,17 +117,24 @@ class Catalogs(Service):
         while self.running:
             try:
                 catalogs = {role: await self._catalog(role) for role in self._roles.names}
-                break
             except CancelledError:
                 raise
             except Exception as error:
                 log.warn("cannot read the catalog: {error}", error=_first_line(error))
                 await deferLater(self._reactor, PAUSE)
-        else:
+                continue
+            try:
+                self._tell(catalogs)
+            except Exception:
+                log.failure("cannot serve the catalog")
+                await deferLater(self._reactor, LONG_PAUSE)
+                continue
+            self._told()
             return
+
+    def _told(self) -> None:
         self._last = self._reactor.seconds()
         self._version += 1
-        self._tell(catalogs)
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
             relations=len(self._hub.served.catalog.relations),

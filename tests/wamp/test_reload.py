@@ -200,6 +200,26 @@ async def test_unannounced(
 
 
 @pytest_twisted.ensureDeferred
+async def test_unservable(
+    service: Serving, caller: Caller, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalog of which nothing could be made is read again."""
+    monkeypatch.setattr(catalogs, "LONG_PAUSE", 0.05)
+    failures = [ValueError("on purpose"), ValueError("again")]
+    load = service.catalogs._models.load
+
+    def fail_first(*read: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return load(*read)
+
+    monkeypatch.setattr(service.catalogs._models, "load", fail_first)
+    await change(service, dsn, "CREATE TABLE late (id int PRIMARY KEY)")
+    assert await caller.call("rowcast.late.count") == 0
+    assert failures == []
+
+
+@pytest_twisted.ensureDeferred
 async def test_listener_comes_back(service: Serving, caller: Caller, dsn: str) -> None:
     """What changed while nobody listened is read when the listener is back."""
     await change(service, dsn, "SELECT 1")
