@@ -53,16 +53,17 @@ def parse_measures(
         )
     if len(measures) > MAX_MEASURES:
         raise InvalidArgument(f"a call has at most {MAX_MEASURES} measures", path=path)
+    filters = FilterParser(values, max_depth)  # one for all, so that it counts their conditions
     found = []
     for name, measure in measures.items():
         if not isinstance(name, str):
             raise InvalidArgument("the keys of measures are names", path=path)
         check_name(name, path)
-        found.append(_measure(name, measure, values, max_depth, f"{path}.{name}"))
+        found.append(_measure(name, measure, values, filters, f"{path}.{name}"))
     return tuple(found)
 
 
-def _measure(name: str, measure: Any, values: Values, max_depth: int, path: str) -> Measure:
+def _measure(name: str, measure: Any, values: Values, filters: FilterParser, path: str) -> Measure:
     if not isinstance(measure, Mapping):
         raise InvalidArgument(
             "a measure is a dict of a function and its column",
@@ -78,7 +79,7 @@ def _measure(name: str, measure: Any, values: Values, max_depth: int, path: str)
         raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
     if cast is not None and not isinstance(cast, str):
         raise InvalidArgument('"cast" is the name of a type', path=f"{path}.cast")
-    where = FilterParser(values, max_depth).parse(measure.get("where"), f"{path}.where")
+    where = filters.parse(measure.get("where"), f"{path}.where")
     separator = _separator(function, measure, values, path)
     return Measure(name, path, function, item, bool(distinct), separator, where, cast)
 

@@ -156,6 +156,11 @@ def test_order_by_what_a_group_is_of():
         ({str(at): {"count": "*"} for at in range(201)}, {}, "measures"),
         ({"id": {"count": "*"}}, {"group": ["id"]}, "measures"),
         ({"x" * 70: {"count": "*"}, "x" * 71: {"count": "*"}}, {}, "measures"),
+        (
+            {str(at): {"count": "*", "where": {"or": [{"id": 1}] * 10}} for at in range(99)},
+            {},
+            "where",
+        ),
         (COUNT, {"group": ["nope"]}, "group.0"),
         (COUNT, {"group": ["id", "id"]}, "group.1"),
         (COUNT, {"having": {"id": 1}}, "having.id"),
