@@ -52,7 +52,7 @@ async def admit_create(
     Raises:
         InvalidRow: With every failing column of the first failing row.
     """
-    model = served.model(relation)
+    model = served.judge(relation)
     values = Values(call.values)
     rows = []
     for at, row in enumerate(call.request.rows):
@@ -87,7 +87,7 @@ async def admit_update(
     Raises:
         InvalidRow: With every failing column of the first failing row.
     """
-    model, changes = served.model(relation), call.request.changes
+    model, changes = served.judge(relation), call.request.changes
     given = given_of(changes, call.values)
     said: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []

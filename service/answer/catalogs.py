@@ -161,12 +161,12 @@ class Catalogs(Service):
         """Have what was read be served, to each role what it may use."""
         whole = whole_of(list(catalogs.values()))
         codec = Codec(whole)
-        self._models.load(whole, codec)
+        models = self._models.load(whole, codec)
         served = {
-            role: Served(catalog, codec if catalog is whole else Codec(catalog), self._models)
+            role: Served(catalog, codec if catalog is whole else Codec(catalog), models)
             for role, catalog in catalogs.items()
         }
-        self._hub.serve(Served(whole, codec, self._models), served)
+        self._hub.serve(Served(whole, codec, models), served)
 
 
 def whole_of(catalogs: Sequence[Catalog]) -> Catalog:

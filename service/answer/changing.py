@@ -48,7 +48,7 @@ class Changing(Writing):
         call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
             return await self._unchanged(served, relation, call)
-        if served.model(relation).ruled:
+        if served.judge(relation).ruled:
             return await self._ruled(served, relation, call)
         refuse_faults(served, relation, call)
         return await self._targeted(served, relation, call, _update)
@@ -66,7 +66,7 @@ class Changing(Writing):
             TooManyRows: More than `max_affected`.
         """
         call = parse_delete(args, kwargs, self.limits)
-        if served.model(relation).guarded:
+        if served.judge(relation).guarded:
             return await self._guarded(served, relation, call)
         return await self._targeted(served, relation, call, _delete)
 
@@ -108,7 +108,7 @@ class Changing(Writing):
         async with self.database.transaction():
             current = await self._locked(served, relation, call)
             for row in current:
-                await served.model(relation).admit_delete(row)
+                await served.judge(relation).admit_delete(row)
             try:
                 return await self._targeted(served, relation, call, _delete, len(current))
             except TooManyRows:  # one that nobody was asked about has come meanwhile

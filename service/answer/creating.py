@@ -67,7 +67,7 @@ class Creating(Writing):
             raise over(len(request.rows), request.max_affected)
         if not request.rows:
             return [] if request.returning.rows else {"affected": 0}
-        if served.model(relation).ruled:
+        if served.judge(relation).ruled:
             call = await admit_create(served, relation, call, self.database.breathe)
         make: Callable[[], Statement]
         if request.many:  # spelled in the pool thread, and seldom the same again

@@ -4,7 +4,7 @@ What the service answers about itself: describe, health, stats.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ class Own:
         version: Of the service.
         checks: By name, what else `health` asks: whether it is well.
         calls: The figures of the calls so far.
-        procedures: Names of procedures written by hand.
+        procedures: Names the procedures written by hand, as far as they can be called now.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Own:
         version: str,
         checks: Mapping[str, Check],
         calls: Callable[[], Mapping[str, Any]],
-        procedures: Sequence[str],
+        procedures: Callable[[], Iterable[str]],
     ) -> None:
         self._hub = hub
         self._database = database
@@ -82,7 +82,7 @@ class Own:
                 self._prefix,
                 self._version,
                 self._hub.verbs,
-                self._names,
+                self._names(),
             )
         return found
 

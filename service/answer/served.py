@@ -11,7 +11,7 @@ from typing import Any
 
 from service.catalog import Catalog, Relation
 from service.db.values import Codec
-from service.models.registry import Models
+from service.models.registry import LoadedModels
 from service.sql.statement import Statement
 
 MAX_STATEMENTS = 1024
@@ -55,10 +55,10 @@ class Served:
         models: Of its relations, for the rules of their rows.
     """
 
-    def __init__(self, catalog: Catalog, codec: Codec, models: Models) -> None:
+    def __init__(self, catalog: Catalog, codec: Codec, models: LoadedModels) -> None:
         self.catalog = catalog
         self.codec = codec
-        self.model = models.of
+        self.judge = models.judge
         self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
 
     def statement(

@@ -12,6 +12,7 @@ class Action(Model):
     """One thing to be done."""
 
     TABLENAME = "actions"
+    NEEDS = ("action", "path", "status")
 
 
 Action.addValidator(not_blank("action", "path"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from service.errors import InvalidRow
-from service.models.meta import Values
+from service.models.meta import Meta, Values
 from service.models.rules import Rules
 
 
@@ -16,7 +16,9 @@ class Admission(Rules):
     """What the wire asks of a model."""
 
     @classmethod
-    async def admit_new(cls, values: Mapping[str, Any], codec: Values, path: str) -> dict[str, Any]:
+    async def admit_new(
+        cls, values: Mapping[str, Any], codec: Values, path: str, meta: Meta | None = None
+    ) -> dict[str, Any]:
         """
         Judge a new row.
 
@@ -24,6 +26,7 @@ class Admission(Rules):
             values: Wire values by column.
             codec: To make the Python values that validations and hooks see.
             path: Where the row stood in the call.
+            meta: Of the catalog that the call began with; the newest one's if left out.
 
         Returns:
             What is to be written, by column: a value that nobody touched as it was given,
@@ -33,11 +36,18 @@ class Admission(Rules):
             InvalidRow: With every failing column.
             InvalidArgument: A value is not of its column's type.
         """
-        return await cls()._admitted(values, codec, path, creating=True)
+        subject = cls()
+        subject._meta = meta or cls.meta()
+        return await subject._admitted(values, codec, path, creating=True)
 
     @classmethod
     async def admit_change(
-        cls, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Values, path: str
+        cls,
+        current: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        codec: Values,
+        path: str,
+        meta: Meta | None = None,
     ) -> dict[str, Any]:
         """
         Judge changes of a row.
@@ -47,37 +57,39 @@ class Admission(Rules):
             changes: Wire values by column.
             codec: As in `admit_new`.
             path: As in `admit_new`.
+            meta: As in `admit_new`.
 
         Returns:
             As `admit_new`: the changes, and what hooks have changed beside them.
         """
-        return await cls._of(current)._admitted(changes, codec, path, creating=False)
+        return await cls._of(current, meta)._admitted(changes, codec, path, creating=False)
 
     @classmethod
-    async def admit_delete(cls, current: Mapping[str, Any]) -> None:
+    async def admit_delete(cls, current: Mapping[str, Any], meta: Meta | None = None) -> None:
         """
         Judge the deletion of a row.
 
         Args:
             current: The row's wire values by column, as it is now.
+            meta: As in `admit_new`.
 
         Raises:
             InvalidRow: It is to stay.
         """
-        refusal = await cls._of(current).keeping()
+        refusal = await cls._of(current, meta).keeping()
         if refusal is not None:
             raise refusal
 
     @classmethod
-    def _of(cls, current: Mapping[str, Any]) -> Self:
-        meta = cls.meta()
+    def _of(cls, current: Mapping[str, Any], meta: Meta | None) -> Self:
+        meta = meta or cls.meta()
         (subject,) = cls.hydrate([tuple(current.get(name) for name in meta.columns)], meta)
         return subject
 
     async def _admitted(
         self, values: Mapping[str, Any], codec: Values, path: str, creating: bool
     ) -> dict[str, Any]:
-        meta = self.meta()
+        meta = self.made_with
         given = {
             name: codec.python(meta.types[name], value, f"{path}.{name}")
             for name, value in values.items()

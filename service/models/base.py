@@ -177,7 +177,7 @@ class Model(Related, Admission):
 
     def _stored_key(self) -> list[Any]:
         """Give the key under which the row is stored, whatever was set since."""
-        meta, row = self._meta or self.meta(), self._row
+        meta, row = self.made_with, self._row
         if row is None:
             return [getattr(self, meta.attributes[name]) for name in meta.key]
         return [row[meta.position[meta.attributes[name]]] for name in meta.key]

@@ -14,6 +14,7 @@ class Driver(Model):
     """A person who drives."""
 
     TABLENAME = "drivers"
+    NEEDS = ("name",)
     HASMANY: ClassVar = ["vehicles"]
 
 

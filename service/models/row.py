@@ -36,12 +36,15 @@ class Row(DBObject):
     An object of twistar's, told apart from its row.
 
     Attributes:
-        META: What is known of the relation; None until a catalog has it.
+        META: What is known of the relation, from the newest catalog; None until one has it.
+        NEEDS: Columns that the model's rules speak of: a relation that lacks one is somebody
+            else's, though it is called like ours.
         STRICT: Whether an unknown name and an invalid `save` raise; twistar's own way is
             to say nothing.
     """
 
     META: ClassVar[Meta | None] = None
+    NEEDS: ClassVar[tuple[str, ...]] = ()
     STRICT: ClassVar[bool] = True
 
     _row: tuple[Any, ...] | None = None
@@ -95,6 +98,11 @@ class Row(DBObject):
             made.append(each)
         return made
 
+    @property
+    def made_with(self) -> Meta:
+        """What was known of the relation when the row was read, or else what is known now."""
+        return self._meta or self.meta()
+
     def __getattr__(self, name: str) -> Any:
         """Make an attribute of a column; asked only if there is none yet."""
         meta = self._meta or self.META
@@ -133,7 +141,7 @@ class Row(DBObject):
     @property
     def key(self) -> tuple[Any, ...]:
         """The values of its primary key."""
-        meta = self.meta()
+        meta = self.made_with
         return tuple(getattr(self, meta.attributes[name]) for name in meta.key)
 
     def dirty(self) -> tuple[str, ...]:
@@ -149,12 +157,12 @@ class Row(DBObject):
 
     def columns(self) -> dict[str, Any]:
         """Give all columns with their values."""
-        meta = self._meta or self.meta()
+        meta = self.made_with
         return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
 
     def wire(self, codec: Values) -> dict[str, Any]:
         """Give all columns in their wire form."""
-        meta, row, own = self._meta or self.meta(), self._row, self.__dict__
+        meta, row, own = self.made_with, self._row, self.__dict__
         return {
             name: codec.wire(own[attribute])
             if attribute in own

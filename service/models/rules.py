@@ -98,7 +98,7 @@ class Rules(Finding):
         return self._invalid({"*": ["refused by beforeDelete"]})
 
     def _invalid(self, otherwise: Mapping[str, list[str]]) -> InvalidRow:
-        meta = self.meta()
+        meta = self.made_with
         fields = {meta.named.get(name, name): found for name, found in self.errors.items()}
         return InvalidRow(meta.relation.name, fields or otherwise)
 

@@ -14,6 +14,7 @@ class Vehicle(Model):
     """Something to drive."""
 
     TABLENAME = "vehicles"
+    NEEDS = ("plate", "driver_id")
     BELONGSTO: ClassVar = ["driver"]
 
 

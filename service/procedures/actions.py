@@ -11,7 +11,7 @@ from service.models.action import Action
 from service.procedures.registry import Call, procedure
 
 
-@procedure("actions.complete")
+@procedure("actions.complete", Action)
 async def complete(call: Call, key: Any) -> dict[str, Any]:
     """
     Mark an action as done; gives it as it is then.

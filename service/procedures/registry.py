@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twistar.exceptions import ImaginaryTableError
+
 from service.answer.hub import Procedure
 from service.db.scope import Database
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, NoSuchProcedure
 from service.models.base import Model
 from service.models.meta import Values
 from service.models.registry import Models
@@ -48,21 +50,33 @@ REGISTERED: dict[str, Function] = {}
 """Procedures by name, as the modules of this room have declared them."""
 
 
-def procedure(name: str) -> Callable[[Function], Function]:
+NEEDED: dict[str, tuple[type[Model], ...]] = {}
+"""Models that declared procedures cannot do without, by the procedures' names."""
+
+
+def procedure(name: str, *needs: type[Model]) -> Callable[[Function], Function]:
     """
     Declare a procedure.
 
     Args:
         name: Its URI less the prefix; it wins over a generated procedure of that name.
+        needs: Models that it cannot do without: where the database has no fitting relation
+            for one, there is no such procedure.
     """
 
     def declare(function: Function) -> Function:
         if name in REGISTERED:
             raise ValueError(f"two procedures are called {name}")
         REGISTERED[name] = function
+        NEEDED[name] = needs
         return function
 
     return declare
+
+
+def available(name: str) -> bool:
+    """Tell whether the database now served has all that a procedure needs."""
+    return all(model.META is not None for model in NEEDED.get(name, ()))
 
 
 def procedures(
@@ -81,19 +95,28 @@ def procedures(
         functions: By name.
     """
 
-    def serve(function: Function) -> Procedure:
+    def serve(name: str, function: Function) -> Procedure:
         signature = inspect.signature(function)
         own_timeout = "timeout" in signature.parameters
 
         async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             call, given = Call(caller, database, models, codec()), dict(kwargs)
+            if not available(name):
+                raise _unavailable(name)
             seconds = seconds_of(None if own_timeout else given.pop("timeout", None))
             try:
                 bound = signature.bind(call, *args, **given)
             except TypeError as error:
                 raise InvalidArgument(str(error)) from None
-            return await database.within(seconds, function(*bound.args, **bound.kwargs))
+            try:
+                return await database.within(seconds, function(*bound.args, **bound.kwargs))
+            except ImaginaryTableError as error:
+                raise _unavailable(name) from error
 
         return answer
 
-    return {name: serve(function) for name, function in functions.items()}
+    return {name: serve(name, function) for name, function in functions.items()}
+
+
+def _unavailable(name: str) -> NoSuchProcedure:
+    return NoSuchProcedure(f'this database does not have what "{name}" needs')

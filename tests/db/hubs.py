@@ -13,8 +13,9 @@ from twisted.internet import reactor
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.roles import Roles
-from service.db.pool import PgPool
-from service.models.registry import Models
+from service.db.scope import Database
+from service.models.base import Model
+from service.models.registry import WRITTEN, Models
 from service.request.caller import Caller
 from service.request.parse import Limits
 from tests.db.rooms import database_at
@@ -25,10 +26,11 @@ ANYONE = Caller(None, None, None, "realm1")
 class Callee:
     """Calls procedures as a caller would, less the router."""
 
-    def __init__(self, hub: Hub, catalogs: Catalogs, pool: PgPool) -> None:
+    def __init__(self, hub: Hub, catalogs: Catalogs, database: Database) -> None:
         self.hub = hub
         self.catalogs = catalogs
-        self.pool = pool
+        self.database = database
+        self.pool = database.pool
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
@@ -46,18 +48,20 @@ async def serving(
     max_rows: int = 1000,
     max_bytes: int = 8 << 20,
     roles: Roles | None = None,
+    written: tuple[type[Model], ...] = WRITTEN,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     async with database_at(dsn) as database:
         hub = Hub(database, Limits(max_rows), max_bytes, roles or Roles())
+        models = Models(database, written)
         catalogs = Catalogs(
-            reactor, database, schemas or ("public",), hub, Models(database), roles or Roles()
+            reactor, database, schemas or ("public",), hub, models, roles or Roles()
         )
         hub.suspect = catalogs.suspect
         catalogs.startService()
         await catalogs.loaded()
         try:
-            yield Callee(hub, catalogs, database.pool)
+            yield Callee(hub, catalogs, database)
         finally:
             await (catalogs.stopService() or _done())
 

@@ -85,11 +85,10 @@ async def test_a_cancel_at_the_end_of_a_savepoint(
 @pytest_twisted.ensureDeferred
 async def test_a_time_limit_at_the_end_of_a_savepoint(dsn: str) -> None:
     """A part of a transaction that took too long leaves nothing behind."""
-    async with database_at(dsn) as database:
-        async with database.transaction():
-            with pytest.raises(StatementTimeout):
-                await database.within(0.2, ended(database))
-            await insert(database, 2)
+    async with database_at(dsn) as database, database.transaction():
+        with pytest.raises(StatementTimeout):
+            await database.within(0.2, ended(database))
+        await insert(database, 2)
     assert kept(dsn) == [2]
 
 

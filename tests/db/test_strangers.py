@@ -1,0 +1,152 @@
+"""
+Databases that are not ours: tables that are called like ours, and catalogs that change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.logger import globalLogPublisher
+
+from service.answer.own import Own
+from service.errors import InvalidRow, NoSuchProcedure
+from service.models.base import Model
+from service.models.registry import WRITTEN, Models
+from service.procedures.registry import REGISTERED, Call, available, procedures
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of, until
+from tests.db.served import model, registry
+
+STRANGE = """
+DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+CREATE TABLE vehicles (vin text PRIMARY KEY, color text);
+CREATE TABLE drivers (id serial PRIMARY KEY, callsign text);
+CREATE TABLE actions (id serial PRIMARY KEY, title text);
+CREATE TABLE things (id serial PRIMARY KEY, note text);
+INSERT INTO things (note) VALUES ('a'), ('b');
+"""
+
+
+@pytest.fixture(autouse=True)
+def tables(dsn: str) -> None:
+    execute(dsn, STRANGE)
+
+
+@asynccontextmanager
+async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[Callee]:
+    """Serve a database, with procedures written by hand and `describe`."""
+    with registry():
+        async with serving(dsn, written=written or WRITTEN) as db:
+            hub, database = db.hub, db.database
+            by_hand = procedures(
+                database, Models(database), lambda: hub.served.codec, {**REGISTERED, **more}
+            )
+            names = lambda: filter(available, by_hand)  # noqa: E731
+            own = Own(hub, database, "rowcast", "1", {}, dict, names)
+            hub.add(own.procedures())
+            hub.add(by_hand)
+            yield db
+
+
+async def reloaded(db: Callee) -> None:
+    """Read the catalog again."""
+    version = db.hub.served.catalog.version
+    db.catalogs.reload()
+    await until(lambda: db.hub.served.catalog.version > version)
+
+
+@pytest_twisted.ensureDeferred
+async def test_tables_that_are_called_like_ours(dsn: str) -> None:
+    """They are served as any other, without rules that speak of columns they lack."""
+    said: list[Any] = []
+    globalLogPublisher.addObserver(said.append)
+    try:
+        async with whole(dsn) as db:
+            assert await db.call("vehicles.create", {"vin": "1", "color": "red"})
+            assert await db.call("vehicles.update", "1", {"color": None})
+            assert await db.call("vehicles.delete", "1")
+            assert await db.call("drivers.create", {"callsign": ""})
+            assert await db.call("actions.create", {"title": "go"})
+            await reloaded(db)
+    finally:
+        globalLogPublisher.removeObserver(said.append)
+    warned = [event for event in said if "without the rules" in event.get("log_format", "")]
+    assert [(event["relation"], event["columns"]) for event in warned] == [
+        ("public.actions", "action, path, status"),
+        ("public.drivers", "name"),
+        ("public.vehicles", "plate, driver_id"),
+    ]
+
+
+@pytest.mark.parametrize("without", ["columns", "table"])
+@pytest_twisted.ensureDeferred
+async def test_procedures_that_lack_their_relation(dsn: str, without: str) -> None:
+    """There is no such procedure, until the relation is there."""
+    if without == "table":
+        execute(dsn, "DROP TABLE actions")
+    async with whole(dsn) as db:
+        assert isinstance(await failure_of(db.call("actions.complete", 1)), NoSuchProcedure)
+        assert "actions.complete" not in (await db.call("describe"))["procedures"]
+        execute(
+            dsn,
+            "DROP TABLE IF EXISTS actions; CREATE TABLE actions (id serial PRIMARY KEY,"
+            " action text, path text, status boolean);"
+            "INSERT INTO actions (action, path) VALUES ('go', '/')",
+        )
+        await reloaded(db)
+        assert "actions.complete" in (await db.call("describe"))["procedures"]
+        assert (await db.call("actions.complete", 1))["status"] is True
+        assert isinstance(await failure_of(db.call("actions.create", {})), InvalidRow)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_procedure_that_did_not_say_what_it_needs(dsn: str) -> None:
+    """It is told apart from a bug all the same."""
+    Missing = model("missing")
+
+    async def count(call: Call) -> int:
+        found: int = await Missing.count()
+        return found
+
+    async with whole(dsn, Missing, count=count) as db:
+        assert isinstance(await failure_of(db.call("count")), NoSuchProcedure)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_is_judged_by_the_catalog_that_it_began_with(dsn: str) -> None:
+    """A catalog that comes while a model thinks is for the calls after it."""
+    seen: list[Any] = []
+
+    async def look(self: Any) -> None:
+        if not seen:
+            await reloaded(db)
+        seen.append(self.columns())
+
+    Things = model("things", beforeUpdate=look)
+    async with whole(dsn, Things) as db:
+        execute(dsn, "ALTER TABLE things ADD extra text DEFAULT 'new'")
+        await db.call("things.update", changes={"note": "c"}, all=True)
+        assert seen == [{"id": 1, "note": "c"}, {"id": 2, "note": "c"}]
+        await db.call("things.update", 1, {"note": "d"})
+        assert seen[2] == {"id": 1, "note": "d", "extra": "new"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relation_of_an_older_catalog(dsn: str) -> None:
+    """Models of one catalog know its own relations, whichever they are asked with."""
+    async with whole(dsn) as db:
+        before = db.hub.served
+        old = before.catalog.relation("public", "things")
+        execute(dsn, "ALTER TABLE things ADD extra text")
+        await reloaded(db)
+        assert db.hub.served.judge(old).meta.columns == ("id", "note", "extra")
+        assert before.judge(old).meta.columns == ("id", "note")
+        execute(dsn, "DROP TABLE things")
+        await reloaded(db)
+        with pytest.raises(NoSuchProcedure):
+            db.hub.served.judge(old)
