@@ -78,11 +78,32 @@ class Changing(Writing):
         make: Callable[[Catalog, Relation, Any], Statement],
         known: int | None = None,
     ) -> Any:
-        """Write the rows of a target, no more than are known if they are."""
+        """
+        Write the rows of a target.
+
+        Args:
+            served: For statements.
+            relation: Whose rows.
+            call: An update or a delete.
+            make: Spells it.
+            known: How many rows the model was asked about, if it was.
+
+        Raises:
+            Conflict: A row that nobody was asked about has come meanwhile.
+        """
         request: UpdateRequest | DeleteRequest = call.request
         statement = served.statement(make, relation, request)
         most = request.max_affected if known is None else known
-        written = await self.write(served, relation, lambda: statement, call, most)
+        try:
+            written = await self.write(served, relation, lambda: statement, call, most)
+        except TooManyRows:
+            if known is None:
+                raise
+            raise Conflict(
+                "other rows match by now; the same call may succeed",
+                relation=relation.name,
+                retry=True,
+            ) from None
         if request.target.key is not None and not written.affected:
             raise await self._missing(served, relation, call)
         return answered(written, request.returning, request.target.key is None, counted=True)
@@ -95,7 +116,7 @@ class Changing(Writing):
             current = await self._locked(served, relation, call)
             calls = await admit_update(served, relation, call, current, self.database.breathe)
             if len(calls) == 1:
-                return await self._targeted(served, relation, calls[0], _update)
+                return await self._targeted(served, relation, calls[0], _update, len(current))
             written = [await self._update_one(served, relation, each) for each in calls]
         rows = [row for each in written for row in each.rows]
         whole = Written(rows, len(calls), written[0].columns)
@@ -109,14 +130,7 @@ class Changing(Writing):
             current = await self._locked(served, relation, call)
             for row in current:
                 await served.judge(relation).admit_delete(row)
-            try:
-                return await self._targeted(served, relation, call, _delete, len(current))
-            except TooManyRows:  # one that nobody was asked about has come meanwhile
-                raise Conflict(
-                    "other rows match by now; the same call may succeed",
-                    relation=relation.name,
-                    retry=True,
-                ) from None
+            return await self._targeted(served, relation, call, _delete, len(current))
 
     async def _locked(
         self, served: Served, relation: Relation, call: Parsed[Any]

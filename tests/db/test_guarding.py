@@ -40,10 +40,10 @@ async def db(dsn: str) -> AsyncIterator[Callee]:
         yield callee
 
 
-def guard(db: Callee, hook: Callable[..., Any]) -> None:
+def guard(db: Callee, hook: Callable[..., Any], name: str = "beforeDelete") -> None:
     """Give the model of boxes a hook."""
     served = db.hub.served
-    served.model(served.catalog.relation("public", "boxes")).beforeDelete = hook
+    setattr(served.judge(served.catalog.relation("public", "boxes")).model, name, hook)
 
 
 @pytest_twisted.ensureDeferred
@@ -108,3 +108,18 @@ async def test_a_row_that_comes_meanwhile(db: Callee, dsn: str) -> None:
     assert refused.details["retry"] is True
     assert await db.call("boxes.count") == 5
     assert (await db.call("boxes.delete", where={"id": {"gt": 1}}))["affected"] == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_that_an_update_meets_unjudged(db: Callee, dsn: str) -> None:
+    """Likewise, a row that no rule has seen is not changed."""
+
+    def meanwhile(self: Any) -> None:
+        execute(dsn, "INSERT INTO boxes VALUES (7, 'late') ON CONFLICT DO NOTHING")
+
+    guard(db, meanwhile, "beforeUpdate")
+    call = {"where": {"id": {"gt": 1}}, "changes": {"sealed": True}, "returning": False}
+    refused = await failure_of(db.call("boxes.update", **call))
+    assert isinstance(refused, Conflict)
+    assert await db.call("boxes.count", where={"sealed": True}) == 1
+    assert await db.call("boxes.update", **call) == {"affected": 4}
