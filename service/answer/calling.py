@@ -4,16 +4,17 @@ Calls of database functions and procedures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from service.answer.called import Called
 from service.answer.served import Served
 from service.catalog import Catalog
 from service.db.calls import call_txn
 from service.db.interactions import Shape, write_txn
 from service.db.scope import Database
-from service.errors import NoSuchProcedure, clip
+from service.errors import NoSuchProcedure, clip, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, polymorphic, result_columns
 from service.request.call import CallRequest, parse_call
@@ -21,6 +22,8 @@ from service.request.names import FunctionName
 from service.request.parse import Limits, Parsed
 from service.sql.call import call as spelled
 from service.sql.statement import Statement
+
+Verb = Callable[[Served, Sequence[Function], Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 
 class Calling:
@@ -35,6 +38,8 @@ class Calling:
         self._database = database
         self._limits = limits
         self._max_bytes = max_bytes
+        called = Called(database, limits, max_bytes)
+        self._verbs: Mapping[str, Verb] = {"find": called.find, "aggregate": called.aggregate}
 
     async def answer(
         self, served: Served, name: FunctionName, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -50,9 +55,13 @@ class Calling:
         functions = catalog.function(schema, name.function)
         if name.verb is None:
             return await self._call(served, functions, args, kwargs)
-        raise NoSuchProcedure(
-            f'a function has no verb "{clip(name.verb)}"', hint=f'"fn.{clip(name.function)}"'
-        )
+        verb = self._verbs.get(name.verb)
+        if verb is None:
+            raise NoSuchProcedure(
+                f'a function has no verb "{clip(name.verb)}"',
+                hint=nearest(name.verb, list(self._verbs)) or f"verbs: {', '.join(self._verbs)}",
+            )
+        return await verb(served, functions, args, kwargs)
 
     async def _call(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.db.connection import PgConnection
-from service.db.interactions import Shape, over, page_txn
+from service.db.interactions import Page, Shape, execute, over, page_txn, shaped
 from service.db.values import Codec
 from service.errors import TooManyToSend
 from service.sql.statement import Statement
@@ -46,3 +46,33 @@ def call_txn(
     if page.more:
         raise TooManyToSend(statement.name.removeprefix("fn."), limit)
     return page.rows
+
+
+def counted_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    offset: int,
+    limit: int,
+    shape: Shape,
+) -> tuple[Page, int]:
+    """
+    Read a page of what may not be read twice; gives the number of all rows, too.
+
+    Args:
+        connection: To read it through, in a transaction that does not survive an error.
+        codec: For the values, both ways.
+        statement: Gives the rows from the first one on, with their number behind each.
+        values: Of the call.
+        offset: How many rows stand before the page.
+        limit: How many rows a page holds.
+        shape: Of the answer.
+
+    Raises:
+        TooLarge: The rows weigh more than an answer may.
+    """
+    rows = execute(connection, codec, statement, values).fetchall()
+    total = rows[0][len(statement.columns)] if rows else 0
+    page = rows[offset : offset + limit]
+    return Page(shaped(page, statement, codec, shape), total > offset + limit), total

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.catalog import Catalog, Column, Relation
+from service.plan.calls import FunctionCall
 from service.plan.conditions import Bound, Condition, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
@@ -32,6 +33,7 @@ class AggregatePlan:
         grouped: The groups.
         having: Which groups; None for all.
         limit, offset: Of the groups.
+        call: The function that returns the rows, where that is not the relation itself.
     """
 
     name: str
@@ -41,6 +43,7 @@ class AggregatePlan:
     having: Condition | None
     limit: Bound
     offset: Bound | None
+    call: FunctionCall | None = None
 
 
 def plan_aggregate(

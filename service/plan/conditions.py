@@ -186,7 +186,14 @@ class Not:
     condition: Condition
 
 
-Condition = Compare | Search | Test | Exists | Every | Not
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A row that a function gave is there, rather than nulls in the place of none."""
+
+    source: str
+
+
+Condition = Compare | Search | Test | Exists | Every | Not | Present
 
 
 @dataclass(frozen=True, slots=True)

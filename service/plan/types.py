@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.catalog import Relation
+from service.plan.calls import FunctionCall
 from service.plan.conditions import Bound, Condition, Expression, Link, PlannedMeasure
 from service.request.terms import Nulls
 
@@ -137,6 +138,7 @@ class ReadPlan:
         keyset: Whether a page's end is told by its sort keys, which the statement then
             gives after the outputs, as text; otherwise by an offset.
         lock: Whether the rows are locked for the rest of the transaction.
+        call: The function that returns the rows, where that is not the relation itself.
     """
 
     name: str
@@ -151,3 +153,4 @@ class ReadPlan:
     after: PlannedAfter | None = None
     keyset: bool = False
     lock: bool = False
+    call: FunctionCall | None = None

@@ -26,7 +26,7 @@ def _aggregate(plan: AggregatePlan) -> Iterator[Part]:
     yield from items(plan.grouped.outputs)
     yield SQL(" FROM (SELECT ")
     yield from grouped_items(plan.grouped)
-    yield from source(plan.relation)
+    yield from source(plan.relation, plan.call)
     yield from where(plan.where)
     yield from group_by(plan.grouped)
     yield SQL(") AS ")

@@ -18,6 +18,7 @@ from service.plan.conditions import (
     Expression,
     Link,
     Not,
+    Present,
     Search,
     Test,
 )
@@ -56,6 +57,8 @@ def condition(where: Condition) -> Iterator[Part]:
         yield SQL("EXISTS (SELECT 1")
         yield from linked(where.link, where.condition)
         yield SQL(")")
+    elif isinstance(where, Present):
+        yield from present(where.source)
     elif isinstance(where, Not):
         yield SQL("NOT (")
         yield from condition(where.condition)

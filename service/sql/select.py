@@ -5,11 +5,14 @@ Read plans to statements.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
+from service.plan.calls import FunctionCall
 from service.plan.types import Output, PlannedEmbed, ReadPlan
+from service.sql.call import called
 from service.sql.embed import embedded, laterals
 from service.sql.expressions import ROW, condition, expression, order_by, separated, where
 from service.sql.keyset import after
@@ -39,6 +42,20 @@ def count(plan: ReadPlan, limit: int | None = None) -> Statement:
     return _about(plan, [SQL("SELECT count(*) FROM (")], [stop, SQL(") AS counted")])
 
 
+def counted(plan: ReadPlan) -> Statement:
+    """
+    Spell a read that counts its rows on the way, for what may not be read twice.
+
+    The number of all rows, pages apart, follows the outputs of each row.
+    """
+    whole = replace(plan, limit=None, offset=None, keyset=False)
+    parts = [SQL("SELECT *, count(*) OVER () FROM ("), *_select(whole), SQL(') AS "t"')]
+    if plan.limit is not None:
+        parts += [SQL(" LIMIT "), plan.limit]
+    text, bounds = render(parts)
+    return Statement(text, bounds, plan.name, columns_of(plan.outputs, plan.embeds), plan.embeds)
+
+
 def exists(plan: ReadPlan) -> Statement:
     """Spell the question whether a read gives any row."""
     return _about(plan, [SQL("SELECT EXISTS (")], [SQL(")")])
@@ -54,9 +71,12 @@ def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> St
     return Statement(text, bounds, plan.name, ("answer",))
 
 
-def source(relation: Relation) -> Iterator[Part]:
-    """Give a FROM clause."""
+def source(relation: Relation, call: FunctionCall | None = None) -> Iterator[Part]:
+    """Give a FROM clause: of a relation, or of the function that returns its rows."""
     yield SQL(" FROM ")
+    if call is not None:
+        yield from called(call)
+        return
     yield Identifier(relation.schema, relation.name)
     yield SQL(" AS ")
     yield ROW
@@ -95,7 +115,7 @@ def _select(plan: ReadPlan) -> Iterator[Part]:
             yield SQL(", CAST(" if plan.outputs or plan.embeds or at else "CAST(")
             yield from expression(key.expression)
             yield SQL(" AS text)")
-    yield from source(plan.relation)
+    yield from source(plan.relation, plan.call)
     yield from laterals(plan.embeds)
     yield from _where(plan)
     yield from order_by(plan.order)

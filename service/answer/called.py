@@ -1,0 +1,139 @@
+"""
+The verbs on what functions return: find and aggregate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.answer.served import Served
+from service.catalog import Catalog
+from service.db.calls import counted_txn
+from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
+from service.db.scope import Database
+from service.functions import Function
+from service.plan.call import polymorphic
+from service.plan.called import plan_called, plan_called_all, plan_called_groups
+from service.request.called import (
+    CalledRequest,
+    parse_called_aggregate,
+    parse_called_find,
+)
+from service.request.paging import digest_of, write_token
+from service.request.parse import Limits, Parsed
+from service.request.types import AggregateRequest, FindRequest
+from service.sql.aggregate import aggregate
+from service.sql.select import count, counted, estimate, select
+from service.sql.statement import Statement
+
+Find = Parsed[CalledRequest[FindRequest]]
+
+
+class Called:
+    """
+    Args:
+        database: Where the functions are.
+        limits: What a call may ask for.
+        max_bytes: What an answer may weigh.
+    """
+
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
+        self._database = database
+        self._limits = limits
+        self._max_bytes = max_bytes
+
+    async def find(
+        self,
+        served: Served,
+        functions: Sequence[Function],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Answer `find`: a page of a function's rows, by offset, since they have no key."""
+        call = parse_called_find(functions, args, kwargs, self._limits, polymorphic(served.catalog))
+        request = call.request.of
+        page, columns, total = await self._found(served, call)
+        limit = call.values[request.limit.slot] - 1
+        token = write_token(digest_of(*call.question), call.offset + limit) if page.more else None
+        answer: dict[str, Any] = {"rows": page.rows, "next": token}
+        if request.form == "lists":
+            answer = {"columns": list(columns), **answer}
+        return answer if total is None else {**answer, "count": total}
+
+    async def aggregate(
+        self,
+        served: Served,
+        functions: Sequence[Function],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Answer `aggregate`: the measures of each group of a function's rows."""
+        call = parse_called_aggregate(
+            functions, args, kwargs, self._limits, polymorphic(served.catalog)
+        )
+        request = call.request
+        statement = served.statement(_groups, request.call.function, request)
+        shape = Shape(request.of.form, self._max_bytes)
+        page: Page = await self._run(
+            call, page_txn, served.codec, statement, call.values, None, shape
+        )
+        if request.of.form == "lists":
+            return {"columns": list(statement.columns), "rows": page.rows}
+        return page.rows
+
+    async def _found(self, served: Served, call: Find) -> tuple[Page, tuple[str, ...], int | None]:
+        """Give a page, the names of its columns, and the number of all rows if asked for."""
+        request = call.request
+        function, mode = request.call.function, request.of.count
+        limit = call.values[request.of.limit.slot] - 1
+        shape = Shape(request.of.form, self._max_bytes)
+        if mode in ("exact", "estimated") and not function.reads:
+            statement = served.statement(_counted, function, request)
+            last = min(call.offset + limit + 1, 2**63 - 1)
+            values = list(call.values)
+            values[request.of.limit.slot] = last
+            page, total = await self._run(
+                call, counted_txn, served.codec, statement, values, call.offset, limit, shape
+            )
+            return page, answered_columns(statement), total
+        statement = served.statement(_find, function, request)
+        page = await self._run(call, page_txn, served.codec, statement, call.values, limit, shape)
+        total = await self._count(served, call) if mode else None
+        return page, answered_columns(statement), total
+
+    async def _count(self, served: Served, call: Find) -> int:
+        plan = plan_called_all(served.catalog, call.request)
+        mode = call.request.of.count
+        if mode != "planned":
+            most = self._limits.max_rows
+            spelled = count(plan, limit=most + 1 if mode == "estimated" else None)
+            found = int(await self._run(call, value_txn, served.codec, spelled, call.values))
+            if mode == "exact" or found <= most:
+                return found
+        spelled = estimate(plan)
+        (document,) = await self._run(call, value_txn, served.codec, spelled, call.values)
+        return int(document["Plan"]["Plan Rows"])
+
+    async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
+        reads = call.request.call.function.reads
+        return await self._database.atomic(
+            function, *args, read_only=reads, retry=reads, timeout=call.timeout
+        )
+
+
+def _find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+    return _marked(select(plan_called(catalog, request)), request)
+
+
+def _counted(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+    return _marked(counted(plan_called(catalog, request)), request)
+
+
+def _groups(catalog: Catalog, _: Function, request: CalledRequest[AggregateRequest]) -> Statement:
+    return _marked(aggregate(plan_called_groups(catalog, request)), request)
+
+
+def _marked(statement: Statement, request: CalledRequest[Any]) -> Statement:
+    return replace(statement, writes=not request.call.function.reads)

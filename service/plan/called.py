@@ -1,0 +1,92 @@
+"""
+Rows that a function returns, read like those of a relation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from service.catalog import Catalog, Relation
+from service.errors import NoSuchProcedure
+from service.functions import Function
+from service.plan.aggregate import AggregatePlan, plan_aggregate
+from service.plan.call import plan_source, result_columns
+from service.plan.computed import keyless, rows_of
+from service.plan.conditions import Condition, Present
+from service.plan.filters import both
+from service.plan.read import plan_all, plan_find
+from service.plan.types import ReadPlan
+from service.request.called import CalledRequest
+from service.request.types import AggregateRequest, FindRequest
+
+
+def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+    """
+    Plan a find on a function's rows.
+
+    Raises:
+        InvalidArgument: A name is unknown, or the token does not fit.
+        NoSuchProcedure: The function returns no rows.
+    """
+    function = request.call.function
+    relation = relation_of(catalog, function)
+    return _sourced(catalog, request, plan_find(catalog, relation, request.of))
+
+
+def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+    """Plan all of a function's rows that a find finds, without its pages, to count them."""
+    relation = relation_of(catalog, request.call.function)
+    return _sourced(catalog, request, plan_all(catalog, relation, request.of))
+
+
+def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
+    """
+    Plan an aggregate of a function's rows.
+
+    Raises:
+        InvalidArgument: A name is unknown.
+        NoSuchProcedure: The function returns no rows.
+    """
+    function = request.call.function
+    plan = plan_aggregate(catalog, relation_of(catalog, function), request.of)
+    return replace(
+        plan,
+        name=f"fn.{function.name}.aggregate",
+        where=both(_there(function), plan.where),
+        call=plan_source(catalog, request.call),
+    )
+
+
+def relation_of(catalog: Catalog, function: Function) -> Relation:
+    """
+    Give the relation that a function's rows are of, or are like.
+
+    Raises:
+        NoSuchProcedure: It returns no rows, or a procedure gave them.
+    """
+    served = rows_of(catalog, function)
+    if served is not None:
+        return keyless(served)
+    columns = result_columns(catalog, function)
+    if columns is None or function.procedure:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns no rows, and so has no verbs',
+            hint=f'"fn.{function.name}" calls it',
+        )
+    return Relation(function.schema, f"fn.{function.name}", "view", columns)
+
+
+def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:
+    function = request.call.function
+    return replace(
+        plan,
+        name=f"fn.{function.name}.find",
+        where=both(_there(function), plan.where),
+        call=plan_source(catalog, request.call),
+    )
+
+
+def _there(function: Function) -> Condition | None:
+    """A function of one row that finds none gives a row of nulls."""
+    single = not function.many and not function.outputs
+    return Present("t") if single else None

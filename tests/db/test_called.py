@@ -1,0 +1,185 @@
+"""
+Find and aggregate on what functions return, compared with what SQL itself answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument, NoSuchProcedure
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE TYPE pair AS (x int, y numeric);
+CREATE TABLE people (id int PRIMARY KEY, name text NOT NULL, boss int REFERENCES people,
+                     secret text);
+COMMENT ON COLUMN people.secret IS '@hidden';
+CREATE TABLE tasks (id int PRIMARY KEY, owner int REFERENCES people, title text);
+INSERT INTO people VALUES (1, 'Ada', NULL, 'a'), (2, 'Bob', 1, 'b'), (3, 'Cyd', 1, 'c');
+INSERT INTO tasks VALUES (1, 1, 'x'), (2, 2, 'y'), (3, 2, 'z');
+CREATE TABLE calls (n int);
+CREATE FUNCTION everyone(lowest int DEFAULT 0) RETURNS SETOF people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people WHERE id >= lowest ORDER BY name DESC';
+CREATE FUNCTION person(key int) RETURNS people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people WHERE id = key';
+CREATE FUNCTION upper_name(people) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT upper($1.name)';
+CREATE FUNCTION logged(many int) RETURNS TABLE (n int, "odd ""%s" text) LANGUAGE sql AS $$
+    INSERT INTO calls VALUES (1);
+    SELECT i, CASE i % 2 WHEN 0 THEN 'even' ELSE 'odd' END FROM generate_series(1, many) i$$;
+CREATE FUNCTION pairs() RETURNS SETOF pair IMMUTABLE
+    LANGUAGE sql AS 'SELECT i, i * 1.50 FROM generate_series(1, 3) i';
+CREATE FUNCTION outs(a int, OUT b int, OUT c text) IMMUTABLE LANGUAGE sql AS $$SELECT a, 'x'$$;
+CREATE FUNCTION of_json(jsonb) RETURNS TABLE (k text) IMMUTABLE
+    LANGUAGE sql AS 'SELECT jsonb_object_keys($1)';
+CREATE FUNCTION number() RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE work(INOUT a int) LANGUAGE sql AS 'SELECT a';
+CREATE FUNCTION twice() RETURNS SETOF people STABLE
+    LANGUAGE sql AS 'SELECT p.* FROM people p, generate_series(1, 2) ORDER BY p.id';
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the functions of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, max_rows=4) as callee:
+        yield callee
+
+
+FOUND: list[tuple[str, dict[str, Any], Any]] = [
+    ("everyone", {"select": ["id"]}, [{"id": 3}, {"id": 2}, {"id": 1}]),
+    ("everyone", {"args": {"lowest": 3}},
+     [{"id": 3, "name": "Cyd", "boss": 1}]),
+    ("everyone", {"args": {"lowest": 2}, "select": ["id"], "order": ["id"], "limit": 1},
+     [{"id": 2}]),
+    ("everyone", {"select": ["upper_name"], "where": {"upper_name": "ADA"}},
+     [{"upper_name": "ADA"}]),
+    ("everyone", {"select": ["id"], "where": {"boss.name": "Ada"}, "order": ["-upper_name"],
+                  "embed": {"tasks": {"select": ["title"]}, "boss": {"select": ["upper_name"]}}},
+     [{"id": 3, "tasks": [], "boss": {"upper_name": "ADA"}},
+      {"id": 2, "tasks": [{"title": "y"}, {"title": "z"}], "boss": {"upper_name": "ADA"}}]),
+    ("person", {"args": {"key": 2}, "select": ["name"]}, [{"name": "Bob"}]),
+    ("person", {"args": {"key": 99}}, []),
+    ("pairs", {"where": {"y": {"gt": "1.5"}}, "order": ["-x"]},
+     [{"x": 3, "y": "4.50"}, {"x": 2, "y": "3.00"}]),
+    ("outs", {"args": {"a": 5}, "select": ["c", "n:b"]}, [{"c": "x", "n": 5}]),
+    ("of_json", {"args": [{"a": 1, "b": 2}], "order": ["-k"]}, [{"k": "b"}, {"k": "a"}]),
+    ("logged", {"args": {"many": 3}, "where": {'"odd ""%s"': "odd"}, "select": ["n"]},
+     [{"n": 1}, {"n": 3}]),
+    ("logged", {"args": {"many": 9}, "distinct": ['"odd ""%s"'], "select": ["n"]},
+     [{"n": 2}, {"n": 1}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs", "expected"), FOUND)
+@pytest_twisted.ensureDeferred
+async def test_find(db: Callee, name: str, kwargs: dict[str, Any], expected: Any) -> None:
+    """A find picks, names, sorts and embeds; without an order the function's own stays."""
+    if "distinct" in kwargs:
+        kwargs["order"] = ["n"]
+        found = await db.call(f"fn.{name}.find", **kwargs)
+        assert {row["n"] for row in found["rows"]} == {1, 2}
+        return
+    found = await db.call(f"fn.{name}.find", **kwargs)
+    assert found == {"rows": expected, "next": found["next"]}
+    assert (await db.call(f"public.fn.{name}.find", **kwargs))["rows"] == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_positional(db: Callee) -> None:
+    """What goes by position in a call, goes by position in a find."""
+    assert (await db.call("fn.of_json.find", {"a": 1}))["rows"] == [{"k": "a"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_pages(db: Callee) -> None:
+    """Pages follow one another, also where a row comes twice, and belong to one question."""
+    seen: list[int] = []
+    token = None
+    while True:
+        page = await db.call("fn.twice.find", select=["id"], limit=4, after=token)
+        seen += [row["id"] for row in page["rows"]]
+        token = page["next"]
+        if token is None:
+            break
+        assert len(page["rows"]) == 4
+    assert seen == [1, 1, 2, 2, 3, 3]
+    first = await db.call("fn.everyone.find", args={"lowest": 1}, limit=1)
+    other = db.call("fn.everyone.find", args={"lowest": 2}, limit=1, after=first["next"])
+    assert isinstance(await failure_of(other), InvalidArgument)
+    lists = await db.call("fn.everyone.find", limit=1, form="lists", select=["id"])
+    assert (lists["columns"], lists["rows"]) == (["id"], [[3]])
+
+
+@pytest.mark.parametrize("mode", ["exact", "estimated", "planned"])
+@pytest_twisted.ensureDeferred
+async def test_count(db: Callee, dsn: str, mode: str) -> None:
+    """Rows are counted without calling twice what may not be called twice."""
+    found = await db.call("fn.everyone.find", count=mode, limit=1, where={"id": {"gt": 1}})
+    assert isinstance(found["count"], int)
+    if mode != "planned":
+        assert found["count"] == 2
+    execute(dsn, "TRUNCATE calls")
+    page = await db.call("fn.logged.find", args={"many": 9}, count=mode, limit=2, offset=4)
+    assert [row["n"] for row in page["rows"]] == [5, 6]
+    assert page["next"] is not None
+    assert execute(dsn, "SELECT count(*) FROM calls") == [(1,)]
+    beyond = await db.call("fn.logged.find", args={"many": 9}, count=mode, offset=40)
+    assert (beyond["rows"], beyond["next"]) == ([], None)
+    kinds = await db.call(
+        "fn.logged.find", args={"many": 9}, count=mode, distinct=True, select=['"odd ""%s"']
+    )
+    if mode != "planned":
+        assert (page["count"], beyond["count"], kinds["count"]) == (9, 9, 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aggregate(db: Callee) -> None:
+    """The rows of a function are counted and summed like those of a relation."""
+    found = await db.call(
+        "fn.logged.aggregate", args={"many": 5}, measures={"n": {"count": "*"}},
+        group=["kind:\"odd \"\"%s\""], order=["kind"],
+    )  # fmt: skip
+    assert found == [{"kind": "even", "n": 2}, {"kind": "odd", "n": 3}]
+    missing = await db.call("fn.person.aggregate", args={"key": 99}, measures={"n": {"count": "*"}})
+    assert missing == [{"n": 0}]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "refusal"),
+    [
+        ("number", {}, NoSuchProcedure),
+        ("work", {"args": {"a": 1}}, NoSuchProcedure),
+        ("everyone", {"lowest": 1}, InvalidArgument),
+        ("everyone", {"args": {"most": 1}}, InvalidArgument),
+        ("everyone", {"where": {"secret": "a"}}, InvalidArgument),
+        ("everyone", {"select": ["secret"]}, InvalidArgument),
+        ("pairs", {"embed": {"tasks": True}}, InvalidArgument),
+        ("pairs", {"where": {'x" OR true --': 1}}, InvalidArgument),
+        ("logged", {}, InvalidArgument),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_refused(
+    db: Callee, name: str, kwargs: dict[str, Any], refusal: type[Exception]
+) -> None:
+    """Hidden columns stay hidden, and what has no rows has no verbs."""
+    assert isinstance(await failure_of(db.call(f"fn.{name}.find", **kwargs)), refusal)
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_arguments_belong(db: Callee) -> None:
+    """An argument of the function in the place of one of find is told where to go."""
+    refused = await failure_of(db.call("fn.everyone.find", lowest=1))
+    assert refused.details["hint"] == 'arguments of the function go into "args"'  # type: ignore[attr-defined]
