@@ -175,9 +175,15 @@ def obstacles(settings: Settings) -> None:
     holder = settings.place.cluster.claim.held() if settings.place.embedded else ""
     if holder.startswith(HOLDER):
         raise NotReady(already_runs(holder))
-    problem = obstacle(settings) if settings.embedded_router else None
-    if problem:
-        raise NotReady(problem)
+    if settings.embedded_router:
+        problem = obstacle(settings)
+        if problem:
+            raise NotReady(problem)
+        return
+    try:
+        login(settings).extra()
+    except Exception as error:
+        raise NotReady(f"ROWCAST_KEY_FILE {settings.key_file}: {error}") from error
 
 
 def preflight(settings: Settings) -> Standing:

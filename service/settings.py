@@ -7,16 +7,12 @@ The only reader of the environment. Names without the prefix `ROWCAST_` are plat
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     FilePath,
     SecretStr,
@@ -24,14 +20,14 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schema.database import PROJECT, InvalidUrl, Place, parse
+from schema.database import PROJECT, Place
+from service.accepted import Count, DatabaseUrl, Names, Pairs, RouterUrls, Seconds, Uri
 
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
 RIVALS = {"database_url_file": "database_url", "key_file": "ticket"}
-ROUTER_SCHEMES = ("ws", "wss", "rs", "rss")
 
 
 class InvalidSettings(ValueError):
@@ -45,57 +41,6 @@ class InvalidSettings(ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-def _split(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _is_database(value: SecretStr) -> SecretStr:
-    try:
-        parse(value.get_secret_value())
-    except InvalidUrl as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
-def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
-    for url in urls:
-        parts = urlsplit(url)
-        socket = parts.scheme == "unix" and parts.path
-        if not socket and (parts.scheme not in ROUTER_SCHEMES or not parts.hostname):
-            raise ValueError("should be ws://, wss://, rs://, rss:// and a host, or unix:path")
-    return urls
-
-
-def _is_uri(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-z_]+(\.[0-9a-z_]+)*", value):
-        raise ValueError("should be lower-case letters, digits and _, joined by dots")
-    if value.split(".")[0] in ("wamp", "crossbar"):
-        raise ValueError("is reserved by WAMP or Crossbar")
-    return value
-
-
-def _is_mapping(pairs: tuple[str, ...]) -> tuple[str, ...]:
-    for pair in pairs:
-        authrole, equals, role = pair.partition("=")
-        if not (authrole.strip() and equals and role.strip()):
-            raise ValueError("should be authrole=role, and more of them after commas")
-    if len({pair.partition("=")[0].strip() for pair in pairs}) < len(pairs):
-        raise ValueError("names an authrole twice")
-    return pairs
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-RouterUrls = Annotated[
-    tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
-]
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
-Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_mapping)]
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseSettings):
@@ -143,7 +88,7 @@ class Settings(BaseSettings):
     anonymous: str | None = Field(
         default=None, description="the database role of callers whose authrole is not in ROLES"
     )
-    prefix: Annotated[str, AfterValidator(_is_uri)] = Field(
+    prefix: Uri = Field(
         default="rowcast", description="what the URIs of procedures and topics begin with"
     )
     schemas: Names = Field(

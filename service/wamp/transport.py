@@ -1,20 +1,19 @@
 """
-Where a router is, and how to reach it.
+How to reach a router.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory
 from autobahn.twisted.websocket import WampWebSocketClientFactory
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IProtocolFactory, IReactorCore, IStreamClientEndpoint
 
+from service.address import Address
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
 
@@ -24,43 +23,11 @@ CONNECT_TIMEOUT = 10
 PING_EVERY, PING_WITHIN = 20, 10
 """Seconds; below the 55 after which Heroku's router cuts an idle connection."""
 
-_PORTS = {"rs": 8080, "rss": 8443, "ws": 80, "wss": 443}
 
+class Router(Address):
+    """One address of a router, and the way there."""
 
-@dataclass(frozen=True, slots=True)
-class Router:
-    """
-    One address of a router.
-
-    Args:
-        url: As it was set, for the log.
-        scheme: "rs", "rss", "ws", "wss" or "unix".
-        host: Of the TCP schemes.
-        port: Of the TCP schemes.
-        path: The socket's, for "unix".
-    """
-
-    url: str
-    scheme: str
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def from_url(cls, url: str) -> Router:
-        """
-        Read `ws://host:port/path`, `wss://`, `rs://host:port`, `rss://` or `unix:path`.
-
-        Raises:
-            ValueError: It is none of these.
-        """
-        scheme, _, rest = url.partition(":")
-        if scheme == "unix" and rest:
-            return cls(url, scheme, path=rest.removeprefix("//"))
-        parts = urlsplit(url)
-        if scheme not in _PORTS or not parts.hostname:
-            raise ValueError(f"not a router's URL: {url!r} (ws://, wss://, rs://, rss://, unix:)")
-        return cls(url, scheme, parts.hostname, parts.port or _PORTS[scheme])
+    __slots__ = ()
 
     def endpoint(self, reactor: IReactorCore) -> IStreamClientEndpoint:
         """Give the endpoint to connect to."""

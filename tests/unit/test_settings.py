@@ -14,6 +14,7 @@ import pytest
 
 from schema.database import InvalidUrl, Place, parse, reason
 from service.settings import InvalidSettings, Settings, load
+from service.wamp.transport import Router
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -76,6 +77,15 @@ def test_every_problem_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     names += ["ROWCAST_PREFIX", "ROWCAST_POOL_MAX", "ROWCAST_LOG_LEVEL"]
     assert [sentence.split()[0] for sentence in said] == names
     assert "s3cret" not in " ".join(said)
+
+
+@pytest.mark.parametrize("url", ["ws://h:99999/ws", "rs://h:0", "ws://h,http://h", "unix:", "h:1"])
+def test_routers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What is refused here is what the client could not read, neither more nor less."""
+    (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
+    assert said.startswith("ROWCAST_ROUTER_URL should ")
+    with pytest.raises(ValueError, match="should "):
+        [Router.from_url(each) for each in url.split(",")]
 
 
 def test_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,18 @@ def test_all_of_ones_own(environ: dict[str, str], migrated: str, router: Router)
             assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
 
 
+def test_a_key_that_is_none(environ: dict[str, str], migrated: str) -> None:
+    """A key that cannot be read is told at the start, not tried for ever."""
+    key = Path(environ["HOME"], "key")
+    key.write_text("0123456789\n")
+    own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "ws://127.0.0.1:1/ws"}
+    for command in (RUN, TWISTD):
+        with program(environ | own | {"ROWCAST_KEY_FILE": str(key)}, *command) as service:
+            assert service.ends() == 1
+            assert service.output.startswith(f"ROWCAST_KEY_FILE {key}: ")
+            assert len(service.output.splitlines()) == 1
+
+
 def test_a_database_behind(environ: dict[str, str], migrated: str) -> None:
     """Twistd refuses a database that is not at the code's revision."""
     execute(migrated, "UPDATE alembic_version SET version_num = 'f00'")

@@ -25,8 +25,17 @@ def test_from_url(url: str, found: tuple[str, str, int, str]) -> None:
     assert router.url == url
 
 
-@pytest.mark.parametrize("url", ["", "http://h", "ws:", "rs://", "unix:", "h:8080"])
+@pytest.mark.parametrize(
+    "url", ["", "http://h", "ws:", "rs://", "unix:", "unix://", "h:8080", "WS://h", "ws://[::1"]
+)
 def test_not_a_url(url: str) -> None:
     """What is no router's URL is refused with what is."""
     with pytest.raises(ValueError, match="unix:"):
         Router.from_url(url)
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "http", "-1"])
+def test_not_a_port(port: str) -> None:
+    """A port that there cannot be is refused."""
+    with pytest.raises(ValueError, match="port from 1 to 65535"):
+        Router.from_url(f"ws://h:{port}/ws")
