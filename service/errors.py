@@ -218,7 +218,8 @@ class TooLarge(ServiceError):
     def __init__(self, limit: int) -> None:
         super().__init__(
             f"the answer is larger than {limit} bytes",
-            hint="ask for fewer rows with limit, for fewer columns with select, or use stream",
+            hint="ask for fewer rows with limit, for fewer columns with select, or use stream;"
+            " of a write, with returning: false, for nothing",
         )
 
 

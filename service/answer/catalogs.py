@@ -28,8 +28,10 @@ PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
 LONG_PAUSE = 10.0
 """Seconds until a catalog of which we could not make anything is read again."""
-STALE = 5.0
-"""Seconds in which callers whose statements fail make us read the catalog once at most."""
+STALE = 1.0
+"""Seconds in which callers who meet what is not there make us read the catalog once at most."""
+SHARE = 20
+"""And at most so large a part of the time, one in twenty, goes into reading it for them."""
 
 
 class Catalogs(Service):
@@ -66,6 +68,7 @@ class Catalogs(Service):
         self._loading: Deferred[None] | None = None
         self._again = False
         self._last = float("-inf")
+        self._took = 0.0
         self._waiting: list[Deferred[None]] = []
 
     def startService(self) -> None:
@@ -98,8 +101,8 @@ class Catalogs(Service):
         self._loading = Deferred.fromCoroutine(self._load())
 
     def suspect(self) -> None:
-        """Read the catalog because a statement failed on it; not too often."""
-        if self._reactor.seconds() - self._last >= STALE:
+        """Read the catalog because a caller met what is not there; not too often."""
+        if self._reactor.seconds() - self._last >= max(STALE, SHARE * self._took):
             self.reload()
 
     async def _load(self) -> None:
@@ -115,6 +118,7 @@ class Catalogs(Service):
 
     async def _load_once(self) -> None:
         while self.running:
+            began = self._reactor.seconds()
             try:
                 catalogs = {role: await self._catalog(role) for role in self._roles.names}
             except CancelledError:
@@ -129,6 +133,7 @@ class Catalogs(Service):
                 log.failure("cannot serve the catalog")
                 await deferLater(self._reactor, LONG_PAUSE)
                 continue
+            self._took = self._reactor.seconds() - began
             self._told()
             return
 

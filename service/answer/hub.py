@@ -165,6 +165,10 @@ class Hub:
             parsed = self._as_relation(served, parse_name(name))
             if isinstance(parsed, FunctionName):
                 return await self._calling.answer(served, parsed, args, kwargs)
+            if (parsed.schema or served.catalog.schemas[0], parsed.relation) not in (
+                served.catalog.relations
+            ):
+                self.suspect()
             relation, verb = self.resolve(served, parsed)
             line = (Line(caller, progress),) if parsed.verb in LONG else ()
             return await verb(served, relation, args, kwargs, *line)

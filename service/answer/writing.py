@@ -53,7 +53,7 @@ class Writing:
         )
         alone = small and max_affected is None
         run = self.database.run if alone else self.database.atomic
-        shape = Shape(returning.form, self.max_bytes)
+        shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
             lambda: run(
                 write_txn,

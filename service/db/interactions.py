@@ -115,7 +115,7 @@ def write_txn(
     make: Callable[[], Statement],
     values: Sequence[Any],
     max_affected: int | None,
-    shape: Shape,
+    shape: Shape | None,
 ) -> Written:
     """
     Write rows.
@@ -126,7 +126,7 @@ def write_txn(
         make: Gives the statement: to spell one for thousands of rows takes its time.
         values: Of the call.
         max_affected: How many rows may be written.
-        shape: Of the answer.
+        shape: Of the answer; None to read nothing back.
 
     Raises:
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
@@ -137,7 +137,10 @@ def write_txn(
     affected: int = cursor.rowcount
     if max_affected is not None and affected > max_affected:
         raise over(affected, max_affected)
-    rows = cursor.fetchall() if statement.columns else []
+    if shape is None:
+        return Written([], affected, ())
+    # rows of which nothing is wanted are rows all the same
+    rows = cursor.fetchall() if statement.columns else [()] * affected
     return Written(shaped(rows, statement, codec, shape), affected, answered_columns(statement))
 
 

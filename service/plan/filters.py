@@ -190,5 +190,9 @@ def _as_text(scope: Scope, left: Expression) -> Expression:
 def _array(scope: Scope, element: Type, path: str) -> Type:
     found = scope.catalog.array_of(element)
     if found is None:
-        raise InvalidArgument(f"there are no lists of {element.sql} to compare with", path=path)
+        raise InvalidArgument(
+            f"there are no lists of {element.sql} to compare with",
+            path=path,
+            hint='a list as a whole is written {"eq": [...]}',
+        )
     return found

@@ -19,7 +19,7 @@ from service.request.parse import (
     parse_form,
     parse_key,
 )
-from service.request.terms import EVERYTHING, Filter, Junction, Operand
+from service.request.terms import EVERYTHING, Filter, Junction, Negation, Operand
 from service.request.types import (
     Assignment,
     CreateRequest,
@@ -49,14 +49,19 @@ def parse_upsert(
     """Read the arguments of `upsert`."""
     known = [*RETURNING, "max_affected", "on_conflict", "update"]
     given = Arguments(args, kwargs, ["values"], known)
+    return _new_rows(given, limits, parse_conflict(given))
+
+
+def parse_conflict(given: Arguments) -> OnConflict:
+    """Read what becomes of new rows whose key is there already."""
     key, update = given.value("on_conflict"), given.value("update")
     conflict = OnConflict(
-        key if isinstance(key, str) else None if key is None else _names(key, "on_conflict"),
-        None if update is None else _names(update, "update"),
+        key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
+        None if update is None else names_of(update, "update"),
     )
     if conflict.key == ():
         raise InvalidArgument("a key has columns", path="on_conflict")
-    return _new_rows(given, limits, conflict)
+    return conflict
 
 
 def _new_rows(
@@ -119,7 +124,8 @@ def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assi
     return tuple(found)
 
 
-def _names(value: Any, name: str) -> tuple[str, ...]:
+def names_of(value: Any, name: str) -> tuple[str, ...]:
+    """Read a list of columns."""
     found = listed(value, name)
     for at, each in enumerate(found):
         if not isinstance(each, str):
@@ -150,10 +156,20 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
 
 def holds_always(where: Filter) -> bool:
     """Tell a filter that says nothing, however it is dressed up."""
+    return _constant(where) is True
+
+
+def _constant(where: Filter) -> bool | None:
+    """Give what a filter says of every row, or None if that takes looking at them."""
+    if isinstance(where, Negation):
+        inner = _constant(where.term)
+        return None if inner is None else not inner
     if not isinstance(where, Junction):
-        return False
-    always = [holds_always(term) for term in where.terms]
-    return any(always) if where.any else all(always)
+        return None
+    said = [_constant(term) for term in where.terms]
+    if where.any in said:  # one true term decides "any", one false term decides "all"
+        return where.any
+    return None if None in said else not where.any
 
 
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:

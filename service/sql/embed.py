@@ -44,7 +44,7 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
         yield SQL(" LEFT JOIN LATERAL (SELECT ")
         yield SQL("json_agg(" if embed.many else "row_to_json(")
         yield Identifier(ROWS)
-        yield SQL(") AS ")
+        yield SQL(".*) AS ")  # without the star a column of that name would be meant
         yield Identifier(VALUE)
         yield SQL(" FROM (SELECT ")
         yield from separated([*map(_output, embed.outputs), *_each(embed.embeds)])

@@ -13,7 +13,7 @@ import pytest_twisted
 from service.errors import InvalidArgument
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.rooms import failure_of, until
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -395,3 +395,21 @@ async def test_depth(db: Callee) -> None:
     assert (await db.call("people.get", 2, embed=embed))["boss"]["id"] == 1
     refused = await failure_of(db.call("people.get", 2, embed={"boss": {"embed": embed}}))
     assert isinstance(refused, InvalidArgument)
+
+
+@pytest_twisted.ensureDeferred
+async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
+    """No name of a column is mistaken for one of the statement's own."""
+    columns = ", ".join(f'"{name}" int' for name in ("r", "v", "t", "t1", "et1", "e1"))
+    execute(
+        dsn,
+        f"CREATE TABLE ones (id int PRIMARY KEY, {columns});"
+        f"CREATE TABLE manies (id int PRIMARY KEY, one int REFERENCES ones, {columns});"
+        "INSERT INTO ones (id, r) VALUES (1, 5); INSERT INTO manies (id, one, r) VALUES (2, 1, 6)",
+    )
+    db.catalogs.reload()
+    await until(lambda: ("public", "manies") in db.hub.served.catalog.relations)
+    found = await db.call("ones.get", 1, embed={"manies": {"select": ["id", "r"]}})
+    assert found["manies"] == [{"id": 2, "r": 6}]
+    found = await db.call("manies.get", 2, select=[], embed={"one": {"select": ["r", "t"]}})
+    assert found == {"one": {"r": 5, "t": None}}

@@ -357,3 +357,10 @@ async def test_one_narrow_row_is_one_message(db: Callee) -> None:
     assert not calls
     await db.call("things.update", 1, {"size": 5})
     assert len(calls) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_of_which_nothing_is_wanted(db: Callee) -> None:
+    """A written row of which nothing is selected is a row all the same."""
+    assert await db.call("log.create", {"note": "a"}, select=[]) == {}
+    assert await db.call("log.create", [{"note": "b"}, {}], select=[]) == [{}, {}]

@@ -10,7 +10,7 @@ from tests.unit.samples import catalog
 class NoModels:
     """Models that nobody asks for."""
 
-    def of(self, relation):
+    def judge(self, relation):
         """Give none."""
 
 

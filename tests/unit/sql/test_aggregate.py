@@ -206,7 +206,7 @@ def test_an_embed_of_groups():
         }
     }
     assert (
-        'LEFT JOIN LATERAL (SELECT json_agg("r") AS "v" FROM ('
+        'LEFT JOIN LATERAL (SELECT json_agg("r".*) AS "v" FROM ('
         'SELECT "gt1"."status" AS "status", "gt1"."n" AS "n", CAST("gt1"."mean" AS text) AS "mean"'
         ' FROM (SELECT "t1"."status" AS "status", count(*) AS "n", avg("t1"."owner") AS "mean"'
         ' FROM "public"."actions" AS "t1" WHERE "t"."id" = "t1"."owner"'
