@@ -24,7 +24,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from service.embedded.bridge import bridge
-from service.embedded.supervised import NotReady
+from service.embedded.supervised import NotReady, put_aside
 from service.settings import InvalidSettings, Settings, load
 
 # Calls that still run get this long when Ctrl-C is pressed, whatever the settings say.
@@ -126,7 +126,9 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
 def begin_log(settings: Settings) -> None:
     """Log to the terminal what needs a reader, and all that was asked for to a file."""
     settings.state.mkdir(parents=True, exist_ok=True)
-    file = (settings.state / "service.log").open("a")
+    log = settings.state / "service.log"
+    put_aside(log)
+    file = log.open("a")
     levels = [(sys.stderr, LogLevel.warn), (file, LogLevel.levelWithName(settings.log_level))]
     globalLogBeginner.beginLoggingTo(
         [
@@ -152,16 +154,18 @@ def paste(settings: Settings) -> str:
     """Give what to try, ready to be pasted."""
     base = f"127.0.0.1:{settings.port}"
     url = settings.router_url[0] if settings.router_url else f"ws://{base}/ws"
-    find = f"{settings.prefix}.actions.find"
+    # a database of one's own need not have our demo tables
+    verb, kwargs = ("actions.find", {"limit": 2}) if settings.place.embedded else ("describe", {})
+    first = f"{settings.prefix}.{verb}"
     wamp = near(Path(sys.executable).with_name("wamp"))
     lines = [f"WAMP   {url}  realm {settings.realm}"]
     if settings.place.embedded:
         host = quote(settings.place.cluster.parameters["host"], safe="/")
         psql = near(Path(sys.executable).with_name("psql"))
         lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
-    lines += [f"Try    {wamp} --url {url} --realm {settings.realm} call {find}"]
+    lines += [f"Try    {wamp} --url {url} --realm {settings.realm} call {first}"]
     if settings.embedded_router:
-        body = json.dumps({"procedure": find, "kwargs": {"limit": 2}}, separators=(",", ":"))
+        body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"
         lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
