@@ -4,23 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from service.catalog import Catalog, Column, Relation, Type
+from service.answer.describing_functions import described_functions
+from service.answer.json_schema import schema_of
+from service.catalog import Catalog, Column, Relation
+from service.plan.computed import computed_columns
 from service.request.names import RESERVED, encode
 
-INTEGERS = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
-FORMATS = {
-    "uuid": "uuid",
-    "date": "date",
-    "time": "time",
-    "timetz": "time",
-    "timestamptz": "date-time",
-    "interval": "duration",
-    "bytea": "binary",
-    "inet": "ip-address",
-}
 RIGHTS = {
     "create": ("insertable",),
     "upsert": ("insertable", "updatable"),
@@ -45,7 +37,7 @@ def describe(
 
     Returns:
         version, prefix, schemas; relations by the name that stands before the verb;
-        procedures by name.
+        functions by the name that calls them; procedures by name.
     """
     verbs = tuple(verbs)
     return {
@@ -56,6 +48,7 @@ def describe(
             served_name(catalog, relation): _relation(catalog, relation, verbs)
             for relation in catalog.relations.values()
         },
+        "functions": described_functions(catalog),
         "procedures": sorted(procedures),
     }
 
@@ -79,18 +72,6 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
     ]
 
 
-def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> dict[str, Any]:
-    """Give the JSON Schema (2020-12) of a type's values on the wire."""
-    schema = _schema(catalog, catalog.plain(type))
-    if not nullable:
-        return schema
-    if "enum" in schema:
-        return {**schema, "type": ["string", "null"], "enum": [*schema["enum"], None]}
-    if isinstance(schema.get("type"), str):
-        return {**schema, "type": [schema["type"], "null"]}
-    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
-
-
 def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> dict[str, Any]:
     return {
         "schema": relation.schema,
@@ -98,6 +79,14 @@ def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> d
         "kind": relation.kind,
         "comment": relation.comment,
         "columns": {column.name: _column(catalog, column) for column in relation.columns.values()},
+        "computed": {
+            name: {
+                "type": computed.column.declared,
+                "comment": computed.column.comment,
+                "json_schema": schema_of(catalog, catalog.type(computed.column.type), True),
+            }
+            for name, computed in computed_columns(catalog, relation).items()
+        },
         "primary_key": list(relation.primary_key),
         "unique_keys": [
             {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
@@ -149,49 +138,3 @@ def _generated(column: Column) -> str | None:
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
-
-
-def _schema(catalog: Catalog, type: Type) -> dict[str, Any]:
-    if type.kind == "enum":
-        return {"type": "string", "enum": list(type.labels)}
-    if type.kind == "array":
-        element = schema_of(catalog, catalog.type(type.element), nullable=True)
-        return {"type": "array", "items": _or_array(element)}
-    if type.kind == "composite":
-        fields = {
-            name: schema_of(catalog, catalog.type(oid), nullable=True) for name, oid in type.fields
-        }
-        return {"type": "object", "properties": fields}
-    return _base(type.name)
-
-
-def _or_array(schema: dict[str, Any]) -> dict[str, Any]:
-    """Allow arrays as well: an array type does not tell how many dimensions a value has."""
-    if "enum" not in schema and isinstance(schema.get("type"), list):
-        return {**schema, "type": [*schema["type"], "array"]}
-    return {"anyOf": [schema, {"type": "array"}]} if schema else {}
-
-
-def _base(name: str) -> dict[str, Any]:
-    if name in INTEGERS:
-        most = INTEGERS[name]
-        return {"type": "integer", "minimum": -most, "maximum": most - 1}
-    if name in {"json", "jsonb"}:
-        return {}
-    simple: Mapping[str, dict[str, Any]] = {
-        "bool": {"type": "boolean"},
-        "oid": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-        "float4": _number(),
-        "float8": _number(),
-        "numeric": {"type": "string", "pattern": r"^-?([0-9]+(\.[0-9]+)?|Infinity)$|^NaN$"},
-        "hstore": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
-    }
-    if name in simple:
-        return dict(simple[name])
-    return {"type": "string", "format": FORMATS[name]} if name in FORMATS else {"type": "string"}
-
-
-def _number() -> dict[str, Any]:
-    return {
-        "anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]
-    }

@@ -51,10 +51,10 @@ INSERT INTO app.things (id, owner_id, price) VALUES (1, 1, 2), (2, NULL, NULL);
 INSERT INTO app.things (id, price, mood) VALUES (3, 'NaN', NULL), (4, -0.5, 'a "quoted" \\ word');
 """
 
-DOCUMENT = {"version", "prefix", "schemas", "relations", "procedures"}
+DOCUMENT = {"version", "prefix", "schemas", "relations", "functions", "procedures"}
 RELATION = {
-    *("schema", "name", "kind", "comment", "columns", "primary_key", "unique_keys"),
-    *("foreign_keys", "row_security", "verbs"),
+    *("schema", "name", "kind", "comment", "columns", "computed", "primary_key"),
+    *("unique_keys", "foreign_keys", "row_security", "verbs"),
 }
 COLUMN = {
     *("type", "nullable", "default", "generated", "comment", "json_schema", "readable", "writable"),

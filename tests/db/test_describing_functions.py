@@ -1,0 +1,116 @@
+"""
+What `describe` says of functions and computed columns is what they take and answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from jsonschema import Draft202012Validator
+
+from service.answer.describing import describe
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+
+SCHEMA = """
+CREATE SCHEMA app;
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE people (id int PRIMARY KEY, name text, mood mood, secret text);
+COMMENT ON COLUMN people.secret IS '@hidden';
+INSERT INTO people VALUES (1, 'Ada', 'ok', 'x');
+CREATE FUNCTION add(a int, b int DEFAULT 2) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT a + b';
+CREATE FUNCTION add(a text, b text, c text) RETURNS text LANGUAGE sql AS 'SELECT a || b || c';
+COMMENT ON FUNCTION add(int, int) IS 'The sum';
+CREATE FUNCTION everyone() RETURNS SETOF people STABLE LANGUAGE sql AS 'SELECT * FROM people';
+CREATE FUNCTION person(key int) RETURNS people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people WHERE id = key';
+CREATE FUNCTION label(people) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT '#' || $1.name$$;
+COMMENT ON FUNCTION label(people) IS 'With a sign';
+CREATE FUNCTION outs(n numeric, OUT a int, OUT b numeric[]) LANGUAGE sql
+    AS 'SELECT 1, ARRAY[n, NULL]';
+CREATE FUNCTION numbers(VARIADIC v int[]) RETURNS SETOF int LANGUAGE sql AS 'SELECT unnest(v)';
+CREATE FUNCTION nothing() RETURNS void LANGUAGE sql AS '';
+CREATE FUNCTION same(v anyelement) RETURNS anyelement LANGUAGE sql AS 'SELECT v';
+CREATE FUNCTION hushed() RETURNS int LANGUAGE sql AS 'SELECT 1';
+COMMENT ON FUNCTION hushed() IS '@hidden';
+CREATE PROCEDURE app.work(INOUT a int) LANGUAGE sql AS 'SELECT a';
+"""
+
+CALLS: list[tuple[str, int, dict[str, Any]]] = [
+    ("fn.add", 0, {"a": 1}),
+    ("fn.add", 1, {"a": "x", "b": "y", "c": None}),
+    ("fn.everyone", 0, {}),
+    ("fn.person", 0, {"key": 1}),
+    ("fn.person", 0, {"key": 9}),
+    ("fn.outs", 0, {"n": 1.5}),
+    ("fn.numbers", 0, {"v": [1, 2]}),
+    ("fn.nothing", 0, {}),
+    ("fn.same", 0, {"v": "x"}),
+    ("app.fn.work", 0, {"a": 1}),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the functions of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn, "public", "app") as callee:
+        yield callee
+
+
+def described(db: Callee) -> dict[str, Any]:
+    """Describe what is served."""
+    return describe(db.hub.served.catalog, "rowcast", "0", db.hub.verbs, [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_functions(db: Callee) -> None:
+    """Each overload is there with its arguments; nothing that is hidden is."""
+    functions = described(db)["functions"]
+    assert "fn.hushed" not in functions
+    first, second = functions["fn.add"]
+    assert first["comment"] == "The sum"
+    assert first["volatility"] == "immutable"
+    assert [(each["name"], each["type"], each["required"]) for each in first["arguments"]] == [
+        ("a", "integer", True),
+        ("b", "integer", False),
+    ]
+    assert first["json_schema"]["required"] == ["a"]
+    assert second["json_schema"]["required"] == ["a", "b", "c"]
+    assert functions["fn.everyone"][0]["verbs"] == ["find", "aggregate"]
+    assert functions["app.fn.work"][0]["kind"] == "procedure"
+    assert functions["fn.label"][0]["arguments"][0]["name"] is None
+    assert "secret" not in str(functions)
+
+
+@pytest.mark.parametrize(("name", "overload", "kwargs"), CALLS)
+@pytest_twisted.ensureDeferred
+async def test_schemas(db: Callee, name: str, overload: int, kwargs: dict[str, Any]) -> None:
+    """The schemas hold for what is given and for what is answered."""
+    found = described(db)["functions"][name][overload]
+    for schema, value in (
+        (found["json_schema"], kwargs),
+        (found["result"]["json_schema"], await db.call(name, **kwargs)),
+    ):
+        Draft202012Validator.check_schema(schema)
+        Draft202012Validator(schema).validate(value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_computed_columns(db: Callee) -> None:
+    """What is computed stands beside the columns, with its comment."""
+    assert described(db)["relations"]["people"]["computed"] == {
+        "label": {
+            "type": "text",
+            "comment": "With a sign",
+            "json_schema": {"type": ["string", "null"]},
+        }
+    }
