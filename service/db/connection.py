@@ -84,6 +84,8 @@ class PgConnection(extensions.connection):
         opening: The BEGIN that the next statement takes along, or None; or, for statements
             that stand alone, what each of them takes along.
         stopped: Set by a canceler: the job that has the connection is to end.
+        address: The DSN that it was opened with.
+        looked: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
     """
@@ -93,6 +95,8 @@ class PgConnection(extensions.connection):
     settings = ""
     generation = -1
     born = 0.0
+    address = ""
+    looked = 0.0
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
@@ -105,7 +109,7 @@ class PgConnection(extensions.connection):
         self.autocommit = True
         self.generation = generation
         self.settings = settings
-        self.born = time.monotonic()
+        self.born = self.looked = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
 
     def cursor(self, *args: Any, **options: Any) -> Any:

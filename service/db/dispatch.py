@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,6 +21,7 @@ from service.db.cancel import Canceler
 from service.db.connection import PgConnection
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
+from service.db.session import Sessions
 from service.db.worker import Worker
 from service.errors import StatementTimeout, Unavailable
 
@@ -36,12 +36,10 @@ class Dispatch:
     Args:
         reactor: For timers, and to come back from threads.
         limits: How many workers there may be, and how long a job may wait.
-        connect: Opens a session for this generation, in a worker.
+        sessions: Where workers have theirs from.
     """
 
-    def __init__(
-        self, reactor: Any, limits: PoolLimits, connect: Callable[[int], PgConnection]
-    ) -> None:
+    def __init__(self, reactor: Any, limits: PoolLimits, sessions: Sessions) -> None:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.generation = 0
         self.stopping = threading.Event()
@@ -49,7 +47,7 @@ class Dispatch:
         self.workers: list[Worker] = []
         self.accepting = False
         self._reactor = reactor
-        self._connect = connect
+        self._sessions = sessions
         self._canceler = Canceler()
         self._jobs: dict[Job, float | None] = {}
         self._held: deque[Job] = deque()
@@ -77,9 +75,13 @@ class Dispatch:
 
     def open(self) -> PgConnection:
         """Open a session for a worker."""
-        connection = self._connect(self.generation)
+        connection = self._sessions.open(self.generation)
         self._connects += 1
         return connection
+
+    def moved(self, connection: PgConnection) -> bool:
+        """Tell whether a session would be another one if it were opened now."""
+        return self._sessions.moved(connection)
 
     def post(self, job: Job) -> None:
         """Hand a finished job to the reactor."""

@@ -19,6 +19,7 @@ class PoolLimits:
         acquire_timeout: Seconds a call waits for a free connection.
         connect_wait: Seconds a worker goes on trying to connect.
         max_age: Seconds after which a session is replaced.
+        recheck: Seconds between two looks whether the credentials of a session have changed.
     """
 
     least: int = 1
@@ -26,6 +27,7 @@ class PoolLimits:
     acquire_timeout: float = 10.0
     connect_wait: float = 5.0
     max_age: float = 1800.0
+    recheck: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from service.db.connection import PgConnection
 from service.db.dispatch import Dispatch
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
-from service.db.session import Dsn, SessionSettings, open_session
+from service.db.session import Dsn, Sessions, SessionSettings
 from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 
@@ -29,7 +29,8 @@ class PgPool(adbapi.ConnectionPool):
     Threads with a connection each, and one queue of jobs.
 
     Args:
-        dsn: Where the database is; a function is asked at every connect, in a worker.
+        dsn: Where the database is; a function is asked at every connect and every
+            `recheck` seconds, in a worker: what it gives may change.
         reactor: For timers, and to come back from threads.
         session: What is set in every session.
         limits: How much the pool may take.
@@ -44,9 +45,8 @@ class PgPool(adbapi.ConnectionPool):
     ) -> None:
         limits = limits or PoolLimits()
         super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
-        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
-        self._session = session or SessionSettings()
-        self.dispatch = Dispatch(reactor, limits, self._open)
+        sessions = Sessions(dsn, session or SessionSettings())
+        self.dispatch = Dispatch(reactor, limits, sessions)
         self._closed: Deferred[None] | None = None
 
     def _start(self) -> None:
@@ -85,15 +85,12 @@ class PgPool(adbapi.ConnectionPool):
         self.running = False
 
     def rotate(self) -> None:
-        """Replace every session before its next use, asking for the DSN again."""
+        """Replace every session before its next use, though the DSN be the same."""
         self.dispatch.generation += 1
 
     def stats(self) -> PoolStats:
         """Count what there is to count."""
         return self.dispatch.stats()
-
-    def _open(self, generation: int) -> PgConnection:
-        return open_session(self._dsn(), self._session, generation)
 
     # adbapi's face
 

@@ -17,7 +17,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from service.db.connection import PgConnection
 
 Dsn = Callable[[], str]
-"""Where the database is, asked again at every connect, so that credentials may change."""
+"""Where the database is, asked again at every connect and now and then, for credentials may change."""
 
 REQUIRED = {
     "timezone": "UTC",
@@ -69,6 +69,40 @@ class SessionSettings:
         """Word all settings as statements for the beginning of a transaction."""
         every = self.limits() | REQUIRED
         return "".join(f" SET LOCAL {name} = '{value}';" for name, value in every.items())
+
+
+class Sessions:
+    """
+    Where the sessions of a pool come from; for threads that may wait.
+
+    Args:
+        dsn: Asked at every connect, and now and then in between.
+        settings: Of every session.
+    """
+
+    def __init__(self, dsn: str | Dsn, settings: SessionSettings) -> None:
+        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
+        self._settings = settings
+
+    def open(self, generation: int) -> PgConnection:
+        """
+        Connect.
+
+        Raises:
+            psycopg2.Error, OSError, ValueError: There is no session to be had, now; or nobody
+                can say where, as while a file is being written.
+        """
+        dsn = self._dsn()
+        connection = open_session(dsn, self._settings, generation)
+        connection.address = dsn
+        return connection
+
+    def moved(self, connection: PgConnection) -> bool:
+        """Tell whether another place or other credentials are valid now, as far as is known."""
+        try:
+            return self._dsn() != connection.address
+        except Exception:  # it is being written: what we have goes on
+            return False
 
 
 def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> PgConnection:

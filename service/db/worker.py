@@ -21,6 +21,11 @@ from service.db.job import Job
 from service.db.limits import PoolLimits
 from service.errors import Unavailable
 
+NO_SESSION = (psycopg2.Error, OSError, ValueError)
+"""What there may be instead of a session, for now; a ValueError while a URL is being written."""
+PATIENCE = 10.0
+"""Seconds that a session goes on when there is a new address that does not answer."""
+
 
 class Home(Protocol):
     """What a worker needs of its pool."""
@@ -32,6 +37,9 @@ class Home(Protocol):
 
     def open(self) -> PgConnection:
         """Open a session, once; the thread waits."""
+
+    def moved(self, connection: PgConnection) -> bool:
+        """Tell whether a session would be another one if it were opened now."""
 
     def post(self, job: Job) -> None:
         """Hand a finished job to the reactor."""
@@ -119,7 +127,7 @@ class Worker:
         connection = self.connection
         if connection is not None:
             if connection.usable(self.home.generation, self.home.limits.max_age):
-                return connection
+                return self._current(connection)
             self._discard()
         end = time.monotonic() + self.home.limits.connect_wait
         pause = 0.05
@@ -127,11 +135,29 @@ class Worker:
             try:
                 self.connection = self.home.open()
                 return self.connection
-            except (psycopg2.Error, OSError) as error:
+            except NO_SESSION as error:
                 if time.monotonic() > end or self.home.stopping.wait(pause):
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
                     raise Unavailable("the database cannot be reached") from error
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
+
+    def _current(self, connection: PgConnection) -> PgConnection:
+        """Replace a session if its credentials have changed, and the new ones are good."""
+        now = time.monotonic()
+        if now - connection.looked < self.home.limits.recheck:
+            return connection
+        connection.looked = now
+        if not self.home.moved(connection):
+            return connection
+        try:
+            fresh = self.home.open()
+        except NO_SESSION as error:
+            self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
+            connection.looked = time.monotonic() + PATIENCE
+            return connection
+        self._discard()
+        self.connection = fresh
+        return fresh
 
     def _discard(self) -> None:
         with self.lock:

@@ -1,0 +1,106 @@
+"""
+A database whose address is kept in a file, which is written while we serve.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from psycopg2.extensions import make_dsn
+from twisted.internet.defer import ensureDeferred
+
+from schema.database import Place
+from service.errors import Unavailable
+from tests.conftest import execute
+from tests.db.rooms import database_at, failure_of, pause
+
+WHO = "SELECT current_user"
+
+
+@pytest.fixture(scope="module")
+def roles(dsn: str) -> None:
+    execute(
+        dsn,
+        "DROP ROLE IF EXISTS moving_1; DROP ROLE IF EXISTS moving_2;"
+        "CREATE ROLE moving_1 LOGIN; CREATE ROLE moving_2 LOGIN",
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_credentials_that_change(dsn: str, roles: None, tmp_path: Path) -> None:
+    """The next calls use the new ones, though the sessions of the old ones still stand."""
+    file = tmp_path / "url"
+    file.write_text(make_dsn(dsn, user="moving_1"))
+    async with database_at(Place(file=file).dsn, most=2, recheck=0.0) as database:
+        assert await database.statement(WHO) == [("moving_1",)]
+        async with database.transaction():
+            assert await database.statement(WHO) == [("moving_1",)]
+            file.write_text(make_dsn(dsn, user="moving_2"))
+            assert await database.statement(WHO) == [("moving_1",)]
+        assert await database.statement(WHO) == [("moving_2",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_how_often_the_file_is_read(dsn: str) -> None:
+    """Not for every call, but every few seconds; nothing is opened that need not be."""
+    asked: list[str] = []
+
+    def where() -> str:
+        asked.append(dsn)
+        return dsn
+
+    async with database_at(where, most=1, recheck=0.2) as database:
+        for _ in range(20):
+            await database.statement("SELECT 1")
+        assert len(asked) == 1
+        await pause(0.2)
+        await database.statement("SELECT 1")
+        assert len(asked) == 2
+        assert database.pool.stats().connects == 1
+
+
+@pytest.mark.parametrize("broken", [b"", b"postgresql:/", b"\xff\xfe", None])
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_is_being_written(
+    dsn: str, roles: None, tmp_path: Path, broken: bytes | None
+) -> None:
+    """A session goes on meanwhile; without one, a call waits, and is told to try again."""
+    file = tmp_path / "url"
+    place = Place(file=file)
+
+    def write(content: bytes | None) -> None:
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+
+    write(make_dsn(dsn, user="moving_1").encode())
+    async with database_at(place.dsn, most=1, recheck=0.0, connect_wait=0.3) as database:
+        assert await database.statement(WHO) == [("moving_1",)]
+        write(broken)
+        assert await database.statement(WHO) == [("moving_1",)]
+        database.pool.rotate()
+        assert isinstance(await failure_of(database.statement(WHO)), Unavailable)
+    async with database_at(place.dsn, most=1, connect_wait=5) as database:
+        waiting = ensureDeferred(database.statement(WHO))
+        await pause(0.1)
+        assert not waiting.called
+        write(make_dsn(dsn, user="moving_2").encode())
+        assert await waiting == [("moving_2",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_credentials_that_are_not_good_yet(dsn: str, roles: None, tmp_path: Path) -> None:
+    """A session that stands is kept for them."""
+    file = tmp_path / "url"
+    file.write_text(make_dsn(dsn, user="moving_1"))
+    async with database_at(Place(file=file).dsn, most=1, recheck=0.0) as database:
+        assert await database.statement(WHO) == [("moving_1",)]
+        file.write_text(make_dsn(dsn, user="moving_0"))
+        assert await database.statement(WHO) == [("moving_1",)]
+        execute(
+            dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'moving_1'"
+        )
+        file.write_text(make_dsn(dsn, user="moving_2"))
+        assert await database.statement(WHO) == [("moving_2",)]
