@@ -17,6 +17,7 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from schema.child import leashed, socket_directory
@@ -40,6 +41,7 @@ class Router(Supervised):
     def __init__(self, reactor: Any, settings: Settings) -> None:
         self._settings = settings
         self._home = settings.state / f"router-{settings.port}"
+        self._bridge = ""
         super().__init__(reactor, "the embedded router", settings.state / "router.log")
 
     @property
@@ -57,12 +59,14 @@ class Router(Supervised):
 
     async def prepare(self) -> list[str]:
         """Write the configuration, and clear away what a killed node left."""
-        problem = obstacle(self._settings)
+        # In a thread: whoever has the port is looked for among all processes of the machine.
+        threads = self.reactor.getThreadPool()
+        problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
             raise NotReady(problem)
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings, path = self._settings, bridge(self._settings.state)
-        config = node(settings.realm, settings.prefix, settings.port, self.socket, path)
+        settings, self._bridge = self._settings, bridge(self._settings.state)
+        config = node(settings.realm, settings.prefix, settings.port, self.socket, self._bridge)
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
         (self._home / "node.pid").unlink(missing_ok=True)
@@ -75,7 +79,7 @@ class Router(Supervised):
         """Whether every door is open; the HTTP bridge is the last."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
         try:
-            knock = cast(Knock, await endpoint.connect(Knocks(bridge(self._settings.state))))
+            knock = cast(Knock, await endpoint.connect(Knocks(self._bridge)))
             return b" 405 " in await knock.answer.addTimeout(5, self.reactor)
         except (ConnectError, Late):
             return False

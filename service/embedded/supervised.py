@@ -18,9 +18,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+STEADY = 60.0
+"""Seconds that a child has lived when its end says nothing about the next one's."""
 PATIENCE = 60.0
 GRACE = 4.0
 GLANCE = 0.05
+TAIL = 4096
+"""Bytes at the end of a log in which we look for what was said last."""
+LARGEST_LOG = 1024 * 1024
+"""Bytes; a larger one is put aside when it is opened."""
 
 
 class NotReady(Exception):
@@ -119,12 +125,13 @@ class Supervised(Service, ABC):
 
     def last_words(self) -> str:
         """Quote what the child said last."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        lines = tail(self.log).decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     async def _live(self) -> None:
         pause = FIRST_PAUSE
         while self.running:
+            began = self.reactor.seconds()
             try:
                 await self._once()
             except NotReady as refusal:
@@ -137,6 +144,8 @@ class Supervised(Service, ABC):
                     self._ready.errback(Failure())
                     return
                 self.logger.failure("{title} cannot be started", title=self.title)
+            if self.reactor.seconds() - began >= STEADY:
+                pause = FIRST_PAUSE
             if self.running:
                 self.logger.warn("{title} again in {pause} s", title=self.title, pause=pause)
                 await self.sleep(pause)
@@ -163,6 +172,7 @@ class Supervised(Service, ABC):
     def _spawn(self, command: list[str]) -> Ended:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.child = Ended()
+        put_aside(self.log)
         with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
             files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
             self._transport = self.reactor.spawnProcess(
@@ -176,3 +186,19 @@ class Supervised(Service, ABC):
                 self._transport.signalProcess(name)
             except ProcessExitedAlready:
                 self.logger.debug("{title} has ended already", title=self.title)
+
+
+def tail(log: Path) -> bytes:
+    """Read the end of a log."""
+    if not log.exists():
+        return b""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return file.read()
+
+
+def put_aside(log: Path) -> None:
+    """Begin a log anew if it has become large; the one before is kept beside it."""
+    if log.exists() and log.stat().st_size > LARGEST_LOG:
+        log.replace(log.with_name(f"{log.name}.1"))

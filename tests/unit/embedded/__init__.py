@@ -1,0 +1,1 @@
+"""Children of the service, without the children."""
