@@ -200,8 +200,7 @@ class Dispatch:
             self._finish(self._finished.popleft())
 
     def _finish(self, job: Job) -> None:
-        if job.timer is not None and job.timer.active():
-            job.timer.cancel()
+        job.rest()
         if job in self._jobs:
             del self._jobs[job]
             if job.lane is not None:

@@ -83,7 +83,13 @@ class Job:
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.callback, result)
 
+    def rest(self) -> None:
+        """Stop the clock."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+
     def fail(self, reason: Failure | BaseException) -> None:
         """Give the caller an error, unless it was given something before."""
+        self.rest()
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.errback, reason)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
@@ -98,6 +98,7 @@ class Transaction(Level):
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
         self._failure: Failure | None = None
+        self._open: set[Job] = set()
 
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
@@ -108,7 +109,13 @@ class Transaction(Level):
             self._dispatch.submit(self._server).addBoth(self._ended)
         if self._failure is not None:
             return fail(self._failure)
-        return self._dispatch.submit_to(self._lane, Job(function, args), timeout)
+        job = Job(function, args)
+        self._open.add(job)
+        return self._dispatch.submit_to(self._lane, job, timeout).addBoth(self._done, job)
+
+    def _done(self, outcome: Any, job: Job) -> Any:
+        self._open.discard(job)
+        return outcome
 
     def _serve_txn(self, connection: PgConnection) -> None:
         """Run what comes through the lane, in the worker, until the end mark."""
@@ -120,16 +127,12 @@ class Transaction(Level):
             server.worker.execute(job, lambda job: job.function(connection, *job.args))
 
     def _ended(self, outcome: Any) -> None:
-        """Fail what is still in the lane: no worker came, or it was sent away."""
+        """Fail what has no answer: no worker came, or it was sent away, or never came back."""
         reason = outcome if isinstance(outcome, Failure) else None
         self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
-        while True:
-            try:
-                job = self._lane.get_nowait()
-            except Empty:
-                return
-            if job is not None and job.take():
-                job.fail(self._failure)
+        for job in list(self._open):
+            job.take()
+            job.fail(self._failure)
 
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""

@@ -12,11 +12,14 @@ import pytest
 import pytest_twisted
 from twisted.enterprise import adbapi
 from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.defer import FirstError, ensureDeferred, gatherResults
 
+from service.db.connection import PgConnection
 from service.db.limits import PoolLimits
 from service.db.pool import PgPool, PoolService
+from service.db.scope import Database
 from service.db.session import SessionSettings
+from service.db.thread import in_thread
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.lag import LagProbe
@@ -216,6 +219,41 @@ async def test_close_stops_what_runs(dsn: str) -> None:
     assert [type(error) for error in errors] == [Unavailable] * 5
     assert isinstance(await failure_of(pool.runQuery("SELECT 1")), Unavailable)
     assert execute(dsn, f"SELECT count(*) {SESSIONS}") == [(0,)]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: bool) -> None:
+    """A job that no cancel reaches is left to itself; whoever waits for it is told."""
+    go = threading.Event()
+    pool = PgPool(dsn, reactor)
+    pool.start()
+    database = Database(pool, reactor)
+
+    def stuck_txn(connection: PgConnection) -> None:
+        connection.command("SELECT 1")
+        go.wait(20)
+
+    async def work() -> None:
+        if not inside:
+            await database.run(stuck_txn, timeout=60)
+        async with database.transaction(), database.transaction():
+            stuck = database.run(stuck_txn, timeout=60)
+            await gatherResults([stuck, database.statement("SELECT 2")], consumeErrors=True)
+
+    try:
+        outcome = ensureDeferred(failure_of(work()))
+        await until(lambda: pool.stats().busy)
+        await pool.close(0)
+        outcome.addTimeout(2, reactor)
+        error = await outcome
+        error = error.subFailure.value if isinstance(error, FirstError) else error
+        assert isinstance(error, Unavailable)
+    finally:
+        go.set()
+    for worker in pool.dispatch.workers:
+        await in_thread(reactor, "join", worker.thread.join, 5)
+        assert not worker.thread.is_alive()
 
 
 @pytest_twisted.ensureDeferred
