@@ -20,18 +20,36 @@ MODULES = sorted(
     for room in ("service", "schema", "migrations", "tests")
     for path in (ROOT / room).rglob("*.py")
 )
+REACTOR = "twisted.internet.reactor"
 ADBAPI = ("service/db/", "service/models/")
 
 
-def imported(module: Path) -> set[str]:
+def text(module: Path) -> str:
+    """Read a module."""
+    return (ROOT / module).read_text("utf-8")
+
+
+def imported(source: str) -> set[str]:
     """Name all that a module imports, wherever in it."""
     names: set[str] = set()
-    for step in ast.walk(ast.parse((ROOT / module).read_text("utf-8"))):
+    for step in ast.walk(ast.parse(source)):
         if isinstance(step, ast.Import):
             names.update(name.name for name in step.names)
         elif isinstance(step, ast.ImportFrom):
             names.update(f"{step.module}.{name.name}" for name in step.names)
     return names
+
+
+def seeks_reactor(source: str) -> bool:
+    """Whether a module imports the reactor, or what it could be had from."""
+    if imported(source) & {REACTOR, "twisted", "twisted.internet", "twisted.internet.*"}:
+        return True
+    steps = list(ast.walk(ast.parse(source)))
+    return any(
+        (isinstance(step, ast.Attribute) and ast.unparse(step) == REACTOR)
+        or (isinstance(step, ast.Constant) and step.value == REACTOR)
+        for step in steps
+    )
 
 
 def test_rooms_import_downwards() -> None:
@@ -46,7 +64,7 @@ def test_rooms_import_downwards() -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] != "tests"], ids=str)
 def test_modules_stay_small(module: Path) -> None:
     """A module holds one idea."""
-    assert len((ROOT / module).read_text("utf-8").splitlines()) <= LISTS.get(str(module), LONGEST)
+    assert len(text(module).splitlines()) <= LISTS.get(str(module), LONGEST)
 
 
 def test_only_the_database_rooms_know_adbapi() -> None:
@@ -56,7 +74,7 @@ def test_only_the_database_rooms_know_adbapi() -> None:
         for module in MODULES
         if str(module).startswith("service/")
         and not str(module).startswith(ADBAPI)
-        and any(name.startswith("twisted.enterprise") for name in imported(module))
+        and any(name.startswith("twisted.enterprise") for name in imported(text(module)))
     ]
     assert strangers == []
 
@@ -68,12 +86,32 @@ def test_nobody_looks_the_reactor_up() -> None:
         for module in MODULES
         if str(module).startswith("service/")
         and module.name != "__main__.py"
-        and "twisted.internet.reactor" in imported(module)
+        and seeks_reactor(text(module))
     ]
     assert seekers == []
+
+
+@pytest.mark.parametrize(
+    ("source", "seeks"),
+    [
+        ("from twisted.internet import reactor", True),
+        ("from twisted.internet import defer, reactor as it", True),
+        ("import twisted.internet.reactor", True),
+        ("from twisted import internet", True),
+        ("def late():\n    from twisted.internet import reactor", True),
+        ("import twisted.internet.defer\ntwisted.internet.reactor.stop()", True),
+        ("import_module('twisted.internet.reactor')", True),
+        ("from twisted.internet import *", True),
+        ("from twisted.internet.defer import Deferred", False),
+        ("from twisted.internet.interfaces import IReactorTime", False),
+    ],
+)
+def test_every_way_to_the_reactor_is_known(source: str, seeks: bool) -> None:
+    """However it is spelled."""
+    assert seeks_reactor(source) is seeks
 
 
 def test_nothing_of_ours_is_left_open() -> None:
     """What is to be done stands in issues, not in the code."""
     marker = "TO" + "DO"
-    assert [str(module) for module in MODULES if marker in (ROOT / module).read_text("utf-8")] == []
+    assert [str(module) for module in MODULES if marker in text(module)] == []
