@@ -1,5 +1,5 @@
 """
-The command line: `python -m service run`, `settings` or `seed`.
+The command line: `python -m service run`, `settings`, `seed` or `types`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,25 @@ def seed() -> None:
             print(sow(dsn))
     except (EmbeddedFailed, SeedRefused, OSError) as error:
         fail(str(error))
+
+
+@main.command(help="Print typed definitions of what is served, for TypeScript or Python.")
+@click.option("--lang", type=click.Choice(["ts", "py"]), required=True)
+def types(lang: str) -> None:
+    """Print types."""
+    from schema.database import EmbeddedFailed
+    from service.answer import stubs
+    from service.answer.describing import describe
+    from service.db.offline import read_catalog
+
+    settings = read()
+    try:
+        with settings.place.running() as dsn:
+            catalog = read_catalog(dsn, settings.schemas)
+    except (EmbeddedFailed, OSError) as error:
+        fail(str(error))
+    document = describe(catalog, settings.prefix, "", stubs.ANSWERS, ())
+    print(stubs.typescript(document) if lang == "ts" else stubs.python(document), end="")
 
 
 @main.command(help="Run everything in the foreground: database, migrations, router, service.")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.answer.describing_functions import described_functions
@@ -16,6 +16,7 @@ from service.request.names import RESERVED, encode
 RIGHTS = {
     "create": ("insertable",),
     "upsert": ("insertable", "updatable"),
+    "import": ("insertable",),
     "update": ("updatable",),
     "delete": ("deletable",),
 }
@@ -73,12 +74,14 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
 
 
 def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> dict[str, Any]:
+    columns = {column.name: _column(catalog, column) for column in relation.columns.values()}
     return {
         "schema": relation.schema,
         "name": relation.name,
         "kind": relation.kind,
         "comment": relation.comment,
-        "columns": {column.name: _column(catalog, column) for column in relation.columns.values()},
+        "columns": columns,
+        "json_schema": row_schemas(columns),
         "computed": {
             name: {
                 "type": computed.column.declared,
@@ -126,6 +129,31 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)
     return described
+
+
+def row_schemas(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Give the JSON Schemas of a row as it is read, created and updated."""
+    readable = {name: each for name, each in columns.items() if each["readable"]}
+    writable = {name: each for name, each in columns.items() if each["writable"]}
+    needed = [
+        name
+        for name, each in writable.items()
+        if not (each["nullable"] or each["default"] or each["generated"])
+    ]
+    return {
+        "row": _object(readable, list(readable)),
+        "insert": _object(writable, needed),
+        "update": _object(writable, []),
+    }
+
+
+def _object(columns: Mapping[str, Mapping[str, Any]], required: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: each["json_schema"] for name, each in columns.items()},
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def _always(column: Column) -> bool:
