@@ -87,7 +87,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     }
     used = [*(row.type for row in columns), *types_of(routines)]
     known = types.served(schemas, used)
-    return Catalog(version, tuple(schemas), served, known, functions(routines))
+    return Catalog(version, tuple(schemas), served, known, functions(routines, known))
 
 
 def revision_txn(connection: connection) -> tuple[str, ...] | None:

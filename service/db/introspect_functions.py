@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from service.catalog import Type
 from service.db.introspect_sql import HIDDEN
 from service.db.introspect_types import shown
 from service.functions import Argument, Function, Mode, Volatility
@@ -48,13 +49,22 @@ def types_of(rows: Iterable[Any]) -> set[int]:
     return {oid for row in rows for oid in (row.result, *row.types)}
 
 
-def functions(rows: Iterable[Any]) -> dict[tuple[str, str], tuple[Function, ...]]:
-    """Make the functions of rows of `FUNCTIONS`, by schema and name."""
+def functions(
+    rows: Iterable[Any], types: Mapping[int, Type]
+) -> dict[tuple[str, str], tuple[Function, ...]]:
+    """Make the functions of rows of `FUNCTIONS`, by schema and name, less those of hidden rows."""
     found: dict[tuple[str, str], tuple[Function, ...]] = {}
     for row in rows:
+        if any(_is_hidden(types.get(oid)) for oid in (row.result, *row.types)):
+            continue
         home = (row.schema, row.name)
         found[home] = (*found.get(home, ()), _function(row))
     return found
+
+
+def _is_hidden(type: Type | None) -> bool:
+    """Tell the row of a relation of which nothing is served."""
+    return type is not None and type.kind == "composite" and not any(n for n, _ in type.fields)
 
 
 def _function(row: Any) -> Function:

@@ -13,6 +13,7 @@ from service.functions import Function
 from service.request.aggregate import parse_aggregate
 from service.request.call import ARGS, CallRequest, bind_call, read_given
 from service.request.overloads import Given
+from service.request.paging import digest_of
 from service.request.parse import Limits, Parsed, parse_find
 from service.request.types import AggregateRequest, FindRequest
 from service.request.values import Values
@@ -44,7 +45,7 @@ def parse_called_find(
     given, rest = _apart(functions, args, kwargs)
     # the rows of other arguments are another question
     home = f"{functions[0].schema}.fn.{functions[0].name}"
-    question = f"{home} {given.positional!r} {sorted(given.named.items(), key=_name)!r}"
+    question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
     parsed = _told(functions, rest, lambda: parse_find([], rest, limits, question))
     return _bound(functions, given, parsed, polymorphic)
 
@@ -97,7 +98,3 @@ def _bound(
     call = bind_call(functions, given, values, polymorphic)
     request = CalledRequest(call, parsed.request)
     return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
-
-
-def _name(item: tuple[str, Any]) -> str:
-    return item[0]

@@ -10,6 +10,8 @@ from typing import Any
 from service.functions import Function
 from service.request.overloads import Given
 
+DIMENSIONS = 6
+"""Of an array, at most (PostgreSQL's MAXDIM)."""
 INTEGERS = ("int4", "int8", "numeric")
 
 
@@ -42,10 +44,10 @@ def generic_of(
     return _common([_type_of(leaf) for leaf in leaves]), lists
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
     if isinstance(value, list | tuple):
-        for each in value:
-            yield from _leaves(each)
+        for each in value if depth < DIMENSIONS else ():
+            yield from _leaves(each, depth + 1)
     elif value is not None:
         yield value
 

@@ -105,7 +105,7 @@ def _misfit(functions: Sequence[Function], given: Given) -> InvalidArgument:
     for each in given.named:
         if each not in names:
             found = UnknownName(
-                "argument", each, sorted(names), f'function "{name}"', f"{given.path}{each}"
+                "argument", each, sorted(names), f'function "{name}"', f"{given.path}{each}"[:200]
             )
             found.details.setdefault("hint", _takes(functions))
             return found

@@ -23,8 +23,17 @@ MAX_TOKEN = 1 << 20
 
 
 def digest_of(*question: Any) -> str:
-    """Sum up a question: the same order and filter give the same digest."""
-    return blake2b(repr(question).encode(errors="replace"), digest_size=9).hexdigest()
+    """
+    Sum up a question: the same order and filter give the same digest.
+
+    Raises:
+        InvalidArgument: A value in it is nested too deep to be looked at.
+    """
+    try:
+        text = repr(question)
+    except RecursionError:
+        raise InvalidArgument("a value of this call is nested too deep") from None
+    return blake2b(text.encode(errors="replace"), digest_size=9).hexdigest()
 
 
 def write_token(digest: str, keys: Sequence[str | None] | int) -> str:

@@ -239,6 +239,43 @@ async def test_refused(
     assert "DROP" not in str(refused.details.get("sqlstate"))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\0", "\ud800", 2**5000, float("nan"), [[[[[[[[1]]]]]]]], {1: 2}, b"\xff", "'; DROP --",
+        {"a": {"b": [None, True]}}, [1, "x"], [[1], [2, 3]], object(),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "by_name"),
+    [("same", "v"), ("any_count", "v"), ("echo", ""), ("moody", "m"), ("pair", "p"), ("add", "a")],
+)
+@pytest_twisted.ensureDeferred
+async def test_hostile_values(db: Callee, name: str, by_name: str, value: Any) -> None:
+    """Whatever is given is answered, or refused as a call; never a bug of ours."""
+    args, kwargs = ((), {by_name: value}) if by_name else ((value,), {})
+    with suppress(InvalidArgument):
+        await db.call(f"fn.{name}", *args, **kwargs)
+
+
+@pytest_twisted.ensureDeferred
+async def test_deep_values(db: Callee) -> None:
+    """A value nested beyond all measure is refused."""
+    deep: list[Any] = []
+    for _ in range(20_000):
+        deep = [deep]
+    for name, args, kwargs in (
+        ("fn.echo", (deep,), {}),
+        ("fn.same", (), {"v": deep}),
+        ("fn.everyone.find", (), {"args": {"x": deep}}),
+        ("fn.table_of.find", (), {"args": {"n": deep}}),
+        ("fn.table_of.find", (), {"args": {"n": 1}, "where": {"a": deep}}),
+    ):
+        refused = await failure_of(db.call(name, *args, **kwargs))
+        assert isinstance(refused, InvalidArgument), (name, refused)
+
+
 @pytest_twisted.ensureDeferred
 async def test_ambiguous(db: Callee) -> None:
     """Functions that take the same names are told, not guessed."""
