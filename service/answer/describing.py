@@ -11,6 +11,7 @@ from service.answer.describing_functions import described_functions
 from service.answer.json_schema import schema_of
 from service.catalog import Catalog, Column, Relation
 from service.plan.computed import computed_columns
+from service.plan.relationships import relationships
 from service.request.names import RESERVED, encode
 
 RIGHTS = {
@@ -104,6 +105,15 @@ def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> d
             }
             for key in relation.foreign_keys
             if key.target in catalog.relations
+        ],
+        "relationships": [
+            {
+                "relation": served_name(catalog, way.target),
+                "via": way.label,
+                "many": way.many,
+                "names": sorted(way.called),
+            }
+            for way in relationships(catalog, relation)
         ],
         "row_security": relation.row_security,
         "verbs": verbs_of(relation, verbs),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from service.answer.describing import describe
 from service.errors import InvalidArgument
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
@@ -413,3 +414,20 @@ async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
     assert found["manies"] == [{"id": 2, "r": 6}]
     found = await db.call("manies.get", 2, select=[], embed={"one": {"select": ["r", "t"]}})
     assert found == {"one": {"r": 5, "t": None}}
+
+
+@pytest_twisted.ensureDeferred
+async def test_described(db: Callee) -> None:
+    """Each relationship that describe lists can be embedded as it says."""
+    served = db.hub.served
+    document = describe(served.catalog, "rowcast", "1", db.hub.verbs, ())
+    known = 0
+    for name, relation in document["relations"].items():
+        for way in relation["relationships"]:
+            options = {"relation": way["relation"], "via": way["via"], "select": []}
+            options["direction"] = "many" if way["many"] else "one"
+            await db.call(f"{name}.find", embed={"x": {**options, "inner": True}}, limit=1)
+            for called in way["names"]:
+                await db.call(f"{name}.find", select=[], embed={called: {"inner": True}}, limit=1)
+            known += 1
+    assert known > 20
