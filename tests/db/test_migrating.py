@@ -1,0 +1,96 @@
+"""
+Alembic on real databases: several hosts, several at once, and enums.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from psycopg2.extensions import make_dsn, parse_dsn
+from sqlalchemy.dialects import postgresql
+
+from schema.base import Base
+from schema.database import Place, engine
+from tests.conftest import ROOT, execute, until
+from tests.wamp.programs import program
+
+LOCK = 0x726F7763617374
+"""What migrations hold, as migrations/env.py has it: other releases must find it the same."""
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+@pytest.fixture
+def moods(migrated: str) -> Iterator[sqlalchemy.Enum]:
+    """Declare a table with an enum, of which the database lacks a label."""
+    execute(migrated, "CREATE TYPE mood AS ENUM ('sad', 'fine')")
+    execute(migrated, "CREATE TABLE moods (id int PRIMARY KEY, mood mood NOT NULL)")
+    mood = postgresql.ENUM("sad", "fine", "happy", name="mood")
+    table = sqlalchemy.Table(
+        "moods",
+        Base.metadata,
+        sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True, autoincrement=False),
+        sqlalchemy.Column("mood", mood, nullable=False),
+    )
+    yield mood
+    Base.metadata.remove(table)
+    execute(migrated, "DROP TABLE moods; DROP TYPE mood")
+
+
+def alembic(dsn: str) -> Config:
+    """Configure Alembic for a database."""
+    attributes = {"place": Place(url=dsn), "configure_logging": False}
+    return Config(ROOT / "alembic.ini", attributes=attributes)
+
+
+def test_the_host_that_is_there(dsn: str, tmp_path: Path) -> None:
+    """Of several hosts SQLAlchemy gets the one that answers, as libpq does."""
+    parameters = parse_dsn(dsn)
+    hosts, port = f"{tmp_path},{parameters['host']}", parameters.get("port", "5432")
+    several = make_dsn(dsn, host=hosts, port=f"{port},{port}", target_session_attrs="read-write")
+    with engine(Place(url=several).dsn()).connect() as connection:
+        assert (
+            connection.scalar(sqlalchemy.text("SELECT current_database()"))
+            == (parameters["dbname"])
+        )
+
+
+def test_two_at_once(dsn: str, tmp_path: Path) -> None:
+    """Of two migrations that race one waits for the other, and finds nothing left to do."""
+    environ = {"DATABASE_URL": dsn, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    upgrade = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")
+    holder = psycopg2.connect(dsn)
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+        with program(environ, *upgrade) as one, program(environ, *upgrade) as other:
+            until(
+                lambda: execute(dsn, WAITING) == [(2,)] or not (one.running() and other.running()),
+                60,
+            )
+            assert one.running()
+            assert other.running()
+            assert execute(dsn, "SELECT to_regclass('actions')") == [(None,)]
+            holder.rollback()
+            assert (one.ends(), other.ends()) == (0, 0), one.output + other.output
+            assert (one.output + other.output).count("Running upgrade  -> 0001") == 1
+    finally:
+        holder.close()
+    assert execute(dsn, "SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+@pytest.mark.usefixtures("moods")
+def test_a_new_label_is_seen(migrated: str) -> None:
+    """Autogenerate knows the labels of enums."""
+    with pytest.raises(CommandError, match="happy"):
+        command.check(alembic(migrated))
+    execute(migrated, "ALTER TYPE mood ADD VALUE 'happy'")
+    command.check(alembic(migrated))
