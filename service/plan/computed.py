@@ -66,7 +66,13 @@ def keyless(relation: Relation) -> Relation:
 
 
 def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
-    """Give the functions of a relation's rows; of two alike, that of the relation's schema last."""
+    """
+    Give the functions of a relation's rows; of two alike, that of the relation's schema last.
+
+    They read the whole row, so PostgreSQL lets nobody use them who may not.
+    """
+    if not all(column.selectable for column in relation.columns.values()):
+        return []
     found = _row_functions(catalog).get((relation.schema, relation.name), [])
     return sorted(found, key=lambda function: function.schema == relation.schema)
 
