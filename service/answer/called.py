@@ -10,7 +10,7 @@ from typing import Any
 
 from service.answer.served import Served
 from service.catalog import Catalog
-from service.db.calls import counted_txn
+from service.db.calls import counted_txn, kept_txn
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.db.scope import Database
 from service.functions import Function
@@ -118,8 +118,9 @@ class Called:
 
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads
+        kept = (kept_txn, function) if reads else (function,)
         return await self._database.atomic(
-            function, *args, read_only=reads, retry=reads, timeout=call.timeout
+            *kept, *args, read_only=reads, retry=reads, timeout=call.timeout
         )
 
 

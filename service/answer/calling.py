@@ -11,7 +11,7 @@ from typing import Any
 from service.answer.called import Called
 from service.answer.served import Served
 from service.catalog import Catalog
-from service.db.calls import call_txn
+from service.db.calls import call_txn, kept_txn
 from service.db.interactions import Shape, write_txn
 from service.db.scope import Database
 from service.errors import NoSuchProcedure, clip, nearest
@@ -100,16 +100,18 @@ class Calling:
             )
             found: list[Any] = written.rows
             return found
+        reads = request.function.reads
+        kept = (kept_txn, call_txn) if reads else (call_txn,)
         rows: list[Any] = await self._database.atomic(
-            call_txn,
+            *kept,
             served.codec,
             statement,
             call.values,
             self._limits.max_rows,
             request.max_affected,
             shape,
-            read_only=request.function.reads,
-            retry=request.function.reads,
+            read_only=reads,
+            retry=reads,
             timeout=call.timeout,
         )
         return rows

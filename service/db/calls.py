@@ -4,14 +4,38 @@ What runs in a pool thread when a database function is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import psycopg2
 
 from service.db.connection import PgConnection
 from service.db.interactions import Page, Shape, execute, over, page_txn, shaped
 from service.db.values import Codec
-from service.errors import TooManyToSend
+from service.errors import DatabaseRefused, TooManyToSend
 from service.sql.statement import Statement
+
+READ_ONLY = "25006"
+"""What PostgreSQL says of a write in a transaction that may only read."""
+
+
+def kept_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Run what calls a function that promises only to read.
+
+    Raises:
+        DatabaseRefused: It does write; the transaction has to be read-only.
+    """
+    try:
+        return function(connection, *args)
+    except psycopg2.Error as error:
+        if error.pgcode != READ_ONLY:
+            raise
+        raise DatabaseRefused(
+            "the function would write, and is declared to read only",
+            hint="a function that writes is VOLATILE",
+            sqlstate=READ_ONLY,
+        ) from error
 
 
 def call_txn(

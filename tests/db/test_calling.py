@@ -92,6 +92,8 @@ CREATE FUNCTION born(who int, name text) RETURNS SETOF people VOLATILE LANGUAGE 
     AS 'INSERT INTO people VALUES (who, name), (who + 1, name) RETURNING *';
 CREATE FUNCTION sneaky() RETURNS int STABLE LANGUAGE plpgsql
     AS $$BEGIN PERFORM nextval('counter'); RETURN 1; END$$;
+CREATE FUNCTION sneaky_rows() RETURNS SETOF people STABLE LANGUAGE plpgsql
+    AS $$BEGIN PERFORM nextval('counter'); END$$;
 CREATE SEQUENCE counter;
 CREATE FUNCTION sleepy() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(30)';
 CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql
@@ -323,7 +325,11 @@ async def test_errors(db: Callee) -> None:
 async def test_stable_functions_only_read(db: Callee, dsn: str) -> None:
     """What promises not to write runs where it could not."""
     refused = await failure_of(db.call("fn.sneaky"))
-    assert refused.details["sqlstate"] == "25006"  # type: ignore[attr-defined]
+    assert isinstance(refused, DatabaseRefused)
+    assert refused.details["sqlstate"] == "25006"
+    assert refused.details["hint"] == "a function that writes is VOLATILE"
+    over_rows = await failure_of(db.call("fn.sneaky_rows.find"))
+    assert isinstance(over_rows, DatabaseRefused)
 
 
 @pytest_twisted.ensureDeferred
