@@ -46,6 +46,7 @@ DETAILS = frozenset(
         "detail",
         "hint",
         "path",
+        "line",
         "fields",
         "candidates",
         "row",

@@ -51,7 +51,12 @@ class Serving(Service):
         roles = Roles(settings.database_roles, settings.anonymous)
         self.hub = Hub(
             self.database,
-            Limits(settings.max_rows, settings.max_filter_depth, settings.max_embed_depth),
+            Limits(
+                settings.max_rows,
+                settings.max_filter_depth,
+                settings.max_embed_depth,
+                settings.tx_idle_timeout,
+            ),
             settings.max_bytes,
             roles,
         )

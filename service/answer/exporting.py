@@ -77,20 +77,15 @@ class Exporting:
         self, served: Served, statement: Statement, call: Parsed[FindRequest], send: Send
     ) -> Any:
         blocks = Blocks(self._database.reactor)
-        copying = self._database.atomic(
-            copy_out_txn,
-            served.codec,
-            statement,
-            call.values,
-            blocks,
-            read_only=True,
-            timeout=call.timeout,
-        )
-        copying.addBoth(blocks.ended)
-        try:
-            await relay(blocks.next, send)
-            return {"rows": await copying, "bytes": blocks.bytes}
-        finally:
-            blocks.stop()
-            copying.addErrback(lambda _: None)
-            copying.cancel()
+        async with self._database.transaction(read_only=True):
+            copying = self._database.run(
+                copy_out_txn, served.codec, statement, call.values, blocks, timeout=call.timeout
+            )
+            copying.addBoth(blocks.ended)
+            try:
+                await relay(blocks.next, send)
+                return {"rows": await copying, "bytes": blocks.bytes}
+            finally:
+                blocks.stop()
+                copying.addErrback(lambda _: None)
+                copying.cancel()

@@ -20,6 +20,7 @@ from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
 from service.answer.exporting import Exporting
+from service.answer.importing import Importing
 from service.answer.line import Line, Send
 from service.answer.reading import Reading
 from service.answer.roles import Roles, words_for
@@ -36,7 +37,7 @@ from service.request.parse import Limits
 Verb = Callable[..., Awaitable[Any]]
 """Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
 
-LONG = frozenset({"stream", "export"})
+LONG = frozenset({"stream", "export", "import"})
 """Verbs that are more than a question and its answer: they are told who is on the line."""
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
@@ -72,6 +73,7 @@ class Hub:
         changing = Changing(database, limits, max_bytes)
         streaming = Streaming(database, limits, max_bytes)
         exporting = Exporting(database, limits, max_bytes)
+        self._importing = Importing(database, limits)
         self._calling = Calling(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {
             "get": reading.get,
@@ -85,6 +87,7 @@ class Hub:
             "upsert": creating.upsert,
             "update": changing.update,
             "delete": changing.delete,
+            "import": self._importing.take,
         }
 
     @property
@@ -122,6 +125,10 @@ class Hub:
         """Serve other catalogs from now on, to anybody and by role; running calls keep theirs."""
         self._whole = whole
         self._served = served
+
+    def departed(self, session: int) -> None:
+        """Take note that a caller's session is gone, and with it what it has begun."""
+        self._importing.departed(session)
 
     async def answer(
         self,

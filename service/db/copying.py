@@ -19,6 +19,9 @@ from service.db.connection import PgConnection
 from service.db.values import Codec
 from service.sql.statement import Statement
 
+GLANCE = 0.2
+"""Seconds after which a worker that waits for the other side looks whether it is to stop."""
+
 BLOCK = 64 * 1024
 """Bytes gathered before a block is handed over: COPY gives a row at a time."""
 
@@ -36,6 +39,7 @@ class Blocks:
         self._reactor = reactor
         self._credit = threading.Semaphore(0)
         self._stopped = False
+        self._connection: PgConnection | None = None
         self._held: list[bytes] = []
         self._weight = 0
         self._ready: deque[str] = deque()
@@ -43,6 +47,10 @@ class Blocks:
         self._outcome: Any = self
 
     # In the worker
+
+    def attach(self, connection: PgConnection) -> None:
+        """Begin to be written, by a COPY on this connection."""
+        self._connection = connection
 
     def write(self, data: bytes) -> int:
         """Take a row; wait while there is a block that nobody asked for."""
@@ -58,12 +66,17 @@ class Blocks:
         self._held.clear()
         self._weight = 0
         for start in range(0, len(text), 2 * BLOCK):
-            if not self._stopped:
-                self._credit.acquire()
-            if self._stopped:  # COPY is being stopped on the server; until then it may talk on
+            if not self._asked():  # COPY is being stopped on the server; until then it talks on
                 return
             self._ready.append(text[start : start + 2 * BLOCK])
             self._reactor.callFromThread(self._pump)
+
+    def _asked(self) -> bool:
+        """Wait until a block is asked for; tells whether one is still wanted."""
+        while not (self._stopped or (self._connection and self._connection.stopped)):
+            if self._credit.acquire(timeout=GLANCE):
+                return not self._stopped
+        return False
 
     # In the reactor
 
@@ -113,6 +126,7 @@ def copy_out_txn(
 
     How long it takes is up to whoever takes the blocks, so the statement has no time limit.
     """
+    blocks.attach(connection)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         # COPY takes no parameters.

@@ -17,6 +17,8 @@ from service.db.position import bound_of
 from service.errors import ConstraintViolation, InvalidArgument, ServiceError, clip, nearest
 from service.plan.conditions import Bound
 
+_COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
+"""A server of another language says it otherwise: then the line is not told."""
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 
 
@@ -63,6 +65,16 @@ def invalid(error: psycopg2.Error) -> ServiceError:
 def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
     found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
     return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
+
+
+def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | None) -> None:
+    """Add where in an import it happened, as far as COPY tells: the line, the column."""
+    place = _COPY.search(error.diag.context or "")
+    if place is None:
+        return
+    found.details["line"] = int(place[1])
+    if relation is not None and place[2] in relation.columns:
+        found.details.setdefault("column", place[2])
 
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:

@@ -17,7 +17,7 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.diagnosis import invalid, name_column, raised, retold, words
+from service.db.diagnosis import invalid, name_column, name_line, raised, retold, words
 from service.db.position import bound_of
 from service.db.violations import violation
 from service.errors import (
@@ -67,6 +67,15 @@ def refusal(
         return Canceled()
     if not isinstance(error, psycopg2.Error):
         return None
+    found = _worded(error, catalog, relation)
+    if found is not None:
+        name_line(found, error, relation)
+    return found
+
+
+def _worded(
+    error: psycopg2.Error, catalog: Catalog | None, relation: Relation | None
+) -> ServiceError | None:
     if error.pgcode is None:
         return _without_code(error)
     if error.pgcode not in _KNOWN:

@@ -143,13 +143,22 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
 
 
 def _writable(relation: Relation, each: Assignment) -> Column:
-    column = relation.column(each.column, each.path)
-    always = bool(column.generated) or column.identity == "a"
-    if always and each.operand is not None:
+    if each.operand is None:
+        return relation.column(each.column, each.path)
+    return writable(relation, each.column, each.path)
+
+
+def writable(relation: Relation, name: str, path: str) -> Column:
+    """
+    Look up a column that is to be given a value.
+
+    Raises:
+        InvalidArgument: It is unknown, or the database alone gives it values.
+    """
+    column = relation.column(name, path)
+    if column.generated or column.identity == "a":
         raise InvalidArgument(
-            f'"{column.name}" is made by the database and cannot be written',
-            path=each.path,
-            column=column.name,
+            f'"{name}" is made by the database and cannot be written', path=path, column=name
         )
     return column
 

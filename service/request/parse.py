@@ -45,11 +45,13 @@ class Limits:
         max_rows: Of one page.
         max_depth: Of a filter's and, or and not.
         max_embed_depth: Of embeds.
+        idle: Seconds that what a session has begun may lie idle.
     """
 
     max_rows: int = 1000
     max_depth: int = 16
     max_embed_depth: int = 8
+    idle: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,10 +113,11 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
     else:
         yield SQL(" DEFAULT VALUES")
     if plan.conflict is not None:
-        yield from _conflict(plan.conflict)
+        yield from on_conflict(plan.conflict)
 
 
-def _conflict(conflict: Conflict) -> Iterator[Part]:
+def on_conflict(conflict: Conflict) -> Iterator[Part]:
+    """Give what becomes of new rows whose key is there already."""
     yield SQL(" ON CONFLICT (")
     yield from separated([Identifier(name)] for name in conflict.key)
     yield SQL(") DO UPDATE SET " if conflict.takeovers else ") DO NOTHING")

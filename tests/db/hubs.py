@@ -49,10 +49,11 @@ async def serving(
     max_bytes: int = 8 << 20,
     roles: Roles | None = None,
     written: tuple[type[Model], ...] = WRITTEN,
+    idle: float = 10.0,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     async with database_at(dsn) as database:
-        hub = Hub(database, Limits(max_rows), max_bytes, roles or Roles())
+        hub = Hub(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(
             reactor, database, schemas or ("public",), hub, models, roles or Roles()

@@ -1,0 +1,156 @@
+"""
+COPY … FROM: rows on their way from the reactor to the COPY in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import QueryCanceledError
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from service.db.connection import PgConnection
+from service.db.copying import BLOCK, GLANCE
+from service.sql.copy import CopyIn
+
+Encode = Callable[[Any, bool], Iterator[bytes]]
+"""Makes COPY's text of what one call brought, told whether there is a word for defaults."""
+
+
+class Feed:
+    """
+    What a COPY reads: the rows of one call after the other, each written as text when its turn
+    comes.
+
+    Args:
+        reactor: To come back from the worker.
+        encode: Makes the text, in the worker.
+    """
+
+    def __init__(self, reactor: Any, encode: Encode) -> None:
+        self.error: BaseException | None = None
+        self._reactor = reactor
+        self._encode = encode
+        self._queue: SimpleQueue[tuple[Any, Deferred[None]] | BaseException | None] = SimpleQueue()
+        self._waiting: list[Deferred[None]] = []
+        self._failure: Failure | None = None
+        self._connection: PgConnection | None = None
+        self._defaults = False
+        self._pieces: Iterator[bytes] = iter(())
+        self._taken: Deferred[None] | None = None
+        self._buffer = bytearray()
+        self._ended = False
+
+    # In the reactor
+
+    def put(self, rows: Any) -> Deferred[None]:
+        """Bring rows; fires when COPY has taken them, fails when it has failed."""
+        taken: Deferred[None] = Deferred()
+        if self._failure is not None:
+            taken.errback(self._failure)
+            return taken
+        self._waiting.append(taken)
+        self._queue.put((rows, taken))
+        return taken
+
+    def end(self) -> None:
+        """Bring no more."""
+        self._queue.put(None)
+
+    def fail(self, reason: BaseException) -> None:
+        """Have the COPY fail."""
+        self._queue.put(reason)
+
+    def over(self, outcome: Any) -> Any:
+        """Take note of how the import ended; what was not taken fails with it."""
+        if isinstance(outcome, Failure):
+            self._failure = outcome
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.errback(outcome)
+        return outcome
+
+    def _took(self, taken: Deferred[None]) -> None:
+        if taken in self._waiting:
+            self._waiting.remove(taken)
+            taken.callback(None)
+
+    # In the worker
+
+    def attach(self, connection: PgConnection, defaults: bool) -> None:
+        """Begin to be read, by a COPY that has a word for defaults or none."""
+        self._connection = connection
+        self._defaults = defaults
+
+    def read(self, size: int) -> bytes:
+        """Give the next bytes; none are the end. An error of ours is kept, psycopg2 hides it."""
+        try:
+            while len(self._buffer) < size and not self._ended:
+                self._more()
+        except BaseException as error:
+            self.error = error
+            raise
+        block = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return block
+
+    def _more(self) -> None:
+        for piece in self._pieces:
+            self._buffer += piece
+            if len(self._buffer) >= BLOCK:
+                return
+        if self._taken is not None:
+            self._reactor.callFromThread(self._took, self._taken)
+            self._taken = None
+        self._next()
+
+    def _next(self) -> None:
+        assert self._connection is not None
+        while True:
+            if self._connection.stopped:
+                raise QueryCanceledError("stopped while it waited for rows")
+            try:
+                given = self._queue.get(timeout=GLANCE)
+            except Empty:
+                continue
+            break
+        if given is None:
+            self._ended = True
+        elif isinstance(given, BaseException):
+            raise given
+        else:
+            rows, self._taken = given
+            self._pieces = self._encode(rows, self._defaults)
+
+
+def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
+    """
+    Write what a feed brings; gives the number of rows written.
+
+    How long it takes is up to whoever brings the rows, so the statement has no time limit.
+
+    Raises:
+        ServiceError: What the feed found wrong with its rows.
+        psycopg2.Error: What PostgreSQL did.
+    """
+    copy = spelled.copy
+    defaults = spelled.copy_with_defaults is not None and connection.server_version >= 160000
+    if defaults and spelled.copy_with_defaults is not None:
+        copy = spelled.copy_with_defaults
+    feed.attach(connection, defaults)
+    with connection.cursor() as cursor:
+        before = f"; {spelled.before}" if spelled.before else ""
+        cursor.execute(f"SET LOCAL statement_timeout = 0{before}")
+        try:
+            cursor.copy_expert(copy, feed, BLOCK)
+        except psycopg2.Error:
+            if feed.error is not None:
+                raise feed.error from None
+            raise
+        if spelled.after is not None:
+            cursor.execute(spelled.after)
+        return int(cursor.rowcount)

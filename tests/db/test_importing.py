@@ -1,0 +1,375 @@
+"""
+import: rows of any number, in one call or in many; all of them are kept, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+
+from service.errors import (
+    Canceled,
+    CheckViolation,
+    ForeignKeyViolation,
+    InvalidArgument,
+    NotAuthorized,
+    NotNullViolation,
+    ServiceError,
+    Unavailable,
+    UniqueViolation,
+    UnknownName,
+)
+from service.request.caller import Caller
+from tests.conftest import execute
+from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.rooms import failure_of, until
+from tests.db.test_streaming import transactions
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE parents (id int PRIMARY KEY);
+INSERT INTO parents VALUES (1), (2);
+CREATE TABLE items (
+    id int PRIMARY KEY, name text NOT NULL DEFAULT 'unnamed', price numeric(8, 2) CHECK (price >= 0),
+    mood mood, tags text[], doc jsonb, body bytea, seen timestamptz,
+    parent_id int REFERENCES parents, twice int GENERATED ALWAYS AS (id * 2) STORED,
+    no int GENERATED ALWAYS AS IDENTITY, secret text DEFAULT 'kept');
+COMMENT ON COLUMN items.secret IS '@hidden';
+CREATE TABLE "odd %s" (id int PRIMARY KEY, "a ""b%" text);
+CREATE VIEW dear AS SELECT id, name, price FROM items WHERE price > 100 WITH CHECK OPTION;
+CREATE TABLE rows_of (id int PRIMARY KEY, owner text DEFAULT 'me');
+ALTER TABLE rows_of ENABLE ROW LEVEL SECURITY;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them, empty."""
+    execute(dsn, 'TRUNCATE items, "odd %s", rows_of')
+    async with serving(dsn, idle=0.4) as callee:
+        yield callee
+
+
+def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tuple[object, ...]]:
+    """Give what is in a table."""
+    return execute(dsn, f"SELECT {what} FROM {of} ORDER BY id")
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows(dsn: str, db: Callee) -> None:
+    """Values take their wire forms; what one row lacks and another gives is its default."""
+    given = [
+        {
+            "id": 1,
+            "name": "tab\t, new\nline\r, back\\slash, \\N and \\.",
+            "price": "1.50",
+            "mood": "ok",
+            "tags": ["a", None, 'b"\\,{}'],
+            "doc": {"n": [1, None, "é\n"]},
+            "body": b"\0\xff\\",
+            "seen": "2026-01-01T00:00:00Z",
+        },
+        {"id": 2, "name": "", "price": None, "doc": "text", "tags": []},
+        {"id": 3, "name": {"$default": True}},
+    ]
+    assert await db.call("items.import", given) == {"rows": 3}
+    found = (await db.call("items.find", order=["id"]))["rows"]
+    assert [row["name"] for row in found] == [given[0]["name"], "", "unnamed"]
+    for name, value in given[0].items():
+        assert found[0][name] == value
+    assert found[1]["doc"] == "text"
+    assert found[1]["tags"] == []
+    assert found[1]["price"] is None
+    assert found[2]["twice"] == 6
+    assert rows(dsn, "secret") == [("kept",)] * 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_as_lists(dsn: str, db: Callee) -> None:
+    """Rows may be lists, if the columns are named; names are identifiers, whatever they hold."""
+    answer = await db.call("items.import", [[1, "a"], [2, "b"]], columns=["id", "name"])
+    assert answer == {"rows": 2}
+    assert rows(dsn, "id, name") == [(1, "a"), (2, "b")]
+    await db.call("odd%20%25s.import", rows=[{"id": 1, 'a "b%': "100%"}])
+    await db.call("odd%20%25s.import", csv='id,"a ""b%"\n2,%s\n', on_conflict="id")
+    assert rows(dsn, "*", '"odd %s"') == [(1, "100%"), (2, "%s")]
+    assert await db.call("items.import", []) == {"rows": 0}
+    assert await db.call("items.import", csv="") == {"rows": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_csv(dsn: str, db: Callee) -> None:
+    """CSV is read by PostgreSQL; its header names the columns, unless the call does."""
+    text = '\ufeffid,name,"price"\r\n1,"a ""quoted"", one",1.5\r\n2,"",\r\n'
+    assert await db.call("items.import", csv=text) == {"rows": 2}
+    assert await db.call("items.import", "3,c\n4,d", columns=["id", "name"]) == {"rows": 2}
+    found = [(id, name, price and str(price)) for id, name, price in rows(dsn)]
+    assert found == [(1, 'a "quoted", one', "1.50"), (2, "", None), (3, "c", None), (4, "d", None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"rows": [{"nope": 1}]}, "rows.0.nope"),
+        ({"rows": [{"id": 1}, {"id": 2, "secret": "x"}]}, "rows.1.secret"),
+        ({"rows": [{"id": 1, "twice": 2}]}, "rows.0.twice"),
+        ({"rows": [{"id": 1, "no": 2}]}, "rows.0.no"),
+        ({"rows": [{}]}, "rows.0"),
+        ({"rows": [7]}, "rows.0"),
+        ({"rows": {"id": 1}}, "rows"),
+        ({"rows": [[1]]}, "rows.0"),
+        ({"rows": [[1, 2]], "columns": ["id"]}, "rows.0"),
+        ({"rows": [{"id": 1}], "columns": []}, "columns"),
+        ({"rows": [{"id": 1}], "columns": ["id", "nope"]}, "columns.1"),
+        ({"rows": [{"id": 1, "name": "x"}], "columns": ["id"]}, "rows.0.name"),
+        ({"rows": [{"id": "x"}]}, "rows.0.id"),
+        ({"rows": [{"id": 1, "doc": {"a": "\0"}}]}, "rows.0.doc.a"),
+        ({"csv": "id"}, "csv"),
+        ({"csv": "id,nope\n"}, "csv.nope"),
+        ({"csv": "id,id\n"}, "csv.id"),
+        ({"csv": "id\n\0\n"}, "csv"),
+        ({"csv": 'a"b\n'}, "csv"),
+        ({"csv": 1}, "csv"),
+        ({"csv": "id\n", "rows": []}, "csv"),
+        ({"upload": 1}, "upload"),
+        ({"upload": "nope", "columns": ["id"]}, "columns"),
+        ({"upload": "nope"}, "upload"),
+        ({"done": "yes"}, "done"),
+        ({"rows": [{"id": 1}], "on_conflict": []}, "on_conflict"),
+        ({"rows": [{"id": 1}], "on_conflict": "name"}, "on_conflict"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_refused_arguments(
+    dsn: str, db: Callee, arguments: dict[str, Any], path: str
+) -> None:
+    """A malformed call is refused, and writes nothing."""
+    refused = await failure_of(db.call("items.import", **arguments))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == path
+    assert rows(dsn) == []
+    assert not transactions(dsn)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "column"),
+    [
+        ({"id": 3, "name": None}, NotNullViolation, "name"),
+        ({"id": 3, "price": "-1"}, CheckViolation, "price"),
+        ({"id": 1}, UniqueViolation, "id"),
+        ({"id": 3, "price": "x"}, InvalidArgument, "price"),
+        ({"id": 3, "mood": "glad"}, InvalidArgument, "mood"),
+        ({"id": 3, "price": []}, InvalidArgument, "price"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_where_it_failed(
+    dsn: str, db: Callee, bad: dict[str, Any], kind: type[ServiceError], column: str
+) -> None:
+    """An error tells line and column, and shows nothing of the row."""
+    given = [{"id": 1, "name": "the secret"}, {"id": 2}, {"name": "the secret", **bad}, {"id": 4}]
+    refused = await failure_of(db.call("items.import", given))
+    assert isinstance(refused, kind)
+    assert refused.details["line"] == 3
+    assert refused.details["column"] == column
+    assert "secret" not in f"{refused} {refused.details}"
+    assert rows(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_csv_failed(dsn: str, db: Callee) -> None:
+    """Lines of CSV are counted as an editor counts them, header included."""
+    refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["line"] == 3
+    assert refused.details["column"] == "id"
+    assert "secret" not in f"{refused} {refused.details}"
+    refused = await failure_of(db.call("items.import", csv="id,name\n1,a\n2\n"))
+    assert isinstance(refused, ServiceError)
+    assert refused.details["line"] == 3
+    refused = await failure_of(db.call("items.import", csv="id,parent_id\n1,1\n2,77\n"))
+    assert isinstance(refused, ForeignKeyViolation)
+    assert rows(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_on_conflict(dsn: str, db: Callee) -> None:
+    """Rows that are there already take over what is given, what is named, or nothing."""
+    execute(dsn, "INSERT INTO items (id, name, price) VALUES (1, 'old', 1)")
+    given = [{"id": 1, "name": "new", "price": 2}, {"id": 2, "name": "two", "price": 2}]
+    assert isinstance(await failure_of(db.call("items.import", given)), UniqueViolation)
+    answer = await db.call("items.import", given, on_conflict=["id"], update=[])
+    assert answer == {"rows": 1}
+    assert [row[:2] for row in rows(dsn)] == [(1, "old"), (2, "two")]
+    answer = await db.call("items.import", given, on_conflict="items_pkey", update=["price"])
+    assert answer == {"rows": 2}
+    assert [(i, n, int(str(p)[0])) for i, n, p in rows(dsn)] == [(1, "old", 2), (2, "two", 2)]
+    answer = await db.call("items.import", csv="id,name\n1,csv\n", on_conflict="id")
+    assert answer == {"rows": 1}
+    assert [row[:2] for row in rows(dsn)] == [(1, "csv"), (2, "two")]
+    refused = await failure_of(
+        db.call("items.import", [{"id": 7, "name": "x"}, {"id": 8}], on_conflict="id")
+    )
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "rows.1.name"
+
+
+@pytest_twisted.ensureDeferred
+async def test_views_and_row_security(dsn: str, db: Callee) -> None:
+    """What COPY itself cannot write to is written all the same."""
+    assert await db.call("dear.import", [{"id": 1, "name": "gold", "price": 200}]) == {"rows": 1}
+    refused = await failure_of(db.call("dear.import", [{"id": 2, "name": "tin", "price": 1}]))
+    assert isinstance(refused, CheckViolation)
+    assert await db.call("rows_of.import", csv="id\n1\n2\n") == {"rows": 2}
+    assert rows(dsn, "id, owner", "rows_of") == [(1, "me"), (2, "me")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_upload(dsn: str, db: Callee) -> None:
+    """Many calls are one COPY: nothing is there before the last, all of it after."""
+    begun = await db.call("items.import")
+    assert list(begun) == ["upload"]
+    for start in range(0, 3000, 1000):
+        chunk = [{"id": n, "name": f"n{n}"} for n in range(start, start + 1000)]
+        assert await db.call("items.import", chunk, **begun) == begun
+    assert rows(dsn) == []
+    answer = await db.call("items.import", [{"id": 5000, "name": "last"}], done=True, **begun)
+    assert answer == {"rows": 3001}
+    assert len(rows(dsn)) == 3001
+    refused = await failure_of(db.call("items.import", [{"id": 1}], **begun))
+    assert isinstance(refused, InvalidArgument)
+    assert not transactions(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_upload_of_csv(dsn: str, db: Callee) -> None:
+    """CSV may be cut anywhere, and calls need not wait for each other."""
+    text = "id,name\n" + "".join(f'{n},"é ""{n}""\n"\n' for n in range(500))
+    begun = await db.call("items.import", csv=text[:20], done=False)
+    calls = [
+        Deferred.fromCoroutine(db.call("items.import", csv=text[at : at + 777], **begun))
+        for at in range(20, len(text), 777)
+    ]
+    last = Deferred.fromCoroutine(db.call("items.import", done=True, **begun))
+    assert await last == {"rows": 500}
+    assert await gatherResults(calls) == [begun] * len(calls)
+    assert rows(dsn, "name")[499] == ('é "499"\n',)
+
+
+@pytest_twisted.ensureDeferred
+async def test_upload_without_rows(dsn: str, db: Callee) -> None:
+    """An upload may turn out to hold nothing."""
+    begun = await db.call("items.import", done=False, columns=["id"])
+    assert await db.call("items.import", done=True, **begun) == {"rows": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_upload_that_fails(dsn: str, db: Callee) -> None:
+    """An error ends the upload; lines are counted over all of its calls."""
+    begun = await db.call("items.import", [{"id": 1}, {"id": 2}], done=False)
+    refused = await failure_of(db.call("items.import", [{"id": "x"}], **begun))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "rows.0.id"
+    assert refused.details["line"] == 3
+    await until(lambda: not transactions(dsn), 1)
+    assert isinstance(await failure_of(db.call("items.import", [], **begun)), InvalidArgument)
+    begun = await db.call("items.import", [{"id": 1}, {"id": 1}], done=False)
+    refused = await failure_of(db.call("items.import", done=True, **begun))
+    assert isinstance(refused, UniqueViolation)
+    assert refused.details["line"] == 2
+    begun = await db.call("items.import", [{"id": 1}], done=False)
+    refused = await failure_of(db.call("items.import", [{"id": 2, "name": "x"}], **begun))
+    assert isinstance(refused, UnknownName)
+    begun = await db.call("items.import", [{"id": 1}], done=False)
+    refused = await failure_of(db.call("items.import", csv="2\n", **begun))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "csv"
+    await until(lambda: not transactions(dsn), 1)
+    assert rows(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_upload(dsn: str, db: Callee) -> None:
+    """An upload that lies idle is dropped, and its connection free."""
+    begun = await db.call("items.import", [{"id": 1}], done=False)
+    assert transactions(dsn)
+    await until(lambda: not transactions(dsn), 3)
+    await until(lambda: not db.pool.stats().busy, 3)
+    assert isinstance(
+        await failure_of(db.call("items.import", done=True, **begun)), InvalidArgument
+    )
+    assert rows(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_gone(dsn: str, db: Callee) -> None:
+    """A session that is gone takes its uploads along, and nobody else's."""
+    one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
+    mine = await db.call_as(one, "items.import", [{"id": 1}], done=False)
+    theirs = await db.call_as(two, "items.import", [{"id": 2}], done=False)
+    refused = await failure_of(db.call_as(two, "items.import", done=True, **mine))
+    assert isinstance(refused, NotAuthorized)
+    db.hub.departed(1)
+    assert isinstance(
+        await failure_of(db.call_as(one, "items.import", done=True, **mine)), InvalidArgument
+    )
+    assert await db.call_as(two, "items.import", done=True, **theirs) == {"rows": 1}
+    assert rows(dsn, "id") == [(2,)]
+    assert not transactions(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_upload_of_another_relation(dsn: str, db: Callee) -> None:
+    """An upload goes into one relation."""
+    begun = await db.call("items.import", done=False)
+    refused = await failure_of(db.call("rows_of.import", [{"id": 1}], **begun))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "upload"
+
+
+@pytest_twisted.ensureDeferred
+async def test_as_many_as_may_be(dsn: str, db: Callee) -> None:
+    """Uploads leave connections to others."""
+    begun = [await db.call("items.import", [{"id": n}], done=False) for n in range(3)]
+    refused = await failure_of(db.call("items.import", done=False))
+    assert isinstance(refused, Unavailable)
+    assert refused.details["retry"] is True
+    assert await db.call("items.count") == 0
+    assert await db.call("items.import", [{"id": 9}]) == {"rows": 1}
+    for each in begun:
+        assert await db.call("items.import", done=True, **each) == {"rows": 1}
+    assert len(rows(dsn)) == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled(dsn: str, db: Callee) -> None:
+    """A call that is cancelled ends its import."""
+    execute(dsn, "CREATE TABLE IF NOT EXISTS lazy (id int CHECK (pg_sleep(0.05) IS NOT NULL))")
+    db.catalogs.reload()
+    await until(lambda: ("public", "lazy") in db.hub.served.catalog.relations)
+    given = [{"id": n} for n in range(1000)]
+    call = Deferred.fromCoroutine(db.hub.answer("lazy.import", [given], {}, ANYONE))
+    await until(lambda: transactions(dsn))
+    call.cancel()
+    assert isinstance(await failure_of(call), CancelledError | Canceled)
+    await until(lambda: not transactions(dsn), 1)
+    assert await db.call("lazy.count") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_service_stops(dsn: str) -> None:
+    """A service that stops does not wait for an upload, and keeps nothing of it."""
+    async with serving(dsn, idle=60) as db:
+        await db.call("items.import", [{"id": 70}], done=False)
+    await until(lambda: not transactions(dsn), 3)
+    assert rows(dsn, "id", "items WHERE id = 70") == []

@@ -1,0 +1,126 @@
+"""
+The verbs that last run with the rights of the caller's role too, and under its model's rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from service.answer.roles import Roles
+from service.errors import DatabaseRefused, InvalidRow, NotAuthorized, ServiceError, UnknownName
+from service.models.base import Model
+from service.request.caller import Caller
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+ROLES = Roles({"clerk": "rl_clerk"}, None)
+CLERK = Caller(7, "p1", "clerk", "realm1")
+
+SCHEMA = """
+DROP ROLE IF EXISTS rl_clerk;
+CREATE ROLE rl_clerk;
+CREATE TABLE notes (id int PRIMARY KEY, owner text DEFAULT 'p1', text text, salary int);
+INSERT INTO notes SELECT i, 'p' || i % 3, 'note ' || i, i * 100 FROM generate_series(1, 12) i;
+ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON notes TO rl_clerk USING (owner = current_setting('rowcast.authid', true));
+GRANT SELECT (id, owner, text), INSERT (id, owner, text) ON notes TO rl_clerk;
+CREATE TABLE plain (id int PRIMARY KEY, text text, salary int DEFAULT 5);
+GRANT SELECT (id, text), INSERT (id, text) ON plain TO rl_clerk;
+CREATE TABLE watched (id int PRIMARY KEY, name text, doc jsonb, slug text);
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> Iterator[None]:
+    """Make a role and relations, and drop the role again, which belongs to the whole server."""
+    execute(dsn, SCHEMA)
+    yield
+    execute(dsn, "DROP OWNED BY rl_clerk; DROP ROLE rl_clerk")
+
+
+async def parts(db: Callee, name: str, **kwargs: Any) -> list[Any]:
+    """Take all parts of an answer to the clerk."""
+    taken: list[Any] = []
+
+    async def take(part: Any) -> None:
+        taken.append(part)
+
+    await db.hub.answer(name, [], kwargs, CLERK, take)
+    return taken
+
+
+@pytest_twisted.ensureDeferred
+async def test_reading(dsn: str) -> None:
+    """Policies and grants hold for what is streamed and exported."""
+    async with serving(dsn, roles=ROLES) as db:
+        (rows,) = await parts(db, "notes.stream")
+        assert [row["id"] for row in rows] == [1, 4, 7, 10]
+        assert "salary" not in rows[0]
+        (text,) = await parts(db, "notes.export", select=["id"])
+        assert text == "id\n1\n4\n7\n10\n"
+        (lines,) = await parts(db, "notes.export", select=["id"], format="ndjson")
+        assert lines == '{"id":1}\n{"id":4}\n{"id":7}\n{"id":10}\n'
+        refused = await failure_of(parts(db, "notes.export", select=["salary"]))
+        assert isinstance(refused, UnknownName | NotAuthorized)
+
+
+@pytest_twisted.ensureDeferred
+async def test_importing(dsn: str) -> None:
+    """Policies and grants hold for what is imported."""
+    async with serving(dsn, roles=ROLES) as db:
+        given = [{"id": 20, "owner": "p1"}, {"id": 21, "owner": "p1"}]
+        assert await db.call_as(CLERK, "notes.import", given) == {"rows": 2}
+        refused = await failure_of(db.call_as(CLERK, "notes.import", [{"id": 22, "owner": "p2"}]))
+        assert isinstance(refused, NotAuthorized | DatabaseRefused)
+        assert await db.call_as(CLERK, "plain.import", csv="id,text\n1,a\n") == {"rows": 1}
+        refused = await failure_of(db.call_as(CLERK, "plain.import", csv="id,salary\n2,9\n"))
+        assert isinstance(refused, ServiceError)
+    assert execute(dsn, "SELECT id FROM notes WHERE id > 19 ORDER BY id") == [(20,), (21,)]
+    assert execute(dsn, "SELECT * FROM plain") == [(1, "a", 5)]
+
+
+class Watched(Model):
+    """A model with a rule and a hook."""
+
+    TABLENAME = "watched"
+
+    def beforeSave(self) -> None:
+        """Make the slug."""
+        self.slug = str(self.name).lower()
+
+
+Watched.validatesPresenceOf("name")
+
+
+@pytest_twisted.ensureDeferred
+async def test_rules(dsn: str) -> None:
+    """A model with rules judges each row, of CSV too, and what it makes of them is written."""
+    async with serving(dsn, written=(Watched,)) as db:
+        given = [{"id": n, "name": f"N{n}"} for n in range(500)]
+        assert await db.call("watched.import", given) == {"rows": 500}
+        refused = await failure_of(db.call("watched.import", [*given[:3], {"id": 900}]))
+        assert isinstance(refused, InvalidRow)
+        assert refused.details["path"] == "rows.3"
+        text = 'id,name,doc\n900,"A ""b""\nC","{""n"": 1}"\n901,D,\n902,E,null'
+        begun = await db.call("watched.import", csv=text[:30], done=False)
+        calls = [
+            Deferred.fromCoroutine(db.call("watched.import", csv=each, **begun))
+            for each in text[30:]
+        ]
+        assert await db.call("watched.import", done=True, **begun) == {"rows": 3}
+        assert await calls[0] == begun
+        refused = await failure_of(db.call("watched.import", csv="id,name\n950,\n"))
+        assert isinstance(refused, InvalidRow)
+    found = execute(dsn, "SELECT id, name, doc, slug FROM watched WHERE id >= 899 ORDER BY id")
+    assert found == [
+        (900, 'A "b"\nC', {"n": 1}, 'a "b"\nc'),
+        (901, "D", None, "d"),
+        (902, "E", None, "e"),
+    ]
+    assert execute(dsn, "SELECT count(*) FROM watched WHERE slug IS NOT NULL") == [(503,)]
