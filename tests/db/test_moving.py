@@ -103,4 +103,4 @@ async def test_credentials_that_are_not_good_yet(dsn: str, roles: None, tmp_path
             dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'moving_1'"
         )
         file.write_text(make_dsn(dsn, user="moving_2"))
-        assert await database.statement(WHO) == [("moving_2",)]
+        assert await database.statement(WHO, retry=True) == [("moving_2",)]
