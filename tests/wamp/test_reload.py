@@ -190,6 +190,7 @@ async def test_unannounced(
 ) -> None:
     """A change that nobody told of is found out: a call is refused for now, and the next not."""
     monkeypatch.setattr(catalogs, "STALE", 0.0)
+    monkeypatch.setattr(catalogs, "SHARE", 0.0)
     await change(service, dsn, "SELECT 1")
     execute(dsn, "ALTER TABLE shifting DROP COLUMN size")
     error = await refusal(caller.call("rowcast.shifting.find"))
