@@ -26,6 +26,7 @@ from service.procedures.registry import available, procedures
 from service.request.parse import Limits
 from service.settings import Settings
 from service.wamp.client import WampClient, WampConfig
+from service.wamp.departures import Departures
 from service.wamp.dispatch import Dispatch
 
 log = Logger()
@@ -72,7 +73,7 @@ class Serving(Service):
             settings.shared,
             settings.drain_timeout,
         )
-        self.client = WampClient(reactor, config, [dispatch])
+        self.client = WampClient(reactor, config, [dispatch, Departures(self.hub.departed)])
         written = procedures(self.database, models, lambda: self.hub.served.codec)
         own = Own(
             self.hub,

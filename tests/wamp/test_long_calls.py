@@ -1,0 +1,147 @@
+"""
+stream, export and import from a client, through the router.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
+from twisted.internet.defer import CancelledError, Deferred
+
+from service.serving import Serving
+from tests.conftest import Router, execute
+from tests.db.rooms import until
+from tests.db.test_streaming import transactions
+from tests.wamp.callers import KINDS, Caller, join
+from tests.wamp.service import served
+
+SCHEMA = """
+CREATE TABLE items (id int PRIMARY KEY, body bytea, price numeric, at timestamptz);
+INSERT INTO items SELECT i, decode(md5(i::text), 'hex'), i * 1.5, '2026-01-01Z'
+    FROM generate_series(1, 3000) i;
+CREATE TABLE copies (LIKE items INCLUDING ALL);
+CREATE VIEW slow AS SELECT id, repeat('x', 1000) AS body, pg_sleep(0.001)::text AS nap FROM items;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve them."""
+    async with served(dsn, router) as serving:
+        yield serving
+
+
+@pytest_twisted.async_yield_fixture
+async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
+    """Join a client."""
+    session = await join(router, "rawsocket cbor")
+    yield session
+    await session.close()
+
+
+def open_transactions(dsn: str) -> list[tuple[object, ...]]:
+    """Give those that are open, less the listener's."""
+    return [each for each in transactions(dsn) if "LISTEN" not in str(each[1])]
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_there_and_back(how: str, dsn: str, service: Serving, router: Router) -> None:
+    """What is streamed can be imported as it came, over every transport and serializer."""
+    execute(dsn, "TRUNCATE copies")
+    caller = await join(router, how)
+    parts: list[Any] = []
+    options = CallOptions(on_progress=parts.append)
+    assert await caller.call("rowcast.items.stream", options=options) == {"rows": 3000}
+    assert [len(part) for part in parts] == [500] * 6
+    begun = await caller.call("rowcast.copies.import", done=False)
+    for part in parts:
+        assert await caller.call("rowcast.copies.import", part, **begun) == begun
+    assert await caller.call("rowcast.copies.import", done=True, **begun) == {"rows": 3000}
+    assert execute(dsn, "SELECT * FROM items EXCEPT SELECT * FROM copies") == []
+    await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_csv_there_and_back(dsn: str, caller: Caller) -> None:
+    """So can an export."""
+    execute(dsn, "TRUNCATE copies")
+    parts: list[str] = []
+    options = CallOptions(on_progress=parts.append)
+    answer = await caller.call("rowcast.items.export", options=options)
+    assert answer == {"rows": 3000, "bytes": len("".join(parts))}
+    begun = await caller.call("rowcast.copies.import", csv=parts[0], done=False)
+    for part in parts[1:]:
+        await caller.call("rowcast.copies.import", csv=part, **begun)
+    assert await caller.call("rowcast.copies.import", done=True, **begun) == {"rows": 3000}
+    assert execute(dsn, "SELECT * FROM items EXCEPT SELECT * FROM copies") == []
+    lines: list[str] = []
+    options = CallOptions(on_progress=lines.append)
+    await caller.call("rowcast.items.export", format="ndjson", options=options)
+    assert [json.loads(line)["id"] for line in "".join(lines).splitlines()] == [*range(1, 3001)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_asks_for_progressive_results(caller: Caller) -> None:
+    """A plain call is told what to ask for."""
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.items.stream")
+    assert caught.value.error == "wamp.error.invalid_argument"
+    assert "receive_progress" in caught.value.kwargs["hint"]
+
+
+@pytest.mark.parametrize("how", ["cancels", "leaves", "vanishes"])
+@pytest.mark.parametrize("verb", ["stream", "export"])
+@pytest_twisted.ensureDeferred
+async def test_the_caller_goes(
+    how: str, verb: str, dsn: str, service: Serving, router: Router
+) -> None:
+    """A caller that cancels or leaves frees cursor and connection at once."""
+    caller = await join(router, "rawsocket cbor")
+    begun: Deferred[None] = Deferred()
+    options = CallOptions(on_progress=lambda _: begun.called or begun.callback(None))
+    arguments = {"chunk": 20} if verb == "stream" else {}
+    call = caller.call(f"rowcast.slow.{verb}", options=options, **arguments)
+    await begun
+    assert open_transactions(dsn)
+    if how == "cancels":
+        call.cancel()
+        with pytest.raises(CancelledError):
+            await call
+    else:
+        call.addErrback(lambda _: None)
+        caller._transport.abort() if how == "vanishes" else caller.leave()
+    await until(lambda: not open_transactions(dsn), 2)
+    await until(lambda: not service.pool.stats().busy, 2)
+    await caller.close()
+
+
+@pytest.mark.parametrize("how", ["leaves", "vanishes"])
+@pytest_twisted.ensureDeferred
+async def test_the_importer_goes(how: str, dsn: str, service: Serving, router: Router) -> None:
+    """The uploads of a session end with it, and nothing of them is kept."""
+    execute(dsn, "TRUNCATE copies")
+    caller = await join(router, "rawsocket cbor")
+    begun = await caller.call("rowcast.copies.import", [{"id": 1}], done=False)
+    other = await join(router, "rawsocket cbor")
+    with pytest.raises(ApplicationError) as caught:
+        await other.call("rowcast.copies.import", done=True, **begun)
+    assert caught.value.error == "wamp.error.not_authorized"
+    assert open_transactions(dsn)
+    caller._transport.abort() if how == "vanishes" else caller.leave()
+    await until(lambda: not open_transactions(dsn), 2)
+    await caller.close()
+    assert await other.call("rowcast.copies.count") == 0
+    await other.close()
