@@ -1,0 +1,55 @@
+"""
+Functions through a real router, from each client: names, arguments and results survive the way.
+"""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+
+from tests.conftest import Router, execute
+from tests.db.rooms import failure_of
+from tests.wamp.callers import KINDS, join
+from tests.wamp.service import served
+
+SCHEMA = """
+CREATE SCHEMA app;
+CREATE FUNCTION add(a int, b int DEFAULT 2) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT a + b';
+CREATE FUNCTION echo(jsonb) RETURNS jsonb IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION bytes(bytea) RETURNS bytea IMMUTABLE LANGUAGE sql AS $$SELECT $1 || '\\x00'$$;
+CREATE FUNCTION app."odd. #%name"(timeout int) RETURNS TABLE (n int, half numeric) IMMUTABLE
+    LANGUAGE sql AS 'SELECT i, i / 2.0 FROM generate_series(1, timeout) i';
+CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the functions of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_calls(how: str, dsn: str, router: Router) -> None:
+    """A call has the same answer whatever carries it."""
+    async with served(dsn, router, schemas="public,app"):
+        caller = await join(router, how)
+        try:
+            assert await caller.call("rowcast.fn.add", a=1) == 3
+            doc = {"a": [1, None, "é"]}
+            assert await caller.call("rowcast.fn.echo", doc) == doc
+            assert await caller.call("rowcast.fn.bytes", b"\1\xff") == b"\1\xff\0"
+            odd = "rowcast.app.fn.odd%2E%20%23%25name"
+            assert await caller.call(odd, timeout=1) == [{"n": 1, "half": "0.50000000000000000000"}]
+            page = await caller.call(f"{odd}.find", args={"timeout": 9}, limit=1, order=["-n"])
+            assert page["rows"][0]["n"] == 9
+            refused = await failure_of(caller.call("rowcast.fn.angry"))
+            assert isinstance(refused, ApplicationError)
+            assert refused.error == "rowcast.error.raised"
+            unknown = await failure_of(caller.call("rowcast.fn.ad"))
+            assert isinstance(unknown, ApplicationError)
+            assert unknown.error == "wamp.error.no_such_procedure"
+        finally:
+            await caller.close()
