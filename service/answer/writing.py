@@ -14,6 +14,7 @@ from service.answer.served import Served
 from service.catalog import Relation
 from service.db.interactions import Shape, Written, write_txn
 from service.db.scope import Database
+from service.db.transaction import lone_txn
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement
@@ -44,6 +45,7 @@ class Writing:
         Run a write; one that cannot answer too much needs no transaction around it.
 
         Raises:
+            OutcomeUnknown: The connection was lost while it was being committed.
             TooManyRows: More than `max_affected`; nothing is kept.
             TooLarge: What it reads back weighs too much; nothing is kept.
         """
@@ -53,9 +55,11 @@ class Writing:
         )
         alone = small and max_affected is None
         run = self.database.run if alone else self.database.atomic
+        first = (lone_txn,) if alone and self.database.level is None else ()
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
             lambda: run(
+                *first,
                 write_txn,
                 served.codec,
                 make,

@@ -49,6 +49,21 @@ def single_txn(
     return atomic_txn(connection, "BEGIN", identity, function, *args)
 
 
+def lone_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Run a function whose one statement writes, and commits by itself.
+
+    Raises:
+        OutcomeUnknown: The session died while it was on its way.
+    """
+    try:
+        return function(connection, *args)
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        if connection.closed:
+            raise OutcomeUnknown from error
+        raise
+
+
 def atomic_txn(
     connection: PgConnection, words: str, identity: str, function: Callable[..., Any], *args: Any
 ) -> Any:
