@@ -5,7 +5,7 @@ Calls per second of one procedure, beside an echo on the same router in the same
 
 With `--echo` an echo procedure is called in turns with it, so that the ratio holds on a noisy
 machine. The echo is a service of ours without a hub; it wants a role that may register (default
-the router's own socket: `--service unix:.rowcast/router/service.sock`). `--pid NAME=PID` adds
+the router's own socket: `--service unix:.rowcast/router-8080/service.sock`). `--pid NAME=PID` adds
 the CPU time a call costs that process.
 """
 
