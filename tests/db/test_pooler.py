@@ -23,11 +23,17 @@ from twisted.internet import reactor
 from service.db.connection import PgConnection
 from service.db.listener import Listener
 from service.db.session import SessionSettings
-from tests.conftest import execute
+from tests.conftest import execute, missing
 from tests.db.rooms import database_at, failure_of, until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needed() -> None:
+    """Say so where there is no pgbouncer."""
+    if PGBOUNCER is None:
+        missing("the tests behind a pooler need it → apt-get install pgbouncer")
 
 
 @pytest.fixture(params=["", "options"], ids=["refuses options", "drops options"])

@@ -21,7 +21,7 @@ from service.db.introspect import catalog_txn
 from service.db.values import Codec
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
-from tests.conftest import execute
+from tests.conftest import execute, missing
 
 OPTIONS = (
     "-c timezone=UTC -c intervalstyle=iso_8601 -c datestyle=ISO -c bytea_output=hex"
@@ -516,7 +516,7 @@ def test_hstore(bench: Bench, value: dict[str, str | None]) -> None:
         try:
             cursor.execute("CREATE EXTENSION IF NOT EXISTS hstore")
         except psycopg2.Error:
-            pytest.skip("no hstore on this server")
+            missing("the tests of hstore need the extension on the server")
     known = Bench(connection, catalog_txn(connection, ("public",), 2))
     assert known.back("hstore", value) == value
     assert known.back("hstore[]", [value, None]) == [value, None]
