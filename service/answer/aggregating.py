@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation, Type
 from service.db.interactions import Page, Shape, page_txn
-from service.db.scope import Database
 from service.db.sqlstate import refusal
 from service.errors import InvalidArgument
 from service.plan.aggregate import plan_aggregate
 from service.plan.conditions import PlannedMeasure
 from service.request.aggregate import parse_aggregate
-from service.request.parse import Limits
 from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate
 from service.sql.statement import Statement
@@ -25,18 +24,8 @@ FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "bo
 """What a function is for."""
 
 
-class Aggregating:
-    """
-    Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh.
-    """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self._database = database
-        self._limits = limits
-        self._max_bytes = max_bytes
+class Aggregating(Verbs):
+    """The verb that measures groups of rows."""
 
     async def aggregate(
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -47,11 +36,11 @@ class Aggregating:
         Raises:
             InvalidArgument: Among others, a function is none of its column's type.
         """
-        call = parse_aggregate(args, kwargs, self._limits)
+        call = parse_aggregate(args, kwargs, self.limits)
         statement = served.statement(_aggregate, relation, call.request)
-        shape = Shape(call.request.form, self._max_bytes)
+        shape = Shape(call.request.form, self.max_bytes)
         try:
-            page: Page = await self._database.run(
+            page: Page = await self.database.run(
                 page_txn,
                 served.codec,
                 statement,

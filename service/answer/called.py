@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import counted_txn, kept_txn
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
-from service.db.scope import Database
 from service.functions import Function
 from service.plan.call import polymorphic
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
@@ -22,7 +22,7 @@ from service.request.called import (
     parse_called_find,
 )
 from service.request.paging import digest_of, write_token
-from service.request.parse import Limits, Parsed
+from service.request.parse import Parsed
 from service.request.types import AggregateRequest, FindRequest
 from service.sql.aggregate import aggregate
 from service.sql.select import count, counted, estimate, select
@@ -31,18 +31,8 @@ from service.sql.statement import Statement
 Find = Parsed[CalledRequest[FindRequest]]
 
 
-class Called:
-    """
-    Args:
-        database: Where the functions are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh.
-    """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self._database = database
-        self._limits = limits
-        self._max_bytes = max_bytes
+class Called(Verbs):
+    """The verbs on what functions return."""
 
     async def find(
         self,
@@ -52,7 +42,7 @@ class Called:
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `find`: a page of a function's rows, by offset, since they have no key."""
-        call = parse_called_find(functions, args, kwargs, self._limits, polymorphic(served.catalog))
+        call = parse_called_find(functions, args, kwargs, self.limits, polymorphic(served.catalog))
         request = call.request.of
         page, columns, total = await self._found(served, call)
         limit = call.values[request.limit.slot] - 1
@@ -71,11 +61,11 @@ class Called:
     ) -> Any:
         """Answer `aggregate`: the measures of each group of a function's rows."""
         call = parse_called_aggregate(
-            functions, args, kwargs, self._limits, polymorphic(served.catalog)
+            functions, args, kwargs, self.limits, polymorphic(served.catalog)
         )
         request = call.request
         statement = served.statement(_groups, request.call.function, request)
-        shape = Shape(request.of.form, self._max_bytes)
+        shape = Shape(request.of.form, self.max_bytes)
         page: Page = await self._run(
             call, page_txn, served.codec, statement, call.values, None, shape
         )
@@ -88,7 +78,7 @@ class Called:
         request = call.request
         function, mode = request.call.function, request.of.count
         limit = call.values[request.of.limit.slot] - 1
-        shape = Shape(request.of.form, self._max_bytes)
+        shape = Shape(request.of.form, self.max_bytes)
         if mode in ("exact", "estimated") and not function.reads:
             statement = served.statement(_counted, function, request)
             last = min(call.offset + limit + 1, 2**63 - 1)
@@ -107,7 +97,7 @@ class Called:
         plan = plan_called_all(served.catalog, call.request)
         mode = call.request.of.count
         if mode != "planned":
-            most = self._limits.max_rows
+            most = self.limits.max_rows
             spelled = count(plan, limit=most + 1 if mode == "estimated" else None)
             found = int(await self._run(call, value_txn, served.codec, spelled, call.values))
             if mode == "exact" or found <= most:
@@ -119,7 +109,7 @@ class Called:
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads
         kept = (kept_txn, function) if reads else (function,)
-        return await self._database.atomic(
+        return await self.database.atomic(
             *kept, *args, read_only=reads, retry=reads, timeout=call.timeout
         )
 

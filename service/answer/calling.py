@@ -10,6 +10,7 @@ from typing import Any
 
 from service.answer.called import Called
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
 from service.db.interactions import Shape, write_txn
@@ -26,18 +27,11 @@ from service.sql.statement import Statement
 Verb = Callable[[Served, Sequence[Function], Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 
-class Calling:
-    """
-    Args:
-        database: Where the functions are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh.
-    """
+class Calling(Verbs):
+    """Calls of functions."""
 
     def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self._database = database
-        self._limits = limits
-        self._max_bytes = max_bytes
+        super().__init__(database, limits, max_bytes)
         called = Called(database, limits, max_bytes)
         self._verbs: Mapping[str, Verb] = {"find": called.find, "aggregate": called.aggregate}
 
@@ -75,7 +69,7 @@ class Calling:
         statement = served.statement(self._spell, request.function, request)
         answer = answer_of(served.catalog, request.function)
         form = request.form if answer in ("row", "rows") else "dicts"
-        rows = await self._rows(served, statement, call, Shape(form, self._max_bytes))
+        rows = await self._rows(served, statement, call, Shape(form, self.max_bytes))
         if answer in ("row", "rows") and form == "lists":
             return {"columns": list(statement.columns), "rows": rows}
         if answer == "composite" and request.form == "lists":
@@ -89,7 +83,7 @@ class Calling:
     ) -> list[Any]:
         request = call.request
         if request.function.procedure:  # which may commit, and so stands alone
-            written = await self._database.run(
+            written = await self.database.run(
                 write_txn,
                 served.codec,
                 partial(_given, statement),
@@ -102,12 +96,12 @@ class Calling:
             return found
         reads = request.function.reads
         kept = (kept_txn, call_txn) if reads else (call_txn,)
-        rows: list[Any] = await self._database.atomic(
+        rows: list[Any] = await self.database.atomic(
             *kept,
             served.codec,
             statement,
             call.values,
-            self._limits.max_rows,
+            self.limits.max_rows,
             request.max_affected,
             shape,
             read_only=reads,
@@ -117,7 +111,7 @@ class Calling:
         return rows
 
     def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:
-        return spelled(plan_call(catalog, request), self._limits.max_rows + 1)
+        return spelled(plan_call(catalog, request), self.limits.max_rows + 1)
 
 
 def _given(statement: Statement) -> Statement:

@@ -8,30 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
-from service.db.scope import Database
 from service.errors import NotFound
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
-from service.request.parse import Limits, Parsed, parse_count, parse_find, parse_get
+from service.request.parse import Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest
 from service.sql.select import count, estimate, exists, select
 from service.sql.statement import Statement
 
 
-class Reading:
-    """
-    Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh.
-    """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self._database = database
-        self._limits = limits
-        self._max_bytes = max_bytes
+class Reading(Verbs):
+    """The verbs that read a page, or a number."""
 
     async def get(
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -42,9 +32,9 @@ class Reading:
         Raises:
             NotFound: There is none of that key.
         """
-        call = parse_get(args, kwargs, self._limits)
+        call = parse_get(args, kwargs, self.limits)
         statement = served.statement(_get, relation, call.request)
-        shape = Shape(call.request.form, self._max_bytes)
+        shape = Shape(call.request.form, self.max_bytes)
         page = await self._page(served, statement, call, None, shape)
         if not page.rows:
             raise NotFound(relation.name)
@@ -57,11 +47,11 @@ class Reading:
     ) -> Any:
         """Answer `find`: a page of rows, the token of the next one, perhaps a count."""
         name = f"{relation.schema}.{relation.name}"
-        call = parse_find(args, kwargs, self._limits, name)
+        call = parse_find(args, kwargs, self.limits, name)
         request = call.request
         statement = served.statement(_find, relation, request)
         limit = call.values[request.limit.slot] - 1
-        shape = Shape(request.form, self._max_bytes)
+        shape = Shape(request.form, self.max_bytes)
         page = await self._page(served, statement, call, limit, shape)
         answer: dict[str, Any] = {"rows": page.rows, "next": _next(call, page, limit, kwargs)}
         if request.form == "lists":
@@ -74,7 +64,7 @@ class Reading:
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> int:
         """Answer `count`: how many rows match."""
-        call = parse_count(args, kwargs, self._limits)
+        call = parse_count(args, kwargs, self.limits)
         statement = served.statement(_count, relation, call.request)
         return int(await self._value(served, statement, call))
 
@@ -82,7 +72,7 @@ class Reading:
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
         """Answer `exists`: whether a row matches."""
-        call = parse_count(args, kwargs, self._limits)
+        call = parse_count(args, kwargs, self.limits)
         statement = served.statement(_exists, relation, call.request)
         return bool(await self._value(served, statement, call))
 
@@ -93,7 +83,7 @@ class Reading:
         if mode == "exact":
             return int(await self._value(served, count(plan), call))
         if mode == "estimated":
-            most = self._limits.max_rows
+            most = self.limits.max_rows
             found = int(await self._value(served, count(plan, limit=most + 1), call))
             if found <= most:
                 return found
@@ -108,7 +98,7 @@ class Reading:
         limit: int | None,
         shape: Shape,
     ) -> Page:
-        page: Page = await self._database.run(
+        page: Page = await self.database.run(
             page_txn,
             served.codec,
             statement,
@@ -121,7 +111,7 @@ class Reading:
         return page
 
     async def _value(self, served: Served, statement: Statement, call: Parsed[Any]) -> Any:
-        return await self._database.run(
+        return await self.database.run(
             value_txn, served.codec, statement, call.values, retry=True, timeout=call.timeout
         )
 

@@ -16,30 +16,19 @@ from twisted.internet.defer import Deferred
 
 from service.answer.line import Line
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.cursors import Reader
 from service.db.interactions import Shape, answered_columns
-from service.db.scope import Database
 from service.plan.read import plan_find
-from service.request.parse import Limits
 from service.request.streams import parse_stream
 from service.request.types import FindRequest
 from service.sql.select import select
 from service.sql.statement import Statement
 
 
-class Streaming:
-    """
-    Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What a single row may weigh.
-    """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self._database = database
-        self._limits = limits
-        self._max_bytes = max_bytes
+class Streaming(Verbs):
+    """The verb that reads rows without a limit."""
 
     async def stream(
         self,
@@ -56,12 +45,12 @@ class Streaming:
             InvalidArgument: The caller does not take progressive results.
         """
         send = line.parts()
-        call, rows = parse_stream(args, kwargs, self._limits, f"{relation.schema}.{relation.name}")
+        call, rows = parse_stream(args, kwargs, self.limits, f"{relation.schema}.{relation.name}")
         statement = served.statement(unpaged, relation, call.request)
-        shape = Shape(call.request.form, self._max_bytes)
+        shape = Shape(call.request.form, self.max_bytes)
         reader = Reader(served.codec, statement, call.values, shape, rows)
-        async with self._database.transaction(read_only=True):
-            await relay(partial(self._database.run, reader.chunk_txn, timeout=call.timeout), send)
+        async with self.database.transaction(read_only=True):
+            await relay(partial(self.database.run, reader.chunk_txn, timeout=call.timeout), send)
         if call.request.form == "lists":
             return {"columns": list(answered_columns(statement)), "rows": reader.count}
         return {"rows": reader.count}

@@ -11,27 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.verbs import Verbs
 from service.catalog import Relation
 from service.db.interactions import Shape, Written, write_txn
-from service.db.scope import Database
 from service.db.transaction import lone_txn
-from service.request.parse import Limits, Parsed
+from service.request.parse import Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement
 
 
-class Writing:
-    """
-    Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh.
-    """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self.database = database
-        self.limits = limits
-        self.max_bytes = max_bytes
+class Writing(Verbs):
+    """What the verbs that write share."""
 
     async def write(
         self,
