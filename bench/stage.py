@@ -27,8 +27,16 @@ from service.embedded.node import node
 from service.serving import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
-from tests.conftest import execute, free_port
+from tests.conftest import ROOT, execute, free_port
 from tests.db.lag import LagProbe
+
+ROUTER = ROOT / "router"
+SMALL = """
+CREATE TABLE small AS SELECT i AS id, now() AS at, 'row ' || i AS name
+    FROM generate_series(0, 9999) i;
+ALTER TABLE small ADD PRIMARY KEY (id);
+"""
+"""What other callers read."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,15 @@ class Stage:
     What runs.
 
     Args:
-        url: Where callers connect.
+        url: Where callers connect with RawSocket.
+        websocket: Where they do with WebSocket, which Crossbar sends without Nagle's delay.
         service: Process id.
         router: Process id of the worker.
         dsn: The way to the database.
     """
 
     url: str
+    websocket: str
     service: int
     router: int
     dsn: str
@@ -54,10 +64,12 @@ def staged(crossbar: str, schema: str) -> Iterator[Stage]:
     """Start all three over a fresh database with this schema; end them with the body."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port, socket = free_port(), home / "service.sock"
-    (home / "config.json").write_text(json.dumps(node("realm1", "rowcast", port, socket)))
+    (home / "config.json").write_text(
+        json.dumps(node("realm1", "rowcast", port, socket, code=str(ROUTER)))
+    )
     command = [crossbar, "start", "--cbdir", str(home), "--loglevel", "warn"]
     with Place(state=home / "pg").running() as dsn, (home / "log").open("wb") as log:
-        execute(dsn, schema)
+        execute(dsn, SMALL + schema)
         router = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         service = None
         try:
@@ -68,7 +80,8 @@ def staged(crossbar: str, schema: str) -> Iterator[Stage]:
             service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True)
             assert service.stdout is not None
             service.stdout.readline()
-            yield Stage(f"rs://127.0.0.1:{port}", service.pid, worker_of(router.pid), dsn)
+            pids = service.pid, worker_of(router.pid)
+            yield Stage(f"rs://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws", *pids, dsn)
         finally:
             if service is not None:
                 service.terminate()

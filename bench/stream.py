@@ -48,7 +48,7 @@ def main() -> None:
         join(given.take, Taker(given))
         return
     with staged(given.crossbar, SCHEMA.format(rows=given.rows)) as stage:
-        join(stage.url, Others(given, stage))
+        join(stage.websocket, Others(given, stage, "bench.stream"))
 
 
 def join(url: str, guest: Any) -> None:
@@ -87,6 +87,18 @@ class Guest:
         """Hold nothing."""
 
 
+class Held(Guest):
+    """A session for others to use."""
+
+    def __init__(self, here: Deferred[Any]) -> None:
+        super().__init__(None)
+        self.here = here
+
+    async def joined(self, session: Any, details: Any) -> None:
+        """Hand it over."""
+        self.here.callback(session)
+
+
 class Taker(Guest):
     """Takes the rows."""
 
@@ -109,42 +121,50 @@ class Taker(Guest):
 class Others(Guest):
     """Calls that go on beside."""
 
-    def __init__(self, given: Any, stage: Stage) -> None:
+    def __init__(self, given: Any, stage: Stage, module: str) -> None:
         super().__init__(given)
         self.stage = stage
+        self.module = module
 
     async def go(self, session: Any) -> None:
         """Measure alone, then beside the stream."""
-        await self.gets(session, time.monotonic() + 2, None)
+        self.sessions = [session]
+        for _ in range(self.given.others - 1):
+            more: Deferred[Any] = Deferred()
+            WampClient(
+                reactor, WampConfig([self.stage.websocket], "realm1"), [Held(more)]
+            ).startService()
+            self.sessions.append(await more)
+        await self.gets(time.monotonic() + 2, None)
         await session.call("rowcast.bench.lag")
-        alone = await self.gets(session, time.monotonic() + 6, None)
+        alone = await self.gets(time.monotonic() + 6, None)
         print(f"get alone:   {quantiles(alone)}")
         print(f"loop lag:    {words(await session.call('rowcast.bench.lag'))}")
-        command = [sys.executable, "-m", "bench.stream", *sys.argv[1:], "--take", self.stage.url]
+        command = [sys.executable, "-m", self.module, *sys.argv[1:], "--take", self.stage.url]
         pids = {"service": self.stage.service, "router": self.stage.router}
         with Peaks(pids) as peaks:
             taker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            beside = await self.gets(session, None, taker)
+            beside = await self.gets(None, taker)
         print(f"get beside:  {quantiles(beside)}")
         print(f"loop lag:    {words(await session.call('rowcast.bench.lag'))}")
         print(f"memory:      {peaks.words()}")
         assert taker.stdout is not None
         print(f"taker:       {taker.stdout.read().strip()}")
 
-    async def gets(self, session: Any, end: float | None, taker: Any) -> list[float]:
-        """Have each of some callers get a row, again and again, with a pause between."""
+    async def gets(self, end: float | None, taker: Any) -> list[float]:
+        """Have each of some sessions get a row, again and again, with a pause between."""
         taken: list[float] = []
 
-        async def loop() -> None:
+        async def loop(session: Any) -> None:
             key = 1
             while taker.poll() is None if end is None else time.monotonic() < end:
                 began = time.monotonic()
-                await session.call("rowcast.big.get", key)
+                await session.call("rowcast.small.get", key % 10_000)
                 taken.append(time.monotonic() - began)
                 key += 1
                 await deferLater(reactor, 0.01)
 
-        await gatherResults([Deferred.fromCoroutine(loop()) for _ in range(self.given.others)])
+        await gatherResults([Deferred.fromCoroutine(loop(each)) for each in self.sessions])
         return taken
 
 

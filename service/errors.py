@@ -242,12 +242,19 @@ class TooManyToSend(TooLarge):
 
 
 class StatementTimeout(ServiceError):
-    """Over the time limit; stopped on the server."""
+    """
+    Over the time limit; stopped on the server.
+
+    Args:
+        message: What took too long.
+    """
 
     uri = "rowcast.error.timeout"
 
-    def __init__(self) -> None:
-        super().__init__("the call took longer than its time limit and was stopped")
+    def __init__(
+        self, message: str = "the call took longer than its time limit and was stopped"
+    ) -> None:
+        super().__init__(message)
 
 
 class Unavailable(ServiceError):

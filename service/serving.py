@@ -72,6 +72,7 @@ class Serving(Service):
             settings.prefix,
             settings.shared,
             settings.drain_timeout,
+            settings.tx_idle_timeout,
         )
         self.client = WampClient(reactor, config, [dispatch, Departures(self.hub.departed)])
         written = procedures(self.database, models, lambda: self.hub.served.codec)

@@ -96,7 +96,7 @@ def router() -> Iterator[Router]:
         port=port,
         socket=home / "service.sock",
     )
-    config = node(found.realm, found.prefix, port, found.socket, BRIDGE)
+    config = node(found.realm, found.prefix, port, found.socket, BRIDGE, str(ROOT / "router"))
     (home / "config.json").write_text(json.dumps(config))
     start = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
     with (home / "log").open("wb") as log:

@@ -18,11 +18,12 @@ from service.sql.statement import Statement
 FIRST = 16
 """Rows of the first FETCH: nobody knows yet what a row weighs."""
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
 """
 What a chunk may weigh, roughly.
 
 Whoever handles it, we, the router, the caller, does so in one piece, and everybody else waits.
+Larger ones are no faster (`bench/stream.py`).
 """
 
 DECLARE = (

@@ -20,7 +20,9 @@ ORIGINS = ["http://127.0.0.1:*", "http://localhost:*"]
 LARGEST_MESSAGE = 16 * 1024 * 1024
 
 
-def node(realm: str, prefix: str, port: int, socket: Path, bridge: str = "") -> dict[str, Any]:
+def node(
+    realm: str, prefix: str, port: int, socket: Path, bridge: str = "", code: str = ""
+) -> dict[str, Any]:
     """
     Spell the configuration of a node.
 
@@ -30,7 +32,21 @@ def node(realm: str, prefix: str, port: int, socket: Path, bridge: str = "") -> 
         port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
         socket: Where the service connects, with RawSocket and CBOR.
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
+        code: Directory of `backlog.py`, which tells us what is held for slow callers. Without
+            one, nobody does.
     """
+    inside = {
+        "options": {"pythonpath": [code]},
+        "components": [
+            {
+                "type": "class",
+                "classname": "backlog.Backlog",
+                "realm": realm,
+                "role": "service",
+                "extra": {"prefix": prefix},
+            }
+        ],
+    }
     return {
         "version": 2,
         "controller": {},
@@ -39,6 +55,7 @@ def node(realm: str, prefix: str, port: int, socket: Path, bridge: str = "") -> 
                 "type": "router",
                 "realms": [{"name": realm, "roles": [_service(), _anonymous(prefix)]}],
                 "transports": [_private(socket), _public(realm, port, bridge)],
+                **(inside if code else {}),
             }
         ],
     }

@@ -21,12 +21,15 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from schema.child import leashed, socket_directory
+from schema.database import PROJECT
 from service.embedded.bridge import bridge
 from service.embedded.node import node
 from service.embedded.supervised import NotReady, Supervised
 from service.settings import Settings
 
 SOCKET = "service.sock"
+CODE = PROJECT / "router"
+"""What runs in the router's own process."""
 
 
 class Router(Supervised):
@@ -66,7 +69,14 @@ class Router(Supervised):
             raise NotReady(problem)
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings, self._bridge = self._settings, bridge(self._settings.state)
-        config = node(settings.realm, settings.prefix, settings.port, self.socket, self._bridge)
+        config = node(
+            settings.realm,
+            settings.prefix,
+            settings.port,
+            self.socket,
+            self._bridge,
+            str(CODE) if (CODE / "backlog.py").exists() else "",
+        )
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
         (self._home / "node.pid").unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from service.answer.line import Send
 from service.errors import ServiceError, Unavailable
 from service.request.caller import Caller
 from service.wamp.meter import Meter
+from service.wamp.pace import Pace
 from service.wamp.payload import check
 from service.wamp.refusals import refusal
 from service.wamp.session import DETAILS, SafeSession
@@ -55,6 +56,7 @@ class Dispatch:
             Otherwise a later service takes the prefix over: a predecessor that is half dead
             must not keep it.
         drain: Seconds that running calls get when the service stops.
+        patience: Seconds that a caller of parts may take none of them.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Dispatch:
         prefix: str,
         shared: bool = False,
         drain: float = 20.0,
+        patience: float = 10.0,
     ) -> None:
         self.meter = Meter()
         self._reactor = reactor
@@ -72,6 +75,7 @@ class Dispatch:
         self._shared = shared
         self._drain = drain
         self._draining = False
+        self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
         self._running: set[Deferred[Any]] = set()
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
@@ -84,6 +88,7 @@ class Dispatch:
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register the prefix."""
         self._draining = False
+        self._pace.begin()
         take = partial(self._take, session, details.realm or "")
         try:
             self._registration = await self._register(session, take, False)
@@ -146,7 +151,7 @@ class Dispatch:
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
         call = partial(self._call, session, details.procedure or "", args, kwargs, caller)
         running = Deferred.fromCoroutine(
-            call() if details.progress is None else self._in_parts(session, details.progress, call)
+            call() if details.progress is None else self._in_parts(session, details, call)
         )
         if not running.called:
             self._running.add(running)
@@ -161,14 +166,14 @@ class Dispatch:
             self._idle = None
         return result
 
-    async def _in_parts(self, session: SafeSession, progress: Any, call: Any) -> Any:
-        """Make a call whose caller takes parts of the answer, as fast as the router takes them."""
-        with session.outflow() as outflow:
+    async def _in_parts(self, session: SafeSession, details: CallDetails, call: Any) -> Any:
+        """Make a call whose caller takes parts of the answer, as fast as they are taken."""
+        with session.outflow():
 
             async def send(part: Any) -> None:
                 check(part)
-                progress(part)
-                await outflow.drained()
+                details.progress(part)
+                await self._pace.sent(session, details.caller)
 
             return await call(send)
 

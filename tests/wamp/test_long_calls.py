@@ -14,9 +14,11 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import CancelledError, Deferred
 
+from service.db.cursors import CHUNK_BYTES
 from service.serving import Serving
+from service.wamp.pace import HELD
 from tests.conftest import Router, execute
-from tests.db.rooms import until
+from tests.db.rooms import pause, until
 from tests.db.test_streaming import transactions
 from tests.wamp.callers import KINDS, Caller, join
 from tests.wamp.service import served
@@ -26,6 +28,7 @@ CREATE TABLE items (id int PRIMARY KEY, body bytea, price numeric, at timestampt
 INSERT INTO items SELECT i, decode(md5(i::text), 'hex'), i * 1.5, '2026-01-01Z'
     FROM generate_series(1, 3000) i;
 CREATE TABLE copies (LIKE items INCLUDING ALL);
+CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_series(1, 60000) i;
 CREATE VIEW slow AS SELECT id, repeat('x', 1000) AS body, pg_sleep(0.001)::text AS nap FROM items;
 """
 
@@ -125,6 +128,32 @@ async def test_the_caller_goes(
         caller._transport.abort() if how == "vanishes" else caller.leave()
     await until(lambda: not open_transactions(dsn), 2)
     await until(lambda: not service.pool.stats().busy, 2)
+    await caller.close()
+
+
+@pytest.mark.parametrize("verb", ["stream", "export"])
+@pytest_twisted.ensureDeferred
+async def test_a_slow_caller(verb: str, dsn: str, service: Serving, router: Router) -> None:
+    """While a caller takes nothing, nothing more is read; the router holds little for it."""
+    caller = await join(router, "rawsocket cbor")
+    own = await join(router, "service cbor")
+    call = caller.call(f"rowcast.large.{verb}", options=CallOptions(on_progress=lambda _: None))
+    caller._transport.transport.pauseProducing()
+    held = 0
+    while held < HELD:
+        held = await own.call("rowcast.router.backlog", caller._session_id)
+    await pause(0.3)
+    held = await own.call("rowcast.router.backlog", caller._session_id)
+    assert held < HELD + 3 * CHUNK_BYTES
+    await pause(0.3)
+    assert await own.call("rowcast.router.backlog", caller._session_id) == held
+    assert open_transactions(dsn)
+    caller._transport.transport.resumeProducing()
+    assert (await call)["rows"] == 60_000
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.router.backlog", caller._session_id)
+    assert caught.value.error == "wamp.error.not_authorized"
+    await own.close()
     await caller.close()
 
 

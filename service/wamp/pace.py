@@ -1,0 +1,100 @@
+"""
+How fast the parts of an answer leave.
+
+A router takes all that it is sent, and holds it for a caller that is slower than we are. So a
+part follows the one before it when three things are so: that one has left our socket; the
+router has dealt with it, and so with what others had sent meanwhile, which it tells by
+answering a call of ours; and it holds no more than a little for this caller, which is the
+answer, where `router/backlog.py` runs in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from service.errors import StatementTimeout
+from service.wamp.session import SafeSession
+
+HELD = 128 * 1024
+"""Bytes that the router may hold for a caller when the next part leaves."""
+
+YIELD = 0.5
+"""How much of the time that the router had to do with a part is left to others after it."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
+"""Seconds between two questions to the router."""
+
+ANYTHING = "wamp.session.count"
+"""What is asked of a router that cannot tell: that it answers is all we want."""
+
+
+class Pace:
+    """
+    The pace of a session.
+
+    Args:
+        reactor: For the pauses.
+        backlog: The procedure that tells how much the router holds for a caller.
+        patience: Seconds that a caller may take nothing at all.
+    """
+
+    def __init__(self, reactor: IReactorTime, backlog: str, patience: float) -> None:
+        self._reactor = reactor
+        self._backlog = backlog
+        self._patience = patience
+        self._told = True
+
+    def begin(self) -> None:
+        """Take note of another router, which may be able to tell."""
+        self._told = True
+
+    async def sent(self, session: SafeSession, caller: int | None) -> None:
+        """
+        Wait until another part may follow.
+
+        Raises:
+            StatementTimeout: The caller has taken nothing for too long.
+        """
+        await session.outflow().drained()
+        asked = self._reactor.seconds()
+        held = await self._held(session, caller)
+        await deferLater(self._reactor, YIELD * (self._reactor.seconds() - asked))
+        pause, least, since = FIRST_PAUSE, held, self._reactor.seconds()
+        while held > HELD:
+            await deferLater(self._reactor, pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            held = await self._held(session, caller)
+            if held < least:
+                least, since = held, self._reactor.seconds()
+            elif self._reactor.seconds() - since > self._patience:
+                raise StatementTimeout("the caller has taken nothing for too long")
+
+    async def _held(self, session: SafeSession, caller: int | None) -> int:
+        """Ask the router; its answer comes after it has dealt with what we sent before."""
+        if session.lost:
+            return 0
+        try:
+            if self._told and caller is not None:
+                return int(await kept(session.call(self._backlog, caller)))
+            await kept(session.call(ANYTHING))
+        except ApplicationError as error:
+            if error.error == ApplicationError.NO_SUCH_PROCEDURE:
+                self._told = False
+        return 0
+
+
+def kept(asked: Deferred[Any]) -> Deferred[Any]:
+    """Wait for an answer that comes at once, without cancelling its call."""
+    answer: Deferred[Any] = Deferred()
+
+    def fire(result: Any) -> None:
+        if not answer.called:
+            answer.callback(result)
+
+    asked.addBoth(fire)
+    return answer

@@ -1,0 +1,48 @@
+"""
+A caller that takes nothing of what it asked for.
+"""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
+from twisted.internet.defer import Deferred
+
+from tests.conftest import Router, execute
+from tests.db.rooms import until
+from tests.wamp.callers import join
+from tests.wamp.service import served
+from tests.wamp.test_long_calls import open_transactions
+
+SCHEMA = """
+CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_series(1, 60000) i;
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relation of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest.mark.parametrize("verb", ["stream", "export"])
+@pytest_twisted.ensureDeferred
+async def test_a_caller_that_takes_nothing(verb: str, dsn: str, router: Router) -> None:
+    """After the idle time its transaction is ended, for others wait for the connection."""
+    async with served(dsn, router, tx_idle_timeout=0.3) as service:
+        caller = await join(router, "rawsocket cbor")
+        begun: Deferred[None] = Deferred()
+        options = CallOptions(on_progress=lambda _: begun.called or begun.callback(None))
+        call = caller.call(f"rowcast.large.{verb}", options=options)
+        await begun
+        caller._transport.transport.pauseProducing()
+        assert open_transactions(dsn)
+        await until(lambda: not open_transactions(dsn), 10)
+        await until(lambda: not service.pool.stats().busy, 2)
+        caller._transport.transport.resumeProducing()
+        with pytest.raises(ApplicationError) as caught:
+            await call
+        assert caught.value.error == "rowcast.error.timeout"
+        await caller.close()
