@@ -25,7 +25,7 @@ CREATE TABLE items (
 INSERT INTO items SELECT i, 1 + i % 3, i * 1.5, '2026-01-01Z'::timestamptz + i * '1h'::interval
     FROM generate_series(1, 2500) i;
 CREATE TABLE uneven (id int PRIMARY KEY, body text);
-INSERT INTO uneven SELECT i, repeat('x', CASE WHEN i % 50 < 5 THEN 100000 ELSE 10 END)
+INSERT INTO uneven SELECT i, repeat('x', CASE WHEN i % 50 < 5 THEN 25000 ELSE 10 END)
     FROM generate_series(1, 400) i;
 CREATE VIEW slow AS SELECT id, pg_sleep(0.01)::text AS nap FROM items;
 CREATE VIEW broken AS SELECT id, 1 / (id - 700) AS part FROM items;
@@ -151,13 +151,13 @@ async def test_chunks_are_bounded_by_bytes(db: Callee) -> None:
     assert [row["id"] for part in taker.parts for row in part] == list(range(1, 401))
     weights = [sum(len(row["body"]) for row in part) for part in taker.parts]
     assert max(weights) <= CHUNK_BYTES
-    assert len(taker.parts) >= 40 * 100_000 // CHUNK_BYTES
+    assert len(taker.parts) >= 40 * 25_000 // CHUNK_BYTES
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_row_too_large(dsn: str) -> None:
     """A single row that may not be sent ends the stream."""
-    async with serving(dsn, max_bytes=50_000) as db:
+    async with serving(dsn, max_bytes=20_000) as db:
         taker = Taker(db)
         assert isinstance(await failure_of(taker.call("uneven.stream", order=["-id"])), TooLarge)
         assert db.pool.stats().busy == 0
