@@ -131,6 +131,10 @@ async def test_the_caller_goes(
     await caller.close()
 
 
+SAMPLES = 20
+"""Looks at what the router holds, until it holds the same for a while."""
+
+
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
 async def test_a_slow_caller(verb: str, dsn: str, service: Serving, router: Router) -> None:
@@ -139,16 +143,17 @@ async def test_a_slow_caller(verb: str, dsn: str, service: Serving, router: Rout
     own = await join(router, "service cbor")
     call = caller.call(f"rowcast.large.{verb}", options=CallOptions(on_progress=lambda _: None))
     caller._transport.transport.pauseProducing()
-    held = 0
-    while held < HELD:
-        held = await own.call("rowcast.router.backlog", caller._session_id)
-    await pause(0.3)
-    held = await own.call("rowcast.router.backlog", caller._session_id)
-    assert held < HELD + 3 * CHUNK_BYTES
-    await pause(0.3)
-    assert await own.call("rowcast.router.backlog", caller._session_id) == held
-    assert open_transactions(dsn)
-    caller._transport.transport.resumeProducing()
+    seen: list[int] = []
+    try:
+        # kernels take a little more now and then, until they take nothing
+        while len(seen) < SAMPLES and not (len(seen) > 2 and seen[-1] == seen[-2] == seen[-3] > 0):
+            await pause(0.4)
+            seen.append(await own.call("rowcast.router.backlog", caller._session_id))
+        assert max(seen) < HELD + 3 * CHUNK_BYTES
+        assert len(seen) < SAMPLES, f"it goes on: {seen}"
+        assert open_transactions(dsn)
+    finally:
+        caller._transport.transport.resumeProducing()
     assert (await call)["rows"] == 60_000
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.router.backlog", caller._session_id)
