@@ -8,6 +8,7 @@ while a savepoint is open, its parent's statements and other savepoints wait for
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
 from queue import SimpleQueue
@@ -22,7 +23,7 @@ from service.db.job import Job
 from service.db.transaction import TransactionClosed, commit_txn, rollback_txn, undo_txn
 
 
-class Level:
+class Level(ABC):
     """A transaction or a savepoint: what its statements run in."""
 
     def __init__(self, depth: int) -> None:
@@ -58,26 +59,27 @@ class Level:
             return fail(TransactionClosed("the transaction has already ended"))
         return self.send(function, *args, timeout=timeout)
 
+    @abstractmethod
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
         """Put a function in the transaction's lane, whoever waits."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def enter(self) -> None:
         """Begin."""
 
+    @abstractmethod
     async def commit(self) -> None:
         """End well."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def rollback(self) -> None:
         """End, and undo what was done since `enter`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self) -> None:
         """Undo without waiting for it."""
-        raise NotImplementedError
 
 
 class Transaction(Level):
@@ -99,6 +101,9 @@ class Transaction(Level):
         self._server: Job | None = None
         self._failure: Failure | None = None
         self._open: set[Job] = set()
+
+    async def enter(self) -> None:
+        """Wait for nothing: the first statement takes BEGIN along."""
 
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
