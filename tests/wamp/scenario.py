@@ -1,9 +1,10 @@
 """
-One list of calls and their results, run by every client: `scenario.json`.
+One list of calls and their results, run by every client: `scenario.json` over `scenario.sql`.
 
-A step is `call` with `args` and `kwargs`, and `result`, or `error` with `message` and `details`.
-`{"$bytes": base64}` is binary, `{"$int": digits}` an integer that JSON in JavaScript rounds;
-such a step `needs` a client that does not.
+A step is `call` with `args` and `kwargs`, and `result`, or `error` with `message` and `details`;
+`parts` are the progressive results before the last. `{"$bytes": base64}` is binary,
+`{"$int": digits}` an integer that JSON in JavaScript rounds; such a step `needs` a client that
+does not.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 
 from tests.wamp.callers import Caller
 
 FILE = Path(__file__).with_name("scenario.json")
+SCHEMA = FILE.with_suffix(".sql").read_text()
 
 
 def read(text: str) -> Any:
@@ -37,13 +40,15 @@ async def run(caller: Caller, prefix: str, steps: Any) -> list[str]:
     for step in steps:
         expected = step.get("result")
         if "error" in step:
-            expected = [step["error"], step.get("message"), step.get("details", {})]
+            expected = [step["error"], step["message"], step["details"]]
+        parts: list[Any] = []
+        kwargs = dict(step.get("kwargs", {}))
+        if "parts" in step:
+            kwargs["options"] = CallOptions(on_progress=parts.append)
         try:
-            found = await caller.call(
-                f"{prefix}.{step['call']}", *step.get("args", []), **step.get("kwargs", {})
-            )
+            found = await caller.call(f"{prefix}.{step['call']}", *step.get("args", []), **kwargs)
         except ApplicationError as error:
             found = [error.error, error.args[0] if error.args else None, error.kwargs]
-        if found != expected:
-            wrong.append(f"{step['call']}: expected {expected!r}, found {found!r}")
+        if (found, parts) != (expected, step.get("parts", [])):
+            wrong.append(f"{step['call']}: expected {expected!r}, found {found!r} after {parts!r}")
     return wrong

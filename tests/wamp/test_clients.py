@@ -7,34 +7,37 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.utils import getProcessOutputAndValue
 
-from service.errors import Conflict
-from tests.conftest import Router, missing
+from service.serving import Serving
+from tests.conftest import Router, execute, missing
 from tests.wamp.callers import KINDS
-from tests.wamp.conftest import Join, StartEdge
-from tests.wamp.scenario import FILE, read, run
+from tests.wamp.conftest import Join
+from tests.wamp.scenario import FILE, SCHEMA, read, run
+from tests.wamp.service import served
 
 NODE = Path(__file__).with_name("node")
 
 
-def refuse() -> Any:
-    """Answer the scenario's call that must fail."""
-    raise Conflict("it has changed", row={"id": 1, "name": "é"}, retry=True)
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve the scenario's relations."""
+    execute(dsn, SCHEMA)
+    async with served(dsn, router) as serving:
+        yield serving
 
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_python(how: str, start_edge: StartEdge, call_from: Join) -> None:
+async def test_python(how: str, service: Serving, call_from: Join) -> None:
     """autobahn-python, by RawSocket and WebSocket, in CBOR, JSON and MessagePack."""
-    edge = await start_edge()
-    edge.hub.on("refuse", refuse)
-    assert await run(await call_from(how), "rowcast", read(FILE.read_text())) == []
+    wrong = await run(await call_from(how), "rowcast", read(FILE.read_text()))
+    assert wrong == [], "\n".join(wrong)
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +54,8 @@ def node() -> str:
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
 @pytest_twisted.ensureDeferred
-async def test_javascript(
-    serializer: str, node: str, router: Router, start_edge: StartEdge
-) -> None:
+async def test_javascript(serializer: str, node: str, router: Router, service: Serving) -> None:
     """Npm autobahn in Node, by WebSocket."""
-    edge = await start_edge()
-    edge.hub.on("refuse", refuse)
     program = [str(NODE / "scenario.js"), router.websocket, router.realm, router.prefix]
     out, err, _ = await getProcessOutputAndValue(node, [*program, serializer, str(FILE)])
     steps = json.loads(FILE.read_text())

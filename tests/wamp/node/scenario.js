@@ -34,10 +34,12 @@ function plain(value) {
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, plain(item)]));
 }
 
-async function call(session, step) {
+async function call(session, step, parts) {
   try {
     const args = marked(step.args ?? []);
-    return await session.call(`${prefix}.${step.call}`, args, marked(step.kwargs ?? {}));
+    const options = step.parts ? { receive_progress: true } : {};
+    const called = session.call(`${prefix}.${step.call}`, args, marked(step.kwargs ?? {}), options);
+    return await called.then(null, null, (part) => parts.push(part));
   } catch (error) {
     if (!(error instanceof autobahn.Error)) throw error;
     return [error.error, error.args?.[0] ?? null, error.kwargs ?? {}];
@@ -49,11 +51,13 @@ async function run(session) {
   for (const step of JSON.parse(readFileSync(file, "utf8"))) {
     if (step.needs === "int64" && serializer !== "cbor") continue;
     const wanted = step.error
-      ? [step.error, step.message ?? null, step.details ?? {}]
+      ? [step.error, step.message, marked(step.details)]
       : marked(step.result);
-    const found = await call(session, step);
-    if (!isDeepStrictEqual(plain(found), plain(wanted))) {
-      console.log(`${step.call}: expected ${inspect(wanted)}, found ${inspect(found)}`);
+    const parts = [];
+    const found = await call(session, step, parts);
+    const all = [found, parts];
+    if (!isDeepStrictEqual(plain(all), plain([wanted, marked(step.parts ?? [])]))) {
+      console.log(`${step.call}: expected ${inspect(wanted)}, found ${inspect(all)}`);
     }
     ran += 1;
   }
