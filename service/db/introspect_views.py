@@ -76,8 +76,11 @@ def _followed(shown: Origins, direct: Mapping[int, Origins]) -> Origins:
     found = {}
     for number, origin in shown.items():
         table, column = origin
-        while column in direct.get(table, {}):
+        passed = {origin}
+        # PostgreSQL lets views be redefined in a circle, and refuses only to read them
+        while column in direct.get(table, {}) and direct[table][column] not in passed:
             table, column = direct[table][column]
+            passed.add((table, column))
         if not direct.get(table):
             found[number] = table, column
     return found

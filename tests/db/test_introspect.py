@@ -330,6 +330,28 @@ def test_revision(connected: connection, dsn: str) -> None:
     assert revision_txn(connected) == ("a", "b")
 
 
+def test_views_in_a_circle(dsn: str) -> None:
+    """Views that PostgreSQL refuses to read, for they lead back to themselves, are only listed."""
+    execute(
+        dsn,
+        """
+        CREATE SCHEMA round;
+        CREATE TABLE round.base (id int PRIMARY KEY);
+        CREATE VIEW round.one AS SELECT id FROM round.base;
+        CREATE VIEW round.two AS SELECT id FROM round.one;
+        CREATE VIEW round.lone AS SELECT id FROM round.base;
+        CREATE OR REPLACE VIEW round.one AS SELECT id FROM round.two;
+        CREATE OR REPLACE VIEW round.lone AS SELECT id FROM round.lone;
+        """,
+    )
+    made = psycopg2.connect(dsn)
+    try:
+        catalog = catalog_txn(made, ("round",), 1)
+    finally:
+        made.close()
+    assert {name for _, name in catalog.relations} == {"base", "one", "two", "lone"}
+
+
 def test_a_thousand_relations(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A big schema is read in a handful of statements, in a second or two."""
     execute(
