@@ -1,0 +1,319 @@
+"""
+What holds between the verbs for any query that the contract allows.
+
+Queries are made from the grammar of filters, select lists, orders and embeds over every kind of
+column and relationship. None may be refused, and the verbs must agree with each other about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.test_streaming import Taker
+
+ROWS = 30
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'so, so', 'ok');
+CREATE TABLE cities (id int PRIMARY KEY, name text NOT NULL, spot point);
+CREATE TABLE people (
+    id int PRIMARY KEY, boss_id int REFERENCES people, city_id int REFERENCES cities,
+    name text NOT NULL, born date, pay numeric(8,2), open boolean, mood mood, tags text[],
+    doc jsonb, raw json, span int4range, seen timestamptz, ratio double precision, code uuid);
+CREATE TABLE visits (
+    person_id int REFERENCES people, city_id int REFERENCES cities, year int, note text,
+    PRIMARY KEY (person_id, city_id));
+CREATE VIEW adults AS SELECT id, name, city_id, pay FROM people WHERE born < '2000-01-01';
+CREATE FUNCTION shout(people) RETURNS text STABLE LANGUAGE sql AS 'SELECT upper($1.name)';
+INSERT INTO cities SELECT i, 'City ' || i, point(i, i) FROM generate_series(1, 5) i;
+INSERT INTO people SELECT
+    i, nullif(i / 4, 0), nullif(i % 6, 0), 'n' || i % 9,
+    CASE WHEN i % 4 > 0 THEN '1990-01-01'::date + i * 200 END,
+    CASE WHEN i % 3 > 0 THEN i * 1.25 END,
+    (ARRAY[true, false, NULL])[i % 3 + 1],
+    (ARRAY['sad', 'so, so', 'ok', NULL]::mood[])[i % 4 + 1],
+    CASE WHEN i % 5 > 0 THEN ARRAY['a', 'b,c', NULL, 'x' || i % 3] END,
+    CASE WHEN i % 5 > 1 THEN jsonb_build_object('a', i % 4, 'b', jsonb_build_array(i, NULL)) END,
+    CASE WHEN i % 5 > 2 THEN '{"a": 1}'::json END,
+    CASE WHEN i % 4 > 1 THEN int4range(i, i + i % 7) END,
+    CASE WHEN i % 7 > 1 THEN '2026-01-01Z'::timestamptz + i * '1h'::interval END,
+    (ARRAY['NaN', 'Infinity', '0.5', NULL, '-3']::float8[])[i % 5 + 1],
+    CASE WHEN i % 2 > 0 THEN ('00000000-0000-0000-0000-0000000000' || 10 + i)::uuid END
+    FROM generate_series(1, 30) i;
+INSERT INTO visits SELECT i, 1 + i * j % 5, 2000 + i, nullif(repeat('z', j), 'z')
+    FROM generate_series(1, 20) i, generate_series(1, 3) j ON CONFLICT DO NOTHING;
+"""
+
+COMPARISONS = ["eq", "neq", "gt", "gte", "lt", "lte", "isdistinct"]
+OPERANDS: dict[str, Any] = {
+    "id": st.integers(-1, 35) | st.sampled_from(["7", 3.0]),
+    "boss_id": st.integers(0, 9),
+    "name": st.sampled_from(["n1", "N1", "", "n%", "'"]),
+    "born": st.sampled_from(["1991-05-05", "infinity", "1990-07-20"]),
+    "pay": st.sampled_from(["1.25", 10, 2.5, "NaN", "1e2"]),
+    "mood": st.sampled_from(["sad", "so, so", "ok"]),
+    "seen": st.sampled_from(["2026-01-01T05:00:00Z", "2026-01-01 06:00+01", "-infinity"]),
+    "ratio": st.sampled_from([0.5, "NaN", "Infinity", -3, "0.5"]),
+    "code": st.sampled_from(["00000000-0000-0000-0000-000000000011"]),
+    "doc->a": st.sampled_from([1, {"x": [1]}, "text", [1]]),
+    "doc->>a": st.sampled_from(["1", "2", ""]),
+    "shout": st.sampled_from(["N1", "n1"]),
+    "city_id": st.integers(0, 6),
+    "city_id.name": st.sampled_from(["City 1", "x"]),
+    "boss_id.pay": st.sampled_from(["1.25", 30]),
+    "visits.year": st.integers(2000, 2020),
+    "visits.cities.name": st.sampled_from(["City 2"]),
+}
+PATTERNS = st.sampled_from(["n%", "N_", "%", "", "%'%", "n\\%"])
+SPECIAL = st.sampled_from(
+    [
+        {"open": {"is": "unknown"}},
+        {"open": {"is": True}},
+        {"born": {"is": "not null"}},
+        {"mood": None},
+        {"tags": {"cs": ["a"]}},
+        {"tags": {"ov": ["x1", "b,c"]}},
+        {"tags": {"cd": ["a", "b,c", "x1", "x2"]}},
+        {"tags": {"eq": ["a", "b,c", None, "x1"]}},
+        {"doc": {"cs": {"a": 1}}},
+        {"doc": {"has_key": "a"}},
+        {"doc": {"has_any": ["a", "z"]}},
+        {"doc": {"not": {"has_all": ["a", "b"]}}},
+        {"span": {"cs": 5}},
+        {"span": {"sl": "[10,20)"}},
+        {"span": {"adj": "[7,9)"}},
+        {"name": {"fts": "n1"}},
+        {"name": {"plfts": {"query": "n1", "config": "english"}}},
+        {"name": {"match": "^n[12]$"}},
+        {"visits": None},
+        {"visits": {"is": "not null"}},
+        {"visits.note": {"is": "not null"}},
+        {"id": [1, 2, 3, None]},
+        {"mood": []},
+        {"name": {"like": {"any": ["n1", "%2"]}}},
+        {"id": {"gt": {"all": [3, 4]}}},
+        {"id": {"between": [3, 12]}},
+    ]
+)
+
+
+def _conditions(column: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Make a term on a column."""
+    operand = OPERANDS[column]
+    compared = st.tuples(st.sampled_from(COMPARISONS), operand).map(lambda pair: dict([pair]))
+    listed = st.lists(operand, max_size=3).map(lambda values: {"in": values})
+    condition = compared | listed
+    return (condition | condition.map(lambda c: {"not": c})).map(lambda c: {column: c})
+
+
+TERMS = st.one_of(
+    *[_conditions(column) for column in OPERANDS],
+    PATTERNS.map(lambda pattern: {"name": {"ilike": pattern}}),
+    SPECIAL,
+)
+WHERE = st.recursive(
+    st.lists(TERMS, max_size=2).map(
+        lambda terms: {k: v for each in terms for k, v in each.items()}
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: {"and": each}),
+        st.lists(inner, max_size=3).map(lambda each: {"or": each}),
+        inner.map(lambda each: {"not": each}),
+    ),
+    max_leaves=5,
+)
+ORDERS = st.lists(
+    st.sampled_from(
+        [
+            *["id", "-name", "born", "-pay", "open", "-mood", "seen", "ratio", "doc->a", "shout"],
+            *["-doc->>a", "city_id.name", "-boss_id.pay", "tags", "-span", "code"],
+            {"by": "pay", "desc": True, "nulls": "last"},
+            {"by": "ratio", "nulls": "first"},
+            {"by": "city_id.name", "desc": True, "nulls": "last"},
+        ]
+    ),
+    max_size=3,
+    unique_by=lambda key: str(key if isinstance(key, str) else key["by"]).lstrip("-"),
+)
+SELECTS = st.lists(
+    st.sampled_from(
+        ["*", "name", "x:pay", "pay::float8", "doc->a", "leaf:doc->b->>0", "shout", "born::text"]
+    ),
+    unique=True,
+    max_size=4,
+).filter(lambda items: not {"*", "name"} <= {*items} and not {"*", "born::text"} <= {*items}
+         and not {"*", "pay::float8"} <= {*items})  # fmt: skip
+EMBEDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "cities": st.sampled_from([{"via": "city_id"}, {"via": "city_id", "select": ["name"]}, {"via": "city_id", "spread": True, "select": ["c:name"]}]),
+        "visits": st.sampled_from(
+            [
+                True,
+                {"order": ["-year"], "limit": 1, "embed": {"cities": {"select": ["name"]}}},
+                {"where": {"year": {"gt": 2005}}, "inner": True},
+                {"measures": {"n": {"count": "*"}}},
+                {"spread": True, "select": ["years:year"], "order": ["year"]},
+            ]
+        ),
+        "boss": st.just({"relation": "people", "via": "boss_id", "direction": "one", "select": ["id"]}),
+        "staff": st.sampled_from(
+            [
+                {"relation": "people", "via": "boss_id", "direction": "many", "select": ["id"]},
+                {"relation": "people", "via": "boss_id", "direction": "many",
+                 "measures": {"pay": {"sum": "pay"}}, "group": ["open"]},
+            ]
+        ),
+        "visited": st.just({"relation": "cities", "via": "visits", "order": ["-name"], "offset": 1}),
+    },
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn) as callee:
+        yield callee
+
+
+def lawful(examples: int) -> Any:
+    """Set hypothesis up for calls to a database."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+async def whole(db: Callee, relation: str, **query: Any) -> list[Any]:
+    """Stream all rows of a query."""
+    taker = Taker(db)
+    final = await taker.call(f"{relation}.stream", chunk=7, **query)
+    rows = [row for part in taker.parts for row in part]
+    assert final["rows"] == len(rows)
+    return rows
+
+
+@pytest_twisted.ensureDeferred
+@lawful(200)
+@given(where=WHERE)
+async def test_a_filter(db: Callee, where: Any) -> None:
+    """Every verb takes the same filter and means the same rows; its negation means others."""
+    rows = await whole(db, "people", where=where, select=["id"])
+    n = len(rows)
+    assert await db.call("people.count", where=where) == n
+    assert await db.call("people.exists", where=where) is (n > 0)
+    counted = await db.call("people.aggregate", {"n": {"count": "*"}}, where=where)
+    assert counted == [{"n": n}]
+    found = await db.call("people.find", where=where, select=["id"], count="exact", limit=2)
+    assert (found["rows"], found["count"]) == (rows[:2], n)
+    assert (found["next"] is None) is (n <= 2)
+    assert await db.call("people.count", where={"and": [where, {"not": where}]}) == 0
+    assert await db.call("people.count", where={"or": [where, {"not": where}]}) <= ROWS
+    assert await db.call("people.count", where={"not": {"not": where}}) == n
+    changed = await db.call("people.update", where=where, all=True, changes={}, returning=False)
+    assert changed == {"affected": 0}
+
+
+@pytest_twisted.ensureDeferred
+@lawful(200)
+@given(where=WHERE, order=ORDERS, limit=st.integers(1, 12))
+async def test_pages(db: Callee, where: Any, order: Any, limit: int) -> None:
+    """Pages by token are the stream in pieces, whatever the order; so are pages by offset."""
+    rows = await whole(db, "people", where=where, order=order, select=["id"])
+    paged: list[Any] = []
+    after = None
+    while True:
+        page = await db.call(
+            "people.find", where=where, order=order, select=["id"], limit=limit, after=after
+        )
+        assert len(page["rows"]) <= limit
+        paged += page["rows"]
+        after = page["next"]
+        if after is None:
+            break
+    assert paged == rows
+    skipped = await db.call("people.find", where=where, order=order, select=["id"], offset=3)
+    assert skipped["rows"] == rows[3:]
+
+
+@pytest_twisted.ensureDeferred
+@lawful(200)
+@given(where=WHERE, select=SELECTS, embed=EMBEDS, order=ORDERS)
+async def test_forms(db: Callee, where: Any, select: Any, embed: Any, order: Any) -> None:
+    """Rows are the same as dicts, as lists, streamed, exported, and one by one."""
+    query = {"where": where, "select": [*select, "key:id"], "embed": embed, "order": order}
+    found = (await db.call("people.find", **query))["rows"]
+    assert found == await whole(db, "people", **query)
+    listed = await db.call("people.find", form="lists", **query)
+    assert [dict(zip(listed["columns"], row, strict=True)) for row in listed["rows"]] == found
+    taker = Taker(db)
+    await taker.call("people.export", format="ndjson", **query)
+    exported = [json.loads(line) for part in taker.parts for line in part.splitlines()]
+    assert len(exported) == len(found)
+    assert [list(row) for row in exported] == [list(row) for row in found]
+    for row in found[:2]:
+        alone = await db.call("people.get", row["key"], select=[*select, "key:id"], embed=embed)
+        assert alone == row
+
+
+@pytest_twisted.ensureDeferred
+@lawful(100)
+@given(where=WHERE, related=st.sampled_from([{}, {"year": {"gt": 2007}}, {"note": None}]))
+async def test_embeds(db: Callee, where: Any, related: Any) -> None:
+    """What is counted, listed and filtered by of a relationship is the same rows."""
+    by = {"relation": "visits", "where": related}
+    rows = await whole(
+        db, "people", where=where, select=["id"],
+        embed={"visits": by, "n": {**by, "measures": {"n": {"count": "*"}}}},
+    )  # fmt: skip
+    for row in rows:
+        assert row["n"] == [{"n": len(row["visits"])}] or row["n"] == {"n": len(row["visits"])}
+        assert all(visit["person_id"] == row["id"] for visit in row["visits"])
+    inner = await whole(
+        db,
+        "people",
+        where=where,
+        select=["id"],
+        embed={"visits": {"where": related, "inner": True}},
+    )
+    assert [row["id"] for row in inner] == [row["id"] for row in rows if row["visits"]]
+
+
+@pytest_twisted.ensureDeferred
+@lawful(100)
+@given(
+    where=WHERE,
+    group=st.lists(
+        st.sampled_from(["open", "mood", "place:city_id.name", "name", "doc->>a", "born"]),
+        unique=True, max_size=2,
+    ),
+)  # fmt: skip
+async def test_groups(db: Callee, where: Any, group: Any) -> None:
+    """Groups add up to the whole, and a condition on them takes some of them away."""
+    measures = {"n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}}}  # fmt: skip
+    groups = await db.call("people.aggregate", measures, where=where, group=group)
+    n = await db.call("people.count", where=where)
+    assert sum(each["n"] for each in groups) == n
+    paid = {"and": [where, {"pay": {"is": "not null"}}]}
+    assert sum(each["pays"] for each in groups) == await db.call("people.count", where=paid)
+    few = {"and": [where, {"id": {"lt": 9}}]}
+    assert sum(each["few"] for each in groups) == await db.call("people.count", where=few)
+    large = await db.call("people.aggregate", measures, where=where, group=group, having={"n": {"gt": 2}})  # fmt: skip
+    assert large == [each for each in groups if each["n"] > 2]
