@@ -9,20 +9,67 @@ from collections.abc import Iterator
 
 from service.errors import InvalidArgument
 
-_FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^",\r\n]*))(,|\r\n|\n|\r|\Z)')
+MAX_RECORD = 1 << 20
+"""
+Characters of a record that comes in pieces.
+
+What lacks its end is kept, and read again with the piece that follows: a quote that never
+closes must not have us keep, and read, ever more.
+"""
+
+_FIELD = re.compile(r'(?:"((?:[^"]|"")*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]
 
 
-def header_of(text: str) -> list[str]:
+def whole(text: str) -> int:
     """
-    Read the names in the header of CSV.
+    Tell where the last whole record of CSV ends; 0 if none does.
 
     Raises:
-        InvalidArgument: It has none, or not the whole of it is here.
+        InvalidArgument: What comes behind it is too long to wait for its end.
     """
-    if not re.search(r"[\r\n]", text):
-        raise InvalidArgument("the header of the CSV is a whole line", path="csv")
+    ending = "\n" if "\n" in text else "\r"
+    place = len(text) - text.endswith("\r")  # whose "\n" may be still to come
+    quotes = text.count('"')
+    least = len(text) - MAX_RECORD
+    while place > least:
+        behind, place = place, text.rfind(ending, 0, place)
+        quotes -= text.count('"', place + 1, behind)
+        if place < 0:
+            break
+        if not quotes % 2:  # else it stands inside quotes
+            return place + 1
+    if len(text) <= MAX_RECORD:
+        return 0
+    raise InvalidArgument(
+        f"a record of the CSV is longer than {MAX_RECORD} characters, or a quote is not closed",
+        path="csv",
+    )
+
+
+def split(text: str, last: bool) -> tuple[list[Record], str]:
+    """
+    Take CSV apart that comes in pieces, cut anywhere.
+
+    Args:
+        text: A piece, behind what the one before it has left.
+        last: Whether no more comes; the last record may lack the end of its line.
+
+    Returns:
+        The records that are whole, and what is left.
+    """
+    end = len(text) if last else whole(text)
+    return list(records(text[:end])), text[end:]
+
+
+def header_of(text: str) -> list[str]:
+    """
+    Read the names in the header of CSV, whose first record is whole.
+
+    Raises:
+        InvalidArgument: It is no CSV.
+    """
     return [name or "" for name in next(records(text))]
 
 
@@ -46,26 +93,3 @@ def records(text: str) -> Iterator[Record]:
             record = []
         elif place == len(text):
             yield [*record, None]
-
-
-class CsvRows:
-    """Takes CSV apart that comes in pieces, cut anywhere."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._rest = ""
-
-    def take(self, text: str) -> list[Record]:
-        """Give the records that are whole by now."""
-        self.begun = True
-        text = self._rest + text
-        end = text.rfind("\n") + 1
-        while end and text.count('"', 0, end) % 2:  # a line that goes on inside quotes
-            end = text.rfind("\n", 0, end - 1) + 1
-        self._rest = text[end:]
-        return list(records(text[:end]))
-
-    def end(self) -> list[Record]:
-        """Give the last record, which may lack the end of its line."""
-        rest, self._rest = self._rest, ""
-        return list(records(rest))

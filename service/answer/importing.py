@@ -98,7 +98,7 @@ class Importing:
         try:
             await upload.lock.acquire()
             try:
-                if upload.aborted:
+                if id not in self._open:  # what came before has failed, or was the last
                     raise _no_such_upload()
                 if call.done:
                     rows = await self._database.within(call.timeout, _all(upload, call))

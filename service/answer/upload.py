@@ -9,16 +9,25 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 
-from service.answer.csv_rows import CsvRows, header_of
+from service.answer.csv_rows import header_of, whole
+from service.answer.judged import Judged
 from service.answer.served import Served
 from service.catalog import Relation
 from service.db.copy_text import CsvText, RowText
 from service.db.feeding import Feed, import_txn
+from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import Canceled, InvalidArgument
 from service.plan.importing import plan_import
 from service.request.imports import ImportRequest
 from service.sql.copy import CopyIn, copy_in
+
+MANY = 100
+"""Rows of one call from which on they are looked through in a pool thread."""
+HEADER = 64 * 1024
+"""Characters of a header, at most."""
+MARK = "\ufeff"
+"""What some programs put before a text."""
 
 
 class Upload:
@@ -46,10 +55,12 @@ class Upload:
         self._database = database
         self._served = served
         self._first = first
-        self._judge = served.judge(relation)
         self._names = first.columns
-        self._cut = CsvRows()
+        ruled = served.judge(relation).ruled
+        self._judged = Judged(database, served, relation, first.columns) if ruled else None
         self._csv: bool | None = None
+        self._begun = False
+        self._head = ""
         self._feed: Feed | None = None
         self._written: Deferred[int] | None = None
 
@@ -69,17 +80,19 @@ class Upload:
             path = "rows" if self._csv else "csv"
             raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
         if call.csv is None:
-            await self._put(await self._judged(call.rows or ()))
+            rows = call.rows or ()
+            await self._put(await self._judged.of_rows(rows) if self._judged else rows)
             return
-        text = call.csv if self._feed is not None or self._cut.begun else _unmarked(call.csv)
-        await self._put(
-            await self._judged(self._rows(self._cut.take(text))) if self._ruled else text
-        )
+        text = call.csv if self._begun else call.csv.removeprefix(MARK)
+        self._begun = True
+        await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
 
     async def finish(self) -> int:
         """Commit; gives the number of rows written."""
-        if self._csv and self._ruled:
-            await self._put(await self._judged(self._rows(self._cut.end())))
+        if self._csv and self._judged:
+            await self._put(await self._judged.of_csv("", last=True))
+        if self._head:
+            raise _no_header()
         if self._feed is None or self._written is None:
             return 0
         self._feed.end()
@@ -93,103 +106,71 @@ class Upload:
             self._written.addErrback(lambda _: None)
             self._written.cancel()
 
-    @property
-    def _ruled(self) -> bool:
-        return bool(self._judge.ruled)
+    def _headed(self, text: str) -> str:
+        """Keep the beginning of CSV until its header is whole."""
+        if self._feed is not None or self._names is not None:
+            return text
+        text, self._head = self._head + text, ""
+        if whole(text[:HEADER]):
+            return text
+        if len(text) > HEADER:
+            raise _no_header()
+        self._head = text
+        return ""
 
     async def _put(self, given: Any) -> None:
         if not given:
             return
         if self._feed is None:
-            self._start(given)
-        assert self._feed is not None
+            names = await self._columns(given)
+            if self.aborted:  # while it was read
+                raise Canceled
+            self._feed = self._start(names, isinstance(given, str))
         await self._feed.put(given)
 
-    def _start(self, given: Any) -> None:
+    def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
         """Begin the transaction: now it is known what the rows are made of."""
         catalog = self._served.catalog
-        csv = isinstance(given, str)
-        names = self._columns(given)
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
         rows = RowText(self._served.codec, plan.columns, catalog.type, whole=plan.staged)
-        self._feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
-        self._written = Deferred.fromCoroutine(self._write(copy_in(plan), self._feed))
-        self._written.addBoth(self._feed.over)
+        feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
+        self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
+        self._written.addBoth(feed.over)
+        return feed
 
     async def _write(self, spelled: CopyIn, feed: Feed) -> int:
         async with self._database.transaction():
             return int(await self._database.run(import_txn, spelled, feed))
 
-    def _columns(self, given: Any) -> list[tuple[str, str]]:
+    async def _columns(self, given: Any) -> list[tuple[str, str]]:
         """Name the columns of the import, each with where it is named."""
-        if self._names is not None and not self._ruled:  # a model may add to what was named
+        if self._names is not None and not self._judged:  # a model may add to what was named
             return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
         if isinstance(given, str):
             return [(name, f"csv.{name}") for name in header_of(given)]
-        found: dict[str, str] = {}
-        for at, row in enumerate(given):
-            if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
-                raise InvalidArgument(
-                    "a row is a dict of columns and values",
-                    path=f"rows.{at}",
-                    hint='"columns" names the items of rows that are lists',
-                )
-            if row.keys() - found.keys():
-                found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
-        if not found:
-            raise InvalidArgument("a row names a column at least", path="rows.0")
-        return list(found.items())
-
-    async def _judged(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Have the model judge each row, if it has rules; gives the rows as it left them."""
-        if not self._ruled:
-            return rows
-        found = []
-        for at, row in enumerate(rows):
-            found.append(await self._admitted(self._named(row, at), f"rows.{at}"))
-            await self._database.breathe(at)
+        if len(given) <= MANY:
+            return _named(given)
+        found: list[tuple[str, str]] = await self._database.run(apart_txn, _named, given)
         return found
 
-    async def _admitted(self, row: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        codec = self._served.codec
-        given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._judge.admit_new(given, codec, path)
-        made = {
-            name: codec.wire(value)
-            for name, value in admitted.items()
-            if name not in given or value is not given[name]
-        }
-        return {**row, **made}
 
-    def _named(self, row: Any, at: int) -> Mapping[str, Any]:
-        if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
-            row = dict(zip(self._names or (), row, strict=True))
-        if not isinstance(row, Mapping):
-            raise InvalidArgument("a row is a dict of columns and values", path=f"rows.{at}")
-        for name in row:
-            self.relation.column(name, f"rows.{at}.{name}")
-        return row
-
-    def _rows(self, records: Sequence[Sequence[str | None]]) -> list[Mapping[str, Any]]:
-        """Give the rows of CSV that the model is to see."""
-        if records and self._names is None:
-            self._names = tuple(name or "" for name in records[0])
-            records = records[1:]
-        names = self._names or ()
-        for record in records:
-            if len(record) != len(names):
-                raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
-        return [
-            {name: self._value(name, text) for name, text in zip(names, record, strict=True)}
-            for record in records
-        ]
-
-    def _value(self, name: str, text: str | None) -> Any:
-        """Give the wire value of a field: only in JSON a text means something else on the wire."""
-        type = self._served.catalog.type(self.relation.column(name, f"csv.{name}").type)
-        return self._served.codec.read(type, text) if type.name in ("json", "jsonb") else text
+def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    """Name the columns of rows, each with the first row that has it."""
+    found: dict[str, str] = {}
+    for at, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+            raise InvalidArgument(
+                "a row is a dict of columns and values",
+                path=f"rows.{at}",
+                hint='"columns" names the items of rows that are lists',
+            )
+        if row.keys() - found.keys():
+            found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
+    if not found:
+        raise InvalidArgument("a row names a column at least", path="rows.0")
+    return list(found.items())
 
 
-def _unmarked(text: str) -> str:
-    return text.removeprefix("\ufeff")
+def _no_header() -> InvalidArgument:
+    return InvalidArgument("the header of the CSV is a whole line", path="csv")

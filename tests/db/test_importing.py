@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 from service.errors import (
@@ -264,6 +265,48 @@ async def test_upload_of_csv(dsn: str, db: Callee) -> None:
     assert await last == {"rows": 500}
     assert await gatherResults(calls) == [begun] * len(calls)
     assert rows(dsn, "name")[499] == ('é "499"\n',)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_the_last(dsn: str, db: Callee) -> None:
+    """A call that comes while the last one is under way finds the upload done, and is told so."""
+    begun = await db.call("items.import", [{"id": 1}], done=False)
+    last, late, later = (
+        Deferred.fromCoroutine(db.call("items.import", [{"id": n}], done=done, **begun))
+        for n, done in ((2, True), (3, False), (4, True))
+    )
+    assert await last == {"rows": 2}
+    for each in (late, later):
+        refused = await failure_of(each.addTimeout(5, reactor))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "upload"
+    assert rows(dsn, "id") == [(1,), (2,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_header_in_pieces(dsn: str, db: Callee) -> None:
+    """CSV may be cut within its header, too; one that never ends is refused."""
+    begun = await db.call("items.import", csv="\ufeffid,na", done=False)
+    for piece in ('me,"pri', 'ce"\r', "\n1,a,2\r\n2"):
+        assert await db.call("items.import", csv=piece, **begun) == begun
+    assert await db.call("items.import", csv=",b,3\r\n", done=True, **begun) == {"rows": 2}
+    assert rows(dsn, "id, name") == [(1, "a"), (2, "b")]
+    refused = await failure_of(db.call("items.import", csv="id," * 50_000, done=False))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "csv"
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_columns_are_named_apart(dsn: str, db: Callee) -> None:
+    """Rows of a large call may each name other columns; one that is no row is pointed out."""
+    given: list[Any] = [{"id": n} for n in range(500)]
+    given[400]["name"] = "named"
+    assert await db.call("items.import", given) == {"rows": 500}
+    assert rows(dsn, "name", "items WHERE id IN (400, 401)") == [("named",), ("unnamed",)]
+    given[450] = 7
+    refused = await failure_of(db.call("items.import", given))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "rows.450"
 
 
 @pytest_twisted.ensureDeferred

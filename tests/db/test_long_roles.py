@@ -9,15 +9,26 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
 
 from service.answer.roles import Roles
-from service.errors import DatabaseRefused, InvalidRow, NotAuthorized, ServiceError, UnknownName
+from service.errors import (
+    Canceled,
+    DatabaseRefused,
+    InvalidArgument,
+    InvalidRow,
+    NotAuthorized,
+    ServiceError,
+    UnknownName,
+)
 from service.models.base import Model
 from service.request.caller import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.rooms import failure_of, until
+from tests.db.test_streaming import transactions
 
 ROLES = Roles({"clerk": "rl_clerk"}, None)
 CLERK = Caller(7, "p1", "clerk", "realm1")
@@ -124,3 +135,41 @@ async def test_rules(dsn: str) -> None:
         (902, "E", None, "e"),
     ]
     assert execute(dsn, "SELECT count(*) FROM watched WHERE slug IS NOT NULL") == [(503,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rules_for_csv(dsn: str) -> None:
+    """A column named twice is refused, and a quote that is not closed holds nobody up."""
+    async with serving(dsn, written=(Watched,)) as db:
+        refused = await failure_of(db.call("watched.import", csv="id,name,name\n960,a,b\n"))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "csv.name"
+        late = 0.0
+        began = reactor.seconds()
+
+        def look() -> None:
+            nonlocal late, began
+            late, began = max(late, reactor.seconds() - began), reactor.seconds()
+
+        looking = LoopingCall(look)
+        looking.start(0.01)
+        endless = 'id,name\n960,"' + "\n" * 2_000_000
+        refused = await failure_of(db.call("watched.import", csv=endless))
+        looking.stop()
+        assert isinstance(refused, InvalidArgument)
+        assert late < 0.5
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_that_ends_while_it_is_judged(dsn: str) -> None:
+    """What ends an upload ends it, though its first rows have not reached the database yet."""
+    async with serving(dsn, written=(Watched,), idle=60) as db:
+        begun = await db.call("watched.import", done=False)
+        given = [{"id": n, "name": "x"} for n in range(1000, 3000)]
+        first = Deferred.fromCoroutine(db.call("watched.import", given, **begun))
+        second = Deferred.fromCoroutine(db.call("watched.import", given, **begun))
+        second.cancel()
+        assert isinstance(await failure_of(second), CancelledError)
+        assert isinstance(await failure_of(first), Canceled)
+        await until(lambda: not db.pool.stats().busy)
+        assert not transactions(dsn)
