@@ -16,16 +16,13 @@ from service.db.interactions import Page, Shape, answered_columns, page_txn, val
 from service.functions import Function
 from service.plan.call import polymorphic
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
-from service.request.called import (
-    CalledRequest,
-    parse_called_aggregate,
-    parse_called_find,
-)
+from service.request.aggregate import parse_aggregate
+from service.request.called import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
-from service.request.parse import Parsed
+from service.request.parse import Parsed, parse_find
 from service.request.types import AggregateRequest, FindRequest
 from service.sql.aggregate import aggregate
-from service.sql.select import count, counted, estimate, select
+from service.sql.select import count, estimate, select
 from service.sql.statement import Statement
 
 Find = Parsed[CalledRequest[FindRequest]]
@@ -42,7 +39,13 @@ class Called(Verbs):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `find`: a page of a function's rows, by offset, since they have no key."""
-        call = parse_called_find(functions, args, kwargs, self.limits, polymorphic(served.catalog))
+        call = parse_called(
+            functions,
+            args,
+            kwargs,
+            polymorphic(served.catalog),
+            lambda rest, rows: parse_find([], rest, self.limits, rows),
+        )
         request = call.request.of
         page, columns, total = await self._found(served, call)
         limit = call.values[request.limit.slot] - 1
@@ -60,8 +63,12 @@ class Called(Verbs):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `aggregate`: the measures of each group of a function's rows."""
-        call = parse_called_aggregate(
-            functions, args, kwargs, self.limits, polymorphic(served.catalog)
+        call = parse_called(
+            functions,
+            args,
+            kwargs,
+            polymorphic(served.catalog),
+            lambda rest, _: parse_aggregate([], rest, self.limits),
         )
         request = call.request
         statement = served.statement(_groups, request.call.function, request)
@@ -80,12 +87,9 @@ class Called(Verbs):
         limit = call.values[request.of.limit.slot] - 1
         shape = Shape(request.of.form, self.max_bytes)
         if mode in ("exact", "estimated") and not function.reads:
-            statement = served.statement(_counted, function, request)
-            last = min(call.offset + limit + 1, 2**63 - 1)
-            values = list(call.values)
-            values[request.of.limit.slot] = last
+            statement = served.statement(_whole, function, request)
             page, total = await self._run(
-                call, counted_txn, served.codec, statement, values, call.offset, limit, shape
+                call, counted_txn, served.codec, statement, call.values, call.offset, limit, shape
             )
             return page, answered_columns(statement), total
         statement = served.statement(_find, function, request)
@@ -109,8 +113,10 @@ class Called(Verbs):
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads
         kept = (kept_txn, function) if reads else (function,)
-        return await self.database.atomic(
-            *kept, *args, read_only=reads, retry=reads, timeout=call.timeout
+        return await self.database.again(
+            lambda: self.database.atomic(
+                *kept, *args, read_only=reads, retry=reads, timeout=call.timeout
+            )
         )
 
 
@@ -118,8 +124,9 @@ def _find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) ->
     return _marked(select(plan_called(catalog, request)), request)
 
 
-def _counted(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
-    return _marked(counted(plan_called(catalog, request)), request)
+def _whole(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+    plan = replace(plan_called(catalog, request), limit=None, offset=None)
+    return _marked(select(plan), request)
 
 
 def _groups(catalog: Catalog, _: Function, request: CalledRequest[AggregateRequest]) -> Statement:

@@ -15,6 +15,7 @@ from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
 from service.db.interactions import Shape, write_txn
 from service.db.scope import Database
+from service.db.transaction import lone_txn
 from service.errors import NoSuchProcedure, clip, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, polymorphic, result_columns
@@ -83,7 +84,9 @@ class Calling(Verbs):
     ) -> list[Any]:
         request = call.request
         if request.function.procedure:  # which may commit, and so stands alone
+            lone = (lone_txn,) if self.database.level is None else ()
             written = await self.database.run(
+                *lone,
                 write_txn,
                 served.codec,
                 partial(_given, statement),
@@ -96,17 +99,19 @@ class Calling(Verbs):
             return found
         reads = request.function.reads
         kept = (kept_txn, call_txn) if reads else (call_txn,)
-        rows: list[Any] = await self.database.atomic(
-            *kept,
-            served.codec,
-            statement,
-            call.values,
-            self.limits.max_rows,
-            request.max_affected,
-            shape,
-            read_only=reads,
-            retry=reads,
-            timeout=call.timeout,
+        rows: list[Any] = await self.database.again(
+            lambda: self.database.atomic(
+                *kept,
+                served.codec,
+                statement,
+                call.values,
+                self.limits.max_rows,
+                request.max_affected,
+                shape,
+                read_only=reads,
+                retry=reads,
+                timeout=call.timeout,
+            )
         )
         return rows
 

@@ -5,6 +5,7 @@ What runs in a pool thread when a database function is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -14,6 +15,11 @@ from service.db.interactions import Page, Shape, execute, over, page_txn, shaped
 from service.db.values import Codec
 from service.errors import DatabaseRefused, TooManyToSend
 from service.sql.statement import Statement
+
+COUNTED = "rowcast_counted"
+DECLARE = f"DECLARE {COUNTED} NO SCROLL CURSOR FOR "
+MOST = 2**31 - 1
+"""How far one MOVE goes."""
 
 READ_ONLY = "25006"
 """What PostgreSQL says of a write in a transaction that may only read."""
@@ -84,10 +90,12 @@ def counted_txn(
     """
     Read a page of what may not be read twice; gives the number of all rows, too.
 
+    The rows pass by in the server, and the page alone is fetched.
+
     Args:
         connection: To read it through, in a transaction that does not survive an error.
         codec: For the values, both ways.
-        statement: Gives the rows from the first one on, with their number behind each.
+        statement: Gives all rows, from the first to the last.
         values: Of the call.
         offset: How many rows stand before the page.
         limit: How many rows a page holds.
@@ -96,7 +104,21 @@ def counted_txn(
     Raises:
         TooLarge: The rows weigh more than an answer may.
     """
-    rows = execute(connection, codec, statement, values).fetchall()
-    total = rows[0][len(statement.columns)] if rows else 0
-    page = rows[offset : offset + limit]
-    return Page(shaped(page, statement, codec, shape), total > offset + limit), total
+    declared = replace(statement, text=DECLARE + statement.text)
+    cursor = execute(connection, codec, declared, values)
+    before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
+    rows: list[Any] = []
+    if before == offset and limit:  # to fetch no row is to fetch the last one again
+        cursor.execute(f"FETCH FORWARD {limit:d} FROM {COUNTED}")
+        rows = cursor.fetchall()
+    page = Page(shaped(rows, statement, codec, shape))
+    behind = _pass(cursor, "FORWARD ALL")
+    cursor.execute(f"CLOSE {COUNTED}")
+    return replace(page, more=behind > 0), before + len(rows) + behind
+
+
+def _pass(cursor: Any, rows: str) -> int:
+    """Let rows pass by; gives how many there were."""
+    cursor.execute(f"MOVE {rows} FROM {COUNTED}")
+    passed: int = cursor.rowcount
+    return passed

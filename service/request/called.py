@@ -10,11 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from service.errors import UnknownName
 from service.functions import Function
-from service.request.aggregate import parse_aggregate
 from service.request.call import ARGS, CallRequest, bind_call, read_given
-from service.request.overloads import Given
 from service.request.paging import digest_of
-from service.request.parse import Limits, Parsed, parse_find
+from service.request.parse import Parsed
 from service.request.types import AggregateRequest, FindRequest
 from service.request.values import Values
 
@@ -29,71 +27,38 @@ class CalledRequest(Generic[Request]):
     of: Request
 
 
-def parse_called_find(
+def parse_called(
     functions: Sequence[Function],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    limits: Limits,
     polymorphic: frozenset[int],
-) -> Parsed[CalledRequest[FindRequest]]:
+    parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
+) -> Parsed[CalledRequest[Request]]:
     """
-    Read a `find` on a function's rows; what the function is given stands in `args`.
+    Read a call of a verb on a function's rows; what the function is given stands in `args`.
+
+    Args:
+        functions: Those of the name.
+        args: By position: they are the function's.
+        kwargs: By name: they are the verb's.
+        polymorphic: The oids of the types that take their meaning from what is given.
+        parse: Reads the arguments of the verb, told of what rows.
 
     Raises:
         InvalidArgument: It is malformed, or no function takes these arguments.
     """
-    given, rest = _apart(functions, args, kwargs)
+    rest = {name: value for name, value in kwargs.items() if name != ARGS}
+    given = read_given(functions, args, kwargs.get(ARGS))
     # the rows of other arguments are another question
     home = f"{functions[0].schema}.fn.{functions[0].name}"
     question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
-    parsed = _told(functions, rest, lambda: parse_find([], rest, limits, question))
-    return _bound(functions, given, parsed, polymorphic)
-
-
-def parse_called_aggregate(
-    functions: Sequence[Function],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-    polymorphic: frozenset[int],
-) -> Parsed[CalledRequest[AggregateRequest]]:
-    """
-    Read an `aggregate` of a function's rows; what the function is given stands in `args`.
-
-    Raises:
-        InvalidArgument: It is malformed, or no function takes these arguments.
-    """
-    given, rest = _apart(functions, args, kwargs)
-    parsed = _told(functions, rest, lambda: parse_aggregate([], rest, limits))
-    return _bound(functions, given, parsed, polymorphic)
-
-
-def _apart(
-    functions: Sequence[Function], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Given, Mapping[str, Any]]:
-    rest = {name: value for name, value in kwargs.items() if name != ARGS}
-    return read_given(functions, args, kwargs.get(ARGS)), rest
-
-
-def _told(
-    functions: Sequence[Function], rest: Mapping[str, Any], parse: Callable[[], Parsed[Request]]
-) -> Parsed[Request]:
-    """Read the arguments of the verb; say where those of the function belong."""
     try:
-        return parse()
+        parsed = parse(rest, question)
     except UnknownName as refusal:
         path = refusal.details.get("path")
         if path in rest and any(path in function.names for function in functions):
             refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
         raise
-
-
-def _bound(
-    functions: Sequence[Function],
-    given: Given,
-    parsed: Parsed[Request],
-    polymorphic: frozenset[int],
-) -> Parsed[CalledRequest[Request]]:
     values = Values(parsed.values)
     call = bind_call(functions, given, values, polymorphic)
     request = CalledRequest(call, parsed.request)

@@ -5,7 +5,6 @@ Read plans to statements.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from psycopg2.sql import SQL, Identifier
 
@@ -40,20 +39,6 @@ def count(plan: ReadPlan, limit: int | None = None) -> Statement:
     """
     stop = SQL(f" LIMIT {limit:d}" if limit is not None else "")
     return _about(plan, [SQL("SELECT count(*) FROM (")], [stop, SQL(") AS counted")])
-
-
-def counted(plan: ReadPlan) -> Statement:
-    """
-    Spell a read that counts its rows on the way, for what may not be read twice.
-
-    The number of all rows, pages apart, follows the outputs of each row.
-    """
-    whole = replace(plan, limit=None, offset=None, keyset=False)
-    parts = [SQL("SELECT *, count(*) OVER () FROM ("), *_select(whole), SQL(') AS "t"')]
-    if plan.limit is not None:
-        parts += [SQL(" LIMIT "), plan.limit]
-    text, bounds = render(parts)
-    return Statement(text, bounds, plan.name, columns_of(plan.outputs, plan.embeds), plan.embeds)
 
 
 def exists(plan: ReadPlan) -> Statement:

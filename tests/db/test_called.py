@@ -4,6 +4,7 @@ Find and aggregate on what functions return, compared with what SQL itself answe
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,6 +40,12 @@ CREATE FUNCTION of_json(jsonb) RETURNS TABLE (k text) IMMUTABLE
     LANGUAGE sql AS 'SELECT jsonb_object_keys($1)';
 CREATE FUNCTION number() RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE work(INOUT a int) LANGUAGE sql AS 'SELECT a';
+CREATE SEQUENCE tries;
+CREATE FUNCTION unlucky() RETURNS TABLE (n int) LANGUAGE plpgsql AS $$BEGIN
+    n := nextval('tries');
+    IF n = 1 THEN RAISE serialization_failure; END IF;
+    RETURN NEXT;
+END$$;
 CREATE FUNCTION twice() RETURNS SETOF people STABLE
     LANGUAGE sql AS 'SELECT p.* FROM people p, generate_series(1, 2) ORDER BY p.id';
 """
@@ -142,6 +149,36 @@ async def test_count(db: Callee, dsn: str, mode: str) -> None:
     )
     if mode != "planned":
         assert (page["count"], beyond["count"], kinds["count"]) == (9, 9, 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_count_of_many(db: Callee) -> None:
+    """The rows around a page are counted where they are, however many there are."""
+    many = {"many": 300_000}
+    tracemalloc.start()
+    try:
+        page = await db.call(
+            "fn.logged.find", args=many, count="exact", offset=299_998, select=["n"]
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert page == {"rows": [{"n": 299_999}, {"n": 300_000}], "next": None, "count": 300_000}
+    assert peak < 5_000_000
+    none = await db.call("fn.logged.find", args={"many": 3}, count="exact", limit=0, offset=1)
+    assert (none["rows"], none["next"] is None, none["count"]) == ([], False, 3)
+    far = await db.call("fn.logged.find", args={"many": 3}, count="exact", offset=2**62)
+    assert (far["rows"], far["count"]) == ([], 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_tried_again(db: Callee, dsn: str) -> None:
+    """What PostgreSQL asks to be tried again is tried again."""
+    assert await db.call("fn.unlucky") == [{"n": 2}]
+    execute(dsn, "ALTER SEQUENCE tries RESTART")
+    assert (await db.call("fn.unlucky.find"))["rows"] == [{"n": 2}]
+    execute(dsn, "ALTER SEQUENCE tries RESTART")
+    assert await db.call("fn.unlucky.aggregate", measures={"s": {"sum": "n"}}) == [{"s": 2}]
 
 
 @pytest_twisted.ensureDeferred

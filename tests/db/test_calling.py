@@ -16,6 +16,7 @@ from service.errors import (
     DatabaseRefused,
     InvalidArgument,
     NoSuchProcedure,
+    OutcomeUnknown,
     Raised,
     StatementTimeout,
     TooLarge,
@@ -103,6 +104,12 @@ BEGIN
     INSERT INTO people VALUES (who, 'worker');
     COMMIT;
     n := n + 1; said := 'done';
+END$$;
+CREATE PROCEDURE dying(who int) LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO people VALUES (who, 'last');
+    COMMIT;
+    PERFORM pg_terminate_backend(pg_backend_pid());
 END$$;
 CREATE PROCEDURE quiet() LANGUAGE sql AS '';
 """
@@ -359,6 +366,14 @@ async def test_procedures(db: Callee, dsn: str) -> None:
     assert execute(dsn, "DELETE FROM people WHERE id >= 60 RETURNING id") == [(60,), (61,)]
     refused = await failure_of(db.call("fn.work"))
     assert isinstance(refused, InvalidArgument)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_procedure_whose_session_dies(db: Callee, dsn: str) -> None:
+    """Nobody knows what it has committed by then, and nobody is told to try it again."""
+    refused = await failure_of(db.call("fn.dying", who=80))
+    assert isinstance(refused, OutcomeUnknown)
+    assert execute(dsn, "DELETE FROM people WHERE id = 80 RETURNING id") == [(80,)]
 
 
 @pytest_twisted.ensureDeferred
