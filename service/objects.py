@@ -115,14 +115,15 @@ class UniqueKey:
     A unique constraint or whole-table unique index, primary key included.
 
     Args:
-        name: The constraint's name, which ON CONFLICT ON CONSTRAINT takes.
+        name: Of the constraint, or of the index.
         columns: In the order of the key.
-        constraint: False for a unique index that is no constraint.
+        arbiter: Whether ON CONFLICT may go by it: not if it is deferrable, or of periods that
+            may not overlap.
     """
 
     name: str
     columns: tuple[str, ...]
-    constraint: bool = True
+    arbiter: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
         for verb in verbs
         if all(getattr(relation, right) for right in RIGHTS.get(verb, ("selectable",)))
         and (verb != "get" or relation.primary_key)
-        and (verb != "upsert" or relation.unique_keys)
+        and (verb != "upsert" or any(key.arbiter for key in relation.unique_keys))
     ]
 
 

@@ -196,7 +196,7 @@ def _named(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...] 
 def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, UniqueKey]]:
     named = [(row, _named(row.columns, names)) for row in rows]
     return [
-        (row.primary, UniqueKey(row.name, columns, row.constraint))
+        (row.primary, UniqueKey(row.name, columns, row.arbiter))
         for row, columns in named
         if columns
     ]

@@ -29,6 +29,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
     """
     relation = scope.relation
     key = _key(scope, conflict.key)
+    _refuse_late(relation, key)
     if conflict.update is not None:
         columns = [
             _named(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
@@ -55,7 +56,7 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
                 f'"{relation.name}" has no primary key',
                 path="on_conflict",
                 hint="name the columns of a unique key",
-                candidates=[list(columns) for columns in named.values()] or None,
+                candidates=_keys(relation),
             )
         return relation.primary_key
     if isinstance(key, str):
@@ -72,9 +73,32 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
         raise InvalidArgument(
             f"no unique key over {', '.join(key)}",
             path="on_conflict",
-            candidates=[list(columns) for columns in named.values()] or None,
+            candidates=_keys(relation),
         )
     return key
+
+
+def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
+    """Refuse a key that ON CONFLICT cannot go by."""
+    if _is_late(relation, key):
+        raise InvalidArgument(
+            f"no row can be upserted by {', '.join(key)}: that key is deferrable, or of periods",
+            path="on_conflict",
+            hint="name the columns of another unique key",
+            candidates=_keys(relation),
+        )
+
+
+def _is_late(relation: Relation, key: Sequence[str]) -> bool:
+    """PostgreSQL goes by all keys over the columns, so one that it can go by does not help."""
+    alike = [each for each in relation.unique_keys if set(each.columns) == set(key)]
+    return not all(each.arbiter for each in alike)
+
+
+def _keys(relation: Relation) -> list[list[str]] | None:
+    """Give the keys that may be named, if there are any."""
+    keys = [each.columns for each in relation.unique_keys]
+    return [list(key) for key in keys if not _is_late(relation, key)] or None
 
 
 def _named(relation: Relation, name: str, path: str) -> Column:

@@ -152,7 +152,7 @@ def test_keys(catalog: Catalog, cars: Relation) -> None:
     assert cars.unique_keys == (
         UniqueKey("cars_pkey", ("id",)),
         UniqueKey("plate_mood", ("plate", "mood")),
-        UniqueKey("cars_code", ("code",), constraint=False),
+        UniqueKey("cars_code", ("code",)),
     )
     assert catalog.relation("app", "days").primary_key == ("day", "n")
 

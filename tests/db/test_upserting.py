@@ -32,6 +32,9 @@ CREATE DOMAIN tenth AS numeric(5,1);
 CREATE TABLE rounded (a tenth, b numeric(5,1), c timestamp(0), d varchar(5), note text DEFAULT 'd',
     extra text, UNIQUE (a, b, c, d));
 CREATE TABLE years (y int, id int, note text, PRIMARY KEY (y, id)) PARTITION BY RANGE (y);
+CREATE TABLE late (id int PRIMARY KEY DEFERRABLE, code int UNIQUE, a int,
+    UNIQUE (a) DEFERRABLE INITIALLY DEFERRED);
+CREATE UNIQUE INDEX late_a ON late (a);
 CREATE TABLE years_old PARTITION OF years FOR VALUES FROM (0) TO (2000);
 CREATE TABLE years_new PARTITION OF years FOR VALUES FROM (2000) TO (3000);
 """
@@ -228,3 +231,20 @@ async def test_at_once(db: Callee) -> None:
     results = await DeferredList(calls, consumeErrors=True)
     assert all(success for success, _ in results), results
     assert await db.call("pairs.count", where={"a": 5}) == 1
+
+
+@pytest.mark.parametrize(
+    "on_conflict", [None, "id", ["id"], "late_pkey", "a", "late_a"], ids=lambda key: str(key)
+)
+@pytest_twisted.ensureDeferred
+async def test_a_deferrable_key(db: Callee, on_conflict: Any) -> None:
+    """PostgreSQL upserts by no key that is checked late: that is known before it is asked."""
+    row = {"id": 1, "code": 1, "a": 1}
+    key = {} if on_conflict is None else {"on_conflict": on_conflict}
+    calls = [db.call("late.upsert", row, **key), db.call("late.import", [row], update=[], **key)]
+    for call in calls:
+        refused = await failure_of(call)
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "on_conflict"
+        assert refused.details["candidates"] == [["code"]]
+    assert await db.call("late.upsert", {"id": 1, "code": 1}, on_conflict="code")
