@@ -4,8 +4,7 @@ Keeps what is served up to date with the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,7 +15,8 @@ from twisted.logger import Logger
 from service.answer.hub import Hub
 from service.answer.roles import Roles, words_of
 from service.answer.served import Served
-from service.catalog import Catalog, Relation, Type
+from service.answer.whole import whole_of
+from service.catalog import Catalog
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.db.values import Codec
@@ -172,22 +172,6 @@ class Catalogs(Service):
             for role, catalog in catalogs.items()
         }
         self._hub.serve(Served(whole, codec, models), served)
-
-
-def whole_of(catalogs: Sequence[Catalog]) -> Catalog:
-    """Join the catalogs of several roles: of each relation, the one with the most columns."""
-    first, *rest = catalogs
-    if not rest:
-        return first
-    relations: dict[tuple[str, str], Relation] = {}
-    types: dict[int, Type] = {}
-    for catalog in catalogs:
-        types |= catalog.types
-        for place, relation in catalog.relations.items():
-            known = relations.get(place)
-            if known is None or len(known.columns) < len(relation.columns):
-                relations[place] = relation
-    return replace(first, relations=relations, types=types)
 
 
 def _first_line(error: Exception) -> str:

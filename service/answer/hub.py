@@ -99,7 +99,7 @@ class Hub:
             Unavailable: The database was not read yet.
         """
         if self._whole is None:
-            raise Unavailable("the database has not been reached yet")
+            raise _unread()
         return self._whole
 
     def served_to(self, caller: Caller) -> Served:
@@ -110,7 +110,10 @@ class Hub:
             NotAuthorized: The caller has no role in the database.
             Unavailable: The database was not read yet.
         """
-        return self._served.get(self._roles.of(caller)) or self.served
+        served = self._served.get(self._roles.of(caller))
+        if served is None:
+            raise _unread()
+        return served
 
     @property
     def ready(self) -> bool:
@@ -213,3 +216,7 @@ class Hub:
             return name
         known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
         return Name(name.schema, FN, name.function) if known else name
+
+
+def _unread() -> Unavailable:
+    return Unavailable("the database has not been reached yet")

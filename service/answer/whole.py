@@ -1,0 +1,64 @@
+"""
+What all roles together may use, for what there is one of: the models, and procedures over them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.catalog import Catalog, Column, Relation, Type
+from service.functions import Function
+
+Place = tuple[str, str]
+
+
+def whole_of(catalogs: Sequence[Catalog]) -> Catalog:
+    """Join the catalogs of several roles: what any of them may use, in whatever order they come."""
+    first, *rest = catalogs
+    if not rest:
+        return first
+    types: dict[int, Type] = {}
+    relations: dict[Place, list[Relation]] = defaultdict(list)
+    functions: dict[Place, dict[tuple[int, ...], Function]] = defaultdict(dict)
+    for catalog in catalogs:
+        types |= catalog.types
+        for place, relation in catalog.relations.items():
+            relations[place].append(relation)
+        for place, overloads in catalog.functions.items():
+            for each in overloads:
+                functions[place].setdefault(tuple(it.type for it in each.inputs), each)
+    return replace(
+        first,
+        relations={place: _relation(alike) for place, alike in relations.items()},
+        types=types,
+        functions={place: tuple(alike.values()) for place, alike in functions.items()},
+    )
+
+
+def _relation(alike: Sequence[Relation]) -> Relation:
+    """Join what roles know of one relation; a foreign key is known to whom its target is."""
+    columns: dict[str, list[Column]] = defaultdict(list)
+    for relation in alike:
+        for name, column in relation.columns.items():
+            columns[name].append(column)
+    return replace(
+        alike[0],
+        columns={name: _column(found) for name, found in columns.items()},
+        foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
+        links=tuple(dict.fromkeys(key for each in alike for key in each.links)),
+        selectable=any(each.selectable for each in alike),
+        insertable=any(each.insertable for each in alike),
+        updatable=any(each.updatable for each in alike),
+        deletable=any(each.deletable for each in alike),
+    )
+
+
+def _column(alike: Sequence[Column]) -> Column:
+    return replace(
+        alike[0],
+        selectable=any(each.selectable for each in alike),
+        insertable=any(each.insertable for each in alike),
+        updatable=any(each.updatable for each in alike),
+    )

@@ -1,0 +1,68 @@
+"""
+What several roles may use together is what any of them may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from service.answer.whole import whole_of
+from service.catalog import Catalog, ForeignKey
+from service.functions import Argument, Function
+from tests.unit.samples import catalog
+
+KEY = ForeignKey("notes_note_fkey", ("note",), ("public", "actions"), ("id",))
+NUMBER, TEXT = (Function("public", "f", (Argument("a", oid),), 25) for oid in (23, 25))
+SAME = Function("public", "f", (Argument("a", 23),), 25)
+OTHER = Function("public", "g", (), 25)
+
+
+def roles() -> tuple[Catalog, Catalog]:
+    """Give what two roles may use, each something that the other may not."""
+    clerk, boss = catalog(), catalog()
+    relations = dict(clerk.relations)
+    notes = relations.pop(("public", "notes"))
+    clerk = replace(
+        clerk,
+        relations=relations,
+        functions={("public", "f"): (NUMBER,), ("public", "g"): (OTHER,)},
+    )
+    column = replace(notes.columns["note"], selectable=False)
+    actions = boss.relations["public", "actions"]
+    hidden = replace(actions.columns["owner"], selectable=False, updatable=False)
+    relations = {
+        ("public", "actions"): replace(
+            actions,
+            columns={**actions.columns, "owner": hidden},
+            foreign_keys=(),
+            deletable=False,
+            updatable=False,
+        ),
+        ("public", "notes"): replace(notes, columns={"note": column}, foreign_keys=(KEY,)),
+    }
+    return clerk, replace(boss, relations=relations, functions={("public", "f"): (TEXT, SAME)})
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whole(turned: bool) -> None:
+    """Relations, their rights and keys, and functions of every role are there."""
+    found = whole_of(roles()[::-1] if turned else roles())
+    assert set(found.relations) == set(catalog().relations)
+    actions = found.relations["public", "actions"]
+    assert actions.columns == catalog().relations["public", "actions"].columns
+    assert actions.deletable
+    assert actions.updatable
+    assert actions.foreign_keys
+    assert found.relations["public", "notes"].foreign_keys == (KEY,)
+    assert not found.relations["public", "notes"].columns["note"].selectable
+    assert {each.inputs[0].type for each in found.functions["public", "f"]} == {23, 25}
+    assert len(found.functions["public", "f"]) == 2
+    assert found.functions["public", "g"] == (OTHER,)
+
+
+def test_one_role() -> None:
+    """What one role may use is the whole as it is."""
+    alone = catalog()
+    assert whole_of([alone]) is alone
