@@ -26,16 +26,7 @@ SEARCHES = frozenset({"fts", "plfts", "phfts", "wfts"})
 CONTAINMENT = frozenset({"cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj"})
 KEYS = frozenset({"has_key", "has_any", "has_all"})
 OPERATORS = ORDERING | PATTERNS | SEARCHES | CONTAINMENT | KEYS | {"in", "is", "between", "not"}
-WORDS = {
-    None: "null",
-    True: "true",
-    False: "false",
-    "null": "null",
-    "not null": "not null",
-    "true": "true",
-    "false": "false",
-    "unknown": "unknown",
-}
+WORDS = frozenset({"null", "not null", "true", "false", "unknown"})
 MAX_TERMS = 1000
 """Of one filter: enough for any form, and a bound on the work of planning it."""
 
@@ -171,12 +162,13 @@ def _all(terms: Sequence[Filter]) -> Filter:
 
 
 def _word(operand: Any, path: str) -> str:
-    try:
-        return WORDS[operand]
-    except (KeyError, TypeError):
-        raise InvalidArgument(
-            '"is" takes null, "not null", true, false or "unknown"', path=path
-        ) from None
+    """Read a word in any case, as in SQL, and `not_null` as PostgREST spells it."""
+    if operand is None:
+        return "null"
+    word = str(operand).lower().replace("_", " ") if isinstance(operand, bool | str) else ""
+    if word not in WORDS:
+        raise InvalidArgument('"is" takes null, "not null", true, false or "unknown"', path=path)
+    return word
 
 
 def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", "all"], Any, str]:
