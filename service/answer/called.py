@@ -99,7 +99,7 @@ class Called(Verbs):
 
     async def _count(self, served: Served, call: Find) -> int:
         plan = plan_called_all(served.catalog, call.request)
-        mode = call.request.of.count
+        mode, found = call.request.of.count, 0
         if mode != "planned":
             most = self.limits.max_rows
             spelled = count(plan, limit=most + 1 if mode == "estimated" else None)
@@ -108,7 +108,7 @@ class Called(Verbs):
                 return found
         spelled = estimate(plan)
         (document,) = await self._run(call, value_txn, served.codec, spelled, call.values)
-        return int(document["Plan"]["Plan Rows"])
+        return max(found, int(document["Plan"]["Plan Rows"]))
 
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads

@@ -79,7 +79,7 @@ class Reading(Verbs):
     async def _count(self, served: Served, relation: Relation, call: Parsed[FindRequest]) -> int:
         """Count what a find would give without its pages."""
         plan = plan_all(served.catalog, relation, call.request)
-        mode = call.request.count
+        mode, found = call.request.count, 0
         if mode == "exact":
             return int(await self._value(served, count(plan), call))
         if mode == "estimated":
@@ -88,7 +88,7 @@ class Reading(Verbs):
             if found <= most:
                 return found
         (document,) = await self._value(served, estimate(plan), call)
-        return int(document["Plan"]["Plan Rows"])
+        return max(found, int(document["Plan"]["Plan Rows"]))
 
     async def _page(
         self,

@@ -261,6 +261,25 @@ async def test_counts(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_estimate_is_no_less_than_what_was_seen(dsn: str) -> None:
+    """The planner may expect fewer rows than were counted before it was asked."""
+    execute(
+        dsn,
+        """
+        CREATE FUNCTION few() RETURNS SETOF int LANGUAGE plpgsql STABLE ROWS 1
+            AS 'BEGIN RETURN QUERY SELECT generate_series(1, 9); END';
+        CREATE VIEW fewer AS SELECT n FROM few() n;
+        CREATE FUNCTION fewest() RETURNS SETOF fewer LANGUAGE plpgsql STABLE ROWS 1
+            AS 'BEGIN RETURN QUERY SELECT n FROM few() n; END';
+        """,
+    )
+    async with serving(dsn, max_rows=4) as small:
+        for name in ("fewer.find", "fn.fewest.find"):
+            assert (await small.call(name, count="planned"))["count"] == 1
+            assert (await small.call(name, count="estimated"))["count"] == 5
+
+
+@pytest_twisted.ensureDeferred
 async def test_distinct(db: Callee, dsn: str) -> None:
     """Distinct rows, and one row for each value."""
     found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
