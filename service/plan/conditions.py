@@ -121,8 +121,8 @@ class Expression:
             and self.cast == other.cast
             and [(link.pairs, link.function) for link in self.links]
             == [(link.pairs, link.function) for link in other.links]
-            and [(step.word, step.text) for step in self.steps]
-            == [(step.word, step.text) for step in other.steps]
+            and [(step.word, step.text, step.key.type) for step in self.steps]
+            == [(step.word, step.text, step.key.type) for step in other.steps]
         )
 
 

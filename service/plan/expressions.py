@@ -142,21 +142,23 @@ class Scope:
         """
         Resolve a select list; None stands for all columns that may be read.
 
+        What stands twice counts once.
+
         Raises:
-            InvalidArgument: A name is unknown, or stands twice in the answer.
+            InvalidArgument: A name is unknown, or two values would have the same one.
         """
         if select is None:
             return self._all()
         found: dict[str, Output] = {}
         for item in select:
             for output in self._item(item):
-                if output.name in found:
+                earlier = found.setdefault(output.name, output)
+                if not earlier.expression.same(output.expression):
                     raise InvalidArgument(
                         f'"{output.name}" stands twice in the select list',
                         path=item.reference.path,
                         hint='write "other_name:column" to tell them apart',
                     )
-                found[output.name] = output
         return tuple(found.values())
 
     def sort_keys(self, order: Iterable[Key]) -> tuple[SortKey, ...]:

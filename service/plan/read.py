@@ -80,12 +80,14 @@ def plan_rows(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed]
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
     """
-    Plan what rows of an answer are made of.
+    Plan what rows of an answer are made of; an empty list alone would make nothing of them.
 
     Raises:
         InvalidArgument: A name is unknown, or stands twice.
     """
     planned = plan_embeds(scope, embeds)
+    if not select and not embeds:
+        select = None
     return outputs_beside(scope, select, planned, "embed"), planned
 
 

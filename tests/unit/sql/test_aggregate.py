@@ -162,7 +162,7 @@ def test_order_by_what_a_group_is_of():
             "where",
         ),
         (COUNT, {"group": ["nope"]}, "group.0"),
-        (COUNT, {"group": ["id", "id"]}, "group.1"),
+        (COUNT, {"group": ["id", "id:status"]}, "group.1"),
         (COUNT, {"having": {"id": 1}}, "having.id"),
         (COUNT, {"having": {"n": {"is": True}}}, "having.n"),
         (COUNT, {"order": ["id"]}, "order.0"),

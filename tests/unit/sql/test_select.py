@@ -148,14 +148,20 @@ def test_select_list():
     assert statement.text.startswith('SELECT CAST("t"."id" AS text) AS "n",')
     assert '("t"."doc" -> CAST(%s AS text) ->> CAST(%s AS integer))' in statement.text
     assert '(to_jsonb("t"."raw") -> CAST(%s AS text))' in statement.text
+    statement, _ = found(select=["status", "*", "id", "id"])
+    assert statement.columns == (
+        "status",
+        *(name for name in relation().columns if name != "status"),
+    )
+    assert found(select=[])[0].columns == tuple(relation().columns)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "path"),
     [
         ({"select": ["nope"]}, "select.0"),
-        ({"select": [], "distinct": True}, "select"),
-        ({"select": ["id", "id"]}, "select.1"),
+        ({"select": ["id", "id:action"]}, "select.1"),
+        ({"select": ["doc->0", 'doc->"0"']}, "select.1"),
         ({"select": ["id::nope"]}, "select.0"),
         ({"select": ["id->a"]}, "select.0"),
         ({"select": ["x:*"]}, "select.0"),
