@@ -164,6 +164,12 @@ class Relation:
     updatable: bool = True
     deletable: bool = True
 
+    def refers_once(self, key: ForeignKey) -> bool:
+        """Tell whether it is known that one row at most refers to another by a foreign key."""
+        return key.unique or any(
+            set(unique.columns) <= set(key.columns) for unique in self.unique_keys
+        )
+
     def column(self, name: str, path: str | None = None) -> Column:
         """
         Look a column up.

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
 from service.db.dispatch import Dispatch
+from service.db.doer import Doer
 from service.db.job import Job
 from service.db.transaction import TransactionClosed, commit_txn, rollback_txn, undo_txn
 
@@ -26,21 +27,29 @@ from service.db.transaction import TransactionClosed, commit_txn, rollback_txn, 
 class Level(ABC):
     """A transaction or a savepoint: what its statements run in."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, doer: Doer) -> None:
         self.depth = depth
+        self.doer = doer
         self.closed = False
         self.lock = DeferredLock()
         self.child: Level | None = None
 
     def run(
-        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+        self, function: Callable[..., Any], *args: Any, reads: bool = False, **how: Any
     ) -> Deferred[Any]:
         """
         Run a function in the transaction's worker, once no savepoint is open in this level.
 
+        With `reads` it leaves everything as it is; `timeout` is as in `Database.run`.
+
         Raises:
             TransactionClosed: The level has ended.
         """
+        return self.doer.sends(self._in_turn(function, *args, **how), reads)
+
+    def _in_turn(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
         if self.child is None:
             return self._run(function, *args, timeout=timeout)
         context = copy_context()
@@ -89,14 +98,13 @@ class Transaction(Level):
     Args:
         dispatch: Where its worker comes from.
         words: The BEGIN.
-        identity: As whom it runs.
+        doer: As whom it runs.
     """
 
-    def __init__(self, dispatch: Dispatch, words: str, identity: str = "") -> None:
-        super().__init__(0)
+    def __init__(self, dispatch: Dispatch, words: str, doer: Doer) -> None:
+        super().__init__(0, doer)
         self._dispatch = dispatch
         self._words = words
-        self._identity = identity
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
         self._failure: Failure | None = None
@@ -127,7 +135,7 @@ class Transaction(Level):
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words, self._identity)
+        connection.begin(self._words, self.doer.words)
         while (job := self._lane.get()) is not None:
             server.worker.execute(job, lambda job: job.function(connection, *job.args))
 
@@ -173,7 +181,7 @@ class Savepoint(Level):
     """A level inside another; its end gives way to its parent."""
 
     def __init__(self, parent: Level) -> None:
-        super().__init__(parent.depth + 1)
+        super().__init__(parent.depth + 1, parent.doer)
         self._parent = parent
         self._name = f"scope_{self.depth}"
 

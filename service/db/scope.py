@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
+from service.db.doer import Doer
 from service.db.job import Job
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
@@ -50,21 +51,28 @@ class Database:
         self.pool = pool
         self.reactor = reactor
         self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
-        self._identity: ContextVar[str] = ContextVar("rowcast_identity", default="")
+        itself = Doer()
+        self._doer: ContextVar[Doer] = ContextVar("rowcast_doer", default=itself)
 
     @property
     def level(self) -> Level | None:
         """The transaction or savepoint that the caller is in, if any."""
         return self._level.get()
 
+    @property
+    def moment(self) -> tuple[Any, ...]:
+        """Equal to another one while a read sees the same, as far as that is the caller's doing."""
+        doer = self._doer.get()
+        return self._level.get(), doer, doer.writes
+
     @contextmanager
     def identity(self, words: str) -> Iterator[None]:
         """Have what the body sends run as somebody: `db/identity` has the words."""
-        token = self._identity.set(words)
+        token = self._doer.set(Doer(words))
         try:
             yield
         finally:
-            self._identity.reset(token)
+            self._doer.reset(token)
 
     async def breathe(self, at: int) -> None:
         """Let the reactor turn after every so many steps of a long loop in its thread."""
@@ -100,7 +108,7 @@ class Database:
         Args:
             function: Called with a PgConnection and `args`, in a worker thread.
             args: For the function.
-            retry: Whether it may run again if the connection died under it; for reads.
+            retry: Whether it may run again if the connection died under it; for reads alone.
             timeout: Seconds after which it is stopped.
 
         Raises:
@@ -111,9 +119,10 @@ class Database:
         """
         level = self._level.get()
         if level is not None:
-            return level.run(function, *args, timeout=timeout)
-        job = Job(single_txn, (self._identity.get(), function, *args), retry)
-        return self.pool.dispatch.submit(job, timeout)
+            return level.run(function, *args, reads=retry, timeout=timeout)
+        doer = self._doer.get()
+        job = Job(single_txn, (doer.words, function, *args), retry)
+        return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
 
     def statement(
         self,
@@ -147,10 +156,11 @@ class Database:
         """
         level = self._level.get()
         if level is not None:
-            return level.run(nested_txn, function, *args, timeout=timeout)
-        words = begin_words(isolation, read_only), self._identity.get()
+            return level.run(nested_txn, function, *args, reads=retry, timeout=timeout)
+        doer = self._doer.get()
+        words = begin_words(isolation, read_only), doer.words
         job = Job(atomic_txn, (*words, function, *args), retry)
-        return self.pool.dispatch.submit(job, timeout)
+        return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
 
     @asynccontextmanager
     async def transaction(
@@ -169,7 +179,7 @@ class Database:
         level: Level
         if outer is None:
             words = begin_words(isolation, read_only)
-            level = Transaction(self.pool.dispatch, words, self._identity.get())
+            level = Transaction(self.pool.dispatch, words, self._doer.get())
         else:
             level = Savepoint(outer)
         await level.enter()

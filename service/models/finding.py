@@ -141,8 +141,9 @@ class Finding(Row):
 
     @classmethod
     async def _initialized(cls, objects: list[Self]) -> list[Self]:
-        for each in objects:
-            await maybeDeferred(each.afterInit)
+        if cls.afterInit is not DBObject.afterInit:
+            for each in objects:
+                await maybeDeferred(each.afterInit)
         return objects
 
     @classmethod

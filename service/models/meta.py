@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from service.catalog import Catalog, Relation, Type
 from service.db.connection import Installable
 from service.errors import InvalidArgument
-from service.models.text import identifier
+from service.models.text import identifier, identifiers
 
 AS_THEY_ARE = frozenset(
     ["int2", "int4", "int8", "oid", "bool", "text", "varchar", "bpchar", "name", "uuid", "bytea"]
@@ -66,9 +66,9 @@ class Meta:
         self.named = {attribute: name for name, attribute in self.attributes.items()}
         self._makers = [self._maker(catalog, name) for name in self.columns]
         self.table = f"{identifier(relation.schema)}.{identifier(relation.name)}"
-        self.list = ", ".join(identifier(name) for name in self.columns)
+        self.list = identifiers(self.columns)
         self.select = f"SELECT {self.list} FROM {self.table}"
-        self.by_key = " AND ".join(self.equals(name) for name in self.key)
+        self.by_key = self.equal(self.key)
         self._inserts: dict[tuple[tuple[str, ...], str], str] = {}
         self._updates: dict[tuple[str, ...], str] = {}
 
@@ -108,13 +108,34 @@ class Meta:
         """Spell that a column has a value."""
         return f"{identifier(name)} = {self.cast(name)}"
 
+    def equal(self, names: Iterable[str]) -> str:
+        """Spell that columns have values, one parameter for each."""
+        return " AND ".join(self.equals(name) for name in names)
+
     def any_of(self, name: str) -> str:
         """Spell that a column has one of the values of a list; see `encode_all`."""
-        return f"{identifier(name)} = ANY(CAST(? AS {self.types[name].sql}[]))"
+        return f"{identifier(name)} = ANY({self.list_of(name)})"
+
+    def among(self, names: Sequence[str]) -> str:
+        """Spell that columns have the values of one of many rows; see `encode_rows`."""
+        if len(names) == 1:
+            return self.any_of(names[0])
+        lists = ", ".join(self.list_of(name) for name in names)
+        return f"({identifiers(names)}) IN (SELECT * FROM unnest({lists}))"
+
+    def list_of(self, name: str) -> str:
+        """Spell a parameter that is a list of a column's values."""
+        return f"CAST(? AS {self.types[name].sql}[])"
 
     def encode_all(self, name: str, values: Iterable[Any]) -> list[str | None]:
         """Write values for `any_of`."""
         return [self.encode(name, value) for value in values]
+
+    def encode_rows(
+        self, names: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> list[list[str | None]]:
+        """Write rows of values for `among`: a list for each column."""
+        return [self.encode_all(name, [row[at] for row in rows]) for at, name in enumerate(names)]
 
     def key_values(self, key: Any) -> list[str | None]:
         """
@@ -138,7 +159,7 @@ class Meta:
         """Spell INSERT of these columns, giving the whole row back."""
         found = self._inserts.get((columns, conflict))
         if found is None:
-            names = ", ".join(identifier(name) for name in columns)
+            names = identifiers(columns)
             values = ", ".join(self.cast(name) for name in columns)
             what = f"({names}) VALUES ({values})" if columns else "DEFAULT VALUES"
             found = f"INSERT INTO {self.table} {what}{conflict} RETURNING {self.list}"

@@ -15,6 +15,7 @@ from service.models.action import Action
 from service.models.base import Model
 from service.models.config import PgConfig
 from service.models.driver import Driver
+from service.models.foreign_keys import declared
 from service.models.judge import Judge
 from service.models.meta import Meta, Values
 from service.models.vehicle import Vehicle
@@ -70,7 +71,10 @@ class LoadedModels:
 
     def _generated(self, relation: Relation) -> Judge:
         name = f"{relation.schema}.{relation.name}"
-        model = type(name, (Model,), {"TABLENAME": name, "__doc__": f"Rows of {name}."})
+        named = {"TABLENAME": name, "__doc__": f"Rows of {name}."}
+        model: type[Model] = type(name, (Model,), named)
+        for kind, ends in declared(self._catalog, relation, self.of, dir(model)):
+            model.relate(kind, ends)
         return _bound(model, relation, self._catalog, self._codec)
 
 

@@ -4,15 +4,19 @@ What a model declares of its relationships, worked out once, when the class is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from BermiInflector.Inflector import Inflector
 from twistar.exceptions import InvalidRelationshipError, ReferenceNotSavedError
 
 from service.models.ends import Ends
 from service.models.finding import Finding
-from service.models.relations import HABTM, BelongsTo, HasMany, HasOne, Relationship
+from service.models.meta import Meta
+from service.models.relationship import Relationship
+from service.models.to_many import HABTM, HasMany
+from service.models.to_one import BelongsTo, HasOne
+from service.models.together import acquaint
 
 TYPES: dict[str, type[Relationship]] = {
     "HASMANY": HasMany,
@@ -74,16 +78,35 @@ class Related(Finding):
         given = options.get("class_name", name)
         # A class's own name is taken at its word: the Inflector would make Statu of Status.
         class_name = given if given[:1].isupper() else words.classify(given)
-        ends = Ends(
-            name=name,
-            other=None if options.get("polymorphic") else class_name,
-            here=options.get("foreign_key") or words.foreignKey(cls.__name__),
-            there=options.get("association_foreign_key")
-            or words.foreignKey(words.singularize(name)),
-            options=options,
-        )
-        cls.RELATIONSHIP_CACHE[name] = (TYPES[rtype], options)
-        setattr(cls, name, Property(TYPES[rtype], ends))
+        here = options.get("foreign_key") or words.foreignKey(cls.__name__)
+        there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
+        if options.get("polymorphic"):
+            class_name, there = None, f"{name}_id"
+        ends = Ends(name, class_name, _names(here), _names(there), options=options)
+        cls.relate(TYPES[rtype], ends)
+
+    @classmethod
+    def relate(cls, kind: type[Relationship], ends: Ends) -> None:
+        """Add a relationship that is worked out already."""
+        cls.RELATIONSHIP_CACHE[ends.name] = (kind, ends.options)
+        setattr(cls, ends.name, Property(kind, ends))
+
+    @classmethod
+    def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
+        """Make objects of rows, which know each other if there is anything to ask them all."""
+        made = super().hydrate(rows, meta)
+        if cls.RELATIONSHIP_CACHE and len(made) > 1:
+            acquaint(made)
+        return made
+
+    def _twin(self) -> Self:
+        """Make another object of the same row, among the same others."""
+        assert self._row is not None
+        (made,) = self.hydrate([self._row], self.made_with)
+        made._together = self._together
+        if self._together is not None:
+            self._together.add(made)
+        return made
 
     def joined(self) -> list[HABTM]:
         """Give the relationships that have rows in join tables."""
@@ -92,3 +115,8 @@ class Related(Finding):
             for name, (kind, _) in self.RELATIONSHIP_CACHE.items()
             if kind is HABTM
         ]
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Give the columns of a key: one is its bare name."""
+    return (given,) if isinstance(given, str) else tuple(given)

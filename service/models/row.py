@@ -50,6 +50,7 @@ class Row(DBObject):
     _row: tuple[Any, ...] | None = None
     _meta: Meta | None = None
     _deleted = False
+    _together: Any = None
 
     # twistar looks for relationships at every access to anything; ours are descriptors.
     __getattribute__ = object.__getattribute__

@@ -49,6 +49,11 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def identifiers(names: Iterable[str]) -> str:
+    """Quote names, with commas between them."""
+    return ", ".join(identifier(name) for name in names)
+
+
 def table(name: str) -> str:
     """Quote a table name, each part of a dotted one by itself; a quoted one stands as it is."""
     if '"' in name:

@@ -171,7 +171,7 @@ def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
     for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
         pairs = tuple(zip(key.target_columns, key.columns, strict=True))
         names = frozenset({*key.columns, *key.target_columns})
-        many = not _unique(other, key)
+        many = not other.refers_once(key)
         yield Relationship(other, many, pairs, None, key.name, names, frozenset())
 
 
@@ -188,12 +188,6 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
             )
             names = frozenset({f"{middle.schema}.{middle.name}", there.name})
             yield Relationship(target, True, (), junction, middle.name, names, frozenset())
-
-
-def _unique(relation: Relation, key: ForeignKey) -> bool:
-    return key.unique or any(
-        set(unique.columns) <= set(key.columns) for unique in relation.unique_keys
-    )
 
 
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:

@@ -137,8 +137,8 @@ async def test_one_statement_each(dsn: str) -> None:
             assert eldest[1:] == [None, None]
             assert await preload(found[0], "parent") == [parents[0]] * 2
             assert await preload([], "children") == []
-            error = await failure_of(preload(parents, "tags"))
-            assert isinstance(error, ValueError)
+            tags = await preload(parents, "tags")
+            assert [len(found) for found in tags] == [2, 0, 0]
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,37 @@
+"""
+On whose behalf statements are sent, and whether they have changed anything since.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+
+class Doer:
+    """
+    Who sends statements: one call of a procedure, say, and all that it starts.
+
+    Args:
+        words: As whom the statements run, as `db/identity` words it.
+
+    Attributes:
+        writes: Counts what may have changed something, once when it is sent and once when it
+            is done. What was read at another count is not to be relied on.
+    """
+
+    def __init__(self, words: str = "") -> None:
+        self.words = words
+        self.writes = 0
+
+    def sends(self, work: Deferred[Any], reads: bool) -> Deferred[Any]:
+        """Count some work, unless it leaves everything as it is."""
+        if reads:
+            return work
+        self.writes += 1
+        return work.addBoth(self._done)
+
+    def _done(self, outcome: Any) -> Any:
+        self.writes += 1
+        return outcome
