@@ -110,8 +110,10 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
         yield from separated([Identifier(column.name)] for column in plan.columns)
         yield SQL(") VALUES ")
         yield from separated(_row(row) for row in plan.rows)
-    else:
+    elif len(plan.rows) == 1:
         yield SQL(" DEFAULT VALUES")
+    else:
+        yield SQL(f" SELECT FROM generate_series(1, {len(plan.rows)})")
     if plan.conflict is not None:
         yield from on_conflict(plan.conflict)
 

@@ -130,6 +130,16 @@ async def test_create_many(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_many_rows_of_defaults(db: Callee) -> None:
+    """As many rows come as the list has dicts, also if none of them says anything."""
+    assert await db.call("log.create", [{}, {}, {}]) == [{"note": None}] * 3
+    assert await db.call("log.count") == 3
+    assert await db.call("log.create", [{}]) == [{"note": None}]
+    refused = await failure_of(db.call("log.create", [{}, {}], max_affected=1))
+    assert isinstance(refused, TooManyRows)
+
+
+@pytest_twisted.ensureDeferred
 async def test_all_or_nothing(db: Callee) -> None:
     """One bad row keeps a whole list out."""
     refused = await failure_of(db.call("things.create", [{"name": "ok"}, {"name": "one"}]))

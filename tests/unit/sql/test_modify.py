@@ -35,6 +35,14 @@ def test_create():
     )
 
 
+def test_rows_of_defaults():
+    """DEFAULT VALUES is one row, so more of them are read from somewhere, without columns."""
+    assert created([{}, {}]).text == (
+        'INSERT INTO "public"."actions" AS "t" SELECT FROM generate_series(1, 2)'
+        ' RETURNING "t"."id" AS "id"'
+    )
+
+
 def test_missing_keys_are_defaults():
     """In a bulk, a key that one row lacks is its column's default."""
     statement = created([{"action": "a"}, {"status": True}])
