@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 
 from service.catalog import Relation
-from service.db.position import bound_of
+from service.db.position import bound_of, mark_of
 from service.errors import ConstraintViolation, InvalidArgument, ServiceError, clip, nearest
 from service.plan.conditions import Bound
 
@@ -62,6 +62,17 @@ def invalid(error: psycopg2.Error) -> ServiceError:
     )
 
 
+def unfit(error: psycopg2.Error) -> ServiceError:
+    """Take an operation that there is not for the types, with the caller's word for it."""
+    message = clip(error.diag.message_primary or "no such operation for these types", 300)
+    mark = mark_of(error)
+    if mark is None:
+        return InvalidArgument(message, sqlstate=error.pgcode)
+    return InvalidArgument(
+        message, path=mark.path, column=mark.column or None, hint=mark.hint, sqlstate=error.pgcode
+    )
+
+
 def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
     found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
     return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
@@ -79,6 +90,8 @@ def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | N
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:
     """Add the column: the one that the path ends in, or the only one of the type named."""
+    if "column" in found.details:
+        return
     tail = str(found.details.get("path", "")).rpartition(".")[2]
     names = [tail] if tail in relation.columns else []
     if error.pgcode == "22001" and not names:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import psycopg2
 
 from service.plan.conditions import Bound
-from service.sql.statement import Statement
+from service.sql.statement import Mark, Statement
 
 _PLACE = re.compile(r"%([%s])")
 _LITERAL = re.compile(r" ?(?:NULL|'(?:[^']|'')*'|E'(?:[^'\\]|''|\\.)*')", re.DOTALL)
@@ -32,13 +32,19 @@ _CHECKED = frozenset(["limit", "offset"])
 
 def point_out(error: psycopg2.Error, statement: Statement) -> None:
     """
-    Note on an error which parameter it points at, for `bound_of`.
+    Note on an error which parameter or mark it points at, for `bound_of` and `mark_of`.
 
     To be called in the thread that ran the statement, while its cursor is still at it.
     """
-    found = _find(error, statement)
-    if found is not None:
-        error.bound = found  # type: ignore[attr-defined]
+    if error.cursor is None or error.cursor.query is None:
+        return
+    sent = error.cursor.query.decode("utf-8", "replace")
+    pieces = _pieces(statement.text)
+    spans = _spans(sent, pieces)
+    if len(spans) < len(statement.bounds):  # of another statement
+        return
+    error.bound = _find(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
+    error.mark = _marked(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
 
 
 def bound_of(error: psycopg2.Error) -> Bound | None:
@@ -46,12 +52,39 @@ def bound_of(error: psycopg2.Error) -> Bound | None:
     return getattr(error, "bound", None)
 
 
-def _find(error: psycopg2.Error, statement: Statement) -> Bound | None:
-    if error.cursor is None or error.cursor.query is None or not statement.bounds:
+def mark_of(error: psycopg2.Error) -> Mark | None:
+    """Give the mark that an error points at, if that was noted."""
+    return getattr(error, "mark", None)
+
+
+def _marked(
+    error: psycopg2.Error,
+    statement: Statement,
+    sent: str,
+    spans: Sequence[tuple[int, int]],
+    pieces: Sequence[str],
+) -> Mark | None:
+    """Find the mark at the very place."""
+    if error.diag.statement_position is None:
         return None
-    pieces = _pieces(statement.text)
-    sent = error.cursor.query.decode("utf-8", "replace")
-    spans = _spans(sent, pieces)
+    at = int(error.diag.statement_position) - 1
+    for mark in statement.marks:
+        *before, piece = _pieces(statement.text[: len(statement.text) - mark.behind])
+        begin = spans[len(before) - 1][1] if before else sent.find(pieces[0])
+        if begin + len(piece) == at:
+            return mark
+    return None
+
+
+def _find(
+    error: psycopg2.Error,
+    statement: Statement,
+    sent: str,
+    spans: Sequence[tuple[int, int]],
+    pieces: Sequence[str],
+) -> Bound | None:
+    if not spans:
+        return None
     position = error.diag.statement_position
     if position is not None:
         found = _pointed_at(sent, spans, int(position) - 1)

@@ -17,7 +17,7 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.diagnosis import invalid, name_column, name_line, raised, retold, words
+from service.db.diagnosis import invalid, name_column, name_line, raised, retold, unfit, words
 from service.db.position import bound_of
 from service.db.violations import violation
 from service.errors import (
@@ -128,10 +128,7 @@ def _misnamed(error: psycopg2.Error) -> ServiceError | None:
         # a query of a text search or a JSON path, or else SQL that we spelled badly
         return invalid(error) if error.diag.statement_position is None else None
     if error.pgcode in ("42883", "42804", "42846", "42725"):
-        return InvalidArgument(
-            clip(error.diag.message_primary or "no such operation for these types", 300),
-            sqlstate=error.pgcode,
-        )
+        return unfit(error)
     return _refused(error)
 
 

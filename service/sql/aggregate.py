@@ -17,8 +17,8 @@ from service.sql.statement import Part, Statement, render
 
 def aggregate(plan: AggregatePlan) -> Statement:
     """Spell an aggregate: the groups, and a selection of them."""
-    text, bounds = render(_aggregate(plan))
-    return Statement(text, bounds, plan.name, columns_of(plan.grouped.outputs, ()))
+    text, bounds, marks = render(_aggregate(plan))
+    return Statement(text, bounds, plan.name, columns_of(plan.grouped.outputs, ()), marks=marks)
 
 
 def _aggregate(plan: AggregatePlan) -> Iterator[Part]:

@@ -21,9 +21,9 @@ def call(plan: CallPlan, limit: int) -> Statement:
         plan: Of the call.
         limit: How many rows are fetched at most.
     """
-    text, bounds = render(_call(plan, limit))
+    text, bounds, marks = render(_call(plan, limit))
     writes = not plan.call.function.reads
-    return Statement(text, bounds, plan.name, plan.columns, writes=writes)
+    return Statement(text, bounds, plan.name, plan.columns, writes=writes, marks=marks)
 
 
 def invoked(found: FunctionCall) -> Iterator[Part]:

@@ -90,5 +90,5 @@ def _columns(plan: ImportPlan) -> Iterator[Part]:
 
 
 def _text(parts: Iterable[Part]) -> str:
-    text, _ = render(parts)
+    text, _, _ = render(parts)
     return text % ()  # percent signs of names are doubled for the sake of parameters

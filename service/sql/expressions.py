@@ -23,7 +23,7 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.types import SortKey
-from service.sql.statement import Part
+from service.sql.statement import Mark, Part
 
 NAME = "t"
 ROW = Identifier(NAME)
@@ -39,6 +39,7 @@ def expression(value: Expression) -> Iterator[Part]:
     if value.cast is None:
         yield from inner
         return
+    yield Mark(value.path, value.column.name)
     yield SQL("CAST(")
     yield from inner
     yield SQL(f" AS {_type(value.cast.sql)})")

@@ -11,7 +11,10 @@ from psycopg2.sql import SQL, Identifier
 from service.plan.conditions import PlannedMeasure
 from service.plan.types import Groups, Output
 from service.sql.expressions import condition, expression, separated
-from service.sql.statement import Part
+from service.sql.statement import Mark, Part
+
+FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
+"""What a function is for."""
 
 
 def grouped_items(grouped: Groups) -> Iterator[Part]:
@@ -37,7 +40,11 @@ def _group(output: Output) -> Iterator[Part]:
 
 
 def _measure(measure: PlannedMeasure) -> Iterator[Part]:
-    yield SQL("CAST(" if measure.cast else "")
+    column = measure.operand.column.name if measure.operand else ""
+    if measure.cast:
+        yield Mark(f"{measure.path}.cast", column)
+        yield SQL("CAST(")
+    yield Mark(f"{measure.path}.{measure.function}", column, _hint(measure.function))
     yield SQL(f"{measure.function}(")
     if measure.operand is None:
         yield SQL("*")
@@ -58,3 +65,7 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield SQL(f" AS {measure.cast.sql.replace('%', '%%')})")
     yield SQL(" AS ")
     yield Identifier(measure.name)
+
+
+def _hint(function: str) -> str:
+    return f'a cast may help, as in "column::{FOR.get(function, "text")}"'

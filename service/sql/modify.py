@@ -35,9 +35,9 @@ def modify(plan: WritePlan) -> Statement:
     """Spell a write, with what it gives back."""
     back = plan.back
     apart = back.order or back.embeds or any(output.expression.links for output in back.outputs)
-    text, bounds = render(_reread(plan) if apart else _returning(plan))
+    text, bounds, marks = render(_reread(plan) if apart else _returning(plan))
     columns = columns_of(back.outputs, back.embeds)
-    return Statement(text, bounds, plan.name, columns, back.embeds, writes=True)
+    return Statement(text, bounds, plan.name, columns, back.embeds, True, marks)
 
 
 def _write(plan: WritePlan) -> Iterator[Part]:

@@ -25,8 +25,9 @@ def select(plan: ReadPlan) -> Statement:
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
-    text, bounds = render(_select(plan))
-    return Statement(text, bounds, plan.name, columns_of(plan.outputs, plan.embeds), plan.embeds)
+    text, bounds, marks = render(_select(plan))
+    columns = columns_of(plan.outputs, plan.embeds)
+    return Statement(text, bounds, plan.name, columns, plan.embeds, marks=marks)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -52,8 +53,8 @@ def estimate(plan: ReadPlan) -> Statement:
 
 
 def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> Statement:
-    text, bounds = render([*before, *_select(plan), *behind])
-    return Statement(text, bounds, plan.name, ("answer",))
+    text, bounds, marks = render([*before, *_select(plan), *behind])
+    return Statement(text, bounds, plan.name, ("answer",), marks=marks)
 
 
 def source(relation: Relation, call: FunctionCall | None = None) -> Iterator[Part]:

@@ -8,12 +8,31 @@ identifiers, and each value is a `Bound` that says which of the call's values go
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from psycopg2 import sql
 
 from service.plan.conditions import Bound
 from service.plan.types import PlannedEmbed
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """
+    A place in a text where a word of the caller's stands, for errors that point at it.
+
+    Args:
+        path: Of the word in the call.
+        column: Of what it speaks.
+        hint: What may help where the word does not fit.
+        behind: How many characters of the text follow the place.
+    """
+
+    path: str
+    column: str
+    hint: str | None = None
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,7 @@ class Statement:
         columns: The names of the columns that it gives, embeds last.
         embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
+        marks: Places in the text.
     """
 
     text: str
@@ -36,15 +56,16 @@ class Statement:
     columns: tuple[str, ...] = ()
     embeds: tuple[PlannedEmbed, ...] = ()
     writes: bool = False
+    marks: tuple[Mark, ...] = ()
 
 
-Part = sql.Composable | Bound
-"""What a statement is put together from: SQL, an identifier, or a parameter."""
+Part = sql.Composable | Bound | Mark
+"""What a statement is put together from: SQL, an identifier, a parameter; marks are nothing."""
 
 
-def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...]]:
+def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, ...]]:
     """
-    Put parts together to a text and its parameters.
+    Put parts together to a text, its parameters and its marks.
 
     Needs no connection, unlike `Composed.as_string`, so that a plan is rendered once, in
     the reactor thread: in UTF-8 an identifier is quoted by doubling its double quotes
@@ -53,6 +74,7 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...]]:
     """
     text: list[str] = []
     bounds: list[Bound] = []
+    marks: list[tuple[int, Mark]] = []
 
     def add(part: Part) -> None:
         if isinstance(part, Bound):
@@ -65,12 +87,16 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...]]:
             text.append(".".join(quoted(name) for name in part.strings).replace("%", "%%"))
         elif isinstance(part, sql.SQL):
             text.append(part.string)
+        elif isinstance(part, Mark):
+            marks.append((len(text), part))
         else:
             raise TypeError(f"not a part of a statement: {part!r}")
 
     for part in parts:
         add(part)
-    return "".join(text), tuple(bounds)
+    behind = [0, *accumulate(len(each) for each in reversed(text))][::-1] if marks else []
+    placed = tuple(replace(mark, behind=behind[at]) for at, mark in marks)
+    return "".join(text), tuple(bounds), placed
 
 
 def quoted(name: str) -> str:

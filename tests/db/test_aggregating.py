@@ -30,6 +30,8 @@ INSERT INTO sales SELECT i, nullif(i % 4, 0), nullif(i % 7, 0), i * 100000000000
     '2026-01-01'::date + i % 5, i * '1h'::interval, gen_random_uuid(), decode('0' || i % 9, 'hex'),
     ARRAY['t' || i % 2], jsonb_build_object('k', 'k' || i % 3, 'n', i), json_build_object('k', i % 2),
     point(i, i), 'secret', i FROM generate_series(1, 40) i;
+CREATE FUNCTION sold(lowest int) RETURNS SETOF sales STABLE LANGUAGE sql
+    AS 'SELECT * FROM sales WHERE amount >= lowest';
 CREATE VIEW paid AS SELECT seller, amount FROM sales WHERE paid;
 """
 
@@ -221,6 +223,36 @@ async def test_what_does_not_fit(
     refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "path"),
+    [
+        ("people.find", {"embed": {"sales": {"measures": {"m": {"sum": "mood"}}}}},
+         "embed.sales.measures.m.sum"),
+        ("people.get", {"key": 1, "embed": {"sales": {"embed": {"sold": {
+            "embed": {"sales": {"measures": {"m": {"avg": "price", "cast": "uuid"}}}}}}}}},
+         "embed.sales.embed.sold.embed.sales.measures.m.cast"),
+        ("people.update", {"key": 1, "changes": {"name": "Ada"},
+                           "embed": {"sales": {"measures": {"m": {"bool_or": "id"}}}}},
+         "embed.sales.measures.m.bool_or"),
+        ("fn.sold.aggregate", {"args": {"lowest": 1}, "measures": {"%s": {"sum": "mood"}}},
+         "measures.%s.sum"),
+        ("sales.find", {"select": ["id", "x:amount::uuid"], "where": {"mood": "ok"}}, "select.1"),
+        ("sales.aggregate", {"measures": {"n": {"count": "*"}}, "group": ["amount::uuid"]},
+         "group.0"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_what_does_not_fit_elsewhere(
+    db: Callee, name: str, kwargs: dict[str, Any], path: str
+) -> None:
+    """A function or a cast that a type lacks has its place, wherever in a call it stands."""
+    refused = await failure_of(db.call(name, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+    assert refused.details["column"] in {"mood", "price", "id", "amount"}
+    assert ("hint" in refused.details) == (path.endswith(("sum", "bool_or")))
 
 
 @pytest_twisted.ensureDeferred

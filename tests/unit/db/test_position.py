@@ -4,10 +4,18 @@ A statement's parameters are found again in what was sent.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg2.sql import SQL
 
-from service.db.position import _pieces, _spans
+from service.db.position import _pieces, _spans, mark_of, point_out
+from service.plan.conditions import Bound
+from service.sql.statement import Mark, Statement, render
+from tests.unit.samples import types
+
+TEXT = types()[25]
 
 values = st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"])), max_size=5)
 
@@ -31,3 +39,25 @@ def test_another_statement() -> None:
     assert _spans("SELECT 'a'", _pieces("DELETE %s")) == []
     assert _spans("SELECT 'a' AND", _pieces("SELECT %s OR")) == []
     assert _spans("SELECT a", _pieces("SELECT %s")) == []
+
+
+@given(values, st.sampled_from(["", "BEGIN;", "SELECT set_config('role', 'é%%', true);"]))
+def test_marks_are_found(given_values: list[str | None], words: str) -> None:
+    """A mark is found where it stands, whatever goes before it: parameters, and other words."""
+    bounds = [Bound(at, TEXT, "") for at, _ in enumerate(given_values)]
+    first, last = Mark("first", "a"), Mark("last", "b")
+    parts = [SQL("SELECT "), first, SQL("sum(x), '100%%'"), *bounds, SQL(", "), last, SQL("avg(x)")]
+    text, found, marks = render(parts)
+    statement = Statement(text, found, "test", marks=marks)
+    sent = words + "SELECT sum(x), '100%'"
+    sent += "".join(f"CAST({literal(each)} AS text)" for each in given_values) + ", avg(x)"
+    for mark, place in ((first, "sum("), (last, ", avg("), (None, "x)")):
+        at = sent.rindex(place) + place.startswith(",") * 2 + 1
+        error = SimpleNamespace(
+            cursor=SimpleNamespace(query=sent.encode()),
+            diag=SimpleNamespace(statement_position=str(at), message_primary=None),
+            pgcode="42883",
+        )
+        point_out(error, statement)  # type: ignore[arg-type]
+        known = mark_of(error)  # type: ignore[arg-type]
+        assert (known and known.path) == (mark and mark.path)
