@@ -128,7 +128,10 @@ async def stopped(part: object, stop: Callable[[], Any]) -> None:
 
 def _session(settings: Settings) -> SessionSettings:
     return SessionSettings(
-        settings.statement_timeout, settings.lock_timeout, settings.tx_idle_timeout
+        settings.statement_timeout,
+        settings.lock_timeout,
+        settings.tx_idle_timeout,
+        settings.schemas,
     )
 
 

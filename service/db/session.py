@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from service.db.assigned import assigned
 from service.db.connection import PgConnection
+from service.sql.statement import quoted
 
 Dsn = Callable[[], str]
 """Where the database is, asked again at every connect and now and then, for credentials may change."""
@@ -44,21 +46,32 @@ DEFAULTS = {
 @dataclass(frozen=True)
 class SessionSettings:
     """
-    Limits that the server keeps for every session of ours.
+    What the server keeps for every session of ours.
 
     Args:
         statement_timeout: Seconds that a statement may take; 0 means no limit.
         lock_timeout: Seconds that a statement may wait for a lock.
         idle_in_transaction_session_timeout: Seconds that a transaction may lie idle.
+        schemas: Where unqualified names inside of functions, triggers and policies are looked
+            for, before the places that the database itself has for our role.
     """
 
     statement_timeout: float = 30.0
     lock_timeout: float = 10.0
     idle_in_transaction_session_timeout: float = 60.0
+    schemas: tuple[str, ...] = ()
 
     def limits(self) -> dict[str, str]:
         """Give the limits as the server takes them, in milliseconds."""
-        return {name: str(round(seconds * 1000)) for name, seconds in vars(self).items()}
+        limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        return {name: str(round(getattr(self, name) * 1000)) for name in limits}
+
+    def path_words(self, given: str, local: bool) -> str:
+        """Word that our schemas stand before a `search_path`; "" if there are none."""
+        if not self.schemas:
+            return ""
+        path = ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
+        return assigned({"search_path": path}, local)
 
     def options(self, given: str = "") -> str:
         """Word all settings for `options`, around those that the connection string has."""
@@ -121,8 +134,11 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
             raise
         connection = _connect(given)
     try:
-        pooled = _is_pooled(connection)
-        connection.prepare(generation, settings.words() if pooled else "")
+        pooled, path = _told(connection)
+        words = settings.path_words(path, pooled)
+        if words and not pooled:
+            connection.command(words)
+        connection.prepare(generation, settings.words() + words if pooled else "")
     except BaseException:
         connection.close()
         raise
@@ -133,13 +149,17 @@ def _connect(parameters: dict[str, str]) -> PgConnection:
     return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
 
 
-def _is_pooled(connection: PgConnection) -> bool:
-    """Ask who answers: a pooler has made up the process id that it told us."""
+def _told(connection: PgConnection) -> tuple[bool, str]:
+    """
+    Ask who answers, and for its `search_path`.
+
+    A pooler has made up the process id that it told us.
+    """
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        row = cursor.fetchone()
-    return row is not None and row[0] != connection.info.backend_pid
+        cursor.execute("SELECT pg_backend_pid(), current_setting('search_path')")
+        backend, path = cursor.fetchone()
+    return backend != connection.info.backend_pid, path
 
 
 def _flags(values: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.roles import Roles
 from service.db.scope import Database
+from service.db.session import SessionSettings
 from service.models.base import Model
 from service.models.registry import WRITTEN, Models
 from service.request.caller import Caller
@@ -36,7 +37,7 @@ class Callee:
         """Call a procedure by its name without the prefix."""
         return await self.hub.answer(name, args, kwargs, ANYONE)
 
-    async def call_as(self, caller: Caller, name: str, *args: Any, **kwargs: Any) -> Any:
+    async def call_as(self, caller: Caller, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure as somebody."""
         return await self.hub.answer(name, args, kwargs, caller)
 
@@ -52,7 +53,8 @@ async def serving(
     idle: float = 10.0,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
-    async with database_at(dsn) as database:
+    session = SessionSettings(schemas=schemas or ("public",))
+    async with database_at(dsn, session) as database:
         hub = Hub(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(

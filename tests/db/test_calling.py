@@ -88,6 +88,7 @@ CREATE FUNCTION moody(m mood, s small DEFAULT 3) RETURNS mood IMMUTABLE LANGUAGE
     AS 'SELECT m WHERE s IS NOT NULL';
 CREATE FUNCTION app."odd ""%name.x"("a ""%s(" int) RETURNS int LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION app.find() RETURNS text LANGUAGE sql AS $$SELECT 'function'$$;
+CREATE FUNCTION app.of_home() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT id FROM fn); END';
 CREATE FUNCTION app.other() RETURNS text LANGUAGE sql AS $$SELECT 'function'$$;
 CREATE FUNCTION born(who int, name text) RETURNS SETOF people VOLATILE LANGUAGE sql
     AS 'INSERT INTO people VALUES (who, name), (who + 1, name) RETURNING *';
@@ -301,6 +302,7 @@ async def test_names(db: Callee) -> None:
     """Functions of other schemas, and of any name, are reached; a relation "fn" as well."""
     assert await db.call('app.fn.odd%20"%25name%2Ex', **{'a "%s(': 5}) == 5
     assert await db.call("app.fn.other") == "function"
+    assert await db.call("app.fn.of_home") == 7
     assert (await db.call("app.fn.find"))["rows"] == [{"id": 7}]
     assert await db.call("app.fn.get", 7) == {"id": 7}
     for name in ("fn.ad", "fn.add.finds", "app.fn.nowhere", "fn", "fn.", "nowhere.fn.add"):

@@ -76,6 +76,16 @@ async def test_every_session_has_the_settings(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_served_schemas_come_first(dsn: str) -> None:
+    """Unqualified names are looked for in our schemas, then where the database itself would."""
+    given = psycopg2.extensions.make_dsn(dsn, options="-c search_path=own")
+    async with database_at(given, SessionSettings(schemas=("app", "o'dd \"%s"))) as database:
+        assert await database.statement("SHOW search_path") == [('"app", "o\'dd ""%s", own',)]
+    async with database_at(given) as database:
+        assert await database.statement("SHOW search_path") == [("own",)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_libpq_defaults_give_way(dsn: str) -> None:
     """A parameter of libpq that the connection string has is never overridden."""
     given = psycopg2.extensions.make_dsn(dsn, connect_timeout=9, keepalives_idle=7)

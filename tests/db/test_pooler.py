@@ -73,10 +73,11 @@ def pooler(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest_twisted.ensureDeferred
 async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None:
     """Limits and formats are there for statements, functions and scopes, and do not leak."""
-    names = ("statement_timeout", "TimeZone", "IntervalStyle", "bytea_output")
+    names = ("statement_timeout", "TimeZone", "IntervalStyle", "bytea_output", "search_path")
     sql = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
-    wanted = [("3s", "UTC", "iso_8601", "hex")]
-    async with database_at(pooler, SessionSettings(statement_timeout=3), most=2) as database:
+    wanted = [("3s", "UTC", "iso_8601", "hex", '"o\'dd ""%s", "$user", public')]
+    session = SessionSettings(statement_timeout=3, schemas=("o'dd \"%s",))
+    async with database_at(pooler, session, most=2) as database:
         assert await database.statement(sql) == wanted
         assert await database.run(lambda connection: connection.pooled)
 
@@ -95,6 +96,8 @@ async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None
         with other.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout')")
             assert cursor.fetchone() == ("0",)
+            cursor.execute("SHOW search_path")
+            assert cursor.fetchone() == ('"$user", public',)
         other.close()
 
 

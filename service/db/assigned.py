@@ -1,0 +1,33 @@
+"""
+Settings as words in front of a statement: for its transaction, or for the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def assigned(settings: Mapping[str, str], local: bool = True) -> str:
+    """
+    Word that settings have values from here on.
+
+    Args:
+        settings: Names, which are ours, and values.
+        local: Whether they hold for the transaction, rather than for the session.
+
+    Returns:
+        One statement with its semicolon, without any percent sign, so that psycopg2
+        takes it for plain text with and without parameters.
+    """
+    calls = (
+        f"pg_catalog.set_config('{name}',{_literal(value)},{'true' if local else 'false'})"
+        for name, value in settings.items()
+    )
+    return f"SELECT {','.join(calls)};"
+
+
+def _literal(text: str) -> str:
+    """Quote a text; `standard_conforming_strings` is on in every session."""
+    clean = text.replace("\0", "").encode("utf-8", "replace").decode()
+    quoted = "'" + clean.replace("'", "''") + "'"
+    return quoted.replace("%", "'||pg_catalog.chr(37)||'")
