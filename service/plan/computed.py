@@ -47,10 +47,10 @@ def computed_relationships(
 
 
 def rows_of(catalog: Catalog, function: Function) -> Relation | None:
-    """Give the served relation whose rows a function returns, if any."""
+    """Give the served relation whose rows a function returns, perhaps as a domain, if any."""
     if function.procedure or function.outputs:
         return None
-    result = catalog.type(function.result)
+    result = catalog.plain(catalog.type(function.result))
     if result.kind != "composite":
         return None
     return catalog.relations.get((result.schema, result.name))

@@ -46,6 +46,11 @@ CREATE FUNCTION unlucky() RETURNS TABLE (n int) LANGUAGE plpgsql AS $$BEGIN
     IF n = 1 THEN RAISE serialization_failure; END IF;
     RETURN NEXT;
 END$$;
+CREATE DOMAIN person AS people CHECK ((VALUE).id > 0);
+CREATE FUNCTION domained() RETURNS SETOF person STABLE
+    LANGUAGE sql AS 'SELECT p::person FROM people p ORDER BY id';
+CREATE FUNCTION one_domained(key int) RETURNS person STABLE
+    LANGUAGE sql AS 'SELECT p::person FROM people p WHERE id = key';
 CREATE FUNCTION twice() RETURNS SETOF people STABLE
     LANGUAGE sql AS 'SELECT p.* FROM people p, generate_series(1, 2) ORDER BY p.id';
 """
@@ -78,6 +83,10 @@ FOUND: list[tuple[str, dict[str, Any], Any]] = [
       {"id": 2, "tasks": [{"title": "y"}, {"title": "z"}], "boss": {"upper_name": "ADA"}}]),
     ("person", {"args": {"key": 2}, "select": ["name"]}, [{"name": "Bob"}]),
     ("person", {"args": {"key": 99}}, []),
+    ("domained", {"select": ["id", "upper_name"], "embed": {"tasks": {"select": ["title"]}}, "limit": 1,
+                  "where": {"boss.name": "Ada"}},
+     [{"id": 2, "upper_name": "BOB", "tasks": [{"title": "y"}, {"title": "z"}]}]),
+    ("one_domained", {"args": {"key": 1}}, [{"id": 1, "name": "Ada", "boss": None}]),
     ("pairs", {"where": {"y": {"gt": "1.5"}}, "order": ["-x"]},
      [{"x": 3, "y": "4.50"}, {"x": 2, "y": "3.00"}]),
     ("outs", {"args": {"a": 5}, "select": ["c", "n:b"]}, [{"c": "x", "n": 5}]),
@@ -101,6 +110,13 @@ async def test_find(db: Callee, name: str, kwargs: dict[str, Any], expected: Any
     found = await db.call(f"fn.{name}.find", **kwargs)
     assert found == {"rows": expected, "next": found["next"]}
     assert (await db.call(f"public.fn.{name}.find", **kwargs))["rows"] == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_domains_of_rows(db: Callee) -> None:
+    """Rows that come as a domain are rows, hidden columns apart."""
+    assert await db.call("fn.one_domained", key=3) == {"id": 3, "name": "Cyd", "boss": 1}
+    assert (await db.call("fn.domained"))[0] == {"id": 1, "name": "Ada", "boss": None}
 
 
 @pytest_twisted.ensureDeferred
