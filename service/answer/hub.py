@@ -155,33 +155,20 @@ class Hub:
             ServiceError: Any refusal.
         """
         role = self._roles.of(caller)
-        with self._database.identity(words_for(role, caller)):
-            return await self._answer(name, args, kwargs, caller, progress)
-
-    async def _answer(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        caller: Caller,
-        progress: Send | None,
-    ) -> Any:
         relation = served = None
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                return await procedure(caller, args, kwargs)
+                with self._database.identity(words_for(role, caller)):
+                    return await procedure(caller, args, kwargs)
             served = self.served_to(caller)
             parsed = self._as_relation(served, parse_name(name))
-            if isinstance(parsed, FunctionName):
-                return await self._calling.answer(served, parsed, args, kwargs)
-            if (parsed.schema or served.catalog.schemas[0], parsed.relation) not in (
-                served.catalog.relations
-            ):
-                self.suspect()
-            relation, verb = self.resolve(served, parsed)
-            line = (Line(caller, progress),) if parsed.verb in LONG else ()
-            return await verb(served, relation, args, kwargs, *line)
+            with self._database.identity(words_for(role, caller, _beside(served, parsed))):
+                if isinstance(parsed, FunctionName):
+                    return await self._calling.answer(served, parsed, args, kwargs)
+                relation, verb = self.resolve(served, parsed)
+                line = (Line(caller, progress),) if parsed.verb in LONG else ()
+                return await verb(served, relation, args, kwargs, *line)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:
@@ -200,6 +187,8 @@ class Hub:
             NoSuchProcedure: There is no such relation or verb; `hint` names the nearest.
         """
         schema = name.schema if name.schema is not None else served.catalog.schemas[0]
+        if (schema, name.relation) not in served.catalog.relations:
+            self.suspect()
         relation = served.catalog.relation(schema, name.relation)
         verb = self.verbs.get(name.verb)
         if verb is None:
@@ -220,3 +209,8 @@ class Hub:
 
 def _unread() -> Unavailable:
     return Unavailable("the database has not been reached yet")
+
+
+def _beside(served: Served, name: Name | FunctionName) -> str:
+    """Give the schema of a call if it is served, and not the first, where sessions look anyway."""
+    return name.schema if name.schema in served.catalog.schemas[1:] else ""

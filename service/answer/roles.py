@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from service.db.assigned import preferred
 from service.db.identity import identity_words
 from service.errors import NotAuthorized
 from service.request.caller import Caller
@@ -49,12 +50,20 @@ class Roles:
 
 
 @lru_cache(4096)
-def words_for(role: str, caller: Caller) -> str:
-    """Word as whom a caller's statements run, and what policies may ask of the caller."""
+def words_for(role: str, caller: Caller, schema: str = "") -> str:
+    """
+    Word as whom a caller's statements run, and what policies may ask of the caller.
+
+    Args:
+        role: Of the database.
+        caller: Whose it is.
+        schema: Where unqualified names are looked for first, if not where the session does.
+    """
+    place = preferred(schema) if schema else ""
     if role == SERVICE:
-        return ""
+        return place
     session = None if caller.session is None else str(caller.session)
-    return identity_words(
+    words = identity_words(
         role,
         {
             "authid": caller.authid,
@@ -63,6 +72,7 @@ def words_for(role: str, caller: Caller) -> str:
             "session": session,
         },
     )
+    return words + place
 
 
 def words_of(role: str) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from service.sql.statement import quoted
+
 
 def assigned(settings: Mapping[str, str], local: bool = True) -> str:
     """
@@ -26,8 +28,14 @@ def assigned(settings: Mapping[str, str], local: bool = True) -> str:
     return f"SELECT {','.join(calls)};"
 
 
+def preferred(schema: str) -> str:
+    """Word that for the transaction unqualified names are looked for in a schema first."""
+    path = f"{_literal(quoted(schema) + ', ')}||pg_catalog.current_setting('search_path')"
+    return f"SELECT pg_catalog.set_config('search_path',{path},true);"
+
+
 def _literal(text: str) -> str:
     """Quote a text; `standard_conforming_strings` is on in every session."""
     clean = text.replace("\0", "").encode("utf-8", "replace").decode()
-    quoted = "'" + clean.replace("'", "''") + "'"
-    return quoted.replace("%", "'||pg_catalog.chr(37)||'")
+    literal = "'" + clean.replace("'", "''") + "'"
+    return literal.replace("%", "'||pg_catalog.chr(37)||'")
