@@ -44,7 +44,9 @@ CMD_DELETE (16); it tells which views take writes, by themselves or through trig
 COLUMNS = f"""
 SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid AS type,
        a.atttypmod AS modifier, format_type(a.atttypid, a.atttypmod) AS declared,
-       a.attnotnull AS required, a.attidentity AS identity, a.attgenerated AS generated,
+       a.attnotnull AS required, a.attidentity AS identity,
+       CASE WHEN v.direct OR pg_relation_is_updatable(c.oid, false) & 12 <> 12
+            THEN a.attgenerated ELSE 'v' END AS generated,
        CASE WHEN a.attgenerated = '' THEN pg_get_expr(e.adbin, e.adrelid) END AS expression,
        d.description AS comment,
        has_column_privilege(c.oid, a.attnum, 'SELECT') AS selectable,
@@ -67,7 +69,8 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
 The columns that are not hidden.
 
 A view that PostgreSQL writes through by itself still has columns that cannot be written:
-expressions. Where a trigger or rule takes the writes, any column can be.
+expressions, which are as virtual as a table's generated columns. Where a trigger or rule takes the
+writes, any column can be.
 """
 
 KEYS = """

@@ -198,9 +198,12 @@ def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
     assert (names.insertable, names.updatable, names.deletable) == (True, True, True)
     assert [c.updatable for c in names.columns.values()] == [True, True, False]
     assert [c.insertable for c in names.columns.values()] == [True, True, False]
+    assert [c.generated for c in names.columns.values()] == ["", "", "v"]
     assert (totals.insertable, totals.updatable, totals.deletable) == (False, False, False)
     assert (doors.insertable, doors.updatable, doors.deletable) == (True, False, False)
     assert doors.columns["n"].insertable
+    assert not doors.columns["n"].generated
+    assert not totals.columns["n"].generated
     assert not catalog.relation("app", "counts").insertable
 
 

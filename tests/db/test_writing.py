@@ -46,7 +46,7 @@ CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     IF new.id = 13 THEN RETURN NULL; END IF;
     new.by := 'trigger'; RETURN new; END$$;
 CREATE TRIGGER stamp BEFORE INSERT ON stamped FOR EACH ROW EXECUTE FUNCTION stamp();
-CREATE VIEW small AS SELECT id, name, size FROM things WHERE size < 10 WITH CHECK OPTION;
+CREATE VIEW small AS SELECT id, name, size, -size AS less FROM things WHERE size < 10 WITH CHECK OPTION;
 """
 
 
@@ -308,6 +308,14 @@ async def test_views(db: Callee) -> None:
     }
     answer = await db.call("small.update", where={"name": "v"}, changes={"size": 6})
     assert answer["affected"] == 1
+    for call, path in (
+        (db.call("small.create", {"name": "w", "less": 1}), "values.less"),
+        (db.call("small.update", where={"name": "v"}, changes={"less": 1}), "changes.less"),
+        (db.call("small.import", csv="name,less\nw,1\n"), "csv.less"),
+    ):
+        refused = await failure_of(call)
+        assert isinstance(refused, InvalidArgument)
+        assert (refused.details["path"], refused.details["column"]) == (path, "less")
     assert (await db.call("small.delete", where={"name": "v"}))["affected"] == 1
 
 
