@@ -14,7 +14,16 @@ from functools import cached_property
 
 from service.errors import NoSuchProcedure, UnknownName, nearest
 from service.functions import Function, unknown
-from service.objects import Column, ForeignKey, Relation, RelationKind, Type, TypeKind, UniqueKey
+from service.objects import (
+    Column,
+    ForeignKey,
+    Relation,
+    RelationKind,
+    Type,
+    TypeKind,
+    UniqueKey,
+    WriteKind,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,4 +169,5 @@ __all__ = [
     "Type",
     "TypeKind",
     "UniqueKey",
+    "WriteKind",
 ]

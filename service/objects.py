@@ -12,6 +12,7 @@ from service.errors import UnknownName
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
+WriteKind = Literal["insert", "update", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Relation:
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         filled: Whether a trigger may fill in what a new row lacks, before it is checked.
+        takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
     """
 
@@ -159,6 +161,7 @@ class Relation:
     comment: str | None = None
     row_security: bool = False
     filled: bool = False
+    takes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
     selectable: bool = True
     insertable: bool = True
     updatable: bool = True

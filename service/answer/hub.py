@@ -26,7 +26,7 @@ from service.answer.reading import Reading
 from service.answer.roles import Roles, words_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
-from service.catalog import Relation
+from service.catalog import Relation, WriteKind
 from service.db.scope import Database
 from service.db.sqlstate import STALE, refusal
 from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nearest
@@ -39,6 +39,15 @@ Verb = Callable[..., Awaitable[Any]]
 
 LONG = frozenset({"stream", "export", "import"})
 """Verbs that are more than a question and its answer: they are told who is on the line."""
+
+WRITES: Mapping[str, WriteKind] = {
+    "create": "insert",
+    "upsert": "insert",
+    "import": "insert",
+    "update": "update",
+    "delete": "delete",
+}
+"""What the verbs that write ask of a relation: not every view can take it."""
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
@@ -196,6 +205,14 @@ class Hub:
                 f'"{relation.name}" has no verb "{clip(name.verb)}"',
                 relation=relation.name,
                 hint=nearest(name.verb, list(self.verbs)) or f"verbs: {', '.join(self.verbs)}",
+            )
+        kind = WRITES.get(name.verb)
+        if kind is not None and kind not in relation.takes:
+            self.suspect()
+            raise NoSuchProcedure(
+                f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
+                relation=relation.name,
+                hint="a view takes what PostgreSQL can write through it, or a trigger for it",
             )
         return relation, verb
 

@@ -15,7 +15,15 @@ from typing import Any
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 from psycopg2.extras import NamedTupleCursor
 
-from service.catalog import Catalog, Column, ForeignKey, Relation, RelationKind, UniqueKey
+from service.catalog import (
+    Catalog,
+    Column,
+    ForeignKey,
+    Relation,
+    RelationKind,
+    UniqueKey,
+    WriteKind,
+)
 from service.db import introspect_sql
 from service.db.introspect_functions import FUNCTIONS, functions, types_of
 from service.db.introspect_types import TypeRows, shown
@@ -28,6 +36,9 @@ KINDS: Mapping[str, RelationKind] = {
     "m": "materialized view",
     "f": "foreign table",
 }
+
+WRITES: Mapping[int, WriteKind] = {8: "insert", 4: "update", 16: "delete"}
+"""Bits of `pg_relation_is_updatable`."""
 
 Rows = Sequence[Any]
 """Named tuples, with the columns of the statement as attributes."""
@@ -160,6 +171,7 @@ def _relation(
         comment=shown(row.comment),
         row_security=row.row_security,
         filled=row.filled,
+        takes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         selectable=bool(row.selectable),
         insertable=bool(row.insertable),
         updatable=bool(row.updatable),

@@ -18,6 +18,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        -- tgtype: 1 for each row, 2 before, 4 on insert, 64 instead of (pg_trigger.h)
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
                   AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS filled,
+       w.events,
        has_any_column_privilege(c.oid, 'SELECT') AS selectable,
        has_any_column_privilege(c.oid, 'INSERT') AND w.events & 8 <> 0 AS insertable,
        has_any_column_privilege(c.oid, 'UPDATE') AND w.events & 4 <> 0 AS updatable,

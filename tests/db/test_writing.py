@@ -18,6 +18,7 @@ from service.errors import (
     ForeignKeyViolation,
     InvalidArgument,
     InvalidRow,
+    NoSuchProcedure,
     NotFound,
     Raised,
     TooLarge,
@@ -26,7 +27,7 @@ from service.errors import (
 )
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.rooms import failure_of, until
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -39,6 +40,8 @@ CREATE TABLE things (
     during int4range, EXCLUDE USING gist (during WITH &&));
 CREATE TABLE pairs (a int, b int, note text, PRIMARY KEY (a, b));
 CREATE TABLE log (note text);
+CREATE VIEW sizes AS SELECT size, count(*) AS n FROM things GROUP BY size;
+CREATE MATERIALIZED VIEW kept AS SELECT id FROM things;
 CREATE TABLE counters (id int PRIMARY KEY, n int);
 CREATE TABLE stamped (id int PRIMARY KEY, by text NOT NULL);
 CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
@@ -320,6 +323,32 @@ async def test_views(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_views_that_take_no_writes(db: Callee, dsn: str) -> None:
+    """What PostgreSQL cannot write through has no such verb, until a trigger does it."""
+    for relation, column in (("sizes", "size"), ("kept", "id")):
+        for verb, kwargs in (
+            ("create", {"values": {column: 1}}),
+            ("upsert", {"values": {column: 1}, "on_conflict": [column]}),
+            ("import", {"rows": [{column: 1}]}),
+            ("update", {"where": {column: 1}, "changes": {column: 2}}),
+            ("delete", {"where": {column: 1}}),
+        ):
+            refused = await failure_of(db.call(f"{relation}.{verb}", **kwargs))
+            assert isinstance(refused, NoSuchProcedure), (relation, verb)
+            assert f"view that takes no {verb}" in refused.message
+    execute(
+        dsn,
+        "CREATE FUNCTION resize() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN old; END';"
+        " CREATE TRIGGER resize INSTEAD OF DELETE ON sizes FOR EACH ROW EXECUTE FUNCTION resize()",
+    )
+    db.catalogs._last = float("-inf")
+    await failure_of(db.call("sizes.delete", where={"size": 1}))
+    await until(lambda: "delete" in db.hub.served.catalog.relation("public", "sizes").takes)
+    assert (await db.call("sizes.delete", where={"size": 1}))["affected"] == 1
+    assert isinstance(await failure_of(db.call("sizes.create", {"size": 1})), NoSuchProcedure)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_write_with_too_large_an_answer_is_not_kept(db: Callee) -> None:
     """What cannot be answered is rolled back."""
     refused = await failure_of(
@@ -385,3 +414,12 @@ async def test_rows_of_nothing(dsn: str) -> None:
         assert await db.call("blank.create", {}) == {}
         assert await db.call("blank.create", [{}, {}]) == [{}, {}]
         assert await db.call("log.create", [{"note": "b"}], select=[]) == [{"note": "b"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_of_which_nothing_is_wanted(db: Callee) -> None:
+    """A written row of which nothing is selected is a row all the same."""
+    nothing: dict[str, Any] = {"select": [], "embed": {"owners": {"select": [], "inner": True}}}
+    assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}
+    answer = await db.call("things.update", where={"owner": 1}, changes={"size": 1}, **nothing)
+    assert answer == {"rows": [{}] * 3, "affected": 3}
