@@ -14,7 +14,6 @@ from service.catalog import Catalog
 from service.db.calls import counted_txn, kept_txn
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.functions import Function
-from service.plan.call import polymorphic
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
 from service.request.aggregate import parse_aggregate
 from service.request.called import CalledRequest, parse_called
@@ -43,7 +42,7 @@ class Called(Verbs):
             functions,
             args,
             kwargs,
-            polymorphic(served.catalog),
+            served.catalog,
             lambda rest, rows: parse_find([], rest, self.limits, rows),
         )
         request = call.request.of
@@ -67,7 +66,7 @@ class Called(Verbs):
             functions,
             args,
             kwargs,
-            polymorphic(served.catalog),
+            served.catalog,
             lambda rest, _: parse_aggregate([], rest, self.limits),
         )
         request = call.request

@@ -18,7 +18,7 @@ from service.db.scope import Database
 from service.db.transaction import lone_txn
 from service.errors import NoSuchProcedure, clip, nearest
 from service.functions import Function
-from service.plan.call import Answer, answer_of, plan_call, polymorphic, result_columns
+from service.plan.call import Answer, answer_of, plan_call, result_columns
 from service.request.call import CallRequest, parse_call
 from service.request.names import FunctionName
 from service.request.parse import Limits, Parsed
@@ -65,7 +65,7 @@ class Calling(Verbs):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        call = parse_call(functions, args, kwargs, polymorphic(served.catalog))
+        call = parse_call(functions, args, kwargs, served.catalog)
         request = call.request
         statement = served.statement(self._spell, request.function, request)
         answer = answer_of(served.catalog, request.function)

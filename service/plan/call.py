@@ -80,16 +80,6 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
     return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
 
 
-@remembered
-def polymorphic(catalog: Catalog) -> frozenset[int]:
-    """Give the oids of `anyelement` and its kin."""
-    return frozenset(
-        each.oid
-        for each in catalog.types.values()
-        if each.kind == "pseudo" and each.name.startswith("any")
-    )
-
-
 def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgument]:
     given = dict(request.named)
     ordered = _in_order(request)

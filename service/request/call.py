@@ -3,7 +3,7 @@ The arguments of a call of a database function: which function, and what it is g
 
 This is where the raw arguments are met with what functions take, since an argument of a
 function may be called like an option of the call, and since overloads are told apart by
-the names that are given.
+what is given.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.catalog import Catalog
 from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.request.arguments import Arguments
@@ -54,7 +55,7 @@ def parse_call(
     functions: Sequence[Function],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    polymorphic: frozenset[int],
+    catalog: Catalog,
 ) -> Parsed[CallRequest]:
     """
     Read a plain call: all keywords are the function's, but the options of the call.
@@ -63,7 +64,7 @@ def parse_call(
         functions: Those of the name.
         args: By position.
         kwargs: By name.
-        polymorphic: The oids of the types that take their meaning from what is given.
+        catalog: For the types of arguments.
 
     Raises:
         InvalidArgument: No function takes these arguments, or more than one does.
@@ -73,7 +74,7 @@ def parse_call(
     call = Arguments([], options, [], OPTIONS)
     values = Values()
     request = bind_call(
-        functions, given, values, polymorphic, parse_form(call), call.whole("max_affected")
+        functions, given, values, catalog, parse_form(call), call.whole("max_affected")
     )
     return Parsed(request, values.freeze(), call.timeout())
 
@@ -94,7 +95,7 @@ def bind_call(
     functions: Sequence[Function],
     given: Given,
     values: Values,
-    polymorphic: frozenset[int],
+    catalog: Catalog,
     form: Form = "dicts",
     max_affected: int | None = None,
 ) -> CallRequest:
@@ -104,8 +105,8 @@ def bind_call(
     Raises:
         InvalidArgument: No function takes these arguments, or more than one does.
     """
-    function = chosen(functions, given)
-    generic, lists = generic_of(function, given, polymorphic)
+    function = chosen(functions, given, catalog)
+    generic, lists = generic_of(function, given, catalog)
     return CallRequest(
         function,
         tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from service.catalog import Catalog
 from service.errors import UnknownName
 from service.functions import Function
 from service.request.call import ARGS, CallRequest, bind_call, read_given
@@ -31,7 +32,7 @@ def parse_called(
     functions: Sequence[Function],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    polymorphic: frozenset[int],
+    catalog: Catalog,
     parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
 ) -> Parsed[CalledRequest[Request]]:
     """
@@ -41,7 +42,7 @@ def parse_called(
         functions: Those of the name.
         args: By position: they are the function's.
         kwargs: By name: they are the verb's.
-        polymorphic: The oids of the types that take their meaning from what is given.
+        catalog: For the types of arguments.
         parse: Reads the arguments of the verb, told of what rows.
 
     Raises:
@@ -60,6 +61,6 @@ def parse_called(
             refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
         raise
     values = Values(parsed.values)
-    call = bind_call(functions, given, values, polymorphic)
+    call = bind_call(functions, given, values, catalog)
     request = CalledRequest(call, parsed.request)
     return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)

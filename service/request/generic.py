@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from service.catalog import Catalog
 from service.functions import Function
 from service.request.overloads import Given
 
@@ -16,7 +17,7 @@ INTEGERS = ("int4", "int8", "numeric")
 
 
 def generic_of(
-    function: Function, given: Given, polymorphic: frozenset[int]
+    function: Function, given: Given, catalog: Catalog
 ) -> tuple[str, frozenset[str | int]]:
     """
     Find the one type of all that is given for polymorphic arguments.
@@ -24,17 +25,18 @@ def generic_of(
     Args:
         function: The one that is called.
         given: What it is given.
-        polymorphic: The oids of `anyelement` and its kin.
+        catalog: For the types of arguments.
 
     Returns:
         The name of the type, empty if nothing is polymorphic; and the names and positions
         of what is given as a list.
     """
-    if not any(each.type in polymorphic for each in function.inputs):
+    generic = [catalog.type(each.type).kind == "pseudo" for each in function.inputs]
+    if not any(generic):
         return "", frozenset()
     values: dict[str | int, Any] = {}
     for at, argument in enumerate(function.inputs):
-        if argument.type in polymorphic:
+        if generic[at]:
             if at < len(given.positional):
                 values[at] = given.positional[at]
             elif argument.name in given.named:

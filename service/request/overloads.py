@@ -4,15 +4,14 @@ Functions of one name, told apart by the arguments that a call gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.catalog import Catalog
 from service.errors import InvalidArgument, UnknownName
-from service.functions import Function
-
-WHOLE = {114: "json", 3802: "jsonb", 25: "text", 17: "bytea", 142: "xml"}
-"""The types of which a single unnamed argument takes a whole value, by their fixed oids."""
+from service.functions import Argument, Function
+from service.request.closeness import distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,39 +30,60 @@ class Given:
     path: str = ""
 
 
-def chosen(functions: Sequence[Function], given: Given) -> Function:
+def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
     """
     Pick the function that arguments mean.
 
-    The one that leaves least to defaults is meant, as in PostgreSQL; of several that take
-    one unnamed value, the one whose type is that of the value.
+    The one that leaves least to defaults is meant, as in PostgreSQL. Of several that take the
+    same names, it is the one whose types go at least as well with every value as those of any
+    other.
 
     Raises:
         InvalidArgument: None takes these arguments, or several do; `candidates` names them.
     """
     fitting = [each for each in functions if _fits(each, given)]
     if not fitting:
-        raise _misfit(functions, given)
+        raise _misfit(functions, given, catalog)
     fewest = min(_left_out(each, given) for each in fitting)
     found = [each for each in fitting if _left_out(each, given) == fewest]
-    if len(found) > 1 and len(given.positional) == 1 and not given.named:
-        found = _of_the_value(found, given.positional[0]) or found
-    if len(found) > 1:
+    closest = found if len(found) == 1 else _closest(found, given, catalog)
+    if len(closest) != 1:
         raise InvalidArgument(
             f'several functions "{found[0].name}" take these arguments',
-            candidates=[signature(each) for each in found],
-            hint="arguments are told apart by their names",
+            candidates=[signature(each, catalog) for each in found],
+            hint="arguments are told apart by their names, then by the types of their values",
         )
-    return found[0]
+    return closest[0]
 
 
-def signature(function: Function) -> str:
-    """Spell what a function takes: "add(a, b)", with what may be left out in brackets."""
+def signature(function: Function, catalog: Catalog) -> str:
+    """Spell what a function takes: "add(a integer, [b integer])", brackets for a default."""
     spelled = []
     for at, each in enumerate(function.inputs, 1):
-        name = each.name or f"${at}"
-        spelled.append(f"[{name}]" if each.has_default else name)
+        word = f"{each.name or f'${at}'} {catalog.type(each.type).sql}"
+        spelled.append(f"[{word}]" if each.has_default else word)
     return f"{function.name}({', '.join(spelled)})"
+
+
+def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
+    """Give the functions to whose types no value is closer in another one."""
+    distances = [
+        [
+            distance(value, catalog.type(argument.type), catalog)
+            for argument, value in _paired(each, given)
+        ]
+        for each in functions
+    ]
+    least = [min(column) for column in zip(*distances, strict=True)]
+    return [each for each, far in zip(functions, distances, strict=True) if far == least]
+
+
+def _paired(function: Function, given: Given) -> Iterator[tuple[Argument, Any]]:
+    """Give each value with its argument, in the order of the call."""
+    yield from zip(function.inputs, given.positional, strict=False)
+    by_name = {each.name: each for each in function.inputs}
+    for name, value in given.named.items():
+        yield by_name[name], value
 
 
 def _fits(function: Function, given: Given) -> bool:
@@ -85,21 +105,7 @@ def _left_out(function: Function, given: Given) -> int:
     return len(function.inputs) - len(given.positional) - len(given.named)
 
 
-def _of_the_value(functions: Sequence[Function], value: Any) -> list[Function]:
-    if isinstance(value, str):
-        wanted = ["text", "xml", "json", "jsonb"]
-    elif isinstance(value, bytes | bytearray | memoryview):
-        wanted = ["bytea"]
-    else:
-        wanted = ["jsonb", "json"]
-    for name in wanted:
-        found = [each for each in functions if WHOLE.get(each.inputs[0].type) == name]
-        if found:
-            return found
-    return []
-
-
-def _misfit(functions: Sequence[Function], given: Given) -> InvalidArgument:
+def _misfit(functions: Sequence[Function], given: Given, catalog: Catalog) -> InvalidArgument:
     names = {name for function in functions for name in function.names}
     name = functions[0].name
     for each in given.named:
@@ -107,19 +113,19 @@ def _misfit(functions: Sequence[Function], given: Given) -> InvalidArgument:
             found = UnknownName(
                 "argument", each, sorted(names), f'function "{name}"', f"{given.path}{each}"[:200]
             )
-            found.details.setdefault("hint", _takes(functions))
+            found.details.setdefault("hint", _takes(functions, catalog))
             return found
     if len(functions) > 1:
         return InvalidArgument(
             f'no function "{name}" takes these arguments',
-            candidates=[signature(each) for each in functions],
+            candidates=[signature(each, catalog) for each in functions],
         )
     (function,) = functions
     if len(given.positional) > function.unnamed:
         return InvalidArgument(
             f'"{name}" takes {function.unnamed or "no"} arguments by position,'
             f" got {len(given.positional)}",
-            hint=_takes(functions),
+            hint=_takes(functions, catalog),
         )
     for at, argument in enumerate(function.inputs):
         if at < len(given.positional) and argument.name in given.named and argument.name:
@@ -131,13 +137,13 @@ def _misfit(functions: Sequence[Function], given: Given) -> InvalidArgument:
                 return InvalidArgument(
                     f'the argument "{argument.name}" is missing',
                     path=f"{given.path}{argument.name}",
-                    hint=_takes(functions),
+                    hint=_takes(functions, catalog),
                 )
     return InvalidArgument(
         f'"{name}" takes {function.unnamed} arguments by position, got {len(given.positional)}',
-        hint=_takes(functions),
+        hint=_takes(functions, catalog),
     )
 
 
-def _takes(functions: Sequence[Function]) -> str:
-    return f"it is {' or '.join(signature(each) for each in functions[:5])}"
+def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
+    return f"it is {' or '.join(signature(each, catalog) for each in functions[:5])}"

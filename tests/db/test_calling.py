@@ -84,6 +84,16 @@ CREATE FUNCTION clash(timeout int, form text, args text) RETURNS text IMMUTABLE
     LANGUAGE sql AS $$SELECT timeout || form || args$$;
 CREATE FUNCTION twin(a int) RETURNS text LANGUAGE sql AS $$SELECT 'int'$$;
 CREATE FUNCTION twin(a text) RETURNS text LANGUAGE sql AS $$SELECT 'text'$$;
+CREATE FUNCTION either(a int, b text) RETURNS text LANGUAGE sql AS $$SELECT 'it'$$;
+CREATE FUNCTION either(a text, b int) RETURNS text LANGUAGE sql AS $$SELECT 'ti'$$;
+CREATE FUNCTION either(a date, b int) RETURNS text LANGUAGE sql AS $$SELECT 'di'$$;
+CREATE FUNCTION either(a int[], b jsonb) RETURNS text LANGUAGE sql AS $$SELECT 'Ij'$$;
+CREATE FUNCTION either(a text[], b jsonb) RETURNS text LANGUAGE sql AS $$SELECT 'Tj'$$;
+CREATE FUNCTION either(a jsonb, b pair) RETURNS text LANGUAGE sql AS $$SELECT 'jp'$$;
+CREATE FUNCTION unlike(a int) RETURNS text LANGUAGE sql AS $$SELECT 'int'$$;
+CREATE FUNCTION unlike(a date) RETURNS text LANGUAGE sql AS $$SELECT 'date'$$;
+CREATE FUNCTION unlike(a json) RETURNS text LANGUAGE sql AS $$SELECT 'json'$$;
+CREATE FUNCTION unlike(a jsonb) RETURNS text LANGUAGE sql AS $$SELECT 'jsonb'$$;
 CREATE FUNCTION moody(m mood, s small DEFAULT 3) RETURNS mood IMMUTABLE LANGUAGE sql
     AS 'SELECT m WHERE s IS NOT NULL';
 CREATE FUNCTION app."odd ""%name.x"("a ""%s(" int) RETURNS int LANGUAGE sql AS 'SELECT $1';
@@ -184,6 +194,13 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("minus", (), {"args": [5], "b": 3}, 2),
     ("clash", (), {"timeout": 1, "form": "x", "args": "y"}, "1xy"),
     ("clash", (), {"args": {"timeout": 1, "form": "x", "args": "y"}, "timeout": 5}, "1xy"),
+    ("twin", (), {"a": 1}, "int"),
+    ("twin", (), {"a": "1"}, "text"),
+    ("unlike", (), {"a": 1.0}, "int"),
+    ("either", (), {"a": 1, "b": "1"}, "it"),
+    ("either", (), {"a": "1", "b": 1}, "ti"),
+    ("either", (), {"a": [1, None], "b": [1]}, "Ij"),
+    ("either", (), {"args": {"a": ["x"], "b": [1]}}, "Tj"),
     ("moody", (), {"m": "ok"}, "ok"),
     ("quiet", (), {}, None),
 ]  # fmt: skip
@@ -227,7 +244,12 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
     ("echo", ({"a": 1}, 2), {}, None),
     ("echo", (), {"a": 1}, "a"),
     ("echo", (), {}, None),
-    ("twin", (), {"a": 1}, None),
+    ("twin", (), {"a": None}, None),
+    ("twin", (), {"a": True}, None),
+    ("unlike", (), {"a": "2026-01-01"}, None),
+    ("unlike", (), {"a": {}}, None),
+    ("either", (), {"a": 1, "b": 1}, None),
+    ("either", (), {"a": "2026-01-01", "b": 2**40}, None),
     ("moody", (), {"m": "glad"}, "m"),
     ("pair", (), {"p": {"z": 1}}, "p.z"),
     ("person", (), {"key": True}, "key"),
@@ -289,12 +311,15 @@ async def test_deep_values(db: Callee) -> None:
 @pytest_twisted.ensureDeferred
 async def test_ambiguous(db: Callee) -> None:
     """Functions that take the same names are told, not guessed."""
-    refused = await failure_of(db.call("fn.twin", a=1))
+    refused = await failure_of(db.call("fn.twin", a=None))
     assert isinstance(refused, InvalidArgument)
-    assert refused.details["candidates"] == ["twin(a)", "twin(a)"]
+    assert refused.details["candidates"] == ["twin(a integer)", "twin(a text)"]
     missing = await failure_of(db.call("fn.add", b=1))
     assert isinstance(missing, InvalidArgument)
-    assert missing.details["candidates"] == ["add(a, [b])", "add(a, b, c)"]
+    assert missing.details["candidates"] == [
+        "add(a integer, [b integer])",
+        "add(a text, b text, c text)",
+    ]
 
 
 @pytest_twisted.ensureDeferred
