@@ -13,15 +13,17 @@ from typing import Any
 
 from service.answer.line import Line, Send
 from service.answer.served import Served
-from service.answer.streaming import relay, unpaged
+from service.answer.streaming import relay, unpaged, unpaged_plan
 from service.answer.verbs import Verbs
-from service.catalog import Relation
+from service.catalog import Catalog, Relation
 from service.db.copying import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.interactions import Shape
+from service.plan.veiled import refuse_veiled
 from service.request.parse import Parsed
 from service.request.streams import parse_export
 from service.request.types import FindRequest
+from service.sql.select import select
 from service.sql.statement import Statement
 
 
@@ -45,9 +47,10 @@ class Exporting(Verbs):
         send = line.parts()
         name = f"{relation.schema}.{relation.name}"
         call, rows, format = parse_export(args, kwargs, self.limits, name)
-        statement = served.statement(unpaged, relation, call.request)
         if format == "csv":
+            statement = served.statement(_as_csv, relation, call.request)
             return await self._csv(served, statement, call, send)
+        statement = served.statement(unpaged, relation, call.request)
         shape = Shape("dicts", self.max_bytes)
         reader = Reader(served.codec, statement, call.values, shape, rows)
         sent = 0
@@ -77,3 +80,10 @@ class Exporting(Verbs):
                 blocks.stop()
                 copying.addErrback(lambda _: None)
                 copying.cancel()
+
+
+def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
+    """Spell what PostgreSQL writes by itself, past the codec."""
+    plan = unpaged_plan(catalog, relation, request)
+    refuse_veiled(catalog, plan.outputs, plan.embeds)
+    return select(plan)

@@ -21,6 +21,7 @@ from service.catalog import Catalog, Relation
 from service.db.cursors import Reader
 from service.db.interactions import Shape, answered_columns
 from service.plan.read import plan_find
+from service.plan.types import ReadPlan
 from service.request.streams import parse_stream
 from service.request.types import FindRequest
 from service.sql.select import select
@@ -76,4 +77,9 @@ async def relay(read: Callable[[], Deferred[Any]], send: Callable[[Any], Awaitab
 
 def unpaged(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
     """Spell a find whose rows carry no token of where their page ends."""
-    return select(replace(plan_find(catalog, relation, request), keyset=False))
+    return select(unpaged_plan(catalog, relation, request))
+
+
+def unpaged_plan(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+    """Plan a find whose rows carry no token of where their page ends."""
+    return replace(plan_find(catalog, relation, request), keyset=False)

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg2
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
+from service.db.position import point_out
 from service.db.values import Codec
 from service.sql.statement import Statement
 
@@ -131,9 +133,13 @@ def copy_out_txn(
         cursor.execute("SET LOCAL statement_timeout = 0")
         # COPY takes no parameters.
         query = cursor.mogrify(statement.text, codec.parameters(statement.bounds, values))
-        cursor.copy_expert(
-            b"COPY (" + query + b") TO STDOUT WITH (FORMAT csv, HEADER)",
-            blocks,
-        )
+        try:
+            cursor.copy_expert(
+                b"COPY (" + query + b") TO STDOUT WITH (FORMAT csv, HEADER)",
+                blocks,
+            )
+        except psycopg2.Error as error:
+            point_out(error, statement)
+            raise
         blocks.flush()
         return int(cursor.rowcount)

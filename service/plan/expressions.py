@@ -15,6 +15,7 @@ from service.plan.computed import computed_columns
 from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
 from service.plan.relationships import related, relationships
 from service.plan.types import Output, SortKey
+from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
 from service.request.terms import Item, Key, Operand, Reference, Step
 from service.request.types import Embed
@@ -91,7 +92,16 @@ class Scope:
 
     def expression(self, reference: Reference) -> Expression:
         """
-        Resolve a reference.
+        Resolve a reference, for any use.
+
+        Raises:
+            InvalidArgument: As of `value`; or it has hidden fields.
+        """
+        return unveiled(self.catalog, self.value(reference))
+
+    def value(self, reference: Reference) -> Expression:
+        """
+        Resolve a reference, to be answered as it is.
 
         Raises:
             InvalidArgument: There is no such column, or it has nothing to step into.
@@ -135,7 +145,7 @@ class Scope:
                 f'"{embed.name}" is a list of rows, so it has no single "{reference.name}"',
                 path=reference.path,
             )
-        inner = scope.expression(replace(reference, owners=reference.owners[1:]))
+        inner = scope.value(replace(reference, owners=reference.owners[1:]))
         return replace(inner, source=self.source, links=(link, *inner.links), nullable=True)
 
     def outputs(self, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
@@ -196,8 +206,9 @@ class Scope:
             if reference.steps or item.alias or item.cast:
                 raise InvalidArgument('"*" stands alone', path=reference.path)
             return self._all()
-        expression = self.expression(reference)
+        expression = self.value(reference)
         if item.cast:
+            unveiled(self.catalog, expression)
             cast = self.catalog.type_named(item.cast, reference.path)
             expression = replace(expression, type=cast, cast=cast)
         last = reference.steps[-1].key if reference.steps else reference.name
@@ -212,6 +223,7 @@ class Scope:
                 path=reference.path,
                 column=column.name,
             )
+        follow(self.catalog, type, reference)
         steps = tuple(self._step(step) for step in reference.steps)
         return Expression(
             column,

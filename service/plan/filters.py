@@ -89,9 +89,9 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         link, inner, embed, _ = scope.linked(reference.name, reference.path)
         found = Exists(link, plan_filter(inner, embed.where))
         return Not(found) if where.word == "null" else found
-    left = scope.expression(where.reference)
     if where.operator == "is":
-        return _test(left, where)
+        return _test(scope.value(where.reference), where)
+    left = scope.expression(where.reference)
     if where.operand is None:
         raise TypeError(f"{where.operator} has no operand")
     if where.operator in SEARCH_FUNCTIONS:

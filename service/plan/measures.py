@@ -13,11 +13,14 @@ from service.plan.conditions import Expression, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.types import Output
+from service.plan.veiled import unveiled
 from service.request.terms import Item, Measure
 
 SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
 """The type of a sum, where it is not that of its column."""
 AVERAGES = {"int2": "numeric", "int4": "numeric", "int8": "numeric", "float4": "float8"}
+WHOLE = frozenset(["count", "array_agg"])
+"""Functions that do not look into a value."""
 NAME_BYTES = 63
 """What PostgreSQL keeps of a name (NAMEDATALEN)."""
 
@@ -74,6 +77,7 @@ def distinguishable(scope: Scope, value: Expression) -> Expression:
     Raises:
         InvalidArgument: It has none.
     """
+    unveiled(scope.catalog, value)
     if value.type.name == "json" and value.type.schema == "pg_catalog":
         jsonb = scope.named("jsonb")
         return replace(value, cast=jsonb, type=jsonb)
@@ -93,6 +97,8 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         operand = output.expression
         if measure.distinct:
             operand = distinguishable(scope, operand)
+        if measure.cast is not None or measure.function not in WHOLE:
+            unveiled(scope.catalog, operand)
         of = scope.catalog.plain(operand.type)
     cast = None
     if measure.cast is not None:

@@ -11,6 +11,7 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Expression
 from service.plan.expressions import Scope
 from service.plan.types import Output, SortKey
+from service.plan.veiled import is_veiled
 
 
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
@@ -18,7 +19,10 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     for key in relation.unique_keys:
         columns = [relation.columns[name] for name in key.columns]
         if all(
-            column.selectable and not column.nullable and catalog.type(column.type).comparable
+            column.selectable
+            and not column.nullable
+            and catalog.type(column.type).comparable
+            and not is_veiled(catalog, column.type)
             for column in columns
         ):
             return key.columns

@@ -15,6 +15,7 @@ from service.plan.expressions import Scope
 from service.plan.filters import both, plan_filter
 from service.plan.order import by_key, leading, of_distinct
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
+from service.plan.veiled import refuse_veiled, unveiled
 from service.request.terms import Item
 from service.request.types import After, CountRequest, Embed, FindRequest, GetRequest, KeyMatch
 
@@ -55,6 +56,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         raise InvalidArgument("distinct rows have no rows of their own to embed", path="embed")
     distinct: bool | tuple[Expression, ...]
     if request.distinct is True:
+        refuse_veiled(catalog, outputs)
         distinct, keyset = True, False
         order = of_distinct(outputs, order)
     else:
@@ -143,7 +145,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
         )
     conditions = []
     for name, operand in zip(columns, key.operands, strict=True):
-        expression = scope.of_column(relation.columns[name])
+        expression = unveiled(scope.catalog, scope.of_column(relation.columns[name], operand.path))
         conditions.append(Compare(expression, "=", scope.bound(operand, expression.type)))
     return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
 

@@ -14,6 +14,7 @@ from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
+from service.plan.veiled import unveiled
 from service.plan.writes import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
 from service.request.terms import Operand
 from service.request.types import (
@@ -134,6 +135,7 @@ def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
 
 def _expected(scope: Scope, each: Assignment) -> Condition:
     left = scope.of_column(scope.relation.column(each.column, each.path), each.path)
+    unveiled(scope.catalog, left)
     if each.operand is None:
         raise TypeError("a default cannot be expected")
     if left.type.name == "json":

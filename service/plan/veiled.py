@@ -1,0 +1,86 @@
+"""
+Composite values with fields that are hidden.
+
+The codec leaves such a field out of what is answered. Whatever else is done with the whole value
+(a cast, a comparison, a place in an order) would show it, so there is nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.catalog import Catalog, Type
+from service.errors import InvalidArgument, UnknownName
+from service.plan.conditions import Expression
+from service.plan.remembered import remembered
+from service.plan.types import Output, PlannedEmbed
+from service.request.terms import Reference
+
+
+@remembered
+def is_veiled(catalog: Catalog, oid: int) -> bool:
+    """Tell whether values of a type have a hidden field, at any depth."""
+    type = catalog.type(oid)
+    if type.kind == "composite":
+        return any(not name or is_veiled(catalog, of) for name, of in type.fields)
+    under = type.element or type.base
+    return bool(under) and is_veiled(catalog, under)
+
+
+def unveiled(catalog: Catalog, value: Expression) -> Expression:
+    """
+    Give a value that is to be more than answered.
+
+    Raises:
+        InvalidArgument: It has a hidden field.
+    """
+    if is_veiled(catalog, value.type.oid):
+        raise _veiled(value.column.name, value.path)
+    return value
+
+
+def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
+    """
+    Follow steps into a value as far as its type is known: into the fields of composites.
+
+    Raises:
+        InvalidArgument: There is no such field, or the value at the end has a hidden one.
+    """
+    for step in reference.steps:
+        type = catalog.plain(type)
+        if type.kind == "array":
+            if step.index:  # to an element, or to another list of them
+                continue
+            type = catalog.plain(catalog.type(type.element))
+        if type.kind != "composite":
+            return
+        fields = {name: oid for name, oid in type.fields if name}
+        if step.index or step.key not in fields:
+            raise UnknownName("field", step.key, fields, f"type {type.name}", reference.path)
+        type = catalog.type(fields[step.key])
+    if is_veiled(catalog, type.oid):
+        raise _veiled(reference.name, reference.path)
+
+
+def refuse_veiled(
+    catalog: Catalog, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
+) -> None:
+    """
+    Refuse outputs that are more than answered, or not read by the codec.
+
+    Raises:
+        InvalidArgument: One has a hidden field.
+    """
+    for output in outputs:
+        unveiled(catalog, output.expression)
+    for embed in embeds:
+        refuse_veiled(catalog, embed.outputs, embed.embeds)
+
+
+def _veiled(column: str, path: str) -> InvalidArgument:
+    return InvalidArgument(
+        f'"{column}" has fields that are hidden, so that it can be selected, and no more',
+        path=path or None,
+        column=column,
+        hint=f'a field of it goes anywhere, as in "{column}->field"',
+    )

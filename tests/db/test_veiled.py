@@ -1,0 +1,139 @@
+"""
+Composite values with hidden fields: what is hidden does not leave by any way that there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument
+from tests.conftest import execute
+from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE TABLE people (id int PRIMARY KEY, name text, secret text);
+COMMENT ON COLUMN people.secret IS '@hidden';
+CREATE TYPE pair AS (who people, n int);
+CREATE DOMAIN somebody AS people;
+CREATE TABLE visits (
+    id int PRIMARY KEY, who people, friends people[], duo pair, anyone somebody, host int);
+CREATE TABLE hosts (id int PRIMARY KEY);
+ALTER TABLE visits ADD FOREIGN KEY (host) REFERENCES hosts;
+INSERT INTO hosts VALUES (1);
+INSERT INTO people VALUES (1, 'Ada', 'xyzzy'), (2, 'Bob', 'plugh');
+INSERT INTO visits
+    SELECT id, p, ARRAY[p], (p, id)::pair, p, 1 FROM people p;
+CREATE FUNCTION guests() RETURNS TABLE (who people, n int) STABLE
+    LANGUAGE sql AS 'SELECT p, id FROM people p ORDER BY id';
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn) as callee:
+        yield callee
+
+
+ADA = {"id": 1, "name": "Ada"}
+ROW = {"id": 1, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyone": ADA, "host": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_there(db: Callee) -> None:
+    """Such a value is answered without the field, and its other fields go anywhere."""
+    assert await db.call("visits.get", 1) == ROW
+    found = await db.call("hosts.find", embed={"visits": {"limit": 1}})
+    assert found["rows"] == [{"id": 1, "visits": [ROW]}]
+    fields = ["who->name", "first:friends->0->>name", "inner:duo->who->name", "of:anyone->id"]
+    assert await db.call("visits.get", 1, select=fields) == {
+        "name": "Ada", "first": "Ada", "inner": "Ada", "of": 1,
+    }  # fmt: skip
+    query = {"where": {"duo->who->>name": "Bob"}, "order": ["-who->id"], "select": ["id"]}
+    assert (await db.call("visits.find", **query))["rows"] == [{"id": 2}]
+    assert await db.call("visits.count", where={"who": {"is": "not null"}}) == 2
+    assert await db.call("visits.aggregate", {"n": {"count": "who"}, "m": {"max": "who->>name"}}) == [
+        {"n": 2, "m": "Bob"}
+    ]  # fmt: skip
+    (found,) = await db.call("fn.guests.aggregate", measures={"all": {"array_agg": "who"}})
+    assert found["all"][0] == ADA
+
+
+WAYS: list[tuple[str, dict[str, Any], str]] = [
+    *(("visits.find", {"select": [item]}, "select.0") for item in (
+        "who->secret", "who->>secret", "friends->0->secret", "duo->who->>secret", "duo->who",
+        "duo->>who", "anyone->secret", "friends->0", "friends->>0", "who::text", "friends::text",
+        "duo::text", "anyone::text", "who->0", "who->'secret'", 'who->"secret"')),
+    *(("visits.find", {"where": {"who": {operator: "(1,Ada,xyzzy)"}}}, "where.who")
+      for operator in ("eq", "neq", "gt", "isdistinct", "like", "ilike", "match", "fts")),
+    ("visits.find", {"where": {"who": {"in": ["(1,Ada,xyzzy)"]}}}, "where.who"),
+    ("visits.find", {"where": {"friends": {"cs": ["(1,Ada,xyzzy)"]}}}, "where.friends"),
+    ("visits.find", {"where": {"who->>secret": "xyzzy"}}, "where.who->>secret"),
+    ("visits.find", {"where": {"who->secret": {"is": "null"}}}, "where.who->secret"),
+    ("visits.find", {"where": {"duo->who": {"cs": {"secret": "xyzzy"}}}}, "where.duo->who"),
+    ("hosts.find", {"where": {"visits.who": "(1,Ada,xyzzy)"}}, "where.visits.who"),
+    ("visits.find", {"order": ["who"]}, "order.0"),
+    ("visits.find", {"order": ["-duo->who->secret"]}, "order.0"),
+    ("visits.find", {"distinct": True, "select": ["who"]}, "select.0"),
+    ("visits.find", {"distinct": ["who"]}, "distinct.0"),
+    ("visits.aggregate", {"measures": {"m": {"max": "who"}}}, "measures.m.max"),
+    ("visits.aggregate", {"measures": {"m": {"count": "who", "distinct": True}}},
+     "measures.m.count"),
+    ("visits.aggregate", {"measures": {"m": {"array_agg": "who", "cast": "text"}}},
+     "measures.m.array_agg"),
+    ("visits.aggregate", {"measures": {"m": {"string_agg": "who::text"}}},
+     "measures.m.string_agg"),
+    ("visits.aggregate", {"measures": {"n": {"count": "*"}}, "group": ["who"]}, "group.0"),
+    ("hosts.find", {"embed": {"visits": {"measures": {"m": {"min": "duo"}}}}},
+     "embed.visits.measures.m.min"),
+    ("hosts.find", {"embed": {"visits": {"order": ["who"]}}}, "embed.visits.order.0"),
+    ("visits.update", {"key": 1, "changes": {"host": 1}, "expect": {"who": "(1,Ada,xyzzy)"}},
+     "expect.who"),
+    ("fn.guests.find", {"select": ["who->secret"]}, "select.0"),
+    ("fn.guests.find", {"where": {"who": {"gt": "(1,Ada,x)"}}}, "where.who"),
+    ("visits.export", {}, None),
+    ("visits.export", {"select": ["friends"]}, "select.0"),
+    ("hosts.export", {"embed": {"visits": {"select": ["duo"]}}}, "embed.visits.select.0"),
+    ("hosts.export", {"embed": {"visits": {"measures": {"m": {"array_agg": "who"}}}}}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs", "path"), WAYS)
+@pytest_twisted.ensureDeferred
+async def test_no_way_out(db: Callee, name: str, kwargs: dict[str, Any], path: str | None) -> None:
+    """The hidden field is not there; nor is what would look at all of the value."""
+    parts: list[Any] = []
+
+    async def take(part: Any) -> None:
+        parts.append(part)
+
+    refused = await failure_of(db.hub.answer(name, [], kwargs, ANYONE, take))
+    assert isinstance(refused, InvalidArgument), refused
+    assert not parts
+    if path is not None:
+        assert refused.details["path"].startswith(path)
+    assert "xyzzy" not in f"{refused} {refused.details}".replace("(1,Ada,xyzzy)", "")
+
+
+@pytest_twisted.ensureDeferred
+async def test_exported_as_json_lines(db: Callee) -> None:
+    """JSON lines are read by the codec, as every answer is."""
+    parts: list[Any] = []
+
+    async def take(part: Any) -> None:
+        parts.append(part)
+
+    await db.hub.answer("visits.export", [], {"format": "ndjson"}, ANYONE, take)
+    assert "Ada" in parts[0]
+    assert "xyzzy" not in parts[0]
