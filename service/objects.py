@@ -141,6 +141,7 @@ class Relation:
         unique_keys: All keys, the primary key first.
         foreign_keys: Of this relation.
         links: Further ones, which it has or which refer to views, through what views show.
+        shown_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
         checks: Check and exclusion constraints: name to the columns that it speaks of.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
@@ -157,6 +158,7 @@ class Relation:
     unique_keys: tuple[UniqueKey, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     links: tuple[ForeignKey, ...] = ()
+    shown_keys: tuple[tuple[str, ...], ...] = ()
     checks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False

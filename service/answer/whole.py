@@ -48,6 +48,7 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         columns={name: _column(found) for name, found in columns.items()},
         foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
         links=tuple(dict.fromkeys(key for each in alike for key in each.links)),
+        shown_keys=tuple(dict.fromkeys(key for each in alike for key in each.shown_keys)),
         selectable=any(each.selectable for each in alike),
         insertable=any(each.insertable for each in alike),
         updatable=any(each.updatable for each in alike),

@@ -27,7 +27,7 @@ from service.catalog import (
 from service.db import introspect_sql
 from service.db.introspect_functions import FUNCTIONS, functions, types_of
 from service.db.introspect_types import TypeRows, shown
-from service.db.introspect_views import RULES, base_origins, derived_keys
+from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
 
 KINDS: Mapping[str, RelationKind] = {
     "r": "table",
@@ -85,6 +85,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         _by_relation, (columns, keys, foreign_keys, checks)
     )
     links = derived_keys(foreign_keys, keys, origins, names, homes)
+    of_views = shown_keys(keys, origins, names, homes)
     served = {
         homes[row.oid]: _relation(
             row,
@@ -92,6 +93,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
             _unique_keys(of_keys[row.oid], names[row.oid]),
             _foreign_keys(of_foreign_keys[row.oid], names, homes),
             links.get(homes[row.oid], ()),
+            of_views.get(homes[row.oid], ()),
             _checks(of_checks[row.oid], names[row.oid]),
         )
         for row in relations
@@ -156,6 +158,7 @@ def _relation(
     unique_keys: Sequence[tuple[bool, UniqueKey]],
     foreign_keys: tuple[ForeignKey, ...],
     links: tuple[ForeignKey, ...],
+    shown_keys: tuple[tuple[str, ...], ...],
     checks: Mapping[str, tuple[str, ...]],
 ) -> Relation:
     return Relation(
@@ -167,6 +170,7 @@ def _relation(
         unique_keys=tuple(key for _, key in unique_keys),
         foreign_keys=foreign_keys,
         links=links,
+        shown_keys=shown_keys,
         checks=checks,
         comment=shown(row.comment),
         row_security=row.row_security,

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, product
 from typing import Any
 
 from service.catalog import ForeignKey
@@ -14,6 +15,11 @@ from service.catalog import ForeignKey
 Place = tuple[str, str]
 Origins = Mapping[int, tuple[int, int]]
 """Column number of a view to the oid and column number that it shows."""
+Shown = Mapping[int, Sequence[str]]
+"""Column number of a table to what a view calls it: a join to itself shows it several times."""
+
+MOST = 16
+"""Spellings of one key: each is a relationship of its own, and columns multiply."""
 
 RULES = """
 SELECT r.ev_class AS relation, r.ev_action::text AS action
@@ -112,51 +118,78 @@ def derived_keys(
         single = any(key <= set(row.columns) for key in unique[row.relation])
         for here, mine in _exposures(row.relation, shows, names, homes):
             for there, theirs in _exposures(row.target, shows, names, homes):
-                real = here == homes.get(row.relation) and there == homes.get(row.target)
-                columns = [mine.get(number) for number in row.columns]
-                targets = [theirs.get(number) for number in row.target_columns]
-                if real or None in columns or None in targets:
-                    continue
-                called = there == homes.get(row.target) or row.target not in homes
-                found[here].append(
-                    ForeignKey(
-                        row.name,
-                        tuple(name for name in columns if name),
-                        there,
-                        tuple(name for name in targets if name),
-                        unique=single,
-                        called=called,
-                    )
+                if here == homes.get(row.relation) and there == homes.get(row.target):
+                    continue  # the real one
+                called = _called(row, here, there, homes)
+                found[here] += (
+                    ForeignKey(row.name, columns, there, targets, unique=single, called=called)
+                    for columns in _spelled(row.columns, mine)
+                    for targets in _spelled(row.target_columns, theirs)
                 )
     return {place: tuple(keys) for place, keys in found.items()}
+
+
+def shown_keys(
+    unique_keys: Iterable[Any],
+    origins: Mapping[int, Origins],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, Place],
+) -> Mapping[Place, tuple[tuple[str, ...], ...]]:
+    """
+    Give the unique keys of tables that views show whole, by the views' names for the columns.
+
+    Args:
+        unique_keys: Rows, of tables under views.
+        origins: What views show.
+        names: Of served columns, by relation and number.
+        homes: Of served relations.
+    """
+    shows = _shows(origins, names, homes)
+    found: dict[Place, list[tuple[str, ...]]] = defaultdict(list)
+    for row in unique_keys:
+        for view, columns in shows.get(row.relation, ()):
+            found[view] += _spelled(row.columns, columns)
+    return {place: tuple(keys) for place, keys in found.items()}
+
+
+def _called(row: Any, here: Place, there: Place, homes: Mapping[int, Place]) -> bool:
+    """Tell whether an embed may go by the name of a key: to its table, or what stands for it."""
+    if row.target in homes:
+        return there == homes[row.target]
+    # a row refers to one of its own kind, whatever else shows the table
+    return here == there or row.target != row.relation
+
+
+def _spelled(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
+    return islice(product(*(shown.get(number, ()) for number in numbers)), MOST)
 
 
 def _shows(
     origins: Mapping[int, Origins],
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, Place],
-) -> Mapping[int, list[tuple[Place, dict[int, str]]]]:
+) -> Mapping[int, list[tuple[Place, Shown]]]:
     """Turn what views show around: by table, the views and their names for its columns."""
-    found: dict[int, list[tuple[Place, dict[int, str]]]] = defaultdict(list)
+    found: dict[int, list[tuple[Place, Shown]]] = defaultdict(list)
     for view, shown in origins.items():
         if view not in homes:
             continue
-        by_table: dict[int, dict[int, str]] = defaultdict(dict)
+        by_table: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
         for number, (table, column) in shown.items():
             if number in names.get(view, {}):
-                by_table[table].setdefault(column, names[view][number])
+                by_table[table][column].append(names[view][number])
         for table, columns in by_table.items():
-            found[table].append((homes[view], columns))
+            found[table].append((homes[view], dict(columns)))
     return found
 
 
 def _exposures(
     table: int,
-    shows: Mapping[int, list[tuple[Place, dict[int, str]]]],
+    shows: Mapping[int, list[tuple[Place, Shown]]],
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, Place],
-) -> list[tuple[Place, Mapping[int, str]]]:
-    own: list[tuple[Place, Mapping[int, str]]] = []
+) -> list[tuple[Place, Shown]]:
+    own: list[tuple[Place, Shown]] = []
     if table in homes:
-        own.append((homes[table], names.get(table, {})))
+        own.append((homes[table], {number: [name] for number, name in names[table].items()}))
     return own + list(shows.get(table, ()))

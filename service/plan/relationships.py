@@ -5,7 +5,7 @@ How relations are related: by foreign keys, either way, and through junctions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 from service.catalog import Catalog, ForeignKey, Relation
@@ -67,11 +67,13 @@ def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, .
     """Find every way from a relation to others."""
     known = _FOUND.setdefault(catalog, {})
     if relation not in known:
-        known[relation] = (
-            *_to_one(catalog, relation),
-            *_from_many(catalog, relation),
-            *_through_junctions(catalog, relation),
-            *_computed(catalog, relation),
+        known[relation] = _told_apart(
+            [
+                *_to_one(catalog, relation),
+                *_from_many(catalog, relation),
+                *_through_junctions(catalog, relation),
+                *_computed(catalog, relation),
+            ]
         )
     return known[relation]
 
@@ -84,10 +86,8 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
         InvalidArgument: There is none, or more than one; then `candidates` names them.
     """
     known = relationships(catalog, relation)
-    found = [each for each in known if _fits(catalog, each, embed)]
-    if len(found) > 1 and embed.via is None and embed.relation is None:
-        # a name of its own beats the name of the target
-        found = [each for each in found if embed.name in each.called] or found
+    fitting = [each for each in known if _fits(catalog, each, embed)]
+    found = fitting if embed.via else _preferred(fitting, embed.relation or embed.name)
     if not found:
         raise _unknown(catalog, relation, known, embed)
     if len(found) > 1:
@@ -95,20 +95,53 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
             f'"{relation.name}" and "{found[0].target.name}" are related in several ways',
             path=embed.path,
             hint='name one in "via", and for a relation related to itself the "direction"',
-            candidates=sorted({each.label for each in found}),
+            candidates=sorted({each.label for each in fitting}),
         )
     return found[0]
+
+
+def _told_apart(ways: Sequence[Relationship]) -> tuple[Relationship, ...]:
+    """Give ways to one target that have the same label others, as far as they have any."""
+    alike: dict[tuple[Relation, bool, str], list[Relationship]] = {}
+    for way in ways:
+        alike.setdefault((way.target, way.many, way.label), []).append(way)
+    return tuple(_labelled(way, alike[way.target, way.many, way.label]) for way in ways)
+
+
+def _labelled(way: Relationship, alike: Sequence[Relationship]) -> Relationship:
+    others = {name for each in alike if each is not way for name in each.names}
+    own = sorted(way.names - others)
+    if len(alike) == 1 or not own:
+        return way
+    return replace(way, label=own[0], names=way.names | {way.label})
+
+
+def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationship]:
+    """Leave out what a name would mean only if it meant nothing closer."""
+    # a name of its own beats the name of the target
+    found = [each for each in found if name in each.called] or found
+    if any(each.junction and each.junction.relation.kind == "table" for each in found):
+        # and a junction beats the views of one
+        found = [
+            each
+            for each in found
+            if each.junction is None or each.junction.relation.kind == "table"
+        ]
+    return found
 
 
 def _fits(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
     if way.function is not None:
         return _computes(catalog, way, embed)
-    target = embed.relation or (embed.name if embed.name not in way.called else None)
-    if target is not None and not _is_called(catalog, way.target, target):
+    if not _is_named(catalog, way, embed.relation or embed.name):
         return False
     if embed.via is not None and embed.via != way.label and embed.via not in way.names:
         return False
     return embed.direction in (None, _direction(way))
+
+
+def _is_named(catalog: Catalog, way: Relationship, name: str) -> bool:
+    return name in way.called or _is_called(catalog, way.target, name)
 
 
 def _computes(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
@@ -137,14 +170,14 @@ def _unknown(
     catalog: Catalog, relation: Relation, known: Sequence[Relationship], embed: Embed
 ) -> InvalidArgument:
     names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
-    if embed.via is not None or embed.direction is not None:
-        return InvalidArgument(
-            f'"{relation.name}" has no such relationship to'
-            f' "{(embed.relation or embed.name)[:80]}"',
-            path=embed.path,
-            candidates=sorted({way.label for way in known}),
-        )
     name, path = embed.relation or embed.name, embed.path
+    there = [way for way in known if _is_named(catalog, way, name)]
+    if there and (embed.via is not None or embed.direction is not None):
+        return InvalidArgument(
+            f'"{relation.name}" has no such relationship to "{name[:80]}"',
+            path=path,
+            candidates=sorted({way.label for way in there}),
+        )
     return UnknownName("relationship", name, names, f'relation "{relation.name}"', path)
 
 
@@ -177,7 +210,7 @@ def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
 
 def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
     for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
-        for there in middle.foreign_keys:
+        for there in (*middle.foreign_keys, *middle.links):
             target = catalog.relations.get(there.target)
             if there is here or target is None or not _joins(middle, here, there):
                 continue
@@ -186,14 +219,15 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
                 tuple(zip(here.target_columns, here.columns, strict=True)),
                 tuple(zip(there.columns, there.target_columns, strict=True)),
             )
-            names = frozenset({f"{middle.schema}.{middle.name}", there.name})
+            names = frozenset({f"{middle.schema}.{middle.name}", there.name, *there.columns})
             yield Relationship(target, True, (), junction, middle.name, names, frozenset())
 
 
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
     """Tell a junction: a unique key of it holds both foreign keys."""
     both = {*here.columns, *there.columns}
-    return any(both <= set(unique.columns) for unique in middle.unique_keys)
+    keys = [*(unique.columns for unique in middle.unique_keys), *middle.shown_keys]
+    return any(both <= set(key) for key in keys)
 
 
 def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:

@@ -330,7 +330,11 @@ VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
     ),
     (
         "plans",
-        {"select": [], "embed": {"staff": {"select": ["called"]}}, "where": {"id": 3}},
+        {
+            "select": [],
+            "embed": {"staff": {"via": "lead", "select": ["called"]}},
+            "where": {"id": 3},
+        },
         [{"staff": {"called": "Cyd"}}],
     ),
     (
@@ -344,7 +348,11 @@ VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
     ),
     (
         "staff",
-        {"select": ["called"], "embed": {"plans": TITLE}, "where": {"person_id": 1}},
+        {
+            "select": ["called"],
+            "embed": {"plans": {"via": "projects_lead", **TITLE}},
+            "where": {"person_id": 1},
+        },
         [{"called": "Ada", "plans": [{"title": "Alpha"}, {"title": "Beta"}]}],
     ),
     (

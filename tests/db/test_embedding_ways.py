@@ -1,0 +1,127 @@
+"""
+Which of several relationships an embed means: through views, by names, by what tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE SCHEMA private;
+CREATE TABLE private.pupils (id int PRIMARY KEY, name text);
+CREATE TABLE private.clubs (id int PRIMARY KEY, title text);
+CREATE TABLE private.joined (
+    pupil int REFERENCES private.pupils, club int REFERENCES private.clubs,
+    since date, PRIMARY KEY (pupil, club));
+CREATE VIEW pupils AS SELECT * FROM private.pupils;
+CREATE VIEW clubs AS SELECT id AS club_id, title FROM private.clubs;
+CREATE VIEW joined AS SELECT * FROM private.joined;
+CREATE TABLE rooms (id int PRIMARY KEY, name text);
+CREATE TABLE lessons (
+    id int PRIMARY KEY, room int CONSTRAINT lessons_in REFERENCES rooms, name text);
+CREATE TABLE tools (id int PRIMARY KEY, name text, home int REFERENCES rooms);
+CREATE TABLE kept (room int REFERENCES rooms, tool int REFERENCES tools, PRIMARY KEY (room, tool));
+CREATE VIEW kept_low AS SELECT room, tool FROM kept WHERE room < 2;
+CREATE VIEW fittings AS SELECT * FROM tools;
+CREATE TABLE follows (
+    who int CONSTRAINT follows_who REFERENCES rooms,
+    whom int CONSTRAINT follows_whom REFERENCES rooms, PRIMARY KEY (who, whom));
+CREATE VIEW twice AS SELECT id, room AS room_one, room AS room_two FROM lessons;
+CREATE TABLE private.parts (id int PRIMARY KEY, whole int REFERENCES private.parts, kind text);
+CREATE VIEW small AS SELECT p.id, p.whole, w.whole AS upper FROM private.parts p
+    JOIN private.parts w ON w.id = p.whole WHERE p.kind = 's';
+CREATE VIEW large AS SELECT id, whole FROM private.parts;
+INSERT INTO private.pupils VALUES (1, 'Ann'), (2, 'Ben');
+INSERT INTO private.clubs VALUES (7, 'chess'), (8, 'choir');
+INSERT INTO private.joined VALUES (1, 7, '2026-01-01'), (1, 8, NULL), (2, 8, NULL);
+INSERT INTO rooms VALUES (1, 'hall'), (2, 'attic');
+INSERT INTO lessons VALUES (1, 1, 'art'), (2, 2, 'maths');
+INSERT INTO tools VALUES (1, 'saw', 2), (2, 'file', 2);
+INSERT INTO kept VALUES (1, 1), (2, 1), (2, 2);
+INSERT INTO follows VALUES (1, 2);
+INSERT INTO private.parts VALUES (1, NULL, 'l'), (2, 1, 's'), (3, 2, 's');
+"""
+
+NAME = {"select": ["name"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn) as callee:
+        yield callee
+
+
+WAYS: list[tuple[str, dict[str, Any], Any]] = [
+    # a junction that is a view, between views
+    ("pupils", {"clubs": {"select": ["title"]}}, [["chess", "choir"], ["choir"]]),
+    ("clubs", {"pupils": NAME}, [["Ann"], ["Ann", "Ben"]]),
+    # a junction beats its views, which have names of their own
+    ("tools", {"rooms": {"via": "kept", **NAME}}, [["hall", "attic"], ["attic"]]),
+    ("tools", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
+    ("fittings", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
+    # what an embed may be called without "relation", it may be called with it
+    ("lessons", {"x": {"relation": "room", **NAME}}, [["hall"], ["attic"]]),
+    ("lessons", {"x": {"relation": "lessons_in", **NAME}}, [["hall"], ["attic"]]),
+    # one relation twice, through either column of the junction
+    ("rooms", {"x": {"relation": "rooms", "via": "whom", **NAME}}, [["attic"], []]),
+    ("rooms", {"x": {"relation": "rooms", "via": "follows_who", **NAME}}, [[], ["hall"]]),
+    # a column that a view shows twice
+    ("twice", {"rooms": {"via": "room_two", **NAME}}, [["hall"], ["attic"]]),
+    ("twice", {"room_one": NAME}, [["hall"], ["attic"]]),
+    ("rooms", {"twice": {"via": "room_two", "select": ["id"]}}, [[1], [2]]),
+    # a join of a table to itself: its rows lead to their own kind by both columns
+    ("small", {"whole": {"select": ["id"]}}, [[], [2]]),
+    ("small", {"upper": {"select": ["id"]}}, [[], []]),
+    ("small", {"large": {"via": "upper", "select": ["id"]}}, [[], [1]]),
+]
+
+
+@pytest.mark.parametrize(("relation", "embed", "expected"), WAYS)
+@pytest_twisted.ensureDeferred
+async def test_ways(db: Callee, relation: str, embed: dict[str, Any], expected: Any) -> None:
+    """Each way leads to the rows that it says."""
+    found = await db.call(f"{relation}.find", select=[], embed=embed)
+    (name,) = embed
+    related = [row[name] for row in found["rows"]]
+    lists = [each if isinstance(each, list) else [each] if each else [] for each in related]
+    assert [[next(iter(row.values())) for row in rows] for rows in lists] == expected
+
+
+REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("tools", {"rooms": True}, ["kept", "kept_low", "tools_home_fkey"]),
+    ("rooms", {"x": {"relation": "rooms"}}, ["follows_who", "follows_whom"]),
+    ("twice", {"rooms": True}, ["room_one", "room_two"]),
+    ("tools", {"rooms": {"via": "lessons"}}, ["kept", "kept_low", "tools_home_fkey"]),
+]
+
+
+@pytest.mark.parametrize(("relation", "embed", "candidates"), REFUSED)
+@pytest_twisted.ensureDeferred
+async def test_candidates(
+    db: Callee, relation: str, embed: dict[str, Any], candidates: list[str]
+) -> None:
+    """A refusal names the ways to what was asked for, each by what tells it from the others."""
+    refused = await failure_of(db.call(f"{relation}.find", embed=embed))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["candidates"] == candidates
+    (options,) = embed.values()
+    for way in candidates:
+        given = {} if options is True else options
+        named = {next(iter(embed)): {**given, "via": way}}
+        assert (await db.call(f"{relation}.find", select=[], embed=named))["rows"]
