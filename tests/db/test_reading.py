@@ -247,6 +247,18 @@ async def test_limits_and_offsets(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_pages_of_rows_without_a_key(db: Callee) -> None:
+    """Rows that the sort keys do not tell apart neither repeat nor get lost between pages."""
+    for key in ("size", "-size"):
+        seen: list[str] = []
+        page: dict[str, Any] = {"next": None}
+        while not seen or page["next"]:
+            page = await db.call("named.find", order=[key], limit=7, after=page["next"])
+            seen += [row["name"] for row in page["rows"]]
+        assert sorted(seen) == sorted(f"thing {i}" for i in range(1, 61))
+
+
+@pytest_twisted.ensureDeferred
 async def test_counts(db: Callee) -> None:
     """Exact, planned, and estimated, which is exact for few rows."""
     where = {"size": {"gt": 3}}
