@@ -24,15 +24,20 @@ KINDS = [f"{door} {name}" for door in ("rawsocket", "websocket") for name in SER
 class Caller(ApplicationSession):
     """A client's session."""
 
-    def __init__(self, realm: str, hello: dict[str, Any]) -> None:
+    def __init__(self, realm: str, hello: dict[str, Any], ticket: str = "") -> None:
         super().__init__(ComponentConfig(realm))
         self.hello = hello
+        self.ticket = ticket
         self.here: Deferred[Caller] = Deferred()
         self.gone: Deferred[None] = Deferred()
 
     def onConnect(self) -> None:
         """Say hello, with what the test wants said."""
         self.join(self.config.realm, **self.hello)
+
+    def onChallenge(self, challenge: Any) -> str:
+        """Show the ticket."""
+        return self.ticket
 
     def onJoin(self, details: Any) -> None:
         """Tell the test."""
@@ -57,19 +62,20 @@ class Caller(ApplicationSession):
         return self.gone
 
 
-async def join(router: Router, how: str, **hello: Any) -> Caller:
+async def join(router: Router, how: str, ticket: str = "", **hello: Any) -> Caller:
     """
     Join as a client.
 
     Args:
         router: Where.
         how: "rawsocket cbor", "websocket json" and so on; "service cbor" is the private socket.
+        ticket: To log in with.
         hello: More to say in HELLO.
     """
     from twisted.internet import reactor
 
     door, name = how.split()
-    session = Caller(router.realm, hello)
+    session = Caller(router.realm, hello, ticket)
     serializer = SERIALIZERS[name]()
     factory: Any
     if door == "websocket":

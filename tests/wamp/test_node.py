@@ -13,12 +13,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
 
 from service.embedded.node import node
-from tests.conftest import ROOT, crossbar, free_port, until
+from tests.conftest import ROOT, Router, crossbar, free_port, until
+from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program
 
 PRODUCTION = ROOT / "router" / "production.json"
+METHODS = {"authmethods": ["ticket"]}
 DEVELOPMENT = ROOT / "router" / "development.json"
 
 
@@ -41,12 +45,18 @@ def test_crossbar_takes_it(config: Path, tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_production_lets_the_service_in(migrated: str) -> None:
-    """With its ticket the service joins over WebSocket."""
+@pytest_twisted.ensureDeferred
+async def test_production_lets_the_service_in(migrated: str) -> None:
+    """With its ticket the service joins over WebSocket, and is told of slow callers."""
     port = str(free_port())
     with tempfile.TemporaryDirectory(prefix="rowcast-node-") as home:
         shared = {"HOME": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        router = shared | {"ROWCAST_TICKET": "s1", "APP_TICKET": "s2", "PORT": port}
+        router = shared | {
+            "ROWCAST_TICKET": "s1",
+            "APP_TICKET": "s2",
+            "PORT": port,
+            "PYTHONPATH": str(PRODUCTION.parent),
+        }
         start = (crossbar(), "start", "--cbdir", home, "--config", str(PRODUCTION))
         with program(router, *start, "--loglevel", "warn") as node:
             until(lambda: port_open(port) or not node.running(), 60, lambda: node.output)
@@ -58,5 +68,14 @@ def test_production_lets_the_service_in(migrated: str) -> None:
             }
             with program(service, sys.executable, "-m", "service", "run") as served:
                 served.says("ready")
+                place = Router(service["ROWCAST_ROUTER_URL"], "", "", int(port), Path())
+                own = await join(place, "websocket cbor", "s1", authid="rowcast", **METHODS)
+                assert await own.call("rowcast.router.backlog", own._session_id) == 0
+                client = await join(place, "websocket cbor", "s2", authid="app", **METHODS)
+                with pytest.raises(ApplicationError, match="not_authorized"):
+                    await client.call("rowcast.router.backlog", own._session_id)
+                assert await client.call("rowcast.actions.count") == 0
+                await own.close()
+                await client.close()
                 assert served.ends(signal.SIGINT) == 0
             node.ends(signal.SIGTERM)
