@@ -10,9 +10,8 @@ from dataclasses import replace
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
 from service.plan.aggregate import plan_grouped
-from service.plan.conditions import Condition, Exists
 from service.plan.expressions import Scope
-from service.plan.filters import both, plan_filter
+from service.plan.filters import plan_related
 from service.plan.order import by_key
 from service.plan.types import Groups, Output, PlannedEmbed, names_of
 from service.request.terms import Item
@@ -72,11 +71,6 @@ def plan_embeds(scope: Scope, embeds: Sequence[Embed]) -> tuple[PlannedEmbed, ..
     return tuple(each for each in planned if each.columns)
 
 
-def inner_of(scope: Scope, embeds: Sequence[Embed]) -> Condition | None:
-    """Plan the condition that rows have what their inner embeds ask for."""
-    return both(*(_exists(scope, embed) for embed in embeds if embed.inner))
-
-
 def outputs_beside(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[PlannedEmbed], path: str
 ) -> tuple[Output, ...]:
@@ -122,7 +116,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         many=many,
         outputs=outputs,
         embeds=embeds,
-        where=both(plan_filter(inner, embed.where), inner_of(inner, embed.embeds)),
+        where=plan_related(inner, embed),
         order=order,
         limit=inner.bound(embed.limit, int8) if embed.limit else None,
         offset=inner.bound(embed.offset, int8) if embed.offset else None,
@@ -137,11 +131,6 @@ def _grouped(inner: Scope, embed: Embed) -> Groups | None:
     path, source = f"{embed.path}.measures", f"g{inner.source}"
     grouped, _ = plan_grouped(inner, embed.group, embed.measures, embed.order, path, source)
     return grouped
-
-
-def _exists(scope: Scope, embed: Embed) -> Exists:
-    link, inner, _ = scope.link(embed)
-    return Exists(link, both(plan_filter(inner, embed.where), inner_of(inner, embed.embeds)))
 
 
 def _is_plain(catalog: Catalog, type: Type) -> bool:

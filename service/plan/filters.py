@@ -4,6 +4,7 @@ Filters against a relation's columns: which operator of PostgreSQL, and what its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Type
@@ -21,6 +22,7 @@ from service.plan.conditions import (
 )
 from service.plan.expressions import Scope
 from service.request.terms import Comparison, Filter, Junction, Operand
+from service.request.types import Embed
 
 SQL_OPERATORS = {
     "eq": "=",
@@ -69,6 +71,30 @@ def plan_filter(scope: Scope, where: Filter) -> Condition | None:
     return _condition(scope, where)
 
 
+def plan_related(scope: Scope, embed: Embed) -> Condition | None:
+    """
+    Plan which of the related rows an embed has; None for all.
+
+    Args:
+        scope: Of the related rows.
+        embed: Them.
+
+    Raises:
+        InvalidArgument: As of a filter.
+    """
+    return both(plan_filter(scope, embed.where), inner_of(scope, embed.embeds))
+
+
+def inner_of(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
+    """Plan the condition that rows have what their inner embeds ask for."""
+    return both(*(_exists(scope, embed) for embed in embeds if embed.inner))
+
+
+def _exists(scope: Scope, embed: Embed) -> Exists:
+    link, inner, _ = scope.link(embed)
+    return Exists(link, plan_related(inner, embed))
+
+
 def _condition(scope: Scope, where: Filter) -> Condition:
     if isinstance(where, Junction):
         return Every(where.any, tuple(_condition(scope, term) for term in where.terms))
@@ -84,10 +110,10 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         condition = _comparison(
             inner, replace(where, reference=replace(reference, owners=reference.owners[1:]))
         )
-        return Exists(link, both(plan_filter(inner, embed.where), condition))
+        return Exists(link, both(plan_related(inner, embed), condition))
     if _is_about_rows(scope, where):
         link, inner, embed, _ = scope.linked(reference.name, reference.path)
-        found = Exists(link, plan_filter(inner, embed.where))
+        found = Exists(link, plan_related(inner, embed))
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
         return _test(scope.value(where.reference), where)

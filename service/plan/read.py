@@ -10,9 +10,9 @@ from dataclasses import replace
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.conditions import Compare, Condition, Every, Expression
-from service.plan.embed import inner_of, outputs_beside, plan_embeds
+from service.plan.embed import outputs_beside, plan_embeds
 from service.plan.expressions import Scope
-from service.plan.filters import both, plan_filter
+from service.plan.filters import both, inner_of, plan_filter
 from service.plan.order import by_key, leading, of_distinct
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
 from service.plan.veiled import refuse_veiled, unveiled

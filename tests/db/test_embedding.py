@@ -254,6 +254,10 @@ async def test_inner(db: Callee) -> None:
     deep = {"select": [], "inner": True, "embed": {"person": {"inner": True, "select": [],
                                                             "where": {"name": "Bob"}}}}  # fmt: skip
     assert await titles(db, embed={"members": deep}) == ["Alpha", "Beta"]
+    outer = {"members": {**deep, "inner": False}}
+    assert await titles(db, embed=outer, where={"members": {"is": "not null"}}) == ["Alpha", "Beta"]
+    assert await titles(db, embed=outer, where={"members": None}) == ["Gamma", "Delta"]
+    assert await titles(db, embed=outer, where={"members.role": "x"}) == ["Beta"]
 
 
 @pytest_twisted.ensureDeferred
