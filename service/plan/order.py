@@ -5,6 +5,7 @@ What the sort keys of a page must be, so that the next page begins where it ende
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument
@@ -48,7 +49,10 @@ def leading(distinct: Sequence[Expression], order: tuple[SortKey, ...]) -> tuple
     first = []
     for expression in distinct:
         given = [key for key in order if key.expression.same(expression)]
-        first.append(given[0] if given else SortKey(expression, False, "last"))
+        # spelled alike in both places, since PostgreSQL compares no more than the spelling
+        first.append(
+            replace((given or [SortKey(expression, False, "last")])[0], expression=expression)
+        )
     rest = [key for key in order if not _has(first, key.expression)]
     return (*first, *rest)
 

@@ -275,6 +275,8 @@ async def test_order_across(db: Callee) -> None:
         if after is None:
             break
     assert found == expected
+    first = await titles(db, distinct=["lead.name"], order=["-lead.name", "title"])
+    assert first == ["Delta", "Gamma", "Alpha"]
     refused = await failure_of(titles(db, order=["members.role"]))
     assert isinstance(refused, InvalidArgument)
 
