@@ -91,8 +91,8 @@ class Upload:
         """Commit; gives the number of rows written."""
         if self._csv and self._judged:
             await self._put(await self._judged.of_csv("", last=True))
-        if self._head:
-            raise _no_header()
+        if self._head:  # and no rows
+            await self._put(self._head)
         if self._feed is None or self._written is None:
             return 0
         self._feed.end()

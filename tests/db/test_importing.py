@@ -135,7 +135,8 @@ async def test_csv(dsn: str, db: Callee) -> None:
         ({"rows": [{"id": 1, "name": "x"}], "columns": ["id"]}, "rows.0.name"),
         ({"rows": [{"id": "x"}]}, "rows.0.id"),
         ({"rows": [{"id": 1, "doc": {"a": "\0"}}]}, "rows.0.doc.a"),
-        ({"csv": "id"}, "csv"),
+        ({"csv": "id,nope"}, "csv.nope"),
+        ({"csv": '"id'}, "csv"),
         ({"csv": "id,nope\n"}, "csv.nope"),
         ({"csv": "id,id\n"}, "csv.id"),
         ({"csv": "id\n\0\n"}, "csv"),
@@ -291,6 +292,8 @@ async def test_header_in_pieces(dsn: str, db: Callee) -> None:
         assert await db.call("items.import", csv=piece, **begun) == begun
     assert await db.call("items.import", csv=",b,3\r\n", done=True, **begun) == {"rows": 2}
     assert rows(dsn, "id, name") == [(1, "a"), (2, "b")]
+    for csv in ("id,name", "id,name\n", "\ufeffid"):
+        assert await db.call("items.import", csv=csv) == {"rows": 0}
     refused = await failure_of(db.call("items.import", csv="id," * 50_000, done=False))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == "csv"
