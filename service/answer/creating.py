@@ -5,6 +5,7 @@ The verbs create and upsert.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from service.answer.admission import admit_create, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import apart_txn, over
+from service.db.interactions import Written, answered_columns, apart_txn, over
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
@@ -66,7 +67,9 @@ class Creating(Writing):
         if request.max_affected is not None and len(request.rows) > request.max_affected:
             raise over(len(request.rows), request.max_affected)
         if not request.rows:
-            return [] if request.returning.rows else {"affected": 0}
+            bare = replace(request, conflict=None)  # of no rows, none is there already
+            columns = answered_columns(_create(served.catalog, relation, bare))
+            return answered(Written([], 0, columns), request.returning, many=True)
         if served.judge(relation).ruled:
             call = await admit_create(served, relation, call, self.database.breathe)
         make: Callable[[], Statement]

@@ -115,6 +115,9 @@ async def test_create_many(db: Callee) -> None:
         {"name": "c", "size": 7},
     ]
     assert await db.call("things.create", []) == []
+    none = await db.call("things.create", [], select=["id", "name"], form="lists")
+    assert none == {"columns": ["id", "name"], "rows": []}
+    assert isinstance(await failure_of(db.call("things.create", [], select=["x"])), InvalidArgument)
     listed = await db.call(
         "things.create", [{"name": "d"}, {"name": "e"}], select=["name"], form="lists"
     )
