@@ -13,7 +13,7 @@ from service.answer.admission import admit_create, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Written, answered_columns, apart_txn, over
+from service.db.interactions import Written, answered_columns, apart_txn
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
@@ -64,8 +64,6 @@ class Creating(Writing):
     ) -> Any:
         call = await self._prepared(served, relation, args, kwargs, parse)
         request = call.request
-        if request.max_affected is not None and len(request.rows) > request.max_affected:
-            raise over(len(request.rows), request.max_affected)
         if not request.rows:
             bare = replace(request, conflict=None)  # of no rows, none is there already
             columns = answered_columns(_create(served.catalog, relation, bare))

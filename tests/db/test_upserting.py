@@ -150,7 +150,7 @@ async def test_update(db: Callee) -> None:
     assert await db.call("items.upsert", values, update=[]) is None
     assert await db.call("items.upsert", values, update=[], returning=False) == {"affected": 0}
     mixed = [values, {"id": 7, "code": "s"}]
-    assert await db.call("items.upsert", mixed, update=[], **PICK) == [
+    assert await db.call("items.upsert", mixed, update=[], max_affected=1, **PICK) == [
         {"id": 7, "size": 7, "note": None}
     ]
     assert await db.call("items.upsert", mixed, update=[], form="lists", **PICK) == {
@@ -187,7 +187,8 @@ async def test_refused(db: Callee) -> None:
     assert isinstance(refused, InvalidRow)
     refused = await failure_of(db.call("items.upsert", {"code": "a", "size": "x"}))
     assert refused.details["path"] == "values.size"
-    refused = await failure_of(db.call("pairs.upsert", [{"a": 1, "b": "x"}] * 2, max_affected=1))
+    pairs = [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    refused = await failure_of(db.call("pairs.upsert", pairs, max_affected=1))
     assert isinstance(refused, TooManyRows)
     refused = await failure_of(db.call("log.upsert", {"note": "x"}))
     assert isinstance(refused, InvalidArgument)
