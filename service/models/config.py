@@ -21,13 +21,13 @@ from service.db.transaction import cursor_txn
 from service.models.text import (
     Where,
     both,
-    identifier,
     limit_of,
     order_by,
     placeholders,
     table,
     where_of,
 )
+from service.sql.statement import quoted
 
 register_adapter(UUID, UUID_adapter)  # psycopg2 cannot write one without being told
 
@@ -85,7 +85,7 @@ class PgConfig(PostgreSQLDBConfig):
 
     def escapeColNames(self, colnames: Sequence[str]) -> list[str]:
         """Quote names, for a condition in twistar's writing."""
-        return [identifier(name) for name in colnames]
+        return [quoted(name) for name in colnames]
 
     def getSchema(self, tablename: str, txn: Any = None) -> list[str]:
         """Give nothing: models know their columns from the catalog, and no query probes."""
@@ -125,7 +125,7 @@ class PgConfig(PostgreSQLDBConfig):
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
         """Insert a row; gives the value of its first column."""
-        names = ", ".join(identifier(name) for name in vals)
+        names = ", ".join(quoted(name) for name in vals)
         marks = ", ".join("?" for _ in vals)
         what = f"({names}) VALUES ({marks})" if vals else "DEFAULT VALUES"
         sql = placeholders(f"INSERT INTO {table(tablename)} {what} RETURNING *")
@@ -145,7 +145,7 @@ class PgConfig(PostgreSQLDBConfig):
         names = list(vals[0]) if vals else []
         if any(set(each) != set(names) for each in vals):
             raise ValueError("the rows have different columns")
-        columns = placeholders(", ".join(identifier(name) for name in names))
+        columns = placeholders(", ".join(quoted(name) for name in names))
         sql = f"INSERT INTO {placeholders(table(tablename))} ({columns}) VALUES %s"
         rows = [[each[name] for name in names] for each in vals]
         return self.runInteraction(lambda cursor: execute_values(cursor, sql, rows))
@@ -161,7 +161,7 @@ class PgConfig(PostgreSQLDBConfig):
         """Update rows; gives how many."""
         if limit is not None:
             raise ValueError("PostgreSQL has no LIMIT for an UPDATE")
-        sets = ", ".join(f"{identifier(name)} = ?" for name in args)
+        sets = ", ".join(f"{quoted(name)} = ?" for name in args)
         text, params = where_of(where)
         sql = placeholders(f"UPDATE {table(tablename)} SET {sets}{text}")
         values = [*args.values(), *params]

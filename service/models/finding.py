@@ -18,12 +18,12 @@ from service.models.row import Row
 from service.models.text import (
     Where,
     enclosed,
-    identifier,
     limit_of,
     order_by,
     placeholders,
     where_of,
 )
+from service.sql.statement import quoted
 
 ANYTHING: Final = object()
 """In place of a key that is not given; None is a key that no row has."""
@@ -121,7 +121,7 @@ class Finding(Row):
             if name is None:
                 raise ValueError(f"{cls.__name__} has no column {attribute}")
             if value is None:
-                terms.append(f"{identifier(name)} IS NULL")
+                terms.append(f"{quoted(name)} IS NULL")
             elif isinstance(value, (list, tuple, set)) and meta.types[name].kind != "array":
                 terms.append(meta.any_of(name))
                 params.append(meta.encode_all(name, value))

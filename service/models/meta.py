@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from service.catalog import Catalog, Relation, Type
 from service.db.connection import Installable
 from service.errors import InvalidArgument
-from service.models.text import identifier, identifiers
+from service.models.text import identifiers
+from service.sql.statement import quoted
 
 AS_THEY_ARE = frozenset(
     ["int2", "int4", "int8", "oid", "bool", "text", "varchar", "bpchar", "name", "uuid", "bytea"]
@@ -65,7 +66,7 @@ class Meta:
         self.position = {self.attributes[name]: at for at, name in enumerate(self.columns)}
         self.named = {attribute: name for name, attribute in self.attributes.items()}
         self._makers = [self._maker(catalog, name) for name in self.columns]
-        self.table = f"{identifier(relation.schema)}.{identifier(relation.name)}"
+        self.table = f"{quoted(relation.schema)}.{quoted(relation.name)}"
         self.list = identifiers(self.columns)
         self.select = f"SELECT {self.list} FROM {self.table}"
         self.by_key = self.equal(self.key)
@@ -106,7 +107,7 @@ class Meta:
 
     def equals(self, name: str) -> str:
         """Spell that a column has a value."""
-        return f"{identifier(name)} = {self.cast(name)}"
+        return f"{quoted(name)} = {self.cast(name)}"
 
     def equal(self, names: Iterable[str]) -> str:
         """Spell that columns have values, one parameter for each."""
@@ -114,7 +115,7 @@ class Meta:
 
     def any_of(self, name: str) -> str:
         """Spell that a column has one of the values of a list; see `encode_all`."""
-        return f"{identifier(name)} = ANY({self.list_of(name)})"
+        return f"{quoted(name)} = ANY({self.list_of(name)})"
 
     def among(self, names: Sequence[str]) -> str:
         """Spell that columns have the values of one of many rows; see `encode_rows`."""

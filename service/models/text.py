@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from service.sql.statement import quoted
+
 Where = Sequence[Any]
 """A condition with a `?` for each parameter, followed by the parameters."""
 
@@ -44,21 +46,16 @@ def placeholders(condition: str) -> str:
     return _TOKENS.sub(convert, condition)
 
 
-def identifier(name: str) -> str:
-    """Quote a name."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def identifiers(names: Iterable[str]) -> str:
     """Quote names, with commas between them."""
-    return ", ".join(identifier(name) for name in names)
+    return ", ".join(quoted(name) for name in names)
 
 
 def table(name: str) -> str:
     """Quote a table name, each part of a dotted one by itself; a quoted one stands as it is."""
     if '"' in name:
         return name
-    return ".".join(identifier(part) for part in name.split("."))
+    return ".".join(quoted(part) for part in name.split("."))
 
 
 def order_by(orderby: str | Iterable[str], columns: Iterable[str] | None = None) -> str:
@@ -81,7 +78,7 @@ def order_by(orderby: str | Iterable[str], columns: Iterable[str] | None = None)
             raise ValueError(f"cannot order by {part!r}")
         direction, nulls = found.group(2), found.group(3)
         terms.append(
-            identifier(name)
+            quoted(name)
             + (f" {direction.upper()}" if direction else "")
             + (f" NULLS {nulls.upper()}" if nulls else "")
         )

@@ -13,8 +13,9 @@ from twistar import relationships
 from twisted.internet.defer import Deferred, ensureDeferred
 
 from service.models.relationship import Relationship, key_of
-from service.models.text import Where, both, identifier, identifiers, table
+from service.models.text import Where, both, identifiers, table
 from service.models.way import Way
+from service.sql.statement import quoted
 
 
 class HasMany(Relationship, relationships.HasMany):
@@ -31,7 +32,7 @@ class HasMany(Relationship, relationships.HasMany):
     def _kind(self) -> Where:
         """Say of which class's rows the key is, where that is not one class's alone."""
         name = self.ends.options.get("as")
-        return [f"{identifier(f'{name}_type')} = ?", type(self.inst).__name__] if name else []
+        return [f"{quoted(f'{name}_type')} = ?", type(self.inst).__name__] if name else []
 
     def way(self) -> Way:
         """Lead to the rows that have these keys in them."""
@@ -73,12 +74,12 @@ class HasMany(Relationship, relationships.HasMany):
         every = meta.encode_rows(meta.key, [key_of(other) for other in others])
         own, kind = self._own(meta), self._kind
         chosen = meta.among(meta.key)
-        freed = ", ".join(f"{identifier(name)} = NULL" for name in here)
+        freed = ", ".join(f"{quoted(name)} = NULL" for name in here)
         where, *params = both([f"{meta.equal(here)} AND NOT {chosen}", *own, *every], kind)
         async with self.inst.database().transaction():
             await self._run(f"UPDATE {meta.table} SET {freed} WHERE {where}", *params)
             if others:
-                sets = [*(f"{identifier(name)} = {meta.cast(name)}" for name in here), *kind[:1]]
+                sets = [*(f"{quoted(name)} = {meta.cast(name)}" for name in here), *kind[:1]]
                 await self._run(
                     f"UPDATE {meta.table} SET {', '.join(sets)} WHERE {chosen}",
                     *(*own, *kind[1:], *every),
@@ -103,7 +104,7 @@ class HABTM(Relationship, relationships.HABTM):
         return Way.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
 
     def _where(self, join_where: Where | None, where: Where | None) -> Where:
-        mine = " AND ".join(f"{identifier(name)} = ?" for name in self.ends.here)
+        mine = " AND ".join(f"{quoted(name)} = ?" for name in self.ends.here)
         inner, *params = both([mine, *self.values()], join_where)
         key = identifiers(self.otherklass.meta().key)
         chosen = f"SELECT {identifiers(self.ends.there)} FROM {table(self.tablename())}"
@@ -140,7 +141,7 @@ class HABTM(Relationship, relationships.HABTM):
 
     async def _set(self, keys: list[Any]) -> None:
         joined, meta, mine = table(self.tablename()), self.otherklass.meta(), self.values()
-        own = " AND ".join(f"{identifier(name)} = ?" for name in self.ends.here)
+        own = " AND ".join(f"{quoted(name)} = ?" for name in self.ends.here)
         lists = ", ".join(meta.list_of(name) for name in meta.key)
         async with self.inst.database().transaction():
             await self._run(f"DELETE FROM {joined} WHERE {own}", *mine)

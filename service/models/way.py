@@ -11,7 +11,8 @@ from typing import Any, Self
 from service.catalog import Type
 from service.errors import InvalidArgument
 from service.models.meta import Meta
-from service.models.text import Where, identifier
+from service.models.text import Where
+from service.sql.statement import quoted
 
 Key = tuple[str | None, ...]
 """What a row is related by, as PostgreSQL's text."""
@@ -65,7 +66,7 @@ class Way:
         """Lead through a join table, from rows of `meta` to the other ones, both by their keys."""
         other: Meta = model.meta()
         ends = " AND ".join(
-            f"other.{identifier(key)} = joined.{identifier(name)}"
+            f"other.{quoted(key)} = joined.{quoted(name)}"
             for key, name in zip(other.key, there, strict=True)
         )
         first = f"JOIN {joined} AS joined ON {' AND '.join(_equal('joined', here))}"
@@ -99,8 +100,8 @@ class Way:
         """
         lists = ", ".join(self.meta.list_of(name) for name in self.names)
         keys = ", ".join(_key(at) for at in range(len(self.names)))
-        columns = ", ".join(f"other.{identifier(name)}" for name in self.other.columns)
-        order = ", ".join(["asked.at", *(f"other.{identifier(name)}" for name in self.other.key)])
+        columns = ", ".join(f"other.{quoted(name)}" for name in self.other.columns)
+        order = ", ".join(["asked.at", *(f"other.{quoted(name)}" for name in self.other.key)])
         once = f"DISTINCT ON ({order}) " if self.repeats else ""
         return (
             f"SELECT {once}asked.at, {columns}"
@@ -110,7 +111,7 @@ class Way:
 
 
 def _equal(alias: str, names: Sequence[str]) -> list[str]:
-    return [f"{alias}.{identifier(name)} = asked.{_key(at)}" for at, name in enumerate(names)]
+    return [f"{alias}.{quoted(name)} = asked.{_key(at)}" for at, name in enumerate(names)]
 
 
 def _key(at: int) -> str:

@@ -4,18 +4,20 @@ A service at the edge alone, with a fake hub behind it, and callers of every kin
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import pytest_twisted
 
+from service.serving import Serving
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.dispatch import Dispatch
 from service.wamp.guest import Guest
 from tests.conftest import Router
 from tests.fakes import FakeHub
 from tests.wamp.callers import Caller, join
+from tests.wamp.service import served
 
 
 class Edge:
@@ -36,6 +38,23 @@ class Edge:
 
 StartEdge = Callable[..., Awaitable[Edge]]
 Join = Callable[..., Awaitable[Caller]]
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve the module's database, once its autouse fixtures have filled it."""
+    async with served(dsn, router) as serving:
+        yield serving
+
+
+@pytest_twisted.async_yield_fixture
+async def caller(
+    request: pytest.FixtureRequest, service: Serving, router: Router
+) -> AsyncIterator[Caller]:
+    """Join a client of the service, in the way that the module's HOW names."""
+    session = await join(router, getattr(request.module, "HOW", "rawsocket cbor"))
+    yield session
+    await session.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
+
+HOW = "websocket json"
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');
@@ -350,19 +352,6 @@ NOT_YET = {"rowcast.error.position_gone"}
 @pytest.fixture(scope="module", autouse=True)
 def schema(dsn: str) -> None:
     execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    async with served(dsn, router) as serving:
-        yield serving
-
-
-@pytest_twisted.async_yield_fixture
-async def caller(router: Router) -> AsyncIterator[Caller]:
-    session = await join(router, "websocket json")
-    yield session
-    await session.close()
 
 
 async def refused(call: Deferred[Any]) -> ApplicationError:

@@ -5,7 +5,6 @@ stream, export and import from a client, through the router.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from tests.conftest import Router, execute
 from tests.db.rooms import pause, until
 from tests.db.test_streaming import transactions
 from tests.wamp.callers import KINDS, Caller, join
-from tests.wamp.service import served
 
 SCHEMA = """
 CREATE TABLE items (id int PRIMARY KEY, body bytea, price numeric, at timestamptz);
@@ -37,21 +35,6 @@ CREATE VIEW slow AS SELECT id, repeat('x', 1000) AS body, pg_sleep(0.001)::text 
 def schema(dsn: str) -> None:
     """Make the relations of this module."""
     execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve them."""
-    async with served(dsn, router) as serving:
-        yield serving
-
-
-@pytest_twisted.async_yield_fixture
-async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
-    """Join a client."""
-    session = await join(router, "rawsocket cbor")
-    yield session
-    await session.close()
 
 
 def open_transactions(dsn: str) -> list[tuple[object, ...]]:

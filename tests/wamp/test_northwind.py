@@ -6,17 +6,14 @@ The answers over WAMP are what SQL answers, for every table.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 
-from service.serving import Serving
-from tests.conftest import ROOT, Router, execute, missing
-from tests.wamp.callers import Caller, join
-from tests.wamp.service import served
+from tests.conftest import ROOT, execute, missing
+from tests.wamp.callers import Caller
 
 SAMPLE = ROOT.parent / "shared" / "data" / "northwind" / "northwind.sql"
 TABLES = 14
@@ -28,21 +25,6 @@ def northwind(dsn: str) -> None:
     if not Path(SAMPLE).exists():
         missing("the Northwind sample is not here: its folder is not part of a clone")
     execute(dsn, SAMPLE.read_text() + "SET search_path TO public;")
-
-
-@pytest_twisted.async_yield_fixture
-async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve it."""
-    async with served(dsn, router) as serving:
-        yield serving
-
-
-@pytest_twisted.async_yield_fixture
-async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
-    """Call it."""
-    session = await join(router, "rawsocket cbor")
-    yield session
-    await session.close()
 
 
 def sql(dsn: str, query: str) -> Any:

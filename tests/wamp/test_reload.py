@@ -25,7 +25,7 @@ from service.db.thread import in_thread
 from service.serving import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
-from tests.wamp.callers import Caller, join
+from tests.wamp.callers import Caller
 from tests.wamp.service import served
 
 GATE = 61
@@ -51,13 +51,6 @@ async def service(dsn: str, router: Router, schema: None) -> AsyncIterator[Servi
     async with served(dsn, router) as serving:
         await until(lambda: serving.listener.listening)
         yield serving
-
-
-@pytest_twisted.async_yield_fixture
-async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
-    session = await join(router, "rawsocket cbor")
-    yield session
-    await session.close()
 
 
 @contextmanager
