@@ -113,7 +113,8 @@ class Catalog:
         """
         word = " ".join(name.lower().split())
         base, array = (word[:-2].strip(), True) if word.endswith("[]") else (word, False)
-        found = self.types_by_name.get(base)
+        known = self.types_by_name
+        found = known.get(base) or known.get(base.replace('"', ""))
         if found and array:
             found = self.array_of(found)
         if found is None:

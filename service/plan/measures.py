@@ -32,10 +32,7 @@ def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
     Raises:
         InvalidArgument: A name is unknown, or its values cannot be told apart.
     """
-    return tuple(
-        replace(output, expression=distinguishable(scope, output.expression))
-        for output in scope.outputs(group)
-    )
+    return told_apart(scope, scope.outputs(group))
 
 
 def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
@@ -68,6 +65,18 @@ def refuse_repeated(
                 hint='rename one: "other_name:column" in group, or another name in measures',
             )
         seen.add(kept)
+
+
+def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
+    """
+    Give outputs the types in which rows of them can be told apart.
+
+    Raises:
+        InvalidArgument: One has none.
+    """
+    return tuple(
+        replace(output, expression=distinguishable(scope, output.expression)) for output in outputs
+    )
 
 
 def distinguishable(scope: Scope, value: Expression) -> Expression:

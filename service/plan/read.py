@@ -13,9 +13,10 @@ from service.plan.conditions import Compare, Condition, Every, Expression
 from service.plan.embed import outputs_beside, plan_embeds
 from service.plan.expressions import Scope
 from service.plan.filters import both, inner_of, plan_filter
+from service.plan.measures import distinguishable, told_apart
 from service.plan.order import by_key, leading, of_distinct
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
-from service.plan.veiled import refuse_veiled, unveiled
+from service.plan.veiled import unveiled
 from service.request.terms import Item
 from service.request.types import After, CountRequest, Embed, FindRequest, GetRequest, KeyMatch
 
@@ -56,11 +57,12 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         raise InvalidArgument("distinct rows have no rows of their own to embed", path="embed")
     distinct: bool | tuple[Expression, ...]
     if request.distinct is True:
-        refuse_veiled(catalog, outputs)
         distinct, keyset = True, False
+        outputs = told_apart(scope, outputs)
         order = of_distinct(outputs, order)
     else:
-        distinct = tuple(scope.expression(each) for each in request.distinct or ())
+        named = (scope.expression(each) for each in request.distinct or ())
+        distinct = tuple(distinguishable(scope, each) for each in named)
         order, keyed = by_key(scope, leading(distinct, order))
         keyset = keyed and not distinct
     return ReadPlan(

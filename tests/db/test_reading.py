@@ -305,6 +305,17 @@ async def test_distinct(db: Callee, dsn: str) -> None:
         "things.find", distinct=["mood"], select=["id"], limit=2, after=pages["next"]
     )
     assert len(pages["rows"]) + len(rest["rows"]) == 3
+    for select in (["raw"], ["x:raw", "doc->n"]):
+        found = await db.call("things.find", distinct=True, select=select, count="exact")
+        assert found["count"] == len(found["rows"]) == 60
+    found = await db.call("things.find", distinct=["raw"], select=["id"])
+    assert sorted(row["id"] for row in found["rows"]) == list(range(1, 61))
+    execute(dsn, "CREATE TABLE IF NOT EXISTS spots (at point)")
+    async with serving(dsn) as other:
+        for more in ({"distinct": True}, {"distinct": ["at"]}):
+            refused = await failure_of(other.call("spots.find", **more))
+            assert isinstance(refused, InvalidArgument)
+            assert refused.details["column"] == "at"
 
 
 @pytest_twisted.ensureDeferred
@@ -318,7 +329,7 @@ async def test_select(db: Callee) -> None:
         "first:doc->list->0",
         "t:tags->>1",
         "price_as_int:price::int",
-        "when:seen::date",
+        'when:seen::"date"',
         {"column": "raw->n", "as": "raw_n", "cast": "text"},
         "many:doc->list::text[]",
     ][:-1]
