@@ -15,7 +15,6 @@ from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
 from service.db.interactions import Shape, write_txn
 from service.db.scope import Database
-from service.db.transaction import lone_txn
 from service.errors import NoSuchProcedure, clip, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, result_columns
@@ -84,15 +83,14 @@ class Calling(Verbs):
     ) -> list[Any]:
         request = call.request
         if request.function.procedure:  # which may commit, and so stands alone
-            lone = (lone_txn,) if self.database.level is None else ()
             written = await self.database.run(
-                *lone,
                 write_txn,
                 served.codec,
                 partial(_given, statement),
                 call.values,
                 None,
                 shape,
+                ending=True,
                 timeout=call.timeout,
             )
             found: list[Any] = written.rows

@@ -13,10 +13,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from service.answer.hub import Hub
-from service.answer.roles import Roles, words_of
+from service.answer.roles import Roles
 from service.answer.served import Served
 from service.answer.whole import whole_of
 from service.catalog import Catalog
+from service.db.identity import identity_of
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.db.values import Codec
@@ -152,7 +153,7 @@ class Catalogs(Service):
 
     async def _catalog(self, role: str) -> Catalog:
         """Read what a role may use."""
-        with self._database.identity(words_of(role)):
+        with self._database.identity(identity_of(role, {})):
             catalog: Catalog = await self._database.atomic(
                 catalog_txn,
                 self._schemas,

@@ -23,7 +23,7 @@ from service.answer.exporting import Exporting
 from service.answer.importing import Importing
 from service.answer.line import Line, Send
 from service.answer.reading import Reading
-from service.answer.roles import Roles, words_for
+from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
@@ -168,11 +168,11 @@ class Hub:
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._database.identity(words_for(role, caller)):
+                with self._database.identity(identity_for(role, caller)):
                     return await procedure(caller, args, kwargs)
             served = self.served_to(caller)
             parsed = self._as_relation(served, parse_name(name))
-            with self._database.identity(words_for(role, caller, _beside(served, parsed))):
+            with self._database.identity(identity_for(role, caller, _beside(served, parsed))):
                 if isinstance(parsed, FunctionName):
                     return await self._calling.answer(served, parsed, args, kwargs)
                 relation, verb = self.resolve(served, parsed)

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from service.db.assigned import preferred
-from service.db.identity import identity_words
+from service.db.identity import Identity, identity_of
 from service.errors import NotAuthorized
 from service.request.caller import Caller
 
@@ -50,31 +49,22 @@ class Roles:
 
 
 @lru_cache(4096)
-def words_for(role: str, caller: Caller, schema: str = "") -> str:
+def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
     """
-    Word as whom a caller's statements run, and what policies may ask of the caller.
+    Give as whom a caller's statements run, and what policies may ask of the caller.
 
     Args:
         role: Of the database.
         caller: Whose it is.
         schema: Where unqualified names are looked for first, if not where the session does.
     """
-    place = preferred(schema) if schema else ""
     if role == SERVICE:
-        return place
+        return identity_of(role, {}, schema)
     session = None if caller.session is None else str(caller.session)
-    words = identity_words(
-        role,
-        {
-            "authid": caller.authid,
-            "authrole": caller.authrole,
-            "realm": caller.realm,
-            "session": session,
-        },
-    )
-    return words + place
-
-
-def words_of(role: str) -> str:
-    """Word that the service itself acts as a role, for nobody."""
-    return "" if role == SERVICE else identity_words(role, {})
+    claims = {
+        "authid": caller.authid,
+        "authrole": caller.authrole,
+        "realm": caller.realm,
+        "session": session,
+    }
+    return identity_of(role, claims, schema)

@@ -28,10 +28,10 @@ def assigned(settings: Mapping[str, str], local: bool = True) -> str:
     return f"SELECT {','.join(calls)};"
 
 
-def preferred(schema: str) -> str:
-    """Word that for the transaction unqualified names are looked for in a schema first."""
+def preferred(schema: str, local: bool = True) -> str:
+    """Word that unqualified names are looked for in a schema first, from here on."""
     path = f"{_literal(quoted(schema) + ', ')}||pg_catalog.current_setting('search_path')"
-    return f"SELECT pg_catalog.set_config('search_path',{path},true);"
+    return f"SELECT pg_catalog.set_config('search_path',{path},{'true' if local else 'false'});"
 
 
 def _literal(text: str) -> str:

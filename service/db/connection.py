@@ -88,11 +88,13 @@ class PgConnection(extensions.connection):
         looked: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
+        place: Words that have unqualified names be looked for where the session looks.
     """
 
     opening: str | None = None
     stopped = False
     settings = ""
+    place = "RESET search_path;"
     generation = -1
     born = 0.0
     address = ""

@@ -8,21 +8,23 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from service.db.identity import ITSELF, Identity
+
 
 class Doer:
     """
     Who sends statements: one call of a procedure, say, and all that it starts.
 
     Args:
-        words: As whom the statements run, as `db/identity` words it.
+        identity: As whom the statements run.
 
     Attributes:
         writes: Counts what may have changed something, once when it is sent and once when it
             is done. What was read at another count is not to be relied on.
     """
 
-    def __init__(self, words: str = "") -> None:
-        self.words = words
+    def __init__(self, identity: Identity = ITSELF) -> None:
+        self.identity = identity
         self.writes = 0
 
     def sends(self, work: Deferred[Any], reads: bool) -> Deferred[Any]:

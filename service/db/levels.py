@@ -135,7 +135,7 @@ class Transaction(Level):
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words, self.doer.words)
+        connection.begin(self._words, self.doer.identity.words)
         while (job := self._lane.get()) is not None:
             server.worker.execute(job, lambda job: job.function(connection, *job.args))
 

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
 from service.db.dispatch import Dispatch
+from service.db.identity import ITSELF
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
 from service.db.session import Dsn, Sessions, SessionSettings
@@ -101,7 +102,7 @@ class PgPool(adbapi.ConnectionPool):
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
         call = partial(func, **kw) if kw else func
-        return self.dispatch.submit(Job(single_txn, ("", call, *args)))
+        return self.dispatch.submit(Job(single_txn, (ITSELF, call, *args)))
 
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
@@ -113,11 +114,11 @@ class PgPool(adbapi.ConnectionPool):
 
     def runQuery(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives its rows."""
-        return self.dispatch.submit(Job(single_txn, ("", statement_txn, sql, params)))
+        return self.dispatch.submit(Job(single_txn, (ITSELF, statement_txn, sql, params)))
 
     def runOperation(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives nothing."""
-        done = self.dispatch.submit(Job(single_txn, ("", statement_txn, sql, params, False)))
+        done = self.dispatch.submit(Job(single_txn, (ITSELF, statement_txn, sql, params, False)))
         return done.addCallback(lambda _: None)
 
 

@@ -19,12 +19,14 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
 from service.db.doer import Doer
+from service.db.identity import Identity
 from service.db.job import Job
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.transaction import (
     atomic_txn,
     begin_words,
+    ending_txn,
     nested_txn,
     retryable,
     single_txn,
@@ -66,9 +68,9 @@ class Database:
         return self._level.get(), doer, doer.writes
 
     @contextmanager
-    def identity(self, words: str) -> Iterator[None]:
-        """Have what the body sends run as somebody: `db/identity` has the words."""
-        token = self._doer.set(Doer(words))
+    def identity(self, identity: Identity) -> Iterator[None]:
+        """Have what the body sends run as somebody."""
+        token = self._doer.set(Doer(identity))
         try:
             yield
         finally:
@@ -100,6 +102,7 @@ class Database:
         function: Callable[..., Any],
         *args: Any,
         retry: bool = False,
+        ending: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
@@ -109,6 +112,7 @@ class Database:
             function: Called with a PgConnection and `args`, in a worker thread.
             args: For the function.
             retry: Whether it may run again if the connection died under it; for reads alone.
+            ending: Whether its one statement may end its transaction: the CALL of a procedure.
             timeout: Seconds after which it is stopped.
 
         Raises:
@@ -121,7 +125,7 @@ class Database:
         if level is not None:
             return level.run(function, *args, reads=retry, timeout=timeout)
         doer = self._doer.get()
-        job = Job(single_txn, (doer.words, function, *args), retry)
+        job = Job(ending_txn if ending else single_txn, (doer.identity, function, *args), retry)
         return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
 
     def statement(
@@ -158,7 +162,7 @@ class Database:
         if level is not None:
             return level.run(nested_txn, function, *args, reads=retry, timeout=timeout)
         doer = self._doer.get()
-        words = begin_words(isolation, read_only), doer.words
+        words = begin_words(isolation, read_only), doer.identity.words
         job = Job(atomic_txn, (*words, function, *args), retry)
         return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
 
@@ -176,12 +180,10 @@ class Database:
             TransactionAborted: The body swallowed the error of a statement.
         """
         outer = self._level.get()
-        level: Level
-        if outer is None:
-            words = begin_words(isolation, read_only)
-            level = Transaction(self.pool.dispatch, words, self._doer.get())
-        else:
-            level = Savepoint(outer)
+        words = begin_words(isolation, read_only)
+        level = (
+            Savepoint(outer) if outer else Transaction(self.pool.dispatch, words, self._doer.get())
+        )
         await level.enter()
         token = self._level.set(level)
         try:

@@ -138,6 +138,7 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
         words = settings.path_words(path, pooled)
         if words and not pooled:
             connection.command(words)
+            connection.place = words
         connection.prepare(generation, settings.words() + words if pooled else "")
     except BaseException:
         connection.close()

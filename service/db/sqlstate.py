@@ -151,6 +151,14 @@ def _refused(error: psycopg2.Error) -> ServiceError:
     return DatabaseRefused(**words(error, message))
 
 
+def _ending(error: psycopg2.Error) -> ServiceError:
+    return DatabaseRefused(
+        "the procedure would commit or roll back a transaction that is not its own",
+        hint="it may when it is called alone, and not through a transaction pooler",
+        sqlstate=error.pgcode,
+    )
+
+
 def _repeated(error: psycopg2.Error) -> ServiceError:
     """Take a row that an upsert meets twice, or another cardinality that is wrong."""
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
@@ -197,6 +205,7 @@ _EXACT: dict[str, Make] = {
     "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
     "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
     "25P04": lambda _: StatementTimeout(),
+    "2D000": _ending,
     "26000": _unavailable("the session was exchanged for another", 0.0),
     "3F000": _misnamed,
     "40003": lambda _: OutcomeUnknown(),

@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2.extensions import cursor
 
 from service.db.connection import PgConnection
+from service.db.identity import Identity
 from service.errors import OutcomeUnknown, Unavailable
 
 ISOLATION_LEVELS = ("read committed", "repeatable read", "serializable")
@@ -40,13 +41,45 @@ def begin_words(isolation: str | None = None, read_only: bool = False) -> str:
 
 
 def single_txn(
-    connection: PgConnection, identity: str, function: Callable[..., Any], *args: Any
+    connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """Run a function whose statements stand alone; behind a pooler, in a transaction."""
     if not connection.pooled:
-        connection.assume(identity)
+        connection.assume(identity.words)
         return function(connection, *args)
-    return atomic_txn(connection, "BEGIN", identity, function, *args)
+    return atomic_txn(connection, "BEGIN", identity.words, function, *args)
+
+
+def ending_txn(
+    connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
+) -> Any:
+    """
+    Run a function whose one statement may end its transaction, in a session that is somebody.
+
+    Nobody else ever has that session: it is itself again afterwards, or closed. Behind a pooler
+    it is not ours to change, and what is somebody's is in a transaction there like the rest.
+    """
+    if connection.pooled:
+        return atomic_txn(connection, "BEGIN", identity.words, lone_txn, function, *args)
+    connection.assume("")
+    if not identity.begin:
+        return lone_txn(connection, function, *args)
+    try:
+        connection.command(identity.begin)
+        return lone_txn(connection, function, *args)
+    finally:
+        _end(connection, identity)
+
+
+def _end(connection: PgConnection, identity: Identity) -> None:
+    """Have a session be itself again, or close it."""
+    if connection.closed:
+        return
+    connection.stopped = False
+    try:
+        connection.command(identity.end + connection.place)
+    except BaseException:  # the cancel of what has just ended may hit this, too
+        connection.close()
 
 
 def lone_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:

@@ -8,14 +8,24 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.answer.describing import describe
 from service.answer.roles import Roles
-from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized
+from service.db.connection import PgConnection
+from service.db.identity import Identity
+from service.errors import (
+    DatabaseRefused,
+    InvalidArgument,
+    NoSuchProcedure,
+    NotAuthorized,
+    Raised,
+    StatementTimeout,
+)
 from service.request.caller import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.rooms import failure_of, until
 
 ROLES = Roles({"clerk": "fn_clerk"}, "fn_anyone")
 CLERK = Caller(7, "p1", "clerk", "realm1")
@@ -41,6 +51,25 @@ CREATE FUNCTION twice(notes) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1.pa
 CREATE FUNCTION raised(wages) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1.pay + 1';
 CREATE PROCEDURE note(INOUT who text) LANGUAGE plpgsql AS $$
     BEGIN INSERT INTO log VALUES (who || current_user); who := current_user; END$$;
+CREATE TABLE steps (who text, claim text, at int);
+GRANT ALL ON steps TO fn_clerk, fn_anyone;
+CREATE PROCEDURE stepwise(many int, nap float DEFAULT 0, INOUT who text DEFAULT '') LANGUAGE plpgsql
+AS $$BEGIN
+    FOR i IN 1 .. many LOOP
+        INSERT INTO steps VALUES (current_user, current_setting('rowcast.authid', true), i);
+        COMMIT;
+        PERFORM pg_sleep(nap);
+        IF i = 3 THEN RAISE 'three'; END IF;
+    END LOOP;
+    who := current_user || ' ' || (SELECT count(*) FROM steps);
+END$$;
+CREATE SCHEMA fn_other;
+GRANT USAGE ON SCHEMA fn_other TO fn_clerk;
+CREATE TABLE fn_other.steps (at int);
+GRANT ALL ON fn_other.steps TO fn_clerk;
+CREATE PROCEDURE fn_other.stepwise(INOUT n int) LANGUAGE plpgsql AS $$BEGIN
+    INSERT INTO steps VALUES (n); COMMIT; n := (SELECT count(*) FROM steps);
+END$$;
 """
 
 
@@ -55,7 +84,7 @@ def schema(dsn: str) -> Iterator[None]:
 @pytest_twisted.async_yield_fixture
 async def db(dsn: str) -> AsyncIterator[Callee]:
     """Serve them."""
-    async with serving(dsn, roles=ROLES) as callee:
+    async with serving(dsn, "public", "fn_other", roles=ROLES) as callee:
         yield callee
 
 
@@ -72,6 +101,71 @@ async def test_rights(db: Callee, dsn: str) -> None:
     assert isinstance(await failure_of(answer("fn.mine", (), {}, STRANGER)), NotAuthorized)
     assert await answer("fn.note", (), {"who": "x"}, CLERK) == {"who": "fn_clerk"}
     assert execute(dsn, "SELECT who FROM log") == [("xfn_clerk",)]
+
+
+async def sessions(db: Callee) -> set[tuple[str, str, str]]:
+    """Tell who the sessions of the pool are, of all of them at once."""
+    sql = (
+        "SELECT current_user::text, coalesce(current_setting('rowcast.authid', true), ''),"
+        " current_setting('search_path') FROM pg_sleep(0.05)"
+    )
+    found = await gatherResults([db.database.statement(sql) for _ in range(5)])
+    return {row for rows in found for row in rows}
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedures_that_commit(db: Callee, dsn: str) -> None:
+    """They do so as the caller, who is gone from the session however they end."""
+    own = {("postgres", "", '"public", "fn_other", "$user", public')}
+    answer = db.hub.answer
+    assert await answer("fn.stepwise", (), {"many": 2}, CLERK) == {"who": "fn_clerk 2"}
+    assert await sessions(db) == own
+    assert await answer("fn_other.fn.stepwise", (), {"n": 7}, CLERK) == {"n": 1}
+    assert await sessions(db) == own
+    raised = await failure_of(answer("fn.stepwise", (), {"many": 5}, STRANGER))
+    assert isinstance(raised, Raised)
+    assert await sessions(db) == own
+    late = await failure_of(answer("fn.stepwise", (), {"many": 9, "nap": 9, "timeout": 0.2}, CLERK))
+    assert isinstance(late, StatementTimeout)
+    assert await sessions(db) == own
+    call = ensureDeferred(answer("fn.stepwise", (), {"many": 9, "nap": 9}, CLERK))
+    await until(lambda: execute(dsn, "SELECT count(*) FROM steps") == [(7,)])
+    call.cancel()
+    await failure_of(call)
+    await until(lambda: db.pool.stats().busy == 0)
+    assert await sessions(db) == own
+    assert execute(dsn, "SELECT * FROM steps ORDER BY who, claim, at") == [
+        ("fn_anyone", "", 1), ("fn_anyone", "", 2), ("fn_anyone", "", 3),
+        ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 2),
+    ]  # fmt: skip
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedures_in_a_transaction(db: Callee) -> None:
+    """One that commits where it cannot is refused, and told when it may."""
+    async with db.database.transaction() as level:
+        refused = await failure_of(db.hub.answer("fn.stepwise", (), {"many": 1}, CLERK))
+        assert isinstance(refused, DatabaseRefused)
+        assert refused.details["sqlstate"] == "2D000"
+        assert "alone" in refused.details["hint"]
+        await level.rollback()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
+    """Where a session cannot be made itself again, nobody ever gets it."""
+
+    async def pids() -> set[int]:
+        sql = "SELECT pg_backend_pid() FROM pg_sleep(0.05)"
+        found = await gatherResults([db.database.statement(sql) for _ in range(5)])
+        return {pid for ((pid,),) in found}
+
+    before = await pids()
+    broken = Identity("", "SELECT set_config('role', 'fn_clerk', false);", "SELEKT;")
+    with db.database.identity(broken):
+        await db.database.run(PgConnection.command, "SELECT 1", ending=True)
+    assert len(before - await pids()) == 1
+    assert {who for who, _, _ in await sessions(db)} == {"postgres"}
 
 
 @pytest_twisted.ensureDeferred
@@ -95,4 +189,5 @@ async def test_described(db: Callee) -> None:
     functions = document["functions"]
     assert document["relations"]["notes"]["computed"].keys() == {"twice"}
     assert document["relations"]["wages"]["computed"] == {}
-    assert functions.keys() == {"fn.mine", "fn.whoami", "fn.twice", "fn.raised", "fn.note"}
+    assert functions.keys() == {"fn.mine", "fn.whoami", "fn.twice", "fn.raised", "fn.note",
+                                "fn.stepwise", "fn_other.fn.stepwise"}  # fmt: skip

@@ -21,8 +21,10 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from service.db.connection import PgConnection
+from service.db.identity import identity_of
 from service.db.listener import Listener
 from service.db.session import SessionSettings
+from service.db.transaction import statement_txn
 from tests.conftest import execute, missing
 from tests.db.rooms import database_at, failure_of, until
 
@@ -99,6 +101,29 @@ async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None
             cursor.execute("SHOW search_path")
             assert cursor.fetchone() == ('"$user", public',)
         other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedures(dsn: str, pooler: str) -> None:
+    """One is called as the caller; one that commits is refused, and no session stays somebody."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE PROCEDURE ends(INOUT who text) LANGUAGE plpgsql AS"
+        " $$BEGIN IF who = 'commit' THEN COMMIT; END IF; who := current_user; END$$",
+    )
+    someone = identity_of("pg_monitor", {"authid": "p1"})
+    async with database_at(pooler, most=2) as database:
+        with database.identity(someone):
+            called = database.statement("CALL ends('')")
+            assert await called == [("pg_monitor",)]
+            words = ("CALL ends('')", None, True)
+            assert await database.run(statement_txn, *words, ending=True) == [("pg_monitor",)]
+            words = ("CALL ends('commit')", None, True)
+            error = await failure_of(database.run(statement_txn, *words, ending=True))
+            assert isinstance(error, psycopg2.errors.InvalidTransactionTermination)
+        assert await database.statement(
+            "SELECT current_user = session_user, current_setting('rowcast.authid', true)"
+        ) in ([(True, "")], [(True, None)])
 
 
 @pytest_twisted.ensureDeferred

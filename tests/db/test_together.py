@@ -17,7 +17,7 @@ from twistar.exceptions import ClassNotRegisteredError
 from twisted.internet.defer import CancelledError, gatherResults, maybeDeferred
 from twisted.internet.task import Clock
 
-from service.db.identity import identity_words
+from service.db.identity import identity_of
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
 from service.errors import InvalidArgument
@@ -297,7 +297,7 @@ async def test_no_caller_answers_for_another(dsn: str) -> None:
     async with counted(dsn) as (database, _):
         lines = await Line.find(orderby="id")
         assert [len(stops) for stops in await each(lines[:3], "stops")] == [3, 3, 3]
-        with database.identity(identity_words("rider", {})):
+        with database.identity(identity_of("rider", {})):
             assert [len(stops) for stops in await each(lines[:3], "stops")] == [0, 1, 1]
         assert [len(stops) for stops in await each(lines[:3], "stops")] == [3, 3, 3]
     execute(dsn, "DROP OWNED BY rider; DROP ROLE rider")
