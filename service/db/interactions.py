@@ -140,7 +140,9 @@ def write_txn(
     if shape is None:
         return Written([], affected, ())
     # rows of which nothing is wanted are rows all the same
-    rows = cursor.fetchall() if statement.columns else [()] * affected
+    rows: list[Row] = cursor.fetchall() if statement.columns or statement.picks else [()] * affected
+    if statement.picks:
+        rows = [row for row in rows if row[-1]]
     return Written(shaped(rows, statement, codec, shape), affected, answered_columns(statement))
 
 

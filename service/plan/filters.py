@@ -87,7 +87,12 @@ def plan_related(scope: Scope, embed: Embed) -> Condition | None:
 
 def inner_of(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
     """Plan the condition that rows have what their inner embeds ask for."""
-    return both(*(_exists(scope, embed) for embed in embeds if embed.inner))
+    return both(*asked_by(scope, embeds))
+
+
+def asked_by(scope: Scope, embeds: Iterable[Embed]) -> tuple[Exists, ...]:
+    """Plan what inner embeds ask for, each by itself."""
+    return tuple(_exists(scope, embed) for embed in embeds if embed.inner)
 
 
 def _exists(scope: Scope, embed: Embed) -> Exists:

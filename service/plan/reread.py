@@ -39,6 +39,7 @@ def holding(back: Back, row: str) -> Back:
             replace(each, expression=_expression(each.expression, row)) for each in back.order
         ),
         embeds=tuple(replace(each, link=_link(each.link, row)) for each in back.embeds),
+        inner=tuple(replace(each, link=_link(each.link, row)) for each in back.inner),
     )
 
 

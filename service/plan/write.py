@@ -11,7 +11,7 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Bound, Compare, Condition, Every, Not
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
-from service.plan.filters import plan_filter
+from service.plan.filters import asked_by, plan_filter
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
 from service.plan.veiled import unveiled
@@ -176,4 +176,5 @@ def _returned(scope: Scope, returning: Returning) -> Back:
     if not returning.rows:
         return Back()
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
-    return Back(outputs, scope.sort_keys(returning.order), embeds)
+    inner = asked_by(scope, returning.embeds)
+    return Back(outputs, scope.sort_keys(returning.order), embeds, inner)

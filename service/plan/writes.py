@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.catalog import Column, Relation
-from service.plan.conditions import Bound, Condition
+from service.plan.conditions import Bound, Condition, Exists
 from service.plan.types import Output, PlannedEmbed, SortKey
 
 
@@ -20,11 +20,13 @@ class Back:
         outputs: Of each row.
         order: Of the rows.
         embeds: Related rows, inside each row.
+        inner: What a row must be related to so as to come back; it is written all the same.
     """
 
     outputs: tuple[Output, ...] = ()
     order: tuple[SortKey, ...] = ()
     embeds: tuple[PlannedEmbed, ...] = ()
+    inner: tuple[Exists, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
-from service.plan.conditions import Bound
+from service.plan.conditions import Bound, Every
 from service.plan.reread import holding, row_name
 from service.plan.writes import (
     Back,
@@ -21,7 +21,7 @@ from service.plan.writes import (
     UpdatePlan,
 )
 from service.sql.embed import laterals
-from service.sql.expressions import NAME, ROW, order_by, separated, where
+from service.sql.expressions import NAME, ROW, condition, order_by, separated, where
 from service.sql.select import columns_of, items
 from service.sql.statement import Part, Statement, render
 
@@ -34,10 +34,11 @@ NEW = "excluded"
 def modify(plan: WritePlan) -> Statement:
     """Spell a write, with what it gives back."""
     back = plan.back
-    apart = back.order or back.embeds or any(output.expression.links for output in back.outputs)
+    related = any(output.expression.links for output in back.outputs)
+    apart = back.order or back.embeds or back.inner or related
     text, bounds, marks = render(_reread(plan) if apart else _returning(plan))
     columns = columns_of(back.outputs, back.embeds)
-    return Statement(text, bounds, plan.name, columns, back.embeds, True, marks)
+    return Statement(text, bounds, plan.name, columns, back.embeds, True, marks, bool(back.inner))
 
 
 def _write(plan: WritePlan) -> Iterator[Part]:
@@ -73,6 +74,9 @@ def _reread(plan: WritePlan) -> Iterator[Part]:
     yield from separated(needed)
     yield SQL(") SELECT ")
     yield from items(back.outputs, back.embeds)
+    if back.inner:  # not a WHERE: what was written is to be counted, whatever is answered of it
+        yield SQL(", " if back.outputs or back.embeds else "")
+        yield from condition(Every(False, back.inner))
     yield SQL(" FROM ")
     yield ROW
     yield from laterals(back.embeds)
@@ -91,7 +95,9 @@ def _needed(back: Back) -> list[str]:
     used += [key.expression for key in back.order]
     names = [each.column.name for each in used if not each.links and each.function is None]
     links = [each.links[0] for each in used if each.links]
-    for link in (*links, *(embed.link for embed in back.embeds)):
+    links += [embed.link for embed in back.embeds]
+    links += [each.link for each in back.inner]
+    for link in links:
         names += [here for here, _ in (link.passage.here if link.passage else link.pairs)]
     return list(dict.fromkeys(names))
 

@@ -48,6 +48,7 @@ class Statement:
         embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
         marks: Places in the text.
+        picks: Whether a last column tells which of the rows are answered.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Statement:
     embeds: tuple[PlannedEmbed, ...] = ()
     writes: bool = False
     marks: tuple[Mark, ...] = ()
+    picks: bool = False
 
 
 Part = sql.Composable | Bound | Mark

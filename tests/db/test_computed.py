@@ -167,6 +167,9 @@ async def test_writes(db: Callee) -> None:
             "boss": {"full_name": "Ada King"},
         }
     ]
+    with_tasks = {"open_tasks": {"select": [], "inner": True}, "chief": {"inner": True}}
+    none = await db.call("people.update", 9, {"last": "Moe"}, select=["id"], embed=with_tasks)
+    assert none is None
     gone = await db.call("people.delete", 9, select=["full_name"], embed={"newest": True})
     assert gone == {"full_name": "Dot Moe", "newest": None}
 

@@ -426,3 +426,29 @@ async def test_rows_of_which_nothing_is_wanted(db: Callee) -> None:
     assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}
     answer = await db.call("things.update", where={"owner": 1}, changes={"size": 1}, **nothing)
     assert answer == {"rows": [{}] * 3, "affected": 3}
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_without_a_match_are_not_answered(db: Callee) -> None:
+    """An inner embed picks what is answered of the written rows, not what is written."""
+    ada = {"owners": {"select": ["name"], "where": {"name": "Ada"}, "inner": True}}
+    back: dict[str, Any] = {"select": ["name"], "embed": ada}
+    match = {"name": "a", "owners": {"name": "Ada"}}
+    rows = [{"name": "a", "owner": 1}, {"name": "b", "owner": 2}, {"name": "c"}]
+    assert await db.call("things.create", rows, **back) == [match]
+    assert await db.call("things.create", {"name": "d", "owner": 2}, **back) is None
+    assert await db.call("things.exists", where={"name": "d"})
+    new: dict[str, Any] = {"where": {"name": ["a", "b", "c"]}, "changes": {"size": 5}}
+    answer = await db.call("things.update", **new, **back, form="lists")
+    assert answer == {
+        "columns": ["name", "owners"],
+        "rows": [["a", {"name": "Ada"}]],
+        "affected": 3,
+    }
+    refused = await failure_of(db.call("things.update", **new, **back, max_affected=2))
+    assert isinstance(refused, TooManyRows)
+    only = {"owners": {"select": [], "where": {"name": "Ada"}, "inner": True}}
+    gone = await db.call("things.delete", where={"size": 5}, select=[], embed=only)
+    assert gone == {"rows": [{}], "affected": 3}
+    made = await db.call("owners.create", {"id": 3}, embed={"things": {"inner": True}})
+    assert made is None
