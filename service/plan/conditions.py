@@ -136,12 +136,14 @@ class Compare:
         operator: Of PostgreSQL, as in "=" or "@>".
         right: The parameter.
         quantifier: "any" or "all" where the parameter is an array of candidates.
+        candidate: What each of them is cast to, where they come as texts.
     """
 
     left: Expression
     operator: str
     right: Bound
     quantifier: Literal["", "any", "all"] = ""
+    candidate: Type | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,11 +152,16 @@ def _is_about_rows(scope: Scope, where: Comparison) -> bool:
 def _compare(
     left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
 ) -> Compare:
+    operator = SQL_OPERATORS[where.operator]
     quantifier = "any" if where.operator == "in" else where.quantifier
-    if quantifier:
-        type = _array(scope, type, operand.path)
-    right = scope.bound(operand, type)
-    return Compare(left, SQL_OPERATORS[where.operator], right, quantifier)
+    if not quantifier:
+        return Compare(left, operator, scope.bound(operand, type))
+    many = scope.catalog.array_of(type)
+    if many is not None:
+        return Compare(left, operator, scope.bound(operand, many), quantifier)
+    # PostgreSQL has no array of arrays: the candidates go as texts, of which it has one
+    texts = replace(scope.named("_text"), oid=-type.oid, element=type.oid)
+    return Compare(left, operator, scope.bound(operand, texts), quantifier, type)
 
 
 def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
@@ -198,7 +203,7 @@ def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) ->
             column=left.column.name,
         )
     text = scope.named("text")
-    type = text if where.operator == "has_key" else _array(scope, text, operand.path)
+    type = text if where.operator == "has_key" else scope.named("_text")
     return Compare(left, SQL_OPERATORS[where.operator], Bound(operand.slot, type, operand.path))
 
 
@@ -216,14 +221,3 @@ def _as_text(scope: Scope, left: Expression) -> Expression:
         return left
     text = scope.named("text")
     return replace(left, cast=text, type=text)
-
-
-def _array(scope: Scope, element: Type, path: str) -> Type:
-    found = scope.catalog.array_of(element)
-    if found is None:
-        raise InvalidArgument(
-            f"there are no lists of {element.sql} to compare with",
-            path=path,
-            hint='a list as a whole is written {"eq": [...]}',
-        )
-    return found

@@ -188,7 +188,12 @@ def _compare(test: Compare) -> Iterator[Part]:
     yield SQL(f" {test.operator} ")
     if test.quantifier:
         yield SQL(f"{test.quantifier.upper()} (")
-        yield test.right
+        if test.candidate is None:
+            yield test.right
+        else:
+            yield SQL(f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM unnest(")
+            yield test.right
+            yield SQL(") AS c")
         yield SQL(")")
     else:
         yield test.right

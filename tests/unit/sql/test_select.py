@@ -171,7 +171,6 @@ def test_select_list():
         ({"where": {"status": {"is": "unknown"}, "action": {"is": True}}}, "where.action"),
         ({"where": {"action": {"has_key": "a"}}}, "where.action.has_key"),
         ({"where": {"driver.name": "a"}}, "where.driver.name"),
-        ({"where": {"tags": {"eq": {"any": [["a"]]}}}}, "where.tags.eq.any"),
     ],
 )
 def test_refused(kwargs, path):
