@@ -28,9 +28,18 @@ VOID = 2278
 
 
 def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
-    """Plan a plain call."""
+    """
+    Plan a plain call.
+
+    Raises:
+        InvalidArgument: There is a bound for rows, and none that could be counted.
+    """
     function = request.function
     answer = answer_of(catalog, function)
+    if request.max_affected is not None and (function.procedure or answer == "nothing"):
+        raise InvalidArgument(
+            f'"{function.name}" gives no rows that could be counted', path="max_affected"
+        )
     columns = result_columns(catalog, function)
     names: tuple[str, ...] = () if function.procedure else ("answer",)
     if columns is not None and answer in ("row", "rows"):

@@ -384,6 +384,21 @@ async def test_too_many(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_bound_that_cannot_hold(db: Callee) -> None:
+    """Where no rows come back, a bound for them is refused rather than forgotten."""
+    assert await db.call("fn.nothing") is None
+    for call in (
+        db.call("fn.nothing", max_affected=1),
+        db.call("fn.quiet", max_affected=1),
+        db.call("fn.work", who=90, max_affected=5),
+    ):
+        refused = await failure_of(call)
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "max_affected"
+    assert not await db.call("people.exists", where={"id": 90})
+
+
+@pytest_twisted.ensureDeferred
 async def test_procedures(db: Callee, dsn: str) -> None:
     """A procedure may commit; what comes back of it is its OUT arguments."""
     assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
