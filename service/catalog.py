@@ -15,6 +15,7 @@ from functools import cached_property
 from service.errors import NoSuchProcedure, UnknownName, nearest
 from service.functions import Function, unknown
 from service.objects import (
+    NOWHERE,
     Column,
     ForeignKey,
     Relation,
@@ -160,6 +161,7 @@ TYPE_ALIASES = {
 """Spellings of types that `pg_type` itself does not list."""
 
 __all__ = [
+    "NOWHERE",
     "TEXT",
     "TYPE_ALIASES",
     "Catalog",

@@ -10,6 +10,9 @@ from typing import Literal
 
 from service.errors import UnknownName
 
+NOWHERE = ""
+"""The schema of what is like a relation, and is none: nothing can be called like it."""
+
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
 WriteKind = Literal["insert", "update", "delete"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from service.catalog import Catalog, Column, Relation
+from service.catalog import NOWHERE, Catalog, Column, Relation
 from service.plan.calls import FunctionCall
 from service.plan.conditions import Bound, Condition, PlannedMeasure
 from service.plan.expressions import Scope
@@ -110,7 +110,7 @@ def _result(
     types = {output.name: output.expression.type for output in groups}
     types.update({measure.name: measure.type for measure in measures})
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
-    return Relation(relation.schema, f"aggregate of {relation.name}", "view", columns)
+    return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)
 
 
 def _order(

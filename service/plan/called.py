@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from service.catalog import Catalog, Relation
+from service.catalog import NOWHERE, Catalog, Relation
 from service.errors import NoSuchProcedure
 from service.functions import Function
 from service.plan.aggregate import AggregatePlan, plan_aggregate
@@ -15,6 +15,7 @@ from service.plan.computed import keyless, rows_of
 from service.plan.conditions import Condition, Present
 from service.plan.filters import both
 from service.plan.read import plan_all, plan_find
+from service.plan.remembered import remembered
 from service.plan.types import ReadPlan
 from service.request.called import CalledRequest
 from service.request.types import AggregateRequest, FindRequest
@@ -57,6 +58,7 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
     )
 
 
+@remembered
 def relation_of(catalog: Catalog, function: Function) -> Relation:
     """
     Give the relation that a function's rows are of, or are like.
@@ -66,14 +68,14 @@ def relation_of(catalog: Catalog, function: Function) -> Relation:
     """
     served = rows_of(catalog, function)
     if served is not None:
-        return keyless(served)
+        return keyless(catalog, served)
     columns = result_columns(catalog, function)
     if columns is None or function.procedure:
         raise NoSuchProcedure(
             f'"{function.name}" returns no rows, and so has no verbs',
             hint=f'"fn.{function.name}" calls it',
         )
-    return Relation(function.schema, f"fn.{function.name}", "view", columns)
+    return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
 
 
 def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:

@@ -23,9 +23,15 @@ class Computed:
     column: Column
 
 
-@remembered
 def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
     """Find the functions of a relation's rows that give one value, by name."""
+    if (relation.schema, relation.name) not in _row_functions(catalog):
+        return {}  # of groups, say, which are another relation in each call
+    return _computed_columns(catalog, relation)
+
+
+@remembered
+def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
     return {
         function.name: Computed(function, _column(catalog, function))
         for function in _of_row(catalog, relation)
@@ -43,7 +49,7 @@ def computed_relationships(
     for function in _of_row(catalog, relation):
         target = rows_of(catalog, function)
         if target is not None:
-            yield function, keyless(target)
+            yield function, keyless(catalog, target)
 
 
 def rows_of(catalog: Catalog, function: Function) -> Relation | None:
@@ -56,7 +62,8 @@ def rows_of(catalog: Catalog, function: Function) -> Relation | None:
     return catalog.relations.get((result.schema, result.name))
 
 
-def keyless(relation: Relation) -> Relation:
+@remembered
+def keyless(_: Catalog, relation: Relation) -> Relation:
     """
     Give a relation as the source of its rows that a function is.
 

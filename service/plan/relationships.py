@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
-from service.catalog import Catalog, ForeignKey, Relation
+from service.catalog import NOWHERE, Catalog, ForeignKey, Relation
 from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.plan.computed import computed_relationships
+from service.plan.remembered import remembered
 from service.request.types import Embed
 
 Pairs = tuple[tuple[str, str], ...]
@@ -59,23 +59,22 @@ class Relationship:
     function: Function | None = None
 
 
-_FOUND: WeakKeyDictionary[Catalog, dict[Relation, tuple[Relationship, ...]]] = WeakKeyDictionary()
-"""What was found, for as long as its catalog is in use."""
-
-
 def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
     """Find every way from a relation to others."""
-    known = _FOUND.setdefault(catalog, {})
-    if relation not in known:
-        known[relation] = _told_apart(
-            [
-                *_to_one(catalog, relation),
-                *_from_many(catalog, relation),
-                *_through_junctions(catalog, relation),
-                *_computed(catalog, relation),
-            ]
-        )
-    return known[relation]
+    # what only is like a relation has none, and is another one in each call
+    return () if relation.schema == NOWHERE else _relationships(catalog, relation)
+
+
+@remembered
+def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
+    return _told_apart(
+        [
+            *_to_one(catalog, relation),
+            *_from_many(catalog, relation),
+            *_through_junctions(catalog, relation),
+            *_computed(catalog, relation),
+        ]
+    )
 
 
 def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:

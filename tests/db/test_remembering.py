@@ -1,0 +1,67 @@
+"""
+What is kept of calls, however many and however odd they are: no more than so much.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument
+from service.objects import Relation
+from tests.conftest import execute
+from tests.db.hubs import serving
+from tests.db.rooms import failure_of
+
+SCHEMA = """
+CREATE TABLE people (id int PRIMARY KEY, boss int REFERENCES people);
+CREATE FUNCTION everyone() RETURNS SETOF people STABLE LANGUAGE sql AS 'SELECT * FROM people';
+CREATE FUNCTION numbers() RETURNS TABLE (n int) STABLE LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION below(people) RETURNS SETOF people STABLE
+    LANGUAGE sql AS 'SELECT * FROM people WHERE boss = $1.id';
+"""
+N: dict[str, Any] = {"measures": {"n": {"count": "*"}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+def relations() -> int:
+    """Count what there is of relations, alive."""
+    gc.collect()
+    return sum(isinstance(each, Relation) for each in gc.get_objects())
+
+
+@pytest_twisted.ensureDeferred
+async def test_names_that_nobody_knows(dsn: str) -> None:
+    """A refused call leaves nothing behind, whatever it asked about."""
+    async with serving(dsn) as db:
+
+        async def ask(at: int) -> None:
+            odd = f"odd_{at}"
+            for name, kwargs in (
+                ("people.aggregate", {**N, "having": {odd: 1}}),
+                ("people.aggregate", {**N, "having": {odd: None}}),
+                ("people.aggregate", {**N, "order": [odd]}),
+                ("people.find", {"embed": {"people": {**N, "order": [odd], "direction": "many"}}}),
+                ("people.find", {"embed": {"below": {"where": {odd: 1}}}}),
+                ("people.find", {"where": {f"below.{odd}": 1}}),
+                ("fn.everyone.find", {"where": {odd: 1}}),
+                ("fn.everyone.find", {"where": {odd: None}}),
+                ("fn.numbers.find", {"select": [odd]}),
+                ("fn.everyone.aggregate", {**N, "group": [odd]}),
+            ):
+                assert isinstance(await failure_of(db.call(name, **kwargs)), InvalidArgument)
+
+        for at in range(3):
+            await ask(at)
+        before = relations()
+        for at in range(50):
+            await ask(at)
+        assert relations() - before < 10
