@@ -21,7 +21,7 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.expressions import Scope
-from service.request.terms import Comparison, Filter, Junction, Operand
+from service.request.terms import Comparison, Filter, Junction, Operand, Related
 from service.request.types import Embed
 
 SQL_OPERATORS = {
@@ -105,17 +105,14 @@ def _condition(scope: Scope, where: Filter) -> Condition:
         return Every(where.any, tuple(_condition(scope, term) for term in where.terms))
     if isinstance(where, Comparison):
         return _comparison(scope, where)
+    if isinstance(where, Related):
+        link, inner, embed, _ = scope.linked(where.name, where.path)
+        return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
 
 
 def _comparison(scope: Scope, where: Comparison) -> Condition:
     reference = where.reference
-    if reference.owners:
-        link, inner, embed, _ = scope.linked(reference.owners[0], reference.path)
-        condition = _comparison(
-            inner, replace(where, reference=replace(reference, owners=reference.owners[1:]))
-        )
-        return Exists(link, both(plan_related(inner, embed), condition))
     if _is_about_rows(scope, where):
         link, inner, embed, _ = scope.linked(reference.name, reference.path)
         found = Exists(link, plan_related(inner, embed))

@@ -5,6 +5,7 @@ The filter grammar: `where` dictionaries to `Filter` trees (wire contract, secti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
@@ -17,6 +18,7 @@ from service.request.terms import (
     Negation,
     Operand,
     Reference,
+    Related,
 )
 from service.request.values import Values
 
@@ -78,7 +80,13 @@ class FilterParser:
             return Junction(any=key == "or", terms=tuple(terms))
         if key == "not":
             return Negation(self._where(value, path, depth + 1))
-        return self._condition(parse_reference(key, path, self._values), value, path, depth)
+        reference = parse_reference(key, path, self._values)
+        if not reference.owners:
+            return self._condition(reference, value, path, depth)
+        found = self._condition(replace(reference, owners=()), value, path, depth)
+        for owner in reversed(reference.owners):
+            found = Related(owner, path, found)
+        return found
 
     def _condition(self, reference: Reference, value: Any, path: str, depth: int) -> Filter:
         if value is None:

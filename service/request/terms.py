@@ -106,7 +106,23 @@ class Negation:
     term: Filter
 
 
-Filter = Comparison | Junction | Negation
+@dataclass(frozen=True, slots=True)
+class Related:
+    """
+    Some related row, of which the term holds.
+
+    Args:
+        name: Of the embed.
+        path: Where in the call.
+        term: In terms of the related rows.
+    """
+
+    name: str
+    path: str
+    term: Filter
+
+
+Filter = Comparison | Junction | Negation | Related
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,6 +228,19 @@ async def test_filters_across(db: Callee) -> None:
     assert await titles(db, where={"members.person.name": "Cyd"}) == ["Gamma"]
     assert await titles(db, where={"members": None}) == ["Delta"]
     assert await titles(db, where={"not": {"members": {"is": "not null"}}}) == ["Delta"]
+    assert await titles(db, where={"members.role": {"not": {"eq": "x"}}}) == ["Alpha", "Gamma"]
+    assert await titles(db, where={"not": {"members.role": "x"}}) == ["Gamma", "Delta"]
+    assert await titles(db, where={"members.person.name": {"not": ["Ada", "Cyd"]}}) == [
+        "Alpha",
+        "Beta",
+    ]
+    # all of a condition speaks of one related row
+    assert await titles(db, where={"members.role": {"gt": "x", "lt": "y"}}) == []
+    assert await titles(db, where={"members.role": {"between": ["xa", "ya"]}}) == ["Alpha"]
+    assert await titles(db, where={"members.role": {"neq": "x", "isdistinct": None}}) == [
+        "Alpha",
+        "Gamma",
+    ]
     assert await titles(db, where={"or": [{"members": None}, {"lead.boss.name": "Ada"}]}) == [
         "Gamma",
         "Delta",
