@@ -38,6 +38,7 @@ class Type:
             its place under the name "", which no attribute can have.
         delimiter: Between the elements of an array of this type.
         comparable: Whether values can be sorted (it has a default btree operator class).
+        pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
     """
 
     oid: int
@@ -52,6 +53,7 @@ class Type:
     fields: tuple[tuple[str, int], ...] = ()
     delimiter: str = ","
     comparable: bool = True
+    pattern: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,11 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                        OR EXISTS (SELECT FROM pg_cast b
                                    WHERE b.castsource = t.oid AND b.casttarget = o.opcintype
                                      AND b.castmethod = 'b' AND b.castcontext = 'i'))
-              ) AS ordered
+              ) AS ordered,
+       coalesce((SELECT min(o.oprright::int8) FROM pg_operator o
+                  WHERE o.oprname = '~' AND o.oprleft = t.oid AND o.oprresult = 'bool'::regtype
+                    AND t.typcategory <> 'S' AND t.typnamespace <> 'pg_catalog'::regnamespace
+                ), 0) AS pattern
   FROM pg_type t
   JOIN pg_namespace n ON n.oid = t.typnamespace
   LEFT JOIN pg_type e ON e.typarray = t.oid

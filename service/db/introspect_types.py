@@ -49,7 +49,7 @@ class TypeRows:
             if oid not in found and oid in self._rows:
                 found.add(oid)
                 row = self._rows[oid]
-                pending.extend([row.element, row.base, *row.field_types])
+                pending.extend([row.element, row.base, row.pattern, *row.field_types])
         found.update(row.oid for row in self._rows.values() if row.element in found)
         return {oid: self._type(oid) for oid in sorted(found)}
 
@@ -91,6 +91,7 @@ class TypeRows:
             fields=tuple(zip(row.field_names, row.field_types, strict=True)),
             delimiter=row.delimiter,
             comparable=self._comparable(oid, frozenset()),
+            pattern=row.pattern,
         )
 
     def _comparable(self, oid: int, above: frozenset[int]) -> bool:

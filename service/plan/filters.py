@@ -125,7 +125,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     if where.operator in SEARCH_FUNCTIONS:
         return _search(scope, left, where, where.operand)
     if where.operator in PATTERNS:
-        return _compare(_as_text(scope, left), scope.named("text"), scope, where, where.operand)
+        return _match(scope, left, where, where.operand)
     if where.operator in KEYS:
         return _has(scope, left, where, where.operand)
     left = _comparable(scope, left)
@@ -188,6 +188,12 @@ def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand)
         scope.bound(where.config, scope.named("regconfig")) if where.config else None,
         vector,
     )
+
+
+def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    if where.operator == "match" and left.type.pattern:
+        return _compare(left, scope.catalog.type(left.type.pattern), scope, where, operand)
+    return _compare(_as_text(scope, left), scope.named("text"), scope, where, operand)
 
 
 def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:

@@ -24,6 +24,9 @@ from tests.db.rooms import failure_of, until
 
 SCHEMA = """
 CREATE EXTENSION hstore;
+CREATE EXTENSION ltree;
+CREATE TABLE shelves (id int PRIMARY KEY, place ltree);
+INSERT INTO shelves VALUES (1, 'hall'), (2, 'hall.left'), (3, 'hall.left.top'), (4, 'cellar.left');
 CREATE SCHEMA app;
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 CREATE TABLE things (
@@ -293,6 +296,28 @@ async def test_an_estimate_is_no_less_than_what_was_seen(dsn: str) -> None:
         for name in ("fewer.find", "fn.fewest.find"):
             assert (await small.call(name, count="planned"))["count"] == 1
             assert (await small.call(name, count="estimated"))["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ({"match": "*.left"}, [2, 4]),
+        ({"match": {"any": ["hall", "*.top"]}}, [1, 3]),
+        ({"not": {"match": "*.left.*"}}, [1]),
+        ({"imatch": "LEFT$"}, [2, 4]),
+        ({"like": "hall%"}, [1, 2, 3]),
+        ({"cd": "hall.left"}, [2, 3]),
+        ({"cs": "hall.left"}, [1, 2]),
+        ({"in": ["hall", "cellar.left"]}, [1, 4]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_type_with_a_match_of_its_own(
+    db: Callee, condition: dict[str, Any], found: list[int]
+) -> None:
+    """Match is the type's own where it has one; the other patterns see its text."""
+    page = await db.call("shelves.find", where={"place": condition}, select=["id"])
+    assert [row["id"] for row in page["rows"]] == found
 
 
 @pytest_twisted.ensureDeferred
