@@ -15,6 +15,7 @@ from service.models.action import Action
 from service.models.base import Model
 from service.models.config import PgConfig
 from service.models.driver import Driver
+from service.models.face import Face
 from service.models.foreign_keys import declared
 from service.models.judge import Judge
 from service.models.meta import Meta, Values
@@ -95,7 +96,7 @@ class Models:
 
     def install(self) -> None:
         """Make twistar use this database; there is one per process, as twistar has it."""
-        Registry.DBPOOL = self._database.pool
+        Registry.DBPOOL = Face(self._database)
         Registry.IMPL = PgConfig(self._database)
 
     def load(self, catalog: Catalog, codec: Values) -> LoadedModels:

@@ -163,7 +163,7 @@ async def test_names_and_signs_that_break_stock_sql(dsn: str) -> None:
         config = Registry.getConfig()
         await config.update("order", {"group": "h"}, ['"userName" = ?', "U"])
         assert (await found.refresh()).group == "h"
-        assert database.pool is Registry.DBPOOL
+        assert database.pool.dbapi is Registry.DBPOOL.dbapi
 
 
 @pytest.mark.parametrize(

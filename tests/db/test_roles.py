@@ -5,12 +5,14 @@ Calls with the rights of the caller's role: grants, row-level security, claims.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twistar.registry import Registry
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.answer.roles import Roles
@@ -214,3 +216,31 @@ async def test_random_policies(
     assert {row["id"] for row in found["rows"]} <= set(visible)
     assert all(set(row) == allowed for row in found["rows"])
     assert found["count"] == len(found["rows"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_pool_of_twistar(db: Callee) -> None:
+    """What a procedure asks the Registry's pool runs as its caller, in its caller's transaction."""
+    who = "SELECT current_user::text, current_setting('rowcast.authid', true)"
+
+    def ask(cursor: Any) -> Any:
+        cursor.execute(who)
+        return cursor.fetchall()
+
+    async def asking(_: Caller, args: Any, kwargs: Any) -> list[Any]:
+        pool = Registry.DBPOOL
+        found = [
+            await pool.runQuery(who),
+            await pool.runInteraction(ask),
+            await pool.runWithConnection(lambda connection: ask(connection.cursor())),
+        ]
+        with suppress(KeyError):
+            async with db.database.transaction():
+                new = "INSERT INTO notes (id, owner, text) VALUES (70, 'p1', 'x')"
+                assert await pool.runOperation(new) is None
+                found.append(await pool.runQuery("SELECT id FROM notes WHERE id = %s", [70]))
+                raise KeyError
+        return [*found, await pool.runQuery("SELECT id FROM notes WHERE id = 70")]
+
+    db.hub.add({"asking": asking})
+    assert await db.call_as(CLERK, "asking") == [[("rc_clerk", "p1")]] * 3 + [[(70,)], []]
