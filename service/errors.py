@@ -237,7 +237,7 @@ class TooManyToSend(TooLarge):
         ServiceError.__init__(
             self,
             f'"{name}" gave more than {limit} rows, the most of one answer',
-            hint=f'"fn.{name}.find" gives them in pages, with limit and after',
+            hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them',
         )
 
 

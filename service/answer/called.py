@@ -15,6 +15,7 @@ from service.db.calls import counted_txn, kept_txn
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.functions import Function
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
+from service.plan.veiled import refuse_veiled
 from service.request.aggregate import parse_aggregate
 from service.request.called import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
@@ -91,7 +92,7 @@ class Called(Verbs):
                 call, counted_txn, served.codec, statement, call.values, call.offset, limit, shape
             )
             return page, answered_columns(statement), total
-        statement = served.statement(_find, function, request)
+        statement = served.statement(find, function, request)
         page = await self._run(call, page_txn, served.codec, statement, call.values, limit, shape)
         total = await self._count(served, call) if mode else None
         return page, answered_columns(statement), total
@@ -119,8 +120,16 @@ class Called(Verbs):
         )
 
 
-def _find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+def find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+    """Spell a find on a function's rows."""
     return _marked(select(plan_called(catalog, request)), request)
+
+
+def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
+    """Spell a find whose rows PostgreSQL writes by itself, past the codec."""
+    plan = plan_called(catalog, request)
+    refuse_veiled(catalog, plan.outputs, plan.embeds)
+    return _marked(select(plan), request)
 
 
 def _whole(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:

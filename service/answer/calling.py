@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 from service.answer.called import Called
+from service.answer.flowing import Flowing
+from service.answer.line import LONG, Line
 from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
@@ -24,7 +26,8 @@ from service.request.parse import Limits, Parsed
 from service.sql.call import call as spelled
 from service.sql.statement import Statement
 
-Verb = Callable[[Served, Sequence[Function], Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
+Verb = Callable[..., Awaitable[Any]]
+"""Called with what is served, functions, args and kwargs; those of `LONG` with the line too."""
 
 
 class Calling(Verbs):
@@ -33,10 +36,21 @@ class Calling(Verbs):
     def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
         super().__init__(database, limits, max_bytes)
         called = Called(database, limits, max_bytes)
-        self._verbs: Mapping[str, Verb] = {"find": called.find, "aggregate": called.aggregate}
+        flowing = Flowing(database, limits, max_bytes)
+        self._verbs: Mapping[str, Verb] = {
+            "find": called.find,
+            "aggregate": called.aggregate,
+            "stream": flowing.stream,
+            "export": flowing.export,
+        }
 
     async def answer(
-        self, served: Served, name: FunctionName, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        served: Served,
+        name: FunctionName,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        line: Line,
     ) -> Any:
         """
         Answer a call of a function, or of a verb on what it returns.
@@ -55,7 +69,8 @@ class Calling(Verbs):
                 f'a function has no verb "{clip(name.verb)}"',
                 hint=nearest(name.verb, list(self._verbs)) or f"verbs: {', '.join(self._verbs)}",
             )
-        return await verb(served, functions, args, kwargs)
+        lines = (line,) if name.verb in LONG else ()
+        return await verb(served, functions, args, kwargs, *lines)
 
     async def _call(
         self,

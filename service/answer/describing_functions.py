@@ -13,7 +13,7 @@ from service.functions import Argument, Function
 from service.plan.call import answer_of, result_columns
 from service.request.names import FN, encode
 
-VERBS = ["find", "aggregate"]
+VERBS = ["find", "aggregate", "stream", "export"]
 NULL = {"type": "null"}
 
 

@@ -13,15 +13,20 @@ from typing import Any
 
 from service.answer.line import Line, Send
 from service.answer.served import Served
-from service.answer.streaming import relay, unpaged, unpaged_plan
+from service.answer.streaming import Flow, relay, unpaged, unpaged_plan
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.copying import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.interactions import Shape
 from service.plan.veiled import refuse_veiled
-from service.request.parse import Parsed
-from service.request.streams import parse_export
+from service.request.streams import (
+    Format,
+    check_format,
+    parse_unpaged,
+    take_chunk,
+    take_format,
+)
 from service.request.types import FindRequest
 from service.sql.select import select
 from service.sql.statement import Statement
@@ -45,14 +50,22 @@ class Exporting(Verbs):
             InvalidArgument: The caller does not take progressive results.
         """
         send = line.parts()
-        name = f"{relation.schema}.{relation.name}"
-        call, rows, format = parse_export(args, kwargs, self.limits, name)
+        format, rest = take_format(kwargs)
+        chunk, rest = take_chunk(rest)
+        call = parse_unpaged(args, rest, self.limits, f"{relation.schema}.{relation.name}")
+        check_format(format, call.request.embeds)
+        make = _as_csv if format == "csv" else unpaged
+        statement = served.statement(make, relation, call.request)
+        flow = Flow(served.codec, statement, call.values, "dicts", call.timeout)
+        return await self.flow(flow, chunk, format, send)
+
+    async def flow(self, flow: Flow, chunk: int, format: Format, send: Send) -> Any:
+        """Send rows as text, in a transaction of their own; gives the last answer."""
         if format == "csv":
-            statement = served.statement(_as_csv, relation, call.request)
-            return await self._csv(served, statement, call, send)
-        statement = served.statement(unpaged, relation, call.request)
+            return await self._csv(flow, send)
         shape = Shape("dicts", self.max_bytes)
-        reader = Reader(served.codec, statement, call.values, shape, rows)
+        reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
+        step = partial(self.database.run, *flow.around, reader.lines_txn, timeout=flow.timeout)
         sent = 0
 
         async def weighed(text: str) -> None:
@@ -60,26 +73,31 @@ class Exporting(Verbs):
             sent += len(text.encode())
             await send(text)
 
-        async with self.database.transaction(read_only=True):
-            await relay(partial(self.database.run, reader.lines_txn, timeout=call.timeout), weighed)
+        async with self.database.transaction(read_only=flow.reads):
+            await relay(step, weighed)
         return {"rows": reader.count, "bytes": sent}
 
-    async def _csv(
-        self, served: Served, statement: Statement, call: Parsed[FindRequest], send: Send
-    ) -> Any:
+    async def _csv(self, flow: Flow, send: Send) -> Any:
         blocks = Blocks(self.database.reactor)
-        async with self.database.transaction(read_only=True):
+        async with self.database.transaction(read_only=flow.reads):
             copying = self.database.run(
-                copy_out_txn, served.codec, statement, call.values, blocks, timeout=call.timeout
+                *flow.around,
+                copy_out_txn,
+                flow.codec,
+                flow.statement,
+                flow.values,
+                blocks,
+                timeout=flow.timeout,
             )
             copying.addBoth(blocks.ended)
             try:
                 await relay(blocks.next, send)
-                return {"rows": await copying, "bytes": blocks.bytes}
+                rows = await copying
             finally:
                 blocks.stop()
                 copying.addErrback(lambda _: None)
                 copying.cancel()
+        return {"rows": rows, "bytes": blocks.bytes}
 
 
 def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:

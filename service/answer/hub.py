@@ -21,7 +21,7 @@ from service.answer.changing import Changing
 from service.answer.creating import Creating
 from service.answer.exporting import Exporting
 from service.answer.importing import Importing
-from service.answer.line import Line, Send
+from service.answer.line import LONG, Line, Send
 from service.answer.reading import Reading
 from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
@@ -36,9 +36,6 @@ from service.request.parse import Limits
 
 Verb = Callable[..., Awaitable[Any]]
 """Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
-
-LONG = frozenset({"stream", "export", "import"})
-"""Verbs that are more than a question and its answer: they are told who is on the line."""
 
 WRITES: Mapping[str, WriteKind] = {
     "create": "insert",
@@ -173,11 +170,12 @@ class Hub:
             served = self.served_to(caller)
             parsed = self._as_relation(served, parse_name(name))
             with self._database.identity(identity_for(role, caller, _beside(served, parsed))):
+                line = Line(caller, progress)
                 if isinstance(parsed, FunctionName):
-                    return await self._calling.answer(served, parsed, args, kwargs)
+                    return await self._calling.answer(served, parsed, args, kwargs, line)
                 relation, verb = self.resolve(served, parsed)
-                line = (Line(caller, progress),) if parsed.verb in LONG else ()
-                return await verb(served, relation, args, kwargs, *line)
+                lines = (line,) if parsed.verb in LONG else ()
+                return await verb(served, relation, args, kwargs, *lines)
         except (ServiceError, CancelledError):
             raise
         except Exception as error:

@@ -15,6 +15,10 @@ Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
 
 
+LONG = frozenset({"stream", "export", "import"})
+"""Verbs that are more than a question and its answer: they are told who is on the line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """

@@ -8,24 +8,49 @@ read when that one has left for the router: a caller's side that is behind holds
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.answer.line import Line
+from service.answer.line import Line, Send
 from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.cursors import Reader
 from service.db.interactions import Shape, answered_columns
+from service.db.values import Codec
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan
-from service.request.streams import parse_stream
-from service.request.types import FindRequest
+from service.request.streams import parse_unpaged, take_chunk
+from service.request.types import FindRequest, Form
 from service.sql.select import select
 from service.sql.statement import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """
+    Rows that are read without a limit.
+
+    Args:
+        codec: For the values, both ways.
+        statement: Reads them.
+        values: Of the call.
+        form: Of the rows.
+        timeout: Seconds that each step of reading may take.
+        reads: Whether to read them changes nothing.
+        around: What runs each step in the worker, if it does not run by itself.
+    """
+
+    codec: Codec
+    statement: Statement
+    values: Sequence[Any]
+    form: Form
+    timeout: float | None = None
+    reads: bool = True
+    around: tuple[Callable[..., Any], ...] = ()
 
 
 class Streaming(Verbs):
@@ -46,14 +71,21 @@ class Streaming(Verbs):
             InvalidArgument: The caller does not take progressive results.
         """
         send = line.parts()
-        call, rows = parse_stream(args, kwargs, self.limits, f"{relation.schema}.{relation.name}")
+        chunk, rest = take_chunk(kwargs)
+        call = parse_unpaged(args, rest, self.limits, f"{relation.schema}.{relation.name}")
         statement = served.statement(unpaged, relation, call.request)
-        shape = Shape(call.request.form, self.max_bytes)
-        reader = Reader(served.codec, statement, call.values, shape, rows)
-        async with self.database.transaction(read_only=True):
-            await relay(partial(self.database.run, reader.chunk_txn, timeout=call.timeout), send)
-        if call.request.form == "lists":
-            return {"columns": list(answered_columns(statement)), "rows": reader.count}
+        flow = Flow(served.codec, statement, call.values, call.request.form, call.timeout)
+        return await self.flow(flow, chunk, send)
+
+    async def flow(self, flow: Flow, chunk: int, send: Send) -> Any:
+        """Send rows in chunks, in a transaction of their own; gives the last answer."""
+        shape = Shape(flow.form, self.max_bytes)
+        reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
+        step = partial(self.database.run, *flow.around, reader.chunk_txn, timeout=flow.timeout)
+        async with self.database.transaction(read_only=flow.reads):
+            await relay(step, send)
+        if flow.form == "lists":
+            return {"columns": list(answered_columns(flow.statement)), "rows": reader.count}
         return {"rows": reader.count}
 
 

@@ -88,6 +88,8 @@ def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -
         args: By position.
         named: The argument `args`: a dict, or a list for what goes by position.
     """
+    if named is None:
+        return Given(tuple(args), {}, f"{ARGS}.")
     return _given(functions, args, {}, named)
 
 

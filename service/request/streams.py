@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import MAX_INTEGER, Arguments
 from service.request.parse import Limits, Parsed, parse_find
-from service.request.types import FindRequest
+from service.request.types import Embed, FindRequest
 
 CHUNK, MOST = 500, 5000
 """Rows of one progressive result: what is usual, and what may be asked for."""
@@ -22,55 +22,71 @@ FORMATS: tuple[Format, ...] = ("csv", "ndjson")
 _PAGING = ("after", "count")
 
 
-def parse_stream(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
-) -> tuple[Parsed[FindRequest], int]:
+def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """
-    Read the arguments of `stream`: those of find, less its paging.
+    Read how many rows go into one part.
 
     Returns:
-        The find, whose limit is what was asked for or as good as none, and the rows of a chunk.
+        The number, and the keywords that are left for the find.
     """
     own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
     chunk = own.whole("chunk")
     if chunk is not None and not 1 <= chunk <= MOST:
         raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MOST}', path="chunk")
-    return _unpaged(args, _left(kwargs, "chunk"), limits, relation), chunk or CHUNK
+    return chunk or CHUNK, _left(kwargs, "chunk")
 
 
-def parse_export(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
-) -> tuple[Parsed[FindRequest], int, Format]:
-    """Read the arguments of `export`: those of stream and a format, but no form of rows."""
+def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
+    """
+    Read what an export is written as; it has no form of rows.
+
+    Returns:
+        The format, and the keywords that are left for the stream.
+    """
     if "form" in kwargs:
         raise UnknownName("argument", "form", ["format"], path="form")
     own = Arguments((), _taken(kwargs, "format"), [], ["format"])
-    format = cast("Format", own.word("format", FORMATS, "csv"))
-    call, rows = parse_stream(args, _left(kwargs, "format"), limits, relation)
-    for embed in call.request.embeds:
+    return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
+
+
+def check_format(format: Format, embeds: Sequence[Embed]) -> None:
+    """
+    Have nothing that its format cannot hold be exported.
+
+    Raises:
+        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
+    """
+    for embed in embeds:
         if embed.spread and format == "csv":
             raise InvalidArgument(
                 "the columns of CSV are those of the relation: nothing can be spread",
                 path=f"{embed.path}.spread",
                 hint="select columns of to-one embeds in a view, or export ndjson",
             )
-    return call, rows, format
 
 
-def _unpaged(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
+def parse_unpaged(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
 ) -> Parsed[FindRequest]:
+    """
+    Read the arguments of a find, less its paging; its limit is what is asked for, or none.
+
+    Args:
+        args: By position.
+        kwargs: Less what belongs to the stream itself.
+        limits: Of calls; that of rows does not hold.
+        rows: Of what the rows are.
+    """
     for name in _PAGING:
         if kwargs.get(name) is not None:
             raise InvalidArgument(
                 f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
             )
     given = {name: value for name, value in kwargs.items() if name not in _PAGING}
-    call = parse_find(args, given, replace(limits, max_rows=MAX_INTEGER - 1), relation)
+    call = parse_find(args, given, replace(limits, max_rows=MAX_INTEGER - 1), rows)
     values = list(call.values)
-    values[call.request.limit.slot] -= (
-        1  # a find asks for one row more, to tell whether it is there
-    )
+    # a find asks for one row more, to tell whether it is there
+    values[call.request.limit.slot] -= 1
     return replace(call, values=tuple(values))
 
 

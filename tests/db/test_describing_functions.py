@@ -85,7 +85,7 @@ async def test_functions(db: Callee) -> None:
     ]
     assert first["json_schema"]["required"] == ["a"]
     assert second["json_schema"]["required"] == ["a", "b", "c"]
-    assert functions["fn.everyone"][0]["verbs"] == ["find", "aggregate"]
+    assert functions["fn.everyone"][0]["verbs"] == ["find", "aggregate", "stream", "export"]
     assert functions["app.fn.work"][0]["kind"] == "procedure"
     assert functions["fn.label"][0]["arguments"][0]["name"] is None
     assert "secret" not in str(functions)

@@ -4,9 +4,12 @@ Functions through a real router, from each client: names, arguments and results 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 
 from tests.conftest import Router, execute
 from tests.db.rooms import failure_of
@@ -45,6 +48,11 @@ async def test_calls(how: str, dsn: str, router: Router) -> None:
             assert await caller.call(odd, timeout=1) == [{"n": 1, "half": "0.50000000000000000000"}]
             page = await caller.call(f"{odd}.find", args={"timeout": 9}, limit=1, order=["-n"])
             assert page["rows"][0]["n"] == 9
+            parts: list[Any] = []
+            options = CallOptions(on_progress=parts.append)
+            rows = caller.call(f"{odd}.stream", args={"timeout": 900}, options=options)
+            assert await rows == {"rows": 900}
+            assert [row["n"] for part in parts for row in part] == [*range(1, 901)]
             refused = await failure_of(caller.call("rowcast.fn.angry"))
             assert isinstance(refused, ApplicationError)
             assert refused.error == "rowcast.error.raised"
