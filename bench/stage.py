@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 
 from schema.database import Place
 from service.embedded.node import node
+from service.memory import settle
 from service.serving import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
@@ -161,6 +162,7 @@ def serve(dsn: str, url: str) -> None:
 
     async def run() -> None:
         await serving.joined()
+        settle()
         print("joined", flush=True)
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from service.embedded.bridge import bridge
 from service.embedded.supervised import NotReady, put_aside
+from service.memory import settle
 from service.settings import InvalidSettings, Settings, load
 
 # Calls that still run get this long when Ctrl-C is pressed, whatever the settings say.
@@ -121,6 +122,7 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
         reactor.stop()
 
     def ready(_: None) -> None:
+        settle()
         print(paste(settings), flush=True)
 
     service.risen().addCallbacks(ready, give_up)

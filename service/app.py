@@ -29,6 +29,7 @@ from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.embedded.router import Router, obstacle
 from service.embedded.standing import Standing, stand, upgraded
 from service.embedded.supervised import NotReady, Supervised
+from service.memory import settle
 from service.serving import Serving, stopped
 from service.settings import Settings
 from service.wamp.client import WampConfig
@@ -144,7 +145,7 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
         atexit.register(os._exit, 1)
         reactor.stop()
 
-    service.risen().addErrback(give_up)
+    service.risen().addCallbacks(settle, give_up)
     return service
 
 

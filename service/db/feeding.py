@@ -4,6 +4,7 @@ COPY … FROM: rows on their way from the reactor to the COPY in a worker.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -14,8 +15,14 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.copying import BLOCK, GLANCE
+from service.db.copying import GLANCE
 from service.sql.copy import CopyIn
+
+FED = 16 * 1024
+"""Bytes handed to COPY at a time: some 70 rows of 200 bytes, a quarter of a millisecond's work."""
+
+REST = 1.0
+"""How much of the time that writing them took the worker then leaves to other threads."""
 
 Encode = Callable[[Any, bool], Iterator[bytes]]
 """Makes COPY's text of what one call brought, told whether there is a word for defaults."""
@@ -29,12 +36,16 @@ class Feed:
     Args:
         reactor: To come back from the worker.
         encode: Makes the text, in the worker.
+        rest: Waits, in the worker, for so many seconds.
     """
 
-    def __init__(self, reactor: Any, encode: Encode) -> None:
+    def __init__(
+        self, reactor: Any, encode: Encode, rest: Callable[[float], None] = time.sleep
+    ) -> None:
         self.error: BaseException | None = None
         self._reactor = reactor
         self._encode = encode
+        self._rest = rest
         self._queue: SimpleQueue[tuple[Any, Deferred[None]] | BaseException | None] = SimpleQueue()
         self._waiting: list[Deferred[None]] = []
         self._failure: Failure | None = None
@@ -87,13 +98,20 @@ class Feed:
         self._defaults = defaults
 
     def read(self, size: int) -> bytes:
-        """Give the next bytes; none are the end. An error of ours is kept, psycopg2 hides it."""
+        """
+        Give the next bytes; none are the end. An error of ours is kept, psycopg2 hides it.
+
+        A thread that writes text keeps the interpreter until another one has asked for it for 5
+        ms, and the reactor asks for it several times in each call; so there are rests.
+        """
+        began = time.thread_time()
         try:
             while len(self._buffer) < size and not self._ended:
                 self._more()
         except BaseException as error:
             self.error = error
             raise
+        self._rest(REST * (time.thread_time() - began))
         block = bytes(self._buffer[:size])
         del self._buffer[:size]
         return block
@@ -101,7 +119,7 @@ class Feed:
     def _more(self) -> None:
         for piece in self._pieces:
             self._buffer += piece
-            if len(self._buffer) >= BLOCK:
+            if len(self._buffer) >= FED:
                 return
         if self._taken is not None:
             self._reactor.callFromThread(self._took, self._taken)
@@ -146,7 +164,7 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
         before = f"; {spelled.before}" if spelled.before else ""
         cursor.execute(f"SET LOCAL statement_timeout = 0{before}")
         try:
-            cursor.copy_expert(copy, feed, BLOCK)
+            cursor.copy_expert(copy, feed, FED)
         except psycopg2.Error:
             if feed.error is not None:
                 raise feed.error from None

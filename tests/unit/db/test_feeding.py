@@ -1,0 +1,50 @@
+"""
+A COPY's end in a worker: text in small pieces, and rests between them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from service.db.feeding import FED, REST, Feed
+
+
+def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:
+    """Write rows, each in a millisecond of the interpreter's time."""
+    for row in rows:
+        end = time.thread_time() + 0.001
+        while time.thread_time() < end:
+            pass
+        yield row
+
+
+def test_rests() -> None:
+    """Other threads get as long as the writing took, a piece at a time."""
+    rested: list[float] = []
+    feed = Feed(Here(), slowly, rested.append)
+    feed.attach(Connected(), False)  # type: ignore[arg-type]
+    feed.put([b"x" * (FED // 2)] * 6)
+    feed.end()
+    pieces = []
+    while piece := feed.read(FED):
+        pieces.append(len(piece))
+    assert pieces == [FED] * 3
+    assert [seconds >= REST * 0.002 for seconds in rested[:3]] == [True] * 3
+
+
+class Here(Clock):
+    """A reactor whose thread is this one."""
+
+    def callFromThread(self, function: Any, *args: Any) -> None:
+        """Call at once."""
+        function(*args)
+
+
+class Connected:
+    """A connection of which nobody wants anything else."""
+
+    stopped = False
