@@ -15,6 +15,7 @@ from service.answer.served import Served
 from service.catalog import Relation
 from service.errors import InvalidRow
 from service.models.checks import catalog_faults
+from service.plan.write import refuse_names
 from service.request.parse import Parsed, parse_key
 from service.request.terms import EVERYTHING
 from service.request.types import Assignment, CreateRequest, KeyMatch, Target, UpdateRequest
@@ -29,17 +30,20 @@ def refuse_faults(
     served: Served, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
 ) -> None:
     """
-    Check NOT NULL, lengths and enums, which the catalog knows.
+    Check names, NOT NULL, lengths and enums, which the catalog knows.
 
     Raises:
+        InvalidArgument: A column is unknown, or the database alone gives it values.
         InvalidRow: With every failing column of the first failing row.
     """
     request = call.request
     if isinstance(request, CreateRequest):
+        refuse_names(relation, request.rows)
         for at, row in enumerate(request.rows):
             path = f"values.{at}" if request.many else None
             _refuse(served, relation, row, call.values, path, creating=True)
     else:
+        refuse_names(relation, (request.changes,))
         _refuse(served, relation, request.changes, call.values, None, creating=False)
 
 

@@ -160,9 +160,11 @@ class Changing(Writing):
             timeout=call.timeout,
         )
         if page.more:
+            hint = "the model of this relation judges each row, so many rows want several calls"
+            asked = most == request.max_affected
             raise TooManyRows(
                 f"this would write more than {most} rows",
-                hint="the model of this relation judges each row, so many rows want several calls",
+                hint="nothing was written" if asked else hint,
             )
         return page.rows
 

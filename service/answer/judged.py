@@ -14,6 +14,7 @@ from service.catalog import Relation
 from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import InvalidArgument
+from service.plan.write import writable
 
 Rows = list[Mapping[str, Any]]
 
@@ -91,7 +92,7 @@ class Judged:
         if not isinstance(row, Mapping):
             raise InvalidArgument("a row is a dict of columns and values", path=f"rows.{at}")
         for name in row:
-            self._relation.column(name, f"rows.{at}.{name}")
+            writable(self._relation, name, f"rows.{at}.{name}")
         return row
 
 
@@ -112,7 +113,7 @@ def _taken(
 def _header(relation: Relation, record: Record) -> tuple[str, ...]:
     names = tuple(name or "" for name in record)
     for at, name in enumerate(names):
-        relation.column(name, f"csv.{name}")
+        writable(relation, name, f"csv.{name}")
         if name in names[:at]:
             raise InvalidArgument(f'"{name}" is named twice', path=f"csv.{name}", column=name)
     return names

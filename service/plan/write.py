@@ -4,6 +4,7 @@ Writing requests and the catalog to write plans.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
@@ -142,6 +143,22 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
         jsonb = scope.named("jsonb")
         left = replace(left, cast=jsonb, type=jsonb)
     return Not(Compare(left, "IS DISTINCT FROM", scope.bound(each.operand, left.type)))
+
+
+def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
+    """
+    Check the columns that rows give, each name once.
+
+    Raises:
+        InvalidArgument: One is unknown, or the database alone gives it values.
+    """
+    known: set[tuple[str, bool]] = set()
+    for row in rows:
+        for each in row:
+            key = each.column, each.operand is None
+            if key not in known:
+                _writable(relation, each)
+                known.add(key)
 
 
 def _writable(relation: Relation, each: Assignment) -> Column:

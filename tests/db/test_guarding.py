@@ -1,5 +1,5 @@
 """
-Deletes over the wire of rows that a model may keep.
+Writes over the wire of rows about which a model has a say.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.errors import Conflict, InvalidRow, NotFound, TooManyRows
+from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooManyRows
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of
 
 SCHEMA = """
-CREATE TABLE boxes (id int PRIMARY KEY, label text, sealed boolean DEFAULT false);
+CREATE TABLE boxes (id int PRIMARY KEY, label text, sealed boolean DEFAULT false,
+    made int GENERATED ALWAYS AS (id) STORED, secret text);
+COMMENT ON COLUMN boxes.secret IS '@hidden';
 CREATE TABLE things (id int PRIMARY KEY, box int REFERENCES boxes);
 """
 
@@ -123,3 +125,25 @@ async def test_a_row_that_an_update_meets_unjudged(db: Callee, dsn: str) -> None
     assert isinstance(refused, Conflict)
     assert await db.call("boxes.count", where={"sealed": True}) == 1
     assert await db.call("boxes.update", **call) == {"affected": 4}
+
+
+@pytest.mark.parametrize("name", ["labl", "secret", "made"])
+@pytest_twisted.ensureDeferred
+async def test_names_that_cannot_be_written(db: Callee, name: str) -> None:
+    """A column that is unknown, hidden or generated is refused before the model sees a row."""
+    asked: list[Any] = []
+    guard(db, asked.append, "beforeSave")
+    for call, path in (
+        (db.call("boxes.create", {"id": 8, name: "x"}), f"values.{name}"),
+        (db.call("boxes.create", [{"id": 8}, {"id": None, name: "x"}]), f"values.1.{name}"),
+        (db.call("boxes.upsert", [{"id": 1, name: "x"}]), f"values.0.{name}"),
+        (db.call("boxes.update", 1, {name: "x"}), f"changes.{name}"),
+        (db.call("boxes.update", all=True, changes={name: "x"}), f"changes.{name}"),
+        (db.call("boxes.import", [{"id": 8, name: "x"}]), f"rows.0.{name}"),
+        (db.call("boxes.import", csv=f"id,{name}\n8,x\n"), f"csv.{name}"),
+    ):
+        refused = await failure_of(call)
+        assert isinstance(refused, InvalidArgument), (path, refused)
+        assert refused.details["path"] == path
+    assert not asked
+    assert await db.call("boxes.count") == 4
