@@ -23,8 +23,6 @@ PLAIN = frozenset(
         "int2",
         "int4",
         "int8",
-        "float4",
-        "float8",
         "text",
         "varchar",
         "bpchar",

@@ -197,6 +197,8 @@ async def test_values(db: Callee) -> None:
     assert bosses["them"] == [by_id[2], by_id[3]]
     assert by_id[3]["since"] == "infinity"
     assert by_id[1]["photo"] == b"\0\xff"
+    cast = await db.call("visits.get", 1, select=[], embed={"people": {"select": ["id::float8"]}})
+    assert isinstance(cast["people"]["id"], float)
 
 
 @pytest_twisted.ensureDeferred
