@@ -45,6 +45,8 @@ _KNOWN = frozenset(
 )
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages speak of commands, names and types, never of values in rows."""
+_OF_THE_SERVER = frozenset(["08", "25", "26", "28", "2D", "3D", "53", "57"])
+"""Classes that tell how the server or a session is; raised by an author they tell nothing of it."""
 
 
 def refusal(
@@ -83,6 +85,8 @@ def _worded(
     broken = violation(error, catalog, relation)
     if broken is not None:
         return retold(error, broken) if raised(error) else broken
+    if raised(error) and error.pgcode[:2] in _OF_THE_SERVER:
+        return _refused(error)
     make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or _refused
     found = make(error)
     if relation is not None and isinstance(found, InvalidArgument):

@@ -410,6 +410,18 @@ def test_own_words_of_raise(connected: connection, catalog: Catalog) -> None:
         assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
 
 
+@pytest.mark.parametrize("code", ["28000", "28P01", "57014", "57P01", "53400", "08006", "25006",
+                                  "2D000", "26000", "3D000"])  # fmt: skip
+def test_states_of_the_server_that_an_author_raises(
+    connected: connection, catalog: Catalog, code: str
+) -> None:
+    """They tell nothing of the server, so nobody is asked to try again."""
+    found = refused(connected, catalog, f"SELECT fail('{code}', 'mine')")
+    assert type(found) is DatabaseRefused
+    assert (found.message, found.details["hint"]) == ("mine", "how")
+    assert "retry" not in found.details
+
+
 def test_a_bug_of_a_function(connected: connection, catalog: Catalog) -> None:
     """What goes wrong inside a function is not blamed on its argument."""
     found = refused(
