@@ -13,7 +13,7 @@ from service.answer.served import Served
 from service.catalog import Relation
 from service.db.interactions import apart_txn
 from service.db.scope import Database
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, InvalidRow
 from service.plan.write import writable
 
 Rows = list[Mapping[str, Any]]
@@ -46,18 +46,20 @@ class Judged:
         self._judge = served.judge(relation)
         self._names = columns
         self._rest = ""
+        self._line = 0
 
     async def of_rows(self, rows: Sequence[Any]) -> Rows:
         """
         Judge rows; gives them as the model left them.
 
         Raises:
-            InvalidRow: The model says no to one.
-            InvalidArgument: One is no row.
+            InvalidRow: The model says no to one; `line` tells which, in the whole import.
+            InvalidArgument: One is no row; likewise.
         """
         found = []
         for at, row in enumerate(rows):
-            found.append(await self._admitted(self._named(row, at), f"rows.{at}"))
+            self._line += 1
+            found.append(await self._one(row, f"rows.{at}", self._line))
             await self._database.breathe(at)
         return found
 
@@ -70,10 +72,21 @@ class Judged:
             last: Whether no more comes.
         """
         text, self._rest = self._rest + text, ""
-        take = partial(_taken, self._served, self._relation, text, last, self._names)
+        take = partial(_taken, self._served, self._relation, text, last, self._names, self._line)
         taken = take() if len(text) < SMALL else await self._database.run(apart_txn, take)
-        self._names, rows, self._rest = taken
-        return await self.of_rows(rows)
+        self._names, rows, self._rest, self._line = taken
+        found = []
+        for at, (line, row) in enumerate(rows):
+            found.append(await self._one(row, "csv", line))
+            await self._database.breathe(at)
+        return found
+
+    async def _one(self, row: Any, path: str, line: int) -> Mapping[str, Any]:
+        try:
+            return await self._admitted(self._named(row, path), path)
+        except (InvalidRow, InvalidArgument) as refusal:
+            refusal.details["line"] = line
+            raise
 
     async def _admitted(self, row: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         codec = self._served.codec
@@ -86,13 +99,13 @@ class Judged:
         }
         return {**row, **made}
 
-    def _named(self, row: Any, at: int) -> Mapping[str, Any]:
+    def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
             row = dict(zip(self._names or (), row, strict=True))
         if not isinstance(row, Mapping):
-            raise InvalidArgument("a row is a dict of columns and values", path=f"rows.{at}")
+            raise InvalidArgument("a row is a dict of columns and values", path=path)
         for name in row:
-            writable(self._relation, name, f"rows.{at}.{name}")
+            writable(self._relation, name, f"{path}.{name}")
         return row
 
 
@@ -102,12 +115,26 @@ def _taken(
     text: str,
     last: bool,
     names: tuple[str, ...] | None,
-) -> tuple[tuple[str, ...] | None, Rows, str]:
-    """Give the names, the rows and what is left of CSV; without names, its header has them."""
+    line: int,
+) -> tuple[tuple[str, ...] | None, list[tuple[int, Mapping[str, Any]]], str, int]:
+    """
+    Give the names, the rows with their lines, what is left of CSV, and the last line.
+
+    Without names, its header has them. A row's line is its last one, as COPY tells it.
+    """
     records, rest = split(text, last)
-    if names is None and records:
-        names = _header(relation, records.pop(0))
-    return names, [_row(served, relation, names or (), record) for record in records], rest
+    rows = []
+    for record in records:
+        line += 1 + sum(field.count("\n") for field in record if field)
+        if names is None:
+            names = _header(relation, record)
+            continue
+        try:
+            rows.append((line, _row(served, relation, names, record)))
+        except InvalidArgument as refusal:
+            refusal.details["line"] = line
+            raise
+    return names, rows, rest, line
 
 
 def _header(relation: Relation, record: Record) -> tuple[str, ...]:
@@ -131,5 +158,11 @@ def _row(
 
 def _value(served: Served, relation: Relation, name: str, text: str | None) -> Any:
     """Give the wire value of a field: only in JSON a text means something else on the wire."""
-    type = served.catalog.type(relation.column(name, f"csv.{name}").type)
-    return served.codec.read(type, text) if type.name in ("json", "jsonb") else text
+    path = f"csv.{name}"
+    type = served.catalog.plain(served.catalog.type(relation.column(name, path).type))
+    if text is None or type.name not in ("json", "jsonb"):
+        return text
+    try:
+        return served.codec.read(type, text)
+    except ValueError:
+        raise InvalidArgument("not JSON", path=path, column=name) from None

@@ -16,8 +16,10 @@ from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of
 
 SCHEMA = """
+CREATE DOMAIN paper AS jsonb;
 CREATE TABLE boxes (id int PRIMARY KEY, label text, sealed boolean DEFAULT false,
-    made int GENERATED ALWAYS AS (id) STORED, secret text);
+    made int GENERATED ALWAYS AS (id) STORED, secret text,
+    doc paper);
 COMMENT ON COLUMN boxes.secret IS '@hidden';
 CREATE TABLE things (id int PRIMARY KEY, box int REFERENCES boxes);
 """
@@ -147,3 +149,37 @@ async def test_names_that_cannot_be_written(db: Callee, name: str) -> None:
         assert refused.details["path"] == path
     assert not asked
     assert await db.call("boxes.count") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_an_import_failed(db: Callee) -> None:
+    """Refusals of a model, and of what it cannot be shown, tell the line in the whole import."""
+
+    def refuse(self: Any) -> bool:
+        return self.label != "bad"
+
+    guard(db, refuse, "beforeSave")
+    for pieces, path, line in (
+        ([[{"id": 8, "label": "good"}, {"id": 9, "label": "bad"}]], "rows.1", 2),
+        ([[{"id": 8}], [{"id": 9, "label": "bad"}]], "rows.0", 2),
+        ([[{"id": 8}, {"id": 9, "label": 1.5, "doc": float("nan")}]], "rows.1.doc", 2),
+        (["id,label\n8,good\n9,bad\n"], "csv", 3),
+        (['id,label\r\n8,"two\nlines"\r\n9,b', "ad\r\n"], "csv", 4),
+        (["id,label\n8,good\n", "9\n"], "csv", 3),
+        (["id,sealed\n8,yes\n9,perhaps\n"], "csv.sealed", 3),
+        (['id,doc\n8,"{""a"": 1}"\n9,{a\n'], "csv.doc", 3),
+    ):
+        begun = await db.call("boxes.import", done=False)
+        *most, last = [
+            {"csv": piece} if isinstance(piece, str) else {"rows": piece} for piece in pieces
+        ]
+        for piece in most:
+            await db.call("boxes.import", **piece, **begun)
+        refused = await failure_of(db.call("boxes.import", **last, done=True, **begun))
+        assert isinstance(refused, InvalidArgument | InvalidRow), refused
+        assert (refused.details["path"], refused.details["line"]) == (path, line)
+    assert await db.call("boxes.count") == 4
+    answer = await db.call("boxes.import", csv='id,doc\n8,"{""a"": [1]}"\n9,\n')
+    assert answer == {"rows": 2}
+    found = await db.call("boxes.find", where={"id": [8, 9]}, select=["doc"], order=["id"])
+    assert found["rows"] == [{"doc": {"a": [1]}}, {"doc": None}]
