@@ -111,7 +111,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     return PlannedEmbed(
         name=embed.name,
         link=link,
-        many=many,
+        many=many and not _is_one(embed),
         outputs=outputs,
         embeds=embeds,
         where=plan_related(inner, embed),
@@ -121,6 +121,11 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         spread=embed.spread,
         grouped=grouped,
     )
+
+
+def _is_one(embed: Embed) -> bool:
+    """Tell measures that join the outer row as values: over all rows there is one of each."""
+    return embed.spread and bool(embed.measures) and not embed.group
 
 
 def _grouped(inner: Scope, embed: Embed) -> Groups | None:

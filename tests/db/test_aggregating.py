@@ -318,13 +318,21 @@ async def test_embedded_in_every_way(db: Callee) -> None:
         embed={
             "sales": {"select": ["id"], "limit": 1},
             "sums": {"relation": "sales", "measures": COUNT, "spread": True},
+            "days": {
+                "relation": "sales",
+                "measures": {"each": {"count": "*"}},
+                "group": ["seller"],
+                "spread": True,
+            },
             "boss": {"select": ["name"], "embed": {"sales": {"measures": COUNT}}},
         },
     )
     assert row == {
         "id": 3,
         "sales": [{"id": 3}],
-        "n": [10],
+        "n": 10,
+        "seller": [3],
+        "each": [10],
         "boss": {"name": "Bob", "sales": [{"n": 10}]},
     }
     embed = {"seller": {"measures": {"name": {"max": "name"}}, "group": ["boss"]}}
