@@ -69,6 +69,12 @@ CREATE FUNCTION broken() RETURNS int LANGUAGE plpgsql AS
 INSERT INTO makers VALUES (1, 'one'), (2, 'two'), (3, 'three');
 INSERT INTO cars (id, maker_id, kept, secret, code) VALUES (1, 1, '[1,5)', 'top', 'A');
 INSERT INTO hushed VALUES (1, 2);
+CREATE EXTENSION dblink;
+CREATE FUNCTION afar(code text) RETURNS int LANGUAGE sql AS
+    $$ SELECT n FROM dblink(
+       format('dbname=%s host=%s user=%s', current_database(),
+              current_setting('unix_socket_directories'), current_user),
+       format('SELECT fail(%L, ''x'')', code)) AS t(n int) $$;
 CREATE ROLE nobody_here;
 GRANT USAGE ON SCHEMA public TO nobody_here;
 """
@@ -381,9 +387,9 @@ OTHERS: list[tuple[str, type[ServiceError], dict[str, Any]]] = [
     ("SELECT 1/0", InvalidArgument, {"sqlstate": "22012"}),
     ("SET statement_timeout = 1; SELECT pg_sleep(9)", StatementTimeout, {"sqlstate": None}),
     ("BEGIN READ ONLY; DELETE FROM cars", Unavailable, {"sqlstate": "25006"}),
-    ("SELECT fail('53300', 'x')", Unavailable, {"retry": True, "retry_after": 5.0}),
-    ("SELECT fail('57P03', 'x')", Unavailable, {"retry": True, "retry_after": 2.0}),
-    ("SELECT fail('08006', 'x')", Unavailable, {"retry": True}),
+    ("SELECT afar('53300')", Unavailable, {"retry": True, "retry_after": 5.0}),
+    ("SELECT afar('57P03')", Unavailable, {"retry": True, "retry_after": 2.0}),
+    ("SELECT afar('08006')", Unavailable, {"retry": True}),
 ]
 
 
