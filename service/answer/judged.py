@@ -10,13 +10,16 @@ from typing import Any
 
 from service.answer.csv_rows import Record, split
 from service.answer.served import Served
-from service.catalog import Relation
+from service.catalog import Relation, Type
+from service.db.copy_text import Text
 from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import InvalidArgument, InvalidRow
 from service.plan.write import writable
 
 Rows = list[Mapping[str, Any]]
+Fields = tuple[Any, Mapping[str, Text]]
+"""A row as its model sees it, and the texts of what it sees less exactly than it came."""
 
 SMALL = 16 * 1024
 """Characters of CSV that are taken apart in a moment; more are in a pool thread."""
@@ -59,7 +62,7 @@ class Judged:
         found = []
         for at, row in enumerate(rows):
             self._line += 1
-            found.append(await self._one(row, f"rows.{at}", self._line))
+            found.append(await self._one((row, {}), f"rows.{at}", self._line))
             await self._database.breathe(at)
         return found
 
@@ -76,19 +79,22 @@ class Judged:
         taken = take() if len(text) < SMALL else await self._database.run(apart_txn, take)
         self._names, rows, self._rest, self._line = taken
         found = []
-        for at, (line, row) in enumerate(rows):
-            found.append(await self._one(row, "csv", line))
+        for at, (line, fields) in enumerate(rows):
+            found.append(await self._one(fields, "csv", line))
             await self._database.breathe(at)
         return found
 
-    async def _one(self, row: Any, path: str, line: int) -> Mapping[str, Any]:
+    async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
+        row, texts = fields
         try:
-            return await self._admitted(self._named(row, path), path)
+            return await self._admitted(self._named(row, path), texts, path)
         except (InvalidRow, InvalidArgument) as refusal:
             refusal.details["line"] = line
             raise
 
-    async def _admitted(self, row: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    async def _admitted(
+        self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
+    ) -> Mapping[str, Any]:
         codec = self._served.codec
         given = {name: value for name, value in row.items() if value != {"$default": True}}
         admitted = await self._judge.admit_new(given, codec, path)
@@ -97,7 +103,7 @@ class Judged:
             for name, value in admitted.items()
             if name not in given or value is not given[name]
         }
-        return {**row, **made}
+        return {**row, **texts, **made}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
@@ -116,7 +122,7 @@ def _taken(
     last: bool,
     names: tuple[str, ...] | None,
     line: int,
-) -> tuple[tuple[str, ...] | None, list[tuple[int, Mapping[str, Any]]], str, int]:
+) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
     """
     Give the names, the rows with their lines, what is left of CSV, and the last line.
 
@@ -146,23 +152,21 @@ def _header(relation: Relation, record: Record) -> tuple[str, ...]:
     return names
 
 
-def _row(
-    served: Served, relation: Relation, names: Sequence[str], record: Record
-) -> Mapping[str, Any]:
+def _row(served: Served, relation: Relation, names: Sequence[str], record: Record) -> Fields:
     if len(record) != len(names):
         raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
-    return {
-        name: _value(served, relation, name, text) for name, text in zip(names, record, strict=True)
-    }
+    row: dict[str, Any] = dict(zip(names, record, strict=True))
+    texts = {}
+    for name, text in row.items():
+        type = served.catalog.plain(served.catalog.type(relation.columns[name].type))
+        if text is not None and type.name in ("json", "jsonb"):
+            # only there a text means something else on the wire, where numbers are less exact
+            row[name], texts[name] = _json(served, type, name, text), Text(text)
+    return row, texts
 
 
-def _value(served: Served, relation: Relation, name: str, text: str | None) -> Any:
-    """Give the wire value of a field: only in JSON a text means something else on the wire."""
-    path = f"csv.{name}"
-    type = served.catalog.plain(served.catalog.type(relation.column(name, path).type))
-    if text is None or type.name not in ("json", "jsonb"):
-        return text
+def _json(served: Served, type: Type, name: str, text: str) -> Any:
     try:
         return served.codec.read(type, text)
-    except ValueError:
-        raise InvalidArgument("not JSON", path=path, column=name) from None
+    except (ValueError, RecursionError):
+        raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None

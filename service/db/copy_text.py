@@ -5,6 +5,7 @@ Rows of a call → the text that COPY reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from service.catalog import Column, Type
@@ -14,6 +15,13 @@ from service.errors import InvalidArgument, UnknownName
 from service.sql.copy import DEFAULT
 
 NULL = r"\N"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A value that is PostgreSQL's own text already."""
+
+    text: str
 
 
 class RowText:
@@ -75,6 +83,9 @@ class RowText:
                 if self._whole or (has_default and not defaults):
                     raise _lacking(name)
                 found.append(DEFAULT if has_default else NULL)
+                continue
+            if isinstance(value, Text):
+                found.append(_escaped(check_text(value.text)))
                 continue
             try:
                 text = self._codec.encode(type, value, name)

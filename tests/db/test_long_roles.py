@@ -144,6 +144,17 @@ async def test_rules_for_csv(dsn: str) -> None:
         refused = await failure_of(db.call("watched.import", csv="id,name,name\n960,a,b\n"))
         assert isinstance(refused, InvalidArgument)
         assert refused.details["path"] == "csv.name"
+        for doc in ("{", "x", '"{""a"": }"', '"' + "[" * 20_000 + '"', "1 x", '"{} {}"', '"\0"'):
+            given = f"id,name,doc\n970,a,{doc}\n"
+            refused = await failure_of(db.call("watched.import", csv=given))
+            assert isinstance(refused, InvalidArgument | DatabaseRefused)
+        exact = '[1.10, 123456789012345678901234567890, "\\n", null]'
+        given = 'id,name,doc\n970,a,"' + exact.replace('"', '""') + '"\n971,b,null\n972,c,\n'
+        assert await db.call("watched.import", csv=given) == {"rows": 3}
+        kept = execute(
+            dsn, "SELECT doc::text FROM watched WHERE id BETWEEN 970 AND 972 ORDER BY id"
+        )
+        assert kept == [(exact,), ("null",), (None,)]
         late = 0.0
         began = reactor.seconds()
 
