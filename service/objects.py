@@ -125,11 +125,13 @@ class UniqueKey:
         columns: In the order of the key.
         arbiter: Whether ON CONFLICT may go by it: not if it is deferrable, or of periods that
             may not overlap.
+        nulls: Whether NULL is a value like others (NULLS NOT DISTINCT).
     """
 
     name: str
     columns: tuple[str, ...]
     arbiter: bool = True
+    nulls: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,7 +212,7 @@ def _named(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...] 
 def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, UniqueKey]]:
     named = [(row, _named(row.columns, names)) for row in rows]
     return [
-        (row.primary, UniqueKey(row.name, columns, row.arbiter))
+        (row.primary, UniqueKey(row.name, columns, row.arbiter, row.nulls))
         for row, columns in named
         if columns
     ]

@@ -77,7 +77,8 @@ writes, any column can be.
 KEYS = """
 SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
        (i.indkey::int2[])[:i.indnkeyatts - 1] AS columns,
-       i.indisprimary AS primary, i.indimmediate AND NOT i.indisexclusion AS arbiter
+       i.indisprimary AS primary, i.indimmediate AND NOT i.indisexclusion AS arbiter,
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) AS nulls
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.catalog import Column, Relation, Type
+from service.catalog import Column, Relation, Type, UniqueKey
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound
 from service.plan.expressions import Scope
@@ -44,7 +44,8 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
     ]
     if not takeovers:
         takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
-    return Conflict(key, tuple(takeovers))
+    nulls = any(each.nulls for each in _alike(relation, key))
+    return Conflict(key, tuple(takeovers), nulls)
 
 
 def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -91,8 +92,11 @@ def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
 
 def _is_late(relation: Relation, key: Sequence[str]) -> bool:
     """PostgreSQL goes by all keys over the columns, so one that it can go by does not help."""
-    alike = [each for each in relation.unique_keys if set(each.columns) == set(key)]
-    return not all(each.arbiter for each in alike)
+    return not all(each.arbiter for each in _alike(relation, key))
+
+
+def _alike(relation: Relation, key: Sequence[str]) -> list[UniqueKey]:
+    return [each for each in relation.unique_keys if set(each.columns) == set(key)]
 
 
 def _keys(relation: Relation) -> list[list[str]] | None:

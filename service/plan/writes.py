@@ -59,10 +59,12 @@ class Conflict:
     Args:
         key: The columns of the key.
         takeovers: What changes in the row there; nothing leaves it alone.
+        nulls: Whether rows without a value in the key may have the same one.
     """
 
     key: tuple[str, ...]
     takeovers: tuple[Takeover, ...]
+    nulls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

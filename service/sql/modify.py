@@ -129,23 +129,34 @@ def on_conflict(conflict: Conflict) -> Iterator[Part]:
     yield SQL(" ON CONFLICT (")
     yield from separated([Identifier(name)] for name in conflict.key)
     yield SQL(") DO UPDATE SET " if conflict.takeovers else ") DO NOTHING")
-    yield from separated(_takeover(conflict.key, each) for each in conflict.takeovers)
+    yield from separated(_takeover(conflict, each) for each in conflict.takeovers)
 
 
-def _takeover(key: Sequence[str], takeover: Takeover) -> Iterator[Part]:
+def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
     name = takeover.column.name
     yield Identifier(name)
     yield SQL(" = ")
     if takeover.kept:
-        yield SQL("CASE WHEN (")
-        yield from separated([Identifier(NEW, part)] for part in key)
-        yield SQL(") IN (")
-        yield from separated(_row(row) for row in takeover.kept)
-        yield SQL(") THEN ")
+        yield SQL("CASE WHEN ")
+        yield from _among(conflict, takeover.kept)
+        yield SQL(" THEN ")
         yield Identifier(NAME, name)
         yield SQL(" ELSE ")
     yield Identifier(NEW, name)
     yield SQL(" END" if takeover.kept else "")
+
+
+def _among(conflict: Conflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
+    """Give the condition that a new row has one of these keys."""
+    new: list[Part] = [SQL("("), *separated([Identifier(NEW, part)] for part in conflict.key)]
+    if conflict.nulls:  # to IN, NULL is not even itself
+        same = ([*new, SQL(") IS NOT DISTINCT FROM "), *_row(key)] for key in keys)
+        yield from separated(same, " OR ")
+        return
+    yield from new
+    yield SQL(") IN (")
+    yield from separated(_row(key) for key in keys)
+    yield SQL(")")
 
 
 def _row(row: Sequence[Bound | None]) -> Iterator[Part]:

@@ -32,6 +32,7 @@ CREATE DOMAIN tenth AS numeric(5,1);
 CREATE TABLE rounded (a tenth, b numeric(5,1), c timestamp(0), d varchar(5), note text DEFAULT 'd',
     extra text, UNIQUE (a, b, c, d));
 CREATE TABLE years (y int, id int, note text, PRIMARY KEY (y, id)) PARTITION BY RANGE (y);
+CREATE TABLE gaps (a int, b text, note text DEFAULT 'd', UNIQUE NULLS NOT DISTINCT (a, b));
 CREATE TABLE late (id int PRIMARY KEY DEFERRABLE, code int UNIQUE, a int,
     UNIQUE (a) DEFERRABLE INITIALLY DEFERRED);
 CREATE UNIQUE INDEX late_a ON late (a);
@@ -249,3 +250,15 @@ async def test_a_deferrable_key(db: Callee, on_conflict: Any) -> None:
         assert refused.details["path"] == "on_conflict"
         assert refused.details["candidates"] == [["code"]]
     assert await db.call("late.upsert", {"id": 1, "code": 1}, on_conflict="code")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_with_nulls(db: Callee, dsn: str) -> None:
+    """Where NULL is a value like others, a row that has it in its key keeps its own, too."""
+    execute(
+        dsn, "INSERT INTO gaps VALUES (NULL, 'x', 'kept'), (NULL, NULL, 'kept'), (1, 'x', 'old')"
+    )
+    rows = [{"b": "x", "a": None}, {"a": None, "b": None}, {"a": 1, "b": "x", "note": "new"}]
+    answer = await db.call("gaps.upsert", rows, on_conflict=["a", "b"], select=["note"])
+    assert answer == [{"note": "kept"}, {"note": "kept"}, {"note": "new"}]
+    assert await db.call("gaps.count") == 3
