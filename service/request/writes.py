@@ -59,6 +59,8 @@ def parse_conflict(given: Arguments) -> OnConflict:
         key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
         None if update is None else names_of(update, "update"),
     )
+    if isinstance(key, str):
+        check_name(key, "on_conflict")
     if conflict.key == ():
         raise InvalidArgument("a key has columns", path="on_conflict")
     return conflict
@@ -145,7 +147,8 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
             '"expect" goes with a key', path="expect", hint='put conditions into "where"'
         )
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
-    if holds_always(where) and not given.flag("all"):
+    every = given.flag("all")
+    if holds_always(where) and not every:
         raise InvalidArgument(
             "this would be for every row",
             path="where",
