@@ -1,5 +1,5 @@
 """
-The command line: `python -m service run`, `settings`, `seed` or `types`.
+The command line: `python -m service run`, `settings`, `seed`, `describe` or `types`.
 """
 
 from __future__ import annotations
@@ -60,23 +60,38 @@ def seed() -> None:
         fail(str(error))
 
 
+ROLE = click.option("--role", help="A role of the database: what it may use, and no more.")
+
+
+@main.command(help="Print what is served as JSON: the answer of `describe`, whatever its size.")
+@ROLE
+def describe(role: str | None) -> None:
+    """Print the description."""
+    print(json.dumps(document(role), ensure_ascii=False, indent=2))
+
+
 @main.command(help="Print typed definitions of what is served, for TypeScript or Python.")
 @click.option("--lang", type=click.Choice(["ts", "py"]), required=True)
-def types(lang: str) -> None:
+@ROLE
+def types(lang: str, role: str | None) -> None:
     """Print types."""
+    from service.answer.stubs.python import python
+    from service.answer.stubs.typescript import typescript
+
+    print(typescript(document(role)) if lang == "ts" else python(document(role)), end="")
+
+
+def document(role: str | None) -> dict[str, Any]:
+    """Describe the database, or end with the problem."""
     from schema.database import EmbeddedFailed
-    from service.answer import stubs
-    from service.answer.describing import describe
-    from service.db.offline import read_catalog
+    from service.described import described
 
     settings = read()
     try:
         with settings.place.running() as dsn:
-            catalog = read_catalog(dsn, settings.schemas)
+            return described(settings, dsn, role)
     except (EmbeddedFailed, OSError) as error:
         fail(str(error))
-    document = describe(catalog, settings.prefix, "", stubs.ANSWERS, ())
-    print(stubs.typescript(document) if lang == "ts" else stubs.python(document), end="")
 
 
 @main.command(help="Run everything in the foreground: database, migrations, router, service.")

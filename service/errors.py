@@ -16,7 +16,8 @@ Every refusal, by family.
     ├─ Conflict             `expect` failed, or serialization failed
     ├─ TooManyRows          over `max_affected`, or one row was expected
     ├─ TooLarge             the answer may not be sent
-    │  └─ TooManyToSend     a function gave more rows than an answer holds
+    │  ├─ TooManyToSend     a function gave more rows than an answer holds
+    │  └─ TooMuchToDescribe more is served than one answer describes
     ├─ StatementTimeout     over the time limit
     ├─ Unavailable          try again later
     ├─ OutcomeUnknown       the connection was lost during COMMIT
@@ -238,6 +239,22 @@ class TooManyToSend(TooLarge):
             self,
             f'"{name}" gave more than {limit} rows, the most of one answer',
             hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them',
+        )
+
+
+class TooMuchToDescribe(TooLarge):
+    """
+    More is served than one answer describes.
+
+    Args:
+        limit: The most bytes of an answer.
+    """
+
+    def __init__(self, limit: int) -> None:
+        ServiceError.__init__(
+            self,
+            f"what is served takes more than {limit} bytes to describe",
+            hint="relations=[…] and functions=[…] ask for a part; relations=[] gives the names",
         )
 
 

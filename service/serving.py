@@ -22,7 +22,7 @@ from service.db.pool import PgPool
 from service.db.scope import Database
 from service.db.session import SessionSettings
 from service.models.registry import Models
-from service.procedures.registry import available, procedures
+from service.procedures.registry import REGISTERED, available, procedures
 from service.request.parse import Limits
 from service.settings import Settings
 from service.wamp.client import WampClient, WampConfig
@@ -83,7 +83,8 @@ class Serving(Service):
             metadata.version("rowcast"),
             {"router": lambda: dispatch.serving, "listener": lambda: self.listener.listening},
             dispatch.meter.snapshot,
-            lambda: filter(available, written),
+            lambda: {name: each for name, each in REGISTERED.items() if available(name)},
+            settings.max_bytes,
         )
         self.hub.suspect = self.catalogs.suspect
         self.hub.add(own.procedures())

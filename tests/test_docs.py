@@ -22,6 +22,7 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
 from service import errors
+from service.answer.describing.errors import BY_VERB
 from service.db.thread import in_thread
 from service.embedded.bridge import FILE
 from service.procedures.registry import REGISTERED
@@ -30,6 +31,7 @@ from service.request.names import RESERVED
 from service.serving import Serving
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
+from tests.db.test_stubs import check, compiler
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join
 from tests.wamp.programs import program
@@ -270,3 +272,95 @@ async def test_curl_of_the_readme(actions: None, router: Router) -> None:
 
     answer = await in_thread(reactor, "curl", post)
     assert [row["path"] for row in answer["args"][0]["rows"]] == ["/1", "/2"]
+
+
+DESCRIBING = DOCS / "describing.md"
+
+
+def test_errors_of_each_verb() -> None:
+    """The page has the errors of each verb as the document does."""
+    text = DESCRIBING.read_text("utf-8")
+    every = {uri for uri in re.findall(r"`((?:rowcast|wamp)\.error\.[a-z_]+)`", text)}
+    every -= {"rowcast.error.too_large"}
+    found: dict[str, set[str]] = {}
+    for cell, listed in rows(DESCRIBING, "procedure", "errors"):
+        own = {f"rowcast.error.{name}" for name in quoted(listed)}
+        names = quoted(cell)
+        if "of functions" in cell:
+            names = [f"fn.{name}" for name in names]
+        named = names or [{"functions": "fn"}.get(cell, "written")]
+        found |= dict.fromkeys(named, own)
+    found["written"] = set().union(*found.values())
+    own_procedures = {"describe", "health", "stats"}
+    assert found.keys() == BY_VERB.keys() - own_procedures
+    for verb, kinds in BY_VERB.items():
+        uris = {kind.uri for kind in kinds}
+        if verb not in own_procedures:
+            assert uris == every | found[verb], verb
+        else:
+            assert uris <= every | {"rowcast.error.too_large"}
+
+
+async def commanded(dsn: str, *command: str) -> str:
+    """Give what a command of the service prints."""
+    environ = {"HOME": str(ROOT), "DATABASE_URL": dsn}
+    return await printed(environ, sys.executable, "-m", "service", *command)
+
+
+@pytest_twisted.ensureDeferred
+async def test_examples_of_describing(
+    service: Serving, caller: Caller, migrated: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """The document that the command writes is the one over WAMP; the page's examples are right."""
+    document = json.loads(await commanded(migrated, "describe"))
+    described = await caller.call("rowcast.describe")
+    by_hand = "drivers.retire"  # that of another page
+    assert described["procedures"].pop(by_hand)["positional"] == ["key"]
+    assert document == described
+    monkeypatch.chdir(tmp_path)
+    Path("api.json").write_text(json.dumps(document))
+    judged, parts = code(DESCRIBING, "python")
+    capsys.readouterr()
+    exec(compile(judged, "docs/describing.md", "exec"), {})
+    said = re.findall(r"# (True|False)$", judged, re.M)
+    assert capsys.readouterr().out.split() == said
+    body = "".join(f"    {line}\n" for line in parts.splitlines())
+    space: dict[str, Any] = {}
+    exec(f"async def run(session):\n{body}    return names, part", space)
+    names, part = await space["run"](caller)
+    assert names == document["names"]
+    assert part["relations"] == document["relations"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_typed_client(migrated: str, tmp_path: Path) -> None:
+    """The example of a typed client compiles against what the command prints."""
+    (tmp_path / "rowcast.ts").write_text(await commanded(migrated, "types", "--lang", "ts"))
+    (example,) = code(DESCRIBING, "ts")
+    declared = "declare const connection: { session: object };\n"
+    (tmp_path / "example.ts").write_text(example.replace("\n\n", f"\n\n{declared}", 1))
+    options = ["--strict", "--noEmit", "--target", "es2022", "--module", "es2022"]
+    tsc = [*compiler(), *options, "--moduleResolution", "bundler", "example.ts"]
+    found = check(tsc, tmp_path)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_role_of_the_command(migrated: str) -> None:
+    """With a role there is what the role may use."""
+    execute(migrated, "CREATE ROLE web_anon; GRANT USAGE ON SCHEMA public TO web_anon;"
+                      "GRANT SELECT (id, plate) ON vehicles TO web_anon")  # fmt: skip
+    try:
+        document = json.loads(await commanded(migrated, "describe", "--role", "web_anon"))
+        assert document["relations"].keys() == {"vehicles"}
+        assert document["$defs"]["row.vehicles"]["required"] == ["id", "plate"]
+        assert "create" not in document["relations"]["vehicles"]["verbs"]
+        typed = await commanded(migrated, "types", "--lang", "py", "--role", "web_anon")
+        assert "vehicles.create" not in typed
+        environ = {"HOME": str(ROOT), "DATABASE_URL": migrated, "PATH": os.environ["PATH"]}
+        command = [sys.executable, "-m", "service", "describe", "--role", "nobody_here"]
+        with program(environ, *command) as started:
+            assert await in_thread(reactor, "command", started.ends, None, 30) == 1
+            assert "nobody_here" in started.output
+    finally:
+        execute(migrated, "DROP OWNED BY web_anon; DROP ROLE web_anon")

@@ -4,19 +4,21 @@ What the service answers about itself: describe, health, stats.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from service.answer.describing import describe
+from service.answer.describing.document import describe, weight
 from service.answer.hub import Hub, Procedure
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.interactions import apart_txn
 from service.db.scope import Database
+from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments
 from service.request.caller import Caller
+from service.request.describing import WHOLE, Part, parse_describe
 
 PATIENCE = 2.0
 """Seconds that `health` waits for the database."""
@@ -33,7 +35,8 @@ class Own:
         version: Of the service.
         checks: By name, what else `health` asks: whether it is well.
         calls: The figures of the calls so far.
-        procedures: Names the procedures written by hand, as far as they can be called now.
+        procedures: Gives the procedures written by hand, as far as they can be called now.
+        max_bytes: What an answer may weigh on the wire.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class Own:
         version: str,
         checks: Mapping[str, Check],
         calls: Callable[[], Mapping[str, Any]],
-        procedures: Callable[[], Iterable[str]],
+        procedures: Callable[[], Mapping[str, Callable[..., Any]]],
+        max_bytes: int = 8 << 20,
     ) -> None:
         self._hub = hub
         self._database = database
@@ -52,41 +56,55 @@ class Own:
         self._version = version
         self._checks = checks
         self._calls = calls
-        self._names = procedures
+        self._written = procedures
+        self._max_bytes = max_bytes
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:
         """Give the procedures by name."""
         return {
-            "describe": self._plain(self._describe),
+            "describe": self._describe,
             "health": self._plain(self._health),
             "stats": self._plain(self._stats),
         }
 
-    def _plain(self, answer: Callable[[Caller], Awaitable[Any]]) -> Procedure:
-        async def procedure(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _plain(self, answer: Callable[[], Awaitable[Any]]) -> Procedure:
+        async def procedure(_: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             Arguments(args, kwargs, [], []).timeout()
-            return await answer(caller)
+            return await answer()
 
         return procedure
 
-    async def _describe(self, caller: Caller) -> Any:
-        """Describe what is served to the caller: made once for each catalog, in a pool thread."""
+    async def _describe(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Describe what is served to the caller; the whole of it is made once for each catalog.
+
+        Raises:
+            TooMuchToDescribe: It is larger than may be sent.
+            UnknownName: A part is asked for that is not there.
+        """
+        part, timeout = parse_describe(args, kwargs)
         catalog = self._hub.served_to(caller).catalog
-        found = self._documents.get(catalog)
+        found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
-            found = self._documents[catalog] = await self._database.run(
-                apart_txn,
-                describe,
-                catalog,
-                self._prefix,
-                self._version,
-                self._hub.verbs,
-                self._names(),
-            )
+            making = self._database.run(apart_txn, self._document, catalog, part, timeout=timeout)
+            found = await making
+        if part == WHOLE:
+            self._documents[catalog] = found
         return found
 
-    async def _health(self, _: Caller) -> Any:
+    def _document(self, catalog: Catalog, part: Part) -> Any:
+        """Make a document, in a pool thread."""
+        made = describe(
+            catalog, self._prefix, self._version, self._hub.verbs, self._written(), part
+        )
+        if weight(made) > self._max_bytes:
+            raise TooMuchToDescribe(self._max_bytes)
+        return made
+
+    async def _health(self) -> Any:
         """Say that we live, and whether calls can be answered."""
         checks = {name: check() for name, check in self._checks.items()}
         checks["catalog"] = self._hub.ready
@@ -100,7 +118,7 @@ class Own:
             return False
         return True
 
-    async def _stats(self, _: Caller) -> Any:
+    async def _stats(self) -> Any:
         return {"calls": self._calls(), "pool": asdict(self._database.pool.stats())}
 
 

@@ -130,7 +130,7 @@ class Models:
 
     def _fits(self, model: type[Model], relation: Relation) -> bool:
         """Tell whether the rules have what they speak of; if not, say so once."""
-        lacking = [name for name in model.NEEDS if name not in relation.columns]
+        lacking = _lacking(model, relation)
         if lacking and self._lacking.get(model) != lacking:
             log.warn(
                 "{relation} has no {columns}: it is served without the rules of {model}",
@@ -140,6 +140,16 @@ class Models:
             )
         self._lacking[model] = lacking
         return not lacking
+
+
+def fits(model: type[Model], catalog: Catalog) -> bool:
+    """Tell whether a catalog has the relation of a model, with all that its rules speak of."""
+    relation = catalog.relations.get(_place(model, catalog))
+    return relation is not None and not _lacking(model, relation)
+
+
+def _lacking(model: type[Model], relation: Relation) -> list[str]:
+    return [name for name in model.NEEDS if name not in relation.columns]
 
 
 def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Values) -> Judge:

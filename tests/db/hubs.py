@@ -15,10 +15,12 @@ from service.answer.hub import Hub
 from service.answer.roles import Roles
 from service.db.scope import Database
 from service.db.session import SessionSettings
+from service.errors import ServiceError
 from service.models.base import Model
 from service.models.registry import WRITTEN, Models
 from service.request.caller import Caller
 from service.request.parse import Limits
+from tests.db.described import Descriptions
 from tests.db.rooms import database_at
 
 ANYONE = Caller(None, None, None, "realm1")
@@ -32,14 +34,25 @@ class Callee:
         self.catalogs = catalogs
         self.database = database
         self.pool = database.pool
+        self._descriptions = Descriptions(hub)
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
-        return await self.hub.answer(name, args, kwargs, ANYONE)
+        return await self.call_as(ANYONE, name, *args, **kwargs)
 
     async def call_as(self, caller: Caller, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a procedure as somebody."""
-        return await self.hub.answer(name, args, kwargs, caller)
+        """Call a procedure as somebody; the call, its answer or its refusal are as described."""
+        catalog = self.hub.served_to(caller).catalog if self.hub.ready else None
+        described = self._descriptions.of(catalog) if catalog is not None else None
+        try:
+            answer = await self.hub.answer(name, args, kwargs, caller)
+        except ServiceError as error:
+            if described is not None:
+                described.check_refusal(name, error)
+            raise
+        if described is not None:
+            described.check_call(name, args, kwargs, answer)
+        return answer
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.answer.describing import describe
+from service.answer.describing.document import describe
 from service.answer.roles import Roles
 from service.db.connection import PgConnection
 from service.db.identity import Identity
@@ -185,7 +185,7 @@ async def test_computed_columns(db: Callee) -> None:
 async def test_described(db: Callee) -> None:
     """A role is told of the functions that it may call."""
     catalog = db.hub.served_to(CLERK).catalog
-    document = describe(catalog, "rowcast", "0", db.hub.verbs, [])
+    document = describe(catalog, "rowcast", "0", db.hub.verbs, {})
     functions = document["functions"]
     assert document["relations"]["notes"]["computed"].keys() == {"twice"}
     assert document["relations"]["wages"]["computed"] == {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.answer.describing import describe
+from service.answer.describing.document import describe
 from service.errors import InvalidArgument
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
@@ -449,7 +449,7 @@ async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
 async def test_described(db: Callee) -> None:
     """Each relationship that describe lists can be embedded as it says."""
     served = db.hub.served
-    document = describe(served.catalog, "rowcast", "1", db.hub.verbs, ())
+    document = describe(served.catalog, "rowcast", "1", db.hub.verbs, {})
     known = 0
     for name, relation in document["relations"].items():
         for way in relation["relationships"]:

@@ -43,11 +43,10 @@ async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[C
     with registry():
         async with serving(dsn, written=written or WRITTEN) as db:
             hub, database = db.hub, db.database
-            by_hand = procedures(
-                database, Models(database), lambda: hub.served.codec, {**REGISTERED, **more}
-            )
-            names = lambda: filter(available, by_hand)  # noqa: E731
-            own = Own(hub, database, "rowcast", "1", {}, dict, names)
+            declared = {**REGISTERED, **more}
+            by_hand = procedures(database, Models(database), lambda: hub.served.codec, declared)
+            written = lambda: {n: f for n, f in declared.items() if available(n)}  # noqa: E731
+            own = Own(hub, database, "rowcast", "1", {}, dict, written)
             hub.add(own.procedures())
             hub.add(by_hand)
             yield db

@@ -4,7 +4,9 @@ Typed definitions: what compilers say of them, and of code that uses them.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,57 +15,152 @@ from typing import Any
 
 import pytest
 
-from service.answer import stubs
-from service.answer.describing import describe
+from service.answer.describing.document import describe
+from service.answer.describing.verbs import VERBS
+from service.answer.stubs.python import python
+from service.answer.stubs.typescript import typescript
 from service.db.offline import read_catalog
 from tests.conftest import ROOT, execute, missing
 
 NODE = ROOT / "tests" / "wamp" / "node"
 
 SCHEMA = """
-CREATE TYPE mood AS ENUM ('sad', 'it''s "ok"');
+CREATE TYPE mood AS ENUM ('sad', 'it''s "ok"'); CREATE TYPE pair AS (a int, "b c" text);
 CREATE TABLE things (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, price numeric,
     data bytea, mood mood NOT NULL DEFAULT 'sad', tags text[], doc jsonb, "class" int,
-    twice int GENERATED ALWAYS AS (1) STORED);
+    twice int GENERATED ALWAYS AS (1) STORED, code varchar(3) UNIQUE, pair pair, at timestamptz);
 CREATE TABLE "a b" ("1 x" int); CREATE TABLE "a-b" (x int); CREATE TABLE "class" (x int);
 CREATE TABLE "1st" (x int); CREATE TABLE "größe" (x int); CREATE VIEW few AS SELECT 1 AS one;
+CREATE TABLE linked (thing_id int REFERENCES things, "other id" text, PRIMARY KEY (thing_id, "other id"));
+CREATE TABLE fn_add (x int PRIMARY KEY);
 CREATE FUNCTION add(a int, b int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT a + b';
+CREATE FUNCTION add(a text, c text[]) RETURNS text LANGUAGE sql AS 'SELECT a';
+CREATE FUNCTION cheap(most numeric) RETURNS SETOF things STABLE LANGUAGE sql
+    AS 'SELECT * FROM things WHERE price < most';
+CREATE FUNCTION first() RETURNS things STABLE LANGUAGE sql AS 'SELECT * FROM things LIMIT 1';
+CREATE FUNCTION fares("from" text, VARIADIC seats int[]) RETURNS TABLE (kind text, fare numeric)
+    STABLE LANGUAGE sql AS $$SELECT 'taxi', 1.5$$;
+CREATE FUNCTION outs(n int, OUT low int, OUT high numeric[]) LANGUAGE sql AS 'SELECT n, NULL::numeric[]';
+CREATE FUNCTION take(jsonb) RETURNS void LANGUAGE sql AS '';
+CREATE FUNCTION self(procedure int, timeout int) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION same(v anyelement) RETURNS anyelement LANGUAGE sql AS 'SELECT v';
+CREATE PROCEDURE work(INOUT a int) LANGUAGE sql AS 'SELECT a';
 """
 
+
+async def greet(call: object, name: str, times: int = 1, *, loud: bool = False) -> list[str]:
+    """Greet somebody."""
+    return [name.upper() if loud else name] * times
+
+
 USE_PY = """
-from typing import assert_type
+from typing import Any, Literal, assert_type
 from made import *
 
 async def use(session: Session) -> None:
-    page = await session.call("rowcast.things.find", limit=1)
+    page = await session.call("rowcast.things.find", limit=1, where={"id": 1})
     assert_type(page["rows"][0]["price"], str | None)
     assert_type(await session.call("rowcast.things.count"), int)
+    chosen = await session.call("rowcast.things.find", select=["n:name"], limit=2)
+    assert_type(chosen["rows"][0]["n"], Any)
+    row = await session.call("rowcast.things.get", 1, timeout=2)
+    assert_type(row["mood"], Literal["sad", "it's \\"ok\\""])
+    await session.call("rowcast.things.get", 1, embed={"linked": True})
+    await session.call("rowcast.things.get", {"code": "x"})
     new: ThingsInsert = {"name": "x"}
-    change: ThingsUpdate = {}
-    other = await session.call("rowcast.other.thing")
+    change: ThingsUpdate = {"price": 1.5}
+    assert_type(await session.call("rowcast.things.create", new), ThingsRow)
+    assert_type(await session.call("rowcast.things.create", [new], max_affected=3), list[ThingsRow])
+    assert_type(await session.call("rowcast.things.upsert", new, on_conflict="x"), ThingsRow | None)
+    assert_type(await session.call("rowcast.things.update", 1, change), ThingsRow)
+    many = await session.call("rowcast.things.update", where={"id": 1}, changes=change)
+    assert_type(many["rows"], list[ThingsRow])
+    assert_type((await session.call("rowcast.things.delete", all=True))["affected"], int)
+    await session.call("rowcast.linked.delete", [1, "x"], expect={"thing_id": 1})
+    await session.call("rowcast.things.import", [new], done=False)
+    assert_type((await session.call("rowcast.things.stream", chunk=5))["rows"], int)
+    await session.call("rowcast.things.export", format="csv")
+    await session.call("rowcast.things.aggregate", {"n": {"count": "*"}}, group=["mood"])
+    assert_type(await session.call("rowcast.fn.add", a=1), int | None)
+    assert_type(await session.call("rowcast.fn.add", a="x", c=["y"]), str | None)
+    cheap = await session.call("rowcast.fn.cheap", most="2.50")
+    assert_type(cheap[0]["name"], str | None)
+    found = await session.call("rowcast.fn.fares.find", args={"from": "x", "seats": [1]}, limit=2)
+    assert_type(found["rows"][0]["fare"], str | None)
+    await session.call("rowcast.fn.fares.aggregate", args={}, measures={"n": {"count": "*"}})
+    outs = await session.call("rowcast.fn.outs", n=1)
+    assert_type(outs["low"], int | None)
+    await session.call("rowcast.fn.take", {"a": 1})
+    assert_type(await session.call("rowcast.hello.greet", "Ada", 2, loud=True), list[str])
+    await session.call("rowcast.health")
 """
 
+WRONG_PY = [
+    'await session.call("rowcast.things.create", {"name": 5})',
+    'await session.call("rowcast.things.find", limit="x")',
+    'await session.call("rowcast.things.find", limits=1)',
+    'await session.call("rowcast.things.get")',
+    'await session.call("rowcast.few.create", {})',
+    'await session.call("rowcast.fn.add", a=1, d=2)',
+    'await session.call("rowcast.fn.cheap")',
+    'await session.call("rowcast.hello.greet", 5)',
+]
+
 USE_TS = """
-import { Procedures, ThingsInsert, ThingsUpdate, Page, ThingsRow } from "./made";
-declare function call<P extends keyof Procedures>(name: P): Promise<Procedures[P]>;
+import { Session, ThingsInsert, ThingsUpdate, Page, ThingsRow, Written } from "./made";
+declare const session: Session;
 async function use(): Promise<void> {
-  const page: Page<ThingsRow> = await call("rowcast.things.find");
+  const page: Page<ThingsRow> = await session.call("rowcast.things.find", [], { limit: 1, where: { id: 1 } });
   const price: string | null = page.rows[0].price;
-  const many: number = await call("rowcast.things.count");
+  const many: number = await session.call("rowcast.things.count");
+  const chosen = await session.call("rowcast.things.find", null, { select: ["n:name"] });
+  const loose: unknown = chosen.rows[0].n;
+  const row: ThingsRow = await session.call("rowcast.things.get", [{ code: "x" }], { timeout: 2 });
   const made: ThingsInsert = { name: "x" };
-  const change: ThingsUpdate = {};
-  console.log(price, many, made, change);
+  const change: ThingsUpdate = { price: 1.5 };
+  const one: ThingsRow = await session.call("rowcast.things.create", [made]);
+  const some: ThingsRow[] = await session.call("rowcast.things.create", [[made]], { max_affected: 3 });
+  const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
+  const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
+  const all: Written<ThingsRow> = await session.call("rowcast.things.update", [], { changes: change, all: true });
+  await session.call("rowcast.linked.delete", [[1, "x"]], { expect: { thing_id: 1 } });
+  await session.call("rowcast.things.import", [[made]], { done: false });
+  const end = await session.call("rowcast.things.stream", [], { chunk: 5 }, { receive_progress: true })
+    .then((last) => last.rows, null, (part) => console.log(part[0].name.length));
+  await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: ["mood"] });
+  const sum: number | null = await session.call("rowcast.fn.add", [], { a: 1 });
+  const text: string | null = await session.call("rowcast.fn.add", [], { a: "x", c: ["y"] });
+  const cheap = await session.call("rowcast.fn.cheap", [], { most: "2.50" });
+  const name: string | null = cheap[0].name;
+  const fares = await session.call("rowcast.fn.fares.find", [], { args: { from: "x", seats: [1] }, limit: 2 });
+  const fare: string | null = fares.rows[0].fare;
+  const low: number | null = (await session.call("rowcast.fn.outs", [], { n: 1 })).low;
+  await session.call("rowcast.fn.take", [{ a: 1 }]);
+  const hello: string[] = await session.call("rowcast.hello.greet", ["Ada", 2], { loud: true });
+  await session.call("rowcast.health");
+  console.log(price, many, loose, row, one, some, put, n, all, end, sum, text, name, fare, low, hello);
 }
 use();
 """
+
+WRONG_TS = [
+    'session.call("rowcast.things.create", [{ name: 5 }])',
+    'session.call("rowcast.things.find", [], { limit: "x" })',
+    'session.call("rowcast.things.get")',
+    'session.call("rowcast.few.create", [{}])',
+    'session.call("rowcast.fn.add", [], { a: 1, d: 2 })',
+    'session.call("rowcast.fn.cheap")',
+    'session.call("rowcast.hello.greet", [5])',
+]
 
 
 @pytest.fixture(scope="module")
 def document(dsn: str) -> Any:
     """Describe a database with names and types of all kinds."""
     execute(dsn, SCHEMA)
-    return describe(read_catalog(dsn, ("public",)), "rowcast", "1", stubs.ANSWERS, ())
+    catalog = read_catalog(dsn, ("public",))
+    return describe(catalog, "rowcast", "1", VERBS, {"hello.greet": greet})
 
 
 def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -73,34 +170,60 @@ def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_python(document: Any, tmp_path: Path) -> None:
     """Mypy takes the module, knows the types in it, and refuses what does not fit."""
-    (tmp_path / "made.py").write_text(stubs.python(document))
+    (tmp_path / "made.py").write_text(python(document))
     (tmp_path / "use.py").write_text(USE_PY)
     mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "use.py"]
     found = check(mypy, tmp_path)
     assert found.returncode == 0, found.stdout
-    (tmp_path / "use.py").write_text(USE_PY.replace('{"name": "x"}', '{"name": 5}'))
-    assert check(mypy, tmp_path).returncode == 1
+    body = "\n".join(f"    {wrong}" for wrong in WRONG_PY)
+    head = "from made import *\n\nasync def use(session: Session) -> None:\n"
+    (tmp_path / "use.py").write_text(head + body)
+    said = check(mypy, tmp_path).stdout
+    for at, wrong in enumerate(WRONG_PY, 4):
+        assert f"use.py:{at}: error" in said, (wrong, said)
 
 
 def test_typescript(document: Any, tmp_path: Path) -> None:
     """Tsc takes the declarations, knows the types in them, and refuses what does not fit."""
+    (tmp_path / "made.ts").write_text(typescript(document))
+    (tmp_path / "use.ts").write_text(USE_TS)
+    tsc = [*compiler(), "--strict", "--noEmit", "--target", "es2022", "use.ts"]
+    found = check(tsc, tmp_path)
+    assert found.returncode == 0, found.stdout
+    head = 'import { Session } from "./made";\ndeclare const session: Session;\n'
+    (tmp_path / "use.ts").write_text(head + "\n".join(f"{wrong};" for wrong in WRONG_TS))
+    said = check(tsc, tmp_path).stdout
+    for at, wrong in enumerate(WRONG_TS, 3):
+        assert f"use.ts({at}," in said, (wrong, said)
+
+
+def compiler() -> list[str]:
+    """Give TypeScript's compiler, installed if it is not there yet."""
     npm = shutil.which("npm")
     if npm is None:
         missing("TypeScript's compiler needs Node.js and npm → apt-get install nodejs npm")
-    compiler = NODE / "node_modules" / "typescript" / "bin" / "tsc"
-    if not compiler.exists():
+    found = NODE / "node_modules" / "typescript" / "bin" / "tsc"
+    if not found.exists():
         subprocess.run([npm, "ci", "--silent"], cwd=NODE, check=True, env=os.environ)
-    (tmp_path / "made.ts").write_text(stubs.typescript(document))
-    (tmp_path / "use.ts").write_text(USE_TS)
-    tsc = ["node", str(compiler), "--strict", "--noEmit", "--target", "es2022", "use.ts"]
-    found = check(tsc, tmp_path)
-    assert found.returncode == 0, found.stdout
-    (tmp_path / "use.ts").write_text(USE_TS.replace('{ name: "x" }', "{ name: 5 }"))
-    assert check(tsc, tmp_path).returncode != 0
+    return ["node", str(found)]
 
 
 def test_every_relation_has_a_name_of_its_own(document: Any) -> None:
     """Relations whose names differ in odd characters alone have different types."""
-    made = stubs.typescript(document)
-    for name in ("ABRow", "AB_Row", "ClassRow", "R1stRow", "FewRow"):
-        assert f"export interface {name} " in made
+    made = typescript(document)
+    names = re.findall(r"^export interface (\w+)", made, re.M)
+    assert len(names) == len(set(names))
+    assert {"ABRow", "AB_Row", "ClassRow", "R1stRow", "FewRow", "FnFares0Row"} <= set(names)
+
+
+def test_every_verb_has_a_signature(document: Any) -> None:
+    """Whatever can be called is there, in both languages."""
+    uris = {
+        *(f"rowcast.{name}.{verb}" for name, relation in document["relations"].items()
+          for verb in relation["verbs"]),
+        *(f"rowcast.{name}" for name in (*document["functions"], *document["procedures"])),
+        *(f"rowcast.{name}.{verb}" for name, overloads in document["functions"].items()
+          for function in overloads for verb in function["verbs"]),
+    }  # fmt: skip
+    for made in (typescript(document), python(document)):
+        assert {uri for uri in uris if json.dumps(uri) not in made} == set()

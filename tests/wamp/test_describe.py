@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +20,7 @@ from psycopg2.extensions import make_dsn
 
 from schema.database import Place
 from tests.conftest import Router, execute
+from tests.db.described import Described, plain
 from tests.db.rooms import pause, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
@@ -51,7 +51,10 @@ INSERT INTO app.things (id, owner_id, price) VALUES (1, 1, 2), (2, NULL, NULL);
 INSERT INTO app.things (id, price, mood) VALUES (3, 'NaN', NULL), (4, -0.5, 'a "quoted" \\ word');
 """
 
-DOCUMENT = {"version", "prefix", "schemas", "relations", "functions", "procedures"}
+DOCUMENT = {
+    *("$schema", "version", "prefix", "schemas", "names", "verbs", "relations", "functions"),
+    *("procedures", "$defs"),
+}
 RELATION = {
     *("schema", "name", "kind", "comment", "columns", "computed", "primary_key"),
     *("unique_keys", "foreign_keys", "relationships", "row_security", "verbs"),
@@ -85,7 +88,8 @@ async def test_the_document(caller: Caller) -> None:
     assert document["prefix"] == "rowcast"
     assert document["version"]
     assert document["schemas"] == ["app", "apart"]
-    assert document["procedures"] == []  # there are no actions here to complete
+    own = {"describe", "health", "stats"}
+    assert document["procedures"].keys() == own  # there are no actions here to complete
     names = {"owners", "things", "held", "app.stats", "odd%20name", "keyless", "named", "counted"}
     assert set(document["relations"]) == names | {"kept", "apart.things"}
     for name, relation in document["relations"].items():
@@ -176,15 +180,6 @@ async def test_json_schemas(caller: Caller) -> None:
     assert checked > 1000
 
 
-def plain(value: Any) -> Any:
-    """Write binary as WAMP's JSON does."""
-    if isinstance(value, bytes):
-        return "\0" + b64encode(value).decode()
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
 @pytest.mark.parametrize(
     ("relation", "column", "wrong"),
     [
@@ -262,6 +257,67 @@ async def test_stats(caller: Caller) -> None:
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
     assert after["pool"].keys() == {"size", "busy", "waiting", "timeouts", "connects"}
     assert 1 <= after["pool"]["size"] <= 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_parts(caller: Caller) -> None:
+    """Some relations and functions alone are described as they are in the whole; all are named."""
+    whole = await caller.call("rowcast.describe")
+    Draft202012Validator.check_schema(whole)
+    part = await caller.call("rowcast.describe", relations=["things", "apart.things"])
+    Draft202012Validator.check_schema(part)
+    assert part["relations"] == {name: whole["relations"][name] for name in part["relations"]}
+    assert part["relations"].keys() == {"things", "apart.things"}
+    assert part["functions"] == {}
+    assert part["names"] == whole["names"]
+    assert set(part["names"]["relations"]) == whole["relations"].keys()
+    assert "row.things" in part["$defs"]
+    assert "row.owners" not in part["$defs"]
+    assert (await caller.call("rowcast.describe", functions=[]))["relations"] == {}
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.describe", relations=["thing"])
+    assert caught.value.kwargs["path"] == "relations.0"
+    assert "things" in caught.value.kwargs["hint"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_large(dsn: str, router: Router, caller: Caller) -> None:
+    """What does not fit into one answer is refused, and says how to ask for a part."""
+    async with served(dsn, router, prefix="rowcast.small", schemas=("app",), max_bytes=60_000):
+        with pytest.raises(ApplicationError) as caught:
+            await caller.call("rowcast.small.describe")
+        assert caught.value.error == "rowcast.error.too_large"
+        assert "relations" in caught.value.kwargs["hint"]
+        part = await caller.call("rowcast.small.describe", relations=["owners"])
+        assert part["relations"]["owners"]["verbs"]["get"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_are_as_described(caller: Caller) -> None:
+    """What is sent and answered through the router is what the schemas say."""
+    described = Described(await caller.call("rowcast.describe"))
+    for name, args, kwargs in (
+        ("things.get", [1], {}),
+        ("things.get", [{"code": None}], {"form": "lists"}),
+        ("things.find", [], {"count": "exact", "where": {"mood": {"is": "not null"}}}),
+        ("kept.find", [], {"limit": 3}),
+        ("kept.find", [], {"select": ["id"], "form": "lists"}),
+        ("owners.count", [], {}),
+        ("owners.get", [77], {}),
+        ("owners.create", [{"name": "Eve"}], {}),
+        ("owners.create", [[{"name": "Eva"}]], {"returning": False}),
+        ("owners.update", [], {"where": {"name": "Eve"}, "changes": {"name": "Evi"}}),
+        ("owners.delete", [], {"where": {"name": {"like": "Ev%"}}}),
+    ):
+        try:
+            answer = await caller.call(f"rowcast.{name}", *args, **kwargs)
+        except ApplicationError as error:
+            found = described.document["relations"][name.partition(".")[0]]["verbs"]
+            verb = found[name.partition(".")[2]]
+            said = {"error": error.error, "args": list(error.args), "kwargs": error.kwargs}
+            assert not described.faults(verb["errors"], said), said
+        else:
+            described.check_call(name, args, kwargs, answer)
 
 
 @pytest.mark.parametrize("name", ["describe", "health", "stats"])

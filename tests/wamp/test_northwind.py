@@ -6,13 +6,21 @@ The answers over WAMP are what SQL answers, for every table.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from jsonschema import Draft202012Validator
+from twisted.internet import reactor
 
+from service.answer.stubs.python import python
+from service.answer.stubs.typescript import typescript
+from service.db.thread import in_thread
 from tests.conftest import ROOT, execute, missing
+from tests.db.described import Described
+from tests.db.test_stubs import check, compiler
 from tests.wamp.callers import Caller
 
 SAMPLE = ROOT.parent / "shared" / "data" / "northwind" / "northwind.sql"
@@ -60,6 +68,24 @@ async def test_every_table(caller: Caller, dsn: str) -> None:
         for row in rows[:2]:
             again = await caller.call(f"rowcast.{name}.get", {part: row[part] for part in key})
             assert again == row
+
+
+@pytest_twisted.ensureDeferred
+async def test_described(caller: Caller, tmp_path: Path) -> None:
+    """The description is valid JSON Schema and true, and compilers take the types made of it."""
+    document = await caller.call("rowcast.describe")
+    Draft202012Validator.check_schema(document)
+    described = Described(document)
+    for name in document["relations"]:
+        page = await caller.call(f"rowcast.{name}.find", limit=40)
+        described.check_call(f"{name}.find", [], {"limit": 40}, page)
+    (tmp_path / "made.ts").write_text(typescript(document))
+    (tmp_path / "made.py").write_text(python(document))
+    tsc = [*compiler(), "--strict", "--noEmit", "--target", "es2022", "made.ts"]
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "made.py"]
+    for command in (tsc, mypy):
+        found = await in_thread(reactor, "compiler", check, command, tmp_path)
+        assert found.returncode == 0, found.stdout
 
 
 QUERIES: list[tuple[str, dict[str, Any], str]] = [

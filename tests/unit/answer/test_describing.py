@@ -1,12 +1,15 @@
-"""Which verbs a relation has."""
+"""Which verbs a relation has, and what a declaration says of a procedure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from service.answer.describing import verbs_of
+from service.answer.describing.procedures import described_procedure
+from service.answer.describing.relations import verbs_of
 from tests.unit.samples import catalog
 
 VERBS = ("get", "find", "aggregate", "create", "upsert", "update", "delete")
@@ -30,3 +33,54 @@ NOTES = RELATIONS["public", "notes"]
 def test_verbs(relation, lacking):
     """A verb needs a right, and some need a key."""
     assert verbs_of(relation, VERBS) == [verb for verb in VERBS if verb not in lacking]
+
+
+async def rich(
+    call: object,
+    key: int | None,
+    names: Sequence[str] = (),
+    *rest: int,
+    by: Mapping[str, float],
+    flag: bool | str = False,
+    any: int | Any = 1,
+    data: bytes = b"",
+    **more: object,
+) -> dict[str, Any]:
+    """Do much."""
+
+
+async def poor(call, a, /, b=1):
+    pass
+
+
+async def unresolved(call: Nowhere, a: int) -> str:  # noqa: F821
+    pass
+
+
+def test_a_procedure():
+    """Its parameters are its arguments, with the types that are plain to say."""
+    found = described_procedure(rich)
+    assert found["comment"] == "Do much."
+    assert found["positional"] == ["key", "names"]
+    assert found["result"] == {"type": "object", "additionalProperties": {}}
+    arguments = found["arguments"]
+    assert arguments["required"] == ["key", "by"]
+    assert "additionalProperties" not in arguments
+    assert {name: each for name, each in arguments["properties"].items() if name != "timeout"} == {
+        "key": {"type": ["integer", "null"]},
+        "names": {"type": "array", "items": {"type": "string"}},
+        "by": {"type": "object", "additionalProperties": {"type": "number"}},
+        "flag": {"anyOf": [{"type": "boolean"}, {"type": "string"}]},
+        "any": {},
+        "data": {"type": "string", "format": "binary"},
+    }
+
+
+@pytest.mark.parametrize("function", [poor, unresolved])
+def test_a_procedure_that_says_little(function):
+    """What is not said, or cannot be looked up, is anything; names are always known."""
+    found = described_procedure(function)
+    assert found["result"] == {}
+    assert found["arguments"]["properties"]["a"] == {}
+    assert found["arguments"]["required"] == ["a"]
+    assert found["arguments"]["additionalProperties"] is False

@@ -1,5 +1,5 @@
 """
-`describe`: the catalog as one JSON document, for people and for generators.
+What `describe` says of a relation: its columns and keys, and what each verb takes and answers.
 """
 
 from __future__ import annotations
@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from service.answer.describing_functions import described_functions
-from service.answer.json_schema import schema_of
+from service.answer.describing.definitions import Definitions, Schema, reference
+from service.answer.describing.rows import Rows, made
+from service.answer.describing.types import schema_of
 from service.catalog import Catalog, Column, Relation
 from service.plan.computed import computed_columns
 from service.plan.relationships import relationships
@@ -22,37 +23,6 @@ RIGHTS = {
     "delete": ("deletable",),
 }
 """What our role must be allowed for a verb; to read, for the rest."""
-
-
-def describe(
-    catalog: Catalog, prefix: str, version: str, verbs: Iterable[str], procedures: Iterable[str]
-) -> dict[str, Any]:
-    """
-    Describe what is served.
-
-    Args:
-        catalog: What the database holds.
-        prefix: Of the procedures' URIs.
-        version: Of the service.
-        verbs: That relations may have.
-        procedures: Names of procedures written by hand.
-
-    Returns:
-        version, prefix, schemas; relations by the name that stands before the verb;
-        functions by the name that calls them; procedures by name.
-    """
-    verbs = tuple(verbs)
-    return {
-        "version": version,
-        "prefix": prefix,
-        "schemas": list(catalog.schemas),
-        "relations": {
-            served_name(catalog, relation): _relation(catalog, relation, verbs)
-            for relation in catalog.relations.values()
-        },
-        "functions": described_functions(catalog),
-        "procedures": sorted(procedures),
-    }
 
 
 def served_name(catalog: Catalog, relation: Relation) -> str:
@@ -74,15 +44,27 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
     ]
 
 
-def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> dict[str, Any]:
-    columns = {column.name: _column(catalog, column) for column in relation.columns.values()}
+def described_relation(
+    defs: Definitions, relation: Relation, verbs: Iterable[str], written: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Describe a relation.
+
+    Args:
+        defs: Take the schemas of its rows.
+        relation: Which one.
+        verbs: That there are.
+        written: What is said of procedures written by hand, which win over generated ones.
+    """
+    catalog, name = defs.catalog, served_name(defs.catalog, relation)
+    rows = Rows(defs, relation, name)
     return {
         "schema": relation.schema,
         "name": relation.name,
         "kind": relation.kind,
         "comment": relation.comment,
-        "columns": columns,
-        "json_schema": row_schemas(columns),
+        "columns": {each.name: _column(catalog, each) for each in relation.columns.values()},
+        "json_schema": {"row": rows.read, "insert": rows.insert, "update": rows.update},
         "computed": {
             name: {
                 "type": computed.column.declared,
@@ -95,6 +77,17 @@ def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> d
         "unique_keys": [
             {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
         ],
+        **_related(catalog, relation),
+        "row_security": relation.row_security,
+        "verbs": {
+            verb: written.get(f"{name}.{verb}") or _verb(rows, verb)
+            for verb in verbs_of(relation, verbs)
+        },
+    }
+
+
+def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
+    return {
         "foreign_keys": [
             {
                 "name": key.name,
@@ -115,8 +108,6 @@ def _relation(catalog: Catalog, relation: Relation, verbs: tuple[str, ...]) -> d
             }
             for way in relationships(catalog, relation)
         ],
-        "row_security": relation.row_security,
-        "verbs": verbs_of(relation, verbs),
     }
 
 
@@ -134,41 +125,11 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
         "comment": column.comment,
         "json_schema": schema,
         "readable": column.selectable,
-        "writable": (column.insertable or column.updatable) and not _always(column),
+        "writable": (column.insertable or column.updatable) and not made(column),
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)
     return described
-
-
-def row_schemas(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Give the JSON Schemas of a row as it is read, created and updated."""
-    readable = {name: each for name, each in columns.items() if each["readable"]}
-    writable = {name: each for name, each in columns.items() if each["writable"]}
-    needed = [
-        name
-        for name, each in writable.items()
-        if not (each["nullable"] or each["default"] or each["generated"])
-    ]
-    return {
-        "row": _object(readable, list(readable)),
-        "insert": _object(writable, needed),
-        "update": _object(writable, []),
-    }
-
-
-def _object(columns: Mapping[str, Mapping[str, Any]], required: list[str]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {name: each["json_schema"] for name, each in columns.items()},
-        "required": required,
-        "additionalProperties": False,
-    }
-
-
-def _always(column: Column) -> bool:
-    """Tell whether the value is the database's to make, whatever a call says."""
-    return bool(column.generated) or column.identity == "a"
 
 
 def _generated(column: Column) -> str | None:
@@ -176,3 +137,46 @@ def _generated(column: Column) -> str | None:
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
+
+
+def _verb(rows: Rows, verb: str) -> dict[str, Any]:
+    """Say what a verb takes and answers, and how it fails."""
+    takes = _taken(rows, verb)
+    arguments = reference(f"arguments.{verb}")
+    found: dict[str, Any] = {
+        "arguments": {**arguments, "properties": takes} if takes else arguments,
+        "result": _answered(rows, verb),
+        "errors": reference(f"errors.{verb}"),
+    }
+    if verb == "stream":
+        found["progress"] = {"anyOf": [rows.rows, reference("progress.stream")]}
+    if verb == "export":
+        found["progress"] = reference("progress.export")
+    return found
+
+
+def _taken(rows: Rows, verb: str) -> dict[str, Any]:
+    """Give the arguments that are rows, or name one."""
+    key: dict[str, Any] = {}
+    if verb in ("get", "update", "delete"):
+        key = {"key": rows.key if rows.key is not None else False}
+    if verb in ("create", "upsert"):
+        return {"values": rows.values}
+    if verb == "update":
+        return {**key, "changes": rows.update}
+    if verb == "import":  # a model may still add to its rows
+        return {"rows": {"items": {"anyOf": [rows.new, {"type": "array"}]}}}
+    return key
+
+
+def _answered(rows: Rows, verb: str) -> Schema:
+    """Give an answer: first what a call gets that says nothing of its form or its columns."""
+    answer = reference(f"result.{verb}")
+    if verb == "get":
+        return {"anyOf": [rows.read, answer]}
+    if verb == "find":
+        page = {**reference("page"), "properties": {"rows": rows.rows}}
+        return {"anyOf": [page, answer]}
+    if verb in ("create", "upsert"):
+        return rows.created
+    return rows.changed if verb in ("update", "delete") else answer

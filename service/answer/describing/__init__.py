@@ -1,0 +1,3 @@
+"""
+`describe`: what is served as one JSON document, with JSON Schema for all that is sent.
+"""

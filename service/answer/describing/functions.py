@@ -1,0 +1,181 @@
+"""
+What `describe` says of functions: what each is given, and what it answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.answer.describing.definitions import Definitions, Schema, reference
+from service.answer.describing.language import record
+from service.answer.describing.types import NULL, given, schema_of, value
+from service.answer.describing.verbs import FORM, TIMEOUT
+from service.catalog import Catalog, Column
+from service.functions import Argument, Function
+from service.plan.call import answer_of, result_columns
+from service.request.call import ARGS
+from service.request.names import FN, encode
+
+VERBS = ("find", "aggregate", "stream", "export")
+OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, "max_affected": reference("whole")}
+
+
+def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
+    """Give a function's name in URIs."""
+    schema, name = home
+    before = "" if schema == catalog.schemas[0] else f"{encode(schema)}."
+    return f"{before}{FN}.{encode(name)}"
+
+
+def described_functions(
+    defs: Definitions, home: tuple[str, str], overloads: Sequence[Function]
+) -> list[dict[str, Any]]:
+    """Describe the functions of one name."""
+    name = function_name(defs.catalog, home)
+    names = frozenset(each for function in overloads for each in function.names)
+    return [
+        _Described(defs, function, f"{name}.{at}", names).whole()
+        for at, function in enumerate(overloads)
+    ]
+
+
+class _Described:
+    """One function; its name among the parts is its own, though others are called alike."""
+
+    def __init__(
+        self, defs: Definitions, function: Function, name: str, names: frozenset[str]
+    ) -> None:
+        self._defs = defs
+        self._function = function
+        self._name = name
+        self._names = names
+        self._columns = result_columns(defs.catalog, function)
+        self._answer = answer_of(defs.catalog, function)
+
+    def whole(self) -> dict[str, Any]:
+        function, catalog = self._function, self._defs.catalog
+        return {
+            "schema": function.schema,
+            "name": function.name,
+            "kind": "procedure" if function.procedure else "function",
+            "comment": function.comment,
+            "volatility": function.volatility,
+            "parameters": [_parameter(catalog, each) for each in function.inputs],
+            "returns": {"type": catalog.type(function.result).sql, "many": function.many},
+            "arguments": self._arguments(),
+            "result": self._result(),
+            "errors": reference("errors.fn"),
+            "verbs": self._verbs(),
+        }
+
+    def _verbs(self) -> dict[str, Any]:
+        if self._columns is None or self._function.procedure:
+            return {}
+        found: dict[str, Any] = {}
+        for verb in VERBS:
+            shared = reference(f"arguments.fn.{verb}")
+            needed = any(not each.has_default for each in self._function.inputs)
+            needs: Schema = {"required": [ARGS]} if needed else {}
+            found[verb] = {
+                "arguments": {**shared, "properties": {ARGS: self._apart(needed)}, **needs},
+                "result": reference(f"result.{verb}"),
+                "errors": reference(f"errors.fn.{verb}"),
+            }
+        rows = {"type": "array", "items": self._row}
+        page = {**reference("page"), "properties": {"rows": rows}}
+        found["find"]["result"] = {"anyOf": [page, reference("result.find")]}
+        found["stream"]["progress"] = {"anyOf": [rows, reference("progress.stream")]}
+        found["export"]["progress"] = reference("progress.export")
+        return found
+
+    def _arguments(self) -> Schema:
+        """Give what a call takes by name; what has no name is in a list, as `args`."""
+        function = self._function
+        known = self._options()
+        options = {name: each for name, each in known.items() if name not in self._names}
+        rest = function.inputs[function.unnamed :]
+        required = [each.name for each in rest if not each.has_default]
+        plain = {**options, **self._named()}
+        if ARGS not in self._names:
+            plain[ARGS] = self._listed() if function.unnamed else NULL
+            if any(not each.has_default for each in function.inputs[: function.unnamed]):
+                required.append(ARGS)
+        apart = record({**known, ARGS: self._by_name}, [ARGS])
+        if function.unnamed:
+            return record(plain, required)
+        return {"anyOf": [record(plain, required), apart]}
+
+    def _options(self) -> dict[str, Schema]:
+        """Give the options of a call; without an answer there is nothing to count."""
+        nothing = self._function.procedure or self._answer == "nothing"
+        return {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
+
+    def _apart(self, needed: bool) -> Schema:
+        """Give what a verb takes as `args`."""
+        nothing = [] if needed else [NULL]
+        return {"anyOf": [self._by_name, self._listed(), *nothing]}
+
+    @property
+    def _by_name(self) -> Schema:
+        """Refer to the dict of all that is given by name."""
+        inputs = self._function.inputs
+        needed = [each.name for each in inputs if each.name and not each.has_default]
+        return self._defs.refer(f"args.{self._name}", lambda: record(self._named(), needed))
+
+    def _named(self) -> dict[str, Schema]:
+        """Give what is given by name."""
+        return {each.name: self._given(each) for each in self._function.inputs if each.name}
+
+    def _given(self, argument: Argument) -> Schema:
+        return given(self._defs, self._defs.catalog.type(argument.type), nullable=True)
+
+    def _listed(self) -> Schema:
+        """Give the list of what is given by position."""
+        first = self._function.inputs[: self._function.unnamed]
+        items = [self._given(each) for each in first]
+        found: Schema = {"type": "array", "maxItems": len(items)}
+        return {**found, "prefixItems": items} if items else found
+
+    def _result(self) -> Schema:
+        """Give what a call answers."""
+        catalog, function, answer = self._defs.catalog, self._function, self._answer
+        if answer == "nothing":
+            return NULL
+        if self._columns is None:
+            result = value(self._defs, catalog.type(function.result), nullable=True)
+            return {"type": "array", "items": result} if answer == "values" else result
+        usual: Mapping[str, list[Schema]] = {
+            "rows": [{"type": "array", "items": self._row}],
+            "composite": [self._row, NULL],
+        }
+        return {"anyOf": [*usual.get(answer, [self._row]), reference("lists")]}
+
+    @property
+    def _row(self) -> Schema:
+        """Refer to a row of its result."""
+        columns: Mapping[str, Column] = self._columns or {}
+        return self._defs.refer(
+            f"row.{self._name}",
+            lambda: record(
+                {
+                    name: value(self._defs, self._defs.catalog.type(column.type), nullable=True)
+                    for name, column in columns.items()
+                },
+                list(columns),
+            ),
+        )
+
+
+def _parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
+    type = catalog.type(argument.type)
+    schema = schema_of(catalog, type, nullable=argument.mode != "variadic")
+    if catalog.plain(type).name == "numeric":  # exact as a string, and taken as a number too
+        schema = {"type": ["string", "number", "null"]}
+    return {
+        "name": argument.name or None,
+        "type": type.sql,
+        "variadic": argument.mode == "variadic",
+        "required": not argument.has_default,
+        "json_schema": schema,
+    }

@@ -1,0 +1,177 @@
+"""
+A Python module of types for a described service.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from service.answer.stubs.named import Call, Field, Named
+from service.answer.stubs.python_head import HEAD
+from service.answer.stubs.types import Spelling
+
+PY = Spelling(
+    {
+        "integer": "int",
+        "number": "float",
+        "string": "str",
+        "boolean": "bool",
+        "null": "None",
+        "object": "dict[str, Any]",
+        "array": "list[Any]",
+        "binary": "bytes",
+        "any": "Any",
+    },
+    "list[{}]",
+    lambda value: "None" if value is None else f"Literal[{json.dumps(value)}]",
+)
+
+OPTIONS = {
+    "find": "Paged",
+    "aggregate": "Grouped",
+    "stream": "Streamed",
+    "export": "Exporting",
+}
+"""What the verbs on the rows of functions take."""
+
+TAKEN = frozenset({"self", "procedure"})
+"""Names of the parameters before them."""
+
+VERBS: Mapping[str, Iterable[tuple[str, str]]] = {
+    "get": [
+        ("key: {row}Key, /, **options: Unpack[Options]", "{row}Row"),
+        (
+            "key: {row}Key, /, *, select: Items, embed: Embeds = ..., **options: Unpack[Options]",
+            "dict[str, Any]",
+        ),
+        ("key: {row}Key, /, *, embed: Embeds, **options: Unpack[Options]", "dict[str, Any]"),
+    ],
+    "find": [
+        ("/, **options: Unpack[Paged]", "Page[{row}Row]"),
+        (
+            "/, *, select: Items, embed: Embeds = ..., **options: Unpack[Paged]",
+            "Page[dict[str, Any]]",
+        ),
+        ("/, *, embed: Embeds, **options: Unpack[Paged]", "Page[dict[str, Any]]"),
+    ],
+    "count": [("/, **options: Unpack[Filtered]", "int")],
+    "exists": [("/, **options: Unpack[Filtered]", "bool")],
+    "stream": [("/, **options: Unpack[Streamed]", "Rows")],
+    "export": [("/, **options: Unpack[Exporting]", "Exported")],
+    "aggregate": [("measures: Measures, /, **options: Unpack[Grouped]", "list[dict[str, Any]]")],
+    "create": [
+        ("values: {row}Insert, /, **options: Unpack[Returned]", "{row}Row"),
+        ("values: list[{row}Insert], /, **options: Unpack[Returned]", "list[{row}Row]"),
+    ],
+    "upsert": [
+        ("values: {row}Insert, /, **options: Unpack[Upserted]", "{row}Row | None"),
+        ("values: list[{row}Insert], /, **options: Unpack[Upserted]", "list[{row}Row]"),
+    ],
+    "update": [
+        (
+            "key: {row}Key, changes: {row}Update, /, *, expect: Mapping[str, Any] = ...,"
+            " **options: Unpack[Returned]",
+            "{row}Row",
+        ),
+        ("/, *, changes: {row}Update, **options: Unpack[Targeted]", "Written[{row}Row]"),
+    ],
+    "delete": [
+        (
+            "key: {row}Key, /, *, expect: Mapping[str, Any] = ..., **options: Unpack[Returned]",
+            "{row}Row",
+        ),
+        ("/, **options: Unpack[Targeted]", "Written[{row}Row]"),
+    ],
+    "import": [
+        (
+            "rows: Sequence[{row}Insert] | Sequence[Sequence[Any]] = ..., /,"
+            " **options: Unpack[Imported]",
+            "Rows | Upload",
+        )
+    ],
+}
+"""The ways to call a verb: what it takes, and what it answers."""
+
+
+def python(document: Mapping[str, Any]) -> str:
+    """Give a Python module of types for a described service."""
+    named = Named(document)
+    lines = [HEAD]
+    for name, title in named.relations.items():
+        for kind, fields in named.rows(name):
+            lines += _typed_dict(named, f"{title}{kind}", fields)
+        lines += [f"{title}Key: TypeAlias = {_key(named, name)}"]
+    for title, fields in named.function_rows():
+        lines += _typed_dict(named, title, fields)
+    calls: list[str] = []
+    sessions = list(_signatures(named))
+    for uri, takes, answer in sessions:
+        calls += [
+            "",
+            "    @overload",
+            f"    async def call(self, procedure: Literal[{json.dumps(uri)}], {takes})"
+            f" -> {answer}: ...",
+        ]
+    lines += ["", "", "class Session(Protocol):", '    """A WAMP session, typed by procedure."""']
+    return "\n".join([*lines, *calls, ""])
+
+
+def _typed_dict(named: Named, title: str, fields: Iterable[Field]) -> list[str]:
+    spelled = [f"    {json.dumps(each.name)}: {_field(named, each)}," for each in fields]
+    return ["", f'{title} = TypedDict("{title}", {{', *spelled, "})"]
+
+
+def _field(named: Named, field: Field) -> str:
+    spelled = PY.of(named, field.schema)
+    return spelled if field.required else f"NotRequired[{spelled}]"
+
+
+def _key(named: Named, name: str) -> str:
+    keys = named.key(name)
+    if not keys:
+        return "None"
+    alone = f"{PY.of(named, keys[0][0].schema)} | " if len(keys[0]) == 1 else ""
+    return f'"{alone}list[Any] | dict[str, Any]"'
+
+
+def _signatures(named: Named) -> Iterator[tuple[str, str, str]]:
+    for name, title in named.relations.items():
+        for verb in named.verbs(name):
+            for takes, answer in VERBS.get(verb, ()):
+                uri = f"{named.prefix}.{name}.{verb}"
+                yield uri, takes.replace("{row}", title), answer.replace("{row}", title)
+    for call in (*named.functions(), *named.procedures()):
+        yield call.uri, _takes(named, call), _answer(named, call)
+
+
+def _takes(named: Named, call: Call) -> str:
+    if call.verb:
+        needed = any(each.required for each in call.named)
+        args = f"args: Mapping[str, Any]{'' if needed else ' = ...'}"
+        measures = "measures: Measures, " if call.verb == "aggregate" else ""
+        return f"/, *, {measures}{args}, **options: Unpack[{OPTIONS[call.verb]}]"
+    by_position = [
+        f"_{at}: {PY.of(named, each.schema)}{'' if each.required else ' = ...'}"
+        for at, each in enumerate(call.positional)
+    ]
+    by_name = [
+        f"{each.name}: {PY.of(named, each.schema)}{'' if each.required else ' = ...'}"
+        for each in call.named
+        if each.name.isidentifier() and each.name not in TAKEN and not keyword.iskeyword(each.name)
+    ]
+    lost = len(by_name) < len(call.named)
+    rest = [*(["*"] if by_name else []), *by_name, *(["**options: Any"] if lost else [])]
+    return ", ".join([*by_position, "/", *rest])
+
+
+def _answer(named: Named, call: Call) -> str:
+    answers = {
+        "find": f"Page[{PY.of(named, call.result)}]",
+        "aggregate": "list[dict[str, Any]]",
+        "stream": "Rows",
+        "export": "Exported",
+    }
+    return answers.get(call.verb) or PY.of(named, call.result)

@@ -1,0 +1,294 @@
+"""
+What `describe` says of arguments holds: what a verb takes fits its schema, whatever it is.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import errors
+from service.answer.describing.definitions import Definitions
+from service.answer.describing.document import describe
+from service.answer.describing.errors import BY_VERB, CARRIED
+from service.answer.describing.types import given as given_for
+from service.answer.describing.verbs import ARGUMENTS, POSITIONAL, VERBS, shared
+from service.answer.hub import Hub
+from service.db.values import Codec
+from service.errors import DETAILS, InvalidArgument
+from service.request.aggregate import parse_aggregate
+from service.request.imports import parse_import
+from service.request.parse import Limits, parse_count, parse_find, parse_get
+from service.request.streams import check_format, parse_unpaged, take_chunk, take_format
+from service.request.writes import parse_create, parse_delete, parse_update, parse_upsert
+from tests.db.described import Described
+from tests.unit.samples import catalog
+
+LIMITS = Limits()
+
+
+def parse_stream(args, kwargs):
+    """Read the arguments of `stream`."""
+    _, rest = take_chunk(kwargs)
+    return parse_unpaged(args, rest, LIMITS, "x")
+
+
+def parse_export(args, kwargs):
+    """Read the arguments of `export`."""
+    format, rest = take_format(kwargs)
+    check_format(format, parse_stream(args, rest).request.embeds)
+
+
+PARSERS = {
+    "get": partial(parse_get, limits=LIMITS),
+    "find": partial(parse_find, limits=LIMITS, relation="x"),
+    "count": partial(parse_count, limits=LIMITS),
+    "exists": partial(parse_count, limits=LIMITS),
+    "stream": parse_stream,
+    "export": parse_export,
+    "aggregate": partial(parse_aggregate, limits=LIMITS),
+    "create": partial(parse_create, limits=LIMITS),
+    "upsert": partial(parse_upsert, limits=LIMITS),
+    "update": partial(parse_update, limits=LIMITS),
+    "delete": partial(parse_delete, limits=LIMITS),
+    "import": parse_import,
+}
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 4),
+    st.sampled_from([2**31, 2**63, 2**64, 1.0, 1.5, -0.5, 1e300]),
+    st.sampled_from(["", "a", "-a", "a:b", "a->b", "*", "first", "one", "csv", "exact", "lists"]),
+    st.sampled_from(
+        ["not null", "12", " 7 ", "true", "sad", "[1,2)", "{1}", "(1)", "empty", "x" * 9]
+    ),
+)
+KEYS = st.sampled_from(
+    [
+        *("a", "b.c", "and", "or", "not", "eq", "gt", "in", "any", "between", "is", "fts", "query"),
+        *("config", "column", "as", "cast", "by", "desc", "nulls", "relation", "via", "direction"),
+        *("select", "where", "order", "limit", "embed", "inner", "measures", "group", "count"),
+        *("sum", "distinct", "separator", "$default", "like", "has_any", "cs", "isdistinct", ""),
+    ]
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda each: st.one_of(st.lists(each, max_size=3), st.dictionaries(KEYS, each, max_size=3)),
+    max_leaves=8,
+)
+COLUMN = st.sampled_from(["a", "b", "c.d", "a->b"])
+WHERE = st.dictionaries(
+    COLUMN,
+    st.one_of(
+        SCALARS,
+        st.lists(SCALARS, max_size=2),
+        st.dictionaries(
+            st.sampled_from(["eq", "gt", "in", "is", "not", "fts", "between", "like", "cs"]),
+            ANYTHING,
+            min_size=1,
+            max_size=2,
+        ),
+    ),
+    max_size=2,
+)
+MEASURES = st.dictionaries(
+    COLUMN,
+    st.fixed_dictionaries(
+        {}, optional={"count": COLUMN, "sum": COLUMN, "where": WHERE, "distinct": SCALARS}
+    ),
+    max_size=2,
+)
+ROW = st.dictionaries(COLUMN, SCALARS, min_size=1, max_size=2)
+LIKELY = {
+    "where": WHERE,
+    "having": WHERE,
+    "measures": MEASURES,
+    "select": st.lists(COLUMN, max_size=3),
+    "order": st.lists(COLUMN, max_size=3),
+    "embed": st.dictionaries(
+        COLUMN,
+        st.one_of(
+            st.just(True),
+            st.fixed_dictionaries(
+                {},
+                optional={"select": ANYTHING, "where": WHERE, "inner": SCALARS, "limit": SCALARS},
+            ),
+        ),
+        max_size=2,
+    ),
+    "values": st.one_of(ROW, st.lists(ROW, max_size=2)),
+    "changes": ROW,
+    "expect": ROW,
+    "rows": st.lists(ROW, max_size=2),
+    "key": st.integers(1, 9),
+    "all": st.booleans(),
+}
+
+
+@cache
+def described() -> Described:
+    """Describe what every document has."""
+    return Described({"$defs": shared()})
+
+
+def takes(verb, kwargs):
+    """Tell whether a verb takes these arguments, as far as it looks at them by themselves."""
+    try:
+        PARSERS[verb]((), kwargs)
+    except InvalidArgument:
+        return False
+    return True
+
+
+def faults(verb, kwargs):
+    """List what the schema of a verb's arguments has against them."""
+    schema = {"$ref": f"#/$defs/arguments.{verb}"}
+    return list(described().validator(schema, verb).iter_errors(kwargs))
+
+
+def test_all_verbs_are_here():
+    """No verb is left out."""
+    assert set(VERBS) == PARSERS.keys() == Hub(None, LIMITS, 1).verbs.keys()
+
+
+@settings(max_examples=500, deadline=None)
+@given(verb=st.sampled_from(VERBS), data=st.data())
+def test_what_is_taken_is_described(verb, data):
+    """Arguments that a verb takes fit; so what does not fit is refused."""
+    names = sorted(ARGUMENTS[verb]["properties"])
+    needed = ARGUMENTS[verb].get("required", [])
+    chosen = data.draw(st.lists(st.sampled_from([*names, "nonsense"]), max_size=4, unique=True))
+    kwargs = {
+        name: data.draw(st.one_of(LIKELY.get(name, SCALARS), SCALARS, ANYTHING), label=name)
+        for name in dict.fromkeys([*needed, *chosen])
+    }
+    if takes(verb, kwargs):
+        assert not faults(verb, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("verb", "kwargs"),
+    [
+        ("get", {}),
+        ("get", {"key": 1, "where": {}}),
+        ("find", {"nonsense": 1}),
+        ("find", {"limit": "3"}),
+        ("find", {"limit": -1}),
+        ("find", {"limit": 1.5}),
+        ("find", {"limit": True}),
+        ("find", {"offset": 2**63}),
+        ("find", {"form": "csv"}),
+        ("find", {"count": "some"}),
+        ("find", {"after": 7}),
+        ("find", {"timeout": 0}),
+        ("find", {"timeout": "1"}),
+        ("find", {"distinct": []}),
+        ("find", {"distinct": 1}),
+        ("find", {"select": [1]}),
+        ("find", {"select": [{"as": "x"}]}),
+        ("find", {"select": [{"column": "a", "x": 1}]}),
+        ("find", {"select": ["a"] * 1001}),
+        ("find", {"order": [{"by": "a", "nulls": "middle"}]}),
+        ("find", {"order": ["a"] * 65}),
+        ("find", {"where": []}),
+        ("find", {"where": {"a": {}}}),
+        ("find", {"where": {"a": {"equals": 1}}}),
+        ("find", {"where": {"a": {"in": 1}}}),
+        ("find", {"where": {"a": {"gt": None}}}),
+        ("find", {"where": {"a": {"is": 1}}}),
+        ("find", {"where": {"a": {"between": [1]}}}),
+        ("find", {"where": {"a": {"between": [1, None]}}}),
+        ("find", {"where": {"a": {"fts": {"config": "english"}}}}),
+        ("find", {"where": {"or": {"a": 1}}}),
+        ("find", {"where": {"not": [{"a": 1}]}}),
+        ("find", {"where": {"and": [{"or": [{"a": {"not": {"like": None}}}]}]}}),
+        ("find", {"where": {"": 1}}),
+        ("find", {"embed": {"a": False}}),
+        ("find", {"embed": {"a": {"limits": 1}}}),
+        ("find", {"embed": {"a": {"embed": {"b": {"inner": "yes"}}}}}),
+        ("find", {"embed": {"a": {"direction": "both"}}}),
+        ("stream", {"chunk": 0}),
+        ("stream", {"after": "x"}),
+        ("export", {"form": "lists"}),
+        ("export", {"format": "xml"}),
+        ("count", {"limit": 1}),
+        ("exists", {"select": ["a"]}),
+        ("aggregate", {}),
+        ("aggregate", {"measures": {"n": {}}}),
+        ("aggregate", {"measures": {"n": {"count": "*", "sum": "a"}}}),
+        ("aggregate", {"measures": {"n": {"median": "a"}}}),
+        ("aggregate", {"measures": [{"count": "*"}]}),
+        ("update", {"key": 1}),
+        ("update", {"key": 1, "changes": {}, "where": {"a": 1}}),
+        ("update", {"changes": {}, "where": {"a": 1}, "expect": {"a": 1}}),
+        ("delete", {"where": {"a": 1}, "all": 1}),
+        ("upsert", {"values": {}, "on_conflict": []}),
+        ("create", {"values": {}, "on_conflict": ["a"]}),
+        ("create", {"values": {}, "returning": 0}),
+        ("import", {"rows": {}}),
+        ("import", {"rows": [], "columns": []}),
+        ("import", {"csv": 1}),
+    ],
+)  # fmt: skip
+def test_what_is_not_described_is_refused(verb, kwargs):
+    """The schemas say something."""
+    assert faults(verb, kwargs)
+    assert not takes(verb, kwargs)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_positions(verb):
+    """As many arguments go by position as are named."""
+    many = len(POSITIONAL.get(verb, ()))
+    with pytest.raises(InvalidArgument, match=f"takes {many or 'no'} positional arguments, got 9"):
+        PARSERS[verb](range(9), {})
+
+
+@settings(max_examples=300, deadline=None)
+@given(type=st.sampled_from(list(catalog().types.values())), value=ANYTHING)
+def test_values(type, value):
+    """A value that the codec takes for a type fits its schema."""
+    held = catalog()
+    defs = Definitions(held, shared())
+    schema = given_for(defs, type, nullable=True)
+    try:
+        Codec(held).encode(type, value, "value")
+    except InvalidArgument:
+        return
+    if type.kind == "enum" and isinstance(value, str) and value not in type.labels:
+        return  # PostgreSQL refuses it
+    assert not Described({"$defs": defs.schemas}).faults(schema, value)
+
+
+def test_every_schema_is_one():
+    """A document is valid JSON Schema (2020-12), and all that it refers to is in it."""
+    document = describe(catalog(), "rowcast", "1", VERBS, {})
+    found = Described(document)
+    found.validator({}).check_schema(document)
+    references = set(_references(document))
+    assert len(references) > 50
+    for each in references:
+        assert found.resolved({"$ref": each}) is not None
+
+
+def test_every_error_is_described():
+    """What an error may carry is there, and every URI but those of what is not served yet."""
+    assert CARRIED.keys() == DETAILS
+    known = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
+    listed = {kind.uri for kinds in BY_VERB.values() for kind in kinds}
+    assert known - listed == {errors.PositionGone.uri}
+
+
+def _references(value):
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from _references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _references(each)
