@@ -234,5 +234,7 @@ def schema_line(standing: Standing) -> str:
 
 def service_line(settings: Settings, serving: Serving) -> str:
     """Say where the service took its place, and what can be called there."""
-    relations, verbs = len(serving.hub.served.catalog.relations), len(serving.hub.verbs)
-    return f"joined {settings.realm}; {relations} × {verbs} procedures as {settings.prefix}.*"
+    catalog, verbs = serving.hub.served.catalog, len(serving.hub.verbs)
+    served = f"{len(catalog.relations)} × {verbs} procedures as {settings.prefix}.*"
+    bare = f"; nothing of {', '.join(catalog.bare)}" if catalog.bare else ""
+    return f"joined {settings.realm}; {served}{bare}"

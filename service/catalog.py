@@ -75,6 +75,12 @@ class Catalog:
                 found.setdefault(key.target, []).append((relation, key))
         return found
 
+    @property
+    def bare(self) -> tuple[str, ...]:
+        """The schemas of which nothing is served: empty, forbidden or misspelled."""
+        filled = {home for home, _ in (*self.relations, *self.functions)}
+        return tuple(schema for schema in self.schemas if schema not in filled)
+
     def relation(self, schema: str, name: str) -> Relation:
         """
         Look a relation up.
@@ -85,9 +91,13 @@ class Catalog:
         try:
             return self.relations[schema, name]
         except KeyError:
-            raise NoSuchProcedure(
-                f'no relation "{name[:80]}" is served', hint=nearest(name, self._names(schema))
-            ) from None
+            elsewhere = [home for home in self.schemas if (home, name) in self.relations]
+            hint = (
+                f'did you mean "{elsewhere[0]}.{name}"?'
+                if elsewhere
+                else nearest(name, self._names(schema))
+            )
+            raise NoSuchProcedure(f'no relation "{name[:80]}" is served', hint=hint) from None
 
     def function(self, schema: str, name: str) -> tuple[Function, ...]:
         """

@@ -14,6 +14,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection
 from service.catalog import Catalog, ForeignKey, Relation, UniqueKey
 from service.db.connection import PgConnection
 from service.db.introspect import catalog_txn, revision_txn
+from service.errors import NoSuchProcedure
 from tests.conftest import execute
 
 SCHEMA = r"""
@@ -117,6 +118,15 @@ def test_served_relations(catalog: Catalog) -> None:
         "totals": "view",
     }
     assert (catalog.version, catalog.schemas) == (7, ("app",))
+
+
+def test_other_schemas(connected: connection) -> None:
+    """A schema of which nothing is served is named, and so is the one that has a relation."""
+    catalog = catalog_txn(connected, ("away", "app", "nowhere"), 1)
+    assert catalog.bare == ("away", "nowhere")
+    with pytest.raises(NoSuchProcedure) as refused:
+        catalog.relation("away", "cars")
+    assert refused.value.details["hint"] == 'did you mean "app.cars"?'
 
 
 def test_columns(cars: Relation) -> None:

@@ -117,6 +117,15 @@ def test_the_second_run_is_quick(
 
 
 @pytest.mark.usefixtures("migrated_home")
+def test_a_misspelled_schema_is_told(environ: dict[str, str]) -> None:
+    """It starts, and says of which schema it has nothing."""
+    with program(environ | {"ROWCAST_SCHEMAS": "publik,public"}, *RUN) as service:
+        service.says("procedures as rowcast.*; nothing of publik")
+        service.says("ready")
+        assert service.ends(signal.SIGINT) == 0
+
+
+@pytest.mark.usefixtures("migrated_home")
 def test_killed_it_leaves_nothing(environ: dict[str, str]) -> None:
     """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
     with program(environ, *RUN) as service:
