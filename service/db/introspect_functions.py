@@ -64,7 +64,9 @@ def functions(
 
 def _is_hidden(type: Type | None) -> bool:
     """Tell the row of a relation of which nothing is served."""
-    return type is not None and type.kind == "composite" and not any(n for n, _ in type.fields)
+    if type is None or type.kind != "composite" or not type.fields:
+        return False
+    return not any(name for name, _ in type.fields)
 
 
 def _function(row: Any) -> Function:

@@ -25,6 +25,8 @@ always there (of OUT arguments), or a list of rows.
 
 RECORD = 2249
 VOID = 2278
+ARRAYS = ("anyarray", "anycompatiblearray")
+"""What stands for lists whatever their items are."""
 
 
 def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
@@ -89,6 +91,14 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
     return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
 
 
+def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
+    """Tell whether lists are given for `anyelement` or its like, which then stands for lists."""
+    return any(
+        request.lists & {at, argument.name} and catalog.type(argument.type).name not in ARRAYS
+        for at, argument in enumerate(request.function.inputs)
+    )
+
+
 def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgument]:
     given = dict(request.named)
     ordered = _in_order(request)
@@ -141,14 +151,14 @@ def _argument(
     type = catalog.type(argument.type)
     if type.kind == "pseudo" and request.generic:
         listed = key in request.lists or argument.mode == "variadic"
-        type = _generic(catalog, request.generic, type, listed)
+        type = generic(catalog, request.generic, type, listed)
     bound = Bound(operand.slot, type, operand.path)
     return PlannedArgument(argument.name, bound, argument.mode == "variadic")
 
 
-def _generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
-    """Give what stands for a polymorphic type."""
+def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
+    """Give what stands for a polymorphic type, whose values may be given as lists."""
     element = catalog.types_by_name[name]
-    if listed or type.name in ("anyarray", "anycompatiblearray"):
+    if listed or type.name in ARRAYS:
         return catalog.array_of(element) or element
     return element

@@ -5,12 +5,13 @@ Rows that a function returns, read like those of a relation.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from service.catalog import NOWHERE, Catalog, Relation
+from service.catalog import NOWHERE, Catalog, Column, Relation
 from service.errors import NoSuchProcedure
 from service.functions import Function
 from service.plan.aggregate import AggregatePlan, plan_aggregate
-from service.plan.call import plan_source, result_columns
+from service.plan.call import generic, plan_source, result_columns, takes_lists
 from service.plan.computed import keyless, rows_of
 from service.plan.conditions import Condition, Present
 from service.plan.filters import both
@@ -29,15 +30,12 @@ def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPl
         InvalidArgument: A name is unknown, or the token does not fit.
         NoSuchProcedure: The function returns no rows.
     """
-    function = request.call.function
-    relation = relation_of(catalog, function)
-    return _sourced(catalog, request, plan_find(catalog, relation, request.of))
+    return _sourced(catalog, request, plan_find(catalog, _rows(catalog, request), request.of))
 
 
 def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
     """Plan all of a function's rows that a find finds, without its pages, to count them."""
-    relation = relation_of(catalog, request.call.function)
-    return _sourced(catalog, request, plan_all(catalog, relation, request.of))
+    return _sourced(catalog, request, plan_all(catalog, _rows(catalog, request), request.of))
 
 
 def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
@@ -49,7 +47,7 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
         NoSuchProcedure: The function returns no rows.
     """
     function = request.call.function
-    plan = plan_aggregate(catalog, relation_of(catalog, function), request.of)
+    plan = plan_aggregate(catalog, _rows(catalog, request), request.of)
     return replace(
         plan,
         name=f"fn.{function.name}.aggregate",
@@ -58,10 +56,21 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
     )
 
 
+def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
+    call = request.call
+    return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
+
+
 @remembered
-def relation_of(catalog: Catalog, function: Function) -> Relation:
+def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
     """
     Give the relation that a function's rows are of, or are like.
+
+    Args:
+        catalog: That has it.
+        function: Any.
+        name: Of the type that stands for polymorphic ones, if any are given.
+        listed: Whether lists of it do.
 
     Raises:
         NoSuchProcedure: It returns no rows, or a procedure gave them.
@@ -75,7 +84,18 @@ def relation_of(catalog: Catalog, function: Function) -> Relation:
             f'"{function.name}" returns no rows, and so has no verbs',
             hint=f'"fn.{function.name}" calls it',
         )
+    if name:
+        columns = {each.name: _standing(catalog, each, name, listed) for each in columns.values()}
     return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
+
+
+def _standing(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:
+    """Give a column the type that stands for its own, if that is polymorphic."""
+    type = catalog.type(column.type)
+    if type.kind != "pseudo":
+        return column
+    found = generic(catalog, name, type, listed)
+    return replace(column, type=found.oid, declared=found.sql)
 
 
 def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:

@@ -46,6 +46,11 @@ CREATE FUNCTION unlucky() RETURNS TABLE (n int) LANGUAGE plpgsql AS $$BEGIN
     IF n = 1 THEN RAISE serialization_failure; END IF;
     RETURN NEXT;
 END$$;
+CREATE FUNCTION spread(v anyelement, w anyarray) RETURNS TABLE (x anyelement, y anyarray, n int)
+    IMMUTABLE LANGUAGE sql AS 'SELECT i, w, 1 FROM unnest(w || v) i';
+CREATE TABLE bare ();
+INSERT INTO bare DEFAULT VALUES;
+CREATE FUNCTION of_bare() RETURNS SETOF bare STABLE LANGUAGE sql AS 'SELECT * FROM bare';
 CREATE DOMAIN person AS people CHECK ((VALUE).id > 0);
 CREATE FUNCTION domained() RETURNS SETOF person STABLE
     LANGUAGE sql AS 'SELECT p::person FROM people p ORDER BY id';
@@ -83,6 +88,11 @@ FOUND: list[tuple[str, dict[str, Any], Any]] = [
       {"id": 2, "tasks": [{"title": "y"}, {"title": "z"}], "boss": {"upper_name": "ADA"}}]),
     ("person", {"args": {"key": 2}, "select": ["name"]}, [{"name": "Bob"}]),
     ("person", {"args": {"key": 99}}, []),
+    ("spread", {"args": {"v": 2, "w": [3, 10]}, "where": {"x": {"gt": 2}}, "order": ["-x"]},
+     [{"x": 10, "y": [3, 10], "n": 1}, {"x": 3, "y": [3, 10], "n": 1}]),
+    ("spread", {"args": {"v": "b", "w": ["a"]}, "where": {"y": {"cs": ["a"]}}, "order": ["x"],
+                "select": ["x"]}, [{"x": "a"}, {"x": "b"}]),
+    ("of_bare", {}, [{}]),
     ("domained", {"select": ["id", "upper_name"], "embed": {"tasks": {"select": ["title"]}}, "limit": 1,
                   "where": {"boss.name": "Ada"}},
      [{"id": 2, "upper_name": "BOB", "tasks": [{"title": "y"}, {"title": "z"}]}]),
