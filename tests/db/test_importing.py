@@ -111,6 +111,8 @@ async def test_rows_as_lists(dsn: str, db: Callee) -> None:
 @pytest_twisted.ensureDeferred
 async def test_csv(dsn: str, db: Callee) -> None:
     """CSV is read by PostgreSQL; its header names the columns, unless the call does."""
+    assert await db.call("items.import", csv="id,name\n9,NULL\n") == {"rows": 1}
+    assert (await db.call("items.delete", 9))["name"] == "NULL"
     text = '\ufeffid,name,"price"\r\n1,"a ""quoted"", one",1.5\r\n2,"",\r\n'
     assert await db.call("items.import", csv=text) == {"rows": 2}
     assert await db.call("items.import", "3,c\n4,d", columns=["id", "name"]) == {"rows": 2}
