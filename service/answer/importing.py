@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 
 from service.answer.line import Line
 from service.answer.served import Served
@@ -24,6 +25,9 @@ from service.errors import InvalidArgument, NotAuthorized, Unavailable
 from service.request.caller import Caller
 from service.request.imports import ImportRequest, parse_import
 from service.request.parse import Limits
+
+YIELD = 0.5
+"""How much of the time that a call of an upload took is left to others before its answer."""
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Importing:
                     rows = await self._database.within(call.timeout, _all(upload, call))
                     self._open.pop(id, None)
                     return {"rows": rows}
-                await self._database.within(call.timeout, upload.take(call))
+                await self._part(upload, call)
                 return {"upload": id}
             finally:
                 upload.lock.release()
@@ -113,6 +117,13 @@ class Importing:
             raise
         finally:
             self._rest(id)
+
+    async def _part(self, upload: Upload, call: ImportRequest) -> None:
+        """Take the rows of a call; before it is answered, others have the machine for a while."""
+        reactor = self._database.reactor
+        began = reactor.seconds()
+        await self._database.within(call.timeout, upload.take(call))
+        await deferLater(reactor, YIELD * (reactor.seconds() - began))
 
     def _begin(self, upload: Upload, owner: Caller) -> str:
         if len(self._open) >= self.most:

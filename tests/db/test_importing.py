@@ -11,7 +11,9 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import Clock
 
+from service.answer.importing import YIELD
 from service.errors import (
     Canceled,
     CheckViolation,
@@ -344,6 +346,32 @@ async def test_upload_that_fails(dsn: str, db: Callee) -> None:
     assert refused.details["path"] == "csv"
     await until(lambda: not transactions(dsn), 1)
     assert rows(dsn) == []
+
+
+class Watched(Clock):
+    """A clock that goes on by a second whenever it is looked at, in the reactor's thread."""
+
+    def seconds(self) -> float:
+        """Give the time."""
+        self.rightNow += 1.0
+        return self.rightNow
+
+    def callFromThread(self, function: Any, *args: Any) -> None:
+        """Call soon."""
+        reactor.callFromThread(function, *args)  # type: ignore[attr-defined]
+
+
+@pytest_twisted.ensureDeferred
+async def test_others_get_their_turn(dsn: str) -> None:
+    """A call of an upload is answered after half as long again, in which others have their turn."""
+    async with serving(dsn) as db:
+        clock = db.database.reactor = Watched()
+        call = Deferred.fromCoroutine(db.call("items.import", [{"id": 1}], done=False))
+        await until(clock.getDelayedCalls)
+        assert not call.called
+        clock.advance(YIELD)
+        upload = await call
+        assert await db.call("items.import", done=True, **upload) == {"rows": 1}
 
 
 @pytest_twisted.ensureDeferred
