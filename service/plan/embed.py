@@ -4,8 +4,9 @@ Embeds of a call to planned ones: which related rows, and what of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, count
 
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
@@ -13,7 +14,7 @@ from service.plan.aggregate import plan_grouped
 from service.plan.expressions import Scope
 from service.plan.filters import plan_related
 from service.plan.order import by_key
-from service.plan.types import Groups, Output, PlannedEmbed, names_of
+from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
 from service.request.terms import Item
 from service.request.types import Embed
 
@@ -58,51 +59,54 @@ PLAIN = frozenset(
 """Types whose JSON, as PostgreSQL writes it, is their wire form; the rest travels as text."""
 
 
-def plan_embeds(scope: Scope, embeds: Sequence[Embed]) -> tuple[PlannedEmbed, ...]:
+def plan_columns(
+    scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
+) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
     """
-    Plan the embeds of a relation's rows.
+    Resolve a select list and the embeds beside it, which replace columns that nobody asked for.
 
     Raises:
-        InvalidArgument: A name is unknown, or a relationship is none or ambiguous.
+        InvalidArgument: A name is unknown, a relationship is none or ambiguous, or an embed, or
+            a column of one that is spread, is called like another.
     """
-    planned = (_plan(scope, embed) for embed in embeds)
-    return tuple(each for each in planned if each.columns)
-
-
-def outputs_beside(
-    scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[PlannedEmbed], path: str
-) -> tuple[Output, ...]:
-    """
-    Resolve a select list beside embeds; an embed replaces a column that nobody asked for.
-
-    Raises:
-        InvalidArgument: An embed, or a column of one that is spread, is called like another.
-    """
+    planned = [each for each in (_plan(scope, embed) for embed in embeds) if each.columns]
     outputs = scope.outputs(select)
     if select is None:
-        taken = {embed.name for embed in embeds if not embed.spread}
+        taken = {embed.name for embed in planned if not embed.spread}
         outputs = tuple(output for output in outputs if output.name not in taken)
     seen: set[str] = set()
-    for name in names_of(outputs, embeds):
-        if name in seen:
+    for name in names_of(outputs, planned):
+        if kept(name) in seen:
             raise InvalidArgument(
-                f'"{name}" stands twice in the answer',
+                f'"{name[:80]}" stands twice in the answer',
                 path=path,
                 hint='rename one: "other_name:column" in select, or another name in embed',
             )
-        seen.add(name)
-    return outputs
+        seen.add(kept(name))
+    return outputs, tuple(_keyed(planned, seen))
+
+
+def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedEmbed]:
+    """Give embeds that are spread keys of their own: their names are free for columns."""
+    for embed in embeds:
+        if not embed.spread:
+            yield embed
+            continue
+        keys = chain([embed.key], (f"e{number}" for number in count()))
+        key = next(each for each in keys if each not in taken)
+        taken.add(key)
+        yield replace(embed, key=key)
 
 
 def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     link, inner, many = scope.link(embed)
     int8 = scope.named("int8")
-    embeds = plan_embeds(inner, embed.embeds)
     grouped = _grouped(inner, embed)
+    embeds: tuple[PlannedEmbed, ...] = ()
     if grouped is not None:
         outputs, order = grouped.outputs, grouped.order
     else:
-        outputs = outputs_beside(inner, embed.select, embeds, embed.path)
+        outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
         order, _ = by_key(inner, inner.sort_keys(embed.order)) if many else ((), False)
     outputs = tuple(
         replace(output, text=not _is_plain(scope.catalog, output.expression.type))
@@ -110,6 +114,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     )
     return PlannedEmbed(
         name=embed.name,
+        key=kept(embed.name),
         link=link,
         many=many and not _is_one(embed),
         outputs=outputs,

@@ -12,7 +12,7 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Expression, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
-from service.plan.types import Output
+from service.plan.types import Output, kept
 from service.plan.veiled import unveiled
 from service.request.terms import Item, Measure
 
@@ -21,8 +21,6 @@ SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
 AVERAGES = {"int2": "numeric", "int4": "numeric", "int8": "numeric", "float4": "float8"}
 WHOLE = frozenset(["count", "array_agg"])
 """Functions that do not look into a value."""
-NAME_BYTES = 63
-"""What PostgreSQL keeps of a name (NAMEDATALEN)."""
 
 
 def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
@@ -55,16 +53,15 @@ def refuse_repeated(
         InvalidArgument: Two are called alike.
     """
     names = [output.name for output in groups] + [measure.name for measure in measures]
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for name in names:
-        kept = name.encode()[:NAME_BYTES]
-        if kept in seen:
+        if kept(name) in seen:
             raise InvalidArgument(
                 f'"{name[:80]}" stands twice in the answer',
                 path=path,
                 hint='rename one: "other_name:column" in group, or another name in measures',
             )
-        seen.add(kept)
+        seen.add(kept(name))
 
 
 def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:

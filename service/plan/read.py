@@ -10,7 +10,7 @@ from dataclasses import replace
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.conditions import Compare, Condition, Every, Expression
-from service.plan.embed import outputs_beside, plan_embeds
+from service.plan.embed import plan_columns
 from service.plan.expressions import Scope
 from service.plan.filters import both, inner_of, plan_filter
 from service.plan.measures import distinguishable, told_apart
@@ -89,10 +89,9 @@ def plan_rows(
     Raises:
         InvalidArgument: A name is unknown, or stands twice.
     """
-    planned = plan_embeds(scope, embeds)
     if not select and not embeds:
         select = None
-    return outputs_beside(scope, select, planned, "embed"), planned
+    return plan_columns(scope, select, embeds, "embed")
 
 
 def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:

@@ -15,6 +15,14 @@ from service.plan.calls import FunctionCall
 from service.plan.conditions import Bound, Condition, Expression, Link, PlannedMeasure
 from service.request.terms import Nulls
 
+NAME_BYTES = 63
+"""What PostgreSQL keeps of a name (NAMEDATALEN)."""
+
+
+def kept(name: str) -> str:
+    """Give what PostgreSQL keeps of a name: so many bytes, less the rest of a character."""
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -60,6 +68,7 @@ class PlannedEmbed:
 
     Args:
         name: What it is called in the answer.
+        key: What it is called in the result of the statement, unlike anything beside it.
         link: Which rows.
         many: Whether it is a list of rows, or one row or null.
         outputs, embeds, where, order, limit, offset: Of the related rows.
@@ -69,6 +78,7 @@ class PlannedEmbed:
     """
 
     name: str
+    key: str
     link: Link
     many: bool
     outputs: tuple[Output, ...]

@@ -35,7 +35,7 @@ def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Par
         yield SQL(", '[]')" if embed.many else "")
         yield SQL(" AS text)" if text else "")
         yield SQL(" AS ")
-        yield Identifier(embed.name)
+        yield Identifier(embed.key)
 
 
 def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:

@@ -78,7 +78,7 @@ def items(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()) -> Ite
 
 def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
     """Name the columns that `items` gives."""
-    return (*(output.name for output in outputs), *(embed.name for embed in embeds))
+    return (*(output.name for output in outputs), *(embed.key for embed in embeds))
 
 
 def _output(output: Output) -> Iterator[Part]:
