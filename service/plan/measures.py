@@ -90,7 +90,7 @@ def distinguishable(scope: Scope, value: Expression) -> Expression:
     if not value.type.comparable:
         raise InvalidArgument(
             f"values of type {value.type.sql} cannot be told apart",
-            path=value.path,
+            path=value.path or "distinct",  # of rows that no select names
             column=value.column.name,
         )
     return value

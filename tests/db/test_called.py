@@ -48,6 +48,8 @@ CREATE FUNCTION unlucky() RETURNS TABLE (n int) LANGUAGE plpgsql AS $$BEGIN
 END$$;
 CREATE FUNCTION spread(v anyelement, w anyarray) RETURNS TABLE (x anyelement, y anyarray, n int)
     IMMUTABLE LANGUAGE sql AS 'SELECT i, w, 1 FROM unnest(w || v) i';
+CREATE FUNCTION spot() RETURNS TABLE (at point, n int) IMMUTABLE
+    LANGUAGE sql AS $$SELECT '(1,2)'::point, 1$$;
 CREATE TABLE bare ();
 INSERT INTO bare DEFAULT VALUES;
 CREATE FUNCTION of_bare() RETURNS SETOF bare STABLE LANGUAGE sql AS 'SELECT * FROM bare';
@@ -239,6 +241,19 @@ async def test_refused(
 ) -> None:
     """Hidden columns stay hidden, and what has no rows has no verbs."""
     assert isinstance(await failure_of(db.call(f"fn.{name}.find", **kwargs)), refusal)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_distinct(db: Callee) -> None:
+    """Values that cannot be told apart are refused where they were asked to be."""
+    for kwargs, path in (
+        ({"distinct": True}, "distinct"),
+        ({"distinct": True, "select": ["n", "at"]}, "select.1"),
+        ({"distinct": ["at"]}, "distinct.0"),
+    ):
+        refused = await failure_of(db.call("fn.spot.find", **kwargs))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == path
 
 
 @pytest_twisted.ensureDeferred
