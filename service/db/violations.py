@@ -60,7 +60,7 @@ def _unique(
     keys = relation.unique_keys if relation else ()
     key = next((each for each in keys if each.name == diag.constraint_name), None)
     columns = list(key.columns) if key else None
-    shown = key is not None and _readable(relation, key.columns)
+    shown = _is(acted_on, diag) and key is not None and _readable(relation, key.columns)
     which = f" of {_listed(columns)}" if columns else ""
     return UniqueViolation(
         f"there is a row with the same value{which} already",
@@ -79,8 +79,7 @@ def _foreign_key(
     columns = list(key.columns) if key else None
     message = "a reference between rows would no longer hold"
     if relation is not None and key is not None:
-        here = acted_on and (acted_on.schema, acted_on.name)
-        home = (relation.schema, relation.name)
+        here, home = _home(acted_on), _home(relation)
         detail = diag.message_detail or ""
         missing = "not present in table" in detail
         # a server of another language says it otherwise: then the call tells
@@ -88,7 +87,8 @@ def _foreign_key(
             message = f'rows of "{relation.name}" still refer to it'
         elif missing or home == here != key.target:
             message = f'{_listed(columns)} refers to no row of "{key.target[1]}"'
-    shown = key is not None and _readable(relation, key.columns)
+    own = _is(acted_on, diag) or (key is not None and _home(acted_on) == key.target)
+    shown = own and key is not None and _readable(relation, key.columns)
     return ForeignKeyViolation(
         message,
         columns=columns,
@@ -152,6 +152,15 @@ _KINDS = {
 
 def _checked(diag: Diagnostics, relation: Relation | None) -> list[str] | None:
     return list(relation.checks.get(diag.constraint_name or "", ())) or None if relation else None
+
+
+def _home(relation: Relation | None) -> tuple[str, str] | None:
+    return (relation.schema, relation.name) if relation else None
+
+
+def _is(acted_on: Relation | None, diag: Diagnostics) -> bool:
+    """Tell whether it is the caller's own row: a trigger or a function writes others, too."""
+    return _home(acted_on) == (diag.schema_name, diag.table_name)
 
 
 def _readable(relation: Relation | None, columns: tuple[str, ...]) -> bool:

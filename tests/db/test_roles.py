@@ -16,7 +16,15 @@ from twistar.registry import Registry
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.answer.roles import Roles
-from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, NotFound, ServiceError
+from service.errors import (
+    ForeignKeyViolation,
+    InvalidArgument,
+    NoSuchProcedure,
+    NotAuthorized,
+    NotFound,
+    ServiceError,
+    UniqueViolation,
+)
 from service.request.caller import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
@@ -40,6 +48,15 @@ GRANT SELECT ON news TO rc_anyone, rc_clerk;
 CREATE TABLE tags (id int PRIMARY KEY, note int REFERENCES notes);
 INSERT INTO tags SELECT i, i FROM generate_series(1, 12) i;
 GRANT SELECT ON tags TO rc_clerk;
+CREATE TABLE vault (code text UNIQUE, note int UNIQUE REFERENCES news);
+INSERT INTO vault VALUES ('hush', 1);
+ALTER TABLE vault ENABLE ROW LEVEL SECURITY;
+GRANT SELECT ON vault TO rc_clerk; GRANT INSERT, DELETE ON news TO rc_clerk;
+CREATE FUNCTION stash() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    BEGIN INSERT INTO vault SELECT code FROM vault; RETURN NULL; END$$;
+CREATE TRIGGER stash AFTER INSERT ON news FOR EACH ROW EXECUTE FUNCTION stash();
+CREATE FUNCTION stashed() RETURNS void LANGUAGE sql SECURITY DEFINER
+    AS 'INSERT INTO vault SELECT code FROM vault';
 CREATE VIEW me AS SELECT current_user::text AS role,
     current_setting('rowcast.authid', true) AS authid,
     current_setting('rowcast.authrole', true) AS authrole,
@@ -244,3 +261,20 @@ async def test_the_pool_of_twistar(db: Callee) -> None:
 
     db.hub.add({"asking": asking})
     assert await db.call_as(CLERK, "asking") == [[("rc_clerk", "p1")]] * 3 + [[(70,)], []]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_trigger_stumbles_over(db: Callee) -> None:
+    """The key of a row that somebody else writes, and the caller may not see, is not shown."""
+    calls = [db.call_as(CLERK, "news.create", {"id": 9}), db.call_as(CLERK, "fn.stashed")]
+    for call in calls:
+        refused = await failure_of(call)
+        assert isinstance(refused, UniqueViolation)
+        assert refused.details["columns"] == ["code"]
+        assert "hush" not in f"{refused} {refused.details}"
+    refused = await failure_of(db.call_as(CLERK, "news.create", {"id": 1}))
+    assert isinstance(refused, UniqueViolation)
+    assert refused.details["detail"] == "Key (id)=(1) already exists."
+    refused = await failure_of(db.call_as(CLERK, "news.delete", 1))
+    assert isinstance(refused, ForeignKeyViolation)
+    assert "Key (id)=(1)" in refused.details["detail"]

@@ -352,6 +352,8 @@ def test_violations(
     found = refused(connected, catalog, sql, relation=acted_on)
     assert type(found) is kind
     assert message in found.message
+    if "detail" in details and details.get("relation") not in (None, acted_on):
+        details = {**details, "detail": None}  # of what others write, nothing is shown
     assert {name: found.details.get(name) for name in details} == details
     assert "hushed" not in f"{found.message} {found.details}"
     assert "secret" not in found.message

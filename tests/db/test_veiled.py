@@ -103,6 +103,8 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
     ("fn.guests.find", {"select": ["who->secret"]}, "select.0"),
     ("fn.guests.find", {"where": {"who": {"gt": "(1,Ada,x)"}}}, "where.who"),
     ("visits.export", {}, None),
+    ("fn.guests.export", {}, None),
+    ("fn.guests.find", {"distinct": True}, None),
     ("visits.export", {"select": ["friends"]}, "select.0"),
     ("hosts.export", {"embed": {"visits": {"select": ["duo"]}}}, "embed.visits.select.0"),
     ("hosts.export", {"embed": {"visits": {"measures": {"m": {"array_agg": "who"}}}}}, None),
