@@ -12,6 +12,7 @@ from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.plan.computed import computed_relationships
 from service.plan.remembered import remembered
+from service.request.names import encode
 from service.request.types import Embed
 
 Pairs = tuple[tuple[str, str], ...]
@@ -85,7 +86,7 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
         InvalidArgument: There is none, or more than one; then `candidates` names them.
     """
     known = relationships(catalog, relation)
-    fitting = [each for each in known if _fits(catalog, each, embed)]
+    fitting = [each for each in known if _fits(each, embed)]
     found = fitting if embed.via else _preferred(fitting, embed.relation or embed.name)
     if not found:
         raise _unknown(catalog, relation, known, embed)
@@ -129,29 +130,27 @@ def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationshi
     return found
 
 
-def _fits(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
+def _fits(way: Relationship, embed: Embed) -> bool:
     if way.function is not None:
-        return _computes(catalog, way, embed)
-    if not _is_named(catalog, way, embed.relation or embed.name):
+        return _computes(way, embed)
+    if not _is_named(way, embed.relation or embed.name):
         return False
     if embed.via is not None and embed.via != way.label and embed.via not in way.names:
         return False
     return embed.direction in (None, _direction(way))
 
 
-def _is_named(catalog: Catalog, way: Relationship, name: str) -> bool:
-    return name in way.called or _is_called(catalog, way.target, name)
+def _is_named(way: Relationship, name: str) -> bool:
+    return name in way.called or _is_called(way.target, name)
 
 
-def _computes(catalog: Catalog, way: Relationship, embed: Embed) -> bool:
+def _computes(way: Relationship, embed: Embed) -> bool:
     """Tell whether an embed means a function: by its own name, never by that of the target."""
     if embed.direction not in (None, _direction(way)):
         return False
     if embed.via is None:
         return way.label == (embed.relation or embed.name)
-    named = embed.relation in (None, way.label) or _is_called(
-        catalog, way.target, embed.relation or ""
-    )
+    named = embed.relation in (None, way.label) or _is_called(way.target, embed.relation or "")
     return embed.via == way.label and named
 
 
@@ -159,10 +158,11 @@ def _direction(way: Relationship) -> str:
     return "many" if way.many else "one"
 
 
-def _is_called(catalog: Catalog, relation: Relation, name: str) -> bool:
-    if relation.schema == catalog.schemas[0] and name == relation.name:
-        return True
-    return name in (relation.name, f"{relation.schema}.{relation.name}")
+def _is_called(relation: Relation, name: str) -> bool:
+    """Tell whether a name is a relation's, perhaps as it stands in URIs and in `describe`."""
+    schema, coded = encode(relation.schema), encode(relation.name)
+    plain = (relation.name, f"{relation.schema}.{relation.name}")
+    return name in (*plain, coded, f"{schema}.{coded}")
 
 
 def _unknown(
@@ -170,7 +170,7 @@ def _unknown(
 ) -> InvalidArgument:
     names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
     name, path = embed.relation or embed.name, embed.path
-    there = [way for way in known if _is_named(catalog, way, name)]
+    there = [way for way in known if _is_named(way, name)]
     if there and (embed.via is not None or embed.direction is not None):
         return InvalidArgument(
             f'"{relation.name}" has no such relationship to "{name[:80]}"',

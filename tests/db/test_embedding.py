@@ -34,6 +34,7 @@ CREATE TABLE visits (
     id int PRIMARY KEY, country text, city text, person int REFERENCES people,
     FOREIGN KEY (country, city) REFERENCES places);
 CREATE TABLE app.letters (id int PRIMARY KEY, sender int REFERENCES public.people, doc jsonb);
+CREATE TABLE app."odd name.x" (id int PRIMARY KEY, person int REFERENCES public.people);
 CREATE VIEW staff AS SELECT p.id AS person_id, p.name AS called, p.boss FROM people p;
 CREATE VIEW app.staff2 AS SELECT person_id AS id2, called FROM staff;
 CREATE VIEW plans AS SELECT pr.id, pr.title, pr.lead, (SELECT max(id) FROM people) AS top
