@@ -95,6 +95,17 @@ def composite_text(fields: Sequence[tuple[str, Write]], of: str) -> Write:
     return write_row
 
 
+def by_parts(write: Write) -> Write:
+    """Give what writes values part by part alone: PostgreSQL's text would set hidden fields too."""
+
+    def write_parts(value: Any) -> str:
+        if isinstance(value, str):
+            raise InvalidArgument("expected a dict, or a list of them: it has hidden fields")
+        return write(value)
+
+    return write_parts
+
+
 def row_of(value: Any, names: Sequence[str], of: str) -> dict[str, Any]:
     """
     Take a dict, or a list in the order of the fields, as a row.

@@ -18,10 +18,11 @@ from typing import Any
 
 from service.catalog import Catalog, Type
 from service.db.casters import is_hstore
-from service.db.containers import array_text, composite_text, hstore_text
+from service.db.containers import array_text, by_parts, composite_text, hstore_text
 from service.db.json_text import check_text, write_json
 from service.db.python_values import python_text
 from service.errors import InvalidArgument
+from service.plan.veiled import is_veiled
 
 Write = Callable[[Any], str]
 
@@ -186,6 +187,10 @@ class Encoders:
         return found
 
     def _made(self, type: Type) -> Write:
+        write = self._written(type)
+        return by_parts(write) if is_veiled(self._catalog, type.oid) else write
+
+    def _written(self, type: Type) -> Write:
         if type.kind == "array":
             element = self._catalog.type(type.element)
             under = self._catalog.plain(element)

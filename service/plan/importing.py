@@ -11,6 +11,7 @@ from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
+from service.plan.veiled import is_veiled
 from service.plan.write import writable
 from service.plan.writes import Conflict
 from service.request.types import Assignment, OnConflict
@@ -65,7 +66,14 @@ def plan_import(
     for name, path in names:
         if name in named:
             raise InvalidArgument(f'"{name}" is named twice', path=path, column=name)
-        named[name] = writable(relation, name, path)
+        named[name] = column = writable(relation, name, path)
+        if csv and is_veiled(catalog, column.type):
+            raise InvalidArgument(
+                f'"{name}" has fields that are hidden, so that it cannot be given as text',
+                path=path,
+                column=name,
+                hint="import rows, with dicts for such values",
+            )
     conflict = None
     if on_conflict is not None:
         row = tuple(Assignment(name, None, name) for name in named)

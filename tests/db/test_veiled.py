@@ -28,6 +28,8 @@ INSERT INTO hosts VALUES (1);
 INSERT INTO people VALUES (1, 'Ada', 'xyzzy'), (2, 'Bob', 'plugh');
 INSERT INTO visits
     SELECT id, p, ARRAY[p], (p, id)::pair, p, 1 FROM people p;
+CREATE FUNCTION greeted(p people) RETURNS text STABLE
+    LANGUAGE sql AS 'SELECT concat(p.name, p.secret)';
 CREATE FUNCTION guests() RETURNS TABLE (who people, n int) STABLE
     LANGUAGE sql AS 'SELECT p, id FROM people p ORDER BY id';
 """
@@ -126,6 +128,43 @@ async def test_no_way_out(db: Callee, name: str, kwargs: dict[str, Any], path: s
     if path is not None:
         assert refused.details["path"].startswith(path)
     assert "xyzzy" not in f"{refused} {refused.details}".replace("(1,Ada,xyzzy)", "")
+
+
+EVIL = "(9,Eve,evil)"
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "path"),
+    [
+        ("visits.create", {"values": {"id": 9, "who": EVIL}}, "values.who"),
+        ("visits.create", {"values": {"id": 9, "friends": f'{{"{EVIL}"}}'}}, "values.friends"),
+        ("visits.create", {"values": {"id": 9, "friends": [EVIL]}}, "values.friends.0"),
+        ("visits.create", {"values": {"id": 9, "duo": {"who": EVIL}}}, "values.duo.who"),
+        ("visits.create", {"values": {"id": 9, "duo": f'("{EVIL}",1)'}}, "values.duo"),
+        ("visits.create", {"values": {"id": 9, "anyone": EVIL}}, "values.anyone"),
+        ("visits.update", {"key": 1, "changes": {"who": EVIL}}, "changes.who"),
+        ("visits.import", {"rows": [{"id": 9, "who": EVIL}]}, "rows.0.who"),
+        ("visits.import", {"csv": f'id,who\n9,"{EVIL}"\n'}, "csv.who"),
+        ("visits.import", {"csv": '9,"{}"\n', "columns": ["id", "friends"]}, "columns.1"),
+        ("fn.greeted", {"p": EVIL}, "p"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_no_way_in(db: Callee, name: str, kwargs: dict[str, Any], path: str) -> None:
+    """PostgreSQL's text of such a value, which would set the hidden field, is not taken."""
+    refused = await failure_of(db.call(name, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_written_by_parts(db: Callee, dsn: str) -> None:
+    """What is given part by part is written; the hidden field stays without a value."""
+    new = {"id": 9, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyone": ADA}
+    assert await db.call("visits.create", {**new, "host": 1}) == {**ROW, "id": 9}
+    found = execute(dsn, "DELETE FROM visits WHERE id = 9 RETURNING (who).secret IS NULL")
+    assert found == [(True,)]
+    assert await db.call("fn.greeted", p=ADA) == "Ada"
 
 
 @pytest_twisted.ensureDeferred
