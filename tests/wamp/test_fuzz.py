@@ -293,8 +293,9 @@ async def outcome(caller: Caller, call: tuple[str, list[Any], dict[str, Any]]) -
         assert "SELECT" not in repr(error.args) or "SELECT" in repr(call), (error, call)
         if error.error == "wamp.close.transport_lost":
             return "dropped"
-        if error.error == "rowcast.error.internal":
-            return f"internal: {call!r}"
+        beyond = error.kwargs.get("sqlstate") == "54000"  # more than PostgreSQL takes of anything
+        if error.error.split(".")[-1] in {"internal", "database"} and not beyond:
+            return f"{error.error} {error.kwargs} to {call!r}"
         return str(error.error)
     return "ok"
 
