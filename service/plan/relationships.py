@@ -87,7 +87,11 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
     """
     known = relationships(catalog, relation)
     fitting = [each for each in known if _fits(each, embed)]
-    found = fitting if embed.via else _preferred(fitting, embed.relation or embed.name)
+    found: Sequence[Relationship] = [each for each in fitting if each.junction is None]
+    if embed.via is None:
+        found = _preferred(fitting, embed.relation or embed.name)
+    elif not found:  # a column of either side goes before the same one of a junction
+        found = fitting
     if not found:
         raise _unknown(catalog, relation, known, embed)
     if len(found) > 1:

@@ -29,6 +29,9 @@ CREATE TABLE rooms (id int PRIMARY KEY, name text);
 CREATE TABLE lessons (
     id int PRIMARY KEY, room int CONSTRAINT lessons_in REFERENCES rooms, name text);
 CREATE TABLE tools (id int PRIMARY KEY, name text, home int REFERENCES rooms);
+CREATE TABLE bikes (id int PRIMARY KEY, name text, home int REFERENCES rooms);
+CREATE TABLE lent (
+    home int REFERENCES rooms, bike int REFERENCES bikes, PRIMARY KEY (home, bike));
 CREATE TABLE kept (room int REFERENCES rooms, tool int REFERENCES tools, PRIMARY KEY (room, tool));
 CREATE VIEW kept_low AS SELECT room, tool FROM kept WHERE room < 2;
 CREATE VIEW fittings AS SELECT * FROM tools;
@@ -46,6 +49,8 @@ INSERT INTO private.joined VALUES (1, 7, '2026-01-01'), (1, 8, NULL), (2, 8, NUL
 INSERT INTO rooms VALUES (1, 'hall'), (2, 'attic');
 INSERT INTO lessons VALUES (1, 1, 'art'), (2, 2, 'maths');
 INSERT INTO tools VALUES (1, 'saw', 2), (2, 'file', 2);
+INSERT INTO bikes VALUES (1, 'red', 2);
+INSERT INTO lent VALUES (1, 1);
 INSERT INTO kept VALUES (1, 1), (2, 1), (2, 2);
 INSERT INTO follows VALUES (1, 2);
 INSERT INTO private.parts VALUES (1, NULL, 'l'), (2, 1, 's'), (3, 2, 's');
@@ -75,6 +80,10 @@ WAYS: list[tuple[str, dict[str, Any], Any]] = [
     ("tools", {"rooms": {"via": "kept", **NAME}}, [["hall", "attic"], ["attic"]]),
     ("tools", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
     ("fittings", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
+    # a column of either side beats a junction's
+    ("bikes", {"rooms": {"via": "home", **NAME}}, [["attic"]]),
+    ("rooms", {"bikes": {"via": "home", **NAME}}, [[], ["red"]]),
+    ("bikes", {"rooms": {"via": "lent", **NAME}}, [["hall"]]),
     # what an embed may be called without "relation", it may be called with it
     ("lessons", {"x": {"relation": "room", **NAME}}, [["hall"], ["attic"]]),
     ("lessons", {"x": {"relation": "lessons_in", **NAME}}, [["hall"], ["attic"]]),
