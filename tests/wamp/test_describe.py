@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 from jsonschema import Draft202012Validator
 from psycopg2.extensions import make_dsn
 
@@ -318,6 +319,33 @@ async def test_calls_are_as_described(caller: Caller) -> None:
             assert not described.faults(verb["errors"], said), said
         else:
             described.check_call(name, args, kwargs, answer)
+
+
+@pytest.mark.parametrize(
+    ("verb", "kwargs"),
+    [
+        ("stream", {"chunk": 1}),
+        ("stream", {"form": "lists"}),
+        ("stream", {"select": ["n:name"]}),
+        ("export", {"format": "ndjson"}),
+        ("export", {}),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_parts_are_as_described(caller: Caller, verb: str, kwargs: dict[str, Any]) -> None:
+    """Each progressive result is what the schema of parts says, and so is the end."""
+    described = Described(await caller.call("rowcast.describe", relations=["owners"]))
+    parts: list[Any] = []
+    options = CallOptions(on_progress=parts.append)
+    end = await caller.call(f"rowcast.owners.{verb}", options=options, **kwargs)
+    described.check_call(f"owners.{verb}", [], kwargs, end)
+    progress = described.document["relations"]["owners"]["verbs"][verb]["progress"]
+    plain_rows = verb == "stream" and not kwargs.keys() - {"chunk"}
+    usual = progress["anyOf"][0] if plain_rows else progress
+    assert parts
+    for part in parts:
+        assert not described.faults(usual, part)
+    assert described.faults(progress, {"rows": 1})
 
 
 @pytest.mark.parametrize("name", ["describe", "health", "stats"])
