@@ -333,8 +333,8 @@ async def test_examples_of_describing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_typed_client(migrated: str, tmp_path: Path) -> None:
-    """The example of a typed client compiles against what the command prints."""
+async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
+    """The examples of typed clients compile against what the command prints."""
     (tmp_path / "rowcast.ts").write_text(await commanded(migrated, "types", "--lang", "ts"))
     (example,) = code(DESCRIBING, "ts")
     declared = "declare const connection: { session: object };\n"
@@ -342,6 +342,15 @@ async def test_typed_client(migrated: str, tmp_path: Path) -> None:
     options = ["--strict", "--noEmit", "--target", "es2022", "--module", "es2022"]
     tsc = [*compiler(), *options, "--moduleResolution", "bundler", "example.ts"]
     found = check(tsc, tmp_path)
+    assert found.returncode == 0, found.stdout
+    (tmp_path / "rowcast.py").write_text(await commanded(migrated, "types", "--lang", "py"))
+    (example,) = code(DESCRIBING, "py")
+    body = "".join(f"    {line}\n" for line in example.splitlines()[2:])
+    head = "from rowcast import Caller, Service\n\nasync def use(session: Caller) -> None:\n"
+    (tmp_path / "example.py").write_text(head + body)
+    found = check(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "example.py"], tmp_path
+    )
     assert found.returncode == 0, found.stdout
 
 

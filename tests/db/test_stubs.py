@@ -58,53 +58,54 @@ USE_PY = """
 from typing import Any, Literal, assert_type
 from made import *
 
-async def use(session: Session) -> None:
-    page = await session.call("rowcast.things.find", limit=1, where={"id": 1})
+async def use(session: Caller) -> None:
+    service = Service(session)
+    page = await service.things.find(limit=1, where={"id": 1})
     assert_type(page["rows"][0]["price"], str | None)
-    assert_type(await session.call("rowcast.things.count"), int)
-    chosen = await session.call("rowcast.things.find", select=["n:name"], limit=2)
+    assert_type(await service.things.count(), int)
+    chosen = await service.things.find(select=["n:name"], limit=2)
     assert_type(chosen["rows"][0]["n"], Any)
-    row = await session.call("rowcast.things.get", 1, timeout=2)
+    row = await service.things.get(1, timeout=2)
     assert_type(row["mood"], Literal["sad", "it's \\"ok\\""])
-    await session.call("rowcast.things.get", 1, embed={"linked": True})
-    await session.call("rowcast.things.get", {"code": "x"})
+    await service.things.get(1, embed={"linked": True})
+    await service.things.get({"code": "x"})
     new: ThingsInsert = {"name": "x"}
     change: ThingsUpdate = {"price": 1.5}
-    assert_type(await session.call("rowcast.things.create", new), ThingsRow)
-    assert_type(await session.call("rowcast.things.create", [new], max_affected=3), list[ThingsRow])
-    assert_type(await session.call("rowcast.things.upsert", new, on_conflict="x"), ThingsRow | None)
-    assert_type(await session.call("rowcast.things.update", 1, change), ThingsRow)
-    many = await session.call("rowcast.things.update", where={"id": 1}, changes=change)
+    assert_type(await service.things.create(new), ThingsRow)
+    assert_type(await service.things.create([new], max_affected=3), list[ThingsRow])
+    assert_type(await service.things.upsert(new, on_conflict="x"), ThingsRow | None)
+    assert_type(await service.things.update(1, change), ThingsRow)
+    many = await service.things.update(where={"id": 1}, changes=change)
     assert_type(many["rows"], list[ThingsRow])
-    assert_type((await session.call("rowcast.things.delete", all=True))["affected"], int)
-    await session.call("rowcast.linked.delete", [1, "x"], expect={"thing_id": 1})
-    await session.call("rowcast.things.import", [new], done=False)
-    assert_type((await session.call("rowcast.things.stream", chunk=5))["rows"], int)
-    await session.call("rowcast.things.export", format="csv")
-    await session.call("rowcast.things.aggregate", {"n": {"count": "*"}}, group=["mood"])
-    assert_type(await session.call("rowcast.fn.add", a=1), int | None)
-    assert_type(await session.call("rowcast.fn.add", a="x", c=["y"]), str | None)
-    cheap = await session.call("rowcast.fn.cheap", most="2.50")
+    assert_type((await service.things.delete(all=True))["affected"], int)
+    await service.linked.delete([1, "x"], expect={"thing_id": 1})
+    await service.things.import_([new], done=False)
+    assert_type((await service.things.stream(chunk=5))["rows"], int)
+    await service.things.export(format="csv")
+    await service.things.aggregate({"n": {"count": "*"}}, group=["mood"])
+    assert_type(await service.fn.add(a=1), int | None)
+    assert_type(await service.fn.add(a="x", c=["y"]), str | None)
+    cheap = await service.fn.cheap(most="2.50")
     assert_type(cheap[0]["name"], str | None)
-    found = await session.call("rowcast.fn.fares.find", args={"from": "x", "seats": [1]}, limit=2)
+    found = await service.fn.fares_find(args={"from": "x", "seats": [1]}, limit=2)
     assert_type(found["rows"][0]["fare"], str | None)
-    await session.call("rowcast.fn.fares.aggregate", args={}, measures={"n": {"count": "*"}})
-    outs = await session.call("rowcast.fn.outs", n=1)
+    await service.fn.fares_aggregate(args={}, measures={"n": {"count": "*"}})
+    outs = await service.fn.outs(n=1)
     assert_type(outs["low"], int | None)
-    await session.call("rowcast.fn.take", {"a": 1})
-    assert_type(await session.call("rowcast.hello.greet", "Ada", 2, loud=True), list[str])
-    await session.call("rowcast.health")
+    await service.fn.take({"a": 1})
+    assert_type(await service.hello.greet("Ada", 2, loud=True), list[str])
+    await service.service.health()
 """
 
 WRONG_PY = [
-    'await session.call("rowcast.things.create", {"name": 5})',
-    'await session.call("rowcast.things.find", limit="x")',
-    'await session.call("rowcast.things.find", limits=1)',
-    'await session.call("rowcast.things.get")',
-    'await session.call("rowcast.few.create", {})',
-    'await session.call("rowcast.fn.add", a=1, d=2)',
-    'await session.call("rowcast.fn.cheap")',
-    'await session.call("rowcast.hello.greet", 5)',
+    'await service.things.create({"name": 5})',
+    'await service.things.find(limit="x")',
+    "await service.things.find(limits=1)",
+    "await service.things.get()",
+    "await service.few.create({})",
+    "await service.fn.add(a=1, d=2)",
+    "await service.fn.cheap()",
+    "await service.hello.greet(5)",
 ]
 
 USE_TS = """
@@ -176,7 +177,7 @@ def test_python(document: Any, tmp_path: Path) -> None:
     found = check(mypy, tmp_path)
     assert found.returncode == 0, found.stdout
     body = "\n".join(f"    {wrong}" for wrong in WRONG_PY)
-    head = "from made import *\n\nasync def use(session: Session) -> None:\n"
+    head = "from made import *\n\nasync def use(service: Service) -> None:\n"
     (tmp_path / "use.py").write_text(head + body)
     said = check(mypy, tmp_path).stdout
     for at, wrong in enumerate(WRONG_PY, 4):
@@ -227,3 +228,27 @@ def test_every_verb_has_a_signature(document: Any) -> None:
     }  # fmt: skip
     for made in (typescript(document), python(document)):
         assert {uri for uri in uris if json.dumps(uri) not in made} == set()
+
+
+def test_calls_of_python(document: Any) -> None:
+    """The methods call what they are called after, with what they are given."""
+    space: dict[str, Any] = {"__name__": "made"}
+    exec(python(document), space)
+    calls: list[Any] = []
+
+    class Session:
+        def call(self, *args: Any, **kwargs: Any) -> None:
+            calls.append((args, kwargs))
+
+    service = space["Service"](Session())
+    service.things.get(1, timeout=2)
+    service.fn.fares_find(args={})
+    service.a_b.count()
+    service.a_b_.count()
+    assert calls == [
+        (("rowcast.things.get", 1), {"timeout": 2}),
+        (("rowcast.fn.fares.find",), {"args": {}}),
+        (("rowcast.a%20b.count",), {}),
+        (("rowcast.a-b.count",), {}),
+    ]
+    assert not hasattr(service.things, "gets")

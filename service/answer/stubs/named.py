@@ -179,6 +179,21 @@ def class_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """Make identifiers of names, each another one."""
+    found: dict[str, str] = {}
+    used: set[str] = set()
+    for name in dict.fromkeys(names):
+        made = re.sub(r"\W", "_", ".".join(map(decode, name.split("."))))
+        if not made.isidentifier() or keyword.iskeyword(made) or made.startswith("_"):
+            made = f"{made}_" if made.isidentifier() and not made.startswith("_") else f"x{made}"
+        while made in used:
+            made += "_"
+        used.add(made)
+        found[name] = made
+    return found
+
+
 def or_not_null(schema: Schema) -> Schema:
     """Take null away from what a schema allows."""
     if isinstance(schema.get("type"), list):

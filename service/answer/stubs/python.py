@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from service.answer.stubs.named import Call, Field, Named
-from service.answer.stubs.python_head import HEAD
+from service.answer.stubs.named import Call, Field, Named, class_names, identifiers
+from service.answer.stubs.python_head import HEAD, SERVICE
 from service.answer.stubs.types import Spelling
 
 PY = Spelling(
@@ -36,9 +37,6 @@ OPTIONS = {
     "export": "Exporting",
 }
 """What the verbs on the rows of functions take."""
-
-TAKEN = frozenset({"self", "procedure"})
-"""Names of the parameters before them."""
 
 VERBS: Mapping[str, Iterable[tuple[str, str]]] = {
     "get": [
@@ -106,17 +104,48 @@ def python(document: Mapping[str, Any]) -> str:
         lines += [f"{title}Key: TypeAlias = {_key(named, name)}"]
     for title, fields in named.function_rows():
         lines += _typed_dict(named, title, fields)
-    calls: list[str] = []
-    sessions = list(_signatures(named))
-    for uri, takes, answer in sessions:
-        calls += [
-            "",
-            "    @overload",
-            f"    async def call(self, procedure: Literal[{json.dumps(uri)}], {takes})"
-            f" -> {answer}: ...",
-        ]
-    lines += ["", "", "class Session(Protocol):", '    """A WAMP session, typed by procedure."""']
-    return "\n".join([*lines, *calls, ""])
+    groups = _groups(named)
+    for title, methods in groups.values():
+        lines += ["", "", f"class {title}(Protocol):", '    """Calls, by the name of the verb."""']
+        for name, method in methods.items():
+            lines += _method(name, method)
+    lines += [SERVICE]
+    for group, (title, methods) in groups.items():
+        uris = {name: method.uri for name, method in methods.items()}
+        lines += [f"        self.{group} = cast({title}, Calls(session, {json.dumps(uris)}))"]
+    return "\n".join([*lines, ""])
+
+
+@dataclass(slots=True)
+class _Method:
+    """A procedure: its URI, and the ways to call it, each with what it takes and answers."""
+
+    uri: str
+    ways: list[tuple[str, str]]
+
+
+def _groups(named: Named) -> dict[str, tuple[str, dict[str, _Method]]]:
+    """Give procedures by what stands before the verb, and by the verb, as Python can say it."""
+    ways: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for group, verb, uri, takes, answer in _signatures(named):
+        ways.setdefault((group, verb, uri), []).append((takes, answer))
+    attributes = identifiers(group for group, _, _ in ways)
+    titles = class_names(dict.fromkeys(group for group, _, _ in ways))
+    found: dict[str, tuple[str, dict[str, _Method]]] = {}
+    for group, attribute in attributes.items():
+        own = {verb: (uri, each) for (of, verb, uri), each in ways.items() if of == group}
+        spelled = identifiers(own)
+        methods = {spelled[verb]: _Method(uri, each) for verb, (uri, each) in own.items()}
+        found[attribute] = (f"{titles[group]}Calls", methods)
+    return found
+
+
+def _method(name: str, method: _Method) -> list[str]:
+    lines: list[str] = []
+    for takes, answer in method.ways:
+        overload = ["    @overload"] if len(method.ways) > 1 else []
+        lines += ["", *overload, f"    async def {name}(self, {takes}) -> {answer}: ..."]
+    return lines
 
 
 def _typed_dict(named: Named, title: str, fields: Iterable[Field]) -> list[str]:
@@ -137,14 +166,18 @@ def _key(named: Named, name: str) -> str:
     return f'"{alone}list[Any] | dict[str, Any]"'
 
 
-def _signatures(named: Named) -> Iterator[tuple[str, str, str]]:
+def _signatures(named: Named) -> Iterator[tuple[str, str, str, str, str]]:
+    """Give the group, the verb, the URI, what is taken and what is answered."""
     for name, title in named.relations.items():
         for verb in named.verbs(name):
             for takes, answer in VERBS.get(verb, ()):
                 uri = f"{named.prefix}.{name}.{verb}"
-                yield uri, takes.replace("{row}", title), answer.replace("{row}", title)
+                yield name, verb, uri, *(each.replace("{row}", title) for each in (takes, answer))
     for call in (*named.functions(), *named.procedures()):
-        yield call.uri, _takes(named, call), _answer(named, call)
+        name = call.uri.removeprefix(f"{named.prefix}.").removesuffix(f".{call.verb}")
+        group, _, verb = name.rpartition(".")
+        verb = f"{verb}.{call.verb}" if call.verb else verb
+        yield group or "service", verb, call.uri, _takes(named, call), _answer(named, call)
 
 
 def _takes(named: Named, call: Call) -> str:
@@ -160,7 +193,7 @@ def _takes(named: Named, call: Call) -> str:
     by_name = [
         f"{each.name}: {PY.of(named, each.schema)}{'' if each.required else ' = ...'}"
         for each in call.named
-        if each.name.isidentifier() and each.name not in TAKEN and not keyword.iskeyword(each.name)
+        if each.name.isidentifier() and each.name != "self" and not keyword.iskeyword(each.name)
     ]
     lost = len(by_name) < len(call.named)
     rest = [*(["*"] if by_name else []), *by_name, *(["**options: Any"] if lost else [])]

@@ -8,7 +8,8 @@ HEAD = '''"""Made by `python -m service types --lang py`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import (
     Any,
     Generic,
@@ -19,6 +20,7 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
+    cast,
     overload,
 )
 
@@ -148,3 +150,30 @@ class Imported(Options, total=False):
     upload: str
     done: bool
 '''
+
+SERVICE = '''
+
+class Caller(Protocol):
+    """What autobahn's session has."""
+
+    def call(self, procedure: str, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Call a procedure."""
+
+
+class Calls:
+    """Procedures, by the names of methods."""
+
+    def __init__(self, session: Caller, uris: Mapping[str, str]) -> None:
+        self._session = session
+        self._uris = uris
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._uris:
+            raise AttributeError(name)
+        return partial(self._session.call, self._uris[name])
+
+
+class Service:
+    """All that is served, called by a session."""
+
+    def __init__(self, session: Caller) -> None:'''
