@@ -60,8 +60,12 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
   LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
   LEFT JOIN pg_description d
     ON d.objoid = a.attrelid AND d.classoid = 'pg_class'::regclass AND d.objsubid = a.attnum,
-       LATERAL (SELECT c.relkind <> 'v' OR pg_column_is_updatable(c.oid, a.attnum, true)
-                       AS direct) v
+       LATERAL (SELECT c.relkind <> 'v' OR pg_column_is_updatable(c.oid, a.attnum, false)
+                       -- tgtype: 64 instead (pg_trigger.h); ev_type: 1 for the view's own query
+                       OR EXISTS (SELECT FROM pg_trigger g
+                                   WHERE g.tgrelid = c.oid AND g.tgtype & 64 <> 0)
+                       OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid
+                                     AND r.ev_type <> '1' AND r.is_instead) AS direct) v
  WHERE a.attrelid = ANY(%(relations)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
    AND NOT {HIDDEN.format("d")}
  ORDER BY a.attrelid, a.attnum

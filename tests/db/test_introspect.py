@@ -75,6 +75,16 @@ CREATE VIEW app.doors AS SELECT count(*) AS n FROM app.cars;
 CREATE FUNCTION app.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER through INSTEAD OF INSERT ON app.doors
     FOR EACH ROW EXECUTE FUNCTION app.nothing();
+CREATE VIEW app.posts AS SELECT n + 1 AS next, n FROM app.days;
+CREATE RULE posting AS ON INSERT TO app.posts DO INSTEAD
+    INSERT INTO app.days VALUES ('2026-01-01', new.next);
+CREATE VIEW app.hooked AS SELECT n + 1 AS next, n FROM app.days;
+CREATE TRIGGER hooking INSTEAD OF INSERT ON app.hooked
+    FOR EACH ROW EXECUTE FUNCTION app.nothing();
+CREATE VIEW app.joined AS SELECT a.n AS next, b.n FROM app.days a, app.days b;
+CREATE RULE joining AS ON INSERT TO app.joined DO INSTEAD
+    INSERT INTO app.days VALUES ('2026-01-01', new.next);
+CREATE RULE changing AS ON UPDATE TO app.joined DO INSTEAD NOTHING;
 CREATE TABLE app."odd "".% näme" ("co.l %s" int PRIMARY KEY, "UPPER" int);
 CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
 """
@@ -108,12 +118,15 @@ def test_served_relations(catalog: Catalog) -> None:
         "counts": "materialized view",
         "days": "table",
         "doors": "view",
+        "hooked": "view",
+        "joined": "view",
         "keyed": "table",
         "makers": "table",
         "names": "view",
         "notes": "table",
         'odd ".% näme': "table",
         "pointing": "table",
+        "posts": "view",
         "self": "table",
         "totals": "view",
     }
@@ -215,6 +228,10 @@ def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
     assert not doors.columns["n"].generated
     assert not totals.columns["n"].generated
     assert not catalog.relation("app", "counts").insertable
+    for name in ("posts", "hooked", "joined"):
+        columns = catalog.relation("app", name).columns.values()
+        assert all(each.insertable and not each.generated for each in columns)
+    assert catalog.relation("app", "joined").takes == {"insert", "update"}
 
 
 def test_odd_names(catalog: Catalog) -> None:
