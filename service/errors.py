@@ -16,6 +16,7 @@ Every refusal, by family.
     ├─ Conflict             `expect` failed, or serialization failed
     ├─ TooManyRows          over `max_affected`, or one row was expected
     ├─ TooLarge             the answer may not be sent
+    │  ├─ TooManyGroups     an aggregate has more groups than an answer holds
     │  ├─ TooManyToSend     a function gave more rows than an answer holds
     │  └─ TooMuchToDescribe more is served than one answer describes
     ├─ StatementTimeout     over the time limit
@@ -239,6 +240,23 @@ class TooManyToSend(TooLarge):
             self,
             f'"{name}" gave more than {limit} rows, the most of one answer',
             hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them',
+        )
+
+
+class TooManyGroups(TooLarge):
+    """
+    An aggregate has more groups than one answer holds.
+
+    Args:
+        limit: The most groups of an answer.
+    """
+
+    def __init__(self, limit: int) -> None:
+        ServiceError.__init__(
+            self,
+            f"there are more than {limit} groups, the most of one answer",
+            hint="ask for a part with where or having, or for one after the other with limit"
+            " and offset",
         )
 
 

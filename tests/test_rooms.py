@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LONGEST = 250
 # One that is a list, of refusals.
-LISTS = {"service/errors.py": 350}
+LISTS = {"service/errors.py": 360}
 MODULES = sorted(
     path.relative_to(ROOT)
     for room in ("service", "schema", "migrations", "tests")

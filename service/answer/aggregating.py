@@ -10,9 +10,9 @@ from typing import Any
 from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, page_txn
+from service.db.interactions import Shape, groups_txn
 from service.plan.aggregate import plan_aggregate
-from service.request.aggregate import parse_aggregate
+from service.request.aggregate import GROUPS, parse_aggregate
 from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate
 from service.sql.statement import Statement
@@ -29,23 +29,24 @@ class Aggregating(Verbs):
 
         Raises:
             InvalidArgument: Among others, a function is none of its column's type.
+            TooManyGroups: There are more than `GROUPS`.
         """
         call = parse_aggregate(args, kwargs, self.limits)
         statement = served.statement(_aggregate, relation, call.request)
         shape = Shape(call.request.form, self.max_bytes)
-        page: Page = await self.database.run(
-            page_txn,
+        groups = await self.database.run(
+            groups_txn,
             served.codec,
             statement,
             call.values,
-            None,
+            GROUPS,
             shape,
             retry=True,
             timeout=call.timeout,
         )
         if call.request.form == "lists":
-            return {"columns": list(statement.columns), "rows": page.rows}
-        return page.rows
+            return {"columns": list(statement.columns), "rows": groups}
+        return groups
 
 
 def _aggregate(catalog: Catalog, relation: Relation, request: AggregateRequest) -> Statement:

@@ -12,11 +12,18 @@ from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import counted_txn, kept_txn
-from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
+from service.db.interactions import (
+    Page,
+    Shape,
+    answered_columns,
+    groups_txn,
+    page_txn,
+    value_txn,
+)
 from service.functions import Function
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
 from service.plan.veiled import refuse_veiled
-from service.request.aggregate import parse_aggregate
+from service.request.aggregate import GROUPS, parse_aggregate
 from service.request.called import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.parse import Parsed, parse_find
@@ -73,12 +80,12 @@ class Called(Verbs):
         request = call.request
         statement = served.statement(_groups, request.call.function, request)
         shape = Shape(request.of.form, self.max_bytes)
-        page: Page = await self._run(
-            call, page_txn, served.codec, statement, call.values, None, shape
+        groups = await self._run(
+            call, groups_txn, served.codec, statement, call.values, GROUPS, shape
         )
         if request.of.form == "lists":
-            return {"columns": list(statement.columns), "rows": page.rows}
-        return page.rows
+            return {"columns": list(statement.columns), "rows": groups}
+        return groups
 
     async def _found(self, served: Served, call: Find) -> tuple[Page, tuple[str, ...], int | None]:
         """Give a page, the names of its columns, and the number of all rows if asked for."""

@@ -18,7 +18,7 @@ from service.db.connection import PgConnection
 from service.db.embedded import finish, read_texts
 from service.db.position import point_out
 from service.db.values import Codec
-from service.errors import TooLarge, TooManyRows
+from service.errors import TooLarge, TooManyGroups, TooManyRows
 from service.request.types import Form
 from service.sql.statement import Statement
 
@@ -84,6 +84,27 @@ def page_txn(
     width = len(statement.columns)
     end = rows[-1][width:] if more and rows else ()
     return Page(shaped(rows, statement, codec, shape), more, end)
+
+
+def groups_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int,
+    shape: Shape,
+) -> list[Any]:
+    """
+    Read groups, all of them.
+
+    Raises:
+        TooLarge: They weigh more than an answer may.
+        TooManyGroups: There are more than `limit`.
+    """
+    page = page_txn(connection, codec, statement, values, limit, shape)
+    if page.more:
+        raise TooManyGroups(limit)
+    return page.rows
 
 
 def value_txn(

@@ -17,6 +17,9 @@ from service.request.terms import Operand
 from service.request.types import AggregateRequest
 from service.request.values import Values
 
+GROUPS = 5_000
+"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
+
 
 def parse_aggregate(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
@@ -36,7 +39,7 @@ def parse_aggregate(
             "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
         )
     limit, offset = given.whole("limit"), given.whole("offset")
-    most = limits.max_rows if limit is None else min(limit, limits.max_rows)
+    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
     request = AggregateRequest(
         measures=measures,
         group=group,
