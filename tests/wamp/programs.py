@@ -4,6 +4,7 @@ Programs run for real by tests, and the processes they start.
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Program:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close)
         self._child = subprocess.Popen(
             arguments,
-            env=environ,
+            env={**environ, "PYTHONFAULTHANDLER": "1"},
             cwd=environ["HOME"],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
@@ -57,7 +58,12 @@ class Program:
         """Send a signal, if any, and wait for the end; gives the status."""
         if number is not None:
             self._child.send_signal(number)
-        return self._child.wait(within)
+        try:
+            return self._child.wait(within)
+        except subprocess.TimeoutExpired:
+            self._child.send_signal(signal.SIGABRT)  # where it is, by faulthandler
+            self._child.wait()
+            raise AssertionError(f"does not end:\n{self.output}") from None
 
     def close(self) -> None:
         """Be sure that it is gone."""
