@@ -17,87 +17,18 @@ from weakref import ref
 
 from twistar.exceptions import ClassNotRegisteredError
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
 from service.errors import InvalidArgument
+from service.models.brought import SIZE, Brought, Load, Place
 from service.models.finding import rows_txn
 from service.models.way import Key, Way
-
-SIZE = 500
-"""Rows that know each other at most: for so many one statement brings what is related."""
 
 MOST = 5000
 """Related rows that one statement brings at most."""
 
 FRESH = 1.0
 """Seconds for which what was brought is good."""
-
-Place = tuple[Any, Key]
-"""A model, and what rows are related to objects of it by."""
-
-
-class Load:
-    """
-    A statement on its way, and those who wait for it: it stops when nobody does any more.
-
-    Args:
-        loads: Where it is to be found by what it brings; it takes out what it does not.
-        places: What it brings.
-    """
-
-    def __init__(self, loads: dict[Place, Load], places: Sequence[Place]) -> None:
-        self.found: dict[Place, list[Any]] = {}
-        self._loads = loads
-        self._places = places
-        self._waiting: list[Deferred[None]] | None = []
-        loads.update(dict.fromkeys(places, self))
-
-    def begin(self, work: Deferred[dict[int, list[Any]]]) -> None:
-        """Take what `related_txn` gives for the places."""
-        self._work = work.addCallback(self._brought).addBoth(self._over)
-
-    def done(self) -> Deferred[None]:
-        """Wait until it is there; fails as the statement has failed."""
-        waiting: Deferred[None] = Deferred(self._left)
-        if self._waiting is None:
-            waiting.callback(None)
-        else:
-            self._waiting.append(waiting)
-        return waiting
-
-    def _brought(self, found: dict[int, list[Any]]) -> None:
-        self.found = {self._places[at]: objects for at, objects in found.items()}
-
-    def _over(self, outcome: Any) -> None:
-        self._forget()
-        self._loads = {}  # which would hold us, and we it
-        waiting, self._waiting = self._waiting or [], None
-        for each in waiting:
-            if isinstance(outcome, Failure):
-                each.errback(outcome)
-            else:
-                each.callback(None)
-
-    def _forget(self) -> None:
-        for place in self._places:
-            if place not in self.found and self._loads.get(place) is self:
-                del self._loads[place]
-
-    def _left(self, waiting: Deferred[None]) -> None:
-        assert self._waiting is not None
-        self._waiting.remove(waiting)
-        if not self._waiting:
-            self._forget()
-            self._work.cancel()
-
-
-class Brought:
-    """What was brought of a relationship at one moment, and what is on its way."""
-
-    def __init__(self, moment: tuple[Any, ...]) -> None:
-        self.moment = moment
-        self.loads: dict[Place, Load] = {}
 
 
 class Together:
@@ -130,11 +61,12 @@ class Together:
 
     async def _get(self, asked: Any, way: Way) -> Any:
         place = way.model, tuple(way.written(asked.values()))
-        loads = self._current(asked)
-        load = loads.get(place)
+        brought = self._current(asked)
+        brought.asked += 1
+        load = brought.loads.get(place)
         if load is None:
-            places = [place, *self._others(asked, way, place, loads)]
-            load = Load(loads, places)
+            places = [place, *self._others(asked, way, place, brought)]
+            load = Load(brought.loads, places)
             keys = [key for _, key in places]
             load.begin(asked.inst.database().run(related_txn, way, keys, MOST, retry=True))
         await load.done()
@@ -148,23 +80,21 @@ class Together:
             return objects[0] if objects else None
         return objects
 
-    def _current(self, asked: Any) -> dict[Place, Load]:
+    def _current(self, asked: Any) -> Brought:
         """Give what is there and on its way of a relationship, if it is still good."""
         database, name = asked.inst.database(), asked.ends.name
         moment = database, *database.moment
         brought = self._brought.get(name)
         if brought is None or brought.moment != moment:
-            brought = self._brought[name] = Brought(moment)
+            brought = self._brought[name] = Brought(moment, brought)
             database.reactor.callLater(FRESH, _expire, ref(self), name, ref(brought))
-        return brought.loads
+        return brought
 
-    def _others(
-        self, asked: Any, way: Way, place: Place, loads: dict[Place, Load]
-    ) -> Iterator[Place]:
+    def _others(self, asked: Any, way: Way, place: Place, brought: Brought) -> Iterator[Place]:
         """Give what the other rows need as well, those that come next first."""
-        seen = {place}
+        seen, size, loads = {place}, brought.size, brought.loads
         for row in self._following(asked.inst):
-            if len(seen) == SIZE:
+            if len(seen) >= size:
                 return
             theirs = _place(type(asked)(row, asked.ends), way)
             if theirs is not None and theirs not in seen and theirs not in loads:

@@ -14,7 +14,13 @@ import psycopg2
 import pytest
 import pytest_twisted
 from twistar.exceptions import ClassNotRegisteredError
-from twisted.internet.defer import CancelledError, gatherResults, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    ensureDeferred,
+    gatherResults,
+    maybeDeferred,
+)
 from twisted.internet.task import Clock
 
 from service.db.identity import identity_of
@@ -23,6 +29,7 @@ from service.db.scope import Database
 from service.errors import InvalidArgument
 from service.models import together
 from service.models.base import Model
+from service.models.brought import SIZE
 from service.models.preload import preload
 from tests.conftest import execute
 from tests.db.relay import Relay
@@ -277,6 +284,27 @@ async def test_no_transaction_answers_for_another(dsn: str) -> None:
         assert await lines[0].stops.get() == []
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_commit_is_seen(dsn: str) -> None:
+    """What one task of a caller commits, the others see, though they asked after it was written."""
+    async with counted(dsn) as (database, _):
+        line = (await Line.find(orderby="id"))[0]
+        written, asked = Deferred[None](), Deferred[None]()
+
+        async def writes() -> None:
+            async with database.transaction():
+                await database.statement("DELETE FROM stops WHERE line_id = 1", fetch=False)
+                written.callback(None)
+                await asked
+
+        writing = ensureDeferred(writes())
+        await written
+        assert len(await line.stops.get()) == 3
+        asked.callback(None)
+        await writing
+        assert await line.stops.get() == []
+
+
 async def _cleared_in_vain(database: Database, line: Line) -> None:
     async with database.transaction():
         assert len(await line.stops.get()) == 2
@@ -356,7 +384,7 @@ async def test_many_rows(dsn: str) -> None:
         await each(lines, "made_by")
         assert since() == 1
         await each(lines, "plan")
-        assert since() == -(-1206 // together.SIZE)
+        assert since() == -(-1206 // SIZE)
         stops = await each(lines, "stops")
         assert sum(map(len, stops)) == 20000
         assert since() <= 8
@@ -365,6 +393,25 @@ async def test_many_rows(dsn: str) -> None:
         since()
         assert [len(found) for found in await each(roots, "stops")] == [19997, 3]
         assert since() == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_are_written_one_by_one(dsn: str) -> None:
+    """Where each row's answer is followed by a write, little is brought in vain."""
+    execute(dsn, "INSERT INTO lines SELECT i, 'more', 1 FROM generate_series(7, 400) i")
+    with Relay(dsn) as relay:
+        async with served(relay.dsn, *MODELS, most=2) as database:
+            lines = await Line.find(orderby="id")
+            for line in lines[:20]:
+                await line.stops.get()
+                await database.statement("UPDATE stops SET name = 'x' WHERE id = 1", fetch=False)
+            sent = [each for each in relay.messages if b'"stops" AS other' in each]
+            assert all(len(each) < len(sent[0]) / 2 for each in sent[1:])
+            assert len(sent[-1]) < 500
+            since = len(sent)
+            await each(lines, "stops")
+            sent = [each for each in relay.messages if b'"stops" AS other' in each]
+            assert len(sent) - since < 12
 
 
 @pytest_twisted.ensureDeferred
@@ -384,6 +431,20 @@ async def test_who_goes_and_who_stays(dsn: str) -> None:
         execute(dsn, "DROP TABLE lines_words")
         for each in await gatherResults([failure_of_words(line) for line in lines]):
             assert isinstance(each, psycopg2.errors.UndefinedTable)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_who_was_told_sends_the_others_away(dsn: str) -> None:
+    """Whoever fails first may cancel those that wait for the same statement."""
+    async with counted(dsn) as _:
+        lines = await Line.find(orderby="id")
+        execute(dsn, "DROP TABLE stops")
+        first, second, third = (line.stops.get() for line in lines[:3])
+        seen = failure_of(first.addErrback(lambda reason: second.cancel() or reason))
+        last = failure_of(third)
+        assert isinstance(await seen, psycopg2.errors.UndefinedTable)
+        assert isinstance(await failure_of(second), CancelledError)
+        assert isinstance(await last, psycopg2.errors.UndefinedTable)
 
 
 def failure_of_words(line: Line) -> Any:
