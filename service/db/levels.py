@@ -150,7 +150,7 @@ class Transaction(Level):
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""
         if self._close():
-            await self._last(commit_txn)
+            await self.doer.sends(self._last(commit_txn), reads=False)
 
     async def rollback(self) -> None:
         """Roll back, and let the worker go; a transaction that no longer stands is undone."""
