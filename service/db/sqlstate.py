@@ -38,6 +38,7 @@ STALE = frozenset(["0A000", "3F000", "42703", "42704", "42883", "42P01", "42P10"
 """What PostgreSQL says of names that are there no more (undefined table, column, …)."""
 
 _GONE = frozenset(["3F000", "42703", "42704", "42P01"])
+_NAMES = _GONE | {"42725", "42883"}
 Make = Callable[[psycopg2.Error], ServiceError | None]
 
 _KNOWN = frozenset(
@@ -124,7 +125,7 @@ def _misnamed(error: psycopg2.Error) -> ServiceError | None:
     """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
     if raised(error) or error.diag.context is not None:
         return _refused(error)
-    if bound_of(error) is not None:
+    if bound_of(error) is not None or _of_a_value(error):
         return invalid(error)
     if error.pgcode in _GONE:
         return _changed(error)
@@ -134,6 +135,19 @@ def _misnamed(error: psycopg2.Error) -> ServiceError | None:
     if error.pgcode in ("42883", "42804", "42846", "42725"):
         return unfit(error)
     return _refused(error)
+
+
+def _of_a_value(error: psycopg2.Error) -> bool:
+    """
+    Tell whether a name was no name of ours, but the value of a row: 'x'::regclass, ::regtype.
+
+    Ours stand in the text of the statement, and have a place there; those of COPY, which is no
+    query, have none.
+    """
+    if error.diag.statement_position is not None or error.pgcode not in _NAMES:
+        return False
+    sent = None if error.cursor is None else error.cursor.query
+    return sent is None or not sent.startswith(b"COPY ")
 
 
 def _changed(error: psycopg2.Error) -> ServiceError:

@@ -193,6 +193,20 @@ async def test_where_it_failed(
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_is_gone(dsn: str, db: Callee) -> None:
+    """A column or a table that was dropped meanwhile is worth another try."""
+    execute(dsn, "CREATE TABLE passing (id int PRIMARY KEY, name text)")
+    db.catalogs.reload()
+    await until(lambda: ("public", "passing") in db.hub.served.catalog.relations)
+    for drop in ("ALTER TABLE passing DROP COLUMN name", "DROP TABLE passing"):
+        db.catalogs._last = float("inf")  # what is served stays as it was
+        execute(dsn, drop)
+        refused = await failure_of(db.call("passing.import", [{"id": 1, "name": "a"}]))
+        assert isinstance(refused, Unavailable)
+        assert refused.details["retry"] is True
+
+
+@pytest_twisted.ensureDeferred
 async def test_where_csv_failed(dsn: str, db: Callee) -> None:
     """Lines of CSV are counted as an editor counts them, header included."""
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))

@@ -439,6 +439,17 @@ def test_a_bug_of_a_function(connected: connection, catalog: Catalog) -> None:
     assert "not_there_at_all" not in found.message
 
 
+@pytest.mark.parametrize("kind", ["class", "type", "namespace", "role", "config", "proc"])
+def test_names_in_rows(connected: connection, catalog: Catalog, kind: str) -> None:
+    """A value that is to be a name, and is none, is no change of the schema; nor is it shown."""
+    found = refused(connected, catalog, f"SELECT secret::reg{kind} FROM cars")
+    assert type(found) is InvalidArgument
+    assert "top" not in f"{found.message} {found.details}"
+    found = refused(connected, catalog, f"SELECT CAST(%s AS reg{kind})", [("a", "text", "nowhere")])
+    assert type(found) is InvalidArgument
+    assert found.details["path"] == "a"
+
+
 def test_sql_of_ours_that_is_wrong(connected: connection, catalog: Catalog) -> None:
     """A syntax error in our own SQL is a bug, not the caller's mistake."""
     assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
