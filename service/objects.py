@@ -149,7 +149,7 @@ class Relation:
         foreign_keys: Of this relation.
         links: Further ones, which it has or which refer to views, through what views show.
         shown_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
-        checks: Check and exclusion constraints: name to the columns that it speaks of.
+        constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         filled: Whether a trigger may fill in what a new row lacks, before it is checked.
@@ -166,7 +166,7 @@ class Relation:
     foreign_keys: tuple[ForeignKey, ...] = ()
     links: tuple[ForeignKey, ...] = ()
     shown_keys: tuple[tuple[str, ...], ...] = ()
-    checks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    constraints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False
     filled: bool = False

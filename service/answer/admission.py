@@ -13,7 +13,7 @@ from typing import Any
 
 from service.answer.served import Served
 from service.catalog import Relation
-from service.errors import InvalidRow
+from service.errors import InvalidRow, NotAuthorized
 from service.models.checks import catalog_faults
 from service.plan.write import refuse_names
 from service.request.parse import Parsed, parse_key
@@ -55,6 +55,7 @@ async def admit_create(
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
+        NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model = served.judge(relation)
     values = Values(call.values)
@@ -63,7 +64,7 @@ async def admit_create(
         path = f"values.{at}" if call.request.many else "values"
         given = given_of(row, call.values)
         admitted = await model.admit_new(given, served.codec, path)
-        rows.append(_merged(row, given, admitted, path, values, served))
+        rows.append(_merged(relation, row, given, admitted, path, values, served))
         await breathe(at)
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
 
@@ -90,6 +91,7 @@ async def admit_update(
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
+        NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model, changes = served.judge(relation), call.request.changes
     given = given_of(changes, call.values)
@@ -99,7 +101,7 @@ async def admit_update(
         admitted = await model.admit_change(row, given, served.codec, "changes")
         said.append({name: served.codec.wire(value) for name, value in admitted.items()})
         values = Values(call.values)
-        merged = _merged(changes, given, admitted, "changes", values, served)
+        merged = _merged(relation, changes, given, admitted, "changes", values, served)
         target = Target(_key(relation, row, values), (), EVERYTHING)
         request = replace(call.request, target=target, changes=merged)
         found.append(replace(call, request=request, values=values.freeze()))
@@ -122,7 +124,27 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
     return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
 
 
+def made_of(
+    served: Served, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Give what a model made of a row, beside what it left as it was given, as wire values.
+
+    Raises:
+        NotAuthorized: A column of it is not there for the caller's role.
+    """
+    made = {
+        name: served.codec.wire(value)
+        for name, value in admitted.items()
+        if name not in given or value is not given[name]
+    }
+    if not made.keys() <= relation.columns.keys():
+        raise NotAuthorized("the database's role may not write what the model's rules set")
+    return made
+
+
 def _merged(
+    relation: Relation,
     row: Sequence[Assignment],
     given: Mapping[str, Any],
     admitted: Mapping[str, Any],
@@ -131,11 +153,7 @@ def _merged(
     served: Served,
 ) -> tuple[Assignment, ...]:
     """Keep what the model left alone as it came, and take over what it changed."""
-    changed = {
-        column: served.codec.wire(value)
-        for column, value in admitted.items()
-        if column not in given or value is not given[column]
-    }
+    changed = made_of(served, relation, given, admitted)
     kept = tuple(each for each in row if each.column not in changed)
     return kept + assignments(changed, path, values)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from service.answer.admission import made_of
 from service.answer.csv_rows import Record, split
 from service.answer.served import Served
 from service.catalog import Relation, Type
@@ -95,15 +96,9 @@ class Judged:
     async def _admitted(
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
-        codec = self._served.codec
         given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._judge.admit_new(given, codec, path)
-        made = {
-            name: codec.wire(value)
-            for name, value in admitted.items()
-            if name not in given or value is not given[name]
-        }
-        return {**row, **texts, **made}
+        admitted = await self._judge.admit_new(given, self._served.codec, path)
+        return {**row, **texts, **made_of(self._served, self._relation, given, admitted)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):

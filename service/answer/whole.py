@@ -38,14 +38,19 @@ def whole_of(catalogs: Sequence[Catalog]) -> Catalog:
 
 
 def _relation(alike: Sequence[Relation]) -> Relation:
-    """Join what roles know of one relation; a foreign key is known to whom its target is."""
+    """Join what roles know of one relation: a key is known to whom all of its columns are."""
     columns: dict[str, list[Column]] = defaultdict(list)
     for relation in alike:
         for name, column in relation.columns.items():
             columns[name].append(column)
+    primary = next((each.primary_key for each in alike if each.primary_key), ())
+    keys = {key.name: key for each in alike for key in each.unique_keys}.values()
     return replace(
         alike[0],
         columns={name: _column(found) for name, found in columns.items()},
+        primary_key=primary,
+        unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
+        constraints={name: of for each in alike for name, of in each.constraints.items()},
         foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
         links=tuple(dict.fromkeys(key for each in alike for key in each.links)),
         shown_keys=tuple(dict.fromkeys(key for each in alike for key in each.shown_keys)),

@@ -66,13 +66,13 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
         wanted = [*{row.oid for row in relations} | under]
-        columns, keys, foreign_keys, checks = (
+        columns, keys, foreign_keys, constraints = (
             _rows(cursor, statement, relations=wanted)
             for statement in (
                 introspect_sql.COLUMNS,
                 introspect_sql.KEYS,
                 introspect_sql.FOREIGN_KEYS,
-                introspect_sql.CHECKS,
+                introspect_sql.CONSTRAINTS,
             )
         )
     names: dict[int, dict[int, str]] = defaultdict(dict)
@@ -81,8 +81,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     for row in columns:
         names[row.relation][row.number] = row.name
     homes = {row.oid: (row.schema, row.name) for row in relations}
-    of_columns, of_keys, of_foreign_keys, of_checks = map(
-        _by_relation, (columns, keys, foreign_keys, checks)
+    of_columns, of_keys, of_foreign_keys, of_constraints = map(
+        _by_relation, (columns, keys, foreign_keys, constraints)
     )
     links = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
@@ -94,7 +94,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
             _foreign_keys(of_foreign_keys[row.oid], names, homes),
             links.get(homes[row.oid], ()),
             of_views.get(homes[row.oid], ()),
-            _checks(of_checks[row.oid], names[row.oid]),
+            _constraints(of_constraints[row.oid], names[row.oid]),
         )
         for row in relations
     }
@@ -159,7 +159,7 @@ def _relation(
     foreign_keys: tuple[ForeignKey, ...],
     links: tuple[ForeignKey, ...],
     shown_keys: tuple[tuple[str, ...], ...],
-    checks: Mapping[str, tuple[str, ...]],
+    constraints: Mapping[str, tuple[str, ...]],
 ) -> Relation:
     return Relation(
         schema=row.schema,
@@ -171,7 +171,7 @@ def _relation(
         foreign_keys=foreign_keys,
         links=links,
         shown_keys=shown_keys,
-        checks=checks,
+        constraints=constraints,
         comment=shown(row.comment),
         row_security=row.row_security,
         filled=row.filled,
@@ -230,7 +230,7 @@ def _foreign_keys(
     return tuple(found)
 
 
-def _checks(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
-    return {
-        row.name: tuple(names[number] for number in row.columns if number in names) for row in rows
-    }
+def _constraints(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
+    """Keep those that speak of served columns alone: a name is often made of the columns'."""
+    named = [(row.name, _named(row.columns, names)) for row in rows]
+    return {name: columns for name, columns in named if columns is not None}

@@ -68,10 +68,11 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
                                      AND r.ev_type <> '1' AND r.is_instead) AS direct) v
  WHERE a.attrelid = ANY(%(relations)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
    AND NOT {HIDDEN.format("d")}
+   AND has_column_privilege(c.oid, a.attnum, 'SELECT, INSERT, UPDATE')
  ORDER BY a.attrelid, a.attnum
 """
 """
-The columns that are not hidden.
+The columns that are not hidden, and of which our role has any use.
 
 A view that PostgreSQL writes through by itself still has columns that cannot be written:
 expressions, which are as virtual as a table's generated columns. Where a trigger or rule takes the
@@ -111,13 +112,24 @@ Foreign keys that match by equality.
 Those with a parent are the server's own copies for partitions.
 """
 
-CHECKS = """
+CONSTRAINTS = """
 SELECT c.conrelid AS relation, c.conname AS name, coalesce(c.conkey, '{}') AS columns
   FROM pg_constraint c
- WHERE c.conrelid = ANY(%(relations)s::oid[]) AND c.contype IN ('c', 'x')
- ORDER BY c.conrelid, c.conname
+ WHERE c.conrelid = ANY(%(relations)s::oid[])
+ UNION ALL
+SELECT i.indrelid, c.relname,
+       ARRAY(SELECT d.refobjsubid::int2 FROM pg_depend d
+              WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+                AND d.refobjsubid > 0)
+  FROM pg_index i
+  JOIN pg_class c ON c.oid = i.indexrelid
+ WHERE i.indrelid = ANY(%(relations)s::oid[]) AND i.indisunique
+   AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid
+                      AND k.conrelid = i.indrelid AND k.contype IN ('p', 'u', 'x'))
+ ORDER BY 1, 2
 """
-"""Check and exclusion constraints."""
+"""Whatever a violation names, with the columns that it speaks of, in an expression too."""
 
 TYPES = f"""
 SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS sql,

@@ -46,11 +46,11 @@ def violation(
 
 
 def _details(diag: Diagnostics, relation: Relation | None, sqlstate: str) -> dict[str, Any]:
-    known = relation is not None or diag.datatype_name is not None
+    known = diag.constraint_name in (relation.constraints if relation else ())
     return {
         "sqlstate": sqlstate,
         "relation": relation.name if relation else None,
-        "constraint": diag.constraint_name if known else None,
+        "constraint": diag.constraint_name if known or diag.datatype_name else None,
     }
 
 
@@ -151,7 +151,8 @@ _KINDS = {
 
 
 def _checked(diag: Diagnostics, relation: Relation | None) -> list[str] | None:
-    return list(relation.checks.get(diag.constraint_name or "", ())) or None if relation else None
+    known = relation.constraints if relation else {}
+    return list(known.get(diag.constraint_name or "", ())) or None
 
 
 def _home(relation: Relation | None) -> tuple[str, str] | None:

@@ -199,9 +199,12 @@ def test_foreign_keys(catalog: Catalog, cars: Relation) -> None:
     assert notes.foreign_keys == (ForeignKey("noted", ("n", "day"), ("app", "days"), ("n", "day")),)
 
 
-def test_checks(cars: Relation) -> None:
-    """Check and exclusion constraints name their columns, less the hidden ones."""
-    assert cars.checks == {"apart": ("span",), "hushed": ("code",), "named": ("Name",)}
+def test_constraints(cars: Relation) -> None:
+    """Constraints name their columns, and are not there if one of these is hidden."""
+    shown = {"apart": ("span",), "named": ("Name",), "cars_maker_id_fkey": ("maker_id",)}
+    assert shown.items() <= cars.constraints.items()
+    assert "secret" not in str(cars.constraints)
+    assert "hushed" not in cars.constraints
 
 
 def test_comments(catalog: Catalog, cars: Relation) -> None:

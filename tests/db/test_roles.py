@@ -18,6 +18,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from service.answer.roles import Roles
 from service.errors import (
     ForeignKeyViolation,
+    InternalError,
     InvalidArgument,
     NoSuchProcedure,
     NotAuthorized,
@@ -25,6 +26,7 @@ from service.errors import (
     ServiceError,
     UniqueViolation,
 )
+from service.models.base import Model
 from service.request.caller import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
@@ -233,6 +235,98 @@ async def test_random_policies(
     assert {row["id"] for row in found["rows"]} <= set(visible)
     assert all(set(row) == allowed for row in found["rows"])
     assert found["count"] == len(found["rows"])
+
+
+class Paid(Model):
+    """A note with a rule that sets what a clerk has no right to."""
+
+    TABLENAME = "notes"
+
+    def beforeSave(self) -> None:
+        """Set the salary."""
+        self.salary = 7
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_rule_sets_what_is_not_there(dsn: str) -> None:
+    """A model writes no further than its caller may, and the refusal does not say what."""
+    async with serving(dsn, roles=ROLES, written=(Paid,)) as callee:
+        row = {"id": 80, "owner": "p1", "text": "x"}
+        calls = [
+            callee.call_as(CLERK, "notes.create", row),
+            callee.call_as(CLERK, "notes.update", 1, {"text": "y"}),
+            callee.call_as(CLERK, "notes.import", rows=[row]),
+        ]
+        for call in calls:
+            refused = await failure_of(call)
+            assert isinstance(refused, NotAuthorized), refused
+            assert "salary" not in f"{refused} {refused.details}"
+        assert (await callee.call_as(BOSS, "notes.create", row))["salary"] == 7
+        await callee.call_as(BOSS, "notes.delete", 80)
+
+
+RIGHTS = st.sets(st.sampled_from(["SELECT", "INSERT", "UPDATE"]))
+TREES = ("amber", "birch", "cedar", "douglas")
+NEAR: list[tuple[str, dict[str, Any]]] = [
+    ("woods.find", {"where": {"ambe": 1}}),
+    ("woods.find", {"where": {"embers.birc": 1}, "embed": {"embers": {"relation": "birc"}}}),
+    ("woods.find", {"order": ["birc"]}),
+    ("woods.find", {"select": ["ceda"], "distinct": ["dougla"]}),
+    ("woods.find", {"embed": {"ambe": True}}),
+    ("woods.find", {"embed": {"woods": {"via": "ambe"}}}),
+    ("woods.find", {"embed": {"woods": True}}),
+    ("woods.aggregate", {"measures": {"n": {"sum": "dougla"}}, "group": ["ceda"]}),
+    ("woods.get", {"key": {"ceda": 1}}),
+    ("woods.get", {"key": [1, 2, 3]}),
+    ("woods.update", {"key": 1, "changes": {"birc": 1}}),
+    ("woods.update", {"all": True, "changes": {"id": None}}),
+    ("woods.update", {"all": True, "changes": {"id": 3}, "select": ["id"]}),
+    ("woods.create", {"values": {}}),
+    ("woods.create", {"values": {"id": 3}, "returning": False}),
+    ("woods.create", {"values": {"id": 1}, "returning": False}),
+    ("woods.create", {"values": {"ceda": 3}}),
+    ("woods.upsert", {"values": {"id": 1}, "on_conflict": ["ceda"]}),
+    ("woods.upsert", {"values": {"id": 1}, "on_conflict": "woods_ceda_key"}),
+    ("woods.upsert", {"values": {"id": 1}, "update": ["birc"]}),
+    ("woods.import", {"csv": "id,ambe\n3,4\n"}),
+    ("woods.import", {"csv": "id\n3\n"}),
+    ("woods.delete", {"key": 1}),
+    ("woods.delete", {"where": {"id": 1}}),
+    ("fn.grow", {}),
+]
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(rights=st.fixed_dictionaries({name: RIGHTS for name in ("id", *TREES)}))
+@pytest_twisted.ensureDeferred
+async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
+    """No refusal names a column on which a role has no right at all."""
+    grants = [f"{right} ({name})" for name, found in rights.items() for right in sorted(found)]
+    execute(
+        dsn,
+        "DROP TABLE IF EXISTS woods; CREATE TABLE woods (id int PRIMARY KEY,"
+        " amber int REFERENCES woods, birch int NOT NULL DEFAULT 1 REFERENCES woods,"
+        " cedar int DEFAULT 1 UNIQUE, douglas int DEFAULT 7 NOT NULL CHECK (douglas < id + 6));"
+        " CREATE UNIQUE INDEX woods_douglas_twice ON woods ((douglas * 2));"
+        " INSERT INTO woods VALUES (1, 1, 1, 1, 6), (2, 1, 1, 2, 7);"
+        " CREATE OR REPLACE FUNCTION grow() RETURNS void LANGUAGE sql SECURITY DEFINER"
+        " AS 'INSERT INTO woods (id) VALUES (4)';"
+        " GRANT DELETE ON woods TO rc_clerk;"
+        + "".join(f" GRANT {each} ON woods TO rc_clerk;" for each in grants),
+    )
+    unseen = [name for name in TREES if not rights[name]]
+    async with serving(dsn, roles=ROLES) as callee:
+        for name, kwargs in NEAR:
+            try:
+                await callee.call_as(CLERK, name, **kwargs)
+            except ServiceError as refused:
+                assert not isinstance(refused, InternalError), (name, kwargs)
+                told = f"{refused} {refused.details}"
+                assert not [each for each in unseen if each in told], (name, kwargs, told)
 
 
 @pytest_twisted.ensureDeferred

@@ -260,7 +260,7 @@ VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
         "INSERT INTO cars (id, secret) VALUES (9, 'top')",
         UniqueViolation,
         "the same value",
-        {"relation": "cars", "columns": None, "detail": None},
+        {"relation": "cars", "columns": None, "constraint": None, "detail": None},
     ),
     (
         "INSERT INTO cars (id, code) VALUES (9, 'a')",

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from service.answer.whole import whole_of
-from service.catalog import Catalog, ForeignKey
+from service.catalog import Catalog, ForeignKey, UniqueKey
 from service.functions import Argument, Function
 from tests.unit.samples import catalog
 
 KEY = ForeignKey("notes_note_fkey", ("note",), ("public", "actions"), ("id",))
+ONCE = UniqueKey("once", ("status",))
 NUMBER, TEXT = (Function("public", "f", (Argument("a", oid),), 25) for oid in (23, 25))
 SAME = Function("public", "f", (Argument("a", 23),), 25)
 OTHER = Function("public", "g", (), 25)
@@ -23,6 +24,9 @@ def roles() -> tuple[Catalog, Catalog]:
     """Give what two roles may use, each something that the other may not."""
     clerk, boss = catalog(), catalog()
     relations = dict(clerk.relations)
+    actions = relations["public", "actions"]
+    keys = {each.name: each.columns for each in actions.unique_keys}
+    relations["public", "actions"] = replace(actions, constraints=keys)
     notes = relations.pop(("public", "notes"))
     clerk = replace(
         clerk,
@@ -36,6 +40,9 @@ def roles() -> tuple[Catalog, Catalog]:
         ("public", "actions"): replace(
             actions,
             columns={**actions.columns, "owner": hidden},
+            primary_key=(),
+            unique_keys=(ONCE,),
+            constraints={"once": ("status",)},
             foreign_keys=(),
             deletable=False,
             updatable=False,
@@ -57,6 +64,11 @@ def test_whole(turned: bool) -> None:
     assert actions.foreign_keys
     assert found.relations["public", "notes"].foreign_keys == (KEY,)
     assert not found.relations["public", "notes"].columns["note"].selectable
+    keys = [key.name for key in actions.unique_keys]
+    assert keys[0] == "actions_pkey"
+    assert set(keys) == {"actions_pkey", "actions_ao", "once"}
+    assert actions.primary_key == ("id",)
+    assert set(actions.constraints) == set(keys)
     assert {each.inputs[0].type for each in found.functions["public", "f"]} == {23, 25}
     assert len(found.functions["public", "f"]) == 2
     assert found.functions["public", "g"] == (OTHER,)
