@@ -29,6 +29,9 @@ from service.request.parse import Limits
 YIELD = 0.5
 """How much of the time that a call of an upload took is left to others before its answer."""
 
+LONGEST = 0.25
+"""Seconds of it at most: a call that took longer has waited for the database, not worked here."""
+
 
 @dataclass
 class _Open:
@@ -123,7 +126,7 @@ class Importing:
         reactor = self._database.reactor
         began = reactor.seconds()
         await self._database.within(call.timeout, upload.take(call))
-        await deferLater(reactor, YIELD * (reactor.seconds() - began))
+        await deferLater(reactor, min(LONGEST, YIELD * (reactor.seconds() - began)))
 
     def _begin(self, upload: Upload, owner: Caller) -> str:
         if len(self._open) >= self.most:

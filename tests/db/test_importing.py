@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
 
-from service.answer.importing import YIELD
+from service.answer.importing import LONGEST, YIELD
 from service.errors import (
     Canceled,
     CheckViolation,
@@ -385,7 +385,12 @@ async def test_others_get_their_turn(dsn: str) -> None:
         assert not call.called
         clock.advance(YIELD)
         upload = await call
-        assert await db.call("items.import", done=True, **upload) == {"rows": 1}
+        slow = Deferred.fromCoroutine(db.call("items.import", [{"id": 2}], done=False, **upload))
+        clock.advance(60)  # a trigger, or a lock that somebody holds
+        await until(clock.getDelayedCalls)
+        clock.advance(LONGEST)
+        await slow
+        assert await db.call("items.import", done=True, **upload) == {"rows": 2}
 
 
 @pytest_twisted.ensureDeferred
