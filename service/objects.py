@@ -88,6 +88,11 @@ class Column:
     updatable: bool = True
 
     @property
+    def made(self) -> bool:
+        """Whether the value is the database's to make, so that it can be the default alone."""
+        return bool(self.generated) or self.identity == "a"
+
+    @property
     def has_default(self) -> bool:
         """Whether the database fills it in when a row is created without it."""
         return bool(self.default or self.identity or self.generated)

@@ -189,6 +189,11 @@ def _repeated(error: psycopg2.Error) -> ServiceError:
     )
 
 
+def _made(error: psycopg2.Error) -> ServiceError:
+    """Take a value for what a table makes by itself, given through a view."""
+    return InvalidArgument(**words(error, "the database makes a column of these by itself"))
+
+
 def _keyless(error: psycopg2.Error) -> ServiceError | None:
     """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
     if error.diag.source_function != "infer_arbiter_indexes":
@@ -228,6 +233,7 @@ _EXACT: dict[str, Make] = {
     "3F000": _misnamed,
     "40003": lambda _: OutcomeUnknown(),
     "42501": _forbidden,
+    "428C9": _made,
     "42P10": _keyless,
     "55006": _unavailable("what is asked for is in use", 1.0),
     "55P03": _conflict,

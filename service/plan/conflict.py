@@ -11,6 +11,7 @@ from service.catalog import Column, Relation, Type, UniqueKey
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound
 from service.plan.expressions import Scope
+from service.plan.writable import writable
 from service.plan.writes import Conflict, Takeover
 from service.request.types import Assignment, OnConflict
 
@@ -32,11 +33,11 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
     _refuse_late(relation, key)
     if conflict.update is not None:
         columns = [
-            _named(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
+            writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
         return Conflict(key, tuple(Takeover(column) for column in columns))
     given = dict.fromkeys(each.column for row in rows for each in row)
-    settable = {name for name, column in relation.columns.items() if not _is_made(column)}
+    settable = {name for name, column in relation.columns.items() if not column.made}
     takeovers = [
         Takeover(relation.columns[name], _kept(scope, rows, key, name))
         for name in given
@@ -103,19 +104,6 @@ def _keys(relation: Relation) -> list[list[str]] | None:
     """Give the keys that may be named, if there are any."""
     keys = [each.columns for each in relation.unique_keys]
     return [list(key) for key in keys if not _is_late(relation, key)] or None
-
-
-def _named(relation: Relation, name: str, path: str) -> Column:
-    column = relation.column(name, path)
-    if _is_made(column):
-        raise InvalidArgument(
-            f'"{name}" is made by the database and cannot be written', path=path, column=name
-        )
-    return column
-
-
-def _is_made(column: Column) -> bool:
-    return bool(column.generated) or column.identity == "a"
 
 
 def _exactly(scope: Scope, column: Column) -> Type:

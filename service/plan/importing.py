@@ -12,7 +12,7 @@ from service.errors import InvalidArgument
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
 from service.plan.veiled import is_veiled
-from service.plan.write import writable
+from service.plan.writable import writable
 from service.plan.writes import Conflict
 from service.request.types import Assignment, OnConflict
 

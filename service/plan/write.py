@@ -4,11 +4,9 @@ Writing requests and the catalog to write plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
-from service.errors import InvalidArgument
 from service.plan.conditions import Bound, Compare, Condition, Every, Not
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
@@ -16,6 +14,7 @@ from service.plan.filters import asked_by, plan_filter
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
 from service.plan.veiled import unveiled
+from service.plan.writable import assigned
 from service.plan.writes import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
 from service.request.terms import Operand
 from service.request.types import (
@@ -41,7 +40,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     columns: dict[str, Column] = {}
     for row in request.rows:
         for each in row:
-            columns.setdefault(each.column, _writable(relation, each))
+            columns.setdefault(each.column, assigned(relation, each))
     rows = tuple(
         tuple(_value(scope, columns[name], given.get(name)) for name in columns)
         for given in ({each.column: each for each in row} for row in request.rows)
@@ -64,7 +63,7 @@ def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) ->
     settings = tuple(
         Setting(column, _value(scope, column, each))
         for each in request.changes
-        for column in [_writable(relation, each)]
+        for column in [assigned(relation, each)]
     )
     back = _returned(scope, request.returning)
     where = plan_target(scope, request.target, "update")
@@ -143,43 +142,6 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
         jsonb = scope.named("jsonb")
         left = replace(left, cast=jsonb, type=jsonb)
     return Not(Compare(left, "IS DISTINCT FROM", scope.bound(each.operand, left.type)))
-
-
-def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
-    """
-    Check the columns that rows give, each name once.
-
-    Raises:
-        InvalidArgument: One is unknown, or the database alone gives it values.
-    """
-    known: set[tuple[str, bool]] = set()
-    for row in rows:
-        for each in row:
-            key = each.column, each.operand is None
-            if key not in known:
-                _writable(relation, each)
-                known.add(key)
-
-
-def _writable(relation: Relation, each: Assignment) -> Column:
-    if each.operand is None:
-        return relation.column(each.column, each.path)
-    return writable(relation, each.column, each.path)
-
-
-def writable(relation: Relation, name: str, path: str) -> Column:
-    """
-    Look up a column that is to be given a value.
-
-    Raises:
-        InvalidArgument: It is unknown, or the database alone gives it values.
-    """
-    column = relation.column(name, path)
-    if column.generated or column.identity == "a":
-        raise InvalidArgument(
-            f'"{name}" is made by the database and cannot be written', path=path, column=name
-        )
-    return column
 
 
 def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | None:

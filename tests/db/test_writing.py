@@ -49,6 +49,9 @@ CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     IF new.id = 13 THEN RETURN NULL; END IF;
     new.by := 'trigger'; RETURN new; END$$;
 CREATE TRIGGER stamp BEFORE INSERT ON stamped FOR EACH ROW EXECUTE FUNCTION stamp();
+CREATE TABLE made (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED,
+    at int GENERATED ALWAYS AS IDENTITY);
+CREATE VIEW makes AS SELECT id, n, twice, n + 1 AS more FROM made;
 CREATE VIEW small AS SELECT id, name, size, -size AS less FROM things WHERE size < 10 WITH CHECK OPTION;
 """
 
@@ -452,3 +455,26 @@ async def test_rows_without_a_match_are_not_answered(db: Callee) -> None:
     assert gone == {"rows": [{}], "affected": 3}
     made = await db.call("owners.create", {"id": 3}, embed={"things": {"inner": True}})
     assert made is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_defaults_of_what_the_database_makes(db: Callee) -> None:
+    """A column that the database makes takes its default, as PostgreSQL has it, and no value."""
+    default = {"$default": True}
+    row = {"id": 1, "n": 2, "twice": default, "at": default}
+    assert await db.call("made.create", row) == {"id": 1, "n": 2, "twice": 4, "at": 1}
+    assert await db.call("made.upsert", {**row, "n": 3}, select=["twice"]) == {"twice": 6}
+    changed = await db.call("made.update", 1, {"n": 4, "twice": default}, select=["twice"])
+    assert changed == {"twice": 8}
+    for name, values, path in (
+        ("made", {"twice": 8}, "changes.twice"),
+        ("made", {"at": 8}, "changes.at"),
+        ("makes", {"more": default}, "changes.more"),
+    ):
+        refused = await failure_of(db.call(f"{name}.update", where={"id": 1}, changes=values))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == path
+    through = db.call("makes.update", where={"id": 1}, changes={"twice": 9})
+    refused = await failure_of(through)
+    assert isinstance(refused, InvalidArgument)
+    assert "path" not in refused.details

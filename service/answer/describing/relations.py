@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.answer.describing.definitions import Definitions, Schema, reference
-from service.answer.describing.rows import Rows, made
+from service.answer.describing.rows import Rows
 from service.answer.describing.types import schema_of
 from service.catalog import Catalog, Column, Relation
 from service.plan.computed import computed_columns
@@ -125,7 +125,7 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
         "comment": column.comment,
         "json_schema": schema,
         "readable": column.selectable,
-        "writable": (column.insertable or column.updatable) and not made(column),
+        "writable": (column.insertable or column.updatable) and not column.made,
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)

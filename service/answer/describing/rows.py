@@ -61,9 +61,7 @@ class Rows:
     @property
     def update(self) -> Schema:
         """Refer to changes of a row."""
-        columns = [
-            each for each in self._relation.columns.values() if each.updatable and not made(each)
-        ]
+        columns = [each for each in self._relation.columns.values() if each.updatable]
         if columns == self._insertable and not self._relation.filled:
             return self._defs.refer(f"update.{self._name}", lambda: self.new)
         return self._defs.refer(f"update.{self._name}", lambda: self._given(columns))
@@ -107,9 +105,7 @@ class Rows:
 
     @property
     def _insertable(self) -> list[Column]:
-        return [
-            each for each in self._relation.columns.values() if each.insertable and not made(each)
-        ]
+        return [each for each in self._relation.columns.values() if each.insertable]
 
     def _read(self, column: Column) -> Schema:
         schema = value(self._defs, self._defs.catalog.type(column.type), column.nullable)
@@ -120,6 +116,8 @@ class Rows:
         return record({each.name: self._written(each, nullable) for each in columns})
 
     def _written(self, column: Column, nullable: bool) -> Schema:
+        if column.made:
+            return reference("default")
         type = self._defs.catalog.type(column.type)
         schema = new(self._defs, type, column.nullable or nullable)
         limit = column.max_length
@@ -148,8 +146,3 @@ class Rows:
     def _part(self, name: str) -> Schema:
         type = self._defs.catalog.type(self._relation.columns[name].type)
         return given(self._defs, type, nullable=False)
-
-
-def made(column: Column) -> bool:
-    """Tell whether the value is the database's to make, whatever a call says."""
-    return bool(column.generated) or column.identity == "a"
