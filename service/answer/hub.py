@@ -27,8 +27,9 @@ from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
+from service.db.misnamed import STALE
 from service.db.scope import Database
-from service.db.sqlstate import STALE, refusal
+from service.db.sqlstate import refusal
 from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nearest
 from service.request.caller import Caller
 from service.request.names import FN, FunctionName, Name, parse_name

@@ -11,14 +11,24 @@ import re
 from typing import Any
 
 import psycopg2
+from psycopg2 import errorcodes
 
 from service.catalog import Relation
 from service.db.position import bound_of, mark_of
-from service.errors import ConstraintViolation, InvalidArgument, ServiceError, clip, nearest
+from service.errors import (
+    ConstraintViolation,
+    DatabaseRefused,
+    InvalidArgument,
+    ServiceError,
+    clip,
+    nearest,
+)
 from service.plan.conditions import Bound
 
 _COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
 """A server of another language says it otherwise: then the line is not told."""
+_DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
+"""Classes whose messages speak of commands, names and types, never of values in rows."""
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 
 
@@ -38,6 +48,15 @@ def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
         "hint": diag.message_hint,
         "sqlstate": error.pgcode,
     }
+
+
+def refused(error: psycopg2.Error) -> ServiceError:
+    """Take an error that says nothing of the call, with PostgreSQL's words if they are harmless."""
+    code = error.pgcode or ""
+    message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
+    if code[:2] in _DATA_FREE and error.diag.context is None:
+        message = clip(error.diag.message_primary or message, 300)
+    return DatabaseRefused(**words(error, message))
 
 
 def retold(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:

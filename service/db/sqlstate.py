@@ -17,8 +17,8 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.diagnosis import invalid, name_column, name_line, raised, retold, unfit, words
-from service.db.position import bound_of
+from service.db.diagnosis import invalid, name_column, name_line, raised, refused, retold, words
+from service.db.misnamed import feature, keyless, misnamed
 from service.db.violations import violation
 from service.errors import (
     Canceled,
@@ -31,21 +31,13 @@ from service.errors import (
     ServiceError,
     StatementTimeout,
     Unavailable,
-    clip,
 )
 
-STALE = frozenset(["0A000", "3F000", "42703", "42704", "42883", "42P01", "42P10"])
-"""What PostgreSQL says of names that are there no more (undefined table, column, …)."""
-
-_GONE = frozenset(["3F000", "42703", "42704", "42P01"])
-_NAMES = _GONE | {"42725", "42883"}
 Make = Callable[[psycopg2.Error], ServiceError | None]
 
 _KNOWN = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
 )
-_DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
-"""Classes whose messages speak of commands, names and types, never of values in rows."""
 _OF_THE_SERVER = frozenset(["08", "25", "26", "28", "2D", "3D", "53", "57"])
 """Classes that tell how the server or a session is; raised by an author they tell nothing of it."""
 
@@ -87,8 +79,8 @@ def _worded(
     if broken is not None:
         return retold(error, broken) if raised(error) else broken
     if raised(error) and error.pgcode[:2] in _OF_THE_SERVER:
-        return _refused(error)
-    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or _refused
+        return refused(error)
+    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
     found = make(error)
     if relation is not None and isinstance(found, InvalidArgument):
         name_column(found, error, relation)
@@ -121,54 +113,6 @@ def _as_raised(error: psycopg2.Error) -> ServiceError:
     )
 
 
-def _misnamed(error: psycopg2.Error) -> ServiceError | None:
-    """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
-    if raised(error) or error.diag.context is not None:
-        return _refused(error)
-    if bound_of(error) is not None or _of_a_value(error):
-        return invalid(error)
-    if error.pgcode in _GONE:
-        return _changed(error)
-    if error.pgcode == "42601":
-        # a query of a text search or a JSON path, or else SQL that we spelled badly
-        return invalid(error) if error.diag.statement_position is None else None
-    if error.pgcode in ("42883", "42804", "42846", "42725"):
-        return unfit(error)
-    return _refused(error)
-
-
-def _of_a_value(error: psycopg2.Error) -> bool:
-    """
-    Tell whether a name was no name of ours, but the value of a row: 'x'::regclass, ::regtype.
-
-    Ours stand in the text of the statement, and have a place there; those of COPY, which is no
-    query, have none.
-    """
-    if error.diag.statement_position is not None or error.pgcode not in _NAMES:
-        return False
-    sent = None if error.cursor is None else error.cursor.query
-    return sent is None or not sent.startswith(b"COPY ")
-
-
-def _changed(error: psycopg2.Error) -> ServiceError:
-    """Take a name that is gone: the catalog is read again, and the same call may succeed."""
-    return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
-
-
-def _feature(error: psycopg2.Error) -> ServiceError:
-    if error.diag.source_function == "RevalidateCachedQuery":
-        return _changed(error)
-    return _refused(error)
-
-
-def _refused(error: psycopg2.Error) -> ServiceError:
-    code = error.pgcode or ""
-    message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
-    if code[:2] in _DATA_FREE and error.diag.context is None:
-        message = clip(error.diag.message_primary or message, 300)
-    return DatabaseRefused(**words(error, message))
-
-
 def _ending(error: psycopg2.Error) -> ServiceError:
     return DatabaseRefused(
         "the procedure would commit or roll back a transaction that is not its own",
@@ -180,7 +124,7 @@ def _ending(error: psycopg2.Error) -> ServiceError:
 def _repeated(error: psycopg2.Error) -> ServiceError:
     """Take a row that an upsert meets twice, or another cardinality that is wrong."""
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
-        return _refused(error)
+        return refused(error)
     return InvalidArgument(
         "two of these rows have the same key, and a call writes a row once",
         path="values",
@@ -192,15 +136,6 @@ def _repeated(error: psycopg2.Error) -> ServiceError:
 def _made(error: psycopg2.Error) -> ServiceError:
     """Take a value for what a table makes by itself, given through a view."""
     return InvalidArgument(**words(error, "the database makes a column of these by itself"))
-
-
-def _keyless(error: psycopg2.Error) -> ServiceError | None:
-    """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
-    if error.diag.source_function != "infer_arbiter_indexes":
-        return _misnamed(error)
-    return InvalidArgument(
-        "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
-    )
 
 
 def _forbidden(error: psycopg2.Error) -> ServiceError:
@@ -223,18 +158,18 @@ def _unavailable(message: str, retry_after: float) -> Make:
 
 
 _EXACT: dict[str, Make] = {
-    "0A000": _feature,
+    "0A000": feature,
     "21000": _repeated,
     "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
     "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
     "25P04": lambda _: StatementTimeout(),
     "2D000": _ending,
     "26000": _unavailable("the session was exchanged for another", 0.0),
-    "3F000": _misnamed,
+    "3F000": misnamed,
     "40003": lambda _: OutcomeUnknown(),
     "42501": _forbidden,
     "428C9": _made,
-    "42P10": _keyless,
+    "42P10": keyless,
     "55006": _unavailable("what is asked for is in use", 1.0),
     "55P03": _conflict,
     "57014": _canceled,
@@ -248,7 +183,7 @@ _CLASSES: dict[str, Make] = {
     "28": _unavailable("the service cannot log in to the database", 5.0),
     "3D": _unavailable("there is no such database", 5.0),
     "40": _conflict,
-    "42": _misnamed,
+    "42": misnamed,
     "53": _unavailable("the database is out of resources", 5.0),
     "57": _unavailable("the database is shutting down or starting up", 2.0),
 }
