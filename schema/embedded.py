@@ -31,6 +31,11 @@ from schema.claim import Claim
 UNPRIVILEGED = "nobody"
 PATIENCE = 30.0
 PAUSE = 0.02
+# A server that no longer listens holds its data a little longer; a killed one leaves its process
+# id behind, which may be anybody's by now.
+LEAVING = 5.0
+# What a server says, or libpq of it, that is there and takes nobody.
+BUSY = ("shutting down", "starting up", "timeout expired")
 
 
 class EmbeddedFailed(Exception):
@@ -189,11 +194,25 @@ class Cluster:
             try:
                 psycopg2.connect(make_dsn(connect_timeout=2, **self.parameters)).close()
             except psycopg2.OperationalError as error:
-                if "shutting down" not in str(error) and "starting up" not in str(error):
-                    return
+                if not any(word in str(error) for word in BUSY):
+                    break
                 time.sleep(PAUSE)
             else:
-                self._run("pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop")
+                with suppress(subprocess.CalledProcessError):  # it may be leaving by itself
+                    self._run("pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop")
+        end = time.monotonic() + LEAVING
+        while self._held() and time.monotonic() < end:
+            time.sleep(PAUSE)
+
+    def _held(self) -> bool:
+        """Whether the process that the data say they are in the hands of is there."""
+        try:
+            os.kill(int((self.data / "postmaster.pid").read_text().split()[0]), 0)
+        except PermissionError:
+            return True
+        except (OSError, ValueError, IndexError):
+            return False
+        return True
 
     def _answers(self) -> bool:
         try:

@@ -108,6 +108,20 @@ def test_an_orphan_is_ended(tmp_path: Path) -> None:
         assert orphan.wait(5) == 0
 
 
+def test_an_orphan_that_is_leaving(tmp_path: Path) -> None:
+    """A server that listens no more, but still has its data, is waited for."""
+    cluster = Cluster(tmp_path)
+    cluster.prepare()
+    lock = cluster.data / "postmaster.pid"
+    with subprocess.Popen(
+        ["sh", "-c", 'echo $$ > "$0"; echo; sleep 0.5; rm "$0"', lock], stdout=subprocess.PIPE
+    ) as leaving:
+        assert leaving.stdout is not None
+        leaving.stdout.readline()
+        cluster.prepare()
+        assert not lock.exists()
+
+
 def test_a_server_that_cannot_start(tmp_path: Path) -> None:
     """What the server said last is part of the refusal."""
     cluster = Cluster(tmp_path)
