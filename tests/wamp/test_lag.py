@@ -19,8 +19,8 @@ from tests.wamp.callers import join
 from tests.wamp.service import served
 
 SLOW = 16
-BOUND = 0.05
-"""Seconds: what a busy machine may add to the few milliseconds that are meant."""
+BOUND = 0.02
+"""Seconds, less those that others have the processors for; a few thousandths are usual."""
 
 SCHEMA = """
 CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(1);
@@ -36,7 +36,7 @@ def schema(dsn: str) -> None:
 
 def shown(what: str, probe: LagProbe, capsys: pytest.CaptureFixture[str]) -> None:
     """Print the figures."""
-    p50, p99, most = (probe.quantile(part) * 1000 for part in (0.5, 0.99, 1))
+    p50, p99, most = (probe.own(part) * 1000 for part in (0.5, 0.99, 1))
     with capsys.disabled():
         print(f"\n{what}: reactor lag p50 {p50:.2f} ms, p99 {p99:.2f} ms, most {most:.2f} ms")
 
@@ -60,7 +60,7 @@ async def test_slow_calls(
         assert health["calls"]["in_progress"] == SLOW + 1
         assert [answer["rows"] for answer in answers] == [[{"id": 1}]] * SLOW
         shown(f"{SLOW} slow calls over {connections} connections", probe, capsys)
-        assert probe.quantile(0.99) < BOUND
+        assert probe.own(0.99) < BOUND
         await caller.close()
 
 
@@ -84,5 +84,5 @@ async def test_quick_calls_beside_slow_ones(
         await gatherResults(slow)
         shown(f"{quick} quick calls beside {SLOW - 1} slow ones", probe, capsys)
         assert quick > SLOW
-        assert probe.quantile(0.99) < BOUND
+        assert probe.own(0.99) < BOUND
         await caller.close()
