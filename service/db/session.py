@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from service.db.assigned import assigned
+from service.db.assigned import searched
 from service.db.connection import PgConnection
 from service.sql.statement import quoted
 
@@ -71,7 +71,7 @@ class SessionSettings:
         if not self.schemas:
             return ""
         path = ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
-        return assigned({"search_path": path}, local)
+        return searched(path, local)
 
     def options(self, given: str = "") -> str:
         """Word all settings for `options`, around those that the connection string has."""
