@@ -233,13 +233,16 @@ class TooManyToSend(TooLarge):
     Args:
         name: Of the function.
         limit: The most rows of an answer.
+        verbs: Whether it has any; a function whose rows are values has none.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, verbs: bool) -> None:
         ServiceError.__init__(
             self,
             f'"{name}" gave more than {limit} rows, the most of one answer',
-            hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them',
+            hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them'
+            if verbs
+            else "a function that RETURNS TABLE has find, which gives pages, and stream",
         )
 
 

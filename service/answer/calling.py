@@ -121,6 +121,7 @@ class Calling(Verbs):
                 self.limits.max_rows,
                 request.max_affected,
                 shape,
+                result_columns(served.catalog, request.function) is not None,
                 read_only=reads,
                 retry=reads,
                 timeout=call.timeout,

@@ -52,6 +52,7 @@ def call_txn(
     limit: int,
     max_affected: int | None,
     shape: Shape,
+    verbs: bool,
 ) -> list[Any]:
     """
     Call a function; gives its rows in the form of the answer.
@@ -64,6 +65,7 @@ def call_txn(
         limit: How many rows an answer holds.
         max_affected: How many rows the caller expects at most.
         shape: Of the answer.
+        verbs: Whether there are verbs for what the function returns.
 
     Raises:
         TooManyRows: More than `max_affected`.
@@ -74,7 +76,7 @@ def call_txn(
     if max_affected is not None and len(page.rows) > max_affected:
         raise over(len(page.rows) + page.more, max_affected)
     if page.more:
-        raise TooManyToSend(statement.name.removeprefix("fn."), limit)
+        raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
     return page.rows
 
 

@@ -371,7 +371,11 @@ async def test_too_many(db: Callee, dsn: str) -> None:
     """Over the limits nothing is kept, and the refusal names the way out."""
     many = await failure_of(db.call("fn.numbers", n=51))
     assert isinstance(many, TooLarge)
-    assert "find" in many.details["hint"]
+    assert "RETURNS TABLE has find" in many.details["hint"]
+    assert "fn.numbers" not in many.details["hint"]
+    table = await failure_of(db.call("fn.table_of", n=51))
+    assert isinstance(table, TooLarge)
+    assert '"fn.table_of.find" gives rows in pages' in table.details["hint"]
     assert len(await db.call("fn.numbers", n=50)) == 50
     over = await failure_of(db.call("fn.born", who=50, name="x", max_affected=1))
     assert isinstance(over, TooManyRows)
