@@ -38,6 +38,8 @@ class Catalog:
         relations: By schema and name.
         types: By oid.
         functions: By schema and name; several if they differ in their arguments.
+        seals: Composite types with hidden fields, by what stands for the names of all their
+            fields: whether each field is shown.
     """
 
     version: int
@@ -45,6 +47,7 @@ class Catalog:
     relations: Mapping[tuple[str, str], Relation]
     types: Mapping[int, Type]
     functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
+    seals: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:

@@ -77,6 +77,8 @@ def call_txn(
         raise over(len(page.rows) + page.more, max_affected)
     if page.more:
         raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
+    if statement.untyped:
+        return [{name: codec.bare(value) for name, value in row.items()} for row in page.rows]
     return page.rows
 
 

@@ -100,7 +100,9 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     }
     used = [*(row.type for row in columns), *types_of(routines)]
     known = types.served(schemas, used)
-    return Catalog(version, tuple(schemas), served, known, functions(routines, known))
+    return Catalog(
+        version, tuple(schemas), served, known, functions(routines, known), types.seals()
+    )
 
 
 def revision_txn(connection: connection) -> tuple[str, ...] | None:

@@ -148,14 +148,18 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                 ORDER BY l.enumsortorder)
        ELSE '{{}}' END AS labels,
        CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT CASE WHEN {HIDDEN.format("p")} OR {HIDDEN.format("d")} THEN ''
-                           ELSE a.attname::text END
+         ARRAY(SELECT a.attname::text FROM pg_attribute a
+                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                ORDER BY a.attnum)
+       ELSE '{{}}' END AS field_names,
+       CASE t.typtype WHEN 'c' THEN
+         ARRAY(SELECT {HIDDEN.format("p")} OR {HIDDEN.format("d")}
                  FROM pg_attribute a
                  LEFT JOIN pg_description d ON d.objoid = a.attrelid AND d.objsubid = a.attnum
                                            AND d.classoid = 'pg_class'::regclass
                 WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
                 ORDER BY a.attnum)
-       ELSE '{{}}' END AS field_names,
+       ELSE '{{}}' END AS field_hidden,
        CASE t.typtype WHEN 'c' THEN
          ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
                 WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
@@ -182,11 +186,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
    AND NOT ('c' IN (t.typtype, coalesce(e.typtype, t.typtype))
             AND n.nspname IN ('pg_catalog', 'information_schema'))
 """
-"""
-All types but the rows of PostgreSQL's own tables.
-
-A field that is hidden, or of a hidden relation, keeps its place under an empty name.
-"""
+"""All types but the rows of PostgreSQL's own tables, with what is hidden of others."""
 
 REVISION = "SELECT to_regclass('alembic_version') IS NOT NULL"
 """Whether Alembic has written to this database."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.catalog import Type, TypeKind
+from service.db.sealed import seal_of
 
 KINDS: Mapping[str, TypeKind] = {
     "b": "base",
@@ -53,6 +54,14 @@ class TypeRows:
         found.update(row.oid for row in self._rows.values() if row.element in found)
         return {oid: self._type(oid) for oid in sorted(found)}
 
+    def seals(self) -> dict[int, tuple[bool, ...]]:
+        """Give the rows with hidden fields, wherever they are; see `db/sealed`."""
+        return {
+            seal_of(row.field_names): tuple(not hidden for hidden in row.field_hidden)
+            for row in self._rows.values()
+            if any(row.field_hidden)
+        }
+
     def max_length(self, oid: int, modifier: int) -> int | None:
         """Give the limit in characters of a type with a modifier; domains may set it too."""
         row = self._rows.get(oid)
@@ -88,7 +97,12 @@ class TypeRows:
             element=row.element,
             base=row.base or 0,
             labels=tuple(row.labels),
-            fields=tuple(zip(row.field_names, row.field_types, strict=True)),
+            fields=tuple(
+                ("" if hidden else name, of)
+                for name, hidden, of in zip(
+                    row.field_names, row.field_hidden, row.field_types, strict=True
+                )
+            ),
             delimiter=row.delimiter,
             comparable=self._comparable(oid, frozenset()),
             pattern=row.pattern,

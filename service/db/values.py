@@ -20,6 +20,7 @@ from service.db.casters import Casters
 from service.db.encoders import Encoders, unfit
 from service.db.json_text import check_text
 from service.db.python_forms import PythonForms
+from service.db.sealed import Seals
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
 
@@ -37,6 +38,7 @@ class Codec:
     def __init__(self, catalog: Catalog) -> None:
         self._casters = Casters(catalog)
         self._encoders = Encoders(catalog)
+        self.bare = Seals(catalog).bare
         self._forms = PythonForms(catalog, self._encoders)
 
     def install(self, cursor: cursor) -> None:

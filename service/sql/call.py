@@ -23,7 +23,15 @@ def call(plan: CallPlan, limit: int) -> Statement:
     """
     text, bounds, marks = render(_call(plan, limit))
     writes = not plan.call.function.reads
-    return Statement(text, bounds, plan.name, plan.columns, writes=writes, marks=marks)
+    return Statement(
+        text,
+        bounds,
+        plan.name,
+        plan.columns,
+        writes=writes,
+        marks=marks,
+        untyped=plan.untyped,
+    )
 
 
 def invoked(found: FunctionCall) -> Iterator[Part]:

@@ -49,6 +49,7 @@ class Statement:
         writes: False if running it twice does no harm.
         marks: Places in the text.
         picks: Whether a last column tells which of the rows are answered.
+        untyped: Whether its values are JSON of rows of which nobody knows what they are.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Statement:
     writes: bool = False
     marks: tuple[Mark, ...] = ()
     picks: bool = False
+    untyped: bool = False
 
 
 Part = sql.Composable | Bound | Mark

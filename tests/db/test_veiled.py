@@ -30,6 +30,14 @@ INSERT INTO visits
     SELECT id, p, ARRAY[p], (p, id)::pair, p, 1 FROM people p;
 CREATE FUNCTION greeted(p people) RETURNS text STABLE
     LANGUAGE sql AS 'SELECT concat(p.name, p.secret)';
+CREATE TABLE vault (code text, "to" int); COMMENT ON TABLE vault IS '@hidden';
+INSERT INTO vault VALUES ('xyzzy', 1);
+CREATE FUNCTION told() RETURNS record STABLE LANGUAGE sql
+    AS 'SELECT 1 AS n, p, ARRAY[(p, 2)::pair] AS pairs, v FROM people p, vault v WHERE p.id = 1';
+CREATE FUNCTION all_told() RETURNS SETOF record STABLE LANGUAGE sql
+    AS 'SELECT p.*, ROW(p) AS more FROM people p ORDER BY id';
+CREATE FUNCTION some_told() RETURNS SETOF record STABLE LANGUAGE sql
+    AS 'SELECT p.* FROM people p ORDER BY id';
 CREATE FUNCTION guests() RETURNS TABLE (who people, n int) STABLE
     LANGUAGE sql AS 'SELECT p, id FROM people p ORDER BY id';
 """
@@ -178,3 +186,13 @@ async def test_exported_as_json_lines(db: Callee) -> None:
     await db.hub.answer("visits.export", [], {"format": "ndjson"}, ANYONE, take)
     assert "Ada" in parts[0]
     assert "xyzzy" not in parts[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_records(db: Callee) -> None:
+    """Rows in a record, of which nobody says what they are, are answered without the field."""
+    bob = {"id": 2, "name": "Bob"}
+    told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}
+    assert await db.call("fn.told") == told
+    assert await db.call("fn.some_told") == [ADA, bob]
+    assert [row["more"] for row in await db.call("fn.all_told")] == [{"f1": ADA}, {"f1": bob}]
