@@ -237,13 +237,10 @@ class TooManyToSend(TooLarge):
     """
 
     def __init__(self, name: str, limit: int, verbs: bool) -> None:
-        ServiceError.__init__(
-            self,
-            f'"{name}" gave more than {limit} rows, the most of one answer',
-            hint=f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them'
-            if verbs
-            else "a function that RETURNS TABLE has find, which gives pages, and stream",
-        )
+        message = f'"{name}" gave more than {limit} rows, the most of one answer'
+        paged = f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them'
+        bare = "a function that RETURNS TABLE has find, which gives pages, and stream"
+        ServiceError.__init__(self, message, hint=paged if verbs else bare)
 
 
 class TooManyGroups(TooLarge):
