@@ -38,8 +38,8 @@ Make = Callable[[psycopg2.Error], ServiceError | None]
 _KNOWN = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
 )
-_OF_THE_SERVER = frozenset(["08", "25", "26", "28", "2D", "3D", "53", "57"])
-"""Classes that tell how the server or a session is; raised by an author they tell nothing of it."""
+_OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
+"""Classes and codes of how the server or a session is; raised by an author they do not tell it."""
 
 
 def refusal(
@@ -78,7 +78,7 @@ def _worded(
     broken = violation(error, catalog, relation)
     if broken is not None:
         return retold(error, broken) if raised(error) else broken
-    if raised(error) and error.pgcode[:2] in _OF_THE_SERVER:
+    if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
         return refused(error)
     make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
     found = make(error)

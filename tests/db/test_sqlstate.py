@@ -419,7 +419,7 @@ def test_own_words_of_raise(connected: connection, catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("code", ["28000", "28P01", "57014", "57P01", "53400", "08006", "25006",
-                                  "2D000", "26000", "3D000"])  # fmt: skip
+                                  "2D000", "26000", "3D000", "40003", "55006"])  # fmt: skip
 def test_states_of_the_server_that_an_author_raises(
     connected: connection, catalog: Catalog, code: str
 ) -> None:
