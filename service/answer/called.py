@@ -46,13 +46,7 @@ class Called(Verbs):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `find`: a page of a function's rows, by offset, since they have no key."""
-        call = parse_called(
-            functions,
-            args,
-            kwargs,
-            served.catalog,
-            lambda rest, rows: parse_find([], rest, self.limits, rows),
-        )
+        call = parse_called(functions, args, kwargs, served.catalog, self._find_of)
         request = call.request.of
         page, columns, total = await self._found(served, call)
         limit = call.values[request.limit.slot] - 1
@@ -70,13 +64,7 @@ class Called(Verbs):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `aggregate`: the measures of each group of a function's rows."""
-        call = parse_called(
-            functions,
-            args,
-            kwargs,
-            served.catalog,
-            lambda rest, _: parse_aggregate([], rest, self.limits),
-        )
+        call = parse_called(functions, args, kwargs, served.catalog, self._aggregate_of)
         request = call.request
         statement = served.statement(_groups, request.call.function, request)
         shape = Shape(request.of.form, self.max_bytes)
@@ -86,6 +74,12 @@ class Called(Verbs):
         if request.of.form == "lists":
             return {"columns": list(statement.columns), "rows": groups}
         return groups
+
+    def _find_of(self, kwargs: Mapping[str, Any], rows: str) -> Parsed[FindRequest]:
+        return parse_find([], kwargs, self.limits, rows)
+
+    def _aggregate_of(self, kwargs: Mapping[str, Any], _: str) -> Parsed[AggregateRequest]:
+        return parse_aggregate([], kwargs, self.limits)
 
     async def _found(self, served: Served, call: Find) -> tuple[Page, tuple[str, ...], int | None]:
         """Give a page, the names of its columns, and the number of all rows if asked for."""

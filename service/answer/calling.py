@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 from service.answer.called import Called
-from service.answer.flowing import Flowing
+from service.answer.exporting import Exporting
+from service.answer.flowing import of_function
 from service.answer.line import LONG, Line
 from service.answer.served import Served
+from service.answer.streaming import Streaming
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
@@ -36,12 +38,11 @@ class Calling(Verbs):
     def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
         super().__init__(database, limits, max_bytes)
         called = Called(database, limits, max_bytes)
-        flowing = Flowing(database, limits, max_bytes)
         self._verbs: Mapping[str, Verb] = {
             "find": called.find,
             "aggregate": called.aggregate,
-            "stream": flowing.stream,
-            "export": flowing.export,
+            "stream": Streaming(database, limits, max_bytes, of_function).stream,
+            "export": Exporting(database, limits, max_bytes, of_function).export,
         }
 
     async def answer(

@@ -11,34 +11,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from service.answer.flowing import Flow, Flowing
 from service.answer.line import Line, Send
 from service.answer.served import Served
-from service.answer.streaming import Flow, relay, unpaged, unpaged_plan
-from service.answer.verbs import Verbs
-from service.catalog import Catalog, Relation
+from service.answer.streaming import relay
 from service.db.copying import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.interactions import Shape
-from service.plan.veiled import refuse_veiled
-from service.request.streams import (
-    Format,
-    check_format,
-    parse_unpaged,
-    take_chunk,
-    take_format,
-)
-from service.request.types import FindRequest
-from service.sql.select import select
-from service.sql.statement import Statement
+from service.request.streams import take_chunk, take_format
 
 
-class Exporting(Verbs):
+class Exporting(Flowing):
     """The verb that gives rows as text."""
 
     async def export(
         self,
         served: Served,
-        relation: Relation,
+        of: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         line: Line,
@@ -52,17 +41,10 @@ class Exporting(Verbs):
         send = line.parts()
         format, rest = take_format(kwargs)
         chunk, rest = take_chunk(rest)
-        call = parse_unpaged(args, rest, self.limits, f"{relation.schema}.{relation.name}")
-        check_format(format, call.request.embeds)
-        make = _as_csv if format == "csv" else unpaged
-        statement = served.statement(make, relation, call.request)
-        flow = Flow(served.codec, statement, call.values, "dicts", call.timeout)
-        return await self.flow(flow, chunk, format, send)
+        flow = self.source(served, of, args, rest, self.limits, format)
+        return await (self._csv(flow, send) if format == "csv" else self._lines(flow, chunk, send))
 
-    async def flow(self, flow: Flow, chunk: int, format: Format, send: Send) -> Any:
-        """Send rows as text, in a transaction of their own; gives the last answer."""
-        if format == "csv":
-            return await self._csv(flow, send)
+    async def _lines(self, flow: Flow, chunk: int, send: Send) -> Any:
         shape = Shape("dicts", self.max_bytes)
         reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
         step = partial(self.database.run, *flow.around, reader.lines_txn, timeout=flow.timeout)
@@ -98,10 +80,3 @@ class Exporting(Verbs):
                 copying.addErrback(lambda _: None)
                 copying.cancel()
         return {"rows": rows, "bytes": blocks.bytes}
-
-
-def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    """Spell what PostgreSQL writes by itself, past the codec."""
-    plan = unpaged_plan(catalog, relation, request)
-    refuse_veiled(catalog, plan.outputs, plan.embeds)
-    return select(plan)

@@ -20,6 +20,7 @@ from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
 from service.answer.exporting import Exporting
+from service.answer.flowing import of_relation
 from service.answer.importing import Importing
 from service.answer.line import LONG, Line, Send
 from service.answer.reading import Reading
@@ -78,8 +79,8 @@ class Hub:
         aggregating = Aggregating(database, limits, max_bytes)
         creating = Creating(database, limits, max_bytes)
         changing = Changing(database, limits, max_bytes)
-        streaming = Streaming(database, limits, max_bytes)
-        exporting = Exporting(database, limits, max_bytes)
+        streaming = Streaming(database, limits, max_bytes, of_relation)
+        exporting = Exporting(database, limits, max_bytes, of_relation)
         self._importing = Importing(database, limits)
         self._calling = Calling(database, limits, max_bytes)
         self.verbs: Mapping[str, Verb] = {

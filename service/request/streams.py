@@ -49,9 +49,9 @@ def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
 
 
-def check_format(format: Format, embeds: Sequence[Embed]) -> None:
+def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
     """
-    Have nothing that its format cannot hold be exported.
+    Have nothing that its format, if it has any, cannot hold be exported.
 
     Raises:
         InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
