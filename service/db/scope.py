@@ -64,8 +64,9 @@ class Database:
     @property
     def moment(self) -> tuple[Any, ...]:
         """Equal to another one while a read sees the same, as far as that is the caller's doing."""
-        doer = self._doer.get()
-        return self._level.get(), doer, doer.writes
+        level = self._level.get()
+        doer = level.doer if level else self._doer.get()
+        return level, doer, doer.writes
 
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[None]:

@@ -305,6 +305,18 @@ async def test_a_commit_is_seen(dsn: str) -> None:
         assert await line.stops.get() == []
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_transaction_has_its_own_caller(dsn: str) -> None:
+    """Whoever speaks in a transaction does so as the one who began it."""
+    async with counted(dsn) as (database, _):
+        line = (await Line.find(orderby="id"))[0]
+        async with database.transaction():
+            with database.identity(identity_of("", {})):
+                assert len(await line.stops.get()) == 3
+                await database.statement("DELETE FROM stops", fetch=False)
+                assert await line.stops.get() == []
+
+
 async def _cleared_in_vain(database: Database, line: Line) -> None:
     async with database.transaction():
         assert len(await line.stops.get()) == 2
