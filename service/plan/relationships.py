@@ -215,7 +215,7 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
     for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
         for there in (*middle.foreign_keys, *middle.links):
             target = catalog.relations.get(there.target)
-            if there is here or target is None or not _joins(middle, here, there):
+            if target is None or _same(here, there) or not _joins(middle, here, there):
                 continue
             junction = Junction(
                 middle,
@@ -224,6 +224,11 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
             )
             names = frozenset({f"{middle.schema}.{middle.name}", there.name, *there.columns})
             yield Relationship(target, True, (), junction, middle.name, names, frozenset())
+
+
+def _same(here: ForeignKey, there: ForeignKey) -> bool:
+    """Tell whether both are one constraint: it leads to a table, and to each view of it."""
+    return (here.name, here.columns) == (there.name, there.columns)
 
 
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:

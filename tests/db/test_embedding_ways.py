@@ -134,3 +134,13 @@ async def test_candidates(
         given = {} if options is True else options
         named = {next(iter(embed)): {**given, "via": way}}
         assert (await db.call(f"{relation}.find", select=[], embed=named))["rows"]
+
+
+@pytest.mark.parametrize(("relation", "name"), [("tools", "fittings"), ("fittings", "tools")])
+@pytest_twisted.ensureDeferred
+async def test_there_and_back(db: Callee, relation: str, name: str) -> None:
+    """A table and its view are not related by the one foreign key that leads to both."""
+    refused = await failure_of(db.call(f"{relation}.find", embed={name: True}))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == f"embed.{name}"
+    assert "candidates" not in refused.details
