@@ -232,8 +232,7 @@ async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Pat
     """The Python example runs as it stands, and ends."""
     file = tmp_path / "example.py"
     file.write_text(example(README, "python", router), "utf-8")
-    # Unbuffered, as in a terminal: autobahn's `run` takes standard output over.
-    environ = {"HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    environ = {"HOME": str(tmp_path)}
     page, row = re.findall(r"[\[{].*'path': .*", await printed(environ, sys.executable, str(file)))
     assert "'path': '/3'" in page
     assert page.rpartition("] ")[2] != "None", "there is another page"
