@@ -78,12 +78,11 @@ def parse_unpaged(
         rows: Of what the rows are.
     """
     for name in _PAGING:
-        if kwargs.get(name) is not None:
+        if name in kwargs:
             raise InvalidArgument(
                 f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
             )
-    given = {name: value for name, value in kwargs.items() if name not in _PAGING}
-    call = parse_find(args, given, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
     values = list(call.values)
     # a find asks for one row more, to tell whether it is there
     values[call.request.limit.slot] -= 1

@@ -154,6 +154,8 @@ async def test_long_rows(dsn: str, db: Callee) -> None:
         ({"format": "xml"}, "format"),
         ({"form": "lists"}, "form"),
         ({"after": "x"}, "after"),
+        ({"after": None}, "after"),
+        ({"count": None}, "count"),
         ({"embed": {"parents": {"spread": True}}}, "embed.parents.spread"),
     ],
 )

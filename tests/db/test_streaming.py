@@ -120,6 +120,8 @@ async def test_arguments(db: Callee) -> None:
         ({"chunk": 5001}, "chunk"),
         ({"chunk": "many"}, "chunk"),
         ({"after": "x"}, "after"),
+        ({"after": None}, "after"),
+        ({"count": None}, "count"),
         ({"count": "exact"}, "count"),
         ({"size": 1}, "size"),
         ({"where": {"nope": 1}}, "where.nope"),
