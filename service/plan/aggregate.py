@@ -16,6 +16,7 @@ from service.plan.conditions import Bound, Condition, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.measures import distinguishable, plan_groups, plan_measures, refuse_repeated
+from service.plan.outputs import referred, sort_keys
 from service.plan.types import Groups, Output, SortKey
 from service.request.terms import Item, Key, Measure, Reference
 from service.request.types import AggregateRequest
@@ -118,10 +119,10 @@ def _order(
 ) -> tuple[SortKey, ...]:
     """Resolve sort keys; the groups follow them, so that the order is one."""
     named = [Key(_named(scope, result, groups, key), key.descending, key.nulls) for key in order]
-    keys = result.sort_keys(named)
+    keys = sort_keys(result, named)
     taken = {key.expression.column.name for key in keys if not key.expression.steps}
     rest = [Key(Reference(output.name, "group")) for output in groups if output.name not in taken]
-    return keys + result.sort_keys(rest)
+    return keys + sort_keys(result, rest)
 
 
 def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) -> Reference:
@@ -131,7 +132,7 @@ def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) ->
         reference.name in result.relation.columns or reference.name not in scope.relation.columns
     ):
         return reference
-    value = distinguishable(scope, scope.expression(reference))
+    value = distinguishable(scope, referred(scope, reference))
     for output in groups:
         if output.expression.same(value):
             return Reference(output.name, reference.path)

@@ -62,6 +62,8 @@ class Link:
         passage: What stands between, if anything.
         function: Of the outer row, that gives them, if it is one.
         row: As of an `Expression`.
+        where: Which of them are meant, if not all.
+        embed: The name of the embed that says so.
     """
 
     relation: Relation
@@ -71,6 +73,16 @@ class Link:
     passage: Passage | None = None
     function: Function | None = None
     row: str = ""
+    where: Condition | None = None
+    embed: str = ""
+
+    def same(self, other: Link) -> bool:
+        """Tell whether the other one leads to the same rows."""
+        return (self.pairs, self.function, self.embed) == (
+            other.pairs,
+            other.function,
+            other.embed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +131,8 @@ class Expression:
             (self.column is other.column or self.function is not None)
             and self.function is other.function
             and self.cast == other.cast
-            and [(link.pairs, link.function) for link in self.links]
-            == [(link.pairs, link.function) for link in other.links]
+            and len(self.links) == len(other.links)
+            and all(map(Link.same, self.links, other.links))
             and [(step.word, step.text, step.key.type) for step in self.steps]
             == [(step.word, step.text, step.key.type) for step in other.steps]
         )

@@ -14,6 +14,7 @@ from service.plan.aggregate import plan_grouped
 from service.plan.expressions import Scope
 from service.plan.filters import plan_related
 from service.plan.order import by_key
+from service.plan.outputs import outputs_of, sort_keys
 from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
 from service.request.terms import Item
 from service.request.types import Embed
@@ -70,7 +71,7 @@ def plan_columns(
             a column of one that is spread, is called like another.
     """
     planned = [each for each in (_plan(scope, embed) for embed in embeds) if each.columns]
-    outputs = scope.outputs(select)
+    outputs = outputs_of(scope, select)
     if select is None:
         taken = {embed.name for embed in planned if not embed.spread}
         outputs = tuple(output for output in outputs if output.name not in taken)
@@ -107,7 +108,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, order = grouped.outputs, grouped.order
     else:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
-        order, _ = by_key(inner, inner.sort_keys(embed.order)) if many else ((), False)
+        order, _ = by_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
         replace(output, text=not _is_plain(scope.catalog, output.expression.type))
         for output in outputs

@@ -1,5 +1,5 @@
 """
-References, select lists and sort keys against a relation's columns.
+What names mean in a relation: its columns, steps into them, and related rows.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from service.functions import Function
 from service.plan.computed import computed_columns
 from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
 from service.plan.relationships import related, relationships
-from service.plan.types import Output, SortKey
 from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
-from service.request.terms import Item, Key, Operand, Reference, Step
+from service.request.terms import Operand, Reference, Step
 from service.request.types import Embed
 
 
@@ -92,7 +91,7 @@ class Scope:
 
     def expression(self, reference: Reference) -> Expression:
         """
-        Resolve a reference, for any use.
+        Resolve a reference to a column of the row itself, for any use.
 
         Raises:
             InvalidArgument: As of `value`; or it has hidden fields.
@@ -101,13 +100,11 @@ class Scope:
 
     def value(self, reference: Reference) -> Expression:
         """
-        Resolve a reference, to be answered as it is.
+        Resolve a reference to a column of the row itself, to be answered as it is.
 
         Raises:
             InvalidArgument: There is no such column, or it has nothing to step into.
         """
-        if reference.owners:
-            return self._related(reference)
         column, function = self._column(reference)
         if reference.steps:
             found = self._stepped(column, reference)
@@ -136,83 +133,6 @@ class Scope:
             path=path,
             source=self.source,
         )
-
-    def _related(self, reference: Reference) -> Expression:
-        """Resolve a column of the one related row."""
-        link, scope, embed, many = self.linked(reference.owners[0], reference.path)
-        if many:
-            raise InvalidArgument(
-                f'"{embed.name}" is a list of rows, so it has no single "{reference.name}"',
-                path=reference.path,
-            )
-        inner = scope.value(replace(reference, owners=reference.owners[1:]))
-        return replace(inner, source=self.source, links=(link, *inner.links), nullable=True)
-
-    def outputs(self, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
-        """
-        Resolve a select list; None stands for all columns that may be read.
-
-        What stands twice counts once.
-
-        Raises:
-            InvalidArgument: A name is unknown, or two values would have the same one.
-        """
-        if select is None:
-            return self._all()
-        found: dict[str, Output] = {}
-        for item in select:
-            for output in self._item(item):
-                earlier = found.setdefault(output.name, output)
-                if not earlier.expression.same(output.expression):
-                    raise InvalidArgument(
-                        f'"{output.name}" stands twice in the select list',
-                        path=item.reference.path,
-                        hint='write "other_name:column" to tell them apart',
-                    )
-        return tuple(found.values())
-
-    def sort_keys(self, order: Iterable[Key]) -> tuple[SortKey, ...]:
-        """
-        Resolve sort keys; a column that stands twice counts once.
-
-        Raises:
-            InvalidArgument: A name is unknown, or its type has no order.
-        """
-        keys: list[SortKey] = []
-        for key in order:
-            expression = self.expression(key.reference)
-            if not expression.type.comparable:
-                raise InvalidArgument(
-                    f"values of type {expression.type.sql} have no order",
-                    path=key.reference.path,
-                    column=expression.column.name,
-                )
-            if any(expression.same(earlier.expression) for earlier in keys):
-                continue
-            nulls = key.nulls or ("first" if key.descending else "last")
-            keys.append(SortKey(expression, key.descending, nulls))
-        return tuple(keys)
-
-    def _all(self) -> tuple[Output, ...]:
-        return tuple(
-            Output(self.of_column(column), column.name)
-            for column in self.relation.columns.values()
-            if column.selectable
-        )
-
-    def _item(self, item: Item) -> tuple[Output, ...]:
-        reference = item.reference
-        if reference.name == "*" and "*" not in self.relation.columns:
-            if reference.steps or item.alias or item.cast:
-                raise InvalidArgument('"*" stands alone', path=reference.path)
-            return self._all()
-        expression = self.value(reference)
-        if item.cast:
-            unveiled(self.catalog, expression)
-            cast = self.catalog.type_named(item.cast, reference.path)
-            expression = replace(expression, type=cast, cast=cast)
-        last = reference.steps[-1].key if reference.steps else reference.name
-        return (Output(expression, item.alias or last),)
 
     def _stepped(self, column: Column, reference: Reference) -> Expression:
         type = self.catalog.plain(self.catalog.type(column.type))

@@ -12,6 +12,7 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Expression, PlannedMeasure
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
+from service.plan.outputs import outputs_of
 from service.plan.types import Output, kept
 from service.plan.veiled import unveiled
 from service.request.terms import Item, Measure
@@ -30,7 +31,7 @@ def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
     Raises:
         InvalidArgument: A name is unknown, or its values cannot be told apart.
     """
-    return told_apart(scope, scope.outputs(group))
+    return told_apart(scope, outputs_of(scope, group))
 
 
 def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
@@ -99,7 +100,7 @@ def distinguishable(scope: Scope, value: Expression) -> Expression:
 def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
     operand, of = None, scope.named("text")
     if measure.item is not None:
-        (output,) = scope.outputs((measure.item,))
+        (output,) = outputs_of(scope, (measure.item,))
         operand = output.expression
         if measure.distinct:
             operand = distinguishable(scope, operand)

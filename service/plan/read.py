@@ -15,6 +15,7 @@ from service.plan.expressions import Scope
 from service.plan.filters import both, inner_of, plan_filter
 from service.plan.measures import distinguishable, told_apart
 from service.plan.order import by_key, leading, of_distinct
+from service.plan.outputs import referred, sort_keys
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
 from service.plan.veiled import unveiled
 from service.request.terms import Item
@@ -50,7 +51,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     scope = Scope(catalog, relation, request.embeds)
     int8 = scope.named("int8")
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
-    order = scope.sort_keys(request.order)
+    order = sort_keys(scope, request.order)
     if request.distinct and not outputs:
         raise InvalidArgument("distinct rows want a column to differ in", path="select")
     if request.distinct and embeds:
@@ -61,7 +62,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         outputs = told_apart(scope, outputs)
         order = of_distinct(outputs, order)
     else:
-        named = (scope.expression(each) for each in request.distinct or ())
+        named = (referred(scope, each) for each in request.distinct or ())
         distinct = tuple(distinguishable(scope, each) for each in named)
         order, keyed = by_key(scope, leading(distinct, order))
         keyset = keyed and not distinct

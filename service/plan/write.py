@@ -11,6 +11,7 @@ from service.plan.conditions import Bound, Compare, Condition, Every, Not
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
 from service.plan.filters import asked_by, plan_filter
+from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
 from service.plan.veiled import unveiled
@@ -156,4 +157,4 @@ def _returned(scope: Scope, returning: Returning) -> Back:
         return Back()
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
     inner = asked_by(scope, returning.embeds)
-    return Back(outputs, scope.sort_keys(returning.order), embeds, inner)
+    return Back(outputs, sort_keys(scope, returning.order), embeds, inner)

@@ -146,7 +146,7 @@ def _linked(value: Expression) -> Iterator[Part]:
     first, *rest = value.links
     yield SQL("(SELECT ")
     yield from expression(replace(value, source=first.source, links=tuple(rest)))
-    yield from linked(first, None)
+    yield from linked(first, first.where)
     yield SQL(" LIMIT 1)")
 
 

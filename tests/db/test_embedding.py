@@ -298,6 +298,39 @@ async def test_order_across(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_order_by_what_is_embedded(db: Callee) -> None:
+    """Rows are sorted by the row that is embedded, which is none where the embed asks for more."""
+    lead = {"relation": "people", "via": "projects_lead", "where": {"name": {"neq": "Ada"}}}
+    plain = {"relation": "people", "via": "projects_lead"}
+    embed = {"lead": lead, "first": plain}
+    for order, ids in (
+        (["lead.name", "id"], [3, 1, 2, 4]),
+        ([{"by": "lead.name", "nulls": "first"}, "-id"], [4, 2, 1, 3]),
+        (["lead.name", "-first.name", "id"], [3, 4, 1, 2]),
+        (["-first.name", "lead.name", "id"], [4, 3, 1, 2]),
+    ):
+        seen: list[int] = []
+        page: dict[str, Any] = {"next": None}
+        while not seen or page["next"] is not None:
+            page = await db.call(
+                "projects.find", embed=embed, order=order, limit=1, after=page["next"]
+            )
+            seen += [row["id"] for row in page["rows"]]
+        assert seen == ids
+    boss = {"boss": {"relation": "people", "direction": "one", "where": {"name": "Bob"}}}
+    deep = {"lead": {**plain, "embed": boss}}
+    found = await db.call("projects.find", embed=deep, order=["lead.boss.name", "-id"])
+    assert [row["id"] for row in found["rows"]] == [4, 3, 2, 1]
+    inner = {"lead": {**plain, "embed": {"boss": {**boss["boss"], "where": {}, "inner": True}}}}
+    found = await db.call("projects.find", embed=inner, order=["lead.name", "id"])
+    assert [row["id"] for row in found["rows"]] == [3, 1, 2, 4]
+    same = [{"id": 1, "title": "Alpha"}, {"id": 2, "title": "Beta"}, {"id": 3, "title": "Gamma"}]
+    first = [{"by": "lead.name", "nulls": "first"}, "-id"]
+    written = await db.call("projects.upsert", same, embed=embed, order=first)
+    assert [row["id"] for row in written] == [2, 1, 3]
+
+
+@pytest_twisted.ensureDeferred
 async def test_writes_answer_embeds(db: Callee, dsn: str) -> None:
     """Written rows come back with what is related to them."""
     embed = {"lead": NAME, "members": {"select": ["role"]}}
