@@ -4,7 +4,9 @@ Functions with the rights of the caller's role.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -14,6 +16,7 @@ from service.answer.describing.document import describe
 from service.answer.roles import Roles
 from service.db.connection import PgConnection
 from service.db.identity import Identity
+from service.db.transaction import statement_txn
 from service.errors import (
     DatabaseRefused,
     InvalidArgument,
@@ -107,10 +110,22 @@ async def sessions(db: Callee) -> set[tuple[str, str, str]]:
     """Tell who the sessions of the pool are, of all of them at once."""
     sql = (
         "SELECT current_user::text, coalesce(current_setting('rowcast.authid', true), ''),"
-        " current_setting('search_path') FROM pg_sleep(0.05)"
+        " current_setting('search_path')"
     )
-    found = await gatherResults([db.database.statement(sql) for _ in range(5)])
-    return {row for rows in found for row in rows}
+    return {row for rows in await of_all(db, sql) for row in rows}
+
+
+async def of_all(db: Callee, sql: str) -> list[list[Any]]:
+    """Ask all sessions of the pool: none is asked twice, since each waits for the others."""
+    many = db.pool.dispatch.limits.most
+    barrier = threading.Barrier(many)
+
+    def asked_txn(connection: PgConnection) -> list[Any]:
+        barrier.wait(20)
+        found: list[Any] = statement_txn(connection, sql)
+        return found
+
+    return await gatherResults([db.database.run(asked_txn) for _ in range(many)])
 
 
 @pytest_twisted.ensureDeferred
@@ -156,9 +171,7 @@ async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
     """Where a session cannot be made itself again, nobody ever gets it."""
 
     async def pids() -> set[int]:
-        sql = "SELECT pg_backend_pid() FROM pg_sleep(0.05)"
-        found = await gatherResults([db.database.statement(sql) for _ in range(5)])
-        return {pid for ((pid,),) in found}
+        return {pid for ((pid,),) in await of_all(db, "SELECT pg_backend_pid()")}
 
     before = await pids()
     broken = Identity("", "SELECT set_config('role', 'fn_clerk', false);", "SELEKT;")

@@ -47,14 +47,14 @@ async def test_a_cancelled_query_stops_on_the_server(dsn: str) -> None:
 async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
     """Queries that were given up before they began are never sent."""
     async with database_at(dsn, most=2) as database:
-        calls = [database.statement("SELECT pg_sleep(2)") for _ in range(20)]
-        await until(lambda: running(dsn, "pg_sleep(2)"))
+        calls = [database.statement("SELECT pg_sleep(20)") for _ in range(20)]
+        await until(lambda: running(dsn, "pg_sleep(20)"))
         outcomes = [ensureDeferred(failure_of(call)) for call in calls]
         started = time.monotonic()
         for call in calls:
             call.cancel()
         await database.statement("SELECT 1")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         await gatherResults(outcomes)
 
 
@@ -183,7 +183,7 @@ async def test_without_libpq_at_hand(dsn: str, monkeypatch: pytest.MonkeyPatch) 
 async def test_a_scope_given_up_before_it_began(dsn: str) -> None:
     """A task that is cancelled while its transaction waits for a worker is free at once."""
     async with database_at(dsn, most=1) as database:
-        slow = database.statement("SELECT pg_sleep(0.6)")
+        slow = database.statement("SELECT pg_sleep(2)")
 
         async def work() -> None:
             async with database.transaction():
@@ -191,9 +191,8 @@ async def test_a_scope_given_up_before_it_began(dsn: str) -> None:
 
         task = ensureDeferred(work())
         await pause(0.1)
-        started = time.monotonic()
         task.cancel()
         assert isinstance(await failure_of(task), CancelledError)
-        assert time.monotonic() - started < 0.2
+        assert not slow.called
         await slow
         assert await database.statement("SELECT to_regclass('never')") == [(None,)]
