@@ -160,6 +160,7 @@ class Relation:
         filled: Whether a trigger may fill in what a new row lacks, before it is checked.
         takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
+        readable: Whether that is to read whole rows, with the columns that are not served.
     """
 
     schema: str
@@ -180,6 +181,7 @@ class Relation:
     insertable: bool = True
     updatable: bool = True
     deletable: bool = True
+    readable: bool = True
 
     def refers_once(self, key: ForeignKey) -> bool:
         """Tell whether it is known that one row at most refers to another by a foreign key."""

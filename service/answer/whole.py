@@ -58,6 +58,7 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         insertable=any(each.insertable for each in alike),
         updatable=any(each.updatable for each in alike),
         deletable=any(each.deletable for each in alike),
+        readable=any(each.readable for each in alike),
     )
 
 

@@ -182,6 +182,7 @@ def _relation(
         insertable=bool(row.insertable),
         updatable=bool(row.updatable),
         deletable=bool(row.deletable),
+        readable=bool(row.readable),
     )
 
 

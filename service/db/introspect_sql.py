@@ -20,6 +20,9 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
                   AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS filled,
        w.events,
        has_any_column_privilege(c.oid, 'SELECT') AS selectable,
+       NOT EXISTS (SELECT FROM pg_attribute a
+                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                      AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable,
        has_any_column_privilege(c.oid, 'INSERT') AND w.events & 8 <> 0 AS insertable,
        has_any_column_privilege(c.oid, 'UPDATE') AND w.events & 4 <> 0 AS updatable,
        has_table_privilege(c.oid, 'DELETE') AND w.events & 16 <> 0 AS deletable

@@ -78,7 +78,7 @@ def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
 
     They read the whole row, so PostgreSQL lets nobody use them who may not.
     """
-    if not all(column.selectable for column in relation.columns.values()):
+    if not relation.readable:
         return []
     found = _row_functions(catalog).get((relation.schema, relation.name), [])
     return sorted(found, key=lambda function: function.schema == relation.schema)
