@@ -186,8 +186,8 @@ async def test_cancelled(dsn: str, db: Callee, when: str, format: str) -> None:
     await until(lambda: transactions(dsn) if when == "reading" else taker.gates)
     call.cancel()
     assert isinstance(await failure_of(call), CancelledError | Canceled)
-    await until(lambda: not transactions(dsn), 1)
-    await until(lambda: not db.pool.stats().busy, 1)
+    await until(lambda: not transactions(dsn))
+    await until(lambda: not db.pool.stats().busy)
     assert await db.call("items.count") == 1000
 
 
@@ -228,4 +228,4 @@ async def test_timeout(dsn: str, db: Callee) -> None:
     taker = Taker(db)
     refused = await failure_of(taker.call("slow.export", timeout=0.2))
     assert isinstance(refused, StatementTimeout)
-    await until(lambda: not transactions(dsn), 1)
+    await until(lambda: not transactions(dsn))

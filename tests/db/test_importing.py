@@ -345,7 +345,7 @@ async def test_upload_that_fails(dsn: str, db: Callee) -> None:
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == "rows.0.id"
     assert refused.details["line"] == 3
-    await until(lambda: not transactions(dsn), 1)
+    await until(lambda: not transactions(dsn))
     assert isinstance(await failure_of(db.call("items.import", [], **begun)), InvalidArgument)
     begun = await db.call("items.import", [{"id": 1}, {"id": 1}], done=False)
     refused = await failure_of(db.call("items.import", done=True, **begun))
@@ -358,7 +358,7 @@ async def test_upload_that_fails(dsn: str, db: Callee) -> None:
     refused = await failure_of(db.call("items.import", csv="2\n", **begun))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == "csv"
-    await until(lambda: not transactions(dsn), 1)
+    await until(lambda: not transactions(dsn))
     assert rows(dsn) == []
 
 
@@ -398,8 +398,8 @@ async def test_idle_upload(dsn: str, db: Callee) -> None:
     """An upload that lies idle is dropped, and its connection free."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     assert transactions(dsn)
-    await until(lambda: not transactions(dsn), 3)
-    await until(lambda: not db.pool.stats().busy, 3)
+    await until(lambda: not transactions(dsn))
+    await until(lambda: not db.pool.stats().busy)
     assert isinstance(
         await failure_of(db.call("items.import", done=True, **begun)), InvalidArgument
     )
@@ -457,7 +457,7 @@ async def test_cancelled(dsn: str, db: Callee) -> None:
     await until(lambda: transactions(dsn))
     call.cancel()
     assert isinstance(await failure_of(call), CancelledError | Canceled)
-    await until(lambda: not transactions(dsn), 1)
+    await until(lambda: not transactions(dsn))
     assert await db.call("lazy.count") == 0
 
 
@@ -466,5 +466,5 @@ async def test_service_stops(dsn: str) -> None:
     """A service that stops does not wait for an upload, and keeps nothing of it."""
     async with serving(dsn, idle=60) as db:
         await db.call("items.import", [{"id": 70}], done=False)
-    await until(lambda: not transactions(dsn), 3)
+    await until(lambda: not transactions(dsn))
     assert rows(dsn, "id", "items WHERE id = 70") == []

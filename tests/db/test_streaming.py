@@ -191,8 +191,8 @@ async def test_cancelled(dsn: str, db: Callee, when: str) -> None:
         await until(lambda: taker.gates)
     call.cancel()
     assert isinstance(await failure_of(call), CancelledError | Canceled)
-    await until(lambda: not transactions(dsn), 1)
-    await until(lambda: not db.pool.stats().busy, 1)
+    await until(lambda: not transactions(dsn))
+    await until(lambda: not db.pool.stats().busy)
     assert await db.call("items.count") == 2500
 
 

@@ -109,8 +109,8 @@ async def test_the_caller_goes(
     else:
         call.addErrback(lambda _: None)
         caller._transport.abort() if how == "vanishes" else caller.leave()
-    await until(lambda: not open_transactions(dsn), 2)
-    await until(lambda: not service.pool.stats().busy, 2)
+    await until(lambda: not open_transactions(dsn))
+    await until(lambda: not service.pool.stats().busy)
     await caller.close()
 
 
@@ -158,7 +158,7 @@ async def test_the_importer_goes(how: str, dsn: str, service: Serving, router: R
     assert caught.value.error == "wamp.error.not_authorized"
     assert open_transactions(dsn)
     caller._transport.abort() if how == "vanishes" else caller.leave()
-    await until(lambda: not open_transactions(dsn), 2)
+    await until(lambda: not open_transactions(dsn))
     await caller.close()
     assert await other.call("rowcast.copies.count") == 0
     await other.close()

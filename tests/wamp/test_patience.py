@@ -40,7 +40,7 @@ async def test_a_caller_that_takes_nothing(verb: str, dsn: str, router: Router) 
         caller._transport.transport.pauseProducing()
         assert open_transactions(dsn)
         await until(lambda: not open_transactions(dsn), 10)
-        await until(lambda: not service.pool.stats().busy, 2)
+        await until(lambda: not service.pool.stats().busy)
         caller._transport.transport.resumeProducing()
         with pytest.raises(ApplicationError) as caught:
             await call
