@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from service.catalog import NOWHERE, Catalog, Column, Relation
 from service.plan.calls import FunctionCall
-from service.plan.conditions import Bound, Condition, PlannedMeasure
+from service.plan.conditions import Bound, Condition
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.measures import distinguishable, plan_groups, plan_measures, refuse_repeated
 from service.plan.outputs import referred, sort_keys
-from service.plan.types import Groups, Output, SortKey
+from service.plan.types import Groups, Output, PlannedMeasure, SortKey
 from service.request.terms import Item, Key, Measure, Reference
 from service.request.types import AggregateRequest
 

@@ -208,33 +208,3 @@ class Present:
 
 
 Condition = Compare | Search | Test | Exists | Every | Not | Present
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedMeasure:
-    """
-    A function over many rows.
-
-    Args:
-        function: As SQL has it; one of a fixed list.
-        operand: What it is of; None for whole rows.
-        type: Of the result.
-        name: What it is called in the answer.
-        path: Where in the call.
-        distinct: Whether each value counts once.
-        separator: What stands between the texts of `string_agg`.
-        where: Which rows count.
-        cast: What the result is cast to.
-        text: As of an `Output`.
-    """
-
-    function: str
-    operand: Expression | None
-    type: Type
-    name: str
-    path: str
-    distinct: bool = False
-    separator: Bound | None = None
-    where: Condition | None = None
-    cast: Type | None = None
-    text: bool = False

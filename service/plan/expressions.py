@@ -13,7 +13,8 @@ from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.plan.computed import computed_columns
 from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
-from service.plan.relationships import related, relationships
+from service.plan.related import related
+from service.plan.relationships import relationships
 from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
 from service.request.terms import Operand, Reference, Step

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
-from service.plan.conditions import Expression, PlannedMeasure
+from service.plan.conditions import Expression
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.outputs import outputs_of
-from service.plan.types import Output, kept
+from service.plan.types import Output, PlannedMeasure, kept
 from service.plan.veiled import unveiled
 from service.request.terms import Item, Measure
 

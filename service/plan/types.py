@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.catalog import Relation
+from service.catalog import Relation, Type
 from service.plan.calls import FunctionCall
-from service.plan.conditions import Bound, Condition, Expression, Link, PlannedMeasure
+from service.plan.conditions import Bound, Condition, Expression, Link
 from service.request.terms import Nulls
 
 NAME_BYTES = 63
@@ -38,6 +38,36 @@ class Output:
 
     expression: Expression
     name: str
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMeasure:
+    """
+    A function over many rows.
+
+    Args:
+        function: As SQL has it; one of a fixed list.
+        operand: What it is of; None for whole rows.
+        type: Of the result.
+        name: What it is called in the answer.
+        path: Where in the call.
+        distinct: Whether each value counts once.
+        separator: What stands between the texts of `string_agg`.
+        where: Which rows count.
+        cast: What the result is cast to.
+        text: As of an `Output`.
+    """
+
+    function: str
+    operand: Expression | None
+    type: Type
+    name: str
+    path: str
+    distinct: bool = False
+    separator: Bound | None = None
+    where: Condition | None = None
+    cast: Type | None = None
     text: bool = False
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.conditions import PlannedMeasure
-from service.plan.types import Groups, Output
+from service.plan.types import Groups, Output, PlannedMeasure
 from service.sql.expressions import condition, expression, separated
 from service.sql.statement import Mark, Part
 
