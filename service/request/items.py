@@ -21,6 +21,9 @@ from service.request.values import Values
 MAX_LENGTH = 1000
 """Of an item, in characters: 63-byte names, and some room for JSON paths."""
 
+MAX_OWNERS = 16
+"""Embeds before a name: each is a subselect, and a turn of those who plan it."""
+
 _TOKEN = re.compile(
     r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
 )
@@ -123,6 +126,8 @@ def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Ref
             steps.append(Step(name, index, mark == "->>", operand))
         else:
             raise _bad(text, path)
+    if len(names) > MAX_OWNERS + 1:
+        raise InvalidArgument(f"a name goes through {MAX_OWNERS} embeds at most", path=path)
     return Reference(names[-1], path, tuple(names[:-1]), tuple(steps))
 
 

@@ -41,7 +41,7 @@ def test_item(text, alias, names, steps, cast):
 @pytest.mark.parametrize(
     "text",
     ["", ":", "a:", ":a", "a::", "a::b::c", "->a", "a->", "a->>b->c", "a..b", ".", '"a', "a->b.c",
-     "a:b:c", '""', "x" * 1001, "a\0b"],
+     "a:b:c", '""', "x" * 1001, "a\0b", "a." * 17 + "b"],
 )  # fmt: skip
 def test_not_an_item(text):
     """What does not follow the grammar is refused, and the refusal says where it stood."""
