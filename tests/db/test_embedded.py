@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
@@ -27,9 +29,16 @@ with Place(state=Path(sys.argv[1])).running():
 """
 
 
-def test_a_visit_leaves_it_as_it_was(tmp_path: Path) -> None:
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """Give a place of one's own: pytest, when it begins, shuts the way to its own for all others."""
+    with tempfile.TemporaryDirectory(prefix="rowcast-state-") as directory:
+        yield Path(directory)
+
+
+def test_a_visit_leaves_it_as_it_was(state: Path) -> None:
     """It runs while it is needed, keeps what was written, and is gone after that."""
-    place = Place(state=tmp_path)
+    place = Place(state=state)
     assert place.cluster.fresh
     with place.running() as dsn:
         execute(dsn, "CREATE TABLE kept AS SELECT 1 AS one")
@@ -40,34 +49,34 @@ def test_a_visit_leaves_it_as_it_was(tmp_path: Path) -> None:
         assert execute(dsn, "SELECT one FROM kept") == [(1,)]
 
 
-def test_a_long_way_to_it(tmp_path: Path) -> None:
+def test_a_long_way_to_it(state: Path) -> None:
     """A socket path that is too long for the system gets a short one."""
-    place = Place(state=tmp_path / ("x" * 120))
+    place = Place(state=state / ("x" * 120))
     with place.running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
     place.cluster.sockets.rmdir()
 
 
-def test_half_made_data_are_made_anew(tmp_path: Path) -> None:
+def test_half_made_data_are_made_anew(state: Path) -> None:
     """A start that was interrupted does not spoil the next one."""
-    (tmp_path / "pg.new").mkdir()
-    (tmp_path / "pg.new" / "PG_VERSION").write_text("18")
-    with Place(state=tmp_path).running() as dsn:
+    (state / "pg.new").mkdir()
+    (state / "pg.new" / "PG_VERSION").write_text("18")
+    with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
 
 
-def test_text_is_unicode(tmp_path: Path) -> None:
+def test_text_is_unicode(state: Path) -> None:
     """Whatever the locale of the machine is, text is UTF-8 and has upper case."""
-    with Place(state=tmp_path).running() as dsn:
+    with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT upper('é'), current_setting('server_encoding')") == [
             ("É", "UTF8")
         ]
 
 
-def test_two_visits_take_turns(tmp_path: Path) -> None:
+def test_two_visits_take_turns(state: Path) -> None:
     """A second command waits until the first one has stopped its server."""
-    place = Place(state=tmp_path)
-    command = [sys.executable, "-c", VISIT, str(tmp_path)]
+    place = Place(state=state)
+    command = [sys.executable, "-c", VISIT, str(state)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
@@ -82,35 +91,35 @@ def test_two_visits_take_turns(tmp_path: Path) -> None:
             assert first.poll() == 0 or first.wait(5) == 0
 
 
-def test_a_killed_visit_is_cleared_away(tmp_path: Path) -> None:
+def test_a_killed_visit_is_cleared_away(state: Path) -> None:
     """A command that was killed leaves no server in the way of the next."""
-    command = [sys.executable, "-c", VISIT, str(tmp_path)]
+    command = [sys.executable, "-c", VISIT, str(state)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "here\n"
         first.kill()
-    with Place(state=tmp_path).running() as dsn:
+    with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
 
 
-def test_an_orphan_is_ended(tmp_path: Path) -> None:
+def test_an_orphan_is_ended(state: Path) -> None:
     """A server that nobody holds is stopped, and started by the one who needs it."""
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(state)
     cluster.prepare()
     command = cluster.command()
     with cluster.log.open("ab") as log:
         orphan = subprocess.Popen(command, stdout=log, stderr=log)
     until(lambda: cluster.ready(orphan.pid), 10, cluster.why)
-    with Place(state=tmp_path).running() as dsn:
+    with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
         assert orphan.wait(5) == 0
 
 
-def test_an_orphan_that_is_leaving(tmp_path: Path) -> None:
+def test_an_orphan_that_is_leaving(state: Path) -> None:
     """A server that listens no more, but still has its data, is waited for."""
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(state)
     cluster.prepare()
     lock = cluster.data / "postmaster.pid"
     with subprocess.Popen(
@@ -122,9 +131,9 @@ def test_an_orphan_that_is_leaving(tmp_path: Path) -> None:
         assert not lock.exists()
 
 
-def test_a_server_that_cannot_start(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start(state: Path) -> None:
     """What the server said last is part of the refusal."""
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(state)
     cluster.prepare()
     with (cluster.data / "postgresql.conf").open("a") as settings:
         settings.write("shared_buffers = 'lots'\n")
@@ -132,16 +141,16 @@ def test_a_server_that_cannot_start(tmp_path: Path) -> None:
         pass
 
 
-def test_a_service_shares_its_server(tmp_path: Path) -> None:
+def test_a_service_shares_its_server(state: Path) -> None:
     """While a service holds it, a command uses the service's server, and leaves it running."""
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(state)
     assert cluster.claim.take("the service")
     cluster.prepare()
     with cluster.log.open("ab") as log:
         server = subprocess.Popen(cluster.command(), stdout=log, stderr=log)
     until(lambda: cluster.ready(server.pid), 10, cluster.why)
-    assert Claim(tmp_path / "pg.lock").held() == f"the service (pid {os.getpid()})"
-    with Place(state=tmp_path).running() as dsn:
+    assert Claim(state / "pg.lock").held() == f"the service (pid {os.getpid()})"
+    with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
     assert server.poll() is None
     server.send_signal(signal.SIGINT)
