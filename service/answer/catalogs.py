@@ -4,11 +4,11 @@ Keeps what is served up to date with the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -33,6 +33,8 @@ STALE = 1.0
 """Seconds in which callers who meet what is not there make us read the catalog once at most."""
 SHARE = 20
 """And at most so large a part of the time, one in twenty, goes into reading it for them."""
+PATIENCE = 5.0
+"""Seconds that a caller waits for it at most."""
 
 
 class Catalogs(Service):
@@ -71,6 +73,8 @@ class Catalogs(Service):
         self._last = float("-inf")
         self._took = 0.0
         self._waiting: list[Deferred[None]] = []
+        self._asking: list[Deferred[bool]] = []
+        self._later: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Begin to read."""
@@ -80,6 +84,9 @@ class Catalogs(Service):
     def stopService(self) -> Deferred[None] | None:
         """Read no more."""
         super().stopService()
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         loading = self._loading
         if loading is not None:
             loading.cancel()
@@ -101,10 +108,27 @@ class Catalogs(Service):
             return
         self._loading = Deferred.fromCoroutine(self._load())
 
-    def suspect(self) -> None:
-        """Read the catalog because a caller met what is not there; not too often."""
-        if self._reactor.seconds() - self._last >= max(STALE, SHARE * self._took):
-            self.reload()
+    def suspect(self) -> Deferred[bool]:
+        """
+        Read the catalog because a caller met what is not there, or not so; not too often.
+
+        Returns:
+            Fires once it has been read; with False if it was not, or is to be read later.
+        """
+        pause = max(STALE, SHARE * self._took) - (self._reactor.seconds() - self._last)
+        if not self.running or self._later is not None:
+            return succeed(False)
+        if pause > 0:
+            self._later = self._reactor.callLater(pause, self._reread)
+            return succeed(False)
+        asking: Deferred[bool] = Deferred()
+        self._asking.append(asking)
+        self.reload()
+        return asking.addTimeout(PATIENCE, self._reactor, lambda *_: False)
+
+    def _reread(self) -> None:
+        self._later = None
+        self.reload()
 
     async def _load(self) -> None:
         try:
@@ -116,26 +140,33 @@ class Catalogs(Service):
             pass
         finally:
             self._loading = None
+            asking, self._asking = self._asking, []
+            _answer(asking, read=False)
 
     async def _load_once(self) -> None:
         while self.running:
             began = self._reactor.seconds()
+            asking, self._asking = self._asking, []
             try:
                 catalogs = {role: await self._catalog(role) for role in self._roles.names}
             except CancelledError:
+                _answer(asking, read=False)
                 raise
             except Exception as error:
+                _answer(asking, read=False)
                 log.warn("cannot read the catalog: {error}", error=_first_line(error))
                 await deferLater(self._reactor, PAUSE)
                 continue
             try:
                 self._tell(catalogs)
             except Exception:
+                _answer(asking, read=False)
                 log.failure("cannot serve the catalog")
                 await deferLater(self._reactor, LONG_PAUSE)
                 continue
             self._took = self._reactor.seconds() - began
             self._told()
+            _answer(asking, read=True)
             return
 
     def _told(self) -> None:
@@ -173,6 +204,12 @@ class Catalogs(Service):
             for role, catalog in catalogs.items()
         }
         self._hub.serve(Served(whole, codec, models), served)
+
+
+def _answer(asking: Iterable[Deferred[bool]], read: bool) -> None:
+    """Tell callers who wait for the catalog whether it was read."""
+    for each in asking:
+        each.callback(read)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,14 +11,16 @@ of them as a `ServiceError`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, succeed
 
 from service.answer.aggregating import Aggregating
 from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
+from service.answer.doubt import Suspect, doubting
 from service.answer.exporting import Exporting
 from service.answer.flowing import of_relation
 from service.answer.importing import Importing
@@ -58,7 +60,8 @@ class Hub:
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
         roles: With whose rights a call runs.
-        suspect: Called when a statement fails as if the catalog were out of date.
+        suspect: Called when a call fails as if the catalog were out of date; tells whether there
+            is another one then.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Hub:
         limits: Limits,
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
-        suspect: Callable[[], None] = lambda: None,
+        suspect: Suspect = lambda: succeed(False),
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
         self.suspect = suspect
@@ -162,6 +165,19 @@ class Hub:
         Raises:
             ServiceError: Any refusal.
         """
+        answer = partial(self._answer, name, args, kwargs, caller, progress)
+        if name in self._procedures:
+            return await answer()
+        return await doubting(answer, self.suspect, name)
+
+    async def _answer(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None,
+    ) -> Any:
         role = self._roles.of(caller)
         relation = served = None
         try:
@@ -196,8 +212,6 @@ class Hub:
             NoSuchProcedure: There is no such relation or verb; `hint` names the nearest.
         """
         schema = name.schema if name.schema is not None else served.catalog.schemas[0]
-        if (schema, name.relation) not in served.catalog.relations:
-            self.suspect()
         relation = served.catalog.relation(schema, name.relation)
         verb = self.verbs.get(name.verb)
         if verb is None:
@@ -208,7 +222,6 @@ class Hub:
             )
         kind = WRITES.get(name.verb)
         if kind is not None and kind not in relation.takes:
-            self.suspect()
             raise NoSuchProcedure(
                 f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
                 relation=relation.name,

@@ -12,8 +12,8 @@ from service.db.diagnosis import invalid, raised, refused, unfit
 from service.db.position import bound_of
 from service.errors import InvalidArgument, ServiceError, Unavailable
 
-STALE = frozenset(["0A000", "3F000", "42703", "42704", "42883", "42P01", "42P10"])
-"""What PostgreSQL says of names that are there no more (undefined table, column, …)."""
+STALE = frozenset(["0A000", "3F000", "42501", "42703", "42704", "42883", "42P01", "42P10"])
+"""What PostgreSQL says of names that are there no more (undefined table, column, …), or not ours."""
 
 _GONE = frozenset(["3F000", "42703", "42704", "42P01"])
 _NAMES = _GONE | {"42725", "42883"}
