@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from service.catalog import Catalog, Column, Type
-from service.errors import InvalidArgument
+from service.errors import DatabaseRefused, InvalidArgument
 from service.functions import Argument, Function
 from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
 from service.plan.conditions import Bound
@@ -23,7 +23,7 @@ What a call answers: null, a value, a list of values, a row that may be null, a 
 always there (of OUT arguments), or a list of rows.
 """
 
-RECORD = 2249
+RECORD, RECORDS = 2249, 2287
 VOID = 2278
 ARRAYS = ("anyarray", "anycompatiblearray")
 """What stands for lists whatever their items are."""
@@ -56,8 +56,19 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
 
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
-    """Plan a function with what it is given, wherever in a statement it stands."""
+    """
+    Plan a function with what it is given, wherever in a statement it stands.
+
+    Raises:
+        DatabaseRefused: It gives records of no known type, and some rows have hidden fields.
+    """
     function = request.function
+    given = [oid for _, oid in function.outputs] or [function.result]
+    if catalog.seals and (RECORDS in given or (function.outputs and RECORD in given)):
+        raise DatabaseRefused(
+            f'"{function.name}" gives a record of no known type, which may have hidden fields',
+            hint="a row type, or an OUT argument for each value, says what it is",
+        )
     arguments = tuple(_arguments(catalog, request))
     names = tuple(name for name, _ in function.outputs)
     if not names and function.many and result_columns(catalog, function) is None:

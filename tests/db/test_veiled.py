@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.errors import InvalidArgument
+from service.errors import DatabaseRefused, InvalidArgument
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
 from tests.db.rooms import failure_of
@@ -38,6 +38,11 @@ CREATE FUNCTION all_told() RETURNS SETOF record STABLE LANGUAGE sql
     AS 'SELECT p.*, ROW(p) AS more FROM people p ORDER BY id';
 CREATE FUNCTION some_told() RETURNS SETOF record STABLE LANGUAGE sql
     AS 'SELECT p.* FROM people p ORDER BY id';
+CREATE FUNCTION unknown(OUT r record) STABLE LANGUAGE sql AS 'SELECT p FROM people p LIMIT 1';
+CREATE FUNCTION unknowns(OUT n int, OUT r record) RETURNS SETOF record STABLE LANGUAGE sql
+    AS 'SELECT id, p FROM people p';
+CREATE PROCEDURE unknown_too(OUT r record) LANGUAGE plpgsql
+    AS 'BEGIN SELECT p INTO r FROM people p LIMIT 1; END';
 CREATE FUNCTION guests() RETURNS TABLE (who people, n int) STABLE
     LANGUAGE sql AS 'SELECT p, id FROM people p ORDER BY id';
 """
@@ -195,4 +200,19 @@ async def test_records(db: Callee) -> None:
     told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}
     assert await db.call("fn.told") == told
     assert await db.call("fn.some_told") == [ADA, bob]
+    for call in (
+        db.call("fn.unknown"),
+        db.call("fn.unknowns"),
+        db.call("fn.unknowns.find"),
+        db.call("fn.unknowns.find", select=["r::text"]),
+        db.call("fn.unknowns.find", form="json"),
+        db.call("fn.unknowns.aggregate", measures={"all": {"array_agg": "r"}}),
+        db.call("fn.unknowns.aggregate", measures={"all": {"string_agg": "r::text"}}),
+        db.call("fn.unknowns.aggregate", measures={"all": {"max": "r"}}),
+        db.call("fn.unknowns.aggregate", group=["r"], measures={"n": {"count": "*"}}),
+        db.call("fn.unknown_too"),
+    ):
+        refused = await failure_of(call)
+        assert isinstance(refused, DatabaseRefused | InvalidArgument), refused
+        assert "xyzzy" not in f"{refused} {refused.details}"
     assert [row["more"] for row in await db.call("fn.all_told")] == [{"f1": ADA}, {"f1": bob}]
