@@ -17,8 +17,9 @@ from service.answer.streaming import Streaming
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
-from service.db.interactions import Shape, write_txn
+from service.db.interactions import Shape
 from service.db.scope import Database
+from service.db.writes import write_txn
 from service.errors import NoSuchProcedure, clip, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, result_columns

@@ -12,7 +12,8 @@ from service.answer.admission import admit_update, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, Written, answered_columns, page_txn
+from service.db.interactions import Page, Shape, answered_columns, page_txn
+from service.db.writes import Written
 from service.errors import Conflict, NotFound, ServiceError, TooManyRows
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.request.parse import Parsed

@@ -13,7 +13,8 @@ from service.answer.admission import admit_create, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Written, answered_columns, apart_txn
+from service.db.interactions import answered_columns, apart_txn
+from service.db.writes import Written
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest

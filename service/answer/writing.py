@@ -13,8 +13,9 @@ from typing import Any
 from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Relation
-from service.db.interactions import Shape, Written, write_txn
+from service.db.interactions import Shape
 from service.db.transaction import lone_txn
+from service.db.writes import Written, write_txn
 from service.request.parse import Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement

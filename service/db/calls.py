@@ -11,8 +11,9 @@ from typing import Any
 import psycopg2
 
 from service.db.connection import PgConnection
-from service.db.interactions import Page, Shape, execute, over, page_txn, shaped
+from service.db.interactions import Page, Shape, execute, page_txn, shaped
 from service.db.values import Codec
+from service.db.writes import over
 from service.errors import DatabaseRefused, TooManyToSend
 from service.sql.statement import Statement
 

@@ -18,7 +18,7 @@ from service.db.connection import PgConnection
 from service.db.embedded import finish, read_texts
 from service.db.position import point_out
 from service.db.values import Codec
-from service.errors import TooLarge, TooManyGroups, TooManyRows
+from service.errors import TooLarge, TooManyGroups
 from service.request.types import Form
 from service.sql.statement import Statement
 
@@ -112,66 +112,6 @@ def value_txn(
 ) -> Any:
     """Read the one value that a statement gives."""
     return execute(connection, codec, statement, values).fetchone()[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """
-    What a write gave.
-
-    Args:
-        rows: What it read back, in the form of the answer.
-        affected: How many rows were written.
-        columns: The names of what was read back.
-    """
-
-    rows: list[Any]
-    affected: int
-    columns: tuple[str, ...]
-
-
-def write_txn(
-    connection: PgConnection,
-    codec: Codec,
-    make: Callable[[], Statement],
-    values: Sequence[Any],
-    max_affected: int | None,
-    shape: Shape | None,
-) -> Written:
-    """
-    Write rows.
-
-    Args:
-        connection: To write them through.
-        codec: For the values, both ways.
-        make: Gives the statement: to spell one for thousands of rows takes its time.
-        values: Of the call.
-        max_affected: How many rows may be written.
-        shape: Of the answer; None to read nothing back.
-
-    Raises:
-        TooManyRows: More than `max_affected`; the caller's transaction must not commit.
-        TooLarge: What is read back weighs too much; likewise.
-    """
-    statement = make()
-    cursor = execute(connection, codec, statement, values)
-    affected: int = cursor.rowcount
-    if max_affected is not None and affected > max_affected:
-        raise over(affected, max_affected)
-    if shape is None:
-        return Written([], affected, ())
-    # rows of which nothing is wanted are rows all the same
-    rows: list[Row] = cursor.fetchall() if statement.columns or statement.picks else [()] * affected
-    if statement.picks:
-        rows = [row for row in rows if row[-1]]
-    return Written(shaped(rows, statement, codec, shape), affected, answered_columns(statement))
-
-
-def over(rows: int, most: int) -> TooManyRows:
-    """Word that a write would be more rows than it may."""
-    return TooManyRows(
-        f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
-    )
 
 
 def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
