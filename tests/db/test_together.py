@@ -128,6 +128,7 @@ async def counted(dsn: str) -> AsyncIterator[tuple[Database, Count]]:
     """Serve the models on one connection; gives what tells the statements since it was asked."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=2) as database:
+            database.reactor = Clock()  # on which what was brought is good for as long as it takes
             await Word.find("fast")
             seen = len(relay.messages)
 
@@ -413,6 +414,7 @@ async def test_rows_that_are_written_one_by_one(dsn: str) -> None:
     execute(dsn, "INSERT INTO lines SELECT i, 'more', 1 FROM generate_series(7, 400) i")
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=2) as database:
+            database.reactor = Clock()
             lines = await Line.find(orderby="id")
             for line in lines[:20]:
                 await line.stops.get()
