@@ -139,7 +139,11 @@ def _made(error: psycopg2.Error) -> ServiceError:
 
 
 def _forbidden(error: psycopg2.Error) -> ServiceError:
-    return NotAuthorized(**words(error, "the database's role may not do this"))
+    if error.diag.source_function == "ExecWithCheckOptions":
+        said = "row-level security does not let this role write such a row"
+    else:
+        said = "the database's role may not do this"
+    return NotAuthorized(**words(error, said))
 
 
 def _conflict(error: psycopg2.Error) -> ServiceError:

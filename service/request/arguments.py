@@ -89,7 +89,9 @@ class Arguments:
         if value is None:
             return default
         if not isinstance(value, str) or value not in words:
-            raise UnknownName(name, str(value), words, path=name)
+            refusal = UnknownName(name, str(value), words, path=name)
+            refusal.details.setdefault("hint", f"one of {', '.join(words)}")
+            raise refusal
         return value
 
     def timeout(self) -> float | None:
@@ -107,7 +109,9 @@ def seconds_of(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise InvalidArgument('"timeout" is a number of seconds above 0', path="timeout")
+        raise InvalidArgument(
+            '"timeout" is a number of seconds, above 0 and below 10^9', path="timeout"
+        )
     return float(value)
 
 

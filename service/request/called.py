@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from service.catalog import Catalog
-from service.errors import UnknownName
+from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.request.call import ARGS, CallRequest, bind_call, read_given
 from service.request.paging import digest_of
@@ -55,12 +55,27 @@ def parse_called(
     question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
     try:
         parsed = parse(rest, question)
-    except UnknownName as refusal:
-        path = refusal.details.get("path")
-        if path in rest and any(path in function.names for function in functions):
-            refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
+    except InvalidArgument as refusal:
+        _explain(refusal, functions, args, rest)
         raise
     values = Values(parsed.values)
     call = bind_call(functions, given, values, catalog)
     request = CalledRequest(call, parsed.request)
     return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
+
+
+def _explain(
+    refusal: InvalidArgument,
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    rest: Mapping[str, Any],
+) -> None:
+    """Say which arguments are the function's, and which the verb's, where they were mistaken."""
+    path = refusal.details.get("path")
+    if isinstance(refusal, UnknownName):
+        if path in rest and any(path in function.names for function in functions):
+            refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
+    elif args and path == "measures" and path not in rest:
+        refusal.details.setdefault(
+            "hint", "by position go arguments of the function, those of the verb by name"
+        )

@@ -261,3 +261,5 @@ async def test_where_arguments_belong(db: Callee) -> None:
     """An argument of the function in the place of one of find is told where to go."""
     refused = await failure_of(db.call("fn.everyone.find", lowest=1))
     assert refused.details["hint"] == 'arguments of the function go into "args"'  # type: ignore[attr-defined]
+    refused = await failure_of(db.call("fn.everyone.aggregate", {"n": {"count": "*"}}))
+    assert "those of the verb by name" in refused.details["hint"]  # type: ignore[attr-defined]

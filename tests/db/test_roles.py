@@ -110,6 +110,7 @@ async def test_rows(db: Callee) -> None:
         db.call_as(CLERK, "notes.create", {"id": 99, "owner": "p2", "text": "forged"})
     )
     assert isinstance(refused, NotAuthorized)
+    assert "row-level security" in str(refused), "it is no GRANT that is missing"
 
 
 @pytest_twisted.ensureDeferred

@@ -164,3 +164,14 @@ def test_holds_always():
     """A filter that says nothing is seen through its dressing."""
     assert holds_always(EVERYTHING)
     assert not holds_always(find(where={"or": []}).request.where)
+
+
+@pytest.mark.parametrize(
+    ("count", "hint"),
+    [("many", "one of exact, planned, estimated"), ("exakt", 'did you mean "exact"?')],
+)
+def test_words(count, hint):
+    """Of a word that is like none, all are named."""
+    with pytest.raises(InvalidArgument) as refused:
+        find(count=count)
+    assert refused.value.details["hint"] == hint
