@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from twistar.registry import Registry
 from twisted.internet.defer import ensureDeferred, gatherResults
 
+from service.answer.describing.document import describe
 from service.answer.roles import Roles
 from service.errors import (
     ForeignKeyViolation,
@@ -305,7 +306,7 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 @given(rights=st.fixed_dictionaries({name: RIGHTS for name in ("id", *TREES)}))
 @pytest_twisted.ensureDeferred
 async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
-    """No refusal names a column on which a role has no right at all."""
+    """No refusal names a column on which a role has no right at all, nor does describe."""
     grants = [f"{right} ({name})" for name, found in rights.items() for right in sorted(found)]
     execute(
         dsn,
@@ -321,6 +322,9 @@ async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
     )
     unseen = [name for name in TREES if not rights[name]]
     async with serving(dsn, roles=ROLES) as callee:
+        catalog = callee.hub.served_to(CLERK).catalog
+        document = str(describe(catalog, "rowcast", "0", callee.hub.verbs, {}))
+        assert not [each for each in unseen if each in document]
         for name, kwargs in NEAR:
             try:
                 await callee.call_as(CLERK, name, **kwargs)
