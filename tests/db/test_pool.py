@@ -234,25 +234,26 @@ async def test_close_stops_what_runs(dsn: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: bool) -> None:
     """A job that no cancel reaches is left to itself; whoever waits for it is told."""
-    go = threading.Event()
+    stuck, go = threading.Event(), threading.Event()
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
 
     def stuck_txn(connection: PgConnection) -> None:
         connection.command("SELECT 1")
+        stuck.set()
         go.wait(20)
 
     async def work() -> None:
         if not inside:
             await database.run(stuck_txn, timeout=60)
         async with database.transaction(), database.transaction():
-            stuck = database.run(stuck_txn, timeout=60)
-            await gatherResults([stuck, database.statement("SELECT 2")], consumeErrors=True)
+            running = database.run(stuck_txn, timeout=60)
+            await gatherResults([running, database.statement("SELECT 2")], consumeErrors=True)
 
     try:
         outcome = ensureDeferred(failure_of(work()))
-        await until(lambda: pool.stats().busy)
+        await until(stuck.is_set)
         await pool.close(0)
         outcome.addTimeout(2, reactor)
         error = await outcome

@@ -17,6 +17,10 @@ import psutil
 
 from tests.conftest import until
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as a shell leaves it that puts the tests into the background; programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Program:
     """
