@@ -120,7 +120,11 @@ def parse_find(
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
     distinct = _distinct(given, values)
-    question = (relation, where, order, distinct, values.freeze())
+    asked = values.freeze()
+    embeds = parse_embed(given, values, limits)
+    owners = {key.reference.owners[0] for key in order if key.reference.owners}
+    by = tuple(each for each in embeds if each.name in owners)
+    question = (relation, where, order, distinct, by, values.freeze() if by else asked)
     offset = given.whole("offset") or 0
     after = None
     if given.value("after") is not None:
@@ -143,7 +147,7 @@ def parse_find(
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
         count=cast("CountMode | None", given.word("count", COUNTS)),
-        embeds=parse_embed(given, values, limits),
+        embeds=embeds,
         form=parse_form(given),
     )
     return Parsed(request, values.freeze(), given.timeout(), question, offset)

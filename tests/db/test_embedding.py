@@ -317,6 +317,12 @@ async def test_order_by_what_is_embedded(db: Callee) -> None:
             )
             seen += [row["id"] for row in page["rows"]]
         assert seen == ids
+    page = await db.call("projects.find", embed=embed, order=["lead.name"], limit=1)
+    other = {**embed, "lead": {**lead, "where": {"name": {"neq": "Cyd"}}}}
+    call = db.call("projects.find", embed=other, order=["lead.name"], after=page["next"])
+    refused = await failure_of(call)
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "after"
     boss = {"boss": {"relation": "people", "direction": "one", "where": {"name": "Bob"}}}
     deep = {"lead": {**plain, "embed": boss}}
     found = await db.call("projects.find", embed=deep, order=["lead.boss.name", "-id"])
