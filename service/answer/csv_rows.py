@@ -17,7 +17,7 @@ What lacks its end is kept, and read again with the piece that follows: a quote 
 closes must not have us keep, and read, ever more.
 """
 
-_FIELD = re.compile(r'(?:"((?:[^"]|"")*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
+_FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]
 

@@ -22,16 +22,17 @@ _BOUNDS = re.compile(r"^(?:\[[-+]?\d+(?::[-+]?\d+)?\])+=")
 
 _ARRAY_TOKENS = {
     delimiter: re.compile(
-        rf'\s*(?:(?P<mark>[{{}}{delimiter}])|"(?P<quoted>(?:[^"\\]|\\.)*)"'
-        rf'|(?P<plain>(?:[^"\\{{}}{delimiter}]|\\.)+))',
+        rf'\s*(?:(?P<mark>[{{}}{delimiter}])|"(?P<quoted>[^"\\]*+(?:\\.[^"\\]*+)*+)"'
+        rf'|(?P<plain>(?:[^"\\{{}}{delimiter}]++|\\.)++))',
         re.DOTALL | re.ASCII,  # what is white space to PostgreSQL is ASCII
     )
     for delimiter in ",;"
 }
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_FIELD = re.compile(r'"((?:[^"]|"")*)"|([^,"]*)')
+_FIELD = re.compile(r'"([^"]*+(?:""[^"]*+)*+)"|([^,"]*)')
 _PAIR = re.compile(
-    r'"((?:[^"\\]|\\.)*)"=>(?:NULL|"((?:[^"\\]|\\.)*)")(?:, |$)', re.DOTALL | re.IGNORECASE
+    r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"=>(?:NULL|"([^"\\]*+(?:\\.[^"\\]*+)*+)")(?:, |$)',
+    re.DOTALL | re.IGNORECASE,
 )
 
 

@@ -4,6 +4,8 @@ Literals of arrays, composites and hstore are read as PostgreSQL writes them.
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +96,11 @@ def test_what_is_no_hstore() -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="not an hstore"):
         read_hstore("a")
+
+
+@pytest.mark.parametrize("text", ['{"%s"}', "{%s}"])
+def test_a_large_element(text: str) -> None:
+    """One of megabytes is passed over at once: no other thread has its turn meanwhile."""
+    began = time.thread_time()
+    assert read_array(text % ("y" * 8_000_000), len) == [8_000_000]
+    assert time.thread_time() - began < 0.5

@@ -4,8 +4,10 @@ A statement's parameters are found again in what was sent.
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2.sql import SQL
@@ -61,3 +63,12 @@ def test_marks_are_found(given_values: list[str | None], words: str) -> None:
         point_out(error, statement)  # type: ignore[arg-type]
         known = mark_of(error)  # type: ignore[arg-type]
         assert (known and known.path) == (mark and mark.path)
+
+
+@pytest.mark.parametrize("begin", ["'", " E'"])
+def test_a_large_parameter(begin: str) -> None:
+    """One of megabytes is passed over at once: no other thread has its turn meanwhile."""
+    sent = f"SELECT {begin}{'y' * 8_000_000}', 'a'"
+    began = time.thread_time()
+    assert len(_spans(sent, ["SELECT ", ", ", ""])) == 2
+    assert time.thread_time() - began < 0.5
