@@ -87,7 +87,7 @@ class Rowcast(MultiService):
             self._risen.errback(why)
 
     def _log(self, step: str, what: str) -> None:
-        self.logger.info("{step}: {what}", step=step, what=what)
+        self.logger.info("{step}: {what}" if what else "{step}", step=step, what=what)
 
     async def _rise(self) -> None:
         settings = self.settings
