@@ -26,6 +26,22 @@ MAX_WIRES = 32
 """Cursors kept by one connection, one for each codec: as many roles as are in use."""
 
 
+REPORTED = (
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "client_encoding",
+    "standard_conforming_strings",
+    "default_transaction_read_only",
+    "search_path",
+)
+"""
+Settings that values and statements rely on, and that the server tells us of whenever they change.
+
+The last one is told from PostgreSQL 18 on, the one before it from 14.
+"""
+
+
 class Installable(Protocol):
     """What `PgConnection.wire` needs of a codec."""
 
@@ -105,6 +121,7 @@ class PgConnection(extensions.connection):
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, extensions.cursor] = {}
         self._idle = select.poll()
+        self._own: list[str | None] = []
 
     def prepare(self, generation: int, settings: str = "") -> None:
         """Make a fresh session ready for the pool."""
@@ -112,6 +129,7 @@ class PgConnection(extensions.connection):
         self.generation = generation
         self.settings = settings
         self.born = self.looked = time.monotonic()
+        self._own = self._reported()
         self._idle.register(self.fileno(), select.POLLIN)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -127,10 +145,18 @@ class PgConnection(extensions.connection):
         return bool(self.settings)
 
     def usable(self, generation: int, max_age: float) -> bool:
-        """Tell whether the session may be used, without asking the server."""
+        """
+        Tell whether the session may be used, without asking the server.
+
+        What a function sets without LOCAL outlives its call, and would have others read other
+        times: such a session is not used again.
+        """
         if self.generation != generation or time.monotonic() - self.born > max_age:
             return False
-        return self.alive()
+        return self.alive() and (self.pooled or self._reported() == self._own)
+
+    def _reported(self) -> list[str | None]:
+        return [self.get_parameter_status(name) for name in REPORTED]
 
     def alive(self) -> bool:
         """

@@ -85,6 +85,32 @@ async def test_served_schemas_come_first(dsn: str) -> None:
         assert await database.statement("SHOW search_path") == [("own",)]
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("SET timezone = 'Asia/Tokyo'", "timezone"),
+        ("SELECT set_config('datestyle', 'SQL', false)", "datestyle"),
+        ("SET search_path = elsewhere", "search_path"),
+        ("SET default_transaction_read_only = on", "default_transaction_read_only"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_session_that_was_changed_is_not_used_again(
+    dsn: str, words: str, name: str
+) -> None:
+    """What a function sets for its session does not reach the next caller."""
+    async with database_at(dsn, SessionSettings(schemas=("app",)), most=1) as database:
+        before = await database.statement(f"SHOW {name}")
+        (backend,) = await database.statement("SELECT pg_backend_pid()")
+        await database.statement(words)
+        assert await database.statement(f"SHOW {name}") == before
+        assert await database.statement("SELECT pg_backend_pid()") != [backend]
+        async with database.transaction():
+            await database.statement("SET LOCAL timezone = 'Asia/Tokyo'")
+        (after,) = await database.statement("SELECT pg_backend_pid()")
+        assert await database.statement("SELECT pg_backend_pid()") == [after]
+
+
 @pytest_twisted.ensureDeferred
 async def test_libpq_defaults_give_way(dsn: str) -> None:
     """A parameter of libpq that the connection string has is never overridden."""
