@@ -6,6 +6,7 @@ Asked without conditions, a row that was found with others asks for them as well
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from twistar.exceptions import ReferenceNotSavedError
@@ -18,7 +19,7 @@ from service.models.finding import affected_txn
 from service.models.way import Way
 
 
-class Relationship:
+class Relationship(ABC):
     """
     What all four share.
 
@@ -53,13 +54,13 @@ class Relationship:
         """Whether this row is there, with these columns as they were read."""
         return self.inst.persisted and not set(self.mine) & set(self.inst.dirty())
 
+    @abstractmethod
     def way(self) -> Way | None:
         """Give the way from rows to what is related to them; None if nothing can be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alone(self) -> Deferred[Any]:
         """Find what is related to this row, and to no other."""
-        raise NotImplementedError
 
     def get(self) -> Deferred[Any]:
         """Give the one object, or None."""
