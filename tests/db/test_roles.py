@@ -31,6 +31,7 @@ from service.models.base import Model
 from service.request.caller import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
+from tests.db.relay import Relay
 from tests.db.rooms import failure_of
 
 ROLES = Roles({"clerk": "rc_clerk", "boss": "rc_boss"}, "rc_anyone")
@@ -158,6 +159,21 @@ async def test_claims(db: Callee) -> None:
         [(None,)],
         [("",)],
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_message(dsn: str) -> None:
+    """The role and the claims travel with the statement: a call stays one round trip."""
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn, roles=ROLES) as db:
+            await db.call_as(CLERK, "notes.get", 1)
+            for verb, args in (("get", (4,)), ("find", ()), ("count", ()), ("get", (7,))):
+                before = len(relay.messages)
+                await db.call_as(CLERK, f"notes.{verb}", *args)
+                (message,) = relay.messages[before:]
+                assert message.startswith(
+                    b"SET LOCAL role='rc_clerk';SET LOCAL rowcast.authid='p1';"
+                )
 
 
 @pytest_twisted.ensureDeferred
