@@ -140,14 +140,16 @@ class WampClient(Service):
             return
         self._transport = protocol.transport
         keep_alive(protocol.transport)
-        self._late = self._reactor.callLater(CONNECT_TIMEOUT, self._abort, "no answer to the login")
+        self._late = self._reactor.callLater(
+            CONNECT_TIMEOUT, lambda: self._abort(f"no answer to the {protocol.stage}")
+        )
         closed: Deferred[None] = Deferred()
         protocol.is_closed.addBoth(lambda _: None if closed.called else closed.callback(None))
         try:
             await closed
         finally:
             self._in_time()
-            self._abort("")
+            self._abort(protocol.why)
             self._ended(router)
 
     def _make_session(self) -> SafeSession:

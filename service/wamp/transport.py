@@ -8,20 +8,70 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from autobahn.twisted.rawsocket import WampRawSocketClientFactory
-from autobahn.twisted.websocket import WampWebSocketClientFactory
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
-from twisted.internet.interfaces import IProtocolFactory, IReactorCore, IStreamClientEndpoint
+from autobahn.twisted.rawsocket import WampRawSocketClientFactory, WampRawSocketClientProtocol
+from autobahn.twisted.websocket import WampWebSocketClientFactory, WampWebSocketClientProtocol
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import (
+    IHandshakeListener,
+    IProtocolFactory,
+    IReactorCore,
+    ISSLTransport,
+    IStreamClientEndpoint,
+)
+from zope.interface import implementer
 
 from service.address import Address
+from service.wamp import tls
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
 
 CONNECT_TIMEOUT = 10
 """Seconds for each step of a connection: the address, the handshake, the login."""
 
+TLS = "TLS handshake"
+
 PING_EVERY, PING_WITHIN = 20, 10
 """Seconds; below the 55 after which Heroku's router cuts an idle connection."""
+
+
+@implementer(IHandshakeListener)
+class Ending:
+    """
+    A protocol that knows how far its connection came.
+
+    Attributes:
+        stage: What the connection waits for until it is joined.
+        why: Why it was lost, if TLS was the reason.
+    """
+
+    stage = "login"
+    why = ""
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Begin with TLS, where there is any."""
+        if ISSLTransport.providedBy(self.transport):
+            self.stage = TLS
+        super().connectionMade()  # type: ignore[misc]
+
+    def handshakeCompleted(self) -> None:
+        """Go on to the login: TLS stands."""
+        self.stage = "login"
+
+    def connectionLost(self, reason: Any) -> None:
+        """Take note of the reason before whoever waits for the end."""
+        self.why = tls.reason(reason.value)
+        if not self.why and self.stage == TLS:
+            self.why = f"closed during the {TLS}: is that a port for TLS?"
+        super().connectionLost(reason)  # type: ignore[misc]
+
+
+class RawSocket(Ending, WampRawSocketClientProtocol):  # type: ignore[misc]
+    """Autobahn's, with its end told."""
+
+
+class WebSocket(Ending, WampWebSocketClientProtocol):  # type: ignore[misc]
+    """Autobahn's, with its end told."""
 
 
 class Router(Address):
@@ -36,10 +86,7 @@ class Router(Address):
         plain = HostnameEndpoint(reactor, self.host, self.port, timeout=CONNECT_TIMEOUT)
         if self.scheme not in {"rss", "wss"}:
             return plain
-        from twisted.internet.endpoints import wrapClientTLS
-        from twisted.internet.ssl import optionsForClientTLS  # there with pyOpenSSL alone
-
-        return wrapClientTLS(optionsForClientTLS(self.host), plain)
+        return wrapClientTLS(tls.Verified(self.host), plain)
 
     def factory(
         self,
@@ -49,10 +96,13 @@ class Router(Address):
     ) -> IProtocolFactory:
         """Give the protocol factory for one connection; it makes the session when open."""
         if self.scheme not in {"ws", "wss"}:
-            return WampRawSocketClientFactory(session, serializer=serializer)
+            plain = WampRawSocketClientFactory(session, serializer=serializer)
+            plain.protocol = RawSocket
+            return plain
         factory = WampWebSocketClientFactory(
             session, url=self.url, serializers=[serializer], reactor=reactor
         )
+        factory.protocol = WebSocket
         factory.setProtocolOptions(
             openHandshakeTimeout=CONNECT_TIMEOUT,
             autoPingInterval=PING_EVERY,

@@ -1,0 +1,134 @@
+"""
+TLS to a router: who it is, and why a handshake failed.
+
+Twisted's own check lets a certificate pass that it cannot read (one without subjectAltName, one
+with a malformed name): its callback catches the error, logs it, and goes on. This one refuses
+whatever it cannot vouch for, and says why.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from cryptography.x509 import Certificate
+from OpenSSL.SSL import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, Error
+from service_identity import VerificationError
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from service.errors import clip
+
+NAMES = 5
+"""How many of a certificate's names a log line has."""
+
+NOT_YET, EXPIRED, SELF_SIGNED, WRONG_PURPOSE = 9, 10, 18, 26
+UNKNOWN = {2, 19, 20, 21, 27}
+"""OpenSSL's numbers for what may be wrong with a chain, X509_V_ERR_…"""
+
+PLAIN = ("wrong version number", "http request", "unknown protocol", "packet length too long")
+"""What OpenSSL says to an answer that is not TLS."""
+
+
+class Untrusted(Exception):
+    """A certificate that is refused; the message says why."""
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class Verified:
+    """
+    Makes TLS connections to one host, and to nobody else.
+
+    Args:
+        host: A name or an IP address, which the certificate must have in its subjectAltName.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._options = optionsForClientTLS(host)
+        self._host = host
+
+    def clientConnectionForTLS(self, tls: Any) -> Any:
+        """Build the connection for a protocol."""
+        connection = self._options.clientConnectionForTLS(tls)
+        mode = VERIFY_PEER | VERIFY_FAIL_IF_NO_PEER_CERT
+        connection.set_verify(mode, partial(self._verify, tls))
+        return connection
+
+    def _verify(self, tls: Any, _: Any, certificate: Any, code: int, depth: int, ok: int) -> bool:
+        """Return whether a certificate of the chain is good; OpenSSL asks for each."""
+        try:
+            if not ok:
+                raise Untrusted(_flaw(certificate.to_cryptography(), code, depth))
+            if depth == 0:
+                self._named(certificate)
+        except Untrusted as error:
+            tls.failVerification(Failure(error))
+            return False
+        except Exception as error:  # nothing may leave a callback of OpenSSL's
+            tls.failVerification(Failure(Untrusted(f"certificate cannot be read: {error}")))
+            return False
+        return True
+
+    def _named(self, certificate: Any) -> None:
+        patterns = extract_patterns(certificate)
+        if not patterns:
+            raise Untrusted(
+                f"certificate has no subjectAltName, and so is not for {self._host}"
+                f" (its subject, {_subject(certificate.to_cryptography())}, does not count)"
+            )
+        address = isIPAddress(self._host) or isIPv6Address(self._host)
+        wanted = IPAddress_ID(self._host) if address else DNS_ID(_ascii(self._host))
+        try:
+            verify_service_identity(patterns, [wanted], [])
+        except VerificationError:
+            names = [_words(pattern) for pattern in patterns]
+            more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+            listed = clip(", ".join(names[:NAMES]), 300) + more
+            raise Untrusted(f"certificate is for {listed}, not {self._host}") from None
+
+
+def reason(error: BaseException) -> str:
+    """Return why a connection was lost, if TLS was the reason; else nothing."""
+    if isinstance(error, Untrusted):
+        return str(error)
+    if not isinstance(error, Error):
+        return ""
+    said = ", ".join(str(each[-1]) for each in error.args[0]) if error.args else ""
+    if any(each in said for each in PLAIN):
+        return "what answers there does not speak TLS (ws:// and rs:// go without)"
+    return f"TLS failed: {said or type(error).__name__}"
+
+
+def _flaw(certificate: Certificate, code: int, depth: int) -> str:
+    """Word OpenSSL's verdict."""
+    whose = "certificate" if depth == 0 else f"certificate of authority {_subject(certificate)}"
+    if code == EXPIRED:
+        return f"{whose} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    if code == NOT_YET:
+        return f"{whose} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+    if code == SELF_SIGNED:
+        return "certificate is self-signed, and not trusted here (SSL_CERT_FILE names what is)"
+    if code in UNKNOWN:
+        issuer = clip(certificate.issuer.rfc4514_string(), 200)
+        return f"{whose} is of an unknown authority, {issuer} (SSL_CERT_FILE names the known)"
+    if code == WRONG_PURPOSE:
+        return f"{whose} is not one for servers"
+    return f"{whose} is not valid (OpenSSL's verdict {code})"
+
+
+def _subject(certificate: Certificate) -> str:
+    return clip(certificate.subject.rfc4514_string(), 200) or "which is empty"
+
+
+def _words(pattern: Any) -> str:
+    value = pattern.pattern
+    return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _ascii(host: str) -> str:
+    return host if host.isascii() else host.encode("idna").decode()

@@ -1,0 +1,391 @@
+"""
+TLS to a router: whom the service joins, and what the log says of whom it does not.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL.SSL import TLS_SERVER_METHOD, Context
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import ContextFactory
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.protocols.portforward import ProxyFactory
+
+from service.wamp.client import WampClient, WampConfig
+from tests.conftest import Router
+from tests.db.rooms import until
+from tests.wamp.test_client import logged, told
+from tests.wamp.test_session import Listening
+
+__all__ = ["logged"]
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+class Authority:
+    """A certificate authority, or a certificate that signs itself."""
+
+    def __init__(self, name: str) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        self.certificate = self.sign(self.key.public_key(), name, [], ca=True)
+
+    def sign(
+        self,
+        key: Any,
+        subject: str,
+        names: list[x509.GeneralName],
+        begin: datetime.datetime = NOW - 2 * DAY,
+        end: datetime.datetime = NOW + DAY,
+        ca: bool = False,
+        use: x509.ObjectIdentifier | None = None,
+    ) -> x509.Certificate:
+        """Sign a certificate."""
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]))
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if use is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        return builder.sign(self.key, SHA256())
+
+
+TRUSTED, STRANGE = Authority("Trusted"), Authority("Strange")
+LOCAL: list[x509.GeneralName] = [x509.DNSName("localhost")]
+
+
+class Serves(ContextFactory):
+    """A server's side of TLS, with one certificate."""
+
+    def __init__(self, key: Any, certificate: x509.Certificate) -> None:
+        self.context = Context(TLS_SERVER_METHOD)
+        self.context.use_privatekey(key)
+        self.context.use_certificate(certificate)
+
+    def getContext(self) -> Context:
+        """Return the context."""
+        return self.context
+
+
+def serving(names: list[x509.GeneralName], by: Authority = TRUSTED, **more: Any) -> Serves:
+    """Build a server whose certificate has these names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return Serves(key, by.sign(key.public_key(), "localhost", names, **more))
+
+
+class Door:
+    """TLS before the router: one port with one certificate, and who tried it."""
+
+    def __init__(self, router: Router, serves: Serves) -> None:
+        self.port = reactor.listenSSL(
+            0, Quiet("127.0.0.1", router.port), serves, interface="127.0.0.1"
+        )
+
+    def url(self, scheme: str, host: str) -> str:
+        """Return the way in."""
+        path = "/ws" if scheme == "wss" else ""
+        return f"{scheme}://{host}:{self.port.getHost().port}{path}"
+
+
+class Quiet(ProxyFactory):
+    """Passes all on."""
+
+    noisy = False
+
+
+@pytest.fixture
+def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have one authority trusted."""
+    file = tmp_path / "authorities.pem"
+    file.write_bytes(TRUSTED.certificate.public_bytes(Encoding.PEM))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def everything() -> Iterator[list[dict[str, Any]]]:
+    """Collect errors in the log."""
+    events: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["log_level"] >= LogLevel.error or "log_failure" in event:
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture
+def named() -> Iterator[None]:
+    """Have every name below `example` be this machine."""
+    known: Any = reactor
+    from twisted.internet._resolver import HostResolution
+    from twisted.internet.address import IPv4Address
+    from twisted.internet.interfaces import IHostnameResolver
+    from zope.interface import implementer
+
+    @implementer(IHostnameResolver)
+    class Here:
+        def resolveHostName(
+            self, receiver: Any, hostName: str, portNumber: int = 0, *rest: Any, **more: Any
+        ) -> Any:
+            if not hostName.endswith(".example"):
+                return before.resolveHostName(receiver, hostName, portNumber, *rest, **more)
+            resolution = HostResolution(hostName)
+            receiver.resolutionBegan(resolution)
+            receiver.addressResolved(IPv4Address("TCP", "127.0.0.1", portNumber))
+            receiver.resolutionComplete()
+            return resolution
+
+    before = known.installNameResolver(Here())
+    yield
+    known.installNameResolver(before)
+
+
+async def tries(url: str, router: Router, events: list[dict[str, Any]]) -> str | None:
+    """Return why a service does not join at a URL, or None once it has joined."""
+    guest = Listening()
+    config = WampConfig([url], router.realm, first_delay=60, max_delay=60)
+    client = WampClient(reactor, config, [guest])
+    client.startService()
+    try:
+        await until(lambda: client.joined or bool(told(events)), 10)
+        assert client.joined == (guest.session is not None)
+        return None if client.joined else told(events)[0]
+    finally:
+        await client.stopService()
+
+
+GOOD = {
+    "name": (LOCAL, "localhost"),
+    "second name": ([x509.DNSName("other.example"), *LOCAL], "localhost"),
+    "capitals": (LOCAL, "LOCALHOST"),
+    "address": ([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))], "127.0.0.1"),
+    "wildcard": ([x509.DNSName("*.rowcast.example")], "one.rowcast.example"),
+    "international": ([x509.DNSName("xn--bcher-kva.example")], "bücher.example"),
+}
+
+
+@pytest.mark.parametrize("scheme", ["wss", "rss"])
+@pytest.mark.parametrize("case", GOOD)
+@pytest.mark.usefixtures("trust", "named")
+@pytest_twisted.ensureDeferred
+async def test_good_certificate_is_joined(
+    scheme: str, case: str, router: Router, logged: list[dict[str, Any]]
+) -> None:
+    """A trusted certificate with the host's name or address in its subjectAltName is joined."""
+    names, host = GOOD[case]
+    door = Door(router, serving(names))
+    assert await tries(door.url(scheme, host), router, logged) is None
+    await door.port.stopListening()
+
+
+IP = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+MANY: list[x509.GeneralName] = [x509.DNSName(f"n{n}.example") for n in range(8)]
+BAD: dict[str, tuple[list[x509.GeneralName], str, dict[str, Any], str]] = {
+    "foreign": (
+        [x509.DNSName("a.example"), x509.DNSName("b.example")],
+        "localhost",
+        {},
+        "certificate is for a.example, b.example, not localhost",
+    ),
+    "foreign of many names": (
+        MANY,
+        "localhost",
+        {},
+        "certificate is for n0.example, n1.example, n2.example, n3.example, n4.example and 3 more,"
+        " not localhost",
+    ),
+    "no subjectAltName": (
+        [],
+        "localhost",
+        {},
+        "certificate has no subjectAltName, and so is not for localhost"
+        " (its subject, CN=localhost, does not count)",
+    ),
+    "no name of a host": (
+        [x509.RFC822Name("me@localhost")],
+        "localhost",
+        {},
+        "certificate has no subjectAltName, and so is not for localhost"
+        " (its subject, CN=localhost, does not count)",
+    ),
+    "malformed name": (
+        [x509.DNSName("*.example"), *LOCAL],
+        "localhost",
+        {},
+        "certificate cannot be read: Certificate's DNS-ID b'*.example' has too few host components"
+        " for wildcard usage.",
+    ),
+    "address for a name": (
+        [IP],
+        "localhost",
+        {},
+        "certificate is for 127.0.0.1, not localhost",
+    ),
+    "name for an address": (
+        LOCAL,
+        "127.0.0.1",
+        {},
+        "certificate is for localhost, not 127.0.0.1",
+    ),
+    "other address": (
+        [x509.IPAddress(ipaddress.ip_address("127.0.0.2"))],
+        "127.0.0.1",
+        {},
+        "certificate is for 127.0.0.2, not 127.0.0.1",
+    ),
+    "wildcard one level up": (
+        [x509.DNSName("*.rowcast.example")],
+        "a.one.rowcast.example",
+        {},
+        "certificate is for *.rowcast.example, not a.one.rowcast.example",
+    ),
+    "wildcard alone": (
+        [x509.DNSName("*.rowcast.example")],
+        "rowcast.example",
+        {},
+        "certificate is for *.rowcast.example, not rowcast.example",
+    ),
+    "expired": (
+        LOCAL,
+        "localhost",
+        {"end": NOW - DAY},
+        f"certificate expired on {NOW - DAY:%Y-%m-%d %H:%M} UTC",
+    ),
+    "not yet valid": (
+        LOCAL,
+        "localhost",
+        {"begin": NOW + DAY, "end": NOW + 2 * DAY},
+        f"certificate is not valid before {NOW + DAY:%Y-%m-%d %H:%M} UTC",
+    ),
+    "unknown authority": (
+        LOCAL,
+        "localhost",
+        {"by": STRANGE},
+        "certificate is of an unknown authority, CN=Strange (SSL_CERT_FILE names the known)",
+    ),
+    "for clients": (
+        LOCAL,
+        "localhost",
+        {"use": x509.ExtendedKeyUsageOID.CLIENT_AUTH},
+        "certificate is not one for servers",
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", ["wss", "rss"])
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("trust", "named")
+@pytest_twisted.ensureDeferred
+async def test_bad_certificate_is_refused_with_its_reason(
+    scheme: str,
+    case: str,
+    router: Router,
+    logged: list[dict[str, Any]],
+    everything: list[dict[str, Any]],
+) -> None:
+    """Nothing is joined; the log has one line with the reason, and no traceback."""
+    names, host, more, why = BAD[case]
+    door = Door(router, serving(names, **more))
+    assert await tries(door.url(scheme, host), router, logged) == why
+    assert everything == []
+    await door.port.stopListening()
+
+
+@pytest.mark.parametrize("scheme", ["wss", "rss"])
+@pytest.mark.usefixtures("trust")
+@pytest_twisted.ensureDeferred
+async def test_self_signed_certificate_is_refused_unless_trusted(
+    scheme: str,
+    router: Router,
+    logged: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A certificate that signs itself is joined only if it is among the trusted."""
+    own = Authority("localhost")
+    own.certificate = own.sign(own.key.public_key(), "localhost", LOCAL)
+    door = Door(router, Serves(own.key, own.certificate))
+    url = door.url(scheme, "localhost")
+    why = "certificate is self-signed, and not trusted here (SSL_CERT_FILE names what is)"
+    assert await tries(url, router, logged) == why
+    file = tmp_path / "own.pem"
+    file.write_bytes(own.certificate.public_bytes(Encoding.PEM))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    logged.clear()
+    assert await tries(url, router, logged) is None
+    await door.port.stopListening()
+
+
+class Answers(Protocol):
+    """Answers the first bytes with something that is not TLS, or by closing."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answer."""
+        said: bytes = self.factory.said  # type: ignore[attr-defined]
+        self.transport.write(said)
+        if not said:
+            self.transport.loseConnection()
+
+
+@pytest.mark.parametrize("scheme", ["wss", "rss"])
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS (ws:// and rs:// go without)"),
+        (b"", "closed during the TLS handshake: is that a port for TLS?"),
+    ],
+)
+@pytest.mark.usefixtures("trust")
+@pytest_twisted.ensureDeferred
+async def test_server_without_tls_is_said_to_be_one(
+    scheme: str, said: bytes, why: str, router: Router, logged: list[dict[str, Any]]
+) -> None:
+    """What is not TLS at all is named as that."""
+    factory: Any = Factory.forProtocol(Answers)
+    factory.noisy, factory.said = False, said
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    url = f"{scheme}://localhost:{port.getHost().port}/"
+    found = await tries(url, router, logged)
+    assert found is not None
+    assert found.endswith(why)
+    await port.stopListening()
+
+
+@pytest.mark.parametrize("scheme", ["wss", "rss"])
+@pytest.mark.usefixtures("trust")
+@pytest_twisted.ensureDeferred
+async def test_silent_server_is_given_up_in_its_handshake(
+    scheme: str, router: Router, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that accepts and says nothing is waited for as long as for a login."""
+    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.2)
+    factory: Any = Factory.forProtocol(Protocol)
+    factory.noisy = False
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    url = f"{scheme}://localhost:{port.getHost().port}/"
+    assert await tries(url, router, logged) == "no answer to the TLS handshake"
+    await port.stopListening()
