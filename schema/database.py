@@ -50,6 +50,41 @@ DEFAULTS = {
 }
 
 
+SCHEME = re.compile(r"postgres(?:ql)?://")
+HOST = re.compile(r"(\[[^\]@]*\]|[^:@#\[\]\s]*)(:\d*)?")
+"""One host of a URL, with its port."""
+
+
+CHECK = "check DATABASE_URL; psql with the same URL may say more"
+CURES = [
+    ("does not support SSL", "add ?sslmode=prefer to the URL, if the way to it is private"),
+    ("certificate verify failed", "name its authority by ?sslrootcert=FILE (or =system)"),
+    ("root certificate file|sslrootcert", "name the file of the authority by ?sslrootcert=FILE"),
+    ("server certificate for|does not match host", "use the host name of the certificate"),
+    ("certificate", "check sslmode, sslrootcert, sslcert and sslkey in the URL"),
+    ("SSL|no encryption", "add ?sslmode=require to the URL"),
+    ("no pg_hba.conf entry", "allow this user, database and address in the server's pg_hba.conf"),
+    ("could not translate host name", "check the host in DATABASE_URL"),
+    ("Connection refused|No such file", "start the server, or check host and port"),
+    ("timeout expired|timed out", "check host, port and firewall"),
+    ("no password supplied", "add the password to the URL: postgresql://user:password@host/db"),
+    ("authentication failed", "check user and password in DATABASE_URL"),
+    (r'role "[^"]*" does not exist', "create the role, or check the user in DATABASE_URL"),
+    (r'database "[^"]*" does not exist', "createdb it, or check the database in DATABASE_URL"),
+    ("permission denied for database", "GRANT CONNECT ON DATABASE … to this user"),
+    ("permission denied for schema", "GRANT CREATE, USAGE ON SCHEMA … to this user"),
+    (
+        "too many (connections|clients)|connection slots|connection limit",
+        "lower ROWCAST_POOL_MAX, close other connections, or raise the server's limit",
+    ),
+    ("starting up|shutting down|recovery mode", "wait, and try again"),
+    ("not accepting connections", "allow connections to this database, or use another"),
+    ("read-only|hot standby", "use the primary's host, or target_session_attrs=read-write"),
+    ("closed the connection|Connection reset", "check that PostgreSQL answers at host and port"),
+]
+"""What to do about a message of libpq or the server, the first that its words match."""
+
+
 class InvalidUrl(ValueError):
     """A URL that libpq does not take; its message quotes nothing that may be secret."""
 
@@ -95,14 +130,14 @@ class Place:
     def dsn(self) -> str:
         """Say where to connect, as libpq's connection string; secret, and to be asked for anew."""
         if self.file is not None:
-            return _string(parse(self.file.read_text().strip()))
+            return _parsed("ROWCAST_DATABASE_URL_FILE", self.file.read_text())
         if self.url is not None:
-            return _string(parse(self.url))
+            return _parsed("DATABASE_URL", self.url)
         return _string(self.cluster.parameters)
 
     def direct_dsn(self) -> str:
         """Say where to connect past a pooler: for LISTEN and for migrations."""
-        return self.dsn() if self.direct is None else _string(parse(self.direct))
+        return self.dsn() if self.direct is None else _parsed("ROWCAST_DIRECT_URL", self.direct)
 
     @contextmanager
     def running(self) -> Iterator[str]:
@@ -125,14 +160,40 @@ def parse(url: str) -> dict[str, str]:
     Raises:
         InvalidUrl: libpq does not take it.
     """
-    plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
+    plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url.strip())
+    if not plain:
+        raise InvalidUrl("is empty")
+    _refuse_stray_password(plain)
     try:
         parameters: dict[str, str] = parse_dsn(plain)
     except psycopg2.ProgrammingError as error:
-        raise InvalidUrl(_complaint(str(error))) from None
+        raise InvalidUrl(_complaint(str(error), plain)) from None
     if not parameters:
         raise InvalidUrl("is empty")
     return parameters
+
+
+def _refuse_stray_password(url: str) -> None:
+    """
+    Raise InvalidUrl where libpq would read a part of the password as a host, port or database.
+
+    libpq ends the password at the first "@", and sees no user at all where a "/" comes before
+    it. What is left of the password would then stand in its messages ("could not translate
+    host name …", "invalid port number: …").
+    """
+    scheme = SCHEME.match(url)
+    if scheme is None:
+        return
+    rest = url[scheme.end() :]
+    user, at, tail = rest.partition("@")
+    if not at or "/" in user:
+        tail = rest
+    hosts, _, database = tail.partition("?")[0].partition("/")
+    if "@" in database or not all(HOST.fullmatch(host) for host in hosts.split(",")):
+        raise InvalidUrl(
+            "has no host and port where they should be → percent-encode @ : / # in the password"
+            " (%40 %3A %2F %23)"
+        )
 
 
 def engine(dsn: str) -> Engine:
@@ -146,26 +207,34 @@ def engine(dsn: str) -> Engine:
 
 
 def reason(error: psycopg2.Error) -> str:
-    """Say in one sentence why a connection failed, and what may help."""
+    """Return why the database could not be used, as one line that ends in what to do."""
     said = str(error).strip().splitlines()
     first = re.sub(
         r"^connection to server (at|on) (.*?) failed: ", r"the database \1 \2: ", (said or ["?"])[0]
     )
-    if "does not support SSL" in first:
-        return f"{first} → add ?sslmode=prefer to the URL, if the way to it is private"
-    if "SSL" in first or "no encryption" in str(error):
-        return f"{first} → add ?sslmode=require to the URL"
-    return first
+    first = re.sub(r": (FATAL|ERROR):\s+", ": ", first)
+    cure = next((cure for words, cure in CURES if re.search(words, str(error))), CHECK)
+    return f"{first} → {cure}"
+
+
+def _parsed(variable: str, url: str) -> str:
+    """Return a URL as libpq's connection string; a complaint names the variable."""
+    try:
+        return _string(parse(url))
+    except InvalidUrl as error:
+        raise InvalidUrl(f"{variable} {error}") from None
 
 
 def _string(parameters: Mapping[str, str]) -> str:
     return str(make_dsn(**{**DEFAULTS, **parameters}))
 
 
-def _complaint(said: str) -> str:
-    # Any other message of libpq's may quote the URL, and with it the password.
+def _complaint(said: str, url: str) -> str:
+    # Any other message of libpq's may quote the URL, and with it the password; and what it takes
+    # for the name of a parameter may be a part of a password, too.
     named = re.search(r'invalid (?:URI query parameter|connection option)[^"]*"(\w+)"', said)
-    if named:
+    secret = "@" in url.partition("?")[2] if SCHEME.match(url) else "password" in url
+    if named and not secret:
         return f'has the parameter "{named[1]}", which PostgreSQL does not know: remove it'
     return "is not a PostgreSQL URL (postgresql://user:password@host:5432/database)"
 
