@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import logging.config
 import pkgutil
+import re
+from copy import copy
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-import alembic_postgresql_enum  # noqa: F401  (teaches autogenerate the values of enums)
 import psycopg2
+import psycopg2.errors
 from alembic import context
+from alembic.operations.ops import MigrationScript
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from alembic_postgresql_enum import TableReference  # teaches autogenerate the values of enums
+from alembic_postgresql_enum.operations.sync_enum_values import SyncEnumValuesOp
+from sqlalchemy import Connection, DefaultClause, text
 from sqlalchemy.exc import DBAPIError
 
 import schema
@@ -30,6 +36,12 @@ LOCK = 0x726F7763617374
 
 # What a service hears when its catalog is to be read again, once the migration is committed.
 CHANGED = "rowcast_schema"
+
+EXISTS = (
+    psycopg2.errors.DuplicateTable,
+    psycopg2.errors.DuplicateObject,
+    psycopg2.errors.DuplicateFunction,
+)
 
 PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 
@@ -57,20 +69,68 @@ def mark(ctx: Any, **_: Any) -> None:
 
 def offline() -> None:
     """Write the migrations as SQL; needs no database."""
-    configure(dialect_name="postgresql", literal_binds=True)
+    # psycopg's own parameter style would write every "%" twice, also where nothing is bound
+    style = {"paramstyle": "named"}
+    configure(dialect_name="postgresql", dialect_opts=style, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
+
+
+def compare_single_percents() -> None:
+    """
+    Have autogenerate compare and write "%" once.
+
+    psycopg2 binds by "%s", so SQLAlchemy doubles each "%" for it, in what Alembic compares and
+    writes too (`sa.text("'50%%'")`), which the migration then doubles again. What is executed
+    is compiled for the connection's own dialect.
+    """
+    running = context.get_context()
+    single = copy(running.dialect)
+    single.paramstyle = "named"
+    single.identifier_preparer = single.preparer(single)
+    running.dialect = running.impl.dialect = single
+
+
+def spell_defaults(_context: Any, _revision: Any, directives: list[MigrationScript]) -> None:
+    """
+    Write the default of a column whose enum loses a label as SQL.
+
+    alembic-postgresql-enum 1.11 writes `DefaultClause('…')`, which no migration imports, where
+    the default changes in the same revision.
+    """
+    for script in directives:
+        for ops in (script.upgrade_ops, script.downgrade_ops):
+            for op in ops.ops if ops else ():
+                if isinstance(op, SyncEnumValuesOp):
+                    op.affected_columns = [
+                        replace(column, existing_server_default=_spelled(op, column))
+                        for column in op.affected_columns
+                    ]
+
+
+def _spelled(op: SyncEnumValuesOp, column: TableReference) -> str | None:
+    default: Any = column.existing_server_default
+    if not isinstance(default, DefaultClause):
+        return default  # as the database spells it
+    if isinstance(default.arg, str):
+        sql = "'" + default.arg.replace("'", "''") + "'"
+    else:
+        sql = str(default.arg.compile(dialect=context.get_context().dialect))
+    return sql if "::" in sql else f"{sql}::{op.name}"  # the library looks for the "::"
 
 
 def online() -> None:
     """Migrate the database."""
     place: Place = context.config.attributes.get("place") or here()
+    role = "?"
     try:
         with place.running() as dsn, engine(dsn).connect() as lock:
             refuse_standby(lock)
+            role = lock.scalar(text("SELECT current_user")) or role
             lock.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
             with engine(dsn).connect() as connection:
-                configure(connection=connection)
+                configure(connection=connection, process_revision_directives=spell_defaults)
+                compare_single_percents()
                 with context.begin_transaction():
                     context.run_migrations()
     except (EmbeddedFailed, InvalidUrl, OSError) as error:
@@ -78,9 +138,28 @@ def online() -> None:
     except psycopg2.OperationalError as error:
         raise CommandError(reason(error)) from error
     except DBAPIError as error:
-        if isinstance(error.orig, psycopg2.OperationalError | psycopg2.ProgrammingError):
+        if isinstance(error.orig, psycopg2.OperationalError):
             raise CommandError(reason(error.orig)) from error
+        if isinstance(error.orig, psycopg2.ProgrammingError):
+            raise CommandError(refusal(error.orig, role)) from error
         raise
+
+
+def refusal(error: psycopg2.ProgrammingError, role: str) -> str:
+    """Return what the server refused the role in a migration, and what to do if it is known."""
+    said = str(error).strip().splitlines()[0]
+    if isinstance(error, EXISTS):
+        return (
+            f"{said}, and no migration of ours made it → start the service without a migration,"
+            " which serves the database as it is; or, if it has all that a revision makes,"
+            " alembic stamp REVISION (or head)"
+        )
+    if isinstance(error, psycopg2.errors.InsufficientPrivilege):
+        schema = re.search(r"schema (.+)$", said)
+        if schema:
+            return f'{said} → GRANT CREATE ON SCHEMA {schema[1]} TO "{role}"'
+        return f'{said} → migrate as the owner, or grant "{role}" the right'
+    return said
 
 
 def refuse_standby(connection: Connection) -> None:

@@ -4,7 +4,10 @@ Alembic on real databases: several hosts, several at once, and enums.
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +97,77 @@ def test_a_new_label_is_seen(migrated: str) -> None:
         command.check(alembic(migrated))
     execute(migrated, "ALTER TYPE mood ADD VALUE 'happy'")
     command.check(alembic(migrated))
+
+
+def test_offline_sql_writes_a_percent_sign_once(dsn: str) -> None:
+    """What psql is given is what the migration says."""
+    written = io.StringIO()
+    config = alembic(dsn)
+    config.output_buffer = written
+    command.upgrade(config, "head", sql=True)
+    assert "CHECK (path LIKE '/%')" in written.getvalue()
+    assert "%%" not in written.getvalue()
+
+
+MOODY = """
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Mapped, mapped_column
+
+from schema.base import Base
+
+
+class Moody(Base):
+    __tablename__ = "moodies"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    mood: Mapped[str] = mapped_column(
+        postgresql.ENUM({labels}, name="mood"), server_default={default}
+    )
+    share: Mapped[str] = mapped_column(sa.Text, server_default=sa.text("to_char(1, '9%')"))
+    __table_args__ = (
+        sa.CheckConstraint("share LIKE '%x'", name="share"),
+        sa.Index("ix_moodies_e", sa.text("(share || '%')")),
+        sa.Index("ix_moodies_w", "share", postgresql_where=sa.text("share LIKE '5%'")),
+    )
+"""
+STEPS = [
+    ("'sad', 'fine', 'happy'", "'happy'"),
+    ("'sad', 'fine'", "'fine'"),
+    ("'sad'", "sa.text(\"'sad'\")"),
+]
+
+
+def test_generated_revisions_run_up_and_down(dsn: str, tmp_path: Path) -> None:
+    """With "%" in SQL texts, and labels of an enum that go with the default that named them."""
+    project = tmp_path / "project"
+    for folder in ("schema", "migrations"):
+        shutil.copytree(ROOT / folder, project / folder)
+    shutil.copy(ROOT / "alembic.ini", project)
+    environ = {"DATABASE_URL": dsn, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    environ["PYTHONPATH"] = str(project)
+
+    def run(*words: str) -> None:
+        done = subprocess.run(
+            (sys.executable, "-m", "alembic", *words),
+            cwd=project,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run("upgrade", "head")
+    for number, (labels, default) in enumerate(STEPS):
+        module = MOODY.format(labels=labels, default=default)
+        (project / "schema" / "moody.py").write_text(module)
+        run("revision", "--autogenerate", "-m", f"step {number}")
+        run("upgrade", "head")
+        run("check")
+    assert execute(dsn, "SELECT enum_range(NULL::mood)::text") == [("{sad}",)]
+    run("downgrade", "0001")
+    run("upgrade", "head")
+    run("check")
