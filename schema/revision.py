@@ -67,6 +67,11 @@ class Database:
     versions: tuple[str, ...]
     ours: bool
 
+    @property
+    def empty(self) -> bool:
+        """Whether it holds neither relations nor revisions."""
+        return not self.relations and not self.versions
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -91,27 +96,29 @@ class Standing:
 
 
 def stand(
-    place: Place, upgrade: bool = False, connections: int = 1, seed: bool = False
+    place: Place, upgrade: bool = False, connections: int = 1, demo: bool | None = None
 ) -> Standing:
     """
     Find how the database stands to the code.
 
     Args:
         place: Where it is; the embedded server is started for the time of the look.
-        upgrade: Whether to bring a database of ours, or an empty one, to the code's revision.
+        upgrade: Whether to bring a database of ours to the code's revision.
         connections: How many the service wants.
-        seed: Whether an empty database gets demo rows.
+        demo: Whether an empty database is brought there, and gets demo rows; the embedded one
+            is in any case. None refuses, for the one who starts it to say.
     """
+    demo = True if place.embedded else demo
     config = Config(PROJECT / "alembic.ini", attributes={"configure_logging": False})
     scripts = ScriptDirectory.from_config(config)
     try:
         with place.running() as dsn:
             found = look(dsn, (script.revision for script in scripts.walk_revisions()))
-            problem = _objection(found, scripts, upgrade, connections, place.embedded)
-            if problem is None and upgrade and _open(found):
+            problem = _objection(found, scripts, upgrade, connections, place.embedded, demo)
+            if problem is None and upgrade and (found.ours or (found.empty and demo)):
                 config.attributes["place"] = Place(url=dsn)
                 command.upgrade(config, "head")
-                if seed and not found.relations:
+                if found.empty:
                     sow(dsn)
                 found = look(dsn, scripts.get_heads())
     except (EmbeddedFailed, InvalidUrl, CommandError, SeedRefused, OSError) as error:
@@ -143,13 +150,13 @@ def look(dsn: str, known: Iterable[str]) -> Database:
     return Database(server.split()[0], role, creates, limit, relations, versions, ours)
 
 
-def _open(found: Database) -> bool:
-    # What already holds relations that are not ours is somebody's, and left as it is.
-    return found.ours or (found.relations == 0 and not found.versions)
-
-
 def _objection(
-    found: Database, scripts: ScriptDirectory, upgrade: bool, connections: int, embedded: bool
+    found: Database,
+    scripts: ScriptDirectory,
+    upgrade: bool,
+    connections: int,
+    embedded: bool,
+    demo: bool | None,
 ) -> str | None:
     heads = scripts.get_heads()
     at = ", ".join(found.versions) or "none"
@@ -160,9 +167,15 @@ def _objection(
             f"{found.role} may open {found.limit} connections, {connections} are wanted"
             f" → ROWCAST_POOL_MAX={max(1, found.limit - 1)}"
         )
-    if not found.ours and not (upgrade and _open(found)):
-        empty = embedded and not found.relations
-        return "the embedded database is empty → alembic upgrade head" if empty else None
+    if found.empty and embedded and not upgrade:
+        return "the embedded database is empty → alembic upgrade head"
+    if found.empty and upgrade and demo is None:
+        return (
+            "the database is empty → ROWCAST_DEMO=true for the tables of this project's migrations"
+            " with some rows, ROWCAST_DEMO=false to serve it as it is"
+        )
+    if not found.ours and not (upgrade and found.empty and demo):
+        return None  # somebody's own: served as it is
     if set(found.versions) - {script.revision for script in scripts.walk_revisions()}:
         return f"the database is at revision {at}, which this code does not know → update the code"
     if found.versions == tuple(heads):
@@ -185,7 +198,7 @@ def answer(question: dict[str, Any]) -> Standing:
         direct=question["direct"],
         state=Path(question["state"]),
     )
-    return stand(place, question["upgrade"], question["connections"], question["seed"])
+    return stand(place, question["upgrade"], question["connections"], question["demo"])
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class Rowcast(MultiService):
         settings, place = self.settings, self.settings.place
         wanted = settings.pool_max + LISTENERS
         if self._upgrade:
-            standing = await upgraded(self._reactor, place, wanted)
+            standing = await upgraded(self._reactor, place, wanted, settings.demo)
             self._told("postgres", postgres_line(settings, standing))
             self._told("schema", schema_line(standing))
 

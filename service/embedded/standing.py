@@ -54,21 +54,29 @@ def stand(place: Place, connections: int) -> Standing:
     return _answer(child.stdout, child.stderr, child.returncode)
 
 
-async def upgraded(reactor: Any, place: Place, connections: int) -> Standing:
+async def upgraded(
+    reactor: Any, place: Place, connections: int, demo: bool | None = None
+) -> Standing:
     """
     Ask, and have a database of ours brought to the code's revision first.
+
+    Args:
+        reactor: Runs the child.
+        place: Where the database is.
+        connections: How many the service wants.
+        demo: Whether one of somebody's own that is empty gets the demo tables; None refuses it.
 
     Raises:
         NotReady: The database cannot be served.
     """
-    question = _question(place, connections, upgrade=True)
+    question = _question(place, connections, upgrade=True, demo=demo)
     output, errors, code = await getProcessOutputAndValue(
         COMMAND[0], COMMAND[1:], env=None, path=str(PROJECT), reactor=reactor, stdinBytes=question
     )
     return _answer(output, errors, code)
 
 
-def _question(place: Place, connections: int, upgrade: bool) -> bytes:
+def _question(place: Place, connections: int, upgrade: bool, demo: bool | None = None) -> bytes:
     question = {
         "url": place.url,
         "file": place.file and str(place.file),
@@ -76,7 +84,7 @@ def _question(place: Place, connections: int, upgrade: bool) -> bytes:
         "state": str(place.state),
         "connections": connections,
         "upgrade": upgrade,
-        "seed": upgrade and place.embedded,
+        "demo": demo,
     }
     return json.dumps(question).encode()
 

@@ -155,7 +155,7 @@ def test_standing_behind(base: str) -> None:
     assert stand(Place(url=base)).problem == (
         "the database is at revision none, the code at 0001 → alembic upgrade head"
     )
-    assert stand(Place(url=base), upgrade=True).problem is None
+    assert stand(Place(url=base), upgrade=True, demo=True).problem is None
 
 
 def test_standing_ahead(base: str) -> None:
@@ -186,12 +186,78 @@ def test_a_role_that_may_not_create(postgres: str) -> None:
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
         try:
-            problem = stand(place, upgrade=True).problem
+            problem = stand(place, upgrade=True, demo=True).problem
             assert problem == 'poor may not create tables → GRANT CREATE ON SCHEMA public TO "poor"'
             problem = stand(place, connections=6).problem
             assert problem == ("poor may open 3 connections, 6 are wanted → ROWCAST_POOL_MAX=2")
         finally:
             execute(at, "DROP ROLE poor")
+
+
+def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
+    """Nothing is made in it until the one who starts it says so."""
+    with database(postgres, "SELECT 1") as at:
+        problem = stand(Place(url=at), upgrade=True).problem
+        assert problem is not None
+        assert problem.startswith("the database is empty → ROWCAST_DEMO=true ")
+        assert stand(Place(url=at), upgrade=True, demo=False).problem is None
+        assert names(at) == []
+        made = stand(Place(url=at), upgrade=True, demo=True)
+        assert (made.problem, made.revision, made.relations) == (None, "0001", 3)
+        assert execute(at, "SELECT count(*) FROM actions") == [(40,)]
+
+
+def test_upgrade_beside_a_table_of_that_name_says_what_to_do(postgres: str) -> None:
+    """A database that has such a table already can be served as it is, or stamped."""
+    with database(postgres, "CREATE TABLE actions (id int)") as at:
+        with pytest.raises(CommandError) as refused:
+            command.upgrade(alembic(at), "head")
+        said = str(refused.value)
+        assert said.startswith('relation "actions" already exists')
+        assert "→ start the service without a migration" in said
+        assert "alembic stamp" in said
+        assert names(at) == ["_actions", "actions"]
+
+
+def test_upgrade_without_create_in_schema_says_what_to_grant(postgres: str) -> None:
+    """Since PostgreSQL 15 only the owner of a database may create in "public"."""
+    with database(postgres, "CREATE ROLE poor LOGIN") as at:
+        try:
+            poor = psycopg2.extensions.make_dsn(at, user="poor")
+            with pytest.raises(CommandError) as refused:
+                command.upgrade(alembic(poor), "head")
+            assert str(refused.value) == (
+                'permission denied for schema public → GRANT CREATE ON SCHEMA public TO "poor"'
+            )
+            execute(at, 'GRANT CREATE ON SCHEMA public TO "poor"')
+            command.upgrade(alembic(poor), "head")
+        finally:
+            execute(at, "DROP OWNED BY poor; DROP ROLE poor")
+
+
+def test_url_with_stray_password_is_refused_by_alembic_without_any_of_it() -> None:
+    """As by the service."""
+    with pytest.raises(CommandError, match=r"^DATABASE_URL has no host and port") as refused:
+        command.upgrade(alembic("postgresql://app:s3cret/x@127.0.0.1/db"), "head")
+    assert "s3cret" not in str(refused.value)
+
+
+CURED = [
+    ("host=127.0.0.1 port=1", "start the server, or check host and port"),
+    ("host=no.such.host.invalid", "check the host in DATABASE_URL"),
+    ("dbname=nowhere", "createdb it, or check the database in DATABASE_URL"),
+    ("user=nobody_at_all", "create the role, or check the user in DATABASE_URL"),
+    ("sslmode=require host=127.0.0.1 port=1", "start the server, or check host and port"),
+]
+
+
+@pytest.mark.parametrize(("change", "cure"), CURED)
+def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str) -> None:
+    """Each ends in an arrow."""
+    place = psycopg2.extensions.parse_dsn(dsn) | psycopg2.extensions.parse_dsn(change)
+    problem = stand(Place(url=psycopg2.extensions.make_dsn(**place))).problem
+    assert problem is not None
+    assert problem.endswith(f" → {cure}")
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
