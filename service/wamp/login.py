@@ -4,14 +4,22 @@ How the service says who it is to the router.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from autobahn.wamp.types import Challenge
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+)
+
+NO_KEY = "not an Ed25519 private key → ssh-keygen -t ed25519 -N '' -f FILE makes one"
+LOCKED = "the key has a passphrase → ssh-keygen -p -N '' -f FILE takes it off"
 
 
 class Login(Protocol):
@@ -83,7 +91,8 @@ class Cryptosign:
 
     Args:
         authid: Who we are; None lets the router tell by the key.
-        key_file: 32 raw bytes, or an OpenSSH private key without a passphrase.
+        key_file: The private key: an OpenSSH or PEM file without a passphrase, 64 hexadecimal digits, alone or in a `key.priv` of Crossbar's, or
+            32 raw bytes.
     """
 
     authid: str | None
@@ -93,11 +102,21 @@ class Cryptosign:
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
         data = self.key_file.read_bytes()
-        if not data.startswith(b"-----BEGIN"):
+        if len(data) == 32:
             return Ed25519PrivateKey.from_private_bytes(data)
-        key = load_ssh_private_key(data, password=None)
+        digits = re.search(
+            rb"(?:\A|^private-key-ed25519:)\s*([0-9a-fA-F]{64})\s*(?:\Z|^)", data, re.M
+        )
+        if digits:
+            return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(digits[1].decode()))
+        try:
+            load = load_ssh_private_key if b"BEGIN OPENSSH" in data else load_pem_private_key
+            key = load(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            locked = "password" in str(error).lower()
+            raise ValueError(LOCKED if locked else NO_KEY) from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError("not an Ed25519 key")
+            raise ValueError(NO_KEY)
         return key
 
     def extra(self) -> dict[str, Any] | None:

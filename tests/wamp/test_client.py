@@ -205,6 +205,12 @@ def locked() -> Iterator[tuple[Path, int]]:
     home = Path(tempfile.mkdtemp(prefix="rowcast-locked-"))
     key = Ed25519PrivateKey.generate()
     (home / "raw").write_bytes(key.private_bytes_raw())
+    digits = key.private_bytes_raw().hex()
+    (home / "hex").write_text(f"{digits}\n")
+    (home / "crossbar").write_text(
+        f"Crossbar.io node private key\n\nprivate-key-ed25519: {digits}\n"
+    )
+    (home / "pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (home / "openssh").write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     )
@@ -251,7 +257,7 @@ def locked() -> Iterator[tuple[Path, int]]:
 
 
 @pytest.mark.parametrize("url", ["rs://127.0.0.1:{}", "ws://127.0.0.1:{}/ws"])
-@pytest.mark.parametrize("method", ["ticket", "raw", "openssh"])
+@pytest.mark.parametrize("method", ["ticket", "raw", "openssh", "pem", "hex", "crossbar"])
 @pytest_twisted.ensureDeferred
 async def test_log_in(
     url: str, method: str, locked: tuple[Path, int], start_edge: StartEdge

@@ -20,6 +20,12 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 
 from tests.conftest import ROOT, Router, crossbar, execute, free_port, until
 from tests.wamp.programs import alive, gone, parts, port_open, program, tool
@@ -258,15 +264,28 @@ def test_all_of_ones_own(environ: dict[str, str], migrated: str, router: Router)
             assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
 
 
-def test_a_key_that_is_none(environ: dict[str, str], migrated: str) -> None:
+LOCKED = Ed25519PrivateKey.generate().private_bytes(
+    Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s3cret")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [(b"0123456789\n", "ssh-keygen -t ed25519"), (LOCKED, "ssh-keygen -p -N ''")],
+    ids=["none", "locked"],
+)
+def test_a_key_that_is_none(
+    environ: dict[str, str], migrated: str, content: bytes, cure: str
+) -> None:
     """A key that cannot be read is told at the start, not tried for ever."""
     key = Path(environ["HOME"], "key")
-    key.write_text("0123456789\n")
+    key.write_bytes(content)
     own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "ws://127.0.0.1:1/ws"}
     for command in (RUN, TWISTD):
         with program(environ | own | {"ROWCAST_KEY_FILE": str(key)}, *command) as service:
             assert service.ends() == 1
             assert service.output.startswith(f"ROWCAST_KEY_FILE {key}: ")
+            assert f"→ {cure}" in service.output
             assert len(service.output.splitlines()) == 1
 
 
