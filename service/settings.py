@@ -30,6 +30,34 @@ BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
 RIVALS = {"database_url_file": "database_url", "key_file": "ticket"}
 
 
+OTHER_NAMES = {
+    "database_url": "URL DSN DB DBURL DATABASE POSTGRES POSTGRESURL POSTGRESQLURL PGURL DATABASEURI"
+    " SQLALCHEMYURL SQLALCHEMYDATABASEURI",
+    "database_url_file": "URLFILE DSNFILE DBURLFILE SECRETFILE",
+    "direct_url": "DIRECTDATABASEURL MIGRATIONURL LISTENURL UNPOOLEDURL",
+    "port": "HTTPPORT LISTENPORT WSPORT ROUTERPORT",
+    "router_url": "ROUTER ROUTERS WAMP WAMPURL CROSSBARURL WSURL WEBSOCKETURL BROKERURL",
+    "authid": "USER USERNAME LOGIN AUTHUSER PRINCIPAL",
+    "ticket": "PASSWORD SECRET TOKEN AUTHTICKET",
+    "key_file": "KEY PRIVATEKEY PRIVKEY CRYPTOSIGN KEYPATH",
+    "roles": "ROLEMAP ROLEMAPPING AUTHROLES DBROLES",
+    "anonymous": "ANONROLE DBANONROLE ANON ANONYMOUSROLE GUEST",
+    "prefix": "URIPREFIX NAMESPACE TOPICPREFIX",
+    "schemas": "SCHEMA DBSCHEMA DBSCHEMAS SEARCHPATH",
+    "pool_max": "POOLSIZE POOL MAXCONNECTIONS CONNECTIONS DBPOOL MAXPOOL",
+    "pool_timeout": "ACQUIRETIMEOUT CONNECTIONTIMEOUT DBPOOLACQUISITIONTIMEOUT WAIT",
+    "statement_timeout": "TIMEOUT QUERYTIMEOUT CALLTIMEOUT",
+    "tx_idle_timeout": "IDLETIMEOUT TRANSACTIONTIMEOUT",
+    "max_rows": "LIMIT MAXLIMIT PAGESIZE DBMAXROWS ROWLIMIT",
+    "max_bytes": "MAXSIZE BYTELIMIT",
+    "shared": "REPLICAS CLUSTER SCALE",
+    "drain_timeout": "SHUTDOWNTIMEOUT STOPTIMEOUT GRACE GRACEPERIOD",
+    "log_level": "LOG LOGGING VERBOSITY DEBUG",
+    "state": "DATA DATADIR STATEDIR DATAPATH",
+}
+"""What people call settings, mostly from other programs; without the prefix and "_"."""
+
+
 class InvalidSettings(ValueError):
     """
     The environment does not make sense; words every problem, one a line.
@@ -114,6 +142,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
         default="info", description="the least severe that is logged"
     )
+    demo: bool | None = Field(
+        default=None,
+        description="whether make run puts the demo tables into an empty database of one's own",
+    )
     state: Path = Field(
         default=PROJECT / ".rowcast",
         description="where the embedded parts keep their data and logs",
@@ -122,6 +154,11 @@ class Settings(BaseSettings):
         default=PROJECT / ".venv-router" / "bin" / "crossbar",
         description="the embedded router's program",
     )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, level: object) -> object:
+        return level.strip().lower() if isinstance(level, str) else level
 
     @field_validator("state", "crossbar")
     @classmethod
@@ -172,8 +209,12 @@ class Settings(BaseSettings):
 
 
 def variable(field: str) -> str:
-    """Name the environment variable of a field."""
+    """Return the environment variable of a field."""
     return BARE.get(field, PREFIX + field.upper())
+
+
+KNOWN = {variable(field): field.upper() for field in Settings.model_fields}
+"""Fields in upper case, by their environment variables."""
 
 
 def load() -> Settings:
@@ -194,12 +235,21 @@ def load() -> Settings:
 
 
 def _strangers() -> Iterator[str]:
-    known = [variable(field) for field in Settings.model_fields]
     for name in sorted(os.environ):
-        if not name.startswith(PREFIX) or name in known:
-            continue
-        near = get_close_matches(name, known, 1)
-        yield f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else "")
+        if name.startswith(PREFIX) and name not in KNOWN:
+            meant = _meant(name)
+            yield f"{name} is not a setting" + (f": did you mean {meant}?" if meant else "")
+
+
+def _meant(name: str) -> str | None:
+    """Return the setting that another name stands for, by its words or else by its letters."""
+    words = name.removeprefix(PREFIX).replace("_", "")
+    for field, others in OTHER_NAMES.items():
+        if words in others.split():
+            return variable(field)
+    near = get_close_matches(words, [known.replace("_", "") for known in KNOWN.values()], 1)
+    named = {known.replace("_", ""): name for name, known in KNOWN.items()}
+    return named[near[0]] if near else None
 
 
 def _sentence(error: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from schema.database import InvalidUrl, Place, parse, reason
-from service.settings import InvalidSettings, Settings, load
+from service.settings import OTHER_NAMES, InvalidSettings, Settings, load
 from service.wamp.transport import Router
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,6 +157,103 @@ def test_urls_that_nobody_takes() -> None:
     with pytest.raises(InvalidUrl, match="is not a PostgreSQL URL") as refused:
         parse("mysql://u:s3cret@h/d")
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:s3cret/x@127.0.0.1/db",
+        "postgresql://app:word@s3cret@127.0.0.1/db",
+        "postgresql://app:word@s3cret/x@127.0.0.1/db",
+        "postgresql://app:s3cret@127.0.0.1:5432@h/db",
+        "postgresql://app:12/s3cret?s3cret=1@127.0.0.1/db",
+        "postgresql://app:12/s3cret@127.0.0.1/db",
+        "postgresql://app:12?s3cret/x@127.0.0.1/db",
+        "postgresql://app:#s3cret/x@127.0.0.1/db",
+        "postgresql://app:p@#s3cret@127.0.0.1/db",
+        "postgresql://app:p%zzs3cret@127.0.0.1/db",
+        "postgresql+psycopg2://app:s3cret/x@127.0.0.1/db",
+        "postgresql://127.0.0.1:s3cret/db",
+        "user=app password=it s3cret=1",
+        "user=app password='s3cret",
+    ],
+)
+def test_url_with_stray_password_is_refused_without_any_of_it(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """What libpq would take for a host, a port or a parameter is not printed."""
+    (said,) = problems(monkeypatch, DATABASE_URL=url)
+    assert said.startswith("DATABASE_URL ")
+    assert "s3cret" not in said
+    assert "word" not in said.replace("password", "")
+    for place in (Place(url=url), Place(url="host=h", direct=url)):
+        with pytest.raises(InvalidUrl) as refused:
+            place.direct_dsn()
+        assert "s3cret" not in str(refused.value)
+
+
+def test_url_with_stray_password_refusal_says_how_to_encode_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way out is in the message."""
+    (said,) = problems(monkeypatch, DATABASE_URL="postgresql://app:hunter2@x/y@127.0.0.1/db")
+    assert said == (
+        "DATABASE_URL has no host and port where they should be"
+        " → percent-encode @ : / # in the password (%40 %3A %2F %23)"
+    )
+    encoded = parse("postgresql://app:hunter2%40x%2Fy%3A%23@127.0.0.1/db")
+    assert encoded["password"] == "hunter2@x/y:#"
+
+
+def test_url_with_line_break_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret read from a file often ends in one."""
+    monkeypatch.setenv("DATABASE_URL", " postgresql://app:pw@h/db\n")
+    assert "dbname=db" in load().place.dsn()
+
+
+@pytest.mark.parametrize("level", ["WARN", "Warn", " warn"])
+def test_log_level_in_any_case_is_taken(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """Other programs spell levels in upper case."""
+    monkeypatch.setenv("ROWCAST_LOG_LEVEL", level)
+    assert load().log_level == "warn"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ROWCAST_DATABASE_URL", "DATABASE_URL"),
+        ("ROWCAST_DB_URL", "DATABASE_URL"),
+        ("ROWCAST_PORT", "PORT"),
+        ("ROWCAST_POOL_SIZE", "ROWCAST_POOL_MAX"),
+        ("ROWCAST_PASSWORD", "ROWCAST_TICKET"),
+        ("ROWCAST_SCHEMA", "ROWCAST_SCHEMAS"),
+        ("ROWCAST_LOGLEVEL", "ROWCAST_LOG_LEVEL"),
+        ("ROWCAST_TIMEOUT", "ROWCAST_STATEMENT_TIMEOUT"),
+        ("ROWCAST_ROUTER", "ROWCAST_ROUTER_URL"),
+        ("ROWCAST_PRIVATE_KEY", "ROWCAST_KEY_FILE"),
+        ("ROWCAST_STATEMENT_TIMEOT", "ROWCAST_STATEMENT_TIMEOUT"),
+    ],
+)
+def test_unknown_setting_hints_what_is_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    """By the words of other programs, or by its letters."""
+    said = problems(monkeypatch, **{name: "1"})
+    assert said[0] == f"{name} is not a setting: did you mean {meant}?"
+
+
+def test_unknown_setting_like_no_other_has_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made up."""
+    assert problems(monkeypatch, ROWCAST_QUUX="1") == ["ROWCAST_QUUX is not a setting"]
+
+
+def test_every_other_name_stands_for_a_setting() -> None:
+    """The table names fields that there are, and no setting's own name as another's."""
+    assert OTHER_NAMES.keys() <= Settings.model_fields.keys()
+    own = {field.upper().replace("_", "") for field in Settings.model_fields}
+    others = [name for names in OTHER_NAMES.values() for name in names.split()]
+    assert not own & set(others)
+    assert len(others) == len(set(others))
 
 
 def test_the_file_is_read_again(tmp_path: Path) -> None:
