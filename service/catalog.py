@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from service.errors import NoSuchProcedure, UnknownName, nearest
+from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, nearest
 from service.functions import Function, unknown
 from service.objects import (
     NOWHERE,
@@ -40,6 +40,7 @@ class Catalog:
         functions: By schema and name; several if they differ in their arguments.
         seals: Composite types with hidden fields, by what stands for the names of all their
             fields: whether each field is shown.
+        policies: Whether policies hide rows of anything in the database from our role.
     """
 
     version: int
@@ -48,6 +49,7 @@ class Catalog:
     types: Mapping[int, Type]
     functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
     seals: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
+    policies: bool = False
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:
@@ -64,6 +66,32 @@ class Catalog:
             if name in found:
                 found.setdefault(alias, found[name])
         return found
+
+    @cached_property
+    def castable(self) -> Mapping[str, Type]:
+        """Types that a caller may cast to, by each of their spellings."""
+        return {word: each for word, each in self.types_by_name.items() if self._is_castable(each)}
+
+    def _is_castable(self, type: Type) -> bool:
+        """
+        Return whether a cast to a type tells nothing but the value.
+
+        PostgreSQL looks names up for `regclass` and its kin, the row type of a relation has the
+        relation's name, and what such types are parts of does the same.
+        """
+        if type.schema == "information_schema":
+            return False
+        if type.kind == "base":
+            return type.schema != "pg_catalog" or type.name in PLAIN
+        if type.row and (type.schema, type.name) not in self.relations:
+            return False
+        return all(self._is_castable(self.type(oid)) for oid in type.parts)
+
+    def looks_up(self, type: Type) -> bool:
+        """Return whether PostgreSQL looks names up to read the text of a type."""
+        if type.schema == "pg_catalog" and type.kind == "base":
+            return type.name.startswith("reg") or type.name == "aclitem"
+        return any(self.looks_up(self.type(oid)) for oid in type.parts)
 
     @cached_property
     def _arrays(self) -> Mapping[int, Type]:
@@ -123,17 +151,24 @@ class Catalog:
         Look a type up by name, as a cast spells it; "[]" after it means its array.
 
         Raises:
-            UnknownName: No type that may be used here is called so.
+            InvalidArgument: No type that may be cast to is called so.
         """
         word = " ".join(name.lower().split())
         base, array = (word[:-2].strip(), True) if word.endswith("[]") else (word, False)
-        known = self.types_by_name
+        known = self.castable
         found = known.get(base) or known.get(base.replace('"', ""))
         if found and array:
             found = self.array_of(found)
-        if found is None:
-            raise UnknownName("type", name, self.types_by_name, path=path)
-        return found
+        if found is not None:
+            return found
+        own = self.types_by_name.get(base)
+        if own is not None and own.schema == "pg_catalog":
+            raise InvalidArgument(
+                f"no value is cast to {own.sql}",
+                path=path,
+                hint="a cast is to a plain type, or to one of the served schemas or an extension",
+            )
+        raise UnknownName("type", name, known, path=path)
 
     def array_of(self, element: Type) -> Type | None:
         """Give the array type over a type, if the database has one."""
@@ -156,6 +191,14 @@ class Catalog:
 
 TEXT = 25
 """The oid of `text`, the same in every PostgreSQL (pg_type.dat)."""
+
+_PLAIN = """
+    bool int2 int4 int8 numeric float4 float8 money text varchar bpchar date time timetz timestamp
+    timestamptz interval uuid json jsonb jsonpath xml bytea bit varbit inet cidr macaddr macaddr8
+    point line lseg box path polygon circle tsvector tsquery
+"""
+PLAIN = frozenset(_PLAIN.split())
+"""PostgreSQL's own types that may be cast to, beside ranges and arrays of them."""
 
 TYPE_ALIASES = {
     "int": "int4",

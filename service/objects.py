@@ -39,6 +39,7 @@ class Type:
         delimiter: Between the elements of an array of this type.
         comparable: Whether values can be sorted (it has a default btree operator class).
         pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
+        row: Whether it is the type of a relation's rows.
     """
 
     oid: int
@@ -54,6 +55,12 @@ class Type:
     delimiter: str = ","
     comparable: bool = True
     pattern: int = 0
+    row: bool = False
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The oids of the types that it is made of."""
+        return tuple(filter(None, (self.element, self.base, *(oid for _, oid in self.fields))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ class Relation:
         constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
+        estimable: Whether our role may know how many rows the planner expects.
         filled: Whether a trigger may fill in what a new row lacks, before it is checked.
         takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
@@ -175,6 +183,7 @@ class Relation:
     constraints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False
+    estimable: bool = True
     filled: bool = False
     takes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
     selectable: bool = True

@@ -22,6 +22,7 @@ from service.db.interactions import (
 )
 from service.functions import Function
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
+from service.plan.estimable import refuse_guarded
 from service.plan.veiled import refuse_veiled
 from service.request.aggregate import GROUPS, parse_aggregate
 from service.request.called import CalledRequest, parse_called
@@ -101,6 +102,8 @@ class Called(Verbs):
     async def _count(self, served: Served, call: Find) -> int:
         plan = plan_called_all(served.catalog, call.request)
         mode, found = call.request.of.count, 0
+        if mode != "exact":
+            refuse_guarded(served.catalog, plan)
         if mode != "planned":
             most = self.limits.max_rows
             spelled = count(plan, limit=most + 1 if mode == "estimated" else None)

@@ -12,6 +12,7 @@ from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.errors import NotFound
+from service.plan.estimable import refuse_guarded
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
 from service.request.parse import Parsed, parse_count, parse_find, parse_get
@@ -80,6 +81,8 @@ class Reading(Verbs):
         """Count what a find would give without its pages."""
         plan = plan_all(served.catalog, relation, call.request)
         mode, found = call.request.count, 0
+        if mode != "exact":
+            refuse_guarded(served.catalog, plan)
         if mode == "exact":
             return int(await self._value(served, count(plan), call))
         if mode == "estimated":

@@ -95,12 +95,12 @@ def composite_text(fields: Sequence[tuple[str, Write]], of: str) -> Write:
     return write_row
 
 
-def by_parts(write: Write) -> Write:
-    """Give what writes values part by part alone: PostgreSQL's text would set hidden fields too."""
+def by_parts(write: Write, why: str) -> Write:
+    """Give what writes values part by part alone, not taking PostgreSQL's text of the whole."""
 
     def write_parts(value: Any) -> str:
         if isinstance(value, str):
-            raise InvalidArgument("expected a dict, or a list of them: it has hidden fields")
+            raise InvalidArgument(f"expected a dict or a list, not a text: {why}")
         return write(value)
 
     return write_parts

@@ -23,6 +23,7 @@ from service.db.json_text import check_text, write_json
 from service.db.python_values import python_text
 from service.errors import InvalidArgument
 from service.plan.veiled import is_veiled
+from service.sql.statement import quoted
 
 Write = Callable[[Any], str]
 
@@ -188,7 +189,11 @@ class Encoders:
 
     def _made(self, type: Type) -> Write:
         write = self._written(type)
-        return by_parts(write) if is_veiled(self._catalog, type.oid) else write
+        if is_veiled(self._catalog, type.oid):
+            return by_parts(write, "it has hidden fields")
+        if type.kind != "base" and self._catalog.looks_up(type):
+            return by_parts(write, "its text would have PostgreSQL look names up")
+        return write
 
     def _written(self, type: Type) -> Write:
         if type.kind == "array":
@@ -205,9 +210,37 @@ class Encoders:
             return hstore_text
         if type.schema == "pg_catalog" and type.name in WRITERS:
             return WRITERS[type.name]
+        if self._catalog.looks_up(type):
+            return self._name_text(type)
         if type.kind == "base":
             return {"S": string_text, "N": number_text}.get(type.category, word_text)
         return word_text
+
+    def _name_text(self, type: Type) -> Write:
+        """Give what writes names that PostgreSQL looks up: it would find what is not served too."""
+        catalog = self._catalog
+        if type.name in ("regconfig", "regdictionary", "regcollation"):
+            return word_text
+        known = {"-": "-"}
+        if type.name == "regtype":
+            known |= {word: each.sql for word, each in catalog.castable.items()}
+        elif type.name == "regnamespace":
+            known |= {schema: quoted(schema) for schema in catalog.schemas}
+        elif type.name in ("regclass", "regproc"):
+            homes = catalog.relations if type.name == "regclass" else catalog.functions
+            for schema, name in homes:
+                spelled = f"{quoted(schema)}.{quoted(name)}"
+                known |= {f"{schema}.{name}": spelled, spelled: spelled}
+                if schema == next(home for home in catalog.schemas if (home, name) in homes):
+                    known |= {name: spelled, quoted(name): spelled}
+
+        def write(value: Any) -> str:
+            word = word_text(value)
+            if word not in known:
+                raise InvalidArgument(f"nothing served has this name, as {type.sql} has it")
+            return known[word]
+
+        return write
 
 
 WRITERS: Mapping[str, Write] = {

@@ -62,6 +62,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
         types = TypeRows(_rows(cursor, introspect_sql.TYPES))
         routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
+        (policies,) = _rows(cursor, introspect_sql.POLICIES)[0]
         views = [row.oid for row in relations if row.kind in "vm"]
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
@@ -101,7 +102,13 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     used = [*(row.type for row in columns), *types_of(routines)]
     known = types.served(schemas, used)
     return Catalog(
-        version, tuple(schemas), served, known, functions(routines, known), types.seals()
+        version,
+        tuple(schemas),
+        served,
+        known,
+        functions(routines, known),
+        types.seals(),
+        policies,
     )
 
 
@@ -176,6 +183,7 @@ def _relation(
         constraints=constraints,
         comment=shown(row.comment),
         row_security=row.row_security,
+        estimable=row.estimable,
         filled=row.filled,
         takes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         selectable=bool(row.selectable),

@@ -19,6 +19,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
                   AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS filled,
        w.events,
+       CASE WHEN c.relkind = 'v' THEN v.open ELSE NOT row_security_active(c.oid) END AS estimable,
        has_any_column_privilege(c.oid, 'SELECT') AS selectable,
        NOT EXISTS (SELECT FROM pg_attribute a
                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -30,7 +31,19 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_description d
     ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0,
-       LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events) w
+       LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events) w,
+       LATERAL (WITH RECURSIVE under AS (
+                  SELECT c.oid WHERE c.relkind = 'v'
+                  UNION
+                  SELECT p.refobjid FROM under u
+                    JOIN pg_rewrite r ON r.ev_class = u.oid
+                    JOIN pg_depend p ON p.objid = r.oid AND p.classid = 'pg_rewrite'::regclass
+                                    AND p.refclassid = 'pg_class'::regclass)
+                SELECT NOT coalesce(bool_or(k.relrowsecurity OR b.barrier), false) AS open
+                  FROM under u JOIN pg_class k ON k.oid = u.oid,
+                       LATERAL (SELECT bool_or(o.option_name = 'security_barrier'
+                                               AND o.option_value::bool) AS barrier
+                                  FROM pg_options_to_table(k.reloptions) o) b) v
  WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND NOT c.relispartition AND NOT {HIDDEN.format("d")}
    AND has_schema_privilege(n.oid, 'USAGE')
@@ -40,6 +53,9 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
 """
 """
 The served relations.
+
+What the planner expects of a relation is no secret (`estimable`) unless policies hide rows of it
+from our role, or it is a view of such, or one that is a barrier.
 
 The bits of `pg_relation_is_updatable` are 1 << CMD_UPDATE (4), CMD_INSERT (8) and
 CMD_DELETE (16); it tells which views take writes, by themselves or through triggers.
@@ -169,6 +185,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                 ORDER BY a.attnum)
        ELSE '{{}}' END AS field_types,
        {HIDDEN.format("p")} AS hidden,
+       EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') AS row,
        EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
                 WHERE m.amname = 'btree' AND o.opcdefault
                   AND (o.opcintype = t.oid
@@ -193,3 +210,6 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
 
 REVISION = "SELECT to_regclass('alembic_version') IS NOT NULL"
 """Whether Alembic has written to this database."""
+
+POLICIES = "SELECT EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid))"
+"""Whether policies hide rows of anything from our role."""

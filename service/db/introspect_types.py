@@ -106,6 +106,7 @@ class TypeRows:
             delimiter=row.delimiter,
             comparable=self._comparable(oid, frozenset()),
             pattern=row.pattern,
+            row=row.row,
         )
 
     def _comparable(self, oid: int, above: frozenset[int]) -> bool:

@@ -74,6 +74,13 @@ def plan_import(
                 column=name,
                 hint="import rows, with dicts for such values",
             )
+        if csv and catalog.looks_up(catalog.type(column.type)):
+            raise InvalidArgument(
+                f'"{name}" holds names that PostgreSQL looks up, so that it cannot be given as text',
+                path=path,
+                column=name,
+                hint="import rows",
+            )
     conflict = None
     if on_conflict is not None:
         row = tuple(Assignment(name, None, name) for name in named)

@@ -65,7 +65,8 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         named = (referred(scope, each) for each in request.distinct or ())
         distinct = tuple(distinguishable(scope, each) for each in named)
         order, keyed = by_key(scope, leading(distinct, order))
-        keyset = keyed and not distinct
+        # a token holds text for PostgreSQL to read, and a caller may have changed it
+        keyset = keyed and not distinct and not _looked_up(catalog, order)
     return ReadPlan(
         name=f"{relation.name}.find",
         relation=relation,
@@ -79,6 +80,10 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         after=_after(scope, request.after, order) if request.after else None,
         keyset=keyset,
     )
+
+
+def _looked_up(catalog: Catalog, order: Sequence[SortKey]) -> bool:
+    return any(catalog.looks_up(key.expression.type) for key in order)
 
 
 def plan_rows(
@@ -153,7 +158,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
 
 
 def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:
-    if len(after.operands) != len(order):
+    if len(after.operands) != len(order) or _looked_up(scope.catalog, order):
         raise InvalidArgument("not a token of these sort keys", path="after")
     return PlannedAfter(
         tuple(
