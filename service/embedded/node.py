@@ -32,20 +32,14 @@ def node(
         port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
         socket: Where the service connects, with RawSocket and CBOR.
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
-        code: Directory of `backlog.py`, which tells us what is held for slow callers. Without
-            one, nobody does.
+        code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
     """
-    inside = {
-        "options": {"pythonpath": [code]},
-        "components": [
-            {
-                "type": "class",
-                "classname": "backlog.Backlog",
-                "realm": realm,
-                "role": "service",
-                "extra": {"prefix": prefix},
-            }
-        ],
+    component = {
+        "type": "class",
+        "classname": "component.Component",
+        "realm": realm,
+        "role": "service",
+        "extra": {"prefix": prefix},
     }
     return {
         "version": 2,
@@ -53,9 +47,10 @@ def node(
         "workers": [
             {
                 "type": "router",
+                **({"options": {"pythonpath": [code]}} if code else {}),
+                "components": [component],
                 "realms": [{"name": realm, "roles": [_service(), _anonymous(prefix)]}],
                 "transports": [_private(socket), _public(realm, port, bridge)],
-                **(inside if code else {}),
             }
         ],
     }

@@ -75,7 +75,7 @@ class Router(Supervised):
             settings.port,
             self.socket,
             self._bridge,
-            str(CODE) if (CODE / "backlog.py").exists() else "",
+            str(CODE),
         )
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.

@@ -5,7 +5,7 @@ A router takes all that it is sent, and holds it for a caller that is slower tha
 part follows the one before it when three things are so: that one has left our socket; the
 router has dealt with it, and so with what others had sent meanwhile, which it tells by
 answering a call of ours; and it holds no more than a little for this caller, which is the
-answer, where `router/backlog.py` runs in it.
+answer, where `router/component` runs in it.
 """
 
 from __future__ import annotations

@@ -5,19 +5,35 @@ What has been loaded is left out of later collections.
 from __future__ import annotations
 
 import gc
-from importlib.util import module_from_spec, spec_from_file_location
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from autobahn.wamp.types import ComponentConfig
 from twisted.internet.task import Clock
 
 from service.app import make_service
 from service.settings import Settings
-from tests.deferreds import result_of
+from tests.conftest import ROOT, crossbar
 
-ROOT = Path(__file__).parents[2]
+JOINED = """
+import gc
+from component import Component
+from autobahn.wamp.types import ComponentConfig
+from twisted.internet.defer import ensureDeferred
+
+class Joined(Component):
+    async def register(self, *args, **options):
+        print(args[1])
+
+class Details:
+    authrole = "service"
+
+component = Joined(ComponentConfig(extra={"prefix": "p"}))
+assert gc.get_freeze_count() == 0
+ensureDeferred(component.onJoin(Details())).addErrback(print)
+print(gc.get_freeze_count() > 1000)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +52,7 @@ def test_a_service_that_has_risen() -> None:
 
 
 def test_a_router_with_our_component() -> None:
-    """So it is in the router's process, if it has our component."""
-    place = spec_from_file_location("backlog", ROOT / "router/backlog.py")
-    assert place is not None
-    assert place.loader is not None
-    backlog = module_from_spec(place)
-    place.loader.exec_module(backlog)
-
-    class Joined(backlog.Backlog):  # type: ignore[misc, name-defined]
-        async def register(self, *args: Any, **options: Any) -> None:
-            self.registered = args[1]
-
-    class Details:
-        authrole = "service"
-
-    component = Joined(ComponentConfig(extra={"prefix": "rowcast"}))
-    result_of(component.onJoin(Details()))
-    assert component.registered == "rowcast.router.backlog"
-    assert gc.get_freeze_count() > 1000
+    """So it is in the router's process, with its Python."""
+    python = Path(crossbar()).with_name("python")
+    said = subprocess.check_output([python, "-c", JOINED], cwd=ROOT / "router", text=True)
+    assert said.split() == ["p.router.backlog", "True"]
