@@ -205,7 +205,8 @@ def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
     if router is not None:
         return WampConfig([f"unix:{router.socket}"], settings.realm, max_bytes=settings.max_bytes)
     urls, realm = settings.router_url, settings.realm
-    return WampConfig(urls, realm, login(settings), settings.max_bytes)
+    links = settings.router_links
+    return WampConfig(urls, realm, login(settings), settings.max_bytes, links=links)
 
 
 def login(settings: Settings) -> Login:

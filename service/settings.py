@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     router_url: RouterUrls = Field(
         default=(), description="routers of one's own, comma separated; unset: the embedded one"
     )
+    router_links: Names = Field(
+        default=(),
+        description="authroles of router links, trusted to say who calls, comma separated",
+    )
     realm: str = Field(default="realm1", min_length=1, description="the WAMP realm")
     authid: str | None = Field(default=None, description="who the service is to the router")
     ticket: SecretStr | None = Field(

@@ -5,7 +5,7 @@ The service's place on the router: connected, joined, and so again whenever it w
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class WampConfig:
         max_bytes: The largest answer that may leave.
         first_delay: Seconds before the second round of tries.
         max_delay: Seconds between rounds at most; a session that lasted as long starts afresh.
+        links: Authroles of router links, which say for whom they call.
     """
 
     urls: Sequence[str]
@@ -50,6 +51,7 @@ class WampConfig:
     max_bytes: int = 8 * 2**20
     first_delay: float = 0.5
     max_delay: float = 8.0
+    links: Container[str] = ()
 
 
 class WampClient(Service):
@@ -154,7 +156,9 @@ class WampClient(Service):
 
     def _make_session(self) -> SafeSession:
         config = self._config
-        self._session = SafeSession(config.realm, config.login, self._join, self._displaced)
+        self._session = SafeSession(
+            config.realm, config.login, self._join, self._displaced, config.links
+        )
         return self._session
 
     async def _join(self, session: SafeSession, details: SessionDetails) -> None:

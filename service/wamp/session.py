@@ -7,7 +7,7 @@ message in `tests/wamp/test_session.py`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any
 
 from autobahn.twisted.wamp import ApplicationSession
@@ -17,7 +17,7 @@ from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, Sessio
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, NotAuthorized, ServiceError
 from service.wamp.login import Login
 from service.wamp.outflow import Outflow
 from service.wamp.refusals import refusal
@@ -43,6 +43,7 @@ class SafeSession(ApplicationSession):
         login: How to say who we are.
         joined: Called when the session stands; what it returns is not waited for.
         displaced: Called with the id of a registration that the router gave to another.
+        links: Authroles of the sessions that may say for whom they call.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class SafeSession(ApplicationSession):
         login: Login,
         joined: Callable[[SafeSession, SessionDetails], Awaitable[None]],
         displaced: Callable[[int], None],
+        links: Container[str] = (),
     ) -> None:
         super().__init__(ComponentConfig(realm))
         self.log.set_log_level("error")  # what a session goes through is logged by its client
         self._login = login
         self._joined = joined
         self._displaced = displaced
+        self._links = links
         self._open: Any = None
         self._outflow: Outflow | None = None
         self.closing: CloseDetails | None = None
@@ -101,11 +104,13 @@ class SafeSession(ApplicationSession):
     def onMessage(self, msg: Any) -> None:
         """Take a message, or answer in autobahn's place."""
         if isinstance(msg, Undecodable):
-            self._refuse(msg.request, f"undecodable arguments: {msg.reason}")
+            self._refuse(msg.request, InvalidArgument(f"undecodable arguments: {msg.reason}"))
             return
         if isinstance(msg, (message.Invocation, message.Event)):
-            if msg.payload is not None:
-                self._refuse_payload(msg)
+            problem = self._problem(msg)
+            if problem is not None:
+                if isinstance(msg, message.Invocation):
+                    self._refuse(msg.request, problem)
                 return
             msg.args = [msg.args or [], msg.kwargs or {}]
             msg.kwargs = None
@@ -128,9 +133,16 @@ class SafeSession(ApplicationSession):
         if not isinstance(fail.value, ApplicationError):
             events.failure("in a session: {text}", fail, text=msg)
 
-    def _refuse_payload(self, msg: Any) -> None:
-        if isinstance(msg, message.Invocation):
-            self._refuse(msg.request, "opaque arguments are not served")
+    def _problem(self, msg: Any) -> ServiceError | None:
+        # A CALL's `forward_for` is its sender's own word; the router takes the first entry for the
+        # caller, and adds the true session at the end. So all that follow the first must be links.
+        hops = msg.forward_for
+        if hops and any(hop.get("authrole") not in self._links for hop in hops[1:] or [{}]):
+            return NotAuthorized(
+                "this session may not call for others",
+                hint="leave forward_for out; ROWCAST_ROUTER_LINKS names the roles that may",
+            )
+        return None if msg.payload is None else InvalidArgument("opaque arguments are not served")
 
-    def _refuse(self, request: int, reason: str) -> None:
-        self._open.send(error_of(request, refusal(InvalidArgument(reason), "decoding")))
+    def _refuse(self, request: int, problem: ServiceError) -> None:
+        self._open.send(error_of(request, refusal(problem, "decoding")))

@@ -1,0 +1,72 @@
+"""
+A client that says what it likes: messages as lists, over RawSocket and CBOR.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import cbor2
+from twisted.internet.threads import deferToThread
+
+HELLO, WELCOME = 1, 2
+
+
+class Raw:
+    """
+    A blocking client, used from a thread.
+
+    Args:
+        port: The router's, on 127.0.0.1.
+        realm: Which to join.
+        hello: More to say in HELLO.
+    """
+
+    def __init__(self, port: int, realm: str, **hello: Any) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        self._socket.sendall(b"\x7f\xf3\x00\x00")
+        self._take(4)
+        roles = {key: {} for key in ("caller", "callee", "publisher", "subscriber")}
+        self.send(HELLO, realm, {"roles": roles, **hello})
+        welcome = self.read()
+        assert welcome[0] == WELCOME, welcome
+        self.session: int = welcome[1]
+
+    def send(self, *message: Any) -> None:
+        """Send a message."""
+        body = cbor2.dumps(list(message))
+        self._socket.sendall(struct.pack(">I", len(body)) + body)
+
+    def read(self, seconds: float = 10) -> list[Any]:
+        """
+        Return the next message; an empty list for the end of the connection.
+
+        Raises:
+            TimeoutError: None comes.
+        """
+        self._socket.settimeout(seconds)
+        try:
+            (size,) = struct.unpack(">I", self._take(4))
+            return list(cbor2.loads(self._take(size)))
+        except ConnectionError:
+            return []
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def _take(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
+            more = self._socket.recv(size - len(found))
+            if not more:
+                raise ConnectionError
+            found += more
+        return found
+
+
+async def raw(port: int, realm: str, **hello: Any) -> Raw:
+    """Join as such a client, without keeping the reactor."""
+    return await deferToThread(Raw, port, realm, **hello)

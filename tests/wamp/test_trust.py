@@ -1,0 +1,341 @@
+"""
+What a client may say, and that nobody takes it for another: through the real router.
+
+Each field of an invocation, an event and a meta event that a client can influence has a test here
+or in `test_session.py`; `docs/deployment.md` has them as a table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from ast import literal_eval
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions, PublishOptions
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from service.embedded.node import node
+from service.wamp.departures import Departures
+from tests.conftest import ROOT, Router, crossbar, free_port
+from tests.wamp.conftest import Edge, Join, StartEdge
+from tests.wamp.raw import Raw, raw
+from tests.wamp.test_session import Listening
+
+CALL, CANCEL, INVOCATION, INTERRUPT, YIELD, RESULT = 48, 49, 68, 69, 70, 50
+ERROR, REGISTERED, UNREGISTER, UNSUBSCRIBE, PUBLISH, SUBSCRIBE, EVENT = 8, 65, 66, 34, 16, 32, 36
+
+BOSS = {"session": 1, "authid": "admin", "authrole": "boss"}
+LINK = {"session": 2, "authid": "link", "authrole": "service"}
+
+JoinRaw = Callable[..., Awaitable[Raw]]
+
+
+@pytest_twisted.async_yield_fixture
+async def join_raw(router: Router) -> AsyncIterator[JoinRaw]:
+    """Give a function that joins a client that says what it likes."""
+    joined: list[Raw] = []
+
+    async def start(**hello: Any) -> Raw:
+        joined.append(await raw(router.port, router.realm, **hello))
+        return joined[-1]
+
+    yield start
+    for each in joined:
+        each.close()
+
+
+async def answer(client: Raw) -> list[Any]:
+    """Return the next message that a client gets; an empty list for the end."""
+    return await deferToThread(client.read)
+
+
+async def invocation(edge: Edge) -> int:
+    """Return the id of the one invocation that runs."""
+    await deferLater(reactor, 0)  # autobahn notes it when the procedure has begun
+    (request,) = edge.client._session._invocations  # type: ignore[union-attr]
+    return int(request)
+
+
+@pytest.mark.parametrize("hops", [[BOSS], [BOSS, LINK], [LINK, LINK]], ids=len)
+@pytest_twisted.ensureDeferred
+async def test_caller_of_a_forwarded_call_is_refused(
+    hops: list[dict[str, Any]], start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
+) -> None:
+    """Nobody calls in another's name: not raw, not by autobahn, not as if by a link."""
+    edge = await start_edge(links={"service"})
+    caller = await call_from()
+    with pytest.raises(ApplicationError) as caught:
+        await caller.call("rowcast.caller", options=CallOptions(forward_for=hops))
+    assert caught.value.error == "wamp.error.not_authorized"
+    assert "ROWCAST_ROUTER_LINKS" in caught.value.kwargs["hint"]
+    client = await join_raw()
+    client.send(CALL, 1, {"forward_for": hops, "receive_progress": True}, "rowcast.caller")
+    assert (await answer(client))[4] == "wamp.error.not_authorized"
+    assert edge.hub.calls == 0
+    own = {"caller": 1, "caller_authid": "admin", "caller_authrole": "boss", "forward_for": []}
+    client.send(CALL, 2, own, "rowcast.caller")
+    said = (await answer(client))[3][0]
+    assert (said["session"], said["authrole"]) == (client.session, "anonymous")
+
+
+@pytest.mark.parametrize("links", [set(), {"service"}], ids=["no links", "a link"])
+@pytest_twisted.ensureDeferred
+async def test_caller_behind_a_link_is_the_one_it_names(
+    links: set[str], start_edge: StartEdge, call_from: Join
+) -> None:
+    """A session whose role is set as a router link calls for others; else it does not."""
+    edge = await start_edge(links=links)
+    link = await call_from("service cbor")
+    call = link.call("rowcast.caller", options=CallOptions(forward_for=[BOSS]))
+    if links:
+        assert (await call)["authrole"] == "boss"
+        # one that the link itself was told by a client of its router
+        claimed = CallOptions(forward_for=[BOSS, {**BOSS, "authrole": "anonymous"}])
+        call = link.call("rowcast.caller", options=claimed)
+    with pytest.raises(ApplicationError, match="not_authorized"):
+        await call
+    assert edge.hub.calls == len(links)
+
+
+@pytest_twisted.ensureDeferred
+async def test_backlog_of_a_forwarded_call_is_refused(call_from: Join) -> None:
+    """The component in the router's process does not take a client for the service either."""
+    caller = await call_from()
+    options = CallOptions(forward_for=[{**BOSS, "authrole": "service"}])
+    with pytest.raises(ApplicationError, match="not_authorized"):
+        await caller.call("rowcast.router.backlog", caller._session_id, options=options)
+
+
+FORGED = {
+    "error": lambda n: [ERROR, INVOCATION, n, {}, "rowcast.error.forged", [], {"retry": True}],
+    "result": lambda n: [YIELD, n, {}, ["forged"]],
+    "part": lambda n: [YIELD, n, {"progress": True}, ["forged"]],
+    "interrupt": lambda n: [INTERRUPT, n, {}],
+    "invocation": lambda n: [INVOCATION, n, 1, {}],
+    "answer": lambda n: [RESULT, n, {}, ["forged"]],
+    "refusal": lambda n: [ERROR, CALL, n, {}, "rowcast.error.forged"],
+    "event": lambda n: [EVENT, n, 1, {}, ["forged"]],
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+@pytest_twisted.ensureDeferred
+async def test_call_of_another_cannot_be_answered(
+    what: str, start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
+) -> None:
+    """A client that answers for the service loses its session; the caller gets the true answer."""
+    edge = await start_edge()
+    victim, client = await call_from(), await join_raw()
+    begun, parts = edge.hub.begun(), []
+    call = victim.call("rowcast.wait", options=CallOptions(on_progress=parts.append))
+    await begun
+    client.send(*FORGED[what](await invocation(edge)))
+    assert await answer(client) == []
+    edge.hub.release("true")
+    assert await call == "true"
+    assert not parts
+    assert not edge.hub.cancelled
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_of_the_callee_arrives(start_edge: StartEdge, call_from: Join) -> None:
+    """The guard lets through what the service itself answers."""
+    await start_edge()
+    caller = await call_from()
+    with pytest.raises(ApplicationError, match="no_such_procedure"):
+        await caller.call("rowcast.nothing")
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_of_another_cannot_be_cancelled(
+    start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
+) -> None:
+    """A CANCEL is for calls of its own session."""
+    edge = await start_edge()
+    victim, client = await call_from(), await join_raw()
+    begun = edge.hub.begun()
+    call = victim.call("rowcast.wait")
+    await begun
+    (request,) = victim._call_reqs
+    for mode in ("skip", "kill", "killnowait"):
+        client.send(CANCEL, request, {"mode": mode, "forward_for": [BOSS]})
+    client.send(CALL, 1, {}, "rowcast.echo", ["there"])
+    assert await answer(client) == [RESULT, 1, *(await said(edge)), ["there"]]
+    assert not edge.hub.cancelled
+    edge.hub.release("true")
+    assert await call == "true"
+
+
+async def said(edge: Edge) -> list[Any]:
+    """Return the details of a result: whose it is."""
+    session = edge.client._session
+    return [
+        {
+            "callee": session._session_id,  # type: ignore[union-attr]
+            "callee_authid": session._authid,  # type: ignore[union-attr]
+            "callee_authrole": "service",
+        }
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_registration_of_another_stays(start_edge: StartEdge, join_raw: JoinRaw) -> None:
+    """A client ends neither the service's registration nor its subscription, and makes none."""
+    gone: list[int] = []
+    edge = await start_edge(guests=[Departures(gone.append)])
+    session: Any = edge.client._session
+    client, leaver = await join_raw(), await join_raw()
+    (subscription,) = session._subscriptions
+    for request, message, problem in (
+        (1, [UNREGISTER, 1, edge.dispatch._registration.id], "no_such_registration"),
+        (2, [UNSUBSCRIBE, 2, subscription], "no_such_subscription"),
+        (3, [64, 3, {"match": "prefix", "force_reregister": True}, "rowcast."], "not_authorized"),
+        (4, [64, 4, {}, "rowcast.actions.find"], "not_authorized"),
+        (5, [PUBLISH, 5, {"acknowledge": True}, "rowcast.actions.touched", [1]], "not_authorized"),
+        (6, [CALL, 6, {}, "wamp.session.add_testament", ["rowcast.a", [], {}]], "not_authorized"),
+        (7, [CALL, 7, {}, "wamp.session.kill", [session._session_id]], "not_authorized"),
+        (8, [SUBSCRIBE, 8, {"forward_for": [BOSS]}, "wamp.session.on_leave"], "not_authorized"),
+    ):
+        client.send(*message)
+        error = await answer(client)
+        assert error[2] == request
+        assert error[4] == f"wamp.error.{problem}"
+    leaver.close()
+    client.send(CALL, 9, {}, "rowcast.echo", ["there"])
+    assert (await answer(client))[3] == ["there"]
+    while not gone:
+        await deferLater(reactor, 0.02)
+    assert gone == [leaver.session]
+
+
+@pytest_twisted.ensureDeferred
+async def test_departure_of_another_cannot_be_announced(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    """Only the router publishes below `wamp.`, whatever a role may publish."""
+    gone: list[int] = []
+    await start_edge(guests=[Departures(gone.append)])
+    publisher, victim = await call_from("service cbor"), await call_from()
+    for hops in (None, [BOSS]):
+        options = PublishOptions(acknowledge=True, forward_for=hops, retain=True)
+        with pytest.raises(ApplicationError, match="invalid_uri"):
+            await publisher.publish("wamp.session.on_leave", victim._session_id, options=options)
+    assert await victim.call("rowcast.echo", 1) == 1
+    assert not gone
+
+
+@pytest_twisted.ensureDeferred
+async def test_event_in_the_name_of_another_is_dropped(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    """Whoever may publish does so in its own name."""
+    guest = Listening("rowcast.test.topic")
+    await start_edge(guests=[guest])
+    publisher = await call_from("service cbor")
+    heard = guest.next()
+    for number, hops in enumerate(([BOSS], None)):
+        options = PublishOptions(acknowledge=True, forward_for=hops)
+        await publisher.publish("rowcast.test.topic", number, options=options)
+    await heard
+    assert guest.events == [([1], {})]
+
+
+@pytest_twisted.ensureDeferred
+async def test_departure_of_a_client_with_an_odd_greeting_is_announced(
+    start_edge: StartEdge, join_raw: JoinRaw
+) -> None:
+    """What a client says of its transport, its role and itself is no matter."""
+    gone: list[int] = []
+    await start_edge(guests=[Departures(gone.append)])
+    transport = {"channel_type": "tls", "peer": "tcp4:10.0.0.1:1", "is_secure": True}
+    for odd in (5, transport):
+        client = await join_raw(
+            authid="admin", authrole="boss", authextra={"transport": odd, "x_cb_peer": "nobody"}
+        )
+        client.send(CALL, 1, {}, "rowcast.caller")
+        caller = (await answer(client))[3][0]
+        assert caller["session"] == client.session
+        assert caller["authrole"] == "anonymous"
+        assert caller["authid"] != "admin"
+        client.close()
+        while client.session not in gone:
+            await deferLater(reactor, 0.02)
+
+
+@pytest_twisted.ensureDeferred
+async def test_request_id_in_use_is_refused(
+    start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
+) -> None:
+    """A second call of one request id cannot keep the service's registration when it leaves."""
+    edge = await start_edge(shared=True)
+    client, caller = await join_raw(), await call_from()
+    begun = edge.hub.begun()
+    client.send(CALL, 7, {}, "rowcast.wait")
+    await begun
+    client.send(CALL, 7, {}, "rowcast.wait")
+    assert (await answer(client))[2:5] == [7, {}, "wamp.error.invalid_argument"]
+    edge.client._transport.abortConnection()
+    assert (await answer(client))[2:5] == [7, {}, "wamp.error.canceled"]
+    await edge.client.when_joined()
+    for number in range(4):
+        assert await caller.call("rowcast.echo", number) == number
+
+
+@pytest_twisted.ensureDeferred
+async def test_fields_without_meaning_change_nothing(
+    start_edge: StartEdge, join_raw: JoinRaw
+) -> None:
+    """What else a CALL may carry reaches nobody."""
+    await start_edge()
+    client = await join_raw()
+    options = {
+        "transaction_hash": "0x1",
+        "disclose_me": False,
+        "procedure": "rowcast.echo",
+        "progress": True,
+        "runmode": "partition",
+        "rkey": 1,
+        "timeout": 30,
+    }
+    client.send(CALL, 1, options, "rowcast.arguments", [1], {"details": {"caller": 1}})
+    assert (await answer(client))[3] == [{"args": [1], "kwargs": {"details": {"caller": 1}}}]
+    client.send(CALL, 2, {"enc_algo": "cryptobox", "enc_serializer": "cbor"}, "rowcast.echo", b"x")
+    assert (await answer(client))[4] == "wamp.error.invalid_argument"
+
+
+def test_component_is_for_the_versions_that_are_installed() -> None:
+    """The guard's versions are those of the lock file."""
+    tested = re.search(r"^TESTED = (.*)$", (ROOT / "router/component/guard.py").read_text(), re.M)
+    assert tested is not None
+    locked = (ROOT / "router/requirements.lock").read_text().splitlines()
+    versions = literal_eval(tested[1])
+    assert set(versions) == {"crossbar", "autobahn"}
+    assert {f"{name}=={version}" for name, version in versions.items()} <= set(locked)
+
+
+def test_component_of_other_versions_does_not_start(tmp_path: Path) -> None:
+    """A node whose Crossbar is another than the tested one opens no door, and says why."""
+    with tempfile.TemporaryDirectory(prefix="rowcast-guard-") as home:
+        config = node("realm1", "rowcast", free_port(), Path(home) / "s", "", str(ROOT / "router"))
+        component = config["workers"][0]["components"][0]
+        component["extra"]["versions"] = {"crossbar": "1.0"}
+        (Path(home) / "config.json").write_text(json.dumps(config))
+        ended = subprocess.run(
+            [crossbar(), "start", "--cbdir", home, "--loglevel", "warn", "--color", "false"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "tested with crossbar 1.0" in ended.stdout + ended.stderr
