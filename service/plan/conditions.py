@@ -149,6 +149,7 @@ class Compare:
         right: The parameter.
         quantifier: "any" or "all" where the parameter is an array of candidates.
         candidate: What each of them is cast to, where they come as texts.
+        nulls: Whether nulls are left out of them.
     """
 
     left: Expression
@@ -156,6 +157,7 @@ class Compare:
     right: Bound
     quantifier: Literal["", "any", "all"] = ""
     candidate: Type | None = None
+    nulls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

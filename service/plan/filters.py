@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Type
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import (
     Bound,
     Compare,
@@ -21,7 +21,8 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.expressions import Scope
-from service.request.terms import Comparison, Filter, Junction, Operand, Related
+from service.request.filters import OPERATORS
+from service.request.terms import Comparison, Filter, Junction, Operand, Reference, Related
 from service.request.types import Embed
 
 SQL_OPERATORS = {
@@ -106,9 +107,22 @@ def _condition(scope: Scope, where: Filter) -> Condition:
     if isinstance(where, Comparison):
         return _comparison(scope, where)
     if isinstance(where, Related):
+        if where.stranger is not None and not scope.has_relationship(where.name):
+            raise _no_rows(scope, where, *where.stranger)
         link, inner, embed, _ = scope.linked(where.name, where.path)
         return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
+
+
+def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgument:
+    """Give the refusal of what would be a filter of related rows, if the name were theirs."""
+    type = scope.value(Reference(where.name, where.path)).type
+    if not key:
+        return InvalidArgument("a condition names an operator", path=path)
+    refusal = UnknownName("operator", key, sorted(OPERATORS), path=path)
+    if type.name in {"json", "jsonb", "hstore"} or type.kind == "composite":
+        refusal.details["hint"] = f'a value inside of it is "{where.name}->{key[:80]}"'
+    return refusal
 
 
 def _comparison(scope: Scope, where: Comparison) -> Condition:
@@ -155,10 +169,10 @@ def _compare(
         return Compare(left, operator, scope.bound(operand, type))
     many = scope.catalog.array_of(type)
     if many is not None:
-        return Compare(left, operator, scope.bound(operand, many), quantifier)
+        return Compare(left, operator, scope.bound(operand, many), quantifier, nulls=where.nulls)
     # PostgreSQL has no array of arrays: the candidates go as texts, of which it has one
     texts = replace(scope.named("_text"), oid=-type.oid, element=type.oid)
-    return Compare(left, operator, scope.bound(operand, texts), quantifier, type)
+    return Compare(left, operator, scope.bound(operand, texts), quantifier, type, where.nulls)
 
 
 def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:

@@ -92,8 +92,12 @@ class FilterParser:
         if value is None:
             return Comparison(reference, "is", word="null")
         if isinstance(value, Mapping):
-            if not value:
+            if not value and reference.steps:
                 raise InvalidArgument("a condition names an operator", path=path)
+            stranger = None if reference.steps else _stranger(value, path)
+            if stranger is not None:
+                term = self._where(value, path, depth + 1)
+                return Related(reference.name, path, term, stranger)
             return _all(
                 [
                     self._operation(reference, name, operand, f"{path}.{name}", depth)
@@ -101,7 +105,7 @@ class FilterParser:
                 ]
             )
         if _is_list(value):
-            return Comparison(reference, "in", self._operand(value, path))
+            return self._candidates(Comparison(reference, "in"), value, path)
         return Comparison(reference, "eq", self._operand(value, path))
 
     def _operation(
@@ -126,21 +130,32 @@ class FilterParser:
         if name in {"in", "has_any", "has_all"}:
             if not _is_list(operand):
                 raise InvalidArgument(f'"{name}" takes a list', path=path)
-            return Comparison(reference, name, self._operand(operand, path))
+            return self._candidates(Comparison(reference, name), operand, path)
         quantifier, operand, path = _quantified(name, operand, path)
+        if quantifier:
+            found = Comparison(reference, name, quantifier=quantifier)
+            return self._candidates(found, operand, path)
         if operand is None and name in {"eq", "neq"}:
             return Comparison(reference, "is", word="null" if name == "eq" else "not null")
         if operand is None and name != "isdistinct":
             raise InvalidArgument(
                 f'"{name}" with null holds for no row', path=path, hint='use {"is": null}'
             )
-        return Comparison(
-            reference,
-            name,
-            self._operand(operand, path),
-            quantifier,
-            element=name == "cs" and _is_element(operand),
-        )
+        element = name == "cs" and _is_element(operand)
+        return Comparison(reference, name, self._operand(operand, path), element=element)
+
+    def _candidates(self, found: Comparison, values: Sequence[Any], path: str) -> Filter:
+        """Read a list of values; a null among them is a test of its own."""
+        name, operand = found.operator, self._operand(values, path)
+        if None not in values:
+            return replace(found, operand=operand)
+        if name not in {"in", "eq", "neq"}:
+            at = list(values).index(None)
+            raise InvalidArgument(f'"{name}" takes no null in its list', path=f"{path}.{at}")
+        word = "not null" if name == "neq" else "null"
+        test = Comparison(found.reference, "is", word=word)
+        others = replace(found, operand=operand, nulls=True)
+        return Junction(any=found.quantifier != "all", terms=(others, test))
 
     def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
         if not _is_list(operand) or len(operand) != 2 or None in operand:
@@ -167,6 +182,25 @@ class FilterParser:
 
 def _all(terms: Sequence[Filter]) -> Filter:
     return terms[0] if len(terms) == 1 else Junction(any=False, terms=tuple(terms))
+
+
+def _stranger(value: Any, path: str) -> tuple[str, str] | None:
+    """
+    Give the first key of a dict that is no operator, and where it stands.
+
+    A dict of operators is a condition, any other a filter of related rows; so is what `not` has.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    if not value:
+        return "", path
+    for name, operand in value.items():
+        if name not in OPERATORS:
+            return str(name), f"{path}.{name}"
+        found = _stranger(operand, f"{path}.not") if name == "not" else None
+        if found is not None:
+            return found
+    return None
 
 
 def _word(operand: Any, path: str) -> str:

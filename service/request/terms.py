@@ -80,6 +80,8 @@ class Comparison:
         word: The operand of `is`: "null", "not null", "true", "false" or "unknown".
         config: The text search configuration of `fts` and its kin.
         element: For a range: the operand is an element, not a range.
+        nulls: Whether a list of candidates holds nulls, which are left out of it: a test beside
+            the comparison stands for them.
     """
 
     reference: Reference
@@ -89,6 +91,7 @@ class Comparison:
     word: str = ""
     config: Operand | None = None
     element: bool = False
+    nulls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,14 @@ class Related:
         name: Of the embed.
         path: Where in the call.
         term: In terms of the related rows.
+        stranger: Where a dict of conditions would be meant if the name is a column's: the first
+            key of it that is no operator, and where that stands.
     """
 
     name: str
     path: str
     term: Filter
+    stranger: tuple[str, str] | None = None
 
 
 Filter = Comparison | Junction | Negation | Related

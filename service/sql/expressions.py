@@ -188,15 +188,23 @@ def _compare(test: Compare) -> Iterator[Part]:
     yield SQL(f" {test.operator} ")
     if test.quantifier:
         yield SQL(f"{test.quantifier.upper()} (")
-        if test.candidate is None:
-            yield test.right
-        else:
-            yield SQL(f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM unnest(")
-            yield test.right
-            yield SQL(") AS c")
+        yield from _candidates(test)
         yield SQL(")")
     else:
         yield test.right
+
+
+def _candidates(test: Compare) -> Iterator[Part]:
+    before, behind = "", ""
+    if test.candidate is not None:
+        before, behind = f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM unnest(", ") AS c"
+    elif test.nulls:  # one array, made once, which an index can be asked for
+        before, behind = "ARRAY(SELECT c FROM unnest(", ") AS c"
+    if test.nulls:
+        behind += " WHERE c IS NOT NULL" + ("" if test.candidate else ")")
+    yield SQL(before)
+    yield test.right
+    yield SQL(behind)
 
 
 def _search(test: Search) -> Iterator[Part]:

@@ -118,7 +118,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"price": {"lte": "7.50"}}, "price <= 7.5"),
     ({"price": 7.5}, "price = 7.5"),
     ({"size": {"between": [2, 4]}}, "size BETWEEN 2 AND 4"),
-    ({"size": {"in": [1, None]}}, "size = 1"),
+    ({"size": {"in": [1, None]}}, "size = 1 OR size IS NULL"),
     ({"open": True}, "open"),
     ({"open": {"is": "unknown"}}, "open IS UNKNOWN"),
     ({"open": {"is": False}}, "open IS FALSE"),

@@ -53,7 +53,8 @@ def _operators() -> Schema:
     text = {"anyOf": [TEXT, record({"query": TEXT, "config": TEXT}, ["query"])]}
     found: dict[str, Schema] = {name: NOT_NULL for name in sorted(filters.OPERATORS)}
     found |= {name: {} for name in ("eq", "neq", "isdistinct")}
-    found |= {name: array for name in ("in", "has_any", "has_all")}
+    keys: Schema = {"type": "array", "items": NOT_NULL}
+    found |= {"in": array, "has_any": keys, "has_all": keys}
     found |= {name: text for name in sorted(filters.SEARCHES)}
     found["between"] = {"type": "array", "items": NOT_NULL, "minItems": 2, "maxItems": 2}
     found["is"] = {"type": ["null", "boolean", "string"]}
@@ -115,10 +116,20 @@ LANGUAGE: Mapping[str, Schema] = {
         "maxProperties": filters.MAX_TERMS,
     },
     "condition": {
-        "description": "a value: equal; a list: one of; a dict of operators: all hold",
+        "description": "a value: equal; a list: one of; a dict of operators: all hold;"
+        " a filter of related rows: one matches all of it",
         "anyOf": [
             {"type": ["null", "boolean", "number", "string", "array"]},
             reference("operators"),
+            reference("related"),
+        ],
+    },
+    "related": {
+        "allOf": [reference("where")],
+        "anyOf": [  # what is no dict of operators
+            {"maxProperties": 0},
+            {"not": {"propertyNames": {"enum": sorted(filters.OPERATORS)}}},
+            {"properties": {"not": reference("related")}, "required": ["not"]},
         ],
     },
     "operators": _operators(),

@@ -85,6 +85,7 @@ WHERE = st.dictionaries(
     COLUMN,
     st.one_of(
         SCALARS,
+        st.dictionaries(COLUMN, SCALARS, max_size=2),
         st.lists(SCALARS, max_size=2),
         st.dictionaries(
             st.sampled_from(["eq", "gt", "in", "is", "not", "fts", "between", "like", "cs"]),
@@ -195,8 +196,10 @@ def test_what_is_taken_is_described(verb, data):
         ("find", {"order": [{"by": "a", "nulls": "middle"}]}),
         ("find", {"order": ["a"] * 65}),
         ("find", {"where": []}),
-        ("find", {"where": {"a": {}}}),
-        ("find", {"where": {"a": {"equals": 1}}}),
+        ("find", {"where": {"a": {"has_any": [None]}}}),
+        ("find", {"where": {"a": {"b": {"in": 1}}}}),
+        ("find", {"where": {"a": {"not": {"b": {"gt": None}}}}}),
+        ("find", {"where": {"a": {"or": {"b": 1}}}}),
         ("find", {"where": {"a": {"in": 1}}}),
         ("find", {"where": {"a": {"gt": None}}}),
         ("find", {"where": {"a": {"is": 1}}}),

@@ -104,9 +104,11 @@ def test_a_range_contains_ranges_and_elements(operand, element):
         (5, "where"),
         ([], "where"),
         ({1: 2}, "where.1"),
-        ({"x": {}}, "where.x"),
-        ({"x": {"nope": 1}}, "where.x.nope"),
+        ({"x->y": {}}, "where.x->y"),
+        ({"x->y": {"nope": 1}}, "where.x->y.nope"),
         ({"x": {5: 1}}, "where.x.5"),
+        ({"x": {"gt": {"any": [1, None]}}}, "where.x.gt.any.1"),
+        ({"x": {"has_any": ["a", None]}}, "where.x.has_any.1"),
         ({"x": {"is": "maybe"}}, "where.x.is"),
         ({"x": {"is": []}}, "where.x.is"),
         ({"x": {"is": 1}}, "where.x.is"),
@@ -151,7 +153,7 @@ def test_depth():
 def test_operator_hint():
     """A misspelled operator gets the nearest one."""
     with pytest.raises(InvalidArgument) as refused:
-        parsed({"x": {"ilik": "a"}})
+        parsed({"x->y": {"ilik": "a"}})
     assert refused.value.details["hint"] == 'did you mean "ilike"?'
 
 
