@@ -19,7 +19,8 @@ from service.request.parse import (
     parse_form,
     parse_key,
 )
-from service.request.terms import EVERYTHING, Filter, Junction, Negation, Operand
+from service.request.terms import EVERYTHING, Operand
+from service.request.truth import holds_always
 from service.request.types import (
     Assignment,
     CreateRequest,
@@ -148,31 +149,13 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
         )
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     every = given.flag("all")
-    if holds_always(where) and not every:
+    if not every and holds_always(where, values.freeze()):
         raise InvalidArgument(
             "this would be for every row",
             path="where",
             hint='give a "key" or a "where", or say "all": true',
         )
     return Target(None, (), where)
-
-
-def holds_always(where: Filter) -> bool:
-    """Tell a filter that says nothing, however it is dressed up."""
-    return _constant(where) is True
-
-
-def _constant(where: Filter) -> bool | None:
-    """Give what a filter says of every row, or None if that takes looking at them."""
-    if isinstance(where, Negation):
-        inner = _constant(where.term)
-        return None if inner is None else not inner
-    if not isinstance(where, Junction):
-        return None
-    said = [_constant(term) for term in where.terms]
-    if where.any in said:  # one true term decides "any", one false term decides "all"
-        return where.any
-    return None if None in said else not where.any
 
 
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:

@@ -8,7 +8,7 @@ from service.errors import InvalidArgument
 from service.request.parse import Limits, parse_count, parse_find, parse_get
 from service.request.terms import EVERYTHING
 from service.request.types import KeyMatch
-from service.request.writes import holds_always, parse_create, parse_delete, parse_update
+from service.request.writes import parse_create, parse_delete, parse_update
 
 LIMITS = Limits(max_rows=10)
 
@@ -158,12 +158,6 @@ def test_bad_update(kwargs):
     """A write with an unclear target, or unclear changes, is refused."""
     with pytest.raises(InvalidArgument):
         parse_update([], kwargs, LIMITS)
-
-
-def test_holds_always():
-    """A filter that says nothing is seen through its dressing."""
-    assert holds_always(EVERYTHING)
-    assert not holds_always(find(where={"or": []}).request.where)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""
+Filters that hold for every row by their form alone, in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.errors import InvalidArgument
+from service.request.filters import FilterParser
+from service.request.truth import holds_always
+from service.request.values import Values
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of
+from tests.db.test_filtering import SCHEMA
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve them."""
+    async with serving(dsn) as callee:
+        yield callee
+
+
+ATOMS = st.one_of(
+    *(
+        st.sampled_from(conditions).map(lambda condition, column=column: {column: condition})
+        for column, conditions in {
+            "id": [1, {"gt": 1}, {"lte": 1}, {"not": None}, [], {"not": [None]}, {"lt": {"all": []}}],
+            "name": [
+                None, "Ann", {"neq": "Ann"}, {"isdistinct": "Ann"}, {"not": {"isdistinct": "Ann"}},
+                {"is": "not null"}, ["Ann", None], {"not": ["Ann"]}, {"eq": {"all": []}},
+                {"like": {"any": []}}, {"gte": {"any": ["B"]}}, {"lt": {"all": ["B"]}},
+            ],
+            "open": [True, False, None, {"is": True}, {"is": False}, {"is": "unknown"}],
+            "rooms": [None, {}, {"is": "not null"}, {"stars": 3}, {"stars": []}, {"not": {}}],
+            "rooms.stars": [3, [], {"not": []}],
+        }.items()
+    )
+)  # fmt: skip
+TREES = st.recursive(
+    ATOMS | st.just({}),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda each: {"and": each}),
+        st.lists(inner, max_size=3).map(lambda each: {"or": each}),
+        inner.map(lambda each: {"not": each}),
+    ),
+    max_leaves=6,
+)
+
+
+def always(where: Any) -> bool:
+    """Judge a filter."""
+    values = Values()
+    return holds_always(FilterParser(values, 40).parse(where), values.freeze())
+
+
+@pytest_twisted.ensureDeferred
+@settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(where=TREES)
+async def test_filter_that_always_holds_has_every_row(db: Callee, where: Any) -> None:
+    """What is judged to hold of every row does in PostgreSQL, and its negation of none."""
+    if always(where):
+        assert await db.call("hotels.count", where=where) == 4
+        assert await db.call("hotels.count", where={"not": where}) == 0
+        refused = await failure_of(db.call("hotels.delete", where=where))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "where"

@@ -1,0 +1,138 @@
+"""What a filter says of every row, by its form alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import InvalidArgument
+from service.request.filters import FilterParser
+from service.request.parse import Limits
+from service.request.truth import MOST, holds_always
+from service.request.values import Values
+from service.request.writes import parse_delete, parse_update
+
+
+def judged(where):
+    """Judge a filter as it comes."""
+    values = Values()
+    return holds_always(FilterParser(values, 60).parse(where), values.freeze())
+
+
+EVERY = [
+    {},
+    {"and": []},
+    {"and": [{}, {"and": []}]},
+    {"or": [{}, {"x": 1}]},
+    {"and": [{"or": [{"x": 1}, {}]}]},
+    {"not": {"or": []}},
+    {"not": {"not": {}}},
+    {"id": {"not": {"in": []}}},
+    {"id": {"not": []}},
+    {"id": {"not": {"eq": {"any": []}}}},
+    {"id": {"eq": {"all": []}}},
+    {"id": {"neq": {"all": []}}},
+    {"name": {"like": {"all": []}}},
+    {"not": {"b.x": []}},
+    {"not": {"b": {"x": [], "y": 1}}},
+    {"not": {"b": {"c": {"not": {}}}}},
+    {"b": {"not": {"in": []}}},
+    {"or": [{"x": None}, {"x": {"is": "not null"}}]},
+    {"or": [{"x": None}, {"not": {"x": None}}]},
+    {"or": [{"x": 1}, {"x": {"neq": 1}}, {"x": None}]},
+    {"or": [{"x": {"gt": 1}}, {"x": {"lte": 1}}, {"x": None}]},
+    {"or": [{"x": [1, 2, None]}, {"x": {"not": {"in": [1, 2]}}}]},
+    {"or": [{"x": {"isdistinct": 1}}, {"x": 1}]},
+    {"or": [{"x": {"is": True}}, {"x": {"is": False}}, {"x": {"is": "unknown"}}]},
+    {"or": [{"x": {"neq": {"all": [1, 2]}}}, {"x": [1, 2]}, {"x": None}]},
+    {"or": [{"b": {"x": 1}}, {"not": {"b.x": 1}}]},
+    {"or": [{"b": None}, {"b": {"is": "not null"}}]},
+]
+SOME = [
+    {"x": 1},
+    {"x": None},
+    {"x": []},
+    {"x": {"not": [None]}},
+    {"or": []},
+    {"b": {}},
+    {"b": {"not": {"x": []}}},
+    {"or": [{"x": 1}, {"x": {"neq": 1}}]},
+    {"or": [{"x": 1}, {"not": {"x": 1}}]},
+    {"or": [{"x": 1}, {"x": {"neq": True}}, {"x": None}]},
+    {"or": [{"x": None}, {"y": {"is": "not null"}}]},
+    {"or": [{"x->a": None}, {"x->b": {"is": "not null"}}]},
+    {"or": [{"b": {"x": 1}}, {"b": {"not": {"x": 1}}}]},
+    {"or": [{"x": {"is": True}}, {"x": {"is": False}}]},
+    {"or": [{"x": {"gt": {"all": [1]}}}, {"x": {"lte": {"all": [1, 2]}}}, {"x": None}]},
+    {"name": {"like": "%"}},
+    # more than are looked through
+    {"or": [{f"c{at}": at} for at in range(MOST)] + [{"z": None}, {"not": {"z": None}}]},
+]
+
+
+@pytest.mark.parametrize("where", EVERY)
+def test_filter_true_of_every_row_is_seen(where):
+    """However it is dressed up; and a write takes it only for every row."""
+    assert judged(where)
+    for parse, changes in ((parse_update, {"changes": {}}), (parse_delete, {})):
+        with pytest.raises(InvalidArgument) as refused:
+            parse([], {"where": where, **changes}, Limits())
+        assert refused.value.details["path"] == "where"
+        assert parse([], {"where": where, "all": True, **changes}, Limits())
+
+
+@pytest.mark.parametrize("where", SOME)
+def test_filter_that_some_row_may_miss_is_let_pass(where):
+    """Among them what holds of all but nulls."""
+    assert not judged(where)
+    assert parse_delete([], {"where": where}, Limits())
+
+
+CONDITIONS = {
+    "null": (None, lambda x: x is None),
+    "not null": ({"is": "not null"}, lambda x: x is not None),
+    "eq": (1, lambda x: None if x is None else x == 1),
+    "neq": ({"neq": 1}, lambda x: None if x is None else x != 1),
+    "isdistinct": ({"isdistinct": 1}, lambda x: x != 1),
+    "in": ([1, None], lambda x: x in {1, None}),
+    "not in": ({"not": {"in": [1]}}, lambda x: None if x is None else x != 1),
+    "empty": ([], lambda _: False),
+    "all": ({"gt": {"all": []}}, lambda _: True),
+}
+TREES = st.recursive(
+    st.sampled_from([(c, name) for c in "xyz" for name in CONDITIONS]),
+    lambda inner: st.tuples(st.sampled_from(["and", "or", "not"]), st.lists(inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def written(tree):
+    """Write a tree as a filter."""
+    if isinstance(tree[1], str):
+        return {tree[0]: CONDITIONS[tree[1]][0]}
+    word, terms = tree
+    return (
+        {"not": {"or": [*map(written, terms)]}} if word == "not" else {word: [*map(written, terms)]}
+    )
+
+
+def truth(tree, row):
+    """Work a tree out for one row, as SQL does."""
+    if isinstance(tree[1], str):
+        return CONDITIONS[tree[1]][1](row[tree[0]])
+    word, terms = tree
+    said = [truth(term, row) for term in terms]
+    decisive = word != "and"
+    found = decisive if decisive in said else None if None in said else not decisive
+    return found if word != "not" or found is None else not found
+
+
+@settings(max_examples=600, deadline=None)
+@given(tree=TREES)
+def test_filter_is_judged_as_all_rows_together_judge_it(tree):
+    """Three values of a column are all that these conditions tell apart."""
+    rows = [
+        {"x": x, "y": y, "z": z} for x in (None, 1, 2) for y in (None, 1, 2) for z in (None, 1, 2)
+    ]
+    assert judged(written(tree)) is all(truth(tree, row) is True for row in rows)
