@@ -13,8 +13,7 @@ from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.plan.computed import computed_columns
 from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
-from service.plan.related import related
-from service.plan.relationships import relationships
+from service.plan.related import is_related, related
 from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
 from service.request.terms import Operand, Reference, Step
@@ -77,10 +76,8 @@ class Scope:
 
     def has_relationship(self, name: str) -> bool:
         """Tell whether a name that is no column means related rows."""
-        if name in self._embeds:
-            return True
-        ways = relationships(self.catalog, self.relation)
-        return any(name == way.target.name or name in way.called for way in ways)
+        embed = self._embeds.get(name) or plain(name, "")
+        return is_related(self.catalog, self.relation, embed)
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
         """Give a parameter its type."""

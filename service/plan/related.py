@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, UnknownName
-from service.plan.relationships import Relationship, relationships
+from service.plan.relationships import Relationship, label_of, meant, relationships
 from service.request.names import encode
 from service.request.types import Embed
 
@@ -21,22 +21,41 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
         InvalidArgument: There is none, or more than one; then `candidates` names them.
     """
     known = relationships(catalog, relation)
-    fitting = [each for each in known if _fits(each, embed)]
-    found: Sequence[Relationship] = [each for each in fitting if each.junction is None]
-    if embed.via is None:
-        found = _preferred(fitting, embed.relation or embed.name)
-    elif not found:  # a column of either side goes before the same one of a junction
-        found = fitting
-    if not found:
-        raise _unknown(catalog, relation, known, embed)
+    name, via = _named(known, embed)
+    fitting = [each for each in known if _fits(each, embed, name, via)]
+    if not fitting:
+        raise _unknown(relation, known, embed, name)
+    found = _preferred(fitting, name) if via is None else meant(fitting, via)
+    found = [each for each in found if _is_served_as(catalog, each.target, name)] or found
     if len(found) > 1:
+        targets = sorted({each.target.name for each in found})
         raise InvalidArgument(
-            f'"{relation.name}" and "{found[0].target.name}" are related in several ways',
+            f'"{relation.name}" and "{targets[0]}" are related in several ways',
             path=embed.path,
-            hint='name one in "via", and for a relation related to itself the "direction"',
-            candidates=sorted({each.label for each in fitting}),
+            hint=f'name one, as in "{name[:80]}!{label_of(found[0], fitting)}", or with "via"',
+            candidates=sorted(label_of(each, fitting) for each in fitting),
         )
     return found[0]
+
+
+def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
+    """Tell whether the name of an embed means related rows at all."""
+    known = relationships(catalog, relation)
+    name, _ = _named(known, embed)
+    return any(_is_named(each, name) for each in known)
+
+
+def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None]:
+    """Give the name of an embed, and what tells its way from others, perhaps in the same text."""
+    name, via = embed.relation or embed.name, embed.via
+    marks = [at for at, character in enumerate(name) if character == "!" and via is None]
+    if marks and not any(_is_named(way, name) for way in known):
+        ends = [at for at in marks if any(_is_named(way, name[:at]) for way in known)]
+        end = (ends or marks)[0]
+        name, via = name[:end], name[end + 1 :]
+    if via is not None and len(via) > 1 and via[0] == via[-1] == '"':
+        via = via[1:-1].replace('""', '"')
+    return name, via
 
 
 def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationship]:
@@ -53,28 +72,17 @@ def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationshi
     return found
 
 
-def _fits(way: Relationship, embed: Embed) -> bool:
-    if way.function is not None:
-        return _computes(way, embed)
-    if not _is_named(way, embed.relation or embed.name):
+def _fits(way: Relationship, embed: Embed, name: str, via: str | None) -> bool:
+    if embed.direction not in (None, _direction(way)):
         return False
-    if embed.via is not None and embed.via != way.label and embed.via not in way.names:
-        return False
-    return embed.direction in (None, _direction(way))
+    if via is None:  # a function goes by its own name, never by that of the target
+        return name in way.called if way.function else _is_named(way, name)
+    free = way.function is not None and embed.via is not None and embed.relation is None
+    return via in way.names and (free or _is_named(way, name))
 
 
 def _is_named(way: Relationship, name: str) -> bool:
     return name in way.called or _is_called(way.target, name)
-
-
-def _computes(way: Relationship, embed: Embed) -> bool:
-    """Tell whether an embed means a function: by its own name, never by that of the target."""
-    if embed.direction not in (None, _direction(way)):
-        return False
-    if embed.via is None:
-        return way.label == (embed.relation or embed.name)
-    named = embed.relation in (None, way.label) or _is_called(way.target, embed.relation or "")
-    return embed.via == way.label and named
 
 
 def _direction(way: Relationship) -> str:
@@ -88,16 +96,23 @@ def _is_called(relation: Relation, name: str) -> bool:
     return name in (*plain, coded, f"{schema}.{coded}")
 
 
+def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
+    """Tell whether a name is the one by which a relation's procedures are called."""
+    coded = encode(relation.name)
+    short = relation.schema == catalog.schemas[0] and name == coded
+    return short or name == f"{encode(relation.schema)}.{coded}"
+
+
 def _unknown(
-    catalog: Catalog, relation: Relation, known: Sequence[Relationship], embed: Embed
+    relation: Relation, known: Sequence[Relationship], embed: Embed, name: str
 ) -> InvalidArgument:
-    names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
-    name, path = embed.relation or embed.name, embed.path
     there = [way for way in known if _is_named(way, name)]
-    if there and (embed.via is not None or embed.direction is not None):
+    if there:
+        facing = [way for way in there if embed.direction in (None, _direction(way))]
         return InvalidArgument(
             f'"{relation.name}" has no such relationship to "{name[:80]}"',
-            path=path,
-            candidates=sorted({way.label for way in there}),
+            path=embed.path,
+            candidates=sorted(label_of(way, facing or there) for way in facing or there),
         )
-    return UnknownName("relationship", name, names, f'relation "{relation.name}"', path)
+    names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
+    return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path)

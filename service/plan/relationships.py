@@ -4,7 +4,7 @@ How relations are related: by foreign keys either way, through junctions, by fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from service.catalog import NOWHERE, Catalog, ForeignKey, Relation
@@ -41,20 +41,21 @@ class Relationship:
         many: Whether a row can have several related ones.
         pairs: Columns here and there that must be equal; empty through a junction.
         junction: What stands between, if anything.
-        label: What tells this way from others, for `via`.
-        names: What else it may be called by `via`.
+        names: What `via` may call it, the usual names first, each with its rank: where several
+            ways have a name, it is that of the lowest.
         called: What an embed may be called for it, beside the target.
         function: Of the row, that gives the related ones, if it is one.
+        label: What tells it from all other ways to the target, one of the names.
     """
 
     target: Relation
     many: bool
     pairs: Pairs
     junction: Junction | None
-    label: str
-    names: frozenset[str]
+    names: Mapping[str, int]
     called: frozenset[str]
     function: Function | None = None
+    label: str = ""
 
 
 def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
@@ -65,30 +66,55 @@ def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, .
 
 @remembered
 def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
-    return _told_apart(
-        [
-            *_to_one(catalog, relation),
-            *_from_many(catalog, relation),
-            *_through_junctions(catalog, relation),
-            *_computed(catalog, relation),
-        ]
+    found: dict[Hashable, Relationship] = {}
+    for way in (
+        *_to_one(catalog, relation),
+        *_from_many(catalog, relation),
+        *_through_junctions(catalog, relation),
+        *_computed(catalog, relation),
+    ):
+        same = _rows(way)
+        found[same] = _merged(found[same], way) if same in found else way
+    ways: dict[str, list[Relationship]] = {}
+    for way in found.values():
+        ways.setdefault(_full(way.target), []).append(way)
+    return tuple(
+        replace(way, label=label_of(way, ways[_full(way.target)])) for way in found.values()
     )
 
 
-def _told_apart(ways: Sequence[Relationship]) -> tuple[Relationship, ...]:
-    """Give ways to one target that have the same label others, as far as they have any."""
-    alike: dict[tuple[Relation, bool, str], list[Relationship]] = {}
-    for way in ways:
-        alike.setdefault((way.target, way.many, way.label), []).append(way)
-    return tuple(_labelled(way, alike[way.target, way.many, way.label]) for way in ways)
+def meant(ways: Sequence[Relationship], via: str) -> list[Relationship]:
+    """Give those of some ways that a name means: a closer meaning hides a farther one."""
+    named = [way for way in ways if via in way.names]
+    closest = min((way.names[via] for way in named), default=0)
+    return [way for way in named if way.names[via] == closest]
 
 
-def _labelled(way: Relationship, alike: Sequence[Relationship]) -> Relationship:
-    others = {name for each in alike if each is not way for name in each.names}
-    own = sorted(way.names - others)
-    if len(alike) == 1 or not own:
-        return way
-    return replace(way, label=own[0], names=way.names | {way.label})
+def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
+    """Give the first name of a way that means none of some others, in quotes where it has to be."""
+    names = [*way.names]
+    label = next((name for name in names if meant(ways, name) == [way]), names[-1])
+    if any(mark in label for mark in (":", ".", "->", '"')):
+        label = '"' + label.replace('"', '""') + '"'
+    return label
+
+
+def _rows(way: Relationship) -> Hashable:
+    """Give what ways have in common that lead to the same rows."""
+    junction, function = way.junction, way.function
+    if junction is not None:
+        passage = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
+        return _full(way.target), passage
+    return _full(way.target), frozenset(way.pairs), function.name if function else ""
+
+
+def _merged(way: Relationship, other: Relationship) -> Relationship:
+    return replace(
+        way,
+        many=way.many and other.many,
+        names={**other.names, **way.names},
+        called=way.called | other.called,
+    )
 
 
 def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
@@ -99,23 +125,18 @@ def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
             called = {key.name} if key.called else set()
             if key.called and len(key.columns) == 1:
                 called |= {*key.columns}
-            yield Relationship(
-                target,
-                False,
-                pairs,
-                None,
-                key.name,
-                frozenset({*key.columns, *key.target_columns}),
-                frozenset(called),
-            )
+            own = (key.name, *_columns(key.columns), _spelled(pairs))
+            names = _ranked((0, own), (1, _columns(key.target_columns)))
+            yield Relationship(target, False, pairs, None, names, frozenset(called))
 
 
 def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
     for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
         pairs = tuple(zip(key.target_columns, key.columns, strict=True))
-        names = frozenset({*key.columns, *key.target_columns})
+        columns = (*_columns(key.columns), *_columns(key.target_columns))
+        names = _ranked((0, (key.name,)), (1, columns), (0, (_spelled(pairs),)))
         many = not other.refers_once(key)
-        yield Relationship(other, many, pairs, None, key.name, names, frozenset())
+        yield Relationship(other, many, pairs, None, names, frozenset())
 
 
 def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
@@ -129,8 +150,47 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
                 tuple(zip(here.target_columns, here.columns, strict=True)),
                 tuple(zip(there.columns, there.target_columns, strict=True)),
             )
-            names = frozenset({f"{middle.schema}.{middle.name}", there.name, *there.columns})
-            yield Relationship(target, True, (), junction, middle.name, names, frozenset())
+            names = _names_through(middle, here, there, junction)
+            yield Relationship(target, True, (), junction, names, frozenset())
+
+
+def _names_through(
+    middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
+) -> Mapping[str, int]:
+    """Name a way through a junction: by it, by the key that leads on, by the path of both keys."""
+    last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
+    keys = f"{here.name}!{there.name}"
+    columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
+    full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
+    rank = 2 if middle.kind == "table" else 4  # keys of a view are those of its table
+    return _ranked(
+        (2, (middle.name,)),
+        (rank, last),
+        (rank + 1, first),
+        (rank, (keys, columns)),
+        (2, (f"{middle.name}!{each}" for each in (there.name, keys, columns))),
+        (2, (_full(middle), f"{_full(middle)}!{full}")),
+    )
+
+
+def _ranked(*names: tuple[int, Iterable[str]]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for rank, each in names:
+        for name in each:
+            found.setdefault(name, rank)
+    return found
+
+
+def _columns(columns: Sequence[str]) -> tuple[str, ...]:
+    return (*columns, ",".join(columns))
+
+
+def _spelled(pairs: Pairs) -> str:
+    return ",".join(f"{here}={there}" for here, there in pairs)
+
+
+def _full(relation: Relation) -> str:
+    return f"{relation.schema}.{relation.name}"
 
 
 def _same(here: ForeignKey, there: ForeignKey) -> bool:
@@ -146,7 +206,10 @@ def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
 
 
 def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for function, target in computed_relationships(catalog, relation):
-        name = function.name
+    found = {
+        each.name: (each, target) for each, target in computed_relationships(catalog, relation)
+    }
+    for name, (function, target) in found.items():
         many = function.many and not function.single
-        yield Relationship(target, many, (), None, name, frozenset(), frozenset({name}), function)
+        names = _ranked((0, (name, f"{function.schema}.{name}")))
+        yield Relationship(target, many, (), None, names, frozenset({name}), function)

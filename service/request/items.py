@@ -6,7 +6,8 @@ The small language of select items, sort keys and filter keys.
     item      := [alias ":"] reference ["::" type]
     reference := name { "." name } { ("->" | "->>") step }
 
-A name that holds ":", "->", "." or "::" is written in double quotes, as in SQL. A step of
+A name that holds ":", "->", "." or "::" is written in double quotes, as in SQL; so is either
+part of a `relation!via`. A step of
 digits is a position, any other (also a quoted number) a key.
 """
 
@@ -95,7 +96,19 @@ def _tokens(text: str, path: str) -> list[Token]:
             tokens.append(("mark" if found.group("mark") else "word", found.group()))
     if end != len(text):
         raise _bad(text, path)
-    return tokens
+    return _joined(tokens)
+
+
+def _joined(tokens: list[Token]) -> list[Token]:
+    """Join the parts of `relation!via`, of which each may be in quotes."""
+    found: list[Token] = []
+    for kind, text in tokens:
+        last, before = found[-1] if found else ("mark", "")
+        if "mark" not in (kind, last) and (before.endswith("!") or text.startswith("!")):
+            found[-1] = ("name", before + text)
+        else:
+            found.append((kind, text))
+    return found
 
 
 def _split_cast(tokens: list[Token], text: str, path: str) -> tuple[list[Token], str | None]:

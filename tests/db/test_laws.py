@@ -98,6 +98,13 @@ SPECIAL = st.sampled_from(
         {"visits": {"is": "not null"}},
         {"visits.note": {"is": "not null"}},
         {"id": [1, 2, 3, None]},
+        {"city_id": {"not": [1, 2, None]}},
+        {"tags": [["a"], None]},
+        {"doc->a": {"eq": {"any": [1, None]}}},
+        {"visits": {"year": {"gt": 2005}, "note": None}},
+        {"visits": {"or": [{"year": 2003}, {"cities": {"name": "City 2"}}]}},
+        {'people!"id=boss_id"': {"pay": {"gt": 2}}},
+        {"cities!visits": {"not": {"name": "City 1"}}},
         {"mood": []},
         {"name": {"like": {"any": ["n1", "%2"]}}},
         {"id": {"gt": {"all": [3, 4]}}},
@@ -110,7 +117,7 @@ def _conditions(column: str) -> st.SearchStrategy[dict[str, Any]]:
     """Make a term on a column."""
     operand = OPERANDS[column]
     compared = st.tuples(st.sampled_from(COMPARISONS), operand).map(lambda pair: dict([pair]))
-    listed = st.lists(operand, max_size=3).map(lambda values: {"in": values})
+    listed = st.lists(operand | st.none(), max_size=3).map(lambda values: {"in": values})
     condition = compared | listed
     return (condition | condition.map(lambda c: {"not": c})).map(lambda c: {column: c})
 

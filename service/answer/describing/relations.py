@@ -4,6 +4,7 @@ What `describe` says of a relation: its columns and keys, and what each verb tak
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -87,6 +88,8 @@ def described_relation(
 
 
 def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
+    ways = relationships(catalog, relation)
+    names = Counter(name for way in ways for name in way.called)
     return {
         "foreign_keys": [
             {
@@ -104,9 +107,9 @@ def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
                 "relation": served_name(catalog, way.target),
                 "via": way.label,
                 "many": way.many,
-                "names": sorted(way.called),
+                "names": sorted(name for name in way.called if names[name] == 1),
             }
-            for way in relationships(catalog, relation)
+            for way in ways
         ],
     }
 
