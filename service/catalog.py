@@ -40,6 +40,9 @@ class Catalog:
         functions: By schema and name; several if they differ in their arguments.
         seals: Composite types with hidden fields, by what stands for the names of all their
             fields: whether each field is shown.
+        operators: Those that types of extensions and of one's own bring, by name and both types'
+            oids: their schema. Whoever can put another one there could do worse.
+        aggregates: The same of functions over rows, by name and type.
         policies: Whether policies hide rows of anything in the database from our role.
     """
 
@@ -49,6 +52,8 @@ class Catalog:
     types: Mapping[int, Type]
     functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
     seals: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
+    operators: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
+    aggregates: Mapping[tuple[str, int], str] = field(default_factory=dict)
     policies: bool = False
 
     @cached_property

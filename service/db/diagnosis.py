@@ -29,6 +29,8 @@ _COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|
 """A server of another language says it otherwise: then the line is not told."""
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages speak of commands, names and types, never of values in rows."""
+_HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
+"""The schema in which our statements name operators and functions; a caller knows of none."""
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 
 
@@ -55,8 +57,12 @@ def refused(error: psycopg2.Error) -> ServiceError:
     code = error.pgcode or ""
     message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
     if code[:2] in _DATA_FREE and error.diag.context is None:
-        message = clip(error.diag.message_primary or message, 300)
+        message = clip(_primary(error) or message, 300)
     return DatabaseRefused(**words(error, message))
+
+
+def _primary(error: psycopg2.Error) -> str:
+    return _HOME.sub("", error.diag.message_primary or "")
 
 
 def retold(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
@@ -71,7 +77,7 @@ def invalid(error: psycopg2.Error) -> ServiceError:
     """Take what an operand caused; with its own value, as the caller sent it."""
     if raised(error):
         return InvalidArgument(**words(error, ""))
-    message, bound = error.diag.message_primary or "", bound_of(error)
+    message, bound = _primary(error), bound_of(error)
     if bound is None or error.diag.statement_position is None:
         # it may be the value of a row that a cast or function stumbled over
         message = _VALUE.sub("", message) or "a value does not fit its type"
@@ -83,7 +89,7 @@ def invalid(error: psycopg2.Error) -> ServiceError:
 
 def unfit(error: psycopg2.Error) -> ServiceError:
     """Take an operation that there is not for the types, with the caller's word for it."""
-    message = clip(error.diag.message_primary or "no such operation for these types", 300)
+    message = clip(_primary(error) or "no such operation for these types", 300)
     mark = mark_of(error)
     if mark is None:
         return InvalidArgument(message, sqlstate=error.pgcode)

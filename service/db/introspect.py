@@ -62,6 +62,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
         types = TypeRows(_rows(cursor, introspect_sql.TYPES))
         routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
+        operators = _rows(cursor, introspect_sql.OPERATORS)
+        aggregates = _rows(cursor, introspect_sql.AGGREGATES)
         (policies,) = _rows(cursor, introspect_sql.POLICIES)[0]
         views = [row.oid for row in relations if row.kind in "vm"]
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
@@ -108,6 +110,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         known,
         functions(routines, known),
         types.seals(),
+        {(row.name, row.left, row.right): row.schema for row in operators},
+        {(row.name, row.type): row.schema for row in aggregates},
         policies,
     )
 
@@ -116,10 +120,10 @@ def revision_txn(connection: connection) -> tuple[str, ...] | None:
     """Give the heads that Alembic has noted, in order; None if it never ran here."""
     with connection.cursor() as cursor:
         cursor.execute(introspect_sql.REVISION)
-        (known,) = cursor.fetchone() or (False,)
-        if not known:
+        (table,) = cursor.fetchone() or (None,)
+        if table is None:
             return None
-        cursor.execute("SELECT version_num FROM alembic_version ORDER BY version_num")
+        cursor.execute(f"SELECT version_num FROM ONLY {table} ORDER BY version_num")
         return tuple(head for (head,) in cursor)
 
 
@@ -140,7 +144,7 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
         else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
     )
     with connection.cursor() as plain:  # of the connection's own kind, which sends the BEGIN
-        plain.execute(f"{begin}; SET LOCAL search_path TO ''")
+        plain.execute(f"{begin}; SET LOCAL search_path TO pg_catalog, pg_temp")
         try:
             with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
                 yield cursor

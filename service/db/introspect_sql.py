@@ -195,6 +195,8 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
               ) AS ordered,
        coalesce((SELECT min(o.oprright::int8) FROM pg_operator o
                   WHERE o.oprname = '~' AND o.oprleft = t.oid AND o.oprresult = 'bool'::regtype
+                    AND (o.oprowner = t.typowner
+                         OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.oprowner AND r.rolsuper))
                     AND t.typcategory <> 'S' AND t.typnamespace <> 'pg_catalog'::regnamespace
                 ), 0) AS pattern
   FROM pg_type t
@@ -208,8 +210,53 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
 """
 """All types but the rows of PostgreSQL's own tables, with what is hidden of others."""
 
-REVISION = "SELECT to_regclass('alembic_version') IS NOT NULL"
-"""Whether Alembic has written to this database."""
+REVISION = """
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE c.oid OPERATOR(pg_catalog.=)
+           CAST(pg_catalog.to_regclass('alembic_version') AS pg_catalog.oid)
+   AND c.relkind OPERATOR(pg_catalog.=) 'r' AND NOT c.relrowsecurity
+"""
+"""
+Where Alembic has written to this database, if it has.
+
+A view or a policy, which could stand there instead, would run functions.
+"""
+
+_OURS = """
+   AND n.nspname <> 'pg_catalog'
+   AND (o.owner = t.typowner OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.owner AND r.rolsuper))
+"""
+"""
+Whose operators and functions are used: those of whom the type belongs to, and of superusers.
+
+Extensions' belong to one or the other. Those of others would fit as well, and run with the rights
+of every caller.
+"""
+
+OPERATORS = f"""
+SELECT o.name, o.left, o.right, n.nspname AS schema
+  FROM (SELECT oprname AS name, oprleft AS left, oprright AS right, oprnamespace AS home,
+               oprowner AS owner
+          FROM pg_operator WHERE oprkind = 'b' AND oprresult = 'bool'::regtype) o
+  JOIN pg_namespace n ON n.oid = o.home
+  JOIN pg_type t ON t.oid = o.left
+ WHERE has_schema_privilege(n.oid, 'USAGE') {_OURS}
+ ORDER BY n.oid = t.typnamespace, n.nspname
+"""
+"""Operators that types of extensions and of one's own bring."""
+
+AGGREGATES = f"""
+SELECT o.name, o.type, n.nspname AS schema
+  FROM (SELECT proname AS name, proargtypes[0] AS type, pronamespace AS home, proowner AS owner
+          FROM pg_proc WHERE prokind = 'a' AND pronargs = 1) o
+  JOIN pg_namespace n ON n.oid = o.home
+  JOIN pg_type t ON t.oid = o.type
+ WHERE has_schema_privilege(n.oid, 'USAGE') {_OURS}
+ ORDER BY n.oid = t.typnamespace, n.nspname
+"""
+"""Functions over rows that types bring."""
 
 POLICIES = "SELECT EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid))"
 """Whether policies hide rows of anything from our role."""

@@ -21,12 +21,10 @@ _LITERAL = re.compile(
     r" ?(?:NULL|'[^']*+(?:''[^']*+)*+'|E'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+')", re.DOTALL
 )
 """By runs: a text of megabytes is matched in one go, in which no other thread has its turn."""
-_OPERAND = r"\s*(?:(?:ANY|ALL|DISTINCT FROM)\s*)?\(?\s*(?:CAST\()?"
-_OPERATOR = re.compile(
-    rf"(?:[-+*/<>=~!@#%^&|`?]{{1,8}}|(?:NOT )?I?LIKE|IS (?:NOT )?){_OPERAND}", re.IGNORECASE
-)
+_OPERAND = r"\s*(?:(?:ANY|ALL)\s*)?\(?\s*(?:CAST\()?"
+_OPERATOR = re.compile(rf"OPERATOR\((?:\w+|\"(?:[^\"]|\"\")*\")\.[^()]{{1,8}}\){_OPERAND}")
 """An operator, and what may stand between it and its operand."""
-_MATCHES = re.compile(rf"~\*?{_OPERAND}$", re.IGNORECASE)
+_MATCHES = re.compile(rf"\.~\*?\){_OPERAND}$")
 """What stands before a regular expression."""
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
 _CHECKED = frozenset(["limit", "offset"])

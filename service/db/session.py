@@ -158,7 +158,9 @@ def _told(connection: PgConnection) -> tuple[bool, str]:
     """
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid(), current_setting('search_path')")
+        cursor.execute(
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path')"
+        )
         backend, path = cursor.fetchone()
     return backend != connection.info.backend_pid, path
 

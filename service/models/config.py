@@ -112,7 +112,7 @@ class PgConfig(PostgreSQLDBConfig):
         if group is not None:
             raise ValueError("whole rows cannot be grouped")
         if id is not None:
-            where = both(["id = ?", id], where)
+            where = both(["id OPERATOR(pg_catalog.=) ?", id], where)
         text, params = where_of(where)
         sql = f"SELECT {select or '*'} FROM {table(tablename)}{text}"
         if orderby is not None:
@@ -176,7 +176,7 @@ class PgConfig(PostgreSQLDBConfig):
         """Count rows."""
         text, params = where_of(where)
         counted = self.database.statement(
-            placeholders(f"SELECT count(*) FROM {table(tablename)}{text}"), params
+            placeholders(f"SELECT pg_catalog.count(*) FROM {table(tablename)}{text}"), params
         )
         return counted.addCallback(lambda rows: rows[0][0])
 

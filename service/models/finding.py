@@ -103,7 +103,7 @@ class Finding(Row):
     def count(cls, where: Where | None = None) -> Deferred[int]:
         """Count rows."""
         text, params = where_of(where)
-        return cls._value(f"SELECT count(*) FROM {cls.meta().table}{text}", params)
+        return cls._value(f"SELECT pg_catalog.count(*) FROM {cls.meta().table}{text}", params)
 
     @classmethod
     def exists(cls, where: Where | None = None) -> Deferred[bool]:

@@ -13,6 +13,7 @@ from service.catalog import Catalog, Relation, Type
 from service.db.connection import Installable
 from service.errors import InvalidArgument
 from service.models.text import identifiers
+from service.plan.conditions import PG_CATALOG
 from service.sql.statement import quoted
 
 AS_THEY_ARE = frozenset(
@@ -66,6 +67,7 @@ class Meta:
         self.position = {self.attributes[name]: at for at, name in enumerate(self.columns)}
         self.named = {attribute: name for name, attribute in self.attributes.items()}
         self._makers = [self._maker(catalog, name) for name in self.columns]
+        self._catalog = catalog
         self.table = f"{quoted(relation.schema)}.{quoted(relation.name)}"
         self.list = identifiers(self.columns)
         self.select = f"SELECT {self.list} FROM {self.table}"
@@ -107,7 +109,13 @@ class Meta:
 
     def equals(self, name: str) -> str:
         """Spell that a column has a value."""
-        return f"{quoted(name)} = {self.cast(name)}"
+        return f"{quoted(name)}{self.equal_sign(name)}{self.cast(name)}"
+
+    def equal_sign(self, name: str) -> str:
+        """Spell the operator by which a column is equal to values of its type."""
+        oid = self._catalog.plain(self.types[name]).oid
+        schema = self._catalog.operators.get(("=", oid, oid), PG_CATALOG)
+        return f" OPERATOR({quoted(schema)}.=) "
 
     def equal(self, names: Iterable[str]) -> str:
         """Spell that columns have values, one parameter for each."""
@@ -115,14 +123,28 @@ class Meta:
 
     def any_of(self, name: str) -> str:
         """Spell that a column has one of the values of a list; see `encode_all`."""
-        return f"{quoted(name)} = ANY({self.list_of(name)})"
+        return f"{quoted(name)}{self.equal_sign(name)}ANY({self.list_of(name)})"
 
     def among(self, names: Sequence[str]) -> str:
         """Spell that columns have the values of one of many rows; see `encode_rows`."""
         if len(names) == 1:
             return self.any_of(names[0])
-        lists = ", ".join(self.list_of(name) for name in names)
-        return f"({identifiers(names)}) IN (SELECT * FROM unnest({lists}))"
+        keys = ", ".join(f"key_{at}" for at in range(len(names)))
+        asked = f"{self.rows_of(names)} AS asked ({keys})"
+        return f"EXISTS (SELECT FROM {asked} WHERE {self.same(names, 'asked')})"
+
+    def same(self, names: Sequence[str], source: str) -> str:
+        """Spell that columns have the values of the columns key_0, key_1, … of another source."""
+        return " AND ".join(
+            f"{self.table}.{quoted(name)}{self.equal_sign(name)}{source}.key_{at}"
+            for at, name in enumerate(names)
+        )
+
+    def rows_of(self, names: Sequence[str]) -> str:
+        """Spell rows of values that are parameters, a list for each column."""
+        return (
+            f"ROWS FROM ({', '.join(f'pg_catalog.unnest({self.list_of(each)})' for each in names)})"
+        )
 
     def list_of(self, name: str) -> str:
         """Spell a parameter that is a list of a column's values."""
@@ -171,7 +193,7 @@ class Meta:
         """Spell UPDATE of these columns of one row, giving the whole row back."""
         found = self._updates.get(columns)
         if found is None:
-            values = ", ".join(self.equals(name) for name in columns)
+            values = ", ".join(f"{quoted(name)} = {self.cast(name)}" for name in columns)
             found = f"UPDATE {self.table} SET {values} WHERE {self.by_key} RETURNING {self.list}"
             self._updates[columns] = found
         return found

@@ -29,10 +29,19 @@ class HasMany(Relationship, relationships.HasMany):
         return self.ends.here if name is None else (f"{name}_id",)
 
     @property
+    def _kind_column(self) -> str:
+        name = self.ends.options.get("as")
+        return f"{name}_type" if name else ""
+
+    @property
     def _kind(self) -> Where:
         """Say of which class's rows the key is, where that is not one class's alone."""
-        name = self.ends.options.get("as")
-        return [f"{quoted(f'{name}_type')} = ?", type(self.inst).__name__] if name else []
+        column = self._kind_column
+        return (
+            [f"{quoted(column)} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
+            if column
+            else []
+        )
 
     def way(self) -> Way:
         """Lead to the rows that have these keys in them."""
@@ -79,7 +88,8 @@ class HasMany(Relationship, relationships.HasMany):
         async with self.inst.database().transaction():
             await self._run(f"UPDATE {meta.table} SET {freed} WHERE {where}", *params)
             if others:
-                sets = [*(f"{quoted(name)} = {meta.cast(name)}" for name in here), *kind[:1]]
+                sets_kind = [f"{quoted(self._kind_column)} = ?"] if kind else []
+                sets = [*(f"{quoted(name)} = {meta.cast(name)}" for name in here), *sets_kind]
                 await self._run(
                     f"UPDATE {meta.table} SET {', '.join(sets)} WHERE {chosen}",
                     *(*own, *kind[1:], *every),
@@ -104,11 +114,20 @@ class HABTM(Relationship, relationships.HABTM):
         return Way.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
 
     def _where(self, join_where: Where | None, where: Where | None) -> Where:
-        mine = " AND ".join(f"{quoted(name)} = ?" for name in self.ends.here)
-        inner, *params = both([mine, *self.values()], join_where)
-        key = identifiers(self.otherklass.meta().key)
+        inner, *params = both([self._own, *self.values()], join_where)
+        meta = self.otherklass.meta()
         chosen = f"SELECT {identifiers(self.ends.there)} FROM {table(self.tablename())}"
-        return both([f"({key}) IN ({chosen} WHERE {inner})", *params], where)
+        keys = ", ".join(f"key_{at}" for at in range(len(meta.key)))
+        same = meta.same(meta.key, "chosen")
+        found = f"EXISTS (SELECT FROM ({chosen} WHERE {inner}) AS chosen ({keys}) WHERE {same})"
+        return both([found, *params], where)
+
+    @property
+    def _own(self) -> str:
+        """Say that a row of the join table has this row's key."""
+        meta = self.inst.made_with
+        ends = zip(self.ends.here, self.mine, strict=True)
+        return " AND ".join(f"{quoted(name)}{meta.equal_sign(key)}?" for name, key in ends)
 
     def alone(self) -> Deferred[Any]:
         """Find the objects of this row."""
@@ -141,13 +160,12 @@ class HABTM(Relationship, relationships.HABTM):
 
     async def _set(self, keys: list[Any]) -> None:
         joined, meta, mine = table(self.tablename()), self.otherklass.meta(), self.values()
-        own = " AND ".join(f"{quoted(name)} = ?" for name in self.ends.here)
-        lists = ", ".join(meta.list_of(name) for name in meta.key)
         async with self.inst.database().transaction():
-            await self._run(f"DELETE FROM {joined} WHERE {own}", *mine)
+            await self._run(f"DELETE FROM {joined} WHERE {self._own}", *mine)
             if keys:
+                rows = meta.rows_of(meta.key)
                 await self._run(
                     f"INSERT INTO {joined} ({identifiers([*self.ends.here, *self.ends.there])})"
-                    f" SELECT {', '.join('?' for _ in mine)}, keys.* FROM unnest({lists}) AS keys",
+                    f" SELECT {', '.join('?' for _ in mine)}, keys.* FROM {rows} AS keys",
                     *(*mine, *meta.encode_rows(meta.key, keys)),
                 )

@@ -55,7 +55,7 @@ class Way:
         meta: Meta = model.meta()
         if not names:
             raise InvalidArgument(f"the key of {meta.relation.name} is missing", path="key")
-        terms = [*_equal("other", names), *condition[:1]]
+        terms = [*_equal("other", names, meta, names), *condition[:1]]
         join = f"JOIN {meta.table} AS other ON {' AND '.join(terms)}"
         return cls(model, meta, meta, tuple(names), join, tuple(condition[1:]))
 
@@ -66,10 +66,10 @@ class Way:
         """Lead through a join table, from rows of `meta` to the other ones, both by their keys."""
         other: Meta = model.meta()
         ends = " AND ".join(
-            f"other.{quoted(key)} = joined.{quoted(name)}"
+            f"other.{quoted(key)}{other.equal_sign(key)}joined.{quoted(name)}"
             for key, name in zip(other.key, there, strict=True)
         )
-        first = f"JOIN {joined} AS joined ON {' AND '.join(_equal('joined', here))}"
+        first = f"JOIN {joined} AS joined ON {' AND '.join(_equal('joined', here, meta, meta.key))}"
         join = f"{first} JOIN {other.table} AS other ON {ends}"
         return cls(model, other, meta, meta.key, join, repeats=True)
 
@@ -98,20 +98,23 @@ class Way:
         Its parameters are a list for each column of the keys, those of the join, and how many
         rows to give at most.
         """
-        lists = ", ".join(self.meta.list_of(name) for name in self.names)
         keys = ", ".join(_key(at) for at in range(len(self.names)))
         columns = ", ".join(f"other.{quoted(name)}" for name in self.other.columns)
         order = ", ".join(["asked.at", *(f"other.{quoted(name)}" for name in self.other.key)])
         once = f"DISTINCT ON ({order}) " if self.repeats else ""
         return (
             f"SELECT {once}asked.at, {columns}"
-            f" FROM unnest({lists}) WITH ORDINALITY AS asked ({keys}, at)"
+            f" FROM {self.meta.rows_of(self.names)} WITH ORDINALITY AS asked ({keys}, at)"
             f" {self.join} ORDER BY {order} LIMIT ?"
         )
 
 
-def _equal(alias: str, names: Sequence[str]) -> list[str]:
-    return [f"{alias}.{quoted(name)} = asked.{_key(at)}" for at, name in enumerate(names)]
+def _equal(alias: str, names: Sequence[str], meta: Meta, keys: Sequence[str]) -> list[str]:
+    """Spell that columns are equal to keys, which have the types of other ones."""
+    return [
+        f"{alias}.{quoted(name)}{meta.equal_sign(key)}asked.{_key(at)}"
+        for at, (name, key) in enumerate(zip(names, keys, strict=True))
+    ]
 
 
 def _key(at: int) -> str:

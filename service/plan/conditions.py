@@ -10,6 +10,28 @@ from typing import Literal
 from service.catalog import Column, Relation, Type
 from service.functions import Function
 
+PG_CATALOG = "pg_catalog"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """
+    An operator of the database, as in "=" or "@>".
+
+    Where the statement runs, others of that name may fit better: whoever may create in a schema
+    of the `search_path` can put them there.
+
+    Args:
+        name: Of the operator.
+        schema: The one that it is looked for in.
+    """
+
+    name: str
+    schema: str = PG_CATALOG
+
+
+EQUAL = Operator("=")
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -31,6 +53,10 @@ class Bound:
     raw: bool = False
 
 
+Equals = tuple[tuple[str, str, Operator], ...]
+"""Columns of one side and of the other that are equal, and by which operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """
@@ -39,14 +65,14 @@ class Passage:
     Args:
         relation: The junction.
         source: Its alias.
-        here: Columns of the outer rows, and of the junction.
-        there: Columns of the junction, and of the related rows.
+        here: Columns of the outer rows, of the junction, and what compares them.
+        there: Columns of the junction, of the related rows, and what compares them.
     """
 
     relation: Relation
     source: str
-    here: tuple[tuple[str, str], ...]
-    there: tuple[tuple[str, str], ...]
+    here: Equals
+    there: Equals
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +84,7 @@ class Link:
         relation: Whose rows they are.
         source: Their alias.
         outer: The alias of the rows they are related to.
-        pairs: Columns of the outer and of the related rows that must be equal.
+        pairs: Columns of the outer and of the related rows that are equal.
         passage: What stands between, if anything.
         function: Of the outer row, that gives them, if it is one.
         row: As of an `Expression`.
@@ -69,7 +95,7 @@ class Link:
     relation: Relation
     source: str
     outer: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Equals
     passage: Passage | None = None
     function: Function | None = None
     row: str = ""
@@ -141,23 +167,25 @@ class Expression:
 @dataclass(frozen=True, slots=True)
 class Compare:
     """
-    `left operator right`, as SQL has the operator.
+    `left operator right`.
 
     Args:
         left: The row's side.
-        operator: Of PostgreSQL, as in "=" or "@>".
+        operator: Of PostgreSQL.
         right: The parameter.
         quantifier: "any" or "all" where the parameter is an array of candidates.
         candidate: What each of them is cast to, where they come as texts.
         nulls: Whether nulls are left out of them.
+        alike: Whether nulls are equal, too.
     """
 
     left: Expression
-    operator: str
+    operator: Operator
     right: Bound
     quantifier: Literal["", "any", "all"] = ""
     candidate: Type | None = None
     nulls: bool = False
+    alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)

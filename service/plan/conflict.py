@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from service.catalog import Column, Relation, Type, UniqueKey
 from service.errors import InvalidArgument, UnknownName
-from service.plan.conditions import Bound
+from service.plan.conditions import Bound, Operator
 from service.plan.expressions import Scope
 from service.plan.writable import writable
 from service.plan.writes import Conflict, Takeover
@@ -35,7 +35,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
-        return Conflict(key, tuple(Takeover(column) for column in columns))
+        return Conflict(key, tuple(Takeover(column) for column in columns), _equal(scope, key))
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.made}
     takeovers = [
@@ -46,7 +46,12 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
     if not takeovers:
         takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
     nulls = any(each.nulls for each in _alike(relation, key))
-    return Conflict(key, tuple(takeovers), nulls)
+    return Conflict(key, tuple(takeovers), _equal(scope, key), nulls)
+
+
+def _equal(scope: Scope, key: Sequence[str]) -> tuple[Operator, ...]:
+    types = [scope.catalog.type(scope.relation.columns[name].type) for name in key]
+    return tuple(scope.operator("=", type, type) for type in types)
 
 
 def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:

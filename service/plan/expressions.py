@@ -12,8 +12,18 @@ from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
 from service.plan.computed import computed_columns
-from service.plan.conditions import Bound, Expression, Link, Passage, PlannedStep
+from service.plan.conditions import (
+    PG_CATALOG,
+    Bound,
+    Equals,
+    Expression,
+    Link,
+    Operator,
+    Passage,
+    PlannedStep,
+)
 from service.plan.related import is_related, related
+from service.plan.relationships import Pairs
 from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
 from service.request.terms import Operand, Reference, Step
@@ -69,10 +79,34 @@ class Scope:
         if way.junction is not None:
             between = f"t{next(self._aliases)}"
             junction = way.junction
-            passage = Passage(junction.relation, between, junction.here, junction.there)
+            passage = Passage(
+                junction.relation,
+                between,
+                self._equals(self.relation, junction.relation, junction.here),
+                self._equals(junction.relation, way.target, junction.there),
+            )
         scope = Scope(self.catalog, way.target, embed.embeds, source, self._aliases)
-        link = Link(way.target, source, self.source, way.pairs, passage, way.function)
+        pairs = self._equals(self.relation, way.target, way.pairs)
+        link = Link(way.target, source, self.source, pairs, passage, way.function)
         return link, scope, way.many
+
+    def _equals(self, here: Relation, there: Relation, pairs: Pairs) -> Equals:
+        """Say what compares columns of two relations."""
+        types = self.catalog.type
+        return tuple(
+            (
+                one,
+                other,
+                self.operator("=", types(here.columns[one].type), types(there.columns[other].type)),
+            )
+            for one, other in pairs
+        )
+
+    def operator(self, name: str, left: Type, right: Type) -> Operator:
+        """Find an operator between types: one that comes with them, or PostgreSQL's."""
+        plain = self.catalog.plain
+        key = (name, plain(left).oid, plain(right).oid)
+        return Operator(name, self.catalog.operators.get(key, PG_CATALOG))
 
     def has_relationship(self, name: str) -> bool:
         """Tell whether a name that is no column means related rows."""

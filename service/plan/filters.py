@@ -10,6 +10,7 @@ from dataclasses import replace
 from service.catalog import Type
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import (
+    PG_CATALOG,
     Bound,
     Compare,
     Condition,
@@ -32,10 +33,10 @@ SQL_OPERATORS = {
     "gte": ">=",
     "lt": "<",
     "lte": "<=",
-    "isdistinct": "IS DISTINCT FROM",
+    "isdistinct": "=",
     "in": "=",
-    "like": "LIKE",
-    "ilike": "ILIKE",
+    "like": "~~",
+    "ilike": "~~*",
     "match": "~",
     "imatch": "~*",
     "cs": "@>",
@@ -143,7 +144,28 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     if where.operator in KEYS:
         return _has(scope, left, where, where.operand)
     left = _comparable(scope, left)
-    return _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
+    test = _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
+    return Not(replace(test, alike=True)) if where.operator == "isdistinct" else test
+
+
+def compare(
+    scope: Scope, left: Expression, name: str, right: Bound, type: Type | None = None
+) -> Compare:
+    """
+    Compare a value by the operator that its type has.
+
+    Args:
+        scope: Of the value.
+        left: The value.
+        name: Of the operator.
+        right: What it is compared with.
+        type: Of that, or of each candidate.
+    """
+    operator = scope.operator(name, left.type, type or right.type)
+    domain = scope.catalog.type(left.column.type).kind == "domain"
+    if operator.schema != PG_CATALOG and domain and not (left.steps or left.cast):
+        left = replace(left, cast=left.type)  # lest an operator of the domain itself fit better
+    return Compare(left, operator, right)
 
 
 def both(*conditions: Condition | None) -> Condition | None:
@@ -163,16 +185,15 @@ def _is_about_rows(scope: Scope, where: Comparison) -> bool:
 def _compare(
     left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
 ) -> Compare:
-    operator = SQL_OPERATORS[where.operator]
     quantifier = "any" if where.operator == "in" else where.quantifier
-    if not quantifier:
-        return Compare(left, operator, scope.bound(operand, type))
-    many = scope.catalog.array_of(type)
-    if many is not None:
-        return Compare(left, operator, scope.bound(operand, many), quantifier, nulls=where.nulls)
-    # PostgreSQL has no array of arrays: the candidates go as texts, of which it has one
-    texts = replace(scope.named("_text"), oid=-type.oid, element=type.oid)
-    return Compare(left, operator, scope.bound(operand, texts), quantifier, type, where.nulls)
+    many, candidate = type, None
+    if quantifier:
+        found = scope.catalog.array_of(type)
+        # PostgreSQL has no array of arrays: the candidates go as texts, of which it has one
+        many = found or replace(scope.named("_text"), oid=-type.oid, element=type.oid)
+        candidate = None if found else type
+    test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
+    return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
 
 
 def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
@@ -221,7 +242,8 @@ def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) ->
         )
     text = scope.named("text")
     type = text if where.operator == "has_key" else scope.named("_text")
-    return Compare(left, SQL_OPERATORS[where.operator], Bound(operand.slot, type, operand.path))
+    right = Bound(operand.slot, type, operand.path)
+    return compare(scope, left, SQL_OPERATORS[where.operator], right)
 
 
 def _comparable(scope: Scope, left: Expression) -> Expression:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
-from service.plan.conditions import Expression
+from service.plan.conditions import PG_CATALOG, Expression
 from service.plan.expressions import Scope
 from service.plan.filters import plan_filter
 from service.plan.outputs import outputs_of
@@ -123,6 +123,7 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         separator=separator,
         where=plan_filter(scope, measure.where),
         cast=cast,
+        schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
     )
 
 

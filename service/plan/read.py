@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.conditions import Compare, Condition, Every, Expression
+from service.plan.conditions import Condition, Every, Expression
 from service.plan.embed import plan_columns
 from service.plan.expressions import Scope
-from service.plan.filters import both, inner_of, plan_filter
+from service.plan.filters import both, compare, inner_of, plan_filter
 from service.plan.measures import distinguishable, told_apart
 from service.plan.order import by_key, leading, of_distinct
 from service.plan.outputs import referred, sort_keys
@@ -153,17 +153,21 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
     conditions = []
     for name, operand in zip(columns, key.operands, strict=True):
         expression = unveiled(scope.catalog, scope.of_column(relation.columns[name], operand.path))
-        conditions.append(Compare(expression, "=", scope.bound(operand, expression.type)))
+        conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
     return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
 
 
 def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:
     if len(after.operands) != len(order) or _looked_up(scope.catalog, order):
         raise InvalidArgument("not a token of these sort keys", path="after")
+    types = [key.expression.type for key in order]
+    beyond = ["<" if key.descending else ">" for key in order]
     return PlannedAfter(
         tuple(
-            scope.bound(operand, key.expression.type, raw=True)
-            for operand, key in zip(after.operands, order, strict=True)
+            scope.bound(operand, type, raw=True)
+            for operand, type in zip(after.operands, types, strict=True)
         ),
         after.nulls,
+        tuple(scope.operator("=", type, type) for type in types),
+        tuple(scope.operator(name, type, type) for name, type in zip(beyond, types, strict=True)),
     )

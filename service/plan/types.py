@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from service.catalog import Relation, Type
 from service.plan.calls import FunctionCall
-from service.plan.conditions import Bound, Condition, Expression, Link
+from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression, Link, Operator
 from service.request.terms import Nulls
 
 NAME_BYTES = 63
@@ -57,6 +57,7 @@ class PlannedMeasure:
         where: Which rows count.
         cast: What the result is cast to.
         text: As of an `Output`.
+        schema: Where the function is looked for, as of an `Operator`.
     """
 
     function: str
@@ -69,6 +70,7 @@ class PlannedMeasure:
     where: Condition | None = None
     cast: Type | None = None
     text: bool = False
+    schema: str = PG_CATALOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +156,19 @@ class SortKey:
 
 @dataclass(frozen=True, slots=True)
 class PlannedAfter:
-    """The end of the page before, one parameter for each sort key."""
+    """
+    The end of the page before, for each sort key.
+
+    Args:
+        operands: Its value.
+        nulls: Whether that is null.
+        equal, beyond: What compares it.
+    """
 
     operands: tuple[Bound, ...]
     nulls: tuple[bool, ...]
+    equal: tuple[Operator, ...]
+    beyond: tuple[Operator, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
-from service.plan.conditions import Bound, Compare, Condition, Every, Not
+from service.plan.conditions import Bound, Condition, Every
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
-from service.plan.filters import asked_by, plan_filter
+from service.plan.filters import asked_by, compare, plan_filter
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
 from service.plan.types import ReadPlan
@@ -142,7 +142,8 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
     if left.type.name == "json":
         jsonb = scope.named("jsonb")
         left = replace(left, cast=jsonb, type=jsonb)
-    return Not(Compare(left, "IS DISTINCT FROM", scope.bound(each.operand, left.type)))
+    test = compare(scope, left, "=", scope.bound(each.operand, left.type))
+    return replace(test, alike=True)
 
 
 def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | None:

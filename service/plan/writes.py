@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.catalog import Column, Relation
-from service.plan.conditions import Bound, Condition, Exists
+from service.plan.conditions import Bound, Condition, Exists, Operator
 from service.plan.types import Output, PlannedEmbed, SortKey
 
 
@@ -59,11 +59,13 @@ class Conflict:
     Args:
         key: The columns of the key.
         takeovers: What changes in the row there; nothing leaves it alone.
+        equal: What compares them.
         nulls: Whether rows without a value in the key may have the same one.
     """
 
     key: tuple[str, ...]
     takeovers: tuple[Takeover, ...]
+    equal: tuple[Operator, ...]
     nulls: bool = False
 
 

@@ -61,7 +61,7 @@ def _call(plan: CallPlan, limit: int) -> Iterator[Part]:
     yield SQL("SELECT ")
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
     if plan.untyped or (not plan.rows and len(plan.columns) == 1):
-        yield SQL("to_json(" if plan.untyped else "")
+        yield SQL("pg_catalog.to_json(" if plan.untyped else "")
         yield from invoked(plan.call)
         yield SQL(")" if plan.untyped else "")
         yield SQL(" AS ")

@@ -42,7 +42,7 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
     """Give the joins that make the embeds."""
     for embed in embeds:
         yield SQL(" LEFT JOIN LATERAL (SELECT ")
-        yield SQL("json_agg(" if embed.many else "row_to_json(")
+        yield SQL("pg_catalog.json_agg(" if embed.many else "pg_catalog.row_to_json(")
         yield Identifier(ROWS)
         yield SQL(".*) AS ")  # without the star a column of that name would be meant
         yield Identifier(VALUE)

@@ -11,19 +11,22 @@ from psycopg2.sql import SQL, Identifier
 
 from service.functions import Function
 from service.plan.conditions import (
+    PG_CATALOG,
     Compare,
     Condition,
+    Equals,
     Every,
     Exists,
     Expression,
     Link,
     Not,
+    Operator,
     Present,
     Search,
     Test,
 )
 from service.plan.types import SortKey
-from service.sql.statement import Mark, Part
+from service.sql.statement import Mark, Part, quoted
 
 NAME = "t"
 ROW = Identifier(NAME)
@@ -113,11 +116,42 @@ def present(source: str) -> Iterator[Part]:
     yield SQL(" IS NULL)")
 
 
-def _equal(left: str, right: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Part]:
+def _equal(left: str, right: str, pairs: Equals) -> Iterator[Part]:
     yield from separated(
-        ([Identifier(left, here), SQL(" = "), Identifier(right, there)] for here, there in pairs),
+        (
+            [Identifier(left, here), operator(equal), Identifier(right, there)]
+            for here, there, equal in pairs
+        ),
         " AND ",
     )
+
+
+def operator(found: Operator) -> SQL:
+    """Give an operator, in its schema."""
+    return SQL(f" OPERATOR({home(found.schema)}.{found.name}) ")
+
+
+def home(schema: str) -> str:
+    """Spell a schema before what is in it."""
+    return schema if schema == PG_CATALOG else quoted(schema).replace("%", "%%")
+
+
+def alike(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
+    """
+    Give the condition that two values are equal, null being one like others.
+
+    IS NOT DISTINCT FROM takes whatever operator it finds, and cannot be told which.
+    """
+    left, right = [*left], [*right]
+    yield SQL("coalesce(")
+    yield from left
+    yield operator(equal)
+    yield from right
+    yield SQL(", pg_catalog.num_nulls(")
+    yield from left
+    yield SQL(", ")
+    yield from right
+    yield SQL(") OPERATOR(pg_catalog.=) 2)")
 
 
 def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
@@ -157,11 +191,11 @@ def _stepped(value: Expression) -> Iterator[Part]:
     if not value.steps:
         yield from column
         return
-    yield SQL("(to_jsonb(" if value.as_json else "(")
+    yield SQL("(pg_catalog.to_jsonb(" if value.as_json else "(")
     yield from column
     yield SQL(")" if value.as_json else "")
     for step in value.steps:
-        yield SQL(" ->> " if step.text else " -> ")
+        yield operator(Operator("->>" if step.text else "->"))
         yield step.key
     yield SQL(")")
 
@@ -184,8 +218,11 @@ def _whole(source: str, row: str) -> Iterator[Part]:
 
 
 def _compare(test: Compare) -> Iterator[Part]:
+    if test.alike:
+        yield from alike(expression(test.left), test.operator, [test.right])
+        return
     yield from expression(test.left)
-    yield SQL(f" {test.operator} ")
+    yield operator(test.operator)
     if test.quantifier:
         yield SQL(f"{test.quantifier.upper()} (")
         yield from _candidates(test)
@@ -197,9 +234,12 @@ def _compare(test: Compare) -> Iterator[Part]:
 def _candidates(test: Compare) -> Iterator[Part]:
     before, behind = "", ""
     if test.candidate is not None:
-        before, behind = f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM unnest(", ") AS c"
+        before, behind = (
+            f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM pg_catalog.unnest(",
+            ") AS c",
+        )
     elif test.nulls:  # one array, made once, which an index can be asked for
-        before, behind = "ARRAY(SELECT c FROM unnest(", ") AS c"
+        before, behind = "ARRAY(SELECT c FROM pg_catalog.unnest(", ") AS c"
     if test.nulls:
         behind += " WHERE c IS NOT NULL" + ("" if test.candidate else ")")
     yield SQL(before)
@@ -210,10 +250,12 @@ def _candidates(test: Compare) -> Iterator[Part]:
 def _search(test: Search) -> Iterator[Part]:
     config: list[Part] = [test.config, SQL(", ")] if test.config else []
     if test.vector:
-        yield SQL("to_tsvector(")
+        yield SQL("pg_catalog.to_tsvector(")
         yield from config
     yield from expression(test.left)
-    yield SQL(f"{')' if test.vector else ''} @@ {test.function}(")
+    yield SQL(")" if test.vector else "")
+    yield operator(Operator("@@"))
+    yield SQL(f"pg_catalog.{test.function}(")
     yield from config
     yield test.query
     yield SQL(")")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.types import Groups, Output, PlannedMeasure
-from service.sql.expressions import condition, expression, separated
+from service.sql.expressions import condition, expression, home, separated
 from service.sql.statement import Mark, Part
 
 FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
@@ -44,7 +44,7 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield Mark(f"{measure.path}.cast", column)
         yield SQL("CAST(")
     yield Mark(f"{measure.path}.{measure.function}", column, _hint(measure.function))
-    yield SQL(f"{measure.function}(")
+    yield SQL(f"{home(measure.schema)}.{measure.function}(")
     if measure.operand is None:
         yield SQL("*")
     else:
@@ -52,7 +52,7 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield from expression(measure.operand)
     if measure.separator is not None:
         bytes_ = measure.operand is not None and measure.operand.type.name == "bytea"
-        yield SQL(", convert_to(" if bytes_ else ", ")
+        yield SQL(", pg_catalog.convert_to(" if bytes_ else ", ")
         yield measure.separator
         yield SQL(", 'UTF8')" if bytes_ else "")
     yield SQL(")")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL
 
 from service.plan.types import PlannedAfter, SortKey
-from service.sql.expressions import expression, separated
+from service.sql.expressions import expression, operator, separated
 from service.sql.statement import Part
 
 
@@ -21,10 +21,13 @@ def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
     an index over the keys answers it. Else it is spelled key by key.
     """
     ways = {key.descending for key in keys}
-    if len(ways) == 1 and not any(key.expression.nullable for key in keys):
+    nullable = any(key.expression.nullable for key in keys)
+    if len(ways) == 1 and not nullable and len({*page.beyond}) == 1:
         yield SQL("(")
         yield from separated([expression(key.expression) for key in keys])
-        yield SQL(") < (" if ways.pop() else ") > (")
+        yield SQL(")")
+        yield operator(page.beyond[0])
+        yield SQL("(")
         yield from separated([[bound] for bound in page.operands])
         yield SQL(")")
         return
@@ -44,7 +47,7 @@ def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
     if page.nulls[at]:
         yield SQL(" IS NULL")
     else:
-        yield SQL(" = ")
+        yield operator(page.equal[at])
         yield page.operands[at]
 
 
@@ -57,7 +60,7 @@ def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
     else:
         yield SQL("(")
         yield from expression(key.expression)
-        yield SQL(" < " if key.descending else " > ")
+        yield operator(page.beyond[at])
         yield page.operands[at]
         if key.nulls == "last" and key.expression.nullable:
             yield SQL(" OR ")

@@ -21,7 +21,16 @@ from service.plan.writes import (
     UpdatePlan,
 )
 from service.sql.embed import laterals
-from service.sql.expressions import NAME, ROW, condition, order_by, separated, where
+from service.sql.expressions import (
+    NAME,
+    ROW,
+    alike,
+    condition,
+    operator,
+    order_by,
+    separated,
+    where,
+)
 from service.sql.select import columns_of, items
 from service.sql.statement import Part, Statement, render
 
@@ -98,7 +107,7 @@ def _needed(back: Back) -> list[str]:
     links += [embed.link for embed in back.embeds]
     links += [each.link for each in back.inner]
     for link in links:
-        names += [here for here, _ in (link.passage.here if link.passage else link.pairs)]
+        names += [here for here, *_ in (link.passage.here if link.passage else link.pairs)]
     return list(dict.fromkeys(names))
 
 
@@ -119,7 +128,7 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
     elif len(plan.rows) == 1:
         yield SQL(" DEFAULT VALUES")
     else:
-        yield SQL(f" SELECT FROM generate_series(1, {len(plan.rows)})")
+        yield SQL(f" SELECT FROM pg_catalog.generate_series(1, {len(plan.rows)})")
     if plan.conflict is not None:
         yield from on_conflict(plan.conflict)
 
@@ -148,15 +157,20 @@ def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
 
 def _among(conflict: Conflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
     """Give the condition that a new row has one of these keys."""
-    new: list[Part] = [SQL("("), *separated([Identifier(NEW, part)] for part in conflict.key)]
-    if conflict.nulls:  # to IN, NULL is not even itself
-        same = ([*new, SQL(") IS NOT DISTINCT FROM "), *_row(key)] for key in keys)
-        yield from separated(same, " OR ")
-        return
-    yield from new
-    yield SQL(") IN (")
-    yield from separated(_row(key) for key in keys)
-    yield SQL(")")
+    yield from separated((_is(conflict, key) for key in keys), " OR ")
+
+
+def _is(conflict: Conflict, key: Sequence[Bound]) -> Iterator[Part]:
+    parts = zip(conflict.key, conflict.equal, key, strict=True)
+    yield from separated(
+        (
+            alike([Identifier(NEW, name)], equal, [value])
+            if conflict.nulls
+            else [Identifier(NEW, name), operator(equal), value]
+            for name, equal, value in parts
+        ),
+        " AND ",
+    )
 
 
 def _row(row: Sequence[Bound | None]) -> Iterator[Part]:

@@ -39,7 +39,7 @@ def count(plan: ReadPlan, limit: int | None = None) -> Statement:
         limit: Stop counting there.
     """
     stop = SQL(f" LIMIT {limit:d}" if limit is not None else "")
-    return _about(plan, [SQL("SELECT count(*) FROM (")], [stop, SQL(") AS counted")])
+    return _about(plan, [SQL("SELECT pg_catalog.count(*) FROM (")], [stop, SQL(") AS counted")])
 
 
 def exists(plan: ReadPlan) -> Statement:

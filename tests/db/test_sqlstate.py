@@ -114,7 +114,8 @@ def refused(
 ) -> Any:
     """Run a statement and give the refusal that comes of it."""
     bounds = tuple(
-        Bound(slot, catalog.type_named(type), path) for slot, (path, type, _) in enumerate(values)
+        Bound(slot, catalog.types_by_name[type], path)
+        for slot, (path, type, _) in enumerate(values)
     )
     with connected.cursor() as cursor, restored(connected):
         try:
@@ -163,13 +164,13 @@ OPERANDS: list[tuple[str, list[tuple[str, str, str | None]], str, dict[str, Any]
         {"path": "d", "sqlstate": "22008"},
     ),
     (
-        "SELECT * FROM makers WHERE id = CAST(%s AS int) AND name ~* CAST(%s AS text)",
+        "SELECT * FROM makers WHERE id = CAST(%s AS int) AND name OPERATOR(pg_catalog.~*) CAST(%s AS text)",
         [("id", "int4", "1"), ("where.name.imatch", "text", "(")],
         "invalid regular expression",
         {"path": "where.name.imatch", "sqlstate": "2201B"},
     ),
     (
-        "SELECT * FROM makers WHERE name ~ ANY(CAST(%s AS text[])) AND id = CAST(%s AS int)",
+        "SELECT * FROM makers WHERE name OPERATOR(pg_catalog.~) ANY(CAST(%s AS text[])) AND id = CAST(%s AS int)",
         [("where.name.match.any", "text[]", "{(}"), ("id", "int4", "1")],
         "invalid regular expression",
         {"path": "where.name.match.any"},
@@ -187,7 +188,7 @@ OPERANDS: list[tuple[str, list[tuple[str, str, str | None]], str, dict[str, Any]
         {"path": "p"},
     ),
     (
-        "SELECT * FROM cars WHERE id = CAST(%s AS int) AND doc = CAST(%s AS json)",
+        "SELECT * FROM cars WHERE id = CAST(%s AS int) AND doc OPERATOR(pg_catalog.=) CAST(%s AS json)",
         [("where.id.eq", "int4", "1"), ("where.doc.eq", "json", "1")],
         "operator does not exist: json = json",
         {"path": "where.doc.eq", "sqlstate": "42883"},

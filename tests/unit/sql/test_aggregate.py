@@ -36,7 +36,7 @@ def test_all_rows_are_one_group():
     """Without groups there is no GROUP BY, and one row."""
     statement = spelled(COUNT)
     assert statement.text == (
-        f'SELECT "t"."n" AS "n" FROM (SELECT count(*) AS "n"{FROM}) AS "t"{LIMIT}'
+        f'SELECT "t"."n" AS "n" FROM (SELECT pg_catalog.count(*) AS "n"{FROM}) AS "t"{LIMIT}'
     )
     assert statement.columns == ("n",)
 
@@ -46,8 +46,8 @@ def test_groups():
     statement = spelled(COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2)
     assert statement.text == (
         'SELECT "t"."status" AS "status", "t"."a" AS "a", "t"."n" AS "n" FROM (SELECT'
-        ' "t"."status" AS "status", ("t"."doc" ->> CAST(%s AS text)) AS "a", count(*) AS "n"'
-        f'{FROM} WHERE "t"."id" > CAST(%s AS integer) GROUP BY 1, 2) AS "t"'
+        ' "t"."status" AS "status", ("t"."doc" OPERATOR(pg_catalog.->>) CAST(%s AS text)) AS "a", pg_catalog.count(*) AS "n"'
+        f'{FROM} WHERE "t"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer) GROUP BY 1, 2) AS "t"'
         f' ORDER BY "t"."status", "t"."a"{LIMIT} OFFSET CAST(%s AS bigint)'
     )
 
@@ -55,29 +55,32 @@ def test_groups():
 @pytest.mark.parametrize(
     ("measure", "sql"),
     [
-        ({"count": "owner", "distinct": True}, 'count(DISTINCT "t"."owner")'),
-        ({"sum": "owner"}, 'sum("t"."owner")'),
-        ({"avg": "action::int"}, 'avg(CAST("t"."action" AS integer))'),
-        ({"max": {"column": "made", "cast": "text"}}, 'max(CAST("t"."made" AS text))'),
-        ({"min": "doc->>a"}, 'min(("t"."doc" ->> CAST(%s AS text)))'),
-        ({"bool_and": "status"}, 'bool_and("t"."status")'),
-        ({"array_agg": "raw"}, 'array_agg("t"."raw")'),
+        ({"count": "owner", "distinct": True}, 'pg_catalog.count(DISTINCT "t"."owner")'),
+        ({"sum": "owner"}, 'pg_catalog.sum("t"."owner")'),
+        ({"avg": "action::int"}, 'pg_catalog.avg(CAST("t"."action" AS integer))'),
+        ({"max": {"column": "made", "cast": "text"}}, 'pg_catalog.max(CAST("t"."made" AS text))'),
+        (
+            {"min": "doc->>a"},
+            'pg_catalog.min(("t"."doc" OPERATOR(pg_catalog.->>) CAST(%s AS text)))',
+        ),
+        ({"bool_and": "status"}, 'pg_catalog.bool_and("t"."status")'),
+        ({"array_agg": "raw"}, 'pg_catalog.array_agg("t"."raw")'),
         (
             {"array_agg": "raw", "distinct": True},
-            'array_agg(DISTINCT CAST("t"."raw" AS jsonb))',
+            'pg_catalog.array_agg(DISTINCT CAST("t"."raw" AS jsonb))',
         ),
         (
             {"string_agg": "action", "separator": "; "},
-            'string_agg("t"."action", CAST(%s AS text))',
+            'pg_catalog.string_agg("t"."action", CAST(%s AS text))',
         ),
         (
             {"sum": "owner", "where": {"status": True}, "cast": "text"},
-            'CAST(sum("t"."owner") FILTER (WHERE "t"."status" = CAST(%s AS boolean)) AS text)',
+            'CAST(pg_catalog.sum("t"."owner") FILTER (WHERE "t"."status" OPERATOR(pg_catalog.=) CAST(%s AS boolean)) AS text)',
         ),
         (
             {"max": "actions_owner_fkey.action"},
-            'max((SELECT "t1"."action" FROM "public"."actions" AS "t1"'
-            ' WHERE "t"."owner" = "t1"."id" LIMIT 1))',
+            'pg_catalog.max((SELECT "t1"."action" FROM "public"."actions" AS "t1"'
+            ' WHERE "t"."owner" OPERATOR(pg_catalog.=) "t1"."id" LIMIT 1))',
         ),
     ],
 )
@@ -102,7 +105,7 @@ def test_measures(measure, sql):
 def test_having(measure, type):
     """A filter over measures compares with what each gives."""
     statement = spelled({"m": measure}, having={"m": {"neq": "x"}})
-    assert f'AS "t" WHERE "t"."m" <> CAST(%s AS {type})' in statement.text
+    assert f'AS "t" WHERE "t"."m" OPERATOR(pg_catalog.<>) CAST(%s AS {type})' in statement.text
     assert [bound.path for bound in statement.bounds][-2:] == ["having.m.neq", "limit"]
 
 
@@ -206,11 +209,11 @@ def test_an_embed_of_groups():
         }
     }
     assert (
-        'LEFT JOIN LATERAL (SELECT json_agg("r".*) AS "v" FROM ('
+        'LEFT JOIN LATERAL (SELECT pg_catalog.json_agg("r".*) AS "v" FROM ('
         'SELECT "gt1"."status" AS "status", "gt1"."n" AS "n", CAST("gt1"."mean" AS text) AS "mean"'
-        ' FROM (SELECT "t1"."status" AS "status", count(*) AS "n", avg("t1"."owner") AS "mean"'
-        ' FROM "public"."actions" AS "t1" WHERE "t"."id" = "t1"."owner"'
-        ' AND "t1"."id" > CAST(%s AS integer) GROUP BY 1) AS "gt1"'
+        ' FROM (SELECT "t1"."status" AS "status", pg_catalog.count(*) AS "n", pg_catalog.avg("t1"."owner") AS "mean"'
+        ' FROM "public"."actions" AS "t1" WHERE "t"."id" OPERATOR(pg_catalog.=) "t1"."owner"'
+        ' AND "t1"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer) GROUP BY 1) AS "gt1"'
         ' ORDER BY "gt1"."n" DESC, "gt1"."status" LIMIT CAST(%s AS bigint)'
         ') AS "r") AS "et1" ON true'
     ) in embedding(embed)

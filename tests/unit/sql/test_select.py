@@ -20,17 +20,26 @@ def relation(name="actions", schema="public"):
     return CATALOG.relation(schema, name)
 
 
+ID, INTEGER = '"t"."id"', "CAST(%s AS integer)"
+
+
 def found(name="actions", **kwargs):
     """Give the statement of a find, and the call."""
     call = parse_find([], {"select": ["id"], **kwargs}, Limits(), name)
     return select(plan_find(CATALOG, relation(name), call.request)), call
 
 
+def alike(left, right):
+    """Give the condition that two values are equal, or both null."""
+    nulls = f"pg_catalog.num_nulls({left}, {right}) OPERATOR(pg_catalog.=) 2"
+    return f"coalesce({left} OPERATOR(pg_catalog.=) {right}, {nulls})"
+
+
 def where_of(condition):
     """Give the WHERE clause of a filter, and what is bound in it."""
     call = parse_count([], {"where": condition}, Limits())
     statement = count(plan_count(CATALOG, relation(), call.request))
-    text = statement.text.removeprefix(f"SELECT count(*) FROM (SELECT {FROM} WHERE ")
+    text = statement.text.removeprefix(f"SELECT pg_catalog.count(*) FROM (SELECT {FROM} WHERE ")
     return text.removesuffix(") AS counted"), [call.values[each.slot] for each in statement.bounds]
 
 
@@ -39,7 +48,7 @@ def test_get():
     call = parse_get([5], {"select": ["id", "n:action"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
     assert statement.text == (
-        f'SELECT "t"."id" AS "id", "t"."action" AS "n"{FROM} WHERE "t"."id" = CAST(%s AS integer)'
+        f'SELECT "t"."id" AS "id", "t"."action" AS "n"{FROM} WHERE "t"."id" OPERATOR(pg_catalog.=) CAST(%s AS integer)'
     )
     assert statement.columns == ("id", "n")
     assert [bound.path for bound in statement.bounds] == ["key"]
@@ -66,37 +75,37 @@ def test_odd_names_are_quoted():
     statement = select(plan_get(CATALOG, relation('odd %."name', "app"), call.request))
     assert statement.text == (
         'SELECT "t"."a""%%s" AS "a""%%s" FROM "app"."odd %%.""name" AS "t"'
-        ' WHERE "t"."a""%%s" = CAST(%s AS integer)'
+        ' WHERE "t"."a""%%s" OPERATOR(pg_catalog.=) CAST(%s AS integer)'
     )
 
 
 @pytest.mark.parametrize(
     ("order", "keys", "text"),
     [
-        ([], ["7"], '("t"."id") > (CAST(%s AS integer))'),
-        (["-id"], ["7"], '("t"."id") < (CAST(%s AS integer))'),
+        ([], ["7"], '("t"."id") OPERATOR(pg_catalog.>) (CAST(%s AS integer))'),
+        (["-id"], ["7"], '("t"."id") OPERATOR(pg_catalog.<) (CAST(%s AS integer))'),
         (
             ["-status"],
             ["t", "7"],
-            '((("t"."status" < CAST(%s AS boolean))) OR ("t"."status" = CAST(%s AS boolean)'
-            ' AND ("t"."id" > CAST(%s AS integer))))',
+            '((("t"."status" OPERATOR(pg_catalog.<) CAST(%s AS boolean))) OR ("t"."status" OPERATOR(pg_catalog.=) CAST(%s AS boolean)'
+            ' AND ("t"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer))))',
         ),
         (
             ["owner"],
             [None, "7"],
-            '((false) OR ("t"."owner" IS NULL AND ("t"."id" > CAST(%s AS integer))))',
+            '((false) OR ("t"."owner" IS NULL AND ("t"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer))))',
         ),
         (
             ["-owner"],
             [None, "7"],
             '(("t"."owner" IS NOT NULL) OR ("t"."owner" IS NULL'
-            ' AND ("t"."id" > CAST(%s AS integer))))',
+            ' AND ("t"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer))))',
         ),
         (
             ["owner"],
             ["3", "7"],
-            '((("t"."owner" > CAST(%s AS integer) OR "t"."owner" IS NULL))'
-            ' OR ("t"."owner" = CAST(%s AS integer) AND ("t"."id" > CAST(%s AS integer))))',
+            '((("t"."owner" OPERATOR(pg_catalog.>) CAST(%s AS integer) OR "t"."owner" IS NULL))'
+            ' OR ("t"."owner" OPERATOR(pg_catalog.=) CAST(%s AS integer) AND ("t"."id" OPERATOR(pg_catalog.>) CAST(%s AS integer))))',
         ),
     ],
 )
@@ -146,8 +155,14 @@ def test_select_list():
     statement, _ = found(select=["n:id::text", "doc->a->>0", "raw->x", {"column": "tags->1"}])
     assert statement.columns == ("n", "0", "x", "1")
     assert statement.text.startswith('SELECT CAST("t"."id" AS text) AS "n",')
-    assert '("t"."doc" -> CAST(%s AS text) ->> CAST(%s AS integer))' in statement.text
-    assert '(to_jsonb("t"."raw") -> CAST(%s AS text))' in statement.text
+    assert (
+        '("t"."doc" OPERATOR(pg_catalog.->) CAST(%s AS text) OPERATOR(pg_catalog.->>) CAST(%s AS integer))'
+        in statement.text
+    )
+    assert (
+        '(pg_catalog.to_jsonb("t"."raw") OPERATOR(pg_catalog.->) CAST(%s AS text))'
+        in statement.text
+    )
     statement, _ = found(select=["status", "*", "id", "id"])
     assert statement.columns == (
         "status",
@@ -183,37 +198,61 @@ def test_refused(kwargs, path):
 @pytest.mark.parametrize(
     ("where", "text", "values"),
     [
-        ({"id": 1}, '"t"."id" = CAST(%s AS integer)', [1]),
-        ({"id": [1, 2]}, '"t"."id" = ANY (CAST(%s AS integer[]))', [[1, 2]]),
+        ({"id": 1}, '"t"."id" OPERATOR(pg_catalog.=) CAST(%s AS integer)', [1]),
+        ({"id": [1, 2]}, '"t"."id" OPERATOR(pg_catalog.=) ANY (CAST(%s AS integer[]))', [[1, 2]]),
         ({"id": None}, '"t"."id" IS NULL', []),
         ({"status": {"is": True}}, '"t"."status" IS TRUE', []),
-        ({"id": {"isdistinct": None}}, '"t"."id" IS DISTINCT FROM CAST(%s AS integer)', [None]),
-        ({"action": {"like": "a%"}}, '"t"."action" LIKE CAST(%s AS text)', ["a%"]),
+        (
+            {"id": {"isdistinct": None}},
+            f"NOT ({alike(ID, INTEGER)})",
+            [None, None],
+        ),
+        (
+            {"action": {"like": "a%"}},
+            '"t"."action" OPERATOR(pg_catalog.~~) CAST(%s AS text)',
+            ["a%"],
+        ),
         (
             {"id": {"ilike": {"any": ["1%"]}}},
-            'CAST("t"."id" AS text) ILIKE ANY (CAST(%s AS text[]))',
+            'CAST("t"."id" AS text) OPERATOR(pg_catalog.~~*) ANY (CAST(%s AS text[]))',
             [["1%"]],
         ),
-        ({"tags": {"cs": ["a"]}}, '"t"."tags" @> CAST(%s AS text[])', [["a"]]),
-        ({"span": {"cs": 3}}, '"t"."span" @> CAST(%s AS integer)', [3]),
-        ({"span": {"cs": "[1,2)"}}, '"t"."span" @> CAST(%s AS int4range)', ["[1,2)"]),
-        ({"span": {"adj": "[1,2)"}}, '"t"."span" -|- CAST(%s AS int4range)', ["[1,2)"]),
-        ({"doc": {"has_any": ["a"]}}, '"t"."doc" ?| CAST(%s AS text[])', [["a"]]),
-        ({"raw": {"cs": {"a": 1}}}, 'CAST("t"."raw" AS jsonb) @> CAST(%s AS jsonb)', [{"a": 1}]),
+        ({"tags": {"cs": ["a"]}}, '"t"."tags" OPERATOR(pg_catalog.@>) CAST(%s AS text[])', [["a"]]),
+        ({"span": {"cs": 3}}, '"t"."span" OPERATOR(pg_catalog.@>) CAST(%s AS integer)', [3]),
+        (
+            {"span": {"cs": "[1,2)"}},
+            '"t"."span" OPERATOR(pg_catalog.@>) CAST(%s AS int4range)',
+            ["[1,2)"],
+        ),
+        (
+            {"span": {"adj": "[1,2)"}},
+            '"t"."span" OPERATOR(pg_catalog.-|-) CAST(%s AS int4range)',
+            ["[1,2)"],
+        ),
+        (
+            {"doc": {"has_any": ["a"]}},
+            '"t"."doc" OPERATOR(pg_catalog.?|) CAST(%s AS text[])',
+            [["a"]],
+        ),
+        (
+            {"raw": {"cs": {"a": 1}}},
+            'CAST("t"."raw" AS jsonb) OPERATOR(pg_catalog.@>) CAST(%s AS jsonb)',
+            [{"a": 1}],
+        ),
         (
             {"doc->>a": {"gt": "x"}},
-            '("t"."doc" ->> CAST(%s AS text)) > CAST(%s AS text)',
+            '("t"."doc" OPERATOR(pg_catalog.->>) CAST(%s AS text)) OPERATOR(pg_catalog.>) CAST(%s AS text)',
             ["a", "x"],
         ),
         (
             {"action": {"wfts": {"query": "q", "config": "english"}}},
-            'to_tsvector(CAST(%s AS regconfig), "t"."action") @@'
-            " websearch_to_tsquery(CAST(%s AS regconfig), CAST(%s AS text))",
+            'pg_catalog.to_tsvector(CAST(%s AS regconfig), "t"."action") OPERATOR(pg_catalog.@@)'
+            " pg_catalog.websearch_to_tsquery(CAST(%s AS regconfig), CAST(%s AS text))",
             ["english", "english", "q"],
         ),
         (
             {"or": [{"id": 1}, {"not": {"status": {"is": None}}}]},
-            '("t"."id" = CAST(%s AS integer) OR NOT ("t"."status" IS NULL))',
+            '("t"."id" OPERATOR(pg_catalog.=) CAST(%s AS integer) OR NOT ("t"."status" IS NULL))',
             [1],
         ),
         ({"or": []}, "false", []),
@@ -229,8 +268,10 @@ def test_counting():
     """Counting, asking for one row and asking the planner."""
     call = parse_count([], {}, Limits())
     plan = plan_count(CATALOG, relation(), call.request)
-    assert count(plan).text == f"SELECT count(*) FROM (SELECT {FROM}) AS counted"
-    assert count(plan, 5).text == f"SELECT count(*) FROM (SELECT {FROM} LIMIT 5) AS counted"
+    assert count(plan).text == f"SELECT pg_catalog.count(*) FROM (SELECT {FROM}) AS counted"
+    assert (
+        count(plan, 5).text == f"SELECT pg_catalog.count(*) FROM (SELECT {FROM} LIMIT 5) AS counted"
+    )
     assert estimate(plan).text == f"EXPLAIN (FORMAT JSON) SELECT {FROM}"
     assert exists(plan).text == f"SELECT EXISTS (SELECT {FROM})"
 
@@ -246,6 +287,6 @@ def test_a_unique_key_is_a_key():
     """A dict that names the columns of any unique key picks a row."""
     call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
-    assert '("t"."action" = ' in statement.text
+    assert '("t"."action" OPERATOR(pg_catalog.=) ' in statement.text
     with pytest.raises(NoSuchProcedure):
         plan_get(CATALOG, relation("notes"), parse_get([1], {}, Limits()).request)

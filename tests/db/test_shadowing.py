@@ -1,0 +1,345 @@
+"""
+Operators and functions that somebody puts into a served schema are not those of our statements.
+
+Whoever may create there plants one for each name that a statement could use and each type of a
+column, which PostgreSQL would prefer for its exact types. Each of them only raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+
+from service.answer.roles import Roles
+from service.db.session import SessionSettings
+from service.errors import ServiceError
+from service.plan.filters import SEARCH_FUNCTIONS, SQL_OPERATORS
+from service.request.measures import FUNCTIONS
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import database_at
+from tests.db.served import load, model, registry
+from tests.db.test_roles import caller
+
+SCHEMA = """
+DROP ROLE IF EXISTS sh_clerk; DROP ROLE IF EXISTS sh_evil;
+CREATE ROLE sh_clerk; CREATE ROLE sh_evil;
+CREATE SCHEMA ext; CREATE SCHEMA app;
+CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext;
+CREATE EXTENSION ltree SCHEMA ext;
+CREATE TYPE app.mood AS ENUM ('sad', 'ok');
+CREATE TYPE app.pair AS (a int, b text);
+CREATE DOMAIN app.word AS varchar; CREATE DOMAIN app.email AS ext.citext;
+CREATE TABLE app.kinds (name varchar PRIMARY KEY, label ext.citext UNIQUE);
+CREATE TABLE app.things (
+    id varchar PRIMARY KEY, kind varchar REFERENCES app.kinds,
+    label ext.citext REFERENCES app.kinds (label), text text, number numeric, small int2, int4 int4,
+    int8 int8, float8 float8, bool bool, day date, at timestamptz, uuid uuid, bytes bytea, char char(3),
+    json json, jsonb jsonb, texts text[], ints int4[], words varchar[], span int4range, vector tsvector,
+    mood app.mood, pair app.pair, word app.word, email app.email, store ext.hstore, path ext.ltree,
+    address inet, "interval" interval, UNIQUE NULLS NOT DISTINCT (word, mood));
+CREATE TABLE app.tags (name app.word PRIMARY KEY);
+CREATE TABLE app.tagged (thing varchar REFERENCES app.things, tag app.word REFERENCES app.tags,
+    PRIMARY KEY (thing, tag));
+CREATE FUNCTION app.loud(app.things) RETURNS varchar LANGUAGE sql STABLE AS 'SELECT $1.id';
+CREATE FUNCTION app.all_things() RETURNS SETOF app.things LANGUAGE sql STABLE
+    AS 'SELECT * FROM app.things';
+CREATE FUNCTION app.anything(OUT a varchar, OUT b int) LANGUAGE sql STABLE AS $$SELECT 'x', 1$$;
+CREATE FUNCTION app.rows() RETURNS SETOF record LANGUAGE sql STABLE AS $$SELECT 'x'::varchar, 1$$;
+GRANT USAGE ON SCHEMA app, ext TO sh_clerk, sh_evil; GRANT CREATE ON SCHEMA app TO sh_evil;
+GRANT ALL ON ALL TABLES IN SCHEMA app TO sh_clerk;
+INSERT INTO app.kinds VALUES ('k', 'Label'), ('l', 'other');
+INSERT INTO app.things (id, kind, label, text, number, int4, jsonb, json, texts, ints, span, mood,
+                        word, email, store, path)
+VALUES ('a', 'k', 'LABEL', 'one two', 1, 1, '{"a": [1]}', '{"a": 1}', '{x}', '{1}', '[1,3)', 'ok',
+        'w', 'Me@X', 'a=>1', 'top.one'),
+       ('b', 'k', 'label', NULL, 2, 2, '{}', NULL, '{}', '{}', NULL, NULL, NULL, 'you@x', NULL, 'top');
+INSERT INTO app.tags VALUES ('t'), ('u'); INSERT INTO app.tagged VALUES ('a', 't');
+"""
+TYPES = [
+    "varchar",
+    "text",
+    "numeric",
+    "int2",
+    "int4",
+    "int8",
+    "float8",
+    "bool",
+    "date",
+    "timestamptz",
+    "uuid",
+    "bytea",
+    "bpchar",
+    "json",
+    "jsonb",
+    "text[]",
+    "int4[]",
+    "varchar[]",
+    "int4range",
+    "tsvector",
+    "app.mood",
+    "app.pair",
+    "app.word",
+    "app.email",
+    "ext.citext",
+    "ext.hstore",
+    "ext.ltree",
+    "inet",
+    "interval",
+    "app.things",
+    "app.kinds",
+    "name",
+    "record",
+]
+OPERATORS = sorted({*SQL_OPERATORS.values(), "@@", "->", "->>", "<", ">", "="})
+ONE = [
+    *FUNCTIONS,
+    *SEARCH_FUNCTIONS.values(),
+    *[
+        "to_json",
+        "to_jsonb",
+        "row_to_json",
+        "json_agg",
+        "jsonb_agg",
+        "to_tsvector",
+        "unnest",
+        "num_nulls",
+        "convert_to",
+    ],
+]
+TWO = [
+    "num_nulls",
+    "convert_to",
+    "to_tsvector",
+    "to_tsquery",
+    "plainto_tsquery",
+    "phraseto_tsquery",
+    "websearch_to_tsquery",
+    "string_agg",
+    "generate_series",
+    "set_config",
+    "current_setting",
+]
+CLERK = caller("clerk")
+SESSION = SessionSettings(schemas=("app",))
+
+
+def planted() -> Iterator[str]:
+    """Give the statements that plant operators and functions."""
+    yield "SET ROLE sh_evil; SET search_path = app, pg_catalog; SET check_function_bodies = off"
+    body = "LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'shadowed'; END$$"
+    pairs = {(each, each) for each in TYPES} | {(each, "text") for each in TYPES}
+    pairs |= {("jsonb", "int4"), ("ext.ltree", "ext.lquery"), ("app.email", "ext.citext")}
+    pairs |= {("app.word", "varchar"), ("varchar", "app.word"), ("ext.hstore", "text[]")}
+    pairs |= {("jsonb", "text[]"), ("tsvector", "tsquery"), ("int4range", "int4")}
+    for left, right in sorted(pairs):
+        yield f"CREATE FUNCTION app.evil({left}, {right}) RETURNS bool {body}"
+        if "record" not in (left, right):
+            for name in OPERATORS:
+                yield (
+                    f"CREATE OPERATOR app.{name}"
+                    f" (leftarg = {left}, rightarg = {right}, function = app.evil)"
+                )
+        for name in TWO:
+            yield f"CREATE FUNCTION app.{name}({left}, {right}) RETURNS text {body}"
+    for one in TYPES:
+        for name in ONE:
+            yield f"CREATE FUNCTION app.{name}({one}) RETURNS text {body}"
+    for name in ("to_tsvector", *SEARCH_FUNCTIONS.values()):
+        yield f"CREATE FUNCTION app.{name}(regconfig, varchar) RETURNS text {body}"
+
+
+@pytest.fixture(scope="module")
+def made(dsn: str) -> str:
+    """Make the schema with what is planted in it; gives the way to it."""
+    execute(dsn, SCHEMA)
+    execute(dsn, ";".join(planted()))
+    return dsn
+
+
+@pytest_twisted.async_yield_fixture(params=[True, False], ids=["role", "service"])
+async def db(made: str, request: Any) -> AsyncIterator[Callee]:
+    """Serve the schema, as a role or as the service's own."""
+    execute(made, "DELETE FROM app.things WHERE id > 'b'")
+    roles = Roles({"clerk": "sh_clerk"}) if request.param else Roles()
+    async with serving(made, "app", roles=roles) as callee:
+        yield callee
+
+
+async def _call(db: Callee, name: str, *args: Any, **kwargs: Any) -> Any:
+    return await db.call_as(CLERK, name, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id = id FROM app.things",
+        "SELECT mood IS DISTINCT FROM mood FROM app.things",
+        "SELECT unnest(texts) FROM app.things",
+        "SELECT to_json(t) FROM app.things t",
+        "SELECT label = label FROM app.things",
+    ],
+)
+def test_planted_operator_in_plain_statement_runs(made: str, sql: str) -> None:
+    with pytest.raises(psycopg2.errors.RaiseException, match="shadowed"):
+        execute(made, f"SET search_path = app, ext; {sql}")
+
+
+@pytest.mark.parametrize("db", [True], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_planted_operators_in_filters_not_run(db: Callee) -> None:
+    """Whether a filter goes with a type or not, nothing of what was planted is run."""
+    columns = list(db.hub.served_to(CLERK).catalog.relations["app", "things"].columns)
+    fitted = 0
+    values: list[Any] = ["1", ["1"], {"a": 1}, "2020-01-01", "[1,2)", None, {"any": ["ok", "1"]}]
+    for column in columns:
+        for name in (*SQL_OPERATORS, *SEARCH_FUNCTIONS):
+            for value in values:
+                try:
+                    await _call(db, "things.exists", where={column: {name: value}})
+                    fitted += 1
+                except ServiceError as error:
+                    assert "shadowed" not in str(error), (column, name, value)
+    assert fitted > 300
+
+
+READS: list[tuple[str, dict[str, Any]]] = [
+    ("things.find", {"order": ["kind"], "limit": 1}),
+    ("things.find", {"order": ["-email", "mood"], "limit": 1}),
+    ("things.find", {"order": ["label"], "limit": 1}),
+    ("things.find", {"select": ["jsonb->a->0", "json->>a", "x:texts->0", "p:pair->a", "loud"]}),
+    ("things.find", {"embed": {"kinds": {"via": "kind"}, "tags": True}}),
+    ("things.find", {"embed": {"tags": {"inner": True}}, "count": "exact"}),
+    ("things.find", {"where": {"tags.name": "t"}, "count": "planned"}),
+    ("things.find", {"distinct": True, "select": ["kind", "label"], "count": "estimated"}),
+    ("kinds.find", {"embed": {"things": {"via": "things_label_fkey"}}}),
+    ("kinds.find", {"embed": {"things": {"via": "kind", "measures": {"n": {"count": "*"}}}}}),
+    ("things.aggregate", {"measures": {"n": {"count": "*"}}, "group": ["label", "mood"]}),
+    ("fn.all_things", {}),
+    ("fn.all_things.find", {"where": {"kind": "k"}, "count": "exact"}),
+    ("fn.all_things.aggregate", {"measures": {"n": {"max": "id"}}}),
+    ("fn.anything", {}),
+    ("fn.rows", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), READS)
+@pytest_twisted.ensureDeferred
+async def test_planted_functions_in_reads_not_run(
+    db: Callee, name: str, kwargs: dict[str, Any]
+) -> None:
+    answer = await _call(db, name, **kwargs)
+    while isinstance(answer, dict) and answer.get("next"):
+        answer = await _call(db, name, **kwargs, after=answer["next"])
+
+
+@pytest.mark.parametrize("db", [True], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_planted_functions_over_rows_not_run(db: Callee) -> None:
+    fitted = 0
+    for column in db.hub.served_to(CLERK).catalog.relations["app", "things"].columns:
+        for name in FUNCTIONS:
+            measure = {name: column} | ({"separator": ","} if name == "string_agg" else {})
+            for distinct in ({}, {"distinct": True}):
+                try:
+                    await _call(db, "things.aggregate", measures={"m": measure | distinct})
+                    fitted += 1
+                except ServiceError as error:
+                    assert "shadowed" not in str(error), (column, name)
+    assert fitted > 100
+
+
+@pytest_twisted.ensureDeferred
+async def test_planted_operators_in_writes_not_run(db: Callee) -> None:
+    rows = [{"id": "x", "kind": "k", "mood": "ok"}, {"id": "y", "word": "v"}]
+    await _call(db, "things.create", rows, embed={"kinds": {"via": "kind"}}, order=["id"])
+    await _call(db, "things.upsert", [{"id": "x", "text": "t"}, {"id": "y", "int4": 1}])
+    await _call(
+        db,
+        "things.upsert",
+        [
+            {"id": "x2", "word": "v", "mood": None, "int4": 3},
+            {"id": "x3", "word": "n", "mood": None},
+        ],
+        on_conflict=["word", "mood"],
+        update=["int4"],
+    )
+    key, change = {"id": "x"}, {"text": "z"}
+    expect = {"mood": "ok", "kind": "k", "email": None, "word": None, "pair": None}
+    await _call(db, "things.update", key, change, expect=expect)
+    await _call(db, "things.update", where={"kind": "k", "id": "x"}, changes=change)
+    assert (await _call(db, "things.get", "y"))["int4"] == 3
+    rows = [
+        {"id": "x4", "word": "v", "mood": None},
+        {"id": "x5", "word": "o", "mood": None, "int4": 4},
+    ]
+    await _call(db, "things.upsert", rows, on_conflict=["word", "mood"])
+    assert (await _call(db, "things.get", "x4"))["int4"] == 3
+    await _call(
+        db, "kinds.upsert", [{"name": "k2", "label": "LABEL"}], on_conflict=["label"], update=[]
+    )
+    data = [{"id": "i", "word": "i"}, {"id": "j", "word": "j"}]
+    await _call(db, "things.import", data, on_conflict=["id"])
+    await _call(
+        db, "things.delete", where={"id": {"in": ["x", "y", "x2", "x3", "x4", "x5", "i", "j"]}}
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_operators_of_extensions_outside_of_the_search_path_used(db: Callee) -> None:
+    async def ids(where: dict[str, Any]) -> list[str]:
+        found = await _call(db, "things.find", where=where, select=["id"], order=["id"])
+        return [row["id"] for row in found["rows"]]
+
+    assert await ids({"label": "lAbEl"}) == ["a", "b"]
+    assert await ids({"email": "ME@x"}) == ["a"]
+    assert await ids({"email": {"in": ["ME@x", "YOU@X"]}}) == ["a", "b"]
+    assert await ids({"email": {"isdistinct": "me@x"}}) == ["b"]
+    assert await ids({"email": {"like": "ME%"}}) == ["a"]
+    assert await ids({"store": {"has_key": "a"}}) == ["a"]
+    assert await ids({"path": {"match": "top.*{1}"}}) == ["a"]
+    assert await ids({"path": {"cd": "top"}}) == ["a", "b"]
+    kinds = await _call(
+        db, "kinds.get", {"label": "label"}, embed={"t": {"relation": "things", "via": "label"}}
+    )
+    assert [row["id"] for row in kinds["t"]] == ["a", "b"]
+    measures = {"low": {"min": "email"}, "high": {"max": "label"}}
+    answer = await _call(db, "things.aggregate", measures=measures)
+    assert answer == [{"low": "Me@X", "high": "LABEL"}] or answer[0]["high"].lower() == "label"
+
+
+@pytest_twisted.ensureDeferred
+async def test_planted_operators_in_models_not_run(made: str) -> None:
+    execute(made, "DELETE FROM app.things WHERE id > 'b'")
+    join = {"join_table": "app.tagged", "foreign_key": "thing", "association_foreign_key": "tag"}
+    tags = model("app.tags")
+    things = model("app.things", HABTM=[{"name": "tags", "class_name": "Tags", **join}])
+    kinds = model(
+        "app.kinds", HASMANY=[{"name": "things", "class_name": "Things", "foreign_key": "kind"}]
+    )
+    with registry():
+        async with database_at(made, SESSION) as database:
+            await load(database, (tags, things, kinds), "app")
+            await _use(tags, things, kinds)
+
+
+async def _use(tags: Any, things: Any, kinds: Any) -> None:
+    kind = await kinds.find("k")
+    assert await kinds.exists(["name OPERATOR(pg_catalog.=) ?", "k"])
+    assert await kinds.count() == 2
+    (one, other) = await things.findBy(id=["a", "b"], label="LABEL")
+    assert [each.id for each in await kind.things.get()] == ["a", "b"]
+    await kind.things.set([one])
+    await kind.things.set([one, other])
+    await one.tags.set([await tags.find("t"), await tags.find("u")])
+    assert len(await one.tags.get(where=["name OPERATOR(pg_catalog.<>) ?", "t"])) == 1
+    assert [len(await each.tags.get()) for each in await things.find(orderby="id")] == [2, 0]
+    await one.tags.set([await tags.find("t")])
+    other.text = "written"
+    await other.save()
+    await other.refresh()
+    await (await things(id="new", word="new").save()).delete()
