@@ -1,8 +1,8 @@
 """
 What the service has in the router's own process: `component.Component`, beside a worker's realms.
 
-It guards calls against other clients (`guard`) and tells the service how much the router still
-holds for a session (`backlog`).
+It guards calls against other clients (`guard`), tells the service how much the router still
+holds for a session (`backlog`), and answers calls while the service is not there.
 
 It stands on names of Crossbar's that are not promised, so it starts with the versions alone that
 it was tested with; and Crossbar opens no door before its components have started.
@@ -18,10 +18,14 @@ from autobahn.wamp.types import RegisterOptions
 from component import guard
 from component.backlog import held
 
+UNAVAILABLE = "rowcast.error.unavailable"
+"""The URIs of errors are the same whatever the prefix is."""
+
 
 class Component(ApplicationSession):
     """
-    Registers `<prefix>.router.backlog(session)` for its own role.
+    Registers `<prefix>.router.backlog(session)` for its own role, and the prefix without its dot:
+    the router prefers the service's registration, which is longer, while there is one.
 
     The component's `extra` has the `prefix`, and `versions` where Crossbar and autobahn are
     others than those in `guard.TESTED`.
@@ -29,6 +33,7 @@ class Component(ApplicationSession):
 
     def __init__(self, config):
         super().__init__(config)
+        self.absent = None
         # Here, since an error here ends the node; one after the session stands does not.
         guard.install(config.extra.get("versions", {}))
 
@@ -39,21 +44,41 @@ class Component(ApplicationSession):
         # routes nothing; large messages bring it about.
         gc.collect()
         gc.freeze()
-        uri = f"{self.config.extra['prefix']}.router.backlog"
+        prefix = self.config.extra["prefix"]
+        options = RegisterOptions(details_arg="details")
         try:
-            await self.register(self.backlog, uri, options=RegisterOptions(details_arg="details"))
+            await self.register(self.backlog, f"{prefix}.router.backlog", options=options)
+            absent = await self.register(nobody, prefix, options=RegisterOptions(match="prefix"))
+            self.absent = absent.id
         except ApplicationError as error:
             self.log.error("the component cannot register: {error}", error=error)
 
     def onMessage(self, msg):
-        """Take a message; who forwards a call says itself who called, so that none is taken."""
-        if isinstance(msg, message.Invocation) and msg.forward_for:
-            refused = ApplicationError.NOT_AUTHORIZED
-            self._transport.send(
-                message.Error(message.Invocation.MESSAGE_TYPE, msg.request, refused)
-            )
-            return
-        super().onMessage(msg)
+        """Take a message, or refuse a call."""
+        refused = self.refused(msg) if isinstance(msg, message.Invocation) else None
+        if refused is None:
+            super().onMessage(msg)
+        else:
+            # At once: a session in the router's process cannot be told that a caller has cancelled.
+            uri, args, kwargs = refused
+            kind = message.Invocation.MESSAGE_TYPE
+            self._transport.send(message.Error(kind, msg.request, uri, args=args, kwargs=kwargs))
+
+    def refused(self, call):
+        """Return the error that a call gets from us, if any."""
+        if call.registration == self.absent:
+            if call.procedure.startswith(f"{self.config.extra['prefix']}."):
+                return (
+                    UNAVAILABLE,
+                    ["the service is not there"],
+                    {"retry": True, "retry_after": 1.0},
+                )
+            why = f"no callee registered for procedure <{call.procedure}>"
+            return ApplicationError.NO_SUCH_PROCEDURE, [why], None
+        if call.forward_for:
+            # Who forwards a call says itself who called.
+            return ApplicationError.NOT_AUTHORIZED, ["this session may not call for others"], None
+        return None
 
     def onUserError(self, fail, msg):
         """Keep quiet: a refusal is the caller's."""
@@ -64,3 +89,7 @@ class Component(ApplicationSession):
             raise ApplicationError(ApplicationError.NOT_AUTHORIZED)
         found = self._transport._router._session_id_to_session.get(session)
         return held(found) if found is not None else 0
+
+
+def nobody():
+    """Stand for the service; calls are answered before they come here."""

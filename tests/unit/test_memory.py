@@ -25,6 +25,9 @@ from twisted.internet.defer import ensureDeferred
 class Joined(Component):
     async def register(self, *args, **options):
         print(args[1])
+        return self
+
+    id = 1
 
 class Details:
     authrole = "service"
@@ -55,4 +58,4 @@ def test_a_router_with_our_component() -> None:
     """So it is in the router's process, with its Python."""
     python = Path(crossbar()).with_name("python")
     said = subprocess.check_output([python, "-c", JOINED], cwd=ROOT / "router", text=True)
-    assert said.split() == ["p.router.backlog", "True"]
+    assert said.split() == ["p.router.backlog", "p", "True"]

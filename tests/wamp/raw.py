@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
+from collections import Counter
 from typing import Any
 
 import cbor2
 from twisted.internet.threads import deferToThread
 
 HELLO, WELCOME = 1, 2
+ERROR, CALL = 8, 48
 
 
 class Raw:
@@ -26,7 +29,7 @@ class Raw:
 
     def __init__(self, port: int, realm: str, **hello: Any) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
-        self._socket.sendall(b"\x7f\xf3\x00\x00")
+        self._socket.sendall(b"\x7f\xf3\x00\x00")  # RawSocket, 16 MiB, CBOR
         self._take(4)
         roles = {key: {} for key in ("caller", "callee", "publisher", "subscriber")}
         self.send(HELLO, realm, {"roles": roles, **hello})
@@ -70,3 +73,34 @@ class Raw:
 async def raw(port: int, realm: str, **hello: Any) -> Raw:
     """Join as such a client, without keeping the reactor."""
     return await deferToThread(Raw, port, realm, **hello)
+
+
+def refusals(port: int, uri: str, seconds: float = 60) -> Counter[str]:
+    """
+    Call, joining anew each time, until an answer comes.
+
+    Returns:
+        How often each error came before it.
+
+    Raises:
+        TimeoutError: None comes.
+    """
+    end, errors = time.monotonic() + seconds, Counter[str]()
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        try:
+            client = Raw(port, "realm1")
+        except OSError:
+            continue
+        try:
+            client.send(CALL, 1, {}, uri)
+            answer = client.read()
+        except OSError:
+            continue
+        finally:
+            client.close()
+        if answer and answer[0] != ERROR:
+            return errors
+        if answer:
+            errors[answer[4]] += 1
+    raise TimeoutError(str(errors))

@@ -317,7 +317,7 @@ async def test_leave_is_clean(start_edge: StartEdge, call_from: Join) -> None:
     await edge.client.stopService()
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.echo", 1)
-    assert caught.value.error == ApplicationError.NO_SUCH_PROCEDURE
+    assert caught.value.error == "rowcast.error.unavailable"
 
 
 def accepts(port: int) -> bool:

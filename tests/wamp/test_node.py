@@ -66,12 +66,15 @@ async def test_production_lets_the_service_in(migrated: str) -> None:
                 "ROWCAST_AUTHID": "rowcast",
                 "ROWCAST_TICKET": "s1",
             }
+            place = Router(service["ROWCAST_ROUTER_URL"], "", "", int(port), Path())
+            client = await join(place, "websocket cbor", "s2", authid="app", **METHODS)
+            with pytest.raises(ApplicationError) as caught:
+                await client.call("rowcast.actions.count")
+            assert caught.value.error == "rowcast.error.unavailable"
             with program(service, sys.executable, "-m", "service", "run") as served:
                 served.says("ready")
-                place = Router(service["ROWCAST_ROUTER_URL"], "", "", int(port), Path())
                 own = await join(place, "websocket cbor", "s1", authid="rowcast", **METHODS)
                 assert await own.call("rowcast.router.backlog", own._session_id) == 0
-                client = await join(place, "websocket cbor", "s2", authid="app", **METHODS)
                 with pytest.raises(ApplicationError, match="not_authorized"):
                     await client.call("rowcast.router.backlog", own._session_id)
                 assert await client.call("rowcast.actions.count") == 0

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tests.conftest import ROOT, Router, crossbar, execute, free_port, until
 from tests.wamp.programs import alive, gone, parts, port_open, program, tool
+from tests.wamp.raw import refusals
 
 STOPS_WITHIN = 5.0
 QUICK = 20.0
@@ -144,9 +145,10 @@ def test_killed_it_leaves_nothing(environ: dict[str, str]) -> None:
         assert service.ends(signal.SIGINT) == 0
 
 
+@pytest.mark.parametrize("which", ["controller", "worker"])
 @pytest.mark.usefixtures("migrated_home")
-def test_a_dead_router_is_replaced(environ: dict[str, str]) -> None:
-    """A router that dies comes back, and the service joins it again."""
+def test_a_dead_router_is_replaced(which: str, environ: dict[str, str]) -> None:
+    """A router that dies comes back; callers are told to try again until the service has joined."""
     with program(environ, *RUN) as service:
         service.says("ready")
         [controller] = [
@@ -154,9 +156,12 @@ def test_a_dead_router_is_replaced(environ: dict[str, str]) -> None:
             for process in psutil.Process(service.pid).children()
             if "crossbar" in " ".join(process.cmdline())
         ]
-        controller.kill()
-        service.says("the embedded router again in 0.5 s")
-        until(lambda: port_open(environ["PORT"]), 30)
+        [worker] = controller.children()
+        (controller if which == "controller" else worker).kill()
+        gone([controller, worker])
+        service.says("the embedded router again in 0.1 s")
+        errors = refusals(int(environ["PORT"]), "rowcast.actions.count")
+        assert set(errors) <= {"rowcast.error.unavailable"}
         assert service.ends(signal.SIGINT) == 0
 
 
