@@ -203,7 +203,14 @@ def preflight(settings: Settings) -> Standing:
 def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
     """Say how to take our place on the embedded router, or on the settings' own."""
     if router is not None:
-        return WampConfig([f"unix:{router.socket}"], settings.realm, max_bytes=settings.max_bytes)
+        # The router is a child on this machine: trying often costs nothing.
+        return WampConfig(
+            [f"unix:{router.socket}"],
+            settings.realm,
+            max_bytes=settings.max_bytes,
+            first_delay=0.1,
+            max_delay=0.25,
+        )
     urls, realm = settings.router_url, settings.realm
     links = settings.router_links
     return WampConfig(urls, realm, login(settings), settings.max_bytes, links=links)

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import Any, cast
 
 import psutil
@@ -93,6 +95,11 @@ class Router(Supervised):
             return b" 405 " in await knock.answer.addTimeout(5, self.reactor)
         except (ConnectError, Late):
             return False
+
+    def sweep(self, pid: int) -> None:
+        """Kill the worker of a controller that was killed: it keeps the port for seconds."""
+        with suppress(ProcessLookupError):
+            os.killpg(pid, SIGKILL)
 
     def ask_to_end(self) -> str:
         """Crossbar ends its worker first."""

@@ -17,8 +17,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-STEADY = 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+STEADY = 10.0
 """Seconds that a child has lived when its end says nothing about the next one's."""
 PATIENCE = 60.0
 GRACE = 4.0
@@ -83,6 +83,9 @@ class Supervised(Service, ABC):
     @abstractmethod
     def ask_to_end(self) -> str:
         """Name the signal that ends the child in order."""
+
+    def sweep(self, pid: int) -> None:
+        """End what a child that has ended left running."""
 
     def release(self) -> None:
         """Give back what was held for the child; it has ended for good."""
@@ -156,8 +159,10 @@ class Supervised(Service, ABC):
         if not self.running:
             return
         child = self._spawn(command)
+        pid = self._transport.pid
+        child.ended.addCallback(self._swept, pid)
         end = self.reactor.seconds() + PATIENCE
-        while child.running and not await self.ready(self._transport.pid):
+        while child.running and not await self.ready(pid):
             if self.reactor.seconds() > end:
                 self._signal("KILL")
                 await child.ended
@@ -168,6 +173,10 @@ class Supervised(Service, ABC):
         how = await child.ended
         if self.running:
             raise NotReady(f"{self.title} ended: {how} ({self.last_words()})")
+
+    def _swept(self, how: str, pid: int) -> str:
+        self.sweep(pid)
+        return how
 
     def _spawn(self, command: list[str]) -> Ended:
         self.log.parent.mkdir(parents=True, exist_ok=True)
