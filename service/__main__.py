@@ -1,5 +1,5 @@
 """
-The command line: `python -m service run`, `settings`, `seed`, `describe` or `types`.
+The command line: `rowcast`, or `python -m service`: run, call, settings, seed, describe, types.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
 from time import monotonic
@@ -58,6 +59,67 @@ def seed() -> None:
             print(sow(dsn))
     except (EmbeddedFailed, SeedRefused, OSError) as error:
         fail(str(error))
+
+
+def procedures(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Return the procedures whose names begin so, for the shell's completion; none in doubt."""
+    from twisted.internet import reactor
+
+    from service.command import known
+
+    with suppress(Exception):
+        return known(reactor, load(), begun)
+    return []
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("procedure", shell_complete=procedures)
+@click.argument("arguments", nargs=-1)
+@click.option("--url", help="Of the router; by default the one of the settings.")
+@click.option("--realm", help="By default that of the settings.")
+@click.option("--authid", envvar="WAMP_AUTHID", help="Who calls.")
+@click.option("--ticket", envvar="WAMP_TICKET", help="Its secret; rather in WAMP_TICKET.")
+@click.option(
+    "--key", envvar="WAMP_KEY", type=click.Path(dir_okay=False), help="Its private key (a file)."
+)
+@click.option("--progress", is_flag=True, help="Print progressive results as they come.")
+@click.option("--timeout", type=float, help="Seconds that the call may take.")
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json"]),
+    help="By default a table in a terminal, JSON elsewhere.",
+)
+def call(
+    procedure: str,
+    arguments: tuple[str, ...],
+    progress: bool,
+    timeout: float | None,
+    output: str | None,
+    **where: str | None,
+) -> None:
+    """
+    Call a procedure and print what it answers.
+
+    ARGUMENTS are JSON, or as YAML relaxes it: 'limit: 2, where: {status: false}' and limit=2 are
+    keyword arguments, 42 and '{action: run}' are positional ones.
+
+    Exits with 0 if it was answered, 1 if it was refused, 2 if the command line makes no sense, 3
+    if trying again may help (no router, no service), 130 if it was interrupted.
+    """
+    from twisted.internet import reactor
+
+    from service.command import BadArgument, Printer, default_url, full_uri, login, run_call
+    from service.wamp.caller import Place
+
+    settings = read()
+    printer = Printer(sys.stdout.isatty() if output is None else output == "table")
+    url, realm = where.pop("url"), where.pop("realm")
+    try:
+        place = Place(url or default_url(settings), realm or settings.realm, login(**where))
+        uri = full_uri(settings.prefix, procedure)
+        sys.exit(run_call(reactor, place, uri, arguments, printer, progress, timeout))
+    except BadArgument as error:
+        raise click.UsageError(str(error)) from None
 
 
 ROLE = click.option("--role", help="A role of the database: what it may use, and no more.")
@@ -191,15 +253,16 @@ def paste(settings: Settings) -> str:
     base = f"127.0.0.1:{settings.port}"
     url = settings.router_url[0] if settings.router_url else f"ws://{base}/ws"
     # a database of one's own need not have our demo tables
-    verb, kwargs = ("actions.find", {"limit": 2}) if settings.place.embedded else ("describe", {})
+    demo = settings.place.embedded or settings.demo
+    verb, kwargs = ("actions.find", {"limit": 2}) if demo else ("describe", {})
     first = f"{settings.prefix}.{verb}"
-    wamp = near(Path(sys.executable).with_name("wamp"))
+    command = near(Path(sys.executable).with_name("rowcast"))
     lines = [f"WAMP   {url}  realm {settings.realm}"]
     if settings.place.embedded:
         host = quote(settings.place.cluster.parameters["host"], safe="/")
         psql = near(Path(sys.executable).with_name("psql"))
         lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
-    lines += [f"Try    {wamp} --url {url} --realm {settings.realm} call {first}"]
+    lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "")]
     if settings.embedded_router:
         body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"

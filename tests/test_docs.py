@@ -109,7 +109,7 @@ def test_names(page: Path) -> None:
     """Settings and errors that a page names exist."""
     text = page.read_text("utf-8")
     settings = {variable(field) for field in Settings.model_fields}
-    assert set(re.findall(r"ROWCAST_[A-Z_]*[A-Z]", text)) <= settings
+    assert set(re.findall(r"\bROWCAST_[A-Z_]*[A-Z]", text)) <= settings
     uris = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
     assert set(re.findall(r"(?:rowcast|wamp)\.error\.[a-z_]+", text)) <= uris
 

@@ -1,0 +1,292 @@
+"""
+`rowcast call`: one call from the command line.
+
+Arguments are JSON, or as YAML relaxes it: `limit: 2, where: {status: false}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click import echo
+from tabulate import tabulate
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from service.settings import Settings
+from service.wamp.caller import CallRefused, NotJoined, Place, call_once
+from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
+
+KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export", "watch"})
+"""Verbs that take no positional arguments, so that a dict given to them is of keywords."""
+IN_PARTS = frozenset({"stream", "export", "watch"})
+"""Verbs that answer by progressive results."""
+
+ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130
+"""Exit statuses; 2 is a mistake on the command line. 3 means that trying again may help."""
+
+
+class BadArgument(ValueError):
+    """An argument that cannot be read; says why."""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML whose plain words are strings, but for JSON's numbers, true, false and null."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
+
+
+for tag, pattern, first in (
+    ("null", r"null|~", "n~"),
+    ("bool", r"true|false", "tf"),
+    ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
+    ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", "-0123456789"),
+):
+    Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), [*first]
+    )
+
+
+def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any]]:
+    """
+    Read what stands behind the procedure's name.
+
+    Args:
+        words: `key: value, …` or `key=value` are keyword arguments, all else is positional.
+        verb: Of the procedure.
+
+    Raises:
+        BadArgument: A word is neither JSON nor YAML.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        named = re.match(r"([A-Za-z_]\w*)=(?!=)(.*)", word, re.DOTALL)
+        if named:
+            kwargs[named[1]] = _value(named[2]) if named[2] else ""
+        elif re.match(r'[A-Za-z_]\w*\s*:(\s|[{\["]|$)', word):
+            kwargs |= _value("{" + word + "}")
+        else:
+            value = _value(word)
+            if isinstance(value, dict) and not args and verb in KEYWORDS_ONLY:
+                kwargs |= value
+            else:
+                args.append(value)
+    return args, kwargs
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" at character {where.index + 1}" if where else ""
+        raise BadArgument(f"cannot read{at}: {text}") from error
+    _refuse_glued(value)
+    return value
+
+
+def _refuse_glued(value: Any) -> None:
+    """Refuse `{limit:2}`, which YAML takes for a key without a value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if item in (None, "") and isinstance(key, str) and re.match(r"\w+:", key):
+                raise BadArgument(f'a blank is missing after the colon in "{key}"')
+            _refuse_glued(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_glued(item)
+
+
+class Printer:
+    """
+    Prints answers.
+
+    Args:
+        table: Whether rows are printed as a table rather than as JSON.
+    """
+
+    def __init__(self, table: bool) -> None:
+        self._table = table
+
+    def part(self, part: Any) -> None:
+        """Print a progressive result: text as it is, rows as lines of JSON or as a table."""
+        if isinstance(part, str):
+            echo(part, nl=False)
+        elif self._table:
+            self.answer(part)
+        else:
+            for row in part if isinstance(part, list) else [part]:
+                echo(_json(row, None))
+
+    def answer(self, answer: Any) -> None:
+        """Print a result."""
+        rows: Any = answer.get("rows") if isinstance(answer, dict) else answer
+        if self._table and _are_rows(rows):
+            echo(tabulate([_cells(row) for row in rows], headers="keys", disable_numparse=True))
+            for key, value in answer.items() if isinstance(answer, dict) else ():
+                if key != "rows" and value is not None:
+                    echo(f"{key}: {_json(value, None)}")
+        else:
+            echo(_json(answer, 2))
+
+
+def _are_rows(rows: Any) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else "" if value is None else _json(value, None)
+        for key, value in row.items()
+    }
+
+
+def _json(value: Any, indent: int | None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=_binary)
+
+
+def _binary(value: Any) -> str:
+    """Return bytes as WAMP's JSON has them: NUL and base64."""
+    return "\0" + base64.b64encode(bytes(value)).decode()
+
+
+def run_call(
+    reactor: Any,
+    place: Place,
+    uri: str,
+    words: Sequence[str],
+    printer: Printer,
+    progress: bool = False,
+    timeout: float | None = None,
+) -> int:
+    """
+    Run the reactor for one call and print what comes of it.
+
+    Args:
+        reactor: Not running yet, and used up by this.
+        place: Where to call.
+        uri: Of the procedure.
+        words: The arguments as they stand on the command line.
+        printer: Prints the answer.
+        progress: Whether progressive results are asked for, whatever the verb.
+        timeout: Seconds that the call may take.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        BadArgument: The arguments cannot be read.
+    """
+    verb = uri.rpartition(".")[2]
+    args, kwargs = arguments(words, verb)
+    if timeout is not None:
+        kwargs["timeout"] = timeout
+    part = printer.part if progress or verb in IN_PARTS else None
+    answer, status = _wait(reactor, call_once, place, uri, args, kwargs, part)
+    if status == ANSWERED:
+        if verb == "export":  # what is exported is to be redirected
+            echo(_json(answer, None), err=True)
+        else:
+            printer.answer(answer)
+    return status
+
+
+def known(reactor: Any, settings: Settings, begun: str) -> list[str]:
+    """Return the names of procedures that begin so, asked of the service as anybody."""
+    place = Place(default_url(settings), settings.realm)
+    uri = full_uri(settings.prefix, "describe")
+    with redirect_stderr(StringIO()):
+        document, status = _wait(reactor, call_once, place, uri, [], {}, None)
+    if status != ANSWERED:
+        return []
+    names = [
+        f"{relation}.{verb}"
+        for relation, described in document["relations"].items()
+        for verb in described["verbs"]
+    ]
+    names += [*document["functions"], *document["procedures"]]
+    return [name for name in names if name.startswith(begun)]
+
+
+def default_url(settings: Settings) -> str:
+    """Return the router that the settings name, or else the embedded one's URL for clients."""
+    return settings.router_url[0] if settings.router_url else f"ws://127.0.0.1:{settings.port}/ws"
+
+
+def full_uri(prefix: str, procedure: str) -> str:
+    """Return a procedure's URI; a full one, the router's own too, stays as it is."""
+    return procedure if procedure.startswith((f"{prefix}.", "wamp.")) else f"{prefix}.{procedure}"
+
+
+def login(authid: str | None, ticket: str | None, key: str | None) -> Login:
+    """
+    Return how to say who calls.
+
+    Args:
+        authid: Who.
+        ticket: Its secret.
+        key: The file of its private key.
+
+    Raises:
+        BadArgument: They do not go together.
+    """
+    if key is not None:
+        return Cryptosign(authid, Path(key))
+    if ticket is None:
+        return Anonymous(authid=authid)
+    if authid is None:
+        raise BadArgument("--ticket needs --authid, the name that goes with it")
+    return Ticket(authid, ticket)
+
+
+def _wait(reactor: Any, call: Callable[..., Any], *how: Any) -> tuple[Any, int]:
+    """Run the reactor until a call has ended; Ctrl-C cancels it. Return its answer and a status."""
+    ended: list[tuple[Any, int]] = []
+    failed: list[Failure] = []
+
+    def begin() -> None:
+        running = Deferred.fromCoroutine(_ended(call(reactor, *how)))
+        trigger = reactor.addSystemEventTrigger("before", "shutdown", running.cancel)
+        running.addCallbacks(ended.append, failed.append)
+
+        def stop(_: object) -> None:
+            with suppress(ValueError):  # Ctrl-C has taken it out, and stops the reactor itself
+                reactor.removeSystemEventTrigger(trigger)
+                reactor.stop()
+
+        running.addBoth(stop)
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    for failure in failed:
+        if not failure.check(CancelledError):
+            failure.raiseException()
+    return ended[0] if ended else (None, INTERRUPTED)
+
+
+async def _ended(call: Awaitable[Any]) -> tuple[Any, int]:
+    try:
+        return await call, ANSWERED
+    except NotJoined as error:
+        cure = "is it running (make run)? is --url right?"
+        _complain(f"no session at the router: {error} → {cure}", {})
+        return None, UNREACHABLE
+    except CallRefused as error:
+        _complain(str(error), error.details)
+        return None, UNREACHABLE if error.details.get("retry") else REFUSED
+
+
+def _complain(line: str, details: Mapping[str, Any]) -> None:
+    echo(line, err=True)
+    for key, value in details.items():
+        shown = value if isinstance(value, str) else _json(value, None)
+        echo(f"  {key}: {shown}", err=True)

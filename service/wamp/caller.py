@@ -1,0 +1,127 @@
+"""
+The other side of a call: a session that joins, makes one call and leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions, SessionDetails
+from twisted.internet.defer import Deferred
+
+from service.wamp.login import Anonymous, Login
+from service.wamp.refusals import refusal
+from service.wamp.serializer import SafeSerializer
+from service.wamp.session import SafeSession
+from service.wamp.transport import CONNECT_TIMEOUT, Router
+
+LARGEST = 15 * 2**20
+"""Bytes of a message: RawSocket takes 16 MiB."""
+
+
+class NotJoined(Exception):
+    """The router cannot be reached, or does not let us in; says why."""
+
+
+class CallRefused(Exception):
+    """
+    The call was answered by an error.
+
+    Args:
+        uri: Of the error.
+        message: Its words.
+        details: Its keyword arguments.
+    """
+
+    def __init__(self, uri: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(f"{uri}: {message}")
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    Where calls are made.
+
+    Args:
+        url: Of the router.
+        realm: Which to join.
+        login: How to say who we are.
+    """
+
+    url: str
+    realm: str
+    login: Login = field(default_factory=Anonymous)
+
+
+async def call_once(
+    reactor: Any,
+    place: Place,
+    uri: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    progress: Callable[[Any], None] | None = None,
+) -> Any:
+    """
+    Join, call, leave.
+
+    Args:
+        reactor: Makes the connection.
+        place: Where.
+        uri: Of the procedure.
+        args: Of the call.
+        kwargs: Of the call.
+        progress: Takes the progressive results, if they are wanted.
+
+    Returns:
+        The result; cancelling this cancels the call.
+
+    Raises:
+        NotJoined: There is no session to be had.
+        CallRefused: It was answered by an error, or the session was lost under it.
+    """
+    joined: Deferred[SafeSession] = Deferred()
+
+    async def has_joined(session: SafeSession, _: SessionDetails) -> None:
+        joined.callback(session)
+
+    session = SafeSession(place.realm, place.login, has_joined, lambda _: None)
+    router = Router.from_url(place.url)
+    factory = router.factory(reactor, lambda: session, SafeSerializer(refusal, LARGEST))
+    try:
+        protocol: Any = await router.endpoint(reactor).connect(factory)
+    except Exception as error:
+        raise NotJoined(str(error) or type(error).__name__) from error
+    closed: Deferred[None] = Deferred()
+
+    def lost(_: object) -> None:
+        if not joined.called:
+            said = session.closing
+            why = f"{said.reason}: {said.message}" if said else "closed during the handshake"
+            joined.errback(NotJoined(protocol.why or why))
+        closed.callback(None)
+
+    protocol.is_closed.addBoth(lost)
+    try:
+        await joined.addTimeout(
+            CONNECT_TIMEOUT, reactor, lambda *_: _refuse(f"no answer to the {protocol.stage}")
+        )
+        options = CallOptions(on_progress=progress)
+        return await session.call(uri, *args, options=options, **kwargs)
+    except ApplicationError as error:
+        message = " ".join(map(str, error.args))
+        raise CallRefused(error.error, message, error.kwargs) from error
+    finally:
+        if not closed.called:
+            if joined.called and session.is_attached():
+                session.leave()
+            else:
+                protocol.transport.abortConnection()
+            await closed
+
+
+def _refuse(why: str) -> None:
+    raise NotJoined(why)

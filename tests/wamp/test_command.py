@@ -1,0 +1,171 @@
+"""
+`rowcast call` against a running service: what it prints, and its exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
+
+from service.serving import Serving
+from tests.conftest import ROOT, Router, execute, free_port
+from tests.wamp.programs import program, tool
+from tests.wamp.service import served
+
+ROWS = """
+INSERT INTO drivers (name) VALUES ('Ada'), ('Bob');
+CREATE FUNCTION wait() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
+"""
+
+
+@pytest_twisted.async_yield_fixture(scope="module", autouse=True)
+async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve two drivers."""
+    execute(migrated, ROWS)
+    async with served(migrated, router) as serving:
+        yield serving
+
+
+def environ(router: Router) -> dict[str, str]:
+    """Return an environment that names the router."""
+    return {
+        "HOME": "/",
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "ROWCAST_ROUTER_URL": router.websocket,
+        "ROWCAST_REALM": router.realm,
+        "ROWCAST_PREFIX": router.prefix,
+        **{name: os.environ[name] for name in os.environ if name.startswith("COVERAGE_")},
+    }
+
+
+async def rowcast(router: Router, *words: str, **more: str) -> tuple[str, str, int]:
+    """Run the command, and return its output, its errors and its status."""
+    output, errors, status = await getProcessOutputAndValue(
+        sys.executable,
+        ["-m", "service", *words],
+        env={**environ(router), **more},
+        path=str(ROOT),
+        reactor=reactor,
+    )
+    return output.decode(), errors.decode(), status
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_prints_the_answer_as_json(router: Router) -> None:
+    """Outside of a terminal, whole."""
+    output, _, status = await rowcast(
+        router, "call", "drivers.find", "where: {name: Ada}, select: [id, name]"
+    )
+    assert (json.loads(output), status) == ({"rows": [{"id": 1, "name": "Ada"}], "next": None}, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_prints_rows_as_table(router: Router) -> None:
+    """Where it is asked for."""
+    output, _, _ = await rowcast(
+        router, "call", "drivers.find", "select=[id, name]", "--output", "table"
+    )
+    assert [line.split() for line in output.splitlines()][2:] == [["1", "Ada"], ["2", "Bob"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_in_parts_prints_them(router: Router) -> None:
+    """An export to the output alone, rows of a stream a line each."""
+    output, errors, status = await rowcast(
+        router, "call", "drivers.export", "select=[id, name]", "format=csv"
+    )
+    assert (output, status) == ("id,name\n1,Ada\n2,Bob\n", 0)
+    assert json.loads(errors) == {"rows": 2, "bytes": len(output)}
+    output, _, _ = await rowcast(router, "call", "drivers.stream", "select=[id]")
+    assert output.startswith('{"id": 1}\n{"id": 2}\n{')
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_refused_prints_the_error_with_status_1(router: Router) -> None:
+    """URI and message, then its details; nothing on the output."""
+    output, errors, status = await rowcast(router, "call", "drivers.fnd")
+    assert (output, status) == ("", 1)
+    lines = errors.splitlines()
+    assert lines[0] == 'wamp.error.no_such_procedure: "drivers" has no verb "fnd"'
+    assert '  hint: did you mean "find"?' in lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_misspelled_has_status_2(router: Router) -> None:
+    """Before anything is connected."""
+    output, errors, status = await rowcast(router, "call", "drivers.find", "{limit:2}")
+    assert (output, status) == ("", 2)
+    assert 'a blank is missing after the colon in "limit:2"' in errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_without_router_has_status_3(router: Router) -> None:
+    """With what to look at."""
+    away = f"ws://127.0.0.1:{free_port()}/ws"
+    output, errors, status = await rowcast(router, "call", "drivers.count", "--url", away)
+    assert (output, status) == ("", 3)
+    assert errors.startswith("no session at the router: ")
+    assert "→ is it running (make run)?" in errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_with_wrong_ticket_has_status_3(router: Router) -> None:
+    """The router's words are passed on, without the ticket."""
+    output, errors, status = await rowcast(
+        router, "call", "drivers.count", "--authid", "nobody", WAMP_TICKET="s3cret"
+    )
+    assert (output, status) == ("", 3)
+    assert errors.startswith("no session at the router: wamp.error.")
+    assert "s3cret" not in errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_takes_a_timeout(router: Router) -> None:
+    """Which the service keeps."""
+    _, errors, status = await rowcast(router, "call", "fn.wait", "--timeout", "0.2")
+    assert errors.startswith("rowcast.error.timeout: ")
+    assert status in (1, 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_interrupted_has_status_130(router: Router, migrated: str) -> None:
+    """Ctrl-C cancels the call on the server."""
+
+    async def waits(many: int) -> None:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%\"wait\"(%' AND state = 'active' AND pid <> pg_backend_pid()"
+        for _ in range(400):
+            if await deferToThread(execute, migrated, sql) == [(many,)]:
+                return
+            await deferLater(reactor, 0.05)
+        pytest.fail(f"{many} calls do not wait")
+
+    with program(environ(router), tool("rowcast"), "call", "fn.wait") as command:
+        await waits(1)
+        os.kill(command.pid, signal.SIGINT)
+        await waits(0)
+        assert await deferToThread(command.ends) == 130
+
+
+@pytest_twisted.ensureDeferred
+async def test_completion_names_procedures_of_the_running_service(router: Router) -> None:
+    """The shell asks the command."""
+    asked = {
+        "_ROWCAST_COMPLETE": "bash_complete",
+        "COMP_WORDS": "rowcast call drivers.e",
+        "COMP_CWORD": "2",
+    }
+    output, _, _ = await getProcessOutputAndValue(
+        tool("rowcast"), [], env=environ(router) | asked, path=str(ROOT), reactor=reactor
+    )
+    assert output.decode().split() == ["plain,drivers.exists", "plain,drivers.export"]
