@@ -102,15 +102,21 @@ class UnknownName(InvalidArgument):
         known: What there is; the nearest becomes the hint.
         of: Where it was looked for, as in 'relation "actions"'.
         path: Where in the call.
+        hint: What is known to be meant; without it the nearest.
     """
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], of: str = "", path: str | None = None
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        of: str = "",
+        path: str | None = None,
+        hint: str | None = None,
     ) -> None:
         where = f" in {of}" if of else ""
-        super().__init__(
-            f'no {kind} "{clip(name)}"{where}', path=path, hint=nearest(name, list(known))
-        )
+        hint = hint or nearest(name, list(known))
+        super().__init__(f'no {kind} "{clip(name)}"{where}', path=path, hint=hint)
 
 
 class NoSuchProcedure(ServiceError):

@@ -26,6 +26,7 @@ from service.plan.call import Answer, answer_of, plan_call, result_columns
 from service.request.call import CallRequest, parse_call
 from service.request.names import FunctionName
 from service.request.parse import Limits, Parsed
+from service.request.synonyms import said
 from service.sql.call import call as spelled
 from service.sql.statement import Statement
 
@@ -69,7 +70,9 @@ class Calling(Verbs):
         if verb is None:
             raise NoSuchProcedure(
                 f'a function has no verb "{clip(name.verb)}"',
-                hint=nearest(name.verb, list(self._verbs)) or f"verbs: {', '.join(self._verbs)}",
+                hint=said("verb", name.verb, self._verbs)
+                or nearest(name.verb, list(self._verbs))
+                or f"verbs: {', '.join(self._verbs)}",
             )
         lines = (line,) if name.verb in LONG else ()
         return await verb(served, functions, args, kwargs, *lines)

@@ -37,6 +37,7 @@ from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nea
 from service.request.caller import Caller
 from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.parse import Limits
+from service.request.synonyms import said
 
 Verb = Callable[..., Awaitable[Any]]
 """Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
@@ -218,7 +219,9 @@ class Hub:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name.verb)}"',
                 relation=relation.name,
-                hint=nearest(name.verb, list(self.verbs)) or f"verbs: {', '.join(self.verbs)}",
+                hint=said("verb", name.verb, self.verbs)
+                or nearest(name.verb, list(self.verbs))
+                or f"verbs: {', '.join(self.verbs)}",
             )
         kind = WRITES.get(name.verb)
         if kind is not None and kind not in relation.takes:

@@ -26,6 +26,8 @@ from service.plan.related import is_related, related
 from service.plan.relationships import Pairs
 from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
+from service.request.filters import OPERATORS
+from service.request.synonyms import of_column
 from service.request.terms import Operand, Reference, Step
 from service.request.types import Embed
 
@@ -154,7 +156,8 @@ class Scope:
             return computed[name].column, computed[name].function
         known = [*self.relation.columns, *computed]
         of = f'relation "{self.relation.name}"'
-        raise UnknownName("column", name, known, of, reference.path)
+        hint = of_column(name, known, OPERATORS)
+        raise UnknownName("column", name, known, of, reference.path, hint)
 
     def of_column(self, column: Column, path: str = "") -> Expression:
         """Give a column as it is."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Type
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument
 from service.plan.conditions import (
     PG_CATALOG,
     Bound,
@@ -22,7 +22,7 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.expressions import Scope
-from service.request.filters import OPERATORS
+from service.request.filters import unknown_operator
 from service.request.terms import Comparison, Filter, Junction, Operand, Reference, Related
 from service.request.types import Embed
 
@@ -120,7 +120,7 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
     type = scope.value(Reference(where.name, where.path)).type
     if not key:
         return InvalidArgument("a condition names an operator", path=path)
-    refusal = UnknownName("operator", key, sorted(OPERATORS), path=path)
+    refusal = unknown_operator(key, path)
     if type.name in {"json", "jsonb", "hstore"} or type.kind == "composite":
         refusal.details["hint"] = f'a value inside of it is "{where.name}->{key[:80]}"'
     return refusal

@@ -115,4 +115,12 @@ def _unknown(
             candidates=sorted(label_of(way, facing or there) for way in facing or there),
         )
     names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
-    return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path)
+    hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
+    return UnknownName(
+        "relationship",
+        name,
+        names,
+        f'relation "{relation.name}"',
+        embed.path,
+        hint if name in relation.columns else None,
+    )

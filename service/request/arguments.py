@@ -4,10 +4,11 @@ The arguments of one call: positional ones named, unknown ones refused, each rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument, UnknownName, clip
+from service.request.synonyms import said
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes (wire contract, section 12)."""
@@ -32,18 +33,24 @@ class Arguments:
         positional: Sequence[Any],
         keywords: Mapping[str, Any],
         leading: Sequence[str],
-        known: Iterable[str],
+        known: Collection[str],
     ) -> None:
         if len(positional) > len(leading):
+            hint = f"by position: {', '.join(leading)}" if leading else "name the arguments"
+            if not leading and "where" in known and isinstance(positional[0], Mapping):
+                hint += ', as in where={"status": False}'
             raise InvalidArgument(
                 f"takes {len(leading) or 'no'} positional arguments, got {len(positional)}",
-                hint=f"by position: {', '.join(leading)}" if leading else "name the arguments",
+                hint=hint,
             )
         self._given: dict[str, Any] = dict(zip(leading, positional, strict=False))
         names = {*leading, *known, *OPTIONS}
         for name, value in keywords.items():
             if name not in names:
-                raise UnknownName("argument", name, sorted(names), path=name)
+                meant = said("argument", name, names)
+                refusal = UnknownName("argument", name, sorted(names), path=name, hint=meant)
+                refusal.details.setdefault("hint", _as_column(name, names))
+                raise refusal
             if name in self._given:
                 raise InvalidArgument(f'"{name}" is given twice', path=name)
             self._given[name] = value
@@ -97,6 +104,14 @@ class Arguments:
     def timeout(self) -> float | None:
         """Give the caller's time limit in seconds, above 0."""
         return seconds_of(self._given.get("timeout"))
+
+
+def _as_column(name: str, names: Collection[str]) -> str:
+    """Return the hint for what may be a column, given beside the arguments rather than in one."""
+    for each in ("changes", "values", "where", "key"):
+        if each in names:
+            return f'a column goes into "{each}", as in {each}={{"{clip(name)}": …}}'
+    return f"arguments: {', '.join(sorted(names))}"
 
 
 def seconds_of(value: Any) -> float | None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import MAX_INTEGER
 from service.request.filters import FilterParser
 from service.request.items import check_name
 from service.request.lists import parse_order, parse_select
 from service.request.measures import parse_measures
+from service.request.synonyms import said
 from service.request.terms import EVERYTHING, Item, Measure, Operand
 from service.request.types import Embed
 from service.request.values import Values
@@ -62,7 +63,11 @@ class EmbedParser:
         if embed is None:
             return ()
         if not isinstance(embed, Mapping):
-            raise InvalidArgument("embed is a dict of names and options", path=path)
+            names = [embed] if isinstance(embed, str) else embed if isinstance(embed, list) else []
+            pairs = ", ".join(f'"{clip(each)}": true' for each in names[:8]) or '"vehicles": true'
+            raise InvalidArgument(
+                "embed is a dict of names and options", path=path, hint=f"as in {{{pairs}}}"
+            )
         if embed and depth > self._max_depth:
             raise InvalidArgument(f"embeds may nest {self._max_depth} deep", path=path[:200])
         return tuple(
@@ -82,7 +87,10 @@ class EmbedParser:
             raise InvalidArgument("an embed is true, or a dict of options", path=path)
         for option in options:
             if option not in OPTIONS:
-                raise UnknownName("option", str(option), OPTIONS, path=f"{path}.{option}")
+                hint = said("argument", option, OPTIONS)
+                raise UnknownName(
+                    "option", str(option), OPTIONS, path=f"{path}.{option}", hint=hint
+                )
         measures, group = self._aggregate(options, path)
         where = FilterParser(self._values, self._max_filter_depth)
         return Embed(

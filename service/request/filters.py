@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.items import parse_reference
+from service.request.synonyms import said
 from service.request.terms import (
     EVERYTHING,
     Comparison,
@@ -113,7 +114,7 @@ class FilterParser:
     ) -> Filter:
         self._terms += 1
         if name not in OPERATORS:
-            raise UnknownName("operator", str(name), sorted(OPERATORS), path=path)
+            raise unknown_operator(str(name), path)
         if depth > self._max_depth:
             raise InvalidArgument(f"a filter may be nested {self._max_depth} deep", path=path[:200])
         if name == "not":
@@ -178,6 +179,12 @@ class FilterParser:
 
     def _operand(self, value: Any, path: str) -> Operand:
         return Operand(self._values.add(value), path)
+
+
+def unknown_operator(name: str, path: str) -> UnknownName:
+    """Give the refusal of what is no operator."""
+    hint = said("operator", name, OPERATORS)
+    return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
 def _all(terms: Sequence[Filter]) -> Filter:

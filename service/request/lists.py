@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import listed
 from service.request.items import check_name, parse_item, parse_reference
+from service.request.synonyms import said
 from service.request.terms import Item, Key, Nulls
 from service.request.values import Values
 
@@ -72,4 +73,12 @@ def _key(key: Any, path: str, values: Values) -> Key:
 def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
     for name in item:
         if name not in known:
-            raise UnknownName("option", str(name), known, path=f"{path}.{name}")
+            hint = said("argument", name, known) or _short(name, item[name])
+            raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
+
+
+def _short(name: Any, value: Any) -> str | None:
+    """Give the hint for a column as a key: {"name": "desc"}, {"name": true}."""
+    signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
+    sign = signs.get(str(value).lower())
+    return None if sign is None else f'did you mean "{sign}{clip(name)}"?'

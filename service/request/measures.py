@@ -11,6 +11,7 @@ from service.errors import InvalidArgument, UnknownName
 from service.request.filters import FilterParser
 from service.request.items import check_name
 from service.request.lists import parse_one
+from service.request.synonyms import said
 from service.request.terms import Item, Measure, Operand
 from service.request.values import Values
 
@@ -88,7 +89,8 @@ def _function(measure: Mapping[Any, Any], path: str) -> str:
     found = [str(each) for each in measure if each not in OPTIONS]
     for each in found:
         if each not in FUNCTIONS:
-            raise UnknownName("function", each, [*FUNCTIONS, *OPTIONS], path=f"{path}.{each}")
+            known, hint = [*FUNCTIONS, *OPTIONS], said("function", each, FUNCTIONS)
+            raise UnknownName("function", each, known, path=f"{path}.{each}", hint=hint)
     if len(found) != 1:
         raise InvalidArgument(
             "a measure has one function", path=path, hint=f"one of {', '.join(FUNCTIONS)}"

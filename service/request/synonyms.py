@@ -1,0 +1,203 @@
+"""
+What people type who come from other tools, and what it is called here.
+
+A row has our word, theirs, and an example, which is a call of the tables that come with the
+project; the hint of a refusal is made of it. Words are compared by their letters alone, so that
+`order_by`, `orderBy` and `$orderby` are one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["verb", "argument", "operator", "key", "function"]
+"""Of a word: `key` is one of a filter that is no column, `function` that of a measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synonym:
+    """Words of other tools for one of ours."""
+
+    kind: Kind
+    ours: str
+    words: tuple[str, ...]
+    example: str
+
+    @property
+    def hint(self) -> str:
+        """What a refusal says."""
+        return f'did you mean "{self.ours}", as in {self.example}?'
+
+
+def _rows(kind: Kind, *rows: tuple[str, str, str]) -> tuple[Synonym, ...]:
+    return tuple(
+        Synonym(kind, ours, tuple(words.split()), example) for ours, words, example in rows
+    )
+
+
+NEW = '{"action": "deploy", "path": "/srv"}'
+SYNONYMS: tuple[Synonym, ...] = (
+    *_rows(
+        "verb",
+        ("find", "list select filter search query read all index fetch findall findmany getall where"
+                 " paginate scan", 'actions.find(where={"status": False}, limit=20)'),
+        ("get", "findone findbyid getone getbyid one first retrieve show byid findunique fetchone"
+                " lookup", "actions.get(1)"),
+        ("create", "insert add new post make insertone insertmany createmany bulkcreate append put"
+                   " push store", f"actions.create({NEW})"),
+        ("update", "patch modify edit set change updateone updatemany alter",
+         'actions.update(1, {"status": True})'),
+        ("upsert", "save merge replace insertorupdate createorupdate updateorcreate putitem",
+         f"actions.upsert({NEW})"),
+        ("delete", "remove destroy del drop erase deleteone deletemany removeone discard",
+         'actions.delete(where={"path": "/old"})'),
+        ("count", "size length len total howmany", 'actions.count(where={"status": False})'),
+        ("exists", "any has contains some isthere", 'actions.exists(where={"status": False})'),
+        ("aggregate", "group groupby sum avg min max stats summarize annotate reduce",
+         'vehicles.aggregate({"seats": {"sum": "seats"}}, group=["model"])'),
+        ("import", "load copy bulkinsert bulk bulkload upload", f"actions.import(rows=[{NEW}])"),
+        ("export", "download dump csv unload",
+         'actions.export(format="csv")'),
+        ("stream", "iterate cursor each iter scroll", "actions.stream(chunk=500)"),
+    ),
+    *_rows(
+        "argument",
+        ("where", "filter filters query q condition conditions criteria match search wheres predicate"
+                  " selector params", 'actions.find(where={"status": False})'),
+        ("order", "sort sortby sorts orderby orderbys ordering sorting orders",
+         'actions.find(order=["-created_at", "id"])'),
+        ("limit", "pagesize perpage size first take top maxresults maxrows rowlimit n pagelimit"
+                  " amount last", "actions.find(limit=20)"),
+        ("offset", "skip start page pagenumber startat begin", "actions.find(limit=20, offset=40)"),
+        ("after", "cursor token next pagetoken nexttoken startingafter startafter aftercursor"
+                  " continuation", 'actions.find(limit=2, after=page["next"])'),
+        ("select", "fields field columns column cols attributes only projection project pick"
+                   " properties values", 'actions.find(select=["id", "action"])'),
+        ("embed", "include includes including join joins expand with relations related populate"
+                  " preload prefetch eager nested selectrelated prefetchrelated with_ leftjoin",
+         'drivers.find(embed={"vehicles": True})'),
+        ("distinct", "unique uniq distincton", 'actions.find(select=["status"], distinct=True)'),
+        ("group", "groupby groups by dimensions",
+         'vehicles.aggregate({"n": {"count": "*"}}, group=["model"])'),
+        ("measures", "aggregates aggregate functions metrics fields select columns annotations",
+         'vehicles.aggregate(measures={"n": {"count": "*"}})'),
+        ("changes", "set data values fields patch body attributes update row record new payload",
+         'actions.update(key=1, changes={"status": True})'),
+        ("values", "data row rows record records body doc docs document object objects item items"
+                   " input attributes fields payload set", f"actions.create(values={NEW})"),
+        ("rows", "data values records items objects docs body payload",
+         f"actions.import(rows=[{NEW}])"),
+        ("key", "id pk primarykey ids _id uuid uid identifier", "actions.get(key=1)"),
+        ("on_conflict", "conflict conflicttarget onduplicate onduplicatekey conflictcolumns",
+         'vehicles.upsert({"plate": "B-RC 1", "model": "bus", "seats": 40}, on_conflict=["plate"])'),
+        ("returning", "return returns returned", f"actions.create({NEW}, returning=False)"),
+        ("all", "force everything allrows confirm", 'vehicles.update(changes={"seats": 4}, all=True)'),
+        ("max_affected", "maxrows limit max atmost maxaffectedrows",
+         'actions.update(where={"path": "/old"}, changes={"status": True}, max_affected=10)'),
+        ("inner", "required innerjoin mustexist", 'drivers.find(embed={"vehicles": {"inner": True}})'),
+        ("spread", "flatten flat inline merge",
+         'vehicles.find(select=["plate"], embed={"drivers": {"select": ["name"], "spread": True}})'),
+        ("via", "through using on foreignkey fk junction jointable key",
+         'vehicles.find(embed={"drivers": {"via": "driver_id"}})'),
+        ("relation", "table from model of target collection entity",
+         'vehicles.find(embed={"lead": {"relation": "drivers"}})'),
+        ("desc", "dir direction order descending sort reverse",
+         'actions.find(order=[{"by": "id", "desc": True}])'),
+        ("by", "column field name key", 'actions.find(order=[{"by": "id", "nulls": "last"}])'),
+        ("as", "alias name label", 'actions.find(select=[{"column": "id", "as": "number"}])'),
+        ("cast", "type to totype", 'actions.find(select=[{"column": "id", "cast": "text"}])'),
+        ("column", "field name path col attribute", 'actions.find(select=[{"column": "id"}])'),
+    ),
+    *_rows(
+        "operator",
+        ("eq", "= == === equals equal exact iseq is_eq", 'actions.find(where={"id": {"eq": 1}})'),
+        ("neq", "!= <> !== ne notequal notequals noteq isnot", 'actions.find(where={"id": {"neq": 1}})'),
+        ("gt", "> greaterthan greater after above", 'actions.find(where={"id": {"gt": 1}})'),
+        ("gte", ">= => ge min greaterthanorequal atleast from since",
+         'actions.find(where={"id": {"gte": 1}})'),
+        ("lt", "< lessthan less before below", 'actions.find(where={"id": {"lt": 9}})'),
+        ("lte", "<= =< le max lessthanorequal atmost until", 'actions.find(where={"id": {"lte": 9}})'),
+        ("in", "oneof anyof isin inlist among", 'actions.find(where={"id": {"in": [1, 2]}})'),
+        ("not", "nin notin notinlist noneof exclude", 'actions.find(where={"id": {"not": [1, 2]}})'),
+        ("like", "contains startswith endswith substring starts ends haskeyword ~~ beginswith",
+         'actions.find(where={"path": {"like": "/srv/%"}})'),
+        ("ilike", "icontains istartswith iendswith iexact ~~* istarts iends containsinsensitive",
+         'actions.find(where={"action": {"ilike": "%deploy%"}})'),
+        ("match", "regex regexp re ~ rlike matches similar similarto iregex",
+         'actions.find(where={"path": {"match": "^/srv"}})'),
+        ("is", "isnull null notnull isnotnull exists defined empty",
+         'drivers.find(where={"phone": {"is": "not null"}})'),
+        ("between", "range within inrange", 'actions.find(where={"id": {"between": [1, 9]}})'),
+    ),
+    *_rows(
+        "key",
+        ("or", "|| anyof any either", 'actions.find(where={"or": [{"id": 1}, {"status": False}]})'),
+        ("and", "&& allof all both every", 'actions.find(where={"and": [{"id": 1}, {"status": False}]})'),
+        ("not", "! nor none exclude", 'actions.find(where={"not": {"id": 1}})'),
+    ),
+    *_rows(
+        "function",
+        ("count", "len size n number total_count countall", 'vehicles.aggregate({"n": {"count": "*"}})'),
+        ("avg", "average mean", 'vehicles.aggregate({"seats": {"avg": "seats"}})'),
+        ("sum", "total add", 'vehicles.aggregate({"seats": {"sum": "seats"}})'),
+        ("min", "minimum least smallest first", 'vehicles.aggregate({"seats": {"min": "seats"}})'),
+        ("max", "maximum most largest last", 'vehicles.aggregate({"seats": {"max": "seats"}})'),
+        ("bool_and", "every all and", 'actions.aggregate({"done": {"bool_and": "status"}})'),
+        ("bool_or", "any some or", 'actions.aggregate({"done": {"bool_or": "status"}})'),
+        ("array_agg", "list array collect jsonagg group push",
+         'vehicles.aggregate({"plates": {"array_agg": "plate"}})'),
+        ("string_agg", "join concat groupconcat listagg",
+         'vehicles.aggregate({"plates": {"string_agg": "plate"}})'),
+    ),
+)  # fmt: skip
+"""Our word, theirs, an example. Where one of theirs stands twice, the first that fits counts."""
+
+_SIGNS = re.compile(r"[\s_$-]")
+_SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I | re.S)
+
+
+def letters(word: str) -> str:
+    """Return the letters of a word, by which it is compared."""
+    return _SIGNS.sub("", word.lower()) or word
+
+
+def said(kind: Kind, word: object, known: Collection[str]) -> str | None:
+    """
+    Return the hint for a word of another tool, if it is one.
+
+    Args:
+        kind: What it stands for.
+        word: As the caller wrote it.
+        known: Our words that may stand here.
+    """
+    plain = letters(str(word)[:80])
+    for ours in known:
+        if plain == letters(ours):  # "_eq", "orderBy" where that is ours but for the signs
+            return f'did you mean "{ours}"?'
+    for each in SYNONYMS:
+        if each.kind == kind and each.ours in known and plain in map(letters, each.words):
+            return each.hint
+    return None
+
+
+def of_column(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
+    """Return the hint for what is no column: a list in one text, "name desc", "name__gt", "$or"."""
+    found = _SORTED.fullmatch(name)
+    if found and found[1] in known:
+        sign = "-" if found[2].lower() == "desc" else ""
+        return f'did you mean "{sign}{found[1]}"?'
+    first, comma, _ = name.partition(",")
+    if comma and first.strip().lstrip("-") in known:
+        names = ", ".join(f'"{each.strip()}"' for each in name[:80].split(","))
+        return f"did you mean a list, as in [{names}]?"
+    base, mark, operator = name.rpartition("__")
+    if mark and base in known:
+        ours = next(
+            (each for each in operators if letters(each) == letters(operator)), None
+        ) or next((each.ours for each in SYNONYMS if each.kind == "operator"
+                   and letters(operator) in each.words), None)  # fmt: skip
+        return f'did you mean {{"{base}": {{"{ours}": …}}}}?' if ours else None
+    return said("key", name, ("and", "or", "not"))
