@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from service.db.json_text import read_json
+from service.db.json_text import bare_row, read_json
 from service.db.values import Codec
 from service.plan.types import PlannedEmbed, kept
 
@@ -33,6 +33,10 @@ def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec
     for embed in embeds:
         found = [row[embed.key] for row in rows]
         inner = [row for each in found for row in each] if embed.many else found
+        for row in inner:
+            if row is not None and (bare := bare_row(row)) is not row:
+                row.clear()
+                row.update(bare)
         _finish_rows([row for row in inner if row is not None], embed, codec)
     for embed in embeds:
         if embed.spread:

@@ -1,10 +1,12 @@
 """
 JSON text ↔ values that every serializer carries.
 
-What no serializer carries comes as text, a string: an integer beyond 64 bits, a number
-beyond a double, a value deeper than `MAX_DEPTH`. The characters that PostgreSQL's own text
-cannot hold, NUL and lone surrogates, which the type json lets pass as escapes, come as
-U+FFFD.
+A number that neither 64 bits nor a double hold exactly comes as `{"$number": "0.1…"}` and is taken
+back as that number. An object of a document that looks like this stands in `{"$value": …}`, and so
+does one that looks like that: whatever is read can be written, and is the same document.
+
+A value deeper than `MAX_DEPTH` comes as its text, a string. The characters that PostgreSQL's own
+text cannot hold, NUL and lone surrogates, which the type json lets pass as escapes, come as U+FFFD.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from service.errors import InvalidArgument, clip
@@ -23,7 +26,13 @@ MAX_DEPTH = 100
 LEAST, MOST = -(2**63), 2**63 - 1
 """What a signed integer of 64 bits holds."""
 
-_DIGITS = bytes.maketrans(b"123456789+E", b"0000000000e")
+NUMBER, VALUE = "$number", "$value"
+"""The keys of objects that stand for a number, and for an object that looks like one of them."""
+
+_DIGITS = bytes.maketrans(b"123456789+-E", b"00000000000e")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_MARKED = re.compile(r'"\\u0000([^"]*)"')
+"""A number among the strings of an encoded text: NUL, which no string of a caller can have."""
 _HARMLESS = frozenset([bool, int, type(None)])
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -37,9 +46,10 @@ def read_json(text: str) -> Any:
     """
     if len(text) > 2 * MAX_DEPTH and _too_deep(text):
         return text
-    scan = _SCAN_CAREFULLY if _has_wide_number(text) else _SCAN
-    value, _ = scan(text.strip(), 0)
-    return _sendable(value) if "\\u" in text else value
+    escapes = "\\u" in text
+    careful = escapes or '"$' in text or _has_wide_number(text)
+    value, _ = (_SCAN_CAREFULLY if careful else _SCAN)(text.strip(), 0)
+    return _sendable(value) if escapes else value
 
 
 def write_json(value: Any) -> str:
@@ -51,9 +61,51 @@ def write_json(value: Any) -> str:
     """
     _check(value, MAX_DEPTH)
     try:
-        return _ENCODER.encode(value)
+        text = _ENCODER.encode(value)
+        if f'"{NUMBER}"' in text:
+            text = _MARKED.sub(r"\1", _ENCODER.encode(_meant(value)))
     except ValueError:
-        raise InvalidArgument("an integer with too many digits") from None
+        hint = 'send it as {"$number": "…"}'
+        raise InvalidArgument("an integer with too many digits", hint=hint) from None
+    return text
+
+
+def bare_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row that was read as an object: it stands for nothing, whatever its columns."""
+    inner = row.get(VALUE)
+    return inner if len(row) == 1 and isinstance(inner, dict) and _stands_for(inner) else row
+
+
+def _stands_for(value: Any) -> bool:
+    """Return whether an object, as it is sent, means another value than itself."""
+    for _ in range(2 * MAX_DEPTH + 2):
+        if not isinstance(value, dict) or len(value) != 1:
+            return False
+        if NUMBER in value:
+            text = value[NUMBER]
+            return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
+        if VALUE not in value:
+            return False
+        value = value[VALUE]
+    return False
+
+
+def _shown(value: dict[str, Any]) -> dict[str, Any]:
+    """Give an object of a document as it is sent; what is in it has been through this."""
+    return {VALUE: value} if len(value) == 1 and _stands_for(value) else value
+
+
+def _meant(value: Any) -> Any:
+    """Give what was sent as it is meant, numbers as strings that `_MARKED` finds."""
+    if isinstance(value, (list, tuple)):
+        return [_meant(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and _stands_for(value):
+        if NUMBER in value:
+            return f"\0{value[NUMBER]}"
+        value = value[VALUE]
+    return {key: _meant(item) for key, item in value.items()}
 
 
 def check_text(value: str) -> str:
@@ -84,24 +136,28 @@ def shown(word: object) -> str:
 
 
 def _has_wide_number(text: str) -> bool:
-    digits = text.encode().translate(_DIGITS)
-    return b"0" * 19 in digits or b"0e000" in digits
+    """Return whether there may be a number of more than 15 digits, or with a long exponent."""
+    digits = text.encode().translate(_DIGITS, b".")
+    return b"0" * 16 in digits or b"0e000" in digits
 
 
-def _integer(text: str) -> int | str:
+def _integer(text: str) -> int | dict[str, str]:
     if len(text) > 20:
-        return text
+        return {NUMBER: text}
     value = int(text)
-    return value if LEAST <= value <= MOST else text
+    return value if LEAST <= value <= MOST else {NUMBER: text}
 
 
-def _number(text: str) -> float | str:
+def _number(text: str) -> float | dict[str, str]:
     value = float(text)
-    return value if math.isfinite(value) else text
+    exact = math.isfinite(value) and Decimal(repr(value)) == Decimal(text)
+    return value if exact else {NUMBER: text}
 
 
 _SCAN = json.JSONDecoder().raw_decode
-_SCAN_CAREFULLY = json.JSONDecoder(parse_int=_integer, parse_float=_number).raw_decode
+_SCAN_CAREFULLY = json.JSONDecoder(
+    object_hook=_shown, parse_int=_integer, parse_float=_number
+).raw_decode
 
 
 def _too_deep(text: str) -> bool:
@@ -144,6 +200,10 @@ def _check(value: Any, levels: int) -> None:
         if not math.isfinite(value):
             raise InvalidArgument("JSON has no NaN and no infinity")
     elif isinstance(value, dict):
+        if len(value) == 1 and _stands_for(value):  # and is no level of the value that is meant
+            if NUMBER in value:
+                return
+            value = value[VALUE]
         _check_items(value.items(), True, levels)
     elif isinstance(value, (list, tuple)):
         _check_items(enumerate(value), False, levels)

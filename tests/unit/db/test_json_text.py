@@ -5,10 +5,12 @@ JSON goes both ways, and what no serializer carries comes as text.
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from cbor2 import dumps, loads
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.db.json_text import MAX_DEPTH, read_json, write_json
@@ -42,13 +44,23 @@ def test_escapes_change_nothing(value: Any) -> None:
     ("text", "value"),
     [
         ("9223372036854775807", 2**63 - 1),
-        ("9223372036854775808", "9223372036854775808"),
+        ("9223372036854775808", {"$number": "9223372036854775808"}),
         ("-9223372036854775808", -(2**63)),
-        ("-9223372036854775809", "-9223372036854775809"),
-        ("[" + "9" * 9999 + "]", ["9" * 9999]),
-        ("1e999", "1e999"),
-        ("[-1E+400, 1e30]", ["-1E+400", 1e30]),
-        ("1" + "0" * 310 + ".5", "1" + "0" * 310 + ".5"),
+        ("-9223372036854775809", {"$number": "-9223372036854775809"}),
+        ("[" + "9" * 9999 + "]", [{"$number": "9" * 9999}]),
+        ("1e999", {"$number": "1e999"}),
+        ("[-1E+400, 1e30]", [{"$number": "-1E+400"}, 1e30]),
+        ("1" + "0" * 310 + ".5", {"$number": "1" + "0" * 310 + ".5"}),
+        ("1e-400", {"$number": "1e-400"}),
+        ("0.12345678901234567890123", {"$number": "0.12345678901234567890123"}),
+        ("1234567.8901234567", 1234567.8901234567),
+        ("1.50", 1.5),
+        ("0.1000000000000000055", {"$number": "0.1000000000000000055"}),
+        ('{"$number": "5"}', {"$value": {"$number": "5"}}),
+        (r'{"\u0024number": "5"}', {"$value": {"$number": "5"}}),
+        ('{"$number": 5}', {"$number": 5}),
+        ('{"$number": "five"}', {"$number": "five"}),
+        ('{"$value": 5}', {"$value": 5}),
         ('["1e999", "99999999999999999999"]', ["1e999", "99999999999999999999"]),
         (r'"\u0000\ud800x\ud83d\ude97"', "\ufffd\ufffdx🚗"),
         (r'"\\u0000"', "\\u0000"),
@@ -97,3 +109,62 @@ def test_refused_size() -> None:
     for value in (endless, json.loads("[" * 101 + "]" * 101)):
         with pytest.raises(InvalidArgument, match="deeper"):
             write_json(value)
+
+
+class Number(str):
+    """The digits of a number of a document, to be told from its strings."""
+
+
+numbers = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?", fullmatch=True
+)
+keys = st.sampled_from(["$number", "$value"]) | texts
+documents = st.recursive(
+    numbers.map(Number)
+    | st.sampled_from(
+        [Number("-0"), Number("1.0"), Number("1e400"), Number("123456789012345678901")]
+    )
+    | st.none()
+    | st.booleans()
+    | texts
+    | st.sampled_from(["1", "-0.5e3", "$number", "1e"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(keys, inner, max_size=3)
+        | st.tuples(st.sampled_from(["$number", "$value"]), inner).map(lambda pair: dict([pair]))
+    ),
+    max_leaves=20,
+)
+
+
+def _text(value: Any) -> str:
+    """Write a document."""
+    if isinstance(value, Number):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_text(value[key])}' for key in value)}}}"
+    return json.dumps(value)
+
+
+def _exactly(text: str) -> Any:
+    """Read a document with all its digits."""
+    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+
+
+@given(documents)
+@settings(max_examples=300)
+def test_any_document_read_and_written_is_the_same(document: Any) -> None:
+    text = _text(document)
+    assert _exactly(write_json(read_json(text))) == _exactly(text)
+    for carried in (json.loads(json.dumps(read_json(text))), loads(dumps(read_json(text)))):
+        assert _exactly(write_json(carried)) == _exactly(text)
+
+
+def test_document_as_deep_as_any_is_written_back() -> None:
+    for inner in ("1e400", '{"$number": "1"}'):
+        deep = "[" * (MAX_DEPTH - 1) + inner + "]" * (MAX_DEPTH - 1)
+        assert _exactly(write_json(read_json(deep))) == _exactly(deep)
+    chain = '{"$value": ' * (MAX_DEPTH - 1) + '{"$number": "1"}' + "}" * (MAX_DEPTH - 1)
+    assert _exactly(write_json(read_json(chain))) == _exactly(chain)
