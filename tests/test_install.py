@@ -1,0 +1,119 @@
+"""
+The first `make run`: what is said while environments are made, and where they cannot be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def checkout() -> Iterator[Path]:
+    """Make a folder with the installer alone, which anybody may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="rowcast-install-"))
+    folder.chmod(0o755)
+    (folder / "requirements").mkdir()
+    shutil.copy(ROOT / "requirements" / "install", folder / "requirements")
+    (folder / "some.lock").write_text("nothing-of-that-name==1.0\n")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def install(
+    checkout: Path, *arguments: str, user: str | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the installer."""
+    return subprocess.run(
+        ["/bin/sh", "requirements/install", *arguments],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], "HOME": str(checkout), "GOAL": "run", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        user=user,
+    )
+
+
+def program(folder: Path, name: str, script: str) -> str:
+    """Write a program, and return its path."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one sentence that an installation ends with."""
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_install_without_network_says_so(checkout: Path) -> None:
+    """The cure is in the sentence, and no page of pip's."""
+    offline = {
+        "PIP_INDEX_URL": "http://127.0.0.1:1",
+        "PIP_RETRIES": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    said = refusal(install(checkout, "service", ".venv", "some.lock", **offline))
+    assert said.startswith("service: install failed: the package index cannot be reached → ")
+
+
+def test_install_in_read_only_folder_says_so(checkout: Path) -> None:
+    """Before anything else is tried."""
+    checkout.chmod(0o555)
+    user = None if os.geteuid() else "nobody"  # root may write anywhere
+    said = refusal(install(checkout, "able", ".venv/stamp", user=user))
+    checkout.chmod(0o755)
+    assert said == f"{checkout} cannot be written to → copy the checkout to a folder of yours"
+
+
+def test_install_without_venv_module_says_so(checkout: Path) -> None:
+    """Debian's Python comes without it."""
+    bare = f'case "$2" in *ensurepip*) exit 1 ;; esac; exec {sys.executable} "$@"'
+    python = program(checkout, "python", bare)
+    said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
+    assert said == f"{python} cannot make virtual environments → apt-get install python3-venv"
+
+
+def test_install_with_old_python_says_so(checkout: Path) -> None:
+    """Which is wanted, and how to name another."""
+    python = program(checkout, "python", "exit 1")
+    said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
+    assert said.startswith("Rowcast needs Python 3.11 or later, and found ")
+    assert said.endswith(" → PYTHON=/path/to/python3.11 make run")
+
+
+def test_install_without_compiler_says_so(checkout: Path) -> None:
+    """What pip cannot build may need one."""
+    python = program(checkout, "python", 'case "$2" in venv) exit 1 ;; esac')
+    for name in ("cat", "date", "grep", "printf", "rm", "sed", "sleep", "tail"):
+        (checkout / name).symlink_to(shutil.which(name) or name)
+    said = refusal(
+        install(checkout, "service", ".venv", "some.lock", PYTHON=python, PATH=str(checkout))
+    )
+    assert said.startswith(
+        "service: venv failed, and a C compiler, which it may need, was not found →"
+    )
+
+
+def test_slow_install_says_what_it_is_at(checkout: Path) -> None:
+    """At once what begins, and again every five seconds."""
+    slow = 'case "$2" in venv) echo "Collecting snail==1.0"; sleep 5; exit 1 ;; esac'
+    python = program(checkout, "python", slow)
+    done = install(checkout, "service", ".venv", "some.lock", PYTHON=python)
+    first, second = done.stdout.splitlines()
+    assert first.split() == ["0", "s", "service", "makes", "an", "environment", "in", ".venv"]
+    assert second.split()[2:] == ["service", "…", "downloads", "snail==1.0"]
