@@ -8,6 +8,7 @@ one bit of a number, so that `and` and `or` are those of numbers, as SQL has the
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -74,23 +75,22 @@ class _Judge:
                 return _not(null)
             return _any([null, _not(self._either(replace(where, operator="eq")))])
         quantifier = "any" if where.operator == "in" else where.quantifier
-        if quantifier and not self._operand(where):
+        if quantifier and all(each is None for each in self._operand(where)):
             return ALWAYS if quantifier == "all" else NEVER
         found = self._either(_plain(where))
         true, false = _not(found) if where.operator in OPPOSITES else found
         return true & null[1], false & null[1]
 
     def _operand(self, where: Comparison) -> Any:
-        """Return what a column is compared with, less the nulls of a list."""
-        value: Any = self._values[where.operand.slot] if where.operand else None
-        return [each for each in value if each is not None] if where.nulls else value
+        """Return what a column is compared with."""
+        return self._values[where.operand.slot] if where.operand else None
 
     def _either(self, where: Filter) -> Said:
         """Return what is said by a variable, one for all filters that are alike."""
         values: list[Any] = []
         shape = self._shape(where, values)
         for variable, (known, others) in zip(VARIABLES, self._known, strict=False):
-            if known == shape and repr(others) == repr(values):
+            if known == shape and _alike(others, values):
                 return variable, ALL ^ variable
         if len(self._known) == MOST:
             return DEPENDS
@@ -109,6 +109,8 @@ class _Judge:
         others = [where.config, *(step.operand for step in where.reference.steps)]
         values += [self._values[each.slot] for each in others if each is not None]
         value, quantifier = self._operand(where), where.quantifier
+        if where.nulls:
+            value = [each for each in value if each is not None]
         if quantifier and len(value) == 1:
             quantifier, (value,) = "", value
         values.append(value)
@@ -128,6 +130,14 @@ def _plain(where: Comparison) -> Comparison:
     if where.operator == "in":
         return replace(where, operator="eq", quantifier="any")
     return where
+
+
+def _alike(values: list[Any], others: list[Any]) -> bool:
+    """Return whether values are the same and of the same types: to JSON, true is not 1."""
+    try:
+        return marshal.dumps(values, 2) == marshal.dumps(others, 2)  # 2: without references
+    except ValueError:  # of a type that no serializer gives, or nested deeper than any
+        return False
 
 
 def _not(said: Said) -> Said:

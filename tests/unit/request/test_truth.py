@@ -64,6 +64,7 @@ SOME = [
     {"or": [{"x->a": None}, {"x->b": {"is": "not null"}}]},
     {"or": [{"b": {"x": 1}}, {"b": {"not": {"x": 1}}}]},
     {"or": [{"x": {"is": True}}, {"x": {"is": False}}]},
+    {"or": [{"x": [1, {"a": [True]}]}, {"x": {"not": [1, {"a": [1]}]}}, {"x": None}]},
     {"or": [{"x": {"gt": {"all": [1]}}}, {"x": {"lte": {"all": [1, 2]}}}, {"x": None}]},
     {"name": {"like": "%"}},
     # more than are looked through
