@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
@@ -27,6 +28,7 @@ from twisted.internet.threads import deferToThread
 from service.embedded.node import node
 from service.wamp.departures import Departures
 from tests.conftest import ROOT, Router, crossbar, free_port
+from tests.db.rooms import until
 from tests.wamp.conftest import Edge, Join, StartEdge
 from tests.wamp.raw import Raw, raw
 from tests.wamp.test_session import Listening
@@ -213,8 +215,7 @@ async def test_registration_of_another_stays(start_edge: StartEdge, join_raw: Jo
     leaver.close()
     client.send(CALL, 9, {}, "rowcast.echo", ["there"])
     assert (await answer(client))[3] == ["there"]
-    while not gone:
-        await deferLater(reactor, 0.02)
+    await until(lambda: gone)
     assert gone == [leaver.session]
 
 
@@ -268,8 +269,8 @@ async def test_departure_of_a_client_with_an_odd_greeting_is_announced(
         assert caller["authrole"] == "anonymous"
         assert caller["authid"] != "admin"
         client.close()
-        while client.session not in gone:
-            await deferLater(reactor, 0.02)
+        left = client.session
+        await until(lambda: left in gone)  # noqa: B023  (awaited here)
 
 
 @pytest_twisted.ensureDeferred
@@ -289,6 +290,32 @@ async def test_request_id_in_use_is_refused(
     await edge.client.when_joined()
     for number in range(4):
         assert await caller.call("rowcast.echo", number) == number
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_that_was_cancelled_and_left_is_forgotten(
+    router: Router, start_edge: StartEdge, join_raw: JoinRaw
+) -> None:
+    """What a client cancelled before it left does not stay in the router's memory."""
+    gone: list[int] = []
+    edge = await start_edge(guests=[Departures(gone.append)])
+    doors = psutil.net_connections("tcp")
+    [pid] = {door.pid for door in doors if door.laddr[1] == router.port and door.status == "LISTEN"}
+    process = psutil.Process(pid)
+    before = process.memory_info().rss
+    for departed in range(1, 11):
+        client = await join_raw()
+        begun = edge.hub.begun()
+        await deferToThread(client.send, CALL, 1, {}, "rowcast.wait", [bytes(8 * 2**20)])
+        await begun
+        client.send(CANCEL, 1, {"mode": "skip"})
+        client.close()
+        await until(lambda count=departed: len(gone) == count)
+        edge.hub.release()
+    caller = await join_raw()
+    caller.send(CALL, 1, {}, "rowcast.echo", [1])
+    assert (await answer(caller))[3] == [1]
+    assert process.memory_info().rss - before < 40 * 2**20
 
 
 @pytest_twisted.ensureDeferred
