@@ -40,10 +40,12 @@ def main() -> None:
             service.says("ready")
             for _ in range(chosen.rounds):
                 time.sleep(chosen.rest)
+                began, ended = time.monotonic(), []
                 for child in psutil.Process(service.pid).children():
                     if "crossbar" in " ".join(child.cmdline()):
+                        ended = [child, *child.children()]
                         child.kill()
-                began = time.monotonic()
+                psutil.wait_procs(ended)  # the worker answers for a moment longer
                 errors = refusals(int(environ["PORT"]), "rowcast.actions.count")
                 print(f"answer after {time.monotonic() - began:.1f} s, before it {dict(errors)}")
 
