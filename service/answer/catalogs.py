@@ -5,6 +5,7 @@ Keeps what is served up to date with the database.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import Context
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -106,7 +107,8 @@ class Catalogs(Service):
         if self._loading is not None:
             self._again = True
             return
-        self._loading = Deferred.fromCoroutine(self._load())
+        # In a context of its own: whoever's call it was that asked, it is read for everybody.
+        self._loading = Context().run(Deferred.fromCoroutine, self._load())
 
     def suspect(self) -> Deferred[bool]:
         """

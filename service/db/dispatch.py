@@ -22,16 +22,19 @@ from service.db.connection import PgConnection
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
 from service.db.session import Sessions
+from service.db.turns import Turns
 from service.db.worker import Worker
 from service.errors import StatementTimeout, Unavailable
 
+READY = 2
+"""Jobs that lie ready for the next free workers; the others wait for their turn."""
 SWEEP = 0.25
 """Seconds between two looks for callers that have waited too long for a connection."""
 
 
 class Dispatch:
     """
-    Workers, and the one queue of jobs that they share.
+    Workers, and the jobs that wait for them.
 
     Args:
         reactor: For timers, and to come back from threads.
@@ -50,7 +53,9 @@ class Dispatch:
         self._sessions = sessions
         self._canceler = Canceler()
         self._jobs: dict[Job, float | None] = {}
-        self._held: deque[Job] = deque()
+        self._waiting = Turns()
+        self._held = Turns()
+        self._given = 0
         self._pinned = 0
         self._finished: deque[Job] = deque()
         self._waking = False
@@ -107,11 +112,8 @@ class Dispatch:
             self._hire()
         if self._sweeping is None:
             self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
-        if job.lane is None:
-            self.queue.put(job)
-        else:
-            self._held.append(job)
-            self._admit()
+        (self._waiting if job.lane is None else self._held).add(job)
+        self.give()
         return self._promise(job, timeout)
 
     def submit_to(
@@ -188,16 +190,31 @@ class Dispatch:
         self.workers.append(worker)
         worker.thread.start()
 
-    def _admit(self) -> None:
-        """Let transactions have workers, but never the last one."""
-        while self._held and self._pinned < max(1, self.limits.most - 1):
+    def give(self) -> None:
+        """
+        Give workers what they can do; transactions have workers, too, but never the last one.
+
+        What has been done counts until its caller has it: a caller who then has enough waits.
+        """
+        most, all_of_them = self.limits.most, not self.accepting
+        while self._pinned < max(1, most - 1) and (job := self._held.next(all_of_them)):
             self._pinned += 1
-            self.queue.put(self._held.popleft())
+            self.queue.put(job)
+        ready = most - self._pinned + READY
+        while self._given < ready and (job := self._waiting.next(all_of_them)):
+            self._count(job, 1)
+            self.queue.put(job)
+
+    def _count(self, job: Job, more: int) -> None:
+        self._given += more
+        if job.party is not None:
+            job.party.given += more
 
     def _drain(self) -> None:
         self._waking = False
         while self._finished:
             self._finish(self._finished.popleft())
+        self.give()
 
     def _finish(self, job: Job) -> None:
         job.rest()
@@ -205,7 +222,8 @@ class Dispatch:
             del self._jobs[job]
             if job.lane is not None:
                 self._pinned -= 1
-                self._admit()
+            else:
+                self._count(job, -1)
         if job.error is not None:
             stopped_by_us = not self.accepting and job.error.check(QueryCanceledError)
             job.fail(_leaving() if stopped_by_us else job.error)
@@ -231,7 +249,9 @@ class Dispatch:
         for job in late:
             if job.take():
                 self._timeouts += 1
-                job.fail(Unavailable("no database connection was free in time"))
+                blocked = job.party.blocked if job.party is not None else ""
+                job.fail(Unavailable(blocked or "no database connection was free in time"))
+        self.give()
 
 
 def _leaving() -> Unavailable:

@@ -16,6 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from service.db.turns import PARTY
+
 if TYPE_CHECKING:
     from service.db.worker import Worker
 
@@ -31,6 +33,7 @@ class Job:
         lane: The queue of the transaction that it serves, if it keeps its worker for one.
 
     Attributes:
+        party: On whose behalf it runs.
         stopped: Whether it is to end, though a worker has it.
     """
 
@@ -41,6 +44,7 @@ class Job:
         "error",
         "function",
         "lane",
+        "party",
         "result",
         "retry",
         "stopped",
@@ -64,6 +68,7 @@ class Job:
         self.stopped = False
         # Plain callbacks would lose the caller's context variables, and so its transaction.
         self.context = copy_context()
+        self.party = PARTY.get()
         self.deferred: Deferred[Any] | None = None
         self.timer: IDelayedCall | None = None
         self.worker: Worker | None = None

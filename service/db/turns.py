@@ -1,0 +1,55 @@
+"""
+Whose turn it is: jobs wait in a queue for each party, and parties are served in turn.
+
+So a caller with thousands of calls delays another by one of them, not by all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from service.db.job import Job
+
+
+class Party(Protocol):
+    """
+    Whoever has jobs run.
+
+    Attributes:
+        given: Jobs of its own that workers have, transactions left aside.
+    """
+
+    given: int
+
+    @property
+    def blocked(self) -> str:
+        """Why none of them may begin now; empty if they may."""
+
+
+PARTY: ContextVar[Party | None] = ContextVar("rowcast_party", default=None)
+"""On whose behalf jobs are made; None for the service itself."""
+
+
+class Turns:
+    """Jobs that wait."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Party | None, deque[Job]] = {}
+
+    def add(self, job: Job) -> None:
+        """Put a job at the end of its party's queue."""
+        self._queues.setdefault(job.party, deque()).append(job)
+
+    def next(self, blocked_too: bool = False) -> Job | None:
+        """Take the job whose turn it is; None if there is none that may begin."""
+        for party, queue in self._queues.items():
+            if blocked_too or party is None or not party.blocked:
+                job = queue.popleft()
+                del self._queues[party]
+                if queue:  # at the end of the line
+                    self._queues[party] = queue
+                return job
+        return None

@@ -1,0 +1,58 @@
+"""Jobs of several parties are taken in turn."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+
+import pytest
+
+from service.db.job import Job
+from service.db.turns import PARTY, Party, Turns
+
+
+class Someone:
+    """A party that says whether it is blocked."""
+
+    def __init__(self, blocked: str = "") -> None:
+        self.blocked = blocked
+        self.given = 0
+
+
+def job_of(party: Party | None) -> Job:
+    """Build a job in the context of a party."""
+
+    def build() -> Job:
+        PARTY.set(party)
+        return Job(print)
+
+    return copy_context().run(build)
+
+
+def taken(turns: Turns, blocked_too: bool = False) -> list[Job]:
+    """Take all there is."""
+    found: list[Job] = []
+    while (job := turns.next(blocked_too)) is not None:
+        found.append(job)
+    return found
+
+
+def test_parties_are_served_in_turn() -> None:
+    """One job of each, in the order in which they came; each party's own in order."""
+    turns, parties = Turns(), [Someone(), None, Someone()]
+    jobs = [job_of(parties[at]) for at in (0, 0, 0, 1, 2, 2)]
+    for job in jobs:
+        turns.add(job)
+    assert taken(turns) == [jobs[at] for at in (0, 3, 4, 1, 5, 2)]
+
+
+@pytest.mark.parametrize("blocked_too", [False, True])
+def test_blocked_party_is_passed_over(blocked_too: bool) -> None:
+    """Its jobs wait until it is not blocked any more, or the end has come."""
+    turns, full, other = Turns(), Someone("full"), Someone()
+    jobs = [job_of(party) for party in (full, other, other)]
+    for job in jobs:
+        turns.add(job)
+    expected = [0, 1, 2] if blocked_too else [1, 2]
+    assert taken(turns, blocked_too) == [jobs[at] for at in expected]
+    full.blocked = ""
+    assert taken(turns) == ([] if blocked_too else [jobs[0]])
