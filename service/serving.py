@@ -16,6 +16,7 @@ from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.own import Own
 from service.answer.roles import Roles
+from service.db.dispatch import READY
 from service.db.limits import PoolLimits
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -25,11 +26,15 @@ from service.models.registry import Models
 from service.procedures.registry import REGISTERED, available, procedures
 from service.request.parse import Limits
 from service.settings import Settings
+from service.wamp.accounts import Bounds
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.departures import Departures
 from service.wamp.dispatch import Dispatch
 
 log = Logger()
+
+RUNNING = 64
+"""Calls of one session that run at once, and as many as there are connections twice over."""
 
 CHANNEL = "rowcast_schema"
 """A NOTIFY here says that the catalog has changed; migrations send one."""
@@ -73,8 +78,15 @@ class Serving(Service):
             settings.shared,
             settings.drain_timeout,
             settings.tx_idle_timeout,
+            _bounds(settings),
+            self.pool.dispatch.give,
         )
-        self.client = WampClient(reactor, config, [dispatch, Departures(self.hub.departed)])
+
+        def departed(session: int) -> None:
+            self.hub.departed(session)
+            dispatch.departed(session)
+
+        self.client = WampClient(reactor, config, [dispatch, Departures(departed)])
         written = procedures(self.database, models, lambda: self.hub.served.codec)
         own = Own(
             self.hub,
@@ -133,6 +145,18 @@ def _session(settings: Settings) -> SessionSettings:
         settings.lock_timeout,
         settings.tx_idle_timeout,
         settings.schemas,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        settings.session_calls,
+        settings.total_calls,
+        settings.session_bytes,
+        settings.total_bytes,
+        max(RUNNING, 2 * settings.pool_max),
+        settings.pool_timeout,
+        settings.session_bytes // (settings.pool_max + READY),
     )
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schema.database import PROJECT, Place
-from service.accepted import Count, DatabaseUrl, Names, Pairs, RouterUrls, Seconds, Uri
+from service.accepted import Count, DatabaseUrl, Names, Pairs, RouterUrls, Seconds, Uri, Weight
 
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
@@ -135,6 +135,13 @@ class Settings(BaseSettings):
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one answer"
     )
+    session_calls: Count = Field(default=10_000, description="calls of one session under way")
+    total_calls: Count = Field(default=50_000, description="calls of all sessions under way")
+    session_bytes: Weight = Field(
+        default=32 * 2**20,
+        description="bytes that one session may have under way: arguments, answers not taken",
+    )
+    total_bytes: Weight = Field(default=256 * 2**20, description="bytes that all sessions may")
     max_embed_depth: Count = Field(
         default=8, description="levels of embedded relations in one call"
     )

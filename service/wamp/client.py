@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from autobahn.wamp.exception import ApplicationError
@@ -20,7 +21,7 @@ from twisted.logger import Logger
 from service.wamp.guest import Guest
 from service.wamp.login import Anonymous, Login
 from service.wamp.refusals import refusal
-from service.wamp.serializer import SafeSerializer
+from service.wamp.serializer import SafeSerializer, Scale
 from service.wamp.session import SafeSession
 from service.wamp.transport import CONNECT_TIMEOUT, Router, keep_alive
 
@@ -134,7 +135,8 @@ class WampClient(Service):
         self._reason = ""
         try:
             serializer = SafeSerializer(refusal, self._config.max_bytes)
-            factory = router.factory(self._reactor, self._make_session, serializer)
+            make = partial(self._make_session, serializer.scale)
+            factory = router.factory(self._reactor, make, serializer)
             protocol: Any = await router.endpoint(self._reactor).connect(factory)
         except Exception as error:
             if self.running:
@@ -154,10 +156,10 @@ class WampClient(Service):
             self._abort(protocol.why)
             self._ended(router)
 
-    def _make_session(self) -> SafeSession:
+    def _make_session(self, scale: Scale) -> SafeSession:
         config = self._config
         self._session = SafeSession(
-            config.realm, config.login, self._join, self._displaced, config.links
+            config.realm, config.login, self._join, self._displaced, config.links, scale
         )
         return self._session
 

@@ -21,8 +21,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from service.answer.line import Send
+from service.db.turns import PARTY
 from service.errors import ServiceError, Unavailable
 from service.request.caller import Caller
+from service.wamp.accounts import Account, Accounts, Bounds
 from service.wamp.meter import Meter
 from service.wamp.pace import Pace
 from service.wamp.payload import check
@@ -57,6 +59,8 @@ class Dispatch:
             must not keep it.
         drain: Seconds that running calls get when the service stops.
         patience: Seconds that a caller of parts may take none of them.
+        bounds: How much may be under way.
+        freed: Called when a caller has taken answers, so that more may be made.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Dispatch:
         shared: bool = False,
         drain: float = 20.0,
         patience: float = 10.0,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+        freed: Callable[[], None] = lambda: None,
     ) -> None:
         self.meter = Meter()
         self._reactor = reactor
@@ -76,6 +82,8 @@ class Dispatch:
         self._drain = drain
         self._draining = False
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
+        self._accounts = Accounts(reactor, bounds, self._held, freed)
+        self._session: SafeSession | None = None
         self._running: set[Deferred[Any]] = set()
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
@@ -89,6 +97,8 @@ class Dispatch:
         """Register the prefix."""
         self._draining = False
         self._pace.begin()
+        self._session = session
+        session.full = partial(self._full, session)
         take = partial(self._take, session, details.realm or "")
         try:
             self._registration = await self._register(session, take, False)
@@ -127,8 +137,13 @@ class Dispatch:
 
     def left(self) -> None:
         """Cancel every call: nobody can be answered any more."""
-        self._registration = None
+        self._registration = self._session = None
+        self._accounts.clear()
         self._cancel()
+
+    def departed(self, session: int) -> None:
+        """Forget a caller that is gone."""
+        self._accounts.forget(session)
 
     async def _register(self, session: SafeSession, take: Any, force: bool) -> Any:
         options = RegisterOptions(
@@ -149,14 +164,32 @@ class Dispatch:
     ) -> Deferred[Any]:
         """Begin a call; cancelling what this returns cancels the hub's coroutine."""
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-        call = partial(self._call, session, details.procedure or "", args, kwargs, caller)
+        uri, size = details.procedure or "", session.scale.received
+        account = self._accounts.of(details.caller)
+        session.scale.weigh = account.weigh
+        self._accounts.enter(account, size)
+        call = partial(self._call, session, account, uri, args, kwargs, caller)
         running = Deferred.fromCoroutine(
-            call() if details.progress is None else self._in_parts(session, details, call)
+            call() if details.progress is None else self._in_parts(session, account, details, call)
         )
+        running.addBoth(self._left, session, account, size)
         if not running.called:
             self._running.add(running)
             running.addBoth(self._finished, running)
         return running
+
+    def _full(self, session: SafeSession, caller: int | None, size: int) -> Unavailable | None:
+        account = self._accounts.of(caller)
+        refused = self._accounts.full(account, size)
+        if refused is not None:
+            self.meter.refused()
+            session.scale.weigh = account.weigh
+        return refused
+
+    def _left(self, result: Any, session: SafeSession, account: Account, size: int) -> Any:
+        self._accounts.leave(account, size)
+        session.scale.weigh = account.weigh  # the answer is sent right after this
+        return result
 
     def _finished(self, result: Any, running: Deferred[Any]) -> Any:
         self._running.discard(running)
@@ -166,12 +199,15 @@ class Dispatch:
             self._idle = None
         return result
 
-    async def _in_parts(self, session: SafeSession, details: CallDetails, call: Any) -> Any:
+    async def _in_parts(
+        self, session: SafeSession, account: Account, details: CallDetails, call: Any
+    ) -> Any:
         """Make a call whose caller takes parts of the answer, as fast as they are taken."""
         with session.outflow():
 
             async def send(part: Any) -> None:
                 check(part)
+                session.scale.weigh = account.weigh
                 details.progress(part)
                 await self._pace.sent(session, details.caller)
 
@@ -180,6 +216,7 @@ class Dispatch:
     async def _call(
         self,
         session: SafeSession,
+        account: Account,
         uri: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -193,7 +230,12 @@ class Dispatch:
             if self._draining:
                 raise Unavailable("the service is stopping")
             name = name_of(uri, self._prefix)
-            result = await self._answer(name, args, kwargs, caller, progress)
+            await self._accounts.begin(account)
+            try:
+                PARTY.set(account)
+                result = await self._answer(name, args, kwargs, caller, progress)
+            finally:
+                self._accounts.end(account)
             check(result)
             return result
         except Exception as error:
@@ -203,6 +245,11 @@ class Dispatch:
             raise refusal(error, uri) from None
         finally:
             self.meter.end(outcome, self._reactor.seconds() - began)
+
+    async def _held(self, caller: int | None) -> int:
+        """Ask the router how much it holds for a caller."""
+        session = self._session
+        return 0 if session is None else await self._pace.held(session, caller)
 
     def _cancel(self) -> None:
         for running in list(self._running):

@@ -33,6 +33,10 @@ class Meter:
         self.outcomes[outcome] += 1
         self._buckets[bisect_left(_BOUNDS, seconds)] += 1
 
+    def refused(self) -> None:
+        """Count a call that was refused before it began."""
+        self.outcomes["refused"] += 1
+
     def quantile(self, part: float) -> float | None:
         """Give the seconds within which this part of the calls ended; None without any."""
         wanted = part * sum(self._buckets)

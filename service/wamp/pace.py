@@ -62,20 +62,24 @@ class Pace:
         """
         await session.outflow().drained()
         asked = self._reactor.seconds()
-        held = await self._held(session, caller)
+        held = await self.held(session, caller)
         await deferLater(self._reactor, YIELD * (self._reactor.seconds() - asked))
         pause, least, since = FIRST_PAUSE, held, self._reactor.seconds()
         while held > HELD:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            held = await self._held(session, caller)
+            held = await self.held(session, caller)
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:
                 raise StatementTimeout("the caller has taken nothing for too long")
 
-    async def _held(self, session: SafeSession, caller: int | None) -> int:
-        """Ask the router; its answer comes after it has dealt with what we sent before."""
+    async def held(self, session: SafeSession, caller: int | None) -> int:
+        """
+        Ask the router how much it holds for a caller; 0 if it cannot tell.
+
+        Its answer comes after it has dealt with what we sent before.
+        """
         if session.lost:
             return 0
         try:

@@ -47,6 +47,20 @@ class Undecodable:
         self.reason = reason
 
 
+class Scale:
+    """
+    What the messages of one connection weigh; autobahn copies serializers, copies share it.
+
+    Attributes:
+        received: What the last message weighed that came.
+        weigh: Called with what each answer weighs, and each part of one.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.weigh: Callable[[int], None] = lambda size: None
+
+
 class _Objects(CBORObjectSerializer):
     def unserialize(self, payload: bytes) -> list[Any]:
         return [cbor2.loads(payload, max_depth=MAX_DEPTH, tag_hook=_untag)]
@@ -65,6 +79,7 @@ class SafeSerializer(CBORSerializer):
         Serializer.__init__(self, _Objects())
         self._refuse = refuse
         self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
+        self.scale = Scale()
 
     def serialize(self, msg: Any) -> tuple[bytes, bool]:
         """
@@ -82,7 +97,9 @@ class SafeSerializer(CBORSerializer):
             if not _is_last_answer(msg):
                 raise
             refusal = self._refuse(error, "encoding an answer")
-            return super().serialize(error_of(msg.request, refusal))
+            payload, binary = super().serialize(error_of(msg.request, refusal))
+        if isinstance(msg, (message.Yield, message.Error)):
+            self.scale.weigh(len(payload))
         return payload, binary
 
     def unserialize(self, payload: bytes, isBinary: bool | None = None) -> list[Any]:
@@ -92,6 +109,7 @@ class SafeSerializer(CBORSerializer):
         Raises:
             Exception: One that the session cannot go on without.
         """
+        self.scale.received = len(payload)
         try:
             return super().unserialize(payload, isBinary)
         except Exception as error:

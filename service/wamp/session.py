@@ -21,10 +21,13 @@ from service.errors import InvalidArgument, NotAuthorized, ServiceError
 from service.wamp.login import Login
 from service.wamp.outflow import Outflow
 from service.wamp.refusals import refusal
-from service.wamp.serializer import Undecodable, error_of
+from service.wamp.serializer import Scale, Undecodable, error_of
 from service.wamp.uris import CANNOT_AUTHENTICATE
 
 events = Logger()
+
+Full = Callable[[int | None, int], ServiceError | None]
+"""Called with a caller's session and the bytes of its call."""
 
 DETAILS = "details"
 """The keyword under which an endpoint gets the call's details, after `args` and `kwargs`."""
@@ -44,6 +47,10 @@ class SafeSession(ApplicationSession):
         joined: Called when the session stands; what it returns is not waited for.
         displaced: Called with the id of a registration that the router gave to another.
         links: Authroles of the sessions that may say for whom they call.
+        scale: What the messages of its connection weigh.
+
+    Attributes:
+        full: Asked whether a call may come in; what it returns is the refusal.
     """
 
     def __init__(
@@ -53,12 +60,15 @@ class SafeSession(ApplicationSession):
         joined: Callable[[SafeSession, SessionDetails], Awaitable[None]],
         displaced: Callable[[int], None],
         links: Container[str] = (),
+        scale: Scale | None = None,
     ) -> None:
         super().__init__(ComponentConfig(realm))
         self.log.set_log_level("error")  # what a session goes through is logged by its client
         self._login = login
         self._joined = joined
         self._displaced = displaced
+        self.scale = scale or Scale()
+        self.full: Full = lambda caller, size: None
         self._links = links
         self._open: Any = None
         self._outflow: Outflow | None = None
@@ -108,6 +118,8 @@ class SafeSession(ApplicationSession):
             return
         if isinstance(msg, (message.Invocation, message.Event)):
             problem = self._problem(msg)
+            if problem is None and isinstance(msg, message.Invocation):
+                problem = self.full(msg.caller, self.scale.received)
             if problem is not None:
                 if isinstance(msg, message.Invocation):
                     self._refuse(msg.request, problem)

@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 
 from service.serving import Serving
+from service.wamp.accounts import Bounds
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.dispatch import Dispatch
 from service.wamp.guest import Guest
@@ -70,10 +71,13 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         drain: float = 1.0,
         guests: Sequence[Guest] = (),
         wait: bool = True,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
         **config: Any,
     ) -> Edge:
         hub = FakeHub()
-        dispatch = Dispatch(reactor, hub.answer, router.prefix, shared=shared, drain=drain)
+        dispatch = Dispatch(
+            reactor, hub.answer, router.prefix, shared=shared, drain=drain, bounds=bounds
+        )
         config = {"first_delay": 0.05, "max_delay": 0.2, "realm": router.realm, **config}
         client = WampClient(
             reactor,

@@ -1,0 +1,286 @@
+"""
+What each session has under way, and how much of that there may be.
+
+A caller who sends without end, or reads nothing of what it is sent, would otherwise have the
+service and the router hold all of it. What is beyond a bound is refused before any work; what
+is within it waits until the session has room: its own calls, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from service.errors import Unavailable
+from service.wamp.pace import FIRST_PAUSE, HELD
+
+log = Logger()
+
+SWEEP = 0.25
+"""Seconds between two looks for calls that have waited too long."""
+
+SLICE = 0.005
+"""Seconds in which calls of a session begin one after another, until others have their turn."""
+
+LONGEST_PAUSE = 0.5
+"""Seconds between two questions to the router for a session that takes nothing."""
+
+IDLE = 10_000
+"""Sessions without a call that are remembered, if the router does not tell who leaves."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """
+    How much may be under way.
+
+    A session may have as much as is left for all, besides: one alone half of it, two a third
+    each, so that there is always something left for another one.
+
+    Args:
+        session_calls: Calls of one session.
+        total_calls: Calls of all.
+        session_bytes: Bytes of arguments, and as many of answers not taken yet, of one session.
+        total_bytes: The same of all; the second half is for those who take what they are sent.
+        running: Calls of one session that run at once; the others wait.
+        wait: Seconds that a call may.
+        expected: What the first answer to a session is taken to weigh, in bytes.
+    """
+
+    session_calls: int = 10_000
+    total_calls: int = 50_000
+    session_bytes: int = 32 * 2**20
+    total_bytes: int = 256 * 2**20
+    running: int = 64
+    wait: float = 5.0
+    expected: int = 4 * 2**20
+
+
+class Account:
+    """
+    What one session has under way.
+
+    Attributes:
+        calls: Those that were not answered yet.
+        running: Those of them that have begun.
+        arguments: What their arguments weigh.
+        given: Jobs of its calls that workers have.
+        untaken: What answers weigh that it has not taken, for all that is known.
+        expected: What its next answer may weigh, to judge by the last ones.
+    """
+
+    def __init__(self, accounts: Accounts, session: int | None) -> None:
+        self.session = session
+        self.calls = self.running = self.arguments = self.given = self.untaken = 0
+        self.expected = accounts.bounds.expected
+        self.waiting: dict[Deferred[None], float] = {}
+        self.asking = self.going = False
+        self._accounts = accounts
+
+    @property
+    def blocked(self) -> str:
+        """Why none of its calls may begin now; empty if they may."""
+        return self._accounts.obstacle(self)
+
+    def given_up(self, turn: Deferred[None]) -> None:
+        """Let a call no longer wait."""
+        self.waiting.pop(turn, None)
+
+    def weigh(self, size: int) -> None:
+        """Count an answer that leaves."""
+        self._accounts.sent(self, size)
+
+
+class Accounts:
+    """
+    The accounts of all sessions.
+
+    Args:
+        reactor: Measures the times.
+        bounds: How much may be under way.
+        ask: Asks the router how much it holds for a session, once it has dealt with what it
+            was sent before.
+        freed: Called when a session has taken something.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        bounds: Bounds,
+        ask: Callable[[int | None], Awaitable[int]],
+        freed: Callable[[], None],
+    ) -> None:
+        self.bounds = bounds
+        self._reactor = reactor
+        self._ask = ask
+        self._freed = freed
+        self._of: dict[int | None, Account] = {}
+        self._calls = self._arguments = self._untaken = 0
+        self._sweeping = False
+
+    def of(self, session: int | None) -> Account:
+        """Return the account of a session."""
+        account = self._of.get(session)
+        if account is None:
+            if len(self._of) >= IDLE:
+                self._of = {key: each for key, each in self._of.items() if each.calls}
+            account = self._of[session] = Account(self, session)
+        return account
+
+    def forget(self, session: int) -> None:
+        """Forget a session that is gone."""
+        account = self._of.pop(session, None)
+        if account is not None:
+            self._set(account, 0)
+
+    def clear(self) -> None:
+        """Forget what the answers weigh: there is no router any more that holds them."""
+        for account in self._of.values():
+            self._set(account, 0)
+        self._of = {}
+
+    def full(self, account: Account, size: int) -> Unavailable | None:
+        """Return a refusal if there is no room for one more call, with arguments of that size."""
+        bounds = self.bounds
+        if account.calls >= min(bounds.session_calls, bounds.total_calls - self._calls):
+            return Unavailable(
+                f"as many calls are under way as may be ({account.calls} of this session)"
+            )
+        room = bounds.total_bytes - self._arguments
+        more = account.arguments + size
+        if self._arguments and (
+            size > room or (account.arguments and more > min(bounds.session_bytes, room))
+        ):
+            return Unavailable("the arguments of calls under way weigh as much as may be")
+        return None
+
+    def enter(self, account: Account, size: int) -> None:
+        """Count a call that came, and its arguments."""
+        account.calls += 1
+        account.arguments += size
+        self._calls += 1
+        self._arguments += size
+
+    def leave(self, account: Account, size: int) -> None:
+        """Count a call that ended."""
+        account.calls -= 1
+        account.arguments -= size
+        self._calls -= 1
+        self._arguments -= size
+
+    async def begin(self, account: Account) -> None:
+        """
+        Wait until a call may run; `end` ends it.
+
+        Raises:
+            Unavailable: It has waited too long.
+        """
+        if account.waiting or not self._may_run(account):
+            turn: Deferred[None] = Deferred(account.given_up)
+            account.waiting[turn] = self._reactor.seconds() + self.bounds.wait
+            self._sweep_later()
+            await turn
+        else:
+            account.running += 1
+
+    def end(self, account: Account) -> None:
+        """Count a call that has run; the next one follows when this one's answer has left."""
+        account.running -= 1
+        self._go_later(account)
+
+    def obstacle(self, account: Account) -> str:
+        """Return why no call of a session may begin now: answers that lie, or are being made."""
+        bounds, untaken = self.bounds, _much(account.untaken)
+        room = min(bounds.session_bytes, bounds.total_bytes // 2 - self._untaken)
+        if untaken + account.given * account.expected < room:
+            return ""
+        if untaken or room > 0:
+            return (
+                f"this session has {account.untaken} bytes of answers to take before it gets more"
+            )
+        # The other half is for those who take what they are sent, one call at a time.
+        if not account.given and self._untaken < bounds.total_bytes:
+            return ""
+        return "answers that callers have not taken yet weigh as much as may be"
+
+    def sent(self, account: Account, size: int) -> None:
+        """Count an answer that leaves."""
+        account.expected = max(size, account.expected // 2)
+        self._set(account, account.untaken + size)
+        if account.untaken > HELD and not account.asking:
+            account.asking = True
+            asking = Deferred.fromCoroutine(self._follow(account))
+            asking.addErrback(lambda why: log.failure("cannot ask the router", why))
+
+    async def _follow(self, account: Account) -> None:
+        """Learn what a session takes, as long as there is more than a little."""
+        pause = FIRST_PAUSE
+        try:
+            while account.untaken > HELD:
+                before = account.untaken
+                held = await self._ask(account.session)
+                # What was sent since then comes on top.
+                self._set(account, held + max(0, account.untaken - before))
+                if account.untaken < before:
+                    pause = FIRST_PAUSE
+                    self._freed()
+                    self._go(account)
+                if account.untaken > HELD:
+                    await deferLater(self._reactor, pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+        finally:
+            account.asking = False
+
+    def _set(self, account: Account, untaken: int) -> None:
+        # A little is not followed, and so is not known to lie anywhere.
+        self._untaken += _much(untaken) - _much(account.untaken)
+        account.untaken = untaken
+
+    def _may_run(self, account: Account) -> bool:
+        return account.running < self.bounds.running and not account.blocked
+
+    def _go_later(self, account: Account) -> None:
+        if account.waiting and not account.going:
+            account.going = True
+            deferLater(self._reactor, 0, self._go, account)
+
+    def _go(self, account: Account) -> None:
+        """Let calls run that wait, as many as may, for a moment."""
+        account.going = False
+        end = self._reactor.seconds() + SLICE
+        while account.waiting and self._may_run(account):
+            if self._reactor.seconds() > end:
+                self._go_later(account)
+                return
+            turn = next(iter(account.waiting))
+            del account.waiting[turn]
+            account.running += 1
+            turn.callback(None)
+
+    def _sweep_later(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            deferLater(self._reactor, SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        """Refuse the calls that have waited too long."""
+        self._sweeping = False
+        now = self._reactor.seconds()
+        for account in [each for each in self._of.values() if each.waiting]:
+            self._go(account)
+            late = [turn for turn, end in account.waiting.items() if end <= now]
+            why = account.blocked or f"{account.running} calls of this session are running"
+            for turn in late:
+                if account.waiting.pop(turn, None) is not None:
+                    turn.errback(Unavailable(f"{why}; this one has waited too long"))
+            if account.waiting:
+                self._sweep_later()
+
+
+def _much(size: int) -> int:
+    return size if size > HELD else 0
