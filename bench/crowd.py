@@ -1,0 +1,80 @@
+"""
+One caller that asks for much at once: `python -m bench.crowd [--what large|many] [--hold 15]`.
+
+`large`: 150 calls in flight whose answers are 8 MB each, from a caller that reads nothing for so
+many seconds, and then everything. `many`: 20,000 calls in flight whose answers are 100 rows each,
+all read. Prints what it costs the service and the router in memory, how its calls ended, and the
+latency of other callers' `get` before and meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+
+from bench.stage import staged
+from bench.stream import Guest, Others, join
+
+SCHEMA = """
+CREATE TABLE wide AS SELECT i AS id, repeat('x', 7900) AS body FROM generate_series(1, 1000) i;
+ALTER TABLE wide ADD PRIMARY KEY (id);
+ANALYZE;
+"""
+
+CALLS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "large": (150, "rowcast.wide.find", {"limit": 1000}),
+    "many": (20_000, "rowcast.small.find", {"limit": 100}),
+}
+
+
+def main() -> None:
+    """Measure, or be one of the callers."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
+    options.add_argument("--what", choices=list(CALLS), default="large")
+    options.add_argument("--hold", type=float, default=15.0)
+    options.add_argument("--others", type=int, default=4, help="callers of get")
+    options.add_argument("--take", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.take:
+        join(given.take, Crowd(given))
+        return
+    with staged(given.crossbar, SCHEMA) as stage:
+        join(stage.websocket, Others(given, stage, "bench.crowd"))
+
+
+class Crowd(Guest):
+    """Asks for much at once."""
+
+    async def go(self, session: Any) -> None:
+        """Call, read nothing for a while if the answers are large, and count how all ended."""
+        number, uri, arguments = CALLS[self.given.what]
+        began = time.monotonic()
+        ended: Counter[str] = Counter()
+
+        def count(result: Any) -> None:
+            ended[getattr(getattr(result, "value", None), "error", "answered")] += 1
+
+        calls = [session.call(uri, **arguments).addBoth(count) for _ in range(number)]
+        if self.given.what == "large":
+            await deferLater(reactor, 0.05)
+            session._open.transport.pauseProducing()
+            await deferLater(reactor, self.given.hold)
+            session._open.transport.resumeProducing()
+        await gatherResults(calls)
+        print(f"{dict(ended)}, {time.monotonic() - began:.1f} s")
+        again = time.monotonic()
+        await session.call("rowcast.small.get", 1)
+        print(f"served again in {(time.monotonic() - again) * 1000:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
