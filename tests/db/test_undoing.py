@@ -11,11 +11,15 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 
+from service.db.connection import PgConnection
 from service.db.scope import Database
+from service.db.transaction import TransactionAborted, commit_txn, rollback_txn
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute
+from tests.db.relay import Relay
 from tests.db.rooms import database_at, failure_of, pause, until
 
 
@@ -162,3 +166,66 @@ async def test_a_dropped_savepoint(dsn: str) -> None:
             await insert(database, 2)
             await pause(0)
     assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rollback_is_sent(dsn: str) -> None:
+    """It is the function's own end that undoes, not only the worker that tidies up after it."""
+
+    def undone_txn(connection: PgConnection) -> tuple[int, int]:
+        connection.begin("BEGIN")
+        connection.command("INSERT INTO kept VALUES (1)")
+        began = connection.get_transaction_status()
+        rollback_txn(connection)
+        return began, connection.get_transaction_status()
+
+    async with database_at(dsn) as database:
+        began, ended = await database.run(undone_txn)
+        assert (began, ended) == (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_IDLE)
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_rollback_of_what_never_began_sends_nothing(dsn: str) -> None:
+    """A noted BEGIN is forgotten; of a closed session there is nothing to undo."""
+
+    def never_txn(connection: PgConnection) -> None:
+        connection.begin("BEGIN")
+        rollback_txn(connection)
+        assert connection.opening is None
+        connection.command("INSERT INTO kept VALUES (2)")
+
+    def closed_txn(connection: PgConnection) -> None:
+        connection.close()
+        rollback_txn(connection)
+
+    with Relay(dsn) as relay:
+        async with database_at(relay.dsn) as database:
+            await database.run(never_txn)
+            await database.run(closed_txn)
+        assert [message for message in relay.messages if b"ROLLBACK" in message] == []
+    assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_commit_of_what_failed_is_an_error(dsn: str) -> None:
+    """COMMIT that is answered by ROLLBACK keeps nothing; one of what never began is not sent."""
+
+    def swallowed_txn(connection: PgConnection) -> None:
+        connection.begin("BEGIN")
+        connection.command("INSERT INTO kept VALUES (3)")
+        with contextlib.suppress(psycopg2.Error):
+            connection.command("SELECT 1 / 0")
+        commit_txn(connection)
+
+    def empty_txn(connection: PgConnection) -> None:
+        connection.begin("BEGIN")
+        commit_txn(connection)
+
+    with Relay(dsn) as relay:
+        async with database_at(relay.dsn) as database:
+            assert isinstance(await failure_of(database.run(swallowed_txn)), TransactionAborted)
+            sent = len(relay.messages)
+            await database.run(empty_txn)
+            assert relay.messages[sent:] == []
+    assert kept(dsn) == []

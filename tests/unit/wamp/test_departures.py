@@ -1,0 +1,54 @@
+"""
+Who has left the realm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import Deferred, fail, succeed
+
+from service.wamp.departures import TOPIC, Departures
+
+
+class Session:
+    """A session whose router grants a subscription, or not."""
+
+    def __init__(self, answer: Deferred[Any]) -> None:
+        self.answer = answer
+        self.topics: list[str] = []
+        self.heard: Any = None
+
+    def subscribe(self, heard: Any, topic: str, options: Any) -> Deferred[Any]:
+        """Keep what was asked for."""
+        self.heard = heard
+        self.topics.append(topic)
+        return self.answer
+
+
+def joined(answer: Deferred[Any], gone: list[int]) -> Session:
+    """Have a guest join a session."""
+    session = Session(answer)
+    done = Deferred.fromCoroutine(Departures(gone.append).joined(session, None))  # type: ignore[arg-type]
+    done.addErrback(lambda failure: pytest.fail(str(failure)))
+    assert done.called
+    return session
+
+
+def test_departure_is_passed_on() -> None:
+    """Each id once, in order; what is no id is not."""
+    gone: list[int] = []
+    session = joined(succeed(None), gone)
+    assert session.topics == [TOPIC]
+    for args in ([7], [8, "authid", "role"], [], ["9"], [None], [10]):
+        session.heard(args, {}, None)
+    assert gone == [7, 8, 10]
+
+
+def test_router_that_does_not_tell_is_no_hindrance() -> None:
+    """The service joins all the same."""
+    gone: list[int] = []
+    joined(fail(ApplicationError(ApplicationError.NOT_AUTHORIZED)), gone)
+    assert gone == []
