@@ -1,8 +1,9 @@
 """
 What the service has in the router's own process: `component.Component`, beside a worker's realms.
 
-It guards calls against other clients (`guard`), tells the service how much the router still
-holds for a session (`backlog`), and answers calls while the service is not there.
+It guards calls against other clients (`guard`), has a caller that cancels a call learn what became
+of it (`kill`), tells the service how much the router still holds for a session (`backlog`), and
+answers calls while the service is not there.
 
 It stands on names of Crossbar's that are not promised, so it starts with the versions alone that
 it was tested with; and Crossbar opens no door before its components have started.
@@ -15,7 +16,7 @@ from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import RegisterOptions
 
-from component import guard
+from component import guard, kill
 from component.backlog import held
 
 UNAVAILABLE = "rowcast.error.unavailable"
@@ -36,6 +37,7 @@ class Component(ApplicationSession):
         self.absent = None
         # Here, since an error here ends the node; one after the session stands does not.
         guard.install(config.extra.get("versions", {}))
+        kill.install()
 
     async def onJoin(self, details):
         """Register."""
