@@ -21,7 +21,7 @@ Every refusal, by family.
     │  └─ TooMuchToDescribe more is served than one answer describes
     ├─ StatementTimeout     over the time limit
     ├─ Unavailable          try again later
-    ├─ OutcomeUnknown       the connection was lost during COMMIT
+    ├─ OutcomeUnknown       a change may be kept: COMMIT had no answer, or the call went half way
     ├─ PositionGone         a position that is no longer kept
     ├─ Raised               RAISE in the database
     ├─ DatabaseRefused      any other SQLSTATE
@@ -314,12 +314,20 @@ class Unavailable(ServiceError):
 
 
 class OutcomeUnknown(ServiceError):
-    """The connection was lost during COMMIT: the transaction may or may not be kept."""
+    """
+    The connection was lost during COMMIT, or a call was stopped half way: changes may be kept.
+
+    Args:
+        message: What is known.
+    """
 
     uri = "rowcast.error.outcome_unknown"
 
-    def __init__(self) -> None:
-        super().__init__("the connection was lost during COMMIT: the change may or may not be kept")
+    def __init__(
+        self,
+        message: str = "the connection was lost during COMMIT: the change may or may not be kept",
+    ) -> None:
+        super().__init__(message)
 
 
 class PositionGone(ServiceError):

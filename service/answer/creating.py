@@ -92,7 +92,15 @@ class Creating(Writing):
         values = args[0] if args else kwargs.get("values")
         if isinstance(values, list | tuple) and len(values) > MANY:
             prepared: Parsed[CreateRequest] = await self.database.run(
-                apart_txn, _prepare, served, relation, args, kwargs, self.limits, parse
+                apart_txn,
+                _prepare,
+                served,
+                relation,
+                args,
+                kwargs,
+                self.limits,
+                parse,
+                retry=True,
             )
             return prepared
         return _prepare(served, relation, args, kwargs, self.limits, parse)

@@ -10,7 +10,8 @@ of them as a `ServiceError`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,20 @@ from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
+from service.db.identity import Identity
 from service.db.misnamed import STALE
 from service.db.scope import Database
 from service.db.sqlstate import refusal
-from service.errors import NoSuchProcedure, ServiceError, Unavailable, clip, nearest
+from service.errors import (
+    Canceled,
+    NoSuchProcedure,
+    OutcomeUnknown,
+    ServiceError,
+    StatementTimeout,
+    Unavailable,
+    clip,
+    nearest,
+)
 from service.request.caller import Caller
 from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.parse import Limits
@@ -50,6 +61,8 @@ WRITES: Mapping[str, WriteKind] = {
     "delete": "delete",
 }
 """What the verbs that write ask of a relation: not every view can take it."""
+
+HALF_WAY = "the call ended half way: what it had committed by then is kept"
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
@@ -184,11 +197,11 @@ class Hub:
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._database.identity(identity_for(role, caller)):
+                with self._honest(identity_for(role, caller)):
                     return await procedure(caller, args, kwargs)
             served = self.served_to(caller)
             parsed = self._as_relation(served, parse_name(name))
-            with self._database.identity(identity_for(role, caller, _beside(served, parsed))):
+            with self._honest(identity_for(role, caller, _beside(served, parsed))):
                 line = Line(caller, progress)
                 if isinstance(parsed, FunctionName):
                     return await self._calling.answer(served, parsed, args, kwargs, line)
@@ -204,6 +217,22 @@ class Hub:
             if found.details.get("sqlstate") in STALE:
                 self.suspect()
             raise found from error
+
+    @contextmanager
+    def _honest(self, identity: Identity) -> Iterator[None]:
+        """
+        Have the body run as somebody.
+
+        Raises:
+            OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
+        """
+        with self._database.identity(identity) as doer:
+            try:
+                yield
+            except Exception as error:
+                if doer.kept and _claims_nothing(error):
+                    raise OutcomeUnknown(HALF_WAY) from error
+                raise
 
     def resolve(self, served: Served, name: Name) -> tuple[Relation, Verb]:
         """
@@ -238,6 +267,14 @@ class Hub:
             return name
         known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
         return Name(name.schema, FN, name.function) if known else name
+
+
+def _claims_nothing(error: Exception) -> bool:
+    """Return whether an error says that nothing was changed."""
+    found = refusal(error)
+    return isinstance(found, Canceled | StatementTimeout) or bool(
+        found and found.details.get("retry")
+    )
 
 
 def _unread() -> Unavailable:

@@ -77,7 +77,9 @@ class Judged:
         """
         text, self._rest = self._rest + text, ""
         take = partial(_taken, self._served, self._relation, text, last, self._names, self._line)
-        taken = take() if len(text) < SMALL else await self._database.run(apart_txn, take)
+        taken = (
+            take() if len(text) < SMALL else await self._database.run(apart_txn, take, retry=True)
+        )
         self._names, rows, self._rest, self._line = taken
         found = []
         for at, (line, fields) in enumerate(rows):

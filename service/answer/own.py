@@ -89,7 +89,9 @@ class Own:
         catalog = self._hub.served_to(caller).catalog
         found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
-            making = self._database.run(apart_txn, self._document, catalog, part, timeout=timeout)
+            making = self._database.run(
+                apart_txn, self._document, catalog, part, retry=True, timeout=timeout
+            )
             found = await making
         if part == WHOLE:
             self._documents[catalog] = found

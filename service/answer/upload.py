@@ -151,7 +151,9 @@ class Upload:
             return [(name, f"csv.{name}") for name in header_of(given)]
         if len(given) <= MANY:
             return _named(given)
-        found: list[tuple[str, str]] = await self._database.run(apart_txn, _named, given)
+        found: list[tuple[str, str]] = await self._database.run(
+            apart_txn, _named, given, retry=True
+        )
         return found
 
 

@@ -14,7 +14,6 @@ from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Relation
 from service.db.interactions import Shape
-from service.db.transaction import lone_txn
 from service.db.writes import Written, write_txn
 from service.request.parse import Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
@@ -46,11 +45,9 @@ class Writing(Verbs):
         )
         alone = small and max_affected is None
         run = self.database.run if alone else self.database.atomic
-        first = (lone_txn,) if alone and self.database.level is None else ()
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
             lambda: run(
-                *first,
                 write_txn,
                 served.codec,
                 make,

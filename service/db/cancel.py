@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from queue import SimpleQueue
 
 import psycopg2
 from psycopg2 import _psycopg
 
+from service.db.guard import GUARD
 from service.db.job import Job
 
 
@@ -27,7 +29,7 @@ class Canceler:
         threads: How many requests may be on their way at once.
     """
 
-    def __init__(self, threads: int = 2) -> None:
+    def __init__(self, threads: int) -> None:
         self._size = threads
         self._threads: list[threading.Thread] = []
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
@@ -59,29 +61,36 @@ class Canceler:
             with worker.lock:
                 connection = worker.connection
                 if worker.job is job and connection is not None and not connection.closed:
-                    connection.stopped = True
-                    request_cancel(connection)
+                    connection.stopped = time.monotonic()
+                    if not request_cancel(connection):
+                        GUARD.give_up(connection)  # it may come yet, and hit another job
 
 
-def request_cancel(connection: psycopg2.extensions.connection) -> None:
-    """Ask the server to stop what runs on a connection; waits until the server has it."""
+def request_cancel(connection: psycopg2.extensions.connection) -> bool:
+    """
+    Ask the server to stop what runs on a connection.
+
+    Returns:
+        Whether the server has it; within the `connect_timeout` of the connection.
+    """
     if _LIBPQ is None:
         connection.cancel()
-        return
-    handle = _LIBPQ.PQgetCancel(connection.pgconn_ptr)
-    if handle:
-        _LIBPQ.PQcancel(handle, ctypes.create_string_buffer(256), 256)
-        _LIBPQ.PQfreeCancel(handle)
+        return True
+    handle = ctypes.c_void_p(_LIBPQ.PQcancelCreate(connection.pgconn_ptr))
+    try:
+        return bool(_LIBPQ.PQcancelBlocking(handle))
+    finally:
+        _LIBPQ.PQcancelFinish(handle)
 
 
 def _load() -> ctypes.CDLL | None:
-    """Find the libpq that psycopg2 itself is linked to, or None if it does not show it."""
+    """Find the libpq of psycopg2 itself; None if it does not show it, or is older than 17."""
     try:
         libpq = ctypes.CDLL(_psycopg.__file__)
-        libpq.PQgetCancel.restype = ctypes.c_void_p
-        libpq.PQgetCancel.argtypes = [ctypes.c_void_p]
-        libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-        libpq.PQfreeCancel.argtypes = [ctypes.c_void_p]
+        libpq.PQcancelCreate.restype = ctypes.c_void_p
+        libpq.PQcancelCreate.argtypes = [ctypes.c_void_p]
+        libpq.PQcancelBlocking.argtypes = [ctypes.c_void_p]
+        libpq.PQcancelFinish.argtypes = [ctypes.c_void_p]
     except (OSError, AttributeError):
         return None
     return libpq

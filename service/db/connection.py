@@ -8,15 +8,20 @@ message. Behind a transaction pooler the words carry the session's settings too.
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.sql import Composable
+
+from service.db.guard import GUARD
 
 Words = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
@@ -64,6 +69,11 @@ class PgCursor(extensions.cursor):
         connection = self.connection
         if connection.stopped:
             raise extensions.QueryCanceledError("stopped before this statement")
+        with connection.waits():
+            self._send(query, vars)
+
+    def _send(self, query: Words, vars: Parameters) -> None:
+        connection = self.connection
         if connection.opening is None:
             super().execute(query, vars)
             return
@@ -80,12 +90,14 @@ class PgCursor(extensions.cursor):
     def executemany(self, query: Words, vars_list: Any) -> None:
         """Send a statement many times, after the noted BEGIN."""
         self._begin_now()
-        super().executemany(query, vars_list)
+        with self.connection.waits():
+            super().executemany(query, vars_list)
 
     def copy_expert(self, sql: Words, file: Any, size: int = 8192) -> None:
         """Send COPY, after the noted BEGIN: COPY cannot share a message."""
         self._begin_now()
-        super().copy_expert(sql, file, size)
+        with self.connection.waits():
+            super().copy_expert(sql, file, size)
 
     def _begin_now(self) -> None:
         if self.connection.opening is not None:
@@ -99,7 +111,13 @@ class PgConnection(extensions.connection):
     Attributes:
         opening: The BEGIN that the next statement takes along, or None; or, for statements
             that stand alone, what each of them takes along.
-        stopped: Set by a canceler: the job that has the connection is to end.
+        stopped: When a canceler has asked the job that has the connection to end; 0 before.
+        waiting: Since when its thread waits for the server, if it does.
+        patience: Seconds that the server may let it wait, the limit of a statement; 0 if there is
+            none.
+        credit: Seconds that it gets beyond `patience` until the next transaction.
+        grace: Seconds that it gets beyond that, and then again, to heed a cancel.
+        given_up: Whether its socket was shut down, since the server was silent for too long.
         address: The DSN that it was opened with.
         looked: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
@@ -108,7 +126,12 @@ class PgConnection(extensions.connection):
     """
 
     opening: str | None = None
-    stopped = False
+    stopped = 0.0
+    waiting: float | None = None
+    patience = 5.0
+    credit = 0.0
+    grace = 3.0
+    given_up = False
     settings = ""
     place = "RESET search_path;"
     generation = -1
@@ -122,6 +145,58 @@ class PgConnection(extensions.connection):
         self._wires: dict[Installable, extensions.cursor] = {}
         self._idle = select.poll()
         self._own: list[str | None] = []
+        # libpq closes its own by itself, and another file may have the number then.
+        self._socket = os.dup(self.fileno())
+        GUARD.add(self)
+
+    def close(self) -> None:
+        """Say goodbye, which a silent server may keep us from, and close."""
+        with self.waits():
+            super().close()
+        GUARD.remove(self)
+        if self._socket >= 0:
+            os.close(self._socket)
+            self._socket = -1
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Wait for the server in the body."""
+        self.waiting = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waiting = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for somebody else in the body; how long is no business of the server's."""
+        self.waiting = None
+        try:
+            yield
+        finally:
+            self.waiting = time.monotonic()
+
+    def late(self, now: float) -> bool:
+        """Return whether the server should have answered by now."""
+        since = self.waiting
+        if since is None or not self.patience:
+            return False
+        return now > since + self.patience + self.credit + self.grace
+
+    def overdue(self, now: float) -> bool:
+        """Return whether the server will not be waited for any more."""
+        since, stopped = self.waiting, self.stopped
+        if since is None:
+            return False
+        if stopped:
+            return now > max(since, stopped) + self.grace
+        return self.late(now - self.grace)
+
+    def shut(self) -> None:
+        """Shut the socket down: whoever waits for the server gets an error."""
+        self.given_up = True
+        with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
     def prepare(self, generation: int, settings: str = "") -> None:
         """Make a fresh session ready for the pool."""
@@ -189,10 +264,12 @@ class PgConnection(extensions.connection):
 
     def begin(self, words: str, identity: str = "") -> None:
         """Note that the next statement begins a transaction, and as whom."""
+        self.credit = 0.0
         self.opening = f"{words};{self.settings}{identity}"
 
     def assume(self, identity: str) -> None:
         """Have every statement from now on go by itself, as somebody."""
+        self.credit = 0.0
         self.opening = identity or None
 
     def note_begun(self) -> None:

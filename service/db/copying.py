@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg2
@@ -68,7 +69,9 @@ class Blocks:
         self._held.clear()
         self._weight = 0
         for start in range(0, len(text), 2 * BLOCK):
-            if not self._asked():  # COPY is being stopped on the server; until then it talks on
+            with self._connection.paused() if self._connection else nullcontext():
+                asked = self._asked()
+            if not asked:  # COPY is being stopped on the server; until then it talks on
                 return
             self._ready.append(text[start : start + 2 * BLOCK])
             self._reactor.callFromThread(self._pump)
@@ -126,7 +129,7 @@ def copy_out_txn(
     """
     Give the rows of a read as CSV with a header; gives their number.
 
-    How long it takes is up to whoever takes the blocks, so the statement has no time limit.
+    How long it takes is up to whoever takes the blocks, so it is each block that has a time limit.
     """
     blocks.attach(connection)
     with connection.cursor() as cursor:

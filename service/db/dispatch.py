@@ -13,23 +13,27 @@ from collections import deque
 from queue import SimpleQueue
 from typing import Any
 
-from psycopg2.extensions import QueryCanceledError
-from twisted.internet.defer import Deferred, fail
+import psycopg2
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 
+from service.asking import Asked
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
+from service.db.guard import GUARD
 from service.db.job import Job
 from service.db.limits import PoolLimits, PoolStats
 from service.db.session import Sessions
 from service.db.turns import Turns
-from service.db.worker import Worker
+from service.db.worker import UNREACHED, Worker
 from service.errors import StatementTimeout, Unavailable
 
 READY = 2
 """Jobs that lie ready for the next free workers; the others wait for their turn."""
 SWEEP = 0.25
 """Seconds between two looks for callers that have waited too long for a connection."""
+INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
+"""How a job ends that was stopped and keeps nothing; what may be kept is `OutcomeUnknown`."""
 
 
 class Dispatch:
@@ -51,7 +55,7 @@ class Dispatch:
         self.accepting = False
         self._reactor = reactor
         self._sessions = sessions
-        self._canceler = Canceler()
+        self._canceler = Canceler(limits.most)
         self._jobs: dict[Job, float | None] = {}
         self._waiting = Turns()
         self._held = Turns()
@@ -101,6 +105,8 @@ class Dispatch:
         """
         Have any worker run a job; cancelling the Deferred stops its query on the server.
 
+        What may be kept by then is asked to stop, and the Deferred gives what came of it.
+
         Args:
             job: Not used before.
             timeout: Seconds, waiting included, after which it is stopped.
@@ -123,11 +129,22 @@ class Dispatch:
         lane.put(job)
         return self._promise(job, timeout)
 
-    def stop(self, job: Job) -> None:
-        """Give a job up that waits; stop one that runs."""
-        if not job.take():
-            job.stopped = True
+    def stop(self, job: Job, reason: BaseException) -> None:
+        """
+        Give a job up that waits; stop one that runs.
+
+        Args:
+            job: Any.
+            reason: What its caller gets, now or, if it commits, when nothing of it was kept.
+        """
+        if job.reason is not None:
+            return
+        job.reason = reason
+        waits = job.take()
+        if not waits:
             self._canceler.cancel(job)
+        if waits or not job.commits:
+            job.fail(reason)
 
     def settled(self, timeout: float) -> Deferred[None]:
         """Give a Deferred that fires once nothing runs any more, or after a time."""
@@ -148,17 +165,16 @@ class Dispatch:
     def stop_all(self) -> None:
         """Stop every job, and end every transaction that lies open."""
         for job in list(self._jobs):
+            if job.lane is None:
+                self.stop(job, _leaving())
+                continue
             if job.take():
                 job.fail(_leaving())
-            else:
-                job.stopped = True
-                self._canceler.cancel(job)
-            if job.lane is not None:
-                job.lane.put(None)
+            job.lane.put(None)
         for worker in self.workers:
             inner = worker.job
             if inner is not None:
-                self._canceler.cancel(inner)
+                self.stop(inner, _leaving())
 
     def dismiss(self) -> None:
         """Let the threads end, and fail what they could not finish."""
@@ -170,7 +186,10 @@ class Dispatch:
             self._sweeping.cancel()
             self._sweeping = None
         for job in list(self._jobs):
-            job.fail(_leaving())
+            job.leave(_leaving())
+        for worker in self.workers:
+            if worker.connection is not None and worker.busy:
+                GUARD.give_up(worker.connection)
 
     def join(self, timeout: float) -> None:
         """Wait for the threads, so many seconds at most; not in the reactor thread."""
@@ -179,10 +198,9 @@ class Dispatch:
             worker.thread.join(max(0.0, end - time.monotonic()))
 
     def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
-        deferred: Deferred[Any] = Deferred(lambda _: self.stop(job))
-        job.deferred = deferred
+        job.deferred = deferred = Asked(lambda: self.stop(job, CancelledError()))
         if timeout is not None:
-            job.timer = self._reactor.callLater(timeout, self._overdue, job)
+            job.timer = self._reactor.callLater(timeout, self.stop, job, StatementTimeout())
         return deferred
 
     def _hire(self) -> None:
@@ -224,33 +242,37 @@ class Dispatch:
                 self._pinned -= 1
             else:
                 self._count(job, -1)
-        if job.error is not None:
-            stopped_by_us = not self.accepting and job.error.check(QueryCanceledError)
-            job.fail(_leaving() if stopped_by_us else job.error)
-        else:
+        if job.error is None:
             job.succeed(job.result)
+        else:
+            interrupted = job.reason is not None and job.error.check(*INTERRUPTED)
+            job.fail(job.reason if job.reason and interrupted else job.error)
         if not self._jobs:
             for done in list(self._drained):
                 done.callback(None)
 
-    def _overdue(self, job: Job) -> None:
-        self.stop(job)
-        job.fail(StatementTimeout())
-
     def _sweep(self) -> None:
-        """Fail the jobs that have waited too long for a worker."""
+        """Fail the jobs that have waited too long for a worker, stop those that take too long."""
+        for worker in self.workers:
+            job, connection = worker.job, worker.connection
+            if job is not None and connection is not None and connection.late(time.monotonic()):
+                self.stop(job, StatementTimeout())
         now = self._reactor.seconds()
         for job, end in self._jobs.items():
             if end is not None and end <= now:
                 self._jobs[job] = None
         late = [job for job, end in self._jobs.items() if end is None]
-        again = len(late) < len(self._jobs)
-        self._sweeping = self._reactor.callLater(SWEEP, self._sweep) if again else None
+        self._sweeping = self._reactor.callLater(SWEEP, self._sweep) if self._jobs else None
         for job in late:
             if job.take():
                 self._timeouts += 1
                 blocked = job.party.blocked if job.party is not None else ""
-                job.fail(Unavailable(blocked or "no database connection was free in time"))
+                unfree = (
+                    UNREACHED
+                    if job.worker is not None
+                    else "no database connection was free in time"
+                )
+                job.fail(Unavailable(blocked or unfree))
         self.give()
 
 

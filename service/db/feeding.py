@@ -24,6 +24,9 @@ FED = 16 * 1024
 REST = 1.0
 """How much of the time that writing them took the worker then leaves to other threads."""
 
+LAST = 10.0
+"""How often the time that the rows took may be taken again by what is done with all of them."""
+
 Encode = Callable[[Any, bool], Iterator[bytes]]
 """Makes COPY's text of what one call brought, told whether there is a word for defaults."""
 
@@ -51,6 +54,7 @@ class Feed:
         self._failure: Failure | None = None
         self._connection: PgConnection | None = None
         self._defaults = False
+        self._began = 0.0
         self._pieces: Iterator[bytes] = iter(())
         self._taken: Deferred[None] | None = None
         self._buffer = bytearray()
@@ -96,6 +100,7 @@ class Feed:
         """Begin to be read, by a COPY that has a word for defaults or none."""
         self._connection = connection
         self._defaults = defaults
+        self._began = time.monotonic()
 
     def read(self, size: int) -> bytes:
         """
@@ -104,6 +109,16 @@ class Feed:
         A thread that writes text keeps the interpreter until another one has asked for it for 5
         ms, and the reactor asks for it several times in each call; so there are rests.
         """
+        assert self._connection is not None
+        with self._connection.paused():
+            self._fill(size)
+        if not self._buffer:  # all constraints are checked, or all rows moved, in one step
+            self._connection.credit = LAST * (time.monotonic() - self._began)
+        block = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return block
+
+    def _fill(self, size: int) -> None:
         began = time.thread_time()
         try:
             while len(self._buffer) < size and not self._ended:
@@ -112,9 +127,6 @@ class Feed:
             self.error = error
             raise
         self._rest(REST * (time.thread_time() - began))
-        block = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return block
 
     def _more(self) -> None:
         for piece in self._pieces:
@@ -149,7 +161,7 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
     """
     Write what a feed brings; gives the number of rows written.
 
-    How long it takes is up to whoever brings the rows, so the statement has no time limit.
+    How long it takes is up to whoever brings the rows, so it is each step that has a time limit.
 
     Raises:
         ServiceError: What the feed found wrong with its rows.

@@ -1,8 +1,8 @@
 """
 A job: one function for a worker, and everything that is known of it on its way.
 
-The token decides races: whoever takes it, a worker that starts the job or the reactor that
-gives it up, has the job; `list.pop` does that in one step.
+The token decides races: whoever takes it, a worker that sends the job's first statement or the
+reactor that gives it up, has the job; `list.pop` does that in one step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from service.db.turns import PARTY
+from service.errors import OutcomeUnknown
 
 if TYPE_CHECKING:
     from service.db.worker import Worker
@@ -31,23 +32,28 @@ class Job:
         args: For the function.
         retry: Whether it may run a second time if the connection died under it.
         lane: The queue of the transaction that it serves, if it keeps its worker for one.
+        commits: Whether what it does may be kept once it is done. Who stops such a job, once it
+            has begun, learns what came of it, and when it has.
 
     Attributes:
+        begun: Whether a worker has it on a session.
         party: On whose behalf it runs.
-        stopped: Whether it is to end, though a worker has it.
+        reason: Why it was stopped, if it was.
     """
 
     __slots__ = (
         "args",
+        "begun",
+        "commits",
         "context",
         "deferred",
         "error",
         "function",
         "lane",
         "party",
+        "reason",
         "result",
         "retry",
-        "stopped",
         "timer",
         "token",
         "worker",
@@ -59,13 +65,16 @@ class Job:
         args: tuple[Any, ...] = (),
         retry: bool = False,
         lane: SimpleQueue[Job | None] | None = None,
+        commits: bool = False,
     ) -> None:
         self.function = function
         self.args = args
         self.retry = retry
         self.lane = lane
+        self.commits = commits
         self.token = [None]
-        self.stopped = False
+        self.begun = False
+        self.reason: BaseException | None = None
         # Plain callbacks would lose the caller's context variables, and so its transaction.
         self.context = copy_context()
         self.party = PARTY.get()
@@ -83,6 +92,11 @@ class Job:
             return False
         return True
 
+    def begin(self) -> bool:
+        """Begin the job, or begin it again; False if it was given up before."""
+        self.begun = self.begun or self.take()
+        return self.begun
+
     def succeed(self, result: Any) -> None:
         """Give the caller the result, unless it was given something before."""
         if self.deferred is not None and not self.deferred.called:
@@ -98,3 +112,7 @@ class Job:
         self.rest()
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.errback, reason)
+
+    def leave(self, reason: Failure | BaseException) -> None:
+        """Give the caller an error in place of an outcome that nobody waits for."""
+        self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)

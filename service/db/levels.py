@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -117,12 +118,14 @@ class Transaction(Level):
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
         """Put a function in the lane; the first one has a worker serve it."""
+        return self._put(Job(function, args), timeout)
+
+    def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
         if self._server is None:
             self._server = Job(self._serve_txn, lane=self._lane)
             self._dispatch.submit(self._server).addBoth(self._ended)
         if self._failure is not None:
             return fail(self._failure)
-        job = Job(function, args)
         self._open.add(job)
         return self._dispatch.submit_to(self._lane, job, timeout).addBoth(self._done, job)
 
@@ -137,20 +140,19 @@ class Transaction(Level):
         assert server.worker is not None
         connection.begin(self._words, self.doer.identity.words)
         while (job := self._lane.get()) is not None:
-            server.worker.execute(job, lambda job: job.function(connection, *job.args))
+            server.worker.execute(job, partial(server.worker.perform, connection=connection))
 
     def _ended(self, outcome: Any) -> None:
         """Fail what has no answer: no worker came, or it was sent away, or never came back."""
         reason = outcome if isinstance(outcome, Failure) else None
         self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
         for job in list(self._open):
-            job.take()
-            job.fail(self._failure)
+            job.leave(self._failure)
 
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""
         if self._close():
-            await self.doer.sends(self._last(commit_txn), reads=False)
+            await self.doer.keeps(self._last(Job(commit_txn, commits=True)))
 
     async def rollback(self) -> None:
         """Roll back, and let the worker go; a transaction that no longer stands is undone."""
@@ -160,7 +162,7 @@ class Transaction(Level):
         if server is not None and server.take():  # still waiting for a worker
             self._ended(Failure(CancelledError()))
             return
-        await _come_what_may(self._last(rollback_txn))  # the worker lets nothing stay open
+        await _come_what_may(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
 
     def abandon(self) -> None:
         """Let the worker go; it rolls back what it finds open."""
@@ -171,8 +173,8 @@ class Transaction(Level):
         was_open, self.closed = not self.closed, True
         return was_open and self._server is not None
 
-    def _last(self, function: Callable[..., Any]) -> Deferred[Any]:
-        done = self.send(function)
+    def _last(self, job: Job) -> Deferred[Any]:
+        done = self._put(job)
         self._lane.put(None)
         return done
 

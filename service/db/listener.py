@@ -21,12 +21,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from service.db.connection import PgConnection
+from service.db.guard import GUARD
 from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.sql.statement import quoted
 
 PAUSES = (0.05, 5.0)
 """Seconds between two attempts to connect: first, and at most."""
+PULSE = 10.0
+"""Seconds between two looks whether a server that says nothing is still there."""
+PATIENCE = 2.0
+"""Seconds that it has for an answer to that."""
 
 
 @implementer(IReadDescriptor)
@@ -52,7 +57,7 @@ class Ear:
         heard: Callable[[str], None],
         lost: Callable[[object], None],
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._heard = heard
         self._lost = lost
         self._descriptor = os.dup(connection.fileno())
@@ -68,17 +73,17 @@ class Ear:
     def doRead(self) -> None:
         """Take in what has come."""
         try:
-            self._connection.poll()
+            self.connection.poll()
         except psycopg2.Error as error:
             self._lost(error)
             return
-        notifies, self._connection.notifies = self._connection.notifies, []
+        notifies, self.connection.notifies = self.connection.notifies, []
         for each in notifies:
             try:
                 self._heard(each.payload)
             except Exception:
                 self.log.failure("a notification could not be dealt with")
-        if self._connection.closed:
+        if self.connection.closed:
             self._lost("closed by the server")
 
     def connectionLost(self, reason: Failure) -> None:
@@ -91,7 +96,7 @@ class Ear:
             os.close(self._descriptor)
             self._descriptor = -1
         with suppress(psycopg2.Error):
-            self._connection.close()
+            self.connection.close()
 
 
 class Listener(Service):
@@ -133,6 +138,7 @@ class Listener(Service):
         self._session = session or SessionSettings()
         self._ear: Ear | None = None
         self._again: IDelayedCall | None = None
+        self._pulse: IDelayedCall | None = None
         self._attempts = 0
         self.pooled = False
 
@@ -161,8 +167,13 @@ class Listener(Service):
     def _listen(self) -> PgConnection:
         """Open a session and have it listen, in a thread: names are resolved there too."""
         connection = open_session(self._dsn(), self._session)
-        if not connection.pooled:
-            connection.command(f"LISTEN {quoted(self._channel)}")
+        try:
+            if not connection.pooled:
+                connection.command(f"LISTEN {quoted(self._channel)}")
+        except BaseException:
+            connection.close()
+            raise
+        connection.patience = PATIENCE
         return connection
 
     def _up(self, connection: PgConnection) -> None:
@@ -174,11 +185,27 @@ class Listener(Service):
             return
         self._attempts = 0
         self._ear = Ear(connection, self._heard, self._down)
-        self._reactor.addReader(self._ear)
-        # What came with the answer to LISTEN does not make the socket readable again.
-        self._ear.doRead()
+        self._listen_on()
         if self.listening:
             self._resync()
+
+    def _listen_on(self) -> None:
+        assert self._ear is not None
+        self._reactor.addReader(self._ear)
+        self._pulse = self._reactor.callLater(PULSE, self._feel, self._ear)
+        # What came with the answer to a statement does not make the socket readable again.
+        self._ear.doRead()
+
+    def _feel(self, ear: Ear) -> None:
+        """Ask the server for a sign of life, in a thread; nobody else reads meanwhile."""
+        self._pulse = None
+        self._reactor.removeReader(ear)
+
+        def felt(outcome: Any) -> None:
+            if ear is self._ear:
+                self._down(outcome) if isinstance(outcome, Failure) else self._listen_on()
+
+        in_thread(self._reactor, "pg-listen", ear.connection.command, "SELECT 1").addBoth(felt)
 
     def _down(self, reason: object) -> None:
         self._drop()
@@ -195,6 +222,12 @@ class Listener(Service):
 
     def _drop(self) -> None:
         ear, self._ear = self._ear, None
-        if ear is not None:
-            self._reactor.removeReader(ear)
-            ear.close()
+        if ear is None:
+            return
+        if self._pulse is not None:
+            self._pulse.cancel()
+            self._pulse = None
+        else:  # a thread may be at it
+            GUARD.give_up(ear.connection)
+        self._reactor.removeReader(ear)
+        ear.close()

@@ -102,24 +102,27 @@ class PgPool(adbapi.ConnectionPool):
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
         call = partial(func, **kw) if kw else func
-        return self.dispatch.submit(Job(single_txn, (ITSELF, call, *args)))
+        return self.dispatch.submit(Job(single_txn, (ITSELF, call, *args), commits=True))
 
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
     ) -> Deferred[Any]:
         """Run a function with a cursor in one transaction."""
         return self.dispatch.submit(
-            Job(atomic_txn, ("BEGIN", "", cursor_txn, interaction, args, kw))
+            Job(atomic_txn, ("BEGIN", "", cursor_txn, interaction, args, kw), commits=True)
         )
 
     def runQuery(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives its rows."""
-        return self.dispatch.submit(Job(single_txn, (ITSELF, statement_txn, sql, params)))
+        return self._statement(sql, params)
 
     def runOperation(self, sql: Any, params: Any = None) -> Deferred[Any]:
         """Run one statement, in one round trip; gives nothing."""
-        done = self.dispatch.submit(Job(single_txn, (ITSELF, statement_txn, sql, params, False)))
-        return done.addCallback(lambda _: None)
+        return self._statement(sql, params, False).addCallback(lambda _: None)
+
+    def _statement(self, *args: Any) -> Deferred[Any]:
+        job = Job(single_txn, (ITSELF, statement_txn, *args), commits=True)
+        return self.dispatch.submit(job)
 
 
 class PoolService(Service):

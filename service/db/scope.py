@@ -24,6 +24,7 @@ from service.db.job import Job
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.transaction import (
+    alone_txn,
     atomic_txn,
     begin_words,
     ending_txn,
@@ -69,11 +70,12 @@ class Database:
         return level, doer, doer.writes
 
     @contextmanager
-    def identity(self, identity: Identity) -> Iterator[None]:
-        """Have what the body sends run as somebody."""
-        token = self._doer.set(Doer(identity))
+    def identity(self, identity: Identity) -> Iterator[Doer]:
+        """Have what the body sends run as somebody; gives what is known of it."""
+        doer = Doer(identity)
+        token = self._doer.set(doer)
         try:
-            yield
+            yield doer
         finally:
             self._doer.reset(token)
 
@@ -85,6 +87,8 @@ class Database:
     async def within(self, seconds: float | None, work: Awaitable[Any]) -> Any:
         """
         Wait for work for a while; then its query is stopped and its transaction rolled back.
+
+        What was committed meanwhile is its result.
 
         Raises:
             StatementTimeout: It took longer.
@@ -119,6 +123,7 @@ class Database:
         Raises:
             Unavailable: No connection in time; or shutting down.
             StatementTimeout: `timeout` has passed.
+            OutcomeUnknown: The connection was lost while it was on its way; not for reads.
             TransactionClosed: The caller's transaction has already ended.
             psycopg2.Error: As PostgreSQL said it.
         """
@@ -126,8 +131,8 @@ class Database:
         if level is not None:
             return level.run(function, *args, reads=retry, timeout=timeout)
         doer = self._doer.get()
-        job = Job(ending_txn if ending else single_txn, (doer.identity, function, *args), retry)
-        return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
+        how = single_txn if retry else ending_txn if ending else alone_txn
+        return self._submit(Job(how, (doer.identity, function, *args), retry), doer, timeout)
 
     def statement(
         self,
@@ -165,7 +170,15 @@ class Database:
         doer = self._doer.get()
         words = begin_words(isolation, read_only), doer.identity.words
         job = Job(atomic_txn, (*words, function, *args), retry)
-        return doer.sends(self.pool.dispatch.submit(job, timeout), retry)
+        return self._submit(job, doer, timeout, read_only)
+
+    def _submit(
+        self, job: Job, doer: Doer, timeout: float | None, read_only: bool = False
+    ) -> Deferred[Any]:
+        """Have a job run, and the doer know whether something may be kept of it."""
+        job.commits = not (job.retry or read_only)
+        done = self.pool.dispatch.submit(job, timeout)
+        return doer.keeps(done) if job.commits else doer.sends(done, job.retry)
 
     @asynccontextmanager
     async def transaction(

@@ -54,12 +54,14 @@ class SessionSettings:
         idle_in_transaction_session_timeout: Seconds that a transaction may lie idle.
         schemas: Where unqualified names inside of functions, triggers and policies are looked
             for, before the places that the database itself has for our role.
+        grace: Seconds that a server gets beyond its limits, and then again to heed a cancel.
     """
 
     statement_timeout: float = 30.0
     lock_timeout: float = 10.0
     idle_in_transaction_session_timeout: float = 60.0
     schemas: tuple[str, ...] = ()
+    grace: float = 3.0
 
     def limits(self) -> dict[str, str]:
         """Give the limits as the server takes them, in milliseconds."""
@@ -134,7 +136,9 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
             raise
         connection = _connect(given)
     try:
-        pooled, path = _told(connection)
+        connection.grace = settings.grace
+        pooled, path, limit = _told(connection)
+        connection.patience = settings.statement_timeout if pooled else limit
         words = settings.path_words(path, pooled)
         if words and not pooled:
             connection.command(words)
@@ -147,22 +151,26 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
 
 
 def _connect(parameters: dict[str, str]) -> PgConnection:
+    if parameters.get("connect_timeout", "").startswith(("0", "-")):  # to libpq, for ever
+        del parameters["connect_timeout"]
     return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
 
 
-def _told(connection: PgConnection) -> tuple[bool, str]:
+def _told(connection: PgConnection) -> tuple[bool, str, float]:
     """
-    Ask who answers, and for its `search_path`.
+    Ask who answers, for its `search_path`, and for the seconds that a statement may take.
 
     A pooler has made up the process id that it told us.
     """
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path')"
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'),"
+            " EXTRACT(epoch FROM pg_catalog.current_setting('statement_timeout')"
+            "::pg_catalog.interval)::pg_catalog.float8"
         )
-        backend, path = cursor.fetchone()
-    return backend != connection.info.backend_pid, path
+        backend, path, limit = cursor.fetchone()
+    return backend != connection.info.backend_pid, path, limit
 
 
 def _flags(values: dict[str, str]) -> str:

@@ -50,6 +50,14 @@ def single_txn(
     return atomic_txn(connection, "BEGIN", identity.words, function, *args)
 
 
+def alone_txn(
+    connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
+) -> Any:
+    """Run a function whose one statement may write, and commits by itself."""
+    first = () if connection.pooled else (lone_txn,)
+    return single_txn(connection, identity, *first, function, *args)
+
+
 def ending_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
@@ -60,13 +68,13 @@ def ending_txn(
     it is not ours to change, and what is somebody's is in a transaction there like the rest.
     """
     if connection.pooled:
-        return atomic_txn(connection, "BEGIN", identity.words, lone_txn, function, *args)
+        return atomic_txn(connection, "BEGIN", identity.words, function, *args)
     connection.assume("")
     if not identity.begin:
-        return lone_txn(connection, function, *args)
+        return _parted_txn(connection, function, *args)
     try:
         connection.command(identity.begin)
-        return lone_txn(connection, function, *args)
+        return _parted_txn(connection, function, *args)
     finally:
         _end(connection, identity)
 
@@ -75,11 +83,26 @@ def _end(connection: PgConnection, identity: Identity) -> None:
     """Have a session be itself again, or close it."""
     if connection.closed:
         return
-    connection.stopped = False
+    connection.stopped = 0.0
     try:
         connection.command(identity.end + connection.place)
     except BaseException:  # the cancel of what has just ended may hit this, too
         connection.close()
+
+
+def _parted_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Run a function whose one statement may commit on its way.
+
+    Raises:
+        OutcomeUnknown: It was stopped, or could be run again: what it had committed is kept.
+    """
+    try:
+        return lone_txn(connection, function, *args)
+    except psycopg2.OperationalError as error:
+        if error.pgcode is None:  # stopped before it was sent
+            raise
+        raise OutcomeUnknown("the procedure was stopped; what it had committed is kept") from error
 
 
 def lone_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
@@ -114,7 +137,7 @@ def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: An
         result = function(connection, *args)
     except BaseException:
         if not connection.closed:
-            connection.stopped = False
+            connection.stopped = 0.0
             undo_txn(connection, "atomic")
         raise
     connection.command("RELEASE SAVEPOINT atomic")

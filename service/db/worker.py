@@ -23,6 +23,7 @@ from service.errors import Unavailable
 
 NO_SESSION = (psycopg2.Error, OSError, ValueError)
 """What there may be instead of a session, for now; a ValueError while a URL is being written."""
+UNREACHED = "the database cannot be reached"
 PATIENCE = 10.0
 """Seconds that a session goes on when there is a new address that does not answer."""
 
@@ -74,7 +75,7 @@ class Worker:
 
     def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
         """Run one job if it is still wanted, and post it."""
-        if job.take():
+        if job.token:
             job.worker = self
             self.job = job
             try:
@@ -84,26 +85,37 @@ class Worker:
             with self.lock:  # a canceler that is at it now cannot hit the next job
                 self.job = None
                 if self.connection is not None:
-                    self.connection.stopped = False
+                    self.connection.stopped = 0.0
         self.home.post(job)
 
     def _attempt(self, job: Job) -> Any:
         try:
             return self._run(job)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            died = self.connection is None or self.connection.closed
-            if not (job.retry and died) or job.stopped:
+            lost = self.connection is None or (
+                self.connection.closed and not self.connection.given_up
+            )
+            if not (job.retry and lost) or job.reason is not None:
                 raise
         return self._run(job)
 
     def _run(self, job: Job) -> Any:
         connection = self.connect()
-        if job.stopped:  # while it waited for the session, which no canceler could see
-            raise QueryCanceledError("stopped before it began")
         try:
-            return job.function(connection, *job.args)
+            return self.perform(job, connection)
         finally:
             self._tidy(connection)
+
+    def perform(self, job: Job, connection: PgConnection) -> Any:
+        """
+        Run the function of a job.
+
+        Raises:
+            QueryCanceledError: The job was given up while it waited for the session.
+        """
+        if not job.begin():
+            raise QueryCanceledError("stopped before it began")
+        return job.function(connection, *job.args)
 
     def _tidy(self, connection: PgConnection) -> None:
         """Leave no transaction behind, whatever the job has done."""
@@ -111,7 +123,7 @@ class Worker:
         if connection.closed:
             return
         if connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-            connection.stopped = False
+            connection.stopped = 0.0
             try:
                 connection.command("ROLLBACK")
             except psycopg2.Error:
@@ -138,7 +150,7 @@ class Worker:
             except NO_SESSION as error:
                 if time.monotonic() > end or self.home.stopping.wait(pause):
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
-                    raise Unavailable("the database cannot be reached") from error
+                    raise Unavailable(UNREACHED) from error
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
 
     def _current(self, connection: PgConnection) -> PgConnection:
@@ -162,5 +174,5 @@ class Worker:
     def _discard(self) -> None:
         with self.lock:
             connection, self.connection = self.connection, None
-        if connection is not None and not connection.closed:
+        if connection is not None:
             connection.close()

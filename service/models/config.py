@@ -120,7 +120,13 @@ class PgConfig(PostgreSQLDBConfig):
         ending, numbers = limit_of(limit)
         one = id is not None or (not isinstance(limit, tuple) and limit == 1)
         return self.database.run(
-            _select_txn, self, placeholders(sql + ending), params + numbers, tablename, one
+            _select_txn,
+            self,
+            placeholders(sql + ending),
+            params + numbers,
+            tablename,
+            one,
+            retry=True,
         )
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:

@@ -19,10 +19,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from service.answer.line import Send
+from service.asking import Asked
 from service.db.turns import PARTY
-from service.errors import ServiceError, Unavailable
+from service.errors import OutcomeUnknown, ServiceError, Unavailable
 from service.request.caller import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
 from service.wamp.meter import Meter
@@ -38,6 +40,10 @@ UNREGISTER_TIMEOUT = 2.0
 """Seconds that a router gets to confirm."""
 CANCEL_TIMEOUT = 2.0
 """Seconds in which a cancelled call is expected to end."""
+INSIST = 0.1
+"""Seconds after which one that goes on, since what it waited for was done, is cancelled again."""
+
+LEFT_BEHIND = "the service has stopped before the call had ended: a change may be kept"
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
 """
@@ -84,7 +90,7 @@ class Dispatch:
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
         self._accounts = Accounts(reactor, bounds, self._held, freed)
         self._session: SafeSession | None = None
-        self._running: set[Deferred[Any]] = set()
+        self._running: set[Asked] = set()
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
 
@@ -131,6 +137,8 @@ class Dispatch:
         except Late:
             self._idle = None
             log.warn("{calls} calls do not end: left behind", calls=self.meter.in_progress)
+            for answer in list(self._running):
+                answer.errback(refusal(OutcomeUnknown(LEFT_BEHIND), "leaving"))
         finally:
             if late.active():
                 late.cancel()
@@ -162,7 +170,12 @@ class Dispatch:
         kwargs: Mapping[str, Any],
         details: CallDetails,
     ) -> Deferred[Any]:
-        """Begin a call; cancelling what this returns cancels the hub's coroutine."""
+        """
+        Begin a call.
+
+        Cancelling what this returns cancels the hub's coroutine, and again while it goes on; its
+        outcome is the answer, for a write may be kept by then.
+        """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
         uri, size = details.procedure or "", session.scale.received
         account = self._accounts.of(details.caller)
@@ -173,10 +186,12 @@ class Dispatch:
             call() if details.progress is None else self._in_parts(session, account, details, call)
         )
         running.addBoth(self._left, session, account, size)
-        if not running.called:
-            self._running.add(running)
-            running.addBoth(self._finished, running)
-        return running
+        if running.called:
+            return running
+        answer = Asked(partial(self._insist, running))
+        self._running.add(answer)
+        running.addBoth(self._finished, answer)
+        return answer
 
     def _full(self, session: SafeSession, caller: int | None, size: int) -> Unavailable | None:
         account = self._accounts.of(caller)
@@ -191,13 +206,19 @@ class Dispatch:
         session.scale.weigh = account.weigh  # the answer is sent right after this
         return result
 
-    def _finished(self, result: Any, running: Deferred[Any]) -> Any:
-        self._running.discard(running)
+    def _insist(self, running: Deferred[Any]) -> None:
+        if not running.called or isinstance(running.result, Deferred):
+            running.cancel()
+            self._reactor.callLater(INSIST, self._insist, running)
+
+    def _finished(self, result: Any, answer: Asked) -> None:
+        self._running.discard(answer)
+        if not answer.called:  # left behind
+            answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
         if self._idle is not None and not self.meter.in_progress:
             # Later, since the answer is sent after this.
             self._reactor.callLater(0, self._idle.callback, None)
             self._idle = None
-        return result
 
     async def _in_parts(
         self, session: SafeSession, account: Account, details: CallDetails, call: Any

@@ -24,6 +24,7 @@ class Relay:
     Attributes:
         dsn: To connect through the relay.
         messages: The text of every simple query that went to the server.
+        flows: While it is not set, nothing passes, though all that comes is acknowledged.
     """
 
     def __init__(self, dsn: str, slow_cancel: float = 0.0) -> None:
@@ -39,6 +40,8 @@ class Relay:
             gssencmode="disable",
         )
         self.messages: list[bytes] = []
+        self.flows = threading.Event()
+        self.flows.set()
 
     def __enter__(self) -> Relay:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -48,6 +51,7 @@ class Relay:
         # A blocked accept() is not woken by close() alone.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.flows.set()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -58,28 +62,30 @@ class Relay:
     def _relay(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX)
         server.connect(self._target)
-        back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+        back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
         back.start()
         with client, server, contextlib.suppress(OSError, EOFError):
             first = _read(client, 4)
             rest = _read(client, struct.unpack("!i", first)[0] - 4)
             if len(rest) == 12:  # a cancel request: code, process, secret
                 time.sleep(self._slow_cancel)
+            self.flows.wait()
             server.sendall(first + rest)
             while True:
                 head = _read(client, 5)
                 body = _read(client, struct.unpack("!i", head[1:])[0] - 4)
                 if head[:1] == b"Q":
                     self.messages.append(body[:-1])
+                self.flows.wait()
                 server.sendall(head + body)
         back.join(5)
 
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_RDWR)
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.flows.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
 
 
 def _read(source: socket.socket, size: int) -> bytes:

@@ -21,7 +21,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.db.listener import Listener
 from service.db.thread import in_thread
-from service.errors import Unavailable
+from service.errors import OutcomeUnknown, Unavailable
 from tests.conftest import execute
 from tests.db.rooms import database_at, failure_of, pause, until
 
@@ -87,7 +87,7 @@ async def test_a_killed_server(server: Server) -> None:
         await pause(0.2)
         server.kill()
         failed = await failure_of(write)
-        assert isinstance(failed, psycopg2.Error)
+        assert isinstance(failed, OutcomeUnknown)
         later = [database.statement("SELECT %s", [number], retry=True) for number in range(8)]
         writes = [
             database.statement("INSERT INTO survivors VALUES (%s)", [number]) for number in range(8)

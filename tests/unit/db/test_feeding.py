@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -47,4 +48,5 @@ class Here(Clock):
 class Connected:
     """A connection of which nobody wants anything else."""
 
-    stopped = False
+    stopped = 0.0
+    paused = nullcontext

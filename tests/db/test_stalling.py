@@ -1,0 +1,307 @@
+"""
+A server that goes silent while its host still acknowledges, as behind a proxy that hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
+
+from service.db import listener as listening
+from service.db.connection import PgConnection
+from service.db.copying import Blocks
+from service.db.feeding import Feed, import_txn
+from service.db.listener import Listener
+from service.db.scope import Database
+from service.db.session import SessionSettings
+from service.db.sqlstate import refusal
+from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
+from service.sql.copy import CopyIn
+from tests.conftest import execute
+from tests.db.relay import Relay
+from tests.db.rooms import database_at, failure_of, pause, until
+
+QUICK = SessionSettings(statement_timeout=0.6, grace=0.3)
+BOUND = 8.0
+"""Seconds in which all ends: a statement's, two graces, and two for each connect and cancel."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, "CREATE TABLE kept (id int, note text)")
+
+
+@pytest.fixture
+def relay(dsn: str) -> Any:
+    """Put a relay before the server."""
+    with Relay(dsn) as made:
+        made.dsn = psycopg2.extensions.make_dsn(made.dsn, connect_timeout=2)
+        yield made
+
+
+async def recovers(database: Database, relay: Relay, threads: int) -> None:
+    """Check that every worker is free again, and answers once the server does."""
+    await until(lambda: not database.pool.stats().busy, BOUND)
+    assert len(workers()) <= threads
+    relay.flows.set()
+    assert (
+        await gatherResults([database.statement("SELECT 1", retry=True) for _ in range(4)])
+        == [[(1,)]] * 4
+    )
+
+
+def workers() -> list[str]:
+    """Name the threads of the pool."""
+    return [each.name for each in threading.enumerate() if each.name.startswith("pg-")]
+
+
+async def read(database: Database) -> Any:
+    """Read."""
+    return await database.statement("SELECT pg_sleep(0.2)", retry=True)
+
+
+async def write(database: Database) -> Any:
+    """Write a row."""
+    return await database.statement("INSERT INTO kept SELECT 1 FROM pg_sleep(0.2)", fetch=False)
+
+
+async def several(database: Database) -> Any:
+    """Write in two statements of one function."""
+
+    def twice_txn(connection: PgConnection) -> None:
+        connection.command("INSERT INTO kept VALUES (2)")
+        connection.command("INSERT INTO kept SELECT 2 FROM pg_sleep(0.2)")
+
+    return await database.atomic(twice_txn)
+
+
+async def scope(database: Database) -> Any:
+    """Write in a transaction."""
+    async with database.transaction():
+        await database.statement("INSERT INTO kept VALUES (3)")
+        await database.statement("INSERT INTO kept SELECT 3 FROM pg_sleep(0.2)")
+
+
+async def savepoint(database: Database) -> Any:
+    """Write in a savepoint."""
+    async with database.transaction(), database.transaction():
+        await database.statement("INSERT INTO kept SELECT 3 FROM pg_sleep(0.2)")
+
+
+async def procedure(database: Database) -> Any:
+    """Have a statement that may commit by itself."""
+    sql = "DO $$BEGIN INSERT INTO kept VALUES (4); COMMIT; PERFORM pg_sleep(0.2); END$$"
+    return await database.run(PgConnection.command, sql, ending=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "work", "end"),
+    [
+        ("waits", read, StatementTimeout),
+        ("waits", write, OutcomeUnknown),
+        ("waits", several, StatementTimeout),
+        ("waits", scope, StatementTimeout),
+        ("waits", savepoint, StatementTimeout),
+        ("waits", procedure, OutcomeUnknown),
+        ("cancelled", read, CancelledError),
+        ("cancelled", write, OutcomeUnknown),
+        ("cancelled", several, CancelledError),
+        ("cancelled", scope, CancelledError),
+        ("timeout", read, StatementTimeout),
+        ("timeout", write, OutcomeUnknown),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_silent_server_keeps_no_worker(
+    how: str,
+    work: Callable[[Database], Any],
+    end: type[BaseException],
+    dsn: str,
+    relay: Relay,
+) -> None:
+    """Who waits is answered in time, with what is known; the sessions are given up."""
+    async with database_at(relay.dsn, QUICK, most=4, connect_wait=0.1) as database:
+        await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(4)])
+        threads = len(workers())
+        began = time.monotonic()
+        limit = 0.4 if how == "timeout" else None
+        jobs = [ensureDeferred(database.within(limit, work(database))) for _ in range(3)]
+        outcomes = [ensureDeferred(failure_of(job)) for job in jobs]
+        await pause(0.1)
+        relay.flows.clear()
+        if how == "cancelled":
+            for job in jobs:
+                job.cancel()
+        found = await gatherResults(outcomes)
+        assert time.monotonic() - began < BOUND
+        for error in found:
+            seen = error if isinstance(error, CancelledError) else refusal(error)
+            assert isinstance(seen, end), seen
+        await recovers(database, relay, threads + 4)  # and those that cancel
+
+
+@pytest_twisted.ensureDeferred
+async def test_silence_at_commit_is_unknown(dsn: str, relay: Relay) -> None:
+    """Nobody knows whether the server has it."""
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+
+        async def work() -> None:
+            async with database.transaction():
+                await database.statement("INSERT INTO kept VALUES (5)")
+                relay.flows.clear()
+
+        assert isinstance(await failure_of(work()), OutcomeUnknown)
+        await recovers(database, relay, 9)
+
+
+@pytest_twisted.ensureDeferred
+async def test_silence_at_rollback_ends_the_scope(dsn: str, relay: Relay) -> None:
+    """The error of the body arrives, and nothing is kept."""
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+
+        async def work() -> None:
+            async with database.transaction():
+                await database.statement("INSERT INTO kept VALUES (6)")
+                relay.flows.clear()
+                raise KeyError
+
+        assert isinstance(await failure_of(work()), KeyError)
+        await recovers(database, relay, 9)
+        assert execute(dsn, "SELECT id FROM kept WHERE id = 6") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_silence_before_a_session_stands(dsn: str, relay: Relay) -> None:
+    """A server that accepts and says nothing is not waited for; another try succeeds."""
+    relay.flows.clear()
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+        began = time.monotonic()
+        errors = await gatherResults(
+            [ensureDeferred(failure_of(work(database))) for work in (read, write, scope)]
+        )
+        assert time.monotonic() - began < BOUND
+        assert all(isinstance(error, Unavailable) for error in errors)
+        await recovers(database, relay, 9)
+
+
+@pytest.mark.parametrize("moment", ["first", "between", "end"])
+@pytest_twisted.ensureDeferred
+async def test_silence_during_an_import(moment: str, dsn: str, relay: Relay) -> None:
+    """It ends, keeps nothing, and frees its worker; a slow caller alone does not end it."""
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+        feed = Feed(reactor, lambda rows, _: iter([rows]))
+        spelled = CopyIn(None, "COPY kept (id, note) FROM STDIN", None, None)
+
+        async def work() -> Any:
+            async with database.transaction():
+                return await database.run(import_txn, spelled, feed)
+
+        if moment == "first":
+            await database.statement("SELECT 1")
+            relay.flows.clear()
+        running = ensureDeferred(work())
+        running.addBoth(feed.over)
+        end = ensureDeferred(failure_of(running))
+        row = b"7\t" + b"x" * 1000 + b"\n"
+        first = feed.put(row).addErrback(lambda _: None)
+        if moment != "first":
+            await first
+            if moment == "between":
+                await pause(2.5)  # more than all limits
+            assert not end.called
+            relay.flows.clear()
+            if moment == "between":
+                for _ in range(100):
+                    feed.put(row * 500).addErrback(lambda _: None)
+            else:
+                feed.end()
+        error = await end
+        assert isinstance(refusal(error), Unavailable | StatementTimeout)
+        await recovers(database, relay, 9)
+        await until(lambda: execute(dsn, "SELECT id FROM kept WHERE id = 7") == [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_silence_during_an_export(dsn: str, relay: Relay) -> None:
+    """So does a COPY whose blocks stay away, and not one that nobody asks for blocks."""
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+        blocks = Blocks(reactor)
+
+        def copy_txn(connection: PgConnection) -> None:
+            blocks.attach(connection)
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL statement_timeout = 0")
+                sql = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT"
+                cursor.copy_expert(sql, blocks)
+
+        async def work() -> Any:
+            async with database.transaction():
+                return await database.run(copy_txn)
+
+        end = ensureDeferred(failure_of(ensureDeferred(work()).addBoth(blocks.ended)))
+        assert await blocks.next()
+        await pause(2.5)
+        assert not end.called
+        relay.flows.clear()
+
+        async def rest() -> None:
+            while await blocks.next():
+                pass
+
+        taken = ensureDeferred(failure_of(rest()))
+        assert isinstance(refusal(await end), Unavailable | StatementTimeout)
+        await taken
+        await recovers(database, relay, 9)
+
+
+@pytest_twisted.ensureDeferred
+async def test_close_of_a_pool_in_silence(dsn: str, relay: Relay) -> None:
+    """It takes no longer than any, says what is known, and leaves no thread behind."""
+    before = set(workers())
+    async with database_at(relay.dsn, connect_wait=0.1, most=3) as database:
+        await database.statement("SELECT 1")
+        outcomes = [ensureDeferred(failure_of(work(database))) for work in (read, write)]
+        await pause(0.1)
+        relay.flows.clear()
+        began = time.monotonic()
+        await database.pool.close()
+        assert time.monotonic() - began < BOUND
+    kinds = [type(error) for error in await gatherResults(outcomes)]
+    assert kinds == [Unavailable, OutcomeUnknown]
+    await until(lambda: set(workers()) <= before, BOUND)
+
+
+@pytest_twisted.ensureDeferred
+async def test_silent_listener_is_replaced(
+    dsn: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that says nothing is asked now and then whether it is there."""
+    monkeypatch.setattr(listening, "PULSE", 0.2)
+    monkeypatch.setattr(listening, "PATIENCE", 0.3)
+    heard: list[str] = []
+    resyncs: list[int] = []
+    listener = Listener(reactor, relay.dsn, "c", heard.append, lambda: resyncs.append(1), QUICK)
+    listener.startService()
+    await until(lambda: len(resyncs) == 1)
+    await pause(1)
+    execute(dsn, "NOTIFY c, 'a'")
+    await until(lambda: heard == ["a"])
+    assert len(resyncs) == 1
+    relay.flows.clear()
+    await until(lambda: not listener.listening, BOUND)
+    relay.flows.set()
+    await until(lambda: len(resyncs) == 2, 2 * BOUND)
+    execute(dsn, "NOTIFY c, 'b'")
+    await until(lambda: heard == ["a", "b"])
+    relay.flows.clear()
+    await pause(0.4)
+    listener.stopService()

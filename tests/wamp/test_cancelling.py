@@ -1,0 +1,250 @@
+"""
+A write that its caller cancels: what the caller is answered, and what is in the table.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp import message
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.errors import Canceled, OutcomeUnknown, StatementTimeout
+from service.models.registry import Models
+from service.procedures.registry import Call, procedures
+from service.serving import Serving
+from tests.conftest import Router, execute
+from tests.db.rooms import pause, until
+from tests.db.test_cancel import running
+from tests.wamp.callers import Caller, join
+
+SCHEMA = """
+CREATE TABLE kept (id int PRIMARY KEY, part int NOT NULL DEFAULT 1, note text);
+CREATE TABLE there (id int PRIMARY KEY, note text);
+INSERT INTO there SELECT i FROM generate_series(1, 20000) i;
+CREATE TABLE lines (id serial PRIMARY KEY, kept int REFERENCES kept (id));
+CREATE FUNCTION keep(n int) RETURNS SETOF kept LANGUAGE sql AS
+    'INSERT INTO kept VALUES (n), (n + 1000000) RETURNING *';
+CREATE PROCEDURE keep_once(n int) LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO kept VALUES (n); END';
+CREATE PROCEDURE keep_twice(n int) LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO kept VALUES (n); COMMIT; PERFORM pg_sleep(0.002);
+     INSERT INTO kept VALUES (n + 1000000); END';
+CREATE FUNCTION keep_slowly(n int) RETURNS void LANGUAGE sql AS
+    'INSERT INTO kept VALUES (n, 1, ''slow'')';
+CREATE PROCEDURE keep_never(n int) LANGUAGE sql AS 'INSERT INTO kept VALUES (n, 1, ''slow'')';
+CREATE VIEW naps AS SELECT id, pg_sleep(0.01)::text FROM there;
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(CASE NEW.note WHEN ''slow'' THEN 30 ELSE 0.001 END); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE INSERT ON kept FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
+async def keep_in_steps(call: Call, id: int) -> int:
+    """Write in a transaction, and look at it afterwards."""
+    async with call.database.transaction():
+        await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
+        await call.database.statement("INSERT INTO lines (kept) VALUES (%s)", [id], fetch=False)
+    return id
+
+
+async def keep_then_look(call: Call, id: int) -> Any:
+    """Write, and read what was written."""
+    await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
+    return await call.database.statement("SELECT id FROM kept WHERE id = %s", [id], retry=True)
+
+
+async def keep_apart(call: Call, id: int) -> None:
+    """Write twice, each for itself."""
+    await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
+    await call.database.statement("INSERT INTO kept VALUES (%s)", [id + 1000000], fetch=False)
+
+
+async def keep_slowly(call: Call, id: int) -> None:
+    """Write for long."""
+    sql = "INSERT INTO kept VALUES (%s, 1, 'slow')"
+    await call.database.statement(sql, [id], fetch=False)
+
+
+async def keep_half(call: Call, id: int) -> None:
+    """Write, and then wait."""
+    await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
+    await call.database.statement("SELECT pg_sleep(30)", retry=True)
+
+
+WRITTEN = {
+    "steps": keep_in_steps,
+    "look": keep_then_look,
+    "apart": keep_apart,
+    "slowly": keep_slowly,
+    "half": keep_half,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    """Make the relations of this module."""
+    execute(dsn, SCHEMA)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written(service: Serving) -> None:
+    """Serve procedures written by hand."""
+    models = Models(service.database)
+    service.hub.add(procedures(service.database, models, lambda: service.hub.served.codec, WRITTEN))
+
+
+def kill(caller: Caller) -> None:
+    """Cancel the call that was made last, in the mode that autobahn's own cancel does not have."""
+    caller._transport.send(message.Cancel(max(caller._call_reqs), mode="kill"))
+
+
+async def end_of(call: Any) -> str:
+    """Return how a call ends: as "result", or in an error's URI."""
+    try:
+        await call
+    except ApplicationError as error:
+        return str(error.error)
+    return "result"
+
+
+async def upload(caller: Caller, id: int) -> Any:
+    """Import in several calls; the one to be cancelled is the last."""
+    begun = await caller.call("rowcast.kept.import", csv=f"id\n{id}\n", done=False)
+    return caller.call("rowcast.kept.import", csv=f"{id + 1000000}\n", done=True, **begun)
+
+
+WRITES: dict[str, tuple[int, Callable[[Caller, int], Any]]] = {
+    "create": (1, lambda caller, id: caller.call("rowcast.kept.create", {"id": id})),
+    "create many": (
+        2,
+        lambda caller, id: caller.call("rowcast.kept.create", [{"id": id}, {"id": id + 1000000}]),
+    ),
+    "upsert": (
+        1,
+        lambda caller, id: caller.call(
+            "rowcast.kept.upsert", {"id": id}, embed={"lines": True}, select=["id"]
+        ),
+    ),
+    "import": (
+        2,
+        lambda caller, id: caller.call("rowcast.kept.import", csv=f"id\n{id}\n{id + 1000000}\n"),
+    ),
+    "import in parts": (2, upload),
+    "function": (2, lambda caller, id: caller.call("rowcast.fn.keep", n=id)),
+    "procedure": (1, lambda caller, id: caller.call("rowcast.fn.keep_once", n=id)),
+    "procedure that commits": (2, lambda caller, id: caller.call("rowcast.fn.keep_twice", n=id)),
+    "by hand, in a transaction": (1, lambda caller, id: caller.call("rowcast.steps", id)),
+    "by hand, and read": (1, lambda caller, id: caller.call("rowcast.look", id)),
+    "by hand, each for itself": (2, lambda caller, id: caller.call("rowcast.apart", id)),
+}
+"""How many rows each write keeps, and how it is made."""
+MAY_BE_KEPT = ("procedure", "by hand, and", "by hand, each")
+"""Of these it is not always known what was kept: they may end after a part was committed."""
+IDS = count(1)
+TIMES = 60
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest_twisted.ensureDeferred
+async def test_cancelled_write_is_answered_as_it_ended(
+    how: str, dsn: str, service: Serving, router: Router
+) -> None:
+    """In mode "kill" a result is kept as a whole, and of what is canceled nothing is."""
+    chance = random.Random(7)
+    parts, write = WRITES[how]
+    ends: dict[int, str] = {}
+
+    async def in_turn() -> None:
+        caller = await join(router, "rawsocket cbor")
+        took = 0.01
+        for _ in range(TIMES // 3):
+            id = next(IDS)
+            call = write(caller, id)
+            if how == "import in parts":
+                call = await call
+            began = reactor.seconds()
+            end = ensureDeferred(end_of(call))
+            if chance.random() > 0.2:  # else at once, however slow this machine is
+                await pause(chance.uniform(0, 1.2) * took)
+            if end.called:
+                took = (took + reactor.seconds() - began) / 2
+            else:
+                kill(caller)
+            ends[id] = await end
+            took *= 0.8 if ends[id] == "result" else 1.3
+        await caller.close()
+
+    await gatherResults([ensureDeferred(in_turn()) for _ in range(3)])
+    rows = {row[0] for row in execute(dsn, "SELECT id FROM kept")}
+    for id, end in ends.items():
+        there = (id in rows) + (id + 1000000 in rows)
+        if end == "result":
+            assert there == parts
+        elif end == Canceled.uri:
+            assert there == 0
+        else:
+            assert end == OutcomeUnknown.uri
+            assert how.startswith(MAY_BE_KEPT)
+    seen = Counter(ends.values())
+    assert seen["result"] > 2, seen
+    assert seen.total() - seen["result"] > 2, seen
+
+
+@pytest.mark.parametrize(
+    ("how", "end"),
+    [
+        ("create", StatementTimeout.uri),
+        ("create many", StatementTimeout.uri),
+        ("function", StatementTimeout.uri),
+        ("procedure", OutcomeUnknown.uri),
+        ("by hand", StatementTimeout.uri),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_write_that_takes_too_long_keeps_nothing(
+    how: str, end: str, dsn: str, caller: Caller
+) -> None:
+    """A timeout says that nothing was kept; a procedure may have committed before it."""
+    id = next(IDS)
+    sleep = {"id": id, "note": "slow"}
+    calls: dict[str, Callable[[], Any]] = {
+        "create": lambda: caller.call("rowcast.kept.create", sleep, timeout=0.2),
+        "create many": lambda: caller.call("rowcast.kept.create", [sleep], timeout=0.2),
+        "function": lambda: caller.call("rowcast.fn.keep_slowly", args={"n": id}, timeout=0.2),
+        "procedure": lambda: caller.call("rowcast.fn.keep_never", args={"n": id}, timeout=0.2),
+        "by hand": lambda: caller.call("rowcast.slowly", id, timeout=0.2),
+    }
+    assert await end_of(calls[how]()) == end
+    assert execute(dsn, f"SELECT * FROM kept WHERE id = {id}") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_timeout_after_a_commit_is_not_a_timeout(dsn: str, caller: Caller) -> None:
+    """What was committed before the time limit, and what comes after it, is half of a call."""
+    id = next(IDS)
+    assert await end_of(caller.call("rowcast.half", id, timeout=0.3)) == OutcomeUnknown.uri
+    assert execute(dsn, f"SELECT id FROM kept WHERE id = {id}") == [(id,)]
+
+
+@pytest.mark.parametrize("verb", ["find", "create"])
+@pytest_twisted.ensureDeferred
+async def test_cancelled_call_stops_on_the_server(verb: str, dsn: str, caller: Caller) -> None:
+    """It is answered as canceled, and nothing of it runs on."""
+    if verb == "find":
+        call = end_of(caller.call("rowcast.naps.find"))
+    else:
+        call = end_of(caller.call("rowcast.kept.create", {"id": next(IDS), "note": "slow"}))
+    end = ensureDeferred(call)
+    await until(lambda: running(dsn, "naps" if verb == "find" else '"kept"'))
+    kill(caller)
+    assert await end == Canceled.uri
+    await until(lambda: not running(dsn, "naps" if verb == "find" else '"kept"'))
