@@ -20,8 +20,10 @@ from service.objects import (
     ForeignKey,
     Relation,
     RelationKind,
+    Spelled,
     Type,
     TypeKind,
+    UniqueIndex,
     UniqueKey,
     WriteKind,
 )
@@ -230,8 +232,10 @@ __all__ = [
     "ForeignKey",
     "Relation",
     "RelationKind",
+    "Spelled",
     "Type",
     "TypeKind",
+    "UniqueIndex",
     "UniqueKey",
     "WriteKind",
 ]

@@ -146,6 +146,40 @@ class UniqueKey:
     nulls: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """SQL that PostgreSQL has spelled out of its own catalog; nobody else makes any."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueIndex:
+    """
+    What tells rows apart without being a key: a unique index on a part of the rows or on
+    expressions, an exclusion constraint, an index that is not usable yet.
+
+    Args:
+        name: Of the constraint, or of the index.
+        columns: Those that stand in the index by themselves.
+        used: Those columns, and the ones in its expressions.
+        target: What ON CONFLICT says to go by it.
+        partial: Whether it is on a part of the rows.
+        nulls: Whether rows without a value in those columns may be alike.
+        skips: Whether rows that are there can only be left alone.
+        fault: Why ON CONFLICT cannot go by it; empty if it can.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    used: tuple[str, ...]
+    target: Spelled
+    partial: bool = False
+    nulls: bool = False
+    skips: bool = False
+    fault: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Relation:
     """
@@ -161,11 +195,19 @@ class Relation:
         foreign_keys: Of this relation.
         links: Further ones, which it has or which refer to views, through what views show.
         shown_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
+        unique_indexes: What else tells rows apart.
         constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         estimable: Whether our role may know how many rows the planner expects.
         filled: Whether a trigger may fill in what a new row lacks, before it is checked.
+        after: The kinds of writes after which the rows may be others than they were written, by
+            triggers, or by those of a view's table.
+        cascading: Columns whose changes foreign keys carry on to other rows.
+        stirs: Whether a write can do more than write rows, even when it writes none: triggers,
+            rules, volatile functions in policies, whatever a view or foreign table does.
+        direct: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
+        ruled: Whether it has rules for writes.
         takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
         readable: Whether that is to read whole rows, with the columns that are not served.
@@ -180,11 +222,17 @@ class Relation:
     foreign_keys: tuple[ForeignKey, ...] = ()
     links: tuple[ForeignKey, ...] = ()
     shown_keys: tuple[tuple[str, ...], ...] = ()
+    unique_indexes: tuple[UniqueIndex, ...] = ()
     constraints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False
     estimable: bool = True
     filled: bool = False
+    after: frozenset[WriteKind] = frozenset()
+    cascading: frozenset[str] = frozenset()
+    stirs: bool = False
+    direct: bool = True
+    ruled: bool = False
     takes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
     selectable: bool = True
     insertable: bool = True

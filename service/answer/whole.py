@@ -44,12 +44,14 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         for name, column in relation.columns.items():
             columns[name].append(column)
     primary = next((each.primary_key for each in alike if each.primary_key), ())
+    indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
     keys = {key.name: key for each in alike for key in each.unique_keys}.values()
     return replace(
         alike[0],
         columns={name: _column(found) for name, found in columns.items()},
         primary_key=primary,
         unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
+        unique_indexes=tuple(indexes),
         constraints={name: of for each in alike for name, of in each.constraints.items()},
         foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
         links=tuple(dict.fromkeys(key for each in alike for key in each.links)),

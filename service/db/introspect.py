@@ -21,6 +21,8 @@ from service.catalog import (
     ForeignKey,
     Relation,
     RelationKind,
+    Spelled,
+    UniqueIndex,
     UniqueKey,
     WriteKind,
 )
@@ -39,6 +41,9 @@ KINDS: Mapping[str, RelationKind] = {
 
 WRITES: Mapping[int, WriteKind] = {8: "insert", 4: "update", 16: "delete"}
 """Bits of `pg_relation_is_updatable`."""
+
+AFTER: Mapping[int, WriteKind] = {4: "insert", 16: "update"}
+"""Bits of `tgtype`; a deleted row is answered as it was."""
 
 Rows = Sequence[Any]
 """Named tuples, with the columns of the statement as attributes."""
@@ -69,12 +74,14 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
         wanted = [*{row.oid for row in relations} | under]
-        columns, keys, foreign_keys, constraints = (
+        columns, keys, indexes, foreign_keys, cascades, constraints = (
             _rows(cursor, statement, relations=wanted)
             for statement in (
                 introspect_sql.COLUMNS,
                 introspect_sql.KEYS,
+                introspect_sql.INDEXES,
                 introspect_sql.FOREIGN_KEYS,
+                introspect_sql.CASCADES,
                 introspect_sql.CONSTRAINTS,
             )
         )
@@ -84,8 +91,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     for row in columns:
         names[row.relation][row.number] = row.name
     homes = {row.oid: (row.schema, row.name) for row in relations}
-    of_columns, of_keys, of_foreign_keys, of_constraints = map(
-        _by_relation, (columns, keys, foreign_keys, constraints)
+    of_columns, of_keys, of_indexes, of_foreign_keys, of_cascades, of_constraints = map(
+        _by_relation, (columns, keys, indexes, foreign_keys, cascades, constraints)
     )
     links = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
@@ -94,10 +101,16 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
             row,
             _columns(of_columns[row.oid], types),
             _unique_keys(of_keys[row.oid], names[row.oid]),
-            _foreign_keys(of_foreign_keys[row.oid], names, homes),
-            links.get(homes[row.oid], ()),
-            of_views.get(homes[row.oid], ()),
-            _constraints(of_constraints[row.oid], names[row.oid]),
+            unique_indexes=_unique_indexes(of_indexes[row.oid], names[row.oid]),
+            foreign_keys=_foreign_keys(of_foreign_keys[row.oid], names, homes),
+            links=links.get(homes[row.oid], ()),
+            shown_keys=of_views.get(homes[row.oid], ()),
+            constraints=_constraints(of_constraints[row.oid], names[row.oid]),
+            cascading=frozenset(
+                names[row.oid][each.number]
+                for each in of_cascades[row.oid]
+                if each.number in names[row.oid]
+            ),
         )
         for row in relations
     }
@@ -169,10 +182,7 @@ def _relation(
     row: Any,
     columns: Mapping[str, Column],
     unique_keys: Sequence[tuple[bool, UniqueKey]],
-    foreign_keys: tuple[ForeignKey, ...],
-    links: tuple[ForeignKey, ...],
-    shown_keys: tuple[tuple[str, ...], ...],
-    constraints: Mapping[str, tuple[str, ...]],
+    **tied: Any,
 ) -> Relation:
     return Relation(
         schema=row.schema,
@@ -181,20 +191,21 @@ def _relation(
         columns=columns,
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
         unique_keys=tuple(key for _, key in unique_keys),
-        foreign_keys=foreign_keys,
-        links=links,
-        shown_keys=shown_keys,
-        constraints=constraints,
         comment=shown(row.comment),
         row_security=row.row_security,
         estimable=row.estimable,
         filled=row.filled,
+        after=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
+        stirs=row.stirs,
+        direct=row.direct,
+        ruled=row.ruled,
         takes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         selectable=bool(row.selectable),
         insertable=bool(row.insertable),
         updatable=bool(row.updatable),
         deletable=bool(row.deletable),
         readable=bool(row.readable),
+        **tied,
     )
 
 
@@ -231,6 +242,30 @@ def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, Uniqu
         for row, columns in named
         if columns
     ]
+
+
+def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:
+    """Keep those that speak of served columns alone, in their condition too."""
+    found = []
+    for row in rows:
+        plain = [number for number in row.columns if number]
+        columns = _named(plain, names)
+        used = _named(list(dict.fromkeys([*plain, *row.inner_columns])), names)
+        if columns is None or used is None or _named(row.part_columns, names) is None:
+            continue
+        found.append(
+            UniqueIndex(
+                row.name,
+                columns,
+                used,
+                Spelled(row.target),
+                partial=row.partial,
+                nulls=row.nulls,
+                skips=row.skips,
+                fault=row.fault,
+            )
+        )
+    return tuple(found)
 
 
 def _foreign_keys(

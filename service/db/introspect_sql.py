@@ -18,8 +18,15 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        -- tgtype: 1 for each row, 2 before, 4 on insert, 64 instead of (pg_trigger.h)
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
                   AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS filled,
-       w.events,
+       w.events, w.direct, r.ruled,
        CASE WHEN c.relkind = 'v' THEN v.open ELSE NOT row_security_active(c.oid) END AS estimable,
+       CASE WHEN NOT w.direct OR r.ruled THEN 0 WHEN c.relkind = 'v' THEN 20 ELSE s.after END AS after,
+       r.ruled OR c.relkind IN ('v', 'f') OR s.stirred
+         OR EXISTS (SELECT FROM pg_policy p
+                      JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+                                      AND d.refclassid = 'pg_proc'::regclass
+                      JOIN pg_proc f ON f.oid = d.refobjid AND f.provolatile = 'v'
+                     WHERE p.polrelid = c.oid) AS stirs,
        has_any_column_privilege(c.oid, 'SELECT') AS selectable,
        NOT EXISTS (SELECT FROM pg_attribute a
                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -31,7 +38,18 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_description d
     ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0,
-       LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events) w,
+       LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events,
+                       c.relkind <> 'v' OR pg_relation_is_updatable(c.oid, false) <> 0 AS direct) w,
+       LATERAL (SELECT EXISTS (SELECT FROM pg_rewrite r
+                                WHERE r.ev_class = c.oid AND r.ev_type <> '1') AS ruled) r,
+       LATERAL (WITH RECURSIVE family (oid) AS (
+                    SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i
+                                         JOIN family f ON f.oid = i.inhparent)
+                -- tgtype: 2 before, 64 instead of, 4 on insert, 16 on update (pg_trigger.h)
+                SELECT count(*) > 0 AS stirred,
+                       coalesce(bit_or(CASE WHEN g.tgtype & 66 = 0 THEN g.tgtype & 20 END), 0) AS after
+                  FROM family f JOIN pg_trigger g ON g.tgrelid = f.oid
+                 WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')) s,
        LATERAL (WITH RECURSIVE under AS (
                   SELECT c.oid WHERE c.relkind = 'v'
                   UNION
@@ -58,7 +76,8 @@ What the planner expects of a relation is no secret (`estimable`) unless policie
 from our role, or it is a view of such, or one that is a barrier.
 
 The bits of `pg_relation_is_updatable` are 1 << CMD_UPDATE (4), CMD_INSERT (8) and
-CMD_DELETE (16); it tells which views take writes, by themselves or through triggers.
+CMD_DELETE (16); it tells which views take writes, by themselves or through triggers. Partitions
+and children have triggers of their own, and a write of their parent fires those.
 """
 
 COLUMNS = f"""
@@ -117,6 +136,39 @@ Unique constraints and whole unique indexes, the primary key first.
 `indkey` counts from 0; its columns beyond `indnkeyatts` are INCLUDEd ones.
 """
 
+INDEXES = r"""
+SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
+       (i.indkey::int2[])[:i.indnkeyatts - 1] AS columns,
+       ARRAY(SELECT DISTINCT v[1]::int2 FROM regexp_matches(i.indexprs::text, ':varattno (\d+)', 'g') v
+              ) AS inner_columns,
+       ARRAY(SELECT v[1]::int2 FROM regexp_matches(i.indpred::text, ':varattno (\d+)', 'g') v
+              ) AS part_columns,
+       i.indpred IS NOT NULL AS partial,
+       i.indexprs IS NOT NULL OR coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) AS nulls,
+       i.indisexclusion AS skips,
+       CASE WHEN NOT (i.indisvalid AND i.indisready AND i.indislive)
+              THEN 'is not usable: it is being built, or its building has failed'
+            WHEN NOT i.indimmediate THEN 'is deferrable'
+            ELSE '' END AS fault,
+       CASE WHEN i.indisexclusion THEN 'ON CONSTRAINT ' || quote_ident(k.conname)
+            ELSE '(' || (SELECT string_agg(pg_get_indexdef(i.indexrelid, n, false), ', ' ORDER BY n)
+                           FROM generate_series(1, i.indnkeyatts) n) || ')'
+                 || coalesce(' WHERE ' || pg_get_expr(i.indpred, i.indrelid), '') END AS target
+  FROM pg_index i
+  JOIN pg_class c ON c.oid = i.indexrelid
+  LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
+                           AND k.contype IN ('u', 'x')
+ WHERE i.indrelid = ANY(%(relations)s::oid[]) AND (i.indisunique OR i.indisexclusion)
+   AND NOT (i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL)
+ ORDER BY i.indrelid, 2
+"""
+"""
+What tells rows apart without being one of `KEYS`, in the words of ON CONFLICT.
+
+A column of `indkey` is 0 where an expression stands; the expressions' own columns are read off
+their stored form (nodes/primnodes.h, Var).
+"""
+
 FOREIGN_KEYS = """
 SELECT c.conrelid AS relation, c.conname AS name, c.conkey AS columns,
        c.confrelid AS target, c.confkey AS target_columns
@@ -130,6 +182,14 @@ Foreign keys that match by equality.
 
 Those with a parent are the server's own copies for partitions.
 """
+
+CASCADES = """
+SELECT c.confrelid AS relation, unnest(c.confkey) AS number
+  FROM pg_constraint c
+ WHERE c.confrelid = ANY(%(relations)s::oid[]) AND c.contype = 'f'
+   AND c.confupdtype IN ('c', 'n', 'd')
+"""
+"""The columns whose changes foreign keys carry on, those of relations that are not served, too."""
 
 CONSTRAINTS = """
 SELECT c.conrelid AS relation, c.conname AS name, coalesce(c.conkey, '{}') AS columns
