@@ -9,6 +9,7 @@ Every refusal, by family.
     ├─ NotAuthorized        role or session
     ├─ Canceled             the caller cancelled, the query was stopped
     ├─ NotFound             no such row
+    ├─ NotChanged           a trigger, rule or policy kept a row as it was
     ├─ InvalidRow           the values fail validation, column by column
     ├─ ConstraintViolation  a constraint of the database says no
     │  ├─ UniqueViolation  ├─ ForeignKeyViolation  ├─ NotNullViolation
@@ -147,6 +148,19 @@ class NotFound(ServiceError):
 
     def __init__(self, relation: str) -> None:
         super().__init__(f'no such row in "{relation}"', relation=relation)
+
+
+class NotChanged(ServiceError):
+    """The database left out a write of one row, without an error; nothing is kept."""
+
+    uri = "rowcast.error.not_changed"
+
+    def __init__(self, relation: str) -> None:
+        super().__init__(
+            f'the database did not write the row of "{relation}"',
+            relation=relation,
+            hint="a trigger, a rule or a policy leaves it out; nothing was written",
+        )
 
 
 class InvalidRow(ServiceError):

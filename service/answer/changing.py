@@ -13,8 +13,8 @@ from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn
-from service.db.writes import Written
-from service.errors import Conflict, NotFound, ServiceError, TooManyRows
+from service.db.writes import Missed, Written
+from service.errors import Conflict, NotChanged, NotFound, ServiceError, TooManyRows
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.request.parse import Parsed
 from service.request.terms import Operand
@@ -42,6 +42,7 @@ class Changing(Writing):
 
         Raises:
             NotFound: There is no row of that key.
+            NotChanged: There is, and the database did not change it.
             Conflict: It is not as expected.
             InvalidRow: The model or the catalog says no.
             TooManyRows: More than `max_affected`.
@@ -62,6 +63,7 @@ class Changing(Writing):
 
         Raises:
             NotFound: There is no row of that key.
+            NotChanged: There is, and the database did not delete it.
             Conflict: It is not as expected.
             InvalidRow: The model keeps it.
             TooManyRows: More than `max_affected`.
@@ -95,8 +97,11 @@ class Changing(Writing):
         request: UpdateRequest | DeleteRequest = call.request
         statement = served.statement(make, relation, request)
         most = request.max_affected if known is None else known
+        one = request.target.key is not None
         try:
-            written = await self.write(served, relation, lambda: statement, call, most)
+            written = await self.write(served, relation, lambda: statement, call, most, one)
+        except Missed:
+            raise await self._missing(served, relation, call) from None
         except TooManyRows:
             if known is None:
                 raise
@@ -105,9 +110,7 @@ class Changing(Writing):
                 relation=relation.name,
                 retry=True,
             ) from None
-        if request.target.key is not None and not written.affected:
-            raise await self._missing(served, relation, call)
-        return answered(written, request.returning, request.target.key is None, counted=True)
+        return answered(written, request.returning, not one, counted=True)
 
     async def _ruled(self, served: Served, relation: Relation, call: Parsed[UpdateRequest]) -> Any:
         """Update rows whose model has rules: each is read, changed and judged as a whole."""
@@ -120,7 +123,8 @@ class Changing(Writing):
                 return await self._targeted(served, relation, calls[0], _update, len(current))
             written = [await self._update_one(served, relation, each) for each in calls]
         rows = [row for each in written for row in each.rows]
-        whole = Written(rows, len(calls), written[0].columns)
+        affected = sum(each.affected for each in written)
+        whole = Written(rows, affected, written[0].columns)
         return answered(whole, request.returning, many=True, counted=True)
 
     async def _guarded(
@@ -189,8 +193,11 @@ class Changing(Writing):
         return answered(Written(rows, 0, columns), request.returning, many=False)
 
     async def _missing(self, served: Served, relation: Relation, call: Parsed[Any]) -> ServiceError:
-        """Say why a key met no row: there is none, or it is not as expected."""
+        """Say why no row of a key was written: there is none, it is not as expected, or it stays."""
         target = call.request.target
+        _, rows = await self._current(served, relation, call, target)
+        if rows:
+            return NotChanged(relation.name)
         if not target.expect:
             return NotFound(relation.name)
         _, rows = await self._current(served, relation, call, replace(target, expect=()))

@@ -14,7 +14,8 @@ from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
 from service.db.interactions import answered_columns, apart_txn
-from service.db.writes import Written
+from service.db.writes import Missed, Written
+from service.errors import NotChanged
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
@@ -39,6 +40,7 @@ class Creating(Writing):
 
         Raises:
             InvalidRow: The model or the catalog says no.
+            NotChanged: The database did not take the one row.
             TooManyRows: More than `max_affected`.
         """
         return await self._written(served, relation, args, kwargs, parse_create)
@@ -77,7 +79,11 @@ class Creating(Writing):
         else:
             statement = served.statement(_create, relation, call.request)
             make = lambda: statement  # noqa: E731
-        written = await self.write(served, relation, make, call, request.max_affected)
+        one = not request.many and request.conflict is None
+        try:
+            written = await self.write(served, relation, make, call, request.max_affected, one)
+        except Missed:
+            raise NotChanged(relation.name) from None
         return answered(written, request.returning, request.many)
 
     async def _prepared(

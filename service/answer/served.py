@@ -5,13 +5,15 @@ What is served at one moment, and the plans made for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
+from math import inf
 from typing import Any
 
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog, Column, Relation
 from service.db.values import Codec
 from service.models.registry import LoadedModels
+from service.request.terms import Item
 from service.sql.statement import Statement
 
 MAX_STATEMENTS = 1024
@@ -87,13 +89,26 @@ class Served:
                 self._statements.popitem(last=False)
         return found
 
-    @cached_property
-    def narrow(self) -> Callable[[Relation], bool]:
-        """Tell relations whose rows are short by their types, whatever is in them."""
-        return cache(self._is_narrow)
+    def most(self, relation: Relation, select: Sequence[Item] | None) -> float:
+        """Return what a row can weigh at most, in characters; infinite if its types do not tell."""
+        if select is None:
+            return self._all(relation)
+        return sum(self._item(relation, each) for each in select)
 
-    def _is_narrow(self, relation: Relation) -> bool:
-        return all(
-            column.max_length is not None or self.catalog.type(column.type).name in SHORT
-            for column in relation.columns.values()
-        )
+    def _item(self, relation: Relation, item: Item) -> float:
+        name = item.reference.name
+        if item.reference.owners or item.cast:
+            return inf
+        if name == "*":
+            return self._all(relation)
+        column = relation.columns.get(name)
+        return inf if column is None else self._column(column) + len(item.alias or "")
+
+    @cached_property
+    def _all(self) -> Callable[[Relation], float]:
+        return cache(lambda relation: sum(map(self._column, relation.columns.values())))
+
+    def _column(self, column: Column) -> float:
+        if column.max_length is None and self.catalog.type(column.type).name not in SHORT:
+            return inf
+        return 64 + len(column.name) + (column.max_length or 0)

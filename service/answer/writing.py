@@ -30,20 +30,34 @@ class Writing(Verbs):
         make: Callable[[], Statement],
         call: Parsed[Any],
         max_affected: int | None,
+        one: bool = False,
     ) -> Written:
         """
-        Run a write; one that cannot answer too much needs no transaction around it.
+        Run a write; one that cannot be refused afterwards needs no transaction around it.
+
+        Args:
+            served: For the codec.
+            relation: What it writes.
+            make: Gives the statement.
+            call: The call.
+            max_affected: How many rows may be written.
+            one: Whether it is for one row, which has to be written.
 
         Raises:
+            Missed: The one row was not written; nothing is kept.
             OutcomeUnknown: The connection was lost while it was being committed.
             TooManyRows: More than `max_affected`; nothing is kept.
             TooLarge: What it reads back weighs too much; nothing is kept.
         """
         returning: Returning = call.request.returning
         small = not returning.rows or (
-            _is_one(call.request) and not returning.embeds and served.narrow(relation)
+            _is_one(call.request)
+            and not returning.embeds
+            and served.most(relation, returning.select) <= self.max_bytes
         )
-        alone = small and max_affected is None
+        # what fails by itself keeps nothing, but it takes an open transaction with it
+        sure = not (one and relation.stirs) or (self.database.level is None and make().certain)
+        alone = small and max_affected is None and sure
         run = self.database.run if alone else self.database.atomic
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
@@ -54,6 +68,8 @@ class Writing(Verbs):
                 call.values,
                 max_affected,
                 shape,
+                one,
+                self.database.level is None,
                 timeout=call.timeout,
             )
         )

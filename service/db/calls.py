@@ -109,8 +109,7 @@ def counted_txn(
     Raises:
         TooLarge: The rows weigh more than an answer may.
     """
-    declared = replace(statement, text=DECLARE + statement.text)
-    cursor = execute(connection, codec, declared, values)
+    cursor = execute(connection, codec, statement.led(DECLARE), values)
     before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
     rows: list[Any] = []
     if before == offset and limit:  # to fetch no row is to fetch the last one again

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
+from service.db.interactions import execute
 from service.db.position import point_out
 from service.db.values import Codec
 from service.sql.statement import Statement
@@ -132,6 +133,9 @@ def copy_out_txn(
     How long it takes is up to whoever takes the blocks, so it is each block that has a time limit.
     """
     blocks.attach(connection)
+    *ahead, statement = statement.parts()
+    for each in ahead:  # COPY shares no message
+        execute(connection, codec, each, values)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         # COPY takes no parameters.

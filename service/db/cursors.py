@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from service.db.connection import PgConnection
@@ -80,8 +79,7 @@ class Reader:
             TooLarge: A single row weighs more than may be sent.
         """
         if not self._open:
-            text = DECLARE + self._statement.text
-            execute(connection, self._codec, replace(self._statement, text=text), self._values)
+            execute(connection, self._codec, self._statement.led(DECLARE), self._values)
             self._open = True
         rows, self._spare = self._spare, []
         weighed = self._weight(rows)

@@ -8,11 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg2
+
 from service.db.connection import PgConnection
 from service.db.interactions import Row, Shape, answered_columns, execute, shaped
 from service.db.values import Codec
 from service.errors import TooManyRows
-from service.sql.statement import Statement
+from service.sql.statement import MISSED, Statement
+
+SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
+"""Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
+
+
+class Missed(Exception):
+    """A write of one row has written none; its transaction must not commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,8 @@ def write_txn(
     values: Sequence[Any],
     max_affected: int | None,
     shape: Shape | None,
+    one: bool = False,
+    last: bool = False,
 ) -> Written:
     """
     Write rows.
@@ -49,14 +60,26 @@ def write_txn(
         values: Of the call.
         max_affected: How many rows may be written.
         shape: Of the answer; None to read nothing back.
+        one: Whether it is for one row, which has to be written.
+        last: Whether the transaction ends with it.
 
     Raises:
+        Missed: The one row was not written; the caller's transaction must not commit.
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
         TooLarge: What is read back weighs too much; likewise.
     """
     statement = make()
-    cursor = execute(connection, codec, statement, values)
+    if last and statement.head:
+        statement = statement.led(SETTLE)
+    try:
+        cursor = execute(connection, codec, statement, values)
+    except psycopg2.Error as error:
+        if statement.certain and error.pgcode == "22P02" and MISSED in str(error):
+            raise Missed from error
+        raise
     affected: int = cursor.rowcount
+    if one and not affected:
+        raise Missed
     if max_affected is not None and affected > max_affected:
         raise over(affected, max_affected)
     if shape is None:

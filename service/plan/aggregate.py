@@ -35,6 +35,7 @@ class AggregatePlan:
         having: Which groups; None for all.
         limit, offset: Of the groups.
         call: The function that returns the rows, where that is not the relation itself.
+        afterwards: As of a `ReadPlan`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class AggregatePlan:
     limit: Bound
     offset: Bound | None
     call: FunctionCall | None = None
+    afterwards: bool = False
 
 
 def plan_aggregate(

@@ -17,6 +17,7 @@ from service.plan.conditions import Condition, Present
 from service.plan.filters import both
 from service.plan.read import plan_all, plan_find
 from service.plan.remembered import remembered
+from service.plan.reread import follows
 from service.plan.types import ReadPlan
 from service.request.called import CalledRequest
 from service.request.types import AggregateRequest, FindRequest
@@ -30,7 +31,10 @@ def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPl
         InvalidArgument: A name is unknown, or the token does not fit.
         NoSuchProcedure: The function returns no rows.
     """
-    return _sourced(catalog, request, plan_find(catalog, _rows(catalog, request), request.of))
+    plan = plan_find(catalog, _rows(catalog, request), request.of)
+    related = plan.embeds or plan.where is not None or follows(plan.outputs, plan.order)
+    afterwards = bool(related) and _writes(catalog, request)
+    return replace(_sourced(catalog, request, plan), afterwards=afterwards)
 
 
 def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
@@ -53,7 +57,14 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
         name=f"fn.{function.name}.aggregate",
         where=both(_there(function), plan.where),
         call=plan_source(catalog, request.call),
+        afterwards=_writes(catalog, request),
     )
+
+
+def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
+    """Return whether a function may write what the rows that it gives are related to."""
+    function = request.call.function
+    return not function.reads and rows_of(catalog, function) is not None
 
 
 def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:

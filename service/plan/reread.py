@@ -1,14 +1,92 @@
 """
-Rows that a write gave back, read as a source: functions of a row find it in a column there.
+Rows that a statement wrote or a function gave, read by the next statement of the same message.
+
+A statement sees nothing of what it writes itself, and triggers do their work at its end. So what
+is related to the rows, or made of them, is read afterwards; and so are the rows themselves where
+triggers or cascades may change them once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from service.catalog import Relation
+from service.catalog import Column, Relation, WriteKind
 from service.plan.conditions import Expression, Link
-from service.plan.writes import Back
+from service.plan.expressions import Scope
+from service.plan.types import Output, SortKey
+from service.plan.writes import Back, Carried, Reread
+
+
+def reread(
+    scope: Scope,
+    back: Back,
+    kinds: Iterable[WriteKind],
+    written: Iterable[Column] = (),
+    one: bool = False,
+) -> Back:
+    """
+    Have written rows read once more, if what comes back of them may have changed meanwhile.
+
+    Args:
+        scope: Of the relation.
+        back: What comes back.
+        kinds: What may happen to them.
+        written: The columns that are given new values.
+        one: Whether it is for one row, without which nothing at all may be kept.
+
+    Returns:
+        An equal one, if RETURNING tells all there is to tell.
+    """
+    relation = scope.relation
+    certain = one and relation.stirs and not relation.ruled  # which no WITH takes
+    back = replace(back, certain=certain)
+    if not (back.outputs or back.embeds or back.inner):
+        return back
+    kinds = set(kinds)
+    key = () if "delete" in kinds else _key(relation)
+    names = {column.name for column in written}
+    cascades = relation.cascading if relation.stirs else relation.cascading & names
+    moved = bool(key) and (bool(relation.after & kinds) or ("update" in kinds and bool(cascades)))
+    apart = back.order or back.embeds or back.inner or follows(back.outputs, ())
+    if not moved and not apart:
+        return back
+    loose = moved or not key or relation.kind != "table"
+    return _reread(scope, back, key, loose)
+
+
+def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
+    """Return whether values or sort keys are of related rows, or of functions that read some."""
+    used = [each.expression for each in outputs] + [key.expression for key in order]
+    return any(
+        each.links or (each.function is not None and each.function.volatility != "immutable")
+        for each in used
+    )
+
+
+def _reread(scope: Scope, back: Back, key: tuple[str, ...], loose: bool) -> Back:
+    relation = scope.relation
+    row = ""
+    if loose:
+        found = holding(back, row_name(relation))
+        row, back = (row_name(relation) if found != back else ""), found
+    names = dict.fromkeys((*key, *(_needed(back) if loose else ())))
+    # with modifiers: the text of a char(n) has no blanks at its end
+    carried = tuple(Carried(name, relation.columns[name].declared) for name in names)
+    types = [scope.catalog.type(relation.columns[name].type) for name in key]
+    equal = tuple(scope.operator("=", type, type) for type in types)
+    return replace(back, reread=Reread(equal, carried, row, loose))
+
+
+def _key(relation: Relation) -> tuple[str, ...]:
+    """Return the columns by which a row that was written is found; none where it cannot be."""
+    if not relation.direct:
+        return ()  # of a join, say, which shows the same key many times
+    keys = [relation.primary_key, *(each.columns for each in relation.unique_keys)]
+    for key in (*keys, *relation.shown_keys):
+        if key and all(relation.columns[name].selectable for name in key):
+            return key
+    return ()
 
 
 def row_name(relation: Relation) -> str:
@@ -41,6 +119,19 @@ def holding(back: Back, row: str) -> Back:
         embeds=tuple(replace(each, link=_link(each.link, row)) for each in back.embeds),
         inner=tuple(replace(each, link=_link(each.link, row)) for each in back.inner),
     )
+
+
+def _needed(back: Back) -> list[str]:
+    """Name the columns that the outputs, the order and the related rows go by."""
+    used = [output.expression for output in back.outputs]
+    used += [key.expression for key in back.order]
+    names = [each.column.name for each in used if not each.links and each.function is None]
+    links = [each.links[0] for each in used if each.links]
+    links += [embed.link for embed in back.embeds]
+    links += [each.link for each in back.inner]
+    for link in links:
+        names += [here for here, *_ in (link.passage.here if link.passage else link.pairs)]
+    return names
 
 
 def _expression(value: Expression, row: str) -> Expression:

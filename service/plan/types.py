@@ -190,6 +190,8 @@ class ReadPlan:
             gives after the outputs, as text; otherwise by an offset.
         lock: Whether the rows are locked for the rest of the transaction.
         call: The function that returns the rows, where that is not the relation itself.
+        afterwards: Whether the rows of the call are read by a statement after it, since what they
+            are related to may be its work.
     """
 
     name: str
@@ -205,3 +207,4 @@ class ReadPlan:
     keyset: bool = False
     lock: bool = False
     call: FunctionCall | None = None
+    afterwards: bool = False

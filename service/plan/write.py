@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from service.catalog import Catalog, Column, Relation
+from service.catalog import Catalog, Column, Relation, WriteKind
 from service.plan.conditions import Bound, Condition, Every
 from service.plan.conflict import plan_conflict
 from service.plan.expressions import Scope
 from service.plan.filters import asked_by, compare, plan_filter
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
+from service.plan.reread import reread
 from service.plan.types import ReadPlan
 from service.plan.veiled import unveiled
 from service.plan.writable import assigned
@@ -46,8 +47,11 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
         tuple(_value(scope, columns[name], given.get(name)) for name in columns)
         for given in ({each.column: each for each in row} for row in request.rows)
     )
-    back = _returned(scope, request.returning)
     conflict = plan_conflict(scope, request.conflict, request.rows) if request.conflict else None
+    kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
+    settable = [each.column for each in conflict.takeovers] if conflict else []
+    one = not request.many and conflict is None
+    back = reread(scope, _returned(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
     return InsertPlan(name, relation, tuple(columns.values()), rows, back, conflict)
 
@@ -66,7 +70,9 @@ def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) ->
         for each in request.changes
         for column in [assigned(relation, each)]
     )
-    back = _returned(scope, request.returning)
+    settable = [each.column for each in settings]
+    one = request.target.key is not None
+    back = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
     return UpdatePlan(f"{relation.name}.update", relation, settings, where, back)
 
@@ -80,7 +86,8 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
-    back = _returned(scope, request.returning)
+    one = request.target.key is not None
+    back = reread(scope, _returned(scope, request.returning), ["delete"], one=one)
     where = plan_target(scope, request.target, "delete")
     return DeletePlan(f"{relation.name}.delete", relation, where, back)
 

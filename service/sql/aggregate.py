@@ -11,14 +11,15 @@ from psycopg2.sql import SQL
 from service.plan.aggregate import AggregatePlan
 from service.sql.expressions import ROW, order_by, where
 from service.sql.groups import group_by, grouped_items
+from service.sql.reread import handing_all
 from service.sql.select import columns_of, items, source
-from service.sql.statement import Part, Statement, render
+from service.sql.statement import Part, Statement, spelled
 
 
 def aggregate(plan: AggregatePlan) -> Statement:
     """Spell an aggregate: the groups, and a selection of them."""
-    text, bounds, marks = render(_aggregate(plan))
-    return Statement(text, bounds, plan.name, columns_of(plan.grouped.outputs, ()), marks=marks)
+    head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
+    return spelled(head, _aggregate(plan), plan.name, columns=columns_of(plan.grouped.outputs, ()))
 
 
 def _aggregate(plan: AggregatePlan) -> Iterator[Part]:
@@ -26,7 +27,7 @@ def _aggregate(plan: AggregatePlan) -> Iterator[Part]:
     yield from items(plan.grouped.outputs)
     yield SQL(" FROM (SELECT ")
     yield from grouped_items(plan.grouped)
-    yield from source(plan.relation, plan.call)
+    yield from source(plan.relation, plan.call, plan.afterwards)
     yield from where(plan.where)
     yield from group_by(plan.grouped)
     yield SQL(") AS ")

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from psycopg2.sql import SQL, Identifier
 
-from service.catalog import Relation
 from service.plan.conditions import Bound, Every
-from service.plan.reread import holding, row_name
+from service.plan.types import Output
 from service.plan.writes import (
-    Back,
     Conflict,
     DeletePlan,
     InsertPlan,
@@ -31,8 +29,9 @@ from service.sql.expressions import (
     separated,
     where,
 )
+from service.sql.reread import WRITTEN, handed, handing, ordered, values
 from service.sql.select import columns_of, items
-from service.sql.statement import Part, Statement, render
+from service.sql.statement import MISSED, Part, Statement, spelled
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
 DEFAULT = SQL("DEFAULT")
@@ -41,13 +40,20 @@ NEW = "excluded"
 
 
 def modify(plan: WritePlan) -> Statement:
-    """Spell a write, with what it gives back."""
+    """Spell a write, with what it gives back: by itself, or by a second statement behind it."""
     back = plan.back
-    related = any(output.expression.links for output in back.outputs)
-    apart = back.order or back.embeds or back.inner or related
-    text, bounds, marks = render(_reread(plan) if apart else _returning(plan))
-    columns = columns_of(back.outputs, back.embeds)
-    return Statement(text, bounds, plan.name, columns, back.embeds, True, marks, bool(back.inner))
+    alone = _certain(plan) if back.certain else _returning(plan)
+    head, rows = (_handing(plan), _reread(plan)) if back.reread else ((), alone)
+    return spelled(
+        head,
+        rows,
+        plan.name,
+        columns=columns_of(back.outputs, back.embeds),
+        embeds=back.embeds,
+        writes=True,
+        picks=bool(back.inner),
+        certain=back.certain,
+    )
 
 
 def _write(plan: WritePlan) -> Iterator[Part]:
@@ -68,47 +74,51 @@ def _returning(plan: WritePlan) -> Iterator[Part]:
         yield from items(plan.back.outputs)
 
 
-def _reread(plan: WritePlan) -> Iterator[Part]:
-    """Give the written rows in an order, or with related ones: they become a source."""
-    row = row_name(plan.relation)
-    back = holding(plan.back, row)
-    needed: list[list[Part]] = [[Identifier(NAME, column)] for column in _needed(back)]
-    if back != plan.back:
-        needed.append(_held(plan.relation, row))
+def _certain(plan: WritePlan) -> Iterator[Part]:
+    """Give a write that fails if it writes no row: then a text that is no boolean is read as one."""
+    outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.back.outputs)]
     yield SQL("WITH ")
-    yield ROW
+    yield WRITTEN
     yield SQL(" AS (")
     yield from _write(plan)
     yield SQL(" RETURNING ")
-    yield from separated(needed)
+    yield from items(outputs)
+    yield SQL(", " if outputs else "")
+    yield SQL("CAST('true' AS text) AS ")
+    yield Identifier("v")
     yield SQL(") SELECT ")
+    yield from separated(
+        [Identifier("w", found.name), SQL(" AS "), Identifier(each.name)]
+        for found, each in zip(outputs, plan.back.outputs, strict=True)
+    )
+    yield SQL(" FROM (SELECT) AS ")
+    yield Identifier("o")
+    yield SQL(" LEFT JOIN ")
+    yield WRITTEN
+    yield SQL(" ON true WHERE CAST(coalesce(")
+    yield Identifier("w", "v")
+    yield SQL(f", '{MISSED}') AS boolean)")
+
+
+def _handing(plan: WritePlan) -> Iterator[Part]:
+    if plan.back.reread is None:
+        raise TypeError("nothing is read again")
+    rows = [*_write(plan), SQL(" RETURNING "), *values(plan.back.reread, plan.relation)]
+    yield from handing(rows, plan.back.certain)
+
+
+def _reread(plan: WritePlan) -> Iterator[Part]:
+    back = plan.back
+    if back.reread is None:
+        raise TypeError("nothing is read again")
+    yield SQL("SELECT ")
     yield from items(back.outputs, back.embeds)
     if back.inner:  # not a WHERE: what was written is to be counted, whatever is answered of it
         yield SQL(", " if back.outputs or back.embeds else "")
         yield from condition(Every(False, back.inner))
-    yield SQL(" FROM ")
-    yield ROW
+    yield from handed(back.reread, plan.relation)
     yield from laterals(back.embeds)
-    yield from order_by(back.order)
-
-
-def _held(relation: Relation, row: str) -> list[Part]:
-    """Give the whole row in one column, for functions of it."""
-    home = Identifier(relation.schema, relation.name)
-    return [SQL("CAST("), ROW, SQL(".* AS "), home, SQL(") AS "), Identifier(row)]
-
-
-def _needed(back: Back) -> list[str]:
-    """Name the columns that the outputs, the order and the related rows go by."""
-    used = [output.expression for output in back.outputs]
-    used += [key.expression for key in back.order]
-    names = [each.column.name for each in used if not each.links and each.function is None]
-    links = [each.links[0] for each in used if each.links]
-    links += [embed.link for embed in back.embeds]
-    links += [each.link for each in back.inner]
-    for link in links:
-        names += [here for here, *_ in (link.passage.here if link.passage else link.pairs)]
-    return list(dict.fromkeys(names))
+    yield from ordered(order_by(back.order))
 
 
 def _target(plan: WritePlan) -> Iterator[Part]:
@@ -135,9 +145,14 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
 
 def on_conflict(conflict: Conflict) -> Iterator[Part]:
     """Give what becomes of new rows whose key is there already."""
-    yield SQL(" ON CONFLICT (")
-    yield from separated([Identifier(name)] for name in conflict.key)
-    yield SQL(") DO UPDATE SET " if conflict.takeovers else ") DO NOTHING")
+    yield SQL(" ON CONFLICT ")
+    if conflict.target is not None:
+        yield SQL(conflict.target.text.replace("%", "%%"))
+    else:
+        yield SQL("(")
+        yield from separated([Identifier(name)] for name in conflict.key)
+        yield SQL(")")
+    yield SQL(" DO UPDATE SET " if conflict.takeovers else " DO NOTHING")
     yield from separated(_takeover(conflict, each) for each in conflict.takeovers)
 
 

@@ -15,7 +15,8 @@ from service.sql.call import called
 from service.sql.embed import embedded, laterals
 from service.sql.expressions import ROW, condition, expression, order_by, separated, where
 from service.sql.keyset import after
-from service.sql.statement import Part, Statement, render
+from service.sql.reread import handed_all, handing_all, ordered
+from service.sql.statement import Part, Statement, render, spelled
 
 
 def select(plan: ReadPlan) -> Statement:
@@ -25,9 +26,9 @@ def select(plan: ReadPlan) -> Statement:
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
-    text, bounds, marks = render(_select(plan))
+    head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     columns = columns_of(plan.outputs, plan.embeds)
-    return Statement(text, bounds, plan.name, columns, plan.embeds, marks=marks)
+    return spelled(head, _select(plan), plan.name, columns=columns, embeds=plan.embeds)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -57,8 +58,13 @@ def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> St
     return Statement(text, bounds, plan.name, ("answer",), marks=marks)
 
 
-def source(relation: Relation, call: FunctionCall | None = None) -> Iterator[Part]:
-    """Give a FROM clause: of a relation, or of the function that returns its rows."""
+def source(
+    relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
+) -> Iterator[Part]:
+    """Give a FROM clause: of a relation, or of the function that returns, or gave, its rows."""
+    if afterwards:
+        yield from handed_all(relation)
+        return
     yield SQL(" FROM ")
     if call is not None:
         yield from called(call)
@@ -101,10 +107,11 @@ def _select(plan: ReadPlan) -> Iterator[Part]:
             yield SQL(", CAST(" if plan.outputs or plan.embeds or at else "CAST(")
             yield from expression(key.expression)
             yield SQL(" AS text)")
-    yield from source(plan.relation, plan.call)
+    yield from source(plan.relation, plan.call, plan.afterwards)
     yield from laterals(plan.embeds)
     yield from _where(plan)
-    yield from order_by(plan.order)
+    by = order_by(plan.order)
+    yield from ordered(by) if plan.afterwards and not plan.distinct else by
     for word, bound in ((" LIMIT ", plan.limit), (" OFFSET ", plan.offset)):
         if bound is not None:
             yield SQL(word)

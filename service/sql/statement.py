@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from psycopg2 import sql
 
 from service.plan.conditions import Bound
 from service.plan.types import PlannedEmbed
+
+MISSED = "rowcast_missed"
+"""What an error speaks of where a statement had to write a row and wrote none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Statement:
         marks: Places in the text.
         picks: Whether a last column tells which of the rows are answered.
         untyped: Whether its values are JSON of rows of which nobody knows what they are.
+        certain: Whether it fails, by `MISSED`, where it would write no row.
+        head: How many characters of the text are of another statement, which goes ahead.
     """
 
     text: str
@@ -61,6 +67,35 @@ class Statement:
     marks: tuple[Mark, ...] = ()
     picks: bool = False
     untyped: bool = False
+    certain: bool = False
+    head: int = 0
+
+    def led(self, words: str) -> Statement:
+        """Return the statement with words before the one, or the second one, that gives rows."""
+        behind = len(self.text) - self.head
+        marks = tuple(
+            replace(mark, behind=mark.behind + len(words)) if mark.behind > behind else mark
+            for mark in self.marks
+        )
+        text = self.text[: self.head] + words + self.text[self.head :]
+        return replace(self, text=text, marks=marks)
+
+    def parts(self) -> list[Statement]:
+        """Return the statements that it is made of, for where they cannot share a message."""
+        if not self.head:
+            return [self]
+        ahead, behind = self.text[: self.head], self.text[self.head :]
+        taken = ahead.replace("%%", "").count("%s")
+        return [
+            replace(self, text=ahead, bounds=self.bounds[:taken], head=0, marks=()),
+            replace(
+                self,
+                text=behind,
+                bounds=self.bounds[taken:],
+                head=0,
+                marks=tuple(mark for mark in self.marks if mark.behind <= len(behind)),
+            ),
+        ]
 
 
 Part = sql.Composable | Bound | Mark
@@ -101,6 +136,21 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, .
     behind = [0, *accumulate(len(each) for each in reversed(text))][::-1] if marks else []
     placed = tuple(replace(mark, behind=behind[at]) for at, mark in marks)
     return "".join(text), tuple(bounds), placed
+
+
+def spelled(head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any) -> Statement:
+    """
+    Put a statement together.
+
+    Args:
+        head: Of another statement, which goes ahead in the same message, if there is one.
+        parts: Of the statement.
+        name: What it is for.
+        rest: As of a `Statement`.
+    """
+    before = list(head)
+    text, bounds, marks = render([*before, *parts])
+    return Statement(text, bounds, name, marks=marks, head=len(render(before)[0]), **rest)
 
 
 def quoted(name: str) -> str:

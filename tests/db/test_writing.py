@@ -19,6 +19,7 @@ from service.errors import (
     InvalidArgument,
     InvalidRow,
     NoSuchProcedure,
+    NotChanged,
     NotFound,
     Raised,
     TooLarge,
@@ -305,7 +306,8 @@ async def test_triggers(db: Callee) -> None:
     assert isinstance(refused, Raised)
     assert refused.message == "no ids below 0"
     assert refused.details["hint"] == "count up"
-    assert await db.call("stamped.create", {"id": 13}) is None
+    assert isinstance(await failure_of(db.call("stamped.create", {"id": 13})), NotChanged)
+    assert await db.call("stamped.create", [{"id": 13}]) == []
 
 
 @pytest_twisted.ensureDeferred

@@ -67,6 +67,11 @@ END $$;
 CREATE TABLE raising (id int PRIMARY KEY);
 CREATE TRIGGER refuse BEFORE INSERT ON raising FOR EACH ROW EXECUTE FUNCTION refuse();
 
+CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TABLE staying (id int PRIMARY KEY, n int);
+INSERT INTO staying VALUES (1, 1);
+CREATE TRIGGER stay BEFORE UPDATE ON staying FOR EACH ROW EXECUTE FUNCTION stay();
+
 CREATE FUNCTION vanish() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_terminate_backend(pg_backend_pid());
     RETURN NULL;
@@ -167,6 +172,16 @@ CASES = [
         [99],
         message="no such row",
         details={"relation": "things"},
+    ),
+    Case(
+        "rowcast.error.not_changed",
+        "staying.update",
+        [1, {"n": 2}],
+        message='did not write the row of "staying"',
+        details={
+            "relation": "staying",
+            "hint": "a trigger, a rule or a policy leaves it out; nothing was written",
+        },
     ),
     Case(
         "rowcast.error.invalid_row",  # every failing column at once

@@ -45,7 +45,7 @@ VIOLATIONS: tuple[Kind, ...] = (
     errors.OutcomeUnknown,
 )
 WRITES: tuple[Kind, ...] = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
-ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound)
+ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound, errors.NotChanged)
 
 BY_VERB: Mapping[str, tuple[Kind, ...]] = {
     "get": (*ROWS, errors.NotFound),
@@ -55,7 +55,7 @@ BY_VERB: Mapping[str, tuple[Kind, ...]] = {
     "aggregate": ROWS,
     "count": DATABASE,
     "exists": DATABASE,
-    "create": WRITES,
+    "create": (*WRITES, errors.NotChanged),
     "upsert": WRITES,
     "update": ALL,
     "delete": ALL,

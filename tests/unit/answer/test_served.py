@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from service.answer.served import MAX_STATEMENTS, MAX_TEXT, Served
+from service.request.terms import Item, Reference
 from service.sql.statement import Statement
 from tests.unit.samples import catalog
 
@@ -53,8 +56,19 @@ def test_what_is_kept_is_bounded():
 
 
 def test_narrow_relations():
-    """A relation is narrow if no value of it can be long."""
+    """What a row can weigh is known of plain columns of short types."""
     served = Served(catalog(), None, NoModels())
     relations = served.catalog.relations
-    assert not served.narrow(relations["public", "actions"])
-    assert served.narrow(relations["app", 'odd %."name'])
+    odd = relations["app", 'odd %."name']
+    assert served.most(relations["public", "actions"], None) == inf
+    assert 64 < served.most(odd, None) < 1000
+    name = next(iter(odd.columns))
+    plain = Item(Reference(name, "select.0"))
+    assert served.most(odd, [plain, plain]) == 2 * served.most(odd, [plain])
+    assert served.most(odd, [Item(Reference("*", "select.0"))]) == served.most(odd, None)
+    for wide in (
+        Item(Reference("computed", "select.0")),
+        Item(Reference(name, "select.0", ("owner",))),
+        Item(Reference(name, "select.0"), cast="text"),
+    ):
+        assert served.most(odd, [wide]) == inf

@@ -61,9 +61,16 @@ def test_returning_nothing():
 def test_order_of_what_comes_back():
     """Written rows come back in an order, read from the write as a source."""
     assert created([{"action": "a"}], order=["-action"]).text == (
-        'WITH "t" AS (INSERT INTO "public"."actions" AS "t" ("action") VALUES (%s)'
-        ' RETURNING "t"."id", "t"."action") SELECT "t"."id" AS "id" FROM "t"'
-        ' ORDER BY "t"."action" DESC'
+        'WITH "w" ("v") AS (INSERT INTO "public"."actions" AS "t" ("action") VALUES (%s)'
+        ' RETURNING CAST(ARRAY[CAST("t"."id" AS text)] AS text[])) SELECT FROM "w"'
+        " HAVING pg_catalog.set_config('rowcast.written',"
+        ' coalesce(CAST(pg_catalog.json_agg("w"."v") AS text), \'[]\'), true) IS NULL;'
+        ' SELECT "t"."id" AS "id"'
+        " FROM pg_catalog.json_array_elements(CAST(pg_catalog.current_setting("
+        '\'rowcast.written\') AS json)) WITH ORDINALITY AS "w" ("v", "n")'
+        ' JOIN "public"."actions" AS "t"'
+        ' ON "t"."id" OPERATOR(pg_catalog.=) CAST("w"."v" OPERATOR(pg_catalog.->>) 0 AS integer)'
+        ' ORDER BY "t"."action" DESC, "w"."n"'
     )
 
 
