@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.catalog import Column, Relation, Type, UniqueKey
+from service.catalog import Column, Relation, Type, UniqueIndex, UniqueKey
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Operator
 from service.plan.expressions import Scope
@@ -29,29 +29,61 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
         InvalidArgument: A column is unknown or made by the database, or there is no such key.
     """
     relation = scope.relation
-    key = _key(scope, conflict.key)
-    _refuse_late(relation, key)
+    index = _index(relation, conflict)
+    if index is not None:
+        key, stays, nulls, target = index.used, index.columns, index.nulls, index.target
+    else:
+        key = stays = _key(scope, conflict.key)
+        _refuse_late(relation, key)
+        nulls, target = any(each.nulls for each in _alike(relation, key)), None
     if conflict.update is not None:
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
-        return Conflict(key, tuple(Takeover(column) for column in columns), _equal(scope, key))
+        settings = tuple(Takeover(column) for column in columns)
+        return Conflict(key, settings, _equal(scope, key), target=target)
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.made}
     takeovers = [
         Takeover(relation.columns[name], _kept(scope, rows, key, name))
         for name in given
-        if name in settable and name not in key
+        if name in settable and name not in stays
     ]
     if not takeovers:
         takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
-    nulls = any(each.nulls for each in _alike(relation, key))
-    return Conflict(key, tuple(takeovers), _equal(scope, key), nulls)
+    return Conflict(key, tuple(takeovers), _equal(scope, key), nulls, target)
 
 
 def _equal(scope: Scope, key: Sequence[str]) -> tuple[Operator, ...]:
     types = [scope.catalog.type(scope.relation.columns[name].type) for name in key]
     return tuple(scope.operator("=", type, type) for type in types)
+
+
+def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
+    """
+    Return the index that is named, if it is no key.
+
+    Raises:
+        InvalidArgument: ON CONFLICT cannot go by it.
+    """
+    keys = {key.name for key in relation.unique_keys}
+    found = next((each for each in relation.unique_indexes if each.name == conflict.key), None)
+    if found is None or found.name in keys:
+        return None
+    if found.fault:
+        raise InvalidArgument(
+            f'no row can be upserted by "{found.name}": it {found.fault}',
+            path="on_conflict",
+            hint="name another unique key or index",
+            candidates=_keys(relation),
+        )
+    if found.skips and conflict.update != ():
+        raise InvalidArgument(
+            f'by "{found.name}", an exclusion constraint, rows that are there can be left alone only',
+            path="on_conflict",
+            hint="update: [] does so",
+        )
+    return found
 
 
 def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -71,7 +103,8 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
             return named[key]
         if key not in relation.columns:
             of = f'relation "{relation.name}"'
-            raise UnknownName("unique key", key, list(named), of, "on_conflict")
+            known = [*named, *(each.name for each in relation.unique_indexes)]
+            raise UnknownName("unique key", key, known, of, "on_conflict")
         key = (key,)
     for at, name in enumerate(key):
         relation.column(name, f"on_conflict.{at}")
@@ -121,7 +154,7 @@ def _kept(
 ) -> tuple[tuple[Bound, ...], ...]:
     """Give the keys of the rows that say nothing of a column; those without a key are new."""
     found = []
-    for row in rows:
+    for row in rows if key else ():
         operands = {each.column: each.operand for each in row}
         values = [operands.get(part) for part in key]
         if name in operands or None in values:

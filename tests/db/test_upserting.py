@@ -5,12 +5,15 @@ Upsert through the hub: new rows come, rows that are there change, each once.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
 from twisted.internet.defer import DeferredList, ensureDeferred
 
+from service.answer.describing.document import describe
 from service.errors import InvalidArgument, InvalidRow, TooManyRows, UniqueViolation
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
@@ -36,6 +39,20 @@ CREATE TABLE gaps (a int, b text, note text DEFAULT 'd', UNIQUE NULLS NOT DISTIN
 CREATE TABLE late (id int PRIMARY KEY DEFERRABLE, code int UNIQUE, a int,
     UNIQUE (a) DEFERRABLE INITIALLY DEFERRED);
 CREATE UNIQUE INDEX late_a ON late (a);
+CREATE TABLE people (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text, team int, gone date,
+    rate text, note text DEFAULT 'd', secret int, during int4range,
+    CONSTRAINT apart EXCLUDE USING gist (during WITH &&));
+COMMENT ON COLUMN people.secret IS '@hidden';
+CREATE UNIQUE INDEX people_email ON people (lower(email), team) WHERE gone IS NULL AND rate <> '5%';
+CREATE UNIQUE INDEX people_team ON people (team) WHERE gone IS NOT NULL;
+CREATE UNIQUE INDEX people_secret ON people (note) WHERE secret > 1;
+CREATE UNIQUE INDEX people_hidden ON people ((secret + 1));
+CREATE UNIQUE INDEX people_none ON people ((note || coalesce(email, '-')) text_pattern_ops) NULLS NOT DISTINCT
+    WHERE rate = 'none';
+CREATE UNIQUE INDEX "odd %s ""name" ON people ((note || '%s')) WHERE rate = 'odd';
+ALTER TABLE people ADD CONSTRAINT people_late UNIQUE (rate, note) DEFERRABLE;
+CREATE TABLE twins (id int PRIMARY KEY, code int);
+INSERT INTO twins VALUES (1, 7), (2, 7);
 CREATE TABLE years_old PARTITION OF years FOR VALUES FROM (0) TO (2000);
 CREATE TABLE years_new PARTITION OF years FOR VALUES FROM (2000) TO (3000);
 """
@@ -262,3 +279,83 @@ async def test_a_key_with_nulls(db: Callee, dsn: str) -> None:
     answer = await db.call("gaps.upsert", rows, on_conflict=["a", "b"], select=["note"])
     assert answer == [{"note": "kept"}, {"note": "kept"}, {"note": "new"}]
     assert await db.call("gaps.count") == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_partial_index_on_expressions_by_name(db: Callee, dsn: str) -> None:
+    """Rows are met by the expression, and only those that the index is on."""
+    by: dict[str, Any] = {"on_conflict": "people_email", "select": ["id", "email", "note", "team"]}
+    execute(dsn, "TRUNCATE people RESTART IDENTITY")
+    first = {"email": "Ann@X", "team": 1, "rate": "a", "note": "one"}
+    assert (await db.call("people.upsert", first, **by))["id"] == 1
+    put = await db.call("people.upsert", {**first, "email": "ann@x", "note": "two"}, **by)
+    assert put == {"id": 1, "email": "ann@x", "note": "two", "team": 1}
+    gone = await db.call("people.upsert", {**first, "gone": "2026-01-01", "team": 1}, **by)
+    assert gone["id"] != 1
+    skipped = await db.call("people.upsert", {**first, "note": "three"}, **by, update=[])
+    assert skipped is None
+    rows = [
+        {"email": "ANN@X", "team": 1, "rate": "b"},
+        {"email": "Bob@X", "team": 1, "rate": "b", "note": "new"},
+    ]
+    put_both = await db.call("people.upsert", rows, **by)
+    assert [(row["email"], row["note"]) for row in put_both] == [("ANN@X", "two"), ("Bob@X", "new")]
+    assert put_both[0]["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("people_team", {"team": 4, "gone": "2026-01-01"}),
+        ("people_none", {"rate": "none", "note": "n", "email": None}),
+        ('odd %s "name', {"rate": "odd", "note": "o"}),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_index_by_name(db: Callee, dsn: str, name: str, row: dict[str, Any]) -> None:
+    """Every unique index that PostgreSQL can go by is gone by, in an import as well."""
+    execute(dsn, "TRUNCATE people RESTART IDENTITY")
+    made = await db.call("people.upsert", row, on_conflict=name)
+    again = await db.call("people.upsert", row, on_conflict=name)
+    assert again["id"] == made["id"]
+    assert await db.call("people.import", [row], on_conflict=name) == {"rows": 1}
+    assert execute(dsn, "SELECT count(*) FROM people") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_exclusion_constraint_leaves_rows_alone(db: Callee, dsn: str) -> None:
+    """By an exclusion constraint rows can be skipped, and not be changed."""
+    execute(dsn, "TRUNCATE people RESTART IDENTITY")
+    row = {"during": "[1,5)"}
+    assert await db.call("people.upsert", row, on_conflict="apart", update=[]) is not None
+    assert await db.call("people.upsert", row, on_conflict="apart", update=[]) is None
+    refused = await failure_of(db.call("people.upsert", row, on_conflict="apart"))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["hint"] == "update: [] does so"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("people_late", "deferrable"),
+        ("broken", "being built"),
+        ("people_secret", "no unique key"),
+        ("people_hidden", "no unique key"),
+        ("people_emial", "no unique key"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says: str) -> None:
+    """Deferrable keys, indexes whose building failed, and what speaks of hidden columns."""
+    with suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
+        execute(dsn, "CREATE UNIQUE INDEX CONCURRENTLY broken ON twins (code)")
+    relation, row = ("twins", {"id": 1}) if name == "broken" else ("people", {"note": "x"})
+    async with serving(dsn) as callee:
+        refused = await failure_of(callee.call(f"{relation}.upsert", row, on_conflict=name))
+        assert isinstance(refused, InvalidArgument)
+        assert says in refused.message
+        assert refused.details["path"] == "on_conflict"
+        described = describe(callee.hub.served.catalog, "rowcast", "0", callee.hub.verbs, {})
+    listed = [each["name"] for each in described["relations"][relation]["unique_indexes"]]
+    assert name not in listed
+    assert ("people_email" in listed) == (relation == "people")

@@ -58,7 +58,7 @@ DOCUMENT = {
 }
 RELATION = {
     *("schema", "name", "kind", "comment", "columns", "computed", "primary_key"),
-    *("unique_keys", "foreign_keys", "relationships", "row_security", "verbs"),
+    *("unique_keys", "unique_indexes", "foreign_keys", "relationships", "row_security", "verbs"),
     "json_schema",
 }
 COLUMN = {

@@ -41,8 +41,14 @@ def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
         for verb in verbs
         if all(getattr(relation, right) for right in RIGHTS.get(verb, ("selectable",)))
         and (verb != "get" or relation.primary_key)
-        and (verb != "upsert" or any(key.arbiter for key in relation.unique_keys))
+        and (verb != "upsert" or _has_arbiter(relation))
     ]
+
+
+def _has_arbiter(relation: Relation) -> bool:
+    return any(key.arbiter for key in relation.unique_keys) or any(
+        not index.fault for index in relation.unique_indexes
+    )
 
 
 def described_relation(
@@ -77,6 +83,11 @@ def described_relation(
         "primary_key": list(relation.primary_key),
         "unique_keys": [
             {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
+        ],
+        "unique_indexes": [
+            {"name": index.name, "columns": list(index.used), "partial": index.partial}
+            for index in relation.unique_indexes
+            if not index.fault
         ],
         **_related(catalog, relation),
         "row_security": relation.row_security,
