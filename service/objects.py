@@ -40,6 +40,7 @@ class Type:
         comparable: Whether values can be sorted (it has a default btree operator class).
         pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
         row: Whether it is the type of a relation's rows.
+        pure: Whether it is certain that its values leave nothing behind in a session.
     """
 
     oid: int
@@ -56,6 +57,7 @@ class Type:
     comparable: bool = True
     pattern: int = 0
     row: bool = False
+    pure: bool = False
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -211,6 +213,8 @@ class Relation:
         takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
         readable: Whether that is to read whole rows, with the columns that are not served.
+        pure_reads, pure_writes: Whether it is certain that a read of it, or a write to it, leaves
+            nothing behind in a session.
     """
 
     schema: str
@@ -239,6 +243,8 @@ class Relation:
     updatable: bool = True
     deletable: bool = True
     readable: bool = True
+    pure_reads: bool = False
+    pure_writes: bool = False
 
     def refers_once(self, key: ForeignKey) -> bool:
         """Tell whether it is known that one row at most refers to another by a foreign key."""

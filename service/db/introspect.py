@@ -28,6 +28,7 @@ from service.catalog import (
 )
 from service.db import introspect_sql
 from service.db.introspect_functions import FUNCTIONS, functions, types_of
+from service.db.introspect_pure import IMPURE
 from service.db.introspect_types import TypeRows, shown
 from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
 
@@ -65,7 +66,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     """
     with _snapshot(connection) as cursor:
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
-        types = TypeRows(_rows(cursor, introspect_sql.TYPES))
+        (impure,) = _rows(cursor, IMPURE)
+        types = TypeRows(_rows(cursor, introspect_sql.TYPES), frozenset(impure.types))
         routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
         operators = _rows(cursor, introspect_sql.OPERATORS)
         aggregates = _rows(cursor, introspect_sql.AGGREGATES)
@@ -96,6 +98,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     )
     links = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
+    impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
         homes[row.oid]: _relation(
             row,
@@ -111,6 +114,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
                 for each in of_cascades[row.oid]
                 if each.number in names[row.oid]
             ),
+            pure_reads=row.oid not in impure_reads,
+            pure_writes=row.oid not in impure_writes,
         )
         for row in relations
     }

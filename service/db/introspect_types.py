@@ -30,10 +30,12 @@ class TypeRows:
 
     Args:
         rows: With the names of that statement's columns as attributes.
+        impure: The oids of types whose values may leave something behind in a session.
     """
 
-    def __init__(self, rows: Iterable[Any]) -> None:
+    def __init__(self, rows: Iterable[Any], impure: frozenset[int]) -> None:
         self._rows = {row.oid: row for row in rows}
+        self._impure = impure
 
     def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
         """
@@ -107,6 +109,7 @@ class TypeRows:
             comparable=self._comparable(oid, frozenset()),
             pattern=row.pattern,
             row=row.row,
+            pure=oid not in self._impure,
         )
 
     def _comparable(self, oid: int, above: frozenset[int]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from psycopg2.sql import SQL
 
 from service.plan.aggregate import AggregatePlan
+from service.plan.pure import is_pure
 from service.sql.expressions import ROW, order_by, where
 from service.sql.groups import group_by, grouped_items
 from service.sql.reread import handing_all
@@ -19,7 +20,8 @@ from service.sql.statement import Part, Statement, spelled
 def aggregate(plan: AggregatePlan) -> Statement:
     """Spell an aggregate: the groups, and a selection of them."""
     head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
-    return spelled(head, _aggregate(plan), plan.name, columns=columns_of(plan.grouped.outputs, ()))
+    columns = columns_of(plan.grouped.outputs, ())
+    return spelled(head, _aggregate(plan), plan.name, columns=columns, pure=is_pure(plan))
 
 
 def _aggregate(plan: AggregatePlan) -> Iterator[Part]:

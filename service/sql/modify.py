@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.conditions import Bound, Every
+from service.plan.pure import is_pure
 from service.plan.types import Output
 from service.plan.writes import (
     Conflict,
@@ -53,6 +54,7 @@ def modify(plan: WritePlan) -> Statement:
         writes=True,
         picks=bool(back.inner),
         certain=back.certain,
+        pure=is_pure(plan, plan.relation),
     )
 
 

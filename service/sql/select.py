@@ -10,6 +10,7 @@ from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
 from service.plan.calls import FunctionCall
+from service.plan.pure import is_pure
 from service.plan.types import Output, PlannedEmbed, ReadPlan
 from service.sql.call import called
 from service.sql.embed import embedded, laterals
@@ -28,7 +29,8 @@ def select(plan: ReadPlan) -> Statement:
     """
     head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     columns = columns_of(plan.outputs, plan.embeds)
-    return spelled(head, _select(plan), plan.name, columns=columns, embeds=plan.embeds)
+    pure = is_pure(plan)
+    return spelled(head, _select(plan), plan.name, columns=columns, embeds=plan.embeds, pure=pure)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -55,7 +57,7 @@ def estimate(plan: ReadPlan) -> Statement:
 
 def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> Statement:
     text, bounds, marks = render([*before, *_select(plan), *behind])
-    return Statement(text, bounds, plan.name, ("answer",), marks=marks)
+    return Statement(text, bounds, plan.name, ("answer",), marks=marks, pure=is_pure(plan))
 
 
 def source(

@@ -56,6 +56,7 @@ class Statement:
         untyped: Whether its values are JSON of rows of which nobody knows what they are.
         certain: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
+        pure: Whether it is certain to leave nothing behind in the session, by the catalog.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Statement:
     untyped: bool = False
     certain: bool = False
     head: int = 0
+    pure: bool = False
 
     def led(self, words: str) -> Statement:
         """Return the statement with words before the one, or the second one, that gives rows."""
