@@ -68,6 +68,7 @@ class Catalogs(Service):
         self._hub = hub
         self._models = models
         self._roles = roles
+        self._codecs: list[Codec] = []
         self._version = 0
         self._loading: Deferred[None] | None = None
         self._again = False
@@ -206,6 +207,10 @@ class Catalogs(Service):
             for role, catalog in catalogs.items()
         }
         self._hub.serve(Served(whole, codec, models), served)
+        outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
+        for each in outdated:
+            each.current = False
+        self._database.pool.clean()
 
 
 def _answer(asking: Iterable[Deferred[bool]], read: bool) -> None:

@@ -9,6 +9,7 @@ message. Behind a transaction pooler the words carry the session's settings too.
 from __future__ import annotations
 
 import os
+import random
 import select
 import socket
 import time
@@ -27,23 +28,36 @@ Words = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
+LASTING = (
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_language"
+    " WHERE lanname NOT IN ('internal', 'c', 'sql', 'plpgsql'))"
+    " OR EXISTS (SELECT FROM pg_catalog.pg_extension"
+    " WHERE extname IN ('dblink', 'orafce', 'pg_variables'))"
+)
+"""
+Whether there is code that keeps what it likes for as long as the session lasts.
+
+Perl, Python, Tcl and JavaScript have global variables; dblink has connections.
+"""
+
+FORGETTING = "DISCARD SEQUENCES;"
+"""Has `currval` and `lastval` know of nothing."""
+
+_RANDOM = random.SystemRandom()
+
 MAX_WIRES = 32
 """Cursors kept by one connection, one for each codec: as many roles as are in use."""
 
 
-REPORTED = (
-    "TimeZone",
-    "DateStyle",
-    "IntervalStyle",
-    "client_encoding",
-    "standard_conforming_strings",
-    "default_transaction_read_only",
-    "search_path",
+CLEANING = (
+    "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;CLOSE ALL;DEALLOCATE ALL;UNLISTEN *;"
+    "DISCARD TEMP;DISCARD SEQUENCES;SELECT pg_catalog.pg_advisory_unlock_all(),"
+    "pg_catalog.setseed({seed});"
 )
 """
-Settings that values and statements rely on, and that the server tells us of whenever they change.
+What DISCARD ALL does, which has to stand alone, less the plans; and a new seed for `random()`.
 
-The last one is told from PostgreSQL 18 on, the one before it from 14.
+It may stand inside of a transaction, too, in one that may only read, and on a standby.
 """
 
 
@@ -59,9 +73,14 @@ class PgCursor(extensions.cursor):
 
     connection: PgConnection
 
-    def execute(self, query: Words, vars: Parameters = None) -> None:
+    def execute(self, query: Words, vars: Parameters = None, clean: bool = False) -> None:
         """
         Send a statement, with the noted BEGIN before it if there is one.
+
+        Args:
+            query: The statement.
+            vars: Its parameters.
+            clean: Whether nothing it runs can leave anything behind in the session.
 
         Raises:
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
@@ -69,6 +88,8 @@ class PgCursor(extensions.cursor):
         connection = self.connection
         if connection.stopped:
             raise extensions.QueryCanceledError("stopped before this statement")
+        if not clean:
+            connection.touch()
         with connection.waits():
             self._send(query, vars)
 
@@ -100,6 +121,7 @@ class PgCursor(extensions.cursor):
             super().copy_expert(sql, file, size)
 
     def _begin_now(self) -> None:
+        self.connection.touch()
         if self.connection.opening is not None:
             self.execute("")
 
@@ -122,7 +144,10 @@ class PgConnection(extensions.connection):
         looked: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
-        place: Words that have unqualified names be looked for where the session looks.
+        place: Words that give the session what `RESET ALL` takes from it.
+        touched: Whether something may have run that left things behind in the session.
+        counted: Whether a row may have been created, whose number `lastval` would give.
+        retires: Whether there is code that leaves behind what no statement takes away.
     """
 
     opening: str | None = None
@@ -133,8 +158,12 @@ class PgConnection(extensions.connection):
     grace = 3.0
     given_up = False
     settings = ""
-    place = "RESET search_path;"
+    place = ""
+    touched = False
+    counted = False
+    retires = False
     generation = -1
+    epoch = 0
     born = 0.0
     address = ""
     looked = 0.0
@@ -142,9 +171,8 @@ class PgConnection(extensions.connection):
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
         self.cursor_factory = PgCursor
-        self._wires: dict[Installable, extensions.cursor] = {}
+        self._wires: dict[Installable, PgCursor] = {}
         self._idle = select.poll()
-        self._own: list[str | None] = []
         # libpq closes its own by itself, and another file may have the number then.
         self._socket = os.dup(self.fileno())
         GUARD.add(self)
@@ -204,14 +232,15 @@ class PgConnection(extensions.connection):
         self.generation = generation
         self.settings = settings
         self.born = self.looked = time.monotonic()
-        self._own = self._reported()
         self._idle.register(self.fileno(), select.POLLIN)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """Give a cursor; one of another class cannot take BEGIN along, so it goes ahead."""
         made = super().cursor(*args, **options)
-        if self.opening is not None and not isinstance(made, PgCursor):
-            self.command("")
+        if not isinstance(made, PgCursor):
+            self.touch()
+            if self.opening is not None:
+                self.command("")
         return made
 
     @property
@@ -220,18 +249,62 @@ class PgConnection(extensions.connection):
         return bool(self.settings)
 
     def usable(self, generation: int, max_age: float) -> bool:
-        """
-        Tell whether the session may be used, without asking the server.
-
-        What a function sets without LOCAL outlives its call, and would have others read other
-        times: such a session is not used again.
-        """
+        """Tell whether the session may be used, without asking the server."""
         if self.generation != generation or time.monotonic() - self.born > max_age:
             return False
-        return self.alive() and (self.pooled or self._reported() == self._own)
+        return self.alive()
 
-    def _reported(self) -> list[str | None]:
-        return [self.get_parameter_status(name) for name in REPORTED]
+    def touch(self) -> None:
+        """
+        Note that a statement follows which may leave things behind in the session.
+
+        It must not find the number of a row that somebody else has created.
+        """
+        self.touched = True
+        if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+            if self.opening is None:
+                self.command(FORGETTING)
+                self.counted = False
+            elif FORGETTING not in self.opening:
+                self.opening += FORGETTING
+
+    @property
+    def cleaning(self) -> str:
+        """Words after which nothing is left of what ran in the session."""
+        return CLEANING.format(seed=_RANDOM.random()) + self.place
+
+    def clean(self) -> None:
+        """
+        Leave nothing behind in the session of what ran in it, no transaction either.
+
+        Raises:
+            psycopg2.Error: Something is left; the session must not be used again.
+        """
+        open = self.get_transaction_status() != TRANSACTION_STATUS_IDLE
+        words = "ROLLBACK;" if open else ""
+        if self.touched and (open or not self.pooled):  # behind a pooler, COMMIT has given it away
+            words += self.cleaning
+            self.counted = False
+        if words:
+            self.command(words)
+        if self.touched and self.retires:
+            self.close()
+        self.touched = False
+
+    def renew(self, epoch: int) -> None:
+        """Clean the session, and ask again what cannot be cleaned in this database."""
+        self.epoch = epoch
+        self.touched = True
+        self.clean()
+        if not self.closed:
+            self.retires = self.ask(LASTING)[0]
+
+    def ask(self, words: str) -> tuple[Any, ...]:
+        """Send a query of our own; gives its one row."""
+        with self.cursor() as cursor:
+            cursor.execute(words, clean=True)
+            row: tuple[Any, ...] = cursor.fetchone()
+            return row
 
     def alive(self) -> bool:
         """
@@ -248,7 +321,7 @@ class PgConnection(extensions.connection):
                 return False
         return not self.closed
 
-    def wire(self, codec: Installable) -> extensions.cursor:
+    def wire(self, codec: Installable) -> PgCursor:
         """
         Give the cursor of this connection whose rows hold wire values.
 
@@ -263,9 +336,17 @@ class PgConnection(extensions.connection):
         return found
 
     def begin(self, words: str, identity: str = "") -> None:
-        """Note that the next statement begins a transaction, and as whom."""
+        """
+        Note that the next statement begins a transaction, and as whom.
+
+        A pooler may have given the session to others since, whose defaults would be BEGIN's.
+        """
         self.credit = 0.0
-        self.opening = f"{words};{self.settings}{identity}"
+        if self.pooled:
+            words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
+        else:
+            words += f";{FORGETTING if self.counted else ''}"
+        self.opening = words + identity
 
     def assume(self, identity: str) -> None:
         """Have every statement from now on go by itself, as somebody."""
@@ -281,9 +362,10 @@ class PgConnection(extensions.connection):
         """
         if self.closed or self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             self.opening = None
+            self.counted = False
 
     def command(self, words: str) -> str:
-        """Send a command that gives no rows; gives the server's word for it."""
+        """Send a command of our own that gives no rows; gives the server's word for it."""
         with self.cursor() as cursor:
-            cursor.execute(words)
+            cursor.execute(words, clean=True)
             return cursor.statusmessage or ""

@@ -99,7 +99,8 @@ class Reader:
 
     def _fetch(self, connection: PgConnection, rows: int) -> list[Row]:
         cursor = connection.wire(self._codec)
-        cursor.execute(f"FETCH FORWARD {rows:d} FROM rowcast_reader")
+        pure = self._statement.pure and self._codec.current
+        cursor.execute(f"FETCH FORWARD {rows:d} FROM rowcast_reader", clean=pure)
         found = cursor.fetchall()
         self._ended = len(found) < rows
         return found

@@ -49,6 +49,7 @@ class Dispatch:
     def __init__(self, reactor: Any, limits: PoolLimits, sessions: Sessions) -> None:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.generation = 0
+        self.epoch = 0
         self.stopping = threading.Event()
         self.limits = limits
         self.workers: list[Worker] = []
@@ -84,7 +85,9 @@ class Dispatch:
 
     def open(self) -> PgConnection:
         """Open a session for a worker."""
+        epoch = self.epoch
         connection = self._sessions.open(self.generation)
+        connection.epoch = epoch
         self._connects += 1
         return connection
 

@@ -22,13 +22,11 @@ class Identity:
 
     Args:
         words: For what follows in the transaction.
-        begin: For what follows in the session, until `end`.
-        end: Has nothing be left of that somebody; the session's own `search_path` apart.
+        session: For what follows in the session, until it is cleaned.
     """
 
     words: str = ""
-    begin: str = ""
-    end: str = ""
+    session: str = ""
 
 
 ITSELF = Identity()
@@ -52,5 +50,4 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
         found = assigned(settings, local) if settings else ""
         return found + (preferred(schema, local) if schema else "")
 
-    forgotten = assigned(dict.fromkeys(told, ""), local=False) if told else ""
-    return Identity(words(True), words(False), f"RESET ROLE;{forgotten}" if role else forgotten)
+    return Identity(words(True), words(False))

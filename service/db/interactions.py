@@ -163,11 +163,14 @@ def execute(
         psycopg2.Error: With a note of the parameter that it points at.
     """
     cursor = connection.wire(codec)
+    pure = statement.pure and codec.current
     try:
-        cursor.execute(statement.text, codec.parameters(statement.bounds, values))
+        cursor.execute(statement.text, codec.parameters(statement.bounds, values), clean=pure)
     except psycopg2.Error as error:
         point_out(error, statement)
         raise
+    finally:
+        connection.counted |= pure and statement.writes  # numbered by a sequence, perhaps
     return cursor
 
 

@@ -89,6 +89,10 @@ class PgPool(adbapi.ConnectionPool):
         """Replace every session before its next use, though the DSN be the same."""
         self.dispatch.generation += 1
 
+    def clean(self) -> None:
+        """Clean every session before its next use: what was known of the database has changed."""
+        self.dispatch.epoch += 1
+
     def stats(self) -> PoolStats:
         """Count what there is to count."""
         return self.dispatch.stats()

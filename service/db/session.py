@@ -14,23 +14,35 @@ from dataclasses import dataclass
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from service.db.assigned import searched
-from service.db.connection import PgConnection
+from service.db.assigned import assigned, searched
+from service.db.connection import LASTING, PgConnection
 from service.sql.statement import quoted
 
 Dsn = Callable[[], str]
 """Where the database is, asked again at every connect and now and then, for credentials may change."""
 
 REQUIRED = {
+    "client_encoding": "UTF8",
     "timezone": "UTC",
+    "datestyle": "ISO,MDY",
     "intervalstyle": "iso_8601",
-    "datestyle": "ISO",
     "bytea_output": "hex",
     "extra_float_digits": "1",
-    "client_encoding": "UTF8",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
     "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "quote_all_identifiers": "off",
+    "row_security": "on",
+    "exit_on_error": "off",
 }
-"""What the value codec relies on; it overrides what the connection string says."""
+"""
+What the value codec and our statements rely on.
+
+It holds whatever the connection string, the environment, the role or the database say.
+"""
 
 DEFAULTS = {
     "application_name": "rowcast",
@@ -83,7 +95,7 @@ class SessionSettings:
     def words(self) -> str:
         """Word all settings as statements for the beginning of a transaction."""
         every = self.limits() | REQUIRED
-        return "".join(f" SET LOCAL {name} = '{value}';" for name, value in every.items())
+        return assigned(every)
 
 
 class Sessions:
@@ -127,7 +139,7 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
     Raises:
         psycopg2.Error: There is no session to be had there, now.
     """
-    given = parse_dsn(dsn)
+    given = parse_dsn(dsn) | {"client_encoding": REQUIRED["client_encoding"]}
     options = settings.options(given.pop("options", ""))
     try:
         connection = _connect(given | {"options": options})
@@ -137,13 +149,19 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
         connection = _connect(given)
     try:
         connection.grace = settings.grace
-        pooled, path, limit = _told(connection)
+        connection.autocommit = True
+        backend, connection.retires, path, limit, *found = connection.ask(TOLD)
+        # a pooler has made up the process id that it told us
+        pooled = backend != connection.info.backend_pid
         connection.patience = settings.statement_timeout if pooled else limit
         words = settings.path_words(path, pooled)
-        if words and not pooled:
-            connection.command(words)
-            connection.place = words
-        connection.prepare(generation, settings.words() + words if pooled else "")
+        if pooled:
+            connection.prepare(generation, settings.words() + words)
+        else:
+            connection.place = _put_right(found) + words
+            if connection.place:
+                connection.command(connection.place)
+            connection.prepare(generation)
     except BaseException:
         connection.close()
         raise
@@ -156,21 +174,25 @@ def _connect(parameters: dict[str, str]) -> PgConnection:
     return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
 
 
-def _told(connection: PgConnection) -> tuple[bool, str, float]:
-    """
-    Ask who answers, for its `search_path`, and for the seconds that a statement may take.
+TOLD = (
+    f"SELECT pg_catalog.pg_backend_pid(), ({LASTING}), pg_catalog.current_setting('search_path'),"
+    " EXTRACT(epoch FROM pg_catalog.current_setting('statement_timeout')"
+    "::pg_catalog.interval)::pg_catalog.float8,"
+    + ", ".join(f"pg_catalog.current_setting('{name}')" for name in REQUIRED)
+)
+"""What is asked of a new session; the fourth is the seconds that a statement may take."""
 
-    A pooler has made up the process id that it told us.
+
+def _put_right(found: list[str]) -> str:
     """
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'),"
-            " EXTRACT(epoch FROM pg_catalog.current_setting('statement_timeout')"
-            "::pg_catalog.interval)::pg_catalog.float8"
-        )
-        backend, path, limit = cursor.fetchone()
-    return backend != connection.info.backend_pid, path, limit
+    Word what is required and was not heeded: libpq tells the server of PGTZ and the like last.
+
+    Args:
+        found: The values of the settings of `REQUIRED`.
+    """
+    given = (value.replace(" ", "") for value in found)
+    wanted = zip(REQUIRED.items(), given, strict=True)
+    return assigned({name: value for (name, value), now in wanted if now != value}, local=False)
 
 
 def _flags(values: dict[str, str]) -> str:

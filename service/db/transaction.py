@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import cursor
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, cursor
 
 from service.db.connection import PgConnection
 from service.db.identity import Identity
@@ -64,30 +64,15 @@ def ending_txn(
     """
     Run a function whose one statement may end its transaction, in a session that is somebody.
 
-    Nobody else ever has that session: it is itself again afterwards, or closed. Behind a pooler
-    it is not ours to change, and what is somebody's is in a transaction there like the rest.
+    Nobody else ever has that session: the worker cleans it afterwards. Behind a pooler it is not
+    ours to change, and what is somebody's is in a transaction there like the rest.
     """
     if connection.pooled:
         return atomic_txn(connection, "BEGIN", identity.words, function, *args)
-    connection.assume("")
-    if not identity.begin:
-        return _parted_txn(connection, function, *args)
-    try:
-        connection.command(identity.begin)
-        return _parted_txn(connection, function, *args)
-    finally:
-        _end(connection, identity)
-
-
-def _end(connection: PgConnection, identity: Identity) -> None:
-    """Have a session be itself again, or close it."""
-    if connection.closed:
-        return
-    connection.stopped = 0.0
-    try:
-        connection.command(identity.end + connection.place)
-    except BaseException:  # the cancel of what has just ended may hit this, too
-        connection.close()
+    connection.touch()
+    if identity.session:
+        connection.command(identity.session)
+    return _parted_txn(connection, function, *args)
 
 
 def _parted_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
@@ -170,6 +155,9 @@ def commit_txn(connection: PgConnection) -> None:
     """
     Commit what has begun; costs nothing if nothing was sent.
 
+    What was left behind in the session goes in the same message, before COMMIT: whatever fails
+    there, nothing is kept. Deferred triggers run before that.
+
     Raises:
         Unavailable: The session died before COMMIT; the server has rolled back.
         OutcomeUnknown: It died while COMMIT was on its way.
@@ -180,20 +168,24 @@ def commit_txn(connection: PgConnection) -> None:
         return
     if not connection.alive():
         raise Unavailable("the database connection was lost before COMMIT")
+    cleaning = ""
+    if connection.touched and connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
+        cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning}"
     try:
-        answer = connection.command("COMMIT")
+        answer = connection.command(f"{cleaning}COMMIT")
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         if connection.closed:
             raise OutcomeUnknown from error
         raise
     if answer != "COMMIT":
         raise TransactionAborted(f"COMMIT was answered by {answer}")
+    connection.touched = connection.touched and connection.retires
 
 
 def rollback_txn(connection: PgConnection) -> None:
     """Undo what has begun."""
     if connection.opening is None and not connection.closed:
-        connection.command("ROLLBACK")
+        connection.clean()
     connection.opening = None
 
 

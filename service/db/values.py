@@ -33,9 +33,13 @@ class Codec:
 
     Args:
         catalog: Whose types are met.
+
+    Attributes:
+        current: Whether nothing newer is known of the database than that catalog.
     """
 
     def __init__(self, catalog: Catalog) -> None:
+        self.current = True
         self._casters = Casters(catalog)
         self._encoders = Encoders(catalog)
         self.bare = Seals(catalog).bare

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, QueryCanceledError
+from psycopg2.extensions import QueryCanceledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -33,6 +33,7 @@ class Home(Protocol):
 
     queue: SimpleQueue[Job | None]
     generation: int
+    epoch: int
     stopping: threading.Event
     limits: PoolLimits
 
@@ -118,14 +119,12 @@ class Worker:
         return job.function(connection, *job.args)
 
     def _tidy(self, connection: PgConnection) -> None:
-        """Leave no transaction behind, whatever the job has done."""
+        """Leave nothing behind of what the job has done; what cannot be cleaned is closed."""
         connection.opening = None
-        if connection.closed:
-            return
-        if connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-            connection.stopped = 0.0
+        connection.stopped = 0.0
+        if not connection.closed:
             try:
-                connection.command("ROLLBACK")
+                connection.clean()
             except psycopg2.Error:
                 self._discard()
 
@@ -138,7 +137,7 @@ class Worker:
         """
         connection = self.connection
         if connection is not None:
-            if connection.usable(self.home.generation, self.home.limits.max_age):
+            if self._usable(connection):
                 return self._current(connection)
             self._discard()
         end = time.monotonic() + self.home.limits.connect_wait
@@ -152,6 +151,18 @@ class Worker:
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
                     raise Unavailable(UNREACHED) from error
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
+
+    def _usable(self, connection: PgConnection) -> bool:
+        """Tell whether a session may be used; one that is not known to be clean is cleaned."""
+        if not connection.usable(self.home.generation, self.home.limits.max_age):
+            return False
+        if connection.epoch == self.home.epoch:
+            return True
+        try:
+            connection.renew(self.home.epoch)
+        except psycopg2.Error:
+            return False
+        return not connection.closed
 
     def _current(self, connection: PgConnection) -> PgConnection:
         """Replace a session if its credentials have changed, and the new ones are good."""

@@ -64,10 +64,11 @@ async def serving(
     roles: Roles | None = None,
     written: tuple[type[Model], ...] = WRITTEN,
     idle: float = 10.0,
+    most: int = 5,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     session = SessionSettings(schemas=schemas or ("public",))
-    async with database_at(dsn, session) as database:
+    async with database_at(dsn, session, most=most) as database:
         hub = Hub(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(

@@ -12,6 +12,8 @@ import time
 
 import psycopg2
 
+CLEANING = b"SET SESSION AUTHORIZATION DEFAULT;"
+
 
 class Relay:
     """
@@ -42,6 +44,11 @@ class Relay:
         self.messages: list[bytes] = []
         self.flows = threading.Event()
         self.flows.set()
+
+    @property
+    def statements(self) -> list[bytes]:
+        """The messages less those that only clean the session after others."""
+        return [each for each in self.messages if not each.startswith(CLEANING)]
 
     def __enter__(self) -> Relay:
         threading.Thread(target=self._accept, daemon=True).start()

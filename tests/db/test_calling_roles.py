@@ -174,9 +174,12 @@ async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
         return {pid for ((pid,),) in await of_all(db, "SELECT pg_backend_pid()")}
 
     before = await pids()
-    broken = Identity("", "SELECT set_config('role', 'fn_clerk', false);", "SELEKT;")
-    with db.database.identity(broken):
-        await db.database.run(PgConnection.command, "SELECT 1", ending=True)
+
+    def broken_txn(connection: PgConnection) -> None:
+        connection.place = "SELEKT;"
+
+    with db.database.identity(Identity("", "SELECT set_config('role', 'fn_clerk', false);")):
+        await db.database.run(broken_txn, ending=True)
     assert len(before - await pids()) == 1
     assert {who for who, _, _ in await sessions(db)} == {"postgres"}
 

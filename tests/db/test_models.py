@@ -64,18 +64,18 @@ async def test_an_insert_is_one_message_and_fills_the_object(dsn: str) -> None:
     Filled = model("filled")
     with Relay(dsn) as relay:
         async with served(relay.dsn, Filled, most=1):
-            before = len(relay.messages)
+            before = len(relay.statements)
             made = await Filled(name="anna").save()
-            assert len(relay.messages) == before + 1
+            assert len(relay.statements) == before + 1
             assert (made.id, made.upper_name, made.state) == (1, "ANNA", "new")
             assert datetime.now(UTC) - made.made < timedelta(minutes=1)
             made.name = "bea"
             await made.save()
-            assert relay.messages[-1].startswith(b'UPDATE "public"."filled" SET "name" = ')
+            assert relay.statements[-1].startswith(b'UPDATE "public"."filled" SET "name" = ')
             assert (made.upper_name, made.state) == ("BEA", "new")
-            before = len(relay.messages)
+            before = len(relay.statements)
             await made.save()
-            assert len(relay.messages) == before
+            assert len(relay.statements) == before
 
 
 @pytest_twisted.ensureDeferred

@@ -160,3 +160,66 @@ async def test_listening_in_vain_is_known(dsn: str, pooler: str) -> None:
     await until(lambda: listener.pooled)
     assert not listener.listening
     listener.stopService()
+
+
+LEFT = """
+SET statement_timeout = '7s'; SET app.tenant = 'red'; SET datestyle = 'German';
+SET default_transaction_read_only = on; SET row_security = off;
+CREATE TEMPORARY TABLE IF NOT EXISTS lasting (id int); SELECT nextval('pooled_numbers');
+SET ROLE pg_monitor;
+"""
+FOUND = """
+SELECT current_setting('app.tenant', true) IN ('', NULL), current_setting('DateStyle'),
+       current_setting('transaction_read_only'), current_setting('row_security'),
+       current_user = session_user, to_regclass('pg_temp.lasting') IS NULL,
+       (SELECT count(*) FROM pg_prepared_statements),
+       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_others_leave_is_not_ours(dsn: str, pooler: str) -> None:
+    """Other clients of a pooler may leave what they like: our calls do not find it."""
+    execute(dsn, "CREATE SEQUENCE IF NOT EXISTS pooled_numbers")
+    others = [psycopg2.connect(pooler) for _ in range(2)]
+    async with database_at(pooler, most=2) as database:
+        for other in others:  # at once, so that each has another server connection
+            with other.cursor() as cursor:
+                cursor.execute(LEFT)
+        for other in others:
+            other.commit()
+        for _ in range(4):
+            ((_, *found),) = await database.statement(FOUND)
+            assert found == ["ISO, MDY", "off", "on", True, True, 0, 0]
+            refused = await failure_of(database.statement("SELECT lastval()"))
+            assert isinstance(refused, psycopg2.errors.ObjectNotInPrerequisiteState)
+        await database.statement(LEFT)
+        await database.statement("PREPARE lasting AS SELECT 1")
+        await database.statement("SELECT pg_advisory_lock(9)")
+        assert await failure_of(database.statement("SELECT pg_advisory_lock(9), 1 / 0"))
+        assert execute(dsn, "SELECT pg_try_advisory_lock(9)") == [(True,)]
+    for other in others:
+        other.autocommit = True
+        with other.cursor() as cursor:
+            cursor.execute(FOUND)
+            assert cursor.fetchall()[0][2:] == ("off", "on", True, True, 0, 0)
+        other.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_deferred_triggers_leave_nothing_behind_a_pooler(dsn: str, pooler: str) -> None:
+    """What runs at COMMIT runs before the session is cleaned."""
+    execute(
+        dsn,
+        "DROP TABLE IF EXISTS late; CREATE TABLE late (id int);"
+        "CREATE OR REPLACE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_advisory_lock(8); SET work_mem = '7MB'; RETURN NEW; END$$;"
+        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION late()",
+    )
+    async with database_at(pooler, most=2) as database:
+        await database.statement("INSERT INTO late VALUES (1)")
+        assert execute(dsn, "SELECT pg_try_advisory_lock(8), (SELECT count(*) FROM late)") == [
+            (True, 1)
+        ]
+        assert await database.statement("SHOW work_mem") != [("7MB",)]

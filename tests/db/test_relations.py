@@ -126,11 +126,11 @@ async def test_one_statement_each(dsn: str) -> None:
             await parents[0].tags.set(await Tag.find(limit=(2, 0)))
             for name in ("a", "b"):
                 await Child(name=name, parent_id="p1").save()
-            before = len(relay.messages)
+            before = len(relay.statements)
             assert len(await parents[0].tags.get()) == 2
-            assert len(relay.messages) == before + 1
+            assert len(relay.statements) == before + 1
             found = await preload(parents, "children")
-            assert len(relay.messages) == before + 2
+            assert len(relay.statements) == before + 2
             assert [len(children) for children in found] == [2, 0, 0]
             eldest = await preload(parents, "eldest")
             assert eldest[0] in found[0]

@@ -130,11 +130,11 @@ async def counted(dsn: str) -> AsyncIterator[tuple[Database, Count]]:
         async with served(relay.dsn, *MODELS, most=2) as database:
             database.reactor = Clock()  # on which what was brought is good for as long as it takes
             await Word.find("fast")
-            seen = len(relay.messages)
+            seen = len(relay.statements)
 
             def since() -> int:
                 nonlocal seen
-                before, seen = seen, len(relay.messages)
+                before, seen = seen, len(relay.statements)
                 return seen - before
 
             yield database, since
@@ -419,12 +419,12 @@ async def test_rows_that_are_written_one_by_one(dsn: str) -> None:
             for line in lines[:20]:
                 await line.stops.get()
                 await database.statement("UPDATE stops SET name = 'x' WHERE id = 1", fetch=False)
-            sent = [each for each in relay.messages if b'"stops" AS other' in each]
+            sent = [each for each in relay.statements if b'"stops" AS other' in each]
             assert all(len(each) < len(sent[0]) / 2 for each in sent[1:])
             assert len(sent[-1]) < 500
             since = len(sent)
             await each(lines, "stops")
-            sent = [each for each in relay.messages if b'"stops" AS other' in each]
+            sent = [each for each in relay.statements if b'"stops" AS other' in each]
             assert len(sent) - since < 12
 
 
@@ -528,7 +528,7 @@ async def test_generated_models(dsn: str) -> None:
             line = models.of(catalog.relation("public", "lines"))
             assert set(line.RELATIONSHIP_CACHE) == {"parent", "makers", "plans", "stops", "lines"}
             lines = await line.find(orderby="id")
-            seen = len(relay.messages)
+            seen = len(relay.statements)
             assert [line and line.id for line in await each(lines, "parent")] == [
                 None,
                 1,
@@ -545,4 +545,4 @@ async def test_generated_models(dsn: str) -> None:
             makers = await each(lines, "makers")
             assert {maker.key for maker in makers} == {("de", "Abt"), ("fr", "Abt")}
             assert len(await makers[0].lines.get()) == 3
-            assert len(relay.messages) == seen + 5
+            assert len(relay.statements) == seen + 5
