@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.text import listed
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Shape, groups_txn
 from service.plan.aggregate import plan_aggregate
+from service.plan.veiled import as_json
 from service.request.aggregate import GROUPS, parse_aggregate
 from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate
@@ -46,8 +48,9 @@ class Aggregating(Verbs):
         )
         if call.request.form == "lists":
             return {"columns": list(statement.columns), "rows": groups}
-        return groups
+        return listed(groups) if call.request.form == "json" else groups
 
 
 def _aggregate(catalog: Catalog, relation: Relation, request: AggregateRequest) -> Statement:
-    return aggregate(plan_aggregate(catalog, relation, request))
+    plan = plan_aggregate(catalog, relation, request)
+    return aggregate(plan, as_json(catalog, request.form, plan.grouped.outputs))

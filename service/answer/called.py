@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.text import listed, paged
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import counted_txn, kept_txn
@@ -23,7 +24,8 @@ from service.db.interactions import (
 from service.functions import Function
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
 from service.plan.estimable import refuse_guarded
-from service.plan.veiled import refuse_veiled
+from service.plan.types import ReadPlan
+from service.plan.veiled import as_json, refuse_veiled
 from service.request.aggregate import GROUPS, parse_aggregate
 from service.request.called import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
@@ -52,10 +54,12 @@ class Called(Verbs):
         page, columns, total = await self._found(served, call)
         limit = call.values[request.limit.slot] - 1
         token = write_token(digest_of(*call.question), call.offset + limit) if page.more else None
-        answer: dict[str, Any] = {"rows": page.rows, "next": token}
+        answer: dict[str, Any] = {"next": token} | ({} if total is None else {"count": total})
+        if request.form == "json":
+            return paged(page.rows, **answer)
         if request.form == "lists":
             answer = {"columns": list(columns), **answer}
-        return answer if total is None else {**answer, "count": total}
+        return {"rows": page.rows, **answer}
 
     async def aggregate(
         self,
@@ -74,7 +78,7 @@ class Called(Verbs):
         )
         if request.of.form == "lists":
             return {"columns": list(statement.columns), "rows": groups}
-        return groups
+        return listed(groups) if request.of.form == "json" else groups
 
     def _find_of(self, kwargs: Mapping[str, Any], rows: str) -> Parsed[FindRequest]:
         return parse_find([], kwargs, self.limits, rows)
@@ -126,7 +130,7 @@ class Called(Verbs):
 
 def find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
     """Spell a find on a function's rows."""
-    return _marked(select(plan_called(catalog, request)), request)
+    return _selected(catalog, plan_called(catalog, request), request)
 
 
 def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
@@ -138,11 +142,18 @@ def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -
 
 def _whole(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
     plan = replace(plan_called(catalog, request), limit=None, offset=None)
-    return _marked(select(plan), request)
+    return _selected(catalog, plan, request)
+
+
+def _selected(catalog: Catalog, plan: ReadPlan, request: CalledRequest[FindRequest]) -> Statement:
+    json = as_json(catalog, request.of.form, plan.outputs, plan.embeds)
+    return _marked(select(plan, json), request)
 
 
 def _groups(catalog: Catalog, _: Function, request: CalledRequest[AggregateRequest]) -> Statement:
-    return _marked(aggregate(plan_called_groups(catalog, request)), request)
+    plan = plan_called_groups(catalog, request)
+    json = as_json(catalog, request.of.form, plan.grouped.outputs)
+    return _marked(aggregate(plan, json), request)
 
 
 def _marked(statement: Statement, request: CalledRequest[Any]) -> Statement:

@@ -14,6 +14,7 @@ from service.answer.flowing import of_function
 from service.answer.line import LONG, Line
 from service.answer.served import Served
 from service.answer.streaming import Streaming
+from service.answer.text import listed
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
@@ -88,8 +89,10 @@ class Calling(Verbs):
         request = call.request
         statement = served.statement(self._spell, request.function, request)
         answer = answer_of(served.catalog, request.function)
-        form = request.form if answer in ("row", "rows") else "dicts"
+        form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
         rows = await self._rows(served, statement, call, Shape(form, self.max_bytes))
+        if form == "json":
+            return _text(answer, rows)
         if answer in ("row", "rows") and form == "lists":
             return {"columns": list(statement.columns), "rows": rows}
         if answer == "composite" and request.form == "lists":
@@ -135,11 +138,19 @@ class Calling(Verbs):
         return rows
 
     def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:
-        return spelled(plan_call(catalog, request), self.limits.max_rows + 1)
+        plan, most = plan_call(catalog, request), self.limits.max_rows + 1
+        return spelled(plan, most, request.form == "json")
 
 
 def _given(statement: Statement) -> Statement:
     return statement
+
+
+def _text(answer: Answer, rows: list[str]) -> str:
+    """Take the JSON of rows for that of what the function answers."""
+    if answer == "nothing":
+        return "null"
+    return listed(rows) if answer in ("rows", "values") else rows[0]
 
 
 def _result(answer: Answer, rows: list[Any]) -> Any:

@@ -15,7 +15,9 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn
 from service.db.writes import Missed, Written
 from service.errors import Conflict, NotChanged, NotFound, ServiceError, TooManyRows
+from service.plan.veiled import as_json
 from service.plan.write import plan_current, plan_delete, plan_update
+from service.plan.writes import DeletePlan, UpdatePlan
 from service.request.parse import Parsed
 from service.request.terms import Operand
 from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
@@ -200,6 +202,9 @@ class Changing(Writing):
             return NotChanged(relation.name)
         if not target.expect:
             return NotFound(relation.name)
+        if call.request.returning.form == "json":  # an error holds the row itself
+            returning = replace(call.request.returning, form="dicts")
+            call = replace(call, request=replace(call.request, returning=returning))
         _, rows = await self._current(served, relation, call, replace(target, expect=()))
         if not rows:
             return NotFound(relation.name)
@@ -224,12 +229,20 @@ class Changing(Writing):
 
 
 def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    return select(plan_current(catalog, relation, request.target, request.returning))
+    plan = plan_current(catalog, relation, request.target, request.returning)
+    return select(plan, as_json(catalog, request.returning.form, plan.outputs, plan.embeds))
 
 
 def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    return modify(plan_update(catalog, relation, request))
+    return _spelled(catalog, plan_update(catalog, relation, request), request)
 
 
 def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:
-    return modify(plan_delete(catalog, relation, request))
+    return _spelled(catalog, plan_delete(catalog, relation, request), request)
+
+
+def _spelled(
+    catalog: Catalog, plan: UpdatePlan | DeletePlan, request: UpdateRequest | DeleteRequest
+) -> Statement:
+    form, back = request.returning.form, plan.back
+    return modify(plan, as_json(catalog, form, back.outputs, back.embeds))

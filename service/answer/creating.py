@@ -16,6 +16,7 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import answered_columns, apart_txn
 from service.db.writes import Missed, Written
 from service.errors import NotChanged
+from service.plan.veiled import as_json
 from service.plan.write import plan_create
 from service.request.parse import Limits, Parsed
 from service.request.types import CreateRequest
@@ -126,4 +127,7 @@ def _prepare(
 
 
 def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
-    return modify(plan_create(catalog, relation, request))
+    plan = plan_create(catalog, relation, request)
+    return modify(
+        plan, as_json(catalog, request.returning.form, plan.back.outputs, plan.back.embeds)
+    )

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.text import paged
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.errors import NotFound
 from service.plan.estimable import refuse_guarded
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
+from service.plan.veiled import as_json
 from service.request.paging import digest_of, write_token
 from service.request.parse import Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest
@@ -54,12 +56,14 @@ class Reading(Verbs):
         limit = call.values[request.limit.slot] - 1
         shape = Shape(request.form, self.max_bytes)
         page = await self._page(served, statement, call, limit, shape)
-        answer: dict[str, Any] = {"rows": page.rows, "next": _next(call, page, limit, kwargs)}
-        if request.form == "lists":
-            answer = {"columns": list(answered_columns(statement)), **answer}
+        answer: dict[str, Any] = {"next": _next(call, page, limit, kwargs)}
         if request.count:
             answer["count"] = await self._count(served, relation, call)
-        return answer
+        if request.form == "json":
+            return paged(page.rows, **answer)
+        if request.form == "lists":
+            answer = {"columns": list(answered_columns(statement)), **answer}
+        return {"rows": page.rows, **answer}
 
     async def count(
         self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -133,11 +137,13 @@ def _next(
 
 
 def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
-    return select(plan_get(catalog, relation, request))
+    plan = plan_get(catalog, relation, request)
+    return select(plan, as_json(catalog, request.form, plan.outputs, plan.embeds))
 
 
 def _find(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    return select(plan_find(catalog, relation, request))
+    plan = plan_find(catalog, relation, request)
+    return select(plan, as_json(catalog, request.form, plan.outputs, plan.embeds))
 
 
 def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:

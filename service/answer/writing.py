@@ -7,10 +7,12 @@ rolled back in that case.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from service.answer.served import Served
+from service.answer.text import listed, paged
 from service.answer.verbs import Verbs
 from service.catalog import Relation
 from service.db.interactions import Shape
@@ -85,6 +87,8 @@ def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
     """Give a write's answer its form; `counted` where the caller cannot know the number."""
+    if returning.form == "json":
+        return _text(written, returning, many, counted)
     if not returning.rows:
         return {"affected": written.affected}
     if returning.form == "lists":
@@ -93,3 +97,11 @@ def answered(written: Written, returning: Returning, many: bool, counted: bool =
     if not many:
         return written.rows[0] if written.rows else None
     return {"rows": written.rows, "affected": written.affected} if counted else written.rows
+
+
+def _text(written: Written, returning: Returning, many: bool, counted: bool) -> str:
+    if not returning.rows:
+        return json.dumps({"affected": written.affected})
+    if not many:
+        return str(written.rows[0]) if written.rows else "null"
+    return paged(written.rows, affected=written.affected) if counted else listed(written.rows)

@@ -31,7 +31,7 @@ class Shape:
     How rows are to be answered.
 
     Args:
-        form: As dicts, or as lists beside the names of the columns.
+        form: As dicts, as lists beside the names of the columns, or as texts of JSON.
         max_bytes: What the rows may weigh on the wire, roughly.
     """
 
@@ -127,6 +127,8 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
         TooLarge: They weigh more than an answer may.
     """
     columns = statement.columns
+    if shape.form == "json":
+        return _as_json(rows, statement, shape.max_bytes)
     names_weigh = 0 if shape.form == "lists" else len(rows) * sum(map(len, columns))
     if names_weigh + weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
@@ -140,6 +142,17 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
     if shape.form == "lists":
         names = answered_columns(statement)
         return [[row[name] for name in names] for row in found]
+    return found
+
+
+def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
+    """Put the texts of values together to a text for each row."""
+    width = len(statement.columns)
+    keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
+    text = "%s" if statement.bare else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
+    found = [text % row[:width] for row in rows]
+    if sum(map(len, found)) + len(found) > max_bytes:
+        raise TooLarge(max_bytes)
     return found
 
 

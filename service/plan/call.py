@@ -4,7 +4,7 @@ Calls of database functions to plans: what type each argument takes, what comes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from service.functions import Argument, Function
 from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
 from service.plan.conditions import Bound
 from service.plan.remembered import remembered
+from service.plan.veiled import is_veiled
 from service.request.call import CallRequest
 from service.request.terms import Operand
 
@@ -46,13 +47,36 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     names: tuple[str, ...] = () if function.procedure else ("answer",)
     if columns is not None and answer in ("row", "rows"):
         names = tuple(columns)
+    fields = [column.type for column in columns.values()] if columns else []
+    if names == ("answer",):
+        fields = [function.result]
+    types = tuple(catalog.plain(catalog.type(oid)) for oid in fields)
+    if request.form == "json":
+        _refuse_json(catalog, function, types, columns is None)
     return CallPlan(
+        types=types,
         name=f"fn.{function.name}",
         call=plan_source(catalog, request),
         columns=names,
         rows=answer in ("rows", "values"),
         untyped=columns is None and function.result == RECORD,
     )
+
+
+def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], bare: bool) -> None:
+    """
+    Refuse to answer as JSON what the codec must read.
+
+    Raises:
+        InvalidArgument: Some of it may be hidden, or it comes from a CALL.
+    """
+    veiled = any(is_veiled(catalog, type.oid) for type in types)
+    if function.procedure or veiled or (bare and catalog.seals and function.result == RECORD):
+        raise InvalidArgument(
+            f'what "{function.name}" answers does not come as JSON text',
+            path="form",
+            hint='"dicts" or "lists"',
+        )
 
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.catalog import Type
 from service.functions import Function
 from service.plan.conditions import Bound
 
@@ -46,6 +47,7 @@ class CallPlan:
         columns: The names of what it answers.
         rows: Whether it is a source of rows, rather than one value.
         untyped: Whether only the server knows what its rows are made of.
+        types: Of what it answers, where that is known.
     """
 
     name: str
@@ -53,3 +55,4 @@ class CallPlan:
     columns: tuple[str, ...]
     rows: bool
     untyped: bool
+    types: tuple[Type, ...] = ()

@@ -15,6 +15,7 @@ from service.plan.conditions import Expression
 from service.plan.remembered import remembered
 from service.plan.types import Output, PlannedEmbed
 from service.request.terms import Reference
+from service.request.types import Form
 
 
 @remembered
@@ -75,6 +76,20 @@ def refuse_veiled(
         unveiled(catalog, output.expression)
     for embed in embeds:
         refuse_veiled(catalog, embed.outputs, embed.embeds)
+
+
+def as_json(
+    catalog: Catalog, form: Form, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
+) -> bool:
+    """
+    Return whether outputs are to be JSON, which the codec does not read.
+
+    Raises:
+        InvalidArgument: They are, and one has a hidden field.
+    """
+    if form == "json":
+        refuse_veiled(catalog, outputs, embeds)
+    return form == "json"
 
 
 def _veiled(column: str, path: str) -> InvalidArgument:

@@ -32,7 +32,7 @@ from service.request.types import (
 from service.request.values import Values
 
 Request = TypeVar("Request")
-FORMS: tuple[Form, ...] = ("dicts", "lists")
+FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
 COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
 
 

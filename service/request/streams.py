@@ -83,6 +83,10 @@ def parse_unpaged(
                 f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
             )
     call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    if call.request.form == "json":
+        raise InvalidArgument(
+            "the parts of a stream are no JSON texts", path="form", hint="export gives ndjson"
+        )
     values = list(call.values)
     # a find asks for one row more, to tell whether it is there
     values[call.request.limit.slot] -= 1

@@ -14,7 +14,7 @@ from typing import Literal
 from service.request.terms import Filter, Item, Key, Measure, Operand, Reference
 
 CountMode = Literal["exact", "planned", "estimated"]
-Form = Literal["dicts", "lists"]
+Form = Literal["dicts", "lists", "json"]
 
 
 @dataclass(frozen=True, slots=True)

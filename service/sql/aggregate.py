@@ -17,16 +17,17 @@ from service.sql.select import columns_of, items, source
 from service.sql.statement import Part, Statement, spelled
 
 
-def aggregate(plan: AggregatePlan) -> Statement:
-    """Spell an aggregate: the groups, and a selection of them."""
+def aggregate(plan: AggregatePlan, json: bool = False) -> Statement:
+    """Spell an aggregate: the groups, and a selection of them; with `json`, each value as JSON."""
     head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     columns = columns_of(plan.grouped.outputs, ())
-    return spelled(head, _aggregate(plan), plan.name, columns=columns, pure=is_pure(plan))
+    rows, pure = _aggregate(plan, json), is_pure(plan)
+    return spelled(head, rows, plan.name, columns=columns, pure=pure)
 
 
-def _aggregate(plan: AggregatePlan) -> Iterator[Part]:
+def _aggregate(plan: AggregatePlan, json: bool) -> Iterator[Part]:
     yield SQL("SELECT ")
-    yield from items(plan.grouped.outputs)
+    yield from items(plan.grouped.outputs, json=json)
     yield SQL(" FROM (SELECT ")
     yield from grouped_items(plan.grouped)
     yield from source(plan.relation, plan.call, plan.afterwards)

@@ -4,24 +4,26 @@ Calls of functions to statements, and to parts of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
 from service.sql.expressions import ROW, separated
+from service.sql.json_form import json_text
 from service.sql.statement import Part, Statement, render
 
 
-def call(plan: CallPlan, limit: int) -> Statement:
+def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
     """
     Spell a plain call.
 
     Args:
         plan: Of the call.
         limit: How many rows are fetched at most.
+        json: Whether each value is to be JSON.
     """
-    text, bounds, marks = render(_call(plan, limit))
+    text, bounds, marks = render(_call(plan, limit, json))
     writes = not plan.call.function.reads
     return Statement(
         text,
@@ -30,7 +32,8 @@ def call(plan: CallPlan, limit: int) -> Statement:
         plan.columns,
         writes=writes,
         marks=marks,
-        untyped=plan.untyped,
+        untyped=plan.untyped and not json,
+        bare=plan.columns == ("answer",),
     )
 
 
@@ -53,13 +56,17 @@ def called(found: FunctionCall) -> Iterator[Part]:
         yield SQL(")")
 
 
-def _call(plan: CallPlan, limit: int) -> Iterator[Part]:
+def _call(plan: CallPlan, limit: int, json: bool) -> Iterator[Part]:
     if plan.call.function.procedure:
         yield SQL("CALL ")
         yield from invoked(plan.call)
         return
     yield SQL("SELECT ")
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
+    if json:
+        yield from _as_json(plan)
+        yield stop
+        return
     if plan.untyped or (not plan.rows and len(plan.columns) == 1):
         yield SQL("pg_catalog.to_json(" if plan.untyped else "")
         yield from invoked(plan.call)
@@ -72,6 +79,15 @@ def _call(plan: CallPlan, limit: int) -> Iterator[Part]:
     yield SQL(" FROM ")
     yield from called(plan.call)
     yield stop
+
+
+def _as_json(plan: CallPlan) -> Iterator[Part]:
+    columns: Iterable[Iterable[Part]] = ([Identifier("t", name)] for name in plan.columns)
+    source: list[Part] = [SQL(" FROM "), *called(plan.call)]
+    if plan.untyped or (not plan.rows and len(plan.columns) == 1):
+        columns, source = [invoked(plan.call)], []
+    yield from separated(map(json_text, columns, plan.types))
+    yield from source
 
 
 def _argument(argument: PlannedArgument) -> Iterator[Part]:

@@ -7,13 +7,14 @@ call stays one statement. Values that JSON cannot hold in their wire form are te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.types import Output, PlannedEmbed
+from service.plan.types import Output, PlannedEmbed, kept, names_of
 from service.sql.expressions import expression, linked, order_by, separated
 from service.sql.groups import group_by, grouped_items
+from service.sql.json_form import json_value, literal
 from service.sql.statement import Part
 
 VALUE, ROWS = "v", "r"
@@ -38,8 +39,51 @@ def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Par
         yield Identifier(embed.key)
 
 
-def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
-    """Give the joins that make the embeds."""
+def embedded_json(embeds: Sequence[PlannedEmbed]) -> Iterator[Iterator[Part]]:
+    """Give the JSON of embeds, of those that are spread a value for each of their columns."""
+    for embed in embeds:
+        if not embed.spread:
+            yield _value(embed)
+        else:
+            yield from (_spread(embed, name) for name in embed.columns)
+
+
+def _value(embed: PlannedEmbed) -> Iterator[Part]:
+    yield SQL("coalesce(")
+    yield Identifier(_alias(embed), VALUE)
+    yield SQL(", '[]')" if embed.many else ", 'null')")
+
+
+def _spread(embed: PlannedEmbed, name: str) -> Iterator[Part]:
+    key = literal(kept(name))
+    if embed.many:
+        yield SQL("coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_extract_path(")
+        yield SQL("row.value, ")
+        yield key
+        yield SQL(")) FROM pg_catalog.json_array_elements(")
+        yield Identifier(_alias(embed), VALUE)
+        yield SQL(") AS row), '[]')")
+    else:
+        yield SQL("coalesce(pg_catalog.json_extract_path(")
+        yield Identifier(_alias(embed), VALUE)
+        yield SQL(", ")
+        yield key
+        yield SQL("), 'null')")
+
+
+def _named(embed: PlannedEmbed, json: Iterable[Iterator[Part]]) -> Iterator[list[Part]]:
+    names = embed_names(embed.embeds)
+    for name, value in zip(names, json, strict=True):
+        yield [*value, SQL(" AS "), Identifier(name)]
+
+
+def embed_names(embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
+    """Name what `embedded_json` gives."""
+    return names_of((), embeds)
+
+
+def laterals(embeds: Sequence[PlannedEmbed], json: bool = False) -> Iterator[Part]:
+    """Give the joins that make the embeds; `json` where nobody reads them on the way."""
     for embed in embeds:
         yield SQL(" LEFT JOIN LATERAL (SELECT ")
         yield SQL("pg_catalog.json_agg(" if embed.many else "pg_catalog.row_to_json(")
@@ -47,8 +91,10 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
         yield SQL(".*) AS ")  # without the star a column of that name would be meant
         yield Identifier(VALUE)
         yield SQL(" FROM (SELECT ")
-        yield from separated([*map(_output, embed.outputs), *_each(embed.embeds)])
-        yield from _grouped(embed) if embed.grouped else _linked(embed)
+        outputs = (_output(output, json) for output in embed.outputs)
+        inner = embedded_json(embed.embeds)
+        yield from separated([*outputs, *(_named(embed, inner) if json else _each(embed.embeds))])
+        yield from _grouped(embed) if embed.grouped else _linked(embed, json)
         yield from _page(embed)
         yield SQL(") AS ")
         yield Identifier(ROWS)
@@ -57,8 +103,8 @@ def laterals(embeds: Sequence[PlannedEmbed]) -> Iterator[Part]:
         yield SQL(" ON true")
 
 
-def _linked(embed: PlannedEmbed) -> Iterator[Part]:
-    yield from linked(embed.link, embed.where, laterals(embed.embeds))
+def _linked(embed: PlannedEmbed, json: bool = False) -> Iterator[Part]:
+    yield from linked(embed.link, embed.where, laterals(embed.embeds, json))
 
 
 def _grouped(embed: PlannedEmbed) -> Iterator[Part]:
@@ -86,8 +132,10 @@ def _each(embeds: Sequence[PlannedEmbed]) -> Iterator[Iterator[Part]]:
         yield embedded([embed])
 
 
-def _output(output: Output) -> Iterator[Part]:
-    if output.text:
+def _output(output: Output, json: bool) -> Iterator[Part]:
+    if json:
+        yield from json_value(expression(output.expression), output.expression.type)
+    elif output.text:
         yield SQL("CAST(")
         yield from expression(output.expression)
         yield SQL(" AS text)")

@@ -30,8 +30,9 @@ from service.sql.expressions import (
     separated,
     where,
 )
+from service.sql.json_form import json_text
 from service.sql.reread import WRITTEN, handed, handing, ordered, values
-from service.sql.select import columns_of, items
+from service.sql.select import answer_of, items
 from service.sql.statement import MISSED, Part, Statement, spelled
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
@@ -40,17 +41,22 @@ NEW = "excluded"
 """What PostgreSQL calls a new row whose key is there already."""
 
 
-def modify(plan: WritePlan) -> Statement:
-    """Spell a write, with what it gives back: by itself, or by a second statement behind it."""
+def modify(plan: WritePlan, json: bool = False) -> Statement:
+    """
+    Spell a write, with what it gives back: by itself, or by a second statement behind it.
+
+    With `json`, each value that it gives back is JSON.
+    """
     back = plan.back
-    alone = _certain(plan) if back.certain else _returning(plan)
-    head, rows = (_handing(plan), _reread(plan)) if back.reread else ((), alone)
+    alone = _certain(plan, json) if back.certain else _returning(plan, json)
+    head, rows = (_handing(plan), _reread(plan, json)) if back.reread else ((), alone)
+    columns, embeds = answer_of(back.outputs, back.embeds, json)
     return spelled(
         head,
         rows,
         plan.name,
-        columns=columns_of(back.outputs, back.embeds),
-        embeds=back.embeds,
+        columns=columns,
+        embeds=embeds,
         writes=True,
         picks=bool(back.inner),
         certain=back.certain,
@@ -69,14 +75,14 @@ def _write(plan: WritePlan) -> Iterator[Part]:
         yield from where(plan.where)
 
 
-def _returning(plan: WritePlan) -> Iterator[Part]:
+def _returning(plan: WritePlan, json: bool) -> Iterator[Part]:
     yield from _write(plan)
     if plan.back.outputs:
         yield SQL(" RETURNING ")
-        yield from items(plan.back.outputs)
+        yield from items(plan.back.outputs, json=json)
 
 
-def _certain(plan: WritePlan) -> Iterator[Part]:
+def _certain(plan: WritePlan, json: bool) -> Iterator[Part]:
     """Give a write that fails if it writes no row: then a text that is no boolean is read as one."""
     outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.back.outputs)]
     yield SQL("WITH ")
@@ -90,7 +96,7 @@ def _certain(plan: WritePlan) -> Iterator[Part]:
     yield Identifier("v")
     yield SQL(") SELECT ")
     yield from separated(
-        [Identifier("w", found.name), SQL(" AS "), Identifier(each.name)]
+        [*_given(found, json), SQL(" AS "), Identifier(each.name)]
         for found, each in zip(outputs, plan.back.outputs, strict=True)
     )
     yield SQL(" FROM (SELECT) AS ")
@@ -102,6 +108,11 @@ def _certain(plan: WritePlan) -> Iterator[Part]:
     yield SQL(f", '{MISSED}') AS boolean)")
 
 
+def _given(output: Output, json: bool) -> Iterator[Part]:
+    value = [Identifier("w", output.name)]
+    yield from json_text(value, output.expression.type) if json else value
+
+
 def _handing(plan: WritePlan) -> Iterator[Part]:
     if plan.back.reread is None:
         raise TypeError("nothing is read again")
@@ -109,17 +120,17 @@ def _handing(plan: WritePlan) -> Iterator[Part]:
     yield from handing(rows, plan.back.certain)
 
 
-def _reread(plan: WritePlan) -> Iterator[Part]:
+def _reread(plan: WritePlan, json: bool) -> Iterator[Part]:
     back = plan.back
     if back.reread is None:
         raise TypeError("nothing is read again")
     yield SQL("SELECT ")
-    yield from items(back.outputs, back.embeds)
+    yield from items(back.outputs, back.embeds, json)
     if back.inner:  # not a WHERE: what was written is to be counted, whatever is answered of it
         yield SQL(", " if back.outputs or back.embeds else "")
         yield from condition(Every(False, back.inner))
     yield from handed(back.reread, plan.relation)
-    yield from laterals(back.embeds)
+    yield from laterals(back.embeds, json)
     yield from ordered(order_by(back.order))
 
 

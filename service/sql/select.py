@@ -11,26 +11,28 @@ from psycopg2.sql import SQL, Identifier
 from service.catalog import Relation
 from service.plan.calls import FunctionCall
 from service.plan.pure import is_pure
-from service.plan.types import Output, PlannedEmbed, ReadPlan
+from service.plan.types import Output, PlannedEmbed, ReadPlan, kept, names_of
 from service.sql.call import called
-from service.sql.embed import embedded, laterals
+from service.sql.embed import embedded, embedded_json, laterals
 from service.sql.expressions import ROW, condition, expression, order_by, separated, where
+from service.sql.json_form import json_text
 from service.sql.keyset import after
 from service.sql.reread import handed_all, handing_all, ordered
 from service.sql.statement import Part, Statement, render, spelled
 
 
-def select(plan: ReadPlan) -> Statement:
+def select(plan: ReadPlan, json: bool = False) -> Statement:
     """
-    Spell a read.
+    Spell a read; with `json`, each value as JSON.
 
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
     head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
-    columns = columns_of(plan.outputs, plan.embeds)
+    rows = _distinct(plan) if json and plan.distinct is True else _select(plan, json)
+    columns, embeds = answer_of(plan.outputs, plan.embeds, json)
     pure = is_pure(plan)
-    return spelled(head, _select(plan), plan.name, columns=columns, embeds=plan.embeds, pure=pure)
+    return spelled(head, rows, plan.name, columns=columns, embeds=embeds, pure=pure)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -76,12 +78,28 @@ def source(
     yield ROW
 
 
-def items(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()) -> Iterator[Part]:
-    """Give a select list with the names of the answer, embeds last."""
+def items(
+    outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = (), json: bool = False
+) -> Iterator[Part]:
+    """Give a select list with the names of the answer, embeds last; with `json`, as texts."""
+    if json:
+        values = (json_text(expression(each.expression), each.expression.type) for each in outputs)
+        related = ([SQL("CAST("), *each, SQL(" AS text)")] for each in embedded_json(embeds))
+        yield from separated([*values, *related])
+        return
     yield from separated(map(_output, outputs))
     if embeds:
         yield SQL(", " if outputs else "")
         yield from separated(embedded([embed], text=True) for embed in embeds)
+
+
+def answer_of(
+    outputs: Sequence[Output], embeds: tuple[PlannedEmbed, ...], json: bool
+) -> tuple[tuple[str, ...], tuple[PlannedEmbed, ...]]:
+    """Name the columns that `items` gives, and the embeds among them that are to be read."""
+    if json:
+        return names_of(outputs, embeds), ()
+    return columns_of(outputs, embeds), embeds
 
 
 def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
@@ -95,7 +113,18 @@ def _output(output: Output) -> Iterator[Part]:
     yield Identifier(output.name)
 
 
-def _select(plan: ReadPlan) -> Iterator[Part]:
+def _distinct(plan: ReadPlan) -> Iterator[Part]:
+    """Spell distinct rows as JSON: values of JSON itself are not told apart, nor sorted."""
+    yield SQL("SELECT ")
+    names = ([Identifier("j", kept(output.name))] for output in plan.outputs)
+    types = (output.expression.type for output in plan.outputs)
+    yield from separated(json_text(name, type) for name, type in zip(names, types, strict=True))
+    yield SQL(" FROM (")
+    yield from _select(plan)
+    yield SQL(") AS j")
+
+
+def _select(plan: ReadPlan, json: bool = False) -> Iterator[Part]:
     yield SQL("SELECT ")
     if plan.distinct:
         yield SQL("DISTINCT ")
@@ -103,14 +132,14 @@ def _select(plan: ReadPlan) -> Iterator[Part]:
         yield SQL("ON (")
         yield from separated(expression(each) for each in plan.distinct)
         yield SQL(") ")
-    yield from items(plan.outputs, plan.embeds)
+    yield from items(plan.outputs, plan.embeds, json)
     if plan.keyset:
         for at, key in enumerate(plan.order):
             yield SQL(", CAST(" if plan.outputs or plan.embeds or at else "CAST(")
             yield from expression(key.expression)
             yield SQL(" AS text)")
     yield from source(plan.relation, plan.call, plan.afterwards)
-    yield from laterals(plan.embeds)
+    yield from laterals(plan.embeds, json)
     yield from _where(plan)
     by = order_by(plan.order)
     yield from ordered(by) if plan.afterwards and not plan.distinct else by

@@ -57,6 +57,7 @@ class Statement:
         certain: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
+        bare: Whether its one column, as JSON, is what is answered for each row.
     """
 
     text: str
@@ -71,6 +72,7 @@ class Statement:
     certain: bool = False
     head: int = 0
     pure: bool = False
+    bare: bool = False
 
     def led(self, words: str) -> Statement:
         """Return the statement with words before the one, or the second one, that gives rows."""

@@ -23,6 +23,7 @@ CREATE TABLE docs (id int PRIMARY KEY, box int REFERENCES boxes, doc jsonb, raw 
 CREATE TABLE odd ("$value" jsonb, box int REFERENCES boxes UNIQUE, id int PRIMARY KEY);
 CREATE TABLE numbers ("$number" text, box int REFERENCES boxes, id int PRIMARY KEY);
 CREATE FUNCTION same(doc jsonb) RETURNS jsonb LANGUAGE sql STABLE AS 'SELECT doc';
+CREATE FUNCTION untyped() RETURNS record LANGUAGE sql STABLE AS 'SELECT 1 AS f1, 2.50 AS f2';
 CREATE FUNCTION same_row(doc json) RETURNS TABLE (doc json, n int) LANGUAGE sql STABLE
     AS 'SELECT doc, 1';
 INSERT INTO boxes VALUES (1);
@@ -98,6 +99,11 @@ async def test_document_read_and_written_is_the_same(db: Callee, made: str, text
     ):
         assert await db.call("docs.count", where=where) >= 5, where
     await db.call("docs.update", 2, {"box": None}, expect={"doc": row["doc"], "raw": row["raw"]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_record_of_no_known_type_as_text_has_its_digits(db: Callee) -> None:
+    assert await db.call("fn.untyped", form="json") == '{"f1":1,"f2":2.50}'
 
 
 @pytest_twisted.ensureDeferred

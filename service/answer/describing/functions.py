@@ -141,15 +141,16 @@ class _Described:
         """Give what a call answers."""
         catalog, function, answer = self._defs.catalog, self._function, self._answer
         if answer == "nothing":
-            return NULL
+            return {"anyOf": [NULL, reference("text")]}
         if self._columns is None:
             result = value(self._defs, catalog.type(function.result), nullable=True)
-            return {"type": "array", "items": result} if answer == "values" else result
+            result = {"type": "array", "items": result} if answer == "values" else result
+            return {"anyOf": [result, reference("text")]}
         usual: Mapping[str, list[Schema]] = {
             "rows": [{"type": "array", "items": self._row}],
             "composite": [self._row, NULL],
         }
-        return {"anyOf": [*usual.get(answer, [self._row]), reference("lists")]}
+        return {"anyOf": [*usual.get(answer, [self._row]), reference("lists"), reference("text")]}
 
     @property
     def _row(self) -> Schema:

@@ -128,6 +128,7 @@ AFFECTED: Schema = {
     "description": "with returning: false",
     **record({"affected": COUNTED}, ["affected"]),
 }
+TEXT: Schema = {"description": 'with form: "json", the answer as one JSON text', "type": "string"}
 SELECTED: Schema = {"description": "what select and embed make of a row", "type": "object"}
 
 
@@ -148,8 +149,12 @@ def _written(rows: Schema) -> Schema:
 
 
 ANSWERS: Mapping[str, Schema] = {
-    "get": {"anyOf": [reference("selected"), reference("lists")]},
-    "find": {"anyOf": [reference("page"), {**reference("lists"), "required": ["next"]}]},
+    "get": {"anyOf": [reference("selected"), reference("lists"), reference("text")]},
+    "find": {
+        "anyOf": [
+            reference("page"), {**reference("lists"), "required": ["next"]}, reference("text")
+        ]
+    },
     "count": COUNTED,
     "exists": {"type": "boolean"},
     "stream": {
@@ -159,12 +164,17 @@ ANSWERS: Mapping[str, Schema] = {
         "additionalProperties": False,
     },
     "export": record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
-    "aggregate": {"anyOf": [ROWS, reference("lists")]},
-    "create": {"anyOf": [reference("selected"), ROWS, reference("lists"), reference("affected")]},
+    "aggregate": {"anyOf": [ROWS, reference("lists"), reference("text")]},
+    "create": {
+        "anyOf": [
+            reference("selected"), ROWS, reference("lists"), reference("text"),
+            reference("affected"),
+        ]
+    },
     "update": {
         "anyOf": [
             reference("selected"), NULL, reference("written"), reference("lists"),
-            reference("affected"),
+            reference("text"), reference("affected"),
         ]
     },
     "import": {
@@ -200,6 +210,7 @@ def shared() -> dict[str, Schema]:
     return {
         **LANGUAGE,
         "lists": LISTS,
+        "text": TEXT,
         "affected": AFFECTED,
         "selected": SELECTED,
         "page": _page(ROWS),

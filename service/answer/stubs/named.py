@@ -163,6 +163,10 @@ class Named:
         )
 
 
+_FORMS = ("#/$defs/lists", "#/$defs/text")
+"""Of answers, other than the default one."""
+
+
 def class_names(names: Iterable[str]) -> dict[str, str]:
     """Make names of classes of the names of relations, each another one."""
     found: dict[str, str] = {}
@@ -216,8 +220,8 @@ def _parameter(parameter: Mapping[str, Any]) -> Field:
 
 
 def _usual(result: Schema) -> Schema:
-    """Leave the form of lists away."""
+    """Leave the forms of lists and of text away."""
     if "anyOf" not in result:
         return result
-    kept = [each for each in result["anyOf"] if each.get("$ref") != "#/$defs/lists"]
+    kept = [each for each in result["anyOf"] if each.get("$ref") not in _FORMS]
     return kept[0] if len(kept) == 1 else {"anyOf": kept}

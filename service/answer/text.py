@@ -1,0 +1,20 @@
+"""
+Answers as one JSON text, around the rows that PostgreSQL wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def listed(rows: Iterable[str]) -> str:
+    """Give a list."""
+    return f"[{','.join(rows)}]"
+
+
+def paged(rows: Iterable[str], **others: Any) -> str:
+    """Give an object of rows, and what is beside them."""
+    beside = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in others.items())
+    return f'{{"rows":{listed(rows)}{beside}}}'
