@@ -28,12 +28,14 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_round_trip(value: Any) -> None:
     """What is written is read."""
     assert read_json(write_json(value)) == value
 
 
+@settings(deadline=None)
 @given(values)
 def test_escapes_change_nothing(value: Any) -> None:
     """The careful way of reading gives the same."""
@@ -154,7 +156,7 @@ def _exactly(text: str) -> Any:
 
 
 @given(documents)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_document_read_and_written_is_the_same(document: Any) -> None:
     text = _text(document)
     assert _exactly(write_json(read_json(text))) == _exactly(text)
