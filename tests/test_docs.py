@@ -173,7 +173,8 @@ async def test_verbs(service: Serving, caller: Caller) -> None:
         assert taken == names | {"timeout"}, verb
         most = max(map(len, positional))
         said = await complaint(caller, verb, *range(most + 1))
-        assert said == f"takes {most or 'no'} positional arguments, got {most + 1}"
+        many = "s"[most == 1 :]
+        assert said == f"takes {most or 'no'} positional argument{many}, got {most + 1}"
 
 
 async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str:

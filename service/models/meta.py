@@ -89,9 +89,9 @@ class Meta:
         make = self._makers[at]
         return value if make is None or value is None else make(value)
 
-    def encode(self, name: str, value: Any) -> str | None:
+    def encode(self, name: str, value: Any, path: str | None = None) -> str | None:
         """
-        Write a value for a column.
+        Write a value for a column; `path` is where it stands in the call, if not under its name.
 
         Raises:
             InvalidArgument: It is not of the column's type.
@@ -101,7 +101,7 @@ class Meta:
         value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
         if isinstance(value, datetime) and value.tzinfo is None and type.name == "timestamptz":
             raise ValueError(f"{name}: a moment needs a time zone")
-        return self.codec.encode(type, value, name)
+        return self.codec.encode(type, value, path or name)
 
     def cast(self, name: str) -> str:
         """Spell a parameter of a column's type."""
@@ -165,18 +165,34 @@ class Meta:
         Write a key: a bare value, or a sequence or mapping of all its columns.
 
         Raises:
-            InvalidArgument: It has other parts than the primary key.
+            InvalidArgument: It has other parts than the primary key, or one does not fit.
         """
+        relation = self.relation
+        if not self.key:
+            raise InvalidArgument(
+                f'"{relation.name}" has no primary key, and so no row by key',
+                path="key",
+                hint="a where finds rows of it",
+            )
         if isinstance(key, Mapping):
-            parts: Sequence[Any] = [key[name] for name in self.key if name in key]
+            for name in key:
+                relation.column(str(name), f"key.{name}")
+            parts = [(f"key.{name}", key[name]) for name in self.key if name in key]
         elif isinstance(key, (list, tuple)):
-            parts = key
+            parts = [(f"key.{at}", part) for at, part in enumerate(key)]
         else:
-            parts = [key]
-        if not self.key or len(parts) != len(self.key):
-            columns = ", ".join(self.key) or "missing"
-            raise InvalidArgument(f"the key of {self.relation.name} is {columns}", path="key")
-        return [self.encode(name, part) for name, part in zip(self.key, parts, strict=True)]
+            parts = [("key", key)]
+        if len(parts) != len(self.key):
+            raise InvalidArgument(
+                f'the key of "{relation.name}" is {", ".join(self.key)}:'
+                f" {len(self.key)} values, got {len(parts)}",
+                path="key",
+                columns=list(self.key),
+            )
+        return [
+            self.encode(name, part, path)
+            for name, (path, part) in zip(self.key, parts, strict=True)
+        ]
 
     def insert(self, columns: tuple[str, ...], conflict: str = "") -> str:
         """Spell INSERT of these columns, giving the whole row back."""

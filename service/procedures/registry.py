@@ -4,8 +4,7 @@ How a procedure written by hand is made known, and what it is given.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +12,12 @@ from twistar.exceptions import ImaginaryTableError
 
 from service.answer.hub import Procedure
 from service.db.scope import Database
-from service.errors import InvalidArgument, NoSuchProcedure
+from service.errors import NoSuchProcedure
 from service.models.base import Model
 from service.models.meta import Values
 from service.models.registry import Models
-from service.request.arguments import seconds_of
+from service.procedures.signature import Function, Signature
 from service.request.caller import Caller
-
-Function = Callable[..., Awaitable[Any]]
-"""A coroutine function of a `Call` and the caller's arguments."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +92,13 @@ def procedures(
     """
 
     def serve(name: str, function: Function) -> Procedure:
-        signature = inspect.signature(function)
-        own_timeout = "timeout" in signature.parameters
+        signature = Signature(name, function)
 
         async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            call, given = Call(caller, database, models, codec()), dict(kwargs)
             if not available(name):
                 raise _unavailable(name)
-            seconds = seconds_of(None if own_timeout else given.pop("timeout", None))
-            try:
-                bound = signature.bind(call, *args, **given)
-            except TypeError as error:
-                raise InvalidArgument(str(error)) from None
+            call = Call(caller, database, models, codec())
+            bound, seconds = signature.bind(call, args, kwargs)
             try:
                 return await database.within(seconds, function(*bound.args, **bound.kwargs))
             except ImaginaryTableError as error:

@@ -23,6 +23,7 @@ class Arguments:
         keywords: As they came.
         leading: The names that the positional ones may stand for.
         known: All names that the verb takes.
+        takes: What it takes, in words, for hints; without it they are made of the names.
 
     Raises:
         InvalidArgument: Too many, twice given, or unknown ones.
@@ -34,14 +35,17 @@ class Arguments:
         keywords: Mapping[str, Any],
         leading: Sequence[str],
         known: Collection[str],
+        takes: str | None = None,
     ) -> None:
+        self._takes = takes or (f"by position: {', '.join(leading)}" if leading else None)
         if len(positional) > len(leading):
             hint = f"by position: {', '.join(leading)}" if leading else "name the arguments"
             if not leading and "where" in known and isinstance(positional[0], Mapping):
                 hint += ', as in where={"status": False}'
             raise InvalidArgument(
-                f"takes {len(leading) or 'no'} positional arguments, got {len(positional)}",
-                hint=hint,
+                f"takes {len(leading) or 'no'} positional argument{'s'[len(leading) == 1 :]},"
+                f" got {len(positional)}",
+                hint=takes or hint,
             )
         self._given: dict[str, Any] = dict(zip(leading, positional, strict=False))
         names = {*leading, *known, *OPTIONS}
@@ -49,7 +53,7 @@ class Arguments:
             if name not in names:
                 meant = said("argument", name, names)
                 refusal = UnknownName("argument", name, sorted(names), path=name, hint=meant)
-                refusal.details.setdefault("hint", _as_column(name, names))
+                refusal.details.setdefault("hint", takes or _as_column(name, names))
                 raise refusal
             if name in self._given:
                 raise InvalidArgument(f'"{name}" is given twice', path=name)
@@ -65,7 +69,7 @@ class Arguments:
     def required(self, name: str) -> Any:
         """Give an argument that must be there."""
         if name not in self._given:
-            raise InvalidArgument(f'the argument "{name}" is missing', path=name)
+            raise InvalidArgument(f'the argument "{name}" is missing', path=name, hint=self._takes)
         return self._given[name]
 
     def whole(self, name: str) -> int | None:

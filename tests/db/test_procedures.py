@@ -62,27 +62,110 @@ async def test_complete(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "error"),
+    ("args", "kwargs", "message", "path"),
     [
-        ([2], {}, NotFound),
-        ([None], {}, NotFound),
-        ([], {}, InvalidArgument),
-        ([1, 2], {}, InvalidArgument),
-        ([1], {"other": 1}, InvalidArgument),
-        (["one"], {}, InvalidArgument),
-        ([[1, 2]], {}, InvalidArgument),
-        ([{"no": 1}], {}, InvalidArgument),
+        ([], {}, 'the argument "key" is missing', "key"),
+        ([1, 2], {}, "takes 1 positional argument, got 2", None),
+        ([1], {"other": 1}, 'no argument "other"', "other"),
+        ([1], {"call": 1}, 'no argument "call"', "call"),
+        ([1], {"key": 1}, '"key" is given twice', "key"),
+        (["one"], {}, "expected an integer, got a string that is none", "key"),
+        ([[1, 2]], {}, 'the key of "actions" is id: 1 values, got 2', "key"),
+        ([["one"]], {}, "expected an integer, got a string that is none", "key.0"),
+        ([{"no": 1}], {}, 'no column "no" in relation "actions"', "key.no"),
+        ([{"action": "go"}], {}, 'the key of "actions" is id: 1 values, got 0', "key"),
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refusals(
-    dsn: str, args: list[Any], kwargs: dict[str, Any], error: type[Exception]
+async def test_wrong_arguments_are_refused_like_those_of_generated_procedures(
+    dsn: str, args: list[Any], kwargs: dict[str, Any], message: str, path: str | None
 ) -> None:
-    """What cannot be done is refused in the caller's terms."""
     with registry():
         async with database_at(dsn) as database:
             complete = (await served(database))["actions.complete"]
-            assert isinstance(await failure_of(complete(CALLER, args, kwargs)), error)
+            error = await failure_of(complete(CALLER, args, kwargs))
+            assert isinstance(error, InvalidArgument)
+            assert (error.message, error.details.get("path")) == (message, path)
+            if "argument" in message and "other" not in kwargs and "call" not in kwargs:
+                assert error.details["hint"] == "it is actions.complete(key)"
+
+
+@pytest.mark.parametrize("key", [2, None])
+@pytest_twisted.ensureDeferred
+async def test_missing_row_is_not_found(dsn: str, key: Any) -> None:
+    with registry():
+        async with database_at(dsn) as database:
+            complete = (await served(database))["actions.complete"]
+            assert isinstance(await failure_of(complete(CALLER, [key], {})), NotFound)
+
+
+@pytest_twisted.ensureDeferred
+async def test_keyless_table_has_no_row_by_key(dsn: str) -> None:
+    """The refusal names the table and says what it lacks."""
+    execute(dsn, "ALTER TABLE actions DROP CONSTRAINT actions_pkey")
+    with registry():
+        async with database_at(dsn) as database:
+            complete = (await served(database))["actions.complete"]
+            error = await failure_of(complete(CALLER, [1], {}))
+            assert isinstance(error, InvalidArgument)
+            assert error.message == '"actions" has no primary key, and so no row by key'
+
+
+async def everything(
+    call: Any,
+    day: str,
+    n: int = 1,
+    *rest: Any,
+    half: float | None = None,
+    rows: list[Any] = [],  # noqa: B006 - it is not changed
+    **others: Any,
+) -> Any:
+    """Answer what is given."""
+    return [day, n, list(rest), half, rows, others]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "answer"),
+    [
+        (["mon"], {}, ["mon", 1, [], None, [], {}]),
+        ([], {"day": "mon", "n": "2"}, ["mon", 2, [], None, [], {}]),
+        (["mon", 3.0, 4, 5], {"half": 1}, ["mon", 3, [4, 5], 1.0, [], {}]),
+        (["mon"], {"half": None, "more": 1, "timeout": 9}, ["mon", 1, [], None, [], {"more": 1}]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_arguments_come_as_they_are_annotated(
+    dsn: str, args: list[Any], kwargs: dict[str, Any], answer: list[Any]
+) -> None:
+    async with database_at(dsn) as database:
+        serve = (await served(database, {"everything": everything}))["everything"]
+        found = await serve(CALLER, args, kwargs)
+        assert found == answer
+        assert [type(each) for each in found] == [type(each) for each in answer]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message", "path"),
+    [
+        ([1], {}, "expected a string, got an integer", "day"),
+        (["mon", True], {}, "expected an integer, got a boolean", "n"),
+        (["mon", "x"], {}, "expected an integer, got a string that is none", "n"),
+        (["mon"], {"half": "x"}, "expected a number, got a string", "half"),
+        (["mon"], {"half": True}, "expected a number, got a boolean", "half"),
+        (["mon"], {"rows": {}}, "expected a list, got a dict", "rows"),
+        (["mon"], {"day": "tue"}, '"day" is given twice', "day"),
+        ([], {"n": 1}, 'the argument "day" is missing', "day"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_argument_of_another_type_than_annotated_is_refused(
+    dsn: str, args: list[Any], kwargs: dict[str, Any], message: str, path: str
+) -> None:
+    async with database_at(dsn) as database:
+        serve = (await served(database, {"everything": everything}))["everything"]
+        error = await failure_of(serve(CALLER, args, kwargs))
+        assert isinstance(error, InvalidArgument)
+        assert (error.message, error.details.get("path")) == (message, path)
 
 
 @pytest_twisted.ensureDeferred

@@ -69,7 +69,7 @@ def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
     What an annotation does not say as a simple type is anything.
     """
     _, *parameters = inspect.signature(function).parameters.values()
-    hints = _hints(function)
+    hints = hints_of(function)
     named = [
         each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
@@ -88,7 +88,8 @@ def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a procedure, as far as they can be resolved."""
     try:
         return get_type_hints(function)
     except (NameError, TypeError):  # a name that is there for type checkers alone

@@ -247,7 +247,8 @@ def test_what_is_not_described_is_refused(verb, kwargs):
 def test_positions(verb):
     """As many arguments go by position as are named."""
     many = len(POSITIONAL.get(verb, ()))
-    with pytest.raises(InvalidArgument, match=f"takes {many or 'no'} positional arguments, got 9"):
+    takes = f"takes {many or 'no'} positional argument{'s'[many == 1 :]}, got 9"
+    with pytest.raises(InvalidArgument, match=takes):
         PARSERS[verb](range(9), {})
 
 
