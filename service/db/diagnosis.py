@@ -81,7 +81,14 @@ def invalid(error: psycopg2.Error) -> ServiceError:
     if bound is None or error.diag.statement_position is None:
         # it may be the value of a row that a cast or function stumbled over
         message = _VALUE.sub("", message) or "a value does not fit its type"
-        return InvalidArgument(message, path=bound.path if bound else None, sqlstate=error.pgcode)
+        mark = None if bound else mark_of(error)
+        place = bound or mark
+        return InvalidArgument(
+            message,
+            path=place.path if place else None,
+            column=mark.column or None if mark else None,
+            sqlstate=error.pgcode,
+        )
     return InvalidArgument(
         clip(message, 300), path=bound.path, sqlstate=error.pgcode, hint=_label_hint(error, bound)
     )

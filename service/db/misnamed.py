@@ -57,7 +57,13 @@ def feature(error: psycopg2.Error) -> ServiceError:
     """Take what PostgreSQL cannot do: a plan that fits its tables no more, or anything else."""
     if error.diag.source_function == "RevalidateCachedQuery":
         return changed(error)
-    return refused(error)
+    found = refused(error)
+    if error.diag.source_function == "RewriteQuery" and error.diag.context is None:
+        found.details["hint"] = (
+            "a rule of it gives nothing back: returning: false asks for nothing, and a rule"
+            " with RETURNING answers"
+        )
+    return found
 
 
 def keyless(error: psycopg2.Error) -> ServiceError | None:

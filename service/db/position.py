@@ -26,6 +26,12 @@ _OPERATOR = re.compile(rf"OPERATOR\((?:\w+|\"(?:[^\"]|\"\")*\")\.[^()]{{1,8}}\){
 """An operator, and what may stand between it and its operand."""
 _MATCHES = re.compile(rf"\.~\*?\){_OPERAND}$")
 """What stands before a regular expression."""
+_LIKENS = re.compile(rf"\.!?~~\*?\){_OPERAND}$")
+"""What stands before a pattern of LIKE."""
+_ESCAPES = re.compile(r"(\\+)(?:\"?[^\"\\]*\})?'$")
+"""The backslashes that a pattern ends in, or one of an array of them."""
+_OF_CASTS = frozenset(["22P02", "22003", "22007", "22008", "22018", "22023"])
+"""What a cast says of the value of a row that does not fit."""
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
 _CHECKED = frozenset(["limit", "offset"])
 """Paths of parameters that are right when they are sent, and so are never to blame."""
@@ -65,9 +71,11 @@ def _marked(
     spans: Sequence[tuple[int, int]],
     pieces: Sequence[str],
 ) -> Mark | None:
-    """Find the mark at the very place."""
+    """Find the mark at the very place, or the one cast that a value of a row may not fit."""
     if error.diag.statement_position is None:
-        return None
+        casts = {mark.path: mark for mark in statement.marks if mark.cast}
+        only = len(casts) == 1 and error.pgcode in _OF_CASTS and error.diag.context is None
+        return next(iter(casts.values())) if only else None
     at = int(error.diag.statement_position) - 1
     for mark in statement.marks:
         *before, piece = _pieces(statement.text[: len(statement.text) - mark.behind])
@@ -108,13 +116,23 @@ def _suspected(
     error: psycopg2.Error, sent: str, spans: Sequence[tuple[int, int]], pieces: Sequence[str]
 ) -> int | None:
     """Find the parameter that an error speaks of when it does not tell a place."""
-    if error.pgcode == "2201B":
-        found = [index for index in range(len(spans)) if _MATCHES.search(pieces[index])]
+    before = {"2201B": _MATCHES, "22025": _LIKENS}.get(error.pgcode or "")
+    if before is not None:
+        found = [index for index in range(len(spans)) if before.search(pieces[index])]
     else:
         quoted = _QUOTED.search(error.diag.message_primary or "")
         literal = "'" + quoted[1].replace("'", "''") + "'" if quoted else ""
         found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
-    return found[0] if len(found) == 1 else 0 if len(spans) == 1 else None
+    if len(found) > 1 and error.pgcode == "22025":
+        found = [i for i in found if _ends_in_escape(sent[slice(*spans[i])].strip())]
+    return found[0] if len(found) == 1 else None
+
+
+def _ends_in_escape(literal: str) -> bool:
+    """Return whether a pattern ends in a backslash that escapes nothing."""
+    found = _ESCAPES.search(literal)
+    doubled = 2 if literal.startswith("E") else 1
+    return found is not None and len(found[1]) // doubled % 2 == 1
 
 
 def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ are the author's (RAISE) or speak of nothing but the caller's operand and of typ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import psycopg2
@@ -32,12 +33,14 @@ from service.errors import (
     StatementTimeout,
     Unavailable,
 )
+from service.sql.statement import quoted
 
 Make = Callable[[psycopg2.Error], ServiceError | None]
 
 _KNOWN = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
 )
+_SEQUENCE = re.compile(r"permission denied for sequence (.+)", re.DOTALL)
 _OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
 """Classes and codes of how the server or a session is; raised by an author they do not tell it."""
 
@@ -143,7 +146,12 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
         said = "row-level security does not let this role write such a row"
     else:
         said = "the database's role may not do this"
-    return NotAuthorized(**words(error, said))
+    found = NotAuthorized(**words(error, said))
+    sequence = _SEQUENCE.fullmatch(error.diag.message_primary or "")
+    if sequence is not None and error.diag.context is None and not raised(error):
+        # a column's default takes its next value with the rights of the role that writes the row
+        found.details["hint"] = f"the role lacks GRANT USAGE ON SEQUENCE {quoted(sequence[1])}"
+    return found
 
 
 def _conflict(error: psycopg2.Error) -> ServiceError:

@@ -11,7 +11,7 @@ from service.catalog import NOWHERE, Catalog, Column, Relation
 from service.errors import NoSuchProcedure
 from service.functions import Function
 from service.plan.aggregate import AggregatePlan, plan_aggregate
-from service.plan.call import generic, plan_source, result_columns, takes_lists
+from service.plan.call import RECORD, generic, plan_source, result_columns, takes_lists
 from service.plan.computed import keyless, rows_of
 from service.plan.conditions import Condition, Present
 from service.plan.filters import both
@@ -90,6 +90,11 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
     if served is not None:
         return keyless(catalog, served)
     columns = result_columns(catalog, function)
+    if columns is None and function.result == RECORD:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns records without columns of their own, and so has no verbs',
+            hint="RETURNS TABLE (…), or an OUT argument for each value, gives it columns",
+        )
     if columns is None or function.procedure:
         raise NoSuchProcedure(
             f'"{function.name}" returns no rows, and so has no verbs',

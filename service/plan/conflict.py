@@ -4,6 +4,7 @@ What `upsert` does about rows that are there already, against the catalog.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -91,12 +92,7 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
     named = {each.name: each.columns for each in relation.unique_keys}
     if key is None:
         if not relation.primary_key:
-            raise InvalidArgument(
-                f'"{relation.name}" has no primary key',
-                path="on_conflict",
-                hint="name the columns of a unique key",
-                candidates=_keys(relation),
-            )
+            raise _keyless(relation, f'"{relation.name}" has no primary key')
         return relation.primary_key
     if isinstance(key, str):
         if key in named:
@@ -104,18 +100,28 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
         if key not in relation.columns:
             of = f'relation "{relation.name}"'
             known = [*named, *(each.name for each in relation.unique_indexes)]
-            raise UnknownName("unique key", key, known, of, "on_conflict")
+            found = UnknownName("unique key", key, known, of, "on_conflict")
+            found.details.setdefault("hint", _keyless(relation, "").details["hint"])
+            raise found
         key = (key,)
     for at, name in enumerate(key):
         relation.column(name, f"on_conflict.{at}")
     # a view's keys are those of its tables, which PostgreSQL knows
     if relation.kind == "table" and scope.catalog.key_of(relation, key) is None:
-        raise InvalidArgument(
-            f"no unique key over {', '.join(key)}",
-            path="on_conflict",
-            candidates=_keys(relation),
-        )
+        raise _keyless(relation, f"no unique key over {', '.join(key)}")
     return key
+
+
+def _keyless(relation: Relation, message: str) -> InvalidArgument:
+    """Return the refusal of an upsert that has no key to go by, with what there is."""
+    keys = _keys(relation)
+    indexes = [each.name for each in relation.unique_indexes if not each.fault]
+    if keys or indexes:
+        example = json.dumps(keys[0] if keys else indexes[0])
+        hint = f"on_conflict names a unique key or index, as in {example}"
+    else:
+        hint = f'"{relation.name}" has no unique key at all: "{relation.name}.create" adds rows'
+    return InvalidArgument(message, path="on_conflict", hint=hint, candidates=keys)
 
 
 def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
@@ -124,7 +130,7 @@ def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
         raise InvalidArgument(
             f"no row can be upserted by {', '.join(key)}: that key is deferrable, or of periods",
             path="on_conflict",
-            hint="name the columns of another unique key",
+            hint="name the columns of another unique key" if _keys(relation) else None,
             candidates=_keys(relation),
         )
 

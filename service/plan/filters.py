@@ -23,6 +23,7 @@ from service.plan.conditions import (
 )
 from service.plan.expressions import Scope
 from service.request.filters import unknown_operator
+from service.request.synonyms import of_container
 from service.request.terms import Comparison, Filter, Junction, Operand, Reference, Related
 from service.request.types import Embed
 
@@ -121,8 +122,14 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
     if not key:
         return InvalidArgument("a condition names an operator", path=path)
     refusal = unknown_operator(key, path)
-    if type.name in {"json", "jsonb", "hstore"} or type.kind == "composite":
-        refusal.details["hint"] = f'a value inside of it is "{where.name}->{key[:80]}"'
+    document = type.name in {"json", "jsonb", "hstore"}
+    hint = None
+    if document or type.kind in {"array", "range", "multirange"}:
+        hint = of_container(where.name, key)
+    if hint is None and (document or type.kind == "composite"):
+        hint = f'a value inside of it is "{where.name}->{key[:80]}"'
+    if hint is not None:
+        refusal.details["hint"] = hint
     return refusal
 
 

@@ -130,7 +130,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
     if not relation.primary_key:
         raise NoSuchProcedure(
             f'"{relation.name}" has no primary key, and so no {verb} by key',
-            hint=f'"{relation.name}.find" takes a where',
+            hint=f'"{relation.name}.{"find" if verb == "get" else verb}" takes a where',
             relation=relation.name,
         )
     columns = key.columns or relation.primary_key

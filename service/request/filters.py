@@ -63,7 +63,11 @@ class FilterParser:
         if depth > self._max_depth:
             raise InvalidArgument(f"a filter may be nested {self._max_depth} deep", path=path[:200])
         if not isinstance(where, Mapping):
-            raise InvalidArgument("a filter is a dict of columns and conditions", path=path)
+            raise InvalidArgument(
+                "a filter is a dict of columns and conditions",
+                path=path,
+                hint='as in {"status": false, "id": {"gt": 5}}',
+            )
         return _all(
             [self._term(key, value, f"{path}.{key}", depth) for key, value in where.items()]
         )

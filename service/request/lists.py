@@ -56,7 +56,12 @@ def _key(key: Any, path: str, values: Values) -> Key:
         descending = key.startswith("-")
         return Key(parse_reference(key[1:] if descending else key, path, values), descending)
     if not isinstance(key, Mapping):
-        raise InvalidArgument('a sort key is a text or a dict with "by"', path=path)
+        pair = isinstance(key, list | tuple) and len(key) == 2
+        raise InvalidArgument(
+            'a sort key is a text or a dict with "by"',
+            path=path,
+            hint=_short(*key) if pair else None,
+        )
     _only(key, ("by", "desc", "nulls"), path)
     by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
     if not isinstance(by, str):
@@ -78,7 +83,7 @@ def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
 
 
 def _short(name: Any, value: Any) -> str | None:
-    """Give the hint for a column as a key: {"name": "desc"}, {"name": true}."""
+    """Give the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
     signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
     sign = signs.get(str(value).lower())
     return None if sign is None else f'did you mean "{sign}{clip(name)}"?'

@@ -74,6 +74,12 @@ SYNONYMS: tuple[Synonym, ...] = (
         ("offset", "skip start page pagenumber startat begin", "actions.find(limit=20, offset=40)"),
         ("after", "cursor token next pagetoken nexttoken startingafter startafter aftercursor"
                   " continuation", 'actions.find(limit=2, after=page["next"])'),
+        ("changes", "set data values patch body attributes update row record new payload",
+         'actions.update(key=1, changes={"status": True})'),
+        ("values", "data row rows record records body doc docs document object objects item items"
+                   " input attributes payload set", f"actions.create(values={NEW})"),
+        ("rows", "data values records items objects docs body payload",
+         f"actions.import(rows=[{NEW}])"),
         ("select", "fields field columns column cols attributes only projection project pick"
                    " properties values", 'actions.find(select=["id", "action"])'),
         ("embed", "include includes including join joins expand with relations related populate"
@@ -84,12 +90,6 @@ SYNONYMS: tuple[Synonym, ...] = (
          'vehicles.aggregate({"n": {"count": "*"}}, group=["model"])'),
         ("measures", "aggregates aggregate functions metrics fields select columns annotations",
          'vehicles.aggregate(measures={"n": {"count": "*"}})'),
-        ("changes", "set data values fields patch body attributes update row record new payload",
-         'actions.update(key=1, changes={"status": True})'),
-        ("values", "data row rows record records body doc docs document object objects item items"
-                   " input attributes fields payload set", f"actions.create(values={NEW})"),
-        ("rows", "data values records items objects docs body payload",
-         f"actions.import(rows=[{NEW}])"),
         ("key", "id pk primarykey ids _id uuid uid identifier", "actions.get(key=1)"),
         ("on_conflict", "conflict conflicttarget onduplicate onduplicatekey conflictcolumns",
          'vehicles.upsert({"plate": "B-RC 1", "model": "bus", "seats": 40}, on_conflict=["plate"])'),
@@ -155,6 +155,14 @@ SYNONYMS: tuple[Synonym, ...] = (
 )  # fmt: skip
 """Our word, theirs, an example. Where one of theirs stands twice, the first that fits counts."""
 
+CONTAINERS = {
+    **dict.fromkeys(("contains", "contain", "includes", "include", "has", "superset"), "cs"),
+    **dict.fromkeys(("containedby", "containedin", "within", "subset", "in"), "cd"),
+    **dict.fromkeys(("overlaps", "overlap", "overlapping", "intersects", "hasany"), "ov"),
+}
+"""What other tools ask of a list, a range or a document, and what it is called here."""
+
+_COMPARED = re.compile(r"(.+?)\s*([=!<>~]+)", re.S)
 _SIGNS = re.compile(r"[\s_$-]")
 _SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I | re.S)
 
@@ -183,6 +191,12 @@ def said(kind: Kind, word: object, known: Collection[str]) -> str | None:
     return None
 
 
+def of_container(name: str, word: str) -> str | None:
+    """Return the hint for an operator on a list, a range or a document."""
+    ours = CONTAINERS.get(letters(word[:80]))
+    return f'did you mean {{"{name}": {{"{ours}": …}}}}?' if ours else None
+
+
 def of_column(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
     """Return the hint for what is no column: a list in one text, "name desc", "name__gt", "$or"."""
     found = _SORTED.fullmatch(name)
@@ -193,7 +207,12 @@ def of_column(name: str, known: Collection[str], operators: Collection[str]) -> 
     if comma and first.strip().lstrip("-") in known:
         names = ", ".join(f'"{each.strip()}"' for each in name[:80].split(","))
         return f"did you mean a list, as in [{names}]?"
+    if letters(name) in {"desc", "asc", "descending", "ascending"}:
+        return 'descending is a sign before the name, as in ["-created_at"]'
+    compared = _COMPARED.fullmatch(name)  # "seats >="
     base, mark, operator = name.rpartition("__")
+    if compared is not None:
+        base, mark, operator = compared[1], " ", compared[2]
     if mark and base in known:
         ours = next(
             (each for each in operators if letters(each) == letters(operator)), None

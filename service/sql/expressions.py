@@ -42,7 +42,7 @@ def expression(value: Expression) -> Iterator[Part]:
     if value.cast is None:
         yield from inner
         return
-    yield Mark(value.path, value.column.name)
+    yield Mark(value.path, value.column.name, cast=True)
     yield SQL("CAST(")
     yield from inner
     yield SQL(f" AS {_type(value.cast.sql)})")

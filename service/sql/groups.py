@@ -41,7 +41,7 @@ def _group(output: Output) -> Iterator[Part]:
 def _measure(measure: PlannedMeasure) -> Iterator[Part]:
     column = measure.operand.column.name if measure.operand else ""
     if measure.cast:
-        yield Mark(f"{measure.path}.cast", column)
+        yield Mark(f"{measure.path}.cast", column, cast=True)
         yield SQL("CAST(")
     yield Mark(f"{measure.path}.{measure.function}", column, _hint(measure.function))
     yield SQL(f"{home(measure.schema)}.{measure.function}(")

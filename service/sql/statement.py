@@ -31,12 +31,14 @@ class Mark:
         column: Of what it speaks.
         hint: What may help where the word does not fit.
         behind: How many characters of the text follow the place.
+        cast: Whether it is a cast.
     """
 
     path: str
     column: str
     hint: str | None = None
     behind: int = 0
+    cast: bool = False
 
 
 @dataclass(frozen=True, slots=True)
