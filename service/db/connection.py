@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, Protocol
 
 import psycopg2
@@ -69,7 +70,11 @@ class Installable(Protocol):
 
 
 class PgCursor(extensions.cursor):
-    """A cursor that takes a noted BEGIN along, and refuses once the job was stopped."""
+    """
+    A cursor that takes a noted BEGIN along, refuses once the job was stopped, and is waited for.
+
+    Cursors of other classes are given these methods, too; see `PgConnection.cursor`.
+    """
 
     connection: PgConnection
 
@@ -85,12 +90,10 @@ class PgCursor(extensions.cursor):
         Raises:
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
         """
-        connection = self.connection
-        if connection.stopped:
-            raise extensions.QueryCanceledError("stopped before this statement")
+        self._refuse_stopped()
         if not clean:
-            connection.touch()
-        with connection.waits():
+            self.connection.touch()
+        with self.connection.waits():
             self._send(query, vars)
 
     def _send(self, query: Words, vars: Parameters) -> None:
@@ -110,20 +113,85 @@ class PgCursor(extensions.cursor):
 
     def executemany(self, query: Words, vars_list: Any) -> None:
         """Send a statement many times, after the noted BEGIN."""
-        self._begin_now()
-        with self.connection.waits():
+        with self._begun():
             super().executemany(query, vars_list)
+
+    def callproc(self, procname: str | bytes, parameters: Parameters = ()) -> Any:
+        """Call a function, after the noted BEGIN."""
+        with self._begun():
+            return super().callproc(procname, parameters)
 
     def copy_expert(self, sql: Words, file: Any, size: int = 8192) -> None:
         """Send COPY, after the noted BEGIN: COPY cannot share a message."""
-        self._begin_now()
-        with self.connection.waits():
+        with self._begun():
             super().copy_expert(sql, file, size)
 
-    def _begin_now(self) -> None:
+    def copy_from(self, *args: Any, **options: Any) -> None:
+        """Send COPY … FROM, after the noted BEGIN."""
+        with self._begun():
+            super().copy_from(*args, **options)
+
+    def copy_to(self, *args: Any, **options: Any) -> None:
+        """Send COPY … TO, after the noted BEGIN."""
+        with self._begun():
+            super().copy_to(*args, **options)
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """Send the noted BEGIN, and wait for the server in the body."""
+        self._refuse_stopped()
         self.connection.touch()
         if self.connection.opening is not None:
-            self.execute("")
+            self.connection.command("")
+        with self.connection.waits():
+            yield
+
+    def _refuse_stopped(self) -> None:
+        if self.connection.stopped:
+            raise extensions.QueryCanceledError("stopped before this statement")
+
+
+class NamedCursor(PgCursor):
+    """A cursor of the server's: each fetch asks the server."""
+
+    def fetchone(self) -> Any:
+        """Fetch a row."""
+        with self.connection.waits():
+            return super().fetchone()
+
+    def fetchmany(self, *size: Any, **how: Any) -> Any:
+        """Fetch rows."""
+        with self.connection.waits():
+            return super().fetchmany(*size, **how)
+
+    def fetchall(self) -> Any:
+        """Fetch all rows that are left."""
+        with self.connection.waits():
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        """Fetch a row, and `itersize` ahead."""
+        with self.connection.waits():
+            return super().__next__()
+
+    def scroll(self, *value: Any, **how: Any) -> None:
+        """Move the cursor."""
+        with self.connection.waits():
+            super().scroll(*value, **how)
+
+    def close(self) -> None:
+        """Close the cursor, in the server, too."""
+        with self.connection.waits():
+            super().close()
+
+
+@cache
+def _waiting(kind: type[extensions.cursor], named: bool) -> type[extensions.cursor]:
+    """Build a class of cursors like another one, whose statements are sent and waited for as ours."""
+    ours = NamedCursor if named else PgCursor
+    if issubclass(kind, ours):
+        return kind
+    return ours if issubclass(ours, kind) else type(kind.__name__, (ours, kind), {})
 
 
 class PgConnection(extensions.connection):
@@ -139,6 +207,8 @@ class PgConnection(extensions.connection):
             none.
         credit: Seconds that it gets beyond `patience` until the next transaction.
         grace: Seconds that it gets beyond that, and then again, to heed a cancel.
+        idle_limit: Seconds that a transaction may lie idle; 0 if there is no limit.
+        idle: The same, of the transaction that is open.
         given_up: Whether its socket was shut down, since the server was silent for too long.
         address: The DSN that it was opened with.
         looked: When it was last asked whether that DSN is still the one.
@@ -156,6 +226,7 @@ class PgConnection(extensions.connection):
     patience = 5.0
     credit = 0.0
     grace = 3.0
+    idle_limit = idle = 0.0
     given_up = False
     settings = ""
     place = ""
@@ -169,13 +240,19 @@ class PgConnection(extensions.connection):
     looked = 0.0
 
     def __init__(self, dsn: str, **options: Any) -> None:
-        super().__init__(dsn, **options)
+        self._socket = -1
+        self._met: float | None = None
+        GUARD.add(self)
+        try:
+            super().__init__(dsn, **options)
+        except BaseException:
+            GUARD.remove(self)
+            raise
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
         self._idle = select.poll()
         # libpq closes its own by itself, and another file may have the number then.
         self._socket = os.dup(self.fileno())
-        GUARD.add(self)
 
     def close(self) -> None:
         """Say goodbye, which a silent server may keep us from, and close."""
@@ -213,6 +290,8 @@ class PgConnection(extensions.connection):
 
     def overdue(self, now: float) -> bool:
         """Return whether the server will not be waited for any more."""
+        if self._socket < 0:
+            return self._stuck(now)
         since, stopped = self.waiting, self.stopped
         if since is None:
             return False
@@ -223,8 +302,24 @@ class PgConnection(extensions.connection):
     def shut(self) -> None:
         """Shut the socket down: whoever waits for the server gets an error."""
         self.given_up = True
-        with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError, psycopg2.Error):
+            number = self.fileno() if self._socket < 0 else self._socket
+            with socket.socket(fileno=os.dup(number)) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+
+    def _stuck(self, now: float) -> bool:
+        """
+        Return whether psycopg2 has waited for too long to set the session up.
+
+        It may send a statement of its own once libpq, which has a clock, has connected.
+        """
+        try:
+            connected = self.fileno() >= 0
+        except psycopg2.Error:
+            return False
+        if connected and self._met is None:
+            self._met = now
+        return connected and now > (self._met or now) + 2 * self.grace
 
     def prepare(self, generation: int, settings: str = "") -> None:
         """Make a fresh session ready for the pool."""
@@ -235,13 +330,19 @@ class PgConnection(extensions.connection):
         self._idle.register(self.fileno(), select.POLLIN)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
-        """Give a cursor; one of another class cannot take BEGIN along, so it goes ahead."""
-        made = super().cursor(*args, **options)
-        if not isinstance(made, PgCursor):
-            self.touch()
-            if self.opening is not None:
-                self.command("")
-        return made
+        """
+        Give a cursor, as psycopg2 does.
+
+        Args:
+            args: The name of a cursor of the server's, the class of the cursor, and so on.
+            options: The same by name.
+        """
+        if not args and not options:
+            return super().cursor()
+        name, kind, *rest = (*args, None, None)[: max(2, len(args))]
+        name, kind = options.pop("name", name), options.pop("cursor_factory", kind)
+        kind = _waiting(kind or self.cursor_factory, name is not None)
+        return super().cursor(name, kind, *rest, **options)
 
     @property
     def pooled(self) -> bool:
@@ -342,6 +443,7 @@ class PgConnection(extensions.connection):
         A pooler may have given the session to others since, whose defaults would be BEGIN's.
         """
         self.credit = 0.0
+        self.idle = self.idle_limit
         if self.pooled:
             words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
         else:

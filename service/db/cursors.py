@@ -80,6 +80,7 @@ class Reader:
         """
         if not self._open:
             execute(connection, self._codec, self._statement.led(DECLARE), self._values)
+            connection.idle = 0.0
             self._open = True
         rows, self._spare = self._spare, []
         weighed = self._weight(rows)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
@@ -23,6 +23,9 @@ from service.db.dispatch import Dispatch
 from service.db.doer import Doer
 from service.db.job import Job
 from service.db.transaction import TransactionClosed, commit_txn, rollback_txn, undo_txn
+from service.errors import Unavailable
+
+IDLE = "the transaction lay idle for too long and was rolled back"
 
 
 class Level(ABC):
@@ -139,8 +142,21 @@ class Transaction(Level):
         assert server is not None
         assert server.worker is not None
         connection.begin(self._words, self.doer.identity.words)
-        while (job := self._lane.get()) is not None:
+        while (job := self._next(connection)) is not None:
             server.worker.execute(job, partial(server.worker.perform, connection=connection))
+
+    def _next(self, connection: PgConnection) -> Job | None:
+        """
+        Wait for the next job; the server's own limit should have passed before ours.
+
+        Raises:
+            Unavailable: The transaction lies idle.
+        """
+        limit = connection.idle + connection.grace if connection.idle else None
+        try:
+            return self._lane.get(timeout=limit)
+        except Empty:
+            raise Unavailable(IDLE, 0.0) from None
 
     def _ended(self, outcome: Any) -> None:
         """Fail what has no answer: no worker came, or it was sent away, or never came back."""

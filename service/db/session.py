@@ -44,9 +44,11 @@ What the value codec and our statements rely on.
 It holds whatever the connection string, the environment, the role or the database say.
 """
 
+CONNECT_TIMEOUT, AT_LEAST = 5, 2
+"""Seconds in which a session should stand, and those that each of several hosts gets at least."""
+
 DEFAULTS = {
     "application_name": "rowcast",
-    "connect_timeout": "5",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -61,7 +63,8 @@ class SessionSettings:
     What the server keeps for every session of ours.
 
     Args:
-        statement_timeout: Seconds that a statement may take; 0 means no limit.
+        statement_timeout: Seconds that a statement may take; 0 means no limit. What the connection
+            string says counts if it is less.
         lock_timeout: Seconds that a statement may wait for a lock.
         idle_in_transaction_session_timeout: Seconds that a transaction may lie idle.
         schemas: Where unqualified names inside of functions, triggers and policies are looked
@@ -86,6 +89,12 @@ class SessionSettings:
             return ""
         path = ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
         return searched(path, local)
+
+    def cap_words(self, limit: float) -> str:
+        """Word our limit of a statement for a session that has a longer one, or none; else ""."""
+        longer = self.statement_timeout and not 0 < limit <= self.statement_timeout
+        ours = {"statement_timeout": self.limits()["statement_timeout"]}
+        return assigned(ours, local=False) if longer else ""
 
     def options(self, given: str = "") -> str:
         """Word all settings for `options`, around those that the connection string has."""
@@ -153,12 +162,14 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
         backend, connection.retires, path, limit, *found = connection.ask(TOLD)
         # a pooler has made up the process id that it told us
         pooled = backend != connection.info.backend_pid
-        connection.patience = settings.statement_timeout if pooled else limit
+        capped = "" if pooled else settings.cap_words(limit)
+        connection.patience = settings.statement_timeout if pooled or capped else limit
+        connection.idle_limit = settings.idle_in_transaction_session_timeout
         words = settings.path_words(path, pooled)
         if pooled:
             connection.prepare(generation, settings.words() + words)
         else:
-            connection.place = _put_right(found) + words
+            connection.place = _put_right(found) + capped + words
             if connection.place:
                 connection.command(connection.place)
             connection.prepare(generation)
@@ -169,9 +180,12 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
 
 
 def _connect(parameters: dict[str, str]) -> PgConnection:
-    if parameters.get("connect_timeout", "").startswith(("0", "-")):  # to libpq, for ever
-        del parameters["connect_timeout"]
-    return psycopg2.connect(make_dsn(**(DEFAULTS | parameters)), connection_factory=PgConnection)
+    chosen = DEFAULTS | parameters
+    timeout = chosen.get("connect_timeout", "0")
+    if timeout.startswith(("0", "-")):  # to libpq, for ever
+        hosts = chosen.get("host", chosen.get("hostaddr", "")).count(",") + 1
+        chosen["connect_timeout"] = str(max(AT_LEAST, CONNECT_TIMEOUT // hosts))
+    return psycopg2.connect(make_dsn(**chosen), connection_factory=PgConnection)
 
 
 TOLD = (

@@ -4,6 +4,8 @@ A server that goes silent while its host still acknowledges, as behind a proxy t
 
 from __future__ import annotations
 
+import io
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
+from psycopg2.extras import DictCursor, NamedTupleCursor
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 
@@ -21,7 +24,7 @@ from service.db.copying import Blocks
 from service.db.feeding import Feed, import_txn
 from service.db.listener import Listener
 from service.db.scope import Database
-from service.db.session import SessionSettings
+from service.db.session import SessionSettings, open_session
 from service.db.sqlstate import refusal
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from service.sql.copy import CopyIn
@@ -305,3 +308,181 @@ async def test_silent_listener_is_replaced(
     relay.flows.clear()
     await pause(0.4)
     listener.stopService()
+
+
+def dictionaries(connection: PgConnection) -> Any:
+    """Read through a cursor of another class."""
+    with connection.cursor(cursor_factory=DictCursor) as cursor:
+        cursor.execute("SELECT pg_sleep(0.3)")
+
+
+def called(connection: PgConnection) -> Any:
+    """Call a function."""
+    with connection.cursor() as cursor:
+        cursor.callproc("pg_sleep", [0.3])
+
+
+def called_by_name(connection: PgConnection) -> Any:
+    """Call a function through a cursor of another class."""
+    with connection.cursor(None, NamedTupleCursor) as cursor:
+        cursor.callproc("pg_sleep", [0.3])
+
+
+def many(connection: PgConnection) -> Any:
+    """Send a statement many times."""
+    with connection.cursor(cursor_factory=DictCursor) as cursor:
+        cursor.executemany("SELECT pg_sleep(%s)", [[0.3], [0.3]])
+
+
+def fetched(connection: PgConnection) -> Any:
+    """Fetch through a cursor of the server's."""
+    with connection.cursor("held", withhold=True) as cursor:
+        cursor.itersize = 1
+        cursor.execute("SELECT 1 FROM generate_series(1, 300)")
+        for _ in cursor:
+            time.sleep(0.001)
+
+
+def copied_out(connection: PgConnection) -> Any:
+    """Copy a table out."""
+    connection.cursor().copy_to(io.StringIO(), "naps")
+
+
+def copied_in(connection: PgConnection) -> Any:
+    """Copy a table in."""
+    connection.cursor().copy_from(io.StringIO("1\n"), "napping", columns=["id"])
+
+
+@pytest.fixture(scope="module")
+def naps(dsn: str, schema: None) -> None:
+    """Make tables that take their time."""
+    execute(
+        dsn,
+        "CREATE TABLE napping (id int); CREATE TABLE naps (id int);"
+        "INSERT INTO naps VALUES (1); CREATE FUNCTION nap() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END';"
+        "CREATE TRIGGER nap BEFORE INSERT ON napping FOR EACH ROW EXECUTE FUNCTION nap()",
+    )
+
+
+@pytest.mark.parametrize(
+    "work", [dictionaries, called, called_by_name, many, fetched, copied_out, copied_in]
+)
+@pytest_twisted.ensureDeferred
+async def test_silence_under_any_way_to_send(
+    work: Callable[[PgConnection], Any], dsn: str, naps: None, relay: Relay
+) -> None:
+    """Every statement is waited for with a limit, by whatever cursor and method it is sent."""
+    async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
+        await database.statement("SELECT 1")
+        if work is copied_out:
+            relay.flows.clear()
+        end = ensureDeferred(failure_of(database.run(work)))
+        await pause(0.1)
+        relay.flows.clear()
+        assert isinstance(await end, psycopg2.Error | OutcomeUnknown | StatementTimeout)
+        await recovers(database, relay, 9)
+
+
+@pytest.mark.parametrize("work", [dictionaries, called, many, copied_out, copied_in])
+@pytest_twisted.ensureDeferred
+async def test_other_ways_to_send_stay_in_their_transaction(
+    work: Callable[[PgConnection], Any], dsn: str, naps: None
+) -> None:
+    """What is sent first takes BEGIN along, and nothing is sent for a job that was stopped."""
+
+    def both_txn(connection: PgConnection) -> str:
+        work(connection)
+        status = connection.get_transaction_status()
+        connection.stopped = time.monotonic()
+        try:
+            work(connection)
+        except psycopg2.extensions.QueryCanceledError:
+            return str(status)
+        finally:
+            connection.stopped = 0.0
+        return "not refused"
+
+    async with database_at(dsn) as database, database.transaction():
+        in_transaction = str(psycopg2.extensions.TRANSACTION_STATUS_INTRANS)
+        assert await database.run(both_txn) == in_transaction
+
+
+@pytest.mark.parametrize("why", ["silent server", "server without a limit"])
+@pytest_twisted.ensureDeferred
+async def test_idle_transaction_keeps_no_worker(why: str, dsn: str, relay: Relay) -> None:
+    """A task that waits for something else inside of it finds it ended; its worker is free."""
+    settings = SessionSettings(0.6, idle_in_transaction_session_timeout=0.5, grace=0.3)
+    async with database_at(relay.dsn, settings, connect_wait=0.1) as database:
+
+        async def work() -> None:
+            async with database.transaction():
+                await database.statement("INSERT INTO kept VALUES (8)", fetch=False)
+                if why == "silent server":
+                    relay.flows.clear()
+                else:
+                    await database.statement("SET LOCAL idle_in_transaction_session_timeout = 0")
+                assert database.pool.stats().busy
+                await until(lambda: not database.pool.stats().busy, BOUND)
+                relay.flows.set()
+                await database.statement("INSERT INTO kept VALUES (8)", fetch=False)
+
+        error = refusal(await failure_of(work()))
+        assert isinstance(error, Unavailable)
+        assert error.message == "the transaction lay idle for too long and was rolled back"
+        await recovers(database, relay, 9)
+        await until(lambda: execute(dsn, "SELECT id FROM kept WHERE id = 8") == [])
+
+
+@pytest.mark.parametrize("where", ["options", "role"])
+@pytest.mark.parametrize(("given", "limit"), [("0", "300ms"), ("1h", "300ms"), ("200", "200ms")])
+@pytest_twisted.ensureDeferred
+async def test_limit_of_a_statement_is_ours(where: str, given: str, limit: str, dsn: str) -> None:
+    """Neither the URL nor the role has a statement run for longer; the URL may say less."""
+    if where == "options":
+        dsn = psycopg2.extensions.make_dsn(dsn, options=f"-c statement_timeout={given}")
+    else:
+        execute(dsn, f"ALTER ROLE CURRENT_USER SET statement_timeout = '{given}'")
+        limit = "300ms"
+    try:
+        settings = SessionSettings(statement_timeout=0.3, schemas=("public",))
+        async with database_at(dsn, settings) as database:
+            for _ in range(2):
+                shown = await database.statement("SHOW statement_timeout", retry=True)
+                assert shown == [(limit,)]
+                error = await failure_of(database.statement("SELECT pg_sleep(5)", retry=True))
+                assert isinstance(refusal(error), StatementTimeout)
+                patience = await database.run(lambda connection: connection.patience, retry=True)
+                assert patience == float(limit.removesuffix("ms")) / 1000
+    finally:
+        execute(dsn, "ALTER ROLE CURRENT_USER RESET statement_timeout")
+
+
+def test_silent_hosts_before_the_one_that_answers(relay: Relay) -> None:
+    """The time to connect is for all hosts, so that the third is reached before it is over."""
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        port = dead.getsockname()[1]
+        given = psycopg2.extensions.parse_dsn(relay.dsn)
+        del given["connect_timeout"]
+        given |= {"host": "127.0.0.1,127.0.0.1", "port": f"{port},{given['port']}"}
+        began = time.monotonic()
+        connection = open_session(psycopg2.extensions.make_dsn(**given), QUICK)
+        assert 1.5 < time.monotonic() - began < 5
+        connection.close()
+
+
+def test_silence_while_a_session_is_set_up(relay: Relay) -> None:
+    """What psycopg2 sends of its own accord, once it is connected, is waited for with a limit."""
+
+    class Seen(list[bytes]):
+        def append(self, message: bytes) -> None:
+            super().append(message)
+            relay.flows.clear()
+
+    relay.messages = Seen()
+    dsn = psycopg2.extensions.make_dsn(relay.dsn, options="-c datestyle=SQL")
+    began = time.monotonic()
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(dsn, connection_factory=PgConnection)
+    assert relay.messages == [b"SET datestyle TO 'ISO'"]
+    assert time.monotonic() - began < 2 * PgConnection.grace + 5
