@@ -344,6 +344,11 @@ class OutcomeUnknown(ServiceError):
         super().__init__(message)
 
 
+def kept(error: TooLarge) -> OutcomeUnknown:
+    """Build what a caller is told in place of a refusal if what the call changed is kept."""
+    return OutcomeUnknown(f"what the call changed is kept, but {error.message}")
+
+
 class PositionGone(ServiceError):
     """The asked position is no longer kept."""
 

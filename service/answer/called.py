@@ -21,6 +21,7 @@ from service.db.interactions import (
     page_txn,
     value_txn,
 )
+from service.db.writes import fitting_txn
 from service.functions import Function
 from service.plan.called import plan_called, plan_called_all, plan_called_groups
 from service.plan.estimable import refuse_guarded
@@ -120,10 +121,10 @@ class Called(Verbs):
 
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads
-        kept = (kept_txn, function) if reads else (function,)
+        around = (kept_txn,) if reads else (fitting_txn, self.max_bytes)
         return await self.database.again(
             lambda: self.database.atomic(
-                *kept, *args, read_only=reads, retry=reads, timeout=call.timeout
+                *around, function, *args, read_only=reads, retry=reads, timeout=call.timeout
             )
         )
 

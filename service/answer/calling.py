@@ -20,8 +20,8 @@ from service.catalog import Catalog
 from service.db.calls import call_txn, kept_txn
 from service.db.interactions import Shape
 from service.db.scope import Database
-from service.db.writes import write_txn
-from service.errors import NoSuchProcedure, clip, nearest
+from service.db.writes import fitting_txn, write_txn
+from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, result_columns
 from service.request.call import CallRequest, parse_call
@@ -105,24 +105,14 @@ class Calling(Verbs):
         self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
     ) -> list[Any]:
         request = call.request
-        if request.function.procedure:  # which may commit, and so stands alone
-            written = await self.database.run(
-                write_txn,
-                served.codec,
-                partial(_given, statement),
-                call.values,
-                None,
-                shape,
-                ending=True,
-                timeout=call.timeout,
-            )
-            found: list[Any] = written.rows
-            return found
+        if request.function.procedure:
+            return await self._procedure(served, statement, call, shape)
         reads = request.function.reads
-        kept = (kept_txn, call_txn) if reads else (call_txn,)
+        around = (kept_txn,) if reads else (fitting_txn, self.max_bytes)
         rows: list[Any] = await self.database.again(
             lambda: self.database.atomic(
-                *kept,
+                *around,
+                call_txn,
                 served.codec,
                 statement,
                 call.values,
@@ -135,6 +125,33 @@ class Calling(Verbs):
                 timeout=call.timeout,
             )
         )
+        return rows
+
+    async def _procedure(
+        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+    ) -> list[Any]:
+        """
+        Call a procedure: it may commit, and so stands alone.
+
+        Raises:
+            OutcomeUnknown: It is done, and its answer cannot be sent.
+        """
+        try:
+            written = await self.database.run(
+                write_txn,
+                served.codec,
+                partial(_given, statement),
+                call.values,
+                None,
+                shape,
+                ending=True,
+                timeout=call.timeout,
+            )
+        except TooLarge as error:
+            if self.database.level is not None:
+                raise
+            raise kept(error) from error
+        rows: list[Any] = written.rows
         return rows
 
     def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:

@@ -31,6 +31,7 @@ from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
+from service.db.doer import Doer
 from service.db.identity import Identity
 from service.db.misnamed import STALE
 from service.db.scope import Database
@@ -41,10 +42,13 @@ from service.errors import (
     OutcomeUnknown,
     ServiceError,
     StatementTimeout,
+    TooLarge,
     Unavailable,
     clip,
+    kept,
     nearest,
 )
+from service.payload import fit
 from service.request.caller import Caller
 from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.parse import Limits
@@ -87,6 +91,7 @@ class Hub:
         suspect: Suspect = lambda: succeed(False),
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
+        self._max_bytes = max_bytes
         self.suspect = suspect
         self._database = database
         self._roles = roles
@@ -197,11 +202,14 @@ class Hub:
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._honest(identity_for(role, caller)):
-                    return await procedure(caller, args, kwargs)
+                with self._acting_as(identity_for(role, caller)) as doer:
+                    result = await procedure(caller, args, kwargs)
+                    if doer.committed:
+                        fit(result, self._max_bytes)
+                    return result
             served = self.served_to(caller)
             parsed = self._as_relation(served, parse_name(name))
-            with self._honest(identity_for(role, caller, _beside(served, parsed))):
+            with self._acting_as(identity_for(role, caller, _beside(served, parsed))):
                 line = Line(caller, progress)
                 if isinstance(parsed, FunctionName):
                     return await self._calling.answer(served, parsed, args, kwargs, line)
@@ -219,18 +227,20 @@ class Hub:
             raise found from error
 
     @contextmanager
-    def _honest(self, identity: Identity) -> Iterator[None]:
+    def _acting_as(self, identity: Identity) -> Iterator[Doer]:
         """
-        Have the body run as somebody.
+        Have the body run as somebody; gives what is known of it.
 
         Raises:
             OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
         """
         with self._database.identity(identity) as doer:
             try:
-                yield
+                yield doer
             except Exception as error:
-                if doer.kept and _claims_nothing(error):
+                if doer.committed and isinstance(error, TooLarge):
+                    raise kept(error) from error
+                if doer.committed and _claims_nothing(error):
                     raise OutcomeUnknown(HALF_WAY) from error
                 raise
 

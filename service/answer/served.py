@@ -90,7 +90,7 @@ class Served:
         return found
 
     def most(self, relation: Relation, select: Sequence[Item] | None) -> float:
-        """Return what a row can weigh at most, in characters; infinite if its types do not tell."""
+        """Return what a row can weigh at most, in bytes; infinite if its types do not tell."""
         if select is None:
             return self._all(relation)
         return sum(self._item(relation, each) for each in select)
@@ -102,7 +102,7 @@ class Served:
         if name == "*":
             return self._all(relation)
         column = relation.columns.get(name)
-        return inf if column is None else self._column(column) + len(item.alias or "")
+        return inf if column is None else self._column(column) + 4 * len(item.alias or "")
 
     @cached_property
     def _all(self) -> Callable[[Relation], float]:
@@ -111,4 +111,4 @@ class Served:
     def _column(self, column: Column) -> float:
         if column.max_length is None and self.catalog.type(column.type).name not in SHORT:
             return inf
-        return 64 + len(column.name) + (column.max_length or 0)
+        return 64 + 4 * (len(column.name) + (column.max_length or 0))

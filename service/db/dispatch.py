@@ -17,7 +17,7 @@ import psycopg2
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 
-from service.asking import Asked
+from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -201,7 +201,7 @@ class Dispatch:
             worker.thread.join(max(0.0, end - time.monotonic()))
 
     def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
-        job.deferred = deferred = Asked(lambda: self.stop(job, CancelledError()))
+        job.deferred = deferred = CooperativeDeferred(lambda: self.stop(job, CancelledError()))
         if timeout is not None:
             job.timer = self._reactor.callLater(timeout, self.stop, job, StatementTimeout())
         return deferred

@@ -21,13 +21,13 @@ class Doer:
     Attributes:
         writes: Counts what may have changed something, once when it is sent and once when it
             is done. What was read at another count is not to be relied on.
-        kept: Whether something that may have been a change was committed.
+        committed: Whether something that may have been a change was.
     """
 
     def __init__(self, identity: Identity = ITSELF) -> None:
         self.identity = identity
         self.writes = 0
-        self.kept = False
+        self.committed = False
 
     def sends(self, work: Deferred[Any], reads: bool) -> Deferred[Any]:
         """Count some work, unless it leaves everything as it is."""
@@ -36,12 +36,12 @@ class Doer:
         self.writes += 1
         return work.addBoth(self._done)
 
-    def keeps(self, work: Deferred[Any]) -> Deferred[Any]:
+    def commits(self, work: Deferred[Any]) -> Deferred[Any]:
         """Count some work that commits what it does."""
-        return self.sends(work, reads=False).addCallback(self._kept)
+        return self.sends(work, reads=False).addCallback(self._committed)
 
-    def _kept(self, result: Any) -> Any:
-        self.kept = True
+    def _committed(self, result: Any) -> Any:
+        self.committed = True
         return result
 
     def _done(self, outcome: Any) -> Any:

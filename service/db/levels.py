@@ -168,7 +168,7 @@ class Transaction(Level):
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""
         if self._close():
-            await self.doer.keeps(self._last(Job(commit_txn, commits=True)))
+            await self.doer.commits(self._last(Job(commit_txn, commits=True)))
 
     async def rollback(self) -> None:
         """Roll back, and let the worker go; a transaction that no longer stands is undone."""

@@ -178,7 +178,7 @@ class Database:
         """Have a job run, and the doer know whether something may be kept of it."""
         job.commits = not (job.retry or read_only)
         done = self.pool.dispatch.submit(job, timeout)
-        return doer.keeps(done) if job.commits else doer.sends(done, job.retry)
+        return doer.commits(done) if job.commits else doer.sends(done, job.retry)
 
     @asynccontextmanager
     async def transaction(

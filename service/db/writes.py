@@ -14,6 +14,7 @@ from service.db.connection import PgConnection
 from service.db.interactions import Row, Shape, answered_columns, execute, shaped
 from service.db.values import Codec
 from service.errors import TooManyRows
+from service.payload import fit
 from service.sql.statement import MISSED, Statement
 
 SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
@@ -88,7 +89,24 @@ def write_txn(
     rows: list[Row] = cursor.fetchall() if statement.columns or statement.picks else [()] * affected
     if statement.picks:
         rows = [row for row in rows if row[-1]]
-    return Written(shaped(rows, statement, codec, shape), affected, answered_columns(statement))
+    found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
+    fit([found, columns], shape.max_bytes)
+    return Written(found, affected, columns)
+
+
+def fitting_txn(
+    connection: PgConnection, max_bytes: int, function: Callable[..., Any], *args: Any
+) -> Any:
+    """
+    Run what may write, in a transaction that does not survive an error.
+
+    Raises:
+        TooLarge: The rows that it gives cannot be sent.
+    """
+    result = function(connection, *args)
+    page = result[0] if isinstance(result, tuple) else result
+    fit(getattr(page, "rows", page), max_bytes)
+    return result
 
 
 def over(rows: int, most: int) -> TooManyRows:

@@ -22,14 +22,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.answer.line import Send
-from service.asking import Asked
+from service.cancellation import CooperativeDeferred
 from service.db.turns import PARTY
 from service.errors import OutcomeUnknown, ServiceError, Unavailable
+from service.payload import check
 from service.request.caller import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
 from service.wamp.meter import Meter
 from service.wamp.pace import Pace
-from service.wamp.payload import check
 from service.wamp.refusals import refusal
 from service.wamp.session import DETAILS, SafeSession
 from service.wamp.uris import PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE, name_of, pattern
@@ -90,7 +90,7 @@ class Dispatch:
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
         self._accounts = Accounts(reactor, bounds, self._held, freed)
         self._session: SafeSession | None = None
-        self._running: set[Asked] = set()
+        self._running: set[CooperativeDeferred] = set()
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
 
@@ -188,7 +188,7 @@ class Dispatch:
         running.addBoth(self._left, session, account, size)
         if running.called:
             return running
-        answer = Asked(partial(self._insist, running))
+        answer = CooperativeDeferred(partial(self._insist, running))
         self._running.add(answer)
         running.addBoth(self._finished, answer)
         return answer
@@ -211,7 +211,7 @@ class Dispatch:
             running.cancel()
             self._reactor.callLater(INSIST, self._insist, running)
 
-    def _finished(self, result: Any, answer: Asked) -> None:
+    def _finished(self, result: Any, answer: CooperativeDeferred) -> None:
         self._running.discard(answer)
         if not answer.called:  # left behind
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)

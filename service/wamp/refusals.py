@@ -16,8 +16,8 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from service.errors import Canceled, InternalError, ServiceError, TooLarge, clip
-from service.wamp.payload import TooDeep, Unsafe, check
+from service.errors import Canceled, InternalError, ServiceError, clip
+from service.payload import Unsafe, check
 
 log = Logger()
 
@@ -32,12 +32,6 @@ def refusal(error: BaseException, doing: str) -> ApplicationError:
     """
     if isinstance(error, CancelledError):
         error = Canceled()
-    elif isinstance(error, TooDeep):
-        return ApplicationError(
-            TooLarge.uri,
-            f"the answer is nested {error}",
-            hint="select a part of it by path, or cast it to text",
-        )
     elif not isinstance(error, ServiceError):
         error = internal(error, doing)
     return ApplicationError(error.uri, _text(error.message), **_details(error, doing))

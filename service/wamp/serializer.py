@@ -18,7 +18,7 @@ from autobahn.wamp.serializer import CBORObjectSerializer, CBORSerializer, Seria
 from twisted.logger import Logger
 
 from service.errors import TooLarge
-from service.wamp.payload import MAX_DEPTH
+from service.payload import MAX_DEPTH
 from service.wamp.uris import INVALID_PAYLOAD
 
 log = Logger()

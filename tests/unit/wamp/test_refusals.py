@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import DatabaseRefused, InvalidRow, Unavailable
-from service.wamp.payload import TooDeep
+from service.payload import TooDeep
 from service.wamp.refusals import refusal
 
 
@@ -49,7 +49,7 @@ def test_details_are_safe(logged: list[str]) -> None:
 def test_canceled_and_too_deep() -> None:
     """Cancellation and depth have words of their own."""
     assert refusal(CancelledError(), "x").error == "wamp.error.canceled"
-    error = refusal(TooDeep("deeper than 120 levels"), "x")
+    error = refusal(TooDeep(120), "x")
     assert error.error == "rowcast.error.too_large"
     assert error.args == ("the answer is nested deeper than 120 levels",)
 

@@ -1,5 +1,5 @@
 """
-A Deferred whose cancel is a request: what really came of the work is its outcome.
+Cooperative cancellation: a cancel is a request, and what came of the work is the outcome.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 
-class Asked(Deferred[Any]):
+class CooperativeDeferred(Deferred[Any]):
     """
     A Deferred that a cancel does not end, as it ends every other one.
 
     Args:
-        ask: Asks the work to end; called at each cancel.
+        request: Requests that the work ends; called at each cancel.
     """
 
-    def __init__(self, ask: Callable[[], None]) -> None:
+    def __init__(self, request: Callable[[], None]) -> None:
         super().__init__()
-        self._ask = ask
+        self._request = request
 
     def cancel(self) -> None:
-        """Ask the work to end."""
+        """Request that the work ends."""
         if self.called:
             super().cancel()
         else:
-            self._ask()
+            self._request()

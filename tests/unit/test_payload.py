@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.wamp.payload import ENVELOPE, MAX_DEPTH, TooDeep, Unsafe, check
+from service.payload import ENVELOPE, MAX_DEPTH, TooDeep, Unsafe, check
 
 
 class Color(IntEnum):

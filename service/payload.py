@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import cbor2
+
+from service.errors import ServiceError, TooLarge
+
 MAX_DEPTH = 128
 """
 Levels of lists and dicts in one message, both ways, the message itself counted.
@@ -19,6 +23,9 @@ The router's decoder of CBOR stops at 400, and JSON decoders of clients well bel
 ENVELOPE = 8
 """Levels that the message keeps for itself."""
 
+ROOM = 64
+"""Bytes that a message needs besides the rows of an answer."""
+
 _PLAIN = frozenset([str, bool, bytes, type(None)])
 _STR = frozenset([str])
 _LEAST, _MOST = -(2**63), 2**64 - 1
@@ -28,8 +35,15 @@ class Unsafe(Exception):
     """A value that some client's serializer cannot carry."""
 
 
-class TooDeep(Unsafe):
+class TooDeep(TooLarge, Unsafe):
     """More levels than some client's decoder takes."""
+
+    def __init__(self, levels: int) -> None:
+        ServiceError.__init__(
+            self,
+            f"the answer is nested deeper than {levels} levels",
+            hint="select a part of it by path, or cast it to text",
+        )
 
 
 def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
@@ -47,9 +61,26 @@ def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
     _check([value], levels + 1)
 
 
+def fit(answer: Any, max_bytes: int) -> None:
+    """
+    Make sure that an answer can be sent, before what it answers is kept.
+
+    Args:
+        answer: As it will be sent, or all that is large of it.
+        max_bytes: What a message may weigh.
+
+    Raises:
+        TooLarge: It is larger, or has more levels than `check` lets pass.
+        Unsafe: It holds something that cannot be sent.
+    """
+    check(answer)
+    if len(cbor2.dumps(answer)) + ROOM > max_bytes:
+        raise TooLarge(max_bytes)
+
+
 def _check(items: Any, levels: int) -> None:
     if not levels:
-        raise TooDeep(f"deeper than {MAX_DEPTH - ENVELOPE} levels")
+        raise TooDeep(MAX_DEPTH - ENVELOPE)
     for item in items:
         kind = type(item)
         if kind in _PLAIN:
