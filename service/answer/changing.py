@@ -178,7 +178,7 @@ class Changing(Writing):
     async def _update_one(
         self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Written:
-        statement = served.statement(_update, relation, call.request)
+        statement = served.statement(_update_each, relation, call.request)
         return await self.write(served, relation, lambda: statement, call, None)
 
     async def _unchanged(
@@ -235,6 +235,11 @@ def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> St
 
 def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
     return _spelled(catalog, plan_update(catalog, relation, request), request)
+
+
+def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+    """Spell the update of one of many rows, which may be left out."""
+    return modify(plan_update(catalog, relation, request, many=True))
 
 
 def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:

@@ -42,7 +42,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
         settings = tuple(Takeover(column) for column in columns)
-        return Conflict(key, settings, _equal(scope, key), target=target)
+        return Conflict(key, settings, _equal(scope, key), nulls, target)
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.made}
     takeovers = [
@@ -67,9 +67,8 @@ def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
     Raises:
         InvalidArgument: ON CONFLICT cannot go by it.
     """
-    keys = {key.name for key in relation.unique_keys}
     found = next((each for each in relation.unique_indexes if each.name == conflict.key), None)
-    if found is None or found.name in keys:
+    if found is None:
         return None
     if found.fault:
         raise InvalidArgument(

@@ -56,9 +56,17 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     return InsertPlan(name, relation, tuple(columns.values()), rows, back, conflict)
 
 
-def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> UpdatePlan:
+def plan_update(
+    catalog: Catalog, relation: Relation, request: UpdateRequest, many: bool = False
+) -> UpdatePlan:
     """
     Plan `update`.
+
+    Args:
+        catalog: For types.
+        relation: Whose rows.
+        request: The update.
+        many: Whether it is a part of one for many rows, of which some may be left out.
 
     Raises:
         InvalidArgument: A name is unknown, or a column is generated.
@@ -71,7 +79,7 @@ def plan_update(catalog: Catalog, relation: Relation, request: UpdateRequest) ->
         for column in [assigned(relation, each)]
     )
     settable = [each.column for each in settings]
-    one = request.target.key is not None
+    one = request.target.key is not None and not many
     back = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
     return UpdatePlan(f"{relation.name}.update", relation, settings, where, back)

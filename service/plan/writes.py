@@ -98,7 +98,7 @@ class Conflict:
     key: tuple[str, ...]
     takeovers: tuple[Takeover, ...]
     equal: tuple[Operator, ...]
-    nulls: bool = False
+    nulls: bool
     target: Spelled | None = None
 
 

@@ -359,3 +359,12 @@ async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says
     listed = [each["name"] for each in described["relations"][relation]["unique_indexes"]]
     assert name not in listed
     assert ("people_email" in listed) == (relation == "people")
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_without_columns_is_refused(db: Callee) -> None:
+    """Of a view, too, whose keys the service does not know."""
+    for relation in ("items", "labels"):
+        refused = await failure_of(db.call(f"{relation}.upsert", {"code": "a"}, on_conflict=[]))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.message == "a key has columns"

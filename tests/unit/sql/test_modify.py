@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
+from service.plan.conditions import Bound
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update
 from service.request.parse import Limits
 from service.request.writes import parse_create, parse_delete, parse_update, parse_upsert
 from service.sql.modify import modify
 from service.sql.select import select
+from service.sql.statement import Mark, Statement
 from tests.unit.samples import catalog
 from tests.unit.sql.test_select import INTEGER, alike
 
@@ -197,3 +199,17 @@ def test_refused_upserts(kwargs, path):
     with pytest.raises(InvalidArgument) as refused:
         upserted({"note": "x"} if "name" in kwargs else {"id": 1}, **kwargs)
     assert refused.value.details["path"] == path
+
+
+def test_words_before_the_second_statement():
+    """Marks of both statements stay where they are; each has its own parameters."""
+    text, behind = "SELECT a%%, %s; ", "SELECT b, %s"
+    marks = (Mark("a", "a", behind=len(text + behind) - 7), Mark("b", "b", behind=5))
+    bounds = tuple(Bound(at, CATALOG.type(23), f"{at}") for at in range(2))
+    statement = Statement(text + behind, bounds, "x", marks=marks, head=len(text))
+    led = statement.led("SET x; ")
+    assert led.text == "SELECT a%%, %s; SET x; SELECT b, %s"
+    assert [led.text[len(led.text) - mark.behind] for mark in led.marks] == ["a", "b"]
+    first, second = statement.parts()
+    assert (first.text, first.bounds) == (text, bounds[:1])
+    assert (second.text, second.bounds, second.marks) == (behind, bounds[1:], marks[1:])
