@@ -99,7 +99,7 @@ class Serving(Service):
             settings.max_bytes,
         )
         self.hub.suspect = self.catalogs.suspect
-        self.hub.add(own.procedures())
+        self.hub.add(own.procedures(), once=False)
         self.hub.add(written)
 
     def startService(self) -> None:

@@ -66,7 +66,7 @@ class Calling(Verbs):
         schema = name.schema if name.schema is not None else catalog.schemas[0]
         functions = catalog.function(schema, name.function)
         if name.verb is None:
-            return await self._call(served, functions, args, kwargs)
+            return await self._call(served, functions, args, kwargs, line)
         verb = self._verbs.get(name.verb)
         if verb is None:
             raise NoSuchProcedure(
@@ -84,12 +84,14 @@ class Calling(Verbs):
         functions: Sequence[Function],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        line: Line,
     ) -> Any:
         call = parse_call(functions, args, kwargs, served.catalog)
         request = call.request
         statement = served.statement(self._spell, request.function, request)
         answer = answer_of(served.catalog, request.function)
         form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
+        line.begun = request.function.procedure  # what it has committed stays
         rows = await self._rows(served, statement, call, Shape(form, self.max_bytes))
         if form == "json":
             return _text(answer, rows)

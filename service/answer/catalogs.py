@@ -9,8 +9,7 @@ from contextvars import Context
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from service.answer.hub import Hub
@@ -18,6 +17,7 @@ from service.answer.roles import Roles
 from service.answer.served import Served
 from service.answer.whole import whole_of
 from service.catalog import Catalog
+from service.db.fingerprint import Fingerprint, fingerprint_txn
 from service.db.identity import identity_of
 from service.db.introspect import catalog_txn
 from service.db.scope import Database
@@ -26,23 +26,26 @@ from service.models.registry import Models
 
 log = Logger()
 
+EVERY = 1.0
+"""Seconds between two looks at whether the catalog has changed."""
+REST = 4
+"""A look, and the reading that it may lead to, is followed by a rest of so many times its length."""
+LEAST = 0.01
+"""Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
 PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
 LONG_PAUSE = 10.0
 """Seconds until a catalog of which we could not make anything is read again."""
-STALE = 1.0
-"""Seconds in which callers who meet what is not there make us read the catalog once at most."""
-SHARE = 20
-"""And at most so large a part of the time, one in twenty, goes into reading it for them."""
 PATIENCE = 5.0
-"""Seconds that a caller waits for it at most."""
+"""Seconds that a caller waits for a look, and the look for the database, at most."""
 
 
 class Catalogs(Service):
     """
-    Reads the catalog at start, and again when something says that it has changed.
+    Reads the catalog at start, and again when it has changed.
 
-    Calls that run while it is replaced keep the one that they began with.
+    It looks whether it has every second, and when a caller is refused what the database might
+    take by now. Calls that run while it is replaced keep the one that they began with.
 
     Args:
         reactor: For pauses.
@@ -51,6 +54,7 @@ class Catalogs(Service):
         hub: Is told of each catalog.
         roles: Of the database; each has a catalog of its own.
         models: Are told of each catalog, too.
+        every: Seconds between two looks; None if it looks for callers alone.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Catalogs(Service):
         hub: Hub,
         models: Models,
         roles: Roles = Roles(),  # noqa: B008 - frozen
+        every: float | None = EVERY,
     ) -> None:
         self._reactor = reactor
         self._database = database
@@ -68,31 +73,29 @@ class Catalogs(Service):
         self._hub = hub
         self._models = models
         self._roles = roles
+        self._every = every
         self._codecs: list[Codec] = []
         self._version = 0
-        self._loading: Deferred[None] | None = None
-        self._again = False
-        self._last = float("-inf")
-        self._took = 0.0
+        self._fingerprint: Fingerprint | None = None
+        self._behind = True
+        self._ordered = False
+        self._keeping: Deferred[None] | None = None
+        self._resting: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self._asking: list[Deferred[bool]] = []
-        self._later: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Begin to read."""
         super().startService()
-        self.reload()
+        self._keeping = Context().run(Deferred.fromCoroutine, self._keep())
 
     def stopService(self) -> Deferred[None] | None:
         """Read no more."""
         super().stopService()
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        loading = self._loading
-        if loading is not None:
-            loading.cancel()
-        return loading
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.cancel()
+        return keeping
 
     def loaded(self) -> Deferred[None]:
         """Fire once the database has been read for the first time."""
@@ -104,76 +107,99 @@ class Catalogs(Service):
         return waiting
 
     def reload(self) -> None:
-        """Read the catalog; while it is being read, once more after that."""
-        if self._loading is not None:
-            self._again = True
-            return
-        # In a context of its own: whoever's call it was that asked, it is read for everybody.
-        self._loading = Context().run(Deferred.fromCoroutine, self._load())
+        """Read the catalog, whatever a look would say; while it is being read, once more."""
+        self._ordered = True
+        self._rouse()
 
     def suspect(self) -> Deferred[bool]:
         """
-        Read the catalog because a caller met what is not there, or not so; not too often.
+        Look whether the catalog has changed, and read it if it has.
 
         Returns:
-            Fires once it has been read; with False if it was not, or is to be read later.
+            Fires when what is served is not older than this call; with False if that cannot be
+            said, for the database does not answer, or not in time.
         """
-        pause = max(STALE, SHARE * self._took) - (self._reactor.seconds() - self._last)
-        if not self.running or self._later is not None:
-            return succeed(False)
-        if pause > 0:
-            self._later = self._reactor.callLater(pause, self._reread)
+        if self._keeping is None:
             return succeed(False)
         asking: Deferred[bool] = Deferred()
         self._asking.append(asking)
-        self.reload()
+        self._rouse()
         return asking.addTimeout(PATIENCE, self._reactor, lambda *_: False)
 
-    def _reread(self) -> None:
-        self._later = None
-        self.reload()
-
-    async def _load(self) -> None:
+    async def _keep(self) -> None:
+        """Keep what is served up to date, until the service stops."""
+        asking: list[Deferred[bool]] = []
         try:
-            self._again = True
-            while self._again and self.running:
-                self._again = False
-                await self._load_once()
+            while self.running:
+                asking, self._asking = self._asking, []
+                began = self._reactor.seconds()
+                known, pause = await self._look()
+                _answer(asking, known)
+                took = self._reactor.seconds() - began
+                least = max(LEAST, min(REST * took, PATIENCE)) if known else PAUSE
+                await self._rest(least, pause)
         except CancelledError:
             pass
         finally:
-            self._loading = None
-            asking, self._asking = self._asking, []
-            _answer(asking, read=False)
+            _answer([*asking, *self._asking], False)
 
-    async def _load_once(self) -> None:
-        while self.running:
-            began = self._reactor.seconds()
-            asking, self._asking = self._asking, []
-            try:
+    async def _look(self) -> tuple[bool, float | None]:
+        """
+        Read the catalog if it has changed.
+
+        Returns:
+            Whether what is served is up to date, and the seconds to rest if nobody asks.
+        """
+        self._behind, self._ordered = self._behind or self._ordered, False
+        read = False
+        try:
+            last = self._fingerprint
+            found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
+            self._behind = self._behind or last is None or last.value != found.value
+            if self._behind:
                 catalogs = {role: await self._catalog(role) for role in self._roles.names}
-            except CancelledError:
-                _answer(asking, read=False)
-                raise
-            except Exception as error:
-                _answer(asking, read=False)
-                log.warn("cannot read the catalog: {error}", error=_first_line(error))
-                await deferLater(self._reactor, PAUSE)
-                continue
-            try:
+                read = True
                 self._tell(catalogs)
-            except Exception:
-                _answer(asking, read=False)
+                self._told()
+        except CancelledError:
+            raise
+        except Exception as error:
+            if read:
                 log.failure("cannot serve the catalog")
-                await deferLater(self._reactor, LONG_PAUSE)
-                continue
-            self._took = self._reactor.seconds() - began
-            self._told()
-            _answer(asking, read=True)
-            return
+                return False, LONG_PAUSE
+            if self._behind:
+                log.warn("cannot read the catalog: {error}", error=_first_line(error))
+            return False, PAUSE
+        self._fingerprint, self._behind = found, False
+        return True, self._every
+
+    async def _rest(self, least: float, most: float | None) -> None:
+        """Wait until somebody asks, at least and at most so long; not at all if told to read."""
+        now = self._reactor.seconds()
+        soon, late = now + least, None if most is None else now + max(least, most)
+        while self.running and not self._ordered:
+            until = soon if self._asking else late
+            if until is not None and until <= self._reactor.seconds():
+                return
+            await self._roused(None if until is None else until - self._reactor.seconds())
+
+    async def _roused(self, seconds: float | None) -> None:
+        """Wait for so long, or until somebody asks."""
+        resting = self._resting = Deferred()
+        timer = None if seconds is None else self._reactor.callLater(seconds, self._rouse)
+        try:
+            await resting
+        finally:
+            self._resting = None
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def _rouse(self) -> None:
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.callback(None)
 
     def _told(self) -> None:
-        self._last = self._reactor.seconds()
         self._version += 1
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
@@ -213,10 +239,11 @@ class Catalogs(Service):
         self._database.pool.clean()
 
 
-def _answer(asking: Iterable[Deferred[bool]], read: bool) -> None:
-    """Tell callers who wait for the catalog whether it was read."""
+def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
+    """Tell callers who wait for a look whether what is served is up to date."""
     for each in asking:
-        each.callback(read)
+        if not each.called:
+            each.callback(known)
 
 
 def _first_line(error: Exception) -> str:

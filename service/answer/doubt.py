@@ -5,32 +5,29 @@ A refusal that may be the catalog's fault: the database may have changed since i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from service.errors import InvalidRow, NoSuchProcedure, UnknownName
+from service.db.misnamed import STALE
+from service.errors import (
+    DatabaseRefused,
+    InvalidArgument,
+    InvalidRow,
+    NoSuchProcedure,
+    NotAuthorized,
+    ServiceError,
+    Unavailable,
+)
 
 Suspect = Callable[[], Awaitable[bool]]
-"""Has the catalog read again; tells whether it was."""
+"""Has the catalog read again if it has changed; tells whether it is up to date then."""
+
+RETRY_AFTER = 1.0
+"""Seconds after which a caller may try again who was refused by a catalog that may be old."""
+
+_DOUBTFUL = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
 
-async def doubting(answer: Callable[[], Awaitable[Any]], suspect: Suspect, name: str) -> Any:
-    """
-    Answer a call, and once more from a new catalog if it named what the old one does not know.
-
-    Args:
-        answer: Answers it.
-        suspect: Has the catalog read again, but not too often.
-        name: Of the procedure. An import may be one call of an upload, which its refusal ended.
-    """
-    try:
-        return await answer()
-    except InvalidRow:
-        suspect()  # a column may take more by now, which the next call will find
-        raise
-    except NoSuchProcedure:
-        if not await suspect():
-            raise
-    except UnknownName:
-        if name.endswith(".import") or not await suspect():
-            raise
-    return await answer()
+def doubtful(error: ServiceError) -> bool:
+    """Return whether the same call might be answered from another catalog."""
+    if isinstance(error, Unavailable):
+        return error.details.get("sqlstate") in STALE
+    return isinstance(error, _DOUBTFUL)

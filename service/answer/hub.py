@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
@@ -21,7 +20,7 @@ from service.answer.aggregating import Aggregating
 from service.answer.calling import Calling
 from service.answer.changing import Changing
 from service.answer.creating import Creating
-from service.answer.doubt import Suspect, doubting
+from service.answer.doubt import RETRY_AFTER, Suspect, doubtful
 from service.answer.exporting import Exporting
 from service.answer.flowing import of_relation
 from service.answer.importing import Importing
@@ -33,7 +32,6 @@ from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
 from service.db.doer import Doer
 from service.db.identity import Identity
-from service.db.misnamed import STALE
 from service.db.scope import Database
 from service.db.sqlstate import refusal
 from service.errors import (
@@ -78,8 +76,8 @@ class Hub:
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
         roles: With whose rights a call runs.
-        suspect: Called when a call fails as if the catalog were out of date; tells whether there
-            is another one then.
+        suspect: Called when a call is refused as if the catalog were out of date; tells whether
+            it is up to date then.
     """
 
     def __init__(
@@ -88,9 +86,10 @@ class Hub:
         limits: Limits,
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
-        suspect: Suspect = lambda: succeed(False),
+        suspect: Suspect = lambda: succeed(True),
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
+        self._once: set[str] = set()
         self._max_bytes = max_bytes
         self.suspect = suspect
         self._database = database
@@ -140,7 +139,10 @@ class Hub:
             NotAuthorized: The caller has no role in the database.
             Unavailable: The database was not read yet.
         """
-        served = self._served.get(self._roles.of(caller))
+        return self._served_as(self._roles.of(caller))
+
+    def _served_as(self, role: str) -> Served:
+        served = self._served.get(role)
         if served is None:
             raise _unread()
         return served
@@ -150,9 +152,11 @@ class Hub:
         """Whether there is anything served yet."""
         return self._whole is not None
 
-    def add(self, procedures: Mapping[str, Procedure]) -> None:
-        """Serve procedures by name; they win over generated ones."""
+    def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
+        """Serve procedures by name, of which some run once; they win over generated ones."""
         self._procedures.update(procedures)
+        if once:
+            self._once |= procedures.keys()
 
     def serve(self, whole: Served, served: Mapping[str, Served]) -> None:
         """Serve other catalogs from now on, to anybody and by role; running calls keep theirs."""
@@ -184,33 +188,44 @@ class Hub:
         Raises:
             ServiceError: Any refusal.
         """
-        answer = partial(self._answer, name, args, kwargs, caller, progress)
-        if name in self._procedures:
-            return await answer()
-        return await doubting(answer, self.suspect, name)
+        role, line = self._roles.of(caller), Line(caller, progress)
+        for last in (False, False, True):  # the schema may have changed once more meanwhile
+            before = self._whole
+            try:
+                return await self._answer(name, args, kwargs, role, line)
+            except ServiceError as error:
+                if not doubtful(error):
+                    raise
+                current = self.suspect()
+                if last or line.begun or name in self._once:
+                    raise
+                if not await current:
+                    error.details |= {"retry": True, "retry_after": RETRY_AFTER}
+                    raise
+                if self._whole is before:
+                    raise
+        raise AssertionError(name)
 
     async def _answer(
         self,
         name: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        caller: Caller,
-        progress: Send | None,
+        role: str,
+        line: Line,
     ) -> Any:
-        role = self._roles.of(caller)
         relation = served = None
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._acting_as(identity_for(role, caller)) as doer:
-                    result = await procedure(caller, args, kwargs)
+                with self._acting_as(identity_for(role, line.caller)) as doer:
+                    result = await procedure(line.caller, args, kwargs)
                     if doer.committed:
                         fit(result, self._max_bytes)
                     return result
-            served = self.served_to(caller)
+            served = self._served_as(role)
             parsed = self._as_relation(served, parse_name(name))
-            with self._acting_as(identity_for(role, caller, _beside(served, parsed))):
-                line = Line(caller, progress)
+            with self._acting_as(identity_for(role, line.caller, _beside(served, parsed))):
                 if isinstance(parsed, FunctionName):
                     return await self._calling.answer(served, parsed, args, kwargs, line)
                 relation, verb = self.resolve(served, parsed)
@@ -221,9 +236,8 @@ class Hub:
         except Exception as error:
             found = refusal(error, served.catalog if served else None, relation)
             if found is None:
-                raise
-            if found.details.get("sqlstate") in STALE:
                 self.suspect()
+                raise
             raise found from error
 
     @contextmanager

@@ -79,6 +79,7 @@ class Importing:
         call = parse_import(args, kwargs)
         if call.upload is None and call.done:
             return await self._whole(Upload(self._database, served, relation, call), call)
+        line.begun = True  # a refusal ends the upload
         if call.upload is None:
             upload = Upload(self._database, served, relation, call)
             id = self._begin(upload, line.caller)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from service.errors import InvalidArgument
@@ -19,7 +20,7 @@ LONG = frozenset({"stream", "export", "import"})
 """Verbs that are more than a question and its answer: they are told who is on the line."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
     """
     The line to a caller.
@@ -27,10 +28,12 @@ class Line:
     Args:
         caller: Who is at its other end.
         progress: Sends parts of the answer, if the caller asked for progressive results.
+        begun: Whether something was done for the call that must not be done twice.
     """
 
     caller: Caller
     progress: Send | None = None
+    begun: bool = False
 
     def parts(self) -> Send:
         """
@@ -44,4 +47,8 @@ class Line:
                 "this is answered in parts, as progressive results, and the call asks for none",
                 hint="call with receive_progress (autobahn: CallOptions(on_progress=…))",
             )
-        return self.progress
+        return partial(self._send, self.progress)
+
+    async def _send(self, progress: Send, part: Any) -> None:
+        self.begun = True
+        await progress(part)

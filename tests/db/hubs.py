@@ -65,6 +65,7 @@ async def serving(
     written: tuple[type[Model], ...] = WRITTEN,
     idle: float = 10.0,
     most: int = 5,
+    every: float | None = None,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     session = SessionSettings(schemas=schemas or ("public",))
@@ -72,7 +73,7 @@ async def serving(
         hub = Hub(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(
-            reactor, database, schemas or ("public",), hub, models, roles or Roles()
+            reactor, database, schemas or ("public",), hub, models, roles or Roles(), every
         )
         hub.suspect = catalogs.suspect
         catalogs.startService()

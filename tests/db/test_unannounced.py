@@ -4,24 +4,51 @@ Changes of the database that nobody tells the service of: whoever calls for them
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
+from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.answer import catalogs
 from service.answer.roles import Roles
-from service.errors import InvalidRow, NoSuchProcedure, NotAuthorized, UnknownName
+from service.catalog import Catalog
+from service.db import (
+    fingerprint,
+    introspect,
+    introspect_functions,
+    introspect_sql,
+    introspect_views,
+)
+from service.db.connection import PgConnection
+from service.errors import (
+    NoSuchProcedure,
+    ServiceError,
+    UnknownName,
+)
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.relay import Relay
 from tests.db.rooms import failure_of, until
 
 SCHEMA = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;
 CREATE TYPE size AS ENUM ('s', 'm');
-CREATE TABLE hats (id int PRIMARY KEY, size size, label varchar(3), maker text NOT NULL);
+CREATE TABLE makers (name text UNIQUE);
+CREATE TABLE hats (id int PRIMARY KEY, size size, label varchar(3), maker text NOT NULL,
+    price numeric GENERATED ALWAYS AS (1) STORED, code int GENERATED ALWAYS AS IDENTITY,
+    worn int DEFAULT 0);
 INSERT INTO hats VALUES (1, 's', 'one', 'Ann');
+CREATE TABLE bare (id int, name text);
+CREATE TABLE signs (id int, text text); INSERT INTO signs VALUES (1, 'x');
+CREATE VIEW shown AS SELECT id, upper(text) AS label FROM signs;
+CREATE FUNCTION twice(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
+CREATE VIEW broken AS SELECT i, 1 / (900 - i) AS n FROM generate_series(1, 1000) i;
+CREATE PROCEDURE half() LANGUAGE plpgsql AS $$BEGIN
+    INSERT INTO bare VALUES (77); COMMIT; CREATE TABLE made (id int); COMMIT;
+    PERFORM 'x'::int; END$$;
 """
 
 
@@ -31,31 +58,28 @@ def schema(dsn: str) -> None:
     execute(dsn, SCHEMA)
 
 
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the catalog be read as often as callers like."""
-    monkeypatch.setattr(catalogs, "STALE", 0.0)
-    monkeypatch.setattr(catalogs, "SHARE", 0.0)
-
-
 @pytest_twisted.async_yield_fixture
 async def db(dsn: str, schema: None) -> AsyncIterator[Callee]:
-    """Serve them."""
+    """Serve them, looking for changes when a caller is refused alone."""
     async with serving(dsn) as callee:
         yield callee
 
 
-HAT = {"id": 1, "size": "s", "label": "one", "maker": "Ann"}
-FOUND: list[tuple[str, str, tuple[Any, ...], dict[str, Any], Any]] = [
+Found = tuple[str, str, tuple[Any, ...], dict[str, Any], Any]
+
+HAT = {"id": 1, "size": "s", "label": "one", "maker": "Ann", "price": "1", "code": 1, "worn": 0}
+BIG = 3_000_000_000
+NAMED: list[Found] = [
     ("CREATE TABLE pins (id int)", "pins.count", (), {}, 0),
     ("CREATE TABLE pins (id int)", "pins.import", ([{"id": 1}],), {}, {"rows": 1}),
     ("ALTER TABLE hats RENAME TO caps", "caps.get", (1,), {}, HAT),
+    ("ALTER TABLE hats ADD kept int DEFAULT 3", "hats.get", (1,), {"select": ["kept"]}, {"kept": 3}),
     (
-        "ALTER TABLE hats ADD worn int DEFAULT 3",
-        "hats.get",
-        (1,),
-        {"select": ["worn"]},
-        {"worn": 3},
+        "ALTER TABLE hats ADD kept int",
+        "hats.import",
+        ([{"id": 2, "maker": "Bo", "kept": 3}],),
+        {},
+        {"rows": 1},
     ),
     (
         "CREATE TABLE pins (id int, hat int REFERENCES hats)",
@@ -65,13 +89,71 @@ FOUND: list[tuple[str, str, tuple[Any, ...], dict[str, Any], Any]] = [
         {"id": 1, "pins": []},
     ),
     ("CREATE FUNCTION two() RETURNS int RETURN 2", "fn.two", (), {}, 2),
-]
+    (
+        "CREATE FUNCTION thrice(hats) RETURNS int LANGUAGE sql AS 'SELECT 3 * $1.id'",
+        "hats.get",
+        (1,),
+        {"select": ["thrice"]},
+        {"thrice": 3},
+    ),
+    ("ALTER TABLE hats DROP COLUMN worn", "hats.get", (1,), {"select": None},
+     {name: value for name, value in HAT.items() if name != "worn"}),
+]  # fmt: skip
+TAKEN: list[Found] = [
+    ("ALTER TABLE hats ALTER worn TYPE bigint", "hats.update", (1, {"worn": BIG}), {},
+     {**HAT, "worn": BIG}),
+    ("ALTER TABLE hats ALTER worn TYPE bigint", "hats.find", (),
+     {"where": {"worn": BIG}, "select": ["id"]}, {"rows": [], "next": None}),
+    ("ALTER TABLE hats ALTER worn TYPE text", "hats.update", (1, {"worn": "often"}), {},
+     {**HAT, "worn": "often"}),
+    ("ALTER TABLE hats ALTER worn TYPE text", "hats.count", (), {"where": {"worn": {"like": "0"}}}, 1),
+    ("ALTER TABLE bare ALTER id TYPE bigint", "bare.create", ({"id": BIG},), {},
+     {"id": BIG, "name": None}),
+    ("ALTER TABLE bare ALTER id TYPE bigint", "bare.import", ([{"id": BIG}],), {}, {"rows": 1}),
+    ("ALTER TABLE hats ALTER price DROP EXPRESSION", "hats.update", (1, {"price": "2"}), {},
+     {**HAT, "price": "2"}),
+    ("ALTER TABLE hats ALTER code SET GENERATED BY DEFAULT", "hats.update", (1, {"code": 7}), {},
+     {**HAT, "code": 7}),
+    ("ALTER TABLE hats ALTER code DROP IDENTITY", "hats.update", (1, {"code": 8}), {},
+     {**HAT, "code": 8}),
+    ("ALTER TYPE size ADD VALUE 'l'", "hats.update", (1, {"size": "l"}), {}, {**HAT, "size": "l"}),
+    ("ALTER TABLE hats ALTER label TYPE varchar(9)", "hats.update", (1, {"label": "longer"}), {},
+     {**HAT, "label": "longer"}),
+    ("ALTER TABLE hats ALTER maker DROP NOT NULL", "hats.update", (1, {"maker": None}), {},
+     {**HAT, "maker": None}),
+    ("ALTER TABLE hats ALTER maker SET DEFAULT 'Bo'", "hats.create", ({"id": 2},),
+     {"select": ["maker"]}, {"maker": "Bo"}),
+    ("ALTER TABLE bare ADD PRIMARY KEY (id)", "bare.delete", (), {"key": 5, "returning": False}, None),
+    ("INSERT INTO bare VALUES (5); ALTER TABLE bare ADD PRIMARY KEY (id)", "bare.get", (5,), {},
+     {"id": 5, "name": None}),
+    ("ALTER TABLE bare ADD UNIQUE (id)", "bare.upsert", ({"id": 5, "name": "x"},),
+     {"on_conflict": "id"}, {"id": 5, "name": "x"}),
+    ("CREATE UNIQUE INDEX ON bare (name)", "bare.upsert", ({"id": 5, "name": "x"},),
+     {"on_conflict": "name"}, {"id": 5, "name": "x"}),
+    ("CREATE FUNCTION put() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+     " CREATE TRIGGER put INSTEAD OF UPDATE ON shown FOR EACH ROW EXECUTE FUNCTION put()",
+     "shown.update", (), {"where": {"id": 1}, "changes": {"label": "x"}, "returning": False},
+     {"affected": 1}),
+    ("CREATE OR REPLACE VIEW shown AS SELECT id, text AS label FROM signs", "shown.update", (),
+     {"where": {"id": 1}, "changes": {"label": "two"}, "returning": False}, {"affected": 1}),
+    ("CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS"
+     " $$BEGIN NEW.maker := 'Cy'; RETURN NEW; END$$;"
+     " CREATE TRIGGER fill BEFORE INSERT ON hats FOR EACH ROW EXECUTE FUNCTION fill()",
+     "hats.create", ({"id": 2},), {"select": ["maker"]}, {"maker": "Cy"}),
+    ("ALTER TABLE hats ADD FOREIGN KEY (maker) REFERENCES makers (name) NOT VALID", "makers.find",
+     (), {"embed": {"hats": True}}, {"rows": [], "next": None}),
+    ("DROP FUNCTION twice; CREATE FUNCTION twice(n bigint) RETURNS bigint LANGUAGE sql"
+     " AS 'SELECT 2 * n'", "fn.twice", (), {"n": BIG}, 2 * BIG),
+    ("DROP FUNCTION twice; CREATE FUNCTION twice(m int) RETURNS int LANGUAGE sql"
+     " AS 'SELECT 2 * m'", "fn.twice", (), {"m": 4}, 8),
+    ("DROP TABLE bare; CREATE TABLE bare (id text, n int)", "bare.create", ({"id": "a", "n": 2},),
+     {}, {"id": "a", "n": 2}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "name", "args", "kwargs", "answer"), FOUND)
+@pytest.mark.parametrize(("change", "name", "args", "kwargs", "answer"), [*NAMED, *TAKEN])
 @pytest_twisted.ensureDeferred
-async def test_new_names(
-    often: None,
+async def test_a_change_is_answered_at_once(
     db: Callee,
     dsn: str,
     change: str,
@@ -80,64 +162,282 @@ async def test_new_names(
     kwargs: dict[str, Any],
     answer: Any,
 ) -> None:
-    """What is new is there for the first call that names it."""
+    """What the database has, or takes, by now is there for the first call that asks for it."""
     execute(dsn, change)
+    if answer is None:
+        refused = await failure_of(db.hub.answer(name, args, kwargs, ANYONE))
+        assert refused.uri == "rowcast.error.not_found", refused
+        return
     assert await db.hub.answer(name, args, kwargs, ANYONE) == answer
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_upload_is_refused_once(often: None, db: Callee) -> None:
+async def test_a_new_table_after_a_miss(db: Callee, dsn: str) -> None:
+    """However lately a name was missed, it is there as soon as the database has it."""
+    for number in range(3):
+        name = f"pins_{number}"
+        assert isinstance(await failure_of(db.call(f"{name}.count")), NoSuchProcedure)
+        execute(dsn, f"CREATE TABLE {name} (id int)")
+        assert await db.call(f"{name}.count") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refusal_that_stands_reads_nothing(db: Callee) -> None:
+    """What the database would refuse too is refused, plainly, and costs no reading."""
+    version = db.hub.served.catalog.version
+    for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):
+        refused = await failure_of(call)
+        assert isinstance(refused, ServiceError)
+        assert "retry" not in refused.details
+    assert db.hub.served.catalog.version == version
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_is_refused_once(db: Callee) -> None:
     """A call of an upload is not made twice: its refusal has ended the upload."""
     upload = await db.call("hats.import", done=False)
     assert isinstance(await failure_of(db.call("hats.import", [{"x": 1}], **upload)), UnknownName)
 
 
-TAKEN = [
-    ("ALTER TYPE size ADD VALUE 'l'", {"size": "l"}),
-    ("ALTER TABLE hats ALTER label TYPE varchar(9)", {"label": "longer"}),
-    ("ALTER TABLE hats ALTER maker DROP NOT NULL", {"maker": None}),
+@pytest_twisted.ensureDeferred
+async def test_parts_are_sent_once(db: Callee, dsn: str) -> None:
+    """A stream that fails on its way is not begun again, though the catalog has changed."""
+    parts: list[Any] = []
+
+    async def take(part: Any) -> None:
+        if not parts:
+            execute(dsn, "CREATE TABLE meanwhile (id int)")
+        parts.extend(part)
+
+    call = db.hub.answer("broken.stream", (), {"chunk": 100}, ANYONE, take)
+    refused = await failure_of(call)
+    assert isinstance(refused, ServiceError)
+    assert parts, refused
+    assert [row["i"] for row in parts] == list(range(1, len(parts) + 1))
+    await until(lambda: ("public", "meanwhile") in db.hub.served.catalog.relations)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_procedure_runs_once(db: Callee, dsn: str) -> None:
+    """A procedure that fails after it has committed is not called again from a new catalog."""
+    assert isinstance(await failure_of(db.call("fn.half")), ServiceError)
+    assert execute(dsn, "SELECT count(*) FROM bare WHERE id = 77") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_looks_are_shared(dsn: str) -> None:
+    """Callers who are refused in crowds have the catalog looked at a few times."""
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn) as db:
+            before = len(relay.messages)
+            calls = [ensureDeferred(failure_of(db.call(f"nope_{i}.count"))) for i in range(300)]
+            refused = await gatherResults(calls)
+            looks = [m for m in relay.messages[before:] if b"pg_current_snapshot" in m]
+    assert all(isinstance(each, NoSuchProcedure) for each in refused)
+    assert 1 <= len(looks) <= 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_is_away(dsn: str, postgres: str) -> None:
+    """Who is refused while nobody can tell how the database is may try again, and then is not."""
+    (name,) = execute(dsn, "SELECT current_database()")[0]
+    async with serving(dsn, every=0.05) as db:
+        execute(postgres, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        execute(
+            postgres,
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+        )
+        refused = await failure_of(db.call("pins.count"))
+        execute(postgres, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert isinstance(refused, NoSuchProcedure)
+        assert (refused.details["retry"], refused.details["retry_after"]) == (True, 1.0)
+        execute(dsn, "CREATE TABLE pins (id int)")
+        await until(lambda: ("public", "pins") in db.hub.served.catalog.relations, 20)
+        assert await db.call("pins.count") == 0
+
+
+ENDED = [
+    ("COMMENT ON TABLE hats IS '@hidden'", "hats.find", {}),
+    ("COMMENT ON COLUMN hats.label IS E'a line\\n@hidden'", "hats.find", {}),
+    ("COMMENT ON FUNCTION twice IS '@hidden'", "fn.twice", {"n": 1}),
+    ("REVOKE SELECT ON hats FROM hatter; GRANT SELECT (id) ON hats TO hatter", "hats.find", {}),
+    ("REVOKE hatters FROM hatter", "makers.find", {}),
+    ("REVOKE EXECUTE ON FUNCTION twice FROM public", "fn.twice", {"n": 1}),
+    ("REVOKE USAGE ON SCHEMA public FROM public, hatter", "hats.find", {}),
 ]
 
 
-@pytest.mark.parametrize(("change", "changes"), TAKEN)
+@pytest.mark.parametrize(("change", "name", "kwargs"), ENDED)
 @pytest_twisted.ensureDeferred
-async def test_looser_columns(
-    often: None, db: Callee, dsn: str, change: str, changes: dict[str, Any]
+async def test_what_is_hidden_or_revoked_ends(
+    dsn: str, change: str, name: str, kwargs: dict[str, Any]
 ) -> None:
-    """A column that takes more than it did is found out by the first row that it is said not to."""
-    version = db.hub.served.catalog.version
-    execute(dsn, change)
-    assert isinstance(await failure_of(db.call("hats.update", 1, changes)), InvalidRow)
-    await until(lambda: db.hub.served.catalog.version > version)
-    assert await db.call("hats.update", 1, changes) == {**HAT, **changes}
+    """A comment or a lost right takes effect with nobody calling and nobody notifying."""
+    execute(
+        dsn,
+        "DROP ROLE IF EXISTS hatter; DROP ROLE IF EXISTS hatters; CREATE ROLE hatter;"
+        " CREATE ROLE hatters; GRANT hatters TO hatter; GRANT USAGE ON SCHEMA public TO hatter;"
+        " GRANT SELECT ON hats TO hatter; GRANT SELECT ON makers TO hatters",
+    )
+    try:
+        async with serving(dsn, roles=Roles({}, "hatter"), every=0.05) as db:
+            before = sorted(_names(db.hub.served_to(ANYONE).catalog))
+            await db.call(name, **kwargs)
+            execute(dsn, change)
+            await until(lambda: sorted(_names(db.hub.served_to(ANYONE).catalog)) != before, 20)
+            answered: Any = await _answered(db, name, kwargs)
+            assert isinstance(answered, NoSuchProcedure) or "label" not in answered["rows"][0]
+    finally:
+        execute(dsn, "DROP OWNED BY hatter, hatters; DROP ROLE hatter; DROP ROLE hatters")
+
+
+def _names(catalog: Catalog) -> set[str]:
+    columns = {
+        f"{each.name}.{column}" for each in catalog.relations.values() for column in each.columns
+    }
+    return columns | {name for _, name in catalog.functions}
+
+
+async def _answered(db: Callee, name: str, kwargs: dict[str, Any]) -> Any:
+    try:
+        return await db.call(name, **kwargs)
+    except ServiceError as error:
+        return error
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights_that_went(often: None, dsn: str) -> None:
-    """What a role may read no longer is not there for it, once it has been refused."""
+async def test_a_role_that_went(dsn: str) -> None:
+    """What a role may read no longer is refused, or left out, at the first call."""
     execute(dsn, "DROP ROLE IF EXISTS hatter; CREATE ROLE hatter")
     execute(dsn, "GRANT USAGE ON SCHEMA public TO hatter; GRANT SELECT ON hats TO hatter")
     async with serving(dsn, roles=Roles({}, "hatter")) as db:
-        assert await db.call("hats.get", 1) == HAT
+
+        async def call(name: str, *args: Any) -> Any:
+            return await db.hub.answer(name, args, {}, ANYONE)
+
+        assert await call("hats.get", 1) == HAT
         execute(dsn, "REVOKE SELECT ON hats FROM hatter; GRANT SELECT (id, size) ON hats TO hatter")
-        version = db.hub.served.catalog.version
-        assert isinstance(await failure_of(db.call("hats.get", 1)), NotAuthorized)
-        await until(lambda: db.hub.served.catalog.version > version)
-        assert await db.call("hats.get", 1) == {"id": 1, "size": "s"}
+        assert await call("hats.get", 1) == {"id": 1, "size": "s"}
+        execute(dsn, "REVOKE SELECT (id, size) ON hats FROM hatter")
+        assert isinstance(await failure_of(call("hats.get", 1)), NoSuchProcedure)
+        execute(dsn, "GRANT SELECT, UPDATE ON hats TO hatter")
+        assert (await call("hats.update", 1, {"worn": 2}))["worn"] == 2
     execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")
 
 
-@pytest_twisted.ensureDeferred
-async def test_soon_again(db: Callee, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who calls too soon after a reading is refused, and has the next one made in time."""
-    monkeypatch.setattr(catalogs, "STALE", 0.2)
-    monkeypatch.setattr(catalogs, "SHARE", 0.0)
-    db.catalogs.reload()
-    version = db.hub.served.catalog.version
-    await until(lambda: db.hub.served.catalog.version > version)
-    execute(dsn, "CREATE TABLE pins (id int)")
-    for _ in range(3):
-        assert isinstance(await failure_of(db.call("pins.count")), NoSuchProcedure)
-    await until(lambda: db.hub.served.catalog.version > version + 1)
-    assert await db.call("pins.count") == 0
-    assert db.hub.served.catalog.version == version + 2
+CHANGES = [
+    "CREATE TABLE t (id int)",
+    "ALTER TABLE hats ADD x int",
+    "ALTER TABLE hats ALTER worn SET DEFAULT 9",
+    "ALTER TABLE hats RENAME label TO tag",
+    "ALTER TABLE hats ADD CHECK (worn < 100)",
+    "ALTER TABLE hats ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY p ON hats USING (true)",
+    "CREATE INDEX ON hats (worn)",
+    "CREATE STATISTICS s ON id, worn FROM hats; COMMENT ON TABLE hats IS 'x'",
+    "COMMENT ON COLUMN hats.worn IS 'x'",
+    "COMMENT ON FUNCTION twice IS 'x'",
+    "COMMENT ON FUNCTION twice IS NULL",
+    "GRANT SELECT (worn) ON hats TO pg_monitor",
+    "GRANT SELECT ON hats TO pg_monitor",
+    "REVOKE EXECUTE ON FUNCTION twice FROM public",
+    "GRANT USAGE ON SCHEMA public TO pg_monitor",
+    "GRANT pg_read_all_stats TO fp_role",
+    "ALTER ROLE fp_role BYPASSRLS",
+    "ALTER ROLE fp_role SET row_security = off",
+    "ALTER TYPE size ADD VALUE 'xl'",
+    "ALTER TYPE size RENAME VALUE 'xl' TO 'xxl'",
+    "CREATE DOMAIN d AS int",
+    "ALTER DOMAIN d SET NOT NULL",
+    "ALTER DOMAIN d ADD CHECK (value > 0)",
+    "CREATE TYPE r AS RANGE (subtype = int)",
+    "CREATE CAST (d AS text) WITH INOUT",
+    "CREATE OR REPLACE FUNCTION twice(n int) RETURNS int LANGUAGE sql STABLE AS 'SELECT 2 * n'",
+    "CREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    "CREATE TRIGGER t BEFORE INSERT ON hats FOR EACH ROW EXECUTE FUNCTION tf()",
+    "ALTER TABLE hats DISABLE TRIGGER t",
+    "CREATE RULE n AS ON UPDATE TO hats DO INSTEAD NOTHING",
+    "CREATE OR REPLACE VIEW shown AS SELECT id, 'y' AS label FROM signs",
+    "ALTER VIEW shown SET (security_invoker = true)",
+    "CREATE TABLE part (id int) PARTITION BY RANGE (id)",
+    "CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (1) TO (2)",
+    "ALTER TABLE part DETACH PARTITION part_1",
+    "CREATE EXTENSION hstore",
+    "ALTER EXTENSION hstore ADD FUNCTION twice",
+    "ALTER TABLE hats RENAME TO caps",
+    "ALTER TABLE caps OWNER TO fp_role",
+    "DROP TABLE caps",
+]
+STILL = [
+    "SELECT txid_current()",
+    "INSERT INTO hats VALUES (2, 'm', 'two', 'Bo')",
+    "TRUNCATE hats",
+    "ANALYZE",
+    "VACUUM",
+    "VACUUM hats",
+    "REINDEX TABLE hats",
+    "CREATE TEMP TABLE t (id serial PRIMARY KEY, e text CHECK (e > ''))",
+]
+
+
+def test_the_fingerprint_tells_changes(dsn: str) -> None:
+    """Each change of what can be served makes another fingerprint, and nothing else does."""
+    execute(dsn, "DROP ROLE IF EXISTS fp_role; CREATE ROLE fp_role")
+    execute(dsn, "CREATE TEMP TABLE first (id int)")
+    last = _fingerprint(dsn)
+    for change in STILL:
+        execute(dsn, change)
+        assert _fingerprint(dsn).value == last.value, change
+    for change in CHANGES:
+        execute(dsn, change)
+        found = _fingerprint(dsn, last)
+        assert found.value != last.value, change
+        assert _fingerprint(dsn, found).value == found.value, change
+        last = found
+    execute(dsn, "DROP OWNED BY fp_role; DROP ROLE fp_role")
+    assert _fingerprint(dsn, last).value != last.value
+
+
+def test_the_fingerprint_tells_what_ends_late(dsn: str) -> None:
+    """A change is not missed for a transaction that began later and ended before."""
+    early, late = psycopg2.connect(dsn), psycopg2.connect(dsn)
+    with early.cursor() as first, late.cursor() as second:
+        first.execute("SELECT txid_current()")
+        second.execute("CREATE TABLE second (id int)")
+        late.commit()
+        last = _fingerprint(dsn)
+        first.execute("COMMENT ON TABLE second IS '@hidden'")
+        assert _fingerprint(dsn, last).value == last.value
+        early.commit()
+        assert _fingerprint(dsn, last).value != last.value
+    early.close()
+    late.close()
+
+
+def _fingerprint(dsn: str, last: fingerprint.Fingerprint | None = None) -> fingerprint.Fingerprint:
+    connection = PgConnection(dsn)
+    connection.autocommit = True
+    try:
+        return fingerprint.fingerprint_txn(connection, last)
+    finally:
+        connection.close()
+
+
+def test_all_that_is_read_is_watched() -> None:
+    """No statement that reads the catalog asks a part of it whose changes would be missed."""
+    modules = (introspect, introspect_sql, introspect_functions, introspect_views)
+    texts = [
+        each
+        for module in modules
+        for name, each in vars(module).items()
+        if isinstance(each, str)
+        and name.isupper()
+        and "FROM pg_" in each.replace("pg_catalog.", "")
+    ]
+    read = {
+        name
+        for text in texts
+        for name in re.findall(r"(?:FROM|JOIN)\s+(?:pg_catalog\.)?(pg_\w+)(?![\w(])", text)
+    }
+    assert len(read) > 10
+    assert read - fingerprint.WATCHED.keys() - {"pg_class", "pg_roles", "pg_am"} == set()

@@ -178,19 +178,17 @@ async def test_many_notifications(service: Serving, caller: Caller, dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_unannounced(
-    service: Serving, caller: Caller, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A change that nobody told of is found out: a call is refused for now, and the next not."""
-    monkeypatch.setattr(catalogs, "STALE", 0.0)
-    monkeypatch.setattr(catalogs, "SHARE", 0.0)
+async def test_unannounced(service: Serving, caller: Caller, dsn: str) -> None:
+    """A change that nobody told of is found out by a call that trips over it, and by itself."""
     await change(service, dsn, "SELECT 1")
     execute(dsn, "ALTER TABLE shifting DROP COLUMN size")
-    error = await refusal(caller.call("rowcast.shifting.find"))
-    assert error.error == "rowcast.error.unavailable"
-    assert error.kwargs["retry"] is True
-    await until(lambda: "size" not in relations(service)["shifting"].columns)
     assert (await caller.call("rowcast.shifting.find"))["rows"] == [{"id": 1, "name": "one"}]
+    execute(dsn, "CREATE TABLE fresh (id int)")
+    assert "fresh" in (await caller.call("rowcast.describe", relations=["fresh"]))["relations"]
+    execute(dsn, "COMMENT ON TABLE shifting IS '@hidden'")
+    await until(lambda: "shifting" not in relations(service), 10)
+    error = await refusal(caller.call("rowcast.shifting.find"))
+    assert error.error == "wamp.error.no_such_procedure"
 
 
 @pytest_twisted.ensureDeferred
