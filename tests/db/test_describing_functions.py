@@ -37,6 +37,10 @@ CREATE FUNCTION nothing() RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION same(v anyelement) RETURNS anyelement LANGUAGE sql AS 'SELECT v';
 CREATE FUNCTION hushed() RETURNS int LANGUAGE sql AS 'SELECT 1';
 COMMENT ON FUNCTION hushed() IS '@hidden';
+CREATE FUNCTION plus(int, b int DEFAULT 2) RETURNS int LANGUAGE sql AS 'SELECT $1 + b';
+CREATE FUNCTION perhaps(int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION words(args text[]) RETURNS text LANGUAGE sql AS $$SELECT args[1]$$;
+CREATE FUNCTION later("timeout" int, form text) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE app.work(INOUT a int) LANGUAGE sql AS 'SELECT a';
 """
 
@@ -114,3 +118,41 @@ async def test_computed_columns(db: Callee) -> None:
             "json_schema": {"type": ["string", "null"]},
         }
     }
+
+
+TAKEN: list[tuple[str, dict[str, Any], bool]] = [
+    ("fn.add", {"a": 1, "args": None}, True),
+    ("fn.add", {"args": {"a": 1}}, True),
+    ("fn.add", {"args": {"b": 1}}, False),
+    ("fn.add", {"a": 1, "args": [1]}, False),
+    ("fn.add", {"a": 1, "more": 1}, False),
+    ("fn.add", {"a": 1, "timeout": 2, "max_affected": 1}, True),
+    ("fn.nothing", {"max_affected": 1}, False),
+    ("fn.nothing", {"max_affected": None}, True),
+    ("fn.plus", {"args": [1]}, True),
+    ("fn.plus", {"args": [1], "b": 3}, True),
+    ("fn.plus", {"args": [1, 2]}, False),
+    ("fn.plus", {"args": {"b": 3}}, False),
+    ("fn.plus", {"b": 3}, False),
+    ("fn.plus", {}, False),
+    ("fn.perhaps", {}, True),
+    ("fn.perhaps", {"args": [1]}, True),
+    ("fn.words", {"args": ["x"]}, True),
+    ("fn.words", {"args": {"args": ["x"]}}, True),
+    ("fn.words", {}, False),
+    ("fn.words", {"args": 5}, False),
+    ("fn.later", {"timeout": 3, "form": "x"}, True),
+    ("fn.later", {"timeout": "x", "form": "x"}, True),
+    ("fn.later", {"args": {"timeout": 3, "form": "x"}, "timeout": 2, "form": "lists"}, True),
+    ("fn.later", {"args": {"timeout": 3, "form": "x"}, "timeout": "x"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "fits"), TAKEN)
+@pytest_twisted.ensureDeferred
+async def test_what_a_call_takes(db: Callee, name: str, kwargs: dict[str, Any], fits: bool) -> None:
+    """`args` is a list of what has no name, or all of it by name, unless an argument is called so."""
+    document = described(db)
+    schema = document["functions"][name][0]["arguments"]
+    judge = Draft202012Validator({**schema, "$defs": document["$defs"]})
+    assert judge.is_valid(kwargs) is fits

@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from service.answer.describing.document import describe
 from service.answer.describing.verbs import VERBS
@@ -46,7 +48,22 @@ CREATE FUNCTION take(jsonb) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION self(procedure int, timeout int) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION same(v anyelement) RETURNS anyelement LANGUAGE sql AS 'SELECT v';
 CREATE PROCEDURE work(INOUT a int) LANGUAGE sql AS 'SELECT a';
-"""
+""" + "".join(
+    f'CREATE TABLE "{name}" (id int PRIMARY KEY, "{name}" {kind}, "str" text, "😀" int);'
+    for name, kind in {
+        "date": "date", "text": "text NOT NULL", "int4": "int", "integer": "int", "new": "bool",
+        "mood": "mood", "Error": "text", "sort": "text", "row": "text", "Row": "text",
+        "page": "int", "null": "int", "None": "int", "Any": "int", "list": "int[]", "rows": "int",
+        "session": "int", "service": "int", "new_or_null": "int", "things_insert": "int",
+    }.items() if name != "mood"
+) + """
+CREATE TYPE faces AS ENUM ('😀', 'None', 'null', ''); CREATE TABLE faced (face faces NOT NULL);
+CREATE FUNCTION list("self" int, options int, "_0" int, "class" int, "__a" int)
+    RETURNS SETOF public.date LANGUAGE sql AS 'SELECT * FROM date';
+CREATE FUNCTION "int"(text, "_0" text) RETURNS text LANGUAGE sql AS 'SELECT $1';
+CREATE FUNCTION str(d date[]) RETURNS bool LANGUAGE sql AS 'SELECT true';
+CREATE FUNCTION "Any"() RETURNS public.date LANGUAGE sql AS 'SELECT * FROM date LIMIT 1';
+"""  # fmt: skip
 
 
 async def greet(call: object, name: str, times: int = 1, *, loud: bool = False) -> list[str]:
@@ -92,6 +109,15 @@ async def use(session: Caller) -> None:
     await service.fn.fares_aggregate(args={}, measures={"n": {"count": "*"}})
     outs = await service.fn.outs(n=1)
     assert_type(outs["low"], int | None)
+    day = await service.date.create({"id": 1, "date": "2024-01-01", "😀": 3})
+    assert_type(day["date"], str | None)
+    assert_type((await service.text.get(1))["text"], str)
+    assert_type((await service.list.get(1))["str"], str | None)
+    faced = (await service.faced.find())["rows"][0]
+    assert_type(faced["face"], Literal["😀", "None", "null", ""])
+    assert_type(await service.fn.str_(d=None), bool | None)
+    assert_type(await service.fn.int_("a"), str | None)
+    await service.fn.list_(**{"self": 1, "options": 1, "_0": 1, "class": 1, "__a": 1})
     await service.fn.take({"a": 1})
     assert_type(await service.hello.greet("Ada", 2, loud=True), list[str])
     await service.service.health()
@@ -109,7 +135,7 @@ WRONG_PY = [
 ]
 
 USE_TS = """
-import { Session, ThingsInsert, ThingsUpdate, Page, ThingsRow, Written } from "./made";
+import { Session, SortKey, ThingsInsert, ThingsUpdate, Page, ThingsRow, Written } from "./made";
 declare const session: Session;
 async function use(): Promise<void> {
   const page: Page<ThingsRow> = await session.call("rowcast.things.find", [], { limit: 1, where: { id: 1 } });
@@ -136,6 +162,12 @@ async function use(): Promise<void> {
   const name: string | null = cheap[0].name;
   const fares = await session.call("rowcast.fn.fares.find", [], { args: { from: "x", seats: [1] }, limit: 2 });
   const fare: string | null = fares.rows[0].fare;
+  const day = await session.call("rowcast.date.create", [{ id: 1, date: "2024-01-01", "😀": 3 }]);
+  const date: string | null = day.date;
+  const sorted: string | null = (await session.call("rowcast.sort.get", [1])).sort;
+  const key: SortKey = [1];
+  const face: "😀" | "None" | "null" | "" = (await session.call("rowcast.faced.find")).rows[0].face;
+  console.log(date, sorted, key, face);
   const low: number | null = (await session.call("rowcast.fn.outs", [], { n: 1 })).low;
   await session.call("rowcast.fn.take", [{ a: 1 }]);
   const hello: string[] = await session.call("rowcast.hello.greet", ["Ada", 2], { loud: true });
@@ -215,6 +247,29 @@ def test_every_relation_has_a_name_of_its_own(document: Any) -> None:
     names = re.findall(r"^export interface (\w+)", made, re.M)
     assert len(names) == len(set(names))
     assert {"ABRow", "AB_Row", "ClassRow", "R1stRow", "FewRow", "FnFares0Row"} <= set(names)
+
+
+def test_relations_called_like_types(document: Any) -> None:
+    """A table and a type of one name are two things, in the parts that schemas refer to as well."""
+    parts = document["$defs"]
+    for name in ("date", "text", "int4", "new"):
+        assert set(parts[f"new.{name}"]["properties"]) == {"id", name, "str", "😀"}
+    judge = Draft202012Validator(
+        {**document["relations"]["date"]["json_schema"]["insert"], "$defs": parts}
+    )
+    assert judge.is_valid({"id": 1, "date": "2024-01-01", "str": None})
+    assert judge.is_valid({"id": 1, "date": {"$default": True}})
+    assert not judge.is_valid({"id": 1, "date": {"id": 1}})
+    assert not judge.is_valid({"id": "one", "dates": "2024-01-01"})
+
+
+def test_every_part_is_there(document: Any) -> None:
+    """Whatever a schema refers to is among the parts."""
+    names = {
+        unquote(name).replace("~1", "/").replace("~0", "~")
+        for name in re.findall(r'"#/\$defs/([^"]+)"', json.dumps(document))
+    }
+    assert names <= document["$defs"].keys()
 
 
 def test_every_verb_has_a_signature(document: Any) -> None:

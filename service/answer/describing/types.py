@@ -61,7 +61,7 @@ def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Refer to what may be sent for a column: a value, or that it is to be the default."""
     plain = defs.catalog.plain(type)
-    kind = "new_or_null" if nullable else "new"
+    kind = "set_or_null" if nullable else "set"  # "new" is for the rows of relations
     return defs.refer(
         _name(kind, plain),
         lambda: {"anyOf": [given(defs, plain, nullable), reference("default")]},

@@ -183,10 +183,10 @@ def class_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def identifiers(names: Iterable[str]) -> dict[str, str]:
-    """Make identifiers of names, each another one."""
+def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Make identifiers of names, each another one, and none of those that are taken."""
     found: dict[str, str] = {}
-    used: set[str] = set()
+    used = set(taken)
     for name in dict.fromkeys(names):
         made = re.sub(r"\W", "_", ".".join(map(decode, name.split("."))))
         if not made.isidentifier() or keyword.iskeyword(made) or made.startswith("_"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import keyword
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,15 @@ from typing import Any
 from service.answer.stubs.named import Call, Field, Named, class_names, identifiers
 from service.answer.stubs.python_head import HEAD, SERVICE
 from service.answer.stubs.types import Spelling
+
+
+def _text(text: str) -> str:
+    """Spell a string; an escape of JSON may be half a character, which is none of Python's."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+TYPES = {*re.findall(r"\b[A-Z]\w+", HEAD), "bool", "bytes", "dict", "float", "int", "list", "str"}
+"""What no method is called: in its class the name would be the method's in place of the type's."""
 
 PY = Spelling(
     {
@@ -27,7 +37,7 @@ PY = Spelling(
         "any": "Any",
     },
     "list[{}]",
-    lambda value: "None" if value is None else f"Literal[{json.dumps(value)}]",
+    lambda value: "None" if value is None else f"Literal[{_text(value)}]",
 )
 
 OPTIONS = {
@@ -134,7 +144,7 @@ def _groups(named: Named) -> dict[str, tuple[str, dict[str, _Method]]]:
     found: dict[str, tuple[str, dict[str, _Method]]] = {}
     for group, attribute in attributes.items():
         own = {verb: (uri, each) for (of, verb, uri), each in ways.items() if of == group}
-        spelled = identifiers(own)
+        spelled = identifiers(own, TYPES)
         methods = {spelled[verb]: _Method(uri, each) for verb, (uri, each) in own.items()}
         found[attribute] = (f"{titles[group]}Calls", methods)
     return found
@@ -149,7 +159,7 @@ def _method(name: str, method: _Method) -> list[str]:
 
 
 def _typed_dict(named: Named, title: str, fields: Iterable[Field]) -> list[str]:
-    spelled = [f"    {json.dumps(each.name)}: {_field(named, each)}," for each in fields]
+    spelled = [f"    {_text(each.name)}: {_field(named, each)}," for each in fields]
     return ["", f'{title} = TypedDict("{title}", {{', *spelled, "})"]
 
 
@@ -193,11 +203,19 @@ def _takes(named: Named, call: Call) -> str:
     by_name = [
         f"{each.name}: {PY.of(named, each.schema)}{'' if each.required else ' = ...'}"
         for each in call.named
-        if each.name.isidentifier() and each.name != "self" and not keyword.iskeyword(each.name)
+        if _sayable(each.name)
     ]
     lost = len(by_name) < len(call.named)
-    rest = [*(["*"] if by_name else []), *by_name, *(["**options: Any"] if lost else [])]
+    others = identifiers(["options"], [each.name for each in call.named])["options"]
+    rest = [*(["*"] if by_name else []), *by_name, *([f"**{others}: Any"] if lost else [])]
     return ", ".join([*by_position, "/", *rest])
+
+
+def _sayable(name: str) -> bool:
+    """Return whether a method can have an argument of this name, beside those by position."""
+    return name.isidentifier() and not (
+        name == "self" or keyword.iskeyword(name) or re.fullmatch(r"_\d+|__.*", name)
+    )
 
 
 def _answer(named: Named, call: Call) -> str:

@@ -29,7 +29,7 @@ export interface Where {
 }
 
 export type Item = string | { column: string; as?: string | null; cast?: string | null };
-export type SortKey = string | { by: string; desc?: boolean; nulls?: "first" | "last" | null };
+export type Sorting = string | { by: string; desc?: boolean; nulls?: "first" | "last" | null };
 
 export interface Timeout {
   timeout?: number;
@@ -55,7 +55,7 @@ export interface Shown extends Timeout {
 }
 
 export interface Find extends Shown, Filtered {
-  order?: SortKey[];
+  order?: Sorting[];
   limit?: number;
   offset?: number;
   distinct?: boolean | string[];
@@ -93,13 +93,13 @@ export interface Measure {
 export interface Grouped extends Filtered {
   group?: Item[];
   having?: Where;
-  order?: SortKey[];
+  order?: Sorting[];
   limit?: number;
   offset?: number;
 }
 
 export interface Returned extends Shown {
-  order?: SortKey[];
+  order?: Sorting[];
   returning?: boolean;
   max_affected?: number;
 }

@@ -9,13 +9,14 @@ from functools import cache, partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from service import errors
 from service.answer.describing.definitions import Definitions
 from service.answer.describing.document import describe
 from service.answer.describing.errors import BY_VERB, CARRIED
 from service.answer.describing.types import given as given_for
-from service.answer.describing.verbs import ARGUMENTS, POSITIONAL, VERBS, shared
+from service.answer.describing.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROGRESS, VERBS, shared
 from service.answer.hub import Hub
 from service.db.values import Codec
 from service.errors import DETAILS, InvalidArgument
@@ -296,3 +297,67 @@ def _references(value):
     elif isinstance(value, list):
         for each in value:
             yield from _references(each)
+
+
+EXACT = {
+    "count": [3],
+    "exists": [True],
+    "stream": [{"rows": 3}, {"rows": 3, "columns": ["a"]}],
+    "export": [{"rows": 3, "bytes": 5}],
+    "import": [{"rows": 3}, {"upload": "x"}],
+}
+"""Answers of verbs whose answers have one form, or two."""
+WRONG = [None, [], "x", -1, {}, {"rows": -1}, {"rows": "3"}, {"upload": 1}, {"bytes": 5}]
+
+
+def judge_of(name):
+    """Give what judges by a shared part."""
+    return Draft202012Validator({**shared()[name], "$defs": shared()})
+
+
+@pytest.mark.parametrize("verb", EXACT)
+def test_answers_are_what_is_said_and_no_more(verb):
+    """An answer fits, and with a key more or less, or of another kind, it does not."""
+    judge = judge_of(f"result.{verb}")
+    for answer in EXACT[verb]:
+        assert judge.is_valid(answer)
+        if isinstance(answer, dict):
+            assert not judge.is_valid({**answer, "more": 1}), answer
+            for key in answer.keys() - {"columns"}:
+                assert not judge.is_valid({k: v for k, v in answer.items() if k != key})
+    assert [each for each in WRONG if judge.is_valid(each)] == []
+
+
+@pytest.mark.parametrize("verb", ARGUMENTS)
+def test_arguments_are_those_and_no_others(verb):
+    """A call with an argument that there is not does not fit."""
+    given = {"key": 1, "values": {}, "changes": {}, "measures": {"n": {"count": "*"}}}
+    takes = ARGUMENTS[verb]
+    kwargs = {name: given[name] for name in takes.get("required", ())}
+    judge = judge_of(f"arguments.{verb}")
+    assert judge.is_valid(kwargs)
+    assert not judge.is_valid({**kwargs, "mores": 1})
+    for name in kwargs:
+        assert not judge.is_valid({each: kwargs[each] for each in kwargs if each != name})
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "does_not"),
+    [
+        ("affected", [{"affected": 0}], [{}, {"affected": 0, "rows": []}, {"affected": None}]),
+        ("written", [{"rows": [], "affected": 0}], [{"rows": []}, {"affected": 0}, {"rows": [1]}]),
+        ("lists", [{"columns": ["a"], "rows": [[1]]}], [{"rows": []}, {"columns": [1], "rows": []}]),
+        ("page", [{"rows": [], "next": None}, {"rows": [{}], "next": "x", "count": 1}],
+         [{"rows": []}, {"next": None}, {"rows": [1], "next": None}]),
+        ("progress.stream", [[], [{"a": 1}], [[1]]], [{}, [1]]),
+        ("progress.export", ["a,b"], [[], None]),
+        ("default", [{"$default": True}], [{}, {"$default": False}, {"$default": True, "a": 1}]),
+    ],
+)  # fmt: skip
+def test_shared_parts(name, fits, does_not):
+    """What answers and arguments are made of takes what it should, and nothing else."""
+    judge = judge_of(name)
+    assert [each for each in fits if not judge.is_valid(each)] == []
+    assert [each for each in does_not if judge.is_valid(each)] == []
+    assert set(ANSWERS) | {"upsert", "delete"} == {each for each in VERBS}
+    assert set(PROGRESS) == {"stream", "export"}
