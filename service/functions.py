@@ -52,6 +52,7 @@ class Function:
         single: Whether its author expects one row of the set (ROWS 1).
         volatility: What it promises.
         procedure: Whether it is run by CALL.
+        definer: Whether it runs with the rights of its owner.
         comment: From COMMENT ON, less the lines that speak to the service.
     """
 
@@ -63,6 +64,7 @@ class Function:
     single: bool = False
     volatility: Volatility = "volatile"
     procedure: bool = False
+    definer: bool = False
     comment: str | None = None
 
     @cached_property

@@ -36,6 +36,7 @@ class Type:
         labels: Of an enum: its values in order.
         fields: Of a composite: the names and type oids of its attributes; a hidden one keeps
             its place under the name "", which no attribute can have.
+        withheld: Those of them, in the row of a relation, on which our role has no right.
         delimiter: Between the elements of an array of this type.
         comparable: Whether values can be sorted (it has a default btree operator class).
         pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
@@ -53,6 +54,7 @@ class Type:
     base: int = 0
     labels: tuple[str, ...] = ()
     fields: tuple[tuple[str, int], ...] = ()
+    withheld: frozenset[str] = frozenset()
     delimiter: str = ","
     comparable: bool = True
     pattern: int = 0

@@ -6,7 +6,7 @@ Each takes what writes its parts, and tells in the path of a refusal which part 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from service.db.json_text import check_text, shown, within
@@ -69,27 +69,30 @@ def _texts(items: Sequence[Any], write: Write, dimensions: int) -> tuple[Texts, 
     return found, (len(items), *(below or ()))
 
 
-def composite_text(fields: Sequence[tuple[str, Write]], of: str) -> Write:
+def composite_text(
+    fields: Sequence[tuple[str, Write]], of: str, withheld: Set[str] = frozenset()
+) -> Write:
     """
     Give what writes rows.
 
     Args:
         fields: Names and what writes them, in order; one without a name cannot be set.
         of: What it is, for refusals.
+        withheld: Names that no refusal gives.
     """
     names = [name for name, _ in fields if name]
 
     def write_row(value: Any) -> str:
         if isinstance(value, str):
             return _literal(value, "(", "a dict")
-        given = row_of(value, names, of)
+        given = row_of(value, names, of, withheld)
         texts: list[str | None] = []
-        for name, write in fields:
+        for at, (name, write) in enumerate(fields):
             item = given.get(name) if name else None
             try:
                 texts.append(None if item is None else write(item))
             except InvalidArgument as refusal:
-                raise within(refusal, name) from None
+                raise within(refusal, at if name in withheld else name) from None
         return write_composite(texts)
 
     return write_row
@@ -106,7 +109,9 @@ def by_parts(write: Write, why: str) -> Write:
     return write_parts
 
 
-def row_of(value: Any, names: Sequence[str], of: str) -> dict[str, Any]:
+def row_of(
+    value: Any, names: Sequence[str], of: str, withheld: Set[str] = frozenset()
+) -> dict[str, Any]:
     """
     Take a dict, or a list in the order of the fields, as a row.
 
@@ -121,7 +126,8 @@ def row_of(value: Any, names: Sequence[str], of: str) -> dict[str, Any]:
         raise InvalidArgument("expected a dict")
     for name in value:
         if name not in names:
-            raise within(UnknownName("field", shown(name), names, of), name)
+            known = [each for each in names if each not in withheld]
+            raise within(UnknownName("field", shown(name), known, of), name)
     return value
 
 

@@ -205,7 +205,7 @@ class Encoders:
             )
         if type.kind == "composite":
             fields = [(name, self.writer(self._catalog.type(oid))) for name, oid in type.fields]
-            return composite_text(fields, f"type {type.name}")
+            return composite_text(fields, f"type {type.name}", type.withheld)
         if is_hstore(type):
             return hstore_text
         if type.schema == "pg_catalog" and type.name in WRITERS:

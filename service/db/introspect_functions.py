@@ -18,6 +18,7 @@ SELECT n.nspname AS schema, p.proname AS name,
        p.proargmodes::text[] AS modes, p.proargnames AS names, p.pronargs AS inputs,
        p.pronargdefaults AS defaults, p.prorettype::int8 AS result, p.proretset AS many,
        p.prorows = 1 AS single, p.provolatile AS volatility, p.prokind = 'p' AS procedure,
+       p.prosecdef AS definer,
        d.description AS comment
   FROM pg_proc p
   JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -55,15 +56,18 @@ def functions(
     """Make the functions of rows of `FUNCTIONS`, by schema and name, less those of hidden rows."""
     found: dict[tuple[str, str], tuple[Function, ...]] = {}
     for row in rows:
-        if any(_is_hidden(types.get(oid)) for oid in (row.result, *row.types)):
+        if any(_is_hidden(types, oid) for oid in (row.result, *row.types)):
             continue
         home = (row.schema, row.name)
         found[home] = (*found.get(home, ()), _function(row))
     return found
 
 
-def _is_hidden(type: Type | None) -> bool:
-    """Tell the row of a relation of which nothing is served."""
+def _is_hidden(types: Mapping[int, Type], oid: int) -> bool:
+    """Return whether a type is made of the row of a relation of which nothing is served."""
+    type = types.get(oid)
+    while type is not None and (type.element or type.base):
+        type = types.get(type.element or type.base)
     if type is None or type.kind != "composite" or not type.fields:
         return False
     return not any(name for name, _ in type.fields)
@@ -79,6 +83,7 @@ def _function(row: Any) -> Function:
         single=row.single,
         volatility=VOLATILITIES[row.volatility],
         procedure=row.procedure,
+        definer=row.definer,
         comment=shown(row.comment),
     )
 

@@ -86,7 +86,16 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
        a.attnotnull AS required, a.attidentity AS identity,
        CASE WHEN v.direct OR pg_relation_is_updatable(c.oid, false) & 12 <> 12
             THEN a.attgenerated ELSE 'v' END AS generated,
-       CASE WHEN a.attgenerated = '' THEN pg_get_expr(e.adbin, e.adrelid) END AS expression,
+       CASE WHEN a.attgenerated <> '' OR e.oid IS NULL THEN NULL
+            WHEN EXISTS (SELECT FROM pg_depend u LEFT JOIN pg_class s ON s.oid = u.refobjid
+                          WHERE u.classid = 'pg_attrdef'::regclass AND u.objid = e.oid
+                            AND CASE WHEN u.refclassid = 'pg_proc'::regclass
+                                     THEN NOT has_function_privilege(u.refobjid, 'EXECUTE')
+                                     WHEN s.relkind = 'S' AND u.refclassid = 'pg_class'::regclass
+                                     THEN NOT has_sequence_privilege(s.oid, 'USAGE, SELECT')
+                                     ELSE false END)
+            THEN '(of what this role may not use)'
+            ELSE pg_get_expr(e.adbin, e.adrelid) END AS expression,
        d.description AS comment,
        has_column_privilege(c.oid, a.attnum, 'SELECT') AS selectable,
        has_column_privilege(c.oid, a.attnum, 'INSERT')
@@ -239,6 +248,15 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                 WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
                 ORDER BY a.attnum)
        ELSE '{{}}' END AS field_hidden,
+       CASE t.typtype WHEN 'c' THEN
+         ARRAY(SELECT c.relkind = 'c'
+                      OR coalesce(has_column_privilege(c.oid, a.attnum, 'SELECT, INSERT, UPDATE'),
+                                  false)
+                 FROM pg_attribute a
+                 JOIN pg_class c ON c.oid = a.attrelid
+                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                ORDER BY a.attnum)
+       ELSE '{{}}' END AS field_allowed,
        CASE t.typtype WHEN 'c' THEN
          ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
                 WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped

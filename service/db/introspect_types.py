@@ -105,6 +105,11 @@ class TypeRows:
                     row.field_names, row.field_hidden, row.field_types, strict=True
                 )
             ),
+            withheld=frozenset(
+                name
+                for name, allowed in zip(row.field_names, row.field_allowed, strict=True)
+                if not allowed
+            ),
             delimiter=row.delimiter,
             comparable=self._comparable(oid, frozenset()),
             pattern=row.pattern,

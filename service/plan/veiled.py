@@ -57,7 +57,8 @@ def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
             return
         fields = {name: oid for name, oid in type.fields if name}
         if step.index or step.key not in fields:
-            raise UnknownName("field", step.key, fields, f"type {type.name}", reference.path)
+            known = [name for name in fields if name not in type.withheld]
+            raise UnknownName("field", step.key, known, f"type {type.name}", reference.path)
         type = catalog.type(fields[step.key])
     if is_veiled(catalog, type.oid):
         raise _veiled(reference.name, reference.path)

@@ -4,6 +4,8 @@ Calls with the rights of the caller's role: grants, row-level security, claims.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -348,6 +350,105 @@ async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
                 assert not isinstance(refused, InternalError), (name, kwargs)
                 told = f"{refused} {refused.details}"
                 assert not [each for each in unseen if each in told], (name, kwargs, told)
+
+
+SOIL = ("loam", "peat", "chalk")
+COLUMNS = tuple(f"{soil}_{plant}" for soil in SOIL for plant in ("fern", "moss"))
+FUNCTIONS = tuple(f"{verb}_{soil}" for soil in SOIL for verb in ("takes", "gives", "lists"))
+
+
+def beds() -> str:
+    """Give tables, each with a word of its own in whatever can be named, and functions of rows."""
+    sql = ["DROP SCHEMA IF EXISTS beds CASCADE; CREATE SCHEMA beds; GRANT USAGE ON SCHEMA beds"
+           " TO rc_clerk;"]  # fmt: skip
+    for soil in SOIL:
+        words = [f"{soil}_{plant}" for plant in ("fern", "moss")]
+        for word in words:
+            sql.append(
+                f"CREATE TYPE beds.kind_{word} AS ENUM ('label_{word}');"
+                f"CREATE FUNCTION beds.made_{word}() RETURNS text LANGUAGE sql AS $$SELECT 'x'$$;"
+                f"REVOKE EXECUTE ON FUNCTION beds.made_{word} FROM public;"
+            )
+        columns = ", ".join(
+            f"{word} beds.kind_{word} DEFAULT 'label_{word}',"
+            f" x_{word} text DEFAULT beds.made_{word}(),"
+            f" CONSTRAINT check_{word} CHECK ({word} IS NOT NULL)"
+            for word in words
+        )
+        sql.append(
+            f"CREATE TABLE beds.{soil} ({columns}, UNIQUE ({words[0]}));"
+            f"COMMENT ON TABLE beds.{soil} IS 'about_{soil}';"
+            + "".join(f"COMMENT ON COLUMN beds.{soil}.{word} IS 'of_{word}';" for word in words)
+            + f"CREATE FUNCTION beds.takes_{soil}(r beds.{soil}) RETURNS int LANGUAGE sql"
+            f" AS 'SELECT 1'; CREATE FUNCTION beds.gives_{soil}() RETURNS beds.{soil} LANGUAGE sql"
+            f" AS 'SELECT * FROM beds.{soil}'; CREATE FUNCTION beds.lists_{soil}(r beds.{soil}[])"
+            f" RETURNS SETOF beds.{soil} LANGUAGE sql AS 'SELECT * FROM beds.{soil}';"
+        )
+    return "".join(sql)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    rights=st.fixed_dictionaries({name: RIGHTS for name in COLUMNS}),
+    run=st.sets(st.sampled_from(FUNCTIONS)),
+)
+@pytest_twisted.ensureDeferred
+async def test_random_descriptions(dsn: str, rights: dict[str, set[str]], run: set[str]) -> None:
+    """Nothing is described by a name on which the role has no right, in any part of it."""
+    grants = [
+        f"GRANT {right} ({name}) ON beds.{name.split('_')[0]} TO rc_clerk;"
+        for name, found in rights.items()
+        for right in sorted(found)
+    ]
+    revoked = [f"REVOKE EXECUTE ON FUNCTION beds.{name} FROM public;" for name in FUNCTIONS
+               if name not in run]  # fmt: skip
+    execute(dsn, beds() + "".join([*grants, *revoked]))
+    async with serving(dsn, "beds", roles=ROLES) as callee:
+        catalog = callee.hub.served_to(CLERK).catalog
+        document = json.dumps(describe(catalog, "rowcast", "0", callee.hub.verbs, {}))
+    execute(dsn, "DROP SCHEMA beds CASCADE")
+    for name, found in rights.items():
+        soil = name.split("_")[0]
+        known = any(rights[each] for each in COLUMNS if each.startswith(soil))
+        assert bool(re.search(rf"\b{name}\b", document)) is bool(found), name
+        assert bool(re.search(rf"\b(label|of|kind)_{name}\b", document)) is bool(found), name
+        assert not re.search(rf"(x|made|check)_{name}", document), name
+        assert bool(re.search(rf"\b(about_)?{soil}\b", document)) is known, soil
+    for name in FUNCTIONS:
+        known = any(rights[each] for each in COLUMNS if each.startswith(name.split("_")[1]))
+        assert bool(re.search(rf"\b{name}\b", document)) is (known and name in run), name
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_definer_gives(dsn: str) -> None:
+    """A function with the rights of its owner gives whole rows, and they are described."""
+    execute(
+        dsn,
+        "CREATE TABLE safe (code text, pin int DEFAULT 1); INSERT INTO safe VALUES ('a', 2);"
+        " CREATE FUNCTION opened() RETURNS SETOF safe LANGUAGE sql SECURITY DEFINER"
+        " AS 'SELECT * FROM safe';"
+        " CREATE FUNCTION wanted(s safe) RETURNS int LANGUAGE sql AS 'SELECT s.pin';"
+        " CREATE FUNCTION serial() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+        " REVOKE EXECUTE ON FUNCTION serial FROM public;"
+        " ALTER TABLE safe ADD number int DEFAULT serial();"
+        " GRANT SELECT (number) ON safe TO rc_anyone",
+    )
+    async with serving(dsn, roles=ROLES) as callee:
+        assert await callee.call_as(CLERK, "fn.opened") == [{"code": "a", "pin": 2, "number": 1}]
+        document = describe(callee.hub.served_to(CLERK).catalog, "x", "0", callee.hub.verbs, {})
+        assert set(document["$defs"]["row.fn.opened.0"]["properties"]) == {"code", "pin", "number"}
+        assert "fn.wanted" not in document["functions"]
+        for kwargs in ({"args": [{"pim": 1}]}, {"s": {"cod": 1}}, {"s": ["a", "b", 1]}):
+            refused = await failure_of(callee.call_as(STRANGER, "fn.wanted", **kwargs))
+            assert isinstance(refused, InvalidArgument), refused
+            assert not re.search("pin|code", f"{refused} {refused.details}"), refused.details
+        known = describe(callee.hub.served_to(STRANGER).catalog, "x", "0", callee.hub.verbs, {})
+        assert "serial" not in json.dumps(known)
+        assert known["relations"]["safe"]["columns"]["number"]["default"]
 
 
 @pytest_twisted.ensureDeferred

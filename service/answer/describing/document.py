@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from service.answer.describing.definitions import Definitions
-from service.answer.describing.functions import described_functions, function_name
+from service.answer.describing.functions import described_functions, function_name, may_be_described
 from service.answer.describing.procedures import OWN, described_procedure
 from service.answer.describing.relations import described_relation, served_name
 from service.answer.describing.verbs import described_verbs, shared
@@ -51,7 +51,11 @@ def describe(
     """
     defs = Definitions(catalog, shared())
     relations = {served_name(catalog, each): each for each in catalog.relations.values()}
-    functions = {function_name(catalog, home): home for home in catalog.functions}
+    found = {
+        home: [each for each in overloads if may_be_described(catalog, each)]
+        for home, overloads in catalog.functions.items()
+    }
+    functions = {function_name(catalog, home): home for home, each in found.items() if each}
     written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
     verbs = tuple(verbs)
     return {
@@ -66,7 +70,7 @@ def describe(
             for name in _wanted("relation", part.relations, relations)
         },
         "functions": {
-            name: described_functions(defs, functions[name], catalog.functions[functions[name]])
+            name: described_functions(defs, functions[name], found[functions[name]])
             for name in _wanted("function", part.functions, functions)
         },
         "procedures": {**OWN, **written},

@@ -4,7 +4,7 @@ What `describe` says of functions: what each is given, and what it answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from service.answer.describing.definitions import Definitions, Schema, reference
@@ -26,6 +26,22 @@ def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
     schema, name = home
     before = "" if schema == catalog.schemas[0] else f"{encode(schema)}."
     return f"{before}{FN}.{encode(name)}"
+
+
+def may_be_described(catalog: Catalog, function: Function) -> bool:
+    """Return whether our role may know of the rows that a function takes and gives."""
+    return function.definer or all(
+        _is_known(catalog, oid) for oid in (function.result, *(a.type for a in function.arguments))
+    )
+
+
+def _is_known(catalog: Catalog, oid: int) -> bool:
+    """Return whether our role may use anything of a type, if it is made of a relation's row."""
+    type = catalog.type(oid)
+    while type.element or type.base:
+        type = catalog.type(type.element or type.base)
+    names = [name for name, _ in type.fields if name]
+    return not names or any(name not in type.withheld for name in names)
 
 
 def described_functions(
@@ -155,17 +171,25 @@ class _Described:
     @property
     def _row(self) -> Schema:
         """Refer to a row of its result."""
+        return self._defs.refer(f"row.{self._name}", self._made_row)
+
+    def _made_row(self) -> Schema:
+        catalog, function = self._defs.catalog, self._function
         columns: Mapping[str, Column] = self._columns or {}
-        return self._defs.refer(
-            f"row.{self._name}",
-            lambda: record(
-                {
-                    name: value(self._defs, self._defs.catalog.type(column.type), nullable=True)
-                    for name, column in columns.items()
-                },
-                list(columns),
-            ),
+        withheld: Set[str] = set()
+        if not (function.outputs or function.definer):
+            withheld = catalog.plain(catalog.type(function.result)).withheld
+        made = record(
+            {
+                name: value(self._defs, catalog.type(column.type), nullable=True)
+                for name, column in columns.items()
+                if name not in withheld
+            },
+            [name for name in columns if name not in withheld],
         )
+        if withheld:  # which may be there all the same, nameless here
+            del made["additionalProperties"]
+        return made
 
 
 def _parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:

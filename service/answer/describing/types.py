@@ -102,7 +102,7 @@ def _read(catalog: Catalog, type: Type) -> Schema:
         fields = {
             name: schema_of(catalog, catalog.type(oid), nullable=True)
             for name, oid in type.fields
-            if name  # a hidden one has none
+            if name and name not in type.withheld  # a hidden one has no name
         }
         return {"type": "object", "properties": fields}
     return {} if type.kind == "pseudo" else _base(_known(type))
@@ -182,12 +182,11 @@ def _given_row(defs: Definitions, type: Type) -> Schema:
     fields = {
         name: given(defs, defs.catalog.type(oid), nullable=True)
         for name, oid in type.fields
-        if name
+        if name and name not in type.withheld
     }
-    row: dict[str, Any] = {
-        "type": "object",
-        "properties": fields,
-        "additionalProperties": False,
-    }
-    values = {"type": "array", "minItems": len(fields), "maxItems": len(fields)}
+    row: dict[str, Any] = {"type": "object", "properties": fields}
+    if not type.withheld:
+        row["additionalProperties"] = False
+    shown = sum(1 for name, _ in type.fields if name)
+    values = {"type": "array", "minItems": shown, "maxItems": shown}
     return {"anyOf": [row, values, {"type": "string"}]}
