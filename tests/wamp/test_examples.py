@@ -114,8 +114,8 @@ async def test_procedures(caller: Caller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_filters(caller: Caller) -> None:
-    """The filter at the head of the page means the rows that it should."""
-    (text,) = code(DOCS / "filters.md", "python")
+    """The filters of the page mean the rows that they should."""
+    text, related = code(DOCS / "filters.md", "python")
     rows = [
         {"action": "deploy", "path": "/srv/app"},
         {"action": "deploy", "path": "/opt/app"},
@@ -124,6 +124,17 @@ async def test_filters(caller: Caller) -> None:
     made = await caller.call("rowcast.actions.create", rows)
     found = await caller.call("rowcast.actions.find", where=ast.literal_eval(text))
     assert [row["id"] for row in found["rows"]] == [made[0]["id"]]
+    driver = await caller.call("rowcast.drivers.create", {"name": "Flo"})
+    vehicles = [
+        {"plate": "B-RC 71", "model": "bus", "seats": 8, "driver_id": driver["id"]},
+        {"plate": "B-RC 72", "model": "saloon", "seats": 4, "driver_id": driver["id"]},
+    ]
+    await caller.call("rowcast.vehicles.create", vehicles)
+    counts = [
+        await caller.call("rowcast.drivers.count", where={"name": "Flo", **ast.literal_eval(line)})
+        for line in related.splitlines()
+    ]
+    assert counts == [1, 0, 1]
 
 
 @pytest_twisted.ensureDeferred
