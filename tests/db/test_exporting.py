@@ -109,6 +109,22 @@ async def test_arguments(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_csv_with_columns_of_related_rows_names_them_in_its_head(dsn: str) -> None:
+    """Null where there is no related row; an alias is the name in the head."""
+    execute(
+        dsn,
+        "CREATE TABLE halls (id int PRIMARY KEY, city text);"
+        "CREATE TABLE crates (id int PRIMARY KEY, hall_id int REFERENCES halls);"
+        "INSERT INTO halls VALUES (1, 'Ulm'); INSERT INTO crates VALUES (1, 1), (2, NULL)",
+    )
+    async with serving(dsn) as db:
+        taker = Taker(db)
+        select = ["id", "halls.city", "hall:hall_id.id"]
+        await taker.call("crates.export", select=select, order=["halls.city"])
+        assert "".join(taker.parts) == "id,city,hall\n1,Ulm,1\n2,,\n"
+
+
+@pytest_twisted.ensureDeferred
 async def test_empty(db: Callee) -> None:
     """Without rows there is the header of CSV, and nothing of JSON lines."""
     taker = Taker(db)

@@ -1,0 +1,104 @@
+"""
+The page on migrations: its snippets are put where it says, and run as it says.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, execute
+from tests.test_docs import DOCS, code
+
+BY_HAND, FIELD, TABLE, TRIGGER, APART = code(DOCS / "migrations.md", "python")
+
+
+class Project:
+    """A copy of what migrates, with a database of its own."""
+
+    def __init__(self, home: Path, dsn: str) -> None:
+        self.home = home
+        self._dsn = dsn
+        kept = shutil.ignore_patterns("__pycache__")
+        for name in ("schema", "migrations"):
+            shutil.copytree(ROOT / name, home / name, ignore=kept)
+        shutil.copy(ROOT / "alembic.ini", home)
+
+    def alembic(self, *words: str) -> str:
+        """Run alembic; return what it says."""
+        environ = {"DATABASE_URL": self._dsn, "HOME": str(self.home), "PATH": os.environ["PATH"]}
+        found = subprocess.run(
+            [sys.executable, "-m", "alembic", *words],
+            cwd=self.home,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found.stdout + found.stderr
+
+    def revise(self, *words: str) -> Path:
+        """Make a revision; return its file."""
+        before = set((self.home / "migrations/versions").glob("*.py"))
+        self.alembic("revision", *words)
+        (made,) = set((self.home / "migrations/versions").glob("*.py")) - before
+        return made
+
+    def write(self, revision: Path, snippet: str) -> None:
+        """Put a snippet in place of what an empty revision does."""
+        head, mark, _ = revision.read_text().partition("def upgrade")
+        assert mark
+        imports, _, functions = snippet.partition("def upgrade")
+        assert set(imports.split("\n")) <= set(head.split("\n")), "a revision imports these"
+        revision.write_text(f"{head}def upgrade{functions}")
+
+
+def test_migrations_page_snippets_migrate_and_agree_with_the_declarations(
+    dsn: str, tmp_path: Path
+) -> None:
+    project = Project(tmp_path, dsn)
+    project.alembic("upgrade", "head")
+
+    by_hand = project.revise("-m", "add a due date to actions")
+    project.write(by_hand, BY_HAND)
+    project.alembic("upgrade", "head")
+    declared = project.home / "schema/action.py"
+    imports, _, rest = FIELD.partition("class Action")
+    field = rest.partition("...  # what is there\n")[2]
+    text = declared.read_text().replace("\nfrom sqlalchemy", f"\n{imports}\nfrom sqlalchemy", 1)
+    declared.write_text(text + field)
+    project.alembic("check")
+
+    (project.home / "schema/depot.py").write_text(TABLE)
+    generated = project.revise("--autogenerate", "-m", "add depots")
+    imported, _, trigger = TRIGGER.partition("\n\n")
+    text = generated.read_text()
+    assert imported in text
+    head, mark, tail = text.partition("\n\n\ndef downgrade")
+    step = "".join(f"\n    {line}" for line in trigger.strip().splitlines())
+    generated.write_text(f"{head}{step}{mark}{tail}")
+    project.alembic("upgrade", "head")
+    project.alembic("check")
+    execute(dsn, "INSERT INTO depots (name, updated_at) VALUES ('north', '2020-01-01')")
+    execute(dsn, "UPDATE depots SET name = 'south'")
+    assert execute(dsn, "SELECT updated_at > '2020-01-02' FROM depots") == [(True,)]
+
+    apart = project.revise("-m", "index the status")
+    project.write(apart, APART)
+    project.alembic("upgrade", "head")
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_actions_status'::regclass"
+    assert execute(dsn, valid) == [(True,)]
+
+    project.alembic("downgrade", "0001")
+    left = "SELECT to_regclass('depots'), to_regclass('ix_actions_status')"
+    assert execute(dsn, left) == [(None, None)]
+    due = (
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'actions'::regclass AND attname = 'due'"
+    )
+    assert execute(dsn, due) == [(0,)]
+    project.alembic("upgrade", "head")
