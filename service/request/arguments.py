@@ -37,7 +37,8 @@ class Arguments:
         known: Collection[str],
         takes: str | None = None,
     ) -> None:
-        self._takes = takes or (f"by position: {', '.join(leading)}" if leading else None)
+        several = f"by position: {', '.join(leading)}" if len(leading) > 1 else None
+        self._takes = takes or several
         if len(positional) > len(leading):
             hint = f"by position: {', '.join(leading)}" if leading else "name the arguments"
             if not leading and "where" in known and isinstance(positional[0], Mapping):
