@@ -12,9 +12,11 @@ import pytest_twisted
 from jsonschema import Draft202012Validator
 
 from service.answer.describing.document import describe
+from service.errors import InvalidArgument, NoSuchProcedure
 from tests.conftest import execute
 from tests.db.described import Described
-from tests.db.hubs import Callee, serving
+from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.rooms import failure_of
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -106,6 +108,42 @@ async def test_schemas(db: Callee, name: str, overload: int, kwargs: dict[str, A
     answer = await db.call(name, **kwargs)
     for schema, value in ((found["arguments"], kwargs), (found["result"], answer)):
         assert not Described(document).faults(schema, value)
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("fn.nothing", {"max_affected": 1}),
+    ("app.fn.work", {"a": 1, "max_affected": 1}),
+    ("fn.person", {"key": 1, "other": 1}),
+    ("fn.person", {}),
+    ("fn.person", {"args": {}}),
+    ("fn.person", {"args": [1]}),
+    ("fn.label", {"args": []}),
+    ("fn.label", {"args": [None, 1]}),
+    ("fn.label", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), REFUSED)
+@pytest_twisted.ensureDeferred
+async def test_what_a_function_does_not_take_is_not_described(
+    db: Callee, name: str, kwargs: dict[str, Any]
+) -> None:
+    document = described(db)
+    (found,) = document["functions"][name]
+    error = await failure_of(db.hub.answer(name, [], kwargs, ANYONE))
+    assert isinstance(error, InvalidArgument)
+    assert Described(document).faults(found["arguments"], kwargs)
+
+
+@pytest_twisted.ensureDeferred
+async def test_verbs_are_described_of_functions_that_return_rows_alone(db: Callee) -> None:
+    functions = described(db)["functions"]
+    with_verbs = {name for name, (found, *_) in functions.items() if found["verbs"]}
+    assert with_verbs == {"fn.everyone", "fn.person", "fn.outs"}
+    found = await db.call("fn.outs.find", args={"n": 2})
+    assert len(found["rows"]) == 1
+    error = await failure_of(db.hub.answer("app.fn.work.find", [], {"args": {"a": 1}}, ANYONE))
+    assert isinstance(error, NoSuchProcedure)
 
 
 @pytest_twisted.ensureDeferred

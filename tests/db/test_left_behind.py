@@ -390,3 +390,22 @@ async def test_sessions_of_languages_with_memory_end(db: Callee, dsn: str) -> No
     await db.call("numbered.find")
     assert await backend() == first
     execute(dsn, "DROP LANGUAGE left_perl")
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_session_is_given_up_where_code_keeps_what_no_statement_takes_away(
+    dsn: str, lasting: bool
+) -> None:
+    """By the extensions that the database has; without one sessions are used again."""
+    execute(dsn, "DROP EXTENSION IF EXISTS dblink")
+    execute(dsn, "CREATE OR REPLACE FUNCTION who() RETURNS int LANGUAGE plpgsql"
+                 " AS 'BEGIN RETURN pg_backend_pid(); END'")  # fmt: skip
+    if lasting:
+        execute(dsn, "CREATE EXTENSION dblink")
+    try:
+        async with serving(dsn) as db:
+            sessions = [await db.call("fn.who") for _ in range(9)]
+        assert (len(set(sessions)) == len(sessions)) is lasting
+    finally:
+        execute(dsn, "DROP EXTENSION IF EXISTS dblink; DROP FUNCTION who()")

@@ -278,6 +278,27 @@ async def test_deadlocks_are_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_transaction_whose_body_words_a_serialization_failure_is_run_again(dsn: str) -> None:
+    """What the server asked for is known by the cause, whatever it was turned into."""
+    attempts = []
+    async with database_at(dsn) as database:
+
+        async def worded() -> None:
+            attempts.append(1)
+            try:
+                await database.statement("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+            except psycopg2.Error as error:
+                try:
+                    raise KeyError("once") from error
+                except KeyError as again:
+                    raise ValueError("it was somebody else's turn") from again
+
+        with pytest.raises(ValueError, match="somebody else's turn"):
+            await database.transact(worded, retries=2)
+    assert len(attempts) == 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_retries_end(dsn: str) -> None:
     """A transaction that never gets through fails as PostgreSQL said it."""
     attempts = []

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 
 from service.db.connection import PgConnection
 from service.db.scope import Database
-from service.db.transaction import TransactionAborted, commit_txn, rollback_txn
+from service.db.transaction import TransactionAborted, commit_txn, rollback_txn, undo_txn
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.relay import Relay
@@ -128,6 +128,16 @@ async def test_a_savepoint_that_cannot_be_undone(dsn: str) -> None:
         assert isinstance(await failure_of(outer()), (psycopg2.Error, Unavailable))
         await insert(database, 3)
     assert kept(dsn) == [3]
+
+
+def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
+    """The server undoes the whole transaction; nobody else may commit what is left of it."""
+    connection = psycopg2.connect(dsn, connection_factory=PgConnection)
+    connection.command("BEGIN; INSERT INTO kept VALUES (7)")
+    with pytest.raises(psycopg2.Error):
+        undo_txn(connection, "never_set")
+    assert connection.closed
+    assert 7 not in kept(dsn)
 
 
 @pytest_twisted.ensureDeferred

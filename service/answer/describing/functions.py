@@ -150,7 +150,9 @@ class _Described:
         """Give the list of what is given by position."""
         first = self._function.inputs[: self._function.unnamed]
         items = [self._given(each) for each in first]
-        found: Schema = {"type": "array", "maxItems": len(items)}
+        needed = [at for at, each in enumerate(first, 1) if not (each.name or each.has_default)]
+        least = {"minItems": needed[-1]} if needed else {}
+        found: Schema = {"type": "array", **least, "maxItems": len(items)}
         return {**found, "prefixItems": items} if items else found
 
     def _result(self) -> Schema:

@@ -269,6 +269,25 @@ def test_values(type, value):
     assert not Described({"$defs": defs.schemas}).faults(schema, value)
 
 
+ANSWERED = [
+    ("stream", {"rows": 1}, ["rows"]),
+    ("stream", {"rows": 1, "columns": ["id"]}, ["rows"]),
+    ("export", {"rows": 1, "bytes": 9}, ["rows", "bytes"]),
+    ("import", {"rows": 1}, ["rows"]),
+    ("import", {"upload": "x"}, ["upload"]),
+]
+
+
+@pytest.mark.parametrize(("verb", "answer", "needed"), ANSWERED)
+def test_answer_has_its_keys_and_no_others(verb, answer, needed):
+    """What a call answers is described so that a key of none, or one too many, is a fault."""
+    validator = described().validator({"$ref": f"#/$defs/result.{verb}"}, f"result.{verb}")
+    assert validator.is_valid(answer)
+    assert not validator.is_valid({**answer, "other": 1})
+    for name in needed:
+        assert not validator.is_valid({key: answer[key] for key in answer if key != name})
+
+
 def test_every_schema_is_one():
     """A document is valid JSON Schema (2020-12), and all that it refers to is in it."""
     document = describe(catalog(), "rowcast", "1", VERBS, {})
