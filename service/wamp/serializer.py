@@ -154,4 +154,8 @@ def _salvage(payload: bytes, error: Exception) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error)[:300]
+    """Return what is wrong with a message, in our own words where its sender can mend it."""
+    text = str(error)
+    if "nesting depth" in text:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return text.rpartition("invalid serialization of WAMP message: ")[2][:300]

@@ -134,6 +134,7 @@ async def test_argument_too_deep(how: str, start_edge: StartEdge, call_from: Joi
         assert error.error == ApplicationError.INVALID_ARGUMENT
         error = await refused(caller, "echo", where=nested(levels))
         assert error.error == ApplicationError.INVALID_ARGUMENT
+        assert error.args == ("undecodable arguments: nested deeper than 128 levels",)
     assert await caller.call("rowcast.echo", nested(100)) == nested(100)
     await unharmed(edge, caller, session)
 
