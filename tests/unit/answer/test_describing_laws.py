@@ -276,6 +276,28 @@ ANSWERED = [
     ("import", {"rows": 1}, ["rows"]),
     ("import", {"upload": "x"}, ["upload"]),
 ]
+SHARED = [
+    ("lists", {"columns": ["id"], "rows": [[1]]}),
+    ("affected", {"affected": 1}),
+    ("written", {"rows": [], "affected": 0}),
+    ("page", {"rows": [], "next": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), SHARED)
+def test_answer_lacks_none_of_its_keys(name, answer):
+    """Each key of a shared form of answers is needed; a list of find has `next`, too."""
+    validator = described().validator({"$ref": f"#/$defs/{name}"}, f"shared.{name}")
+    assert validator.is_valid(answer)
+    for key in answer:
+        assert not validator.is_valid({each: answer[each] for each in answer if each != key})
+
+
+def test_lists_of_find_have_next():
+    validator = described().validator({"$ref": "#/$defs/result.find"}, "result.find")
+    lists = {"columns": ["id"], "rows": [[1]]}
+    assert validator.is_valid({**lists, "next": None})
+    assert not validator.is_valid(lists)
 
 
 @pytest.mark.parametrize(("verb", "answer", "needed"), ANSWERED)

@@ -1,0 +1,40 @@
+"""
+For whom a call may be: who is named in it, hop by hop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from autobahn.wamp import message
+
+from service.wamp.login import Anonymous
+from service.wamp.session import SafeSession
+
+BOSS = {"session": 1, "authid": "admin", "authrole": "boss"}
+LINK = {"session": 2, "authid": "link", "authrole": "link"}
+PLAIN = {"session": 3, "authid": "ada", "authrole": "anonymous"}
+
+
+@pytest.mark.parametrize(
+    ("hops", "taken"),
+    [
+        ([BOSS], False),
+        ([BOSS, PLAIN], False),
+        ([BOSS, PLAIN, LINK], False),
+        ([BOSS, LINK, PLAIN], False),
+        ([BOSS, LINK], True),
+        ([BOSS, LINK, LINK], True),
+        (None, True),
+    ],
+)
+def test_call_for_others_is_taken_from_links_alone(hops: Any, taken: bool) -> None:
+    """Without a hop after the first nobody vouches for who is named in it."""
+    session = SafeSession("realm1", Anonymous(), _never, lambda registration: None, links=["link"])
+    problem = session._problem(message.Invocation(1, 2, forward_for=hops))
+    assert (problem is None) is taken
+
+
+async def _never(session: SafeSession, details: Any) -> None:
+    raise AssertionError
