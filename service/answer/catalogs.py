@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from service.answer.hub import Hub
-from service.answer.roles import Roles
+from service.answer.roles import SERVICE, Roles
 from service.answer.served import Served
 from service.answer.whole import whole_of
 from service.catalog import Catalog
@@ -32,6 +32,8 @@ REST = 4
 """A look, and the reading that it may lead to, is followed by a rest of so many times its length."""
 LEAST = 0.01
 """Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
+NO_ROLE = frozenset({"22023", "42501", "42704"})
+"""SQLSTATEs of SET ROLE: there is no such role, or we are not a member of it."""
 PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
 LONG_PAUSE = 10.0
@@ -76,6 +78,7 @@ class Catalogs(Service):
         self._every = every
         self._codecs: list[Codec] = []
         self._version = 0
+        self._gone: dict[str, str] = {}
         self._fingerprint: Fingerprint | None = None
         self._behind = True
         self._ordered = False
@@ -157,7 +160,7 @@ class Catalogs(Service):
             found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
             self._behind = self._behind or last is None or last.value != found.value
             if self._behind:
-                catalogs = {role: await self._catalog(role) for role in self._roles.names}
+                catalogs = await self._catalogs()
                 read = True
                 self._tell(catalogs)
                 self._told()
@@ -211,6 +214,27 @@ class Catalogs(Service):
         for each in waiting:
             each.callback(None)
 
+    async def _catalogs(self) -> dict[str, Catalog]:
+        """
+        Return what each role may use, without those that we may not be, or that are gone.
+
+        Their callers are refused: one role that was dropped must not keep the others from what
+        has changed, nor have what it could use for as long as nobody notices.
+        """
+        catalogs: dict[str, Catalog] = {}
+        gone: dict[str, str] = {}
+        for role in self._roles.names:
+            try:
+                catalogs[role] = await self._catalog(role)
+            except Exception as error:
+                if role == SERVICE or getattr(error, "pgcode", None) not in NO_ROLE:
+                    raise
+                gone[role] = _first_line(error)
+        for role in gone.keys() - self._gone.keys():
+            log.warn("callers of the role {role} are refused: {why}", role=role, why=gone[role])
+        self._gone = gone
+        return catalogs
+
     async def _catalog(self, role: str) -> Catalog:
         """Read what a role may use."""
         with self._database.identity(identity_of(role, {})):
@@ -225,7 +249,8 @@ class Catalogs(Service):
 
     def _tell(self, catalogs: Mapping[str, Catalog]) -> None:
         """Have what was read be served, to each role what it may use."""
-        whole = whole_of(list(catalogs.values()))
+        nothing = Catalog(self._version + 1, self._schemas, {}, {})
+        whole = whole_of(list(catalogs.values()) or [nothing])
         codec = Codec(whole)
         models = self._models.load(whole, codec)
         served = {

@@ -10,7 +10,7 @@ of them as a `ServiceError`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ from service.db.sqlstate import refusal
 from service.errors import (
     Canceled,
     NoSuchProcedure,
+    NotAuthorized,
     OutcomeUnknown,
     ServiceError,
     StatementTimeout,
@@ -144,8 +145,15 @@ class Hub:
     def _served_as(self, role: str) -> Served:
         served = self._served.get(role)
         if served is None:
-            raise _unread()
+            if self._whole is None:
+                raise _unread()
+            raise NotAuthorized("the database role of these callers is not there, or not ours")
         return served
+
+    @property
+    def served_roles(self) -> Collection[str]:
+        """Return the database roles whose callers are served now."""
+        return self._served.keys()
 
     @property
     def ready(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -25,6 +26,7 @@ from service.db import (
 from service.db.connection import PgConnection
 from service.errors import (
     NoSuchProcedure,
+    NotAuthorized,
     ServiceError,
     UnknownName,
 )
@@ -322,6 +324,35 @@ async def test_a_role_that_went(dsn: str) -> None:
         assert isinstance(await failure_of(call("hats.get", 1)), NoSuchProcedure)
         execute(dsn, "GRANT SELECT, UPDATE ON hats TO hatter")
         assert (await call("hats.update", 1, {"worn": 2}))["worn"] == 2
+    execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")
+
+
+@pytest_twisted.ensureDeferred
+async def test_dropped_role_is_refused_and_keeps_no_other_from_what_is_new(dsn: str) -> None:
+    """At start as well as later; what comes back is served again."""
+    execute(dsn, "DROP ROLE IF EXISTS hatter; DROP ROLE IF EXISTS capper")
+    execute(dsn, "CREATE ROLE hatter; GRANT USAGE ON SCHEMA public TO hatter")
+    roles = Roles({"h": "hatter", "c": "capper"})
+    hatter, capper = (replace(ANYONE, authrole=name) for name in "hc")
+
+    async def new_table(name: str) -> None:
+        execute(dsn, f"CREATE TABLE {name} (id int); GRANT SELECT ON {name} TO hatter")
+        assert await db.hub.answer(f"{name}.count", [], {}, hatter) == 0
+
+    async with serving(dsn, roles=roles, every=0.05) as db:
+        await new_table("first")
+        refused = await failure_of(db.hub.answer("hats.count", [], {}, capper))
+        assert isinstance(refused, NotAuthorized)
+        assert "capper" not in str(refused)
+        execute(dsn, "CREATE ROLE capper; GRANT USAGE ON SCHEMA public TO capper")
+        execute(dsn, "GRANT SELECT ON hats TO capper")
+        await until(lambda: "capper" in db.hub.served_roles, 20)
+        assert await db.hub.answer("hats.count", [], {}, capper) == 1
+        execute(dsn, "DROP OWNED BY capper; DROP ROLE capper")
+        await until(lambda: "capper" not in db.hub.served_roles, 20)
+        refused = await failure_of(db.hub.answer("hats.count", [], {}, capper))
+        assert isinstance(refused, NotAuthorized)
+        await new_table("second")
     execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")
 
 
