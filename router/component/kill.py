@@ -1,21 +1,38 @@
 """
-What became of a call that was cancelled in mode "kill": what its callee answered.
+What a caller is answered that cancels a call.
+
+In mode "kill" it is what its callee answered.
 
 WAMP has the caller wait for that answer, and Crossbar puts its own "canceled" in its place, though
-the callee may have kept what it did.
+the callee may have kept what it did. In mode "skip" it is "canceled", at once: Crossbar answers nothing
+at all, then or later.
 """
 
-from crossbar.router.dealer import Dealer
+from autobahn.wamp import message
+from autobahn.wamp.exception import ApplicationError
+from crossbar.router.dealer import Dealer, _can_cancel
 
 from component import guard
 
-take_yield = Dealer.processYield
+take_yield, take_cancel = Dealer.processYield, Dealer.processCancel
 
 
 def install():
     """Have answers reach their callers, in every realm of this process; after the guard."""
     Dealer.processYield = answered(take_yield)
     Dealer.processInvocationError = answered(guard.error_of_callee)
+    Dealer.processCancel = cancel_of_call
+
+
+def cancel_of_call(self, session, cancel):
+    """Take a CANCEL, and answer the call where its callee is not interrupted."""
+    invocation = self._invocations_by_call.get((session._session_id, cancel.request))
+    first = invocation is not None and not invocation.canceled
+    take_cancel(self, session, cancel)
+    skipped = cancel.mode == message.Cancel.SKIP
+    if first and (skipped or not _can_cancel(invocation.callee, "callee")):
+        kind = message.Call.MESSAGE_TYPE
+        self._router.send(session, message.Error(kind, cancel.request, ApplicationError.CANCELED))
 
 
 def answered(process):

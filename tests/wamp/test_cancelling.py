@@ -102,9 +102,9 @@ def written(service: Serving) -> None:
     service.hub.add(procedures(service.database, models, lambda: service.hub.served.codec, WRITTEN))
 
 
-def kill(caller: Caller) -> None:
-    """Cancel the call that was made last, in the mode that autobahn's own cancel does not have."""
-    caller._transport.send(message.Cancel(max(caller._call_reqs), mode="kill"))
+def kill(caller: Caller, mode: str | None = "kill") -> None:
+    """Cancel the call that was made last, in modes that autobahn's own cancel does not have."""
+    caller._transport.send(message.Cancel(max(caller._call_reqs), mode=mode))
 
 
 async def end_of(call: Any) -> str:
@@ -248,3 +248,26 @@ async def test_cancelled_call_stops_on_the_server(verb: str, dsn: str, caller: C
     kill(caller)
     assert await end == Canceled.uri
     await until(lambda: not running(dsn, "naps" if verb == "find" else '"kept"'))
+
+
+@pytest.mark.parametrize("mode", ["skip", "killnowait", None])
+@pytest_twisted.ensureDeferred
+async def test_other_modes_answer_at_once(mode: str | None, dsn: str, caller: Caller) -> None:
+    """The caller hears "canceled" while the write goes on, or is stopped; the session stays."""
+    id = next(IDS)
+    end = ensureDeferred(end_of(caller.call("rowcast.kept.create", {"id": id, "note": "slow"})))
+    await until(lambda: running(dsn, '"kept"'))
+    kill(caller, mode)
+    assert await end.addTimeout(5, reactor) == Canceled.uri
+    if mode != "skip":
+        await until(lambda: not running(dsn, '"kept"'))
+        assert execute(dsn, f"SELECT id FROM kept WHERE id = {id}") == []
+    else:
+        await pause(0.5)
+        assert running(dsn, '"kept"')
+        execute(
+            dsn, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        )
+        await until(lambda: not running(dsn, '"kept"'))
+        await pause(0.3)
+    assert await end_of(caller.call("rowcast.kept.count")) == "result"
