@@ -5,6 +5,7 @@ The command line: `rowcast`, or `python -m service`: run, call, settings, seed, 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,18 +109,29 @@ def call(
     """
     from twisted.internet import reactor
 
-    from service.command import BadArgument, Printer, default_url, full_uri, login, run_call
-    from service.wamp.caller import Place
+    from service.command import (
+        BadArgument,
+        Printer,
+        default_url,
+        full_uri,
+        login,
+        place_at,
+        run_call,
+    )
 
     settings = read()
     printer = Printer(sys.stdout.isatty() if output is None else output == "table")
     url, realm = where.pop("url"), where.pop("realm")
     try:
-        place = Place(url or default_url(settings), realm or settings.realm, login(**where))
+        place = place_at(url or default_url(settings), realm or settings.realm, login(**where))
         uri = full_uri(settings.prefix, procedure)
         sys.exit(run_call(reactor, place, uri, arguments, printer, progress, timeout))
     except BadArgument as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:  # of the output: a full disk
+        # what is left in the buffer would fail once more when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(str(error))
 
 
 ROLE = click.option("--role", help="A role of the database: what it may use, and no more.")
@@ -262,7 +274,9 @@ def paste(settings: Settings) -> str:
         host = quote(settings.place.cluster.parameters["host"], safe="/")
         psql = near(Path(sys.executable).with_name("psql"))
         lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
-    lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "")]
+    there = "" if url == "ws://127.0.0.1:8080/ws" else f" --url {url}"
+    there += "" if settings.realm == "realm1" else f" --realm {settings.realm}"
+    lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "") + there]
     if settings.embedded_router:
         body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from io import StringIO
@@ -21,6 +22,7 @@ from tabulate import tabulate
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from service.address import Address
 from service.settings import Settings
 from service.wamp.caller import CallRefused, NotJoined, Place, call_once
 from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
@@ -69,6 +71,9 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for word in words:
+        if word.startswith("--"):
+            name = word.lstrip("-").partition("=")[0]
+            raise BadArgument(f"no option {word}; an argument of the call is {name}=VALUE")
         named = re.match(r"([A-Za-z_]\w*)=(?!=)(.*)", word, re.DOTALL)
         if named:
             kwargs[named[1]] = _value(named[2]) if named[2] else ""
@@ -80,6 +85,11 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
                 kwargs |= value
             else:
                 args.append(value)
+    if args and verb in KEYWORDS_ONLY:
+        raise BadArgument(
+            f'"{verb}" takes its arguments by name: limit=2, or "limit: 2" with a blank after the'
+            f" colon; got {words[0]}"
+        )
     return args, kwargs
 
 
@@ -120,7 +130,7 @@ class Printer:
     def part(self, part: Any) -> None:
         """Print a progressive result: text as it is, rows as lines of JSON or as a table."""
         if isinstance(part, str):
-            echo(part, nl=False)
+            echo(visible(part) if sys.stdout.isatty() else part, nl=False)
         elif self._table:
             self.answer(part)
         else:
@@ -144,14 +154,24 @@ def _are_rows(rows: Any) -> bool:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        key: value if isinstance(value, str) else "" if value is None else _json(value, None)
-        for key, value in row.items()
-    }
+    return {visible(key): _cell(value) for key, value in row.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return visible(value) if isinstance(value, str) else _json(value, None)
+
+
+def visible(text: str) -> str:
+    """Return a text without characters that a terminal would obey, such as ESC."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
 
 
 def _json(value: Any, indent: int | None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=_binary)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_binary)
+    # JSON may have these as they are, and a terminal obeys them
+    return re.sub(r"[\x7f-\x9f]", lambda at: f"\\u{ord(at[0]):04x}", text)
 
 
 def _binary(value: Any) -> str:
@@ -223,8 +243,36 @@ def default_url(settings: Settings) -> str:
 
 
 def full_uri(prefix: str, procedure: str) -> str:
-    """Return a procedure's URI; a full one, the router's own too, stays as it is."""
-    return procedure if procedure.startswith((f"{prefix}.", "wamp.")) else f"{prefix}.{procedure}"
+    """
+    Return a procedure's URI; a full one, the router's own too, stays as it is.
+
+    Raises:
+        BadArgument: It cannot be the name of a procedure.
+    """
+    uri = procedure if procedure.startswith((f"{prefix}.", "wamp.")) else f"{prefix}.{procedure}"
+    if not re.fullmatch(r"[^\s.#]+(\.[^\s.#]+)*", uri):
+        raise BadArgument(
+            f'"{procedure}" is not the name of a procedure: relation.verb, fn.function'
+        )
+    return uri
+
+
+def place_at(url: str, realm: str, login: Login) -> Place:
+    """
+    Return where to call.
+
+    Raises:
+        BadArgument: The URL is not of a router, or the key cannot be read.
+    """
+    try:
+        Address.from_url(url)
+    except ValueError as error:
+        raise BadArgument(f"--url {error}") from None
+    try:
+        login.extra()
+    except Exception as error:
+        raise BadArgument(f"--key {error}") from None
+    return Place(url, realm, login)
 
 
 def login(authid: str | None, ticket: str | None, key: str | None) -> Login:
@@ -278,15 +326,17 @@ async def _ended(call: Awaitable[Any]) -> tuple[Any, int]:
         return await call, ANSWERED
     except NotJoined as error:
         cure = "is it running (make run)? is --url right?"
+        if error.refused:
+            cure = "check --realm, --authid and its ticket or key"
         _complain(f"no session at the router: {error} → {cure}", {})
-        return None, UNREACHABLE
+        return None, REFUSED if error.refused else UNREACHABLE
     except CallRefused as error:
         _complain(str(error), error.details)
         return None, UNREACHABLE if error.details.get("retry") else REFUSED
 
 
 def _complain(line: str, details: Mapping[str, Any]) -> None:
-    echo(line, err=True)
+    echo(visible(line), err=True)
     for key, value in details.items():
         shown = value if isinstance(value, str) else _json(value, None)
-        echo(f"  {key}: {shown}", err=True)
+        echo(visible(f"  {key}: {shown}"), err=True)

@@ -23,7 +23,17 @@ LARGEST = 15 * 2**20
 
 
 class NotJoined(Exception):
-    """The router cannot be reached, or does not let us in; says why."""
+    """
+    There is no session to be had.
+
+    Args:
+        why: In a sentence.
+        refused: Whether the router does not let us in, so that trying again is of no use.
+    """
+
+    def __init__(self, why: str, refused: bool = False) -> None:
+        super().__init__(why)
+        self.refused = refused
 
 
 class CallRefused(Exception):
@@ -101,7 +111,7 @@ async def call_once(
         if not joined.called:
             said = session.closing
             why = f"{said.reason}: {said.message}" if said else "closed during the handshake"
-            joined.errback(NotJoined(protocol.why or why))
+            joined.errback(NotJoined(protocol.why or why, refused=said is not None))
         closed.callback(None)
 
     protocol.is_closed.addBoth(lost)

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.command import BadArgument, Printer, arguments, full_uri, login
+from service.command import BadArgument, Printer, arguments, full_uri, login, place_at
 from service.wamp.login import Anonymous, Cryptosign, Ticket
 
 
@@ -51,6 +53,9 @@ def test_arguments_of_verb_without_positional_ones_take_json(verb: str) -> None:
     [
         ("{limit:2}", 'a blank is missing after the colon in "limit:2"'),
         ("where: {a: {b:1}}", 'a blank is missing after the colon in "b:1"'),
+        ("limit:2", '"find" takes its arguments by name: limit=2'),
+        ("--limit", "no option --limit; an argument of the call is limit=VALUE"),
+        ("where.status=true", '"find" takes its arguments by name: limit=2'),
         ("{a: [1, 2}", "cannot read at character 10: {a: [1, 2}"),
         ("{a: !!python/object:os.system x}", "cannot read at character"),
     ],
@@ -67,6 +72,39 @@ def test_full_uri_takes_names_with_and_without_prefix() -> None:
     assert full_uri("rowcast", "actions.find") == "rowcast.actions.find"
     assert full_uri("rowcast", "rowcast.actions.find") == "rowcast.actions.find"
     assert full_uri("rowcast", "wamp.session.count") == "wamp.session.count"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "actions.", "..", ".actions.find", "actions..find", "a b.find", "a#b.find", "x.find "],
+)
+def test_name_of_no_procedure_is_refused(name: str) -> None:
+    """Before anything is connected."""
+    with pytest.raises(BadArgument, match="is not the name of a procedure"):
+        full_uri("rowcast", name)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080/ws", "foo", "ws://"])
+def test_url_of_no_router_is_refused(url: str) -> None:
+    """With what it should be."""
+    with pytest.raises(BadArgument, match="--url should "):
+        place_at(url, "realm1", Anonymous())
+
+
+def test_key_that_cannot_be_read_is_refused() -> None:
+    """Before anything is connected."""
+    with pytest.raises(BadArgument, match="--key "):
+        place_at("ws://h/ws", "realm1", Cryptosign(None, Path("/nonexistent")))
+
+
+def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal does not obey what a row holds."""
+    Printer(table=True).answer([{"a": "x\x1b]0;y\x07", "b": ["\x9b2J"]}])
+    Printer(table=False).answer({"a": "\x1b\x9b2J"})
+    printed = capsys.readouterr().out
+    assert not set(printed) & {"\x1b", "\x07", "\x9b"}
+    assert "x\\x1b]0;y\\x07" in printed
+    assert json.loads(printed[printed.index("{") :]) == {"a": "\x1b\x9b2J"}
 
 
 def test_login_is_by_what_is_given() -> None:

@@ -120,14 +120,26 @@ async def test_call_without_router_has_status_3(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_with_wrong_ticket_has_status_3(router: Router) -> None:
+async def test_call_with_wrong_ticket_has_status_1(router: Router) -> None:
     """The router's words are passed on, without the ticket."""
     output, errors, status = await rowcast(
         router, "call", "drivers.count", "--authid", "nobody", WAMP_TICKET="s3cret"
     )
-    assert (output, status) == ("", 3)
+    assert (output, status) == ("", 1)
     assert errors.startswith("no session at the router: wamp.error.")
+    assert "→ check --realm, --authid and its ticket or key" in errors
     assert "s3cret" not in errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_into_full_disk_has_status_1(router: Router) -> None:
+    """In one line."""
+    shell = f"{sys.executable} -m service call drivers.find > /dev/full"
+    _, errors, status = await getProcessOutputAndValue(
+        "/bin/sh", ["-c", shell], env=environ(router), path=str(ROOT), reactor=reactor
+    )
+    assert status == 1
+    assert errors.decode().splitlines() == ["[Errno 28] No space left on device"]
 
 
 @pytest_twisted.ensureDeferred
