@@ -265,10 +265,19 @@ class PgConnection(extensions.connection):
 
     @contextmanager
     def waits(self) -> Iterator[None]:
-        """Wait for the server in the body."""
+        """
+        Wait for the server in the body.
+
+        Raises:
+            psycopg2.OperationalError: The connection was lost; psycopg2 has no word for it in COPY.
+        """
         self.waiting = time.monotonic()
         try:
             yield
+        except psycopg2.DatabaseError as error:
+            if type(error) is psycopg2.DatabaseError and error.pgcode is None:
+                raise psycopg2.OperationalError(str(error)) from error
+            raise
         finally:
             self.waiting = None
 

@@ -14,8 +14,10 @@ from queue import SimpleQueue
 from typing import Any
 
 import psycopg2
+from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
@@ -132,13 +134,14 @@ class Dispatch:
         lane.put(job)
         return self._promise(job, timeout)
 
-    def stop(self, job: Job, reason: BaseException) -> None:
+    def stop(self, job: Job, reason: BaseException, wait: bool = False) -> None:
         """
         Give a job up that waits; stop one that runs.
 
         Args:
             job: Any.
             reason: What its caller gets, now or, if it commits, when nothing of it was kept.
+            wait: Whether its caller waits for the server in any case.
         """
         if job.reason is not None:
             return
@@ -146,7 +149,7 @@ class Dispatch:
         waits = job.take()
         if not waits:
             self._canceler.cancel(job)
-        if waits or not job.commits:
+        if waits or not (job.commits or wait):
             job.fail(reason)
 
     def settled(self, timeout: float) -> Deferred[None]:
@@ -248,8 +251,7 @@ class Dispatch:
         if job.error is None:
             job.succeed(job.result)
         else:
-            interrupted = job.reason is not None and job.error.check(*INTERRUPTED)
-            job.fail(job.reason if job.reason and interrupted else job.error)
+            job.fail(_outcome(job, job.error))
         if not self._jobs:
             for done in list(self._drained):
                 done.callback(None)
@@ -259,7 +261,7 @@ class Dispatch:
         for worker in self.workers:
             job, connection = worker.job, worker.connection
             if job is not None and connection is not None and connection.late(time.monotonic()):
-                self.stop(job, StatementTimeout())
+                self.stop(job, StatementTimeout(), wait=True)
         now = self._reactor.seconds()
         for job, end in self._jobs.items():
             if end is not None and end <= now:
@@ -277,6 +279,15 @@ class Dispatch:
                 )
                 job.fail(Unavailable(blocked or unfree))
         self.give()
+
+
+def _outcome(job: Job, error: Failure) -> Failure | BaseException:
+    """Return what the caller of a job gets that has failed, perhaps since it was stopped."""
+    if job.reason is None or not error.check(*INTERRUPTED):
+        return error
+    if isinstance(job.reason, StatementTimeout) and not error.check(QueryCanceledError):
+        return Unavailable("the database did not answer, and the connection was given up")
+    return job.reason
 
 
 def _leaving() -> Unavailable:

@@ -109,16 +109,18 @@ async def procedure(database: Database) -> Any:
 @pytest.mark.parametrize(
     ("how", "work", "end"),
     [
-        ("waits", read, StatementTimeout),
+        ("waits", read, Unavailable),
         ("waits", write, OutcomeUnknown),
-        ("waits", several, StatementTimeout),
-        ("waits", scope, StatementTimeout),
-        ("waits", savepoint, StatementTimeout),
+        ("waits", several, Unavailable),
+        ("waits", scope, Unavailable),
+        ("waits", savepoint, Unavailable),
         ("waits", procedure, OutcomeUnknown),
         ("cancelled", read, CancelledError),
         ("cancelled", write, OutcomeUnknown),
         ("cancelled", several, CancelledError),
         ("cancelled", scope, CancelledError),
+        ("cancelled", savepoint, CancelledError),
+        ("cancelled", procedure, OutcomeUnknown),
         ("timeout", read, StatementTimeout),
         ("timeout", write, OutcomeUnknown),
     ],
@@ -149,6 +151,8 @@ async def test_silent_server_keeps_no_worker(
         for error in found:
             seen = error if isinstance(error, CancelledError) else refusal(error)
             assert isinstance(seen, end), seen
+            if end is Unavailable:
+                assert seen.details["retry"] is True
         await recovers(database, relay, threads + 4)  # and those that cancel
 
 
@@ -486,3 +490,17 @@ def test_silence_while_a_session_is_set_up(relay: Relay) -> None:
         psycopg2.connect(dsn, connection_factory=PgConnection)
     assert relay.messages == [b"SET datestyle TO 'ISO'"]
     assert time.monotonic() - began < 2 * PgConnection.grace + 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_that_heeds_a_late_cancel_has_timed_out(dsn: str) -> None:
+    """A server that does answer has stopped it: the same again would take as long again."""
+
+    def longer_txn(connection: PgConnection) -> None:
+        connection.command("SET statement_timeout = 0")
+        connection.command("SELECT pg_sleep(20)")
+
+    settings = SessionSettings(statement_timeout=0.3, grace=0.5)
+    async with database_at(dsn, settings) as database:
+        error = await failure_of(database.run(longer_txn, retry=True))
+        assert isinstance(refusal(error), StatementTimeout)
