@@ -29,13 +29,21 @@ class Raw:
 
     def __init__(self, port: int, realm: str, **hello: Any) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        try:
+            self.session = self._join(realm, hello)
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self, realm: str, hello: dict[str, Any]) -> int:
         self._socket.sendall(b"\x7f\xf3\x00\x00")  # RawSocket, 16 MiB, CBOR
         self._take(4)
         roles = {key: {} for key in ("caller", "callee", "publisher", "subscriber")}
         self.send(HELLO, realm, {"roles": roles, **hello})
         welcome = self.read()
         assert welcome[0] == WELCOME, welcome
-        self.session: int = welcome[1]
+        session: int = welcome[1]
+        return session
 
     def send(self, *message: Any) -> None:
         """Send a message."""
