@@ -24,8 +24,8 @@ from service.db.connection import PgConnection
 from service.db.pool import PgPool
 from service.db.scope import Database
 from service.models.registry import Models
-from service.request.caller import Caller
-from service.request.parse import Limits
+from service.request.arguments import Caller
+from service.request.read import Limits
 
 SETUP = """
 CREATE TABLE rowcast_bench (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, action text);

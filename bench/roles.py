@@ -23,8 +23,8 @@ from service.answer.roles import Roles
 from service.db.pool import PgPool
 from service.db.scope import Database
 from service.models.registry import Models
-from service.request.caller import Caller
-from service.request.parse import Limits
+from service.request.arguments import Caller
+from service.request.read import Limits
 
 SETUP = """
 CREATE ROLE rowcast_bench;

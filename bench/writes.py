@@ -61,8 +61,8 @@ async def _measure(dsn: str) -> None:
     from service.db.pool import PgPool
     from service.db.scope import Database
     from service.models.registry import Models
-    from service.request.caller import Caller
-    from service.request.parse import Limits
+    from service.request.arguments import Caller
+    from service.request.read import Limits
 
     pool = PgPool(dsn, reactor)
     pool.start()

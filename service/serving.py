@@ -24,7 +24,7 @@ from service.db.scope import Database
 from service.db.session import SessionSettings
 from service.models.registry import Models
 from service.procedures.registry import REGISTERED, available, procedures
-from service.request.parse import Limits
+from service.request.read import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds
 from service.wamp.client import WampClient, WampConfig

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from service.answer.line import Send
 from service.errors import NoSuchProcedure, nearest
-from service.request.caller import Caller
+from service.request.arguments import Caller
 
 
 class FakeHub:

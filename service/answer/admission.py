@@ -16,11 +16,17 @@ from service.catalog import Relation
 from service.errors import InvalidRow, NotAuthorized
 from service.models.checks import catalog_faults
 from service.plan.writable import refuse_names
-from service.request.parse import Parsed, parse_key
-from service.request.terms import EVERYTHING
-from service.request.types import Assignment, CreateRequest, KeyMatch, Target, UpdateRequest
-from service.request.values import Values
-from service.request.writes import assignments
+from service.request.arguments import Values
+from service.request.read import Parsed, parse_key
+from service.request.types import (
+    EVERYTHING,
+    Assignment,
+    CreateRequest,
+    KeyMatch,
+    Target,
+    UpdateRequest,
+)
+from service.request.write import assignments
 
 Breathe = Callable[[int], Awaitable[None]]
 """Called after each row, with its number."""

@@ -14,7 +14,7 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import Shape, groups_txn
 from service.plan.aggregate import plan_aggregate
 from service.plan.veiled import as_json
-from service.request.aggregate import GROUPS, parse_aggregate
+from service.request.read import GROUPS, parse_aggregate
 from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate
 from service.sql.statement import Statement

@@ -27,10 +27,9 @@ from service.plan.called import plan_called, plan_called_all, plan_called_groups
 from service.plan.estimable import refuse_guarded
 from service.plan.types import ReadPlan
 from service.plan.veiled import as_json, refuse_veiled
-from service.request.aggregate import GROUPS, parse_aggregate
-from service.request.called import CalledRequest, parse_called
+from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
-from service.request.parse import Parsed, parse_find
+from service.request.read import GROUPS, Parsed, parse_aggregate, parse_find
 from service.request.types import AggregateRequest, FindRequest
 from service.sql.aggregate import aggregate
 from service.sql.select import count, estimate, select

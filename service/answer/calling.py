@@ -24,9 +24,9 @@ from service.db.writes import fitting_txn, write_txn
 from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
 from service.functions import Function
 from service.plan.call import Answer, answer_of, plan_call, result_columns
-from service.request.call import CallRequest, parse_call
+from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName
-from service.request.parse import Limits, Parsed
+from service.request.read import Limits, Parsed
 from service.request.synonyms import said
 from service.sql.call import call as spelled
 from service.sql.statement import Statement

@@ -18,11 +18,10 @@ from service.errors import Conflict, NotChanged, NotFound, ServiceError, TooMany
 from service.plan.veiled import as_json
 from service.plan.write import plan_current, plan_delete, plan_update
 from service.plan.writes import DeletePlan, UpdatePlan
-from service.request.parse import Parsed
-from service.request.terms import Operand
-from service.request.types import DeleteRequest, Returning, Target, UpdateRequest
-from service.request.values import Values
-from service.request.writes import parse_delete, parse_update
+from service.request.arguments import Values
+from service.request.read import Parsed
+from service.request.types import DeleteRequest, Operand, Returning, Target, UpdateRequest
+from service.request.write import parse_delete, parse_update
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement

@@ -18,9 +18,9 @@ from service.db.writes import Missed, Written
 from service.errors import NotChanged
 from service.plan.veiled import as_json
 from service.plan.write import plan_create
-from service.request.parse import Limits, Parsed
+from service.request.read import Limits, Parsed
 from service.request.types import CreateRequest
-from service.request.writes import parse_create, parse_upsert
+from service.request.write import parse_create, parse_upsert
 from service.sql.modify import modify
 from service.sql.statement import Statement
 

@@ -18,7 +18,7 @@ from service.answer.streaming import relay
 from service.db.copying import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.interactions import Shape
-from service.request.streams import take_chunk, take_format
+from service.request.read import take_chunk, take_format
 
 
 class Exporting(Flowing):

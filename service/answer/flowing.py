@@ -19,9 +19,8 @@ from service.functions import Function
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan
 from service.plan.veiled import refuse_veiled
-from service.request.called import parse_called
-from service.request.parse import Limits
-from service.request.streams import Format, check_format, parse_unpaged
+from service.request.functions import parse_called
+from service.request.read import Format, Limits, check_format, parse_unpaged
 from service.request.types import FindRequest, Form
 from service.sql.select import select
 from service.sql.statement import Statement

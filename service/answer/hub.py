@@ -48,9 +48,9 @@ from service.errors import (
     nearest,
 )
 from service.payload import fit
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from service.request.names import FN, FunctionName, Name, parse_name
-from service.request.parse import Limits
+from service.request.read import Limits
 from service.request.synonyms import said
 
 Verb = Callable[..., Awaitable[Any]]

@@ -22,9 +22,9 @@ from service.answer.upload import Upload
 from service.catalog import Relation
 from service.db.scope import Database
 from service.errors import InvalidArgument, NotAuthorized, Unavailable
-from service.request.caller import Caller
-from service.request.imports import ImportRequest, parse_import
-from service.request.parse import Limits
+from service.request.arguments import Caller
+from service.request.read import Limits
+from service.request.write import ImportRequest, parse_import
 
 YIELD = 0.5
 """How much of the time that a call of an upload took is left to others before its answer."""

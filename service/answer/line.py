@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.caller import Caller
+from service.request.arguments import Caller
 
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""

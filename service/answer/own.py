@@ -16,9 +16,8 @@ from service.db.connection import PgConnection
 from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import TooMuchToDescribe
-from service.request.arguments import Arguments
-from service.request.caller import Caller
-from service.request.describing import WHOLE, Part, parse_describe
+from service.request.arguments import Arguments, Caller
+from service.request.describe import WHOLE, Part, parse_describe
 
 PATIENCE = 2.0
 """Seconds that `health` waits for the database."""

@@ -17,7 +17,7 @@ from service.plan.estimable import refuse_guarded
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
 from service.plan.veiled import as_json
 from service.request.paging import digest_of, write_token
-from service.request.parse import Parsed, parse_count, parse_find, parse_get
+from service.request.read import Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest
 from service.sql.select import count, estimate, exists, select
 from service.sql.statement import Statement

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from service.db.identity import Identity, identity_of
 from service.errors import NotAuthorized
-from service.request.caller import Caller
+from service.request.arguments import Caller
 
 SERVICE = ""
 """Stands for the service's own role, which every call has where no roles are mapped."""

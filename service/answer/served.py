@@ -13,7 +13,7 @@ from typing import Any
 from service.catalog import Catalog, Column, Relation
 from service.db.values import Codec
 from service.models.registry import LoadedModels
-from service.request.terms import Item
+from service.request.types import Item
 from service.sql.statement import Statement
 
 MAX_STATEMENTS = 1024

@@ -18,7 +18,7 @@ from service.answer.line import Line, Send
 from service.answer.served import Served
 from service.db.cursors import Reader
 from service.db.interactions import Shape, answered_columns
-from service.request.streams import take_chunk
+from service.request.read import take_chunk
 
 
 class Streaming(Flowing):

@@ -5,7 +5,7 @@ What all verbs stand on.
 from __future__ import annotations
 
 from service.db.scope import Database
-from service.request.parse import Limits
+from service.request.read import Limits
 
 
 class Verbs:

@@ -17,7 +17,7 @@ from service.answer.verbs import Verbs
 from service.catalog import Relation
 from service.db.interactions import Shape
 from service.db.writes import Written, write_txn
-from service.request.parse import Parsed
+from service.request.read import Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement
 

@@ -18,8 +18,7 @@ from service.plan.filters import plan_filter
 from service.plan.measures import distinguishable, plan_groups, plan_measures, refuse_repeated
 from service.plan.outputs import referred, sort_keys
 from service.plan.types import Groups, Output, PlannedMeasure, SortKey
-from service.request.terms import Item, Key, Measure, Reference
-from service.request.types import AggregateRequest
+from service.request.types import AggregateRequest, Item, Key, Measure, Reference
 
 
 @dataclass(frozen=True, slots=True)

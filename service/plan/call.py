@@ -15,8 +15,8 @@ from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
 from service.plan.conditions import Bound
 from service.plan.remembered import remembered
 from service.plan.veiled import is_veiled
-from service.request.call import CallRequest
-from service.request.terms import Operand
+from service.request.functions import CallRequest
+from service.request.types import Operand
 
 Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
 """

@@ -19,7 +19,7 @@ from service.plan.read import plan_all, plan_find
 from service.plan.remembered import remembered
 from service.plan.reread import follows
 from service.plan.types import ReadPlan
-from service.request.called import CalledRequest
+from service.request.functions import CalledRequest
 from service.request.types import AggregateRequest, FindRequest
 
 

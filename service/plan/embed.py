@@ -16,8 +16,7 @@ from service.plan.filters import plan_related
 from service.plan.order import by_key
 from service.plan.outputs import outputs_of, sort_keys
 from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
-from service.request.terms import Item
-from service.request.types import Embed
+from service.request.types import Embed, Item
 
 PLAIN = frozenset(
     [

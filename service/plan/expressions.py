@@ -28,8 +28,7 @@ from service.plan.veiled import follow, unveiled
 from service.request.embeds import plain
 from service.request.filters import OPERATORS
 from service.request.synonyms import of_column
-from service.request.terms import Operand, Reference, Step
-from service.request.types import Embed
+from service.request.types import Embed, Operand, Reference, Step
 
 
 class Scope:

@@ -24,8 +24,7 @@ from service.plan.conditions import (
 from service.plan.expressions import Scope
 from service.request.filters import unknown_operator
 from service.request.synonyms import of_container
-from service.request.terms import Comparison, Filter, Junction, Operand, Reference, Related
-from service.request.types import Embed
+from service.request.types import Comparison, Embed, Filter, Junction, Operand, Reference, Related
 
 SQL_OPERATORS = {
     "eq": "=",

@@ -15,7 +15,7 @@ from service.plan.filters import plan_filter
 from service.plan.outputs import outputs_of
 from service.plan.types import Output, PlannedMeasure, kept
 from service.plan.veiled import unveiled
-from service.request.terms import Item, Measure
+from service.request.types import Item, Measure
 
 SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
 """The type of a sum, where it is not that of its column."""

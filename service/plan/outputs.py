@@ -13,7 +13,7 @@ from service.plan.expressions import Scope
 from service.plan.filters import plan_related
 from service.plan.types import Output, SortKey
 from service.plan.veiled import unveiled
-from service.request.terms import Item, Key, Reference
+from service.request.types import Item, Key, Reference
 
 
 def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, ...]:

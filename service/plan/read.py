@@ -18,8 +18,15 @@ from service.plan.order import by_key, leading, of_distinct
 from service.plan.outputs import referred, sort_keys
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
 from service.plan.veiled import unveiled
-from service.request.terms import Item
-from service.request.types import After, CountRequest, Embed, FindRequest, GetRequest, KeyMatch
+from service.request.types import (
+    After,
+    CountRequest,
+    Embed,
+    FindRequest,
+    GetRequest,
+    Item,
+    KeyMatch,
+)
 
 
 def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from service.catalog import Relation, Type
 from service.plan.calls import FunctionCall
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression, Link, Operator
-from service.request.terms import Nulls
+from service.request.types import Nulls
 
 NAME_BYTES = 63
 """What PostgreSQL keeps of a name (NAMEDATALEN)."""

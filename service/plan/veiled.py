@@ -14,8 +14,7 @@ from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Expression
 from service.plan.remembered import remembered
 from service.plan.types import Output, PlannedEmbed
-from service.request.terms import Reference
-from service.request.types import Form
+from service.request.types import Form, Reference
 
 
 @remembered

@@ -18,11 +18,11 @@ from service.plan.types import ReadPlan
 from service.plan.veiled import unveiled
 from service.plan.writable import assigned
 from service.plan.writes import Back, DeletePlan, InsertPlan, Setting, UpdatePlan
-from service.request.terms import Operand
 from service.request.types import (
     Assignment,
     CreateRequest,
     DeleteRequest,
+    Operand,
     Returning,
     Target,
     UpdateRequest,

@@ -17,7 +17,7 @@ from service.models.base import Model
 from service.models.meta import Values
 from service.models.registry import Models
 from service.procedures.signature import Function, Signature
-from service.request.caller import Caller
+from service.request.arguments import Caller
 
 
 @dataclass(frozen=True)

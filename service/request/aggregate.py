@@ -1,53 +1,126 @@
 """
-Keyword arguments of `aggregate` to a request.
+The `measures` argument: what is computed over rows (wire contract, section 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from service.errors import InvalidArgument
-from service.request.arguments import Arguments
+from service.errors import InvalidArgument, UnknownName
+from service.request.arguments import Values
 from service.request.filters import FilterParser
-from service.request.lists import parse_order, parse_select
-from service.request.measures import parse_measures
-from service.request.parse import Limits, Parsed, parse_form
-from service.request.terms import Operand
-from service.request.types import AggregateRequest
-from service.request.values import Values
+from service.request.select import check_name, parse_one
+from service.request.synonyms import said
+from service.request.types import Item, Measure, Operand
 
-GROUPS = 5_000
-"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
+FUNCTIONS = (
+    "count",
+    "sum",
+    "avg",
+    "min",
+    "max",
+    "bool_and",
+    "bool_or",
+    "array_agg",
+    "string_agg",
+)
+OPTIONS = ("distinct", "separator", "where", "cast")
+MAX_MEASURES = 200
+"""Of one list: a statement gives 1,664 columns at most, and groups want some of them."""
 
 
-def parse_aggregate(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
-) -> Parsed[AggregateRequest]:
-    """Read the arguments of `aggregate`."""
-    given = Arguments(
-        args,
-        kwargs,
-        ["measures"],
-        ["group", "where", "having", "order", "limit", "offset", "form"],
-    )
-    values = Values()
-    measures = parse_measures(given.required("measures"), values, limits.max_depth)
-    group = parse_select(given.value("group"), values, "group") or ()
-    if not measures and not group:
+def parse_measures(
+    measures: Any, values: Values, max_depth: int, path: str = "measures"
+) -> tuple[Measure, ...]:
+    """
+    Read measures by name.
+
+    Args:
+        measures: As they came.
+        values: Of the call; operands are added.
+        max_depth: How deep the and, or and not of their filters may nest.
+        path: Where in the call.
+
+    Raises:
+        InvalidArgument: They do not follow the grammar.
+    """
+    if not isinstance(measures, Mapping):
         raise InvalidArgument(
-            "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
+            "measures are a dict of names and functions",
+            path=path,
+            hint='as in {"total": {"sum": "amount"}}',
         )
-    limit, offset = given.whole("limit"), given.whole("offset")
-    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
-    request = AggregateRequest(
-        measures=measures,
-        group=group,
-        where=FilterParser(values, limits.max_depth).parse(given.value("where")),
-        having=FilterParser(values, limits.max_depth).parse(given.value("having"), "having"),
-        order=parse_order(given.value("order"), values),
-        limit=Operand(values.add(most), "limit"),
-        offset=Operand(values.add(offset), "offset") if offset else None,
-        form=parse_form(given),
-    )
-    return Parsed(request, values.freeze(), given.timeout())
+    if len(measures) > MAX_MEASURES:
+        raise InvalidArgument(f"a call has at most {MAX_MEASURES} measures", path=path)
+    filters = FilterParser(values, max_depth)  # one for all, so that it counts their conditions
+    found = []
+    for name, measure in measures.items():
+        if not isinstance(name, str):
+            raise InvalidArgument("the keys of measures are names", path=path)
+        check_name(name, path)
+        found.append(_measure(name, measure, values, filters, f"{path}.{name}"))
+    return tuple(found)
+
+
+def _measure(name: str, measure: Any, values: Values, filters: FilterParser, path: str) -> Measure:
+    if not isinstance(measure, Mapping):
+        raise InvalidArgument(
+            "a measure is a dict of a function and its column",
+            path=path,
+            hint='as in {"sum": "amount"} or {"count": "*"}',
+        )
+    function = _function(measure, path)
+    item = _operand(function, measure[function], values, f"{path}.{function}")
+    distinct, cast = measure.get("distinct"), measure.get("cast")
+    if distinct is not None and not isinstance(distinct, bool):
+        raise InvalidArgument('"distinct" is true or false', path=f"{path}.distinct")
+    if distinct and item is None:
+        raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
+    if cast is not None and not isinstance(cast, str):
+        raise InvalidArgument('"cast" is the name of a type', path=f"{path}.cast")
+    where = filters.parse(measure.get("where"), f"{path}.where")
+    separator = _separator(function, measure, values, path)
+    return Measure(name, path, function, item, bool(distinct), separator, where, cast)
+
+
+def _function(measure: Mapping[Any, Any], path: str) -> str:
+    found = [str(each) for each in measure if each not in OPTIONS]
+    for each in found:
+        if each not in FUNCTIONS:
+            known, hint = [*FUNCTIONS, *OPTIONS], said("function", each, FUNCTIONS)
+            raise UnknownName("function", each, known, path=f"{path}.{each}", hint=hint)
+    if len(found) != 1:
+        raise InvalidArgument(
+            "a measure has one function", path=path, hint=f"one of {', '.join(FUNCTIONS)}"
+        )
+    return found[0]
+
+
+def _operand(function: str, operand: Any, values: Values, path: str) -> Item | None:
+    """Read what a function is of; None stands for whole rows."""
+    if operand == "*" and function == "count":
+        return None
+    item = parse_one(operand, path, values)
+    if item.alias is not None or (item.reference.name == "*" and not item.reference.owners):
+        raise InvalidArgument(
+            f'"{function}" takes a column, perhaps with a path and a cast',
+            path=path,
+            hint="the name of a measure is its key",
+        )
+    return item
+
+
+def _separator(
+    function: str, measure: Mapping[str, Any], values: Values, path: str
+) -> Operand | None:
+    separator = measure.get("separator")
+    if function != "string_agg":
+        if separator is not None:
+            raise InvalidArgument(f'"{function}" has no separator', path=f"{path}.separator")
+        return None
+    if separator is None:
+        separator = ","
+    if not isinstance(separator, str):
+        raise InvalidArgument('"separator" is a text', path=f"{path}.separator")
+    return Operand(values.add(separator), f"{path}.separator")

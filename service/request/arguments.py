@@ -1,14 +1,57 @@
 """
 The arguments of one call: positional ones named, unknown ones refused, each read once.
+
+Values are kept apart from the shape of the call. Who calls stands here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.synonyms import said
+
+
+class Values:
+    """A growing list; requests refer to its slots."""
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._values: list[Any] = list(values)
+
+    def add(self, value: Any) -> int:
+        """Keep a value; gives its slot."""
+        self._values.append(value)
+        return len(self._values) - 1
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def freeze(self) -> tuple[Any, ...]:
+        """Give all values so far."""
+        return tuple(self._values)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    The session a call came from, as the router tells it.
+
+    A router that does not disclose callers leaves `session`, `authid` and `authrole` None.
+
+    Args:
+        session: Id of the caller's WAMP session.
+        authid: Who the session logged in as.
+        authrole: The role the router gave it.
+        realm: Where the call was made.
+    """
+
+    session: int | None
+    authid: str | None
+    authrole: str | None
+    realm: str
+
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes (wire contract, section 12)."""

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import MAX_INTEGER
+from service.request.aggregate import parse_measures
+from service.request.arguments import MAX_INTEGER, Values
 from service.request.filters import FilterParser
-from service.request.items import check_name
-from service.request.lists import parse_order, parse_select
-from service.request.measures import parse_measures
+from service.request.select import check_name, parse_order, parse_select
 from service.request.synonyms import said
-from service.request.terms import EVERYTHING, Item, Measure, Operand
-from service.request.types import Embed
-from service.request.values import Values
+from service.request.types import EVERYTHING, Embed, Item, Measure, Operand
 
 OPTIONS = (
     "relation",

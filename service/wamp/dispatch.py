@@ -26,7 +26,7 @@ from service.cancellation import CooperativeDeferred
 from service.db.turns import PARTY
 from service.errors import OutcomeUnknown, ServiceError, Unavailable
 from service.payload import check
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
 from service.wamp.meter import Meter
 from service.wamp.pace import Pace

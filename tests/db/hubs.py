@@ -18,8 +18,8 @@ from service.db.session import SessionSettings
 from service.errors import ServiceError
 from service.models.base import Model
 from service.models.registry import WRITTEN, Models
-from service.request.caller import Caller
-from service.request.parse import Limits
+from service.request.arguments import Caller
+from service.request.read import Limits
 from tests.db.described import Descriptions
 from tests.db.rooms import database_at
 

@@ -25,7 +25,7 @@ from service.errors import (
     OutcomeUnknown,
     Raised,
 )
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of, until

@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument
-from service.request.filters import FilterParser
-from service.request.truth import holds_always
-from service.request.values import Values
+from service.request.arguments import Values
+from service.request.filters import FilterParser, holds_always
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of

@@ -12,7 +12,7 @@ import pytest_twisted
 
 from service.answer.roles import Roles
 from service.errors import DatabaseRefused, NoSuchProcedure, NotAuthorized, ServiceError
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of

@@ -26,7 +26,7 @@ from service.errors import (
     UniqueViolation,
     UnknownName,
 )
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
 from tests.db.rooms import failure_of, until

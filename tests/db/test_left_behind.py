@@ -16,7 +16,7 @@ from twisted.internet.defer import gatherResults
 from service.answer.roles import Roles
 from service.db.connection import PgConnection
 from service.db.interactions import value_txn
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from service.sql.statement import Statement
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving

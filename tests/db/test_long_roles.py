@@ -24,7 +24,7 @@ from service.errors import (
     UnknownName,
 )
 from service.models.base import Model
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of, until

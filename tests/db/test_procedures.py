@@ -16,7 +16,7 @@ from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeo
 from service.models.action import Action
 from service.models.registry import Models
 from service.procedures.registry import REGISTERED, procedure, procedures
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.rooms import database_at, failure_of
 from tests.db.served import registry

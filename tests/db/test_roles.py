@@ -30,7 +30,7 @@ from service.errors import (
     UniqueViolation,
 )
 from service.models.base import Model
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.relay import Relay

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 
 from service.answer.roles import Roles
-from service.request.caller import Caller
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 

@@ -18,7 +18,7 @@ from service.answer.roles import Roles
 from service.db.session import SessionSettings
 from service.errors import ServiceError
 from service.plan.filters import SEARCH_FUNCTIONS, SQL_OPERATORS
-from service.request.measures import FUNCTIONS
+from service.request.aggregate import FUNCTIONS
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import database_at

@@ -16,7 +16,7 @@ from autobahn.wamp.types import CallOptions
 
 from service.answer.roles import Roles
 from service.errors import NotAuthorized
-from service.request.caller import Caller as Person
+from service.request.arguments import Caller as Person
 from service.serving import Serving
 from tests.conftest import Router, execute
 from tests.db.hubs import serving

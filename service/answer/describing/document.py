@@ -15,7 +15,7 @@ from service.answer.describing.relations import described_relation, served_name
 from service.answer.describing.verbs import described_verbs, shared
 from service.catalog import Catalog
 from service.errors import UnknownName
-from service.request.describing import WHOLE, Part
+from service.request.describe import WHOLE, Part
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 
 from service.answer.describing.definitions import Schema, reference
 from service.answer.describing.types import DEFAULT, NULL
-from service.request import filters, measures
+from service.request import aggregate as measures
+from service.request import filters
 from service.request.arguments import MAX_INTEGER, MAX_LISTED
 from service.request.embeds import MAX_EMBEDS
-from service.request.items import MAX_LENGTH
-from service.request.lists import MAX_KEYS
 from service.request.paging import MAX_TOKEN
+from service.request.select import MAX_KEYS, MAX_LENGTH
 
 NOT_NULL: Schema = {"not": NULL}
 TEXT: Schema = {"type": "string"}

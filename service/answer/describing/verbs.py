@@ -11,8 +11,7 @@ from service.answer.describing import errors
 from service.answer.describing.definitions import Schema, reference
 from service.answer.describing.language import FLAG, LANGUAGE, record, words
 from service.answer.describing.types import NULL
-from service.request.parse import COUNTS, FORMS
-from service.request.streams import FORMATS, MOST
+from service.request.read import COUNTS, FORMATS, FORMS, MOST
 
 WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 OBJECT: Schema = {"type": "object"}

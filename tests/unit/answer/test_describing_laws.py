@@ -20,11 +20,24 @@ from service.answer.describing.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROG
 from service.answer.hub import Hub
 from service.db.values import Codec
 from service.errors import DETAILS, InvalidArgument
-from service.request.aggregate import parse_aggregate
-from service.request.imports import parse_import
-from service.request.parse import Limits, parse_count, parse_find, parse_get
-from service.request.streams import check_format, parse_unpaged, take_chunk, take_format
-from service.request.writes import parse_create, parse_delete, parse_update, parse_upsert
+from service.request.read import (
+    Limits,
+    check_format,
+    parse_aggregate,
+    parse_count,
+    parse_find,
+    parse_get,
+    parse_unpaged,
+    take_chunk,
+    take_format,
+)
+from service.request.write import (
+    parse_create,
+    parse_delete,
+    parse_import,
+    parse_update,
+    parse_upsert,
+)
 from tests.db.described import Described
 from tests.unit.samples import catalog
 

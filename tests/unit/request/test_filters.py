@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
+from service.request.arguments import Values
 from service.request.filters import FilterParser
-from service.request.terms import EVERYTHING, Comparison, Junction, Negation, Operand
-from service.request.values import Values
+from service.request.types import EVERYTHING, Comparison, Junction, Negation, Operand
 
 
 def parsed(where):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
-from service.request.items import parse_item, parse_reference
-from service.request.values import Values
+from service.request.arguments import Values
+from service.request.select import parse_item, parse_reference
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
-from service.request.parse import Limits, parse_count, parse_find, parse_get
-from service.request.terms import EVERYTHING
-from service.request.types import KeyMatch
-from service.request.writes import parse_create, parse_delete, parse_update
+from service.request.read import Limits, parse_count, parse_find, parse_get
+from service.request.types import EVERYTHING, KeyMatch
+from service.request.write import parse_create, parse_delete, parse_update
 
 LIMITS = Limits(max_rows=10)
 

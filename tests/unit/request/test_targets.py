@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
-from service.request.parse import Limits
-from service.request.writes import parse_delete, parse_update, parse_upsert
+from service.request.read import Limits
+from service.request.write import parse_delete, parse_update, parse_upsert
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument
-from service.request.filters import FilterParser
-from service.request.parse import Limits
-from service.request.truth import MOST, holds_always
-from service.request.values import Values
-from service.request.writes import parse_delete, parse_update
+from service.request.arguments import Values
+from service.request.filters import MOST, FilterParser, holds_always
+from service.request.read import Limits
+from service.request.write import parse_delete, parse_update
 
 
 def judged(where):

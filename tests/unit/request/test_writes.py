@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidArgument
-from service.request.parse import Limits
-from service.request.writes import parse_create, parse_upsert
+from service.request.read import Limits
+from service.request.write import parse_create, parse_upsert
 
 LIMITS = Limits()
 

@@ -7,8 +7,7 @@ import pytest
 from service.errors import InvalidArgument
 from service.plan.aggregate import plan_aggregate
 from service.plan.read import plan_find
-from service.request.aggregate import parse_aggregate
-from service.request.parse import Limits, parse_find
+from service.request.read import Limits, parse_aggregate, parse_find
 from service.sql.aggregate import aggregate
 from service.sql.select import select
 from tests.unit.samples import catalog

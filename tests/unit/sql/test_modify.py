@@ -7,8 +7,8 @@ import pytest
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update
-from service.request.parse import Limits
-from service.request.writes import parse_create, parse_delete, parse_update, parse_upsert
+from service.request.read import Limits
+from service.request.write import parse_create, parse_delete, parse_update, parse_upsert
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Mark, Statement

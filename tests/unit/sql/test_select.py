@@ -7,7 +7,7 @@ import pytest
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.read import plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
-from service.request.parse import Limits, parse_count, parse_find, parse_get
+from service.request.read import Limits, parse_count, parse_find, parse_get
 from service.sql.select import count, estimate, exists, select
 from tests.unit.samples import catalog
 

@@ -1,26 +1,23 @@
 """
-Keyword arguments of the reading verbs to requests.
-
-Past this room nobody looks at a raw argument again, except `db/values`, which encodes
-the values themselves once their types are known.
+Requests of the verbs that read: get, find, count, exists, aggregate, stream, export.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from service.errors import InvalidArgument
-from service.request.arguments import Arguments, listed
+from service.errors import InvalidArgument, UnknownName
+from service.request.aggregate import parse_measures
+from service.request.arguments import MAX_INTEGER, Arguments, Values, listed
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
-from service.request.items import parse_reference
-from service.request.lists import MAX_KEYS, parse_order, parse_select
 from service.request.paging import digest_of, read_token
-from service.request.terms import Operand, Reference
+from service.request.select import MAX_KEYS, parse_order, parse_reference, parse_select
 from service.request.types import (
     After,
+    AggregateRequest,
     CountMode,
     CountRequest,
     Embed,
@@ -28,8 +25,9 @@ from service.request.types import (
     Form,
     GetRequest,
     KeyMatch,
+    Operand,
+    Reference,
 )
-from service.request.values import Values
 
 Request = TypeVar("Request")
 FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
@@ -208,3 +206,127 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     if not columns or None in columns:
         raise InvalidArgument('"distinct" is true or a list of columns', path="distinct")
     return tuple(each for each in columns if each is not None)
+
+
+CHUNK, MOST = 500, 5000
+"""Rows of one progressive result: what is usual, and what may be asked for."""
+
+Format = Literal["csv", "ndjson"]
+FORMATS: tuple[Format, ...] = ("csv", "ndjson")
+
+_PAGING = ("after", "count")
+
+
+def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+    """
+    Read how many rows go into one part.
+
+    Returns:
+        The number, and the keywords that are left for the find.
+    """
+    own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
+    chunk = own.whole("chunk")
+    if chunk is not None and not 1 <= chunk <= MOST:
+        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MOST}', path="chunk")
+    return chunk or CHUNK, _left(kwargs, "chunk")
+
+
+def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
+    """
+    Read what an export is written as; it has no form of rows.
+
+    Returns:
+        The format, and the keywords that are left for the stream.
+    """
+    if "form" in kwargs:
+        raise UnknownName("argument", "form", ["format"], path="form")
+    own = Arguments((), _taken(kwargs, "format"), [], ["format"])
+    return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
+
+
+def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
+    """
+    Have nothing that its format, if it has any, cannot hold be exported.
+
+    Raises:
+        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
+    """
+    for embed in embeds:
+        if embed.spread and format == "csv":
+            raise InvalidArgument(
+                "the columns of CSV are those of the relation: nothing can be spread",
+                path=f"{embed.path}.spread",
+                hint="select columns of to-one embeds in a view, or export ndjson",
+            )
+
+
+def parse_unpaged(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
+) -> Parsed[FindRequest]:
+    """
+    Read the arguments of a find, less its paging; its limit is what is asked for, or none.
+
+    Args:
+        args: By position.
+        kwargs: Less what belongs to the stream itself.
+        limits: Of calls; that of rows does not hold.
+        rows: Of what the rows are.
+    """
+    for name in _PAGING:
+        if name in kwargs:
+            raise InvalidArgument(
+                f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
+            )
+    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    if call.request.form == "json":
+        raise InvalidArgument(
+            "the parts of a stream are no JSON texts", path="form", hint="export gives ndjson"
+        )
+    values = list(call.values)
+    # a find asks for one row more, to tell whether it is there
+    values[call.request.limit.slot] -= 1
+    return replace(call, values=tuple(values))
+
+
+def _taken(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _left(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in names}
+
+
+GROUPS = 5_000
+"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
+
+
+def parse_aggregate(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[AggregateRequest]:
+    """Read the arguments of `aggregate`."""
+    given = Arguments(
+        args,
+        kwargs,
+        ["measures"],
+        ["group", "where", "having", "order", "limit", "offset", "form"],
+    )
+    values = Values()
+    measures = parse_measures(given.required("measures"), values, limits.max_depth)
+    group = parse_select(given.value("group"), values, "group") or ()
+    if not measures and not group:
+        raise InvalidArgument(
+            "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
+        )
+    limit, offset = given.whole("limit"), given.whole("offset")
+    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
+    request = AggregateRequest(
+        measures=measures,
+        group=group,
+        where=FilterParser(values, limits.max_depth).parse(given.value("where")),
+        having=FilterParser(values, limits.max_depth).parse(given.value("having"), "having"),
+        order=parse_order(given.value("order"), values),
+        limit=Operand(values.add(most), "limit"),
+        offset=Operand(values.add(offset), "offset") if offset else None,
+        form=parse_form(given),
+    )
+    return Parsed(request, values.freeze(), given.timeout())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.request.arguments import Arguments
-from service.request.writes import names_of
+from service.request.write import names_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,472 @@
+"""
+Calls of database functions, and which overload is meant by the arguments.
+
+Overloads are told apart by argument names first, then by how closely the values fit their types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from service.catalog import Catalog
+from service.errors import InvalidArgument, UnknownName
+from service.functions import Argument, Function
+from service.objects import Type
+from service.request.arguments import Arguments, Values
+from service.request.paging import digest_of
+from service.request.read import Parsed, parse_form
+from service.request.types import AggregateRequest, FindRequest, Form, Operand
+
+TEXTS = ("text", "varchar", "bpchar", "name", "citext")
+INTEGER_RANGES = ("int4", "int8", "int2", "oid")
+NUMBERS = ("numeric", "float8", "float4")
+FLOATS = ("float8", "numeric", "float4")
+DOCUMENTS = ("jsonb", "json")
+
+SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
+"""A string, which may spell a value of any type; what takes anything; JSON; all others."""
+
+
+def distance(value: Any, type: Type, catalog: Catalog) -> int:
+    """Tell how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
+    if value is None:
+        return 0
+    type = catalog.plain(type)
+    if type.kind == "pseudo":
+        return GENERIC
+    if type.kind == "array":
+        return _of_items(value, catalog.type(type.element), catalog)
+    if type.kind == "composite":
+        return 0 if isinstance(value, Mapping) else FAR
+    if isinstance(value, str):
+        return TEXTS.index(type.name) if type.name in TEXTS else SPELLED
+    own = _own(value)
+    if type.name in own:
+        return own.index(type.name)
+    if type.name in DOCUMENTS and not isinstance(value, bytes | bytearray | memoryview):
+        return 1 if isinstance(value, Mapping) else DOCUMENT
+    return FAR
+
+
+def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
+    """Take the farthest of a list's items, a list among them for a further dimension."""
+    if not isinstance(value, list | tuple):
+        return FAR
+    plain = (each for each in value if not isinstance(each, list | tuple))
+    return max((distance(each, element, catalog) for each in plain), default=0)
+
+
+def _own(value: Any) -> tuple[str, ...]:
+    """Name the types that a value is a form of, the closest first."""
+    if isinstance(value, bool):
+        return ("bool",)
+    if isinstance(value, int):
+        return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *NUMBERS)
+    if isinstance(value, float):
+        return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ("bytea",)
+    return ("hstore",) if isinstance(value, Mapping) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """
+    What a call gives a function.
+
+    Args:
+        positional: Values by position.
+        named: Values by name.
+        path: What stands before the names in the call.
+    """
+
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+    path: str = ""
+
+
+def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
+    """
+    Pick the function that arguments mean.
+
+    The one that leaves least to defaults is meant, as in PostgreSQL. Of several that take the
+    same names, it is the one whose types go at least as well with every value as those of any
+    other.
+
+    Raises:
+        InvalidArgument: None takes these arguments, or several do; `candidates` names them.
+    """
+    fitting = [each for each in functions if _fits(each, given)]
+    if not fitting:
+        raise _misfit(functions, given, catalog)
+    fewest = min(_left_out(each, given) for each in fitting)
+    found = [each for each in fitting if _left_out(each, given) == fewest]
+    closest = found if len(found) == 1 else _closest(found, given, catalog)
+    if len(closest) != 1:
+        raise InvalidArgument(
+            f'several functions "{found[0].name}" take these arguments',
+            candidates=[signature(each, catalog) for each in found],
+            hint="arguments are told apart by their names, then by the types of their values",
+        )
+    return closest[0]
+
+
+def signature(function: Function, catalog: Catalog) -> str:
+    """Spell what a function takes: "add(a integer, [b integer])", brackets for a default."""
+    spelled = []
+    for at, each in enumerate(function.inputs, 1):
+        word = f"{each.name or f'${at}'} {catalog.type(each.type).sql}"
+        spelled.append(f"[{word}]" if each.has_default else word)
+    return f"{function.name}({', '.join(spelled)})"
+
+
+def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
+    """Give the functions to whose types no value is closer in another one."""
+    distances = [
+        [
+            distance(value, catalog.type(argument.type), catalog)
+            for argument, value in _paired(each, given)
+        ]
+        for each in functions
+    ]
+    least = [min(column) for column in zip(*distances, strict=True)]
+    return [each for each, far in zip(functions, distances, strict=True) if far == least]
+
+
+def _paired(function: Function, given: Given) -> Iterator[tuple[Argument, Any]]:
+    """Give each value with its argument, in the order of the call."""
+    yield from zip(function.inputs, given.positional, strict=False)
+    by_name = {each.name: each for each in function.inputs}
+    for name, value in given.named.items():
+        yield by_name[name], value
+
+
+def _fits(function: Function, given: Given) -> bool:
+    unnamed, inputs = function.unnamed, function.inputs
+    by_position = len(given.positional)
+    if by_position > unnamed or not given.named.keys() <= function.names:
+        return False
+    # what stands before an unnamed argument must be given, in one way or the other
+    first = {each.name for each in inputs[:by_position] if each.name}
+    if first & given.named.keys():
+        return False
+    return all(
+        each.has_default or (each.name and each.name in given.named)
+        for each in inputs[by_position:]
+    )
+
+
+def _left_out(function: Function, given: Given) -> int:
+    return len(function.inputs) - len(given.positional) - len(given.named)
+
+
+def _misfit(functions: Sequence[Function], given: Given, catalog: Catalog) -> InvalidArgument:
+    names = {name for function in functions for name in function.names}
+    name = functions[0].name
+    for each in given.named:
+        if each not in names:
+            found = UnknownName(
+                "argument", each, sorted(names), f'function "{name}"', f"{given.path}{each}"[:200]
+            )
+            found.details.setdefault("hint", _takes(functions, catalog))
+            return found
+    if len(functions) > 1:
+        return InvalidArgument(
+            f'no function "{name}" takes these arguments',
+            candidates=[signature(each, catalog) for each in functions],
+        )
+    (function,) = functions
+    if len(given.positional) > function.unnamed:
+        return InvalidArgument(
+            f'"{name}" takes {function.unnamed or "no"} arguments by position,'
+            f" got {len(given.positional)}",
+            hint=_takes(functions, catalog),
+        )
+    for at, argument in enumerate(function.inputs):
+        if at < len(given.positional) and argument.name in given.named and argument.name:
+            return InvalidArgument(f'"{argument.name}" is given twice', path=argument.name)
+        if at >= len(given.positional) and not argument.has_default:
+            if not argument.name:
+                break
+            if argument.name not in given.named:
+                return InvalidArgument(
+                    f'the argument "{argument.name}" is missing',
+                    path=f"{given.path}{argument.name}",
+                    hint=_takes(functions, catalog),
+                )
+    return InvalidArgument(
+        f'"{name}" takes {function.unnamed} arguments by position, got {len(given.positional)}',
+        hint=_takes(functions, catalog),
+    )
+
+
+def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
+    return f"it is {' or '.join(signature(each, catalog) for each in functions[:5])}"
+
+
+DIMENSIONS = 6
+"""Of an array, at most (PostgreSQL's MAXDIM)."""
+INTEGERS = ("int4", "int8", "numeric")
+
+
+def generic_of(
+    function: Function, given: Given, catalog: Catalog
+) -> tuple[str, frozenset[str | int]]:
+    """
+    Find the one type of all that is given for polymorphic arguments.
+
+    Args:
+        function: The one that is called.
+        given: What it is given.
+        catalog: For the types of arguments.
+
+    Returns:
+        The name of the type, empty if nothing is polymorphic; and the names and positions
+        of what is given as a list.
+    """
+    generic = [catalog.type(each.type).kind == "pseudo" for each in function.inputs]
+    if not any(generic):
+        return "", frozenset()
+    values: dict[str | int, Any] = {}
+    for at, argument in enumerate(function.inputs):
+        if generic[at]:
+            if at < len(given.positional):
+                values[at] = given.positional[at]
+            elif argument.name in given.named:
+                values[argument.name] = given.named[argument.name]
+    leaves = [leaf for value in values.values() for leaf in _leaves(value)]
+    lists = frozenset(key for key, value in values.items() if isinstance(value, list | tuple))
+    return _common([_type_of(leaf) for leaf in leaves]), lists
+
+
+def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for each in value if depth < DIMENSIONS else ():
+            yield from _leaves(each, depth + 1)
+    elif value is not None:
+        yield value
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        fits = (at for at, most in enumerate((2**31, 2**63)) if -most <= value < most)
+        return INTEGERS[next(fits, 2)]
+    if isinstance(value, float):
+        return "float8"
+    if isinstance(value, Mapping):
+        return "jsonb"
+    return "bytea" if isinstance(value, bytes) else "text"
+
+
+def _common(types: list[str]) -> str:
+    found = set(types)
+    if len(found) == 1:
+        return types[0]
+    if found and found <= set(INTEGERS):
+        return max(found, key=INTEGERS.index)
+    if found and found <= {*INTEGERS, "float8"}:
+        return "numeric" if "numeric" in found else "float8"
+    return "text"
+
+
+OPTIONS = ("form", "max_affected", "timeout")
+ARGS = "args"
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """
+    A call of a function.
+
+    Args:
+        function: Which one.
+        positional: What is given by position.
+        named: What is given by name, in the order of the names.
+        generic: The name of the type that stands for the polymorphic ones, if there are any.
+        lists: Names and positions of what is given as a list for those.
+        form: Of rows in the answer.
+        max_affected: How many rows may come back.
+    """
+
+    function: Function
+    positional: tuple[Operand, ...] = ()
+    named: tuple[tuple[str, Operand], ...] = ()
+    generic: str = ""
+    lists: frozenset[str | int] = frozenset()
+    form: Form = "dicts"
+    max_affected: int | None = None
+
+
+def parse_call(
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    catalog: Catalog,
+) -> Parsed[CallRequest]:
+    """
+    Read a plain call: all keywords are the function's, but the options of the call.
+
+    Args:
+        functions: Those of the name.
+        args: By position.
+        kwargs: By name.
+        catalog: For the types of arguments.
+
+    Raises:
+        InvalidArgument: No function takes these arguments, or more than one does.
+    """
+    named, options = _split(functions, kwargs)
+    given = _given(functions, args, named, options.pop(ARGS, None))
+    call = Arguments([], options, [], OPTIONS)
+    values = Values()
+    request = bind_call(
+        functions, given, values, catalog, parse_form(call), call.whole("max_affected")
+    )
+    return Parsed(request, values.freeze(), call.timeout())
+
+
+def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
+    """
+    Read what a function is given where all keywords are those of a verb.
+
+    Args:
+        functions: Those of the name.
+        args: By position.
+        named: The argument `args`: a dict, or a list for what goes by position.
+    """
+    if named is None:
+        return Given(tuple(args), {}, f"{ARGS}.")
+    return _given(functions, args, {}, named)
+
+
+def bind_call(
+    functions: Sequence[Function],
+    given: Given,
+    values: Values,
+    catalog: Catalog,
+    form: Form = "dicts",
+    max_affected: int | None = None,
+) -> CallRequest:
+    """
+    Pick the function that arguments mean, and put them among the values of the call.
+
+    Raises:
+        InvalidArgument: No function takes these arguments, or more than one does.
+    """
+    function = chosen(functions, given, catalog)
+    generic, lists = generic_of(function, given, catalog)
+    return CallRequest(
+        function,
+        tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
+        tuple(
+            (name, Operand(values.add(given.named[name]), f"{given.path}{name}"))
+            for name in sorted(given.named)
+        ),
+        generic,
+        lists,
+        form,
+        max_affected,
+    )
+
+
+def _split(
+    functions: Sequence[Function], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell the function's arguments from the options of the call."""
+    names = {name for function in functions for name in function.names}
+    apart = isinstance(kwargs.get(ARGS), Mapping)
+    named: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        option = name in OPTIONS or name == ARGS
+        if option and (apart or name not in names):
+            options[name] = value
+        elif apart:
+            raise UnknownName("option", name, (*OPTIONS, ARGS), path=name)
+        else:
+            named[name] = value
+    return named, options
+
+
+def _given(
+    functions: Sequence[Function], args: Sequence[Any], named: Mapping[str, Any], apart: Any
+) -> Given:
+    if apart is None:
+        return Given(tuple(args), named)
+    if isinstance(apart, list | tuple):
+        if args:
+            raise InvalidArgument("values by position are given twice", path=ARGS)
+        return Given(tuple(apart), named)
+    if not isinstance(apart, Mapping) or not all(isinstance(name, str) for name in apart):
+        raise InvalidArgument(
+            '"args" is a dict of names and values, or a list of values', path=ARGS
+        )
+    return Given(tuple(args), apart, f"{ARGS}.")
+
+
+Request = TypeVar("Request", FindRequest, AggregateRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class CalledRequest(Generic[Request]):
+    """A request for rows, and the function that returns them."""
+
+    call: CallRequest
+    of: Request
+
+
+def parse_called(
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    catalog: Catalog,
+    parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
+) -> Parsed[CalledRequest[Request]]:
+    """
+    Read a call of a verb on a function's rows; what the function is given stands in `args`.
+
+    Args:
+        functions: Those of the name.
+        args: By position: they are the function's.
+        kwargs: By name: they are the verb's.
+        catalog: For the types of arguments.
+        parse: Reads the arguments of the verb, told of what rows.
+
+    Raises:
+        InvalidArgument: It is malformed, or no function takes these arguments.
+    """
+    rest = {name: value for name, value in kwargs.items() if name != ARGS}
+    given = read_given(functions, args, kwargs.get(ARGS))
+    # the rows of other arguments are another question
+    home = f"{functions[0].schema}.fn.{functions[0].name}"
+    question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
+    try:
+        parsed = parse(rest, question)
+    except InvalidArgument as refusal:
+        _explain(refusal, functions, args, rest)
+        raise
+    values = Values(parsed.values)
+    call = bind_call(functions, given, values, catalog)
+    request = CalledRequest(call, parsed.request)
+    return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
+
+
+def _explain(
+    refusal: InvalidArgument,
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    rest: Mapping[str, Any],
+) -> None:
+    """Say which arguments are the function's, and which the verb's, where they were mistaken."""
+    path = refusal.details.get("path")
+    if isinstance(refusal, UnknownName):
+        if path in rest and any(path in function.names for function in functions):
+            refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
+    elif args and path == "measures" and path not in rest:
+        refusal.details.setdefault(
+            "hint", "by position go arguments of the function, those of the verb by name"
+        )
