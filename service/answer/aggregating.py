@@ -13,7 +13,7 @@ from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Shape, groups_txn
 from service.plan.aggregate import plan_aggregate
-from service.plan.veiled import as_json
+from service.plan.hidden import as_json
 from service.request.read import GROUPS, parse_aggregate
 from service.request.types import AggregateRequest
 from service.sql.aggregate import aggregate

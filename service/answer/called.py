@@ -23,10 +23,10 @@ from service.db.interactions import (
 )
 from service.db.writes import fitting_txn
 from service.functions import Function
-from service.plan.called import plan_called, plan_called_all, plan_called_groups
-from service.plan.estimable import refuse_guarded
+from service.plan.estimate import refuse_guarded
+from service.plan.functions import plan_called, plan_called_all, plan_called_groups
+from service.plan.hidden import as_json, refuse_veiled
 from service.plan.types import ReadPlan
-from service.plan.veiled import as_json, refuse_veiled
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.read import GROUPS, Parsed, parse_aggregate, parse_find

@@ -23,7 +23,7 @@ from service.db.scope import Database
 from service.db.writes import fitting_txn, write_txn
 from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
 from service.functions import Function
-from service.plan.call import Answer, answer_of, plan_call, result_columns
+from service.plan.functions import Answer, answer_of, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName
 from service.request.read import Limits, Parsed

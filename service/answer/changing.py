@@ -15,9 +15,9 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn
 from service.db.writes import Missed, Written
 from service.errors import Conflict, NotChanged, NotFound, ServiceError, TooManyRows
-from service.plan.veiled import as_json
+from service.plan.hidden import as_json
+from service.plan.types import DeletePlan, UpdatePlan
 from service.plan.write import plan_current, plan_delete, plan_update
-from service.plan.writes import DeletePlan, UpdatePlan
 from service.request.arguments import Values
 from service.request.read import Parsed
 from service.request.types import DeleteRequest, Operand, Returning, Target, UpdateRequest

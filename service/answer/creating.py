@@ -16,7 +16,7 @@ from service.catalog import Catalog, Relation
 from service.db.interactions import answered_columns, apart_txn
 from service.db.writes import Missed, Written
 from service.errors import NotChanged
-from service.plan.veiled import as_json
+from service.plan.hidden import as_json
 from service.plan.write import plan_create
 from service.request.read import Limits, Parsed
 from service.request.types import CreateRequest

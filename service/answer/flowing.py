@@ -16,9 +16,9 @@ from service.db.calls import kept_txn
 from service.db.scope import Database
 from service.db.values import Codec
 from service.functions import Function
+from service.plan.hidden import refuse_veiled
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan
-from service.plan.veiled import refuse_veiled
 from service.request.functions import parse_called
 from service.request.read import Format, Limits, check_format, parse_unpaged
 from service.request.types import FindRequest, Form

@@ -16,7 +16,7 @@ from service.db.copy_text import Text
 from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import InvalidArgument, InvalidRow
-from service.plan.writable import writable
+from service.plan.write import writable
 
 Rows = list[Mapping[str, Any]]
 Fields = tuple[Any, Mapping[str, Text]]

@@ -13,9 +13,9 @@ from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
 from service.errors import NotFound
-from service.plan.estimable import refuse_guarded
+from service.plan.estimate import refuse_guarded
+from service.plan.hidden import as_json
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
-from service.plan.veiled import as_json
 from service.request.paging import digest_of, write_token
 from service.request.read import Parsed, parse_count, parse_find, parse_get
 from service.request.types import CountRequest, FindRequest, GetRequest

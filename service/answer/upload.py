@@ -18,7 +18,7 @@ from service.db.feeding import Feed, import_txn
 from service.db.interactions import apart_txn
 from service.db.scope import Database
 from service.errors import Canceled, InvalidArgument
-from service.plan.importing import plan_import
+from service.plan.write import plan_import
 from service.request.write import ImportRequest
 from service.sql.copy import CopyIn, copy_in
 

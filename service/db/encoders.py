@@ -22,7 +22,7 @@ from service.db.containers import array_text, by_parts, composite_text, hstore_t
 from service.db.json_text import check_text, write_json
 from service.db.python_values import python_text
 from service.errors import InvalidArgument
-from service.plan.veiled import is_veiled
+from service.plan.hidden import is_veiled
 from service.sql.statement import quoted
 
 Write = Callable[[Any], str]

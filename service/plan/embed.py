@@ -11,10 +11,9 @@ from itertools import chain, count
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
 from service.plan.aggregate import plan_grouped
-from service.plan.expressions import Scope
 from service.plan.filters import plan_related
-from service.plan.order import by_key
-from service.plan.outputs import outputs_of, sort_keys
+from service.plan.outputs import by_key, outputs_of, sort_keys
+from service.plan.scope import Scope
 from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
 from service.request.types import Embed, Item
 

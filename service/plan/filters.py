@@ -21,7 +21,7 @@ from service.plan.conditions import (
     Search,
     Test,
 )
-from service.plan.expressions import Scope
+from service.plan.scope import Scope
 from service.request.filters import unknown_operator
 from service.request.synonyms import of_container
 from service.request.types import Comparison, Embed, Filter, Junction, Operand, Reference, Related

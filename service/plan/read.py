@@ -9,15 +9,14 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
+from service.plan.aggregate import distinguishable, told_apart
 from service.plan.conditions import Condition, Every, Expression
 from service.plan.embed import plan_columns
-from service.plan.expressions import Scope
 from service.plan.filters import both, compare, inner_of, plan_filter
-from service.plan.measures import distinguishable, told_apart
-from service.plan.order import by_key, leading, of_distinct
-from service.plan.outputs import referred, sort_keys
+from service.plan.hidden import unveiled
+from service.plan.outputs import by_key, leading, of_distinct, referred, sort_keys
+from service.plan.scope import Scope
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
-from service.plan.veiled import unveiled
 from service.request.types import (
     After,
     CountRequest,

@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from service.catalog import Column, Relation, WriteKind
 from service.plan.conditions import Expression, Link
-from service.plan.expressions import Scope
-from service.plan.types import Output, SortKey
-from service.plan.writes import Back, Carried, Reread
+from service.plan.scope import Scope
+from service.plan.types import Back, Carried, Output, Reread, SortKey
 
 
 def reread(

@@ -10,10 +10,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.catalog import Relation, Type
-from service.plan.calls import FunctionCall
-from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression, Link, Operator
+from service.catalog import Column, Relation, Spelled, Type
+from service.functions import Function
+from service.plan.conditions import PG_CATALOG, Bound, Condition, Exists, Expression, Link, Operator
 from service.request.types import Nulls
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArgument:
+    """An argument by name, or (without one) by position; no value is null."""
+
+    name: str
+    value: Bound | None
+    variadic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """
+    A function with what it is given.
+
+    Args:
+        function: Which one.
+        arguments: Those by position first.
+        names: What the columns of its rows are called, where they have no names of their own.
+    """
+
+    function: Function
+    arguments: tuple[PlannedArgument, ...]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """
+    A plain call of a function.
+
+    Args:
+        name: What it is for, as in "fn.add".
+        call: The function.
+        columns: The names of what it answers.
+        rows: Whether it is a source of rows, rather than one value.
+        untyped: Whether only the server knows what its rows are made of.
+        types: Of what it answers, where that is known.
+    """
+
+    name: str
+    call: FunctionCall
+    columns: tuple[str, ...]
+    rows: bool
+    untyped: bool
+    types: tuple[Type, ...] = ()
+
 
 NAME_BYTES = 63
 """What PostgreSQL keeps of a name (NAMEDATALEN)."""
@@ -208,3 +256,137 @@ class ReadPlan:
     lock: bool = False
     call: FunctionCall | None = None
     afterwards: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A column whose values go from one statement to the next, and its type as a cast spells it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """
+    How rows are read once more, by the statement after the one that wrote them.
+
+    Args:
+        equal: What compares the columns of the key that they are found by; nothing where they
+            are taken as they were written.
+        carried: What the second statement has of each from the first one, the key first.
+        row: The name of the whole row among that, if it is needed.
+        loose: Whether a row that is not found is taken as it was written.
+    """
+
+    equal: tuple[Operator, ...]
+    carried: tuple[Carried, ...]
+    row: str
+    loose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """
+    What comes back of written rows; without outputs and embeds, nothing.
+
+    Args:
+        outputs: Of each row.
+        order: Of the rows.
+        embeds: Related rows, inside each row.
+        inner: What a row must be related to so as to come back; it is written all the same.
+        reread: How all of that is read after the write; None where RETURNING gives it.
+        certain: Whether it is an error that no row was written.
+    """
+
+    outputs: tuple[Output, ...] = ()
+    order: tuple[SortKey, ...] = ()
+    embeds: tuple[PlannedEmbed, ...] = ()
+    inner: tuple[Exists, ...] = ()
+    reread: Reread | None = None
+    certain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A column and its new value; None for the column's default."""
+
+    column: Column
+    value: Bound | None
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """
+    A column that a row takes over from a new one with its key.
+
+    Args:
+        column: Of both.
+        kept: Keys of new rows that do not give the column, so that the row keeps its own.
+    """
+
+    column: Column
+    kept: tuple[tuple[Bound, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """
+    What becomes of a new row whose key is there already.
+
+    Args:
+        key: The columns of the key, or those that an index goes by.
+        takeovers: What changes in the row there; nothing leaves it alone.
+        equal: What compares them.
+        nulls: Whether rows without a value in the key may have the same one.
+        target: What ON CONFLICT goes by, where that is not the columns alone.
+    """
+
+    key: tuple[str, ...]
+    takeovers: tuple[Takeover, ...]
+    equal: tuple[Operator, ...]
+    nulls: bool
+    target: Spelled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InsertPlan:
+    """
+    New rows.
+
+    Args:
+        name: What it is for.
+        relation: Where they go.
+        columns: The columns that any of them gives.
+        rows: For each row, a parameter or None (default) for each of the columns.
+        back: What comes back of each.
+        conflict: What becomes of those that are there already; None if that is an error.
+    """
+
+    name: str
+    relation: Relation
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Bound | None, ...], ...]
+    back: Back
+    conflict: Conflict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """Changes to the rows that a condition picks."""
+
+    name: str
+    relation: Relation
+    settings: tuple[Setting, ...]
+    where: Condition | None
+    back: Back
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePlan:
+    """The deletion of the rows that a condition picks."""
+
+    name: str
+    relation: Relation
+    where: Condition | None
+    back: Back

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.calls import CallPlan, FunctionCall, PlannedArgument
+from service.plan.types import CallPlan, FunctionCall, PlannedArgument
 from service.sql.expressions import ROW, separated
 from service.sql.json_form import json_text
 from service.sql.statement import Part, Statement, render

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.importing import ImportPlan
+from service.plan.write import ImportPlan
 from service.sql.expressions import ROW, separated
 from service.sql.modify import on_conflict
 from service.sql.statement import Part, render

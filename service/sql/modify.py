@@ -10,11 +10,11 @@ from psycopg2.sql import SQL, Identifier
 
 from service.plan.conditions import Bound, Every
 from service.plan.pure import is_pure
-from service.plan.types import Output
-from service.plan.writes import (
+from service.plan.types import (
     Conflict,
     DeletePlan,
     InsertPlan,
+    Output,
     Setting,
     Takeover,
     UpdatePlan,

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
-from service.plan.calls import FunctionCall
-from service.plan.writes import Carried, Reread
+from service.plan.types import Carried, FunctionCall, Reread
 from service.sql.call import called
 from service.sql.expressions import ROW, operator, separated
 from service.sql.statement import MISSED, Part, quoted

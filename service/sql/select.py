@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
-from service.plan.calls import FunctionCall
 from service.plan.pure import is_pure
-from service.plan.types import Output, PlannedEmbed, ReadPlan, kept, names_of
+from service.plan.types import FunctionCall, Output, PlannedEmbed, ReadPlan, kept, names_of
 from service.sql.call import called
 from service.sql.embed import embedded, embedded_json, laterals
 from service.sql.expressions import ROW, condition, expression, order_by, separated, where

@@ -13,7 +13,7 @@ from service.answer.describing.types import NULL, given, schema_of, value
 from service.answer.describing.verbs import FORM, TIMEOUT
 from service.catalog import Catalog, Column
 from service.functions import Argument, Function
-from service.plan.call import answer_of, result_columns
+from service.plan.functions import answer_of, result_columns
 from service.request.functions import ARGS
 from service.request.names import FN, encode
 

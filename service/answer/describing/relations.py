@@ -12,8 +12,7 @@ from service.answer.describing.definitions import Definitions, Schema, reference
 from service.answer.describing.rows import Rows
 from service.answer.describing.types import schema_of
 from service.catalog import Catalog, Column, Relation
-from service.plan.computed import computed_columns
-from service.plan.relationships import relationships
+from service.plan.relationships import computed_columns, relationships
 from service.request.names import RESERVED, encode
 
 RIGHTS = {

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.functions import Argument, Function
-from service.plan.call import plan_call
+from service.plan.functions import plan_call
 from service.request.functions import parse_call
 from service.sql.call import call
 from tests.unit.samples import catalog

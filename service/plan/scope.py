@@ -11,7 +11,6 @@ from itertools import count
 from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, UnknownName
 from service.functions import Function
-from service.plan.computed import computed_columns
 from service.plan.conditions import (
     PG_CATALOG,
     Bound,
@@ -22,9 +21,8 @@ from service.plan.conditions import (
     Passage,
     PlannedStep,
 )
-from service.plan.related import is_related, related
-from service.plan.relationships import Pairs
-from service.plan.veiled import follow, unveiled
+from service.plan.hidden import follow, unveiled
+from service.plan.relationships import Pairs, computed_columns, is_related, related
 from service.request.embeds import plain
 from service.request.filters import OPERATORS
 from service.request.synonyms import of_column
