@@ -28,7 +28,7 @@ from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName
 from service.request.read import Limits, Parsed
 from service.request.synonyms import said
-from service.sql.call import call as spelled
+from service.sql.functions import call as spelled
 from service.sql.statement import Statement
 
 Verb = Callable[..., Awaitable[Any]]

@@ -22,9 +22,9 @@ from service.request.arguments import Values
 from service.request.read import Parsed
 from service.request.types import DeleteRequest, Operand, Returning, Target, UpdateRequest
 from service.request.write import parse_delete, parse_update
-from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
+from service.sql.write import modify
 
 MAX_JUDGED = 5000
 """Rows that a model judges in one call: each becomes an object in the reactor's thread."""

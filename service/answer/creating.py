@@ -21,8 +21,8 @@ from service.plan.write import plan_create
 from service.request.read import Limits, Parsed
 from service.request.types import CreateRequest
 from service.request.write import parse_create, parse_upsert
-from service.sql.modify import modify
 from service.sql.statement import Statement
+from service.sql.write import modify
 
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
 

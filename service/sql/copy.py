@@ -11,8 +11,8 @@ from psycopg2.sql import SQL, Identifier
 
 from service.plan.write import ImportPlan
 from service.sql.expressions import ROW, separated
-from service.sql.modify import on_conflict
 from service.sql.statement import Part, render
+from service.sql.write import on_conflict
 
 STAGE = Identifier("pg_temp", "rowcast_import")
 DEFAULT = r"\D"

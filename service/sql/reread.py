@@ -14,8 +14,8 @@ from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
 from service.plan.types import Carried, FunctionCall, Reread
-from service.sql.call import called
 from service.sql.expressions import ROW, operator, separated
+from service.sql.functions import called
 from service.sql.statement import MISSED, Part, quoted
 
 SETTING = "rowcast.written"

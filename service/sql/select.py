@@ -1,5 +1,5 @@
 """
-Read plans to statements.
+SELECT, with keyset paging.
 """
 
 from __future__ import annotations
@@ -10,14 +10,78 @@ from psycopg2.sql import SQL, Identifier
 
 from service.catalog import Relation
 from service.plan.pure import is_pure
-from service.plan.types import FunctionCall, Output, PlannedEmbed, ReadPlan, kept, names_of
-from service.sql.call import called
+from service.plan.types import (
+    FunctionCall,
+    Output,
+    PlannedAfter,
+    PlannedEmbed,
+    ReadPlan,
+    SortKey,
+    kept,
+    names_of,
+)
 from service.sql.embed import embedded, embedded_json, laterals
-from service.sql.expressions import ROW, condition, expression, order_by, separated, where
+from service.sql.expressions import ROW, condition, expression, operator, order_by, separated, where
+from service.sql.functions import called
 from service.sql.json_form import json_text
-from service.sql.keyset import after
 from service.sql.reread import handed_all, handing_all, ordered
 from service.sql.statement import Part, Statement, render, spelled
+
+
+def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
+    """
+    Give the condition that a row comes after the end of a page.
+
+    Where all keys run the same way and none can be null, one row comparison says it, and
+    an index over the keys answers it. Else it is spelled key by key.
+    """
+    ways = {key.descending for key in keys}
+    nullable = any(key.expression.nullable for key in keys)
+    if len(ways) == 1 and not nullable and len({*page.beyond}) == 1:
+        yield SQL("(")
+        yield from separated([expression(key.expression) for key in keys])
+        yield SQL(")")
+        yield operator(page.beyond[0])
+        yield SQL("(")
+        yield from separated([[bound] for bound in page.operands])
+        yield SQL(")")
+        return
+    yield SQL("(")
+    for at, key in enumerate(keys):
+        yield SQL(" OR (" if at else "(")
+        for before in range(at):
+            yield from _tied(keys[before], page, before)
+            yield SQL(" AND ")
+        yield from _beyond(key, page, at)
+        yield SQL(")")
+    yield SQL(")")
+
+
+def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    yield from expression(key.expression)
+    if page.nulls[at]:
+        yield SQL(" IS NULL")
+    else:
+        yield operator(page.equal[at])
+        yield page.operands[at]
+
+
+def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    if page.nulls[at] and key.nulls == "last":
+        yield SQL("false")
+    elif page.nulls[at]:
+        yield from expression(key.expression)
+        yield SQL(" IS NOT NULL")
+    else:
+        yield SQL("(")
+        yield from expression(key.expression)
+        yield operator(page.beyond[at])
+        yield page.operands[at]
+        if key.nulls == "last" and key.expression.nullable:
+            yield SQL(" OR ")
+            yield from expression(key.expression)
+            yield SQL(" IS NULL")
+        yield SQL(")")
 
 
 def select(plan: ReadPlan, json: bool = False) -> Statement:

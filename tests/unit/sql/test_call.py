@@ -10,7 +10,7 @@ from service.errors import InvalidArgument
 from service.functions import Argument, Function
 from service.plan.functions import plan_call
 from service.request.functions import parse_call
-from service.sql.call import call
+from service.sql.functions import call
 from tests.unit.samples import catalog
 
 CATALOG = catalog()

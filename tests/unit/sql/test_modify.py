@@ -9,9 +9,9 @@ from service.plan.conditions import Bound
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update
 from service.request.read import Limits
 from service.request.write import parse_create, parse_delete, parse_update, parse_upsert
-from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Mark, Statement
+from service.sql.write import modify
 from tests.unit.samples import catalog
 from tests.unit.sql.test_select import INTEGER, alike
 
