@@ -20,8 +20,8 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.roles import Roles
+from service.db.database import Database
 from service.db.pool import PgPool
-from service.db.scope import Database
 from service.models.registry import Models
 from service.request.arguments import Caller
 from service.request.read import Limits

@@ -58,8 +58,8 @@ async def _measure(dsn: str) -> None:
     from service.answer.catalogs import Catalogs
     from service.answer.hub import Hub
     from service.answer.roles import Roles
+    from service.db.database import Database
     from service.db.pool import PgPool
-    from service.db.scope import Database
     from service.models.registry import Models
     from service.request.arguments import Caller
     from service.request.read import Limits

@@ -9,7 +9,7 @@ from typing import Any
 
 from service.answer.describing.document import describe
 from service.answer.describing.verbs import VERBS
-from service.db.offline import read_catalog
+from service.db.introspect import read_catalog
 from service.models.registry import fits
 from service.procedures.registry import NEEDED, REGISTERED
 from service.settings import Settings

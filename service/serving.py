@@ -16,12 +16,12 @@ from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.own import Own
 from service.answer.roles import Roles
-from service.db.dispatch import READY
-from service.db.limits import PoolLimits
+from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
-from service.db.scope import Database
+from service.db.scheduler import READY
 from service.db.session import SessionSettings
+from service.db.worker import PoolLimits
 from service.models.registry import Models
 from service.procedures.registry import REGISTERED, available, procedures
 from service.request.read import Limits

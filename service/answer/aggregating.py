@@ -11,7 +11,7 @@ from service.answer.served import Served
 from service.answer.text import listed
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
-from service.db.interactions import Shape, groups_txn
+from service.db.statements import Shape, groups_txn
 from service.plan.aggregate import plan_aggregate
 from service.plan.hidden import as_json
 from service.request.read import GROUPS, parse_aggregate

@@ -12,16 +12,17 @@ from service.answer.served import Served
 from service.answer.text import listed, paged
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
-from service.db.calls import counted_txn, kept_txn
-from service.db.interactions import (
+from service.db.statements import (
     Page,
     Shape,
     answered_columns,
+    counted_txn,
+    fitting_txn,
     groups_txn,
+    kept_txn,
     page_txn,
     value_txn,
 )
-from service.db.writes import fitting_txn
 from service.functions import Function
 from service.plan.estimate import refuse_guarded
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups

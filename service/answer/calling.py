@@ -17,10 +17,8 @@ from service.answer.streaming import Streaming
 from service.answer.text import listed
 from service.answer.verbs import Verbs
 from service.catalog import Catalog
-from service.db.calls import call_txn, kept_txn
-from service.db.interactions import Shape
-from service.db.scope import Database
-from service.db.writes import fitting_txn, write_txn
+from service.db.database import Database
+from service.db.statements import Shape, call_txn, fitting_txn, kept_txn, write_txn
 from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
 from service.functions import Function
 from service.plan.functions import Answer, answer_of, plan_call, result_columns

@@ -17,11 +17,11 @@ from service.answer.roles import SERVICE, Roles
 from service.answer.served import Served
 from service.answer.whole import whole_of
 from service.catalog import Catalog
+from service.db.codec import Codec
+from service.db.database import Database
 from service.db.fingerprint import Fingerprint, fingerprint_txn
-from service.db.identity import identity_of
 from service.db.introspect import catalog_txn
-from service.db.scope import Database
-from service.db.values import Codec
+from service.db.session import identity_of
 from service.models.registry import Models
 
 log = Logger()

@@ -12,8 +12,7 @@ from service.answer.admission import admit_update, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, answered_columns, page_txn
-from service.db.writes import Missed, Written
+from service.db.statements import Missed, Page, Shape, Written, answered_columns, page_txn
 from service.errors import Conflict, NotChanged, NotFound, ServiceError, TooManyRows
 from service.plan.hidden import as_json
 from service.plan.types import DeletePlan, UpdatePlan

@@ -13,8 +13,7 @@ from service.answer.admission import admit_create, refuse_faults
 from service.answer.served import Served
 from service.answer.writing import Writing, answered
 from service.catalog import Catalog, Relation
-from service.db.interactions import answered_columns, apart_txn
-from service.db.writes import Missed, Written
+from service.db.statements import Missed, Written, answered_columns, apart_txn
 from service.errors import NotChanged
 from service.plan.hidden import as_json
 from service.plan.write import plan_create

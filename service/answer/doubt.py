@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from service.db.misnamed import STALE
+from service.db.errors import STALE
 from service.errors import (
     DatabaseRefused,
     InvalidArgument,

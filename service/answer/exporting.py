@@ -15,9 +15,9 @@ from service.answer.flowing import Flow, Flowing
 from service.answer.line import Line, Send
 from service.answer.served import Served
 from service.answer.streaming import relay
-from service.db.copying import Blocks, copy_out_txn
+from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
-from service.db.interactions import Shape
+from service.db.statements import Shape
 from service.request.read import take_chunk, take_format
 
 

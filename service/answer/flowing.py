@@ -12,9 +12,9 @@ from service.answer.called import as_csv, find
 from service.answer.served import Served
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
-from service.db.calls import kept_txn
-from service.db.scope import Database
-from service.db.values import Codec
+from service.db.codec import Codec
+from service.db.database import Database
+from service.db.statements import kept_txn
 from service.functions import Function
 from service.plan.hidden import refuse_veiled
 from service.plan.read import plan_find

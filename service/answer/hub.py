@@ -30,10 +30,10 @@ from service.answer.roles import Roles, identity_for
 from service.answer.served import Served
 from service.answer.streaming import Streaming
 from service.catalog import Relation, WriteKind
-from service.db.doer import Doer
-from service.db.identity import Identity
-from service.db.scope import Database
-from service.db.sqlstate import refusal
+from service.db.database import Database
+from service.db.errors import refusal
+from service.db.session import Identity
+from service.db.transaction import Doer
 from service.errors import (
     Canceled,
     NoSuchProcedure,

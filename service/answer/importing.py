@@ -20,7 +20,7 @@ from service.answer.line import Line
 from service.answer.served import Served
 from service.answer.upload import Upload
 from service.catalog import Relation
-from service.db.scope import Database
+from service.db.database import Database
 from service.errors import InvalidArgument, NotAuthorized, Unavailable
 from service.request.arguments import Caller
 from service.request.read import Limits

@@ -12,9 +12,9 @@ from service.answer.admission import made_of
 from service.answer.csv_rows import Record, split
 from service.answer.served import Served
 from service.catalog import Relation, Type
-from service.db.copy_text import Text
-from service.db.interactions import apart_txn
-from service.db.scope import Database
+from service.db.copy import Text
+from service.db.database import Database
+from service.db.statements import apart_txn
 from service.errors import InvalidArgument, InvalidRow
 from service.plan.write import writable
 

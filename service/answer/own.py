@@ -13,8 +13,8 @@ from service.answer.describing.document import describe, weight
 from service.answer.hub import Hub, Procedure
 from service.catalog import Catalog
 from service.db.connection import PgConnection
-from service.db.interactions import apart_txn
-from service.db.scope import Database
+from service.db.database import Database
+from service.db.statements import apart_txn
 from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments, Caller
 from service.request.describe import WHOLE, Part, parse_describe

@@ -11,7 +11,7 @@ from service.answer.served import Served
 from service.answer.text import paged
 from service.answer.verbs import Verbs
 from service.catalog import Catalog, Relation
-from service.db.interactions import Page, Shape, answered_columns, page_txn, value_txn
+from service.db.statements import Page, Shape, answered_columns, page_txn, value_txn
 from service.errors import NotFound
 from service.plan.estimate import refuse_guarded
 from service.plan.hidden import as_json

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from service.db.identity import Identity, identity_of
+from service.db.session import Identity, identity_of
 from service.errors import NotAuthorized
 from service.request.arguments import Caller
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from service.catalog import Catalog, Column, Relation
-from service.db.values import Codec
+from service.db.codec import Codec
 from service.models.registry import LoadedModels
 from service.request.types import Item
 from service.sql.statement import Statement

@@ -17,7 +17,7 @@ from service.answer.flowing import Flowing
 from service.answer.line import Line, Send
 from service.answer.served import Served
 from service.db.cursors import Reader
-from service.db.interactions import Shape, answered_columns
+from service.db.statements import Shape, answered_columns
 from service.request.read import take_chunk
 
 

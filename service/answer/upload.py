@@ -13,10 +13,9 @@ from service.answer.csv_rows import header_of, whole
 from service.answer.judged import Judged
 from service.answer.served import Served
 from service.catalog import Relation
-from service.db.copy_text import CsvText, RowText
-from service.db.feeding import Feed, import_txn
-from service.db.interactions import apart_txn
-from service.db.scope import Database
+from service.db.copy import CsvText, Feed, RowText, import_txn
+from service.db.database import Database
+from service.db.statements import apart_txn
 from service.errors import Canceled, InvalidArgument
 from service.plan.write import plan_import
 from service.request.write import ImportRequest

@@ -4,7 +4,7 @@ What all verbs stand on.
 
 from __future__ import annotations
 
-from service.db.scope import Database
+from service.db.database import Database
 from service.request.read import Limits
 
 

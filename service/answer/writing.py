@@ -15,8 +15,7 @@ from service.answer.served import Served
 from service.answer.text import listed, paged
 from service.answer.verbs import Verbs
 from service.catalog import Relation
-from service.db.interactions import Shape
-from service.db.writes import Written, write_txn
+from service.db.statements import Shape, Written, write_txn
 from service.request.read import Parsed
 from service.request.types import CreateRequest, DeleteRequest, Returning, UpdateRequest
 from service.sql.statement import Statement

@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2 import _psycopg
 
 from service.db.guard import GUARD
-from service.db.job import Job
+from service.db.worker import Job
 
 
 class Canceler:

@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from service.db.codec import Codec
 from service.db.connection import PgConnection
-from service.db.interactions import Row, Shape, execute, shaped, weight
-from service.db.values import Codec
+from service.db.statements import Row, Shape, execute, shaped, weight
 from service.sql.statement import Statement
 
 FIRST = 16

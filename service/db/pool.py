@@ -16,13 +16,11 @@ from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
-from service.db.dispatch import Dispatch
-from service.db.identity import ITSELF
-from service.db.job import Job
-from service.db.limits import PoolLimits, PoolStats
-from service.db.session import Dsn, Sessions, SessionSettings
+from service.db.scheduler import Dispatch
+from service.db.session import ITSELF, Dsn, Sessions, SessionSettings
 from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
+from service.db.worker import Job, PoolLimits, PoolStats
 
 
 class PgPool(adbapi.ConnectionPool):

@@ -1,22 +1,108 @@
 """
-Opening a session: what every session has set, and how the server is told.
+Opening a session: its settings, and as whom its statements run.
 
 Directly, settings travel as `options` of the connection string, before the first round
 trip. A transaction pooler refuses those or drops them, and hands the server to another
 client after each transaction: there they are SET LOCAL in every transaction.
+
+A role and what is known of the caller are set for one transaction alone, by words that travel in
+front of a statement. A message of several statements is a transaction by itself, so a single
+read under a role is still one round trip. What ends its transaction itself, as a procedure can,
+has them set for the session for as long as it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from service.db.assigned import assigned, searched
 from service.db.connection import LASTING, PgConnection
 from service.sql.statement import quoted
+
+
+def assigned(settings: Mapping[str, str], local: bool = True) -> str:
+    """
+    Word that settings have values from here on.
+
+    Args:
+        settings: Names, which are ours, and values.
+        local: Whether they hold for the transaction, rather than for the session.
+
+    Returns:
+        Statements with their semicolons, without any percent sign, so that psycopg2 takes
+        them for plain text with and without parameters. They are SET, which costs PostgreSQL
+        a third less than a SELECT of `set_config` (`bench/roles.py`).
+    """
+    scope = "SET LOCAL" if local else "SET"
+    return "".join(f"{scope} {name}={_literal(value)};" for name, value in settings.items())
+
+
+def preferred(schema: str, local: bool = True) -> str:
+    """Word that unqualified names are looked for in a schema first, from here on."""
+    return _searched(
+        f"{_literal(quoted(schema) + ', ')}||pg_catalog.current_setting('search_path')", local
+    )
+
+
+def searched(path: str, local: bool = True) -> str:
+    """Word where unqualified names are looked for, a list of quoted schemas, from here on."""
+    return _searched(_literal(path), local)
+
+
+def _searched(path: str, local: bool) -> str:
+    """SET would take a list in one text for a single name."""
+    return f"SELECT pg_catalog.set_config('search_path',{path},{'true' if local else 'false'});"
+
+
+def _literal(text: str) -> str:
+    """Quote a text; `standard_conforming_strings` is on in every session."""
+    clean = text.replace("\0", "").encode("utf-8", "replace").decode().replace("'", "''")
+    if "%" not in clean:
+        return f"'{clean}'"
+    escaped = clean.replace("\\", "\\\\").replace("%", "\\0025")
+    return f"U&'{escaped}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """
+    Words that have statements be somebody's; all of them empty for the service itself.
+
+    Args:
+        words: For what follows in the transaction.
+        session: For what follows in the session, until it is cleaned.
+    """
+
+    words: str = ""
+    session: str = ""
+
+
+ITSELF = Identity()
+"""The service itself."""
+
+
+def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -> Identity:
+    """
+    Give the identity of a role.
+
+    Args:
+        role: Of the database; "" for the service's own.
+        claims: What policies may ask for with `current_setting('rowcast.<name>', true)`;
+            one that is None is set to the empty string.
+        schema: Where unqualified names are looked for first, if not where the session does.
+    """
+    told = {f"rowcast.{name}": value or "" for name, value in claims.items()}
+    settings = {"role": role, **told} if role else told
+
+    def words(local: bool) -> str:
+        found = assigned(settings, local) if settings else ""
+        return found + (preferred(schema, local) if schema else "")
+
+    return Identity(words(True), words(False))
+
 
 Dsn = Callable[[], str]
 """Where the database is, asked again at every connect and now and then, for credentials may change."""

@@ -1,17 +1,29 @@
 """
-What a worker thread does to begin and end a transaction.
+An open transaction, its savepoints, and what a worker thread does to begin and end them.
+
+A transaction keeps one worker, from its first statement to its end, and feeds it through a
+queue of its own. Statements of one level run in the order in which they came; while a savepoint
+is open, its parent's statements and other savepoints wait for its end.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, cursor
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
+from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.identity import Identity
+from service.db.scheduler import Dispatch
+from service.db.session import ITSELF, Identity
+from service.db.worker import Job
 from service.errors import OutcomeUnknown, Unavailable
 
 ISOLATION_LEVELS = ("read committed", "repeatable read", "serializable")
@@ -211,3 +223,281 @@ def retryable(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
+
+
+class Doer:
+    """
+    Who sends statements: one call of a procedure, say, and all that it starts.
+
+    Args:
+        identity: As whom the statements run.
+
+    Attributes:
+        writes: Counts what may have changed something, once when it is sent and once when it
+            is done. What was read at another count is not to be relied on.
+        committed: Whether something that may have been a change was.
+    """
+
+    def __init__(self, identity: Identity = ITSELF) -> None:
+        self.identity = identity
+        self.writes = 0
+        self.committed = False
+
+    def sends(self, work: Deferred[Any], reads: bool) -> Deferred[Any]:
+        """Count some work, unless it leaves everything as it is."""
+        if reads:
+            return work
+        self.writes += 1
+        return work.addBoth(self._done)
+
+    def commits(self, work: Deferred[Any]) -> Deferred[Any]:
+        """Count some work that commits what it does."""
+        return self.sends(work, reads=False).addCallback(self._committed)
+
+    def _committed(self, result: Any) -> Any:
+        self.committed = True
+        return result
+
+    def _done(self, outcome: Any) -> Any:
+        self.writes += 1
+        return outcome
+
+
+IDLE = "the transaction lay idle for too long and was rolled back"
+
+
+class Level(ABC):
+    """A transaction or a savepoint: what its statements run in."""
+
+    def __init__(self, depth: int, doer: Doer) -> None:
+        self.depth = depth
+        self.doer = doer
+        self.closed = False
+        self.lock = DeferredLock()
+        self.child: Level | None = None
+
+    def run(
+        self, function: Callable[..., Any], *args: Any, reads: bool = False, **how: Any
+    ) -> Deferred[Any]:
+        """
+        Run a function in the transaction's worker, once no savepoint is open in this level.
+
+        With `reads` it leaves everything as it is; `timeout` is as in `Database.run`.
+
+        Raises:
+            TransactionClosed: The level has ended.
+        """
+        return self.doer.sends(self._in_turn(function, *args, **how), reads)
+
+    def _in_turn(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        if self.child is None:
+            return self._run(function, *args, timeout=timeout)
+        context = copy_context()
+
+        def free(_: DeferredLock) -> Deferred[Any]:
+            done = context.run(self._run, function, *args, timeout=timeout)
+            self.lock.release()
+            return done
+
+        return self.lock.acquire().addCallback(free)
+
+    def _run(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        if self.closed:
+            return fail(TransactionClosed("the transaction has already ended"))
+        return self.send(function, *args, timeout=timeout)
+
+    @abstractmethod
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the transaction's lane, whoever waits."""
+
+    @abstractmethod
+    async def enter(self) -> None:
+        """Begin."""
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """End well."""
+
+    @abstractmethod
+    async def rollback(self) -> None:
+        """End, and undo what was done since `enter`."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Undo without waiting for it."""
+
+
+class Transaction(Level):
+    """
+    The outermost level.
+
+    Args:
+        dispatch: Where its worker comes from.
+        words: The BEGIN.
+        doer: As whom it runs.
+    """
+
+    def __init__(self, dispatch: Dispatch, words: str, doer: Doer) -> None:
+        super().__init__(0, doer)
+        self._dispatch = dispatch
+        self._words = words
+        self._lane: SimpleQueue[Job | None] = SimpleQueue()
+        self._server: Job | None = None
+        self._failure: Failure | None = None
+        self._open: set[Job] = set()
+
+    async def enter(self) -> None:
+        """Wait for nothing: the first statement takes BEGIN along."""
+
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the lane; the first one has a worker serve it."""
+        return self._put(Job(function, args), timeout)
+
+    def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
+        if self._server is None:
+            self._server = Job(self._serve_txn, lane=self._lane)
+            self._dispatch.submit(self._server).addBoth(self._ended)
+        if self._failure is not None:
+            return fail(self._failure)
+        self._open.add(job)
+        return self._dispatch.submit_to(self._lane, job, timeout).addBoth(self._done, job)
+
+    def _done(self, outcome: Any, job: Job) -> Any:
+        self._open.discard(job)
+        return outcome
+
+    def _serve_txn(self, connection: PgConnection) -> None:
+        """Run what comes through the lane, in the worker, until the end mark."""
+        server = self._server
+        assert server is not None
+        assert server.worker is not None
+        connection.begin(self._words, self.doer.identity.words)
+        while (job := self._next(connection)) is not None:
+            server.worker.execute(job, partial(server.worker.perform, connection=connection))
+
+    def _next(self, connection: PgConnection) -> Job | None:
+        """
+        Wait for the next job; the server's own limit should have passed before ours.
+
+        Raises:
+            Unavailable: The transaction lies idle.
+        """
+        limit = connection.idle + connection.grace if connection.idle else None
+        try:
+            return self._lane.get(timeout=limit)
+        except Empty:
+            raise Unavailable(IDLE, 0.0) from None
+
+    def _ended(self, outcome: Any) -> None:
+        """Fail what has no answer: no worker came, or it was sent away, or never came back."""
+        reason = outcome if isinstance(outcome, Failure) else None
+        self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
+        for job in list(self._open):
+            job.leave(self._failure)
+
+    async def commit(self) -> None:
+        """Commit, and let the worker go; without a statement there is nothing to do."""
+        if self._close():
+            await self.doer.commits(self._last(Job(commit_txn, commits=True)))
+
+    async def rollback(self) -> None:
+        """Roll back, and let the worker go; a transaction that no longer stands is undone."""
+        if not self._close():
+            return
+        server = self._server
+        if server is not None and server.take():  # still waiting for a worker
+            self._ended(Failure(CancelledError()))
+            return
+        await _come_what_may(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
+
+    def abandon(self) -> None:
+        """Let the worker go; it rolls back what it finds open."""
+        if self._close():
+            self._lane.put(None)
+
+    def _close(self) -> bool:
+        was_open, self.closed = not self.closed, True
+        return was_open and self._server is not None
+
+    def _last(self, job: Job) -> Deferred[Any]:
+        done = self._put(job)
+        self._lane.put(None)
+        return done
+
+
+class Savepoint(Level):
+    """A level inside another; its end gives way to its parent."""
+
+    def __init__(self, parent: Level) -> None:
+        super().__init__(parent.depth + 1, parent.doer)
+        self._parent = parent
+        self._name = f"scope_{self.depth}"
+
+    def send(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Put a function in the transaction's lane."""
+        return self._parent.send(function, *args, timeout=timeout)
+
+    async def enter(self) -> None:
+        """Wait until the parent has no other savepoint open, then set ours."""
+        await self._parent.lock.acquire()
+        self._parent.child = self
+        try:
+            if self._parent.closed:
+                raise TransactionClosed("the transaction has already ended")
+            await self.send(PgConnection.command, f"SAVEPOINT {self._name}")
+        except BaseException:
+            self._leave()
+            raise
+
+    async def commit(self) -> None:
+        """Keep what was done, as part of the parent; if that fails, it is undone."""
+        if self.closed:
+            return
+        try:
+            await self.send(PgConnection.command, f"RELEASE SAVEPOINT {self._name}")
+        except BaseException:
+            self._undo()
+            raise
+        self._leave()
+
+    async def rollback(self) -> None:
+        """
+        Undo what was done since the savepoint; a transaction that no longer stands is undone.
+
+        It is done in any case, though the task that waits for it is cancelled.
+        """
+        if not self.closed:
+            await _come_what_may(self._undo())
+
+    def abandon(self) -> None:
+        """Undo without waiting for it; the parent may go on."""
+        if not self.closed:
+            self._undo()
+
+    def _undo(self) -> Deferred[Any]:
+        """Put it in the lane, before whatever the parent sends from now on."""
+        done = self.send(undo_txn, self._name).addErrback(lambda _: None)
+        self._leave()
+        return done
+
+    def _leave(self) -> None:
+        self.closed = True
+        self._parent.child = None
+        self._parent.lock.release()
+
+
+def _come_what_may(done: Deferred[Any]) -> Deferred[None]:
+    """Wait for work that a cancel of the waiter does not stop, whether it fails or not."""
+    waiting: Deferred[None] = Deferred()
+    done.addBoth(lambda _: waiting.callback(None))
+    return waiting

@@ -1,5 +1,9 @@
 """
 A worker: one thread with one connection, which it keeps in order between jobs.
+
+A job is one function for a worker. Its token decides races: whoever takes it, a worker that sends
+the job's first statement or the reactor that gives it up, has the job; `list.pop` does that in one
+step.
 """
 
 from __future__ import annotations
@@ -8,18 +12,160 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 import psycopg2
 from psycopg2.extensions import QueryCanceledError
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.job import Job
-from service.db.limits import PoolLimits
-from service.errors import Unavailable
+from service.db.fair_queue import PARTY
+from service.errors import OutcomeUnknown, Unavailable
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """
+    How much the pool may take.
+
+    Args:
+        least: Workers that are there from the start.
+        most: Workers at most, each with one connection; one of them is kept from
+            transactions that stay open, so that those can never take all.
+        acquire_timeout: Seconds a call waits for a free connection.
+        connect_wait: Seconds a worker goes on trying to connect.
+        max_age: Seconds after which a session is replaced.
+        recheck: Seconds between two looks whether the credentials of a session have changed.
+    """
+
+    least: int = 1
+    most: int = 5
+    acquire_timeout: float = 10.0
+    connect_wait: float = 5.0
+    max_age: float = 1800.0
+    recheck: float = 2.0
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """
+    Gauges and counters of a pool.
+
+    Args:
+        size: Workers, each with a connection once it was used.
+        busy: Workers that are taken.
+        waiting: Calls that wait for a worker.
+        timeouts: Calls that have waited in vain, so far.
+        connects: Sessions opened, so far.
+    """
+
+    size: int
+    busy: int
+    waiting: int
+    timeouts: int
+    connects: int
+
+
+class Job:
+    """
+    A function that runs once in a worker thread, with that worker's connection.
+
+    Args:
+        function: Called with the connection and `args`.
+        args: For the function.
+        retry: Whether it may run a second time if the connection died under it.
+        lane: The queue of the transaction that it serves, if it keeps its worker for one.
+        commits: Whether what it does may be kept once it is done. Who stops such a job, once it
+            has begun, learns what came of it, and when it has.
+
+    Attributes:
+        begun: Whether a worker has it on a session.
+        party: On whose behalf it runs.
+        reason: Why it was stopped, if it was.
+    """
+
+    __slots__ = (
+        "args",
+        "begun",
+        "commits",
+        "context",
+        "deferred",
+        "error",
+        "function",
+        "lane",
+        "party",
+        "reason",
+        "result",
+        "retry",
+        "timer",
+        "token",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        retry: bool = False,
+        lane: SimpleQueue[Job | None] | None = None,
+        commits: bool = False,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.retry = retry
+        self.lane = lane
+        self.commits = commits
+        self.token = [None]
+        self.begun = False
+        self.reason: BaseException | None = None
+        # Plain callbacks would lose the caller's context variables, and so its transaction.
+        self.context = copy_context()
+        self.party = PARTY.get()
+        self.deferred: Deferred[Any] | None = None
+        self.timer: IDelayedCall | None = None
+        self.worker: Worker | None = None
+        self.result: Any = None
+        self.error: Failure | None = None
+
+    def take(self) -> bool:
+        """Take the job, to run it or to give it up; False if someone else has it."""
+        try:
+            self.token.pop()
+        except IndexError:
+            return False
+        return True
+
+    def begin(self) -> bool:
+        """Begin the job, or begin it again; False if it was given up before."""
+        self.begun = self.begun or self.take()
+        return self.begun
+
+    def succeed(self, result: Any) -> None:
+        """Give the caller the result, unless it was given something before."""
+        if self.deferred is not None and not self.deferred.called:
+            self.context.run(self.deferred.callback, result)
+
+    def rest(self) -> None:
+        """Stop the clock."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+
+    def fail(self, reason: Failure | BaseException) -> None:
+        """Give the caller an error, unless it was given something before."""
+        self.rest()
+        if self.deferred is not None and not self.deferred.called:
+            self.context.run(self.deferred.errback, reason)
+
+    def leave(self, reason: Failure | BaseException) -> None:
+        """Give the caller an error in place of an outcome that nobody waits for."""
+        self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)
+
 
 NO_SESSION = (psycopg2.Error, OSError, ValueError)
 """What there may be instead of a session, for now; a ValueError while a URL is being written."""

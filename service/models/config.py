@@ -16,7 +16,7 @@ from twistar.dbconfig.postgres import PostgreSQLDBConfig
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from service.db.scope import Database
+from service.db.database import Database
 from service.db.transaction import cursor_txn
 from service.models.text import (
     Where,

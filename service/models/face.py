@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.db.scope import Database
+from service.db.database import Database
 from service.db.transaction import cursor_txn
 
 

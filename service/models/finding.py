@@ -12,7 +12,7 @@ from twistar.registry import Registry
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
 
 from service.db.connection import PgConnection
-from service.db.scope import Database
+from service.db.database import Database
 from service.models.meta import Meta, Values
 from service.models.row import Row
 from service.models.text import (

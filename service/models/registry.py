@@ -10,7 +10,7 @@ from twistar.registry import Registry
 from twisted.logger import Logger
 
 from service.catalog import Catalog, Relation
-from service.db.scope import Database
+from service.db.database import Database
 from service.models.action import Action
 from service.models.base import Model
 from service.models.config import PgConfig

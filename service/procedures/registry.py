@@ -11,7 +11,7 @@ from typing import Any
 from twistar.exceptions import ImaginaryTableError
 
 from service.answer.hub import Procedure
-from service.db.scope import Database
+from service.db.database import Database
 from service.errors import NoSuchProcedure
 from service.models.base import Model
 from service.models.meta import Values

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from service.answer.describing.procedures import hints_of
-from service.db.encoders import integer_text, unfit
+from service.db.encode import integer_text, unfit
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 

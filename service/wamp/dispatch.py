@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from service.answer.line import Send
 from service.cancellation import CooperativeDeferred
-from service.db.turns import PARTY
+from service.db.fair_queue import PARTY
 from service.errors import OutcomeUnknown, ServiceError, Unavailable
 from service.payload import check
 from service.request.arguments import Caller

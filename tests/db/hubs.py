@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from service.answer.catalogs import Catalogs
 from service.answer.hub import Hub
 from service.answer.roles import Roles
-from service.db.scope import Database
+from service.db.database import Database
 from service.db.session import SessionSettings
 from service.errors import ServiceError
 from service.models.base import Model

@@ -11,10 +11,10 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from service.db.limits import PoolLimits
+from service.db.database import Database
 from service.db.pool import PgPool
-from service.db.scope import Database
 from service.db.session import SessionSettings
+from service.db.worker import PoolLimits
 
 
 @asynccontextmanager

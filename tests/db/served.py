@@ -10,9 +10,9 @@ from typing import Any
 
 from twistar.registry import Registry
 
+from service.db.codec import Codec
+from service.db.database import Database
 from service.db.introspect import catalog_txn
-from service.db.scope import Database
-from service.db.values import Codec
 from service.models.base import Model
 from service.models.registry import WRITTEN, Models
 from tests.db.rooms import database_at

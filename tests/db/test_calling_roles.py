@@ -15,7 +15,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from service.answer.describing.document import describe
 from service.answer.roles import Roles
 from service.db.connection import PgConnection
-from service.db.identity import Identity
+from service.db.session import Identity
 from service.db.transaction import statement_txn
 from service.errors import (
     DatabaseRefused,

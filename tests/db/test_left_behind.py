@@ -15,7 +15,7 @@ from twisted.internet.defer import gatherResults
 
 from service.answer.roles import Roles
 from service.db.connection import PgConnection
-from service.db.interactions import value_txn
+from service.db.statements import value_txn
 from service.request.arguments import Caller
 from service.sql.statement import Statement
 from tests.conftest import execute

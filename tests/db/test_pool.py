@@ -15,11 +15,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import FirstError, ensureDeferred, gatherResults
 
 from service.db.connection import PgConnection
-from service.db.limits import PoolLimits
+from service.db.database import Database
 from service.db.pool import PgPool, PoolService
-from service.db.scope import Database
 from service.db.session import SessionSettings
 from service.db.thread import in_thread
+from service.db.worker import PoolLimits
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.lag import LagProbe

@@ -21,9 +21,8 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from service.db.connection import PgConnection
-from service.db.identity import identity_of
 from service.db.listener import Listener
-from service.db.session import SessionSettings
+from service.db.session import SessionSettings, identity_of
 from service.db.transaction import statement_txn
 from tests.conftest import execute, missing
 from tests.db.rooms import database_at, failure_of, until

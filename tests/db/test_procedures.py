@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from service.db.codec import Codec
+from service.db.database import Database
 from service.db.introspect import catalog_txn
-from service.db.scope import Database
-from service.db.values import Codec
 from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeout
 from service.models.action import Action
 from service.models.registry import Models

@@ -11,8 +11,8 @@ import pytest_twisted
 from twistar.registry import Registry
 from twistar.utils import transaction  # noqa: TID251 - to show that it does no harm
 
+from service.db.codec import Codec
 from service.db.introspect import catalog_txn
-from service.db.values import Codec
 from service.models.base import Model
 from service.models.registry import Models
 from tests.conftest import execute

@@ -17,7 +17,7 @@ from psycopg2.sql import SQL, Identifier
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
 
 from service.db.connection import PgConnection
-from service.db.scope import Database
+from service.db.database import Database
 from service.db.session import SessionSettings
 from service.db.transaction import TransactionAborted, TransactionClosed
 from service.errors import OutcomeUnknown, Unavailable

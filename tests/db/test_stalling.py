@@ -20,12 +20,11 @@ from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 
 from service.db import listener as listening
 from service.db.connection import PgConnection
-from service.db.copying import Blocks
-from service.db.feeding import Feed, import_txn
+from service.db.copy import Blocks, Feed, import_txn
+from service.db.database import Database
+from service.db.errors import refusal
 from service.db.listener import Listener
-from service.db.scope import Database
 from service.db.session import SessionSettings, open_session
-from service.db.sqlstate import refusal
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from service.sql.copy import CopyIn
 from tests.conftest import execute

@@ -21,7 +21,7 @@ from service.answer.describing.document import describe
 from service.answer.describing.verbs import VERBS
 from service.answer.stubs.python import python
 from service.answer.stubs.typescript import typescript
-from service.db.offline import read_catalog
+from service.db.introspect import read_catalog
 from tests.conftest import ROOT, execute, missing
 
 NODE = ROOT / "tests" / "wamp" / "node"

@@ -23,9 +23,9 @@ from twisted.internet.defer import (
 )
 from twisted.internet.task import Clock
 
-from service.db.identity import identity_of
+from service.db.database import Database
 from service.db.introspect import catalog_txn
-from service.db.scope import Database
+from service.db.session import identity_of
 from service.errors import InvalidArgument
 from service.models import together
 from service.models.base import Model

@@ -21,8 +21,8 @@ from twistar.registry import Registry
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from twisted.python.failure import Failure
 
+from service.db.codec import Codec
 from service.db.introspect import catalog_txn
-from service.db.values import Codec
 from service.models.base import Model
 from service.models.registry import Models
 from tests.db.rooms import database_at

@@ -16,13 +16,8 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.answer.roles import Roles
 from service.catalog import Catalog
-from service.db import (
-    fingerprint,
-    introspect,
-    introspect_functions,
-    introspect_sql,
-    introspect_views,
-)
+from service.db import fingerprint, introspect, introspect_sql, introspect_views
+from service.db import introspect as introspect_functions
 from service.db.connection import PgConnection
 from service.errors import (
     NoSuchProcedure,

@@ -15,7 +15,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTR
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 
 from service.db.connection import PgConnection
-from service.db.scope import Database
+from service.db.database import Database
 from service.db.transaction import TransactionAborted, commit_txn, rollback_txn, undo_txn
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute

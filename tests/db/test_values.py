@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection
 
 from service.catalog import Catalog, Type
+from service.db.codec import Codec
 from service.db.introspect import catalog_txn
-from service.db.values import Codec
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
 from tests.conftest import execute, missing

@@ -18,7 +18,7 @@ from service.answer.describing.errors import BY_VERB, CARRIED
 from service.answer.describing.types import given as given_for
 from service.answer.describing.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROGRESS, VERBS, shared
 from service.answer.hub import Hub
-from service.db.values import Codec
+from service.db.codec import Codec
 from service.errors import DETAILS, InvalidArgument
 from service.request.read import (
     Limits,

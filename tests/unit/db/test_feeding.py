@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from service.db.feeding import FED, REST, Feed
+from service.db.copy import FED, REST, Feed
 
 
 def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:

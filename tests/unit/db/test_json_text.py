@@ -13,7 +13,7 @@ from cbor2 import dumps, loads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.db.json_text import MAX_DEPTH, read_json, write_json
+from service.db.json import MAX_DEPTH, read_json, write_json
 from service.errors import InvalidArgument
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.catalog import Catalog, Type
-from service.db.values import Codec
+from service.db.codec import Codec
 from service.errors import InvalidArgument
 
 BASES = {

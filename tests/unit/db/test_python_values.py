@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from service.db.python_values import wire
+from service.db.encode import wire
 
 
 class Color(Enum):

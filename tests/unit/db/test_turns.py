@@ -6,8 +6,8 @@ from contextvars import copy_context
 
 import pytest
 
-from service.db.job import Job
-from service.db.turns import PARTY, Party, Turns
+from service.db.fair_queue import PARTY, Party, Turns
+from service.db.worker import Job
 
 
 class Someone:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import succeed
 
-from service.db.values import Codec
+from service.db.codec import Codec
 from service.errors import InvalidArgument, InvalidRow
 from service.models.base import Model
 from service.models.meta import Meta

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from service.db.job import Job
+    from service.db.worker import Job
 
 
 class Party(Protocol):

@@ -14,10 +14,9 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from service.catalog import Catalog, Type
-from service.db.casters import is_hstore
-from service.db.containers import hstore_of, row_of
-from service.db.encoders import Encoders, bytes_of
-from service.db.json_text import within, write_json
+from service.db.decode import is_hstore
+from service.db.encode import Encoders, bytes_of, hstore_of, row_of
+from service.db.json import within, write_json
 from service.db.literals import read_array, read_composite, read_hstore
 from service.errors import InvalidArgument
 

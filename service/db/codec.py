@@ -5,24 +5,58 @@ Answers, arguments, change events and live queries all pass here, so a value has
 wherever it appears (docs/values.md). PostgreSQL's text is the middle: what comes in is
 written as text for PostgreSQL to judge, what goes out is read from its text, and nothing on
 the way to the wire becomes a date or a Decimal.
+
+Rows in a `record` come as JSON with all fields in their order: those that are of a relation with
+hidden columns are known by their names, and answered without the hidden fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from psycopg2.extensions import cursor
 
 from service.catalog import Catalog, Type
-from service.db import python_values
-from service.db.casters import Casters
-from service.db.encoders import Encoders, unfit
-from service.db.json_text import check_text
-from service.db.python_forms import PythonForms
-from service.db.sealed import Seals
+from service.db import encode as python_values
+from service.db.decode import Casters
+from service.db.encode import Encoders, unfit
+from service.db.json import check_text
+from service.db.python import PythonForms
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
+
+
+def seal_of(names: Iterable[str]) -> int:
+    """Give what stands for the names of all fields of a type, and does not tell them."""
+    return hash(tuple(names))
+
+
+class Seals:
+    """
+    The composite types with hidden fields.
+
+    Args:
+        catalog: That has them.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._shown = catalog.seals
+
+    def bare(self, value: Any) -> Any:
+        """Give a value of JSON without the hidden fields of the rows in it."""
+        if not self._shown:
+            return value
+        if isinstance(value, list):
+            return [self.bare(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        shown = self._shown.get(seal_of(value)) or (True,) * len(value)
+        return {
+            name: self.bare(each)
+            for (name, each), seen in zip(value.items(), shown, strict=True)
+            if seen
+        }
 
 
 class Codec:

@@ -23,7 +23,7 @@ from psycopg2.extensions import (
 )
 
 from service.catalog import Catalog, Type
-from service.db.json_text import read_json
+from service.db.json import read_json
 from service.db.literals import read_array, read_composite, read_hstore, without_bounds
 from service.errors import Unavailable
 

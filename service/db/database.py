@@ -18,12 +18,13 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
-from service.db.doer import Doer
-from service.db.identity import Identity
-from service.db.job import Job
-from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
+from service.db.session import Identity
 from service.db.transaction import (
+    Doer,
+    Level,
+    Savepoint,
+    Transaction,
     alone_txn,
     atomic_txn,
     begin_words,
@@ -33,6 +34,7 @@ from service.db.transaction import (
     single_txn,
     statement_txn,
 )
+from service.db.worker import Job
 from service.errors import StatementTimeout
 
 RETRIES = 5

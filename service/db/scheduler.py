@@ -22,12 +22,10 @@ from twisted.python.failure import Failure
 from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
+from service.db.fair_queue import Turns
 from service.db.guard import GUARD
-from service.db.job import Job
-from service.db.limits import PoolLimits, PoolStats
 from service.db.session import Sessions
-from service.db.turns import Turns
-from service.db.worker import UNREACHED, Worker
+from service.db.worker import UNREACHED, Job, PoolLimits, PoolStats, Worker
 from service.errors import StatementTimeout, Unavailable
 
 READY = 2

@@ -1,0 +1,376 @@
+"""
+Errors of PostgreSQL and psycopg2 → errors of ours, by SQLSTATE.
+
+An exact code is looked up first, then its class (its first two characters). What a caller
+reads is worded here, since PostgreSQL's messages show values of rows, names of hidden
+relations, and the host and user of a failed connect. Its own words go out only where they
+are the author's (RAISE) or speak of nothing but the caller's operand and of types.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+from psycopg2 import errorcodes
+from psycopg2.extensions import QueryCanceledError
+from twisted.internet.defer import CancelledError
+
+from service.catalog import Catalog, Relation
+from service.db.position import bound_of, mark_of
+from service.db.violations import violation
+from service.errors import (
+    Canceled,
+    Conflict,
+    ConstraintViolation,
+    DatabaseRefused,
+    InvalidArgument,
+    NotAuthorized,
+    OutcomeUnknown,
+    Raised,
+    ServiceError,
+    StatementTimeout,
+    Unavailable,
+    clip,
+    nearest,
+)
+from service.plan.conditions import Bound
+from service.sql.statement import quoted
+
+_COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
+"""A server of another language says it otherwise: then the line is not told."""
+_DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
+"""Classes whose messages speak of commands, names and types, never of values in rows."""
+_HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
+"""The schema in which our statements name operators and functions; a caller knows of none."""
+_VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
+
+
+def raised(error: psycopg2.Error) -> bool:
+    """Tell whether RAISE made the error: then its words are the author's, whatever its code."""
+    return error.diag.source_function == "exec_stmt_raise"
+
+
+def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
+    """Give message and details: the author's if it was raised, else our message alone."""
+    diag = error.diag
+    if not raised(error):
+        return {"message": otherwise, "sqlstate": error.pgcode}
+    return {
+        "message": diag.message_primary or otherwise,
+        "detail": diag.message_detail,
+        "hint": diag.message_hint,
+        "sqlstate": error.pgcode,
+    }
+
+
+def refused(error: psycopg2.Error) -> ServiceError:
+    """Take an error that says nothing of the call, with PostgreSQL's words if they are harmless."""
+    code = error.pgcode or ""
+    message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
+    if code[:2] in _DATA_FREE and error.diag.context is None:
+        message = clip(_primary(error) or message, 300)
+    return DatabaseRefused(**words(error, message))
+
+
+def _primary(error: psycopg2.Error) -> str:
+    return _HOME.sub("", error.diag.message_primary or "")
+
+
+def retold(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
+    """Give a violation that a trigger or function raised, in its own words."""
+    diag = error.diag
+    return type(broken)(
+        **words(error, broken.message), constraint=diag.constraint_name, column=diag.column_name
+    )
+
+
+def invalid(error: psycopg2.Error) -> ServiceError:
+    """Take what an operand caused; with its own value, as the caller sent it."""
+    if raised(error):
+        return InvalidArgument(**words(error, ""))
+    message, bound = _primary(error), bound_of(error)
+    if bound is None or error.diag.statement_position is None:
+        # it may be the value of a row that a cast or function stumbled over
+        message = _VALUE.sub("", message) or "a value does not fit its type"
+        mark = None if bound else mark_of(error)
+        place = bound or mark
+        return InvalidArgument(
+            message,
+            path=place.path if place else None,
+            column=mark.column or None if mark else None,
+            sqlstate=error.pgcode,
+        )
+    return InvalidArgument(
+        clip(message, 300), path=bound.path, sqlstate=error.pgcode, hint=_label_hint(error, bound)
+    )
+
+
+def unfit(error: psycopg2.Error) -> ServiceError:
+    """Take an operation that there is not for the types, with the caller's word for it."""
+    message = clip(_primary(error) or "no such operation for these types", 300)
+    mark = mark_of(error)
+    if mark is None:
+        return InvalidArgument(message, sqlstate=error.pgcode)
+    return InvalidArgument(
+        message, path=mark.path, column=mark.column or None, hint=mark.hint, sqlstate=error.pgcode
+    )
+
+
+def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
+    found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
+    return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
+
+
+def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | None) -> None:
+    """Add where in an import it happened, as far as COPY tells: the line, the column."""
+    place = _COPY.search(error.diag.context or "")
+    if place is None:
+        return
+    found.details["line"] = int(place[1])
+    if relation is not None and place[2] in relation.columns:
+        found.details.setdefault("column", place[2])
+
+
+def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:
+    """Add the column: the one that the path ends in, or the only one of the type named."""
+    if "column" in found.details:
+        return
+    tail = str(found.details.get("path", "")).rpartition(".")[2]
+    names = [tail] if tail in relation.columns else []
+    if error.pgcode == "22001" and not names:
+        message = error.diag.message_primary or ""
+        names = [c.name for c in relation.columns.values() if message.endswith(" " + c.declared)]
+    if len(names) == 1:
+        found.details["column"] = names[0]
+
+
+STALE = frozenset(["0A000", "3F000", "42501", "42703", "42704", "42883", "42P01", "42P10"])
+"""What PostgreSQL says of names that are there no more (undefined table, column, …), or not ours."""
+
+_GONE = frozenset(["3F000", "42703", "42704", "42P01"])
+_NAMES = _GONE | {"42725", "42883"}
+
+
+def misnamed(error: psycopg2.Error) -> ServiceError | None:
+    """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
+    if raised(error) or error.diag.context is not None:
+        return refused(error)
+    if bound_of(error) is not None or _of_a_value(error):
+        return invalid(error)
+    if error.pgcode in _GONE:
+        return changed(error)
+    if error.pgcode == "42601":
+        # a query of a text search or a JSON path, or else SQL that we spelled badly
+        return invalid(error) if error.diag.statement_position is None else None
+    if error.pgcode in ("42883", "42804", "42846", "42725"):
+        return unfit(error)
+    return refused(error)
+
+
+def _of_a_value(error: psycopg2.Error) -> bool:
+    """
+    Tell whether a name was no name of ours, but the value of a row: 'x'::regclass, ::regtype.
+
+    Ours stand in the text of the statement, and have a place there; those of COPY, which is no
+    query, have none.
+    """
+    if error.diag.statement_position is not None or error.pgcode not in _NAMES:
+        return False
+    sent = None if error.cursor is None else error.cursor.query
+    return sent is None or not sent.startswith(b"COPY ")
+
+
+def changed(error: psycopg2.Error) -> ServiceError:
+    """Take a name that is gone: the catalog is read again, and the same call may succeed."""
+    return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
+
+
+def feature(error: psycopg2.Error) -> ServiceError:
+    """Take what PostgreSQL cannot do: a plan that fits its tables no more, or anything else."""
+    if error.diag.source_function == "RevalidateCachedQuery":
+        return changed(error)
+    found = refused(error)
+    if error.diag.source_function == "RewriteQuery" and error.diag.context is None:
+        found.details["hint"] = (
+            "a rule of it gives nothing back: returning: false asks for nothing, and a rule"
+            " with RETURNING answers"
+        )
+    return found
+
+
+def keyless(error: psycopg2.Error) -> ServiceError | None:
+    """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
+    if error.diag.source_function != "infer_arbiter_indexes":
+        return misnamed(error)
+    return InvalidArgument(
+        "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
+    )
+
+
+Make = Callable[[psycopg2.Error], ServiceError | None]
+
+_KNOWN = frozenset(
+    value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
+)
+_SEQUENCE = re.compile(r"permission denied for sequence (.+)", re.DOTALL)
+_OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
+"""Classes and codes of how the server or a session is; raised by an author they do not tell it."""
+
+
+def refusal(
+    error: BaseException,
+    catalog: Catalog | None = None,
+    relation: Relation | None = None,
+) -> ServiceError | None:
+    """
+    Give the refusal for an error; None if it is no error of the database's.
+
+    Args:
+        error: As it came out of the database room; `position.point_out` may have noted
+            which parameter it points at.
+        catalog: What is served; nothing else is named.
+        relation: Of the call.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, CancelledError):
+        return Canceled()
+    if not isinstance(error, psycopg2.Error):
+        return None
+    found = _worded(error, catalog, relation)
+    if found is not None:
+        name_line(found, error, relation)
+    return found
+
+
+def _worded(
+    error: psycopg2.Error, catalog: Catalog | None, relation: Relation | None
+) -> ServiceError | None:
+    if error.pgcode is None:
+        return _without_code(error)
+    if error.pgcode not in _KNOWN:
+        return _as_raised(error)
+    broken = violation(error, catalog, relation)
+    if broken is not None:
+        return retold(error, broken) if raised(error) else broken
+    if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
+        return refused(error)
+    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
+    found = make(error)
+    if relation is not None and isinstance(found, InvalidArgument):
+        name_column(found, error, relation)
+    return found
+
+
+def _without_code(error: psycopg2.Error) -> ServiceError | None:
+    """
+    Take an error that the server did not word.
+
+    libpq's message of a failed connect names host and user, so it is not passed on.
+    """
+    if isinstance(error, QueryCanceledError):
+        return Canceled()
+    if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        return Unavailable("the connection to the database was lost, or cannot be made")
+    closed = error.cursor is not None and error.cursor.connection.closed
+    return Unavailable("the connection to the database was lost") if closed else None
+
+
+def _as_raised(error: psycopg2.Error) -> ServiceError:
+    diag = error.diag
+    return Raised(
+        diag.message_primary or "the database refused",
+        detail=diag.message_detail,
+        hint=diag.message_hint,
+        constraint=diag.constraint_name,
+        column=diag.column_name,
+        sqlstate=error.pgcode,
+    )
+
+
+def _ending(error: psycopg2.Error) -> ServiceError:
+    return DatabaseRefused(
+        "the procedure would commit or roll back a transaction that is not its own",
+        hint="it may when it is called alone, and not through a transaction pooler",
+        sqlstate=error.pgcode,
+    )
+
+
+def _repeated(error: psycopg2.Error) -> ServiceError:
+    """Take a row that an upsert meets twice, or another cardinality that is wrong."""
+    if not (error.diag.source_function or "").startswith("ExecOnConflict"):
+        return refused(error)
+    return InvalidArgument(
+        "two of these rows have the same key, and a call writes a row once",
+        path="values",
+        hint="give each key once",
+        sqlstate=error.pgcode,
+    )
+
+
+def _made(error: psycopg2.Error) -> ServiceError:
+    """Take a value for what a table makes by itself, given through a view."""
+    return InvalidArgument(**words(error, "the database makes a column of these by itself"))
+
+
+def _forbidden(error: psycopg2.Error) -> ServiceError:
+    if error.diag.source_function == "ExecWithCheckOptions":
+        said = "row-level security does not let this role write such a row"
+    else:
+        said = "the database's role may not do this"
+    found = NotAuthorized(**words(error, said))
+    sequence = _SEQUENCE.fullmatch(error.diag.message_primary or "")
+    if sequence is not None and error.diag.context is None and not raised(error):
+        # a column's default takes its next value with the rights of the role that writes the row
+        found.details["hint"] = f"the role lacks GRANT USAGE ON SEQUENCE {quoted(sequence[1])}"
+    return found
+
+
+def _conflict(error: psycopg2.Error) -> ServiceError:
+    told = words(error, "it met another transaction's changes; the same call may succeed")
+    return Conflict(**told, retry=True)
+
+
+def _canceled(error: psycopg2.Error) -> ServiceError:
+    # both have one code; a server that speaks another language is taken to mean its limit
+    by_us = "user request" in (error.diag.message_primary or "")
+    return Canceled() if by_us else StatementTimeout()
+
+
+def _unavailable(message: str, retry_after: float) -> Make:
+    return lambda error: Unavailable(message, retry_after, sqlstate=error.pgcode)
+
+
+_EXACT: dict[str, Make] = {
+    "0A000": feature,
+    "21000": _repeated,
+    "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
+    "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
+    "25P04": lambda _: StatementTimeout(),
+    "2D000": _ending,
+    "26000": _unavailable("the session was exchanged for another", 0.0),
+    "3F000": misnamed,
+    "40003": lambda _: OutcomeUnknown(),
+    "42501": _forbidden,
+    "428C9": _made,
+    "42P10": keyless,
+    "55006": _unavailable("what is asked for is in use", 1.0),
+    "55P03": _conflict,
+    "57014": _canceled,
+    "P0001": _as_raised,
+}
+
+_CLASSES: dict[str, Make] = {
+    "08": _unavailable("the connection to the database was lost", 1.0),
+    "0P": _forbidden,
+    "22": invalid,
+    "28": _unavailable("the service cannot log in to the database", 5.0),
+    "3D": _unavailable("there is no such database", 5.0),
+    "40": _conflict,
+    "42": misnamed,
+    "53": _unavailable("the database is out of resources", 5.0),
+    "57": _unavailable("the database is shutting down or starting up", 2.0),
+}

@@ -1,0 +1,479 @@
+"""
+What runs in a pool thread: a statement with its values, and its rows in their final form.
+
+Each function takes a connection first, touches the database and nothing else, and may
+run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg2
+
+from service.db.codec import Codec
+from service.db.connection import PgConnection
+from service.db.json import bare_row, read_json
+from service.db.position import point_out
+from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyToSend
+from service.payload import fit
+from service.plan.types import PlannedEmbed, kept
+from service.request.types import Form
+from service.sql.statement import MISSED, Statement
+
+
+def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -> None:
+    """Read the embeds of rows, which came as texts, in place."""
+    for embed in embeds:
+        for row in rows:
+            text = row[embed.key]
+            if text is not None:
+                row[embed.key] = read_json(text)
+
+
+def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec: Codec) -> None:
+    """
+    Finish the embeds of rows in place: read what travelled as text, spread what is spread.
+
+    Args:
+        rows: Each with a value for every embed: a row, a list of rows, or None.
+        embeds: Of these rows.
+        codec: Reads the texts.
+    """
+    for embed in embeds:
+        found = [row[embed.key] for row in rows]
+        inner = [row for each in found for row in each] if embed.many else found
+        for row in inner:
+            if row is not None and (bare := bare_row(row)) is not row:
+                row.clear()
+                row.update(bare)
+        _finish_rows([row for row in inner if row is not None], embed, codec)
+    for embed in embeds:
+        if embed.spread:
+            for row in rows:
+                row.update(_spread(row.pop(embed.key), embed))
+    _call({embed.key: embed.name for embed in embeds if not embed.spread}, rows)
+
+
+def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) -> None:
+    _call({kept(output.name): output.name for output in embed.outputs}, rows)
+    for output in embed.outputs:
+        if output.text:
+            name, type = output.name, output.expression.type
+            for row in rows:
+                row[name] = codec.read(type, row[name])
+    finish(rows, embed.embeds, codec)
+
+
+def _call(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
+    """Call by their names what PostgreSQL cut short, in the same order."""
+    if all(key == name for key, name in names.items()):
+        return
+    for row in rows:
+        named = {names.get(key, key): value for key, value in row.items()}
+        row.clear()
+        row.update(named)
+
+
+def _spread(value: Any, embed: PlannedEmbed) -> dict[str, Any]:
+    """Give the columns of related rows: single values, or lists of them."""
+    if embed.many:
+        return {name: [row[name] for row in value] for name in embed.columns}
+    return {name: None if value is None else value[name] for name in embed.columns}
+
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """
+    How rows are to be answered.
+
+    Args:
+        form: As dicts, as lists beside the names of the columns, or as texts of JSON.
+        max_bytes: What the rows may weigh on the wire, roughly.
+    """
+
+    form: Form
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """
+    Rows of one page, in their final form.
+
+    Args:
+        rows: Dicts, or lists.
+        more: Whether there are rows after them.
+        end: The sort keys of the last row as text, where the statement gives them.
+    """
+
+    rows: list[Any]
+    more: bool = False
+    end: tuple[str | None, ...] = ()
+
+
+def page_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int | None,
+    shape: Shape,
+) -> Page:
+    """
+    Read rows.
+
+    Args:
+        connection: To read them through.
+        codec: For the values, both ways.
+        statement: Reads at most one row more than `limit`.
+        values: Of the call.
+        limit: How many rows a page holds; None for all that come.
+        shape: Of the answer.
+
+    Raises:
+        TooLarge: The rows weigh more than an answer may.
+    """
+    rows = execute(connection, codec, statement, values).fetchall()
+    more = limit is not None and len(rows) > limit
+    if more:
+        del rows[limit:]
+    width = len(statement.columns)
+    end = rows[-1][width:] if more and rows else ()
+    return Page(shaped(rows, statement, codec, shape), more, end)
+
+
+def groups_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int,
+    shape: Shape,
+) -> list[Any]:
+    """
+    Read groups, all of them.
+
+    Raises:
+        TooLarge: They weigh more than an answer may.
+        TooManyGroups: There are more than `limit`.
+    """
+    page = page_txn(connection, codec, statement, values, limit, shape)
+    if page.more:
+        raise TooManyGroups(limit)
+    return page.rows
+
+
+def value_txn(
+    connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
+) -> Any:
+    """Read the one value that a statement gives."""
+    return execute(connection, codec, statement, values).fetchone()[0]
+
+
+def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """Do in a pool thread what needs no database but would hold up the reactor."""
+    return function(*args)
+
+
+def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape) -> list[Any]:
+    """
+    Give rows the form they are answered in.
+
+    Raises:
+        TooLarge: They weigh more than an answer may.
+    """
+    columns = statement.columns
+    if shape.form == "json":
+        return _as_json(rows, statement, shape.max_bytes)
+    names_weigh = 0 if shape.form == "lists" else len(rows) * sum(map(len, columns))
+    if names_weigh + weight(rows, len(columns)) > shape.max_bytes:
+        raise TooLarge(shape.max_bytes)
+    if shape.form == "lists" and not statement.embeds:
+        width = len(columns)
+        return [list(row[:width]) for row in rows]
+    found = [dict(zip(columns, row, strict=False)) for row in rows]
+    if statement.embeds:
+        read_texts(found, statement.embeds)
+        finish(found, statement.embeds, codec)
+    if shape.form == "lists":
+        names = answered_columns(statement)
+        return [[row[name] for name in names] for row in found]
+    return found
+
+
+def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
+    """Put the texts of values together to a text for each row."""
+    width = len(statement.columns)
+    keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
+    text = "%s" if statement.bare else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
+    found = [text % row[:width] for row in rows]
+    if sum(map(len, found)) + len(found) > max_bytes:
+        raise TooLarge(max_bytes)
+    return found
+
+
+def answered_columns(statement: Statement) -> tuple[str, ...]:
+    """Name the columns of the answer: those of a spread embed stand for the embed."""
+    if not statement.embeds:
+        return statement.columns
+    names = statement.columns[: len(statement.columns) - len(statement.embeds)]
+    for embed in statement.embeds:
+        names += embed.columns if embed.spread else (embed.name,)
+    return names
+
+
+def execute(
+    connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
+) -> Any:
+    """
+    Send a statement; gives its cursor.
+
+    Raises:
+        psycopg2.Error: With a note of the parameter that it points at.
+    """
+    cursor = connection.wire(codec)
+    pure = statement.pure and codec.current
+    try:
+        cursor.execute(statement.text, codec.parameters(statement.bounds, values), clean=pure)
+    except psycopg2.Error as error:
+        point_out(error, statement)
+        raise
+    finally:
+        connection.counted |= pure and statement.writes  # numbered by a sequence, perhaps
+    return cursor
+
+
+def weight(rows: Sequence[Row], width: int) -> int:
+    """Weigh rows by their texts and bytes, column by column; a number counts as a word."""
+    weight = len(rows) * width * 4
+    for column in list(zip(*rows, strict=False))[:width]:
+        sample = next(filter(None, column), None)
+        if isinstance(sample, str | bytes):
+            weight += _length(column)
+        elif isinstance(sample, list | dict):
+            weight += sum(len(json.dumps(value, default=str)) for value in column)
+    return weight
+
+
+def _length(column: Sequence[Any]) -> int:
+    try:
+        return sum(map(len, filter(None, column)))
+    except TypeError:  # json, of many kinds
+        return sum(len(json.dumps(value, default=str)) for value in column)
+
+
+SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
+"""Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
+
+
+class Missed(Exception):
+    """A write of one row has written none; its transaction must not commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """
+    What a write gave.
+
+    Args:
+        rows: What it read back, in the form of the answer.
+        affected: How many rows were written.
+        columns: The names of what was read back.
+    """
+
+    rows: list[Any]
+    affected: int
+    columns: tuple[str, ...]
+
+
+def write_txn(
+    connection: PgConnection,
+    codec: Codec,
+    make: Callable[[], Statement],
+    values: Sequence[Any],
+    max_affected: int | None,
+    shape: Shape | None,
+    one: bool = False,
+    last: bool = False,
+) -> Written:
+    """
+    Write rows.
+
+    Args:
+        connection: To write them through.
+        codec: For the values, both ways.
+        make: Gives the statement: to spell one for thousands of rows takes its time.
+        values: Of the call.
+        max_affected: How many rows may be written.
+        shape: Of the answer; None to read nothing back.
+        one: Whether it is for one row, which has to be written.
+        last: Whether the transaction ends with it.
+
+    Raises:
+        Missed: The one row was not written; the caller's transaction must not commit.
+        TooManyRows: More than `max_affected`; the caller's transaction must not commit.
+        TooLarge: What is read back weighs too much; likewise.
+    """
+    statement = make()
+    if last and statement.head:
+        statement = statement.led(SETTLE)
+    try:
+        cursor = execute(connection, codec, statement, values)
+    except psycopg2.Error as error:
+        if statement.certain and error.pgcode == "22P02" and MISSED in str(error):
+            raise Missed from error
+        raise
+    affected: int = cursor.rowcount
+    if one and not affected:
+        raise Missed
+    if max_affected is not None and affected > max_affected:
+        raise over(affected, max_affected)
+    if shape is None:
+        return Written([], affected, ())
+    # rows of which nothing is wanted are rows all the same
+    rows: list[Row] = cursor.fetchall() if statement.columns or statement.picks else [()] * affected
+    if statement.picks:
+        rows = [row for row in rows if row[-1]]
+    found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
+    fit([found, columns], shape.max_bytes)
+    return Written(found, affected, columns)
+
+
+def fitting_txn(
+    connection: PgConnection, max_bytes: int, function: Callable[..., Any], *args: Any
+) -> Any:
+    """
+    Run what may write, in a transaction that does not survive an error.
+
+    Raises:
+        TooLarge: The rows that it gives cannot be sent.
+    """
+    result = function(connection, *args)
+    page = result[0] if isinstance(result, tuple) else result
+    fit(getattr(page, "rows", page), max_bytes)
+    return result
+
+
+def over(rows: int, most: int) -> TooManyRows:
+    """Word that a write would be more rows than it may."""
+    return TooManyRows(
+        f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
+    )
+
+
+COUNTED = "rowcast_counted"
+DECLARE = f"DECLARE {COUNTED} NO SCROLL CURSOR FOR "
+MOST = 2**31 - 1
+"""How far one MOVE goes."""
+
+READ_ONLY = "25006"
+"""What PostgreSQL says of a write in a transaction that may only read."""
+
+
+def kept_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Run what calls a function that promises only to read.
+
+    Raises:
+        DatabaseRefused: It does write; the transaction has to be read-only.
+    """
+    try:
+        return function(connection, *args)
+    except psycopg2.Error as error:
+        if error.pgcode != READ_ONLY:
+            raise
+        raise DatabaseRefused(
+            "the function would write, and is declared to read only",
+            hint="a function that writes is VOLATILE",
+            sqlstate=READ_ONLY,
+        ) from error
+
+
+def call_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int,
+    max_affected: int | None,
+    shape: Shape,
+    verbs: bool,
+) -> list[Any]:
+    """
+    Call a function; gives its rows in the form of the answer.
+
+    Args:
+        connection: To call it through, in a transaction that does not survive an error.
+        codec: For the values, both ways.
+        statement: Of the call.
+        values: Of the call.
+        limit: How many rows an answer holds.
+        max_affected: How many rows the caller expects at most.
+        shape: Of the answer.
+        verbs: Whether there are verbs for what the function returns.
+
+    Raises:
+        TooManyRows: More than `max_affected`.
+        TooManyToSend: More than `limit`.
+        TooLarge: They weigh more than an answer may.
+    """
+    page = page_txn(connection, codec, statement, values, limit, shape)
+    if max_affected is not None and len(page.rows) > max_affected:
+        raise over(len(page.rows) + page.more, max_affected)
+    if page.more:
+        raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
+    if statement.untyped:
+        return [{name: codec.bare(value) for name, value in row.items()} for row in page.rows]
+    return page.rows
+
+
+def counted_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    offset: int,
+    limit: int,
+    shape: Shape,
+) -> tuple[Page, int]:
+    """
+    Read a page of what may not be read twice; gives the number of all rows, too.
+
+    The rows pass by in the server, and the page alone is fetched.
+
+    Args:
+        connection: To read it through, in a transaction that does not survive an error.
+        codec: For the values, both ways.
+        statement: Gives all rows, from the first to the last.
+        values: Of the call.
+        offset: How many rows stand before the page.
+        limit: How many rows a page holds.
+        shape: Of the answer.
+
+    Raises:
+        TooLarge: The rows weigh more than an answer may.
+    """
+    cursor = execute(connection, codec, statement.led(DECLARE), values)
+    before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
+    rows: list[Any] = []
+    if before == offset and limit:  # to fetch no row is to fetch the last one again
+        cursor.execute(f"FETCH FORWARD {limit:d} FROM {COUNTED}")
+        rows = cursor.fetchall()
+    page = Page(shaped(rows, statement, codec, shape))
+    behind = _pass(cursor, "FORWARD ALL")
+    cursor.execute(f"CLOSE {COUNTED}")
+    return replace(page, more=behind > 0), before + len(rows) + behind
+
+
+def _pass(cursor: Any, rows: str) -> int:
+    """Let rows pass by; gives how many there were."""
+    cursor.execute(f"MOVE {rows} FROM {COUNTED}")
+    passed: int = cursor.rowcount
+    return passed
