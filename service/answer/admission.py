@@ -14,7 +14,7 @@ from typing import Any
 from service.answer.served import Served
 from service.catalog import Relation
 from service.errors import InvalidRow, NotAuthorized
-from service.models.checks import catalog_faults
+from service.models.validation import catalog_faults
 from service.plan.write import refuse_names
 from service.request.arguments import Values
 from service.request.read import Parsed, parse_key

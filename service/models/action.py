@@ -4,7 +4,7 @@ Actions: what is to be done, and where.
 
 from __future__ import annotations
 
-from service.models.base import Model
+from service.models.model import Model
 from service.models.validations import not_blank
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from service.catalog import Catalog, Relation, Type
 from service.db.connection import Installable
 from service.errors import InvalidArgument
-from service.models.text import identifiers
+from service.models.sql import identifiers
 from service.plan.conditions import PG_CATALOG
 from service.sql.statement import quoted
 

@@ -1,25 +1,129 @@
 """
 A model for every served relation, as each catalog has it.
+
+A generated model has the relationships of its foreign keys. A model judges the rows of one
+catalog, whatever catalog is loaded meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from twistar.registry import Registry
 from twisted.logger import Logger
 
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog, ForeignKey, Relation
 from service.db.database import Database
 from service.models.action import Action
-from service.models.base import Model
-from service.models.config import PgConfig
 from service.models.driver import Driver
-from service.models.face import Face
-from service.models.foreign_keys import declared
-from service.models.judge import Judge
 from service.models.meta import Meta, Values
+from service.models.model import Model
+from service.models.relationships import BelongsTo, Ends, HasMany, HasOne, Relationship
+from service.models.twistar import Face, PgConfig
 from service.models.vehicle import Vehicle
+
+
+@dataclass(frozen=True)
+class Judge:
+    """
+    What decides about writes to a relation that come over the wire.
+
+    Args:
+        model: With the rules.
+        meta: What the catalog knows of the relation.
+    """
+
+    model: type[Model]
+    meta: Meta
+
+    @property
+    def ruled(self) -> bool:
+        """Whether there is anything to decide about rows, beyond what the catalog knows."""
+        return bool(self.model.ruled)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there is anything to decide before a row is deleted."""
+        return bool(self.model.guarded)
+
+    async def admit_new(
+        self, values: Mapping[str, Any], codec: Values, path: str
+    ) -> dict[str, Any]:
+        """Judge a new row; see `Admission.admit_new`."""
+        return await self.model.admit_new(values, codec, path, self.meta)
+
+    async def admit_change(
+        self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Values, path: str
+    ) -> dict[str, Any]:
+        """Judge changes of a row; see `Admission.admit_change`."""
+        return await self.model.admit_change(current, changes, codec, path, self.meta)
+
+    async def admit_delete(self, current: Mapping[str, Any]) -> None:
+        """Judge the deletion of a row; see `Admission.admit_delete`."""
+        await self.model.admit_delete(current, self.meta)
+
+
+Declared = tuple[type[Relationship], Ends]
+
+
+def declared(
+    catalog: Catalog, relation: Relation, of: Callable[[Relation], Any], taken: Collection[str]
+) -> Iterator[Declared]:
+    """
+    Say what a model of a relation is related to.
+
+    A row that is referred to is called like the column, less `_id`, or else like its relation;
+    rows that refer to this one, like theirs. Where several would be called the same, each is
+    called like its constraint. A junction is a relation like others, on the way to what is
+    behind it: as twistar's HABTM, its rows would go with each row that is deleted.
+
+    Args:
+        catalog: For the foreign keys.
+        relation: Of the model.
+        of: Gives the model of a relation.
+        taken: Names that the class needs; those of columns are taken, too.
+    """
+    found = [*_referred(catalog, relation), *_referring(catalog, relation)]
+    names = Counter(name for name, *_ in found)
+    used = {*taken, *relation.columns}
+    for name, key, kind, target in found:
+        for word in (name, key.name) if names[name] == 1 else (key.name,):
+            if word not in used:
+                used.add(word)
+                yield kind, _ends(word, key, kind, partial(of, target))
+                break
+
+
+Found = tuple[str, ForeignKey, type[Relationship], Relation]
+
+
+def _referred(catalog: Catalog, relation: Relation) -> Iterator[Found]:
+    for key in relation.foreign_keys:
+        target = catalog.relations.get(key.target)
+        if target is not None and _readable(relation, key.columns):
+            column = key.columns[0]
+            plain = len(key.columns) == 1 and column.endswith("_id") and len(column) > 3
+            yield column[:-3] if plain else target.name, key, BelongsTo, target
+
+
+def _referring(catalog: Catalog, relation: Relation) -> Iterator[Found]:
+    for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
+        if key in other.foreign_keys and _readable(relation, key.target_columns):
+            yield other.name, key, HasOne if other.refers_once(key) else HasMany, other
+
+
+def _readable(relation: Relation, names: Collection[str]) -> bool:
+    return all(relation.columns[name].selectable for name in names)
+
+
+def _ends(name: str, key: ForeignKey, kind: type[Relationship], other: Callable[[], Any]) -> Ends:
+    here, there = ((), key.columns) if kind is BelongsTo else (key.columns, ())
+    return Ends(name, other, here, there, key=key.target_columns)
+
 
 log = Logger()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from service.models.base import Model
+from service.models.model import Model
 from service.models.validations import not_blank
 
 

@@ -13,8 +13,8 @@ from twistar.exceptions import ImaginaryTableError
 from service.answer.hub import Procedure
 from service.db.database import Database
 from service.errors import NoSuchProcedure
-from service.models.base import Model
 from service.models.meta import Values
+from service.models.model import Model
 from service.models.registry import Models
 from service.procedures.signature import Function, Signature
 from service.request.arguments import Caller

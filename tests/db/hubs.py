@@ -16,7 +16,7 @@ from service.answer.roles import Roles
 from service.db.database import Database
 from service.db.session import SessionSettings
 from service.errors import ServiceError
-from service.models.base import Model
+from service.models.model import Model
 from service.models.registry import WRITTEN, Models
 from service.request.arguments import Caller
 from service.request.read import Limits

@@ -13,7 +13,7 @@ from twistar.registry import Registry
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
-from service.models.base import Model
+from service.models.model import Model
 from service.models.registry import WRITTEN, Models
 from tests.db.rooms import database_at
 

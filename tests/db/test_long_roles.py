@@ -23,7 +23,7 @@ from service.errors import (
     ServiceError,
     UnknownName,
 )
-from service.models.base import Model
+from service.models.model import Model
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving

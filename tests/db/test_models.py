@@ -23,8 +23,8 @@ from twisted.internet.defer import gatherResults, succeed
 from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import InvalidArgument, InvalidRow
-from service.models.base import StaleObject
-from service.models.row import Row
+from service.models.model import StaleObject
+from service.models.record import Row
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay

@@ -13,7 +13,7 @@ from twistar.utils import transaction  # noqa: TID251 - to show that it does no 
 
 from service.db.codec import Codec
 from service.db.introspect import catalog_txn
-from service.models.base import Model
+from service.models.model import Model
 from service.models.registry import Models
 from tests.conftest import execute
 from tests.db.rooms import database_at, failure_of

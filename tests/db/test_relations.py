@@ -11,9 +11,9 @@ import pytest
 import pytest_twisted
 from twistar.exceptions import InvalidRelationshipError, ReferenceNotSavedError
 
-from service.models.base import Model
 from service.models.driver import Driver
-from service.models.preload import preload
+from service.models.model import Model
+from service.models.relationships import preload
 from service.models.vehicle import Vehicle
 from tests.conftest import execute
 from tests.db.relay import Relay

@@ -14,7 +14,7 @@ from twisted.logger import globalLogPublisher
 
 from service.answer.own import Own
 from service.errors import InvalidRow, NoSuchProcedure
-from service.models.base import Model
+from service.models.model import Model
 from service.models.registry import WRITTEN, Models
 from service.procedures.registry import REGISTERED, Call, available, procedures
 from tests.conftest import execute

@@ -27,10 +27,10 @@ from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.db.session import identity_of
 from service.errors import InvalidArgument
-from service.models import together
-from service.models.base import Model
-from service.models.brought import SIZE
-from service.models.preload import preload
+from service.models import prefetch as together
+from service.models.model import Model
+from service.models.prefetch import SIZE
+from service.models.relationships import preload
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.rooms import failure_of, pause

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from service.db.codec import Codec
 from service.db.introspect import catalog_txn
-from service.models.base import Model
+from service.models.model import Model
 from service.models.registry import Models
 from tests.db.rooms import database_at
 

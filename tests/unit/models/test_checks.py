@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.models.checks import catalog_faults
+from service.models.validation import catalog_faults
 from tests.unit.samples import catalog
 
 CATALOG = catalog()

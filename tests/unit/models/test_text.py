@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.models.text import both, limit_of, order_by, placeholders, table, where_of
+from service.models.sql import both, limit_of, order_by, placeholders, table, where_of
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from twisted.internet.defer import (
 )
 
 from service.errors import Conflict
-from service.models.admission import Admission
-from service.models.finding import affected_txn, rows_txn
-from service.models.related import Related
-from service.models.text import Where, where_of
+from service.models.record import affected_txn, rows_txn
+from service.models.relationships import Related
+from service.models.sql import Where, where_of
+from service.models.validation import Admission
 
 
 class StaleObject(Conflict):

@@ -1,12 +1,14 @@
 """
-twistar's database configuration: every road it knows leads to `Database`.
+What twistar asks of its registry: a database configuration and a pool.
 
-Models do not pass here; this is for code that speaks to `Registry.getConfig()` itself.
+Every way that they know leads to `Database`. Models of ours do not pass here; this is for code
+that speaks to `Registry.getConfig()` or `Registry.DBPOOL` itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +20,7 @@ from twisted.logger import Logger
 
 from service.db.database import Database
 from service.db.transaction import cursor_txn
-from service.models.text import (
+from service.models.sql import (
     Where,
     both,
     limit_of,
@@ -28,6 +30,38 @@ from service.models.text import (
     where_of,
 )
 from service.sql.statement import quoted
+
+
+class Face:
+    """
+    Speaks to the database as a pool would, but in the caller's transaction, and as the caller.
+
+    Args:
+        database: Where it goes.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.dbapi = database.pool.dbapi
+
+    def runQuery(self, sql: Any, params: Sequence[Any] | None = None) -> Deferred[Any]:
+        """Run one statement; gives its rows."""
+        return self.database.statement(sql, params)
+
+    def runOperation(self, sql: Any, params: Sequence[Any] | None = None) -> Deferred[None]:
+        """Run one statement; gives nothing."""
+        return self.database.statement(sql, params, fetch=False).addCallback(lambda _: None)
+
+    def runInteraction(
+        self, interaction: Callable[..., Any], *args: Any, **kw: Any
+    ) -> Deferred[Any]:
+        """Run a function with a cursor as one transaction, or inside the caller's."""
+        return self.database.atomic(cursor_txn, interaction, args, kw)
+
+    def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
+        """Run a function with a connection: in autocommit, or in the caller's transaction."""
+        return self.database.run(partial(func, **kw), *args)
+
 
 register_adapter(UUID, UUID_adapter)  # psycopg2 cannot write one without being told
 

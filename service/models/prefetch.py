@@ -1,0 +1,367 @@
+"""
+Rows that were found together, and what is related to them.
+
+The first row that is asked for a relationship loads it for all of them, in one
+statement: a loop over rows asks PostgreSQL once, not once for each row. What was loaded
+answers the others as long as it is what they would find themselves, as far as anybody here
+can know: in the same transaction or savepoint, or outside of any; for the same caller; as
+long as that caller has sent nothing that may change anything; and for `FRESH` seconds, since
+others change things, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from weakref import ref
+
+from twistar.exceptions import ClassNotRegisteredError
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.python.failure import Failure
+
+from service.catalog import Type
+from service.db.connection import PgConnection
+from service.errors import InvalidArgument
+from service.models.meta import Meta
+from service.models.record import rows_txn
+from service.models.sql import Where
+from service.sql.statement import quoted
+
+Key = tuple[str | None, ...]
+"""What a row is related by, as PostgreSQL's text."""
+
+CHECKED = frozenset(["int2", "int4", "int8", "text", "varchar"])
+"""Types of which PostgreSQL takes whatever we could write."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    How related rows are reached from keys.
+
+    Args:
+        model: Of the related rows.
+        other: What is known of their relation.
+        meta: Of the relation whose columns the keys are compared with, or are the key of.
+        names: Those columns.
+        join: Joins the related rows, as `other`, to the keys, as `asked`.
+        params: Of the join.
+        repeats: Whether a row may come more than once for a key.
+    """
+
+    model: Any
+    other: Meta
+    meta: Meta
+    names: tuple[str, ...]
+    join: str
+    params: tuple[Any, ...] = ()
+    repeats: bool = False
+
+    @classmethod
+    def to(cls, model: Any, names: Sequence[str], condition: Where = ()) -> Self:
+        """
+        Lead to the rows that have the keys in these columns.
+
+        Raises:
+            InvalidArgument: There are none: the relation has no primary key.
+        """
+        meta: Meta = model.meta()
+        if not names:
+            raise InvalidArgument(f"the key of {meta.relation.name} is missing", path="key")
+        terms = [*_equal("other", names, meta, names), *condition[:1]]
+        join = f"JOIN {meta.table} AS other ON {' AND '.join(terms)}"
+        return cls(model, meta, meta, tuple(names), join, tuple(condition[1:]))
+
+    @classmethod
+    def through(
+        cls, model: Any, meta: Meta, joined: str, here: Sequence[str], there: Sequence[str]
+    ) -> Self:
+        """Lead through a join table, from rows of `meta` to the other ones, both by their keys."""
+        other: Meta = model.meta()
+        ends = " AND ".join(
+            f"other.{quoted(key)}{other.equal_sign(key)}joined.{quoted(name)}"
+            for key, name in zip(other.key, there, strict=True)
+        )
+        first = f"JOIN {joined} AS joined ON {' AND '.join(_equal('joined', here, meta, meta.key))}"
+        join = f"{first} JOIN {other.table} AS other ON {ends}"
+        return cls(model, other, meta, meta.key, join, repeats=True)
+
+    def written(self, values: Sequence[Any]) -> list[str | None]:
+        """
+        Write a key.
+
+        Raises:
+            InvalidArgument: It cannot be one.
+        """
+        return [
+            self.meta.encode(name, value) for name, value in zip(self.names, values, strict=True)
+        ]
+
+    def takes(self, types: Sequence[Type]) -> bool:
+        """Tell whether no key made of stored values of these types can be one that fails."""
+        return all(
+            type.oid == self.meta.types[name].oid or self.meta.types[name].name in CHECKED
+            for type, name in zip(types, self.names, strict=True)
+        )
+
+    def statement(self) -> str:
+        """
+        Spell the statement: a row for each key and related row, the key's number first.
+
+        Its parameters are a list for each column of the keys, those of the join, and how many
+        rows to give at most.
+        """
+        keys = ", ".join(_key(at) for at in range(len(self.names)))
+        columns = ", ".join(f"other.{quoted(name)}" for name in self.other.columns)
+        order = ", ".join(["asked.at", *(f"other.{quoted(name)}" for name in self.other.key)])
+        once = f"DISTINCT ON ({order}) " if self.repeats else ""
+        return (
+            f"SELECT {once}asked.at, {columns}"
+            f" FROM {self.meta.rows_of(self.names)} WITH ORDINALITY AS asked ({keys}, at)"
+            f" {self.join} ORDER BY {order} LIMIT ?"
+        )
+
+
+def _equal(alias: str, names: Sequence[str], meta: Meta, keys: Sequence[str]) -> list[str]:
+    """Spell that columns are equal to keys, which have the types of other ones."""
+    return [
+        f"{alias}.{quoted(name)}{meta.equal_sign(key)}asked.{_key(at)}"
+        for at, (name, key) in enumerate(zip(names, keys, strict=True))
+    ]
+
+
+def _key(at: int) -> str:
+    return f"key_{at}"
+
+
+SIZE = 500
+"""Rows that know each other at most: for so many one statement brings what is related."""
+
+LITTLE = 8
+"""One row in so many has to ask, or fewer are thought of the next time."""
+
+Place = tuple[Any, Key]
+"""A model, and what rows are related to objects of it by."""
+
+
+class Load:
+    """
+    A statement on its way, and those who wait for it: it stops when nobody does any more.
+
+    Args:
+        loads: Where it is to be found by what it brings; it takes out what it does not.
+        places: What it brings.
+    """
+
+    def __init__(self, loads: dict[Place, Load], places: Sequence[Place]) -> None:
+        self.found: dict[Place, list[Any]] = {}
+        self._loads = loads
+        self._places = places
+        self._waiting: list[Deferred[None]] | None = []
+        self._failure: Failure | None = None
+        loads.update(dict.fromkeys(places, self))
+
+    def begin(self, work: Deferred[dict[int, list[Any]]]) -> None:
+        """Take what `related_txn` gives for the places."""
+        self._work = work.addCallback(self._brought).addBoth(self._over)
+
+    def done(self) -> Deferred[None]:
+        """Wait until it is there; fails as the statement has failed."""
+        waiting: Deferred[None] = Deferred(self._left)
+        if self._waiting is None:
+            waiting.callback(self._failure)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    def _brought(self, found: dict[int, list[Any]]) -> None:
+        self.found = {self._places[at]: objects for at, objects in found.items()}
+
+    def _over(self, outcome: Failure | None) -> None:
+        self._forget()
+        self._loads = {}  # which would hold us, and we it
+        self._failure = outcome
+        waiting, self._waiting = self._waiting or [], None
+        for each in waiting:
+            if not each.called:  # one that was told before may have cancelled another
+                each.callback(self._failure)
+
+    def _forget(self) -> None:
+        for place in self._places:
+            if place not in self.found and self._loads.get(place) is self:
+                del self._loads[place]
+
+    def _left(self, waiting: Deferred[None]) -> None:
+        if self._waiting is None:  # it is over, and they are being told
+            return
+        self._waiting.remove(waiting)
+        if not self._waiting:
+            self._forget()
+            self._work.cancel()
+
+
+class Brought:
+    """
+    What was brought of a relationship at one moment, and what is on its way.
+
+    Args:
+        moment: Of the database, for the one who asks.
+        before: What was brought at another moment.
+
+    Attributes:
+        asked: How often it was asked for.
+    """
+
+    def __init__(self, moment: tuple[Any, ...], before: Brought | None) -> None:
+        self.moment = moment
+        self.loads: dict[Place, Load] = {}
+        self.asked = 0
+        self._least = SIZE if before is None else before.least
+
+    @property
+    def least(self) -> int:
+        """
+        For how many rows a statement is to bring it the next time.
+
+        Where each row's answer is followed by a write, what others need is brought in vain.
+        """
+        return self._least if LITTLE * self.asked >= self._least else self._least // LITTLE
+
+    @property
+    def size(self) -> int:
+        """For how many rows a statement brings it: more and more while nothing is written."""
+        return min(SIZE, max(self._least, 2 * self.asked))
+
+
+MOST = 5000
+"""Related rows that one statement brings at most."""
+
+FRESH = 1.0
+"""Seconds for which what was brought is good."""
+
+
+class Together:
+    """
+    Rows of one model. They know each other as long as somebody else knows them.
+
+    Args:
+        rows: As they were found.
+    """
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._members = [ref(each) for each in rows]
+        self._most = 2 * SIZE
+        self._brought: dict[str, Brought] = {}
+        self._apart: set[str] = set()
+
+    def add(self, row: Any) -> None:
+        """Take a row in that is another object of one that was found."""
+        if len(self._members) >= self._most:
+            self._members = [each for each in self._members if each() is not None]
+            self._most = max(2 * SIZE, 2 * len(self._members))
+        self._members.append(ref(row))
+
+    def get(self, asked: Any) -> Deferred[Any]:
+        """Give what a relationship of one of the rows gives, and have it brought for others."""
+        way = asked.way()
+        if way is None or asked.ends.name in self._apart or not way.takes(asked.types):
+            return asked.alone()
+        return ensureDeferred(self._get(asked, way))
+
+    async def _get(self, asked: Any, way: Way) -> Any:
+        place = way.model, tuple(way.written(asked.values()))
+        brought = self._current(asked)
+        brought.asked += 1
+        load = brought.loads.get(place)
+        if load is None:
+            places = [place, *self._others(asked, way, place, brought)]
+            load = Load(brought.loads, places)
+            keys = [key for _, key in places]
+            load.begin(asked.inst.database().run(related_txn, way, keys, MOST, retry=True))
+        await load.done()
+        found = load.found.get(place)
+        if found is None:  # too many for one statement: each row asks for its own from now on
+            self._apart.add(asked.ends.name)
+            return await asked.alone()
+        objects = [each._twin() for each in (found[:1] if asked.one else found)]
+        await way.model._initialized(objects)
+        if asked.one:
+            return objects[0] if objects else None
+        return objects
+
+    def _current(self, asked: Any) -> Brought:
+        """Give what is there and on its way of a relationship, if it is still good."""
+        database, name = asked.inst.database(), asked.ends.name
+        moment = database, *database.moment
+        brought = self._brought.get(name)
+        if brought is None or brought.moment != moment:
+            brought = self._brought[name] = Brought(moment, brought)
+            database.reactor.callLater(FRESH, _expire, ref(self), name, ref(brought))
+        return brought
+
+    def _others(self, asked: Any, way: Way, place: Place, brought: Brought) -> Iterator[Place]:
+        """Give what the other rows need as well, those that come next first."""
+        seen, size, loads = {place}, brought.size, brought.loads
+        for row in self._following(asked.inst):
+            if len(seen) >= size:
+                return
+            theirs = _place(type(asked)(row, asked.ends), way)
+            if theirs is not None and theirs not in seen and theirs not in loads:
+                seen.add(theirs)
+                yield theirs
+
+    def _following(self, row: Any) -> list[Any]:
+        rows = [each for member in self._members if (each := member()) is not None]
+        at = next((at for at, each in enumerate(rows) if each is row), 0)
+        return rows[at + 1 :] + rows[:at]
+
+
+def related_txn(
+    connection: PgConnection, way: Way, keys: Sequence[Key], most: int
+) -> dict[int, list[Any]]:
+    """
+    Find what is related to keys.
+
+    Returns:
+        The objects by the key's place among the keys. If there are more than `most`, the keys
+        that come last are left out.
+    """
+    lists = [list(each) for each in zip(*keys, strict=True)]
+    params = [*lists, *way.params, most + 1]
+    rows = rows_txn(connection, way.other.codec, way.statement(), params)
+    objects = way.model.hydrate([row[1:] for row in rows], way.other)
+    acquaint(objects)  # a single one, too: it may be related to many, and is each one's own then
+    whole = rows[-1][0] - 1 if len(rows) > most else len(keys)
+    found: dict[int, list[Any]] = {at: [] for at in range(whole)}
+    for row, each in zip(rows, objects, strict=True):
+        if row[0] <= whole:
+            found[row[0] - 1].append(each)
+    return found
+
+
+def acquaint(rows: Sequence[Any]) -> None:
+    """Have objects of one model know each other."""
+    for start in range(0, len(rows), SIZE):
+        some = rows[start : start + SIZE]
+        group = Together(some)
+        for each in some:
+            each._together = group
+
+
+def _place(other: Any, way: Way) -> Place | None:
+    """Give what another row needs, if it is sure that its need does no harm."""
+    try:
+        if not other.as_read or other.otherklass is not way.model:
+            return None
+        values = other.values()
+        return None if None in values else (way.model, tuple(way.written(values)))
+    except (InvalidArgument, ClassNotRegisteredError):  # which is for that row to say
+        return None
+
+
+def _expire(group: ref[Together], name: str, brought: ref[Brought]) -> None:
+    """Let go of what is no longer good, if anybody still has it."""
+    here, known = group(), brought()
+    if here is not None and known is not None and here._brought.get(name) is known:
+        del here._brought[name]
