@@ -18,8 +18,8 @@ import psycopg2
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from service.answer.catalogs import Catalogs
-from service.answer.hub import Hub
+from service.api.dispatcher import Hub
+from service.api.reload import Catalogs
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pool import PgPool

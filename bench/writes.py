@@ -55,9 +55,9 @@ KINDS: dict[str, Any] = {
 
 
 async def _measure(dsn: str) -> None:
-    from service.answer.catalogs import Catalogs
-    from service.answer.hub import Hub
-    from service.answer.roles import Roles
+    from service.api.dispatcher import Hub
+    from service.api.reload import Catalogs
+    from service.api.roles import Roles
     from service.db.database import Database
     from service.db.pool import PgPool
     from service.models.registry import Models

@@ -149,8 +149,8 @@ def describe(role: str | None) -> None:
 @ROLE
 def types(lang: str, role: str | None) -> None:
     """Print types."""
-    from service.answer.stubs.python import python
-    from service.answer.stubs.typescript import typescript
+    from service.describe.python import python
+    from service.describe.typescript import typescript
 
     print(typescript(document(role)) if lang == "ts" else python(document(role)), end="")
 

@@ -12,10 +12,10 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 
-from service.answer.catalogs import Catalogs
-from service.answer.hub import Hub
-from service.answer.own import Own
-from service.answer.roles import Roles
+from service.api.dispatcher import Hub
+from service.api.reload import Catalogs
+from service.api.roles import Roles
+from service.api.status import Own
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.answer.line import Send
+from service.api.call import Send
 from service.errors import NoSuchProcedure, nearest
 from service.request.arguments import Caller
 

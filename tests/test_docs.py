@@ -22,8 +22,8 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
 from service import errors
-from service.answer.describing.errors import BY_VERB
 from service.db.thread import in_thread
+from service.describe.errors import BY_VERB
 from service.embedded.bridge import FILE
 from service.procedures.registry import REGISTERED
 from service.request.filters import OPERATORS

@@ -10,7 +10,7 @@ from typing import Any
 
 from twistar.exceptions import ImaginaryTableError
 
-from service.answer.hub import Procedure
+from service.api.dispatcher import Procedure
 from service.db.database import Database
 from service.errors import NoSuchProcedure
 from service.models.meta import Values

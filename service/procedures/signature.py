@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from service.answer.describing.procedures import hints_of
 from service.db.encode import integer_text, unfit
+from service.describe.functions import hints_of
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 

@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.answer.line import Send
+from service.api.call import Send
 from service.cancellation import CooperativeDeferred
 from service.db.fair_queue import PARTY
 from service.errors import OutcomeUnknown, ServiceError, Unavailable

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 
 from jsonschema import Draft202012Validator
 
-from service.answer.describing.document import describe
-from service.answer.hub import Hub
+from service.api.dispatcher import Hub
 from service.catalog import Catalog
+from service.describe.document import describe
 from service.errors import ServiceError
 
 Schema = Mapping[str, Any]

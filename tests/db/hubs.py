@@ -10,9 +10,9 @@ from typing import Any
 
 from twisted.internet import reactor
 
-from service.answer.catalogs import Catalogs
-from service.answer.hub import Hub
-from service.answer.roles import Roles
+from service.api.dispatcher import Hub
+from service.api.reload import Catalogs
+from service.api.roles import Roles
 from service.db.database import Database
 from service.db.session import SessionSettings
 from service.errors import ServiceError

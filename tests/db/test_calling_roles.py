@@ -12,11 +12,11 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.answer.describing.document import describe
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.db.connection import PgConnection
 from service.db.session import Identity
 from service.db.transaction import statement_txn
+from service.describe.document import describe
 from service.errors import (
     DatabaseRefused,
     InvalidArgument,

@@ -16,8 +16,8 @@ import psycopg2
 import pytest
 import pytest_twisted
 
-from service.answer.describing.document import describe
 from service.catalog import Catalog, Relation
+from service.describe.document import describe
 from service.errors import InvalidArgument
 from service.plan.relationships import Relationship, relationships
 from tests.conftest import ROOT, execute, missing

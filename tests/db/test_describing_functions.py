@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from jsonschema import Draft202012Validator
 
-from service.answer.describing.document import describe
+from service.describe.document import describe
 from service.errors import InvalidArgument, NoSuchProcedure
 from tests.conftest import execute
 from tests.db.described import Described

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.answer.describing.document import describe
+from service.describe.document import describe
 from service.errors import InvalidArgument
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving

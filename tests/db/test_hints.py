@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.errors import DatabaseRefused, NoSuchProcedure, NotAuthorized, ServiceError
 from service.request.arguments import Caller
 from tests.conftest import execute

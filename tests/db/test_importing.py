@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.task import Clock
 
-from service.answer.importing import LONGEST, YIELD
+from service.api.import_ import LONGEST, YIELD
 from service.errors import (
     Canceled,
     CheckViolation,

@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import gatherResults
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.db.connection import PgConnection
 from service.db.statements import value_txn
 from service.request.arguments import Caller

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.errors import (
     Canceled,
     DatabaseRefused,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from twistar.registry import Registry
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.answer.describing.document import describe
-from service.answer.roles import Roles
+from service.api.roles import Roles
+from service.describe.document import describe
 from service.errors import (
     ForeignKeyViolation,
     InternalError,

@@ -10,7 +10,7 @@ import psycopg2.extensions
 import pytest
 import pytest_twisted
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving

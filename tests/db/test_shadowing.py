@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 import pytest_twisted
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.db.session import SessionSettings
 from service.errors import ServiceError
 from service.plan.filters import SEARCH_FUNCTIONS, SQL_OPERATORS

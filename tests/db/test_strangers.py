@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.logger import globalLogPublisher
 
-from service.answer.own import Own
+from service.api.status import Own
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.registry import WRITTEN, Models

@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.catalog import Catalog
 from service.db import fingerprint, introspect, introspect_sql, introspect_views
 from service.db import introspect as introspect_functions

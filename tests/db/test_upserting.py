@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import DeferredList, ensureDeferred
 
-from service.answer.describing.document import describe
+from service.describe.document import describe
 from service.errors import InvalidArgument, InvalidRow, TooManyRows, UniqueViolation
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.db.connection import PgCursor
 from service.errors import (
     CheckViolation,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest_twisted
 from autobahn.wamp.types import CallOptions
 
-from service.answer.roles import Roles
+from service.api.roles import Roles
 from service.errors import NotAuthorized
 from service.request.arguments import Caller as Person
 from service.serving import Serving

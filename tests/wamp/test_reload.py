@@ -19,7 +19,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
 from schema.database import Place
-from service.answer import catalogs
+from service.api import reload as catalogs
 from service.catalog import Relation
 from service.db.thread import in_thread
 from service.serving import Serving

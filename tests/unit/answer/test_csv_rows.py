@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.answer.csv_rows import MAX_RECORD, Record, header_of, records, split, whole
+from service.api.csv import MAX_RECORD, Record, header_of, records, split, whole
 from service.errors import InvalidArgument
 
 FIELDS = st.lists(

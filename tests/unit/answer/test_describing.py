@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.answer.describing.procedures import described_procedure
-from service.answer.describing.relations import verbs_of
+from service.describe.functions import described_procedure
+from service.describe.relations import verbs_of
 from tests.unit.samples import catalog
 
 VERBS = ("get", "find", "aggregate", "create", "upsert", "update", "delete")

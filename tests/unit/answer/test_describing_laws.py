@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from service import errors
-from service.answer.describing.definitions import Definitions
-from service.answer.describing.document import describe
-from service.answer.describing.errors import BY_VERB, CARRIED
-from service.answer.describing.types import given as given_for
-from service.answer.describing.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROGRESS, VERBS, shared
-from service.answer.hub import Hub
+from service.api.dispatcher import Hub
 from service.db.codec import Codec
+from service.describe.definitions import Definitions
+from service.describe.document import describe
+from service.describe.errors import BY_VERB, CARRIED
+from service.describe.types import given as given_for
+from service.describe.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROGRESS, VERBS, shared
 from service.errors import DETAILS, InvalidArgument
 from service.request.read import (
     Limits,

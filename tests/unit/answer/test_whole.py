@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.answer.whole import whole_of
+from service.api.snapshot import whole_of
 from service.catalog import Catalog, ForeignKey, UniqueKey
 from service.functions import Argument, Function
 from tests.unit.samples import catalog

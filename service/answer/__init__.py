@@ -1,1 +1,0 @@
-"""One call, whole: request, plan, statement, rows, result. Read hub.py first."""

@@ -1,3 +1,0 @@
-"""
-Typed definitions of what is served, for TypeScript and Python, made from `describe`.
-"""

@@ -1,0 +1,1 @@
+"""One call, whole: from a name and raw arguments to an answer."""

@@ -1,0 +1,335 @@
+"""
+One call, whole.
+
+A call comes in as a name and raw arguments. The name picks a relation and a verb, a
+procedure written by hand, or the service's own. A verb reads its arguments
+into a request, plans it against the catalog, builds one statement, runs it in
+the pool and gives the rows their form. No step knows the next one; a refusal leaves any
+of them as a `ServiceError`.
+
+A refusal may be the catalog's fault, since the database may have changed after it was read: such
+a call is answered once more from a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from twisted.internet.defer import CancelledError, succeed
+
+from service.api.call import LONG, Line, Send
+from service.api.functions import Calling
+from service.api.import_ import Importing
+from service.api.read import Aggregating, Reading
+from service.api.roles import Roles, identity_for
+from service.api.snapshot import Served
+from service.api.stream import Exporting, Streaming, of_relation
+from service.api.write import Changing, Creating
+from service.catalog import Relation, WriteKind
+from service.db.database import Database
+from service.db.errors import STALE, refusal
+from service.db.session import Identity
+from service.db.transaction import Doer
+from service.errors import (
+    Canceled,
+    DatabaseRefused,
+    InvalidArgument,
+    InvalidRow,
+    NoSuchProcedure,
+    NotAuthorized,
+    OutcomeUnknown,
+    ServiceError,
+    StatementTimeout,
+    TooLarge,
+    Unavailable,
+    clip,
+    kept,
+    nearest,
+)
+from service.payload import fit
+from service.request.arguments import Caller
+from service.request.names import FN, FunctionName, Name, parse_name
+from service.request.read import Limits
+from service.request.synonyms import said
+
+Suspect = Callable[[], Awaitable[bool]]
+"""Has the catalog read again if it has changed; tells whether it is up to date then."""
+
+RETRY_AFTER = 1.0
+"""Seconds after which a caller may try again who was refused by a catalog that may be old."""
+
+_DOUBTFUL = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
+
+
+def doubtful(error: ServiceError) -> bool:
+    """Return whether the same call might be answered from another catalog."""
+    if isinstance(error, Unavailable):
+        return error.details.get("sqlstate") in STALE
+    return isinstance(error, _DOUBTFUL)
+
+
+Verb = Callable[..., Awaitable[Any]]
+"""Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
+
+WRITES: Mapping[str, WriteKind] = {
+    "create": "insert",
+    "upsert": "insert",
+    "import": "insert",
+    "update": "update",
+    "delete": "delete",
+}
+"""What the verbs that write ask of a relation: not every view can take it."""
+
+HALF_WAY = "the call ended half way: what it had committed by then is kept"
+
+Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
+
+
+class Hub:
+    """
+    Args:
+        database: Where the rows are.
+        limits: What a call may ask for.
+        max_bytes: What an answer may weigh on the wire, roughly.
+        roles: With whose rights a call runs.
+        suspect: Called when a call is refused as if the catalog were out of date; tells whether
+            it is up to date then.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        limits: Limits,
+        max_bytes: int,
+        roles: Roles = Roles(),  # noqa: B008 - frozen
+        suspect: Suspect = lambda: succeed(True),
+    ) -> None:
+        self._procedures: dict[str, Procedure] = {}
+        self._once: set[str] = set()
+        self._max_bytes = max_bytes
+        self.suspect = suspect
+        self._database = database
+        self._roles = roles
+        self._whole: Served | None = None
+        self._served: Mapping[str, Served] = {}
+        reading = Reading(database, limits, max_bytes)
+        aggregating = Aggregating(database, limits, max_bytes)
+        creating = Creating(database, limits, max_bytes)
+        changing = Changing(database, limits, max_bytes)
+        streaming = Streaming(database, limits, max_bytes, of_relation)
+        exporting = Exporting(database, limits, max_bytes, of_relation)
+        self._importing = Importing(database, limits)
+        self._calling = Calling(database, limits, max_bytes)
+        self.verbs: Mapping[str, Verb] = {
+            "get": reading.get,
+            "find": reading.find,
+            "count": reading.count,
+            "exists": reading.exists,
+            "stream": streaming.stream,
+            "export": exporting.export,
+            "aggregate": aggregating.aggregate,
+            "create": creating.create,
+            "upsert": creating.upsert,
+            "update": changing.update,
+            "delete": changing.delete,
+            "import": self._importing.take,
+        }
+
+    @property
+    def served(self) -> Served:
+        """
+        What is served to anybody now.
+
+        Raises:
+            Unavailable: The database was not read yet.
+        """
+        if self._whole is None:
+            raise _unread()
+        return self._whole
+
+    def served_to(self, caller: Caller) -> Served:
+        """
+        What is served to a caller now: what the caller's role may use.
+
+        Raises:
+            NotAuthorized: The caller has no role in the database.
+            Unavailable: The database was not read yet.
+        """
+        return self._served_as(self._roles.of(caller))
+
+    def _served_as(self, role: str) -> Served:
+        served = self._served.get(role)
+        if served is None:
+            if self._whole is None:
+                raise _unread()
+            raise NotAuthorized("the database role of these callers is not there, or not ours")
+        return served
+
+    @property
+    def served_roles(self) -> Collection[str]:
+        """Return the database roles whose callers are served now."""
+        return self._served.keys()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything served yet."""
+        return self._whole is not None
+
+    def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
+        """Serve procedures by name, of which some run once; they win over generated ones."""
+        self._procedures.update(procedures)
+        if once:
+            self._once |= procedures.keys()
+
+    def serve(self, whole: Served, served: Mapping[str, Served]) -> None:
+        """Serve other catalogs from now on, to anybody and by role; running calls keep theirs."""
+        self._whole = whole
+        self._served = served
+
+    def departed(self, session: int) -> None:
+        """Take note that a caller's session is gone, and with it what it has begun."""
+        self._importing.departed(session)
+
+    async def answer(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None = None,
+    ) -> Any:
+        """
+        Answer a call.
+
+        Args:
+            name: Of the procedure, less the prefix, as in "actions.get".
+            args: As they came.
+            kwargs: As they came.
+            caller: Who calls.
+            progress: Sends parts of the answer, if the caller takes any.
+
+        Raises:
+            ServiceError: Any refusal.
+        """
+        role, line = self._roles.of(caller), Line(caller, progress)
+        for last in (False, False, True):  # the schema may have changed once more meanwhile
+            before = self._whole
+            try:
+                return await self._answer(name, args, kwargs, role, line)
+            except ServiceError as error:
+                if not doubtful(error):
+                    raise
+                current = self.suspect()
+                if last or line.begun or name in self._once:
+                    raise
+                if not await current:
+                    error.details |= {"retry": True, "retry_after": RETRY_AFTER}
+                    raise
+                if self._whole is before:
+                    raise
+        raise AssertionError(name)
+
+    async def _answer(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        role: str,
+        line: Line,
+    ) -> Any:
+        relation = served = None
+        try:
+            procedure = self._procedures.get(name)
+            if procedure is not None:
+                with self._acting_as(identity_for(role, line.caller)) as doer:
+                    result = await procedure(line.caller, args, kwargs)
+                    if doer.committed:
+                        fit(result, self._max_bytes)
+                    return result
+            served = self._served_as(role)
+            parsed = self._as_relation(served, parse_name(name))
+            with self._acting_as(identity_for(role, line.caller, _beside(served, parsed))):
+                if isinstance(parsed, FunctionName):
+                    return await self._calling.answer(served, parsed, args, kwargs, line)
+                relation, verb = self.resolve(served, parsed)
+                lines = (line,) if parsed.verb in LONG else ()
+                return await verb(served, relation, args, kwargs, *lines)
+        except (ServiceError, CancelledError):
+            raise
+        except Exception as error:
+            found = refusal(error, served.catalog if served else None, relation)
+            if found is None:
+                self.suspect()
+                raise
+            raise found from error
+
+    @contextmanager
+    def _acting_as(self, identity: Identity) -> Iterator[Doer]:
+        """
+        Have the body run as somebody; gives what is known of it.
+
+        Raises:
+            OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
+        """
+        with self._database.identity(identity) as doer:
+            try:
+                yield doer
+            except Exception as error:
+                if doer.committed and isinstance(error, TooLarge):
+                    raise kept(error) from error
+                if doer.committed and _claims_nothing(error):
+                    raise OutcomeUnknown(HALF_WAY) from error
+                raise
+
+    def resolve(self, served: Served, name: Name) -> tuple[Relation, Verb]:
+        """
+        Find a relation and a verb.
+
+        Raises:
+            NoSuchProcedure: There is no such relation or verb; `hint` names the nearest.
+        """
+        schema = name.schema if name.schema is not None else served.catalog.schemas[0]
+        relation = served.catalog.relation(schema, name.relation)
+        verb = self.verbs.get(name.verb)
+        if verb is None:
+            raise NoSuchProcedure(
+                f'"{relation.name}" has no verb "{clip(name.verb)}"',
+                relation=relation.name,
+                hint=said("verb", name.verb, self.verbs)
+                or nearest(name.verb, list(self.verbs))
+                or f"verbs: {', '.join(self.verbs)}",
+            )
+        kind = WRITES.get(name.verb)
+        if kind is not None and kind not in relation.takes:
+            raise NoSuchProcedure(
+                f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
+                relation=relation.name,
+                hint="a view takes what PostgreSQL can write through it, or a trigger for it",
+            )
+        return relation, verb
+
+    def _as_relation(self, served: Served, name: Name | FunctionName) -> Name | FunctionName:
+        """Take "app.fn.find" for a verb where the schema has a relation "fn"."""
+        if isinstance(name, Name) or name.schema is None or name.verb is not None:
+            return name
+        known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
+        return Name(name.schema, FN, name.function) if known else name
+
+
+def _claims_nothing(error: Exception) -> bool:
+    """Return whether an error says that nothing was changed."""
+    found = refusal(error)
+    return isinstance(found, Canceled | StatementTimeout) or bool(
+        found and found.details.get("retry")
+    )
+
+
+def _unread() -> Unavailable:
+    return Unavailable("the database has not been reached yet")
+
+
+def _beside(served: Served, name: Name | FunctionName) -> str:
+    """Give the schema of a call if it is served, and not the first, where sessions look anyway."""
+    return name.schema if name.schema in served.catalog.schemas[1:] else ""

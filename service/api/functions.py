@@ -1,0 +1,181 @@
+"""
+Calls of database functions and procedures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.api.call import LONG, Line
+from service.api.function_rows import Called
+from service.api.json import listed
+from service.api.snapshot import Served
+from service.api.stream import Exporting, Streaming, of_function
+from service.api.verbs import Verbs
+from service.catalog import Catalog
+from service.db.database import Database
+from service.db.statements import Shape, call_txn, fitting_txn, kept_txn, write_txn
+from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
+from service.functions import Function
+from service.plan.functions import Answer, answer_of, plan_call, result_columns
+from service.request.functions import CallRequest, parse_call
+from service.request.names import FunctionName
+from service.request.read import Limits, Parsed
+from service.request.synonyms import said
+from service.sql.functions import call as spelled
+from service.sql.statement import Statement
+
+Verb = Callable[..., Awaitable[Any]]
+"""Called with what is served, functions, args and kwargs; those of `LONG` with the line too."""
+
+
+class Calling(Verbs):
+    """Calls of functions."""
+
+    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
+        super().__init__(database, limits, max_bytes)
+        called = Called(database, limits, max_bytes)
+        self._verbs: Mapping[str, Verb] = {
+            "find": called.find,
+            "aggregate": called.aggregate,
+            "stream": Streaming(database, limits, max_bytes, of_function).stream,
+            "export": Exporting(database, limits, max_bytes, of_function).export,
+        }
+
+    async def answer(
+        self,
+        served: Served,
+        name: FunctionName,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        line: Line,
+    ) -> Any:
+        """
+        Answer a call of a function, or of a verb on what it returns.
+
+        Raises:
+            NoSuchProcedure: There is no such function or verb.
+        """
+        catalog = served.catalog
+        schema = name.schema if name.schema is not None else catalog.schemas[0]
+        functions = catalog.function(schema, name.function)
+        if name.verb is None:
+            return await self._call(served, functions, args, kwargs, line)
+        verb = self._verbs.get(name.verb)
+        if verb is None:
+            raise NoSuchProcedure(
+                f'a function has no verb "{clip(name.verb)}"',
+                hint=said("verb", name.verb, self._verbs)
+                or nearest(name.verb, list(self._verbs))
+                or f"verbs: {', '.join(self._verbs)}",
+            )
+        lines = (line,) if name.verb in LONG else ()
+        return await verb(served, functions, args, kwargs, *lines)
+
+    async def _call(
+        self,
+        served: Served,
+        functions: Sequence[Function],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        line: Line,
+    ) -> Any:
+        call = parse_call(functions, args, kwargs, served.catalog)
+        request = call.request
+        statement = served.statement(self._spell, request.function, request)
+        answer = answer_of(served.catalog, request.function)
+        form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
+        line.begun = request.function.procedure  # what it has committed stays
+        rows = await self._rows(served, statement, call, Shape(form, self.max_bytes))
+        if form == "json":
+            return _text(answer, rows)
+        if answer in ("row", "rows") and form == "lists":
+            return {"columns": list(statement.columns), "rows": rows}
+        if answer == "composite" and request.form == "lists":
+            columns = list(result_columns(served.catalog, request.function) or ())
+            found = [row["answer"] for row in rows if row["answer"] is not None]
+            return {"columns": columns, "rows": [[row[name] for name in columns] for row in found]}
+        return _result(answer, rows)
+
+    async def _rows(
+        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+    ) -> list[Any]:
+        request = call.request
+        if request.function.procedure:
+            return await self._procedure(served, statement, call, shape)
+        reads = request.function.reads
+        around = (kept_txn,) if reads else (fitting_txn, self.max_bytes)
+        rows: list[Any] = await self.database.again(
+            lambda: self.database.atomic(
+                *around,
+                call_txn,
+                served.codec,
+                statement,
+                call.values,
+                self.limits.max_rows,
+                request.max_affected,
+                shape,
+                result_columns(served.catalog, request.function) is not None,
+                read_only=reads,
+                retry=reads,
+                timeout=call.timeout,
+            )
+        )
+        return rows
+
+    async def _procedure(
+        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+    ) -> list[Any]:
+        """
+        Call a procedure: it may commit, and so stands alone.
+
+        Raises:
+            OutcomeUnknown: It is done, and its answer cannot be sent.
+        """
+        try:
+            written = await self.database.run(
+                write_txn,
+                served.codec,
+                partial(_given, statement),
+                call.values,
+                None,
+                shape,
+                ending=True,
+                timeout=call.timeout,
+            )
+        except TooLarge as error:
+            if self.database.level is not None:
+                raise
+            raise kept(error) from error
+        rows: list[Any] = written.rows
+        return rows
+
+    def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:
+        plan, most = plan_call(catalog, request), self.limits.max_rows + 1
+        return spelled(plan, most, request.form == "json")
+
+
+def _given(statement: Statement) -> Statement:
+    return statement
+
+
+def _text(answer: Answer, rows: list[str]) -> str:
+    """Take the JSON of rows for that of what the function answers."""
+    if answer == "nothing":
+        return "null"
+    return listed(rows) if answer in ("rows", "values") else rows[0]
+
+
+def _result(answer: Answer, rows: list[Any]) -> Any:
+    """Take the rows of a statement for what the function answers."""
+    if answer == "nothing":
+        return None
+    if answer == "rows":
+        return rows
+    if answer == "values":
+        return [row["answer"] for row in rows]
+    if answer == "row":
+        return rows[0]
+    return rows[0]["answer"]

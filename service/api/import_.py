@@ -1,0 +1,502 @@
+"""
+The verb import: rows of any number, in one call or in many, as one COPY in a transaction.
+
+The calls of an upload belong to one session. It has its transaction open until the call that
+says `done`; a session that is gone, a pause that is too long or an error ends it, and nothing
+is kept. Rows whose model has validations are judged each by itself, as those of `create`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+
+from service.api.call import Line
+from service.api.csv import Record, header_of, split, whole
+from service.api.snapshot import Served
+from service.api.write import made_of
+from service.catalog import Relation, Type
+from service.db.copy import CsvText, Feed, RowText, Text, import_txn
+from service.db.database import Database
+from service.db.statements import apart_txn
+from service.errors import Canceled, InvalidArgument, InvalidRow, NotAuthorized, Unavailable
+from service.plan.write import plan_import, writable
+from service.request.arguments import Caller
+from service.request.read import Limits
+from service.request.write import ImportRequest, parse_import
+from service.sql.copy import CopyIn, copy_in
+
+Rows = list[Mapping[str, Any]]
+Fields = tuple[Any, Mapping[str, Text]]
+"""A row as its model sees it, and the texts of what it sees less exactly than it came."""
+
+SMALL = 16 * 1024
+"""Characters of CSV that are taken apart in a moment; more are in a pool thread."""
+
+
+class Judged:
+    """
+    Has the model of a relation judge the rows of an import.
+
+    Args:
+        database: For a thread, and turns of the reactor.
+        served: The catalog, and the judge.
+        relation: Whose rows.
+        columns: What rows that are lists, and CSV without a header, are made of.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        served: Served,
+        relation: Relation,
+        columns: tuple[str, ...] | None,
+    ) -> None:
+        self._database = database
+        self._served = served
+        self._relation = relation
+        self._judge = served.judge(relation)
+        self._names = columns
+        self._rest = ""
+        self._line = 0
+
+    async def of_rows(self, rows: Sequence[Any]) -> Rows:
+        """
+        Judge rows; gives them as the model left them.
+
+        Raises:
+            InvalidRow: The model says no to one; `line` tells which, in the whole import.
+            InvalidArgument: One is no row; likewise.
+        """
+        found = []
+        for at, row in enumerate(rows):
+            self._line += 1
+            found.append(await self._one((row, {}), f"rows.{at}", self._line))
+            await self._database.breathe(at)
+        return found
+
+    async def of_csv(self, text: str, last: bool = False) -> Rows:
+        """
+        Judge the rows that a piece of CSV makes whole.
+
+        Args:
+            text: The piece.
+            last: Whether no more comes.
+        """
+        text, self._rest = self._rest + text, ""
+        take = partial(_taken, self._served, self._relation, text, last, self._names, self._line)
+        taken = (
+            take() if len(text) < SMALL else await self._database.run(apart_txn, take, retry=True)
+        )
+        self._names, rows, self._rest, self._line = taken
+        found = []
+        for at, (line, fields) in enumerate(rows):
+            found.append(await self._one(fields, "csv", line))
+            await self._database.breathe(at)
+        return found
+
+    async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
+        row, texts = fields
+        try:
+            return await self._admitted(self._named(row, path), texts, path)
+        except (InvalidRow, InvalidArgument) as refusal:
+            refusal.details["line"] = line
+            raise
+
+    async def _admitted(
+        self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
+    ) -> Mapping[str, Any]:
+        given = {name: value for name, value in row.items() if value != {"$default": True}}
+        admitted = await self._judge.admit_new(given, self._served.codec, path)
+        return {**row, **texts, **made_of(self._served, self._relation, given, admitted)}
+
+    def _named(self, row: Any, path: str) -> Mapping[str, Any]:
+        if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
+            row = dict(zip(self._names or (), row, strict=True))
+        if not isinstance(row, Mapping):
+            raise InvalidArgument("a row is a dict of columns and values", path=path)
+        for name in row:
+            writable(self._relation, name, f"{path}.{name}")
+        return row
+
+
+def _taken(
+    served: Served,
+    relation: Relation,
+    text: str,
+    last: bool,
+    names: tuple[str, ...] | None,
+    line: int,
+) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
+    """
+    Give the names, the rows with their lines, what is left of CSV, and the last line.
+
+    Without names, its header has them. A row's line is its last one, as COPY tells it.
+    """
+    records, rest = split(text, last)
+    rows = []
+    for record in records:
+        line += 1 + sum(field.count("\n") for field in record if field)
+        if names is None:
+            names = _header(relation, record)
+            continue
+        try:
+            rows.append((line, _row(served, relation, names, record)))
+        except InvalidArgument as refusal:
+            refusal.details["line"] = line
+            raise
+    return names, rows, rest, line
+
+
+def _header(relation: Relation, record: Record) -> tuple[str, ...]:
+    names = tuple(name or "" for name in record)
+    for at, name in enumerate(names):
+        writable(relation, name, f"csv.{name}")
+        if name in names[:at]:
+            raise InvalidArgument(f'"{name}" is named twice', path=f"csv.{name}", column=name)
+    return names
+
+
+def _row(served: Served, relation: Relation, names: Sequence[str], record: Record) -> Fields:
+    if len(record) != len(names):
+        raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
+    row: dict[str, Any] = dict(zip(names, record, strict=True))
+    texts = {}
+    for name, text in row.items():
+        type = served.catalog.plain(served.catalog.type(relation.columns[name].type))
+        if text is not None and type.name in ("json", "jsonb"):
+            # only there a text means something else on the wire, where numbers are less exact
+            row[name], texts[name] = _json(served, type, name, text), Text(text)
+    return row, texts
+
+
+def _json(served: Served, type: Type, name: str, text: str) -> Any:
+    try:
+        return served.codec.read(type, text)
+    except (ValueError, RecursionError):
+        raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None
+
+
+MANY = 100
+"""Rows of one call from which on they are looked through in a pool thread."""
+HEADER = 64 * 1024
+"""Characters of a header, at most."""
+MARK = "\ufeff"
+"""What some programs put before a text."""
+
+
+class Upload:
+    """
+    The rows of one import, on their way in.
+
+    The transaction begins with the first rows, and ends with `finish` or `abort`.
+
+    Args:
+        database: Where they go.
+        served: The catalog that the first call met.
+        relation: Where in it.
+        first: The first call, which says what holds for all.
+
+    Attributes:
+        lock: One call at a time, in their order.
+    """
+
+    def __init__(
+        self, database: Database, served: Served, relation: Relation, first: ImportRequest
+    ) -> None:
+        self.relation = relation
+        self.lock = DeferredLock()
+        self.aborted = False
+        self._database = database
+        self._served = served
+        self._first = first
+        self._names = first.columns
+        ruled = served.judge(relation).ruled
+        self._judged = Judged(database, served, relation, first.columns) if ruled else None
+        self._csv: bool | None = None
+        self._begun = False
+        self._head = ""
+        self._feed: Feed | None = None
+        self._written: Deferred[int] | None = None
+
+    async def take(self, call: ImportRequest) -> None:
+        """
+        Take the rows of one call; done when the COPY has them.
+
+        Raises:
+            InvalidArgument: They are no rows, or not like those before.
+            ServiceError, psycopg2.Error: The import has failed.
+        """
+        if call.empty:
+            return
+        if self._csv is None:
+            self._csv = call.csv is not None
+        if self._csv != (call.csv is not None):
+            path = "rows" if self._csv else "csv"
+            raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
+        if call.csv is None:
+            rows = call.rows or ()
+            await self._put(await self._judged.of_rows(rows) if self._judged else rows)
+            return
+        text = call.csv if self._begun else call.csv.removeprefix(MARK)
+        self._begun = True
+        await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
+
+    async def finish(self) -> int:
+        """Commit; gives the number of rows written."""
+        if self._csv and self._judged:
+            await self._put(await self._judged.of_csv("", last=True))
+        if self._head:  # and no rows
+            await self._put(self._head)
+        if self._feed is None or self._written is None:
+            return 0
+        self._feed.end()
+        return await self._written
+
+    def abort(self) -> None:
+        """Keep nothing."""
+        self.aborted = True
+        if self._feed is not None and self._written is not None:
+            self._feed.fail(Canceled())
+            self._written.addErrback(lambda _: None)
+            self._written.cancel()
+
+    def _headed(self, text: str) -> str:
+        """Keep the beginning of CSV until its header is whole."""
+        if self._feed is not None or self._names is not None:
+            return text
+        text, self._head = self._head + text, ""
+        if whole(text[:HEADER]):
+            return text
+        if len(text) > HEADER:
+            raise _no_header()
+        self._head = text
+        return ""
+
+    async def _put(self, given: Any) -> None:
+        if not given:
+            return
+        if self._feed is None:
+            names = await self._columns(given)
+            if self.aborted:  # while it was read
+                raise Canceled
+            self._feed = self._start(names, isinstance(given, str))
+        await self._feed.put(given)
+
+    def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
+        """Begin the transaction: now it is known what the rows are made of."""
+        catalog = self._served.catalog
+        header = csv and self._names is None
+        plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
+        rows = RowText(self._served.codec, plan.columns, catalog.type, whole=plan.staged)
+        feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
+        self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
+        self._written.addBoth(feed.over)
+        return feed
+
+    async def _write(self, spelled: CopyIn, feed: Feed) -> int:
+        async with self._database.transaction():
+            return int(await self._database.run(import_txn, spelled, feed))
+
+    async def _columns(self, given: Any) -> list[tuple[str, str]]:
+        """Name the columns of the import, each with where it is named."""
+        if self._names is not None and not self._judged:  # a model may add to what was named
+            return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
+        if isinstance(given, str):
+            return [(name, f"csv.{name}") for name in header_of(given)]
+        if len(given) <= MANY:
+            return _named(given)
+        found: list[tuple[str, str]] = await self._database.run(
+            apart_txn, _named, given, retry=True
+        )
+        return found
+
+
+def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    """Name the columns of rows, each with the first row that has it."""
+    found: dict[str, str] = {}
+    for at, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+            raise InvalidArgument(
+                "a row is a dict of columns and values",
+                path=f"rows.{at}",
+                hint='"columns" names the items of rows that are lists',
+            )
+        if row.keys() - found.keys():
+            found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
+    if not found:
+        raise InvalidArgument("a row names a column at least", path="rows.0")
+    return list(found.items())
+
+
+def _no_header() -> InvalidArgument:
+    return InvalidArgument("the header of the CSV is a whole line", path="csv")
+
+
+YIELD = 0.5
+"""How much of the time that a call of an upload took is left to others before its answer."""
+
+LONGEST = 0.25
+"""Seconds of it at most: a call that took longer has waited for the database, not worked here."""
+
+
+@dataclass
+class _Open:
+    """An upload between its calls."""
+
+    upload: Upload
+    owner: Caller
+    calls: int = 0
+    timer: IDelayedCall | None = None
+
+
+class Importing:
+    """
+    Args:
+        database: Where the rows go.
+        limits: What a call may ask for, and how long an upload may lie idle.
+    """
+
+    def __init__(self, database: Database, limits: Limits) -> None:
+        self._database = database
+        self._limits = limits
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def most(self) -> int:
+        """How many uploads there may be at once: each has a connection, others want some too."""
+        return max(1, self._database.pool.dispatch.limits.most - 2)
+
+    async def take(
+        self,
+        served: Served,
+        relation: Relation,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        line: Line,
+    ) -> Any:
+        """
+        Answer `import`: how many rows were written, or the upload that goes on.
+
+        Raises:
+            NotAuthorized: The upload is another session's.
+            Unavailable: There are as many uploads as may be.
+            ServiceError: What is wrong with the rows; nothing is kept.
+        """
+        call = parse_import(args, kwargs)
+        if call.upload is None and call.done:
+            return await self._whole(Upload(self._database, served, relation, call), call)
+        line.begun = True  # a refusal ends the upload
+        if call.upload is None:
+            upload = Upload(self._database, served, relation, call)
+            id = self._begin(upload, line.caller)
+        else:
+            id, upload = call.upload, self._of(call.upload, relation, line.caller)
+        return await self._one(id, upload, call)
+
+    def departed(self, session: int) -> None:
+        """Drop the uploads of a session that is gone."""
+        for id, each in list(self._open.items()):
+            if each.owner.session == session:
+                self._drop(id)
+
+    async def _whole(self, upload: Upload, call: ImportRequest) -> Any:
+        try:
+            return {"rows": await self._database.within(call.timeout, _all(upload, call))}
+        except BaseException:
+            upload.abort()
+            raise
+
+    async def _one(self, id: str, upload: Upload, call: ImportRequest) -> Any:
+        """Make one call of an upload, after those before it."""
+        self._rouse(id)
+        try:
+            await upload.lock.acquire()
+            try:
+                if id not in self._open:  # what came before has failed, or was the last
+                    raise _no_such_upload()
+                if call.done:
+                    rows = await self._database.within(call.timeout, _all(upload, call))
+                    self._open.pop(id, None)
+                    return {"rows": rows}
+                await self._part(upload, call)
+                return {"upload": id}
+            finally:
+                upload.lock.release()
+        except BaseException:
+            self._drop(id)
+            raise
+        finally:
+            self._rest(id)
+
+    async def _part(self, upload: Upload, call: ImportRequest) -> None:
+        """Take the rows of a call; before it is answered, others have the machine for a while."""
+        reactor = self._database.reactor
+        began = reactor.seconds()
+        await self._database.within(call.timeout, upload.take(call))
+        await deferLater(reactor, min(LONGEST, YIELD * (reactor.seconds() - began)))
+
+    def _begin(self, upload: Upload, owner: Caller) -> str:
+        if len(self._open) >= self.most:
+            raise Unavailable("as many uploads are open as may be", retry_after=5.0)
+        id = secrets.token_urlsafe(18)
+        self._open[id] = _Open(upload, owner)
+        return id
+
+    def _of(self, id: str, relation: Relation, caller: Caller) -> Upload:
+        found = self._open.get(id)
+        if found is None:
+            raise _no_such_upload()
+        if found.owner.session != caller.session:
+            raise NotAuthorized("the upload is another session's")
+        home = found.upload.relation
+        if (home.schema, home.name) != (relation.schema, relation.name):
+            raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
+        return found.upload
+
+    def _rouse(self, id: str) -> None:
+        found = self._open[id]
+        found.calls += 1
+        if found.timer is not None:
+            found.timer.cancel()
+            found.timer = None
+
+    def _rest(self, id: str) -> None:
+        """Give an upload so long for its next call."""
+        found = self._open.get(id)
+        if found is None:
+            return
+        found.calls -= 1
+        if not found.calls:
+            found.timer = self._database.reactor.callLater(self._limits.idle, self._expire, id)
+
+    def _expire(self, id: str) -> None:
+        self._open[id].timer = None
+        self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        found = self._open.pop(id, None)
+        if found is not None:
+            if found.timer is not None:
+                found.timer.cancel()
+            found.upload.abort()
+
+
+async def _all(upload: Upload, call: ImportRequest) -> int:
+    await upload.take(call)
+    return await upload.finish()
+
+
+def _no_such_upload() -> InvalidArgument:
+    return InvalidArgument(
+        "there is no such upload",
+        path="upload",
+        hint="it is done, has failed, or lay idle for too long; nothing of the latter two is kept",
+    )

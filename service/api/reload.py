@@ -1,0 +1,275 @@
+"""
+Keeps what is served up to date with the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import Context
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from service.api.dispatcher import Hub
+from service.api.roles import SERVICE, Roles
+from service.api.snapshot import Served, whole_of
+from service.catalog import Catalog
+from service.db.codec import Codec
+from service.db.database import Database
+from service.db.fingerprint import Fingerprint, fingerprint_txn
+from service.db.introspect import catalog_txn
+from service.db.session import identity_of
+from service.models.registry import Models
+
+log = Logger()
+
+EVERY = 1.0
+"""Seconds between two looks at whether the catalog has changed."""
+REST = 4
+"""A look, and the reading that it may lead to, is followed by a rest of so many times its length."""
+LEAST = 0.01
+"""Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
+NO_ROLE = frozenset({"22023", "42501", "42704"})
+"""SQLSTATEs of SET ROLE: there is no such role, or we are not a member of it."""
+PAUSE = 1.0
+"""Seconds between two tries to read the catalog of a database that cannot be reached."""
+LONG_PAUSE = 10.0
+"""Seconds until a catalog of which we could not make anything is read again."""
+PATIENCE = 5.0
+"""Seconds that a caller waits for a look, and the look for the database, at most."""
+
+
+class Catalogs(Service):
+    """
+    Reads the catalog at start, and again when it has changed.
+
+    It looks whether it has every second, and when a caller is refused what the database might
+    take by now. Calls that run while it is replaced keep the one that they began with.
+
+    Args:
+        reactor: For pauses.
+        database: To read it from.
+        schemas: Those that are served.
+        hub: Is told of each catalog.
+        roles: Of the database; each has a catalog of its own.
+        models: Are told of each catalog, too.
+        every: Seconds between two looks; None if it looks for callers alone.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        database: Database,
+        schemas: tuple[str, ...],
+        hub: Hub,
+        models: Models,
+        roles: Roles = Roles(),  # noqa: B008 - frozen
+        every: float | None = EVERY,
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._schemas = schemas
+        self._hub = hub
+        self._models = models
+        self._roles = roles
+        self._every = every
+        self._codecs: list[Codec] = []
+        self._version = 0
+        self._gone: dict[str, str] = {}
+        self._fingerprint: Fingerprint | None = None
+        self._behind = True
+        self._ordered = False
+        self._keeping: Deferred[None] | None = None
+        self._resting: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+        self._asking: list[Deferred[bool]] = []
+
+    def startService(self) -> None:
+        """Begin to read."""
+        super().startService()
+        self._keeping = Context().run(Deferred.fromCoroutine, self._keep())
+
+    def stopService(self) -> Deferred[None] | None:
+        """Read no more."""
+        super().stopService()
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.cancel()
+        return keeping
+
+    def loaded(self) -> Deferred[None]:
+        """Fire once the database has been read for the first time."""
+        waiting: Deferred[None] = Deferred()
+        if self._version:
+            waiting.callback(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    def reload(self) -> None:
+        """Read the catalog, whatever a look would say; while it is being read, once more."""
+        self._ordered = True
+        self._rouse()
+
+    def suspect(self) -> Deferred[bool]:
+        """
+        Look whether the catalog has changed, and read it if it has.
+
+        Returns:
+            Fires when what is served is not older than this call; with False if that cannot be
+            said, for the database does not answer, or not in time.
+        """
+        if self._keeping is None:
+            return succeed(False)
+        asking: Deferred[bool] = Deferred()
+        self._asking.append(asking)
+        self._rouse()
+        return asking.addTimeout(PATIENCE, self._reactor, lambda *_: False)
+
+    async def _keep(self) -> None:
+        """Keep what is served up to date, until the service stops."""
+        asking: list[Deferred[bool]] = []
+        try:
+            while self.running:
+                asking, self._asking = self._asking, []
+                began = self._reactor.seconds()
+                known, pause = await self._look()
+                _answer(asking, known)
+                took = self._reactor.seconds() - began
+                least = max(LEAST, min(REST * took, PATIENCE)) if known else PAUSE
+                await self._rest(least, pause)
+        except CancelledError:
+            pass
+        finally:
+            _answer([*asking, *self._asking], False)
+
+    async def _look(self) -> tuple[bool, float | None]:
+        """
+        Read the catalog if it has changed.
+
+        Returns:
+            Whether what is served is up to date, and the seconds to rest if nobody asks.
+        """
+        self._behind, self._ordered = self._behind or self._ordered, False
+        read = False
+        try:
+            last = self._fingerprint
+            found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
+            self._behind = self._behind or last is None or last.value != found.value
+            if self._behind:
+                catalogs = await self._catalogs()
+                read = True
+                self._tell(catalogs)
+                self._told()
+        except CancelledError:
+            raise
+        except Exception as error:
+            if read:
+                log.failure("cannot serve the catalog")
+                return False, LONG_PAUSE
+            if self._behind:
+                log.warn("cannot read the catalog: {error}", error=_first_line(error))
+            return False, PAUSE
+        self._fingerprint, self._behind = found, False
+        return True, self._every
+
+    async def _rest(self, least: float, most: float | None) -> None:
+        """Wait until somebody asks, at least and at most so long; not at all if told to read."""
+        now = self._reactor.seconds()
+        soon, late = now + least, None if most is None else now + max(least, most)
+        while self.running and not self._ordered:
+            until = soon if self._asking else late
+            if until is not None and until <= self._reactor.seconds():
+                return
+            await self._roused(None if until is None else until - self._reactor.seconds())
+
+    async def _roused(self, seconds: float | None) -> None:
+        """Wait for so long, or until somebody asks."""
+        resting = self._resting = Deferred()
+        timer = None if seconds is None else self._reactor.callLater(seconds, self._rouse)
+        try:
+            await resting
+        finally:
+            self._resting = None
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def _rouse(self) -> None:
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.callback(None)
+
+    def _told(self) -> None:
+        self._version += 1
+        log.info(
+            "serving {relations} relations of {schemas}, catalog {version}",
+            relations=len(self._hub.served.catalog.relations),
+            schemas=", ".join(self._schemas),
+            version=self._version,
+        )
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    async def _catalogs(self) -> dict[str, Catalog]:
+        """
+        Return what each role may use, without those that we may not be, or that are gone.
+
+        Their callers are refused: one role that was dropped must not keep the others from what
+        has changed, nor have what it could use for as long as nobody notices.
+        """
+        catalogs: dict[str, Catalog] = {}
+        gone: dict[str, str] = {}
+        for role in self._roles.names:
+            try:
+                catalogs[role] = await self._catalog(role)
+            except Exception as error:
+                if role == SERVICE or getattr(error, "pgcode", None) not in NO_ROLE:
+                    raise
+                gone[role] = _first_line(error)
+        for role in gone.keys() - self._gone.keys():
+            log.warn("callers of the role {role} are refused: {why}", role=role, why=gone[role])
+        self._gone = gone
+        return catalogs
+
+    async def _catalog(self, role: str) -> Catalog:
+        """Read what a role may use."""
+        with self._database.identity(identity_of(role, {})):
+            catalog: Catalog = await self._database.atomic(
+                catalog_txn,
+                self._schemas,
+                self._version + 1,
+                isolation="repeatable read",
+                read_only=True,
+            )
+        return catalog
+
+    def _tell(self, catalogs: Mapping[str, Catalog]) -> None:
+        """Have what was read be served, to each role what it may use."""
+        nothing = Catalog(self._version + 1, self._schemas, {}, {})
+        whole = whole_of(list(catalogs.values()) or [nothing])
+        codec = Codec(whole)
+        models = self._models.load(whole, codec)
+        served = {
+            role: Served(catalog, codec if catalog is whole else Codec(catalog), models)
+            for role, catalog in catalogs.items()
+        }
+        self._hub.serve(Served(whole, codec, models), served)
+        outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
+        for each in outdated:
+            each.current = False
+        self._database.pool.clean()
+
+
+def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
+    """Tell callers who wait for a look whether what is served is up to date."""
+    for each in asking:
+        if not each.called:
+            each.callback(known)
+
+
+def _first_line(error: Exception) -> str:
+    """Word an error for the log without what might follow: rows, statements."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,128 @@
+"""
+What the service answers about itself: describe, health, stats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from service.api.dispatcher import Hub, Procedure
+from service.catalog import Catalog
+from service.db.connection import PgConnection
+from service.db.database import Database
+from service.db.statements import apart_txn
+from service.describe.document import describe, weight
+from service.errors import TooMuchToDescribe
+from service.request.arguments import Arguments, Caller
+from service.request.describe import WHOLE, Part, parse_describe
+
+PATIENCE = 2.0
+"""Seconds that `health` waits for the database."""
+
+Check = Callable[[], bool]
+
+
+class Own:
+    """
+    Args:
+        hub: For the catalog and the verbs.
+        database: Asked by `health`, counted by `stats`.
+        prefix: Of the procedures' URIs.
+        version: Of the service.
+        checks: By name, what else `health` asks: whether it is well.
+        calls: The figures of the calls so far.
+        procedures: Gives the procedures written by hand, as far as they can be called now.
+        max_bytes: What an answer may weigh on the wire.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        database: Database,
+        prefix: str,
+        version: str,
+        checks: Mapping[str, Check],
+        calls: Callable[[], Mapping[str, Any]],
+        procedures: Callable[[], Mapping[str, Callable[..., Any]]],
+        max_bytes: int = 8 << 20,
+    ) -> None:
+        self._hub = hub
+        self._database = database
+        self._prefix = prefix
+        self._version = version
+        self._checks = checks
+        self._calls = calls
+        self._written = procedures
+        self._max_bytes = max_bytes
+        self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
+
+    def procedures(self) -> dict[str, Procedure]:
+        """Give the procedures by name."""
+        return {
+            "describe": self._describe,
+            "health": self._plain(self._health),
+            "stats": self._plain(self._stats),
+        }
+
+    def _plain(self, answer: Callable[[], Awaitable[Any]]) -> Procedure:
+        async def procedure(_: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            Arguments(args, kwargs, [], []).timeout()
+            return await answer()
+
+        return procedure
+
+    async def _describe(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """
+        Describe what is served to the caller; the whole of it is made once for each catalog.
+
+        Raises:
+            TooMuchToDescribe: It is larger than may be sent.
+            UnknownName: A part is asked for that is not there.
+        """
+        part, timeout = parse_describe(args, kwargs)
+        catalog = self._hub.served_to(caller).catalog
+        found = self._documents.get(catalog) if part == WHOLE else None
+        if found is None:
+            making = self._database.run(
+                apart_txn, self._document, catalog, part, retry=True, timeout=timeout
+            )
+            found = await making
+        if part == WHOLE:
+            self._documents[catalog] = found
+        return found
+
+    def _document(self, catalog: Catalog, part: Part) -> Any:
+        """Make a document, in a pool thread."""
+        made = describe(
+            catalog, self._prefix, self._version, self._hub.verbs, self._written(), part
+        )
+        if weight(made) > self._max_bytes:
+            raise TooMuchToDescribe(self._max_bytes)
+        return made
+
+    async def _health(self) -> Any:
+        """Say that we live, and whether calls can be answered."""
+        checks = {name: check() for name, check in self._checks.items()}
+        checks["catalog"] = self._hub.ready
+        checks["postgres"] = await self._asked()
+        return {"live": True, "ready": all(checks.values()), "checks": checks}
+
+    async def _asked(self) -> bool:
+        try:
+            await self._database.run(_ask_txn, retry=True, timeout=PATIENCE)
+        except Exception:  # whatever the reason, the database does not answer
+            return False
+        return True
+
+    async def _stats(self) -> Any:
+        return {"calls": self._calls(), "pool": asdict(self._database.pool.stats())}
+
+
+def _ask_txn(connection: PgConnection) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")

@@ -1,0 +1,1 @@
+"""What there is to call, as JSON Schema and as types of other languages."""

@@ -1,0 +1,101 @@
+"""
+The whole document: what is served to somebody, or a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from service.catalog import Catalog
+from service.describe.definitions import Definitions
+from service.describe.functions import (
+    OWN,
+    described_functions,
+    described_procedure,
+    function_name,
+    may_be_described,
+)
+from service.describe.relations import described_relation, served_name
+from service.describe.verbs import described_verbs, shared
+from service.errors import UnknownName
+from service.request.describe import WHOLE, Part
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def describe(
+    catalog: Catalog,
+    prefix: str,
+    version: str,
+    verbs: Iterable[str],
+    procedures: Mapping[str, Callable[..., Any]],
+    part: Part = WHOLE,
+) -> dict[str, Any]:
+    """
+    Describe what is served.
+
+    Args:
+        catalog: What the database holds.
+        prefix: Of the procedures' URIs.
+        version: Of the service.
+        verbs: That relations may have.
+        procedures: Written by hand, by name.
+        part: Which relations and functions.
+
+    Returns:
+        version, prefix, schemas and the names of all that there is; relations by the name that
+        stands before the verb, functions by the name that calls them, procedures by name. The
+        JSON Schemas in it refer to its `$defs`.
+
+    Raises:
+        UnknownName: Something is wanted that is not there.
+    """
+    defs = Definitions(catalog, shared())
+    relations = {served_name(catalog, each): each for each in catalog.relations.values()}
+    found = {
+        home: [each for each in overloads if may_be_described(catalog, each)]
+        for home, overloads in catalog.functions.items()
+    }
+    functions = {function_name(catalog, home): home for home, each in found.items() if each}
+    written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
+    verbs = tuple(verbs)
+    return {
+        "$schema": DIALECT,
+        "version": version,
+        "prefix": prefix,
+        "schemas": list(catalog.schemas),
+        "names": {"relations": list(relations), "functions": list(functions)},
+        "verbs": described_verbs(),
+        "relations": {
+            name: described_relation(defs, relations[name], verbs, written)
+            for name in _wanted("relation", part.relations, relations)
+        },
+        "functions": {
+            name: described_functions(defs, functions[name], found[functions[name]])
+            for name in _wanted("function", part.functions, functions)
+        },
+        "procedures": {**OWN, **written},
+        "$defs": defs.schemas,
+    }
+
+
+def weight(document: Mapping[str, Any]) -> int:
+    """Tell how many bytes a document is, as JSON."""
+    return sum(
+        len(_ENCODER.encode(each).encode())
+        for part in document.values()
+        for each in (part.items() if isinstance(part, dict) else (part,))
+    )
+
+
+def _wanted(kind: str, names: tuple[str, ...] | None, known: Mapping[str, Any]) -> Iterable[str]:
+    if names is None:
+        return known
+    for at, name in enumerate(names):
+        if name not in known:
+            raise UnknownName(kind, name, known, path=f"{kind}s.{at}")
+    return names

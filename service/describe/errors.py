@@ -1,0 +1,123 @@
+"""
+Which errors a procedure can end with, and what each of them carries, as JSON Schema.
+
+What a function or a trigger of the database raises under a SQLSTATE of PostgreSQL's own keeps
+the URI of that SQLSTATE, so reads do not end with violations of constraints only as long as no
+function in them says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from service import errors
+from service.describe.definitions import Schema, reference
+from service.errors import ServiceError
+
+Kind = type[ServiceError]
+
+ANY: tuple[Kind, ...] = (
+    errors.InvalidArgument,
+    errors.NoSuchProcedure,
+    errors.NotAuthorized,
+    errors.Canceled,
+    errors.StatementTimeout,
+    errors.Unavailable,
+    errors.InternalError,
+)
+"""Of every procedure."""
+
+DATABASE: tuple[Kind, ...] = (
+    *ANY,
+    errors.Conflict,
+    errors.CheckViolation,
+    errors.NotNullViolation,
+    errors.Raised,
+    errors.DatabaseRefused,
+)
+"""Of all that asks the database: casts to domains check their constraints, locks may not be had."""
+
+ROWS: tuple[Kind, ...] = (*DATABASE, errors.TooLarge)
+VIOLATIONS: tuple[Kind, ...] = (
+    errors.UniqueViolation,
+    errors.ForeignKeyViolation,
+    errors.ExclusionViolation,
+    errors.OutcomeUnknown,
+)
+WRITES: tuple[Kind, ...] = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
+ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound, errors.NotChanged)
+
+BY_VERB: Mapping[str, tuple[Kind, ...]] = {
+    "get": (*ROWS, errors.NotFound),
+    "find": ROWS,
+    "stream": ROWS,
+    "export": ROWS,
+    "aggregate": ROWS,
+    "count": DATABASE,
+    "exists": DATABASE,
+    "create": (*WRITES, errors.NotChanged),
+    "upsert": WRITES,
+    "update": ALL,
+    "delete": ALL,
+    "import": (*DATABASE, *VIOLATIONS, errors.InvalidRow),
+    "fn": (*ROWS, *VIOLATIONS, errors.TooManyRows),
+    **dict.fromkeys(("fn.find", "fn.aggregate", "fn.stream", "fn.export"), (*ROWS, *VIOLATIONS)),
+    "describe": (*ANY, errors.TooLarge),
+    "health": ANY,
+    "stats": ANY,
+    "written": ALL,
+}
+"""Errors by verb; `fn` is a call of a function, `written` a procedure written by hand."""
+
+CARRIED: Mapping[str, Schema] = {
+    **{
+        name: {"type": "string"}
+        for name in ("sqlstate", "relation", "column", "constraint", "detail", "hint", "path", "id")
+    },
+    "columns": {"type": "array", "items": {"type": "string"}},
+    "line": {"type": "integer"},
+    "fields": {
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": {"type": "string"}},
+    },
+    "candidates": {"type": "array"},
+    "row": {"type": ["object", "array"]},
+    "operation": {"type": "integer"},
+    "retry": {"type": "boolean"},
+    "retry_after": {"type": "number"},
+}
+"""The keyword arguments of a WAMP error."""
+
+
+def definitions() -> dict[str, Schema]:
+    """Give the shared parts: each error, what they carry, and the errors of each verb."""
+    found: dict[str, Schema] = {
+        "carried": {
+            "type": "object",
+            "properties": dict(CARRIED),
+            "additionalProperties": False,
+        }
+    }
+    for kind in ALL:
+        found[_name(kind)] = _error(kind)
+    for verb, kinds in BY_VERB.items():
+        each = sorted({_name(kind) for kind in kinds})
+        found[f"errors.{verb}"] = {"oneOf": [reference(name) for name in each]}
+    return found
+
+
+def _name(kind: Kind) -> str:
+    return f"error.{kind.uri.rpartition('.')[2]}"
+
+
+def _error(kind: Kind) -> Schema:
+    """Give what a WAMP error is, as the HTTP bridge spells it."""
+    return {
+        "type": "object",
+        "properties": {
+            "error": {"const": kind.uri},
+            "args": {"type": "array", "items": {"type": "string"}, "maxItems": 1},
+            "kwargs": reference("carried"),
+        },
+        "required": ["error"],
+    }

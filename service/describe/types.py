@@ -1,0 +1,192 @@
+"""
+The types of the database as JSON Schema (2020-12) of their values: as read, as given, as new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.catalog import Catalog, Type
+from service.describe.definitions import Definitions, Schema, reference
+from service.request.names import encode
+
+INTEGERS = {
+    "int2": (-(2**15), 2**15 - 1),
+    "int4": (-(2**31), 2**31 - 1),
+    "int8": (-(2**63), 2**63 - 1),
+    "oid": (0, 2**32 - 1),
+}
+FORMATS = {
+    "uuid": "uuid",
+    "date": "date",
+    "time": "time",
+    "timetz": "time",
+    "timestamptz": "date-time",
+    "interval": "duration",
+    "bytea": "binary",
+    "inet": "ip-address",
+}
+NULL: Schema = {"type": "null"}
+DEFAULT: Schema = {
+    "description": "the column's default",
+    "type": "object",
+    "properties": {"$default": {"const": True}},
+    "required": ["$default"],
+    "additionalProperties": False,
+}
+
+
+def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
+    """Give the JSON Schema of a type's values as they are read, whole."""
+    schema = _read(catalog, catalog.plain(type))
+    return or_null(schema) if nullable else schema
+
+
+def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
+    """Refer to the values of a type as they are read."""
+    plain = defs.catalog.plain(type)
+    kind = "value_or_null" if nullable else "value"
+    return defs.refer(_name(kind, plain), lambda: schema_of(defs.catalog, plain, nullable))
+
+
+def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
+    """Refer to what may be sent for a type; the first of several forms is the one that is read."""
+    plain = defs.catalog.plain(type)
+    if nullable:
+        return defs.refer(_name("given_or_null", plain), lambda: or_null(_given(defs, plain)))
+    return defs.refer(_name("given", plain), lambda: _given(defs, plain))
+
+
+def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
+    """Refer to what may be sent for a column: a value, or that it is to be the default."""
+    plain = defs.catalog.plain(type)
+    kind = "set_or_null" if nullable else "set"  # "new" is for the rows of relations
+    return defs.refer(
+        _name(kind, plain),
+        lambda: {"anyOf": [given(defs, plain, nullable), reference("default")]},
+    )
+
+
+def or_null(schema: Schema) -> Schema:
+    """Allow null as well."""
+    if schema in ({}, {"not": NULL}):
+        return {}
+    if "enum" in schema:
+        return {**schema, "type": [*_kinds(schema), "null"], "enum": [*schema["enum"], None]}
+    if "type" in schema:
+        return {**schema, "type": [*_kinds(schema), "null"]}
+    return {"anyOf": [*schema["anyOf"], NULL]} if "anyOf" in schema else {"anyOf": [schema, NULL]}
+
+
+def _kinds(schema: Schema) -> list[str]:
+    kinds = schema["type"]
+    return [kinds] if isinstance(kinds, str) else list(kinds)
+
+
+def _name(kind: str, type: Type) -> str:
+    if type.schema == "pg_catalog":
+        return f"{kind}.{type.name}"
+    return f"{kind}.{encode(type.schema)}.{encode(type.name)}"
+
+
+def _read(catalog: Catalog, type: Type) -> Schema:
+    if type.kind == "enum":
+        return {"type": "string", "enum": list(type.labels)}
+    if type.kind == "array":
+        return {
+            "type": "array",
+            "items": _or_array(schema_of(catalog, _element(catalog, type), True)),
+        }
+    if type.kind == "composite":
+        fields = {
+            name: schema_of(catalog, catalog.type(oid), nullable=True)
+            for name, oid in type.fields
+            if name and name not in type.withheld  # a hidden one has no name
+        }
+        return {"type": "object", "properties": fields}
+    return {} if type.kind == "pseudo" else _base(_known(type))
+
+
+def _known(type: Type) -> str:
+    """Give the name of a type that has a form of its own; others are texts, however called."""
+    return type.name if type.schema == "pg_catalog" or type.name == "hstore" else ""
+
+
+def _element(catalog: Catalog, type: Type) -> Type:
+    return catalog.type(type.element)
+
+
+def _or_array(schema: Schema) -> Schema:
+    """Allow arrays as well: an array type does not tell how many dimensions a value has."""
+    if "enum" not in schema and isinstance(schema.get("type"), list):
+        return {**schema, "type": [*schema["type"], "array"]}
+    return {"anyOf": [schema, {"type": "array"}]} if schema else {}
+
+
+def _base(name: str) -> Schema:
+    if name in INTEGERS:
+        least, most = INTEGERS[name]
+        return {"type": "integer", "minimum": least, "maximum": most}
+    if name in {"json", "jsonb"}:
+        return {}
+    simple: Mapping[str, Schema] = {
+        "bool": {"type": "boolean"},
+        "float4": _number(),
+        "float8": _number(),
+        "numeric": {"type": "string", "pattern": r"^-?([0-9]+(\.[0-9]+)?|Infinity)$|^NaN$"},
+        "hstore": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+    }
+    if name in simple:
+        return dict(simple[name])
+    return {"type": "string", "format": FORMATS[name]} if name in FORMATS else {"type": "string"}
+
+
+def _number() -> Schema:
+    return {
+        "anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]
+    }
+
+
+def _given(defs: Definitions, type: Type) -> Schema:
+    if type.kind == "array":
+        element = given(defs, _element(defs.catalog, type), nullable=True)
+        items = {"anyOf": [element, {"type": "array"}]}
+        return {"anyOf": [{"type": "array", "items": items}, {"type": "string"}]}
+    if type.kind == "composite":
+        return _given_row(defs, type)
+    if type.kind == "enum":
+        return {"type": "string", "enum": list(type.labels)}
+    if type.kind == "pseudo" or _known(type) in {"json", "jsonb"}:
+        return {"not": NULL}
+    numbers = type.kind == "base" and type.category in ("S", "N")
+    return _given_base(_known(type)) or {"type": ["string", "number"] if numbers else "string"}
+
+
+def _given_base(name: str) -> Schema:
+    """Give what may be sent for a type with a form of its own: that, or PostgreSQL's text."""
+    if name in INTEGERS:
+        least, most = INTEGERS[name]
+        return {"type": ["integer", "string"], "minimum": least, "maximum": most}
+    own: Mapping[str, Schema] = {
+        "bool": {"type": ["boolean", "string"]},
+        "bytea": {"type": "string", "format": "binary"},
+        "float4": {"type": ["number", "string"]},
+        "float8": {"type": ["number", "string"]},
+        "hstore": {"anyOf": [_base("hstore"), {"type": "string"}]},
+    }
+    return own.get(name, {})
+
+
+def _given_row(defs: Definitions, type: Type) -> Schema:
+    fields = {
+        name: given(defs, defs.catalog.type(oid), nullable=True)
+        for name, oid in type.fields
+        if name and name not in type.withheld
+    }
+    row: dict[str, Any] = {"type": "object", "properties": fields}
+    if not type.withheld:
+        row["additionalProperties"] = False
+    shown = sum(1 for name, _ in type.fields if name)
+    values = {"type": "array", "minItems": shown, "maxItems": shown}
+    return {"anyOf": [row, values, {"type": "string"}]}
