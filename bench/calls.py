@@ -23,8 +23,8 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 
+from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.dispatch import Dispatch
 
 ECHO = "bench"
 

@@ -24,8 +24,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
 from service.embedded.node import node
+from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.dispatch import Dispatch
 from tests.conftest import free_port
 
 VERBS = [

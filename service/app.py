@@ -32,8 +32,8 @@ from service.embedded.supervised import NotReady, Supervised
 from service.memory import settle
 from service.serving import Serving, stopped
 from service.settings import Settings
+from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.client import WampConfig
-from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
 
 Part = TypeVar("Part", bound=IService)
 Told = Callable[[str, str], None]

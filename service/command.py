@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 
 from service.address import Address
 from service.settings import Settings
+from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, NotJoined, Place, call_once
-from service.wamp.login import Anonymous, Cryptosign, Login, Ticket
 
 KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export", "watch"})
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""

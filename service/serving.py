@@ -27,9 +27,9 @@ from service.procedures.registry import REGISTERED, available, procedures
 from service.request.read import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds
+from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.departures import Departures
-from service.wamp.dispatch import Dispatch
+from service.wamp.session import Departures
 
 log = Logger()
 

@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from service.errors import Unavailable
-from service.wamp.pace import FIRST_PAUSE, HELD
+from service.wamp.backpressure import FIRST_PAUSE, HELD
 
 log = Logger()
 

@@ -12,11 +12,11 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions, SessionDetails
 from twisted.internet.defer import Deferred
 
-from service.wamp.login import Anonymous, Login
-from service.wamp.refusals import refusal
+from service.wamp.auth import Anonymous, Login
+from service.wamp.client import CONNECT_TIMEOUT, Router
+from service.wamp.errors import refusal
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
-from service.wamp.transport import CONNECT_TIMEOUT, Router
 
 LARGEST = 15 * 2**20
 """Bytes of a message: RawSocket takes 16 MiB."""

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from service.errors import TooLarge
 from service.payload import MAX_DEPTH
-from service.wamp.uris import INVALID_PAYLOAD
+from service.wamp.errors import INVALID_PAYLOAD
 
 log = Logger()
 

@@ -1,28 +1,102 @@
 """
-A WAMP session that no single message can end.
+A WAMP session that no single message can end, and what lives in it.
 
 What stock autobahn does with each of these, and what this session does, is tested message by
 message in `tests/wamp/test_session.py`.
+
+WAMP has no backpressure. What tells that a router is behind is our own socket: Twisted pauses a
+producer when its buffer is full, and resumes it when everything has been handed to the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
-from typing import Any
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
+from autobahn.wamp.types import (
+    Challenge,
+    CloseDetails,
+    ComponentConfig,
+    SessionDetails,
+    SubscribeOptions,
+)
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from service.errors import InvalidArgument, NotAuthorized, ServiceError
-from service.wamp.login import Login
-from service.wamp.outflow import Outflow
-from service.wamp.refusals import refusal
+from service.wamp.auth import Login
+from service.wamp.errors import CANNOT_AUTHENTICATE, refusal
 from service.wamp.serializer import Scale, Undecodable, error_of
-from service.wamp.uris import CANNOT_AUTHENTICATE
+
+
+@implementer(IPushProducer)
+class Outflow:
+    """
+    The producer of one connection, registered while a call sends parts: use it with `with`.
+
+    A connection with a paused producer would not close, so it has none at other times.
+
+    Args:
+        transport: Of the connection.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._users = 0
+        self._paused = False
+        self._waiting: list[Deferred[None]] = []
+
+    def __enter__(self) -> Outflow:
+        self._users += 1
+        if self._users == 1:
+            self._transport.registerProducer(self, True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._transport.unregisterProducer()
+            self.resumeProducing()
+
+    def drained(self) -> Deferred[None]:
+        """Give a Deferred that fires when more may be sent; it can be cancelled."""
+        done: Deferred[None] = Deferred(self._waiting_no_more)
+        if self._paused:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def pauseProducing(self) -> None:
+        """Take note that the buffer is full."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Let everyone go on who waits."""
+        self._paused = False
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def stopProducing(self) -> None:
+        """Let everyone go on: they find that the connection is lost."""
+        self.resumeProducing()
+
+    def _waiting_no_more(self, done: Deferred[None]) -> None:
+        if done in self._waiting:
+            self._waiting.remove(done)
+
 
 events = Logger()
 
@@ -158,3 +232,59 @@ class SafeSession(ApplicationSession):
 
     def _refuse(self, request: int, problem: ServiceError) -> None:
         self._open.send(error_of(request, refusal(problem, "decoding")))
+
+
+class Guest(Protocol):
+    """What lives in a session."""
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Begin: register, subscribe. An error ends the session, to be tried again."""
+
+    def displaced(self, registration: int) -> None:
+        """Take note that the router gave this registration to another session."""
+
+    async def leaving(self) -> None:
+        """Come to an end while the session still stands."""
+
+    def left(self) -> None:
+        """Give up what cannot be answered any more; the session is gone."""
+
+
+log = Logger()
+
+TOPIC = "wamp.session.on_leave"
+
+
+class Departures:
+    """
+    Passes on the ids of sessions that are gone.
+
+    A router that does not let us hear of them is no hindrance: what they have begun then ends
+    when it has lain idle for long enough.
+
+    Args:
+        departed: Called with each id.
+    """
+
+    def __init__(self, departed: Callable[[int], None]) -> None:
+        self._departed = departed
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Subscribe."""
+        try:
+            await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
+        except ApplicationError as error:
+            log.info("the router does not tell who leaves: {error}", error=error.error)
+
+    def displaced(self, registration: int) -> None:
+        """Hold nothing."""
+
+    async def leaving(self) -> None:
+        """Hold nothing."""
+
+    def left(self) -> None:
+        """Hold nothing."""
+
+    def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
+        if args and isinstance(args[0], int):
+            self._departed(args[0])

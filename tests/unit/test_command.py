@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.command import BadArgument, Printer, arguments, full_uri, login, place_at
-from service.wamp.login import Anonymous, Cryptosign, Ticket
+from service.wamp.auth import Anonymous, Cryptosign, Ticket
 
 
 @pytest.mark.parametrize(

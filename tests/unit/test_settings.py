@@ -14,7 +14,7 @@ import pytest
 
 from schema.database import InvalidUrl, Place, parse, reason
 from service.settings import OTHER_NAMES, InvalidSettings, Settings, load
-from service.wamp.transport import Router
+from service.wamp.client import Router
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -12,9 +12,9 @@ import pytest_twisted
 
 from service.serving import Serving
 from service.wamp.accounts import Bounds
+from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.dispatch import Dispatch
-from service.wamp.guest import Guest
+from service.wamp.session import Guest
 from tests.conftest import Router
 from tests.fakes import FakeHub
 from tests.wamp.callers import Caller, join

@@ -10,8 +10,8 @@ import sys
 
 from twisted.internet import reactor
 
+from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.dispatch import Dispatch
 from tests.fakes import FakeHub
 
 

@@ -23,8 +23,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, globalLogPublisher
 
+from service.wamp.auth import Cryptosign, Ticket
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.login import Cryptosign, Ticket
 from tests.conftest import Router, crossbar, free_port, until
 from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.test_session import Listening

@@ -19,7 +19,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 
 from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
-from service.wamp import dispatch
+from service.wamp import callee as dispatch
 from tests.conftest import ROOT, Router
 from tests.db.rooms import until
 from tests.fakes import FakeHub

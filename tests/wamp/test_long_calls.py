@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from service.db.cursors import CHUNK_BYTES
 from service.serving import Serving
-from service.wamp.pace import HELD
+from service.wamp.backpressure import HELD
 from tests.conftest import Router, execute
 from tests.db.rooms import pause, until
 from tests.db.test_streaming import transactions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.meter import Meter
+from service.wamp.metrics import Meter
 
 
 def test_nothing_yet() -> None:

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from service.errors import StatementTimeout
-from service.wamp.pace import ANYTHING, HELD, Pace
+from service.wamp.backpressure import ANYTHING, HELD, Pace
 
 Answer = Callable[[str], Deferred[Any]]
 

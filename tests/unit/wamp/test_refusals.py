@@ -11,7 +11,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import DatabaseRefused, InvalidRow, Unavailable
 from service.payload import TooDeep
-from service.wamp.refusals import refusal
+from service.wamp.errors import refusal
 
 
 @pytest.fixture

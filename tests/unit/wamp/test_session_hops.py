@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from autobahn.wamp import message
 
-from service.wamp.login import Anonymous
+from service.wamp.auth import Anonymous
 from service.wamp.session import SafeSession
 
 BOSS = {"session": 1, "authid": "admin", "authrole": "boss"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.transport import Router
+from service.wamp.client import Router
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.uris import name_of, pattern, procedure
+from service.wamp.errors import name_of, pattern, procedure
 
 
 def test_procedure() -> None:

@@ -1,5 +1,5 @@
 """
-Refusals as WAMP errors, in one place.
+Errors as WAMP errors, in one place; URIs of procedures and of the router's own errors.
 
 A `ServiceError` leaves under its URI with its details. Anything else is a bug of ours: the log
 gets it whole under an id, the caller gets the id.
@@ -18,6 +18,37 @@ from twisted.logger import Logger
 
 from service.errors import Canceled, InternalError, ServiceError, clip
 from service.payload import Unsafe, check
+from service.request.names import encode
+
+PROCEDURE_EXISTS = "wamp.error.procedure_already_exists"
+PROCEDURE_EXISTS_OTHERWISE = "wamp.error.procedure_exists_with_different_invocation_policy"
+"""Registered already, and shared when ours is single or single when ours is shared."""
+CANNOT_AUTHENTICATE = "wamp.error.cannot_authenticate"
+INVALID_PAYLOAD = "wamp.error.invalid_payload"
+
+
+def pattern(prefix: str) -> str:
+    """Give the prefix pattern that every procedure of a service matches."""
+    return f"{prefix}."
+
+
+def procedure(prefix: str, *components: str) -> str:
+    """Spell the URI of a procedure, each component encoded."""
+    return ".".join([prefix, *map(encode, components)])
+
+
+def name_of(uri: str, prefix: str) -> str:
+    """
+    Give a procedure's name, still encoded: its URI without the prefix.
+
+    Raises:
+        ValueError: The URI is of another prefix.
+    """
+    head = pattern(prefix)
+    if not uri.startswith(head):
+        raise ValueError(f"not below {head!r}: {uri!r}")
+    return uri[len(head) :]
+
 
 log = Logger()
 

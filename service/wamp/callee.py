@@ -28,11 +28,16 @@ from service.errors import OutcomeUnknown, ServiceError, Unavailable
 from service.payload import check
 from service.request.arguments import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
-from service.wamp.meter import Meter
-from service.wamp.pace import Pace
-from service.wamp.refusals import refusal
+from service.wamp.backpressure import Pace
+from service.wamp.errors import (
+    PROCEDURE_EXISTS,
+    PROCEDURE_EXISTS_OTHERWISE,
+    name_of,
+    pattern,
+    refusal,
+)
+from service.wamp.metrics import Meter
 from service.wamp.session import DETAILS, SafeSession
-from service.wamp.uris import PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE, name_of, pattern
 
 log = Logger()
 
