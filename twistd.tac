@@ -8,7 +8,7 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 
 from service.app import limit_log, make_service, preflight
-from service.embedded.supervised import NotReady
+from service.embedded.child import NotReady
 from service.settings import InvalidSettings, load
 
 try:

@@ -23,7 +23,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
-from service.embedded.node import node
+from service.embedded.crossbar import node
 from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import free_port

@@ -23,7 +23,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from schema.database import Place
-from service.embedded.node import node
+from service.embedded.crossbar import node
 from service.memory import settle
 from service.serving import Serving
 from service.settings import Settings

@@ -25,8 +25,8 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from service.embedded.bridge import bridge
-from service.embedded.supervised import NotReady, put_aside
+from service.embedded.child import NotReady, put_aside
+from service.embedded.crossbar import bridge
 from service.memory import settle
 from service.settings import InvalidSettings, Settings, load
 

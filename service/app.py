@@ -25,10 +25,9 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
+from service.embedded.child import NotReady, Standing, Supervised, stand, upgraded
+from service.embedded.crossbar import Router, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
-from service.embedded.router import Router, obstacle
-from service.embedded.standing import Standing, stand, upgraded
-from service.embedded.supervised import NotReady, Supervised
 from service.memory import settle
 from service.serving import Serving, stopped
 from service.settings import Settings

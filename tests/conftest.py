@@ -26,7 +26,7 @@ from alembic import command
 from alembic.config import Config
 
 from schema.database import Place
-from service.embedded.node import node
+from service.embedded.crossbar import node
 
 ROOT = Path(__file__).parent.parent
 BRIDGE = "call-for-tests"

@@ -24,7 +24,7 @@ from twisted.internet import reactor
 from service import errors
 from service.db.thread import in_thread
 from service.describe.errors import BY_VERB
-from service.embedded.bridge import FILE
+from service.embedded.crossbar import FILE
 from service.procedures.registry import REGISTERED
 from service.request.filters import OPERATORS
 from service.request.names import RESERVED

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.threads import deferToThreadPool
 
 from schema.database import Cluster, EmbeddedFailed
-from service.embedded.supervised import GLANCE, PATIENCE, NotReady, Supervised
+from service.embedded.child import GLANCE, PATIENCE, NotReady, Supervised
 
 HOLDER = "the service"
 

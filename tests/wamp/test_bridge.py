@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.embedded.bridge import FILE, bridge
+from service.embedded.crossbar import FILE, bridge
 from tests.conftest import ROOT, Router
 
 ELSEWHERE = "https://elsewhere.example"

@@ -16,7 +16,7 @@ import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 
-from service.embedded.node import node
+from service.embedded.crossbar import node
 from tests.conftest import ROOT, Router, crossbar, free_port, until
 from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program

@@ -25,7 +25,7 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from service.embedded.node import node
+from service.embedded.crossbar import node
 from service.wamp.session import Departures
 from tests.conftest import ROOT, Router, crossbar, free_port
 from tests.db.rooms import until

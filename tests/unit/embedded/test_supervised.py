@@ -16,9 +16,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from service.embedded import router
-from service.embedded.router import Router
-from service.embedded.supervised import FIRST_PAUSE, LARGEST_LOG, STEADY, Supervised
+from service.embedded import crossbar as router
+from service.embedded.child import FIRST_PAUSE, LARGEST_LOG, STEADY, Supervised
+from service.embedded.crossbar import Router
 from service.settings import Settings
 
 

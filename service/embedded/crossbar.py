@@ -1,5 +1,13 @@
 """
 The embedded router: Crossbar, in an environment of its own, as a supervised child.
+
+Two doors: a private Unix socket, where whoever can open it is the service, and one TCP port
+on 127.0.0.1, where everyone is `anonymous` and may call and subscribe below the prefix. No
+client is given the empty prefix: it would include `wamp.session.kill` and `register`.
+
+Crossbar's HTTP bridge answers pages of every origin, with credentials, and cannot be told otherwise.
+So any page could use the database of whoever reads it if it knew where to send its calls: the
+path is a secret.
 """
 
 from __future__ import annotations
@@ -7,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +33,133 @@ from twisted.python.failure import Failure
 
 from schema.child import leashed, socket_directory
 from schema.database import PROJECT
-from service.embedded.bridge import bridge
-from service.embedded.node import node
-from service.embedded.supervised import NotReady, Supervised
+from service.embedded.child import NotReady, Supervised
 from service.settings import Settings
+
+FILE = "bridge"
+
+
+def bridge(state: Path) -> str:
+    """Give the path, without the slash before it; the same at each start."""
+    file = state / FILE
+    with suppress(FileNotFoundError):
+        # One that others could have read, or that was not written to its end, is drawn anew.
+        known = file.read_text().strip()
+        if known and not file.stat().st_mode & 0o077:
+            return known
+    state.mkdir(parents=True, exist_ok=True)
+    path = f"call-{secrets.token_urlsafe(24)}"
+    new = file.with_name(f"{FILE}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
+        written.write(path)
+    new.rename(file)
+    return path
+
+
+SERIALIZERS = ["cbor", "msgpack", "json"]
+
+# A page from elsewhere must not reach the database through its reader's browser.
+ORIGINS = ["http://127.0.0.1:*", "http://localhost:*"]
+
+# RawSocket allows 16 MiB; a WebSocket takes as much, so that every client can read every answer.
+LARGEST_MESSAGE = 16 * 1024 * 1024
+
+
+def node(
+    realm: str, prefix: str, port: int, socket: Path, bridge: str = "", code: str = ""
+) -> dict[str, Any]:
+    """
+    Spell the configuration of a node.
+
+    Args:
+        realm: The one realm.
+        prefix: What the URIs of procedures and topics begin with, without the dot.
+        port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
+        socket: Where the service connects, with RawSocket and CBOR.
+        bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
+        code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
+    """
+    component = {
+        "type": "class",
+        "classname": "component.Component",
+        "realm": realm,
+        "role": "service",
+        "extra": {"prefix": prefix},
+    }
+    return {
+        "version": 2,
+        "controller": {},
+        "workers": [
+            {
+                "type": "router",
+                **({"options": {"pythonpath": [code]}} if code else {}),
+                "components": [component],
+                "realms": [{"name": realm, "roles": [_service(), _anonymous(prefix)]}],
+                "transports": [_private(socket), _public(realm, port, bridge)],
+            }
+        ],
+    }
+
+
+def _service() -> dict[str, Any]:
+    return _role("service", "", "call", "register", "publish", "subscribe")
+
+
+def _anonymous(prefix: str) -> dict[str, Any]:
+    return _role("anonymous", f"{prefix}.", "call", "subscribe")
+
+
+def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
+    permission = {
+        "uri": prefix,
+        "match": "prefix",
+        "allow": dict.fromkeys(allowed, True),
+        "disclose": {"caller": True, "publisher": True},
+        "cache": True,
+    }
+    return {"name": name, "permissions": [permission]}
+
+
+def _private(socket: Path) -> dict[str, Any]:
+    return {
+        "type": "rawsocket",
+        "endpoint": {"type": "unix", "path": str(socket)},
+        "serializers": ["cbor"],
+        "auth": _as("service"),
+    }
+
+
+def _public(realm: str, port: int, bridge: str) -> dict[str, Any]:
+    websocket = {
+        "type": "websocket",
+        "serializers": SERIALIZERS,
+        "auth": _as("anonymous"),
+        "options": {
+            "allowed_origins": ORIGINS,
+            "allow_null_origin": False,
+            "auto_ping_interval": 20_000,
+            "auto_ping_timeout": 10_000,
+            "max_frame_size": LARGEST_MESSAGE,
+            "max_message_size": LARGEST_MESSAGE,
+        },
+    }
+    public: dict[str, Any] = {
+        "type": "universal",
+        "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
+        "rawsocket": {"serializers": SERIALIZERS, "auth": _as("anonymous")},
+        "websocket": {"ws": websocket},
+    }
+    if bridge:
+        # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
+        caller = {"type": "caller", "realm": realm, "role": "anonymous"}
+        public["web"] = {"paths": {bridge: caller}}
+    return public
+
+
+def _as(role: str) -> dict[str, Any]:
+    return {"anonymous": {"type": "static", "role": role}}
+
 
 SOCKET = "service.sock"
 CODE = PROJECT / "router"
