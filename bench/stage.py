@@ -23,9 +23,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from schema.database import Place
+from service.app import Serving, settle
 from service.embedded.crossbar import node
-from service.memory import settle
-from service.serving import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.conftest import ROOT, execute, free_port

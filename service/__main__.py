@@ -25,9 +25,9 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
+from service.app import settle
 from service.embedded.child import NotReady, put_aside
 from service.embedded.crossbar import bridge
-from service.memory import settle
 from service.settings import InvalidSettings, Settings, load
 
 # Calls that still run get this long when Ctrl-C is pressed, whatever the settings say.

@@ -22,8 +22,7 @@ from tabulate import tabulate
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from service.address import Address
-from service.settings import Settings
+from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, NotJoined, Place, call_once
 

@@ -1,18 +1,24 @@
 """
-What the environment says, read once into one frozen value.
+The environment, read once into one frozen value.
 
-The only reader of the environment. Names without the prefix `ROWCAST_` are platforms' own.
+The only reader of the environment. Names without the prefix `ROWCAST_` belong to platforms. The
+words of a refusal follow the setting's name.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     Field,
     FilePath,
     SecretStr,
@@ -20,10 +26,114 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from schema.database import PROJECT, Place
-from service.accepted import Count, DatabaseUrl, Names, Pairs, RouterUrls, Seconds, Uri, Weight
+from schema.database import PROJECT, InvalidUrl, Place, parse
+
+PORTS = {"rs": 8080, "rss": 8443, "ws": 80, "wss": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """
+    One address of a router.
+
+    Args:
+        url: As it was set, for the log.
+        scheme: "rs", "rss", "ws", "wss" or "unix".
+        host: Of the TCP schemes.
+        port: Of the TCP schemes.
+        path: The socket's, for "unix".
+    """
+
+    url: str
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """
+        Read `ws://host:port/path`, `wss://`, `rs://host:port`, `rss://` or `unix:path`.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        scheme, _, rest = url.partition(":")
+        path = rest.removeprefix("//")
+        if scheme == "unix" and path:
+            return cls(url, scheme, path=path)
+        host, port = _place(url)
+        if scheme not in PORTS or not host:
+            raise ValueError("should be ws://, wss://, rs://, rss:// and a host, or unix:path")
+        port = PORTS[scheme] if port is None else port
+        if not 0 < port < 65536:
+            raise ValueError("should have a port from 1 to 65535")
+        return cls(url, scheme, host, port)
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return "", None
+    try:
+        return host, parts.port
+    except ValueError:  # not a number, or too large
+        return host, 0
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _is_database(value: SecretStr) -> SecretStr:
+    try:
+        parse(value.get_secret_value())
+    except InvalidUrl as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        Address.from_url(url)
+    return urls
+
+
+def _is_uri(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-z_]+(\.[0-9a-z_]+)*", value):
+        raise ValueError("should be lower-case letters, digits and _, joined by dots")
+    if value.split(".")[0] in ("wamp", "crossbar"):
+        raise ValueError("is reserved by WAMP or Crossbar")
+    return value
+
+
+def _is_mapping(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    for pair in pairs:
+        authrole, equals, role = pair.partition("=")
+        if not (authrole.strip() and equals and role.strip()):
+            raise ValueError("should be authrole=role, and more of them after commas")
+    if len({pair.partition("=")[0].strip() for pair in pairs}) < len(pairs):
+        raise ValueError("names an authrole twice")
+    return pairs
+
+
+Uri = Annotated[str, AfterValidator(_is_uri)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+RouterUrls = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
+]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
+Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_mapping)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Weight = Annotated[int, Field(ge=2**20)]
+
 
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}

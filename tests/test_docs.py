@@ -22,13 +22,13 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
 from service import errors
+from service.app import Serving
 from service.db.thread import in_thread
 from service.describe.errors import BY_VERB
 from service.embedded.crossbar import FILE
 from service.procedures.registry import REGISTERED
 from service.request.filters import OPERATORS
 from service.request.names import RESERVED
-from service.serving import Serving
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
 from tests.db.test_stubs import check, compiler

@@ -11,7 +11,7 @@ from typing import Any
 from service.api.json import listed, paged
 from service.api.snapshot import Served
 from service.api.verbs import Verbs
-from service.catalog import Catalog
+from service.catalog import Catalog, Function
 from service.db.statements import (
     Page,
     Shape,
@@ -23,7 +23,6 @@ from service.db.statements import (
     page_txn,
     value_txn,
 )
-from service.functions import Function
 from service.plan.estimate import refuse_guarded
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups
 from service.plan.hidden import as_json, refuse_veiled

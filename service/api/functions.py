@@ -14,11 +14,10 @@ from service.api.json import listed
 from service.api.snapshot import Served
 from service.api.stream import Exporting, Streaming, of_function
 from service.api.verbs import Verbs
-from service.catalog import Catalog
+from service.catalog import Catalog, Function
 from service.db.database import Database
 from service.db.statements import Shape, call_txn, fitting_txn, kept_txn, write_txn
 from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
-from service.functions import Function
 from service.plan.functions import Answer, answer_of, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName

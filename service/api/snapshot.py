@@ -11,9 +11,8 @@ from functools import cache, cached_property
 from math import inf
 from typing import Any
 
-from service.catalog import Catalog, Column, Relation, Type
+from service.catalog import Catalog, Column, Function, Relation, Type
 from service.db.codec import Codec
-from service.functions import Function
 from service.models.registry import LoadedModels
 from service.request.types import Item
 from service.sql.statement import Statement

@@ -20,13 +20,12 @@ from service.api.call import Line, Send
 from service.api.function_rows import as_csv, find
 from service.api.snapshot import Served
 from service.api.verbs import Verbs
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog, Function, Relation
 from service.db.codec import Codec
 from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.database import Database
 from service.db.statements import Shape, answered_columns, kept_txn
-from service.functions import Function
 from service.plan.hidden import refuse_veiled
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan

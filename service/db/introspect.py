@@ -20,9 +20,12 @@ from psycopg2.sql import SQL, Identifier
 
 from schema.database import reason
 from service.catalog import (
+    Argument,
     Catalog,
     Column,
     ForeignKey,
+    Function,
+    Mode,
     Relation,
     RelationKind,
     Spelled,
@@ -30,6 +33,7 @@ from service.catalog import (
     TypeKind,
     UniqueIndex,
     UniqueKey,
+    Volatility,
     WriteKind,
 )
 from service.db import introspect_sql
@@ -37,7 +41,6 @@ from service.db.codec import seal_of
 from service.db.introspect_pure import IMPURE
 from service.db.introspect_sql import HIDDEN
 from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
-from service.functions import Argument, Function, Mode, Volatility
 
 TYPE_KINDS: Mapping[str, TypeKind] = {
     "b": "base",

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from service.catalog import Catalog, Column
+from service.catalog import Argument, Catalog, Column, Function
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.types import NULL, given, or_null, schema_of, value
 from service.describe.verbs import FORM, TIMEOUT
-from service.functions import Argument, Function
 from service.plan.functions import answer_of, result_columns
 from service.request.functions import ARGS
 from service.request.names import FN, encode

@@ -7,8 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from service.catalog import Column, Relation, Type
-from service.functions import Function
+from service.catalog import Column, Function, Relation, Type
 
 PG_CATALOG = "pg_catalog"
 

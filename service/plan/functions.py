@@ -8,16 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from service.catalog import NOWHERE, Catalog, Column, Relation, Type
+from service.catalog import NOWHERE, Argument, Catalog, Column, Function, Relation, Type, remembered
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
-from service.functions import Argument, Function
 from service.plan.aggregate import AggregatePlan, plan_aggregate
 from service.plan.conditions import Bound, Condition, Present
 from service.plan.filters import both
 from service.plan.hidden import is_veiled
 from service.plan.read import plan_all, plan_find
 from service.plan.relationships import keyless, rows_of
-from service.plan.remembered import remembered
 from service.plan.reread import follows
 from service.plan.types import CallPlan, FunctionCall, PlannedArgument, ReadPlan
 from service.request.functions import CalledRequest, CallRequest

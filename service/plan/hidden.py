@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.catalog import Catalog, Type
+from service.catalog import Catalog, Type, remembered
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Expression
-from service.plan.remembered import remembered
 from service.plan.types import Output, PlannedEmbed
 from service.request.types import Form, Reference
 

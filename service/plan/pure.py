@@ -8,8 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from service.catalog import NOWHERE, Column, Relation, Type
-from service.functions import Function
+from service.catalog import NOWHERE, Column, Function, Relation, Type
 from service.plan.conditions import Bound
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from service.catalog import NOWHERE, Catalog, Column, ForeignKey, Relation
+from service.catalog import NOWHERE, Catalog, Column, ForeignKey, Function, Relation, remembered
 from service.errors import InvalidArgument, UnknownName
-from service.functions import Function
-from service.plan.remembered import remembered
 from service.request.names import encode
 from service.request.types import Embed
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 
-from service.catalog import Catalog, Column, Relation, Type
+from service.catalog import Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument, UnknownName
-from service.functions import Function
 from service.plan.conditions import (
     PG_CATALOG,
     Bound,

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.catalog import Column, Relation, Spelled, Type
-from service.functions import Function
+from service.catalog import Column, Function, Relation, Spelled, Type
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Exists, Expression, Link, Operator
 from service.request.types import Nulls
 

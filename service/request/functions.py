@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from service.catalog import Catalog
+from service.catalog import Argument, Catalog, Function, Type
 from service.errors import InvalidArgument, UnknownName
-from service.functions import Argument, Function
-from service.objects import Type
 from service.request.arguments import Arguments, Values
 from service.request.paging import digest_of
 from service.request.read import Parsed, parse_form

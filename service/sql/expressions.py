@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from psycopg2.sql import SQL, Identifier
 
-from service.functions import Function
+from service.catalog import Function
 from service.plan.conditions import (
     PG_CATALOG,
     Compare,

@@ -30,7 +30,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from service.address import Address
+from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
 from service.wamp.errors import refusal

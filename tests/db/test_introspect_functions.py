@@ -11,10 +11,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
-from service.catalog import Catalog
+from service.catalog import Argument, Catalog
 from service.db.introspect import catalog_txn
 from service.errors import NoSuchProcedure
-from service.functions import Argument
 from tests.conftest import execute
 
 SCHEMA = """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from service.catalog import Relation
 from service.errors import InvalidArgument
-from service.objects import Relation
 from tests.conftest import execute
 from tests.db.hubs import serving
 from tests.db.rooms import failure_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.serving import Serving
+from service.app import Serving
 from service.wamp.accounts import Bounds
 from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 from twisted.internet import reactor
 
-from service.serving import Serving
+from service.app import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.conftest import Router

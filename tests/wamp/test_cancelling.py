@@ -17,10 +17,10 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 
+from service.app import Serving
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout
 from service.models.registry import Models
 from service.procedures.registry import Call, procedures
-from service.serving import Serving
 from tests.conftest import Router, execute
 from tests.db.rooms import pause, until
 from tests.db.test_cancel import running

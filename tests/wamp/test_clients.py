@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.utils import getProcessOutputAndValue
 
-from service.serving import Serving
+from service.app import Serving
 from tests.conftest import Router, execute, missing
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join

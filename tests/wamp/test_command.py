@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 
-from service.serving import Serving
+from service.app import Serving
 from tests.conftest import ROOT, Router, execute, free_port
 from tests.wamp.programs import program, tool
 from tests.wamp.service import served

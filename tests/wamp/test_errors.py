@@ -21,10 +21,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import globalLogPublisher
 
 from service import errors
+from service.app import Serving
 from service.db.thread import in_thread
 from service.models.registry import Models
 from service.procedures.registry import Call, procedures
-from service.serving import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
 from tests.wamp.callers import Caller, join

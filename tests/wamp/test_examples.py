@@ -15,9 +15,9 @@ import pytest_twisted
 from autobahn.wamp.types import CallOptions
 
 from service.api.roles import Roles
+from service.app import Serving
 from service.errors import NotAuthorized
 from service.request.arguments import Caller as Person
-from service.serving import Serving
 from tests.conftest import Router, execute
 from tests.db.hubs import serving
 from tests.db.rooms import failure_of

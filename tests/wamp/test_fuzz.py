@@ -19,7 +19,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError, InvalidUriError, TransportLost
 from twisted.internet.defer import DeferredList, ensureDeferred
 
-from service.serving import Serving
+from service.app import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served

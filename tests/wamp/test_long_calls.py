@@ -13,8 +13,8 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import CancelledError, Deferred
 
+from service.app import Serving
 from service.db.cursors import CHUNK_BYTES
-from service.serving import Serving
 from service.wamp.backpressure import HELD
 from tests.conftest import Router, execute
 from tests.db.rooms import pause, until

@@ -20,9 +20,9 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
 from schema.database import Place
 from service.api import reload as catalogs
+from service.app import Serving
 from service.catalog import Relation
 from service.db.thread import in_thread
-from service.serving import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
 from tests.wamp.callers import Caller

@@ -26,9 +26,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
 from schema.database import Place
+from service.app import Serving
 from service.db.thread import in_thread
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout, Unavailable
-from service.serving import Serving
 from tests.conftest import Router, execute
 from tests.db.relay import Relay
 from tests.db.rooms import pause, until

@@ -11,10 +11,10 @@ import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 
+from service.app import Serving
 from service.errors import OutcomeUnknown, TooLarge
 from service.models.registry import Models
 from service.procedures.registry import Call, procedures
-from service.serving import Serving
 from tests.conftest import Router, execute
 from tests.wamp.callers import Caller
 from tests.wamp.service import served

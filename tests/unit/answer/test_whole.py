@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from service.api.snapshot import whole_of
-from service.catalog import Catalog, ForeignKey, UniqueKey
-from service.functions import Argument, Function
+from service.catalog import Argument, Catalog, ForeignKey, Function, UniqueKey
 from tests.unit.samples import catalog
 
 KEY = ForeignKey("notes_note_fkey", ("note",), ("public", "actions"), ("id",))

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from service.catalog import Argument, Function
 from service.errors import InvalidArgument
-from service.functions import Argument, Function
 from service.plan.functions import plan_call
 from service.request.functions import parse_call
 from service.sql.functions import call
