@@ -69,5 +69,5 @@ def test_bug_is_logged_without_rows(logged: list[str]) -> None:
     (line,) = logged
     for part in (sent.kwargs["id"], "rowcast.actions.get", "ValueError: broken", "the first"):
         assert part in line
-    assert "test_refusals.py" in line
+    assert "test_errors.py" in line
     assert "secret" not in line
