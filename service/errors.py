@@ -23,7 +23,6 @@ Every refusal, by family.
     ├─ StatementTimeout     over the time limit
     ├─ Unavailable          try again later
     ├─ OutcomeUnknown       a change may be kept: COMMIT had no answer, or the call went half way
-    ├─ PositionGone         a position that is no longer kept
     ├─ Raised               RAISE in the database
     ├─ DatabaseRefused      any other SQLSTATE
     └─ InternalError        a bug of ours: the caller gets an id alone
@@ -347,12 +346,6 @@ class OutcomeUnknown(ServiceError):
 def kept(error: TooLarge) -> OutcomeUnknown:
     """Build what a caller is told in place of a refusal if what the call changed is kept."""
     return OutcomeUnknown(f"what the call changed is kept, but {error.message}")
-
-
-class PositionGone(ServiceError):
-    """The asked position is no longer kept."""
-
-    uri = "rowcast.error.position_gone"
 
 
 class Raised(ServiceError):

@@ -360,9 +360,6 @@ APART = {
 OTHER = "rowcast.other"
 """Prefix of services with settings of their own; errors keep their URIs under any prefix."""
 
-NOT_YET = {"rowcast.error.position_gone"}
-"""What nothing can raise before there are changes."""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def schema(dsn: str) -> None:
@@ -416,7 +413,7 @@ def test_all_of_them() -> None:
     page = documented()
     assert len(page) == len(set(page))
     assert set(page) == declared()
-    assert set(page) == {case.uri for case in CASES} | APART | NOT_YET
+    assert set(page) == {case.uri for case in CASES} | APART
 
 
 def test_documented_details() -> None:
