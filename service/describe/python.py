@@ -36,8 +36,11 @@ from typing import (
 Row = TypeVar("Row")
 
 Where: TypeAlias = Mapping[str, Any]
-Items: TypeAlias = Sequence[str | Mapping[str, str | None]]
-Order: TypeAlias = Sequence[str | Mapping[str, str | bool | None]]
+Item: TypeAlias = str | Mapping[str, str | None]
+Items: TypeAlias = Item | Sequence[Item]
+Sorting: TypeAlias = str | Mapping[str, str | bool | None]
+Order: TypeAlias = Sorting | Sequence[Sorting]
+Names: TypeAlias = str | Sequence[str]
 Measures: TypeAlias = Mapping[str, Mapping[str, Any]]
 Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
 
@@ -95,7 +98,7 @@ class Paged(Filtered, total=False):
     order: Order
     limit: int
     offset: int
-    distinct: bool | Sequence[str]
+    distinct: bool | Names
     after: str | None
     count: Literal["exact", "planned", "estimated"]
 
@@ -108,7 +111,7 @@ class Streamed(Filtered, total=False):
     order: Order
     limit: int
     offset: int
-    distinct: bool | Sequence[str]
+    distinct: bool | Names
     chunk: int
 
 
@@ -145,17 +148,17 @@ class Targeted(Returned, total=False):
 class Upserted(Returned, total=False):
     """Of rows that may be there already."""
 
-    on_conflict: str | Sequence[str]
-    update: Sequence[str]
+    on_conflict: Names
+    update: Names
 
 
 class Imported(Options, total=False):
     """Of an import."""
 
     csv: str
-    columns: Sequence[str]
-    on_conflict: str | Sequence[str]
-    update: Sequence[str]
+    columns: Names
+    on_conflict: Names
+    update: Names
     upload: str
     done: bool
 '''

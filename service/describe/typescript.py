@@ -37,6 +37,8 @@ export interface Where {
 
 export type Item = string | { column: string; as?: string | null; cast?: string | null };
 export type Sorting = string | { by: string; desc?: boolean; nulls?: "first" | "last" | null };
+/** One that stands alone is a list of it. */
+export type OneOrMany<Each> = Each | Each[];
 
 export interface Timeout {
   timeout?: number;
@@ -53,19 +55,19 @@ export interface Embed extends Find {
   inner?: boolean;
   spread?: boolean;
   measures?: Record<string, Measure>;
-  group?: Item[];
+  group?: OneOrMany<Item>;
 }
 
 export interface Shown extends Timeout {
-  select?: Item[];
+  select?: OneOrMany<Item>;
   embed?: Record<string, true | Embed>;
 }
 
 export interface Find extends Shown, Filtered {
-  order?: Sorting[];
+  order?: OneOrMany<Sorting>;
   limit?: number;
   offset?: number;
-  distinct?: boolean | string[];
+  distinct?: boolean | OneOrMany<string>;
 }
 
 export interface Paged extends Find {
@@ -98,29 +100,29 @@ export interface Measure {
 }
 
 export interface Grouped extends Filtered {
-  group?: Item[];
+  group?: OneOrMany<Item>;
   having?: Where;
-  order?: Sorting[];
+  order?: OneOrMany<Sorting>;
   limit?: number;
   offset?: number;
 }
 
 export interface Returned extends Shown {
-  order?: Sorting[];
+  order?: OneOrMany<Sorting>;
   returning?: boolean;
   max_affected?: number;
 }
 
 export interface Upserted extends Returned {
-  on_conflict?: string | string[];
-  update?: string[];
+  on_conflict?: OneOrMany<string>;
+  update?: OneOrMany<string>;
 }
 
 export interface Imported extends Timeout {
   csv?: string;
-  columns?: string[];
-  on_conflict?: string | string[];
-  update?: string[];
+  columns?: OneOrMany<string>;
+  on_conflict?: OneOrMany<string>;
+  update?: OneOrMany<string>;
   upload?: string;
   done?: boolean;
 }

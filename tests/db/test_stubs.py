@@ -100,6 +100,10 @@ async def use(session: Caller) -> None:
     assert_type((await service.things.stream(chunk=5))["rows"], int)
     await service.things.export(format="csv")
     await service.things.aggregate({"n": {"count": "*"}}, group=["mood"])
+    await service.things.find(order="-id", distinct="mood")
+    await service.things.find(order={"by": "id", "nulls": "first"}, select="id")
+    await service.things.aggregate({"n": {"count": "*"}}, group={"column": "mood"})
+    await service.things.upsert({"name": "x"}, on_conflict="code", update="price")
     assert_type(await service.fn.add(a=1), int | None)
     assert_type(await service.fn.add(a="x", c=["y"]), str | None)
     cheap = await service.fn.cheap(most="2.50")
@@ -127,6 +131,7 @@ WRONG_PY = [
     'await service.things.create({"name": 5})',
     'await service.things.find(limit="x")',
     "await service.things.find(limits=1)",
+    "await service.things.find(order=1)",
     "await service.things.get()",
     "await service.few.create({})",
     "await service.fn.add(a=1, d=2)",
@@ -156,6 +161,10 @@ async function use(): Promise<void> {
   const end = await session.call("rowcast.things.stream", [], { chunk: 5 }, { receive_progress: true })
     .then((last) => last.rows, null, (part) => console.log(part[0].name.length));
   await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: ["mood"] });
+  await session.call("rowcast.things.find", [], { select: "id", order: "-id", distinct: "mood" });
+  await session.call("rowcast.things.find", [], { order: { by: "id", nulls: "first" } });
+  await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: { column: "mood" } });
+  await session.call("rowcast.things.upsert", [made], { on_conflict: "code", update: "price" });
   const sum: number | null = await session.call("rowcast.fn.add", [], { a: 1 });
   const text: string | null = await session.call("rowcast.fn.add", [], { a: "x", c: ["y"] });
   const cheap = await session.call("rowcast.fn.cheap", [], { most: "2.50" });
@@ -180,6 +189,7 @@ use();
 WRONG_TS = [
     'session.call("rowcast.things.create", [{ name: 5 }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',
+    'session.call("rowcast.things.find", [], { order: 1 })',
     'session.call("rowcast.things.get")',
     'session.call("rowcast.few.create", [{}])',
     'session.call("rowcast.fn.add", [], { a: 1, d: 2 })',
