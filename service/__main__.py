@@ -236,7 +236,7 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
 def begin_log(settings: Settings) -> None:
     """Log to the terminal what needs a reader, and all that was asked for to a file."""
     settings.state.mkdir(parents=True, exist_ok=True)
-    log = settings.state / "service.log"
+    log = settings.state / f"service-{settings.port}.log"
     put_aside(log)
     file = log.open("a")
     levels = [(sys.stderr, LogLevel.warn), (file, LogLevel.levelWithName(settings.log_level))]

@@ -37,6 +37,7 @@ from service.db.pool import PgPool
 from service.db.scheduler import READY
 from service.db.session import SessionSettings
 from service.db.worker import PoolLimits
+from service.describe.relations import verbs_of
 from service.embedded.child import NotReady, Standing, Supervised, stand, upgraded
 from service.embedded.crossbar import Router, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
@@ -403,7 +404,9 @@ def schema_line(standing: Standing) -> str:
 
 def service_line(settings: Settings, serving: Serving) -> str:
     """Say where the service took its place, and what can be called there."""
-    catalog, verbs = serving.hub.served.catalog, len(serving.hub.verbs)
-    served = f"{len(catalog.relations)} × {verbs} procedures as {settings.prefix}.*"
+    catalog, verbs = serving.hub.served.catalog, serving.hub.verbs
+    many = sum(len(verbs_of(each, verbs)) for each in catalog.relations.values())
+    relations, s = len(catalog.relations), "" if len(catalog.relations) == 1 else "s"
+    served = f"{relations} relation{s} with {many} procedures as {settings.prefix}.*"
     bare = f"; nothing of {', '.join(catalog.bare)}" if catalog.bare else ""
     return f"joined {settings.realm}; {served}{bare}"

@@ -21,13 +21,16 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
-from service import errors
+from service import errors, payload
+from service.api import csv, write
 from service.app import Serving
+from service.db import json as json_codec
+from service.db import literals
 from service.db.thread import in_thread
 from service.describe.errors import BY_VERB
 from service.embedded.crossbar import FILE
 from service.procedures.registry import REGISTERED
-from service.request.filters import OPERATORS
+from service.request import aggregate, arguments, embeds, filters, read, select
 from service.request.names import RESERVED
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
@@ -136,7 +139,7 @@ def test_operators() -> None:
     named = [name for cell, *_ in rows(DOCS / "filters.md", "operator", "SQL", "operand")
              for name in quoted(cell)]  # fmt: skip
     assert len(named) == len(set(named))
-    assert {*named, "not"} == OPERATORS
+    assert {*named, "not"} == filters.OPERATORS
 
 
 def test_reserved_words() -> None:
@@ -146,11 +149,36 @@ def test_reserved_words() -> None:
     assert set(quoted(listed)) == RESERVED
 
 
+def test_limits() -> None:
+    """The page on procedures has each limit as the code does."""
+    settings = {f"`{variable(field)}`" for field in Settings.model_fields}
+    found = [cell for _, cell in rows(DOCS / "procedures.md", "what", "at most")]
+    firsts = [re.findall(r"[\d,]*\d", each)[0] for each in found if each not in settings]
+    numbers = [int(each.replace(",", "")) for each in firsts]
+    assert numbers == [
+        select.MAX_LENGTH,
+        arguments.MAX_LISTED,
+        select.MAX_KEYS,
+        select.MAX_OWNERS,
+        embeds.MAX_EMBEDS,
+        filters.MAX_TERMS,
+        aggregate.MAX_MEASURES,
+        read.GROUPS,
+        read.MOST,
+        write.MAX_JUDGED,
+        csv.MAX_RECORD,
+        payload.MAX_DEPTH,
+        payload.MAX_DEPTH - payload.ENVELOPE,
+        json_codec.MAX_DEPTH,
+        literals.MAX_DIMENSIONS,
+    ]
+
+
 def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
     """Give each documented verb's names by position (one set a row), and all its names."""
     found: dict[str, tuple[list[set[str]], set[str]]] = {}
-    for verb, arguments, _ in rows(DOCS / "procedures.md", "verb", "arguments", "answer"):
-        before, _, after = arguments.partition("\\*")
+    for verb, taken, _ in rows(DOCS / "procedures.md", "verb", "arguments", "answer"):
+        before, _, after = taken.partition("\\*")
         leading, named = ({n.strip() for n in part.split(",")} - {""} for part in (before, after))
         positional, names = found.setdefault(verb.strip("`"), ([], set()))
         positional.append(leading)

@@ -58,7 +58,7 @@ OWN: Mapping[str, dict[str, Any]] = {
         "errors": reference("errors.health"),
     },
     "stats": {
-        "comment": "The figures of the calls so far, and of the pool",
+        "comment": "The figures of the calls so far, latencies in seconds, and of the pool",
         "arguments": record(TIMEOUT),
         "result": record({"calls": OBJECT, "pool": OBJECT}, ["calls", "pool"]),
         "errors": reference("errors.stats"),

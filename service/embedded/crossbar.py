@@ -179,7 +179,9 @@ class Router(Supervised):
         self._settings = settings
         self._home = settings.state / f"router-{settings.port}"
         self._bridge = ""
-        super().__init__(reactor, "the embedded router", settings.state / "router.log")
+        super().__init__(
+            reactor, "the embedded router", settings.state / f"router-{settings.port}.log"
+        )
 
     @property
     def socket(self) -> Path:

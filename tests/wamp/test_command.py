@@ -71,6 +71,15 @@ async def test_call_prints_the_answer_as_json(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_call_with_other_forms_of_integers_finds_what_postgresql_reads(
+    router: Router,
+) -> None:
+    for word in ("0x2", "0_2"):
+        output, _, _ = await rowcast(router, "call", "drivers.find", f"where: {{id: {word}}}")
+        assert [row["name"] for row in json.loads(output)["rows"]] == ["Bob"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_call_prints_rows_as_table(router: Router) -> None:
     """Where it is asked for."""
     output, _, _ = await rowcast(

@@ -20,6 +20,8 @@ from jsonschema import Draft202012Validator
 from psycopg2.extensions import make_dsn
 
 from schema.database import Place
+from service.app import Serving, service_line
+from service.settings import Settings
 from tests.conftest import Router, execute
 from tests.db.described import Described, plain
 from tests.db.rooms import pause, until
@@ -73,12 +75,29 @@ def schema(dsn: str) -> None:
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def caller(dsn: str, router: Router) -> AsyncIterator[Caller]:
-    """Serve two schemas of the module's database, and call them."""
-    async with served(dsn, router, schemas=("app", "apart")):
-        session = await join(router, "websocket json")
-        yield session
-        await session.close()
+async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve two schemas of the module's database."""
+    async with served(dsn, router, schemas=("app", "apart")) as serving:
+        yield serving
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
+    session = await join(router, "websocket json")
+    yield session
+    await session.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_start_line_counts_the_procedures_that_are_described(
+    service: Serving, caller: Caller
+) -> None:
+    """Views and tables without a key have fewer verbs than others."""
+    relations = (await caller.call("rowcast.describe"))["relations"]
+    many = sum(len(each["verbs"]) for each in relations.values())
+    assert many < len(relations) * len(service.hub.verbs)
+    line = service_line(Settings(), service)
+    assert line == f"joined realm1; 10 relations with {many} procedures as rowcast.*"
 
 
 @pytest_twisted.ensureDeferred

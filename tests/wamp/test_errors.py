@@ -439,6 +439,26 @@ async def test_nothing_was_written(service: Serving, caller: Caller, dsn: str) -
     assert execute(dsn, "SELECT count(*) FROM things") == [(5,)]
 
 
+SIXTH = """
+CREATE SEQUENCE runs_of_sixth;
+CREATE FUNCTION sixth() RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE n bigint := nextval('runs_of_sixth');
+    BEGIN IF n < 6 THEN RAISE serialization_failure; END IF; RETURN n; END $$;
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_serialization_failure_is_run_again_five_times(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
+    execute(dsn, SIXTH)
+    assert await caller.call("rowcast.fn.sixth") == 6
+    execute(dsn, "ALTER SEQUENCE runs_of_sixth MINVALUE 0 RESTART WITH 0")
+    error = await refused(caller.call("rowcast.fn.sixth"))
+    assert (error.error, error.kwargs["retry"]) == ("rowcast.error.conflict", True)
+    assert execute(dsn, "SELECT last_value FROM runs_of_sixth") == [(5,)]
+
+
 SLEEPING = (
     "SELECT count(*)::int FROM pg_stat_activity"
     " WHERE datname = current_database() AND wait_event = 'PgSleep'"

@@ -85,6 +85,9 @@ def test_one_command_is_enough(environ: dict[str, str]) -> None:
         assert steps == ["settings", "postgres", "schema", "router", "service", "ready"]
         assert f"ws://127.0.0.1:{environ['PORT']}/ws" in service.output
         assert "args" in called(service.output)
+        state, port = Path(environ["ROWCAST_STATE"]), environ["PORT"]
+        assert f"(log: {state}/router-{port}.log)" in service.output
+        assert (state / f"service-{port}.log").stat().st_size
         children, began = parts(service), time.monotonic()
         assert len(children) > 2
         assert service.ends(signal.SIGINT) == 0

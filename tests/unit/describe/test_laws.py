@@ -257,6 +257,20 @@ def test_what_is_not_described_is_refused(verb, kwargs):
     assert not takes(verb, kwargs)
 
 
+@pytest.mark.parametrize(
+    ("verb", "kwargs"),
+    [
+        ("find", {"select": "id", "order": "-id", "distinct": "id"}),
+        ("find", {"order": {"by": "id"}, "select": {"column": "id"}}),
+        ("aggregate", {"measures": {"n": {"count": "*"}}, "group": "id"}),
+        ("upsert", {"values": {"id": 1}, "on_conflict": "id", "update": "a"}),
+    ],
+)
+def test_one_item_stands_for_a_list_of_it(verb, kwargs):
+    assert takes(verb, kwargs)
+    assert not faults(verb, kwargs)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_positions(verb):
     """As many arguments go by position as are named."""
