@@ -149,6 +149,23 @@ def test_reserved_words() -> None:
     assert set(quoted(listed)) == RESERVED
 
 
+def test_layers_of_the_architecture() -> None:
+    """The page has the rooms in the order that the import contract holds."""
+    text = (ROOT / "setup.cfg").read_text("utf-8").partition("\nlayers =\n")[2]
+    lines = [each.strip() for each in text.partition("\n\n")[0].splitlines()]
+    order = [re.sub(r" \| \((\w+)\)", "", each) for each in lines]
+    assert " › ".join(order) in (DOCS / "architecture.md").read_text("utf-8")
+
+
+def test_modules_that_pages_name_exist() -> None:
+    """But for those of the example, and those that the table of moved modules gives as gone."""
+    for page in PAGES:
+        text = re.sub(r"^\| `.*` \|$", "", page.read_text("utf-8"), flags=re.M)
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+            there = any((folder / name).exists() for folder in (ROOT, ROOT / "service"))
+            assert there or name == "schema/depot.py", name
+
+
 def test_limits() -> None:
     """The page on procedures has each limit as the code does."""
     settings = {f"`{variable(field)}`" for field in Settings.model_fields}
