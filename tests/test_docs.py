@@ -166,6 +166,20 @@ def test_modules_that_pages_name_exist() -> None:
             assert there or name == "schema/depot.py", name
 
 
+def test_changelog_has_plain_lists() -> None:
+    """Under the headings of Keep a Changelog, without gaps, doubles and long lines."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8").partition("## Unreleased\n")[2]
+    known = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    headings = re.findall(r"^### (.*)$", text, re.M)
+    assert headings == [each for each in known if each in headings]
+    for body in re.split(r"^### .*$", text, flags=re.M)[1:]:
+        assert "\n\n" not in body.strip()
+        assert all(line.startswith(("- ", "  ")) for line in body.strip().splitlines())
+    entries = re.split(r"^- ", text, flags=re.M)
+    assert len(entries) == len(set(entries))
+    assert max(map(len, text.splitlines())) <= 110
+
+
 def test_limits() -> None:
     """The page on procedures has each limit as the code does."""
     settings = {f"`{variable(field)}`" for field in Settings.model_fields}
