@@ -166,7 +166,7 @@ class Spelled:
 @dataclass(frozen=True, slots=True)
 class UniqueIndex:
     """
-    What tells rows apart without being a key: a unique index on a part of the rows or on
+    What keeps rows apart without being a key: a unique index on a part of the rows or on
     expressions, an exclusion constraint, an index that is not usable yet.
 
     Args:
@@ -205,7 +205,7 @@ class Relation:
         foreign_keys: Of this relation.
         links: Further ones, which it has or which refer to views, through what views show.
         shown_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
-        unique_indexes: What else tells rows apart.
+        unique_indexes: What else keeps rows apart.
         constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
@@ -255,14 +255,14 @@ class Relation:
     pure_writes: bool = False
 
     def refers_once(self, key: ForeignKey) -> bool:
-        """Tell whether it is known that one row at most refers to another by a foreign key."""
+        """Return whether at most one row is known to refer to another by a foreign key."""
         return key.unique or any(
             set(unique.columns) <= set(key.columns) for unique in self.unique_keys
         )
 
     def column(self, name: str, path: str | None = None) -> Column:
         """
-        Look a column up.
+        Return the column of a name.
 
         Raises:
             UnknownName: There is none of that name, or it is hidden.
@@ -282,7 +282,7 @@ Volatility = Literal["immutable", "stable", "volatile"]
 @dataclass(frozen=True, slots=True)
 class Argument:
     """
-    An argument of a function, or a column of what it gives.
+    An argument of a function, or a column of what it returns.
 
     Args:
         name: Empty if it has none.
@@ -359,7 +359,7 @@ class Function:
 
 
 def unknown(name: str, known: Iterable[str]) -> NoSuchProcedure:
-    """Word that there is no function of a name."""
+    """Build the refusal of a function that does not exist."""
     return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
 
 
@@ -415,7 +415,7 @@ class Catalog:
 
     def _is_castable(self, type: Type) -> bool:
         """
-        Return whether a cast to a type tells nothing but the value.
+        Return whether a cast to a type reveals nothing but the value.
 
         PostgreSQL looks names up for `regclass` and its kin, the row type of a relation has the
         relation's name, and what such types are parts of does the same.
@@ -455,7 +455,7 @@ class Catalog:
 
     def relation(self, schema: str, name: str) -> Relation:
         """
-        Look a relation up.
+        Return the relation of a name.
 
         Raises:
             NoSuchProcedure: It does not exist, is not served or is hidden.
@@ -473,7 +473,7 @@ class Catalog:
 
     def function(self, schema: str, name: str) -> tuple[Function, ...]:
         """
-        Look the functions of a name up.
+        Return the functions of a name, all overloads.
 
         Raises:
             NoSuchProcedure: There is none, or our role may not execute it.
@@ -484,12 +484,12 @@ class Catalog:
             raise unknown(name, [each for home, each in self.functions if home == schema]) from None
 
     def type(self, oid: int) -> Type:
-        """Look a type up; an unknown one is taken as text."""
+        """Return the type of an oid; an unknown one is taken as text."""
         return self.types.get(oid) or self.types[TEXT]
 
     def type_named(self, name: str, path: str | None = None) -> Type:
         """
-        Look a type up by name, as a cast spells it; "[]" after it means its array.
+        Return a type by name, as a cast spells it; "[]" after it means its array.
 
         Raises:
             InvalidArgument: No type that may be cast to is called so.
@@ -512,17 +512,17 @@ class Catalog:
         raise UnknownName("type", name, known, path=path)
 
     def array_of(self, element: Type) -> Type | None:
-        """Give the array type over a type, if the database has one."""
+        """Return the array type over a type, or None if the database has none."""
         return self._arrays.get(element.oid)
 
     def plain(self, type: Type) -> Type:
-        """Give the type under a domain, or the type itself."""
+        """Return the type under a domain, or the type itself."""
         while type.kind == "domain":
             type = self.type(type.base)
         return type
 
     def key_of(self, relation: Relation, columns: Iterable[str]) -> UniqueKey | None:
-        """Find the unique key over exactly these columns, in any order."""
+        """Return the unique key over exactly these columns, in any order, or None."""
         wanted = frozenset(columns)
         return next((k for k in relation.unique_keys if frozenset(k.columns) == wanted), None)
 
@@ -582,7 +582,7 @@ Found = TypeVar("Found")
 def remembered(
     find: Callable[[Catalog, Unpack[Key]], Found],
 ) -> Callable[[Catalog, Unpack[Key]], Found]:
-    """Find the same thing out once; what is found must not refer to the catalog."""
+    """Return a look-up that computes each answer once for a catalog; no answer may refer to the catalog."""
     known: WeakKeyDictionary[Catalog, dict[Hashable, Any]] = WeakKeyDictionary()
 
     @wraps(find)

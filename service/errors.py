@@ -344,7 +344,7 @@ class OutcomeUnknown(ServiceError):
 
 
 def kept(error: TooLarge) -> OutcomeUnknown:
-    """Build what a caller is told in place of a refusal if what the call changed is kept."""
+    """Build the answer in place of a refusal if what the call changed is kept."""
     return OutcomeUnknown(f"what the call changed is kept, but {error.message}")
 
 
@@ -375,12 +375,12 @@ class InternalError(ServiceError):
 
 
 def clip(text: object, length: int = 80) -> str:
-    """Give a caller's word back at a bounded length."""
+    """Return what a caller wrote, cut to a length in characters."""
     word = str(text)
     return word if len(word) <= length else word[: length - 1] + "…"
 
 
 def nearest(name: object, known: Sequence[str]) -> str | None:
-    """Word a hint with the nearest known name, or None if nothing is near."""
+    """Return a hint with the nearest known name, or None if nothing is near."""
     close = get_close_matches(str(name)[:80].lower(), known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else None

@@ -32,7 +32,7 @@ def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
     Resolve what the rows of a group have in common.
 
     Raises:
-        InvalidArgument: A name is unknown, or its values cannot be told apart.
+        InvalidArgument: A name is unknown, or its values cannot be compared.
     """
     return told_apart(scope, outputs_of(scope, group))
 
@@ -51,7 +51,7 @@ def refuse_repeated(
     groups: Iterable[Output], measures: Iterable[PlannedMeasure], path: str
 ) -> None:
     """
-    Keep the names of groups and measures apart.
+    Refuse groups and measures that have the same name.
 
     Raises:
         InvalidArgument: Two are called alike.
@@ -70,7 +70,7 @@ def refuse_repeated(
 
 def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
     """
-    Give outputs the types in which rows of them can be told apart.
+    Return outputs cast, where need be, to types whose values can be compared.
 
     Raises:
         InvalidArgument: One has none.
@@ -82,7 +82,7 @@ def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
 
 def distinguishable(scope: Scope, value: Expression) -> Expression:
     """
-    Give a value a type whose values can be told apart.
+    Return a value, cast, where need be, to a type whose values can be compared.
 
     Raises:
         InvalidArgument: It has none.
@@ -131,7 +131,7 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
 
 
 def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
-    """Give the type that a function gives for values of a type."""
+    """Return the type of a function's result for values of a type."""
     named = catalog.types_by_name
     if function == "count":
         return named["int8"]
@@ -206,7 +206,7 @@ def plan_grouped(
     source: str = "t",
 ) -> tuple[Groups, Scope]:
     """
-    Plan groups of a relation's rows; gives what their names mean, too.
+    Plan groups of rows; returns the scope of their names as well.
 
     Args:
         scope: Of the rows.
@@ -232,7 +232,7 @@ def plan_grouped(
 def _result(
     relation: Relation, groups: tuple[Output, ...], measures: tuple[PlannedMeasure, ...]
 ) -> Relation:
-    """Give the relation that the groups are."""
+    """Return the groups as a relation."""
     types = {output.name: output.expression.type for output in groups}
     types.update({measure.name: measure.type for measure in measures})
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
@@ -251,7 +251,7 @@ def _order(
 
 
 def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) -> Reference:
-    """Give the name of the group that a sort key spells out, as in "driver.name"."""
+    """Return the name of the group that a sort key spells out, as in "driver.name"."""
     reference = key.reference
     if not reference.owners and (
         reference.name in result.relation.columns or reference.name not in scope.relation.columns

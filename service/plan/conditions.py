@@ -85,7 +85,7 @@ class Link:
         outer: The alias of the rows they are related to.
         pairs: Columns of the outer and of the related rows that are equal.
         passage: What stands between, if anything.
-        function: Of the outer row, that gives them, if it is one.
+        function: Of the outer row, that returns them, if it is one.
         row: As of an `Expression`.
         where: Which of them are meant, if not all.
         embed: The name of the embed that says so.
@@ -102,7 +102,7 @@ class Link:
     embed: str = ""
 
     def same(self, other: Link) -> bool:
-        """Tell whether the other one leads to the same rows."""
+        """Return whether the other one leads to the same rows."""
         return (self.pairs, self.function, self.embed) == (
             other.pairs,
             other.function,
@@ -151,7 +151,7 @@ class Expression:
     row: str = ""
 
     def same(self, other: Expression) -> bool:
-        """Tell whether the other one always has the same value, wherever it was named."""
+        """Return whether the other one always has the same value, wherever it was named."""
         return (
             (self.column is other.column or self.function is not None)
             and self.function is other.function

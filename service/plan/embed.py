@@ -86,7 +86,7 @@ def plan_columns(
 
 
 def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedEmbed]:
-    """Give embeds that are spread keys of their own: their names are free for columns."""
+    """Return embeds with keys of their own where they are spread: their names are free for columns."""
     for embed in embeds:
         if not embed.spread:
             yield embed
@@ -128,7 +128,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
 
 
 def _is_one(embed: Embed) -> bool:
-    """Tell measures that join the outer row as values: over all rows there is one of each."""
+    """Return whether measures join the outer row as values: over all rows there is one of each."""
     return embed.spread and bool(embed.measures) and not embed.group
 
 
@@ -141,7 +141,7 @@ def _grouped(inner: Scope, embed: Embed) -> Groups | None:
 
 
 def _is_plain(catalog: Catalog, type: Type) -> bool:
-    """Tell whether the JSON of a type is its wire form."""
+    """Return whether the JSON of a type is its wire form."""
     type = catalog.plain(type)
     if type.kind == "array":
         return _is_plain(catalog, catalog.type(type.element))

@@ -35,7 +35,7 @@ def _is_open(catalog: Catalog, read: Relation | None) -> bool:
 
 
 def _read(plan: ReadPlan) -> Iterator[Relation | None]:
-    """Give what the number of rows goes by, each relation, and None for a function."""
+    """Return each relation that the number of rows depends on, and None for a function."""
     yield None if plan.call is not None else plan.relation
     for expression in plan.distinct if isinstance(plan.distinct, tuple) else ():
         yield from _of_expression(expression)

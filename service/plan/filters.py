@@ -116,7 +116,7 @@ def _condition(scope: Scope, where: Filter) -> Condition:
 
 
 def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgument:
-    """Give the refusal of what would be a filter of related rows, if the name were theirs."""
+    """Build the refusal of a dict that would filter related rows, if the name were theirs."""
     type = scope.value(Reference(where.name, where.path)).type
     if not key:
         return InvalidArgument("a condition names an operator", path=path)
@@ -158,7 +158,7 @@ def compare(
     scope: Scope, left: Expression, name: str, right: Bound, type: Type | None = None
 ) -> Compare:
     """
-    Compare a value by the operator that its type has.
+    Build a comparison by the operator that the type of a value has.
 
     Args:
         scope: Of the value.
@@ -175,13 +175,13 @@ def compare(
 
 
 def both(*conditions: Condition | None) -> Condition | None:
-    """Join conditions that all hold; None says nothing."""
+    """Return the conjunction of conditions, of which None holds always; None if all do."""
     found = tuple(each for each in conditions if each is not None)
     return found[0] if len(found) == 1 else Every(False, found) if found else None
 
 
 def _is_about_rows(scope: Scope, where: Comparison) -> bool:
-    """Tell a condition on related rows as such, which is only whether there are any."""
+    """Return whether a condition asks only whether there are related rows."""
     name = where.reference.name
     if name in scope.relation.columns or where.reference.steps:
         return False
@@ -253,7 +253,7 @@ def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) ->
 
 
 def _comparable(scope: Scope, left: Expression) -> Expression:
-    """Make json jsonb, which alone can be compared."""
+    """Return a value that can be compared: json becomes jsonb."""
     if left.type.name == "json" and left.type.schema == "pg_catalog":
         jsonb = scope.named("jsonb")
         return replace(left, cast=jsonb, type=jsonb)
@@ -261,7 +261,7 @@ def _comparable(scope: Scope, left: Expression) -> Expression:
 
 
 def _as_text(scope: Scope, left: Expression) -> Expression:
-    """Make anything text that is not text of a kind, so that it can be matched."""
+    """Return a value as text, so that it can be matched, if it is not text of a kind."""
     if left.type.category == "S":
         return left
     text = scope.named("text")

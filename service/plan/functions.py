@@ -44,7 +44,7 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     answer = answer_of(catalog, function)
     if request.max_affected is not None and (function.procedure or answer == "nothing"):
         raise InvalidArgument(
-            f'"{function.name}" gives no rows that could be counted', path="max_affected"
+            f'"{function.name}" returns no rows that could be counted', path="max_affected"
         )
     columns = result_columns(catalog, function)
     names: tuple[str, ...] = () if function.procedure else ("answer",)
@@ -104,7 +104,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
 
 
 def answer_of(catalog: Catalog, function: Function) -> Answer:
-    """Tell what a call of a function answers."""
+    """Return what a call of a function answers."""
     if function.procedure:
         return "row" if function.outputs else "nothing"
     rows = result_columns(catalog, function) is not None
@@ -119,7 +119,7 @@ def answer_of(catalog: Catalog, function: Function) -> Answer:
 
 @remembered
 def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column] | None:
-    """Give the columns of the rows that a function returns; None if it returns values."""
+    """Return the columns of the rows that a function returns; None if it returns values."""
     fields = function.outputs
     if not fields:
         result = catalog.plain(catalog.type(function.result))
@@ -130,7 +130,7 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
 
 
 def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
-    """Tell whether lists are given for `anyelement` or its like, which then stands for lists."""
+    """Return whether lists are given for `anyelement` or its like, which then stands for lists."""
     return any(
         request.lists & {at, argument.name} and catalog.type(argument.type).name not in ARRAYS
         for at, argument in enumerate(request.function.inputs)
@@ -157,7 +157,7 @@ def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgume
 
 def _in_order(request: CallRequest) -> bool:
     """
-    Tell whether all goes by position.
+    Return whether all arguments go by position.
 
     PostgreSQL gives a variadic argument its default only in a call without names, and with
     one that is given it takes no defaults at all.
@@ -195,7 +195,7 @@ def _argument(
 
 
 def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
-    """Give what stands for a polymorphic type, whose values may be given as lists."""
+    """Return what stands for a polymorphic type, whose values may be given as lists."""
     element = catalog.types_by_name[name]
     if listed or type.name in ARRAYS:
         return catalog.array_of(element) or element
@@ -254,7 +254,7 @@ def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
 @remembered
 def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
     """
-    Give the relation that a function's rows are of, or are like.
+    Return the relation that a function's rows are of, or are like.
 
     Args:
         catalog: That has it.
@@ -285,7 +285,7 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
 
 
 def _standing(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:
-    """Give a column the type that stands for its own, if that is polymorphic."""
+    """Return a column with the type that stands for its own, if that is polymorphic."""
     type = catalog.type(column.type)
     if type.kind != "pseudo":
         return column
@@ -304,6 +304,6 @@ def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPl
 
 
 def _there(function: Function) -> Condition | None:
-    """A function of one row that finds none gives a row of nulls."""
+    """Return the condition that a row is there: a function of one row that finds none gives nulls."""
     single = not function.many and not function.outputs
     return Present("t") if single else None

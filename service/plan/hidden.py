@@ -18,7 +18,7 @@ from service.request.types import Form, Reference
 
 @remembered
 def is_veiled(catalog: Catalog, oid: int) -> bool:
-    """Tell whether values of a type have a hidden field, at any depth."""
+    """Return whether values of a type have a hidden field, at any depth."""
     type = catalog.type(oid)
     if type.kind == "composite":
         return any(not name or is_veiled(catalog, of) for name, of in type.fields)
@@ -28,7 +28,7 @@ def is_veiled(catalog: Catalog, oid: int) -> bool:
 
 def unveiled(catalog: Catalog, value: Expression) -> Expression:
     """
-    Give a value that is to be more than answered.
+    Return a value that is to be more than answered, if it has no hidden field.
 
     Raises:
         InvalidArgument: It has a hidden field.
@@ -40,7 +40,7 @@ def unveiled(catalog: Catalog, value: Expression) -> Expression:
 
 def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
     """
-    Follow steps into a value as far as its type is known: into the fields of composites.
+    Refuse steps into a value, as far as its type is known, that reach no field or a hidden one.
 
     Raises:
         InvalidArgument: There is no such field, or the value at the end has a hidden one.

@@ -17,11 +17,11 @@ from service.plan.types import Output, SortKey
 from service.request.types import Item, Key, Reference
 
 MOST = 64
-"""Columns by which rows without a key are told apart."""
+"""Columns by which rows without a key are sorted."""
 
 
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
-    """Give the columns that tell rows apart: the primary key, or a unique key without nulls."""
+    """Return the columns that identify a row: the primary key, or a unique key without nulls."""
     for key in relation.unique_keys:
         columns = [relation.columns[name] for name in key.columns]
         if all(_is_sortable(catalog, column) and not column.nullable for column in columns):
@@ -31,7 +31,7 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
 
 def by_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...], bool]:
     """
-    Add the row's key behind the sort keys; and say whether there is one.
+    Return sort keys with the row's key behind them, and whether the row has a key.
 
     Where there is none, rows that are sorted anyway are sorted by all they have: PostgreSQL
     may give equals in another order on each page, and equal in everything they are alike.
@@ -47,7 +47,7 @@ def by_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...
 
 
 def leading(distinct: Sequence[Expression], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
-    """Put what rows are distinct on before the other sort keys, as DISTINCT ON demands."""
+    """Return sort keys with those of DISTINCT ON first, as it demands."""
     first = []
     for expression in distinct:
         given = [key for key in order if key.expression.same(expression)]
@@ -61,7 +61,7 @@ def leading(distinct: Sequence[Expression], order: tuple[SortKey, ...]) -> tuple
 
 def of_distinct(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
     """
-    Sort distinct rows by their outputs, the given keys first.
+    Return the sort keys of distinct rows: the given ones, then the other outputs.
 
     Raises:
         InvalidArgument: A sort key is not selected, so that it has no single value.

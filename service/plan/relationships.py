@@ -21,14 +21,14 @@ UNANSWERED = frozenset([2249, 2278])
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A column whose value a function of the row gives."""
+    """A column whose value a function of the row returns."""
 
     function: Function
     column: Column
 
 
 def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
-    """Find the functions of a relation's rows that give one value, by name."""
+    """Return the functions of a relation's rows that return one value, by name."""
     if (relation.schema, relation.name) not in _row_functions(catalog):
         return {}  # of groups, say, which are another relation in each call
     return _computed_columns(catalog, relation)
@@ -49,7 +49,7 @@ def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Comp
 def computed_relationships(
     catalog: Catalog, relation: Relation
 ) -> Iterator[tuple[Function, Relation]]:
-    """Find the functions of a relation's rows that give rows of a served one."""
+    """Return the functions of a relation's rows that return rows of a served one."""
     for function in _of_row(catalog, relation):
         target = rows_of(catalog, function)
         if target is not None:
@@ -57,7 +57,7 @@ def computed_relationships(
 
 
 def rows_of(catalog: Catalog, function: Function) -> Relation | None:
-    """Give the served relation whose rows a function returns, perhaps as a domain, if any."""
+    """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
     if function.procedure or function.outputs:
         return None
     result = catalog.plain(catalog.type(function.result))
@@ -69,16 +69,16 @@ def rows_of(catalog: Catalog, function: Function) -> Relation | None:
 @remembered
 def keyless(_: Catalog, relation: Relation) -> Relation:
     """
-    Give a relation as the source of its rows that a function is.
+    Return a relation without its keys, as the source of rows that a function is.
 
-    It may give a row twice, so no key tells them apart; and its order is its own.
+    It may return a row twice, so no key identifies one; and its order is its own.
     """
     return replace(relation, primary_key=(), unique_keys=())
 
 
 def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
     """
-    Give the functions of a relation's rows; of two alike, that of the relation's schema last.
+    Return the functions of a relation's rows; of two alike, that of the relation's schema last.
 
     They read the whole row, so PostgreSQL lets nobody use them who may not.
     """
@@ -145,8 +145,8 @@ class Relationship:
         names: What `via` may call it, the usual names first, each with its rank: where several
             ways have a name, it is that of the lowest.
         called: What an embed may be called for it, beside the target.
-        function: Of the row, that gives the related ones, if it is one.
-        label: What tells it from all other ways to the target, one of the names.
+        function: Of the row, that returns the related ones, if it is one.
+        label: The one of the names that no other way to the target has.
     """
 
     target: Relation
@@ -160,7 +160,7 @@ class Relationship:
 
 
 def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
-    """Find every way from a relation to others."""
+    """Return every way from a relation to others."""
     # what only is like a relation has none, and is another one in each call
     return () if relation.schema == NOWHERE else _relationships(catalog, relation)
 
@@ -185,14 +185,14 @@ def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, 
 
 
 def meant(ways: Sequence[Relationship], via: str) -> list[Relationship]:
-    """Give those of some ways that a name means: a closer meaning hides a farther one."""
+    """Return those of some ways that a name means: a closer meaning hides a farther one."""
     named = [way for way in ways if via in way.names]
     closest = min((way.names[via] for way in named), default=0)
     return [way for way in named if way.names[via] == closest]
 
 
 def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
-    """Give the first name of a way that means none of some others, in quotes where it has to be."""
+    """Return the first name that means this way and none of some others, quoted where it has to be."""
     names = [*way.names]
     label = next((name for name in names if meant(ways, name) == [way]), names[-1])
     if any(mark in label for mark in (":", ".", "->", '"')):
@@ -201,7 +201,7 @@ def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
 
 
 def _rows(way: Relationship) -> Hashable:
-    """Give what ways have in common that lead to the same rows."""
+    """Return what ways have in common that lead to the same rows."""
     junction, function = way.junction, way.function
     if junction is not None:
         passage = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
@@ -258,7 +258,7 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
 def _names_through(
     middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
 ) -> Mapping[str, int]:
-    """Name a way through a junction: by it, by the key that leads on, by the path of both keys."""
+    """Return the names of a way through a junction: its own, the next key's, the path of both keys."""
     last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
     keys = f"{here.name}!{there.name}"
     columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
@@ -295,12 +295,12 @@ def _full(relation: Relation) -> str:
 
 
 def _same(here: ForeignKey, there: ForeignKey) -> bool:
-    """Tell whether both are one constraint: it leads to a table, and to each view of it."""
+    """Return whether both are one constraint: it leads to a table, and to each view of it."""
     return (here.name, here.columns) == (there.name, there.columns)
 
 
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
-    """Tell a junction: a unique key of it holds both foreign keys."""
+    """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
     both = {*here.columns, *there.columns}
     keys = [*(unique.columns for unique in middle.unique_keys), *middle.shown_keys]
     return any(both <= set(key) for key in keys)
@@ -318,7 +318,7 @@ def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
 
 def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
     """
-    Find the relationship that an embed means.
+    Return the relationship that an embed means.
 
     Raises:
         InvalidArgument: There is none, or more than one; then `candidates` names them.
@@ -342,14 +342,14 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
 
 
 def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
-    """Tell whether the name of an embed means related rows at all."""
+    """Return whether the name of an embed means related rows at all."""
     known = relationships(catalog, relation)
     name, _ = _named(known, embed)
     return any(_is_named(each, name) for each in known)
 
 
 def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None]:
-    """Give the name of an embed, and what tells its way from others, perhaps in the same text."""
+    """Return the name of an embed and the name of its way, which may be in the same text."""
     name, via = embed.relation or embed.name, embed.via
     marks = [at for at, character in enumerate(name) if character == "!" and via is None]
     if marks and not any(_is_named(way, name) for way in known):
@@ -362,7 +362,7 @@ def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None
 
 
 def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationship]:
-    """Leave out what a name would mean only if it meant nothing closer."""
+    """Return ways less those that a name means only if it means nothing closer."""
     # a name of its own beats the name of the target
     found = [each for each in found if name in each.called] or found
     if any(each.junction and each.junction.relation.kind == "table" for each in found):
@@ -393,14 +393,14 @@ def _direction(way: Relationship) -> str:
 
 
 def _is_called(relation: Relation, name: str) -> bool:
-    """Tell whether a name is a relation's, perhaps as it stands in URIs and in `describe`."""
+    """Return whether a name is a relation's, perhaps as it stands in URIs and in `describe`."""
     schema, coded = encode(relation.schema), encode(relation.name)
     plain = (relation.name, f"{relation.schema}.{relation.name}")
     return name in (*plain, coded, f"{schema}.{coded}")
 
 
 def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
-    """Tell whether a name is the one by which a relation's procedures are called."""
+    """Return whether a name is the one by which a relation's procedures are called."""
     coded = encode(relation.name)
     short = relation.schema == catalog.schemas[0] and name == coded
     return short or name == f"{encode(relation.schema)}.{coded}"

@@ -25,7 +25,7 @@ def reread(
     one: bool = False,
 ) -> Back:
     """
-    Have written rows read once more, if what comes back of them may have changed meanwhile.
+    Plan to read written rows once more, if what comes back of them may have changed meanwhile.
 
     Args:
         scope: Of the relation.
@@ -35,7 +35,7 @@ def reread(
         one: Whether it is for one row, without which nothing at all may be kept.
 
     Returns:
-        An equal one, if RETURNING tells all there is to tell.
+        An equal one, if RETURNING is enough.
     """
     relation = scope.relation
     certain = one and relation.stirs and not relation.ruled  # which no WITH takes
@@ -89,7 +89,7 @@ def _key(relation: Relation) -> tuple[str, ...]:
 
 
 def row_name(relation: Relation) -> str:
-    """Name the column that holds the whole row, unlike any other."""
+    """Return a name for the column that holds the row, unlike any other."""
     name = "row"
     while name in relation.columns:
         name += "_"
@@ -98,14 +98,14 @@ def row_name(relation: Relation) -> str:
 
 def holding(back: Back, row: str) -> Back:
     """
-    Have functions of the row find it in a column.
+    Return a plan whose functions of the row find it in a column.
 
     Args:
         back: What comes back of the rows.
         row: The name of the column.
 
     Returns:
-        An equal one, if there are no such functions.
+        The same plan, if there are no such functions.
     """
     return replace(
         back,
@@ -121,7 +121,7 @@ def holding(back: Back, row: str) -> Back:
 
 
 def _needed(back: Back) -> list[str]:
-    """Name the columns that the outputs, the order and the related rows go by."""
+    """Return the names of the columns that the outputs, the order and the related rows go by."""
     used = [output.expression for output in back.outputs]
     used += [key.expression for key in back.order]
     names = [each.column.name for each in used if not each.links and each.function is None]

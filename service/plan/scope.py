@@ -56,7 +56,7 @@ class Scope:
 
     def linked(self, name: str, path: str) -> tuple[Link, Scope, Embed, bool]:
         """
-        Go to the related rows that an embed of this name has, or would have.
+        Return the link to the related rows that an embed of this name has, or would have.
 
         Raises:
             InvalidArgument: There is no such relationship, or more than one.
@@ -67,7 +67,7 @@ class Scope:
 
     def link(self, embed: Embed) -> tuple[Link, Scope, bool]:
         """
-        Go to the related rows of an embed; gives whether there may be many, too.
+        Return the link to an embed's related rows, their scope, and whether there may be many.
 
         Raises:
             InvalidArgument: There is no such relationship, or more than one.
@@ -89,7 +89,7 @@ class Scope:
         return link, scope, way.many
 
     def _equals(self, here: Relation, there: Relation, pairs: Pairs) -> Equals:
-        """Say what compares columns of two relations."""
+        """Return pairs of columns of two relations with the operators that compare them."""
         types = self.catalog.type
         return tuple(
             (
@@ -101,22 +101,22 @@ class Scope:
         )
 
     def operator(self, name: str, left: Type, right: Type) -> Operator:
-        """Find an operator between types: one that comes with them, or PostgreSQL's."""
+        """Return an operator between types: one that comes with them, or PostgreSQL's."""
         plain = self.catalog.plain
         key = (name, plain(left).oid, plain(right).oid)
         return Operator(name, self.catalog.operators.get(key, PG_CATALOG))
 
     def has_relationship(self, name: str) -> bool:
-        """Tell whether a name that is no column means related rows."""
+        """Return whether a name that is no column means related rows."""
         embed = self._embeds.get(name) or plain(name, "")
         return is_related(self.catalog, self.relation, embed)
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
-        """Give a parameter its type."""
+        """Return a parameter of a type."""
         return Bound(operand.slot, type, operand.path, raw=raw)
 
     def named(self, name: str) -> Type:
-        """Look a type up that every PostgreSQL has."""
+        """Return a type that every PostgreSQL has."""
         return self.catalog.types_by_name[name]
 
     def expression(self, reference: Reference) -> Expression:
@@ -143,7 +143,7 @@ class Scope:
         return replace(found, function=function) if function is not None else found
 
     def _column(self, reference: Reference) -> tuple[Column, Function | None]:
-        """Look a column up, and the function that computes it, if it is none of the relation's."""
+        """Return a column, and the function that computes it, if it is none of the relation's."""
         name = reference.name
         if name in self.relation.columns:
             return self.relation.columns[name], None
@@ -156,7 +156,7 @@ class Scope:
         raise UnknownName("column", name, known, of, reference.path, hint)
 
     def of_column(self, column: Column, path: str = "") -> Expression:
-        """Give a column as it is."""
+        """Return a column as an expression."""
         return Expression(
             column,
             self.catalog.plain(self.catalog.type(column.type)),

@@ -67,7 +67,7 @@ NAME_BYTES = 63
 
 
 def kept(name: str) -> str:
-    """Give what PostgreSQL keeps of a name: so many bytes, less the rest of a character."""
+    """Return a name as PostgreSQL truncates it: to 63 bytes, at the end of a character."""
     return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
@@ -176,7 +176,7 @@ class PlannedEmbed:
 
 
 def names_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
-    """Name the columns of rows with embeds, those that are spread by their own columns."""
+    """Return the names of the columns of rows with embeds, of spread ones those of their columns."""
     names = [output.name for output in outputs]
     for embed in embeds:
         names += embed.columns if embed.spread else (embed.name,)
@@ -233,8 +233,8 @@ class ReadPlan:
         distinct: True for distinct rows, or what to be distinct on.
         limit, offset: Parameters.
         after: The end of the page before.
-        keyset: Whether a page's end is told by its sort keys, which the statement then
-            gives after the outputs, as text; otherwise by an offset.
+        keyset: Whether a page ends at its sort keys, which the statement then
+            returns after the outputs, as text; otherwise at an offset.
         lock: Whether the rows are locked for the rest of the transaction.
         call: The function that returns the rows, where that is not the relation itself.
         afterwards: Whether the rows of the call are read by a statement after it, since what they
@@ -294,7 +294,7 @@ class Back:
         order: Of the rows.
         embeds: Related rows, inside each row.
         inner: What a row must be related to so as to come back; it is written all the same.
-        reread: How all of that is read after the write; None where RETURNING gives it.
+        reread: How all of that is read after the write; None where RETURNING does it.
         certain: Whether it is an error that no row was written.
     """
 

@@ -41,7 +41,7 @@ from service.request.types import (
 
 def writable(relation: Relation, name: str, path: str) -> Column:
     """
-    Look up a column that is to be given a value.
+    Return a column that is to be given a value.
 
     Raises:
         InvalidArgument: It is unknown, or the database alone gives it values.
@@ -54,7 +54,7 @@ def writable(relation: Relation, name: str, path: str) -> Column:
 
 def assigned(relation: Relation, each: Assignment) -> Column:
     """
-    Look up a column that is given a value, or is to take its default.
+    Return a column that is given a value, or is to take its default.
 
     Raises:
         InvalidArgument: It is unknown, or the database alone gives it values; in a view, an
@@ -70,7 +70,7 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
 def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
     """
-    Check the columns that rows give, each name once.
+    Refuse columns that rows cannot give; each name is looked up once.
 
     Raises:
         InvalidArgument: As of `assigned`.
@@ -211,7 +211,7 @@ def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
 
 
 def _is_late(relation: Relation, key: Sequence[str]) -> bool:
-    """PostgreSQL goes by all keys over the columns, so one that it can go by does not help."""
+    """Return whether PostgreSQL cannot go by a key: it goes by all keys over its columns."""
     return not all(each.arbiter for each in _alike(relation, key))
 
 
@@ -220,20 +220,20 @@ def _alike(relation: Relation, key: Sequence[str]) -> list[UniqueKey]:
 
 
 def _keys(relation: Relation) -> list[list[str]] | None:
-    """Give the keys that may be named, if there are any."""
+    """Return the keys that may be named, or None if there are none."""
     keys = [each.columns for each in relation.unique_keys]
     return [list(key) for key in keys if not _is_late(relation, key)] or None
 
 
 def _exactly(scope: Scope, column: Column) -> Type:
-    """Give a column's type with its modifiers: a key is compared as it will be stored."""
+    """Return a column's type with its modifiers: a key is compared as it will be stored."""
     return replace(scope.catalog.type(column.type), sql=column.declared)
 
 
 def _kept(
     scope: Scope, rows: Rows, key: tuple[str, ...], name: str
 ) -> tuple[tuple[Bound, ...], ...]:
-    """Give the keys of the rows that say nothing of a column; those without a key are new."""
+    """Return the keys of the rows that leave a column out; those without a key are new."""
     found = []
     for row in rows if key else ():
         operands = {each.column: each.operand for each in row}

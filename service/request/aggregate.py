@@ -34,7 +34,7 @@ def parse_measures(
     measures: Any, values: Values, max_depth: int, path: str = "measures"
 ) -> tuple[Measure, ...]:
     """
-    Read measures by name.
+    Parse measures by name.
 
     Args:
         measures: As they came.
@@ -98,7 +98,7 @@ def _function(measure: Mapping[Any, Any], path: str) -> str:
 
 
 def _operand(function: str, operand: Any, values: Values, path: str) -> Item | None:
-    """Read what a function is of; None stands for whole rows."""
+    """Parse what a function is of; None stands for rows."""
     if operand == "*" and function == "count":
         return None
     item = parse_one(operand, path, values)
@@ -122,5 +122,5 @@ def _separator(
     if separator is None:
         separator = ","
     if not isinstance(separator, str):
-        raise InvalidArgument('"separator" is a text', path=f"{path}.separator")
+        raise InvalidArgument('"separator" is a string', path=f"{path}.separator")
     return Operand(values.add(separator), f"{path}.separator")

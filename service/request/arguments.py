@@ -21,7 +21,7 @@ class Values:
         self._values: list[Any] = list(values)
 
     def add(self, value: Any) -> int:
-        """Keep a value; gives its slot."""
+        """Append a value and return its slot."""
         self._values.append(value)
         return len(self._values) - 1
 
@@ -29,14 +29,14 @@ class Values:
         return len(self._values)
 
     def freeze(self) -> tuple[Any, ...]:
-        """Give all values so far."""
+        """Return all values so far."""
         return tuple(self._values)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """
-    The session a call came from, as the router tells it.
+    The session a call came from, as the router discloses it.
 
     A router that does not disclose callers leaves `session`, `authid` and `authrole` None.
 
@@ -61,6 +61,8 @@ MAX_INTEGER = 2**63 - 1
 
 class Arguments:
     """
+    The arguments of one call, by name.
+
     Args:
         positional: As they came.
         keywords: As they came.
@@ -107,17 +109,17 @@ class Arguments:
         return name in self._given
 
     def value(self, name: str) -> Any:
-        """Give an argument as it came, None if it is missing."""
+        """Return an argument as it came, None if it is missing."""
         return self._given.get(name)
 
     def required(self, name: str) -> Any:
-        """Give an argument that must be there."""
+        """Return an argument, or refuse the call without it."""
         if name not in self._given:
             raise InvalidArgument(f'the argument "{name}" is missing', path=name, hint=self._takes)
         return self._given[name]
 
     def whole(self, name: str) -> int | None:
-        """Give a whole number of at least 0, or None if it is missing or null."""
+        """Return an integer of at least 0, or None if it is missing or null."""
         value = self._given.get(name)
         if value is None:
             return None
@@ -130,7 +132,7 @@ class Arguments:
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Give true or false."""
+        """Return true or false."""
         value = self._given.get(name)
         if value is None:
             return default
@@ -139,7 +141,7 @@ class Arguments:
         return value
 
     def word(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
-        """Give one of some words."""
+        """Return one of some strings."""
         value = self._given.get(name)
         if value is None:
             return default
@@ -150,7 +152,7 @@ class Arguments:
         return value
 
     def timeout(self) -> float | None:
-        """Give the caller's time limit in seconds, above 0."""
+        """Return the caller's time limit in seconds, above 0."""
         return seconds_of(self._given.get("timeout"))
 
 
@@ -164,7 +166,7 @@ def _as_column(name: str, names: Collection[str]) -> str:
 
 def seconds_of(value: Any) -> float | None:
     """
-    Read a time limit in seconds; None is none.
+    Return a time limit in seconds; None is none.
 
     Raises:
         InvalidArgument: Not a number above 0.
@@ -184,7 +186,7 @@ MAX_LISTED = 1000
 
 def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
     """
-    Give a list argument; one text stands for a list of it, None for an empty one.
+    Return a list argument; one string stands for a list of it, None for an empty one.
 
     Raises:
         InvalidArgument: It is no list, or too long to be planned in a moment.
@@ -202,7 +204,7 @@ def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
 
 def row_of(value: Any, name: str) -> Mapping[str, Any]:
     """
-    Give the one row of an argument.
+    Return the one row of an argument.
 
     Raises:
         InvalidArgument: Not a dict with texts for keys.
@@ -215,7 +217,7 @@ def row_of(value: Any, name: str) -> Mapping[str, Any]:
 
 def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
     """
-    Give the rows of a write, and whether the caller gave a list of them.
+    Return the rows of a write, and whether the caller gave a list of them.
 
     Raises:
         InvalidArgument: Not a dict or a list of dicts with texts for keys.

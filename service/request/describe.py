@@ -30,7 +30,7 @@ WHOLE = Part()
 
 
 def parse_describe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Part, float | None]:
-    """Read the arguments of `describe`; gives the caller's time limit as well."""
+    """Parse the arguments of `describe`; returns the caller's time limit in seconds as well."""
     given = Arguments(args, kwargs, [], ["relations", "functions"])
     relations, functions = given.value("relations"), given.value("functions")
     if relations is None and functions is None:

@@ -36,7 +36,7 @@ MAX_EMBEDS = 100
 
 class EmbedParser:
     """
-    Reads one `embed`.
+    Parser of one `embed`.
 
     Args:
         values: Of the call; operands are added.
@@ -52,7 +52,7 @@ class EmbedParser:
 
     def parse(self, embed: Any, path: str = "embed", depth: int = 1) -> tuple[Embed, ...]:
         """
-        Read an `embed`; None is none.
+        Parse an `embed`; None is none.
 
         Raises:
             InvalidArgument: It is malformed, too deep or too many.
@@ -143,7 +143,7 @@ class EmbedParser:
 
 
 def plain(name: str, path: str) -> Embed:
-    """Give the embed that a name alone means, for filters and sort keys that use one."""
+    """Return the embed that a name alone means, for filters and sort keys that use one."""
     return Embed(name, path, None, None, None, None, EVERYTHING, (), None, None, (), False, False)
 
 

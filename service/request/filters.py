@@ -178,7 +178,7 @@ MAX_TERMS = 1000
 
 class FilterParser:
     """
-    Reads one `where`.
+    Parser of one `where`.
 
     Args:
         values: Of the call; operands are added.
@@ -192,7 +192,7 @@ class FilterParser:
 
     def parse(self, where: Any, path: str = "where") -> Filter:
         """
-        Read a filter; None is the filter that holds for every row.
+        Parse a filter; None is the filter that holds for every row.
 
         Raises:
             InvalidArgument: It does not follow the grammar, is too deep or too long.
@@ -292,7 +292,7 @@ class FilterParser:
         return Comparison(reference, name, self._operand(operand, path), element=element)
 
     def _candidates(self, found: Comparison, values: Sequence[Any], path: str) -> Filter:
-        """Read a list of values; a null among them is a test of its own."""
+        """Build a test of a list of values; a null in it is a test of its own."""
         name, operand = found.operator, self._operand(values, path)
         if None not in values:
             return replace(found, operand=operand)
@@ -315,12 +315,14 @@ class FilterParser:
         if isinstance(operand, Mapping):
             unknown = operand.keys() - {"query", "config"}
             if unknown or not isinstance(operand.get("config", ""), str):
-                raise InvalidArgument(f'"{name}" takes "query" and, as a text, "config"', path=path)
+                raise InvalidArgument(
+                    f'"{name}" takes "query" and, as a string, "config"', path=path
+                )
             if "config" in operand:
                 config = self._operand(operand["config"], f"{path}.config")
             operand, path = operand.get("query"), f"{path}.query"
         if not isinstance(operand, str):
-            raise InvalidArgument(f'"{name}" takes a text to search for', path=path)
+            raise InvalidArgument(f'"{name}" takes a string to search for', path=path)
         return Comparison(reference, name, self._operand(operand, path), config=config)
 
     def _operand(self, value: Any, path: str) -> Operand:
@@ -328,7 +330,7 @@ class FilterParser:
 
 
 def unknown_operator(name: str, path: str) -> UnknownName:
-    """Give the refusal of what is no operator."""
+    """Build the refusal of an operator that does not exist."""
     hint = said("operator", name, OPERATORS)
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
@@ -339,7 +341,7 @@ def _all(terms: Sequence[Filter]) -> Filter:
 
 def _stranger(value: Any, path: str) -> tuple[str, str] | None:
     """
-    Give the first key of a dict that is no operator, and where it stands.
+    Return the first key of a dict that is no operator, and its path.
 
     A dict of operators is a condition, any other a filter of related rows; so is what `not` has.
     """
@@ -357,7 +359,7 @@ def _stranger(value: Any, path: str) -> tuple[str, str] | None:
 
 
 def _word(operand: Any, path: str) -> str:
-    """Read a word in any case, as in SQL, and `not_null` as PostgREST spells it."""
+    """Parse the operand of `is`, in any case as in SQL, and `not_null` as PostgREST spells it."""
     if operand is None:
         return "null"
     word = str(operand).lower().replace("_", " ") if isinstance(operand, bool | str) else ""
@@ -381,7 +383,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_element(value: Any) -> bool:
-    """Tell an element from a range, where a range contains either: ranges are texts."""
+    """Return whether a range is to contain an element, rather than a range: ranges are strings."""
     if isinstance(value, str):
         return not (value.strip().lower() == "empty" or value.lstrip()[:1] in {"[", "(", "{"})
     return not _is_list(value)

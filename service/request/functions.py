@@ -28,7 +28,7 @@ SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
 
 
 def distance(value: Any, type: Type, catalog: Catalog) -> int:
-    """Tell how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
+    """Return how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
     if value is None:
         return 0
     type = catalog.plain(type)
@@ -49,7 +49,7 @@ def distance(value: Any, type: Type, catalog: Catalog) -> int:
 
 
 def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
-    """Take the farthest of a list's items, a list among them for a further dimension."""
+    """Return the largest distance of a list's items; a list among them is a further dimension."""
     if not isinstance(value, list | tuple):
         return FAR
     plain = (each for each in value if not isinstance(each, list | tuple))
@@ -57,7 +57,7 @@ def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
 
 
 def _own(value: Any) -> tuple[str, ...]:
-    """Name the types that a value is a form of, the closest first."""
+    """Return the names of the types that a value is a form of, the closest first."""
     if isinstance(value, bool):
         return ("bool",)
     if isinstance(value, int):
@@ -87,7 +87,7 @@ class Given:
 
 def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
     """
-    Pick the function that arguments mean.
+    Return the overload that arguments mean.
 
     The one that leaves least to defaults is meant, as in PostgreSQL. Of several that take the
     same names, it is the one whose types go at least as well with every value as those of any
@@ -112,7 +112,7 @@ def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Fun
 
 
 def signature(function: Function, catalog: Catalog) -> str:
-    """Spell what a function takes: "add(a integer, [b integer])", brackets for a default."""
+    """Return what a function takes: "add(a integer, [b integer])", brackets for a default."""
     spelled = []
     for at, each in enumerate(function.inputs, 1):
         word = f"{each.name or f'${at}'} {catalog.type(each.type).sql}"
@@ -121,7 +121,7 @@ def signature(function: Function, catalog: Catalog) -> str:
 
 
 def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
-    """Give the functions to whose types no value is closer in another one."""
+    """Return the functions to whose types no value is closer in another one."""
     distances = [
         [
             distance(value, catalog.type(argument.type), catalog)
@@ -134,7 +134,7 @@ def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> l
 
 
 def _paired(function: Function, given: Given) -> Iterator[tuple[Argument, Any]]:
-    """Give each value with its argument, in the order of the call."""
+    """Return each value with its argument, in the order of the call."""
     yield from zip(function.inputs, given.positional, strict=False)
     by_name = {each.name: each for each in function.inputs}
     for name, value in given.named.items():
@@ -213,7 +213,7 @@ def generic_of(
     function: Function, given: Given, catalog: Catalog
 ) -> tuple[str, frozenset[str | int]]:
     """
-    Find the one type of all that is given for polymorphic arguments.
+    Return the one type of all that is given for polymorphic arguments.
 
     Args:
         function: The one that is called.
@@ -306,7 +306,7 @@ def parse_call(
     catalog: Catalog,
 ) -> Parsed[CallRequest]:
     """
-    Read a plain call: all keywords are the function's, but the options of the call.
+    Parse a plain call: all keywords are the function's, but the options of the call.
 
     Args:
         functions: Those of the name.
@@ -329,7 +329,7 @@ def parse_call(
 
 def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
     """
-    Read what a function is given where all keywords are those of a verb.
+    Parse what a function is given where all keywords are those of a verb.
 
     Args:
         functions: Those of the name.
@@ -350,7 +350,7 @@ def bind_call(
     max_affected: int | None = None,
 ) -> CallRequest:
     """
-    Pick the function that arguments mean, and put them among the values of the call.
+    Build the request for the overload that arguments mean; they join the values of the call.
 
     Raises:
         InvalidArgument: No function takes these arguments, or more than one does.
@@ -374,7 +374,7 @@ def bind_call(
 def _split(
     functions: Sequence[Function], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell the function's arguments from the options of the call."""
+    """Return the function's arguments, and the options of the call."""
     names = {name for function in functions for name in function.names}
     apart = isinstance(kwargs.get(ARGS), Mapping)
     named: dict[str, Any] = {}
@@ -425,21 +425,21 @@ def parse_called(
     parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
 ) -> Parsed[CalledRequest[Request]]:
     """
-    Read a call of a verb on a function's rows; what the function is given stands in `args`.
+    Parse a call of a verb on a function's rows; what the function is given stands in `args`.
 
     Args:
         functions: Those of the name.
         args: By position: they are the function's.
         kwargs: By name: they are the verb's.
         catalog: For the types of arguments.
-        parse: Reads the arguments of the verb, told of what rows.
+        parse: Parses the arguments of the verb; takes them and a name of the rows.
 
     Raises:
         InvalidArgument: It is malformed, or no function takes these arguments.
     """
     rest = {name: value for name, value in kwargs.items() if name != ARGS}
     given = read_given(functions, args, kwargs.get(ARGS))
-    # the rows of other arguments are another question
+    # the rows of other arguments are another query
     home = f"{functions[0].schema}.fn.{functions[0].name}"
     question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
     try:
@@ -459,7 +459,7 @@ def _explain(
     args: Sequence[Any],
     rest: Mapping[str, Any],
 ) -> None:
-    """Say which arguments are the function's, and which the verb's, where they were mistaken."""
+    """Add to a refusal which arguments are the function's, and which the verb's."""
     path = refusal.details.get("path")
     if isinstance(refusal, UnknownName):
         if path in rest and any(path in function.names for function in functions):

@@ -53,13 +53,13 @@ class FunctionName:
 
 
 def encode(component: str) -> str:
-    """Spell a name as one component of a URI: white space, ".", "#" and "%" are escaped."""
+    """Return a name as one component of a URI: white space, ".", "#" and "%" are escaped."""
     return _FORBIDDEN.sub(lambda found: _percent(found.group()), component)
 
 
 def decode(component: str) -> str:
     """
-    Read a component of a URI.
+    Return the name that a component of a URI stands for.
 
     Raises:
         NoSuchProcedure: An escape is broken.
@@ -76,7 +76,7 @@ def decode(component: str) -> str:
 
 def parse_name(name: str) -> Name | FunctionName:
     """
-    Take a procedure's name apart.
+    Parse a procedure's name.
 
     "app.fn.f" may also be the verb "f" of a relation that is called "fn".
 

@@ -1,8 +1,8 @@
 """
-The `next` tokens: where a page ended, bound to the question that it answers.
+The `next` tokens: where a page ended, bound to the query that it answers.
 
 A token holds the sort keys of the last row as PostgreSQL's text, or an offset where rows
-have no key to go by, and a digest of the question, so that it cannot be used with
+have no key to go by, and a digest of the query, so that it cannot be used with
 another one by mistake. It is no secret and no proof: what it holds is bound as
 parameters, like any value of a call.
 """
@@ -22,22 +22,22 @@ MAX_TOKEN = 1 << 20
 """Characters; sort keys may be long texts."""
 
 
-def digest_of(*question: Any) -> str:
+def digest_of(*query: Any) -> str:
     """
-    Sum up a question: the same order and filter give the same digest.
+    Return a digest of a query: the same order and filter give the same one.
 
     Raises:
         InvalidArgument: A value in it is nested too deep to be looked at.
     """
     try:
-        text = repr(question)
+        text = repr(query)
     except RecursionError:
         raise InvalidArgument("a value of this call is nested too deep") from None
     return blake2b(text.encode(errors="replace"), digest_size=9).hexdigest()
 
 
 def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
-    """Write a token for the last row's sort keys, or for an offset."""
+    """Return a token for the last row's sort keys, or for an offset."""
     page = keys if isinstance(keys, int) else list(keys)
     text = json.dumps([digest, page], ensure_ascii=False, separators=(",", ":"))
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
@@ -45,10 +45,10 @@ def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
 
 def read_token(token: Any, digest: str) -> list[str | None] | int:
     """
-    Read a token back.
+    Parse a token into the sort keys, or the offset, that it holds.
 
     Raises:
-        InvalidArgument: It is none of ours, or of another question.
+        InvalidArgument: It is none of ours, or of another query.
     """
     if not isinstance(token, str) or len(token) > MAX_TOKEN:
         raise _not_a_token()
@@ -59,7 +59,7 @@ def read_token(token: Any, digest: str) -> list[str | None] | int:
         raise _not_a_token() from None
     if theirs != digest:
         raise InvalidArgument(
-            "this token belongs to another question",
+            "this token belongs to another query",
             path="after",
             hint="a token goes with the same where, order and distinct as the page before",
         )

@@ -55,7 +55,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[Request]):
     """
-    A call, read.
+    A parsed call.
 
     Args:
         request: Its shape.
@@ -73,7 +73,7 @@ class Parsed(Generic[Request]):
 
 
 def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) -> Parsed[GetRequest]:
-    """Read the arguments of `get`."""
+    """Parse the arguments of `get`."""
     given = Arguments(args, kwargs, ["key"], ["select", "embed", "form"])
     values = Values()
     request = GetRequest(
@@ -89,7 +89,7 @@ def parse_find(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
 ) -> Parsed[FindRequest]:
     """
-    Read the arguments of `find`.
+    Parse the arguments of `find`.
 
     Args:
         args: By position: none are taken.
@@ -154,7 +154,7 @@ def parse_find(
 def parse_count(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CountRequest]:
-    """Read the arguments of `count` and `exists`."""
+    """Parse the arguments of `count` and `exists`."""
     given = Arguments(args, kwargs, [], ["where"])
     values = Values()
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
@@ -163,7 +163,7 @@ def parse_count(
 
 def parse_key(key: Any, values: Values) -> KeyMatch:
     """
-    Read a key: a bare value, a list in the primary key's order, or a dict of a unique key.
+    Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key.
 
     Raises:
         InvalidArgument: It is null or empty, or has nulls.
@@ -185,13 +185,13 @@ def parse_key(key: Any, values: Values) -> KeyMatch:
 
 
 def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
-    """Read which related rows are wanted."""
+    """Parse which related rows are wanted."""
     parser = EmbedParser(values, limits.max_embed_depth, limits.max_depth)
     return parser.parse(given.value("embed"))
 
 
 def parse_form(given: Arguments) -> Form:
-    """Read in which form the rows are wanted."""
+    """Parse in which form the rows are wanted."""
     return cast("Form", given.word("form", FORMS, "dicts"))
 
 
@@ -219,7 +219,7 @@ _PAGING = ("after", "count")
 
 def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """
-    Read how many rows go into one part.
+    Parse how many rows go into one part.
 
     Returns:
         The number, and the keywords that are left for the find.
@@ -233,7 +233,7 @@ def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
 
 def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     """
-    Read what an export is written as; it has no form of rows.
+    Parse what an export is written as; it has no form of rows.
 
     Returns:
         The format, and the keywords that are left for the stream.
@@ -246,7 +246,7 @@ def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
 
 def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
     """
-    Have nothing that its format, if it has any, cannot hold be exported.
+    Refuse to export what the format, if there is one, cannot hold.
 
     Raises:
         InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
@@ -264,7 +264,7 @@ def parse_unpaged(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
 ) -> Parsed[FindRequest]:
     """
-    Read the arguments of a find, less its paging; its limit is what is asked for, or none.
+    Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
 
     Args:
         args: By position.
@@ -280,7 +280,7 @@ def parse_unpaged(
     call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
     if call.request.form == "json":
         raise InvalidArgument(
-            "the parts of a stream are no JSON texts", path="form", hint="export gives ndjson"
+            "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
         )
     values = list(call.values)
     # a find asks for one row more, to tell whether it is there
@@ -303,7 +303,7 @@ GROUPS = 5_000
 def parse_aggregate(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[AggregateRequest]:
-    """Read the arguments of `aggregate`."""
+    """Parse the arguments of `aggregate`."""
     given = Arguments(
         args,
         kwargs,

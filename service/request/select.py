@@ -30,7 +30,7 @@ Token = tuple[str, str]
 
 def parse_item(text: str, path: str, values: Values) -> Item:
     """
-    Read a select item.
+    Parse a select item.
 
     Args:
         text: As the caller wrote it.
@@ -52,7 +52,7 @@ def parse_item(text: str, path: str, values: Values) -> Item:
 
 def parse_reference(text: str, path: str, values: Values) -> Reference:
     """
-    Read a column reference, as filters and sort keys have it.
+    Parse a column reference, as filters and sort keys have it.
 
     Raises:
         InvalidArgument: It does not follow the grammar, or has an alias or a cast.
@@ -94,7 +94,7 @@ def _tokens(text: str, path: str) -> list[Token]:
 
 
 def _joined(tokens: list[Token]) -> list[Token]:
-    """Join the parts of `relation!via`, of which each may be in quotes."""
+    """Return tokens with the parts of `relation!via` joined, of which each may be in quotes."""
     found: list[Token] = []
     for kind, text in tokens:
         last, before = found[-1] if found else ("mark", "")
@@ -158,7 +158,7 @@ MAX_KEYS = 64
 
 
 def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
-    """Read a select list; None stands for all columns."""
+    """Parse a select list; None stands for all columns."""
     if select is None:
         return None
     return tuple(
@@ -167,24 +167,24 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
 
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
-    """Read sort keys."""
+    """Parse sort keys."""
     keys = listed(order, path, MAX_KEYS)
     return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(keys))
 
 
 def parse_one(item: Any, path: str, values: Values) -> Item:
-    """Read one item of a select list, in its short or its long form."""
+    """Parse one item of a select list, in its short or its long form."""
     if isinstance(item, str):
         return parse_item(item, path, values)
     if not isinstance(item, Mapping):
-        raise InvalidArgument("an item is a text or a dict", path=path)
+        raise InvalidArgument("an item is a string or a dict", path=path)
     _only(item, ("column", "as", "cast"), path)
     column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
     if not isinstance(column, str):
         raise InvalidArgument('an item names its "column"', path=f"{path}.column")
     for name, value in (("as", alias), ("cast", type_name)):
         if value is not None and not isinstance(value, str):
-            raise InvalidArgument(f'"{name}" is a text', path=f"{path}.{name}")
+            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
         if value is not None:
             check_name(value, f"{path}.{name}")
     return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
@@ -197,7 +197,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
     if not isinstance(key, Mapping):
         pair = isinstance(key, list | tuple) and len(key) == 2
         raise InvalidArgument(
-            'a sort key is a text or a dict with "by"',
+            'a sort key is a string or a dict with "by"',
             path=path,
             hint=_short(*key) if pair else None,
         )
@@ -222,7 +222,7 @@ def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
 
 
 def _short(name: Any, value: Any) -> str | None:
-    """Give the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
+    """Return the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
     signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
     sign = signs.get(str(value).lower())
     return None if sign is None else f'did you mean "{sign}{clip(name)}"?'

@@ -38,7 +38,7 @@ TARGET = ("where", "expect", "max_affected", "all")
 def parse_create(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Read the arguments of `create`."""
+    """Parse the arguments of `create`."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
     return _new_rows(given, limits, None)
 
@@ -46,14 +46,14 @@ def parse_create(
 def parse_upsert(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Read the arguments of `upsert`."""
+    """Parse the arguments of `upsert`."""
     known = [*RETURNING, "max_affected", "on_conflict", "update"]
     given = Arguments(args, kwargs, ["values"], known)
     return _new_rows(given, limits, parse_conflict(given))
 
 
 def parse_conflict(given: Arguments) -> OnConflict:
-    """Read what becomes of new rows whose key is there already."""
+    """Parse what becomes of new rows whose key is there already."""
     key, update = given.value("on_conflict"), given.value("update")
     conflict = OnConflict(
         key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
@@ -87,7 +87,7 @@ def _new_rows(
 def parse_update(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[UpdateRequest]:
-    """Read the arguments of `update`, by key or by filter."""
+    """Parse the arguments of `update`, by key or by filter."""
     given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
     values = Values()
     changes = row_of(given.required("changes"), "changes")
@@ -103,7 +103,7 @@ def parse_update(
 def parse_delete(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[DeleteRequest]:
-    """Read the arguments of `delete`, by key or by filter."""
+    """Parse the arguments of `delete`, by key or by filter."""
     given = Arguments(args, kwargs, ["key"], [*TARGET, *RETURNING])
     values = Values()
     request = DeleteRequest(
@@ -115,7 +115,7 @@ def parse_delete(
 
 
 def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
-    """Read one row's columns and values; `{"$default": true}` is the column's default."""
+    """Parse one row's columns and values; `{"$default": true}` is the column's default."""
     found = []
     for column, value in row.items():
         here = f"{path}.{column}"
@@ -127,7 +127,7 @@ def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assi
 
 
 def names_of(value: Any, name: str) -> tuple[str, ...]:
-    """Read a list of columns."""
+    """Parse a list of columns."""
     found = listed(value, name)
     for at, each in enumerate(found):
         if not isinstance(each, str):
@@ -212,7 +212,7 @@ class ImportRequest:
 
 def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportRequest:
     """
-    Read the arguments of `import`; what its rows hold is read where they are written.
+    Parse the arguments of `import`; what its rows hold is read where they are written.
 
     A call that brings rows and names no upload is the whole import, unless it says otherwise.
     """
@@ -225,7 +225,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
     if not isinstance(rows, list | tuple | None):
         raise InvalidArgument('"rows" is a list of rows', path="rows")
     if not isinstance(csv, str | None):
-        raise InvalidArgument('"csv" is a text', path="csv")
+        raise InvalidArgument('"csv" is a string', path="csv")
     upload = given.value("upload")
     if not isinstance(upload, str | None):
         raise InvalidArgument('"upload" is what the first call has answered', path="upload")

@@ -18,7 +18,7 @@ from service.sql.statement import Part, Statement, spelled
 
 
 def aggregate(plan: AggregatePlan, json: bool = False) -> Statement:
-    """Spell an aggregate: the groups, and a selection of them; with `json`, each value as JSON."""
+    """Build an aggregate: the groups, and a selection of them; with `json`, each value as JSON."""
     head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     columns = columns_of(plan.grouped.outputs, ())
     rows, pure = _aggregate(plan, json), is_pure(plan)

@@ -38,7 +38,7 @@ class CopyIn:
 
 
 def copy_in(plan: ImportPlan) -> CopyIn:
-    """Spell an import."""
+    """Build the statements of an import."""
     if not plan.staged:
         home = Identifier(plan.relation.schema, plan.relation.name)
         copy = _text(_copy(plan, home))
@@ -60,7 +60,7 @@ def _copy(plan: ImportPlan, target: Identifier, default: str | None = None) -> I
 
 
 def _stage(plan: ImportPlan) -> Iterator[Part]:
-    """Make a table of the same types, without constraints: those are the relation's to check."""
+    """Build a table of the same types, without constraints: those are the relation's to check."""
     yield SQL("CREATE TEMPORARY TABLE rowcast_import (")
     # the catalog's own spelling, as in casts
     yield from separated(

@@ -22,7 +22,7 @@ VALUE, ROWS = "v", "r"
 
 def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Part]:
     """
-    Give the items of a select list that hold the embeds.
+    Build the items of a select list that hold the embeds.
 
     Args:
         embeds: Planned ones.
@@ -40,7 +40,7 @@ def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Par
 
 
 def embedded_json(embeds: Sequence[PlannedEmbed]) -> Iterator[Iterator[Part]]:
-    """Give the JSON of embeds, of those that are spread a value for each of their columns."""
+    """Build the JSON of embeds, of those that are spread a value for each of their columns."""
     for embed in embeds:
         if not embed.spread:
             yield _value(embed)
@@ -78,12 +78,12 @@ def _named(embed: PlannedEmbed, json: Iterable[Iterator[Part]]) -> Iterator[list
 
 
 def embed_names(embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
-    """Name what `embedded_json` gives."""
+    """Return the names of what `embedded_json` builds."""
     return names_of((), embeds)
 
 
 def laterals(embeds: Sequence[PlannedEmbed], json: bool = False) -> Iterator[Part]:
-    """Give the joins that make the embeds; `json` where nobody reads them on the way."""
+    """Build the joins that make the embeds; `json` where nobody reads them on the way."""
     for embed in embeds:
         yield SQL(" LEFT JOIN LATERAL (SELECT ")
         yield SQL("pg_catalog.json_agg(" if embed.many else "pg_catalog.row_to_json(")

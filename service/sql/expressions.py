@@ -34,7 +34,7 @@ ROW = Identifier(NAME)
 
 
 def expression(value: Expression) -> Iterator[Part]:
-    """Give a value of the row, or of the one row that links lead to."""
+    """Build a value of the row, or of the one row that links lead to."""
     if value.links:
         yield from _linked(value)
         return
@@ -49,7 +49,7 @@ def expression(value: Expression) -> Iterator[Part]:
 
 
 def condition(where: Condition) -> Iterator[Part]:
-    """Give a condition, in parentheses where it could be read otherwise."""
+    """Build a condition, in parentheses where it could be read otherwise."""
     if isinstance(where, Compare):
         yield from _compare(where)
     elif isinstance(where, Test):
@@ -72,14 +72,14 @@ def condition(where: Condition) -> Iterator[Part]:
 
 
 def where(found: Condition | None) -> Iterator[Part]:
-    """Give a WHERE clause, or nothing."""
+    """Build a WHERE clause, or nothing."""
     if found is not None:
         yield SQL(" WHERE ")
         yield from condition(found)
 
 
 def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> Iterator[Part]:
-    """Give the FROM and WHERE of related rows, with what is joined to them."""
+    """Build the FROM and WHERE of related rows, with what is joined to them."""
     yield SQL(" FROM ")
     if link.function is not None:
         yield from _of_row(link.function, link.outer, link.row)
@@ -110,7 +110,7 @@ def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> I
 
 
 def present(source: str) -> Iterator[Part]:
-    """Give the condition that a row is there: a function of one row gives nulls for none."""
+    """Build the condition that a row is there: a function of one row gives nulls for none."""
     yield SQL("NOT (")
     yield from _whole(source, "")
     yield SQL(" IS NULL)")
@@ -127,18 +127,18 @@ def _equal(left: str, right: str, pairs: Equals) -> Iterator[Part]:
 
 
 def operator(found: Operator) -> SQL:
-    """Give an operator, in its schema."""
+    """Build an operator, in its schema."""
     return SQL(f" OPERATOR({home(found.schema)}.{found.name}) ")
 
 
 def home(schema: str) -> str:
-    """Spell a schema before what is in it."""
+    """Return a schema as it stands before what is in it."""
     return schema if schema == PG_CATALOG else quoted(schema).replace("%", "%%")
 
 
 def alike(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
     """
-    Give the condition that two values are equal, null being one like others.
+    Build the condition that two values are equal, null being one like others.
 
     IS NOT DISTINCT FROM takes whatever operator it finds, and cannot be told which.
     """
@@ -155,7 +155,7 @@ def alike(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Itera
 
 
 def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
-    """Give an ORDER BY clause, or nothing."""
+    """Build an ORDER BY clause, or nothing."""
     for at, key in enumerate(keys):
         yield SQL(", " if at else " ORDER BY ")
         if key.position:
@@ -168,7 +168,7 @@ def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
 
 
 def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]:
-    """Give items with something between them."""
+    """Return the parts of items with something between them."""
     for at, item in enumerate(items):
         if at:
             yield SQL(by)
@@ -176,7 +176,7 @@ def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]
 
 
 def _linked(value: Expression) -> Iterator[Part]:
-    """Give a value of a related row: there is one at most, so it is a subselect."""
+    """Build a value of a related row: there is one at most, so it is a subselect."""
     first, *rest = value.links
     yield SQL("(SELECT ")
     yield from expression(replace(value, source=first.source, links=tuple(rest)))
@@ -201,7 +201,7 @@ def _stepped(value: Expression) -> Iterator[Part]:
 
 
 def _of_row(function: Function, source: str, row: str) -> Iterator[Part]:
-    """Give a function of a row."""
+    """Build a call of a function of a row."""
     yield Identifier(function.schema, function.name)
     yield SQL("(")
     yield from _whole(source, row)
@@ -209,7 +209,7 @@ def _of_row(function: Function, source: str, row: str) -> Iterator[Part]:
 
 
 def _whole(source: str, row: str) -> Iterator[Part]:
-    """Give a whole row, or the column that holds it."""
+    """Build a reference to a row, or to the column that holds it."""
     if row:
         yield Identifier(source, row)
     else:

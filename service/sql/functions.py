@@ -16,7 +16,7 @@ from service.sql.statement import Part, Statement, render
 
 def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
     """
-    Spell a plain call.
+    Build a plain call.
 
     Args:
         plan: Of the call.
@@ -38,7 +38,7 @@ def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
 
 
 def invoked(found: FunctionCall) -> Iterator[Part]:
-    """Give a function with its arguments; those by name keep their defaults apart."""
+    """Build a function with its arguments; those by name keep their defaults apart."""
     yield Identifier(found.function.schema, found.function.name)
     yield SQL("(")
     yield from separated(_argument(each) for each in found.arguments)
@@ -46,7 +46,7 @@ def invoked(found: FunctionCall) -> Iterator[Part]:
 
 
 def called(found: FunctionCall) -> Iterator[Part]:
-    """Give a function as what a FROM clause reads, under the alias of its rows."""
+    """Build a function as what a FROM clause reads, under the alias of its rows."""
     yield from invoked(found)
     yield SQL(" AS ")
     yield ROW

@@ -17,13 +17,13 @@ FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "bo
 
 
 def grouped_items(grouped: Groups) -> Iterator[Part]:
-    """Give the select list of groups: what they have in common, then the measures."""
+    """Build the select list of groups: what they have in common, then the measures."""
     yield from separated([*map(_group, grouped.groups), *map(_measure, grouped.measures)])
 
 
 def group_by(grouped: Groups) -> Iterator[Part]:
     """
-    Give a GROUP BY clause, or nothing.
+    Build a GROUP BY clause, or nothing.
 
     By position: a parameter spelled twice would be two different ones for PostgreSQL.
     """

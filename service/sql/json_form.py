@@ -13,7 +13,7 @@ from service.sql.statement import Part
 
 
 def json_value(value: Iterable[Part], type: Type) -> Iterator[Part]:
-    """Give a value whose JSON, as PostgreSQL writes it, is what is answered."""
+    """Build a value whose JSON, as PostgreSQL writes it, is what is answered."""
     if type.schema == "pg_catalog" and type.name == "bytea":
         yield SQL("pg_catalog.translate(pg_catalog.encode(")
         yield from value
@@ -27,12 +27,12 @@ def json_value(value: Iterable[Part], type: Type) -> Iterator[Part]:
 
 
 def json_text(value: Iterable[Part], type: Type) -> Iterator[Part]:
-    """Give a value's JSON as text; never NULL, which is a value of JSON too."""
+    """Build a value's JSON as text; never NULL, which is a value of JSON too."""
     yield SQL("coalesce(CAST(pg_catalog.to_json(")
     yield from json_value(value, type)
     yield SQL(") AS text), 'null')")
 
 
 def literal(text: str) -> SQL:
-    """Quote a text; `standard_conforming_strings` is on in every session."""
+    """Return a string constant; `standard_conforming_strings` is on in every session."""
     return SQL("'" + text.replace("'", "''").replace("%", "%%") + "'")

@@ -24,10 +24,10 @@ WRITTEN, FOUND = Identifier("w"), Identifier("r")
 
 def handing(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
     """
-    Give a statement that hands on the rows of another one.
+    Build a statement that hands on the rows of another one.
 
     Args:
-        rows: Gives `values` of each.
+        rows: A statement that returns `values` of each.
         certain: Whether the statement behind is to fail if there are none.
     """
     yield SQL('WITH "w" ("v") AS (')
@@ -42,7 +42,7 @@ def handing(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
 
 
 def values(reread: Reread, relation: Relation) -> Iterator[Part]:
-    """Give what is handed on of a row "t", as one value."""
+    """Build what is handed on of a row "t", as one value."""
     yield SQL("CAST(ARRAY[")
     found: list[list[Part]] = [[Identifier("t", each.name)] for each in reread.carried]
     if reread.row:
@@ -52,7 +52,7 @@ def values(reread: Reread, relation: Relation) -> Iterator[Part]:
 
 
 def handing_all(call: FunctionCall, relation: Relation) -> Iterator[Part]:
-    """Give a statement that hands on the rows of a function, each as one value."""
+    """Build a statement that hands on the rows of a function, each as one value."""
     row = [
         SQL("SELECT CAST(ARRAY[CAST("),
         *_whole(ROW, relation),
@@ -62,7 +62,7 @@ def handing_all(call: FunctionCall, relation: Relation) -> Iterator[Part]:
 
 
 def handed_all(relation: Relation) -> Iterator[Part]:
-    """Give the FROM clause of the second statement, where "t" are the rows of the function."""
+    """Build the FROM clause of the second statement, where "t" are the rows of the function."""
     yield from _handed()
     yield SQL(" CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[")
     yield from _value(0, _row_type(relation))
@@ -71,7 +71,7 @@ def handed_all(relation: Relation) -> Iterator[Part]:
 
 
 def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
-    """Give the FROM clause of the second statement, where "t" are the rows."""
+    """Build the FROM clause of the second statement, where "t" are the rows."""
     yield from _handed()
     home = Identifier(relation.schema, relation.name)
     if not reread.loose:
@@ -107,7 +107,7 @@ def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
 
 
 def ordered(by: Iterable[Part]) -> Iterator[Part]:
-    """Give an ORDER BY clause that keeps rows alike in the order in which they were handed on."""
+    """Build an ORDER BY clause that keeps equal rows in the order in which they were handed on."""
     found = list(by)
     yield from found
     yield SQL(", " if found else " ORDER BY ")
@@ -138,7 +138,7 @@ def _value(at: int, type: str) -> Iterator[Part]:
 
 
 def _whole(row: Identifier, relation: Relation) -> Iterator[Part]:
-    """Give a whole row as one value."""
+    """Build a row as one value."""
     yield SQL("CAST(")
     yield row
     yield SQL(f".* AS {_row_type(relation).replace('%', '%%')})")

@@ -30,7 +30,7 @@ from service.sql.statement import Part, Statement, render, spelled
 
 def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
     """
-    Give the condition that a row comes after the end of a page.
+    Build the condition that a row comes after the end of a page.
 
     Where all keys run the same way and none can be null, one row comparison says it, and
     an index over the keys answers it. Else it is spelled key by key.
@@ -86,7 +86,7 @@ def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
 
 def select(plan: ReadPlan, json: bool = False) -> Statement:
     """
-    Spell a read; with `json`, each value as JSON.
+    Build a read; with `json`, each value as JSON.
 
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
@@ -100,7 +100,7 @@ def select(plan: ReadPlan, json: bool = False) -> Statement:
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
     """
-    Spell the question how many rows a read gives.
+    Build the query how many rows a read returns.
 
     Args:
         plan: What to count.
@@ -111,12 +111,12 @@ def count(plan: ReadPlan, limit: int | None = None) -> Statement:
 
 
 def exists(plan: ReadPlan) -> Statement:
-    """Spell the question whether a read gives any row."""
+    """Build the query whether a read returns any row."""
     return _about(plan, [SQL("SELECT EXISTS (")], [SQL(")")])
 
 
 def estimate(plan: ReadPlan) -> Statement:
-    """Spell the question how many rows the planner expects; it answers one JSON document."""
+    """Build the query how many rows the planner expects; it answers one JSON document."""
     return _about(plan, [SQL("EXPLAIN (FORMAT JSON) ")], [])
 
 
@@ -128,7 +128,7 @@ def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> St
 def source(
     relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
 ) -> Iterator[Part]:
-    """Give a FROM clause: of a relation, or of the function that returns, or gave, its rows."""
+    """Build a FROM clause: of a relation, or of the function that returns, or returned, its rows."""
     if afterwards:
         yield from handed_all(relation)
         return
@@ -144,7 +144,7 @@ def source(
 def items(
     outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = (), json: bool = False
 ) -> Iterator[Part]:
-    """Give a select list with the names of the answer, embeds last; with `json`, as texts."""
+    """Build a select list with the names of the answer, embeds last; with `json`, as texts."""
     if json:
         values = (json_text(expression(each.expression), each.expression.type) for each in outputs)
         related = ([SQL("CAST("), *each, SQL(" AS text)")] for each in embedded_json(embeds))
@@ -159,14 +159,14 @@ def items(
 def answer_of(
     outputs: Sequence[Output], embeds: tuple[PlannedEmbed, ...], json: bool
 ) -> tuple[tuple[str, ...], tuple[PlannedEmbed, ...]]:
-    """Name the columns that `items` gives, and the embeds among them that are to be read."""
+    """Return the names of the columns of `items`, and the embeds among them that are to be read."""
     if json:
         return names_of(outputs, embeds), ()
     return columns_of(outputs, embeds), embeds
 
 
 def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
-    """Name the columns that `items` gives."""
+    """Return the names of the columns of `items`."""
     return (*(output.name for output in outputs), *(embed.key for embed in embeds))
 
 
@@ -177,7 +177,7 @@ def _output(output: Output) -> Iterator[Part]:
 
 
 def _distinct(plan: ReadPlan) -> Iterator[Part]:
-    """Spell distinct rows as JSON: values of JSON itself are not told apart, nor sorted."""
+    """Build distinct rows as JSON: values of type json have no equality, and no order."""
     yield SQL("SELECT ")
     names = ([Identifier("j", kept(output.name))] for output in plan.outputs)
     types = (output.expression.type for output in plan.outputs)

@@ -50,7 +50,7 @@ class Statement:
         text: With a `%s` for each of `bounds`; a literal percent sign is doubled.
         bounds: What is bound, in the order of the text.
         name: What it is for, as the log and the metrics call it: "actions.get".
-        columns: The names of the columns that it gives, embeds last.
+        columns: The names of the columns that it returns, embeds last.
         embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
         marks: Places in the text.
@@ -77,7 +77,7 @@ class Statement:
     bare: bool = False
 
     def led(self, words: str) -> Statement:
-        """Return the statement with words before the one, or the second one, that gives rows."""
+        """Return the statement with words before the one, or the second one, that returns rows."""
         behind = len(self.text) - self.head
         marks = tuple(
             replace(mark, behind=mark.behind + len(words)) if mark.behind > behind else mark
@@ -110,7 +110,7 @@ Part = sql.Composable | Bound | Mark
 
 def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, ...]]:
     """
-    Put parts together to a text, its parameters and its marks.
+    Return the SQL text of parts, its parameters and its marks.
 
     Needs no connection, unlike `Composed.as_string`, so that a plan is rendered once, in
     the reactor thread: in UTF-8 an identifier is quoted by doubling its double quotes
@@ -146,7 +146,7 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, .
 
 def spelled(head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any) -> Statement:
     """
-    Put a statement together.
+    Build a statement of parts.
 
     Args:
         head: Of another statement, which goes ahead in the same message, if there is one.
@@ -160,5 +160,5 @@ def spelled(head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any)
 
 
 def quoted(name: str) -> str:
-    """Quote an identifier."""
+    """Return a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'

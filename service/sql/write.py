@@ -43,9 +43,9 @@ NEW = "excluded"
 
 def modify(plan: WritePlan, json: bool = False) -> Statement:
     """
-    Spell a write, with what it gives back: by itself, or by a second statement behind it.
+    Build a write with what comes back of it: by itself, or by a second statement behind it.
 
-    With `json`, each value that it gives back is JSON.
+    With `json`, each value that comes back is JSON.
     """
     back = plan.back
     alone = _certain(plan, json) if back.certain else _returning(plan, json)
@@ -83,7 +83,7 @@ def _returning(plan: WritePlan, json: bool) -> Iterator[Part]:
 
 
 def _certain(plan: WritePlan, json: bool) -> Iterator[Part]:
-    """Give a write that fails if it writes no row: then a text that is no boolean is read as one."""
+    """Build a write that fails if it writes no row: then a text that is no boolean is read as one."""
     outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.back.outputs)]
     yield SQL("WITH ")
     yield WRITTEN
@@ -157,7 +157,7 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
 
 
 def on_conflict(conflict: Conflict) -> Iterator[Part]:
-    """Give what becomes of new rows whose key is there already."""
+    """Build what becomes of new rows whose key is there already."""
     yield SQL(" ON CONFLICT ")
     if conflict.target is not None:
         yield SQL(conflict.target.text.replace("%", "%%"))
@@ -184,7 +184,7 @@ def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
 
 
 def _among(conflict: Conflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
-    """Give the condition that a new row has one of these keys."""
+    """Build the condition that a new row has one of these keys."""
     yield from separated((_is(conflict, key) for key in keys), " OR ")
 
 

@@ -21,9 +21,9 @@ def test_a_token_reads_back(keys):
     assert read_token(write_token("d", keys), "d") == keys
 
 
-def test_another_question():
-    """A token is refused with another question."""
-    with pytest.raises(InvalidArgument, match="another question"):
+def test_token_of_another_query_is_refused():
+    """A token is refused with another query."""
+    with pytest.raises(InvalidArgument, match="another query"):
         read_token(write_token(digest_of("a"), ["1"]), digest_of("b"))
 
 
