@@ -18,10 +18,42 @@ from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, neares
 
 NOWHERE = ""
 """The schema of what is like a relation, and is none: nothing can be called like it."""
+TEXT = 25
+"""The oid of `text`, the same in every PostgreSQL (pg_type.dat)."""
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
 WriteKind = Literal["insert", "update", "delete"]
+Mode = Literal["in", "out", "inout", "variadic", "table"]
+Volatility = Literal["immutable", "stable", "volatile"]
+
+_PLAIN = """
+    bool int2 int4 int8 numeric float4 float8 money text varchar bpchar date time timetz timestamp
+    timestamptz interval uuid json jsonb jsonpath xml bytea bit varbit inet cidr macaddr macaddr8
+    point line lseg box path polygon circle tsvector tsquery
+"""
+
+PLAIN = frozenset(_PLAIN.split())
+"""PostgreSQL's own types that may be cast to, beside ranges and arrays of them."""
+
+TYPE_ALIASES = {
+    "int": "int4",
+    "bigint": "int8",
+    "smallint": "int2",
+    "real": "float4",
+    "float": "float8",
+    "double": "float8",
+    "decimal": "numeric",
+    "boolean": "bool",
+    "string": "text",
+    "char": "bpchar",
+    "character": "bpchar",
+    "datetime": "timestamp",
+}
+"""Spellings of types that `pg_type` itself does not list."""
+
+Key = TypeVarTuple("Key")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +307,6 @@ class Relation:
             ) from None
 
 
-Mode = Literal["in", "out", "inout", "variadic", "table"]
-Volatility = Literal["immutable", "stable", "volatile"]
-
-
 @dataclass(frozen=True, slots=True)
 class Argument:
     """
@@ -356,11 +384,6 @@ class Function:
     def reads(self) -> bool:
         """Whether it promises to write nothing."""
         return self.volatility != "volatile" and not self.procedure
-
-
-def unknown(name: str, known: Iterable[str]) -> NoSuchProcedure:
-    """Build the refusal of a function that does not exist."""
-    return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -530,53 +553,9 @@ class Catalog:
         return [name for home, name in self.relations if home == schema]
 
 
-TEXT = 25
-"""The oid of `text`, the same in every PostgreSQL (pg_type.dat)."""
-
-_PLAIN = """
-    bool int2 int4 int8 numeric float4 float8 money text varchar bpchar date time timetz timestamp
-    timestamptz interval uuid json jsonb jsonpath xml bytea bit varbit inet cidr macaddr macaddr8
-    point line lseg box path polygon circle tsvector tsquery
-"""
-PLAIN = frozenset(_PLAIN.split())
-"""PostgreSQL's own types that may be cast to, beside ranges and arrays of them."""
-
-TYPE_ALIASES = {
-    "int": "int4",
-    "bigint": "int8",
-    "smallint": "int2",
-    "real": "float4",
-    "float": "float8",
-    "double": "float8",
-    "decimal": "numeric",
-    "boolean": "bool",
-    "string": "text",
-    "char": "bpchar",
-    "character": "bpchar",
-    "datetime": "timestamp",
-}
-"""Spellings of types that `pg_type` itself does not list."""
-
-__all__ = [
-    "NOWHERE",
-    "TEXT",
-    "TYPE_ALIASES",
-    "Catalog",
-    "Column",
-    "ForeignKey",
-    "Relation",
-    "RelationKind",
-    "Spelled",
-    "Type",
-    "TypeKind",
-    "UniqueIndex",
-    "UniqueKey",
-    "WriteKind",
-]
-
-
-Key = TypeVarTuple("Key")
-Found = TypeVar("Found")
+def unknown(name: str, known: Iterable[str]) -> NoSuchProcedure:
+    """Build the refusal of a function that does not exist."""
+    return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
 
 
 def remembered(

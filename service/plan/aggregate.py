@@ -22,9 +22,94 @@ from service.request.types import AggregateRequest, Item, Key, Measure, Referenc
 
 SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
 """The type of a sum, where it is not that of its column."""
+
 AVERAGES = {"int2": "numeric", "int4": "numeric", "int8": "numeric", "float4": "float8"}
 WHOLE = frozenset(["count", "array_agg"])
 """Functions that do not look into a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatePlan:
+    """
+    Functions over groups of rows.
+
+    Args:
+        name: What it is for, as in "actions.aggregate".
+        relation: Whose rows.
+        where: Which rows; None for all.
+        grouped: The groups.
+        having: Which groups; None for all.
+        limit, offset: Of the groups.
+        call: The function that returns the rows, where that is not the relation itself.
+        afterwards: As of a `ReadPlan`.
+    """
+
+    name: str
+    relation: Relation
+    where: Condition | None
+    grouped: Groups
+    having: Condition | None
+    limit: Bound
+    offset: Bound | None
+    call: FunctionCall | None = None
+    afterwards: bool = False
+
+
+def plan_aggregate(
+    catalog: Catalog, relation: Relation, request: AggregateRequest
+) -> AggregatePlan:
+    """
+    Plan `aggregate`.
+
+    Raises:
+        InvalidArgument: A name is unknown, or stands twice in the answer.
+    """
+    scope = Scope(catalog, relation)
+    int8 = scope.named("int8")
+    grouped, result = plan_grouped(
+        scope, request.group, request.measures, request.order, "measures"
+    )
+    return AggregatePlan(
+        name=f"{relation.name}.aggregate",
+        relation=relation,
+        where=plan_filter(scope, request.where),
+        grouped=grouped,
+        having=plan_filter(result, request.having),
+        limit=scope.bound(request.limit, int8),
+        offset=scope.bound(request.offset, int8) if request.offset else None,
+    )
+
+
+def plan_grouped(
+    scope: Scope,
+    group: tuple[Item, ...],
+    measures: Iterable[Measure],
+    order: Iterable[Key],
+    path: str,
+    source: str = "t",
+) -> tuple[Groups, Scope]:
+    """
+    Plan groups of rows; returns the scope of their names as well.
+
+    Args:
+        scope: Of the rows.
+        group: What the rows of a group have in common.
+        measures: Over them.
+        order: Of the groups.
+        path: Where measures stand in the call.
+        source: The alias of the groups.
+
+    Raises:
+        InvalidArgument: A name is unknown, or stands twice in the answer.
+    """
+    groups = plan_groups(scope, group)
+    planned = plan_measures(scope, measures)
+    refuse_repeated(groups, planned, path)
+    result = Scope(scope.catalog, _result(scope.relation, groups, planned), source=source)
+    outputs = tuple(
+        Output(result.of_column(column), name) for name, column in result.relation.columns.items()
+    )
+    return Groups(groups, planned, outputs, _order(scope, result, groups, order), source), result
 
 
 def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
@@ -143,90 +228,6 @@ def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
         return of if of.kind == "array" else catalog.array_of(of) or named["text"]
     other = {"sum": SUMS, "avg": AVERAGES}.get(function, {}).get(of.name)
     return named[other] if other and of.schema == "pg_catalog" else of
-
-
-@dataclass(frozen=True, slots=True)
-class AggregatePlan:
-    """
-    Functions over groups of rows.
-
-    Args:
-        name: What it is for, as in "actions.aggregate".
-        relation: Whose rows.
-        where: Which rows; None for all.
-        grouped: The groups.
-        having: Which groups; None for all.
-        limit, offset: Of the groups.
-        call: The function that returns the rows, where that is not the relation itself.
-        afterwards: As of a `ReadPlan`.
-    """
-
-    name: str
-    relation: Relation
-    where: Condition | None
-    grouped: Groups
-    having: Condition | None
-    limit: Bound
-    offset: Bound | None
-    call: FunctionCall | None = None
-    afterwards: bool = False
-
-
-def plan_aggregate(
-    catalog: Catalog, relation: Relation, request: AggregateRequest
-) -> AggregatePlan:
-    """
-    Plan `aggregate`.
-
-    Raises:
-        InvalidArgument: A name is unknown, or stands twice in the answer.
-    """
-    scope = Scope(catalog, relation)
-    int8 = scope.named("int8")
-    grouped, result = plan_grouped(
-        scope, request.group, request.measures, request.order, "measures"
-    )
-    return AggregatePlan(
-        name=f"{relation.name}.aggregate",
-        relation=relation,
-        where=plan_filter(scope, request.where),
-        grouped=grouped,
-        having=plan_filter(result, request.having),
-        limit=scope.bound(request.limit, int8),
-        offset=scope.bound(request.offset, int8) if request.offset else None,
-    )
-
-
-def plan_grouped(
-    scope: Scope,
-    group: tuple[Item, ...],
-    measures: Iterable[Measure],
-    order: Iterable[Key],
-    path: str,
-    source: str = "t",
-) -> tuple[Groups, Scope]:
-    """
-    Plan groups of rows; returns the scope of their names as well.
-
-    Args:
-        scope: Of the rows.
-        group: What the rows of a group have in common.
-        measures: Over them.
-        order: Of the groups.
-        path: Where measures stand in the call.
-        source: The alias of the groups.
-
-    Raises:
-        InvalidArgument: A name is unknown, or stands twice in the answer.
-    """
-    groups = plan_groups(scope, group)
-    planned = plan_measures(scope, measures)
-    refuse_repeated(groups, planned, path)
-    result = Scope(scope.catalog, _result(scope.relation, groups, planned), source=source)
-    outputs = tuple(
-        Output(result.of_column(column), name) for name, column in result.relation.columns.items()
-    )
-    return Groups(groups, planned, outputs, _order(scope, result, groups, order), source), result
 
 
 def _result(

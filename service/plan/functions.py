@@ -66,20 +66,42 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     )
 
 
-def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], bare: bool) -> None:
+def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
     """
-    Refuse to answer as JSON what the codec must read.
+    Plan a find on a function's rows.
 
     Raises:
-        InvalidArgument: Some of it may be hidden, or it comes from a CALL.
+        InvalidArgument: A name is unknown, or the token does not fit.
+        NoSuchProcedure: The function returns no rows.
     """
-    veiled = any(is_veiled(catalog, type.oid) for type in types)
-    if function.procedure or veiled or (bare and catalog.seals and function.result == RECORD):
-        raise InvalidArgument(
-            f'what "{function.name}" answers does not come as JSON text',
-            path="form",
-            hint='"dicts" or "lists"',
-        )
+    plan = plan_find(catalog, _rows(catalog, request), request.of)
+    related = plan.embeds or plan.where is not None or follows(plan.outputs, plan.order)
+    afterwards = bool(related) and _writes(catalog, request)
+    return replace(_sourced(catalog, request, plan), afterwards=afterwards)
+
+
+def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+    """Plan all of a function's rows that a find finds, without its pages, to count them."""
+    return _sourced(catalog, request, plan_all(catalog, _rows(catalog, request), request.of))
+
+
+def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
+    """
+    Plan an aggregate of a function's rows.
+
+    Raises:
+        InvalidArgument: A name is unknown.
+        NoSuchProcedure: The function returns no rows.
+    """
+    function = request.call.function
+    plan = plan_aggregate(catalog, _rows(catalog, request), request.of)
+    return replace(
+        plan,
+        name=f"fn.{function.name}.aggregate",
+        where=both(_there(function), plan.where),
+        call=plan_source(catalog, request.call),
+        afterwards=_writes(catalog, request),
+    )
 
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
@@ -129,12 +151,69 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
     return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
 
 
+@remembered
+def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
+    """
+    Return the relation that a function's rows are of, or are like.
+
+    Args:
+        catalog: That has it.
+        function: Any.
+        name: Of the type that stands for polymorphic ones, if any are given.
+        listed: Whether lists of it do.
+
+    Raises:
+        NoSuchProcedure: It returns no rows, or a procedure gave them.
+    """
+    served = rows_of(catalog, function)
+    if served is not None:
+        return keyless(catalog, served)
+    columns = result_columns(catalog, function)
+    if columns is None and function.result == RECORD:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns records without columns of their own, and so has no verbs',
+            hint="RETURNS TABLE (…), or an OUT argument for each value, gives it columns",
+        )
+    if columns is None or function.procedure:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns no rows, and so has no verbs',
+            hint=f'"fn.{function.name}" calls it',
+        )
+    if name:
+        columns = {each.name: _standing(catalog, each, name, listed) for each in columns.values()}
+    return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
+
+
+def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
+    """Return what stands for a polymorphic type, whose values may be given as lists."""
+    element = catalog.types_by_name[name]
+    if listed or type.name in ARRAYS:
+        return catalog.array_of(element) or element
+    return element
+
+
 def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
     """Return whether lists are given for `anyelement` or its like, which then stands for lists."""
     return any(
         request.lists & {at, argument.name} and catalog.type(argument.type).name not in ARRAYS
         for at, argument in enumerate(request.function.inputs)
     )
+
+
+def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], bare: bool) -> None:
+    """
+    Refuse to answer as JSON what the codec must read.
+
+    Raises:
+        InvalidArgument: Some of it may be hidden, or it comes from a CALL.
+    """
+    veiled = any(is_veiled(catalog, type.oid) for type in types)
+    if function.procedure or veiled or (bare and catalog.seals and function.result == RECORD):
+        raise InvalidArgument(
+            f'what "{function.name}" answers does not come as JSON text',
+            path="form",
+            hint='"dicts" or "lists"',
+        )
 
 
 def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgument]:
@@ -194,52 +273,6 @@ def _argument(
     return PlannedArgument(argument.name, bound, argument.mode == "variadic")
 
 
-def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
-    """Return what stands for a polymorphic type, whose values may be given as lists."""
-    element = catalog.types_by_name[name]
-    if listed or type.name in ARRAYS:
-        return catalog.array_of(element) or element
-    return element
-
-
-def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
-    """
-    Plan a find on a function's rows.
-
-    Raises:
-        InvalidArgument: A name is unknown, or the token does not fit.
-        NoSuchProcedure: The function returns no rows.
-    """
-    plan = plan_find(catalog, _rows(catalog, request), request.of)
-    related = plan.embeds or plan.where is not None or follows(plan.outputs, plan.order)
-    afterwards = bool(related) and _writes(catalog, request)
-    return replace(_sourced(catalog, request, plan), afterwards=afterwards)
-
-
-def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
-    """Plan all of a function's rows that a find finds, without its pages, to count them."""
-    return _sourced(catalog, request, plan_all(catalog, _rows(catalog, request), request.of))
-
-
-def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
-    """
-    Plan an aggregate of a function's rows.
-
-    Raises:
-        InvalidArgument: A name is unknown.
-        NoSuchProcedure: The function returns no rows.
-    """
-    function = request.call.function
-    plan = plan_aggregate(catalog, _rows(catalog, request), request.of)
-    return replace(
-        plan,
-        name=f"fn.{function.name}.aggregate",
-        where=both(_there(function), plan.where),
-        call=plan_source(catalog, request.call),
-        afterwards=_writes(catalog, request),
-    )
-
-
 def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
     """Return whether a function may write what the rows that it gives are related to."""
     function = request.call.function
@@ -249,39 +282,6 @@ def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
 def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
     call = request.call
     return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
-
-
-@remembered
-def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
-    """
-    Return the relation that a function's rows are of, or are like.
-
-    Args:
-        catalog: That has it.
-        function: Any.
-        name: Of the type that stands for polymorphic ones, if any are given.
-        listed: Whether lists of it do.
-
-    Raises:
-        NoSuchProcedure: It returns no rows, or a procedure gave them.
-    """
-    served = rows_of(catalog, function)
-    if served is not None:
-        return keyless(catalog, served)
-    columns = result_columns(catalog, function)
-    if columns is None and function.result == RECORD:
-        raise NoSuchProcedure(
-            f'"{function.name}" returns records without columns of their own, and so has no verbs',
-            hint="RETURNS TABLE (…), or an OUT argument for each value, gives it columns",
-        )
-    if columns is None or function.procedure:
-        raise NoSuchProcedure(
-            f'"{function.name}" returns no rows, and so has no verbs',
-            hint=f'"fn.{function.name}" calls it',
-        )
-    if name:
-        columns = {each.name: _standing(catalog, each, name, listed) for each in columns.values()}
-    return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
 
 
 def _standing(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:

@@ -20,6 +20,64 @@ MOST = 64
 """Columns by which rows without a key are sorted."""
 
 
+def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
+    """
+    Resolve a select list; None stands for all columns that may be read.
+
+    What stands twice counts once.
+
+    Raises:
+        InvalidArgument: A name is unknown, or two values would have the same one.
+    """
+    if select is None:
+        return _all(scope)
+    found: dict[str, Output] = {}
+    for item in select:
+        for output in _item(scope, item):
+            earlier = found.setdefault(output.name, output)
+            if not earlier.expression.same(output.expression):
+                raise InvalidArgument(
+                    f'"{output.name}" stands twice in the select list',
+                    path=item.reference.path,
+                    hint='write "other_name:column" to tell them apart',
+                )
+    return tuple(found.values())
+
+
+def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
+    """
+    Resolve sort keys; a column that stands twice counts once.
+
+    Raises:
+        InvalidArgument: A name is unknown, or its type has no order.
+    """
+    keys: list[SortKey] = []
+    for key in order:
+        expression = referred(scope, key.reference)
+        if not expression.type.comparable:
+            raise InvalidArgument(
+                f"values of type {expression.type.sql} have no order",
+                path=key.reference.path,
+                column=expression.column.name,
+            )
+        if any(expression.same(earlier.expression) for earlier in keys):
+            continue
+        nulls = key.nulls or ("first" if key.descending else "last")
+        keys.append(SortKey(expression, key.descending, nulls))
+    return tuple(keys)
+
+
+def referred(scope: Scope, reference: Reference) -> Expression:
+    """
+    Resolve a reference, perhaps to the one related row, for any use.
+
+    Raises:
+        InvalidArgument: A name is unknown, there may be many related rows, or the value has
+            hidden fields.
+    """
+    return unveiled(scope.catalog, _value(scope, reference))
+
+
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     """Return the columns that identify a row: the primary key, or a unique key without nulls."""
     for key in relation.unique_keys:
@@ -74,78 +132,6 @@ def of_distinct(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tupl
     return tuple(keys)
 
 
-def _sortable(scope: Scope) -> tuple[str, ...]:
-    columns = scope.relation.columns.values()
-    return tuple(each.name for each in columns if _is_sortable(scope.catalog, each))[:MOST]
-
-
-def _is_sortable(catalog: Catalog, column: Column) -> bool:
-    comparable = catalog.type(column.type).comparable
-    return column.selectable and comparable and not is_veiled(catalog, column.type)
-
-
-def _positioned(outputs: tuple[Output, ...], key: SortKey) -> SortKey:
-    for position, output in enumerate(outputs, 1):
-        if output.expression.same(key.expression):
-            return SortKey(key.expression, key.descending, key.nulls, position)
-    raise InvalidArgument(
-        f'distinct rows can be sorted by what is selected, and "{key.expression.column.name}"'
-        " is not",
-        path=key.expression.path,
-    )
-
-
-def _has(keys: Sequence[SortKey], expression: Expression) -> bool:
-    return any(key.expression.same(expression) for key in keys)
-
-
-def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
-    """
-    Resolve a select list; None stands for all columns that may be read.
-
-    What stands twice counts once.
-
-    Raises:
-        InvalidArgument: A name is unknown, or two values would have the same one.
-    """
-    if select is None:
-        return _all(scope)
-    found: dict[str, Output] = {}
-    for item in select:
-        for output in _item(scope, item):
-            earlier = found.setdefault(output.name, output)
-            if not earlier.expression.same(output.expression):
-                raise InvalidArgument(
-                    f'"{output.name}" stands twice in the select list',
-                    path=item.reference.path,
-                    hint='write "other_name:column" to tell them apart',
-                )
-    return tuple(found.values())
-
-
-def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
-    """
-    Resolve sort keys; a column that stands twice counts once.
-
-    Raises:
-        InvalidArgument: A name is unknown, or its type has no order.
-    """
-    keys: list[SortKey] = []
-    for key in order:
-        expression = referred(scope, key.reference)
-        if not expression.type.comparable:
-            raise InvalidArgument(
-                f"values of type {expression.type.sql} have no order",
-                path=key.reference.path,
-                column=expression.column.name,
-            )
-        if any(expression.same(earlier.expression) for earlier in keys):
-            continue
-        nulls = key.nulls or ("first" if key.descending else "last")
-        keys.append(SortKey(expression, key.descending, nulls))
-    return tuple(keys)
-
-
 def _all(scope: Scope) -> tuple[Output, ...]:
     return tuple(
         Output(scope.of_column(column), column.name)
@@ -169,17 +155,6 @@ def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
     return (Output(expression, item.alias or last),)
 
 
-def referred(scope: Scope, reference: Reference) -> Expression:
-    """
-    Resolve a reference, perhaps to the one related row, for any use.
-
-    Raises:
-        InvalidArgument: A name is unknown, there may be many related rows, or the value has
-            hidden fields.
-    """
-    return unveiled(scope.catalog, _value(scope, reference))
-
-
 def _value(scope: Scope, reference: Reference) -> Expression:
     if not reference.owners:
         return scope.value(reference)
@@ -193,3 +168,28 @@ def _value(scope: Scope, reference: Reference) -> Expression:
     where = plan_related(inner, embed)
     link = replace(link, where=where, embed=embed.name if where else "")
     return replace(found, source=scope.source, links=(link, *found.links), nullable=True)
+
+
+def _sortable(scope: Scope) -> tuple[str, ...]:
+    columns = scope.relation.columns.values()
+    return tuple(each.name for each in columns if _is_sortable(scope.catalog, each))[:MOST]
+
+
+def _is_sortable(catalog: Catalog, column: Column) -> bool:
+    comparable = catalog.type(column.type).comparable
+    return column.selectable and comparable and not is_veiled(catalog, column.type)
+
+
+def _positioned(outputs: tuple[Output, ...], key: SortKey) -> SortKey:
+    for position, output in enumerate(outputs, 1):
+        if output.expression.same(key.expression):
+            return SortKey(key.expression, key.descending, key.nulls, position)
+    raise InvalidArgument(
+        f'distinct rows can be sorted by what is selected, and "{key.expression.column.name}"'
+        " is not",
+        path=key.expression.path,
+    )
+
+
+def _has(keys: Sequence[SortKey], expression: Expression) -> bool:
+    return any(key.expression.same(expression) for key in keys)

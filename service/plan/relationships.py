@@ -18,101 +18,6 @@ from service.request.types import Embed
 UNANSWERED = frozenset([2249, 2278])
 """The oids of `record` and `void`, which are no types of columns."""
 
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A column whose value a function of the row returns."""
-
-    function: Function
-    column: Column
-
-
-def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
-    """Return the functions of a relation's rows that return one value, by name."""
-    if (relation.schema, relation.name) not in _row_functions(catalog):
-        return {}  # of groups, say, which are another relation in each call
-    return _computed_columns(catalog, relation)
-
-
-@remembered
-def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
-    return {
-        function.name: Computed(function, _column(catalog, function))
-        for function in _of_row(catalog, relation)
-        if not function.many
-        and function.result not in UNANSWERED
-        and rows_of(catalog, function) is None
-        and function.name not in relation.columns
-    }
-
-
-def computed_relationships(
-    catalog: Catalog, relation: Relation
-) -> Iterator[tuple[Function, Relation]]:
-    """Return the functions of a relation's rows that return rows of a served one."""
-    for function in _of_row(catalog, relation):
-        target = rows_of(catalog, function)
-        if target is not None:
-            yield function, keyless(catalog, target)
-
-
-def rows_of(catalog: Catalog, function: Function) -> Relation | None:
-    """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
-    if function.procedure or function.outputs:
-        return None
-    result = catalog.plain(catalog.type(function.result))
-    if result.kind != "composite":
-        return None
-    return catalog.relations.get((result.schema, result.name))
-
-
-@remembered
-def keyless(_: Catalog, relation: Relation) -> Relation:
-    """
-    Return a relation without its keys, as the source of rows that a function is.
-
-    It may return a row twice, so no key identifies one; and its order is its own.
-    """
-    return replace(relation, primary_key=(), unique_keys=())
-
-
-def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
-    """
-    Return the functions of a relation's rows; of two alike, that of the relation's schema last.
-
-    They read the whole row, so PostgreSQL lets nobody use them who may not.
-    """
-    if not relation.readable:
-        return []
-    found = _row_functions(catalog).get((relation.schema, relation.name), [])
-    return sorted(found, key=lambda function: function.schema == relation.schema)
-
-
-@remembered
-def _row_functions(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
-    found: dict[tuple[str, str], list[Function]] = {}
-    for function in (each for overloads in catalog.functions.values() for each in overloads):
-        if function.procedure or function.outputs or len(function.inputs) != 1:
-            continue
-        (argument,) = function.inputs
-        row = catalog.type(argument.type)
-        if row.kind == "composite" and (row.schema, row.name) in catalog.relations:
-            found.setdefault((row.schema, row.name), []).append(function)
-    return found
-
-
-def _column(catalog: Catalog, function: Function) -> Column:
-    type = catalog.type(function.result)
-    return Column(
-        function.name,
-        function.result,
-        type.sql,
-        comment=function.comment,
-        insertable=False,
-        updatable=False,
-    )
-
-
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -159,161 +64,12 @@ class Relationship:
     label: str = ""
 
 
-def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
-    """Return every way from a relation to others."""
-    # what only is like a relation has none, and is another one in each call
-    return () if relation.schema == NOWHERE else _relationships(catalog, relation)
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A column whose value a function of the row returns."""
 
-
-@remembered
-def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
-    found: dict[Hashable, Relationship] = {}
-    for way in (
-        *_to_one(catalog, relation),
-        *_from_many(catalog, relation),
-        *_through_junctions(catalog, relation),
-        *_computed(catalog, relation),
-    ):
-        same = _rows(way)
-        found[same] = _merged(found[same], way) if same in found else way
-    ways: dict[str, list[Relationship]] = {}
-    for way in found.values():
-        ways.setdefault(_full(way.target), []).append(way)
-    return tuple(
-        replace(way, label=label_of(way, ways[_full(way.target)])) for way in found.values()
-    )
-
-
-def meant(ways: Sequence[Relationship], via: str) -> list[Relationship]:
-    """Return those of some ways that a name means: a closer meaning hides a farther one."""
-    named = [way for way in ways if via in way.names]
-    closest = min((way.names[via] for way in named), default=0)
-    return [way for way in named if way.names[via] == closest]
-
-
-def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
-    """Return the first name that means this way and none of some others, quoted where it has to be."""
-    names = [*way.names]
-    label = next((name for name in names if meant(ways, name) == [way]), names[-1])
-    if any(mark in label for mark in (":", ".", "->", '"')):
-        label = '"' + label.replace('"', '""') + '"'
-    return label
-
-
-def _rows(way: Relationship) -> Hashable:
-    """Return what ways have in common that lead to the same rows."""
-    junction, function = way.junction, way.function
-    if junction is not None:
-        passage = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
-        return _full(way.target), passage
-    return _full(way.target), frozenset(way.pairs), function.name if function else ""
-
-
-def _merged(way: Relationship, other: Relationship) -> Relationship:
-    return replace(
-        way,
-        many=way.many and other.many,
-        names={**other.names, **way.names},
-        called=way.called | other.called,
-    )
-
-
-def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for key in (*relation.foreign_keys, *relation.links):
-        target = catalog.relations.get(key.target)
-        if target is not None:
-            pairs = tuple(zip(key.columns, key.target_columns, strict=True))
-            called = {key.name} if key.called else set()
-            if key.called and len(key.columns) == 1:
-                called |= {*key.columns}
-            own = (key.name, *_columns(key.columns), _spelled(pairs))
-            names = _ranked((0, own), (1, _columns(key.target_columns)))
-            yield Relationship(target, False, pairs, None, names, frozenset(called))
-
-
-def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
-        pairs = tuple(zip(key.target_columns, key.columns, strict=True))
-        columns = (*_columns(key.columns), *_columns(key.target_columns))
-        names = _ranked((0, (key.name,)), (1, columns), (0, (_spelled(pairs),)))
-        many = not other.refers_once(key)
-        yield Relationship(other, many, pairs, None, names, frozenset())
-
-
-def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
-        for there in (*middle.foreign_keys, *middle.links):
-            target = catalog.relations.get(there.target)
-            if target is None or _same(here, there) or not _joins(middle, here, there):
-                continue
-            junction = Junction(
-                middle,
-                tuple(zip(here.target_columns, here.columns, strict=True)),
-                tuple(zip(there.columns, there.target_columns, strict=True)),
-            )
-            names = _names_through(middle, here, there, junction)
-            yield Relationship(target, True, (), junction, names, frozenset())
-
-
-def _names_through(
-    middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
-) -> Mapping[str, int]:
-    """Return the names of a way through a junction: its own, the next key's, the path of both keys."""
-    last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
-    keys = f"{here.name}!{there.name}"
-    columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
-    full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
-    rank = 2 if middle.kind == "table" else 4  # keys of a view are those of its table
-    return _ranked(
-        (2, (middle.name,)),
-        (rank, last),
-        (rank + 1, first),
-        (rank, (keys, columns)),
-        (2, (f"{middle.name}!{each}" for each in (there.name, keys, columns))),
-        (2, (_full(middle), f"{_full(middle)}!{full}")),
-    )
-
-
-def _ranked(*names: tuple[int, Iterable[str]]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    for rank, each in names:
-        for name in each:
-            found.setdefault(name, rank)
-    return found
-
-
-def _columns(columns: Sequence[str]) -> tuple[str, ...]:
-    return (*columns, ",".join(columns))
-
-
-def _spelled(pairs: Pairs) -> str:
-    return ",".join(f"{here}={there}" for here, there in pairs)
-
-
-def _full(relation: Relation) -> str:
-    return f"{relation.schema}.{relation.name}"
-
-
-def _same(here: ForeignKey, there: ForeignKey) -> bool:
-    """Return whether both are one constraint: it leads to a table, and to each view of it."""
-    return (here.name, here.columns) == (there.name, there.columns)
-
-
-def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
-    """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
-    both = {*here.columns, *there.columns}
-    keys = [*(unique.columns for unique in middle.unique_keys), *middle.shown_keys]
-    return any(both <= set(key) for key in keys)
-
-
-def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    found = {
-        each.name: (each, target) for each, target in computed_relationships(catalog, relation)
-    }
-    for name, (function, target) in found.items():
-        many = function.many and not function.single
-        names = _ranked((0, (name, f"{function.schema}.{name}")))
-        yield Relationship(target, many, (), None, names, frozenset({name}), function)
+    function: Function
+    column: Column
 
 
 def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
@@ -346,6 +102,65 @@ def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
     known = relationships(catalog, relation)
     name, _ = _named(known, embed)
     return any(_is_named(each, name) for each in known)
+
+
+def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
+    """Return every way from a relation to others."""
+    # what only is like a relation has none, and is another one in each call
+    return () if relation.schema == NOWHERE else _relationships(catalog, relation)
+
+
+def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
+    """Return the first name that means this way and none of some others, quoted where it has to be."""
+    names = [*way.names]
+    label = next((name for name in names if meant(ways, name) == [way]), names[-1])
+    if any(mark in label for mark in (":", ".", "->", '"')):
+        label = '"' + label.replace('"', '""') + '"'
+    return label
+
+
+def meant(ways: Sequence[Relationship], via: str) -> list[Relationship]:
+    """Return those of some ways that a name means: a closer meaning hides a farther one."""
+    named = [way for way in ways if via in way.names]
+    closest = min((way.names[via] for way in named), default=0)
+    return [way for way in named if way.names[via] == closest]
+
+
+def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
+    """Return the functions of a relation's rows that return one value, by name."""
+    if (relation.schema, relation.name) not in _row_functions(catalog):
+        return {}  # of groups, say, which are another relation in each call
+    return _computed_columns(catalog, relation)
+
+
+def computed_relationships(
+    catalog: Catalog, relation: Relation
+) -> Iterator[tuple[Function, Relation]]:
+    """Return the functions of a relation's rows that return rows of a served one."""
+    for function in _of_row(catalog, relation):
+        target = rows_of(catalog, function)
+        if target is not None:
+            yield function, keyless(catalog, target)
+
+
+def rows_of(catalog: Catalog, function: Function) -> Relation | None:
+    """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
+    if function.procedure or function.outputs:
+        return None
+    result = catalog.plain(catalog.type(function.result))
+    if result.kind != "composite":
+        return None
+    return catalog.relations.get((result.schema, result.name))
+
+
+@remembered
+def keyless(_: Catalog, relation: Relation) -> Relation:
+    """
+    Return a relation without its keys, as the source of rows that a function is.
+
+    It may return a row twice, so no key identifies one; and its order is its own.
+    """
+    return replace(relation, primary_key=(), unique_keys=())
 
 
 def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None]:
@@ -426,4 +241,188 @@ def _unknown(
         f'relation "{relation.name}"',
         embed.path,
         hint if name in relation.columns else None,
+    )
+
+
+@remembered
+def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
+    found: dict[Hashable, Relationship] = {}
+    for way in (
+        *_to_one(catalog, relation),
+        *_from_many(catalog, relation),
+        *_through_junctions(catalog, relation),
+        *_computed(catalog, relation),
+    ):
+        same = _rows(way)
+        found[same] = _merged(found[same], way) if same in found else way
+    ways: dict[str, list[Relationship]] = {}
+    for way in found.values():
+        ways.setdefault(_full(way.target), []).append(way)
+    return tuple(
+        replace(way, label=label_of(way, ways[_full(way.target)])) for way in found.values()
+    )
+
+
+def _rows(way: Relationship) -> Hashable:
+    """Return what ways have in common that lead to the same rows."""
+    junction, function = way.junction, way.function
+    if junction is not None:
+        passage = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
+        return _full(way.target), passage
+    return _full(way.target), frozenset(way.pairs), function.name if function else ""
+
+
+def _merged(way: Relationship, other: Relationship) -> Relationship:
+    return replace(
+        way,
+        many=way.many and other.many,
+        names={**other.names, **way.names},
+        called=way.called | other.called,
+    )
+
+
+def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for key in (*relation.foreign_keys, *relation.links):
+        target = catalog.relations.get(key.target)
+        if target is not None:
+            pairs = tuple(zip(key.columns, key.target_columns, strict=True))
+            called = {key.name} if key.called else set()
+            if key.called and len(key.columns) == 1:
+                called |= {*key.columns}
+            own = (key.name, *_columns(key.columns), _spelled(pairs))
+            names = _ranked((0, own), (1, _columns(key.target_columns)))
+            yield Relationship(target, False, pairs, None, names, frozenset(called))
+
+
+def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
+        pairs = tuple(zip(key.target_columns, key.columns, strict=True))
+        columns = (*_columns(key.columns), *_columns(key.target_columns))
+        names = _ranked((0, (key.name,)), (1, columns), (0, (_spelled(pairs),)))
+        many = not other.refers_once(key)
+        yield Relationship(other, many, pairs, None, names, frozenset())
+
+
+def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
+        for there in (*middle.foreign_keys, *middle.links):
+            target = catalog.relations.get(there.target)
+            if target is None or _same(here, there) or not _joins(middle, here, there):
+                continue
+            junction = Junction(
+                middle,
+                tuple(zip(here.target_columns, here.columns, strict=True)),
+                tuple(zip(there.columns, there.target_columns, strict=True)),
+            )
+            names = _names_through(middle, here, there, junction)
+            yield Relationship(target, True, (), junction, names, frozenset())
+
+
+def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+    found = {
+        each.name: (each, target) for each, target in computed_relationships(catalog, relation)
+    }
+    for name, (function, target) in found.items():
+        many = function.many and not function.single
+        names = _ranked((0, (name, f"{function.schema}.{name}")))
+        yield Relationship(target, many, (), None, names, frozenset({name}), function)
+
+
+def _names_through(
+    middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
+) -> Mapping[str, int]:
+    """Return the names of a way through a junction: its own, the next key's, the path of both keys."""
+    last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
+    keys = f"{here.name}!{there.name}"
+    columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
+    full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
+    rank = 2 if middle.kind == "table" else 4  # keys of a view are those of its table
+    return _ranked(
+        (2, (middle.name,)),
+        (rank, last),
+        (rank + 1, first),
+        (rank, (keys, columns)),
+        (2, (f"{middle.name}!{each}" for each in (there.name, keys, columns))),
+        (2, (_full(middle), f"{_full(middle)}!{full}")),
+    )
+
+
+def _ranked(*names: tuple[int, Iterable[str]]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for rank, each in names:
+        for name in each:
+            found.setdefault(name, rank)
+    return found
+
+
+def _columns(columns: Sequence[str]) -> tuple[str, ...]:
+    return (*columns, ",".join(columns))
+
+
+def _spelled(pairs: Pairs) -> str:
+    return ",".join(f"{here}={there}" for here, there in pairs)
+
+
+def _full(relation: Relation) -> str:
+    return f"{relation.schema}.{relation.name}"
+
+
+def _same(here: ForeignKey, there: ForeignKey) -> bool:
+    """Return whether both are one constraint: it leads to a table, and to each view of it."""
+    return (here.name, here.columns) == (there.name, there.columns)
+
+
+def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
+    """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
+    both = {*here.columns, *there.columns}
+    keys = [*(unique.columns for unique in middle.unique_keys), *middle.shown_keys]
+    return any(both <= set(key) for key in keys)
+
+
+@remembered
+def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
+    return {
+        function.name: Computed(function, _column(catalog, function))
+        for function in _of_row(catalog, relation)
+        if not function.many
+        and function.result not in UNANSWERED
+        and rows_of(catalog, function) is None
+        and function.name not in relation.columns
+    }
+
+
+def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
+    """
+    Return the functions of a relation's rows; of two alike, that of the relation's schema last.
+
+    They read the whole row, so PostgreSQL lets nobody use them who may not.
+    """
+    if not relation.readable:
+        return []
+    found = _row_functions(catalog).get((relation.schema, relation.name), [])
+    return sorted(found, key=lambda function: function.schema == relation.schema)
+
+
+@remembered
+def _row_functions(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
+    found: dict[tuple[str, str], list[Function]] = {}
+    for function in (each for overloads in catalog.functions.values() for each in overloads):
+        if function.procedure or function.outputs or len(function.inputs) != 1:
+            continue
+        (argument,) = function.inputs
+        row = catalog.type(argument.type)
+        if row.kind == "composite" and (row.schema, row.name) in catalog.relations:
+            found.setdefault((row.schema, row.name), []).append(function)
+    return found
+
+
+def _column(catalog: Catalog, function: Function) -> Column:
+    type = catalog.type(function.result)
+    return Column(
+        function.name,
+        function.result,
+        type.sql,
+        comment=function.comment,
+        insertable=False,
+        updatable=False,
     )

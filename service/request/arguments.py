@@ -13,6 +13,13 @@ from typing import Any
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.synonyms import said
 
+OPTIONS = frozenset({"timeout"})
+"""Keywords that every procedure takes (wire contract, section 12)."""
+
+MAX_INTEGER = 2**63 - 1
+MAX_LISTED = 1000
+"""Items of a list that is to be planned: PostgreSQL itself takes 1,664 columns of an answer."""
+
 
 class Values:
     """A growing list; requests refer to its slots."""
@@ -51,12 +58,6 @@ class Caller:
     authid: str | None
     authrole: str | None
     realm: str
-
-
-OPTIONS = frozenset({"timeout"})
-"""Keywords that every procedure takes (wire contract, section 12)."""
-
-MAX_INTEGER = 2**63 - 1
 
 
 class Arguments:
@@ -178,10 +179,6 @@ def seconds_of(value: Any) -> float | None:
             '"timeout" is a number of seconds, above 0 and below 10^9', path="timeout"
         )
     return float(value)
-
-
-MAX_LISTED = 1000
-"""Items of a list that is to be planned: PostgreSQL itself takes 1,664 columns of an answer."""
 
 
 def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:

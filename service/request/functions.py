@@ -17,56 +17,9 @@ from service.request.paging import digest_of
 from service.request.read import Parsed, parse_form
 from service.request.types import AggregateRequest, FindRequest, Form, Operand
 
-TEXTS = ("text", "varchar", "bpchar", "name", "citext")
-INTEGER_RANGES = ("int4", "int8", "int2", "oid")
-NUMBERS = ("numeric", "float8", "float4")
-FLOATS = ("float8", "numeric", "float4")
-DOCUMENTS = ("jsonb", "json")
-
-SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
-"""A string, which may spell a value of any type; what takes anything; JSON; all others."""
-
-
-def distance(value: Any, type: Type, catalog: Catalog) -> int:
-    """Return how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
-    if value is None:
-        return 0
-    type = catalog.plain(type)
-    if type.kind == "pseudo":
-        return GENERIC
-    if type.kind == "array":
-        return _of_items(value, catalog.type(type.element), catalog)
-    if type.kind == "composite":
-        return 0 if isinstance(value, Mapping) else FAR
-    if isinstance(value, str):
-        return TEXTS.index(type.name) if type.name in TEXTS else SPELLED
-    own = _own(value)
-    if type.name in own:
-        return own.index(type.name)
-    if type.name in DOCUMENTS and not isinstance(value, bytes | bytearray | memoryview):
-        return 1 if isinstance(value, Mapping) else DOCUMENT
-    return FAR
-
-
-def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
-    """Return the largest distance of a list's items; a list among them is a further dimension."""
-    if not isinstance(value, list | tuple):
-        return FAR
-    plain = (each for each in value if not isinstance(each, list | tuple))
-    return max((distance(each, element, catalog) for each in plain), default=0)
-
-
-def _own(value: Any) -> tuple[str, ...]:
-    """Return the names of the types that a value is a form of, the closest first."""
-    if isinstance(value, bool):
-        return ("bool",)
-    if isinstance(value, int):
-        return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *NUMBERS)
-    if isinstance(value, float):
-        return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
-    if isinstance(value, bytes | bytearray | memoryview):
-        return ("bytea",)
-    return ("hstore",) if isinstance(value, Mapping) else ()
+Request = TypeVar("Request", FindRequest, AggregateRequest)
+OPTIONS = ("form", "max_affected", "timeout")
+ARGS = "args"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +36,198 @@ class Given:
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
     path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """
+    A call of a function.
+
+    Args:
+        function: Which one.
+        positional: What is given by position.
+        named: What is given by name, in the order of the names.
+        generic: The name of the type that stands for the polymorphic ones, if there are any.
+        lists: Names and positions of what is given as a list for those.
+        form: Of rows in the answer.
+        max_affected: How many rows may come back.
+    """
+
+    function: Function
+    positional: tuple[Operand, ...] = ()
+    named: tuple[tuple[str, Operand], ...] = ()
+    generic: str = ""
+    lists: frozenset[str | int] = frozenset()
+    form: Form = "dicts"
+    max_affected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalledRequest(Generic[Request]):
+    """A request for rows, and the function that returns them."""
+
+    call: CallRequest
+    of: Request
+
+
+def parse_call(
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    catalog: Catalog,
+) -> Parsed[CallRequest]:
+    """
+    Parse a plain call: all keywords are the function's, but the options of the call.
+
+    Args:
+        functions: Those of the name.
+        args: By position.
+        kwargs: By name.
+        catalog: For the types of arguments.
+
+    Raises:
+        InvalidArgument: No function takes these arguments, or more than one does.
+    """
+    named, options = _split(functions, kwargs)
+    given = _given(functions, args, named, options.pop(ARGS, None))
+    call = Arguments([], options, [], OPTIONS)
+    values = Values()
+    request = bind_call(
+        functions, given, values, catalog, parse_form(call), call.whole("max_affected")
+    )
+    return Parsed(request, values.freeze(), call.timeout())
+
+
+def parse_called(
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    catalog: Catalog,
+    parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
+) -> Parsed[CalledRequest[Request]]:
+    """
+    Parse a call of a verb on a function's rows; what the function is given stands in `args`.
+
+    Args:
+        functions: Those of the name.
+        args: By position: they are the function's.
+        kwargs: By name: they are the verb's.
+        catalog: For the types of arguments.
+        parse: Parses the arguments of the verb; takes them and a name of the rows.
+
+    Raises:
+        InvalidArgument: It is malformed, or no function takes these arguments.
+    """
+    rest = {name: value for name, value in kwargs.items() if name != ARGS}
+    given = read_given(functions, args, kwargs.get(ARGS))
+    # the rows of other arguments are another query
+    home = f"{functions[0].schema}.fn.{functions[0].name}"
+    question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
+    try:
+        parsed = parse(rest, question)
+    except InvalidArgument as refusal:
+        _explain(refusal, functions, args, rest)
+        raise
+    values = Values(parsed.values)
+    call = bind_call(functions, given, values, catalog)
+    request = CalledRequest(call, parsed.request)
+    return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
+
+
+def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
+    """
+    Parse what a function is given where all keywords are those of a verb.
+
+    Args:
+        functions: Those of the name.
+        args: By position.
+        named: The argument `args`: a dict, or a list for what goes by position.
+    """
+    if named is None:
+        return Given(tuple(args), {}, f"{ARGS}.")
+    return _given(functions, args, {}, named)
+
+
+def bind_call(
+    functions: Sequence[Function],
+    given: Given,
+    values: Values,
+    catalog: Catalog,
+    form: Form = "dicts",
+    max_affected: int | None = None,
+) -> CallRequest:
+    """
+    Build the request for the overload that arguments mean; they join the values of the call.
+
+    Raises:
+        InvalidArgument: No function takes these arguments, or more than one does.
+    """
+    function = chosen(functions, given, catalog)
+    generic, lists = generic_of(function, given, catalog)
+    return CallRequest(
+        function,
+        tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
+        tuple(
+            (name, Operand(values.add(given.named[name]), f"{given.path}{name}"))
+            for name in sorted(given.named)
+        ),
+        generic,
+        lists,
+        form,
+        max_affected,
+    )
+
+
+def _split(
+    functions: Sequence[Function], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the function's arguments, and the options of the call."""
+    names = {name for function in functions for name in function.names}
+    apart = isinstance(kwargs.get(ARGS), Mapping)
+    named: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        option = name in OPTIONS or name == ARGS
+        if option and (apart or name not in names):
+            options[name] = value
+        elif apart:
+            raise UnknownName("option", name, (*OPTIONS, ARGS), path=name)
+        else:
+            named[name] = value
+    return named, options
+
+
+def _given(
+    functions: Sequence[Function], args: Sequence[Any], named: Mapping[str, Any], apart: Any
+) -> Given:
+    if apart is None:
+        return Given(tuple(args), named)
+    if isinstance(apart, list | tuple):
+        if args:
+            raise InvalidArgument("values by position are given twice", path=ARGS)
+        return Given(tuple(apart), named)
+    if not isinstance(apart, Mapping) or not all(isinstance(name, str) for name in apart):
+        raise InvalidArgument(
+            '"args" is a dict of names and values, or a list of values', path=ARGS
+        )
+    return Given(tuple(args), apart, f"{ARGS}.")
+
+
+def _explain(
+    refusal: InvalidArgument,
+    functions: Sequence[Function],
+    args: Sequence[Any],
+    rest: Mapping[str, Any],
+) -> None:
+    """Add to a refusal which arguments are the function's, and which the verb's."""
+    path = refusal.details.get("path")
+    if isinstance(refusal, UnknownName):
+        if path in rest and any(path in function.names for function in functions):
+            refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
+    elif args and path == "measures" and path not in rest:
+        refusal.details.setdefault(
+            "hint", "by position go arguments of the function, those of the verb by name"
+        )
 
 
 def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
@@ -204,8 +349,60 @@ def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
     return f"it is {' or '.join(signature(each, catalog) for each in functions[:5])}"
 
 
+TEXTS = ("text", "varchar", "bpchar", "name", "citext")
+INTEGER_RANGES = ("int4", "int8", "int2", "oid")
+NUMBERS = ("numeric", "float8", "float4")
+FLOATS = ("float8", "numeric", "float4")
+DOCUMENTS = ("jsonb", "json")
+SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
+"""A string, which may spell a value of any type; what takes anything; JSON; all others."""
+
+
+def distance(value: Any, type: Type, catalog: Catalog) -> int:
+    """Return how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
+    if value is None:
+        return 0
+    type = catalog.plain(type)
+    if type.kind == "pseudo":
+        return GENERIC
+    if type.kind == "array":
+        return _of_items(value, catalog.type(type.element), catalog)
+    if type.kind == "composite":
+        return 0 if isinstance(value, Mapping) else FAR
+    if isinstance(value, str):
+        return TEXTS.index(type.name) if type.name in TEXTS else SPELLED
+    own = _own(value)
+    if type.name in own:
+        return own.index(type.name)
+    if type.name in DOCUMENTS and not isinstance(value, bytes | bytearray | memoryview):
+        return 1 if isinstance(value, Mapping) else DOCUMENT
+    return FAR
+
+
+def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
+    """Return the largest distance of a list's items; a list among them is a further dimension."""
+    if not isinstance(value, list | tuple):
+        return FAR
+    plain = (each for each in value if not isinstance(each, list | tuple))
+    return max((distance(each, element, catalog) for each in plain), default=0)
+
+
+def _own(value: Any) -> tuple[str, ...]:
+    """Return the names of the types that a value is a form of, the closest first."""
+    if isinstance(value, bool):
+        return ("bool",)
+    if isinstance(value, int):
+        return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *NUMBERS)
+    if isinstance(value, float):
+        return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ("bytea",)
+    return ("hstore",) if isinstance(value, Mapping) else ()
+
+
 DIMENSIONS = 6
 """Of an array, at most (PostgreSQL's MAXDIM)."""
+
 INTEGERS = ("int4", "int8", "numeric")
 
 
@@ -269,202 +466,3 @@ def _common(types: list[str]) -> str:
     if found and found <= {*INTEGERS, "float8"}:
         return "numeric" if "numeric" in found else "float8"
     return "text"
-
-
-OPTIONS = ("form", "max_affected", "timeout")
-ARGS = "args"
-
-
-@dataclass(frozen=True, slots=True)
-class CallRequest:
-    """
-    A call of a function.
-
-    Args:
-        function: Which one.
-        positional: What is given by position.
-        named: What is given by name, in the order of the names.
-        generic: The name of the type that stands for the polymorphic ones, if there are any.
-        lists: Names and positions of what is given as a list for those.
-        form: Of rows in the answer.
-        max_affected: How many rows may come back.
-    """
-
-    function: Function
-    positional: tuple[Operand, ...] = ()
-    named: tuple[tuple[str, Operand], ...] = ()
-    generic: str = ""
-    lists: frozenset[str | int] = frozenset()
-    form: Form = "dicts"
-    max_affected: int | None = None
-
-
-def parse_call(
-    functions: Sequence[Function],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    catalog: Catalog,
-) -> Parsed[CallRequest]:
-    """
-    Parse a plain call: all keywords are the function's, but the options of the call.
-
-    Args:
-        functions: Those of the name.
-        args: By position.
-        kwargs: By name.
-        catalog: For the types of arguments.
-
-    Raises:
-        InvalidArgument: No function takes these arguments, or more than one does.
-    """
-    named, options = _split(functions, kwargs)
-    given = _given(functions, args, named, options.pop(ARGS, None))
-    call = Arguments([], options, [], OPTIONS)
-    values = Values()
-    request = bind_call(
-        functions, given, values, catalog, parse_form(call), call.whole("max_affected")
-    )
-    return Parsed(request, values.freeze(), call.timeout())
-
-
-def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
-    """
-    Parse what a function is given where all keywords are those of a verb.
-
-    Args:
-        functions: Those of the name.
-        args: By position.
-        named: The argument `args`: a dict, or a list for what goes by position.
-    """
-    if named is None:
-        return Given(tuple(args), {}, f"{ARGS}.")
-    return _given(functions, args, {}, named)
-
-
-def bind_call(
-    functions: Sequence[Function],
-    given: Given,
-    values: Values,
-    catalog: Catalog,
-    form: Form = "dicts",
-    max_affected: int | None = None,
-) -> CallRequest:
-    """
-    Build the request for the overload that arguments mean; they join the values of the call.
-
-    Raises:
-        InvalidArgument: No function takes these arguments, or more than one does.
-    """
-    function = chosen(functions, given, catalog)
-    generic, lists = generic_of(function, given, catalog)
-    return CallRequest(
-        function,
-        tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
-        tuple(
-            (name, Operand(values.add(given.named[name]), f"{given.path}{name}"))
-            for name in sorted(given.named)
-        ),
-        generic,
-        lists,
-        form,
-        max_affected,
-    )
-
-
-def _split(
-    functions: Sequence[Function], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the function's arguments, and the options of the call."""
-    names = {name for function in functions for name in function.names}
-    apart = isinstance(kwargs.get(ARGS), Mapping)
-    named: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    for name, value in kwargs.items():
-        option = name in OPTIONS or name == ARGS
-        if option and (apart or name not in names):
-            options[name] = value
-        elif apart:
-            raise UnknownName("option", name, (*OPTIONS, ARGS), path=name)
-        else:
-            named[name] = value
-    return named, options
-
-
-def _given(
-    functions: Sequence[Function], args: Sequence[Any], named: Mapping[str, Any], apart: Any
-) -> Given:
-    if apart is None:
-        return Given(tuple(args), named)
-    if isinstance(apart, list | tuple):
-        if args:
-            raise InvalidArgument("values by position are given twice", path=ARGS)
-        return Given(tuple(apart), named)
-    if not isinstance(apart, Mapping) or not all(isinstance(name, str) for name in apart):
-        raise InvalidArgument(
-            '"args" is a dict of names and values, or a list of values', path=ARGS
-        )
-    return Given(tuple(args), apart, f"{ARGS}.")
-
-
-Request = TypeVar("Request", FindRequest, AggregateRequest)
-
-
-@dataclass(frozen=True, slots=True)
-class CalledRequest(Generic[Request]):
-    """A request for rows, and the function that returns them."""
-
-    call: CallRequest
-    of: Request
-
-
-def parse_called(
-    functions: Sequence[Function],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    catalog: Catalog,
-    parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
-) -> Parsed[CalledRequest[Request]]:
-    """
-    Parse a call of a verb on a function's rows; what the function is given stands in `args`.
-
-    Args:
-        functions: Those of the name.
-        args: By position: they are the function's.
-        kwargs: By name: they are the verb's.
-        catalog: For the types of arguments.
-        parse: Parses the arguments of the verb; takes them and a name of the rows.
-
-    Raises:
-        InvalidArgument: It is malformed, or no function takes these arguments.
-    """
-    rest = {name: value for name, value in kwargs.items() if name != ARGS}
-    given = read_given(functions, args, kwargs.get(ARGS))
-    # the rows of other arguments are another query
-    home = f"{functions[0].schema}.fn.{functions[0].name}"
-    question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
-    try:
-        parsed = parse(rest, question)
-    except InvalidArgument as refusal:
-        _explain(refusal, functions, args, rest)
-        raise
-    values = Values(parsed.values)
-    call = bind_call(functions, given, values, catalog)
-    request = CalledRequest(call, parsed.request)
-    return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
-
-
-def _explain(
-    refusal: InvalidArgument,
-    functions: Sequence[Function],
-    args: Sequence[Any],
-    rest: Mapping[str, Any],
-) -> None:
-    """Add to a refusal which arguments are the function's, and which the verb's."""
-    path = refusal.details.get("path")
-    if isinstance(refusal, UnknownName):
-        if path in rest and any(path in function.names for function in functions):
-            refusal.details["hint"] = f'arguments of the function go into "{ARGS}"'
-    elif args and path == "measures" and path not in rest:
-        refusal.details.setdefault(
-            "hint", "by position go arguments of the function, those of the verb by name"
-        )

@@ -32,6 +32,14 @@ from service.request.types import (
 Request = TypeVar("Request")
 FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
 COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
+CHUNK, MOST = 500, 5000
+"""Rows of one progressive result: what is usual, and what may be asked for."""
+
+Format = Literal["csv", "ndjson"]
+FORMATS: tuple[Format, ...] = ("csv", "ndjson")
+_PAGING = ("after", "count")
+GROUPS = 5_000
+"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,109 @@ def parse_count(
     return Parsed(CountRequest(where), values.freeze(), given.timeout())
 
 
+def parse_aggregate(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[AggregateRequest]:
+    """Parse the arguments of `aggregate`."""
+    given = Arguments(
+        args,
+        kwargs,
+        ["measures"],
+        ["group", "where", "having", "order", "limit", "offset", "form"],
+    )
+    values = Values()
+    measures = parse_measures(given.required("measures"), values, limits.max_depth)
+    group = parse_select(given.value("group"), values, "group") or ()
+    if not measures and not group:
+        raise InvalidArgument(
+            "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
+        )
+    limit, offset = given.whole("limit"), given.whole("offset")
+    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
+    request = AggregateRequest(
+        measures=measures,
+        group=group,
+        where=FilterParser(values, limits.max_depth).parse(given.value("where")),
+        having=FilterParser(values, limits.max_depth).parse(given.value("having"), "having"),
+        order=parse_order(given.value("order"), values),
+        limit=Operand(values.add(most), "limit"),
+        offset=Operand(values.add(offset), "offset") if offset else None,
+        form=parse_form(given),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_unpaged(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
+) -> Parsed[FindRequest]:
+    """
+    Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
+
+    Args:
+        args: By position.
+        kwargs: Less what belongs to the stream itself.
+        limits: Of calls; that of rows does not hold.
+        rows: Of what the rows are.
+    """
+    for name in _PAGING:
+        if name in kwargs:
+            raise InvalidArgument(
+                f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
+            )
+    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    if call.request.form == "json":
+        raise InvalidArgument(
+            "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
+        )
+    values = list(call.values)
+    # a find asks for one row more, to tell whether it is there
+    values[call.request.limit.slot] -= 1
+    return replace(call, values=tuple(values))
+
+
+def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+    """
+    Parse how many rows go into one part.
+
+    Returns:
+        The number, and the keywords that are left for the find.
+    """
+    own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
+    chunk = own.whole("chunk")
+    if chunk is not None and not 1 <= chunk <= MOST:
+        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MOST}', path="chunk")
+    return chunk or CHUNK, _left(kwargs, "chunk")
+
+
+def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
+    """
+    Parse what an export is written as; it has no form of rows.
+
+    Returns:
+        The format, and the keywords that are left for the stream.
+    """
+    if "form" in kwargs:
+        raise UnknownName("argument", "form", ["format"], path="form")
+    own = Arguments((), _taken(kwargs, "format"), [], ["format"])
+    return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
+
+
+def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
+    """
+    Refuse to export what the format, if there is one, cannot hold.
+
+    Raises:
+        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
+    """
+    for embed in embeds:
+        if embed.spread and format == "csv":
+            raise InvalidArgument(
+                "the columns of CSV are those of the relation: nothing can be spread",
+                path=f"{embed.path}.spread",
+                hint="select columns of to-one embeds in a view, or export ndjson",
+            )
+
+
 def parse_key(key: Any, values: Values) -> KeyMatch:
     """
     Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key.
@@ -208,125 +319,9 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     return tuple(each for each in columns if each is not None)
 
 
-CHUNK, MOST = 500, 5000
-"""Rows of one progressive result: what is usual, and what may be asked for."""
-
-Format = Literal["csv", "ndjson"]
-FORMATS: tuple[Format, ...] = ("csv", "ndjson")
-
-_PAGING = ("after", "count")
-
-
-def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
-    """
-    Parse how many rows go into one part.
-
-    Returns:
-        The number, and the keywords that are left for the find.
-    """
-    own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
-    chunk = own.whole("chunk")
-    if chunk is not None and not 1 <= chunk <= MOST:
-        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MOST}', path="chunk")
-    return chunk or CHUNK, _left(kwargs, "chunk")
-
-
-def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
-    """
-    Parse what an export is written as; it has no form of rows.
-
-    Returns:
-        The format, and the keywords that are left for the stream.
-    """
-    if "form" in kwargs:
-        raise UnknownName("argument", "form", ["format"], path="form")
-    own = Arguments((), _taken(kwargs, "format"), [], ["format"])
-    return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
-
-
-def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
-    """
-    Refuse to export what the format, if there is one, cannot hold.
-
-    Raises:
-        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
-    """
-    for embed in embeds:
-        if embed.spread and format == "csv":
-            raise InvalidArgument(
-                "the columns of CSV are those of the relation: nothing can be spread",
-                path=f"{embed.path}.spread",
-                hint="select columns of to-one embeds in a view, or export ndjson",
-            )
-
-
-def parse_unpaged(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
-) -> Parsed[FindRequest]:
-    """
-    Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
-
-    Args:
-        args: By position.
-        kwargs: Less what belongs to the stream itself.
-        limits: Of calls; that of rows does not hold.
-        rows: Of what the rows are.
-    """
-    for name in _PAGING:
-        if name in kwargs:
-            raise InvalidArgument(
-                f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
-            )
-    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
-    if call.request.form == "json":
-        raise InvalidArgument(
-            "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
-        )
-    values = list(call.values)
-    # a find asks for one row more, to tell whether it is there
-    values[call.request.limit.slot] -= 1
-    return replace(call, values=tuple(values))
-
-
 def _taken(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _left(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in names}
-
-
-GROUPS = 5_000
-"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
-
-
-def parse_aggregate(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
-) -> Parsed[AggregateRequest]:
-    """Parse the arguments of `aggregate`."""
-    given = Arguments(
-        args,
-        kwargs,
-        ["measures"],
-        ["group", "where", "having", "order", "limit", "offset", "form"],
-    )
-    values = Values()
-    measures = parse_measures(given.required("measures"), values, limits.max_depth)
-    group = parse_select(given.value("group"), values, "group") or ()
-    if not measures and not group:
-        raise InvalidArgument(
-            "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
-        )
-    limit, offset = given.whole("limit"), given.whole("offset")
-    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
-    request = AggregateRequest(
-        measures=measures,
-        group=group,
-        where=FilterParser(values, limits.max_depth).parse(given.value("where")),
-        having=FilterParser(values, limits.max_depth).parse(given.value("having"), "having"),
-        order=parse_order(given.value("order"), values),
-        limit=Operand(values.add(most), "limit"),
-        offset=Operand(values.add(offset), "offset") if offset else None,
-        form=parse_form(given),
-    )
-    return Parsed(request, values.freeze(), given.timeout())

@@ -19,13 +19,48 @@ MAX_LENGTH = 1000
 MAX_OWNERS = 16
 """Embeds before a name: each is a subselect, and a turn of those who plan it."""
 
+MAX_KEYS = 64
+"""Of an order: more than any index has."""
+
 _TOKEN = re.compile(
     r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
 )
 _INDEX = re.compile(r"-?[0-9]{1,9}")
-
 Token = tuple[str, str]
 """A kind ("name" for a quoted one, "word", or "mark") and its text."""
+
+
+def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
+    """Parse a select list; None stands for all columns."""
+    if select is None:
+        return None
+    return tuple(
+        parse_one(each, f"{path}.{at}", values) for at, each in enumerate(listed(select, path))
+    )
+
+
+def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
+    """Parse sort keys."""
+    keys = listed(order, path, MAX_KEYS)
+    return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(keys))
+
+
+def parse_one(item: Any, path: str, values: Values) -> Item:
+    """Parse one item of a select list, in its short or its long form."""
+    if isinstance(item, str):
+        return parse_item(item, path, values)
+    if not isinstance(item, Mapping):
+        raise InvalidArgument("an item is a string or a dict", path=path)
+    _only(item, ("column", "as", "cast"), path)
+    column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
+    if not isinstance(column, str):
+        raise InvalidArgument('an item names its "column"', path=f"{path}.column")
+    for name, value in (("as", alias), ("cast", type_name)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
+        if value is not None:
+            check_name(value, f"{path}.{name}")
+    return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
 
 
 def parse_item(text: str, path: str, values: Values) -> Item:
@@ -73,6 +108,44 @@ def check_name(text: str, path: str) -> None:
         raise InvalidArgument(f"a name has 1 to {MAX_LENGTH} characters", path=path)
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidArgument("a name has no NUL and no lone surrogate", path=path)
+
+
+def _key(key: Any, path: str, values: Values) -> Key:
+    if isinstance(key, str):
+        descending = key.startswith("-")
+        return Key(parse_reference(key[1:] if descending else key, path, values), descending)
+    if not isinstance(key, Mapping):
+        pair = isinstance(key, list | tuple) and len(key) == 2
+        raise InvalidArgument(
+            'a sort key is a string or a dict with "by"',
+            path=path,
+            hint=_short(*key) if pair else None,
+        )
+    _only(key, ("by", "desc", "nulls"), path)
+    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
+    if not isinstance(by, str):
+        raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
+    if reverse is not None and not isinstance(reverse, bool):
+        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
+    if nulls not in (None, "first", "last"):
+        raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
+    return Key(
+        parse_reference(by, f"{path}.by", values), bool(reverse), cast("Nulls | None", nulls)
+    )
+
+
+def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
+    for name in item:
+        if name not in known:
+            hint = said("argument", name, known) or _short(name, item[name])
+            raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
+
+
+def _short(name: Any, value: Any) -> str | None:
+    """Return the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
+    signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
+    sign = signs.get(str(value).lower())
+    return None if sign is None else f'did you mean "{sign}{clip(name)}"?'
 
 
 def _tokens(text: str, path: str) -> list[Token]:
@@ -151,78 +224,3 @@ def _bad(text: str, path: str) -> InvalidArgument:
         path=path,
         hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . in "quotes"',
     )
-
-
-MAX_KEYS = 64
-"""Of an order: more than any index has."""
-
-
-def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
-    """Parse a select list; None stands for all columns."""
-    if select is None:
-        return None
-    return tuple(
-        parse_one(each, f"{path}.{at}", values) for at, each in enumerate(listed(select, path))
-    )
-
-
-def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
-    """Parse sort keys."""
-    keys = listed(order, path, MAX_KEYS)
-    return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(keys))
-
-
-def parse_one(item: Any, path: str, values: Values) -> Item:
-    """Parse one item of a select list, in its short or its long form."""
-    if isinstance(item, str):
-        return parse_item(item, path, values)
-    if not isinstance(item, Mapping):
-        raise InvalidArgument("an item is a string or a dict", path=path)
-    _only(item, ("column", "as", "cast"), path)
-    column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
-    if not isinstance(column, str):
-        raise InvalidArgument('an item names its "column"', path=f"{path}.column")
-    for name, value in (("as", alias), ("cast", type_name)):
-        if value is not None and not isinstance(value, str):
-            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
-        if value is not None:
-            check_name(value, f"{path}.{name}")
-    return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
-
-
-def _key(key: Any, path: str, values: Values) -> Key:
-    if isinstance(key, str):
-        descending = key.startswith("-")
-        return Key(parse_reference(key[1:] if descending else key, path, values), descending)
-    if not isinstance(key, Mapping):
-        pair = isinstance(key, list | tuple) and len(key) == 2
-        raise InvalidArgument(
-            'a sort key is a string or a dict with "by"',
-            path=path,
-            hint=_short(*key) if pair else None,
-        )
-    _only(key, ("by", "desc", "nulls"), path)
-    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
-    if not isinstance(by, str):
-        raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
-    if reverse is not None and not isinstance(reverse, bool):
-        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
-    if nulls not in (None, "first", "last"):
-        raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
-    return Key(
-        parse_reference(by, f"{path}.by", values), bool(reverse), cast("Nulls | None", nulls)
-    )
-
-
-def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
-    for name in item:
-        if name not in known:
-            hint = said("argument", name, known) or _short(name, item[name])
-            raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
-
-
-def _short(name: Any, value: Any) -> str | None:
-    """Return the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
-    signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
-    sign = signs.get(str(value).lower())
-    return None if sign is None else f'did you mean "{sign}{clip(name)}"?'

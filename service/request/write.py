@@ -33,6 +33,37 @@ from service.request.types import (
 
 RETURNING = ("select", "order", "embed", "returning", "form")
 TARGET = ("where", "expect", "max_affected", "all")
+START = ("columns", "on_conflict", "update")
+"""What the first call says for the whole of an upload."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """
+    One call of an import.
+
+    Args:
+        rows: Dicts, or lists where `columns` names their items; None without any.
+        csv: Text of CSV; None without any.
+        columns: What the rows are made of, if the caller says; CSV then has no header.
+        conflict: What becomes of rows that are there already; None if that is an error.
+        upload: The import that this call belongs to.
+        done: Whether it is the last call of its import.
+        timeout: The caller's time limit in seconds, if any.
+    """
+
+    rows: Sequence[Any] | None
+    csv: str | None
+    columns: tuple[str, ...] | None
+    conflict: OnConflict | None
+    upload: str | None
+    done: bool
+    timeout: float | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the call brings no rows."""
+        return not self.rows and not self.csv
 
 
 def parse_create(
@@ -50,38 +81,6 @@ def parse_upsert(
     known = [*RETURNING, "max_affected", "on_conflict", "update"]
     given = Arguments(args, kwargs, ["values"], known)
     return _new_rows(given, limits, parse_conflict(given))
-
-
-def parse_conflict(given: Arguments) -> OnConflict:
-    """Parse what becomes of new rows whose key is there already."""
-    key, update = given.value("on_conflict"), given.value("update")
-    conflict = OnConflict(
-        key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
-        None if update is None else names_of(update, "update"),
-    )
-    if isinstance(key, str):
-        check_name(key, "on_conflict")
-    if conflict.key == ():
-        raise InvalidArgument("a key has columns", path="on_conflict")
-    return conflict
-
-
-def _new_rows(
-    given: Arguments, limits: Limits, conflict: OnConflict | None
-) -> Parsed[CreateRequest]:
-    values = Values()
-    rows, many = rows_of(given.required("values"), "values")
-    request = CreateRequest(
-        tuple(
-            assignments(row, f"values.{at}" if many else "values", values)
-            for at, row in enumerate(rows)
-        ),
-        many,
-        _returning(given, values, limits),
-        given.whole("max_affected"),
-        conflict,
-    )
-    return Parsed(request, values.freeze(), given.timeout())
 
 
 def parse_update(
@@ -114,6 +113,55 @@ def parse_delete(
     return Parsed(request, values.freeze(), given.timeout())
 
 
+def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportRequest:
+    """
+    Parse the arguments of `import`; what its rows hold is read where they are written.
+
+    A call that brings rows and names no upload is the whole import, unless it says otherwise.
+    """
+    given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", *START])
+    rows, csv = given.value("rows"), given.value("csv")
+    if isinstance(rows, str) and csv is None:
+        rows, csv = None, rows
+    if rows is not None and csv is not None:
+        raise InvalidArgument('either "rows" or "csv"', path="csv")
+    if not isinstance(rows, list | tuple | None):
+        raise InvalidArgument('"rows" is a list of rows', path="rows")
+    if not isinstance(csv, str | None):
+        raise InvalidArgument('"csv" is a string', path="csv")
+    upload = given.value("upload")
+    if not isinstance(upload, str | None):
+        raise InvalidArgument('"upload" is what the first call has answered', path="upload")
+    for name in START if upload is not None else ():
+        if given.value(name) is not None:
+            raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
+    columns = given.value("columns")
+    whole = upload is None and (rows is not None or csv is not None)
+    return ImportRequest(
+        rows,
+        csv,
+        None if columns is None else _columns(columns),
+        _conflict(given),
+        upload,
+        given.flag("done", default=whole),
+        given.timeout(),
+    )
+
+
+def parse_conflict(given: Arguments) -> OnConflict:
+    """Parse what becomes of new rows whose key is there already."""
+    key, update = given.value("on_conflict"), given.value("update")
+    conflict = OnConflict(
+        key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
+        None if update is None else names_of(update, "update"),
+    )
+    if isinstance(key, str):
+        check_name(key, "on_conflict")
+    if conflict.key == ():
+        raise InvalidArgument("a key has columns", path="on_conflict")
+    return conflict
+
+
 def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
     """Parse one row's columns and values; `{"$default": true}` is the column's default."""
     found = []
@@ -134,6 +182,24 @@ def names_of(value: Any, name: str) -> tuple[str, ...]:
             raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
         check_name(each, f"{name}.{at}")
     return tuple(dict.fromkeys(found))
+
+
+def _new_rows(
+    given: Arguments, limits: Limits, conflict: OnConflict | None
+) -> Parsed[CreateRequest]:
+    values = Values()
+    rows, many = rows_of(given.required("values"), "values")
+    request = CreateRequest(
+        tuple(
+            assignments(row, f"values.{at}" if many else "values", values)
+            for at, row in enumerate(rows)
+        ),
+        many,
+        _returning(given, values, limits),
+        given.whole("max_affected"),
+        conflict,
+    )
+    return Parsed(request, values.freeze(), given.timeout())
 
 
 def _target(given: Arguments, values: Values, limits: Limits) -> Target:
@@ -174,74 +240,6 @@ def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
         parse_order(given.value("order"), values),
         parse_embed(given, values, limits),
         parse_form(given),
-    )
-
-
-START = ("columns", "on_conflict", "update")
-"""What the first call says for the whole of an upload."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportRequest:
-    """
-    One call of an import.
-
-    Args:
-        rows: Dicts, or lists where `columns` names their items; None without any.
-        csv: Text of CSV; None without any.
-        columns: What the rows are made of, if the caller says; CSV then has no header.
-        conflict: What becomes of rows that are there already; None if that is an error.
-        upload: The import that this call belongs to.
-        done: Whether it is the last call of its import.
-        timeout: The caller's time limit in seconds, if any.
-    """
-
-    rows: Sequence[Any] | None
-    csv: str | None
-    columns: tuple[str, ...] | None
-    conflict: OnConflict | None
-    upload: str | None
-    done: bool
-    timeout: float | None
-
-    @property
-    def empty(self) -> bool:
-        """Whether the call brings no rows."""
-        return not self.rows and not self.csv
-
-
-def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportRequest:
-    """
-    Parse the arguments of `import`; what its rows hold is read where they are written.
-
-    A call that brings rows and names no upload is the whole import, unless it says otherwise.
-    """
-    given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", *START])
-    rows, csv = given.value("rows"), given.value("csv")
-    if isinstance(rows, str) and csv is None:
-        rows, csv = None, rows
-    if rows is not None and csv is not None:
-        raise InvalidArgument('either "rows" or "csv"', path="csv")
-    if not isinstance(rows, list | tuple | None):
-        raise InvalidArgument('"rows" is a list of rows', path="rows")
-    if not isinstance(csv, str | None):
-        raise InvalidArgument('"csv" is a string', path="csv")
-    upload = given.value("upload")
-    if not isinstance(upload, str | None):
-        raise InvalidArgument('"upload" is what the first call has answered', path="upload")
-    for name in START if upload is not None else ():
-        if given.value(name) is not None:
-            raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
-    columns = given.value("columns")
-    whole = upload is None and (rows is not None or csv is not None)
-    return ImportRequest(
-        rows,
-        csv,
-        None if columns is None else _columns(columns),
-        _conflict(given),
-        upload,
-        given.flag("done", default=whole),
-        given.timeout(),
     )
 
 

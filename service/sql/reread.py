@@ -41,35 +41,6 @@ def handing(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
     yield SQL(f") AS text), '{none}'), true) IS NULL; ")
 
 
-def values(reread: Reread, relation: Relation) -> Iterator[Part]:
-    """Build what is handed on of a row "t", as one value."""
-    yield SQL("CAST(ARRAY[")
-    found: list[list[Part]] = [[Identifier("t", each.name)] for each in reread.carried]
-    if reread.row:
-        found.append(list(_whole(ROW, relation)))
-    yield from separated([SQL("CAST("), *each, SQL(" AS text)")] for each in found)
-    yield SQL("] AS text[])")
-
-
-def handing_all(call: FunctionCall, relation: Relation) -> Iterator[Part]:
-    """Build a statement that hands on the rows of a function, each as one value."""
-    row = [
-        SQL("SELECT CAST(ARRAY[CAST("),
-        *_whole(ROW, relation),
-        SQL(" AS text)] AS text[]) FROM "),
-    ]
-    yield from handing([*row, *called(call)])
-
-
-def handed_all(relation: Relation) -> Iterator[Part]:
-    """Build the FROM clause of the second statement, where "t" are the rows of the function."""
-    yield from _handed()
-    yield SQL(" CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[")
-    yield from _value(0, _row_type(relation))
-    yield SQL("]) AS ")
-    yield ROW
-
-
 def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
     """Build the FROM clause of the second statement, where "t" are the rows."""
     yield from _handed()
@@ -103,6 +74,35 @@ def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
         for at, each in enumerate(carried)
     )
     yield SQL(" LIMIT 1) AS ")
+    yield ROW
+
+
+def values(reread: Reread, relation: Relation) -> Iterator[Part]:
+    """Build what is handed on of a row "t", as one value."""
+    yield SQL("CAST(ARRAY[")
+    found: list[list[Part]] = [[Identifier("t", each.name)] for each in reread.carried]
+    if reread.row:
+        found.append(list(_whole(ROW, relation)))
+    yield from separated([SQL("CAST("), *each, SQL(" AS text)")] for each in found)
+    yield SQL("] AS text[])")
+
+
+def handing_all(call: FunctionCall, relation: Relation) -> Iterator[Part]:
+    """Build a statement that hands on the rows of a function, each as one value."""
+    row = [
+        SQL("SELECT CAST(ARRAY[CAST("),
+        *_whole(ROW, relation),
+        SQL(" AS text)] AS text[]) FROM "),
+    ]
+    yield from handing([*row, *called(call)])
+
+
+def handed_all(relation: Relation) -> Iterator[Part]:
+    """Build the FROM clause of the second statement, where "t" are the rows of the function."""
+    yield from _handed()
+    yield SQL(" CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[")
+    yield from _value(0, _row_type(relation))
+    yield SQL("]) AS ")
     yield ROW
 
 

@@ -28,62 +28,6 @@ from service.sql.reread import handed_all, handing_all, ordered
 from service.sql.statement import Part, Statement, render, spelled
 
 
-def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
-    """
-    Build the condition that a row comes after the end of a page.
-
-    Where all keys run the same way and none can be null, one row comparison says it, and
-    an index over the keys answers it. Else it is spelled key by key.
-    """
-    ways = {key.descending for key in keys}
-    nullable = any(key.expression.nullable for key in keys)
-    if len(ways) == 1 and not nullable and len({*page.beyond}) == 1:
-        yield SQL("(")
-        yield from separated([expression(key.expression) for key in keys])
-        yield SQL(")")
-        yield operator(page.beyond[0])
-        yield SQL("(")
-        yield from separated([[bound] for bound in page.operands])
-        yield SQL(")")
-        return
-    yield SQL("(")
-    for at, key in enumerate(keys):
-        yield SQL(" OR (" if at else "(")
-        for before in range(at):
-            yield from _tied(keys[before], page, before)
-            yield SQL(" AND ")
-        yield from _beyond(key, page, at)
-        yield SQL(")")
-    yield SQL(")")
-
-
-def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
-    yield from expression(key.expression)
-    if page.nulls[at]:
-        yield SQL(" IS NULL")
-    else:
-        yield operator(page.equal[at])
-        yield page.operands[at]
-
-
-def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
-    if page.nulls[at] and key.nulls == "last":
-        yield SQL("false")
-    elif page.nulls[at]:
-        yield from expression(key.expression)
-        yield SQL(" IS NOT NULL")
-    else:
-        yield SQL("(")
-        yield from expression(key.expression)
-        yield operator(page.beyond[at])
-        yield page.operands[at]
-        if key.nulls == "last" and key.expression.nullable:
-            yield SQL(" OR ")
-            yield from expression(key.expression)
-            yield SQL(" IS NULL")
-        yield SQL(")")
-
-
 def select(plan: ReadPlan, json: bool = False) -> Statement:
     """
     Build a read; with `json`, each value as JSON.
@@ -118,11 +62,6 @@ def exists(plan: ReadPlan) -> Statement:
 def estimate(plan: ReadPlan) -> Statement:
     """Build the query how many rows the planner expects; it answers one JSON document."""
     return _about(plan, [SQL("EXPLAIN (FORMAT JSON) ")], [])
-
-
-def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> Statement:
-    text, bounds, marks = render([*before, *_select(plan), *behind])
-    return Statement(text, bounds, plan.name, ("answer",), marks=marks, pure=is_pure(plan))
 
 
 def source(
@@ -170,21 +109,38 @@ def columns_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tup
     return (*(output.name for output in outputs), *(embed.key for embed in embeds))
 
 
-def _output(output: Output) -> Iterator[Part]:
-    yield from expression(output.expression)
-    yield SQL(" AS ")
-    yield Identifier(output.name)
+def after(page: PlannedAfter, keys: Sequence[SortKey]) -> Iterator[Part]:
+    """
+    Build the condition that a row comes after the end of a page.
+
+    Where all keys run the same way and none can be null, one row comparison says it, and
+    an index over the keys answers it. Else it is spelled key by key.
+    """
+    ways = {key.descending for key in keys}
+    nullable = any(key.expression.nullable for key in keys)
+    if len(ways) == 1 and not nullable and len({*page.beyond}) == 1:
+        yield SQL("(")
+        yield from separated([expression(key.expression) for key in keys])
+        yield SQL(")")
+        yield operator(page.beyond[0])
+        yield SQL("(")
+        yield from separated([[bound] for bound in page.operands])
+        yield SQL(")")
+        return
+    yield SQL("(")
+    for at, key in enumerate(keys):
+        yield SQL(" OR (" if at else "(")
+        for before in range(at):
+            yield from _tied(keys[before], page, before)
+            yield SQL(" AND ")
+        yield from _beyond(key, page, at)
+        yield SQL(")")
+    yield SQL(")")
 
 
-def _distinct(plan: ReadPlan) -> Iterator[Part]:
-    """Build distinct rows as JSON: values of type json have no equality, and no order."""
-    yield SQL("SELECT ")
-    names = ([Identifier("j", kept(output.name))] for output in plan.outputs)
-    types = (output.expression.type for output in plan.outputs)
-    yield from separated(json_text(name, type) for name, type in zip(names, types, strict=True))
-    yield SQL(" FROM (")
-    yield from _select(plan)
-    yield SQL(") AS j")
+def _about(plan: ReadPlan, before: Sequence[Part], behind: Sequence[Part]) -> Statement:
+    text, bounds, marks = render([*before, *_select(plan), *behind])
+    return Statement(text, bounds, plan.name, ("answer",), marks=marks, pure=is_pure(plan))
 
 
 def _select(plan: ReadPlan, json: bool = False) -> Iterator[Part]:
@@ -213,6 +169,17 @@ def _select(plan: ReadPlan, json: bool = False) -> Iterator[Part]:
     yield SQL(' FOR UPDATE OF "t"' if plan.lock else "")
 
 
+def _distinct(plan: ReadPlan) -> Iterator[Part]:
+    """Build distinct rows as JSON: values of type json have no equality, and no order."""
+    yield SQL("SELECT ")
+    names = ([Identifier("j", kept(output.name))] for output in plan.outputs)
+    types = (output.expression.type for output in plan.outputs)
+    yield from separated(json_text(name, type) for name, type in zip(names, types, strict=True))
+    yield SQL(" FROM (")
+    yield from _select(plan)
+    yield SQL(") AS j")
+
+
 def _where(plan: ReadPlan) -> Iterator[Part]:
     if plan.after is None:
         yield from where(plan.where)
@@ -222,3 +189,36 @@ def _where(plan: ReadPlan) -> Iterator[Part]:
         yield from condition(plan.where)
         yield SQL(" AND ")
     yield from after(plan.after, plan.order)
+
+
+def _tied(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    yield from expression(key.expression)
+    if page.nulls[at]:
+        yield SQL(" IS NULL")
+    else:
+        yield operator(page.equal[at])
+        yield page.operands[at]
+
+
+def _beyond(key: SortKey, page: PlannedAfter, at: int) -> Iterator[Part]:
+    if page.nulls[at] and key.nulls == "last":
+        yield SQL("false")
+    elif page.nulls[at]:
+        yield from expression(key.expression)
+        yield SQL(" IS NOT NULL")
+    else:
+        yield SQL("(")
+        yield from expression(key.expression)
+        yield operator(page.beyond[at])
+        yield page.operands[at]
+        if key.nulls == "last" and key.expression.nullable:
+            yield SQL(" OR ")
+            yield from expression(key.expression)
+            yield SQL(" IS NULL")
+        yield SQL(")")
+
+
+def _output(output: Output) -> Iterator[Part]:
+    yield from expression(output.expression)
+    yield SQL(" AS ")
+    yield Identifier(output.name)

@@ -64,6 +64,19 @@ def modify(plan: WritePlan, json: bool = False) -> Statement:
     )
 
 
+def on_conflict(conflict: Conflict) -> Iterator[Part]:
+    """Build what becomes of new rows whose key is there already."""
+    yield SQL(" ON CONFLICT ")
+    if conflict.target is not None:
+        yield SQL(conflict.target.text.replace("%", "%%"))
+    else:
+        yield SQL("(")
+        yield from separated([Identifier(name)] for name in conflict.key)
+        yield SQL(")")
+    yield SQL(" DO UPDATE SET " if conflict.takeovers else " DO NOTHING")
+    yield from separated(_takeover(conflict, each) for each in conflict.takeovers)
+
+
 def _write(plan: WritePlan) -> Iterator[Part]:
     if isinstance(plan, InsertPlan):
         yield from _insert(plan)
@@ -156,17 +169,10 @@ def _insert(plan: InsertPlan) -> Iterator[Part]:
         yield from on_conflict(plan.conflict)
 
 
-def on_conflict(conflict: Conflict) -> Iterator[Part]:
-    """Build what becomes of new rows whose key is there already."""
-    yield SQL(" ON CONFLICT ")
-    if conflict.target is not None:
-        yield SQL(conflict.target.text.replace("%", "%%"))
-    else:
-        yield SQL("(")
-        yield from separated([Identifier(name)] for name in conflict.key)
-        yield SQL(")")
-    yield SQL(" DO UPDATE SET " if conflict.takeovers else " DO NOTHING")
-    yield from separated(_takeover(conflict, each) for each in conflict.takeovers)
+def _row(row: Sequence[Bound | None]) -> Iterator[Part]:
+    yield SQL("(")
+    yield from separated([bound or DEFAULT] for bound in row)
+    yield SQL(")")
 
 
 def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
@@ -199,12 +205,6 @@ def _is(conflict: Conflict, key: Sequence[Bound]) -> Iterator[Part]:
         ),
         " AND ",
     )
-
-
-def _row(row: Sequence[Bound | None]) -> Iterator[Part]:
-    yield SQL("(")
-    yield from separated([bound or DEFAULT] for bound in row)
-    yield SQL(")")
 
 
 def _update(plan: UpdatePlan) -> Iterator[Part]:
