@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from service.catalog import NOWHERE, Catalog, Column, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression
-from service.plan.filters import plan_filter
+from service.plan.filters import as_jsonb, plan_filter
 from service.plan.hidden import unveiled
-from service.plan.outputs import outputs_of, referred, sort_keys
+from service.plan.outputs import outputs_of, referred, refuse_repeated, sort_keys
 from service.plan.scope import Scope
-from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey, kept
+from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey
 from service.request.types import AggregateRequest, Item, Key, Measure, Reference
 
 SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
@@ -104,7 +104,10 @@ def plan_grouped(
     """
     groups = plan_groups(scope, group)
     planned = plan_measures(scope, measures)
-    refuse_repeated(groups, planned, path)
+    names = [output.name for output in groups] + [measure.name for measure in planned]
+    refuse_repeated(
+        names, path, 'rename one: "other_name:column" in group, or another name in measures'
+    )
     result = Scope(scope.catalog, _result(scope.relation, groups, planned), source=source)
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()
@@ -132,27 +135,6 @@ def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMea
     return tuple(_measure(scope, measure) for measure in measures)
 
 
-def refuse_repeated(
-    groups: Iterable[Output], measures: Iterable[PlannedMeasure], path: str
-) -> None:
-    """
-    Refuse groups and measures that have the same name.
-
-    Raises:
-        InvalidArgument: Two are called alike.
-    """
-    names = [output.name for output in groups] + [measure.name for measure in measures]
-    seen: set[str] = set()
-    for name in names:
-        if kept(name) in seen:
-            raise InvalidArgument(
-                f'"{name[:80]}" stands twice in the answer',
-                path=path,
-                hint='rename one: "other_name:column" in group, or another name in measures',
-            )
-        seen.add(kept(name))
-
-
 def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
     """
     Return outputs cast, where need be, to types whose values can be compared.
@@ -173,9 +155,7 @@ def distinguishable(scope: Scope, value: Expression) -> Expression:
         InvalidArgument: It has none.
     """
     unveiled(scope.catalog, value)
-    if value.type.name == "json" and value.type.schema == "pg_catalog":
-        jsonb = scope.named("jsonb")
-        return replace(value, cast=jsonb, type=jsonb)
+    value = as_jsonb(scope, value)
     if not value.type.comparable:
         raise InvalidArgument(
             f"values of type {value.type.sql} cannot be told apart",

@@ -9,10 +9,9 @@ from dataclasses import replace
 from itertools import chain, count
 
 from service.catalog import Catalog, Type
-from service.errors import InvalidArgument
 from service.plan.aggregate import plan_grouped
 from service.plan.filters import plan_related
-from service.plan.outputs import by_key, outputs_of, sort_keys
+from service.plan.outputs import by_key, outputs_of, refuse_repeated, sort_keys
 from service.plan.scope import Scope
 from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
 from service.request.types import Embed, Item
@@ -73,15 +72,8 @@ def plan_columns(
     if select is None:
         taken = {embed.name for embed in planned if not embed.spread}
         outputs = tuple(output for output in outputs if output.name not in taken)
-    seen: set[str] = set()
-    for name in names_of(outputs, planned):
-        if kept(name) in seen:
-            raise InvalidArgument(
-                f'"{name[:80]}" stands twice in the answer',
-                path=path,
-                hint='rename one: "other_name:column" in select, or another name in embed',
-            )
-        seen.add(kept(name))
+    hint = 'rename one: "other_name:column" in select, or another name in embed'
+    seen = refuse_repeated(names_of(outputs, planned), path, hint)
     return outputs, tuple(_keyed(planned, seen))
 
 

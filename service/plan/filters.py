@@ -22,7 +22,7 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.scope import Scope
-from service.request.filters import unknown_operator
+from service.request.filters import KEYS, PATTERNS, unknown_operator
 from service.request.synonyms import of_container
 from service.request.types import Comparison, Embed, Filter, Junction, Operand, Reference, Related
 
@@ -57,8 +57,6 @@ SEARCH_FUNCTIONS = {
     "phfts": "phraseto_tsquery",
     "wfts": "websearch_to_tsquery",
 }
-PATTERNS = frozenset({"like", "ilike", "match", "imatch"})
-KEYS = frozenset({"has_key", "has_any", "has_all"})
 
 
 def plan_filter(scope: Scope, where: Filter) -> Condition | None:
@@ -149,7 +147,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         return _match(scope, left, where, where.operand)
     if where.operator in KEYS:
         return _has(scope, left, where, where.operand)
-    left = _comparable(scope, left)
+    left = as_jsonb(scope, left)
     test = _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
     return Not(replace(test, alike=True)) if where.operator == "isdistinct" else test
 
@@ -172,6 +170,14 @@ def compare(
     if operator.schema != PG_CATALOG and domain and not (left.steps or left.cast):
         left = replace(left, cast=left.type)  # lest an operator of the domain itself fit better
     return Compare(left, operator, right)
+
+
+def as_jsonb(scope: Scope, value: Expression) -> Expression:
+    """Return a value that can be compared: json, which has no equality, becomes jsonb."""
+    if value.type.name == "json" and value.type.schema == PG_CATALOG:
+        jsonb = scope.named("jsonb")
+        return replace(value, cast=jsonb, type=jsonb)
+    return value
 
 
 def both(*conditions: Condition | None) -> Condition | None:
@@ -238,7 +244,7 @@ def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) 
 
 
 def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    left = _comparable(scope, left)
+    left = as_jsonb(scope, left)
     if left.type.name not in {"jsonb", "hstore"}:
         raise InvalidArgument(
             f'"{where.operator}" asks for keys of json, jsonb and hstore;'
@@ -250,14 +256,6 @@ def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) ->
     type = text if where.operator == "has_key" else scope.named("_text")
     right = Bound(operand.slot, type, operand.path)
     return compare(scope, left, SQL_OPERATORS[where.operator], right)
-
-
-def _comparable(scope: Scope, left: Expression) -> Expression:
-    """Return a value that can be compared: json becomes jsonb."""
-    if left.type.name == "json" and left.type.schema == "pg_catalog":
-        jsonb = scope.named("jsonb")
-        return replace(left, cast=jsonb, type=jsonb)
-    return left
 
 
 def _as_text(scope: Scope, left: Expression) -> Expression:

@@ -13,7 +13,7 @@ from service.plan.conditions import Expression
 from service.plan.filters import plan_related
 from service.plan.hidden import is_veiled, unveiled
 from service.plan.scope import Scope
-from service.plan.types import Output, SortKey
+from service.plan.types import Output, SortKey, kept
 from service.request.types import Item, Key, Reference
 
 MOST = 64
@@ -76,6 +76,21 @@ def referred(scope: Scope, reference: Reference) -> Expression:
             hidden fields.
     """
     return unveiled(scope.catalog, _value(scope, reference))
+
+
+def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
+    """
+    Return names as PostgreSQL truncates them, if no two are the same then.
+
+    Raises:
+        InvalidArgument: Two are.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if kept(name) in seen:
+            raise InvalidArgument(f'"{name[:80]}" stands twice in the answer', path=path, hint=hint)
+        seen.add(kept(name))
+    return seen
 
 
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, Type, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Condition, Every, Operator
-from service.plan.filters import asked_by, compare, plan_filter
+from service.plan.filters import as_jsonb, asked_by, compare, plan_filter
 from service.plan.hidden import is_veiled, unveiled
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
@@ -320,9 +320,7 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
     unveiled(scope.catalog, left)
     if each.operand is None:
         raise TypeError("a default cannot be expected")
-    if left.type.name == "json":
-        jsonb = scope.named("jsonb")
-        left = replace(left, cast=jsonb, type=jsonb)
+    left = as_jsonb(scope, left)
     test = compare(scope, left, "=", scope.bound(each.operand, left.type))
     return replace(test, alike=True)
 

@@ -121,25 +121,11 @@ class Arguments:
 
     def whole(self, name: str) -> int | None:
         """Return an integer of at least 0, or None if it is missing or null."""
-        value = self._given.get(name)
-        if value is None:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidArgument(f'"{name}" is a whole number', path=name)
-        if not 0 <= value <= MAX_INTEGER:
-            raise InvalidArgument(f'"{name}" is not negative and below 2^63', path=name)
-        return value
+        return integer_of(self._given.get(name), name, name)
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return true or false."""
-        value = self._given.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise InvalidArgument(f'"{name}" is true or false', path=name)
-        return value
+        return flag_of(self._given.get(name), name, name, default)
 
     def word(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
         """Return one of some strings."""
@@ -163,6 +149,38 @@ def _as_column(name: str, names: Collection[str]) -> str:
         if each in names:
             return f'a column goes into "{each}", as in {each}={{"{clip(name)}": …}}'
     return f"arguments: {', '.join(sorted(names))}"
+
+
+def integer_of(value: Any, name: str, path: str) -> int | None:
+    """
+    Return an integer of at least 0; None is none.
+
+    Raises:
+        InvalidArgument: Not one, or above what a bigint holds.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(f'"{name}" is a whole number', path=path)
+    if not 0 <= value <= MAX_INTEGER:
+        raise InvalidArgument(f'"{name}" is not negative and below 2^63', path=path)
+    return value
+
+
+def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
+    """
+    Return true or false; None is the default.
+
+    Raises:
+        InvalidArgument: It is neither.
+    """
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InvalidArgument(f'"{name}" is true or false', path=path)
+    return value
 
 
 def seconds_of(value: Any) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.aggregate import parse_measures
-from service.request.arguments import MAX_INTEGER, Values
+from service.request.arguments import Values, flag_of, integer_of
 from service.request.filters import FilterParser
 from service.request.select import check_name, parse_order, parse_select
 from service.request.synonyms import said
@@ -99,8 +99,8 @@ class EmbedParser:
             select=parse_select(options.get("select"), self._values, f"{path}.select"),
             where=where.parse(options.get("where"), f"{path}.where"),
             order=parse_order(options.get("order"), self._values, f"{path}.order"),
-            limit=self._whole(options, "limit", path),
-            offset=self._whole(options, "offset", path),
+            limit=self._integer(options, "limit", path),
+            offset=self._integer(options, "offset", path),
             embeds=self.parse(options.get("embed"), f"{path}.embed", depth + 1),
             inner=_flag(options, "inner", path),
             spread=_flag(options, "spread", path),
@@ -130,16 +130,10 @@ class EmbedParser:
             raise InvalidArgument("there is nothing to aggregate", path=f"{path}.measures")
         return found
 
-    def _whole(self, options: Mapping[str, Any], name: str, path: str) -> Operand | None:
-        value = options.get(name)
-        if value is None:
-            return None
+    def _integer(self, options: Mapping[str, Any], name: str, path: str) -> Operand | None:
         path = f"{path}.{name}"
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
-            raise InvalidArgument(f'"{name}" is a whole number of at least 0', path=path)
-        return Operand(self._values.add(value), path)
+        value = integer_of(options.get(name), name, path)
+        return None if value is None else Operand(self._values.add(value), path)
 
 
 def plain(name: str, path: str) -> Embed:
@@ -165,7 +159,4 @@ def _direction(options: Mapping[str, Any], path: str) -> Literal["one", "many"] 
 
 
 def _flag(options: Mapping[str, Any], name: str, path: str) -> bool:
-    value = options.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidArgument(f'"{name}" is true or false', path=f"{path}.{name}")
-    return bool(value)
+    return flag_of(options.get(name), name, f"{path}.{name}")

@@ -10,7 +10,7 @@ from psycopg2.sql import SQL
 
 from service.plan.aggregate import AggregatePlan
 from service.plan.pure import is_pure
-from service.sql.expressions import ROW, order_by, where
+from service.sql.expressions import ROW, limited, order_by, where
 from service.sql.groups import group_by, grouped_items
 from service.sql.reread import handing_all
 from service.sql.select import columns_of, items, source
@@ -37,7 +37,4 @@ def _aggregate(plan: AggregatePlan, json: bool) -> Iterator[Part]:
     yield ROW
     yield from where(plan.having)
     yield from order_by(plan.grouped.order)
-    for word, bound in ((" LIMIT ", plan.limit), (" OFFSET ", plan.offset)):
-        if bound is not None:
-            yield SQL(word)
-            yield bound
+    yield from limited(plan.limit, plan.offset)

@@ -11,7 +11,7 @@ from psycopg2.sql import SQL, Identifier
 
 from service.plan.write import ImportPlan
 from service.sql.expressions import ROW, separated
-from service.sql.statement import Part, render
+from service.sql.statement import Part, doubled, render
 from service.sql.write import on_conflict
 
 STAGE = Identifier("pg_temp", "rowcast_import")
@@ -64,8 +64,7 @@ def _stage(plan: ImportPlan) -> Iterator[Part]:
     yield SQL("CREATE TEMPORARY TABLE rowcast_import (")
     # the catalog's own spelling, as in casts
     yield from separated(
-        [Identifier(column.name), SQL(f" {column.declared.replace('%', '%%')}")]
-        for column in plan.columns
+        [Identifier(column.name), SQL(f" {doubled(column.declared)}")] for column in plan.columns
     )
     yield SQL(") ON COMMIT DROP")
 

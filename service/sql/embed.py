@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from psycopg2.sql import SQL, Identifier
 
 from service.plan.types import Output, PlannedEmbed, kept, names_of
-from service.sql.expressions import expression, linked, order_by, separated
+from service.sql.expressions import expression, limited, linked, order_by, separated
 from service.sql.groups import group_by, grouped_items
 from service.sql.json_form import json_value, literal
 from service.sql.statement import Part
@@ -72,14 +72,9 @@ def _spread(embed: PlannedEmbed, name: str) -> Iterator[Part]:
 
 
 def _named(embed: PlannedEmbed, json: Iterable[Iterator[Part]]) -> Iterator[list[Part]]:
-    names = embed_names(embed.embeds)
+    names = names_of((), embed.embeds)
     for name, value in zip(names, json, strict=True):
         yield [*value, SQL(" AS "), Identifier(name)]
-
-
-def embed_names(embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
-    """Return the names of what `embedded_json` builds."""
-    return names_of((), embeds)
 
 
 def laterals(embeds: Sequence[PlannedEmbed], json: bool = False) -> Iterator[Part]:
@@ -121,10 +116,7 @@ def _grouped(embed: PlannedEmbed) -> Iterator[Part]:
 def _page(embed: PlannedEmbed) -> Iterator[Part]:
     yield from order_by(embed.order)
     yield SQL("" if embed.many or embed.limit else " LIMIT 1")
-    for word, bound in ((" LIMIT ", embed.limit), (" OFFSET ", embed.offset)):
-        if bound is not None:
-            yield SQL(word)
-            yield bound
+    yield from limited(embed.limit, embed.offset)
 
 
 def _each(embeds: Sequence[PlannedEmbed]) -> Iterator[Iterator[Part]]:

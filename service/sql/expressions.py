@@ -12,6 +12,7 @@ from psycopg2.sql import SQL, Identifier
 from service.catalog import Function
 from service.plan.conditions import (
     PG_CATALOG,
+    Bound,
     Compare,
     Condition,
     Equals,
@@ -26,7 +27,7 @@ from service.plan.conditions import (
     Test,
 )
 from service.plan.types import SortKey
-from service.sql.statement import Mark, Part, quoted
+from service.sql.statement import Mark, Part, doubled, quoted
 
 NAME = "t"
 ROW = Identifier(NAME)
@@ -45,7 +46,7 @@ def expression(value: Expression) -> Iterator[Part]:
     yield Mark(value.path, value.column.name, cast=True)
     yield SQL("CAST(")
     yield from inner
-    yield SQL(f" AS {_type(value.cast.sql)})")
+    yield SQL(f" AS {doubled(value.cast.sql)})")
 
 
 def condition(where: Condition) -> Iterator[Part]:
@@ -133,7 +134,7 @@ def operator(found: Operator) -> SQL:
 
 def home(schema: str) -> str:
     """Return a schema as it stands before what is in it."""
-    return schema if schema == PG_CATALOG else quoted(schema).replace("%", "%%")
+    return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
 def alike(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
@@ -165,6 +166,14 @@ def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
         yield SQL(" DESC" if key.descending else "")
         if (key.nulls == "first") != key.descending:
             yield SQL(f" NULLS {key.nulls.upper()}")
+
+
+def limited(limit: Bound | None, offset: Bound | None) -> Iterator[Part]:
+    """Build LIMIT and OFFSET clauses, or nothing."""
+    for word, bound in ((" LIMIT ", limit), (" OFFSET ", offset)):
+        if bound is not None:
+            yield SQL(word)
+            yield bound
 
 
 def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]:
@@ -235,7 +244,7 @@ def _candidates(test: Compare) -> Iterator[Part]:
     before, behind = "", ""
     if test.candidate is not None:
         before, behind = (
-            f"SELECT CAST(c AS {_type(test.candidate.sql)}) FROM pg_catalog.unnest(",
+            f"SELECT CAST(c AS {doubled(test.candidate.sql)}) FROM pg_catalog.unnest(",
             ") AS c",
         )
     elif test.nulls:  # one array, made once, which an index can be asked for
@@ -270,7 +279,3 @@ def _every(test: Every) -> Iterator[Part]:
         [condition(each) for each in test.conditions], " OR " if test.any else " AND "
     )
     yield SQL(")")
-
-
-def _type(spelled: str) -> str:
-    return spelled.replace("%", "%%")

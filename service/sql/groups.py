@@ -10,7 +10,7 @@ from psycopg2.sql import SQL, Identifier
 
 from service.plan.types import Groups, Output, PlannedMeasure
 from service.sql.expressions import condition, expression, home, separated
-from service.sql.statement import Mark, Part
+from service.sql.statement import Mark, Part, doubled
 
 FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
 """What a function is for."""
@@ -61,7 +61,7 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield from condition(measure.where)
         yield SQL(")")
     if measure.cast:
-        yield SQL(f" AS {measure.cast.sql.replace('%', '%%')})")
+        yield SQL(f" AS {doubled(measure.cast.sql)})")
     yield SQL(" AS ")
     yield Identifier(measure.name)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from psycopg2.sql import SQL
 
 from service.catalog import Type
-from service.sql.statement import Part
+from service.sql.statement import Part, doubled
 
 
 def json_value(value: Iterable[Part], type: Type) -> Iterator[Part]:
@@ -35,4 +35,4 @@ def json_text(value: Iterable[Part], type: Type) -> Iterator[Part]:
 
 def literal(text: str) -> SQL:
     """Return a string constant; `standard_conforming_strings` is on in every session."""
-    return SQL("'" + text.replace("'", "''").replace("%", "%%") + "'")
+    return SQL("'" + doubled(text.replace("'", "''")) + "'")

@@ -16,7 +16,7 @@ from service.catalog import Relation
 from service.plan.types import Carried, FunctionCall, Reread
 from service.sql.expressions import ROW, operator, separated
 from service.sql.functions import called
-from service.sql.statement import MISSED, Part, quoted
+from service.sql.statement import MISSED, Part, doubled, quoted
 
 SETTING = "rowcast.written"
 WRITTEN, FOUND = Identifier("w"), Identifier("r")
@@ -134,14 +134,14 @@ def _found_by(reread: Reread, source: str) -> Iterator[Part]:
 def _value(at: int, type: str) -> Iterator[Part]:
     yield SQL("CAST(")
     yield Identifier("w", "v")
-    yield SQL(f" OPERATOR(pg_catalog.->>) {at:d} AS {type.replace('%', '%%')})")
+    yield SQL(f" OPERATOR(pg_catalog.->>) {at:d} AS {doubled(type)})")
 
 
 def _whole(row: Identifier, relation: Relation) -> Iterator[Part]:
     """Build a row as one value."""
     yield SQL("CAST(")
     yield row
-    yield SQL(f".* AS {_row_type(relation).replace('%', '%%')})")
+    yield SQL(f".* AS {doubled(_row_type(relation))})")
 
 
 def _row_type(relation: Relation) -> str:

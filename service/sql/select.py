@@ -21,7 +21,16 @@ from service.plan.types import (
     names_of,
 )
 from service.sql.embed import embedded, embedded_json, laterals
-from service.sql.expressions import ROW, condition, expression, operator, order_by, separated, where
+from service.sql.expressions import (
+    ROW,
+    condition,
+    expression,
+    limited,
+    operator,
+    order_by,
+    separated,
+    where,
+)
 from service.sql.functions import called
 from service.sql.json_form import json_text
 from service.sql.reread import handed_all, handing_all, ordered
@@ -162,10 +171,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Iterator[Part]:
     yield from _where(plan)
     by = order_by(plan.order)
     yield from ordered(by) if plan.afterwards and not plan.distinct else by
-    for word, bound in ((" LIMIT ", plan.limit), (" OFFSET ", plan.offset)):
-        if bound is not None:
-            yield SQL(word)
-            yield bound
+    yield from limited(plan.limit, plan.offset)
     yield SQL(' FOR UPDATE OF "t"' if plan.lock else "")
 
 

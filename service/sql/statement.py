@@ -123,13 +123,13 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, .
 
     def add(part: Part) -> None:
         if isinstance(part, Bound):
-            text.append(f"CAST(%s AS {part.type.sql.replace('%', '%%')})" if part.cast else "%s")
+            text.append(f"CAST(%s AS {doubled(part.type.sql)})" if part.cast else "%s")
             bounds.append(part)
         elif isinstance(part, sql.Composed):
             for each in part.seq:
                 add(each)
         elif isinstance(part, sql.Identifier):
-            text.append(".".join(quoted(name) for name in part.strings).replace("%", "%%"))
+            text.append(doubled(".".join(quoted(name) for name in part.strings)))
         elif isinstance(part, sql.SQL):
             text.append(part.string)
         elif isinstance(part, Mark):
@@ -157,6 +157,11 @@ def spelled(head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any)
     before = list(head)
     text, bounds, marks = render([*before, *parts])
     return Statement(text, bounds, name, marks=marks, head=len(render(before)[0]), **rest)
+
+
+def doubled(text: str) -> str:
+    """Return SQL text with its percent signs doubled, as psycopg2 reads it beside parameters."""
+    return text.replace("%", "%%")
 
 
 def quoted(name: str) -> str:

@@ -33,7 +33,7 @@ from service.sql.expressions import (
 from service.sql.json_form import json_text
 from service.sql.reread import WRITTEN, handed, handing, ordered, values
 from service.sql.select import answer_of, items
-from service.sql.statement import MISSED, Part, Statement, spelled
+from service.sql.statement import MISSED, Part, Statement, doubled, spelled
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
 DEFAULT = SQL("DEFAULT")
@@ -68,7 +68,7 @@ def on_conflict(conflict: Conflict) -> Iterator[Part]:
     """Build what becomes of new rows whose key is there already."""
     yield SQL(" ON CONFLICT ")
     if conflict.target is not None:
-        yield SQL(conflict.target.text.replace("%", "%%"))
+        yield SQL(doubled(conflict.target.text))
     else:
         yield SQL("(")
         yield from separated([Identifier(name)] for name in conflict.key)
