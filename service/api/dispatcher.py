@@ -52,7 +52,7 @@ from service.payload import fit
 from service.request.arguments import Caller
 from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.read import Limits
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 
 Suspect = Callable[[], Awaitable[bool]]
 """Has the catalog read again if it has changed; tells whether it is up to date then."""
@@ -297,7 +297,7 @@ class Hub:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name.verb)}"',
                 relation=relation.name,
-                hint=said("verb", name.verb, self.verbs)
+                hint=synonym_hint("verb", name.verb, self.verbs)
                 or nearest(name.verb, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )

@@ -29,7 +29,7 @@ from service.plan.hidden import as_json, refuse_veiled
 from service.plan.types import ReadPlan
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
-from service.request.read import GROUPS, Parsed, parse_aggregate, parse_find
+from service.request.read import MAX_GROUPS, Parsed, parse_aggregate, parse_find
 from service.request.types import AggregateRequest, FindRequest
 from service.sql.aggregate import aggregate
 from service.sql.select import count, estimate, select
@@ -74,7 +74,7 @@ class Called(Verbs):
         statement = served.statement(_groups, request.call.function, request)
         shape = Shape(request.of.form, self.max_bytes)
         groups = await self._run(
-            call, groups_txn, served.codec, statement, call.values, GROUPS, shape
+            call, groups_txn, served.codec, statement, call.values, MAX_GROUPS, shape
         )
         if request.of.form == "lists":
             return {"columns": list(statement.columns), "rows": groups}

@@ -22,7 +22,7 @@ from service.plan.functions import Answer, answer_of, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName
 from service.request.read import Limits, Parsed
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 from service.sql.functions import call as spelled
 from service.sql.statement import Statement
 
@@ -66,7 +66,7 @@ class Calling(Verbs):
         if verb is None:
             raise NoSuchProcedure(
                 f'a function has no verb "{clip(name.verb)}"',
-                hint=said("verb", name.verb, self._verbs)
+                hint=synonym_hint("verb", name.verb, self._verbs)
                 or nearest(name.verb, list(self._verbs))
                 or f"verbs: {', '.join(self._verbs)}",
             )

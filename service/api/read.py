@@ -18,7 +18,14 @@ from service.plan.estimate import refuse_guarded
 from service.plan.hidden import as_json
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
-from service.request.read import GROUPS, Parsed, parse_aggregate, parse_count, parse_find, parse_get
+from service.request.read import (
+    MAX_GROUPS,
+    Parsed,
+    parse_aggregate,
+    parse_count,
+    parse_find,
+    parse_get,
+)
 from service.request.types import AggregateRequest, CountRequest, FindRequest, GetRequest
 from service.sql.aggregate import aggregate
 from service.sql.select import count, estimate, exists, select
@@ -167,7 +174,7 @@ class Aggregating(Verbs):
 
         Raises:
             InvalidArgument: Among others, a function is none of its column's type.
-            TooManyGroups: There are more than `GROUPS`.
+            TooManyGroups: There are more than `MAX_GROUPS`.
         """
         call = parse_aggregate(args, kwargs, self.limits)
         statement = served.statement(_aggregate, relation, call.request)
@@ -177,7 +184,7 @@ class Aggregating(Verbs):
             served.codec,
             statement,
             call.values,
-            GROUPS,
+            MAX_GROUPS,
             shape,
             retry=True,
             timeout=call.timeout,

@@ -34,9 +34,9 @@ from service.request.read import (
     Format,
     Limits,
     check_format,
+    parse_chunk,
+    parse_format,
     parse_unpaged,
-    take_chunk,
-    take_format,
 )
 from service.request.types import FindRequest, Form
 from service.sql.select import select
@@ -187,7 +187,7 @@ class Streaming(Flowing):
             InvalidArgument: The caller does not take progressive results.
         """
         send = line.parts()
-        chunk, rest = take_chunk(kwargs)
+        chunk, rest = parse_chunk(kwargs)
         flow = self.source(served, of, args, rest, self.limits)
         shape = Shape(flow.form, self.max_bytes)
         reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
@@ -235,8 +235,8 @@ class Exporting(Flowing):
             InvalidArgument: The caller does not take progressive results.
         """
         send = line.parts()
-        format, rest = take_format(kwargs)
-        chunk, rest = take_chunk(rest)
+        format, rest = parse_format(kwargs)
+        chunk, rest = parse_chunk(rest)
         flow = self.source(served, of, args, rest, self.limits, format)
         return await (self._csv(flow, send) if format == "csv" else self._lines(flow, chunk, send))
 

@@ -11,7 +11,7 @@ from service.describe import errors
 from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, LANGUAGE, record, words
 from service.describe.types import NULL
-from service.request.read import COUNTS, FORMATS, FORMS, MOST
+from service.request.read import COUNTS, FORMATS, FORMS, MAX_CHUNK
 
 WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 OBJECT: Schema = {"type": "object"}
@@ -36,7 +36,7 @@ PAGE = {"after": reference("token"), "count": words(*COUNTS)}
 STREAM = {
     **FIND,
     **dict.fromkeys(PAGE, NULL),
-    "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST},
+    "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHUNK},
 }
 EXPORT = {**STREAM, "format": words(*FORMATS)}
 del EXPORT["form"]

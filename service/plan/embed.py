@@ -16,7 +16,7 @@ from service.plan.scope import Scope
 from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
 from service.request.types import Embed, Item
 
-PLAIN = frozenset(
+JSON_TYPES = frozenset(
     [
         "bool",
         "int2",
@@ -100,7 +100,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
         order, _ = by_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
-        replace(output, text=not _is_plain(scope.catalog, output.expression.type))
+        replace(output, text=not _is_json(scope.catalog, output.expression.type))
         for output in outputs
     )
     return PlannedEmbed(
@@ -132,9 +132,9 @@ def _grouped(inner: Scope, embed: Embed) -> Groups | None:
     return grouped
 
 
-def _is_plain(catalog: Catalog, type: Type) -> bool:
+def _is_json(catalog: Catalog, type: Type) -> bool:
     """Return whether the JSON of a type is its wire form."""
     type = catalog.plain(type)
     if type.kind == "array":
-        return _is_plain(catalog, catalog.type(type.element))
-    return type.name in PLAIN or type.kind in {"enum", "range", "multirange"}
+        return _is_json(catalog, catalog.type(type.element))
+    return type.name in JSON_TYPES or type.kind in {"enum", "range", "multirange"}

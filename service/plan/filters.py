@@ -23,7 +23,7 @@ from service.plan.conditions import (
 )
 from service.plan.scope import Scope
 from service.request.filters import KEYS, PATTERNS, unknown_operator
-from service.request.synonyms import of_container
+from service.request.synonyms import container_hint
 from service.request.types import Comparison, Embed, Filter, Junction, Operand, Reference, Related
 
 SQL_OPERATORS = {
@@ -106,8 +106,8 @@ def _condition(scope: Scope, where: Filter) -> Condition:
     if isinstance(where, Comparison):
         return _comparison(scope, where)
     if isinstance(where, Related):
-        if where.stranger is not None and not scope.has_relationship(where.name):
-            raise _no_rows(scope, where, *where.stranger)
+        if where.unknown_key is not None and not scope.has_relationship(where.name):
+            raise _no_rows(scope, where, *where.unknown_key)
         link, inner, embed, _ = scope.linked(where.name, where.path)
         return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
@@ -122,7 +122,7 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
     document = type.name in {"json", "jsonb", "hstore"}
     hint = None
     if document or type.kind in {"array", "range", "multirange"}:
-        hint = of_container(where.name, key)
+        hint = container_hint(where.name, key)
     if hint is None and (document or type.kind == "composite"):
         hint = f'a value inside of it is "{where.name}->{key[:80]}"'
     if hint is not None:

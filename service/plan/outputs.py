@@ -16,7 +16,7 @@ from service.plan.scope import Scope
 from service.plan.types import Output, SortKey, kept
 from service.request.types import Item, Key, Reference
 
-MOST = 64
+MAX_SORT_KEYS = 64
 """Columns by which rows without a key are sorted."""
 
 
@@ -187,7 +187,7 @@ def _value(scope: Scope, reference: Reference) -> Expression:
 
 def _sortable(scope: Scope) -> tuple[str, ...]:
     columns = scope.relation.columns.values()
-    return tuple(each.name for each in columns if _is_sortable(scope.catalog, each))[:MOST]
+    return tuple(each.name for each in columns if _is_sortable(scope.catalog, each))[:MAX_SORT_KEYS]
 
 
 def _is_sortable(catalog: Catalog, column: Column) -> bool:

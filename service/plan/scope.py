@@ -22,9 +22,9 @@ from service.plan.conditions import (
 )
 from service.plan.hidden import follow, unveiled
 from service.plan.relationships import Pairs, computed_columns, is_related, related
-from service.request.embeds import plain
+from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
-from service.request.synonyms import of_column
+from service.request.synonyms import column_hint
 from service.request.types import Embed, Operand, Reference, Step
 
 
@@ -61,7 +61,7 @@ class Scope:
         Raises:
             InvalidArgument: There is no such relationship, or more than one.
         """
-        embed = self._embeds.get(name) or plain(name, path)
+        embed = self._embeds.get(name) or default_embed(name, path)
         link, scope, many = self.link(embed)
         return link, scope, embed, many
 
@@ -108,7 +108,7 @@ class Scope:
 
     def has_relationship(self, name: str) -> bool:
         """Return whether a name that is no column means related rows."""
-        embed = self._embeds.get(name) or plain(name, "")
+        embed = self._embeds.get(name) or default_embed(name, "")
         return is_related(self.catalog, self.relation, embed)
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
@@ -152,7 +152,7 @@ class Scope:
             return computed[name].column, computed[name].function
         known = [*self.relation.columns, *computed]
         of = f'relation "{self.relation.name}"'
-        hint = of_column(name, known, OPERATORS)
+        hint = column_hint(name, known, OPERATORS)
         raise UnknownName("column", name, known, of, reference.path, hint)
 
     def of_column(self, column: Column, path: str = "") -> Expression:

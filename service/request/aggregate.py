@@ -11,7 +11,7 @@ from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Values
 from service.request.filters import FilterParser
 from service.request.select import check_name, parse_one
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 from service.request.types import Item, Measure, Operand
 
 FUNCTIONS = (
@@ -88,7 +88,7 @@ def _function(measure: Mapping[Any, Any], path: str) -> str:
     found = [str(each) for each in measure if each not in OPTIONS]
     for each in found:
         if each not in FUNCTIONS:
-            known, hint = [*FUNCTIONS, *OPTIONS], said("function", each, FUNCTIONS)
+            known, hint = [*FUNCTIONS, *OPTIONS], synonym_hint("function", each, FUNCTIONS)
             raise UnknownName("function", each, known, path=f"{path}.{each}", hint=hint)
     if len(found) != 1:
         raise InvalidArgument(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes (wire contract, section 12)."""
@@ -98,7 +98,7 @@ class Arguments:
         names = {*leading, *known, *OPTIONS}
         for name, value in keywords.items():
             if name not in names:
-                meant = said("argument", name, names)
+                meant = synonym_hint("argument", name, names)
                 refusal = UnknownName("argument", name, sorted(names), path=name, hint=meant)
                 refusal.details.setdefault("hint", takes or _as_column(name, names))
                 raise refusal
@@ -119,7 +119,7 @@ class Arguments:
             raise InvalidArgument(f'the argument "{name}" is missing', path=name, hint=self._takes)
         return self._given[name]
 
-    def whole(self, name: str) -> int | None:
+    def integer(self, name: str) -> int | None:
         """Return an integer of at least 0, or None if it is missing or null."""
         return integer_of(self._given.get(name), name, name)
 
@@ -127,7 +127,7 @@ class Arguments:
         """Return true or false."""
         return flag_of(self._given.get(name), name, name, default)
 
-    def word(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
+    def choice(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
         """Return one of some strings."""
         value = self._given.get(name)
         if value is None:

@@ -12,7 +12,7 @@ from service.request.aggregate import parse_measures
 from service.request.arguments import Values, flag_of, integer_of
 from service.request.filters import FilterParser
 from service.request.select import check_name, parse_order, parse_select
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 from service.request.types import EVERYTHING, Embed, Item, Measure, Operand
 
 OPTIONS = (
@@ -84,7 +84,7 @@ class EmbedParser:
             raise InvalidArgument("an embed is true, or a dict of options", path=path)
         for option in options:
             if option not in OPTIONS:
-                hint = said("argument", option, OPTIONS)
+                hint = synonym_hint("argument", option, OPTIONS)
                 raise UnknownName(
                     "option", str(option), OPTIONS, path=f"{path}.{option}", hint=hint
                 )
@@ -136,7 +136,7 @@ class EmbedParser:
         return None if value is None else Operand(self._values.add(value), path)
 
 
-def plain(name: str, path: str) -> Embed:
+def default_embed(name: str, path: str) -> Embed:
     """Return the embed that a name alone means, for filters and sort keys that use one."""
     return Embed(name, path, None, None, None, None, EVERYTHING, (), None, None, (), False, False)
 

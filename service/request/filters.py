@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Values
 from service.request.select import parse_reference
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 from service.request.types import (
     EVERYTHING,
     Comparison,
@@ -69,7 +69,7 @@ class FilterParser:
                 path=path,
                 hint='as in {"status": false, "id": {"gt": 5}}',
             )
-        return _all(
+        return _conjunction(
             [self._term(key, value, f"{path}.{key}", depth) for key, value in where.items()]
         )
 
@@ -100,11 +100,11 @@ class FilterParser:
         if isinstance(value, Mapping):
             if not value and reference.steps:
                 raise InvalidArgument("a condition names an operator", path=path)
-            stranger = None if reference.steps else _stranger(value, path)
-            if stranger is not None:
+            unknown_key = None if reference.steps else _unknown_key(value, path)
+            if unknown_key is not None:
                 term = self._where(value, path, depth + 1)
-                return Related(reference.name, path, term, stranger)
-            return _all(
+                return Related(reference.name, path, term, unknown_key)
+            return _conjunction(
                 [
                     self._operation(reference, name, operand, f"{path}.{name}", depth)
                     for name, operand in value.items()
@@ -167,7 +167,7 @@ class FilterParser:
         if not _is_list(operand) or len(operand) != 2 or None in operand:
             raise InvalidArgument('"between" takes a list of the lowest and highest', path=path)
         low, high = (self._operand(each, f"{path}.{at}") for at, each in enumerate(operand))
-        return _all([Comparison(reference, "gte", low), Comparison(reference, "lte", high)])
+        return _conjunction([Comparison(reference, "gte", low), Comparison(reference, "lte", high)])
 
     def _search(self, reference: Reference, name: str, operand: Any, path: str) -> Filter:
         config = None
@@ -190,15 +190,15 @@ class FilterParser:
 
 def unknown_operator(name: str, path: str) -> UnknownName:
     """Build the refusal of an operator that does not exist."""
-    hint = said("operator", name, OPERATORS)
+    hint = synonym_hint("operator", name, OPERATORS)
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
-def _all(terms: Sequence[Filter]) -> Filter:
+def _conjunction(terms: Sequence[Filter]) -> Filter:
     return terms[0] if len(terms) == 1 else Junction(any=False, terms=tuple(terms))
 
 
-def _stranger(value: Any, path: str) -> tuple[str, str] | None:
+def _unknown_key(value: Any, path: str) -> tuple[str, str] | None:
     """
     Return the first key of a dict that is no operator, and its path.
 
@@ -211,7 +211,7 @@ def _stranger(value: Any, path: str) -> tuple[str, str] | None:
     for name, operand in value.items():
         if name not in OPERATORS:
             return str(name), f"{path}.{name}"
-        found = _stranger(operand, f"{path}.not") if name == "not" else None
+        found = _unknown_key(operand, f"{path}.not") if name == "not" else None
         if found is not None:
             return found
     return None
@@ -248,25 +248,25 @@ def _is_element(value: Any) -> bool:
     return not _is_list(value)
 
 
-MOST = 10
+MAX_VARIABLES = 10
 """Variables of a filter; a term of more is taken to depend on the row, whatever it says."""
 
-ALL = (1 << (1 << MOST)) - 1
-VARIABLES = [ALL // ((1 << (1 << at)) + 1) for at in range(MOST)]
+ALL = (1 << (1 << MAX_VARIABLES)) - 1
+VARIABLES = [ALL // ((1 << (1 << at)) + 1) for at in range(MAX_VARIABLES)]
 OPPOSITES = {"neq": "eq", "gte": "lt", "gt": "lte"}
 """Operators that hold where another does not, of values that are not null."""
 
-Said = tuple[int, int]
+Truth = tuple[int, int]
 """The ways to set the variables in which a term is true, and those in which it is false."""
 
-ALWAYS: Said = (ALL, 0)
-NEVER: Said = (0, ALL)
-DEPENDS: Said = (0, 0)
+ALWAYS: Truth = (ALL, 0)
+NEVER: Truth = (0, ALL)
+DEPENDS: Truth = (0, 0)
 
 
 def holds_always(where: Filter, values: Sequence[Any]) -> bool:
     """Return whether a filter is true of every row, whatever the rows hold."""
-    return _Judge(values).said(where) == ALWAYS
+    return _Judge(values).truth(where) == ALWAYS
 
 
 class _Judge:
@@ -285,20 +285,20 @@ class _Judge:
         self._values = values
         self._known: list[tuple[Any, list[Any]]] = []
 
-    def said(self, where: Filter) -> Said:
+    def truth(self, where: Filter) -> Truth:
         """Return for which settings of the variables a filter is true, and for which false."""
         if isinstance(where, Junction):
-            said = [self.said(term) for term in where.terms]
-            return _any(said) if where.any else _not(_any(map(_not, said)))
+            truths = [self.truth(term) for term in where.terms]
+            return _or(truths) if where.any else _not(_or(map(_not, truths)))
         if isinstance(where, Negation):
-            return _not(self.said(where.term))
+            return _not(self.truth(where.term))
         if isinstance(where, Comparison):
             return self._compared(where)
-        if _Judge(self._values).said(where.term) == NEVER:
+        if _Judge(self._values).truth(where.term) == NEVER:
             return NEVER  # no related row is one for which it holds
         return self._either(where)
 
-    def _compared(self, where: Comparison) -> Said:
+    def _compared(self, where: Comparison) -> Truth:
         null = self._either(Comparison(where.reference, "is", word="null"))
         if where.word in {"null", "unknown"}:
             return null
@@ -306,15 +306,15 @@ class _Judge:
             return _not(null)
         if where.word:  # IS TRUE is never null
             holds = self._either(replace(where, word="true"))
-            return _not(_any([null, holds if where.word == "false" else _not(holds)]))
+            return _not(_or([null, holds if where.word == "false" else _not(holds)]))
         if where.operator == "isdistinct":
             if self._operand(where) is None:
                 return _not(null)
-            return _any([null, _not(self._either(replace(where, operator="eq")))])
+            return _or([null, _not(self._either(replace(where, operator="eq")))])
         quantifier = "any" if where.operator == "in" else where.quantifier
         if quantifier and all(each is None for each in self._operand(where)):
             return ALWAYS if quantifier == "all" else NEVER
-        found = self._either(_plain(where))
+        found = self._either(_normal(where))
         true, false = _not(found) if where.operator in OPPOSITES else found
         return true & null[1], false & null[1]
 
@@ -322,14 +322,14 @@ class _Judge:
         """Return what a column is compared with."""
         return self._values[where.operand.slot] if where.operand else None
 
-    def _either(self, where: Filter) -> Said:
-        """Return what is said by a variable, one for all filters that are alike."""
+    def _either(self, where: Filter) -> Truth:
+        """Return what a variable says, one for all filters that are alike."""
         values: list[Any] = []
         shape = self._shape(where, values)
         for variable, (known, others) in zip(VARIABLES, self._known, strict=False):
-            if known == shape and _alike(others, values):
+            if known == shape and _identical(others, values):
                 return variable, ALL ^ variable
-        if len(self._known) == MOST:
+        if len(self._known) == MAX_VARIABLES:
             return DEPENDS
         variable = VARIABLES[len(self._known)]
         self._known.append((shape, values))
@@ -358,7 +358,7 @@ class _Judge:
         )
 
 
-def _plain(where: Comparison) -> Comparison:
+def _normal(where: Comparison) -> Comparison:
     """Return the comparison that holds where one does not, or the same in the usual words."""
     turned: Mapping[str, Literal["", "any", "all"]] = {"any": "all", "all": "any"}
     if where.operator in OPPOSITES:
@@ -369,7 +369,7 @@ def _plain(where: Comparison) -> Comparison:
     return where
 
 
-def _alike(values: list[Any], others: list[Any]) -> bool:
+def _identical(values: list[Any], others: list[Any]) -> bool:
     """Return whether values are the same and of the same types: to JSON, true is not 1."""
     try:
         return marshal.dumps(values, 2) == marshal.dumps(others, 2)  # 2: without references
@@ -377,12 +377,12 @@ def _alike(values: list[Any], others: list[Any]) -> bool:
         return False
 
 
-def _not(said: Said) -> Said:
-    return said[1], said[0]
+def _not(truth: Truth) -> Truth:
+    return truth[1], truth[0]
 
 
-def _any(said: Iterable[Said]) -> Said:
+def _or(truths: Iterable[Truth]) -> Truth:
     true, false = NEVER
-    for each in said:
+    for each in truths:
         true, false = true | each[0], false & each[1]
     return true, false

@@ -93,7 +93,7 @@ def parse_call(
     call = Arguments([], options, [], OPTIONS)
     values = Values()
     request = bind_call(
-        functions, given, values, catalog, parse_form(call), call.whole("max_affected")
+        functions, given, values, catalog, parse_form(call), call.integer("max_affected")
     )
     return Parsed(request, values.freeze(), call.timeout())
 
@@ -119,7 +119,7 @@ def parse_called(
         InvalidArgument: It is malformed, or no function takes these arguments.
     """
     rest = {name: value for name, value in kwargs.items() if name != ARGS}
-    given = read_given(functions, args, kwargs.get(ARGS))
+    given = parse_given(functions, args, kwargs.get(ARGS))
     # the rows of other arguments are another query
     home = f"{functions[0].schema}.fn.{functions[0].name}"
     question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
@@ -134,7 +134,7 @@ def parse_called(
     return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
 
 
-def read_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
+def parse_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
     """
     Parse what a function is given where all keywords are those of a verb.
 
@@ -162,8 +162,8 @@ def bind_call(
     Raises:
         InvalidArgument: No function takes these arguments, or more than one does.
     """
-    function = chosen(functions, given, catalog)
-    generic, lists = generic_of(function, given, catalog)
+    function = resolve_overload(functions, given, catalog)
+    generic, lists = polymorphic_type(function, given, catalog)
     return CallRequest(
         function,
         tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
@@ -230,7 +230,7 @@ def _explain(
         )
 
 
-def chosen(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
+def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
     """
     Return the overload that arguments mean.
 
@@ -351,7 +351,7 @@ def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
 
 TEXTS = ("text", "varchar", "bpchar", "name", "citext")
 INTEGER_RANGES = ("int4", "int8", "int2", "oid")
-NUMBERS = ("numeric", "float8", "float4")
+DECIMALS = ("numeric", "float8", "float4")
 FLOATS = ("float8", "numeric", "float4")
 DOCUMENTS = ("jsonb", "json")
 SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
@@ -392,7 +392,7 @@ def _own(value: Any) -> tuple[str, ...]:
     if isinstance(value, bool):
         return ("bool",)
     if isinstance(value, int):
-        return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *NUMBERS)
+        return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *DECIMALS)
     if isinstance(value, float):
         return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
     if isinstance(value, bytes | bytearray | memoryview):
@@ -406,7 +406,7 @@ DIMENSIONS = 6
 INTEGERS = ("int4", "int8", "numeric")
 
 
-def generic_of(
+def polymorphic_type(
     function: Function, given: Given, catalog: Catalog
 ) -> tuple[str, frozenset[str | int]]:
     """

@@ -32,13 +32,13 @@ from service.request.types import (
 Request = TypeVar("Request")
 FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
 COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
-CHUNK, MOST = 500, 5000
+CHUNK, MAX_CHUNK = 500, 5000
 """Rows of one progressive result: what is usual, and what may be asked for."""
 
 Format = Literal["csv", "ndjson"]
 FORMATS: tuple[Format, ...] = ("csv", "ndjson")
 _PAGING = ("after", "count")
-GROUPS = 5_000
+MAX_GROUPS = 5_000
 """The most groups of one answer; more rows are not handed through the reactor in one piece."""
 
 
@@ -131,7 +131,7 @@ def parse_find(
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
     by = tuple(each for each in embeds if each.name in owners)
     question = (relation, where, order, distinct, by, values.freeze() if by else asked)
-    offset = given.whole("offset") or 0
+    offset = given.integer("offset") or 0
     after = None
     if given.value("after") is not None:
         keys = read_token(given.value("after"), digest_of(*question))
@@ -142,7 +142,7 @@ def parse_find(
                 tuple(Operand(values.add(key), "after") for key in keys),
                 tuple(key is None for key in keys),
             )
-    limit = given.whole("limit")
+    limit = given.integer("limit")
     page = limits.max_rows if limit is None else min(limit, limits.max_rows)
     request = FindRequest(
         where=where,
@@ -152,7 +152,7 @@ def parse_find(
         limit=Operand(values.add(page + 1), "limit"),
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
-        count=cast("CountMode | None", given.word("count", COUNTS)),
+        count=cast("CountMode | None", given.choice("count", COUNTS)),
         embeds=embeds,
         form=parse_form(given),
     )
@@ -186,8 +186,8 @@ def parse_aggregate(
         raise InvalidArgument(
             "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
         )
-    limit, offset = given.whole("limit"), given.whole("offset")
-    most = GROUPS + 1 if limit is None else min(limit, GROUPS + 1)
+    limit, offset = given.integer("limit"), given.integer("offset")
+    most = MAX_GROUPS + 1 if limit is None else min(limit, MAX_GROUPS + 1)
     request = AggregateRequest(
         measures=measures,
         group=group,
@@ -229,7 +229,7 @@ def parse_unpaged(
     return replace(call, values=tuple(values))
 
 
-def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """
     Parse how many rows go into one part.
 
@@ -237,13 +237,13 @@ def take_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
         The number, and the keywords that are left for the find.
     """
     own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
-    chunk = own.whole("chunk")
-    if chunk is not None and not 1 <= chunk <= MOST:
-        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MOST}', path="chunk")
+    chunk = own.integer("chunk")
+    if chunk is not None and not 1 <= chunk <= MAX_CHUNK:
+        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MAX_CHUNK}', path="chunk")
     return chunk or CHUNK, _left(kwargs, "chunk")
 
 
-def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
+def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     """
     Parse what an export is written as; it has no form of rows.
 
@@ -253,7 +253,7 @@ def take_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     if "form" in kwargs:
         raise UnknownName("argument", "form", ["format"], path="form")
     own = Arguments((), _taken(kwargs, "format"), [], ["format"])
-    return cast("Format", own.word("format", FORMATS, "csv")), _left(kwargs, "format")
+    return cast("Format", own.choice("format", FORMATS, "csv")), _left(kwargs, "format")
 
 
 def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
@@ -303,7 +303,7 @@ def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed
 
 def parse_form(given: Arguments) -> Form:
     """Parse in which form the rows are wanted."""
-    return cast("Form", given.word("form", FORMS, "dicts"))
+    return cast("Form", given.choice("form", FORMS, "dicts"))
 
 
 def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:

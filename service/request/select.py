@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import Values, listed
-from service.request.synonyms import said
+from service.request.synonyms import synonym_hint
 from service.request.types import Item, Key, Nulls, Operand, Reference, Step
 
 MAX_LENGTH = 1000
@@ -137,7 +137,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
 def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
     for name in item:
         if name not in known:
-            hint = said("argument", name, known) or _short(name, item[name])
+            hint = synonym_hint("argument", name, known) or _short(name, item[name])
             raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
 
 

@@ -172,7 +172,7 @@ def letters(word: str) -> str:
     return _SIGNS.sub("", word.lower()) or word
 
 
-def said(kind: Kind, word: object, known: Collection[str]) -> str | None:
+def synonym_hint(kind: Kind, word: object, known: Collection[str]) -> str | None:
     """
     Return the hint for a word of another tool, if it is one.
 
@@ -191,13 +191,13 @@ def said(kind: Kind, word: object, known: Collection[str]) -> str | None:
     return None
 
 
-def of_container(name: str, word: str) -> str | None:
+def container_hint(name: str, word: str) -> str | None:
     """Return the hint for an operator on a list, a range or a document."""
     ours = CONTAINERS.get(letters(word[:80]))
     return f'did you mean {{"{name}": {{"{ours}": …}}}}?' if ours else None
 
 
-def of_column(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
+def column_hint(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
     """Return the hint for what is no column: a list in one text, "name desc", "name__gt", "$or"."""
     found = _SORTED.fullmatch(name)
     if found and found[1] in known:
@@ -219,4 +219,4 @@ def of_column(name: str, known: Collection[str], operators: Collection[str]) -> 
         ) or next((each.ours for each in SYNONYMS if each.kind == "operator"
                    and letters(operator) in each.words), None)  # fmt: skip
         return f'did you mean {{"{base}": {{"{ours}": …}}}}?' if ours else None
-    return said("key", name, ("and", "or", "not"))
+    return synonym_hint("key", name, ("and", "or", "not"))

@@ -119,14 +119,14 @@ class Related:
         name: Of the embed.
         path: Where in the call.
         term: In terms of the related rows.
-        stranger: Where a dict of conditions would be meant if the name is a column's: the first
+        unknown_key: Where a dict of conditions would be meant if the name is a column's: the first
             key of it that is no operator, and where that stands.
     """
 
     name: str
     path: str
     term: Filter
-    stranger: tuple[str, str] | None = None
+    unknown_key: tuple[str, str] | None = None
 
 
 Filter = Comparison | Junction | Negation | Related

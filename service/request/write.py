@@ -94,7 +94,7 @@ def parse_update(
         _target(given, values, limits),
         assignments(changes, "changes", values),
         _returning(given, values, limits),
-        given.whole("max_affected"),
+        given.integer("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -108,7 +108,7 @@ def parse_delete(
     request = DeleteRequest(
         _target(given, values, limits),
         _returning(given, values, limits),
-        given.whole("max_affected"),
+        given.integer("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -196,7 +196,7 @@ def _new_rows(
         ),
         many,
         _returning(given, values, limits),
-        given.whole("max_affected"),
+        given.integer("max_affected"),
         conflict,
     )
     return Parsed(request, values.freeze(), given.timeout())

@@ -24,12 +24,12 @@ from service.request.read import (
     Limits,
     check_format,
     parse_aggregate,
+    parse_chunk,
     parse_count,
     parse_find,
+    parse_format,
     parse_get,
     parse_unpaged,
-    take_chunk,
-    take_format,
 )
 from service.request.write import (
     parse_create,
@@ -46,13 +46,13 @@ LIMITS = Limits()
 
 def parse_stream(args, kwargs):
     """Read the arguments of `stream`."""
-    _, rest = take_chunk(kwargs)
+    _, rest = parse_chunk(kwargs)
     return parse_unpaged(args, rest, LIMITS, "x")
 
 
 def parse_export(args, kwargs):
     """Read the arguments of `export`."""
-    format, rest = take_format(kwargs)
+    format, rest = parse_format(kwargs)
     check_format(format, parse_stream(args, rest).request.embeds)
 
 

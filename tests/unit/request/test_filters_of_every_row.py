@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.filters import MOST, FilterParser, holds_always
+from service.request.filters import MAX_VARIABLES, FilterParser, holds_always
 from service.request.read import Limits
 from service.request.write import parse_delete, parse_update
 
@@ -67,7 +67,7 @@ SOME = [
     {"or": [{"x": {"gt": {"all": [1]}}}, {"x": {"lte": {"all": [1, 2]}}}, {"x": None}]},
     {"name": {"like": "%"}},
     # more than are looked through
-    {"or": [{f"c{at}": at} for at in range(MOST)] + [{"z": None}, {"not": {"z": None}}]},
+    {"or": [{f"c{at}": at} for at in range(MAX_VARIABLES)] + [{"z": None}, {"not": {"z": None}}]},
 ]
 
 
