@@ -189,7 +189,7 @@ class UniqueKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
+class CatalogSQL:
     """SQL that PostgreSQL has spelled out of its own catalog; nobody else makes any."""
 
     text: str
@@ -215,7 +215,7 @@ class UniqueIndex:
     name: str
     columns: tuple[str, ...]
     used: tuple[str, ...]
-    target: Spelled
+    target: CatalogSQL
     partial: bool = False
     nulls: bool = False
     skips: bool = False
@@ -504,7 +504,9 @@ class Catalog:
         try:
             return self.functions[schema, name]
         except KeyError:
-            raise unknown(name, [each for home, each in self.functions if home == schema]) from None
+            raise unknown_function(
+                name, [each for home, each in self.functions if home == schema]
+            ) from None
 
     def type(self, oid: int) -> Type:
         """Return the type of an oid; an unknown one is taken as text."""
@@ -553,12 +555,12 @@ class Catalog:
         return [name for home, name in self.relations if home == schema]
 
 
-def unknown(name: str, known: Iterable[str]) -> NoSuchProcedure:
+def unknown_function(name: str, known: Iterable[str]) -> NoSuchProcedure:
     """Build the refusal of a function that does not exist."""
     return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
 
 
-def remembered(
+def cached_per_catalog(
     find: Callable[[Catalog, Unpack[Key]], Found],
 ) -> Callable[[Catalog, Unpack[Key]], Found]:
     """Return a look-up that computes each answer once for a catalog; no answer may refer to the catalog."""

@@ -343,7 +343,7 @@ class OutcomeUnknown(ServiceError):
         super().__init__(message)
 
 
-def kept(error: TooLarge) -> OutcomeUnknown:
+def committed_despite(error: TooLarge) -> OutcomeUnknown:
     """Build the answer in place of a refusal if what the call changed is kept."""
     return OutcomeUnknown(f"what the call changed is kept, but {error.message}")
 

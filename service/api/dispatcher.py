@@ -45,7 +45,7 @@ from service.errors import (
     TooLarge,
     Unavailable,
     clip,
-    kept,
+    committed_despite,
     nearest,
 )
 from service.payload import fit
@@ -278,7 +278,7 @@ class Hub:
                 yield doer
             except Exception as error:
                 if doer.committed and isinstance(error, TooLarge):
-                    raise kept(error) from error
+                    raise committed_despite(error) from error
                 if doer.committed and _claims_nothing(error):
                     raise OutcomeUnknown(HALF_WAY) from error
                 raise

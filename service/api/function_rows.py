@@ -25,7 +25,7 @@ from service.db.statements import (
 )
 from service.plan.estimate import refuse_guarded
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups
-from service.plan.hidden import as_json, refuse_veiled
+from service.plan.hidden import as_json, refuse_hidden_fields
 from service.plan.types import ReadPlan
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
@@ -136,7 +136,7 @@ def find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> 
 def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
     """Spell a find whose rows PostgreSQL writes by itself, past the codec."""
     plan = plan_called(catalog, request)
-    refuse_veiled(catalog, plan.outputs, plan.embeds)
+    refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
     return _marked(select(plan), request)
 
 

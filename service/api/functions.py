@@ -17,7 +17,7 @@ from service.api.verbs import Verbs
 from service.catalog import Catalog, Function
 from service.db.database import Database
 from service.db.statements import Shape, call_txn, fitting_txn, kept_txn, write_txn
-from service.errors import NoSuchProcedure, TooLarge, clip, kept, nearest
+from service.errors import NoSuchProcedure, TooLarge, clip, committed_despite, nearest
 from service.plan.functions import Answer, answer_of, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
 from service.request.names import FunctionName
@@ -147,7 +147,7 @@ class Calling(Verbs):
         except TooLarge as error:
             if self.database.level is not None:
                 raise
-            raise kept(error) from error
+            raise committed_despite(error) from error
         rows: list[Any] = written.rows
         return rows
 

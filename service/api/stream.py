@@ -26,7 +26,7 @@ from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.database import Database
 from service.db.statements import Shape, answered_columns, kept_txn
-from service.plan.hidden import refuse_veiled
+from service.plan.hidden import refuse_hidden_fields
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan
 from service.request.functions import parse_called
@@ -160,7 +160,7 @@ def _unpaged(catalog: Catalog, relation: Relation, request: FindRequest) -> Stat
 def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
     """Spell what PostgreSQL writes by itself, past the codec."""
     plan = _plan(catalog, relation, request)
-    refuse_veiled(catalog, plan.outputs, plan.embeds)
+    refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
     return select(plan)
 
 

@@ -35,7 +35,7 @@ from service.db.decode import is_hstore
 from service.db.json import LEAST, MOST, check_text, shown, within, write_json
 from service.db.literals import MAX_DIMENSIONS, write_array, write_composite, write_hstore
 from service.errors import InvalidArgument, UnknownName
-from service.plan.hidden import is_veiled
+from service.plan.hidden import has_hidden_field
 from service.sql.statement import quoted
 
 MAX_EXPONENT = 131072
@@ -473,7 +473,7 @@ class Encoders:
 
     def _made(self, type: Type) -> Write:
         write = self._written(type)
-        if is_veiled(self._catalog, type.oid):
+        if has_hidden_field(self._catalog, type.oid):
             return by_parts(write, "it has hidden fields")
         if type.kind != "base" and self._catalog.looks_up(type):
             return by_parts(write, "its text would have PostgreSQL look names up")

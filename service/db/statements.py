@@ -20,7 +20,7 @@ from service.db.json import bare_row, read_json
 from service.db.position import point_out
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyToSend
 from service.payload import fit
-from service.plan.types import PlannedEmbed, kept
+from service.plan.types import PlannedEmbed, truncated
 from service.request.types import Form
 from service.sql.statement import MISSED, Statement
 
@@ -59,7 +59,7 @@ def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec
 
 
 def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) -> None:
-    _call({kept(output.name): output.name for output in embed.outputs}, rows)
+    _call({truncated(output.name): output.name for output in embed.outputs}, rows)
     for output in embed.outputs:
         if output.text:
             name, type = output.name, output.expression.type

@@ -14,8 +14,8 @@ from service.catalog import NOWHERE, Catalog, Column, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression
 from service.plan.filters import as_jsonb, plan_filter
-from service.plan.hidden import unveiled
-from service.plan.outputs import outputs_of, referred, refuse_repeated, sort_keys
+from service.plan.hidden import without_hidden_fields
+from service.plan.outputs import outputs_of, referenced, refuse_repeated, sort_keys
 from service.plan.scope import Scope
 from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey
 from service.request.types import AggregateRequest, Item, Key, Measure, Reference
@@ -122,7 +122,7 @@ def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
     Raises:
         InvalidArgument: A name is unknown, or its values cannot be compared.
     """
-    return told_apart(scope, outputs_of(scope, group))
+    return comparable_outputs(scope, outputs_of(scope, group))
 
 
 def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
@@ -135,7 +135,7 @@ def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMea
     return tuple(_measure(scope, measure) for measure in measures)
 
 
-def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
+def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
     """
     Return outputs cast, where need be, to types whose values can be compared.
 
@@ -143,18 +143,18 @@ def told_apart(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
         InvalidArgument: One has none.
     """
     return tuple(
-        replace(output, expression=distinguishable(scope, output.expression)) for output in outputs
+        replace(output, expression=comparable(scope, output.expression)) for output in outputs
     )
 
 
-def distinguishable(scope: Scope, value: Expression) -> Expression:
+def comparable(scope: Scope, value: Expression) -> Expression:
     """
     Return a value, cast, where need be, to a type whose values can be compared.
 
     Raises:
         InvalidArgument: It has none.
     """
-    unveiled(scope.catalog, value)
+    without_hidden_fields(scope.catalog, value)
     value = as_jsonb(scope, value)
     if not value.type.comparable:
         raise InvalidArgument(
@@ -171,9 +171,9 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         (output,) = outputs_of(scope, (measure.item,))
         operand = output.expression
         if measure.distinct:
-            operand = distinguishable(scope, operand)
+            operand = comparable(scope, operand)
         if measure.cast is not None or measure.function not in WHOLE:
-            unveiled(scope.catalog, operand)
+            without_hidden_fields(scope.catalog, operand)
         of = scope.catalog.plain(operand.type)
     cast = None
     if measure.cast is not None:
@@ -238,7 +238,7 @@ def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) ->
         reference.name in result.relation.columns or reference.name not in scope.relation.columns
     ):
         return reference
-    value = distinguishable(scope, referred(scope, reference))
+    value = comparable(scope, referenced(scope, reference))
     for output in groups:
         if output.expression.same(value):
             return Reference(output.name, reference.path)

@@ -11,9 +11,9 @@ from itertools import chain, count
 from service.catalog import Catalog, Type
 from service.plan.aggregate import plan_grouped
 from service.plan.filters import plan_related
-from service.plan.outputs import by_key, outputs_of, refuse_repeated, sort_keys
+from service.plan.outputs import outputs_of, refuse_repeated, sort_keys, with_row_key
 from service.plan.scope import Scope
-from service.plan.types import Groups, Output, PlannedEmbed, kept, names_of
+from service.plan.types import Groups, Output, PlannedEmbed, names_of, truncated
 from service.request.types import Embed, Item
 
 JSON_TYPES = frozenset(
@@ -98,14 +98,14 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, order = grouped.outputs, grouped.order
     else:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
-        order, _ = by_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
+        order, _ = with_row_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
         replace(output, text=not _is_json(scope.catalog, output.expression.type))
         for output in outputs
     )
     return PlannedEmbed(
         name=embed.name,
-        key=kept(embed.name),
+        key=truncated(embed.name),
         link=link,
         many=many and not _is_one(embed),
         outputs=outputs,

@@ -82,15 +82,15 @@ def plan_related(scope: Scope, embed: Embed) -> Condition | None:
     Raises:
         InvalidArgument: As of a filter.
     """
-    return both(plan_filter(scope, embed.where), inner_of(scope, embed.embeds))
+    return both(plan_filter(scope, embed.where), inner_condition(scope, embed.embeds))
 
 
-def inner_of(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
+def inner_condition(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
     """Plan the condition that rows have what their inner embeds ask for."""
-    return both(*asked_by(scope, embeds))
+    return both(*inner_conditions(scope, embeds))
 
 
-def asked_by(scope: Scope, embeds: Iterable[Embed]) -> tuple[Exists, ...]:
+def inner_conditions(scope: Scope, embeds: Iterable[Embed]) -> tuple[Exists, ...]:
     """Plan what inner embeds ask for, each by itself."""
     return tuple(_exists(scope, embed) for embed in embeds if embed.inner)
 

@@ -8,12 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from service.catalog import NOWHERE, Argument, Catalog, Column, Function, Relation, Type, remembered
+from service.catalog import (
+    NOWHERE,
+    Argument,
+    Catalog,
+    Column,
+    Function,
+    Relation,
+    Type,
+    cached_per_catalog,
+)
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.aggregate import AggregatePlan, plan_aggregate
 from service.plan.conditions import Bound, Condition, Present
 from service.plan.filters import both
-from service.plan.hidden import is_veiled
+from service.plan.hidden import has_hidden_field
 from service.plan.read import plan_all, plan_find
 from service.plan.relationships import keyless, rows_of
 from service.plan.reread import follows
@@ -139,7 +148,7 @@ def answer_of(catalog: Catalog, function: Function) -> Answer:
     return "composite" if rows else "value"
 
 
-@remembered
+@cached_per_catalog
 def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column] | None:
     """Return the columns of the rows that a function returns; None if it returns values."""
     fields = function.outputs
@@ -151,7 +160,7 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
     return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
 
 
-@remembered
+@cached_per_catalog
 def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
     """
     Return the relation that a function's rows are of, or are like.
@@ -180,7 +189,9 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
             hint=f'"fn.{function.name}" calls it',
         )
     if name:
-        columns = {each.name: _standing(catalog, each, name, listed) for each in columns.values()}
+        columns = {
+            each.name: _resolved_column(catalog, each, name, listed) for each in columns.values()
+        }
     return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
 
 
@@ -207,8 +218,8 @@ def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], ba
     Raises:
         InvalidArgument: Some of it may be hidden, or it comes from a CALL.
     """
-    veiled = any(is_veiled(catalog, type.oid) for type in types)
-    if function.procedure or veiled or (bare and catalog.seals and function.result == RECORD):
+    hidden = any(has_hidden_field(catalog, type.oid) for type in types)
+    if function.procedure or hidden or (bare and catalog.seals and function.result == RECORD):
         raise InvalidArgument(
             f'what "{function.name}" answers does not come as JSON text',
             path="form",
@@ -284,7 +295,7 @@ def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
     return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
 
 
-def _standing(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:
+def _resolved_column(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:
     """Return a column with the type that stands for its own, if that is polymorphic."""
     type = catalog.type(column.type)
     if type.kind != "pseudo":

@@ -9,32 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.catalog import Catalog, Type, remembered
+from service.catalog import Catalog, Type, cached_per_catalog
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Expression
 from service.plan.types import Output, PlannedEmbed
 from service.request.types import Form, Reference
 
 
-@remembered
-def is_veiled(catalog: Catalog, oid: int) -> bool:
+@cached_per_catalog
+def has_hidden_field(catalog: Catalog, oid: int) -> bool:
     """Return whether values of a type have a hidden field, at any depth."""
     type = catalog.type(oid)
     if type.kind == "composite":
-        return any(not name or is_veiled(catalog, of) for name, of in type.fields)
+        return any(not name or has_hidden_field(catalog, of) for name, of in type.fields)
     under = type.element or type.base
-    return bool(under) and is_veiled(catalog, under)
+    return bool(under) and has_hidden_field(catalog, under)
 
 
-def unveiled(catalog: Catalog, value: Expression) -> Expression:
+def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
     """
     Return a value that is to be more than answered, if it has no hidden field.
 
     Raises:
         InvalidArgument: It has a hidden field.
     """
-    if is_veiled(catalog, value.type.oid):
-        raise _veiled(value.column.name, value.path)
+    if has_hidden_field(catalog, value.type.oid):
+        raise _hidden(value.column.name, value.path)
     return value
 
 
@@ -58,11 +58,11 @@ def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
             known = [name for name in fields if name not in type.withheld]
             raise UnknownName("field", step.key, known, f"type {type.name}", reference.path)
         type = catalog.type(fields[step.key])
-    if is_veiled(catalog, type.oid):
-        raise _veiled(reference.name, reference.path)
+    if has_hidden_field(catalog, type.oid):
+        raise _hidden(reference.name, reference.path)
 
 
-def refuse_veiled(
+def refuse_hidden_fields(
     catalog: Catalog, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
 ) -> None:
     """
@@ -72,9 +72,9 @@ def refuse_veiled(
         InvalidArgument: One has a hidden field.
     """
     for output in outputs:
-        unveiled(catalog, output.expression)
+        without_hidden_fields(catalog, output.expression)
     for embed in embeds:
-        refuse_veiled(catalog, embed.outputs, embed.embeds)
+        refuse_hidden_fields(catalog, embed.outputs, embed.embeds)
 
 
 def as_json(
@@ -87,11 +87,11 @@ def as_json(
         InvalidArgument: They are, and one has a hidden field.
     """
     if form == "json":
-        refuse_veiled(catalog, outputs, embeds)
+        refuse_hidden_fields(catalog, outputs, embeds)
     return form == "json"
 
 
-def _veiled(column: str, path: str) -> InvalidArgument:
+def _hidden(column: str, path: str) -> InvalidArgument:
     return InvalidArgument(
         f'"{column}" has fields that are hidden, so that it can be selected, and no more',
         path=path or None,

@@ -11,9 +11,9 @@ from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument
 from service.plan.conditions import Expression
 from service.plan.filters import plan_related
-from service.plan.hidden import is_veiled, unveiled
+from service.plan.hidden import has_hidden_field, without_hidden_fields
 from service.plan.scope import Scope
-from service.plan.types import Output, SortKey, kept
+from service.plan.types import Output, SortKey, truncated
 from service.request.types import Item, Key, Reference
 
 MAX_SORT_KEYS = 64
@@ -53,7 +53,7 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
     """
     keys: list[SortKey] = []
     for key in order:
-        expression = referred(scope, key.reference)
+        expression = referenced(scope, key.reference)
         if not expression.type.comparable:
             raise InvalidArgument(
                 f"values of type {expression.type.sql} have no order",
@@ -67,7 +67,7 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
     return tuple(keys)
 
 
-def referred(scope: Scope, reference: Reference) -> Expression:
+def referenced(scope: Scope, reference: Reference) -> Expression:
     """
     Resolve a reference, perhaps to the one related row, for any use.
 
@@ -75,7 +75,7 @@ def referred(scope: Scope, reference: Reference) -> Expression:
         InvalidArgument: A name is unknown, there may be many related rows, or the value has
             hidden fields.
     """
-    return unveiled(scope.catalog, _value(scope, reference))
+    return without_hidden_fields(scope.catalog, _value(scope, reference))
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
@@ -87,9 +87,9 @@ def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
     """
     seen: set[str] = set()
     for name in names:
-        if kept(name) in seen:
+        if truncated(name) in seen:
             raise InvalidArgument(f'"{name[:80]}" stands twice in the answer', path=path, hint=hint)
-        seen.add(kept(name))
+        seen.add(truncated(name))
     return seen
 
 
@@ -102,7 +102,7 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     return ()
 
 
-def by_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...], bool]:
+def with_row_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...], bool]:
     """
     Return sort keys with the row's key behind them, and whether the row has a key.
 
@@ -119,7 +119,9 @@ def by_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...
     )
 
 
-def leading(distinct: Sequence[Expression], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
+def distinct_first(
+    distinct: Sequence[Expression], order: tuple[SortKey, ...]
+) -> tuple[SortKey, ...]:
     """Return sort keys with those of DISTINCT ON first, as it demands."""
     first = []
     for expression in distinct:
@@ -132,7 +134,7 @@ def leading(distinct: Sequence[Expression], order: tuple[SortKey, ...]) -> tuple
     return (*first, *rest)
 
 
-def of_distinct(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
+def distinct_keys(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
     """
     Return the sort keys of distinct rows: the given ones, then the other outputs.
 
@@ -163,7 +165,7 @@ def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
         return _all(scope)
     expression = _value(scope, reference)
     if item.cast:
-        unveiled(scope.catalog, expression)
+        without_hidden_fields(scope.catalog, expression)
         cast = scope.catalog.type_named(item.cast, reference.path)
         expression = replace(expression, type=cast, cast=cast)
     last = reference.steps[-1].key if reference.steps else reference.name
@@ -192,7 +194,7 @@ def _sortable(scope: Scope) -> tuple[str, ...]:
 
 def _is_sortable(catalog: Catalog, column: Column) -> bool:
     comparable = catalog.type(column.type).comparable
-    return column.selectable and comparable and not is_veiled(catalog, column.type)
+    return column.selectable and comparable and not has_hidden_field(catalog, column.type)
 
 
 def _positioned(outputs: tuple[Output, ...], key: SortKey) -> SortKey:

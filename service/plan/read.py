@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.aggregate import distinguishable, told_apart
+from service.plan.aggregate import comparable, comparable_outputs
 from service.plan.conditions import Condition, Every, Expression
 from service.plan.embed import plan_columns
-from service.plan.filters import both, compare, inner_of, plan_filter
-from service.plan.hidden import unveiled
-from service.plan.outputs import by_key, leading, of_distinct, referred, sort_keys
+from service.plan.filters import both, compare, inner_condition, plan_filter
+from service.plan.hidden import without_hidden_fields
+from service.plan.outputs import distinct_first, distinct_keys, referenced, sort_keys, with_row_key
 from service.plan.scope import Scope
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
 from service.request.types import (
@@ -42,7 +42,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
         name=f"{relation.name}.get",
         relation=relation,
         outputs=outputs,
-        where=both(plan_key(scope, request.key, "get"), inner_of(scope, request.embeds)),
+        where=both(plan_key(scope, request.key, "get"), inner_condition(scope, request.embeds)),
         embeds=embeds,
     )
 
@@ -65,19 +65,19 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     distinct: bool | tuple[Expression, ...]
     if request.distinct is True:
         distinct, keyset = True, False
-        outputs = told_apart(scope, outputs)
-        order = of_distinct(outputs, order)
+        outputs = comparable_outputs(scope, outputs)
+        order = distinct_keys(outputs, order)
     else:
-        named = (referred(scope, each) for each in request.distinct or ())
-        distinct = tuple(distinguishable(scope, each) for each in named)
-        order, keyed = by_key(scope, leading(distinct, order))
+        named = (referenced(scope, each) for each in request.distinct or ())
+        distinct = tuple(comparable(scope, each) for each in named)
+        order, keyed = with_row_key(scope, distinct_first(distinct, order))
         # a token holds text for PostgreSQL to read, and a caller may have changed it
         keyset = keyed and not distinct and not _looked_up(catalog, order)
     return ReadPlan(
         name=f"{relation.name}.find",
         relation=relation,
         outputs=outputs,
-        where=both(plan_filter(scope, request.where), inner_of(scope, request.embeds)),
+        where=both(plan_filter(scope, request.where), inner_condition(scope, request.embeds)),
         embeds=embeds,
         order=order,
         distinct=distinct,
@@ -158,7 +158,9 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
         )
     conditions = []
     for name, operand in zip(columns, key.operands, strict=True):
-        expression = unveiled(scope.catalog, scope.of_column(relation.columns[name], operand.path))
+        expression = without_hidden_fields(
+            scope.catalog, scope.of_column(relation.columns[name], operand.path)
+        )
         conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
     return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from service.catalog import NOWHERE, Catalog, Column, ForeignKey, Function, Relation, remembered
+from service.catalog import (
+    NOWHERE,
+    Catalog,
+    Column,
+    ForeignKey,
+    Function,
+    Relation,
+    cached_per_catalog,
+)
 from service.errors import InvalidArgument, UnknownName
 from service.request.names import encode
 from service.request.types import Embed
@@ -84,7 +92,7 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
     fitting = [each for each in known if _fits(each, embed, name, via)]
     if not fitting:
         raise _unknown(relation, known, embed, name)
-    found = _preferred(fitting, name) if via is None else meant(fitting, via)
+    found = _preferred(fitting, name) if via is None else closest_named(fitting, via)
     found = [each for each in found if _is_served_as(catalog, each.target, name)] or found
     if len(found) > 1:
         targets = sorted({each.target.name for each in found})
@@ -113,13 +121,13 @@ def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, .
 def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
     """Return the first name that means this way and none of some others, quoted where it has to be."""
     names = [*way.names]
-    label = next((name for name in names if meant(ways, name) == [way]), names[-1])
+    label = next((name for name in names if closest_named(ways, name) == [way]), names[-1])
     if any(mark in label for mark in (":", ".", "->", '"')):
         label = '"' + label.replace('"', '""') + '"'
     return label
 
 
-def meant(ways: Sequence[Relationship], via: str) -> list[Relationship]:
+def closest_named(ways: Sequence[Relationship], via: str) -> list[Relationship]:
     """Return those of some ways that a name means: a closer meaning hides a farther one."""
     named = [way for way in ways if via in way.names]
     closest = min((way.names[via] for way in named), default=0)
@@ -153,7 +161,7 @@ def rows_of(catalog: Catalog, function: Function) -> Relation | None:
     return catalog.relations.get((result.schema, result.name))
 
 
-@remembered
+@cached_per_catalog
 def keyless(_: Catalog, relation: Relation) -> Relation:
     """
     Return a relation without its keys, as the source of rows that a function is.
@@ -244,7 +252,7 @@ def _unknown(
     )
 
 
-@remembered
+@cached_per_catalog
 def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
     found: dict[Hashable, Relationship] = {}
     for way in (
@@ -379,7 +387,7 @@ def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
     return any(both <= set(key) for key in keys)
 
 
-@remembered
+@cached_per_catalog
 def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
     return {
         function.name: Computed(function, _column(catalog, function))
@@ -403,7 +411,7 @@ def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
     return sorted(found, key=lambda function: function.schema == relation.schema)
 
 
-@remembered
+@cached_per_catalog
 def _row_functions(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
     found: dict[tuple[str, str], list[Function]] = {}
     for function in (each for overloads in catalog.functions.values() for each in overloads):

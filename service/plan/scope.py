@@ -20,7 +20,7 @@ from service.plan.conditions import (
     Passage,
     PlannedStep,
 )
-from service.plan.hidden import follow, unveiled
+from service.plan.hidden import follow, without_hidden_fields
 from service.plan.relationships import Pairs, computed_columns, is_related, related
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
@@ -126,7 +126,7 @@ class Scope:
         Raises:
             InvalidArgument: As of `value`; or it has hidden fields.
         """
-        return unveiled(self.catalog, self.value(reference))
+        return without_hidden_fields(self.catalog, self.value(reference))
 
     def value(self, reference: Reference) -> Expression:
         """

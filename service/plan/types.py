@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.catalog import Column, Function, Relation, Spelled, Type
+from service.catalog import CatalogSQL, Column, Function, Relation, Type
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Exists, Expression, Link, Operator
 from service.request.types import Nulls
 
@@ -66,7 +66,7 @@ NAME_BYTES = 63
 """What PostgreSQL keeps of a name (NAMEDATALEN)."""
 
 
-def kept(name: str) -> str:
+def truncated(name: str) -> str:
     """Return a name as PostgreSQL truncates it: to 63 bytes, at the end of a character."""
     return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
@@ -345,7 +345,7 @@ class Conflict:
     takeovers: tuple[Takeover, ...]
     equal: tuple[Operator, ...]
     nulls: bool
-    target: Spelled | None = None
+    target: CatalogSQL | None = None
 
 
 @dataclass(frozen=True, slots=True)

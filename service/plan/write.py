@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, Type, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Condition, Every, Operator
-from service.plan.filters import as_jsonb, asked_by, compare, plan_filter
-from service.plan.hidden import is_veiled, unveiled
+from service.plan.filters import as_jsonb, compare, inner_conditions, plan_filter
+from service.plan.hidden import has_hidden_field, without_hidden_fields
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
 from service.plan.reread import reread
@@ -196,7 +196,7 @@ def plan_import(
         if name in named:
             raise InvalidArgument(f'"{name}" is named twice', path=path, column=name)
         named[name] = column = writable(relation, name, path)
-        if csv and is_veiled(catalog, column.type):
+        if csv and has_hidden_field(catalog, column.type):
             raise InvalidArgument(
                 f'"{name}" has fields that are hidden, so that it cannot be given as text',
                 path=path,
@@ -317,7 +317,7 @@ def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> No
 
 def _expected(scope: Scope, each: Assignment) -> Condition:
     left = scope.of_column(scope.relation.column(each.column, each.path), each.path)
-    unveiled(scope.catalog, left)
+    without_hidden_fields(scope.catalog, left)
     if each.operand is None:
         raise TypeError("a default cannot be expected")
     left = as_jsonb(scope, left)
@@ -336,7 +336,7 @@ def _returned(scope: Scope, returning: Returning) -> Back:
     if not returning.rows:
         return Back()
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
-    inner = asked_by(scope, returning.embeds)
+    inner = inner_conditions(scope, returning.embeds)
     return Back(outputs, sort_keys(scope, returning.order), embeds, inner)
 
 

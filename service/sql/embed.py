@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg2.sql import SQL, Identifier
 
-from service.plan.types import Output, PlannedEmbed, kept, names_of
+from service.plan.types import Output, PlannedEmbed, names_of, truncated
 from service.sql.expressions import expression, limited, linked, order_by, separated
 from service.sql.groups import group_by, grouped_items
 from service.sql.json_form import json_value, literal
@@ -55,7 +55,7 @@ def _value(embed: PlannedEmbed) -> Iterator[Part]:
 
 
 def _spread(embed: PlannedEmbed, name: str) -> Iterator[Part]:
-    key = literal(kept(name))
+    key = literal(truncated(name))
     if embed.many:
         yield SQL("coalesce((SELECT pg_catalog.json_agg(pg_catalog.json_extract_path(")
         yield SQL("row.value, ")

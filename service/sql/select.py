@@ -17,8 +17,8 @@ from service.plan.types import (
     PlannedEmbed,
     ReadPlan,
     SortKey,
-    kept,
     names_of,
+    truncated,
 )
 from service.sql.embed import embedded, embedded_json, laterals
 from service.sql.expressions import (
@@ -178,7 +178,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Iterator[Part]:
 def _distinct(plan: ReadPlan) -> Iterator[Part]:
     """Build distinct rows as JSON: values of type json have no equality, and no order."""
     yield SQL("SELECT ")
-    names = ([Identifier("j", kept(output.name))] for output in plan.outputs)
+    names = ([Identifier("j", truncated(output.name))] for output in plan.outputs)
     types = (output.expression.type for output in plan.outputs)
     yield from separated(json_text(name, type) for name, type in zip(names, types, strict=True))
     yield SQL(" FROM (")
