@@ -26,9 +26,9 @@ from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, NotJoined, Place, call_once
 
-KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export", "watch"})
+KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export"})
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""
-IN_PARTS = frozenset({"stream", "export", "watch"})
+IN_PARTS = frozenset({"stream", "export"})
 """Verbs that answer by progressive results."""
 
 ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130

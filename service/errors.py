@@ -52,7 +52,6 @@ DETAILS = frozenset(
         "fields",
         "candidates",
         "row",
-        "operation",
         "retry",
         "retry_after",
         "id",

@@ -230,9 +230,7 @@ class Settings(BaseSettings):
     anonymous: str | None = Field(
         default=None, description="the database role of callers whose authrole is not in ROLES"
     )
-    prefix: Uri = Field(
-        default="rowcast", description="what the URIs of procedures and topics begin with"
-    )
+    prefix: Uri = Field(default="rowcast", description="what the URIs of procedures begin with")
     schemas: Names = Field(
         default=("public",), min_length=1, description="schemas served, comma separated"
     )

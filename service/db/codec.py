@@ -1,7 +1,7 @@
 """
 The one codec: PostgreSQL's text ↔ wire values ↔ Python values.
 
-Answers, arguments, change events and live queries all pass here, so a value has one form
+Answers and arguments all pass here, so a value has one form
 wherever it appears (docs/values.md). PostgreSQL's text is the middle: what comes in is
 written as text for PostgreSQL to judge, what goes out is read from its text, and nothing on
 the way to the wire becomes a date or a Decimal.

@@ -82,7 +82,6 @@ CARRIED: Mapping[str, Schema] = {
     },
     "candidates": {"type": "array"},
     "row": {"type": ["object", "array"]},
-    "operation": {"type": "integer"},
     "retry": {"type": "boolean"},
     "retry_after": {"type": "number"},
 }

@@ -74,7 +74,7 @@ def node(
 
     Args:
         realm: The one realm.
-        prefix: What the URIs of procedures and topics begin with, without the dot.
+        prefix: What the URIs of procedures begin with, without the dot.
         port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
         socket: Where the service connects, with RawSocket and CBOR.
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
