@@ -233,7 +233,6 @@ class PgConnection(extensions.connection):
     touched = False
     counted = False
     retires = False
-    generation = -1
     epoch = 0
     born = 0.0
     address = ""
@@ -330,10 +329,9 @@ class PgConnection(extensions.connection):
             self._met = now
         return connected and now > (self._met or now) + 2 * self.grace
 
-    def prepare(self, generation: int, settings: str = "") -> None:
+    def prepare(self, settings: str = "") -> None:
         """Make a fresh session ready for the pool."""
         self.autocommit = True
-        self.generation = generation
         self.settings = settings
         self.born = self.looked = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
@@ -358,11 +356,9 @@ class PgConnection(extensions.connection):
         """Whether a transaction pooler stands between us and the server."""
         return bool(self.settings)
 
-    def usable(self, generation: int, max_age: float) -> bool:
+    def usable(self, max_age: float) -> bool:
         """Tell whether the session may be used, without asking the server."""
-        if self.generation != generation or time.monotonic() - self.born > max_age:
-            return False
-        return self.alive()
+        return time.monotonic() - self.born <= max_age and self.alive()
 
     def touch(self) -> None:
         """

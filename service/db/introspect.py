@@ -357,17 +357,6 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     )
 
 
-def revision_txn(connection: connection) -> tuple[str, ...] | None:
-    """Give the heads that Alembic has noted, in order; None if it never ran here."""
-    with connection.cursor() as cursor:
-        cursor.execute(introspect_sql.REVISION)
-        (table,) = cursor.fetchone() or (None,)
-        if table is None:
-            return None
-        cursor.execute(f"SELECT version_num FROM ONLY {table} ORDER BY version_num")
-        return tuple(head for (head,) in cursor)
-
-
 @contextmanager
 def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
     """

@@ -288,20 +288,6 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
 """
 """All types but the rows of PostgreSQL's own tables, with what is hidden of others."""
 
-REVISION = """
-SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
- WHERE c.oid OPERATOR(pg_catalog.=)
-           CAST(pg_catalog.to_regclass('alembic_version') AS pg_catalog.oid)
-   AND c.relkind OPERATOR(pg_catalog.=) 'r' AND NOT c.relrowsecurity
-"""
-"""
-Where Alembic has written to this database, if it has.
-
-A view or a policy, which could stand there instead, would run functions.
-"""
-
 _OURS = """
    AND n.nspname <> 'pg_catalog'
    AND (o.owner = t.typowner OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.owner AND r.rolsuper))

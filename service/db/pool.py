@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred
 
@@ -83,10 +82,6 @@ class PgPool(adbapi.ConnectionPool):
         await in_thread(self._reactor, "pg-close", dispatch.join, 0.5)
         self.running = False
 
-    def rotate(self) -> None:
-        """Replace every session before its next use, though the DSN be the same."""
-        self.dispatch.generation += 1
-
     def clean(self) -> None:
         """Clean every session before its next use: what was known of the database has changed."""
         self.dispatch.epoch += 1
@@ -125,22 +120,3 @@ class PgPool(adbapi.ConnectionPool):
     def _statement(self, *args: Any) -> Deferred[Any]:
         job = Job(single_txn, (ITSELF, statement_txn, *args), commits=True)
         return self.dispatch.submit(job)
-
-
-class PoolService(Service):
-    """Starts a pool with the service, and closes it with it."""
-
-    name = "pool"
-
-    def __init__(self, pool: PgPool) -> None:
-        self.pool = pool
-
-    def startService(self) -> None:
-        """Start the pool."""
-        super().startService()
-        self.pool.start()
-
-    def stopService(self) -> Deferred[None]:
-        """Close the pool; done when no query runs and no thread is left."""
-        super().stopService()
-        return self.pool.close()

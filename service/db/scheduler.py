@@ -48,7 +48,6 @@ class Dispatch:
 
     def __init__(self, reactor: Any, limits: PoolLimits, sessions: Sessions) -> None:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
-        self.generation = 0
         self.epoch = 0
         self.stopping = threading.Event()
         self.limits = limits
@@ -86,7 +85,7 @@ class Dispatch:
     def open(self) -> PgConnection:
         """Open a session for a worker."""
         epoch = self.epoch
-        connection = self._sessions.open(self.generation)
+        connection = self._sessions.open()
         connection.epoch = epoch
         self._connects += 1
         return connection

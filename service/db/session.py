@@ -206,7 +206,7 @@ class Sessions:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._settings = settings
 
-    def open(self, generation: int) -> PgConnection:
+    def open(self) -> PgConnection:
         """
         Connect.
 
@@ -215,7 +215,7 @@ class Sessions:
                 can say where, as while a file is being written.
         """
         dsn = self._dsn()
-        connection = open_session(dsn, self._settings, generation)
+        connection = open_session(dsn, self._settings)
         connection.address = dsn
         return connection
 
@@ -227,7 +227,7 @@ class Sessions:
             return False
 
 
-def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> PgConnection:
+def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     """
     Connect, in a thread that may wait.
 
@@ -253,12 +253,12 @@ def open_session(dsn: str, settings: SessionSettings, generation: int = 0) -> Pg
         connection.idle_limit = settings.idle_in_transaction_session_timeout
         words = settings.path_words(path, pooled)
         if pooled:
-            connection.prepare(generation, settings.words() + words)
+            connection.prepare(settings.words() + words)
         else:
             connection.place = _put_right(found) + capped + words
             if connection.place:
                 connection.command(connection.place)
-            connection.prepare(generation)
+            connection.prepare()
     except BaseException:
         connection.close()
         raise

@@ -178,7 +178,6 @@ class Home(Protocol):
     """What a worker needs of its pool."""
 
     queue: SimpleQueue[Job | None]
-    generation: int
     epoch: int
     stopping: threading.Event
     limits: PoolLimits
@@ -300,7 +299,7 @@ class Worker:
 
     def _usable(self, connection: PgConnection) -> bool:
         """Tell whether a session may be used; one that is not known to be clean is cleaned."""
-        if not connection.usable(self.home.generation, self.home.limits.max_age):
+        if not connection.usable(self.home.limits.max_age):
             return False
         if connection.epoch == self.home.epoch:
             return True

@@ -13,7 +13,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection
 
 from service.catalog import Catalog, ForeignKey, Relation, UniqueKey
 from service.db.connection import PgConnection
-from service.db.introspect import catalog_txn, revision_txn
+from service.db.introspect import catalog_txn
 from service.errors import NoSuchProcedure
 from tests.conftest import execute
 
@@ -337,7 +337,7 @@ def test_in_a_transaction_of_the_pool(dsn: str, connected: connection) -> None:
     """A transaction whose BEGIN is still to be sent goes on after the reading."""
     made = PgConnection(dsn)
     try:
-        made.prepare(0)
+        made.prepare()
         made.begin("BEGIN")
         assert catalog_txn(made, ("app",), 1).relations
         assert made.info.transaction_status == TRANSACTION_STATUS_INTRANS
@@ -350,17 +350,6 @@ def test_empty_schema(connected: connection) -> None:
     catalog = catalog_txn(connected, ("nowhere",), 1)
     assert catalog.relations == {}
     assert catalog.type_named("int").name == "int4"
-
-
-def test_revision(connected: connection, dsn: str) -> None:
-    """Alembic's heads are known, or that it never ran."""
-    assert revision_txn(connected) is None
-    execute(
-        dsn,
-        "CREATE TABLE alembic_version (version_num text);"
-        "INSERT INTO alembic_version VALUES ('b'), ('a')",
-    )
-    assert revision_txn(connected) == ("a", "b")
 
 
 def test_views_in_a_circle(dsn: str) -> None:
