@@ -22,7 +22,6 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, cast
 
-import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.endpoints import TCP4ClientEndpoint
@@ -305,15 +304,5 @@ def obstacle(settings: Settings) -> str | None:
 def _refused(port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         another = port + 1 if port < 65535 else port - 1
-        return f"port {port} is taken{_by_whom(port)} → PORT={another} make run"
+        return f"port {port} is taken → PORT={another} make run"
     return f"port {port} cannot be used: {error.strerror} → PORT=8080 make run"
-
-
-def _by_whom(port: int) -> str:
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.pid:
-                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        return ""
-    return ""
