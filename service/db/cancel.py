@@ -14,9 +14,9 @@ import threading
 import time
 from queue import SimpleQueue
 
-import psycopg2
 from psycopg2 import _psycopg
 
+from service.db.connection import PgConnection
 from service.db.guard import GUARD
 from service.db.worker import Job
 
@@ -66,7 +66,7 @@ class Canceler:
                         GUARD.give_up(connection)  # it may come yet, and hit another job
 
 
-def request_cancel(connection: psycopg2.extensions.connection) -> bool:
+def request_cancel(connection: PgConnection) -> bool:
     """
     Ask the server to stop what runs on a connection.
 
@@ -76,7 +76,10 @@ def request_cancel(connection: psycopg2.extensions.connection) -> bool:
     if _LIBPQ is None:
         connection.cancel()
         return True
-    handle = ctypes.c_void_p(_LIBPQ.PQcancelCreate(connection.pgconn_ptr))
+    with connection.lock:
+        if connection.closed:
+            return True
+        handle = ctypes.c_void_p(_LIBPQ.PQcancelCreate(connection.pgconn_ptr))
     try:
         return bool(_LIBPQ.PQcancelBlocking(handle))
     finally:

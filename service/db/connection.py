@@ -12,6 +12,7 @@ import os
 import random
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -199,6 +200,7 @@ class PgConnection(extensions.connection):
     A connection that belongs to one worker thread.
 
     Attributes:
+        lock: Held while it is closed, and while libpq reads from it where to send a cancel.
         opening: The BEGIN that the next statement takes along, or None; or, for statements
             that stand alone, what each of them takes along.
         stopped: When a canceler has asked the job that has the connection to end; 0 before.
@@ -239,6 +241,7 @@ class PgConnection(extensions.connection):
     looked = 0.0
 
     def __init__(self, dsn: str, **options: Any) -> None:
+        self.lock = threading.Lock()
         self._socket = -1
         self._met: float | None = None
         GUARD.add(self)
@@ -255,7 +258,7 @@ class PgConnection(extensions.connection):
 
     def close(self) -> None:
         """Say goodbye, which a silent server may keep us from, and close."""
-        with self.waits():
+        with self.lock, self.waits():
             super().close()
         GUARD.remove(self)
         if self._socket >= 0:

@@ -215,7 +215,7 @@ class Worker:
         get = self.home.queue.get
         while (job := get()) is not None:
             self.busy = True
-            self.execute(job, self._attempt)
+            self.execute(job, self._run)
             self.busy = False
         self._discard()
 
@@ -234,23 +234,20 @@ class Worker:
                     self.connection.stopped = 0.0
         self.home.post(job)
 
-    def _attempt(self, job: Job) -> Any:
-        try:
-            return self._run(job)
-        except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            lost = self.connection is None or (
-                self.connection.closed and not self.connection.given_up
-            )
-            if not (job.retry and lost) or job.reason is not None:
-                raise
-        return self._run(job)
-
-    def _run(self, job: Job) -> Any:
+    def _run(self, job: Job, again: bool = True) -> Any:
+        """Run a job on a session, which is cleaned; a read once more if its connection was lost."""
         connection = self.connect()
         try:
             return self.perform(job, connection)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            # Asked before the session is cleaned, which may close it. A query that was canceled,
+            # or waited too long for a lock, is an OperationalError, too.
+            lost = connection.closed and not connection.given_up
+            if not (again and job.retry and lost) or job.reason is not None:
+                raise
         finally:
             self._tidy(connection)
+        return self._run(job, again=False)
 
     def perform(self, job: Job, connection: PgConnection) -> Any:
         """
@@ -259,7 +256,9 @@ class Worker:
         Raises:
             QueryCanceledError: The job was given up while it waited for the session.
         """
-        if not job.begin():
+        # A job that has begun may be stopped while its connection is replaced. The canceler then
+        # finds none; from here on it does.
+        if not job.begin() or job.reason is not None:
             raise QueryCanceledError("stopped before it began")
         return job.function(connection, *job.args)
 

@@ -12,12 +12,12 @@ import pytest
 import pytest_twisted
 from twisted.enterprise import adbapi
 from twisted.internet import reactor
-from twisted.internet.defer import FirstError, ensureDeferred, gatherResults
+from twisted.internet.defer import CancelledError, FirstError, ensureDeferred, gatherResults
 
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.db.session import SessionSettings
+from service.db.session import SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.worker import PoolLimits
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
@@ -225,6 +225,63 @@ async def test_old_session_is_replaced(dsn: str) -> None:
         assert database.pool.stats().connects == 1
     async with database_at(dsn, most=1, max_age=0.0) as database:
         assert await database.statement(pid) != await database.statement(pid)
+
+
+@pytest_twisted.ensureDeferred
+async def test_read_that_fails_in_a_session_of_one_use_runs_once(dsn: str) -> None:
+    """That such a session is closed after its job is no loss of a connection."""
+    runs = []
+
+    def read_txn(connection: PgConnection) -> None:
+        runs.append(connection.closed)
+        connection.command("DO $$BEGIN PERFORM pg_sleep(10); END$$")
+
+    execute(dsn, "CREATE EXTENSION dblink")
+    try:
+        async with database_at(dsn, SessionSettings(statement_timeout=0.1)) as database:
+            error = await failure_of(database.run(read_txn, retry=True))
+        assert isinstance(error, psycopg2.extensions.QueryCanceledError)
+        assert runs == [0]
+    finally:
+        execute(dsn, "DROP EXTENSION dblink")
+
+
+@pytest_twisted.ensureDeferred
+async def test_read_stopped_while_its_connection_is_replaced_does_not_run_again(dsn: str) -> None:
+    """There is no query to stop then, so it must not begin."""
+    runs, connecting, go = [], threading.Event(), threading.Event()
+
+    def read_txn(connection: PgConnection) -> None:
+        runs.append(connection.closed)
+        connection.command("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    def address() -> str:
+        if runs:
+            connecting.set()
+            go.wait(10)
+        return dsn
+
+    async with database_at(address, most=1) as database:
+        read = database.run(read_txn, retry=True)
+        await until(connecting.is_set)
+        read.cancel()
+        assert isinstance(await failure_of(read), CancelledError)
+        await pause(0.1)  # for the canceler, which finds nothing to stop
+        go.set()
+        assert await database.statement("SELECT 1") == [(1,)]
+    assert runs == [0]
+
+
+def test_close_waits_for_the_canceler(dsn: str) -> None:
+    """It reads what closing a connection frees."""
+    connection = open_session(dsn, SessionSettings())
+    thread = threading.Thread(target=connection.close)
+    with connection.lock:
+        thread.start()
+        thread.join(0.1)
+        assert not connection.closed
+    thread.join(5)
+    assert connection.closed
 
 
 @pytest_twisted.ensureDeferred
