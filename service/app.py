@@ -112,7 +112,7 @@ class Serving(Service):
             settings.drain_timeout,
             settings.tx_idle_timeout,
             _bounds(settings),
-            self.pool.dispatch.give,
+            self.pool.scheduler.assign,
         )
 
         def departed(session: int) -> None:

@@ -372,7 +372,7 @@ class Importing:
     @property
     def most(self) -> int:
         """How many uploads there may be at once: each has a connection, others want some too."""
-        return max(1, self._database.pool.dispatch.limits.most - 2)
+        return max(1, self._database.pool.scheduler.limits.most - 2)
 
     async def take(
         self,

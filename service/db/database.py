@@ -179,7 +179,7 @@ class Database:
     ) -> Deferred[Any]:
         """Have a job run, and the doer know whether something may be kept of it."""
         job.commits = not (job.retry or read_only)
-        done = self.pool.dispatch.submit(job, timeout)
+        done = self.pool.scheduler.submit(job, timeout)
         return doer.commits(done) if job.commits else doer.sends(done, job.retry)
 
     @asynccontextmanager
@@ -198,7 +198,7 @@ class Database:
         outer = self._level.get()
         words = begin_words(isolation, read_only)
         level = (
-            Savepoint(outer) if outer else Transaction(self.pool.dispatch, words, self._doer.get())
+            Savepoint(outer) if outer else Transaction(self.pool.scheduler, words, self._doer.get())
         )
         await level.enter()
         token = self._level.set(level)

@@ -33,7 +33,7 @@ PARTY: ContextVar[Party | None] = ContextVar("rowcast_party", default=None)
 """On whose behalf jobs are made; None for the service itself."""
 
 
-class Turns:
+class FairQueue:
     """Jobs that wait."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Protocol
 
-GLANCE = 0.25
+INTERVAL = 0.25
 """Seconds between two looks at the sessions."""
 
 
@@ -54,7 +54,7 @@ class Guard:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(GLANCE)
+            time.sleep(INTERVAL)
             now = time.monotonic()
             with self._lock:
                 if not self._sessions:

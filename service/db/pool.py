@@ -15,7 +15,7 @@ from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
-from service.db.scheduler import Dispatch
+from service.db.scheduler import Scheduler
 from service.db.session import ITSELF, Dsn, Sessions, SessionSettings
 from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
@@ -44,7 +44,7 @@ class PgPool(adbapi.ConnectionPool):
         limits = limits or PoolLimits()
         super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
         sessions = Sessions(dsn, session or SessionSettings())
-        self.dispatch = Dispatch(reactor, limits, sessions)
+        self.scheduler = Scheduler(reactor, limits, sessions)
         self._closed: Deferred[None] | None = None
 
     def _start(self) -> None:
@@ -55,7 +55,7 @@ class PgPool(adbapi.ConnectionPool):
         """Start the first workers; they connect when they are needed."""
         if not self.running and self._closed is None:
             self.running = True
-            self.dispatch.start()
+            self.scheduler.start()
 
     def close(self, grace: float = 0.25) -> Deferred[None]:
         """
@@ -73,22 +73,22 @@ class PgPool(adbapi.ConnectionPool):
         self.close(0)
 
     async def _close(self, grace: float) -> None:
-        dispatch = self.dispatch
-        dispatch.accepting = False
-        await dispatch.settled(grace)
-        dispatch.stop_all()
-        await dispatch.settled(1.0)
-        dispatch.dismiss()
-        await in_thread(self._reactor, "pg-close", dispatch.join, 0.5)
+        scheduler = self.scheduler
+        scheduler.accepting = False
+        await scheduler.settled(grace)
+        scheduler.stop_all()
+        await scheduler.settled(1.0)
+        scheduler.dismiss()
+        await in_thread(self._reactor, "pg-close", scheduler.join, 0.5)
         self.running = False
 
     def clean(self) -> None:
         """Clean every session before its next use: what was known of the database has changed."""
-        self.dispatch.epoch += 1
+        self.scheduler.epoch += 1
 
     def stats(self) -> PoolStats:
         """Count what there is to count."""
-        return self.dispatch.stats()
+        return self.scheduler.stats()
 
     # adbapi's face
 
@@ -99,13 +99,13 @@ class PgPool(adbapi.ConnectionPool):
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
         call = partial(func, **kw) if kw else func
-        return self.dispatch.submit(Job(single_txn, (ITSELF, call, *args), commits=True))
+        return self.scheduler.submit(Job(single_txn, (ITSELF, call, *args), commits=True))
 
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
     ) -> Deferred[Any]:
         """Run a function with a cursor in one transaction."""
-        return self.dispatch.submit(
+        return self.scheduler.submit(
             Job(atomic_txn, ("BEGIN", "", cursor_txn, interaction, args, kw), commits=True)
         )
 
@@ -119,4 +119,4 @@ class PgPool(adbapi.ConnectionPool):
 
     def _statement(self, *args: Any) -> Deferred[Any]:
         job = Job(single_txn, (ITSELF, statement_txn, *args), commits=True)
-        return self.dispatch.submit(job)
+        return self.scheduler.submit(job)

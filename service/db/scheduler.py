@@ -22,10 +22,10 @@ from twisted.python.failure import Failure
 from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
-from service.db.fair_queue import Turns
+from service.db.fair_queue import FairQueue
 from service.db.guard import GUARD
 from service.db.session import Sessions
-from service.db.worker import UNREACHED, Job, PoolLimits, PoolStats, Worker
+from service.db.worker import UNREACHABLE, Job, PoolLimits, PoolStats, Worker
 from service.errors import StatementTimeout, Unavailable
 
 READY = 2
@@ -36,7 +36,7 @@ INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
 """How a job ends that was stopped and keeps nothing; what may be kept is `OutcomeUnknown`."""
 
 
-class Dispatch:
+class Scheduler:
     """
     Workers, and the jobs that wait for them.
 
@@ -57,9 +57,9 @@ class Dispatch:
         self._sessions = sessions
         self._canceler = Canceler(limits.most)
         self._jobs: dict[Job, float | None] = {}
-        self._waiting = Turns()
-        self._held = Turns()
-        self._given = 0
+        self._waiting = FairQueue()
+        self._held = FairQueue()
+        self._assigned = 0
         self._pinned = 0
         self._finished: deque[Job] = deque()
         self._waking = False
@@ -72,7 +72,7 @@ class Dispatch:
         """Start the first workers; they connect when they are needed."""
         self.accepting = True
         for _ in range(self.limits.least):
-            self._hire()
+            self._start_worker()
 
     def stats(self) -> PoolStats:
         """Count what there is to count."""
@@ -114,14 +114,14 @@ class Dispatch:
             timeout: Seconds, waiting included, after which it is stopped.
         """
         if not self.accepting:
-            return fail(_leaving())
+            return fail(_shutting_down())
         self._jobs[job] = self._reactor.seconds() + self.limits.acquire_timeout
         if len(self._jobs) > len(self.workers) and len(self.workers) < self.limits.most:
-            self._hire()
+            self._start_worker()
         if self._sweeping is None:
             self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
         (self._waiting if job.lane is None else self._held).add(job)
-        self.give()
+        self.assign()
         return self._promise(job, timeout)
 
     def submit_to(
@@ -169,15 +169,15 @@ class Dispatch:
         """Stop every job, and end every transaction that lies open."""
         for job in list(self._jobs):
             if job.lane is None:
-                self.stop(job, _leaving())
+                self.stop(job, _shutting_down())
                 continue
             if job.take():
-                job.fail(_leaving())
+                job.fail(_shutting_down())
             job.lane.put(None)
         for worker in self.workers:
             inner = worker.job
             if inner is not None:
-                self.stop(inner, _leaving())
+                self.stop(inner, _shutting_down())
 
     def dismiss(self) -> None:
         """Let the threads end, and fail what they could not finish."""
@@ -189,7 +189,7 @@ class Dispatch:
             self._sweeping.cancel()
             self._sweeping = None
         for job in list(self._jobs):
-            job.leave(_leaving())
+            job.abandon(_shutting_down())
         for worker in self.workers:
             if worker.connection is not None and worker.busy:
                 GUARD.give_up(worker.connection)
@@ -206,12 +206,12 @@ class Dispatch:
             job.timer = self._reactor.callLater(timeout, self.stop, job, StatementTimeout())
         return deferred
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         worker = Worker(self, f"pg-{len(self.workers)}")
         self.workers.append(worker)
         worker.thread.start()
 
-    def give(self) -> None:
+    def assign(self) -> None:
         """
         Give workers what they can do; transactions have workers, too, but never the last one.
 
@@ -222,12 +222,12 @@ class Dispatch:
             self._pinned += 1
             self.queue.put(job)
         ready = most - self._pinned + READY
-        while self._given < ready and (job := self._waiting.next(all_of_them)):
+        while self._assigned < ready and (job := self._waiting.next(all_of_them)):
             self._count(job, 1)
             self.queue.put(job)
 
     def _count(self, job: Job, more: int) -> None:
-        self._given += more
+        self._assigned += more
         if job.party is not None:
             job.party.given += more
 
@@ -235,10 +235,10 @@ class Dispatch:
         self._waking = False
         while self._finished:
             self._finish(self._finished.popleft())
-        self.give()
+        self.assign()
 
     def _finish(self, job: Job) -> None:
-        job.rest()
+        job.stop_timer()
         if job in self._jobs:
             del self._jobs[job]
             if job.lane is not None:
@@ -270,12 +270,12 @@ class Dispatch:
                 self._timeouts += 1
                 blocked = job.party.blocked if job.party is not None else ""
                 unfree = (
-                    UNREACHED
+                    UNREACHABLE
                     if job.worker is not None
                     else "no database connection was free in time"
                 )
                 job.fail(Unavailable(blocked or unfree))
-        self.give()
+        self.assign()
 
 
 def _outcome(job: Job, error: Failure) -> Failure | BaseException:
@@ -287,5 +287,5 @@ def _outcome(job: Job, error: Failure) -> Failure | BaseException:
     return job.reason
 
 
-def _leaving() -> Unavailable:
+def _shutting_down() -> Unavailable:
     return Unavailable("the service is shutting down")

@@ -21,7 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.scheduler import Dispatch
+from service.db.scheduler import Scheduler
 from service.db.session import ITSELF, Identity
 from service.db.worker import Job
 from service.errors import OutcomeUnknown, Unavailable
@@ -338,14 +338,14 @@ class Transaction(Level):
     The outermost level.
 
     Args:
-        dispatch: Where its worker comes from.
+        scheduler: Where its worker comes from.
         words: The BEGIN.
         doer: As whom it runs.
     """
 
-    def __init__(self, dispatch: Dispatch, words: str, doer: Doer) -> None:
+    def __init__(self, scheduler: Scheduler, words: str, doer: Doer) -> None:
         super().__init__(0, doer)
-        self._dispatch = dispatch
+        self._scheduler = scheduler
         self._words = words
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
@@ -364,11 +364,11 @@ class Transaction(Level):
     def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
         if self._server is None:
             self._server = Job(self._serve_txn, lane=self._lane)
-            self._dispatch.submit(self._server).addBoth(self._ended)
+            self._scheduler.submit(self._server).addBoth(self._ended)
         if self._failure is not None:
             return fail(self._failure)
         self._open.add(job)
-        return self._dispatch.submit_to(self._lane, job, timeout).addBoth(self._done, job)
+        return self._scheduler.submit_to(self._lane, job, timeout).addBoth(self._done, job)
 
     def _done(self, outcome: Any, job: Job) -> Any:
         self._open.discard(job)
@@ -401,7 +401,7 @@ class Transaction(Level):
         reason = outcome if isinstance(outcome, Failure) else None
         self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
         for job in list(self._open):
-            job.leave(self._failure)
+            job.abandon(self._failure)
 
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""

@@ -151,30 +151,30 @@ class Job:
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.callback, result)
 
-    def rest(self) -> None:
+    def stop_timer(self) -> None:
         """Stop the clock."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
 
     def fail(self, reason: Failure | BaseException) -> None:
         """Give the caller an error, unless it was given something before."""
-        self.rest()
+        self.stop_timer()
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.errback, reason)
 
-    def leave(self, reason: Failure | BaseException) -> None:
+    def abandon(self, reason: Failure | BaseException) -> None:
         """Give the caller an error in place of an outcome that nobody waits for."""
         self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)
 
 
-NO_SESSION = (psycopg2.Error, OSError, ValueError)
+CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
 """What there may be instead of a session, for now; a ValueError while a URL is being written."""
-UNREACHED = "the database cannot be reached"
-PATIENCE = 10.0
+UNREACHABLE = "the database cannot be reached"
+MOVE_RETRY = 10.0
 """Seconds that a session goes on when there is a new address that does not answer."""
 
 
-class Home(Protocol):
+class WorkerPool(Protocol):
     """What a worker needs of its pool."""
 
     queue: SimpleQueue[Job | None]
@@ -203,8 +203,8 @@ class Worker:
 
     log = Logger()
 
-    def __init__(self, home: Home, name: str) -> None:
-        self.home = home
+    def __init__(self, pool: WorkerPool, name: str) -> None:
+        self.pool = pool
         self.lock = threading.Lock()
         self.job: Job | None = None
         self.busy = False
@@ -212,7 +212,7 @@ class Worker:
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def _loop(self) -> None:
-        get = self.home.queue.get
+        get = self.pool.queue.get
         while (job := get()) is not None:
             self.busy = True
             self.execute(job, self._run)
@@ -232,7 +232,7 @@ class Worker:
                 self.job = None
                 if self.connection is not None:
                     self.connection.stopped = 0.0
-        self.home.post(job)
+        self.pool.post(job)
 
     def _run(self, job: Job, again: bool = True) -> Any:
         """Run a job on a session, which is cleaned; a read once more if its connection was lost."""
@@ -284,26 +284,26 @@ class Worker:
             if self._usable(connection):
                 return self._current(connection)
             self._discard()
-        end = time.monotonic() + self.home.limits.connect_wait
+        end = time.monotonic() + self.pool.limits.connect_wait
         pause = 0.05
         while True:
             try:
-                self.connection = self.home.open()
+                self.connection = self.pool.open()
                 return self.connection
-            except NO_SESSION as error:
-                if time.monotonic() > end or self.home.stopping.wait(pause):
+            except CONNECT_ERRORS as error:
+                if time.monotonic() > end or self.pool.stopping.wait(pause):
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
-                    raise Unavailable(UNREACHED) from error
+                    raise Unavailable(UNREACHABLE) from error
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
 
     def _usable(self, connection: PgConnection) -> bool:
         """Tell whether a session may be used; one that is not known to be clean is cleaned."""
-        if not connection.usable(self.home.limits.max_age):
+        if not connection.usable(self.pool.limits.max_age):
             return False
-        if connection.epoch == self.home.epoch:
+        if connection.epoch == self.pool.epoch:
             return True
         try:
-            connection.renew(self.home.epoch)
+            connection.renew(self.pool.epoch)
         except psycopg2.Error:
             return False
         return not connection.closed
@@ -311,16 +311,16 @@ class Worker:
     def _current(self, connection: PgConnection) -> PgConnection:
         """Replace a session if its credentials have changed, and the new ones are good."""
         now = time.monotonic()
-        if now - connection.looked < self.home.limits.recheck:
+        if now - connection.looked < self.pool.limits.recheck:
             return connection
         connection.looked = now
-        if not self.home.moved(connection):
+        if not self.pool.moved(connection):
             return connection
         try:
-            fresh = self.home.open()
-        except NO_SESSION as error:
+            fresh = self.pool.open()
+        except CONNECT_ERRORS as error:
             self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
-            connection.looked = time.monotonic() + PATIENCE
+            connection.looked = time.monotonic() + MOVE_RETRY
             return connection
         self._discard()
         self.connection = fresh

@@ -117,7 +117,7 @@ async def sessions(db: Callee) -> set[tuple[str, str, str]]:
 
 async def of_all(db: Callee, sql: str) -> list[list[Any]]:
     """Ask all sessions of the pool: none is asked twice, since each waits for the others."""
-    many = db.pool.dispatch.limits.most
+    many = db.pool.scheduler.limits.most
     barrier = threading.Barrier(many)
 
     def asked_txn(connection: PgConnection) -> list[Any]:

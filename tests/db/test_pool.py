@@ -298,7 +298,7 @@ async def test_close_stops_what_runs(dsn: str) -> None:
         await pool.close()
     assert time.monotonic() - started < 10
     assert probe.own(1) < 0.2
-    assert not any(worker.thread.is_alive() for worker in pool.dispatch.workers)
+    assert not any(worker.thread.is_alive() for worker in pool.scheduler.workers)
     errors = await gatherResults(outcomes)
     assert [type(error) for error in errors] == [Unavailable] * 5
     assert isinstance(await failure_of(pool.runQuery("SELECT 1")), Unavailable)
@@ -336,7 +336,7 @@ async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: 
         assert isinstance(error, Unavailable if inside else OutcomeUnknown)
     finally:
         go.set()
-    for worker in pool.dispatch.workers:
+    for worker in pool.scheduler.workers:
         await in_thread(reactor, "join", worker.thread.join, 5)
         assert not worker.thread.is_alive()
 

@@ -425,7 +425,9 @@ async def test_a_dropped_task_lets_its_worker_go(dsn: str, nested: bool) -> None
 
         task = forgotten()
         ensureDeferred(task)
-        await until(lambda: database.pool.stats().busy and not database.pool.dispatch.queue.qsize())
+        await until(
+            lambda: database.pool.stats().busy and not database.pool.scheduler.queue.qsize()
+        )
         await pause(0.05)
         task.close()
         await until(lambda: database.pool.stats().busy == 0)

@@ -387,8 +387,8 @@ async def test_health(router: Router, caller: Caller) -> None:
         server = ExitStack()
         dsn = server.enter_context(place.running())
         async with served(dsn, router, prefix="rowcast.frail") as service:
-            dispatch = service.pool.dispatch
-            dispatch.limits = replace(dispatch.limits, connect_wait=0.1)
+            scheduler = service.pool.scheduler
+            scheduler.limits = replace(scheduler.limits, connect_wait=0.1)
             await until(lambda: service.listener.listening)
             found = await caller.call("rowcast.frail.health")
             checks = {"router": True, "listener": True, "catalog": True, "postgres": True}

@@ -605,9 +605,9 @@ async def test_no_database(
 ) -> None:
     """While the database takes no connections calls may be tried again; then they succeed."""
     ((name,),) = execute(dsn, "SELECT current_database()")
-    dispatch = service.pool.dispatch
-    limits = dispatch.limits
-    dispatch.limits = replace(limits, connect_wait=0.2)
+    scheduler = service.pool.scheduler
+    limits = scheduler.limits
+    scheduler.limits = replace(limits, connect_wait=0.2)
     execute(
         postgres,
         f"ALTER DATABASE {name} ALLOW_CONNECTIONS false;"
@@ -620,7 +620,7 @@ async def test_no_database(
             assert error.kwargs == {"retry": True, "retry_after": 1.0}
     finally:
         execute(postgres, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        dispatch.limits = limits
+        scheduler.limits = limits
     assert await caller.call("rowcast.things.count") == 5
 
 

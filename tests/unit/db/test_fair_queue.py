@@ -6,7 +6,7 @@ from contextvars import copy_context
 
 import pytest
 
-from service.db.fair_queue import PARTY, Party, Turns
+from service.db.fair_queue import PARTY, FairQueue, Party
 from service.db.worker import Job
 
 
@@ -28,7 +28,7 @@ def job_of(party: Party | None) -> Job:
     return copy_context().run(build)
 
 
-def taken(turns: Turns, blocked_too: bool = False) -> list[Job]:
+def taken(turns: FairQueue, blocked_too: bool = False) -> list[Job]:
     """Take all there is."""
     found: list[Job] = []
     while (job := turns.next(blocked_too)) is not None:
@@ -38,7 +38,7 @@ def taken(turns: Turns, blocked_too: bool = False) -> list[Job]:
 
 def test_parties_are_served_in_turn() -> None:
     """One job of each, in the order in which they came; each party's own in order."""
-    turns, parties = Turns(), [Someone(), None, Someone()]
+    turns, parties = FairQueue(), [Someone(), None, Someone()]
     jobs = [job_of(parties[at]) for at in (0, 0, 0, 1, 2, 2)]
     for job in jobs:
         turns.add(job)
@@ -48,7 +48,7 @@ def test_parties_are_served_in_turn() -> None:
 @pytest.mark.parametrize("blocked_too", [False, True])
 def test_blocked_party_is_passed_over(blocked_too: bool) -> None:
     """Its jobs wait until it is not blocked any more, or the end has come."""
-    turns, full, other = Turns(), Someone("full"), Someone()
+    turns, full, other = FairQueue(), Someone("full"), Someone()
     jobs = [job_of(party) for party in (full, other, other)]
     for job in jobs:
         turns.add(job)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 
-from service.db.guard import GLANCE, Guard
+from service.db.guard import INTERVAL, Guard
 
 
 class Session:
@@ -33,7 +33,7 @@ def watching() -> set[threading.Thread]:
 
 def wait_for(condition: object) -> None:
     """Wait until a condition holds."""
-    end = time.monotonic() + 20 * GLANCE
+    end = time.monotonic() + 20 * INTERVAL
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -47,7 +47,7 @@ def test_overdue_session_is_shut() -> None:
     wait_for(lambda: late.shuts)
     guard.remove(late)
     shuts = late.shuts
-    time.sleep(3 * GLANCE)
+    time.sleep(3 * INTERVAL)
     assert (late.shuts, other.shuts) == (shuts, 0)
     guard.remove(other)
 
