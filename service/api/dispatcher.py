@@ -31,7 +31,7 @@ from service.catalog import Relation, WriteKind
 from service.db.database import Database
 from service.db.errors import STALE, refusal
 from service.db.session import Identity
-from service.db.transaction import Doer
+from service.db.transaction import Actor
 from service.errors import (
     Canceled,
     DatabaseRefused,
@@ -243,9 +243,9 @@ class Hub:
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._acting_as(identity_for(role, line.caller)) as doer:
+                with self._acting_as(identity_for(role, line.caller)) as actor:
                     result = await procedure(line.caller, args, kwargs)
-                    if doer.committed:
+                    if actor.committed:
                         fit(result, self._max_bytes)
                     return result
             served = self._served_as(role)
@@ -266,20 +266,20 @@ class Hub:
             raise found from error
 
     @contextmanager
-    def _acting_as(self, identity: Identity) -> Iterator[Doer]:
+    def _acting_as(self, identity: Identity) -> Iterator[Actor]:
         """
         Have the body run as somebody; gives what is known of it.
 
         Raises:
             OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
         """
-        with self._database.identity(identity) as doer:
+        with self._database.identity(identity) as actor:
             try:
-                yield doer
+                yield actor
             except Exception as error:
-                if doer.committed and isinstance(error, TooLarge):
+                if actor.committed and isinstance(error, TooLarge):
                     raise committed_despite(error) from error
-                if doer.committed and _claims_nothing(error):
+                if actor.committed and _claims_nothing(error):
                     raise OutcomeUnknown(HALF_WAY) from error
                 raise
 

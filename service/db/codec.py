@@ -27,12 +27,12 @@ from service.errors import InvalidArgument
 from service.plan.conditions import Bound
 
 
-def seal_of(names: Iterable[str]) -> int:
+def fields_hash(names: Iterable[str]) -> int:
     """Give what stands for the names of all fields of a type, and does not tell them."""
     return hash(tuple(names))
 
 
-class Seals:
+class HiddenFields:
     """
     The composite types with hidden fields.
 
@@ -51,7 +51,7 @@ class Seals:
             return [self.bare(each) for each in value]
         if not isinstance(value, dict):
             return value
-        shown = self._shown.get(seal_of(value)) or (True,) * len(value)
+        shown = self._shown.get(fields_hash(value)) or (True,) * len(value)
         return {
             name: self.bare(each)
             for (name, each), seen in zip(value.items(), shown, strict=True)
@@ -76,7 +76,7 @@ class Codec:
         self.current = True
         self._casters = Casters(catalog)
         self._encoders = Encoders(catalog)
-        self.bare = Seals(catalog).bare
+        self.bare = HiddenFields(catalog).bare
         self._forms = PythonForms(catalog, self._encoders)
 
     def install(self, cursor: cursor) -> None:

@@ -30,7 +30,7 @@ Words = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
-LASTING = (
+KEEPS_STATE = (
     "SELECT EXISTS (SELECT FROM pg_catalog.pg_language"
     " WHERE lanname NOT IN ('internal', 'c', 'sql', 'plpgsql'))"
     " OR EXISTS (SELECT FROM pg_catalog.pg_extension"
@@ -42,12 +42,12 @@ Whether there is code that keeps what it likes for as long as the session lasts.
 Perl, Python, Tcl and JavaScript have global variables; dblink has connections.
 """
 
-FORGETTING = "DISCARD SEQUENCES;"
+DISCARD_SEQUENCES = "DISCARD SEQUENCES;"
 """Has `currval` and `lastval` know of nothing."""
 
 _RANDOM = random.SystemRandom()
 
-MAX_WIRES = 32
+MAX_CODECS = 32
 """Cursors kept by one connection, one for each codec: as many roles as are in use."""
 
 
@@ -372,10 +372,10 @@ class PgConnection(extensions.connection):
         self.touched = True
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
-                self.command(FORGETTING)
+                self.command(DISCARD_SEQUENCES)
                 self.counted = False
-            elif FORGETTING not in self.opening:
-                self.opening += FORGETTING
+            elif DISCARD_SEQUENCES not in self.opening:
+                self.opening += DISCARD_SEQUENCES
 
     @property
     def cleaning(self) -> str:
@@ -406,7 +406,7 @@ class PgConnection(extensions.connection):
         self.touched = True
         self.clean()
         if not self.closed:
-            self.retires = self.ask(LASTING)[0]
+            self.retires = self.ask(KEEPS_STATE)[0]
 
     def ask(self, words: str) -> tuple[Any, ...]:
         """Send a query of our own; gives its one row."""
@@ -438,7 +438,7 @@ class PgConnection(extensions.connection):
         """
         found = self._wires.get(codec)
         if found is None or found.closed:
-            if len(self._wires) >= MAX_WIRES:  # of catalogs that are gone
+            if len(self._wires) >= MAX_CODECS:  # of catalogs that are gone
                 self._wires.clear()
             found = self._wires[codec] = self.cursor()
             codec.install(found)
@@ -455,7 +455,7 @@ class PgConnection(extensions.connection):
         if self.pooled:
             words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
         else:
-            words += f";{FORGETTING if self.counted else ''}"
+            words += f";{DISCARD_SEQUENCES if self.counted else ''}"
         self.opening = words + identity
 
     def assume(self, identity: str) -> None:

@@ -157,7 +157,7 @@ def _escaped(text: str) -> str:
     return text.replace("\r", "\\r") if "\r" in text else text
 
 
-GLANCE = 0.2
+POLL_INTERVAL = 0.2
 """Seconds after which a worker that waits for the other side looks whether it is to stop."""
 
 BLOCK = 64 * 1024
@@ -214,7 +214,7 @@ class Blocks:
     def _asked(self) -> bool:
         """Wait until a block is asked for; tells whether one is still wanted."""
         while not (self._stopped or (self._connection and self._connection.stopped)):
-            if self._credit.acquire(timeout=GLANCE):
+            if self._credit.acquire(timeout=POLL_INTERVAL):
                 return not self._stopped
         return False
 
@@ -286,7 +286,7 @@ def copy_out_txn(
         return int(cursor.rowcount)
 
 
-FED = 16 * 1024
+CHUNK = 16 * 1024
 """Bytes handed to COPY at a time: some 70 rows of 200 bytes, a quarter of a millisecond's work."""
 
 REST = 1.0
@@ -399,7 +399,7 @@ class Feed:
     def _more(self) -> None:
         for piece in self._pieces:
             self._buffer += piece
-            if len(self._buffer) >= FED:
+            if len(self._buffer) >= CHUNK:
                 return
         if self._taken is not None:
             self._reactor.callFromThread(self._took, self._taken)
@@ -412,7 +412,7 @@ class Feed:
             if self._connection.stopped:
                 raise QueryCanceledError("stopped while it waited for rows")
             try:
-                given = self._queue.get(timeout=GLANCE)
+                given = self._queue.get(timeout=POLL_INTERVAL)
             except Empty:
                 continue
             break
@@ -444,7 +444,7 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
         before = f"; {spelled.before}" if spelled.before else ""
         cursor.execute(f"SET LOCAL statement_timeout = 0{before}")
         try:
-            cursor.copy_expert(copy, feed, FED)
+            cursor.copy_expert(copy, feed, CHUNK)
         except psycopg2.Error:
             if feed.error is not None:
                 raise feed.error from None

@@ -21,13 +21,13 @@ from twisted.internet.task import deferLater
 from service.db.pool import PgPool
 from service.db.session import Identity
 from service.db.transaction import (
-    Doer,
+    Actor,
     Level,
     Savepoint,
     Transaction,
     alone_txn,
     atomic_txn,
-    begin_words,
+    begin_statement,
     ending_txn,
     nested_txn,
     retryable,
@@ -56,8 +56,8 @@ class Database:
         self.pool = pool
         self.reactor = reactor
         self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
-        itself = Doer()
-        self._doer: ContextVar[Doer] = ContextVar("rowcast_doer", default=itself)
+        itself = Actor()
+        self._actor: ContextVar[Actor] = ContextVar("rowcast_actor", default=itself)
 
     @property
     def level(self) -> Level | None:
@@ -68,18 +68,18 @@ class Database:
     def moment(self) -> tuple[Any, ...]:
         """Equal to another one while a read sees the same, as far as that is the caller's doing."""
         level = self._level.get()
-        doer = level.doer if level else self._doer.get()
-        return level, doer, doer.writes
+        actor = level.actor if level else self._actor.get()
+        return level, actor, actor.writes
 
     @contextmanager
-    def identity(self, identity: Identity) -> Iterator[Doer]:
+    def identity(self, identity: Identity) -> Iterator[Actor]:
         """Have what the body sends run as somebody; gives what is known of it."""
-        doer = Doer(identity)
-        token = self._doer.set(doer)
+        actor = Actor(identity)
+        token = self._actor.set(actor)
         try:
-            yield doer
+            yield actor
         finally:
-            self._doer.reset(token)
+            self._actor.reset(token)
 
     async def breathe(self, at: int) -> None:
         """Let the reactor turn after every so many steps of a long loop in its thread."""
@@ -132,9 +132,9 @@ class Database:
         level = self._level.get()
         if level is not None:
             return level.run(function, *args, reads=retry, timeout=timeout)
-        doer = self._doer.get()
+        actor = self._actor.get()
         how = single_txn if retry else ending_txn if ending else alone_txn
-        return self._submit(Job(how, (doer.identity, function, *args), retry), doer, timeout)
+        return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 
     def statement(
         self,
@@ -169,18 +169,18 @@ class Database:
         level = self._level.get()
         if level is not None:
             return level.run(nested_txn, function, *args, reads=retry, timeout=timeout)
-        doer = self._doer.get()
-        words = begin_words(isolation, read_only), doer.identity.words
+        actor = self._actor.get()
+        words = begin_statement(isolation, read_only), actor.identity.words
         job = Job(atomic_txn, (*words, function, *args), retry)
-        return self._submit(job, doer, timeout, read_only)
+        return self._submit(job, actor, timeout, read_only)
 
     def _submit(
-        self, job: Job, doer: Doer, timeout: float | None, read_only: bool = False
+        self, job: Job, actor: Actor, timeout: float | None, read_only: bool = False
     ) -> Deferred[Any]:
-        """Have a job run, and the doer know whether something may be kept of it."""
+        """Have a job run, and the actor know whether something may be kept of it."""
         job.commits = not (job.retry or read_only)
         done = self.pool.scheduler.submit(job, timeout)
-        return doer.commits(done) if job.commits else doer.sends(done, job.retry)
+        return actor.commits(done) if job.commits else actor.sends(done, job.retry)
 
     @asynccontextmanager
     async def transaction(
@@ -196,9 +196,11 @@ class Database:
             TransactionAborted: The body swallowed the error of a statement.
         """
         outer = self._level.get()
-        words = begin_words(isolation, read_only)
+        words = begin_statement(isolation, read_only)
         level = (
-            Savepoint(outer) if outer else Transaction(self.pool.scheduler, words, self._doer.get())
+            Savepoint(outer)
+            if outer
+            else Transaction(self.pool.scheduler, words, self._actor.get())
         )
         await level.enter()
         token = self._level.set(level)

@@ -79,7 +79,7 @@ def _primary(error: psycopg2.Error) -> str:
     return _HOME.sub("", error.diag.message_primary or "")
 
 
-def retold(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
+def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
     """Give a violation that a trigger or function raised, in its own words."""
     diag = error.diag
     return type(broken)(
@@ -108,7 +108,7 @@ def invalid(error: psycopg2.Error) -> ServiceError:
     )
 
 
-def unfit(error: psycopg2.Error) -> ServiceError:
+def no_operator(error: psycopg2.Error) -> ServiceError:
     """Take an operation that there is not for the types, with the caller's word for it."""
     message = clip(_primary(error) or "no such operation for these types", 300)
     mark = mark_of(error)
@@ -154,19 +154,19 @@ _GONE = frozenset(["3F000", "42703", "42704", "42P01"])
 _NAMES = _GONE | {"42725", "42883"}
 
 
-def misnamed(error: psycopg2.Error) -> ServiceError | None:
+def class_42(error: psycopg2.Error) -> ServiceError | None:
     """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
     if raised(error) or error.diag.context is not None:
         return refused(error)
     if bound_of(error) is not None or _of_a_value(error):
         return invalid(error)
     if error.pgcode in _GONE:
-        return changed(error)
+        return schema_changed(error)
     if error.pgcode == "42601":
         # a query of a text search or a JSON path, or else SQL that we spelled badly
         return invalid(error) if error.diag.statement_position is None else None
     if error.pgcode in ("42883", "42804", "42846", "42725"):
-        return unfit(error)
+        return no_operator(error)
     return refused(error)
 
 
@@ -183,15 +183,15 @@ def _of_a_value(error: psycopg2.Error) -> bool:
     return sent is None or not sent.startswith(b"COPY ")
 
 
-def changed(error: psycopg2.Error) -> ServiceError:
+def schema_changed(error: psycopg2.Error) -> ServiceError:
     """Take a name that is gone: the catalog is read again, and the same call may succeed."""
     return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
 
 
-def feature(error: psycopg2.Error) -> ServiceError:
+def unsupported(error: psycopg2.Error) -> ServiceError:
     """Take what PostgreSQL cannot do: a plan that fits its tables no more, or anything else."""
     if error.diag.source_function == "RevalidateCachedQuery":
-        return changed(error)
+        return schema_changed(error)
     found = refused(error)
     if error.diag.source_function == "RewriteQuery" and error.diag.context is None:
         found.details["hint"] = (
@@ -201,10 +201,10 @@ def feature(error: psycopg2.Error) -> ServiceError:
     return found
 
 
-def keyless(error: psycopg2.Error) -> ServiceError | None:
+def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
     """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
     if error.diag.source_function != "infer_arbiter_indexes":
-        return misnamed(error)
+        return class_42(error)
     return InvalidArgument(
         "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
     )
@@ -240,13 +240,13 @@ def refusal(
         return Canceled()
     if not isinstance(error, psycopg2.Error):
         return None
-    found = _worded(error, catalog, relation)
+    found = _refusal(error, catalog, relation)
     if found is not None:
         name_line(found, error, relation)
     return found
 
 
-def _worded(
+def _refusal(
     error: psycopg2.Error, catalog: Catalog | None, relation: Relation | None
 ) -> ServiceError | None:
     if error.pgcode is None:
@@ -255,7 +255,7 @@ def _worded(
         return _as_raised(error)
     broken = violation(error, catalog, relation)
     if broken is not None:
-        return retold(error, broken) if raised(error) else broken
+        return raised_violation(error, broken) if raised(error) else broken
     if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
         return refused(error)
     make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
@@ -291,7 +291,7 @@ def _as_raised(error: psycopg2.Error) -> ServiceError:
     )
 
 
-def _ending(error: psycopg2.Error) -> ServiceError:
+def _transaction_end(error: psycopg2.Error) -> ServiceError:
     return DatabaseRefused(
         "the procedure would commit or roll back a transaction that is not its own",
         hint="it may when it is called alone, and not through a transaction pooler",
@@ -299,7 +299,7 @@ def _ending(error: psycopg2.Error) -> ServiceError:
     )
 
 
-def _repeated(error: psycopg2.Error) -> ServiceError:
+def _duplicate_key(error: psycopg2.Error) -> ServiceError:
     """Take a row that an upsert meets twice, or another cardinality that is wrong."""
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
         return refused(error)
@@ -311,7 +311,7 @@ def _repeated(error: psycopg2.Error) -> ServiceError:
     )
 
 
-def _made(error: psycopg2.Error) -> ServiceError:
+def _generated(error: psycopg2.Error) -> ServiceError:
     """Take a value for what a table makes by itself, given through a view."""
     return InvalidArgument(**words(error, "the database makes a column of these by itself"))
 
@@ -345,18 +345,18 @@ def _unavailable(message: str, retry_after: float) -> Make:
 
 
 _EXACT: dict[str, Make] = {
-    "0A000": feature,
-    "21000": _repeated,
+    "0A000": unsupported,
+    "21000": _duplicate_key,
     "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
     "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
     "25P04": lambda _: StatementTimeout(),
-    "2D000": _ending,
+    "2D000": _transaction_end,
     "26000": _unavailable("the session was exchanged for another", 0.0),
-    "3F000": misnamed,
+    "3F000": class_42,
     "40003": lambda _: OutcomeUnknown(),
     "42501": _forbidden,
-    "428C9": _made,
-    "42P10": keyless,
+    "428C9": _generated,
+    "42P10": no_unique_key,
     "55006": _unavailable("what is asked for is in use", 1.0),
     "55P03": _conflict,
     "57014": _canceled,
@@ -370,7 +370,7 @@ _CLASSES: dict[str, Make] = {
     "28": _unavailable("the service cannot log in to the database", 5.0),
     "3D": _unavailable("there is no such database", 5.0),
     "40": _conflict,
-    "42": misnamed,
+    "42": class_42,
     "53": _unavailable("the database is out of resources", 5.0),
     "57": _unavailable("the database is shutting down or starting up", 2.0),
 }

@@ -37,7 +37,7 @@ from service.catalog import (
     WriteKind,
 )
 from service.db import introspect_sql
-from service.db.codec import seal_of
+from service.db.codec import fields_hash
 from service.db.introspect_pure import IMPURE
 from service.db.introspect_sql import HIDDEN
 from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
@@ -88,10 +88,10 @@ class TypeRows:
         found.update(row.oid for row in self._rows.values() if row.element in found)
         return {oid: self._type(oid) for oid in sorted(found)}
 
-    def seals(self) -> dict[int, tuple[bool, ...]]:
-        """Give the rows with hidden fields, wherever they are; see `db/sealed`."""
+    def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
+        """Give the rows with hidden fields, wherever they are; see `codec.HiddenFields`."""
         return {
-            seal_of(row.field_names): tuple(not hidden for hidden in row.field_hidden)
+            fields_hash(row.field_names): tuple(not hidden for hidden in row.field_hidden)
             for row in self._rows.values()
             if any(row.field_hidden)
         }
@@ -350,7 +350,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         served,
         known,
         functions(routines, known),
-        types.seals(),
+        types.hidden_fields(),
         {(row.name, row.left, row.right): row.schema for row in operators},
         {(row.name, row.type): row.schema for row in aggregates},
         policies,

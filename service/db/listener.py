@@ -30,12 +30,12 @@ PAUSES = (0.05, 5.0)
 """Seconds between two attempts to connect: first, and at most."""
 PULSE = 10.0
 """Seconds between two looks whether a server that says nothing is still there."""
-PATIENCE = 2.0
+PULSE_TIMEOUT = 2.0
 """Seconds that it has for an answer to that."""
 
 
 @implementer(IReadDescriptor)
-class Ear:
+class Subscription:
     """
     A connection as the reactor watches it.
 
@@ -136,7 +136,7 @@ class Listener(Service):
         self._heard = heard
         self._resync = resync
         self._session = session or SessionSettings()
-        self._ear: Ear | None = None
+        self._subscription: Subscription | None = None
         self._again: IDelayedCall | None = None
         self._pulse: IDelayedCall | None = None
         self._attempts = 0
@@ -145,7 +145,7 @@ class Listener(Service):
     @property
     def listening(self) -> bool:
         """Whether notifications would be heard now."""
-        return self._ear is not None
+        return self._subscription is not None
 
     def startService(self) -> None:
         """Begin to listen, as soon as the database is there."""
@@ -173,7 +173,7 @@ class Listener(Service):
         except BaseException:
             connection.close()
             raise
-        connection.patience = PATIENCE
+        connection.patience = PULSE_TIMEOUT
         return connection
 
     def _up(self, connection: PgConnection) -> None:
@@ -184,28 +184,30 @@ class Listener(Service):
                 self._down("a transaction pooler does not deliver notifications")
             return
         self._attempts = 0
-        self._ear = Ear(connection, self._heard, self._down)
-        self._listen_on()
+        self._subscription = Subscription(connection, self._heard, self._down)
+        self._watch()
         if self.listening:
             self._resync()
 
-    def _listen_on(self) -> None:
-        assert self._ear is not None
-        self._reactor.addReader(self._ear)
-        self._pulse = self._reactor.callLater(PULSE, self._feel, self._ear)
+    def _watch(self) -> None:
+        assert self._subscription is not None
+        self._reactor.addReader(self._subscription)
+        self._pulse = self._reactor.callLater(PULSE, self._ping, self._subscription)
         # What came with the answer to a statement does not make the socket readable again.
-        self._ear.doRead()
+        self._subscription.doRead()
 
-    def _feel(self, ear: Ear) -> None:
+    def _ping(self, subscription: Subscription) -> None:
         """Ask the server for a sign of life, in a thread; nobody else reads meanwhile."""
         self._pulse = None
-        self._reactor.removeReader(ear)
+        self._reactor.removeReader(subscription)
 
-        def felt(outcome: Any) -> None:
-            if ear is self._ear:
-                self._down(outcome) if isinstance(outcome, Failure) else self._listen_on()
+        def answered(outcome: Any) -> None:
+            if subscription is self._subscription:
+                self._down(outcome) if isinstance(outcome, Failure) else self._watch()
 
-        in_thread(self._reactor, "pg-listen", ear.connection.command, "SELECT 1").addBoth(felt)
+        in_thread(self._reactor, "pg-listen", subscription.connection.command, "SELECT 1").addBoth(
+            answered
+        )
 
     def _down(self, reason: object) -> None:
         self._drop()
@@ -221,13 +223,13 @@ class Listener(Service):
         self._again = self._reactor.callLater(pause, self._connect)
 
     def _drop(self) -> None:
-        ear, self._ear = self._ear, None
-        if ear is None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
             return
         if self._pulse is not None:
             self._pulse.cancel()
             self._pulse = None
         else:  # a thread may be at it
-            GUARD.give_up(ear.connection)
-        self._reactor.removeReader(ear)
-        ear.close()
+            GUARD.give_up(subscription.connection)
+        self._reactor.removeReader(subscription)
+        subscription.close()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from service.db.connection import LASTING, PgConnection
+from service.db.connection import KEEPS_STATE, PgConnection
 from service.sql.statement import quoted
 
 
@@ -130,7 +130,7 @@ What the value codec and our statements rely on.
 It holds whatever the connection string, the environment, the role or the database say.
 """
 
-CONNECT_TIMEOUT, AT_LEAST = 5, 2
+CONNECT_TIMEOUT, MIN_HOST_TIMEOUT = 5, 2
 """Seconds in which a session should stand, and those that each of several hosts gets at least."""
 
 DEFAULTS = {
@@ -245,7 +245,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     try:
         connection.grace = settings.grace
         connection.autocommit = True
-        backend, connection.retires, path, limit, *found = connection.ask(TOLD)
+        backend, connection.retires, path, limit, *found = connection.ask(SESSION_QUERY)
         # a pooler has made up the process id that it told us
         pooled = backend != connection.info.backend_pid
         capped = "" if pooled else settings.cap_words(limit)
@@ -255,7 +255,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
         if pooled:
             connection.prepare(settings.words() + words)
         else:
-            connection.place = _put_right(found) + capped + words
+            connection.place = _corrections(found) + capped + words
             if connection.place:
                 connection.command(connection.place)
             connection.prepare()
@@ -270,12 +270,12 @@ def _connect(parameters: dict[str, str]) -> PgConnection:
     timeout = chosen.get("connect_timeout", "0")
     if timeout.startswith(("0", "-")):  # to libpq, for ever
         hosts = chosen.get("host", chosen.get("hostaddr", "")).count(",") + 1
-        chosen["connect_timeout"] = str(max(AT_LEAST, CONNECT_TIMEOUT // hosts))
+        chosen["connect_timeout"] = str(max(MIN_HOST_TIMEOUT, CONNECT_TIMEOUT // hosts))
     return psycopg2.connect(make_dsn(**chosen), connection_factory=PgConnection)
 
 
-TOLD = (
-    f"SELECT pg_catalog.pg_backend_pid(), ({LASTING}), pg_catalog.current_setting('search_path'),"
+SESSION_QUERY = (
+    f"SELECT pg_catalog.pg_backend_pid(), ({KEEPS_STATE}), pg_catalog.current_setting('search_path'),"
     " EXTRACT(epoch FROM pg_catalog.current_setting('statement_timeout')"
     "::pg_catalog.interval)::pg_catalog.float8,"
     + ", ".join(f"pg_catalog.current_setting('{name}')" for name in REQUIRED)
@@ -283,7 +283,7 @@ TOLD = (
 """What is asked of a new session; the fourth is the seconds that a statement may take."""
 
 
-def _put_right(found: list[str]) -> str:
+def _corrections(found: list[str]) -> str:
     """
     Word what is required and was not heeded: libpq tells the server of PGTZ and the like last.
 

@@ -37,7 +37,7 @@ class TransactionAborted(Exception):
     """COMMIT was answered by ROLLBACK: a statement had failed, and its error was swallowed."""
 
 
-def begin_words(isolation: str | None = None, read_only: bool = False) -> str:
+def begin_statement(isolation: str | None = None, read_only: bool = False) -> str:
     """
     Word BEGIN.
 
@@ -84,10 +84,10 @@ def ending_txn(
     connection.touch()
     if identity.session:
         connection.command(identity.session)
-    return _parted_txn(connection, function, *args)
+    return _procedure_txn(connection, function, *args)
 
 
-def _parted_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def _procedure_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
     Run a function whose one statement may commit on its way.
 
@@ -225,7 +225,7 @@ def retryable(error: BaseException) -> bool:
     return False
 
 
-class Doer:
+class Actor:
     """
     Who sends statements: one call of a procedure, say, and all that it starts.
 
@@ -269,9 +269,9 @@ IDLE = "the transaction lay idle for too long and was rolled back"
 class Level(ABC):
     """A transaction or a savepoint: what its statements run in."""
 
-    def __init__(self, depth: int, doer: Doer) -> None:
+    def __init__(self, depth: int, actor: Actor) -> None:
         self.depth = depth
-        self.doer = doer
+        self.actor = actor
         self.closed = False
         self.lock = DeferredLock()
         self.child: Level | None = None
@@ -287,7 +287,7 @@ class Level(ABC):
         Raises:
             TransactionClosed: The level has ended.
         """
-        return self.doer.sends(self._in_turn(function, *args, **how), reads)
+        return self.actor.sends(self._in_turn(function, *args, **how), reads)
 
     def _in_turn(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
@@ -340,11 +340,11 @@ class Transaction(Level):
     Args:
         scheduler: Where its worker comes from.
         words: The BEGIN.
-        doer: As whom it runs.
+        actor: As whom it runs.
     """
 
-    def __init__(self, scheduler: Scheduler, words: str, doer: Doer) -> None:
-        super().__init__(0, doer)
+    def __init__(self, scheduler: Scheduler, words: str, actor: Actor) -> None:
+        super().__init__(0, actor)
         self._scheduler = scheduler
         self._words = words
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
@@ -379,7 +379,7 @@ class Transaction(Level):
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words, self.doer.identity.words)
+        connection.begin(self._words, self.actor.identity.words)
         while (job := self._next(connection)) is not None:
             server.worker.execute(job, partial(server.worker.perform, connection=connection))
 
@@ -406,7 +406,7 @@ class Transaction(Level):
     async def commit(self) -> None:
         """Commit, and let the worker go; without a statement there is nothing to do."""
         if self._close():
-            await self.doer.commits(self._last(Job(commit_txn, commits=True)))
+            await self.actor.commits(self._last(Job(commit_txn, commits=True)))
 
     async def rollback(self) -> None:
         """Roll back, and let the worker go; a transaction that no longer stands is undone."""
@@ -416,7 +416,7 @@ class Transaction(Level):
         if server is not None and server.take():  # still waiting for a worker
             self._ended(Failure(CancelledError()))
             return
-        await _come_what_may(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
+        await _finished(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
 
     def abandon(self) -> None:
         """Let the worker go; it rolls back what it finds open."""
@@ -437,7 +437,7 @@ class Savepoint(Level):
     """A level inside another; its end gives way to its parent."""
 
     def __init__(self, parent: Level) -> None:
-        super().__init__(parent.depth + 1, parent.doer)
+        super().__init__(parent.depth + 1, parent.actor)
         self._parent = parent
         self._name = f"scope_{self.depth}"
 
@@ -477,7 +477,7 @@ class Savepoint(Level):
         It is done in any case, though the task that waits for it is cancelled.
         """
         if not self.closed:
-            await _come_what_may(self._undo())
+            await _finished(self._undo())
 
     def abandon(self) -> None:
         """Undo without waiting for it; the parent may go on."""
@@ -496,7 +496,7 @@ class Savepoint(Level):
         self._parent.lock.release()
 
 
-def _come_what_may(done: Deferred[Any]) -> Deferred[None]:
+def _finished(done: Deferred[Any]) -> Deferred[None]:
     """Wait for work that a cancel of the waiter does not stop, whether it fails or not."""
     waiting: Deferred[None] = Deferred()
     done.addBoth(lambda _: waiting.callback(None))

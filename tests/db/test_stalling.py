@@ -292,7 +292,7 @@ async def test_silent_listener_is_replaced(
 ) -> None:
     """A server that says nothing is asked now and then whether it is there."""
     monkeypatch.setattr(listening, "PULSE", 0.2)
-    monkeypatch.setattr(listening, "PATIENCE", 0.3)
+    monkeypatch.setattr(listening, "PULSE_TIMEOUT", 0.3)
     heard: list[str] = []
     resyncs: list[int] = []
     listener = Listener(reactor, relay.dsn, "c", heard.append, lambda: resyncs.append(1), QUICK)
