@@ -5,7 +5,7 @@ The first row that is asked for a relationship loads it for all of them, in one
 statement: a loop over rows asks PostgreSQL once, not once for each row. What was loaded
 answers the others as long as it is what they would find themselves, as far as anybody here
 can know: in the same transaction or savepoint, or outside of any; for the same caller; as
-long as that caller has sent nothing that may change anything; and for `FRESH` seconds, since
+long as that caller has sent nothing that may change anything; and for `MAX_AGE` seconds, since
 others change things, too.
 """
 
@@ -36,7 +36,7 @@ CHECKED = frozenset(["int2", "int4", "int8", "text", "varchar"])
 
 
 @dataclass(frozen=True)
-class Way:
+class RelatedQuery:
     """
     How related rows are reached from keys.
 
@@ -87,7 +87,7 @@ class Way:
         join = f"{first} JOIN {other.table} AS other ON {ends}"
         return cls(model, other, meta, meta.key, join, repeats=True)
 
-    def written(self, values: Sequence[Any]) -> list[str | None]:
+    def encode_key(self, values: Sequence[Any]) -> list[str | None]:
         """
         Write a key.
 
@@ -98,7 +98,7 @@ class Way:
             self.meta.encode(name, value) for name, value in zip(self.names, values, strict=True)
         ]
 
-    def takes(self, types: Sequence[Type]) -> bool:
+    def accepts(self, types: Sequence[Type]) -> bool:
         """Tell whether no key made of stored values of these types can be one that fails."""
         return all(
             type.oid == self.meta.types[name].oid or self.meta.types[name].name in CHECKED
@@ -135,10 +135,10 @@ def _key(at: int) -> str:
     return f"key_{at}"
 
 
-SIZE = 500
+GROUP_SIZE = 500
 """Rows that know each other at most: for so many one statement brings what is related."""
 
-LITTLE = 8
+USED_SHARE = 8
 """One row in so many has to ask, or fewer are thought of the next time."""
 
 Place = tuple[Any, Key]
@@ -147,7 +147,7 @@ Place = tuple[Any, Key]
 
 class Load:
     """
-    A statement on its way, and those who wait for it: it stops when nobody does any more.
+    A statement on its query, and those who wait for it: it stops when nobody does any more.
 
     Args:
         loads: Where it is to be found by what it brings; it takes out what it does not.
@@ -164,7 +164,7 @@ class Load:
 
     def begin(self, work: Deferred[dict[int, list[Any]]]) -> None:
         """Take what `related_txn` gives for the places."""
-        self._work = work.addCallback(self._brought).addBoth(self._over)
+        self._work = work.addCallback(self._loaded).addBoth(self._over)
 
     def done(self) -> Deferred[None]:
         """Wait until it is there; fails as the statement has failed."""
@@ -175,7 +175,7 @@ class Load:
             self._waiting.append(waiting)
         return waiting
 
-    def _brought(self, found: dict[int, list[Any]]) -> None:
+    def _loaded(self, found: dict[int, list[Any]]) -> None:
         self.found = {self._places[at]: objects for at, objects in found.items()}
 
     def _over(self, outcome: Failure | None) -> None:
@@ -201,9 +201,9 @@ class Load:
             self._work.cancel()
 
 
-class Brought:
+class Prefetched:
     """
-    What was brought of a relationship at one moment, and what is on its way.
+    What was brought of a relationship at one moment, and what is on its query.
 
     Args:
         moment: Of the database, for the one who asks.
@@ -213,11 +213,11 @@ class Brought:
         asked: How often it was asked for.
     """
 
-    def __init__(self, moment: tuple[Any, ...], before: Brought | None) -> None:
+    def __init__(self, moment: tuple[Any, ...], before: Prefetched | None) -> None:
         self.moment = moment
         self.loads: dict[Place, Load] = {}
         self.asked = 0
-        self._least = SIZE if before is None else before.least
+        self._least = GROUP_SIZE if before is None else before.least
 
     @property
     def least(self) -> int:
@@ -226,22 +226,22 @@ class Brought:
 
         Where each row's answer is followed by a write, what others need is brought in vain.
         """
-        return self._least if LITTLE * self.asked >= self._least else self._least // LITTLE
+        return self._least if USED_SHARE * self.asked >= self._least else self._least // USED_SHARE
 
     @property
     def size(self) -> int:
         """For how many rows a statement brings it: more and more while nothing is written."""
-        return min(SIZE, max(self._least, 2 * self.asked))
+        return min(GROUP_SIZE, max(self._least, 2 * self.asked))
 
 
-MOST = 5000
+MAX_RELATED = 5000
 """Related rows that one statement brings at most."""
 
-FRESH = 1.0
+MAX_AGE = 1.0
 """Seconds for which what was brought is good."""
 
 
-class Together:
+class Group:
     """
     Rows of one model. They know each other as long as somebody else knows them.
 
@@ -251,62 +251,64 @@ class Together:
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self._members = [ref(each) for each in rows]
-        self._most = 2 * SIZE
-        self._brought: dict[str, Brought] = {}
+        self._most = 2 * GROUP_SIZE
+        self._prefetched: dict[str, Prefetched] = {}
         self._apart: set[str] = set()
 
     def add(self, row: Any) -> None:
         """Take a row in that is another object of one that was found."""
         if len(self._members) >= self._most:
             self._members = [each for each in self._members if each() is not None]
-            self._most = max(2 * SIZE, 2 * len(self._members))
+            self._most = max(2 * GROUP_SIZE, 2 * len(self._members))
         self._members.append(ref(row))
 
     def get(self, asked: Any) -> Deferred[Any]:
-        """Give what a relationship of one of the rows gives, and have it brought for others."""
-        way = asked.way()
-        if way is None or asked.ends.name in self._apart or not way.takes(asked.types):
+        """Give what a relationship of one of the rows gives, and have it prefetched for others."""
+        query = asked.query()
+        if query is None or asked.ends.name in self._apart or not query.accepts(asked.types):
             return asked.alone()
-        return ensureDeferred(self._get(asked, way))
+        return ensureDeferred(self._get(asked, query))
 
-    async def _get(self, asked: Any, way: Way) -> Any:
-        place = way.model, tuple(way.written(asked.values()))
-        brought = self._current(asked)
-        brought.asked += 1
-        load = brought.loads.get(place)
+    async def _get(self, asked: Any, query: RelatedQuery) -> Any:
+        place = query.model, tuple(query.encode_key(asked.values()))
+        prefetched = self._current(asked)
+        prefetched.asked += 1
+        load = prefetched.loads.get(place)
         if load is None:
-            places = [place, *self._others(asked, way, place, brought)]
-            load = Load(brought.loads, places)
+            places = [place, *self._others(asked, query, place, prefetched)]
+            load = Load(prefetched.loads, places)
             keys = [key for _, key in places]
-            load.begin(asked.inst.database().run(related_txn, way, keys, MOST, retry=True))
+            load.begin(asked.inst.database().run(related_txn, query, keys, MAX_RELATED, retry=True))
         await load.done()
         found = load.found.get(place)
         if found is None:  # too many for one statement: each row asks for its own from now on
             self._apart.add(asked.ends.name)
             return await asked.alone()
-        objects = [each._twin() for each in (found[:1] if asked.one else found)]
-        await way.model._initialized(objects)
+        objects = [each._copy() for each in (found[:1] if asked.one else found)]
+        await query.model._initialized(objects)
         if asked.one:
             return objects[0] if objects else None
         return objects
 
-    def _current(self, asked: Any) -> Brought:
-        """Give what is there and on its way of a relationship, if it is still good."""
+    def _current(self, asked: Any) -> Prefetched:
+        """Give what is there and on its query of a relationship, if it is still good."""
         database, name = asked.inst.database(), asked.ends.name
         moment = database, *database.moment
-        brought = self._brought.get(name)
-        if brought is None or brought.moment != moment:
-            brought = self._brought[name] = Brought(moment, brought)
-            database.reactor.callLater(FRESH, _expire, ref(self), name, ref(brought))
-        return brought
+        prefetched = self._prefetched.get(name)
+        if prefetched is None or prefetched.moment != moment:
+            prefetched = self._prefetched[name] = Prefetched(moment, prefetched)
+            database.reactor.callLater(MAX_AGE, _expire, ref(self), name, ref(prefetched))
+        return prefetched
 
-    def _others(self, asked: Any, way: Way, place: Place, brought: Brought) -> Iterator[Place]:
+    def _others(
+        self, asked: Any, query: RelatedQuery, place: Place, prefetched: Prefetched
+    ) -> Iterator[Place]:
         """Give what the other rows need as well, those that come next first."""
-        seen, size, loads = {place}, brought.size, brought.loads
+        seen, size, loads = {place}, prefetched.size, prefetched.loads
         for row in self._following(asked.inst):
             if len(seen) >= size:
                 return
-            theirs = _place(type(asked)(row, asked.ends), way)
+            theirs = _place(type(asked)(row, asked.ends), query)
             if theirs is not None and theirs not in seen and theirs not in loads:
                 seen.add(theirs)
                 yield theirs
@@ -318,7 +320,7 @@ class Together:
 
 
 def related_txn(
-    connection: PgConnection, way: Way, keys: Sequence[Key], most: int
+    connection: PgConnection, query: RelatedQuery, keys: Sequence[Key], most: int
 ) -> dict[int, list[Any]]:
     """
     Find what is related to keys.
@@ -328,10 +330,11 @@ def related_txn(
         that come last are left out.
     """
     lists = [list(each) for each in zip(*keys, strict=True)]
-    params = [*lists, *way.params, most + 1]
-    rows = rows_txn(connection, way.other.codec, way.statement(), params)
-    objects = way.model.hydrate([row[1:] for row in rows], way.other)
-    acquaint(objects)  # a single one, too: it may be related to many, and is each one's own then
+    params = [*lists, *query.params, most + 1]
+    rows = rows_txn(connection, query.other.codec, query.statement(), params)
+    objects = query.model.hydrate([row[1:] for row in rows], query.other)
+    # a single one, too: it may be related to many, and is each one's own then
+    group_objects(objects)
     whole = rows[-1][0] - 1 if len(rows) > most else len(keys)
     found: dict[int, list[Any]] = {at: [] for at in range(whole)}
     for row, each in zip(rows, objects, strict=True):
@@ -340,28 +343,28 @@ def related_txn(
     return found
 
 
-def acquaint(rows: Sequence[Any]) -> None:
+def group_objects(rows: Sequence[Any]) -> None:
     """Have objects of one model know each other."""
-    for start in range(0, len(rows), SIZE):
-        some = rows[start : start + SIZE]
-        group = Together(some)
+    for start in range(0, len(rows), GROUP_SIZE):
+        some = rows[start : start + GROUP_SIZE]
+        group = Group(some)
         for each in some:
-            each._together = group
+            each._group = group
 
 
-def _place(other: Any, way: Way) -> Place | None:
+def _place(other: Any, query: RelatedQuery) -> Place | None:
     """Give what another row needs, if it is sure that its need does no harm."""
     try:
-        if not other.as_read or other.otherklass is not way.model:
+        if not other.as_read or other.otherklass is not query.model:
             return None
         values = other.values()
-        return None if None in values else (way.model, tuple(way.written(values)))
+        return None if None in values else (query.model, tuple(query.encode_key(values)))
     except (InvalidArgument, ClassNotRegisteredError):  # which is for that row to say
         return None
 
 
-def _expire(group: ref[Together], name: str, brought: ref[Brought]) -> None:
+def _expire(group: ref[Group], name: str, prefetched: ref[Prefetched]) -> None:
     """Let go of what is no longer good, if anybody still has it."""
-    here, known = group(), brought()
-    if here is not None and known is not None and here._brought.get(name) is known:
-        del here._brought[name]
+    here, known = group(), prefetched()
+    if here is not None and known is not None and here._prefetched.get(name) is known:
+        del here._prefetched[name]

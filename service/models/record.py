@@ -62,7 +62,7 @@ class Row(DBObject):
     _row: tuple[Any, ...] | None = None
     _meta: Meta | None = None
     _deleted = False
-    _together: Any = None
+    _group: Any = None
 
     # twistar looks for relationships at every access to anything; ours are descriptors.
     __getattribute__ = object.__getattribute__
@@ -218,7 +218,7 @@ ANYTHING: Final = object()
 """In place of a key that is not given; None is a key that no row has."""
 
 
-class Finding(Row):
+class Queries(Row):
     """What a model can be asked for."""
 
     @classmethod

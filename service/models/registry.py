@@ -23,7 +23,7 @@ from service.models.driver import Driver
 from service.models.meta import Meta, Values
 from service.models.model import Model
 from service.models.relationships import BelongsTo, Ends, HasMany, HasOne, Relationship
-from service.models.twistar import Face, PgConfig
+from service.models.twistar import CallerPool, PgConfig
 from service.models.vehicle import Vehicle
 
 
@@ -200,7 +200,7 @@ class Models:
 
     def install(self) -> None:
         """Make twistar use this database; there is one per process, as twistar has it."""
-        Registry.DBPOOL = Face(self._database)
+        Registry.DBPOOL = CallerPool(self._database)
         Registry.IMPL = PgConfig(self._database)
 
     def load(self, catalog: Catalog, codec: Values) -> LoadedModels:

@@ -21,8 +21,8 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
 from service.catalog import Type
 from service.models.meta import Meta
-from service.models.prefetch import Way, acquaint
-from service.models.record import Finding, affected_txn
+from service.models.prefetch import RelatedQuery, group_objects
+from service.models.record import Queries, affected_txn
 from service.models.sql import Where, both, identifiers, table
 from service.sql.statement import quoted
 
@@ -86,8 +86,8 @@ class Relationship(ABC):
         return self.inst.persisted and not set(self.mine) & set(self.inst.dirty())
 
     @abstractmethod
-    def way(self) -> Way | None:
-        """Give the way from rows to what is related to them; None if nothing can be."""
+    def query(self) -> RelatedQuery | None:
+        """Return the query for what is related to rows; None if nothing can be."""
 
     @abstractmethod
     def alone(self) -> Deferred[Any]:
@@ -95,7 +95,7 @@ class Relationship(ABC):
 
     def get(self) -> Deferred[Any]:
         """Give the one object, or None."""
-        group = self.inst._together
+        group = self.inst._group
         return self.alone() if group is None else group.get(self)
 
     def values(self, subject: Any = None) -> list[Any]:
@@ -148,9 +148,9 @@ class HasMany(Relationship, relationships.HasMany):
             else []
         )
 
-    def way(self) -> Way:
+    def query(self) -> RelatedQuery:
         """Lead to the rows that have these keys in them."""
-        return Way.to(self.otherklass, self._here, self._kind)
+        return RelatedQuery.to(self.otherklass, self._here, self._kind)
 
     def _where(self) -> Where:
         meta = self.otherklass.meta()
@@ -212,11 +212,11 @@ class HABTM(Relationship, relationships.HABTM):
         """Give the join table's name."""
         return self.ends.options["join_table"]
 
-    def way(self) -> Way:
+    def query(self) -> RelatedQuery:
         """Lead through the join table."""
         meta = self.inst.made_with
         joined = table(self.tablename())
-        return Way.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
+        return RelatedQuery.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
 
     def _where(self, join_where: Where | None, where: Where | None) -> Where:
         inner, *params = both([self._own, *self.values()], join_where)
@@ -292,20 +292,20 @@ class BelongsTo(Relationship, relationships.BelongsTo):
         kind = getattr(self.inst, f"{self.ends.name}_type")
         return Registry.getClass(kind) if kind else None
 
-    def way(self) -> Way | None:
+    def query(self) -> RelatedQuery | None:
         """Lead to the rows that have these keys."""
         other = self.otherklass
         if other is None or None in self.values():
             return None
-        return Way.to(other, self.ends.key or other.meta().key)
+        return RelatedQuery.to(other, self.ends.key or other.meta().key)
 
     def alone(self) -> Deferred[Any]:
         """Find the object that this one belongs to, or None."""
-        way = self.way()
-        if way is None:
+        query = self.query()
+        if query is None:
             return succeed(None)
-        where = [way.meta.equal(way.names), *way.written(self.values())]
-        return way.model.find(where=where, limit=1)
+        where = [query.meta.equal(query.names), *query.encode_key(self.values())]
+        return query.model.find(where=where, limit=1)
 
     def set(self, other: Any) -> Deferred[Any]:
         """Belong to another object, and save."""
@@ -330,15 +330,15 @@ class BelongsTo(Relationship, relationships.BelongsTo):
 class HasOne(Relationship, relationships.HasOne):
     """One other row has this one's key."""
 
-    def way(self) -> Way:
+    def query(self) -> RelatedQuery:
         """Lead to the rows that have these keys in them."""
-        return Way.to(self.otherklass, self.ends.here)
+        return RelatedQuery.to(self.otherklass, self.ends.here)
 
     def alone(self) -> Deferred[Any]:
         """Find the object, or None."""
-        way = self.way()
-        where = [way.meta.equal(way.names), *way.written(self.values())]
-        return way.model.find(where=where, limit=1)
+        query = self.query()
+        where = [query.meta.equal(query.names), *query.encode_key(self.values())]
+        return query.model.find(where=where, limit=1)
 
     def set(self, other: Any) -> Deferred[Any]:
         """Have this object, and save it."""
@@ -373,7 +373,7 @@ class Property:
         return self.kind(instance, self.ends)
 
 
-class Related(Finding):
+class Related(Queries):
     """A model's relationships, worked out when the class is made."""
 
     RELATIONSHIP_CACHE: ClassVar[dict[str, tuple[type, Mapping[str, Any]]]] = {}
@@ -427,16 +427,16 @@ class Related(Finding):
         """Make objects of rows, which know each other if there is anything to ask them all."""
         made = super().hydrate(rows, meta)
         if cls.RELATIONSHIP_CACHE and len(made) > 1:
-            acquaint(made)
+            group_objects(made)
         return made
 
-    def _twin(self) -> Self:
+    def _copy(self) -> Self:
         """Make another object of the same row, among the same others."""
         assert self._row is not None
         (made,) = self.hydrate([self._row], self.made_with)
-        made._together = self._together
-        if self._together is not None:
-            self._together.add(made)
+        made._group = self._group
+        if self._group is not None:
+            self._group.add(made)
         return made
 
     def joined(self) -> list[HABTM]:
@@ -471,7 +471,7 @@ def preload(objects: Iterable[Related], name: str) -> Deferred[list[Any]]:
 
 
 async def _preloaded(objects: Sequence[Any], name: str) -> list[Any]:
-    acquaint(objects)
+    group_objects(objects)
     found = []
     for at, each in enumerate(objects):
         found.append(await getattr(each, name).get())

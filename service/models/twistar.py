@@ -32,7 +32,7 @@ from service.models.sql import (
 from service.sql.statement import quoted
 
 
-class Face:
+class CallerPool:
     """
     Speaks to the database as a pool would, but in the caller's transaction, and as the caller.
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidRow, clip
 from service.models.meta import Meta, Values
-from service.models.record import Finding
+from service.models.record import Queries
 
 
 def catalog_faults(
@@ -90,7 +90,7 @@ class Guarded:
         return owner.beforeDelete is not DBObject.beforeDelete
 
 
-class Rules(Finding):
+class Rules(Queries):
     """
     What decides whether an object may be written.
 

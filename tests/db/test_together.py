@@ -29,7 +29,7 @@ from service.db.session import identity_of
 from service.errors import InvalidArgument
 from service.models import prefetch as together
 from service.models.model import Model
-from service.models.prefetch import SIZE
+from service.models.prefetch import GROUP_SIZE
 from service.models.relationships import preload
 from tests.conftest import execute
 from tests.db.relay import Relay
@@ -353,9 +353,9 @@ async def test_what_others_change(dsn: str) -> None:
         await each(lines, "stops")
         execute(dsn, "DELETE FROM stops")
         since()
-        clock.advance(together.FRESH / 2)
+        clock.advance(together.MAX_AGE / 2)
         assert len(await lines[1].stops.get()) == 3
-        clock.advance(together.FRESH / 2)
+        clock.advance(together.MAX_AGE / 2)
         assert await each(lines, "stops") == [[]] * 6
         assert since() == 1
         assert len(clock.getDelayedCalls()) == 1
@@ -397,7 +397,7 @@ async def test_many_rows(dsn: str) -> None:
         await each(lines, "made_by")
         assert since() == 1
         await each(lines, "plan")
-        assert since() == -(-1206 // SIZE)
+        assert since() == -(-1206 // GROUP_SIZE)
         stops = await each(lines, "stops")
         assert sum(map(len, stops)) == 20000
         assert since() <= 8
@@ -472,7 +472,7 @@ async def test_nobody_is_kept(dsn: str) -> None:
         lines = await Line.find(orderby="id")
         stops = await each(lines, "stops")
         kept, gone = ref(lines[0]), ref(lines[1])
-        brought = ref(next(iter(lines[0]._together._brought.values())))
+        brought = ref(next(iter(lines[0]._group._prefetched.values())))
         stop = ref(stops[0][0])
         await pause(0)  # until nothing on the stack has them any more
         del lines[1:], stops

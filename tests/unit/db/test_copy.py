@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from service.db.copy import FED, REST, Feed
+from service.db.copy import CHUNK, REST, Feed
 
 
 def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:
@@ -28,12 +28,12 @@ def test_rests() -> None:
     rested: list[float] = []
     feed = Feed(Here(), slowly, rested.append)
     feed.attach(Connected(), False)  # type: ignore[arg-type]
-    feed.put([b"x" * (FED // 2)] * 6)
+    feed.put([b"x" * (CHUNK // 2)] * 6)
     feed.end()
     pieces = []
-    while piece := feed.read(FED):
+    while piece := feed.read(CHUNK):
         pieces.append(len(piece))
-    assert pieces == [FED] * 3
+    assert pieces == [CHUNK] * 3
     assert [seconds >= REST * 0.002 for seconds in rested[:3]] == [True] * 3
 
 
