@@ -48,7 +48,7 @@ class TooDeep(TooLarge, Unsafe):
 
 def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
     """
-    Make sure that every client can be sent a value.
+    Check that every client can be sent a value.
 
     Plain are str, bool, None, bytes, integers of 64 bits, finite floats, and lists and
     str-keyed dicts of these; exactly these types, since a serializer meets a subclass
@@ -63,7 +63,7 @@ def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
 
 def fit(answer: Any, max_bytes: int) -> None:
     """
-    Make sure that an answer can be sent, before what it answers is kept.
+    Check that an answer can be sent, before its transaction commits.
 
     Args:
         answer: As it will be sent, or all that is large of it.

@@ -46,7 +46,7 @@ class Canceler:
         self._queue.put(job)
 
     def close(self) -> None:
-        """Let the threads end once they have sent what was asked for."""
+        """Stop the threads once they have sent what was asked for."""
         for _ in self._threads:
             self._queue.put(None)
         self._threads = []

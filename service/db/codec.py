@@ -28,7 +28,7 @@ from service.plan.conditions import Bound
 
 
 def fields_hash(names: Iterable[str]) -> int:
-    """Give what stands for the names of all fields of a type, and does not tell them."""
+    """Return a hash of the names of all fields of a type, which does not reveal them."""
     return hash(tuple(names))
 
 
@@ -44,7 +44,7 @@ class HiddenFields:
         self._shown = catalog.seals
 
     def bare(self, value: Any) -> Any:
-        """Give a value of JSON without the hidden fields of the rows in it."""
+        """Return a value of JSON without the hidden fields of the rows in it."""
         if not self._shown:
             return value
         if isinstance(value, list):
@@ -80,11 +80,11 @@ class Codec:
         self._forms = PythonForms(catalog, self._encoders)
 
     def install(self, cursor: cursor) -> None:
-        """Make a cursor give rows of wire values."""
+        """Register the typecasters on a cursor, so that its rows hold wire values."""
         self._casters.install(cursor)
 
     def read(self, type: Type, text: str | None) -> Any:
-        """Give the wire value of PostgreSQL's text."""
+        """Return the wire value of PostgreSQL's text."""
         return None if text is None else self._casters.reader(type)(text)
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
@@ -122,7 +122,7 @@ class Codec:
 
     def python(self, type: Type, value: Any, path: str) -> Any:
         """
-        Give the Python value that a model sees for a wire argument.
+        Return the Python value that a model sees for a wire argument.
 
         Raises:
             InvalidArgument: It cannot be of this type.
@@ -136,7 +136,7 @@ class Codec:
 
     def wire(self, value: Any) -> Any:
         """
-        Give the wire form of a Python value.
+        Return the wire form of a Python value.
 
         Raises:
             TypeError: There is none.
@@ -145,7 +145,7 @@ class Codec:
 
 
 def _raw(value: Any, path: str) -> str | None:
-    """Pass PostgreSQL's own text on, which a caller may have tampered with on its way."""
+    """Return PostgreSQL's own text, which a caller may have tampered with."""
     if value is None:
         return None
     try:

@@ -257,7 +257,7 @@ class PgConnection(extensions.connection):
         self._socket = os.dup(self.fileno())
 
     def close(self) -> None:
-        """Say goodbye, which a silent server may keep us from, and close."""
+        """Close, after a goodbye that a silent server may keep us waiting with."""
         with self.lock, self.waits():
             super().close()
         GUARD.remove(self)
@@ -285,7 +285,7 @@ class PgConnection(extensions.connection):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for somebody else in the body; how long is no business of the server's."""
+        """Wait for another party than the server in the body, without a limit."""
         self.waiting = None
         try:
             yield
@@ -333,7 +333,7 @@ class PgConnection(extensions.connection):
         return connected and now > (self._met or now) + 2 * self.grace
 
     def prepare(self, settings: str = "") -> None:
-        """Make a fresh session ready for the pool."""
+        """Prepare a new session for the pool."""
         self.autocommit = True
         self.settings = settings
         self.born = self.looked = time.monotonic()
@@ -341,7 +341,7 @@ class PgConnection(extensions.connection):
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """
-        Give a cursor, as psycopg2 does.
+        Return a cursor, as psycopg2 does.
 
         Args:
             args: The name of a cursor of the server's, the class of the cursor, and so on.
@@ -360,7 +360,7 @@ class PgConnection(extensions.connection):
         return bool(self.settings)
 
     def usable(self, max_age: float) -> bool:
-        """Tell whether the session may be used, without asking the server."""
+        """Return whether the session may be used, without asking the server."""
         return time.monotonic() - self.born <= max_age and self.alive()
 
     def touch(self) -> None:
@@ -379,12 +379,12 @@ class PgConnection(extensions.connection):
 
     @property
     def cleaning(self) -> str:
-        """Words after which nothing is left of what ran in the session."""
+        """The statements after which nothing is left of what ran in the session."""
         return CLEANING.format(seed=_RANDOM.random()) + self.place
 
     def clean(self) -> None:
         """
-        Leave nothing behind in the session of what ran in it, no transaction either.
+        Clean the session of all that ran in it, an open transaction included.
 
         Raises:
             psycopg2.Error: Something is left; the session must not be used again.
@@ -409,7 +409,7 @@ class PgConnection(extensions.connection):
             self.retires = self.ask(KEEPS_STATE)[0]
 
     def ask(self, words: str) -> tuple[Any, ...]:
-        """Send a query of our own; gives its one row."""
+        """Run a query of our own and return its one row."""
         with self.cursor() as cursor:
             cursor.execute(words, clean=True)
             row: tuple[Any, ...] = cursor.fetchone()
@@ -417,7 +417,7 @@ class PgConnection(extensions.connection):
 
     def alive(self) -> bool:
         """
-        Tell whether the session still stands, as far as is known here.
+        Return whether the session is alive, as far as is known here.
 
         The socket of an idle session has nothing to read, unless the server said goodbye.
         """
@@ -432,7 +432,7 @@ class PgConnection(extensions.connection):
 
     def wire(self, codec: Installable) -> PgCursor:
         """
-        Give the cursor of this connection whose rows hold wire values.
+        Return the cursor of this connection whose rows hold wire values.
 
         It is kept, with the codec's typecasters; there is a codec for each role.
         """
@@ -459,7 +459,7 @@ class PgConnection(extensions.connection):
         self.opening = words + identity
 
     def assume(self, identity: str) -> None:
-        """Have every statement from now on go by itself, as somebody."""
+        """Note that each statement from now on stands alone, and under which identity."""
         self.credit = 0.0
         self.opening = identity or None
 
@@ -475,7 +475,7 @@ class PgConnection(extensions.connection):
             self.counted = False
 
     def command(self, words: str) -> str:
-        """Send a command of our own that gives no rows; gives the server's word for it."""
+        """Run a command of our own that returns no rows; return its status message."""
         with self.cursor() as cursor:
             cursor.execute(words, clean=True)
             return cursor.statusmessage or ""

@@ -63,7 +63,7 @@ class RowText:
 
     def encode(self, rows: Sequence[Any], defaults: bool) -> Iterator[bytes]:
         """
-        Give a line for each row.
+        Return a line for each row.
 
         Args:
             rows: Dicts, or lists with an item for each column.
@@ -123,7 +123,7 @@ class CsvText:
 
     def encode(self, text: str, defaults: bool) -> Iterator[bytes]:
         """
-        Give the text's bytes.
+        Return the text's bytes.
 
         Raises:
             InvalidArgument: PostgreSQL cannot hold it.
@@ -191,7 +191,7 @@ class Blocks:
         self._connection = connection
 
     def write(self, data: bytes) -> int:
-        """Take a row; wait while there is a block that nobody asked for."""
+        """Add a row; wait while there is a block that was not asked for."""
         self._held.append(data)
         self._weight += len(data)
         if self._weight >= BLOCK:
@@ -199,7 +199,7 @@ class Blocks:
         return len(data)
 
     def flush(self) -> None:
-        """Hand over what was gathered, long rows in pieces."""
+        """Send what was gathered to the reactor, long rows in pieces."""
         text = b"".join(self._held).decode()
         self._held.clear()
         self._weight = 0
@@ -212,7 +212,7 @@ class Blocks:
             self._reactor.callFromThread(self._pump)
 
     def _asked(self) -> bool:
-        """Wait until a block is asked for; tells whether one is still wanted."""
+        """Wait until a block is asked for, and return whether one is still wanted."""
         while not (self._stopped or (self._connection and self._connection.stopped)):
             if self._credit.acquire(timeout=POLL_INTERVAL):
                 return not self._stopped
@@ -221,7 +221,7 @@ class Blocks:
     # In the reactor
 
     def next(self) -> Deferred[str]:
-        """Ask for a block; gives an empty text at the end."""
+        """Ask for a block; it fires with an empty string at the end."""
         block: Deferred[str] = Deferred(self._waiting.remove)
         self._waiting.append(block)
         self._credit.release()
@@ -229,13 +229,13 @@ class Blocks:
         return block
 
     def ended(self, outcome: Any) -> Any:
-        """Take note that the COPY has ended, or how it failed."""
+        """Note that the COPY has ended, or how it failed."""
         self._outcome = outcome
         self._pump()
         return outcome
 
     def stop(self) -> None:
-        """Take no more: the thread must not wait for us."""
+        """Stop reading: the thread must not wait for us."""
         self._stopped = True
         self._credit.release()
 
@@ -262,7 +262,7 @@ def copy_out_txn(
     blocks: Blocks,
 ) -> int:
     """
-    Give the rows of a read as CSV with a header; gives their number.
+    Write the rows of a read as CSV with a header, and return their number.
 
     How long it takes is up to whoever takes the blocks, so it is each block that has a time limit.
     """
@@ -331,7 +331,7 @@ class Feed:
     # In the reactor
 
     def put(self, rows: Any) -> Deferred[None]:
-        """Bring rows; fires when COPY has taken them, fails when it has failed."""
+        """Send rows; fires when COPY has read them, fails when it has failed."""
         taken: Deferred[None] = Deferred()
         if self._failure is not None:
             taken.errback(self._failure)
@@ -341,15 +341,15 @@ class Feed:
         return taken
 
     def end(self) -> None:
-        """Bring no more."""
+        """End the rows."""
         self._queue.put(None)
 
     def fail(self, reason: BaseException) -> None:
-        """Have the COPY fail."""
+        """Make the COPY fail."""
         self._queue.put(reason)
 
     def over(self, outcome: Any) -> Any:
-        """Take note of how the import ended; what was not taken fails with it."""
+        """Note how the import ended; rows that were not read fail with it."""
         if isinstance(outcome, Failure):
             self._failure = outcome
             waiting, self._waiting = self._waiting, []
@@ -372,7 +372,7 @@ class Feed:
 
     def read(self, size: int) -> bytes:
         """
-        Give the next bytes; none are the end. An error of ours is kept, psycopg2 hides it.
+        Return the next bytes, b"" at the end. An error of ours is kept: psycopg2 hides it.
 
         A thread that writes text keeps the interpreter until another one has asked for it for 5
         ms, and the reactor asks for it several times in each call; so there are rests.
@@ -427,7 +427,7 @@ class Feed:
 
 def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
     """
-    Write what a feed brings; gives the number of rows written.
+    Write the rows of a feed, and return the number of rows written.
 
     How long it takes is up to whoever brings the rows, so it is each step that has a time limit.
 

@@ -32,7 +32,7 @@ DECLARE = (
 
 
 def _base64(value: Any) -> str:
-    """Give the form that bytea has in JSON; every other wire value has one of its own."""
+    """Return the form of bytea in JSON; every other wire value has one of its own."""
     return base64.b64encode(value).decode()
 
 

@@ -73,7 +73,7 @@ class Database:
 
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[Actor]:
-        """Have what the body sends run as somebody; gives what is known of it."""
+        """Run the statements of the body under an identity; yields the actor that counts them."""
         actor = Actor(identity)
         token = self._actor.set(actor)
         try:
@@ -82,7 +82,7 @@ class Database:
             self._actor.reset(token)
 
     async def breathe(self, at: int) -> None:
-        """Let the reactor turn after every so many steps of a long loop in its thread."""
+        """Yield to the reactor after every `BREATH` steps of a long loop in its thread."""
         if at % BREATH == BREATH - 1:
             await deferLater(self.reactor, 0)
 
@@ -145,7 +145,7 @@ class Database:
         retry: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
-        """Run one statement; gives its rows, passed through `post`, else their number."""
+        """Run one statement and return its rows, passed through `post`, else their number."""
         return self.run(statement_txn, sql, params, fetch, post, retry=retry, timeout=timeout)
 
     def atomic(
@@ -177,7 +177,7 @@ class Database:
     def _submit(
         self, job: Job, actor: Actor, timeout: float | None, read_only: bool = False
     ) -> Deferred[Any]:
-        """Have a job run, and the actor know whether something may be kept of it."""
+        """Submit a job, and tell the actor whether something may be kept of it."""
         job.commits = not (job.retry or read_only)
         done = self.pool.scheduler.submit(job, timeout)
         return actor.commits(done) if job.commits else actor.sends(done, job.retry)
@@ -244,7 +244,7 @@ class Database:
 
     async def again(self, attempt: Callable[[], Awaitable[Any]], retries: int = RETRIES) -> Any:
         """
-        Make an attempt, and again after 40001 and 40P01, with pauses that grow.
+        Run an attempt, and again after 40001 and 40P01, with pauses that grow.
 
         Args:
             attempt: One transaction, or one statement.

@@ -106,13 +106,13 @@ class Casters:
                 self._casters[each.oid] = self._caster(each)
 
     def install(self, cursor: cursor) -> None:
-        """Make a cursor give wire values."""
+        """Register the typecasters on a cursor."""
         register_type(UNICODE, cursor)  # gives the cursor a map of its own
         own: dict[int, Caster] = cursor.string_types or {}
         own.update(self._casters)
 
     def reader(self, type: Type) -> Read:
-        """Give what reads a type's text; a domain is read as its base type."""
+        """Return the reader of a type's text; a domain is read as its base type."""
         found = self._readers.get(type.oid)
         if found is None:
             found = self._readers[type.oid] = self._reader(self._catalog.plain(type))
@@ -186,5 +186,5 @@ def _array_cast(parse: Caster) -> Callable[[Any, Any], Any]:
 
 
 def is_hstore(type: Type) -> bool:
-    """Tell whether a type is that of the extension hstore, in whatever schema."""
+    """Return whether a type is that of the extension hstore, in whatever schema."""
     return type.name == "hstore" and type.kind == "base"

@@ -44,7 +44,7 @@ MAX_EXPONENT = 131072
 
 def wire(value: Any) -> Any:
     """
-    Give the wire form of a Python value, lists and dicts with all that they hold.
+    Return the wire form of a Python value, lists and dicts with all that they hold.
 
     Raises:
         TypeError: There is no wire form for such a value.
@@ -72,7 +72,7 @@ def wire(value: Any) -> Any:
 
 
 def python_text(value: Any) -> str | None:
-    """Give PostgreSQL's text of a date, number, address or the like; None for other values."""
+    """Return PostgreSQL's text of a date, number, address or the like; None for other values."""
     for kind in type(value).__mro__:
         write = _TEXTS.get(kind)
         if write is not None:
@@ -162,7 +162,7 @@ def array_text(
     write: WriteText, delimiter: str = ",", dimensions: int = MAX_DIMENSIONS
 ) -> WriteText:
     """
-    Give what writes arrays.
+    Build the writer of arrays.
 
     Args:
         write: For an element.
@@ -192,7 +192,7 @@ def array_text(
 def _texts(
     items: Sequence[Any], write: WriteText, dimensions: int
 ) -> tuple[Texts, tuple[int, ...]]:
-    """WriteText the elements of a list; gives its shape as well, which must be a box."""
+    """Write the elements of a list, and return its shape as well, which must be a box."""
     found: Texts = []
     below: tuple[int, ...] | None = None
     for place, item in enumerate(items):
@@ -217,7 +217,7 @@ def composite_text(
     fields: Sequence[tuple[str, WriteText]], of: str, withheld: Set[str] = frozenset()
 ) -> WriteText:
     """
-    Give what writes rows.
+    Build the writer of rows.
 
     Args:
         fields: Names and what writes them, in order; one without a name cannot be set.
@@ -243,7 +243,7 @@ def composite_text(
 
 
 def by_parts(write: WriteText, why: str) -> WriteText:
-    """Give what writes values part by part alone, not taking PostgreSQL's text of the whole."""
+    """Build a writer that writes values by their parts alone, and refuses a string."""
 
     def write_parts(value: Any) -> str:
         if isinstance(value, str):
@@ -257,7 +257,7 @@ def row_of(
     value: Any, names: Sequence[str], of: str, withheld: Set[str] = frozenset()
 ) -> dict[str, Any]:
     """
-    Take a dict, or a list in the order of the fields, as a row.
+    Return a row as a dict, given one, or a list in the order of the fields.
 
     Raises:
         InvalidArgument: It is neither, or does not fit the fields.
@@ -276,7 +276,7 @@ def row_of(
 
 
 def hstore_text(value: Any) -> str:
-    """WriteText an hstore from a dict of strings and nulls."""
+    """Write an hstore from a dict of strings and nulls."""
     if isinstance(value, str):
         return check_text(value)
     return write_hstore(hstore_of(value))
@@ -284,7 +284,7 @@ def hstore_text(value: Any) -> str:
 
 def hstore_of(value: Any) -> dict[str, str | None]:
     """
-    Take a dict of strings and nulls.
+    Return a dict of strings and nulls, as it is.
 
     Raises:
         InvalidArgument: It is something else.
@@ -331,7 +331,7 @@ _BOOLEANS = frozenset(
 
 
 def kind_of(value: object) -> str:
-    """Name what a caller sent, as the caller would."""
+    """Return the name of the type of what a caller sent, as the caller would say it."""
     names: Mapping[type, str] = {
         bool: "a boolean",
         int: "an integer",
@@ -345,12 +345,12 @@ def kind_of(value: object) -> str:
 
 
 def unfit(value: object, wanted: str) -> InvalidArgument:
-    """Word that a value is of the wrong sort."""
+    """Return the error for a value of the wrong type."""
     return InvalidArgument(f"expected {wanted}, got {kind_of(value)}")
 
 
 def integer_text(least: int, most: int) -> Write:
-    """Give what writes integers of a range."""
+    """Build the writer of integers of a range."""
 
     def write(value: Any) -> str:
         if isinstance(value, str):
@@ -427,7 +427,7 @@ def word_text(value: Any) -> str:
 
 
 def bytes_of(value: Any) -> bytes:
-    """Give the bytes of any form of binary that a serializer leaves."""
+    """Return the bytes of any form of binary that a serializer leaves."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if type(value).__name__ == "CBORTag" and getattr(value, "tag", None) == 64:
@@ -465,7 +465,7 @@ class Encoders:
         self._writers: dict[int, Write] = {}
 
     def writer(self, type: Type) -> Write:
-        """Give what writes values of a type; they are not None."""
+        """Return the writer of values of a type; they are not None."""
         found = self._writers.get(type.oid)
         if found is None:
             found = self._writers[type.oid] = self._made(self._catalog.plain(type))
@@ -501,7 +501,7 @@ class Encoders:
         return word_text
 
     def _name_text(self, type: Type) -> Write:
-        """Give what writes names that PostgreSQL looks up: it would find what is not served too."""
+        """Build the writer of names that PostgreSQL looks up: it would find hidden ones, too."""
         catalog = self._catalog
         if type.name in ("regconfig", "regdictionary", "regcollation"):
             return word_text

@@ -49,12 +49,12 @@ _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 
 
 def raised(error: psycopg2.Error) -> bool:
-    """Tell whether RAISE made the error: then its words are the author's, whatever its code."""
+    """Return whether RAISE made the error: its message is the author's then, whatever its code."""
     return error.diag.source_function == "exec_stmt_raise"
 
 
 def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
-    """Give message and details: the author's if it was raised, else our message alone."""
+    """Return message and details: the author's if it was raised, else our message alone."""
     diag = error.diag
     if not raised(error):
         return {"message": otherwise, "sqlstate": error.pgcode}
@@ -67,7 +67,7 @@ def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
 
 
 def refused(error: psycopg2.Error) -> ServiceError:
-    """Take an error that says nothing of the call, with PostgreSQL's words if they are harmless."""
+    """Return the error that speaks of no argument, with PostgreSQL's message if it is harmless."""
     code = error.pgcode or ""
     message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
     if code[:2] in _DATA_FREE and error.diag.context is None:
@@ -80,7 +80,7 @@ def _primary(error: psycopg2.Error) -> str:
 
 
 def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
-    """Give a violation that a trigger or function raised, in its own words."""
+    """Return a violation that a trigger or function raised, with its own message."""
     diag = error.diag
     return type(broken)(
         **words(error, broken.message), constraint=diag.constraint_name, column=diag.column_name
@@ -88,7 +88,7 @@ def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> Serv
 
 
 def invalid(error: psycopg2.Error) -> ServiceError:
-    """Take what an operand caused; with its own value, as the caller sent it."""
+    """Return the error of an operand, with its value as the caller sent it."""
     if raised(error):
         return InvalidArgument(**words(error, ""))
     message, bound = _primary(error), bound_of(error)
@@ -109,7 +109,7 @@ def invalid(error: psycopg2.Error) -> ServiceError:
 
 
 def no_operator(error: psycopg2.Error) -> ServiceError:
-    """Take an operation that there is not for the types, with the caller's word for it."""
+    """Return the error of an operator that the types lack, by the caller's name for it."""
     message = clip(_primary(error) or "no such operation for these types", 300)
     mark = mark_of(error)
     if mark is None:
@@ -125,7 +125,7 @@ def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
 
 
 def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | None) -> None:
-    """Add where in an import it happened, as far as COPY tells: the line, the column."""
+    """Add the line and column of an import, as far as COPY tells them."""
     place = _COPY.search(error.diag.context or "")
     if place is None:
         return
@@ -155,7 +155,7 @@ _NAMES = _GONE | {"42725", "42883"}
 
 
 def class_42(error: psycopg2.Error) -> ServiceError | None:
-    """Take class 42: an operand, a name that is gone, or a bug of ours or of a function."""
+    """Return the error of class 42: an operand, a dropped name, a bug of ours or of a function."""
     if raised(error) or error.diag.context is not None:
         return refused(error)
     if bound_of(error) is not None or _of_a_value(error):
@@ -172,7 +172,7 @@ def class_42(error: psycopg2.Error) -> ServiceError | None:
 
 def _of_a_value(error: psycopg2.Error) -> bool:
     """
-    Tell whether a name was no name of ours, but the value of a row: 'x'::regclass, ::regtype.
+    Return whether a name came from the value of a row: 'x'::regclass, ::regtype.
 
     Ours stand in the text of the statement, and have a place there; those of COPY, which is no
     query, have none.
@@ -184,12 +184,12 @@ def _of_a_value(error: psycopg2.Error) -> bool:
 
 
 def schema_changed(error: psycopg2.Error) -> ServiceError:
-    """Take a name that is gone: the catalog is read again, and the same call may succeed."""
+    """Return the error of a dropped name: the catalog is read again, and the call may succeed."""
     return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
 
 
 def unsupported(error: psycopg2.Error) -> ServiceError:
-    """Take what PostgreSQL cannot do: a plan that fits its tables no more, or anything else."""
+    """Return the error of what PostgreSQL cannot do, as with a plan that no longer fits."""
     if error.diag.source_function == "RevalidateCachedQuery":
         return schema_changed(error)
     found = refused(error)
@@ -202,7 +202,7 @@ def unsupported(error: psycopg2.Error) -> ServiceError:
 
 
 def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
-    """Take columns of an upsert that are no unique key, as far as PostgreSQL sees."""
+    """Return the error of an upsert whose columns are no unique key to PostgreSQL."""
     if error.diag.source_function != "infer_arbiter_indexes":
         return class_42(error)
     return InvalidArgument(
@@ -226,7 +226,7 @@ def refusal(
     relation: Relation | None = None,
 ) -> ServiceError | None:
     """
-    Give the refusal for an error; None if it is no error of the database's.
+    Return the refusal for an error; None if it is no error of the database's.
 
     Args:
         error: As it came out of the database room; `position.point_out` may have noted
@@ -267,7 +267,7 @@ def _refusal(
 
 def _without_code(error: psycopg2.Error) -> ServiceError | None:
     """
-    Take an error that the server did not word.
+    Return the refusal for an error without a code: it is libpq's or psycopg2's.
 
     libpq's message of a failed connect names host and user, so it is not passed on.
     """
@@ -300,7 +300,7 @@ def _transaction_end(error: psycopg2.Error) -> ServiceError:
 
 
 def _duplicate_key(error: psycopg2.Error) -> ServiceError:
-    """Take a row that an upsert meets twice, or another cardinality that is wrong."""
+    """Return the error of an upsert that meets a row twice, or of another cardinality."""
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
         return refused(error)
     return InvalidArgument(
@@ -312,7 +312,7 @@ def _duplicate_key(error: psycopg2.Error) -> ServiceError:
 
 
 def _generated(error: psycopg2.Error) -> ServiceError:
-    """Take a value for what a table makes by itself, given through a view."""
+    """Return the error of a value for a generated column, given through a view."""
     return InvalidArgument(**words(error, "the database makes a column of these by itself"))
 
 

@@ -40,11 +40,11 @@ class FairQueue:
         self._queues: dict[Party | None, deque[Job]] = {}
 
     def add(self, job: Job) -> None:
-        """Put a job at the end of its party's queue."""
+        """Add a job at the end of its party's queue."""
         self._queues.setdefault(job.party, deque()).append(job)
 
     def next(self, blocked_too: bool = False) -> Job | None:
-        """Take the job whose turn it is; None if there is none that may begin."""
+        """Remove and return the job whose turn it is; None if none may begin."""
         for party, queue in self._queues.items():
             if blocked_too or party is None or not party.blocked:
                 job = queue.popleft()

@@ -99,7 +99,7 @@ class Fingerprint:
 
 
 def fingerprint_txn(connection: PgConnection, last: Fingerprint | None) -> Fingerprint:
-    """Take the fingerprint of the catalog as it is, given the last one that was taken."""
+    """Return the fingerprint of the catalog as it is, given the last one."""
     with connection.cursor() as cursor:
         cursor.execute(FINGERPRINT, [last.moment if last else ""], clean=True)
         ((moment, value),) = cursor.fetchall()

@@ -1,5 +1,5 @@
 """
-A guard over all sessions: whoever waits for a server for too long gets up from there.
+A watchdog over all sessions: it ends the wait for a server that is silent for too long.
 
 libpq waits for as long as a server is silent and yet acknowledges what it is sent, as one does
 behind a proxy that hangs. A shutdown of the socket, by another thread, ends the wait.

@@ -71,7 +71,7 @@ class TypeRows:
 
     def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
         """
-        Give the types that may be met: PostgreSQL's, of served schemas, and used ones.
+        Return the types that may be met: PostgreSQL's, of served schemas, and used ones.
 
         Types that these are made of come with them, and the arrays of them all.
         """
@@ -89,7 +89,7 @@ class TypeRows:
         return {oid: self._type(oid) for oid in sorted(found)}
 
     def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
-        """Give the rows with hidden fields, wherever they are; see `codec.HiddenFields`."""
+        """Return the composite types with hidden fields; see `codec.HiddenFields`."""
         return {
             fields_hash(row.field_names): tuple(not hidden for hidden in row.field_hidden)
             for row in self._rows.values()
@@ -97,19 +97,19 @@ class TypeRows:
         }
 
     def max_length(self, oid: int, modifier: int) -> int | None:
-        """Give the limit in characters of a type with a modifier; domains may set it too."""
+        """Return the limit in characters of a type with a modifier; domains may set it, too."""
         row = self._rows.get(oid)
         if row is not None and row.kind == "d":
             return self.max_length(row.base, row.modifier)
         return modifier - 4 if oid in LIMITED and modifier > 4 else None
 
     def required(self, oid: int) -> bool:
-        """Tell whether a type refuses NULL, as a domain can."""
+        """Return whether a type refuses NULL, as a domain can."""
         row = self._rows.get(oid)
         return row is not None and row.kind == "d" and (row.required or self.required(row.base))
 
     def default(self, oid: int) -> str | None:
-        """Give the default of a domain, which a column has if it sets none."""
+        """Return the default of a domain, which a column has if it sets none."""
         row = self._rows.get(oid)
         if row is None or row.kind != "d":
             return None
@@ -162,7 +162,7 @@ class TypeRows:
 
 
 def shown(comment: str | None) -> str | None:
-    """Give a comment less the lines that speak to the service."""
+    """Return a comment less the lines that speak to the service."""
     lines = (comment or "").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
 
@@ -201,14 +201,14 @@ VOLATILITIES: Mapping[str, Volatility] = {"i": "immutable", "s": "stable", "v": 
 
 
 def types_of(rows: Iterable[Any]) -> set[int]:
-    """Give the oids of all types that functions speak of."""
+    """Return the oids of all types that functions use."""
     return {oid for row in rows for oid in (row.result, *row.types)}
 
 
 def functions(
     rows: Iterable[Any], types: Mapping[int, Type]
 ) -> dict[tuple[str, str], tuple[Function, ...]]:
-    """Make the functions of rows of `FUNCTIONS`, by schema and name, less those of hidden rows."""
+    """Build functions from rows of `FUNCTIONS`, by schema and name, less those of hidden rows."""
     found: dict[tuple[str, str], tuple[Function, ...]] = {}
     for row in rows:
         if any(_is_hidden(types, oid) for oid in (row.result, *row.types)):
@@ -447,7 +447,7 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
 
 
 def _named(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...] | None:
-    """Name columns by number; None if one of them is not served."""
+    """Return the names of columns, by number; None if one of them is not served."""
     found = tuple(names[number] for number in numbers if number in names)
     return found if len(found) == len(numbers) else None
 
@@ -462,7 +462,7 @@ def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, Uniqu
 
 
 def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:
-    """Keep those that speak of served columns alone, in their condition too."""
+    """Return the indexes that use served columns alone, in their condition, too."""
     found = []
     for row in rows:
         plain = [number for number in row.columns if number]
@@ -498,7 +498,7 @@ def _foreign_keys(
 
 
 def _constraints(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
-    """Keep those that speak of served columns alone: a name is often made of the columns'."""
+    """Return the constraints of served columns alone: a name is often made of the columns'."""
     named = [(row.name, _named(row.columns, names)) for row in rows]
     return {name: columns for name, columns in named if columns is not None}
 

@@ -100,7 +100,7 @@ def derived_keys(
     homes: Mapping[int, Place],
 ) -> Mapping[Place, tuple[ForeignKey, ...]]:
     """
-    Give the foreign keys that relations have because views show the columns of real ones.
+    Return the foreign keys that relations have because views show the columns of real ones.
 
     Args:
         foreign_keys: Rows of the real ones, of served relations and of those under views.
@@ -136,7 +136,7 @@ def shown_keys(
     homes: Mapping[int, Place],
 ) -> Mapping[Place, tuple[tuple[str, ...], ...]]:
     """
-    Give the unique keys of tables that views show whole, by the views' names for the columns.
+    Return the unique keys of tables that views show all of, by the views' names of the columns.
 
     Args:
         unique_keys: Rows, of tables under views.
@@ -153,7 +153,7 @@ def shown_keys(
 
 
 def _called(row: Any, here: Place, there: Place, homes: Mapping[int, Place]) -> bool:
-    """Tell whether an embed may go by the name of a key: to its table, or what stands for it."""
+    """Return whether an embed may go by the name of a key: to its table, or what stands for it."""
     if row.target in homes:
         return there == homes[row.target]
     # a row refers to one of its own kind, whatever else shows the table
@@ -169,7 +169,7 @@ def _shows(
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, Place],
 ) -> Mapping[int, list[tuple[Place, Shown]]]:
-    """Turn what views show around: by table, the views and their names for its columns."""
+    """Return, by table, the views that show it and their names for its columns."""
     found: dict[int, list[tuple[Place, Shown]]] = defaultdict(list)
     for view, shown in origins.items():
         if view not in homes:

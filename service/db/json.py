@@ -71,7 +71,7 @@ def write_json(value: Any) -> str:
 
 
 def bare_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row that was read as an object: it stands for nothing, whatever its columns."""
+    """Return a row that was read as an object: it stands for nothing, whatever its columns."""
     inner = row.get(VALUE)
     return inner if len(row) == 1 and isinstance(inner, dict) and _stands_for(inner) else row
 
@@ -91,12 +91,12 @@ def _stands_for(value: Any) -> bool:
 
 
 def _shown(value: dict[str, Any]) -> dict[str, Any]:
-    """Give an object of a document as it is sent; what is in it has been through this."""
+    """Return an object of a document as it is sent; what is in it has been through this."""
     return {VALUE: value} if len(value) == 1 and _stands_for(value) else value
 
 
 def _meant(value: Any) -> Any:
-    """Give what was sent as it is meant, numbers as strings that `_MARKED` finds."""
+    """Return the value that was meant by what was sent, numbers as strings for `_MARKED`."""
     if isinstance(value, (list, tuple)):
         return [_meant(item) for item in value]
     if not isinstance(value, dict):
@@ -110,7 +110,7 @@ def _meant(value: Any) -> Any:
 
 def check_text(value: str) -> str:
     """
-    Make sure that PostgreSQL can hold a text; gives it back.
+    Check that PostgreSQL can hold a string, and return it.
 
     Raises:
         InvalidArgument: It has a NUL or a lone surrogate.
@@ -123,7 +123,7 @@ def check_text(value: str) -> str:
 
 
 def within(refusal: InvalidArgument, step: object) -> InvalidArgument:
-    """Note that what was refused stood one step deeper; gives the refusal back."""
+    """Add a step to the path of a refusal, and return it."""
     tail = refusal.details.get("path")
     word = shown(step)
     refusal.details["path"] = f"{word}.{tail}" if tail else word
@@ -131,7 +131,7 @@ def within(refusal: InvalidArgument, step: object) -> InvalidArgument:
 
 
 def shown(word: object) -> str:
-    """Give a caller's word back at a bounded length, in characters that can be sent."""
+    """Return a caller's word at a bounded length, in characters that can be sent."""
     return _UNSENDABLE.sub("\ufffd", clip(word))
 
 

@@ -63,15 +63,15 @@ class Subscription:
         self._descriptor = os.dup(connection.fileno())
 
     def fileno(self) -> int:
-        """Give the reactor something to watch."""
+        """Return the descriptor for the reactor to watch."""
         return self._descriptor
 
     def logPrefix(self) -> str:
-        """Name it for the log."""
+        """Return the name for the log."""
         return "listener"
 
     def doRead(self) -> None:
-        """Take in what has come."""
+        """Read what has come."""
         try:
             self.connection.poll()
         except psycopg2.Error as error:
@@ -87,11 +87,11 @@ class Subscription:
             self._lost("closed by the server")
 
     def connectionLost(self, reason: Failure) -> None:
-        """Hear from the reactor that there is nothing to watch any more."""
+        """Handle the loss of what the reactor watched."""
         self._lost(reason)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection, and the descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -67,7 +67,7 @@ def read_array(text: str, read: Read, delimiter: str = ",") -> list[Any]:
 
 
 def without_bounds(text: str) -> str:
-    """Give an array's literal without its lower bounds, as in "[2:3]={1,2}"."""
+    """Return an array's literal without its lower bounds, as in "[2:3]={1,2}"."""
     return _BOUNDS.sub("", text)
 
 

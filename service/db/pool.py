@@ -110,11 +110,11 @@ class PgPool(adbapi.ConnectionPool):
         )
 
     def runQuery(self, sql: Any, params: Any = None) -> Deferred[Any]:
-        """Run one statement, in one round trip; gives its rows."""
+        """Run one statement, in one round trip, and return its rows."""
         return self._statement(sql, params)
 
     def runOperation(self, sql: Any, params: Any = None) -> Deferred[Any]:
-        """Run one statement, in one round trip; gives nothing."""
+        """Run one statement, in one round trip, and return None."""
         return self._statement(sql, params, False).addCallback(lambda _: None)
 
     def _statement(self, *args: Any) -> Deferred[Any]:

@@ -55,12 +55,12 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
 
 
 def bound_of(error: psycopg2.Error) -> Bound | None:
-    """Give the parameter that an error points at, if that was noted."""
+    """Return the parameter that an error points at, if that was noted."""
     return getattr(error, "bound", None)
 
 
 def mark_of(error: psycopg2.Error) -> Mark | None:
-    """Give the mark that an error points at, if that was noted."""
+    """Return the mark that an error points at, if that was noted."""
     return getattr(error, "mark", None)
 
 
@@ -136,7 +136,7 @@ def _ends_in_escape(literal: str) -> bool:
 
 
 def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
-    """Give where the parameters stand in what was sent; none if it is of another statement."""
+    """Return where the parameters stand in what was sent; [] if it is another statement."""
     place = sent.find(pieces[0])  # a BEGIN may stand before it
     found: list[tuple[int, int]] = []
     if place < 0:
@@ -152,7 +152,7 @@ def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Give what stands around the placeholders of a text."""
+    """Return the parts of a text around its placeholders."""
     pieces, begin = [""], 0
     for each in _PLACE.finditer(text):
         pieces[-1] += text[begin : each.start()] + ("%" if each[1] == "%" else "")

@@ -117,7 +117,7 @@ class PythonForms:
         self._makers: dict[int, Make] = {}
 
     def maker(self, type: Type) -> Make:
-        """Give what makes values of a type."""
+        """Return the function that makes values of a type."""
         found = self._makers.get(type.oid)
         if found is None:
             found = self._makers[type.oid] = self._made(self._catalog.plain(type))

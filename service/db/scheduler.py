@@ -91,11 +91,11 @@ class Scheduler:
         return connection
 
     def moved(self, connection: PgConnection) -> bool:
-        """Tell whether a session would be another one if it were opened now."""
+        """Return whether a session would be another one if it were opened now."""
         return self._sessions.moved(connection)
 
     def post(self, job: Job) -> None:
-        """Hand a finished job to the reactor."""
+        """Send a finished job to the reactor."""
         self._finished.append(job)
         if not self._waking:
             self._waking = True
@@ -105,7 +105,7 @@ class Scheduler:
 
     def submit(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
         """
-        Have any worker run a job; cancelling the Deferred stops its query on the server.
+        Run a job in any worker; cancelling the Deferred stops its query on the server.
 
         What may be kept by then is asked to stop, and the Deferred gives what came of it.
 
@@ -127,13 +127,13 @@ class Scheduler:
     def submit_to(
         self, lane: SimpleQueue[Job | None], job: Job, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Have the worker that serves a transaction run a job."""
+        """Run a job in the worker that serves a transaction."""
         lane.put(job)
         return self._promise(job, timeout)
 
     def stop(self, job: Job, reason: BaseException, wait: bool = False) -> None:
         """
-        Give a job up that waits; stop one that runs.
+        Stop a job, one that still waits at once.
 
         Args:
             job: Any.
@@ -150,7 +150,7 @@ class Scheduler:
             job.fail(reason)
 
     def settled(self, timeout: float) -> Deferred[None]:
-        """Give a Deferred that fires once nothing runs any more, or after a time."""
+        """Return a Deferred that fires once nothing runs any more, or after a time."""
         done: Deferred[None] = Deferred()
         if not self._jobs:
             done.callback(None)
@@ -180,7 +180,7 @@ class Scheduler:
                 self.stop(inner, _shutting_down())
 
     def dismiss(self) -> None:
-        """Let the threads end, and fail what they could not finish."""
+        """Stop the threads, and fail what they could not finish."""
         self.stopping.set()
         self._canceler.close()
         for _ in self.workers:
@@ -213,7 +213,7 @@ class Scheduler:
 
     def assign(self) -> None:
         """
-        Give workers what they can do; transactions have workers, too, but never the last one.
+        Assign jobs to workers; transactions get all of them but the last one.
 
         What has been done counts until its caller has it: a caller who then has enough waits.
         """

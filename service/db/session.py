@@ -25,7 +25,7 @@ from service.sql.statement import quoted
 
 def assigned(settings: Mapping[str, str], local: bool = True) -> str:
     """
-    Word that settings have values from here on.
+    Return the statements that set settings.
 
     Args:
         settings: Names, which are ours, and values.
@@ -41,19 +41,19 @@ def assigned(settings: Mapping[str, str], local: bool = True) -> str:
 
 
 def preferred(schema: str, local: bool = True) -> str:
-    """Word that unqualified names are looked for in a schema first, from here on."""
+    """Return the statement that puts a schema first in the `search_path`."""
     return _searched(
         f"{_literal(quoted(schema) + ', ')}||pg_catalog.current_setting('search_path')", local
     )
 
 
 def searched(path: str, local: bool = True) -> str:
-    """Word where unqualified names are looked for, a list of quoted schemas, from here on."""
+    """Return the statement that sets the `search_path`, a list of quoted schemas."""
     return _searched(_literal(path), local)
 
 
 def _searched(path: str, local: bool) -> str:
-    """SET would take a list in one text for a single name."""
+    """Return the statement; SET would take a list in one string for a single name."""
     return f"SELECT pg_catalog.set_config('search_path',{path},{'true' if local else 'false'});"
 
 
@@ -86,7 +86,7 @@ ITSELF = Identity()
 
 def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -> Identity:
     """
-    Give the identity of a role.
+    Return the identity of a role.
 
     Args:
         role: Of the database; "" for the service's own.
@@ -165,30 +165,30 @@ class SessionSettings:
     grace: float = 3.0
 
     def limits(self) -> dict[str, str]:
-        """Give the limits as the server takes them, in milliseconds."""
+        """Return the limits as the server takes them, in milliseconds."""
         limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
         return {name: str(round(getattr(self, name) * 1000)) for name in limits}
 
     def path_words(self, given: str, local: bool) -> str:
-        """Word that our schemas stand before a `search_path`; "" if there are none."""
+        """Return the statement that puts our schemas before a `search_path`; "" if there are none."""
         if not self.schemas:
             return ""
         path = ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
         return searched(path, local)
 
     def cap_words(self, limit: float) -> str:
-        """Word our limit of a statement for a session that has a longer one, or none; else ""."""
+        """Return the statement for our timeout in a session that has a longer one, or none; else ""."""
         longer = self.statement_timeout and not 0 < limit <= self.statement_timeout
         ours = {"statement_timeout": self.limits()["statement_timeout"]}
         return assigned(ours, local=False) if longer else ""
 
     def options(self, given: str = "") -> str:
-        """Word all settings for `options`, around those that the connection string has."""
+        """Return all settings for `options`, around those that the connection string has."""
         parts = [_flags(self.limits()), given, _flags(REQUIRED)]
         return " ".join(part for part in parts if part)
 
     def words(self) -> str:
-        """Word all settings as statements for the beginning of a transaction."""
+        """Return the statements for all settings, for the beginning of a transaction."""
         every = self.limits() | REQUIRED
         return assigned(every)
 
@@ -220,7 +220,7 @@ class Sessions:
         return connection
 
     def moved(self, connection: PgConnection) -> bool:
-        """Tell whether another place or other credentials are valid now, as far as is known."""
+        """Return whether the DSN is another one now, as far as is known."""
         try:
             return self._dsn() != connection.address
         except Exception:  # it is being written: what we have goes on
@@ -285,7 +285,7 @@ SESSION_QUERY = (
 
 def _corrections(found: list[str]) -> str:
     """
-    Word what is required and was not heeded: libpq tells the server of PGTZ and the like last.
+    Return statements for required settings that differ: libpq sends PGTZ and the like last.
 
     Args:
         found: The values of the settings of `REQUIRED`.

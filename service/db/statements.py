@@ -79,7 +79,7 @@ def _call(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _spread(value: Any, embed: PlannedEmbed) -> dict[str, Any]:
-    """Give the columns of related rows: single values, or lists of them."""
+    """Return the columns of related rows: single values, or lists of them."""
     if embed.many:
         return {name: [row[name] for row in value] for name in embed.columns}
     return {name: None if value is None else value[name] for name in embed.columns}
@@ -173,18 +173,18 @@ def groups_txn(
 def value_txn(
     connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
 ) -> Any:
-    """Read the one value that a statement gives."""
+    """Read the one value that a statement returns."""
     return execute(connection, codec, statement, values).fetchone()[0]
 
 
 def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
-    """Do in a pool thread what needs no database but would hold up the reactor."""
+    """Run in a pool thread what needs no database but would hold up the reactor."""
     return function(*args)
 
 
 def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape) -> list[Any]:
     """
-    Give rows the form they are answered in.
+    Return rows in the form of the answer.
 
     Raises:
         TooLarge: They weigh more than an answer may.
@@ -209,7 +209,7 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
 
 
 def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
-    """Put the texts of values together to a text for each row."""
+    """Return each row as one JSON text, made of the texts of its values."""
     width = len(statement.columns)
     keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
     text = "%s" if statement.bare else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
@@ -220,7 +220,7 @@ def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[
 
 
 def answered_columns(statement: Statement) -> tuple[str, ...]:
-    """Name the columns of the answer: those of a spread embed stand for the embed."""
+    """Return the columns of the answer: those of a spread embed stand for the embed."""
     if not statement.embeds:
         return statement.columns
     names = statement.columns[: len(statement.columns) - len(statement.embeds)]
@@ -233,7 +233,7 @@ def execute(
     connection: PgConnection, codec: Codec, statement: Statement, values: Sequence[Any]
 ) -> Any:
     """
-    Send a statement; gives its cursor.
+    Run a statement and return its cursor.
 
     Raises:
         psycopg2.Error: With a note of the parameter that it points at.
@@ -251,7 +251,7 @@ def execute(
 
 
 def weight(rows: Sequence[Row], width: int) -> int:
-    """Weigh rows by their texts and bytes, column by column; a number counts as a word."""
+    """Return the bytes of rows, roughly, column by column; a number counts as 4."""
     weight = len(rows) * width * 4
     for column in list(zip(*rows, strict=False))[:width]:
         sample = next(filter(None, column), None)
@@ -362,7 +362,7 @@ def fitting_txn(
 
 
 def over(rows: int, most: int) -> TooManyRows:
-    """Word that a write would be more rows than it may."""
+    """Return the error of a write of more rows than it may."""
     return TooManyRows(
         f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
     )
@@ -407,7 +407,7 @@ def call_txn(
     verbs: bool,
 ) -> list[Any]:
     """
-    Call a function; gives its rows in the form of the answer.
+    Call a function and return its rows in the form of the answer.
 
     Args:
         connection: To call it through, in a transaction that does not survive an error.
@@ -444,7 +444,7 @@ def counted_txn(
     shape: Shape,
 ) -> tuple[Page, int]:
     """
-    Read a page of what may not be read twice; gives the number of all rows, too.
+    Read a page of what may not be read twice; return the number of all rows, too.
 
     The rows pass by in the server, and the page alone is fetched.
 
@@ -473,7 +473,7 @@ def counted_txn(
 
 
 def _pass(cursor: Any, rows: str) -> int:
-    """Let rows pass by; gives how many there were."""
+    """Move over rows, and return how many there were."""
     cursor.execute(f"MOVE {rows} FROM {COUNTED}")
     passed: int = cursor.rowcount
     return passed

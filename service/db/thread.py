@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 def in_thread(
     reactor: Any, name: str, function: Callable[..., Result], *args: Any
 ) -> Deferred[Result]:
-    """Run a function that may block; gives its result in the reactor thread."""
+    """Run a function that may block; its result comes in the reactor thread."""
     done: Deferred[Result] = Deferred()
 
     def finish(outcome: Any) -> None:

@@ -39,7 +39,7 @@ class TransactionAborted(Exception):
 
 def begin_statement(isolation: str | None = None, read_only: bool = False) -> str:
     """
-    Word BEGIN.
+    Return the BEGIN.
 
     Raises:
         ValueError: There is no such isolation level.
@@ -74,7 +74,7 @@ def ending_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """
-    Run a function whose one statement may end its transaction, in a session that is somebody.
+    Run a function whose one statement may end its transaction, in a session of an identity.
 
     Nobody else ever has that session: the worker cleans it afterwards. Behind a pooler it is not
     ours to change, and what is somebody's is in a transaction there like the rest.
@@ -142,7 +142,7 @@ def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: An
 
 
 def cursor_txn(connection: PgConnection, function: Callable[..., Any], args: Any, kw: Any) -> Any:
-    """Run a function that expects a cursor, as `ConnectionPool.runInteraction` gives it."""
+    """Run a function that expects a cursor, as that of `ConnectionPool.runInteraction`."""
     with connection.cursor() as opened:
         return function(opened, *args, **kw)
 
@@ -154,7 +154,7 @@ def statement_txn(
     fetch: bool = True,
     post: Callable[[list[tuple[Any, ...]], cursor], Any] | None = None,
 ) -> Any:
-    """Run one statement; gives its rows, passed through `post`, or else how many it touched."""
+    """Run one statement and return its rows, passed through `post`, else how many it touched."""
     with connection.cursor() as opened:
         opened.execute(sql, params)
         if not fetch or opened.description is None:
@@ -216,7 +216,7 @@ def undo_txn(connection: PgConnection, savepoint: str) -> None:
 
 
 def retryable(error: BaseException) -> bool:
-    """Tell whether PostgreSQL asks for the whole transaction to be run again (40001, 40P01)."""
+    """Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01)."""
     seen: BaseException | None = error
     while seen is not None:
         if getattr(seen, "pgcode", None) in ("40001", "40P01"):

@@ -29,7 +29,7 @@ def violation(
     error: psycopg2.Error, catalog: Catalog | None, acted_on: Relation | None
 ) -> ConstraintViolation | None:
     """
-    Word the violation of a constraint; None if the SQLSTATE is not one.
+    Return the error of a violated constraint; None if the SQLSTATE is not one.
 
     Args:
         error: Of class 23, or 44000.
@@ -160,7 +160,7 @@ def _home(relation: Relation | None) -> tuple[str, str] | None:
 
 
 def _is(acted_on: Relation | None, diag: Diagnostics) -> bool:
-    """Tell whether it is the caller's own row: a trigger or a function writes others, too."""
+    """Return whether it is the caller's own row: a trigger or a function writes others, too."""
     return _home(acted_on) == (diag.schema_name, diag.table_name)
 
 

@@ -134,7 +134,7 @@ class Job:
         self.error: Failure | None = None
 
     def take(self) -> bool:
-        """Take the job, to run it or to give it up; False if someone else has it."""
+        """Return whether the job was taken by this call, to run it or to give it up."""
         try:
             self.token.pop()
         except IndexError:
@@ -142,12 +142,12 @@ class Job:
         return True
 
     def begin(self) -> bool:
-        """Begin the job, or begin it again; False if it was given up before."""
+        """Begin the job, or begin it again; return False if it was given up before."""
         self.begun = self.begun or self.take()
         return self.begun
 
     def succeed(self, result: Any) -> None:
-        """Give the caller the result, unless it was given something before."""
+        """Send the caller the result, unless it has an outcome already."""
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.callback, result)
 
@@ -157,13 +157,13 @@ class Job:
             self.timer.cancel()
 
     def fail(self, reason: Failure | BaseException) -> None:
-        """Give the caller an error, unless it was given something before."""
+        """Send the caller an error, unless it has an outcome already."""
         self.stop_timer()
         if self.deferred is not None and not self.deferred.called:
             self.context.run(self.deferred.errback, reason)
 
     def abandon(self, reason: Failure | BaseException) -> None:
-        """Give the caller an error in place of an outcome that nobody waits for."""
+        """Fail a job that no worker will finish; what may have been kept of it is unknown."""
         self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)
 
 
@@ -186,10 +186,10 @@ class WorkerPool(Protocol):
         """Open a session, once; the thread waits."""
 
     def moved(self, connection: PgConnection) -> bool:
-        """Tell whether a session would be another one if it were opened now."""
+        """Return whether a session would be another one if it were opened now."""
 
     def post(self, job: Job) -> None:
-        """Hand a finished job to the reactor."""
+        """Send a finished job to the reactor."""
 
 
 class Worker:
@@ -263,7 +263,7 @@ class Worker:
         return job.function(connection, *job.args)
 
     def _tidy(self, connection: PgConnection) -> None:
-        """Leave nothing behind of what the job has done; what cannot be cleaned is closed."""
+        """Clean the session of what the job has done; what cannot be cleaned is closed."""
         connection.opening = None
         connection.stopped = 0.0
         if not connection.closed:
@@ -274,7 +274,7 @@ class Worker:
 
     def connect(self) -> PgConnection:
         """
-        Give a session that is fit for use, the one at hand or a new one.
+        Return a session that is fit for use, the one at hand or a new one.
 
         Raises:
             Unavailable: None could be had for `connect_wait` seconds.
@@ -297,7 +297,7 @@ class Worker:
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
 
     def _usable(self, connection: PgConnection) -> bool:
-        """Tell whether a session may be used; one that is not known to be clean is cleaned."""
+        """Return whether a session may be used; one that is not known to be clean is cleaned."""
         if not connection.usable(self.pool.limits.max_age):
             return False
         if connection.epoch == self.pool.epoch:

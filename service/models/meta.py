@@ -26,13 +26,13 @@ class Values(Installable, Protocol):
     """What models need of the codec."""
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
-        """Give PostgreSQL's text for a value."""
+        """Return PostgreSQL's text for a value."""
 
     def python(self, type: Type, value: Any, path: str) -> Any:
-        """Give the Python value for a wire value."""
+        """Return the Python value for a wire value."""
 
     def wire(self, value: Any) -> Any:
-        """Give the wire value for a Python value."""
+        """Return the wire value for a Python value."""
 
 
 class Meta:
@@ -85,7 +85,7 @@ class Meta:
         return lambda value: self.codec.python(type, value, name)
 
     def python(self, at: int, value: Any) -> Any:
-        """Give the Python value of a column, by its position in a row of wire values."""
+        """Return the Python value of a column, by its position in a row of wire values."""
         make = self._makers[at]
         return value if make is None or value is None else make(value)
 
@@ -104,29 +104,29 @@ class Meta:
         return self.codec.encode(type, value, path or name)
 
     def cast(self, name: str) -> str:
-        """Spell a parameter of a column's type."""
+        """Return a parameter of a column's type."""
         return f"CAST(? AS {self.types[name].sql})"
 
     def equals(self, name: str) -> str:
-        """Spell that a column has a value."""
+        """Return the condition that a column has a value."""
         return f"{quoted(name)}{self.equal_sign(name)}{self.cast(name)}"
 
     def equal_sign(self, name: str) -> str:
-        """Spell the operator by which a column is equal to values of its type."""
+        """Return the operator by which a column is equal to values of its type."""
         oid = self._catalog.plain(self.types[name]).oid
         schema = self._catalog.operators.get(("=", oid, oid), PG_CATALOG)
         return f" OPERATOR({quoted(schema)}.=) "
 
     def equal(self, names: Iterable[str]) -> str:
-        """Spell that columns have values, one parameter for each."""
+        """Return the condition that columns have values, one parameter for each."""
         return " AND ".join(self.equals(name) for name in names)
 
     def any_of(self, name: str) -> str:
-        """Spell that a column has one of the values of a list; see `encode_all`."""
+        """Return the condition that a column has a value of a list; see `encode_all`."""
         return f"{quoted(name)}{self.equal_sign(name)}ANY({self.list_of(name)})"
 
     def among(self, names: Sequence[str]) -> str:
-        """Spell that columns have the values of one of many rows; see `encode_rows`."""
+        """Return the condition that columns have the values of one of many rows; see `encode_rows`."""
         if len(names) == 1:
             return self.any_of(names[0])
         keys = ", ".join(f"key_{at}" for at in range(len(names)))
@@ -134,20 +134,20 @@ class Meta:
         return f"EXISTS (SELECT FROM {asked} WHERE {self.same(names, 'asked')})"
 
     def same(self, names: Sequence[str], source: str) -> str:
-        """Spell that columns have the values of the columns key_0, key_1, … of another source."""
+        """Return the condition that columns equal key_0, key_1, … of another source."""
         return " AND ".join(
             f"{self.table}.{quoted(name)}{self.equal_sign(name)}{source}.key_{at}"
             for at, name in enumerate(names)
         )
 
     def rows_of(self, names: Sequence[str]) -> str:
-        """Spell rows of values that are parameters, a list for each column."""
+        """Return a source of rows whose values are parameters, a list for each column."""
         return (
             f"ROWS FROM ({', '.join(f'pg_catalog.unnest({self.list_of(each)})' for each in names)})"
         )
 
     def list_of(self, name: str) -> str:
-        """Spell a parameter that is a list of a column's values."""
+        """Return a parameter that is a list of a column's values."""
         return f"CAST(? AS {self.types[name].sql}[])"
 
     def encode_all(self, name: str, values: Iterable[Any]) -> list[str | None]:
@@ -195,7 +195,7 @@ class Meta:
         ]
 
     def insert(self, columns: tuple[str, ...], conflict: str = "") -> str:
-        """Spell INSERT of these columns, giving the whole row back."""
+        """Return the INSERT of these columns, with the row returned."""
         found = self._inserts.get((columns, conflict))
         if found is None:
             names = identifiers(columns)
@@ -206,7 +206,7 @@ class Meta:
         return found
 
     def update(self, columns: tuple[str, ...]) -> str:
-        """Spell UPDATE of these columns of one row, giving the whole row back."""
+        """Return the UPDATE of these columns of one row, with the row returned."""
         found = self._updates.get(columns)
         if found is None:
             values = ", ".join(f"{quoted(name)} = {self.cast(name)}" for name in columns)

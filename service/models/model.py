@@ -94,7 +94,7 @@ class Model(Related, Admission):
 
     def delete(self) -> Deferred[int]:
         """
-        Delete the row, and its places in join tables; gives how many rows went: 1 or 0.
+        Delete the row, and its rows in join tables; return how many were deleted: 1 or 0.
 
         The object counts as deleted only once that is done.
         """
@@ -119,7 +119,7 @@ class Model(Related, Admission):
 
     @classmethod
     def deleteAll(cls, where: Where | None = None) -> Deferred[int]:
-        """Delete rows without making objects of them; gives how many."""
+        """Delete rows without making objects of them; return how many."""
         meta = cls.meta()
         text, params = where_of(where)
         return cls.database().run(
@@ -154,7 +154,7 @@ class Model(Related, Admission):
         raise StaleObject("the row comes and goes", relation=cls.meta().relation.name)
 
     def loadRelations(self, *names: str) -> Deferred[dict[str, Any]]:
-        """Load relationships, all of them by default; gives them by name."""
+        """Load relationships, all of them by default; return them by name."""
         wanted = list(names or self.RELATIONSHIP_CACHE)
         loaded = gatherResults([getattr(self, name).get() for name in wanted], consumeErrors=True)
 
@@ -164,7 +164,7 @@ class Model(Related, Admission):
         return loaded.addCallbacks(lambda found: dict(zip(wanted, found, strict=True)), failed)
 
     def _stored(self, sql: str, params: list[Any]) -> Deferred[Any]:
-        """Run a statement that gives the row back, and take it; gives None if none came."""
+        """Run a statement that returns the row, and load it; return None if none came."""
         meta = self.meta()
         found = self.database().run(rows_txn, meta.codec, sql, params)
         return found.addCallback(lambda rows: self.load(rows[0], meta) if rows else None)
@@ -176,7 +176,7 @@ class Model(Related, Admission):
         return loaded
 
     def _stored_key(self) -> list[Any]:
-        """Give the key under which the row is stored, whatever was set since."""
+        """Return the key under which the row is stored, whatever was set since."""
         meta, row = self.made_with, self._row
         if row is None:
             return [getattr(self, meta.attributes[name]) for name in meta.key]

@@ -61,7 +61,7 @@ class RelatedQuery:
     @classmethod
     def to(cls, model: Any, names: Sequence[str], condition: Where = ()) -> Self:
         """
-        Lead to the rows that have the keys in these columns.
+        Build the query for the rows that have the keys in these columns.
 
         Raises:
             InvalidArgument: There are none: the relation has no primary key.
@@ -77,7 +77,7 @@ class RelatedQuery:
     def through(
         cls, model: Any, meta: Meta, joined: str, here: Sequence[str], there: Sequence[str]
     ) -> Self:
-        """Lead through a join table, from rows of `meta` to the other ones, both by their keys."""
+        """Build the query through a join table, from rows of `meta` to the other ones, by their keys."""
         other: Meta = model.meta()
         ends = " AND ".join(
             f"other.{quoted(key)}{other.equal_sign(key)}joined.{quoted(name)}"
@@ -99,7 +99,7 @@ class RelatedQuery:
         ]
 
     def accepts(self, types: Sequence[Type]) -> bool:
-        """Tell whether no key made of stored values of these types can be one that fails."""
+        """Return whether no key made of stored values of these types can fail."""
         return all(
             type.oid == self.meta.types[name].oid or self.meta.types[name].name in CHECKED
             for type, name in zip(types, self.names, strict=True)
@@ -107,7 +107,7 @@ class RelatedQuery:
 
     def statement(self) -> str:
         """
-        Spell the statement: a row for each key and related row, the key's number first.
+        Return the statement: a row for each key and related row, the key's number first.
 
         Its parameters are a list for each column of the keys, those of the join, and how many
         rows to give at most.
@@ -124,7 +124,7 @@ class RelatedQuery:
 
 
 def _equal(alias: str, names: Sequence[str], meta: Meta, keys: Sequence[str]) -> list[str]:
-    """Spell that columns are equal to keys, which have the types of other ones."""
+    """Return the conditions that columns equal keys, which have the types of other columns."""
     return [
         f"{alias}.{quoted(name)}{meta.equal_sign(key)}asked.{_key(at)}"
         for at, (name, key) in enumerate(zip(names, keys, strict=True))
@@ -163,7 +163,7 @@ class Load:
         loads.update(dict.fromkeys(places, self))
 
     def begin(self, work: Deferred[dict[int, list[Any]]]) -> None:
-        """Take what `related_txn` gives for the places."""
+        """Note the result of `related_txn` for the places."""
         self._work = work.addCallback(self._loaded).addBoth(self._over)
 
     def done(self) -> Deferred[None]:
@@ -256,14 +256,14 @@ class Group:
         self._apart: set[str] = set()
 
     def add(self, row: Any) -> None:
-        """Take a row in that is another object of one that was found."""
+        """Add a row that is another object of one that was found."""
         if len(self._members) >= self._most:
             self._members = [each for each in self._members if each() is not None]
             self._most = max(2 * GROUP_SIZE, 2 * len(self._members))
         self._members.append(ref(row))
 
     def get(self, asked: Any) -> Deferred[Any]:
-        """Give what a relationship of one of the rows gives, and have it prefetched for others."""
+        """Return what is related to one of the rows, and prefetch it for others."""
         query = asked.query()
         if query is None or asked.ends.name in self._apart or not query.accepts(asked.types):
             return asked.alone()
@@ -291,7 +291,7 @@ class Group:
         return objects
 
     def _current(self, asked: Any) -> Prefetched:
-        """Give what is there and on its query of a relationship, if it is still good."""
+        """Return what is loaded, or being loaded, of a relationship, if it is still current."""
         database, name = asked.inst.database(), asked.ends.name
         moment = database, *database.moment
         prefetched = self._prefetched.get(name)
@@ -303,7 +303,7 @@ class Group:
     def _others(
         self, asked: Any, query: RelatedQuery, place: Place, prefetched: Prefetched
     ) -> Iterator[Place]:
-        """Give what the other rows need as well, those that come next first."""
+        """Return what the other rows need as well, those that come next first."""
         seen, size, loads = {place}, prefetched.size, prefetched.loads
         for row in self._following(asked.inst):
             if len(seen) >= size:
@@ -344,7 +344,7 @@ def related_txn(
 
 
 def group_objects(rows: Sequence[Any]) -> None:
-    """Have objects of one model know each other."""
+    """Group objects of one model, so that one prefetches for all."""
     for start in range(0, len(rows), GROUP_SIZE):
         some = rows[start : start + GROUP_SIZE]
         group = Group(some)
@@ -353,7 +353,7 @@ def group_objects(rows: Sequence[Any]) -> None:
 
 
 def _place(other: Any, query: RelatedQuery) -> Place | None:
-    """Give what another row needs, if it is sure that its need does no harm."""
+    """Return what another row needs, if asking for it cannot fail."""
     try:
         if not other.as_read or other.otherklass is not query.model:
             return None
@@ -364,7 +364,7 @@ def _place(other: Any, query: RelatedQuery) -> Place | None:
 
 
 def _expire(group: ref[Group], name: str, prefetched: ref[Prefetched]) -> None:
-    """Let go of what is no longer good, if anybody still has it."""
+    """Drop what is too old, if it is still there."""
     here, known = group(), prefetched()
     if here is not None and known is not None and here._prefetched.get(name) is known:
         del here._prefetched[name]

@@ -33,7 +33,7 @@ class Reasons(Errors):
     """Reasons against the values of an object, by attribute."""
 
     def __init__(self) -> None:
-        """Be empty; twistar would make an Inflector for each object."""
+        """Start empty; twistar would make an Inflector for each object."""
 
     def add(self, prop: str, error: object) -> None:
         """Add a reason, worded so that it can follow the column's name."""
@@ -80,7 +80,7 @@ class Row(DBObject):
     @classmethod
     def tablename(cls) -> str:
         """
-        Give the table's name, which every model says: twistar's guess needs an Inflector
+        Return the table's name, which every model has: twistar's guess needs an Inflector
         that does not run on Python 3.11.
         """
         name: str | None = getattr(cls, "TABLENAME", None)
@@ -91,7 +91,7 @@ class Row(DBObject):
     @classmethod
     def meta(cls) -> Meta:
         """
-        Give what is known of the relation.
+        Return what is known of the relation.
 
         Raises:
             twistar.exceptions.ImaginaryTableError: Nothing: no catalog has it.
@@ -102,7 +102,7 @@ class Row(DBObject):
 
     @classmethod
     def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
-        """Make objects of rows, in no time."""
+        """Build objects of rows, whose attributes are made when they are asked for."""
         made = []
         for row in rows:
             each = cls.__new__(cls)
@@ -117,7 +117,7 @@ class Row(DBObject):
         return self._meta or self.meta()
 
     def __getattr__(self, name: str) -> Any:
-        """Make an attribute of a column; asked only if there is none yet."""
+        """Build the attribute of a column; called only if there is none yet."""
         meta = self._meta or self.META
         at = None if meta is None else meta.position.get(name)
         if meta is None or at is None:
@@ -130,7 +130,7 @@ class Row(DBObject):
         return value
 
     def load(self, row: tuple[Any, ...], meta: Meta) -> Self:
-        """Take the row as the server has it, in place of all that was set."""
+        """Load the row as the server has it, in place of all that was set."""
         own = self.__dict__
         for attribute in meta.position:
             own.pop(attribute, None)
@@ -158,7 +158,7 @@ class Row(DBObject):
         return tuple(getattr(self, meta.attributes[name]) for name in meta.key)
 
     def dirty(self) -> tuple[str, ...]:
-        """Name the columns whose values are not those of the row, changes in place included."""
+        """Return the columns whose values are not those of the row, changes in place included."""
         meta, row, own = self._meta, self._row, self.__dict__
         if meta is None or row is None:
             return ()
@@ -169,12 +169,12 @@ class Row(DBObject):
         )
 
     def columns(self) -> dict[str, Any]:
-        """Give all columns with their values."""
+        """Return all columns with their values."""
         meta = self.made_with
         return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
 
     def wire(self, codec: Values) -> dict[str, Any]:
-        """Give all columns in their wire form."""
+        """Return all columns in their wire form."""
         meta, row, own = self.made_with, self._row, self.__dict__
         return {
             name: codec.wire(own[attribute])
@@ -190,7 +190,7 @@ class Row(DBObject):
         exclude: Sequence[str] | None = None,
         base: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Give columns as a dict, as twistar does, but never into a shared default."""
+        """Return columns as a dict, as twistar does, but never in a shared default."""
         return super().toHash(cols, includeBlank, exclude, dict(base or {}))
 
     @property
@@ -223,7 +223,7 @@ class Queries(Row):
 
     @classmethod
     def database(cls) -> Database:
-        """Give the database that models are bound to."""
+        """Return the database that models are bound to."""
         return Registry.getConfig().database
 
     @classmethod
@@ -296,7 +296,7 @@ class Queries(Row):
 
     @classmethod
     def exists(cls, where: Where | None = None) -> Deferred[bool]:
-        """Tell whether there is such a row, without reading one."""
+        """Return whether there is such a row, without reading one."""
         text, params = where_of(where)
         return cls._value(f"SELECT EXISTS (SELECT 1 FROM {cls.meta().table}{text})", params)
 
@@ -344,7 +344,7 @@ class Queries(Row):
 def rows_txn(
     connection: PgConnection, codec: Values, sql: str, params: list[Any]
 ) -> list[tuple[Any, ...]]:
-    """Run a statement; gives rows of wire values."""
+    """Run a statement and return rows of wire values."""
     cursor = connection.wire(codec)
     cursor.execute(placeholders(sql), params)
     return cursor.fetchall()
@@ -353,12 +353,12 @@ def rows_txn(
 def objects_txn(
     connection: PgConnection, model: type[Row], meta: Meta, sql: str, params: list[Any]
 ) -> list[Row]:
-    """Run a statement; gives an object for each row."""
+    """Run a statement and return an object for each row."""
     return model.hydrate(rows_txn(connection, meta.codec, sql, params), meta)
 
 
 def affected_txn(connection: PgConnection, codec: Values, sql: str, params: list[Any]) -> int:
-    """Run a statement; gives the number of rows it has touched."""
+    """Run a statement and return the number of rows it has touched."""
     cursor = connection.wire(codec)
     cursor.execute(placeholders(sql), params)
     return cursor.rowcount

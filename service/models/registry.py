@@ -53,17 +53,17 @@ class Judge:
     async def admit_new(
         self, values: Mapping[str, Any], codec: Values, path: str
     ) -> dict[str, Any]:
-        """Judge a new row; see `Admission.admit_new`."""
+        """Validate a new row; see `Admission.admit_new`."""
         return await self.model.admit_new(values, codec, path, self.meta)
 
     async def admit_change(
         self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Values, path: str
     ) -> dict[str, Any]:
-        """Judge changes of a row; see `Admission.admit_change`."""
+        """Validate changes of a row; see `Admission.admit_change`."""
         return await self.model.admit_change(current, changes, codec, path, self.meta)
 
     async def admit_delete(self, current: Mapping[str, Any]) -> None:
-        """Judge the deletion of a row; see `Admission.admit_delete`."""
+        """Validate the deletion of a row; see `Admission.admit_delete`."""
         await self.model.admit_delete(current, self.meta)
 
 
@@ -74,7 +74,7 @@ def declared(
     catalog: Catalog, relation: Relation, of: Callable[[Relation], Any], taken: Collection[str]
 ) -> Iterator[Declared]:
     """
-    Say what a model of a relation is related to.
+    Return the relationships of the model of a relation.
 
     A row that is referred to is called like the column, less `_id`, or else like its relation;
     rows that refer to this one, like theirs. Where several would be called the same, each is
@@ -154,7 +154,7 @@ class LoadedModels:
 
     def of(self, relation: Relation) -> type[Model]:
         """
-        Give the model of a relation.
+        Return the model of a relation.
 
         Raises:
             NoSuchProcedure: The catalog does not have it.
@@ -163,7 +163,7 @@ class LoadedModels:
 
     def judge(self, relation: Relation) -> Judge:
         """
-        Give what judges the rows of a relation.
+        Return the model of a relation with its rules, for writes over the wire.
 
         Raises:
             NoSuchProcedure: The catalog does not have it.
@@ -199,7 +199,7 @@ class Models:
         self._lacking: dict[type[Model], list[str]] = {}
 
     def install(self) -> None:
-        """Make twistar use this database; there is one per process, as twistar has it."""
+        """Register this database with twistar, which has one per process."""
         Registry.DBPOOL = CallerPool(self._database)
         Registry.IMPL = PgConfig(self._database)
 
@@ -223,7 +223,7 @@ class Models:
 
     def of(self, relation: Relation) -> type[Model]:
         """
-        Give the model of a relation, as the newest catalog has it.
+        Return the model of a relation, as the newest catalog has it.
 
         Raises:
             NoSuchProcedure: That catalog does not have it.
@@ -233,7 +233,7 @@ class Models:
         return self._loaded.of(relation)
 
     def _fits(self, model: type[Model], relation: Relation) -> bool:
-        """Tell whether the rules have what they speak of; if not, say so once."""
+        """Return whether the relation has the columns of the rules; if not, log it once."""
         lacking = _lacking(model, relation)
         if lacking and self._lacking.get(model) != lacking:
             log.warn(
@@ -247,7 +247,7 @@ class Models:
 
 
 def fits(model: type[Model], catalog: Catalog) -> bool:
-    """Tell whether a catalog has the relation of a model, with all that its rules speak of."""
+    """Return whether a catalog has the relation of a model, with all columns of its rules."""
     relation = catalog.relations.get(_place(model, catalog))
     return relation is not None and not _lacking(model, relation)
 

@@ -94,12 +94,12 @@ class Relationship(ABC):
         """Find what is related to this row, and to no other."""
 
     def get(self) -> Deferred[Any]:
-        """Give the one object, or None."""
+        """Return the one object, or None."""
         group = self.inst._group
         return self.alone() if group is None else group.get(self)
 
     def values(self, subject: Any = None) -> list[Any]:
-        """Give what this row, or another one, has in the columns that say what is related."""
+        """Return the values of this row, or another one, in the columns that are related by."""
         subject = self.inst if subject is None else subject
         if not subject.persisted:
             raise ReferenceNotSavedError("save an object before it is related to others")
@@ -112,7 +112,7 @@ class Relationship(ABC):
 
 def key_of(subject: Any) -> tuple[Any, ...]:
     """
-    Give the key of an object that is to be related to another.
+    Return the key of an object that is to be related to another.
 
     Raises:
         ReferenceNotSavedError: It has none yet.
@@ -140,7 +140,7 @@ class HasMany(Relationship, relationships.HasMany):
 
     @property
     def _kind(self) -> Where:
-        """Say of which class's rows the key is, where that is not one class's alone."""
+        """The condition on the class of the rows with the key, of a polymorphic relationship."""
         column = self._kind_column
         return (
             [f"{quoted(column)} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
@@ -149,7 +149,7 @@ class HasMany(Relationship, relationships.HasMany):
         )
 
     def query(self) -> RelatedQuery:
-        """Lead to the rows that have these keys in them."""
+        """Return the query for the rows that have these keys in them."""
         return RelatedQuery.to(self.otherklass, self._here, self._kind)
 
     def _where(self) -> Where:
@@ -165,7 +165,7 @@ class HasMany(Relationship, relationships.HasMany):
         return self.otherklass.find(where=self._where())
 
     def get(self, **options: Any) -> Deferred[Any]:
-        """Give the objects; with arguments of `find`, those that it finds among them."""
+        """Return the objects; with arguments of `find`, those that it finds among them."""
         if not options:
             return super().get()
         where = both(self._where(), options.pop("where", None))
@@ -176,11 +176,11 @@ class HasMany(Relationship, relationships.HasMany):
         return self.otherklass.count(where=both(self._where(), options.get("where")))
 
     def set(self, others: Sequence[Any]) -> Deferred[Any]:
-        """Have these objects and no others, in one transaction."""
+        """Replace what is related by these objects, in one transaction."""
         return ensureDeferred(self._set([*others]))
 
     def clear(self) -> Deferred[Any]:
-        """Have none."""
+        """Remove all relations to others."""
         return self.set([])
 
     async def _set(self, others: list[Any]) -> None:
@@ -209,11 +209,11 @@ class HABTM(Relationship, relationships.HABTM):
     one = False
 
     def tablename(self) -> str:
-        """Give the join table's name."""
+        """Return the join table's name."""
         return self.ends.options["join_table"]
 
     def query(self) -> RelatedQuery:
-        """Lead through the join table."""
+        """Return the query through the join table."""
         meta = self.inst.made_with
         joined = table(self.tablename())
         return RelatedQuery.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
@@ -229,7 +229,7 @@ class HABTM(Relationship, relationships.HABTM):
 
     @property
     def _own(self) -> str:
-        """Say that a row of the join table has this row's key."""
+        """The condition that a row of the join table has this row's key."""
         meta = self.inst.made_with
         ends = zip(self.ends.here, self.mine, strict=True)
         return " AND ".join(f"{quoted(name)}{meta.equal_sign(key)}?" for name, key in ends)
@@ -240,7 +240,7 @@ class HABTM(Relationship, relationships.HABTM):
 
     def get(self, **options: Any) -> Deferred[Any]:
         """
-        Give the objects; with arguments of `find`, those that it finds among them.
+        Return the objects; with arguments of `find`, those that it finds among them.
 
         `join_where` speaks of the join table.
         """
@@ -256,11 +256,11 @@ class HABTM(Relationship, relationships.HABTM):
         )
 
     def set(self, others: Sequence[Any]) -> Deferred[Any]:
-        """Have these objects and no others, in one transaction."""
+        """Replace what is related by these objects, in one transaction."""
         return ensureDeferred(self._set([key_of(other) for other in others]))
 
     def clear(self) -> Deferred[Any]:
-        """Have none."""
+        """Remove all relations to others."""
         return self.set([])
 
     async def _set(self, keys: list[Any]) -> None:
@@ -293,7 +293,7 @@ class BelongsTo(Relationship, relationships.BelongsTo):
         return Registry.getClass(kind) if kind else None
 
     def query(self) -> RelatedQuery | None:
-        """Lead to the rows that have these keys."""
+        """Return the query for the rows that have these keys."""
         other = self.otherklass
         if other is None or None in self.values():
             return None
@@ -308,7 +308,7 @@ class BelongsTo(Relationship, relationships.BelongsTo):
         return query.model.find(where=where, limit=1)
 
     def set(self, other: Any) -> Deferred[Any]:
-        """Belong to another object, and save."""
+        """Set the object that this one belongs to, and save."""
         key = key_of(other)
         if self.ends.key is not None:
             key = tuple(getattr(other, other.made_with.attributes[n]) for n in self.ends.key)
@@ -317,7 +317,7 @@ class BelongsTo(Relationship, relationships.BelongsTo):
         return self._belong(key)
 
     def clear(self) -> Deferred[Any]:
-        """Belong to nobody, and save."""
+        """Clear the object that this one belongs to, and save."""
         return self._belong([None] * len(self.mine))
 
     def _belong(self, key: Sequence[Any]) -> Deferred[Any]:
@@ -331,7 +331,7 @@ class HasOne(Relationship, relationships.HasOne):
     """One other row has this one's key."""
 
     def query(self) -> RelatedQuery:
-        """Lead to the rows that have these keys in them."""
+        """Return the query for the rows that have these keys in them."""
         return RelatedQuery.to(self.otherklass, self.ends.here)
 
     def alone(self) -> Deferred[Any]:
@@ -341,7 +341,7 @@ class HasOne(Relationship, relationships.HasOne):
         return query.model.find(where=where, limit=1)
 
     def set(self, other: Any) -> Deferred[Any]:
-        """Have this object, and save it."""
+        """Set this one as what the other belongs to, and save the other."""
         key_of(other)
         attributes = other.made_with.attributes
         for name, value in zip(self.ends.here, self.values(), strict=True):
@@ -384,7 +384,7 @@ class Related(Queries):
 
     @classmethod
     def initRelationshipCache(cls) -> None:
-        """Work out what HASMANY, HASONE, BELONGSTO and HABTM declare."""
+        """Register what HASMANY, HASONE, BELONGSTO and HABTM declare."""
         cls.RELATIONSHIP_CACHE = {}
         for kind in TYPES:
             for declared in getattr(cls, kind):
@@ -424,14 +424,14 @@ class Related(Queries):
 
     @classmethod
     def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
-        """Make objects of rows, which know each other if there is anything to ask them all."""
+        """Build objects of rows, grouped if the model has relationships."""
         made = super().hydrate(rows, meta)
         if cls.RELATIONSHIP_CACHE and len(made) > 1:
             group_objects(made)
         return made
 
     def _copy(self) -> Self:
-        """Make another object of the same row, among the same others."""
+        """Build another object of the same row, in the same group."""
         assert self._row is not None
         (made,) = self.hydrate([self._row], self.made_with)
         made._group = self._group
@@ -440,7 +440,7 @@ class Related(Queries):
         return made
 
     def joined(self) -> list[HABTM]:
-        """Give the relationships that have rows in join tables."""
+        """Return the relationships that have rows in join tables."""
         return [
             getattr(self, name)
             for name, (kind, _) in self.RELATIONSHIP_CACHE.items()
@@ -449,7 +449,7 @@ class Related(Queries):
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Give the columns of a key: one is its bare name."""
+    """Return the columns of a key, given as a list, or as the name of one."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 

@@ -29,7 +29,7 @@ _ORDER = re.compile(
 @lru_cache(4096)
 def placeholders(condition: str) -> str:
     """
-    Turn each `?` into `%s`, outside of literals and comments.
+    Replace each `?` by `%s`, outside of literals and comments.
 
     `??` is PostgreSQL's operator `?`, and `??|`, `??&` the others of its family. A percent
     sign means itself.
@@ -86,7 +86,7 @@ def order_by(orderby: str | Iterable[str], columns: Iterable[str] | None = None)
 
 
 def limit_of(limit: int | tuple[int, int] | None) -> tuple[str, list[int]]:
-    """Write LIMIT, or LIMIT and OFFSET for a pair, with parameters."""
+    """Return LIMIT, or LIMIT and OFFSET for a pair, with parameters."""
     if limit is None:
         return "", []
     if isinstance(limit, tuple):
@@ -95,14 +95,14 @@ def limit_of(limit: int | tuple[int, int] | None) -> tuple[str, list[int]]:
 
 
 def where_of(where: Where | None) -> tuple[str, list[Any]]:
-    """Write WHERE with its parameters."""
+    """Return WHERE with its parameters."""
     if not where:
         return "", []
     return f" WHERE {enclosed(where)}", list(where[1:])
 
 
 def enclosed(where: Where) -> str:
-    """Put a condition in parentheses, which a comment at its end does not swallow."""
+    """Return a condition in parentheses, which a comment at its end does not swallow."""
     return f"({where[0]}\n)"
 
 

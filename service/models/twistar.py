@@ -45,11 +45,11 @@ class CallerPool:
         self.dbapi = database.pool.dbapi
 
     def runQuery(self, sql: Any, params: Sequence[Any] | None = None) -> Deferred[Any]:
-        """Run one statement; gives its rows."""
+        """Run one statement and return its rows."""
         return self.database.statement(sql, params)
 
     def runOperation(self, sql: Any, params: Sequence[Any] | None = None) -> Deferred[None]:
-        """Run one statement; gives nothing."""
+        """Run one statement and return None."""
         return self.database.statement(sql, params, fetch=False).addCallback(lambda _: None)
 
     def runInteraction(
@@ -82,7 +82,7 @@ class PgConfig(PostgreSQLDBConfig):
     @property
     def txn(self) -> None:
         """
-        Be no transaction of everyone's, and take none.
+        Return None: there is no transaction shared by all.
 
         `twistar.utils.transaction` sets this, and so fails at once instead of drawing
         unrelated work into one transaction.
@@ -99,12 +99,12 @@ class PgConfig(PostgreSQLDBConfig):
         return self.database.atomic(cursor_txn, interaction, args, kw)
 
     def execute(self, query: str, args: Sequence[Any] | None = None) -> Deferred[Any]:
-        """Run a statement; gives its rows."""
+        """Run a statement and return its rows."""
         self.log(query, (), {})
         return self.database.statement(query, args)
 
     def executeOperation(self, query: str, args: Sequence[Any] | None = None) -> Deferred[int]:
-        """Run a statement; gives how many rows it has touched."""
+        """Run a statement and return how many rows it has touched."""
         self.log(query, (), {})
         return self.database.statement(query, args, fetch=False)
 
@@ -122,13 +122,13 @@ class PgConfig(PostgreSQLDBConfig):
         return [quoted(name) for name in colnames]
 
     def getSchema(self, tablename: str, txn: Any = None) -> list[str]:
-        """Give nothing: models know their columns from the catalog, and no query probes."""
+        """Return []: models know their columns from the catalog, and no query probes."""
         return []
 
     def valuesToHash(
         self, txn: Any, values: Sequence[Any], tablename: str, cacheable: bool = True
     ) -> dict[str, Any]:
-        """Make a dict of a row, and note nothing of the table."""
+        """Build a dict of a row; nothing is cached of the table."""
         names = [column[0] for column in txn.description]
         return dict(zip(names, values, strict=True))
 
@@ -164,7 +164,7 @@ class PgConfig(PostgreSQLDBConfig):
         )
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
-        """Insert a row; gives the value of its first column."""
+        """Insert a row and return the value of its first column."""
         names = ", ".join(quoted(name) for name in vals)
         marks = ", ".join("?" for _ in vals)
         what = f"({names}) VALUES ({marks})" if vals else "DEFAULT VALUES"
@@ -198,7 +198,7 @@ class PgConfig(PostgreSQLDBConfig):
         txn: Any = None,
         limit: None = None,
     ) -> Any:
-        """Update rows; gives how many."""
+        """Update rows and return how many."""
         if limit is not None:
             raise ValueError("PostgreSQL has no LIMIT for an UPDATE")
         sets = ", ".join(f"{quoted(name)} = ?" for name in args)
@@ -208,7 +208,7 @@ class PgConfig(PostgreSQLDBConfig):
         return self.executeOperation(sql, values) if txn is None else txn.execute(sql, values)
 
     def delete(self, tablename: str, where: Where | None = None) -> Deferred[int]:
-        """Delete rows; gives how many."""
+        """Delete rows and return how many."""
         text, params = where_of(where)
         return self.executeOperation(placeholders(f"DELETE FROM {table(tablename)}{text}"), params)
 

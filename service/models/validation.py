@@ -75,7 +75,7 @@ HOOKS = ("beforeCreate", "beforeUpdate", "beforeSave")
 
 
 class Ruled:
-    """Tells, of a class, whether it has validations or hooks before a save."""
+    """Whether a class has validations or hooks before a save."""
 
     def __get__(self, instance: object, owner: type[Rules]) -> bool:
         return bool(owner.VALIDATIONS) or any(
@@ -84,7 +84,7 @@ class Ruled:
 
 
 class Guarded:
-    """Tells, of a class, whether it has a hook before a delete."""
+    """Whether a class has a hook before a delete."""
 
     def __get__(self, instance: object, owner: type[Rules]) -> bool:
         return owner.beforeDelete is not DBObject.beforeDelete
@@ -117,11 +117,11 @@ class Rules(Queries):
         cls.addValidator(unique)
 
     def validate(self) -> Deferred[Any]:
-        """Run all validations; gives the object, whose `errors` then tell."""
+        """Run all validations and return the object, with its `errors`."""
         return ensureDeferred(self._validated())
 
     def isValid(self) -> Deferred[bool]:
-        """Run all validations; tells whether there is nothing against the object."""
+        """Run all validations and return whether the object has no errors."""
         return self.validate().addCallback(lambda _: self.errors.isEmpty())
 
     async def _validated(self) -> Rules:
@@ -132,7 +132,7 @@ class Rules(Queries):
 
     async def refusal(self, creating: bool) -> InvalidRow | None:
         """
-        Run validations and hooks in twistar's order; gives what they have against the object.
+        Run validations and hooks in twistar's order, and return their refusal, if any.
 
         A hook refuses by returning False, or by adding to `errors`.
         """
@@ -146,7 +146,7 @@ class Rules(Queries):
         return None if self.errors.isEmpty() else self._invalid({})
 
     async def keeping(self) -> InvalidRow | None:
-        """Run the hook before a delete; gives what it has against it, as other hooks do."""
+        """Run the hook before a delete, and return its refusal, if any."""
         self.errors.clear()
         kept = await _outcome(self.beforeDelete) is False
         if not kept and self.errors.isEmpty():
@@ -160,7 +160,7 @@ class Rules(Queries):
 
 
 async def _outcome(function: Any, *args: Any) -> Any:
-    """Call what may be a plain function, a coroutine function or one that gives a Deferred."""
+    """Call a plain function, a coroutine function, or one that returns a Deferred."""
     return await maybeDeferred(function, *args)
 
 
@@ -172,7 +172,7 @@ class Admission(Rules):
         cls, values: Mapping[str, Any], codec: Values, path: str, meta: Meta | None = None
     ) -> dict[str, Any]:
         """
-        Judge a new row.
+        Validate a new row.
 
         Args:
             values: Wire values by column.
@@ -202,7 +202,7 @@ class Admission(Rules):
         meta: Meta | None = None,
     ) -> dict[str, Any]:
         """
-        Judge changes of a row.
+        Validate changes of a row.
 
         Args:
             current: The row's wire values by column, as it is now.
@@ -219,7 +219,7 @@ class Admission(Rules):
     @classmethod
     async def admit_delete(cls, current: Mapping[str, Any], meta: Meta | None = None) -> None:
         """
-        Judge the deletion of a row.
+        Validate the deletion of a row.
 
         Args:
             current: The row's wire values by column, as it is now.

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def not_blank(*names: str) -> Callable[[Any], None]:
-    """Demand that text is there, and not made of white space alone."""
+    """Build a validation that text is there, and not white space alone."""
 
     def validate(subject: Any) -> None:
         for name in names:
