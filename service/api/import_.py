@@ -295,7 +295,7 @@ class Upload:
         catalog = self._served.catalog
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
-        rows = RowText(self._served.codec, plan.columns, catalog.type, whole=plan.staged)
+        rows = RowText(self._served.codec, plan.columns, catalog.type, complete=plan.staged)
         feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
         self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
         self._written.addBoth(feed.over)

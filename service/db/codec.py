@@ -18,9 +18,8 @@ from typing import Any
 from psycopg2.extensions import cursor
 
 from service.catalog import Catalog, Type
-from service.db import encode as python_values
 from service.db.decode import Casters
-from service.db.encode import Encoders, unfit
+from service.db.encode import Encoders, unfit, wire
 from service.db.json import check_text
 from service.db.python import PythonForms
 from service.errors import InvalidArgument
@@ -141,7 +140,7 @@ class Codec:
         Raises:
             TypeError: There is none.
         """
-        return python_values.wire(value)
+        return wire(value)
 
 
 def _raw(value: Any, path: str) -> str | None:

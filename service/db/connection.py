@@ -1,5 +1,5 @@
 """
-A connection of the pool: a psycopg2 connection that begins late and can tell whether it lives.
+A connection of the pool: a psycopg2 connection with a lazy BEGIN, cleaning and time limits.
 
 Sessions are in autocommit, so a single statement is one round trip. A transaction is begun
 by `begin`, which only notes the words; the first statement takes them along in the same
@@ -216,7 +216,7 @@ class PgConnection(extensions.connection):
         looked: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
-        place: Words that give the session what `RESET ALL` takes from it.
+        place: Statements that set again what `RESET ALL` resets.
         touched: Whether something may have run that left things behind in the session.
         counted: Whether a row may have been created, whose number `lastval` would give.
         retires: Whether there is code that leaves behind what no statement takes away.
@@ -367,7 +367,7 @@ class PgConnection(extensions.connection):
         """
         Note that a statement follows which may leave things behind in the session.
 
-        It must not find the number of a row that somebody else has created.
+        It must not see the `lastval` of another caller's row.
         """
         self.touched = True
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
@@ -467,8 +467,8 @@ class PgConnection(extensions.connection):
         """
         Forget the noted BEGIN if the server has seen it.
 
-        A message that does not parse as a whole begins nothing; nor does one that goes by
-        itself, as somebody, which the next one does too.
+        A message that does not parse begins nothing; nor does one that stands alone under an
+        identity, which the next one has in front, too.
         """
         if self.closed or self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             self.opening = None

@@ -49,17 +49,17 @@ class RowText:
         codec: Writes the values.
         columns: Of the rows, in order.
         types: By their oids.
-        whole: Whether each row must have a value for every column.
+        complete: Whether each row must have a value for every column.
     """
 
     def __init__(
-        self, codec: Codec, columns: Sequence[Column], types: Callable[[int], Type], whole: bool
+        self, codec: Codec, columns: Sequence[Column], types: Callable[[int], Type], complete: bool
     ) -> None:
         self.line = 0
         self._codec = codec
         self._columns = [(each.name, types(each.type), each.has_default) for each in columns]
         self._names = frozenset(each.name for each in columns)
-        self._whole = whole
+        self._complete = complete
 
     def encode(self, rows: Sequence[Any], defaults: bool) -> Iterator[bytes]:
         """
@@ -97,7 +97,7 @@ class RowText:
         found = []
         for (name, type, has_default), value in zip(self._columns, values, strict=True):
             if value is _ABSENT or (isinstance(value, dict) and value == {"$default": True}):
-                if self._whole or (has_default and not defaults):
+                if self._complete or (has_default and not defaults):
                     raise _lacking(name)
                 found.append(DEFAULT if has_default else NULL)
                 continue
@@ -296,7 +296,7 @@ LAST = 10.0
 """How often the time that the rows took may be taken again by what is done with all of them."""
 
 Encode = Callable[[Any, bool], Iterator[bytes]]
-"""Makes COPY's text of what one call brought, told whether there is a word for defaults."""
+"""Makes COPY's text of the rows of one call; the flag is whether there is a word for defaults."""
 
 
 class Feed:
@@ -429,7 +429,7 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
     """
     Write the rows of a feed, and return the number of rows written.
 
-    How long it takes is up to whoever brings the rows, so it is each step that has a time limit.
+    How long it takes is up to whoever sends the rows, so it is each step that has a time limit.
 
     Raises:
         ServiceError: What the feed found wrong with its rows.

@@ -15,7 +15,7 @@ from service.db.statements import Row, Shape, execute, shaped, weight
 from service.sql.statement import Statement
 
 FIRST = 16
-"""Rows of the first FETCH: nobody knows yet what a row weighs."""
+"""Rows of the first FETCH: what a row weighs is not known yet."""
 
 CHUNK_BYTES = 64 * 1024
 """

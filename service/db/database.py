@@ -158,7 +158,7 @@ class Database:
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
-        Run a whole function in one transaction, in one go in one worker.
+        Run a function in one transaction, in one go in one worker.
 
         Inside a transaction it runs in a savepoint, and under that transaction's isolation.
         With `retry`, which is for reads, it is repeated if the connection died under it.

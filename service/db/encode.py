@@ -153,14 +153,13 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
 }
 
 
-WriteText = Callable[[Any], str]
+Write = Callable[[Any], str]
+"""Writes a value, which is not None, as PostgreSQL's text."""
 Texts = list[Any]
 """Nested lists of texts and None."""
 
 
-def array_text(
-    write: WriteText, delimiter: str = ",", dimensions: int = MAX_DIMENSIONS
-) -> WriteText:
+def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSIONS) -> Write:
     """
     Build the writer of arrays.
 
@@ -189,9 +188,7 @@ def array_text(
     return write_list
 
 
-def _texts(
-    items: Sequence[Any], write: WriteText, dimensions: int
-) -> tuple[Texts, tuple[int, ...]]:
+def _texts(items: Sequence[Any], write: Write, dimensions: int) -> tuple[Texts, tuple[int, ...]]:
     """Write the elements of a list, and return its shape as well, which must be a box."""
     found: Texts = []
     below: tuple[int, ...] | None = None
@@ -214,8 +211,8 @@ def _texts(
 
 
 def composite_text(
-    fields: Sequence[tuple[str, WriteText]], of: str, withheld: Set[str] = frozenset()
-) -> WriteText:
+    fields: Sequence[tuple[str, Write]], of: str, withheld: Set[str] = frozenset()
+) -> Write:
     """
     Build the writer of rows.
 
@@ -242,7 +239,7 @@ def composite_text(
     return write_row
 
 
-def by_parts(write: WriteText, why: str) -> WriteText:
+def by_parts(write: Write, why: str) -> Write:
     """Build a writer that writes values by their parts alone, and refuses a string."""
 
     def write_parts(value: Any) -> str:
@@ -308,8 +305,6 @@ def _literal(value: str, opening: str, wanted: str) -> str:
         raise InvalidArgument(f"expected {wanted}, got a string")
     return value
 
-
-Write = Callable[[Any], str]
 
 INTEGERS = {
     "int2": (-(2**15), 2**15 - 1),

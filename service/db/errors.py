@@ -40,7 +40,7 @@ from service.plan.conditions import Bound
 from service.sql.statement import quoted
 
 _COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
-"""A server of another language says it otherwise: then the line is not told."""
+"""A server of another language says it otherwise: then the line is not given."""
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages speak of commands, names and types, never of values in rows."""
 _HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
@@ -163,7 +163,7 @@ def class_42(error: psycopg2.Error) -> ServiceError | None:
     if error.pgcode in _GONE:
         return schema_changed(error)
     if error.pgcode == "42601":
-        # a query of a text search or a JSON path, or else SQL that we spelled badly
+        # a query of a text search or a JSON path, or else a bug in our SQL
         return invalid(error) if error.diag.statement_position is None else None
     if error.pgcode in ("42883", "42804", "42846", "42725"):
         return no_operator(error)
@@ -330,8 +330,8 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 
 
 def _conflict(error: psycopg2.Error) -> ServiceError:
-    told = words(error, "it met another transaction's changes; the same call may succeed")
-    return Conflict(**told, retry=True)
+    details = words(error, "it met another transaction's changes; the same call may succeed")
+    return Conflict(**details, retry=True)
 
 
 def _canceled(error: psycopg2.Error) -> ServiceError:

@@ -58,7 +58,7 @@ _READ: Mapping[str, str] = {
     f" WHERE oid >= {_FIRST} AND relpersistence <> 't' AND relkind NOT IN ('t', 'S')",
     "pg_roles": "SELECT oid, rolname, rolsuper, rolinherit, rolbypassrls FROM pg_catalog.pg_roles",
 }
-"""And those that are told by what stands in them, since their rows change without it."""
+"""The parts that are compared by their columns, since their rows change without it."""
 
 
 def _sum(of: str, source: str) -> str:

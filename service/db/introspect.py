@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 from psycopg2.extras import NamedTupleCursor
 from psycopg2.sql import SQL, Identifier
@@ -528,7 +527,7 @@ def read_catalog(dsn: str, schemas: tuple[str, ...], role: str | None = None) ->
         connection.close()
 
 
-def _become(connection: psycopg2.extensions.connection, role: str) -> None:
+def _become(connection: connection, role: str) -> None:
     with connection.cursor() as cursor:
         try:
             cursor.execute(SQL("SET ROLE {}").format(Identifier(role)))

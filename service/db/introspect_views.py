@@ -65,7 +65,7 @@ def base_origins(
 
     Args:
         views: Oids.
-        read: Gives the rules of views.
+        read: Returns the rules of views.
     """
     direct: dict[int, Origins] = {}
     wanted = set(views)

@@ -69,7 +69,7 @@ def _literal(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Identity:
     """
-    Words that have statements be somebody's; all of them empty for the service itself.
+    Statements that set the role and claims of a caller; "" for the service itself.
 
     Args:
         words: For what follows in the transaction.
@@ -94,8 +94,8 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
             one that is None is set to the empty string.
         schema: Where unqualified names are looked for first, if not where the session does.
     """
-    told = {f"rowcast.{name}": value or "" for name, value in claims.items()}
-    settings = {"role": role, **told} if role else told
+    claimed = {f"rowcast.{name}": value or "" for name, value in claims.items()}
+    settings = {"role": role, **claimed} if role else claimed
 
     def words(local: bool) -> str:
         found = assigned(settings, local) if settings else ""
@@ -211,8 +211,8 @@ class Sessions:
         Connect.
 
         Raises:
-            psycopg2.Error, OSError, ValueError: There is no session to be had, now; or nobody
-                can say where, as while a file is being written.
+            psycopg2.Error, OSError, ValueError: No session can be opened now, or the DSN
+                cannot be read, as while a file is being written.
         """
         dsn = self._dsn()
         connection = open_session(dsn, self._settings)
@@ -232,7 +232,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     Connect, in a thread that may wait.
 
     Raises:
-        psycopg2.Error: There is no session to be had there, now.
+        psycopg2.Error: No session can be opened there now.
     """
     given = parse_dsn(dsn) | {"client_encoding": REQUIRED["client_encoding"]}
     options = settings.options(given.pop("options", ""))
@@ -246,7 +246,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
         connection.grace = settings.grace
         connection.autocommit = True
         backend, connection.retires, path, limit, *found = connection.ask(SESSION_QUERY)
-        # a pooler has made up the process id that it told us
+        # a pooler makes up the process id that libpq has
         pooled = backend != connection.info.backend_pid
         capped = "" if pooled else settings.cap_words(limit)
         connection.patience = settings.statement_timeout if pooled or capped else limit
@@ -280,7 +280,7 @@ SESSION_QUERY = (
     "::pg_catalog.interval)::pg_catalog.float8,"
     + ", ".join(f"pg_catalog.current_setting('{name}')" for name in REQUIRED)
 )
-"""What is asked of a new session; the fourth is the seconds that a statement may take."""
+"""Asked of a new session; the fourth column is its `statement_timeout` in seconds."""
 
 
 def _corrections(found: list[str]) -> str:

@@ -309,7 +309,7 @@ def write_txn(
     Args:
         connection: To write them through.
         codec: For the values, both ways.
-        make: Gives the statement: to spell one for thousands of rows takes its time.
+        make: Returns the statement: to write one for thousands of rows takes its time.
         values: Of the call.
         max_affected: How many rows may be written.
         shape: Of the answer; None to read nothing back.
@@ -353,7 +353,7 @@ def fitting_txn(
     Run what may write, in a transaction that does not survive an error.
 
     Raises:
-        TooLarge: The rows that it gives cannot be sent.
+        TooLarge: The rows that it returns cannot be sent.
     """
     result = function(connection, *args)
     page = result[0] if isinstance(result, tuple) else result
@@ -451,7 +451,7 @@ def counted_txn(
     Args:
         connection: To read it through, in a transaction that does not survive an error.
         codec: For the values, both ways.
-        statement: Gives all rows, from the first to the last.
+        statement: Reads all rows, from the first to the last.
         values: Of the call.
         offset: How many rows stand before the page.
         limit: How many rows a page holds.

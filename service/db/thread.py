@@ -1,5 +1,5 @@
 """
-One thing in a thread of its own, which nobody has to wait for at shutdown.
+One function in a thread of its own, which does not hold up a shutdown.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def commit_txn(connection: PgConnection) -> None:
 
 
 def rollback_txn(connection: PgConnection) -> None:
-    """Undo what has begun."""
+    """Roll back the transaction, if it has begun."""
     if connection.opening is None and not connection.closed:
         connection.clean()
     connection.opening = None
@@ -203,7 +203,7 @@ def rollback_txn(connection: PgConnection) -> None:
 
 def undo_txn(connection: PgConnection, savepoint: str) -> None:
     """
-    Undo what was done since a savepoint.
+    Roll back to a savepoint.
 
     Where that fails, the session is closed, and the server undoes the whole transaction: what
     its scope has given up must not be committed by another one.
@@ -314,23 +314,23 @@ class Level(ABC):
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Put a function in the transaction's lane, whoever waits."""
+        """Submit a function to the transaction's worker, past those that wait their turn."""
 
     @abstractmethod
     async def enter(self) -> None:
-        """Begin."""
+        """Begin the level."""
 
     @abstractmethod
     async def commit(self) -> None:
-        """End well."""
+        """End the level and keep what was done."""
 
     @abstractmethod
     async def rollback(self) -> None:
-        """End, and undo what was done since `enter`."""
+        """End the level and undo what was done since `enter`."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Undo without waiting for it."""
+        """End the level and undo what was done, without waiting for it."""
 
 
 class Transaction(Level):
@@ -358,7 +358,7 @@ class Transaction(Level):
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Put a function in the lane; the first one has a worker serve it."""
+        """Submit a function to the transaction's worker, which the first one asks for."""
         return self._put(Job(function, args), timeout)
 
     def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
@@ -397,19 +397,19 @@ class Transaction(Level):
             raise Unavailable(IDLE, 0.0) from None
 
     def _ended(self, outcome: Any) -> None:
-        """Fail what has no answer: no worker came, or it was sent away, or never came back."""
+        """Fail the jobs without an outcome: no worker came, or it ended before them."""
         reason = outcome if isinstance(outcome, Failure) else None
         self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
         for job in list(self._open):
             job.abandon(self._failure)
 
     async def commit(self) -> None:
-        """Commit, and let the worker go; without a statement there is nothing to do."""
+        """Commit and release the worker; without a statement there is nothing to do."""
         if self._close():
             await self.actor.commits(self._last(Job(commit_txn, commits=True)))
 
     async def rollback(self) -> None:
-        """Roll back, and let the worker go; a transaction that no longer stands is undone."""
+        """Roll back and release the worker; the error of a lost transaction is ignored."""
         if not self._close():
             return
         server = self._server
@@ -419,7 +419,7 @@ class Transaction(Level):
         await _finished(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
 
     def abandon(self) -> None:
-        """Let the worker go; it rolls back what it finds open."""
+        """Release the worker, which rolls back what it finds open."""
         if self._close():
             self._lane.put(None)
 
@@ -444,7 +444,7 @@ class Savepoint(Level):
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Put a function in the transaction's lane."""
+        """Submit a function to the transaction's worker."""
         return self._parent.send(function, *args, timeout=timeout)
 
     async def enter(self) -> None:
@@ -460,7 +460,7 @@ class Savepoint(Level):
             raise
 
     async def commit(self) -> None:
-        """Keep what was done, as part of the parent; if that fails, it is undone."""
+        """Release the savepoint; if that fails, roll back to it."""
         if self.closed:
             return
         try:
@@ -472,7 +472,7 @@ class Savepoint(Level):
 
     async def rollback(self) -> None:
         """
-        Undo what was done since the savepoint; a transaction that no longer stands is undone.
+        Roll back to the savepoint; the error of a lost transaction is ignored.
 
         It is done in any case, though the task that waits for it is cancelled.
         """
@@ -480,12 +480,12 @@ class Savepoint(Level):
             await _finished(self._undo())
 
     def abandon(self) -> None:
-        """Undo without waiting for it; the parent may go on."""
+        """Roll back without waiting for it; the parent may go on."""
         if not self.closed:
             self._undo()
 
     def _undo(self) -> Deferred[Any]:
-        """Put it in the lane, before whatever the parent sends from now on."""
+        """Submit the rollback, before whatever the parent sends from now on."""
         done = self.send(undo_txn, self._name).addErrback(lambda _: None)
         self._leave()
         return done

@@ -168,7 +168,7 @@ class Job:
 
 
 CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
-"""What there may be instead of a session, for now; a ValueError while a URL is being written."""
+"""Errors of an attempt to connect that is repeated; a ValueError while a URL is being written."""
 UNREACHABLE = "the database cannot be reached"
 MOVE_RETRY = 10.0
 """Seconds that a session goes on when there is a new address that does not answer."""

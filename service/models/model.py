@@ -33,7 +33,7 @@ class Model(Related, Admission):
     """
     A relation's rows as objects; subclasses name their TABLENAME and add rules.
 
-    Everything that speaks to the database gives a Deferred, runs in the caller's transaction
+    Everything that speaks to the database returns a Deferred, runs in the caller's transaction
     if there is one, and shows errors as they are.
     """
 

@@ -136,7 +136,7 @@ def _key(at: int) -> str:
 
 
 GROUP_SIZE = 500
-"""Rows that know each other at most: for so many one statement brings what is related."""
+"""Rows of a group, at most: for so many one statement loads what is related."""
 
 USED_SHARE = 8
 """One row in so many has to ask, or fewer are thought of the next time."""
@@ -147,11 +147,11 @@ Place = tuple[Any, Key]
 
 class Load:
     """
-    A statement on its query, and those who wait for it: it stops when nobody does any more.
+    A statement that runs, and those who wait for it: it is stopped when none is left.
 
     Args:
-        loads: Where it is to be found by what it brings; it takes out what it does not.
-        places: What it brings.
+        loads: The loads by place; it removes places that its statement did not reach.
+        places: What it loads.
     """
 
     def __init__(self, loads: dict[Place, Load], places: Sequence[Place]) -> None:
@@ -184,7 +184,7 @@ class Load:
         self._failure = outcome
         waiting, self._waiting = self._waiting or [], None
         for each in waiting:
-            if not each.called:  # one that was told before may have cancelled another
+            if not each.called:  # the one before may have cancelled another
                 each.callback(self._failure)
 
     def _forget(self) -> None:
@@ -193,7 +193,7 @@ class Load:
                 del self._loads[place]
 
     def _left(self, waiting: Deferred[None]) -> None:
-        if self._waiting is None:  # it is over, and they are being told
+        if self._waiting is None:  # it is over, and they are called back
             return
         self._waiting.remove(waiting)
         if not self._waiting:
@@ -203,11 +203,11 @@ class Load:
 
 class Prefetched:
     """
-    What was brought of a relationship at one moment, and what is on its query.
+    What was loaded of a relationship at one moment, and what is being loaded.
 
     Args:
         moment: Of the database, for the one who asks.
-        before: What was brought at another moment.
+        before: What was loaded at another moment.
 
     Attributes:
         asked: How often it was asked for.
@@ -222,28 +222,28 @@ class Prefetched:
     @property
     def least(self) -> int:
         """
-        For how many rows a statement is to bring it the next time.
+        For how many rows the next statement loads it at least.
 
-        Where each row's answer is followed by a write, what others need is brought in vain.
+        Where each row's answer is followed by a write, what others need is loaded in vain.
         """
         return self._least if USED_SHARE * self.asked >= self._least else self._least // USED_SHARE
 
     @property
     def size(self) -> int:
-        """For how many rows a statement brings it: more and more while nothing is written."""
+        """For how many rows a statement loads it: more and more while nothing is written."""
         return min(GROUP_SIZE, max(self._least, 2 * self.asked))
 
 
 MAX_RELATED = 5000
-"""Related rows that one statement brings at most."""
+"""Related rows that one statement loads at most."""
 
 MAX_AGE = 1.0
-"""Seconds for which what was brought is good."""
+"""Seconds for which what was loaded is used."""
 
 
 class Group:
     """
-    Rows of one model. They know each other as long as somebody else knows them.
+    Rows of one model that were found together; held weakly.
 
     Args:
         rows: As they were found.
@@ -335,10 +335,10 @@ def related_txn(
     objects = query.model.hydrate([row[1:] for row in rows], query.other)
     # a single one, too: it may be related to many, and is each one's own then
     group_objects(objects)
-    whole = rows[-1][0] - 1 if len(rows) > most else len(keys)
-    found: dict[int, list[Any]] = {at: [] for at in range(whole)}
+    complete = rows[-1][0] - 1 if len(rows) > most else len(keys)
+    found: dict[int, list[Any]] = {at: [] for at in range(complete)}
     for row, each in zip(rows, objects, strict=True):
-        if row[0] <= whole:
+        if row[0] <= complete:
             found[row[0] - 1].append(each)
     return found
 

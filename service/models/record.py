@@ -45,12 +45,12 @@ class Reasons(Errors):
 
 class Row(DBObject):
     """
-    An object of twistar's, told apart from its row.
+    An object of twistar's that keeps its row, to know what was changed.
 
     Attributes:
         META: What is known of the relation, from the newest catalog; None until one has it.
-        NEEDS: Columns that the model's rules speak of: a relation that lacks one is somebody
-            else's, though it is called like ours.
+        NEEDS: Columns that the model's rules use: a relation that lacks one is
+            another one of the same name.
         STRICT: Whether an unknown name and an invalid `save` raise; twistar's own way is
             to say nothing.
     """
@@ -243,7 +243,7 @@ class Queries(Row):
             id: A primary key: its value, or a tuple or dict for a composite one. The result
                 is then an object or None.
             where: A condition with a `?` for each parameter, then the parameters.
-            group: Nothing: whole rows cannot be grouped.
+            group: None: rows cannot be grouped as objects.
             limit: How many at most; 1 gives an object or None. A pair adds an offset.
             orderby: Like "name DESC, id".
             for_update: Whether to lock the rows until the transaction ends.

@@ -84,7 +84,7 @@ def declared(
     Args:
         catalog: For the foreign keys.
         relation: Of the model.
-        of: Gives the model of a relation.
+        of: Returns the model of a relation.
         taken: Names that the class needs; those of columns are taken, too.
     """
     found = [*_referred(catalog, relation), *_referring(catalog, relation)]

@@ -30,11 +30,11 @@ from service.sql.statement import quoted
 @dataclass(frozen=True)
 class Ends:
     """
-    How two models hang together, worked out once when the class is made.
+    How two models are related, worked out once when the class is made.
 
     Args:
         name: The attribute.
-        other: The other model's registered name, or what gives the class when it is asked;
+        other: The other model's registered name, or a function that returns the class;
             None if each row says it.
         here: The columns that hold this model's key.
         there: The columns that hold the other model's key.
@@ -465,7 +465,7 @@ def preload(objects: Iterable[Related], name: str) -> Deferred[list[Any]]:
         name: Of the relationship.
 
     Returns:
-        For each object what its relationship's `get` gives.
+        For each object the result of its relationship's `get`.
     """
     return ensureDeferred(_preloaded(list(objects), name))
 

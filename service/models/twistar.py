@@ -63,7 +63,7 @@ class CallerPool:
         return self.database.run(partial(func, **kw), *args)
 
 
-register_adapter(UUID, UUID_adapter)  # psycopg2 cannot write one without being told
+register_adapter(UUID, UUID_adapter)  # without it psycopg2 cannot adapt one
 
 
 class PgConfig(PostgreSQLDBConfig):
