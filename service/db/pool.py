@@ -69,7 +69,7 @@ class PgPool(adbapi.ConnectionPool):
         return self._closed
 
     def finalClose(self) -> None:
-        """Close without waiting; adbapi's way would join threads in the reactor thread."""
+        """Close without waiting; adbapi's way joins threads in the reactor thread, for seconds."""
         self.close(0)
 
     async def _close(self, grace: float) -> None:

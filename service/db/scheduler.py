@@ -215,6 +215,7 @@ class Scheduler:
         """
         Assign jobs to workers; transactions get all of them but the last one.
 
+        One that waits for a query outside of it would wait for ever if transactions had them all.
         What has been done counts until its caller has it: a caller who then has enough waits.
         """
         most, all_of_them = self.limits.most, not self.accepting

