@@ -139,7 +139,6 @@ def _key(key: Any) -> str:
 
 
 _AS_IS = frozenset([str, bool, bytes])
-
 _TEXTS: Mapping[type, Callable[[Any], str]] = {
     datetime: moment_text,
     date: date.isoformat,
@@ -152,11 +151,153 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     ),
 }
 
-
 Write = Callable[[Any], str]
 """Writes a value, which is not None, as PostgreSQL's text."""
+
 Texts = list[Any]
 """Nested lists of texts and None."""
+
+INTEGERS = {
+    "int2": (-(2**15), 2**15 - 1),
+    "int4": (-(2**31), 2**31 - 1),
+    "int8": (-(2**63), 2**63 - 1),
+    "oid": (0, 2**32 - 1),
+}
+
+_DIGITS = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
+_OTHER_FORM = re.compile(
+    r"\s*[+-]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9]+(?:_[0-9]+)+)\s*", re.ASCII
+)
+
+_BOOLEANS = frozenset(
+    [
+        *("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"),
+        *("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"),
+    ]
+)
+"""The words of PostgreSQL's parse_bool."""
+
+
+def kind_of(value: object) -> str:
+    """Return the name of the type of what a caller sent, as the caller would say it."""
+    names: Mapping[type, str] = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        bytes: "binary",
+        list: "a list",
+        dict: "a dict",
+    }
+    return names.get(type(value), f"a {type(value).__name__[:40]}")
+
+
+def unfit(value: object, wanted: str) -> InvalidArgument:
+    """Return the error for a value of the wrong type."""
+    return InvalidArgument(f"expected {wanted}, got {kind_of(value)}")
+
+
+def integer_text(least: int, most: int) -> Write:
+    """Build the writer of integers of a range."""
+
+    def write(value: Any) -> str:
+        if isinstance(value, str):
+            return _integer_word(value, least, most)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise unfit(value, "an integer")
+        if not least <= value <= most:
+            raise InvalidArgument(f"not between {least} and {most}")
+        return str(int(value))
+
+    return write
+
+
+def _integer_word(word: str, least: int, most: int) -> str:
+    check_text(word)
+    found = _DIGITS.fullmatch(word)
+    if found is None:
+        if _OTHER_FORM.fullmatch(word):
+            return word
+        raise InvalidArgument("expected an integer, got a string that is none")
+    sign, digits = found.groups()
+    value = int(sign + digits) if len(digits) < 20 else None
+    if value is None or not least <= value <= most:
+        raise InvalidArgument(f"not between {least} and {most}")
+    return word
+
+
+def number_text(value: Any) -> str:
+    """Write a numeric, float or money."""
+    if isinstance(value, str):
+        return check_text(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        raise unfit(value, "a number or a string")
+    return _digits(value)
+
+
+def _digits(value: int | float | Decimal) -> str:
+    try:
+        return repr(float(value)) if isinstance(value, float) else str(value)
+    except ValueError:  # Python writes integers of at most 4,300 digits
+        raise InvalidArgument("an integer with too many digits; send it as a string") from None
+
+
+def boolean_text(value: Any) -> str:
+    """Write a boolean; the words are those of PostgreSQL."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and value.strip().lower() in _BOOLEANS:
+        return value
+    raise unfit(value, "true or false")
+
+
+def string_text(value: Any) -> str:
+    """Write text; a number is taken as its digits."""
+    if isinstance(value, str):
+        return check_text(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidArgument("expected a string, got a number that is not finite")
+        return _digits(value)
+    return word_text(value)
+
+
+def word_text(value: Any) -> str:
+    """Write what has its own form as a string: dates, uuids, ranges, addresses, …"""
+    if isinstance(value, str):
+        return check_text(value)
+    text = python_text(value)
+    if text is None:
+        raise unfit(value, "a string")
+    return text
+
+
+def bytes_of(value: Any) -> bytes:
+    """Return the bytes of any form of binary that a serializer leaves."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if type(value).__name__ == "CBORTag" and getattr(value, "tag", None) == 64:
+        return bytes_of(value.value)
+    if isinstance(value, str):
+        try:
+            if value.startswith("\\x"):
+                return bytes.fromhex(value[2:])
+            if value.startswith("\0"):
+                return base64.b64decode(value[1:].encode("ascii"), validate=True)
+        except (ValueError, binascii.Error):
+            pass
+        raise InvalidArgument(
+            "expected binary, got a string that is none",
+            hint='send bytes, "\\x" and hexadecimal digits, or "\\0" and base64',
+        )
+    raise unfit(value, "binary")
+
+
+def bytes_text(value: Any) -> str:
+    """Write bytea."""
+    return "\\x" + bytes_of(value).hex()
 
 
 def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSIONS) -> Write:
@@ -304,147 +445,6 @@ def _literal(value: str, opening: str, wanted: str) -> str:
     if not value.lstrip().startswith(tuple(opening)):
         raise InvalidArgument(f"expected {wanted}, got a string")
     return value
-
-
-INTEGERS = {
-    "int2": (-(2**15), 2**15 - 1),
-    "int4": (-(2**31), 2**31 - 1),
-    "int8": (-(2**63), 2**63 - 1),
-    "oid": (0, 2**32 - 1),
-}
-_DIGITS = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
-_OTHER_FORM = re.compile(
-    r"\s*[+-]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9]+(?:_[0-9]+)+)\s*", re.ASCII
-)
-_BOOLEANS = frozenset(
-    [
-        *("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"),
-        *("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"),
-    ]
-)
-"""The words of PostgreSQL's parse_bool."""
-
-
-def kind_of(value: object) -> str:
-    """Return the name of the type of what a caller sent, as the caller would say it."""
-    names: Mapping[type, str] = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        bytes: "binary",
-        list: "a list",
-        dict: "a dict",
-    }
-    return names.get(type(value), f"a {type(value).__name__[:40]}")
-
-
-def unfit(value: object, wanted: str) -> InvalidArgument:
-    """Return the error for a value of the wrong type."""
-    return InvalidArgument(f"expected {wanted}, got {kind_of(value)}")
-
-
-def integer_text(least: int, most: int) -> Write:
-    """Build the writer of integers of a range."""
-
-    def write(value: Any) -> str:
-        if isinstance(value, str):
-            return _integer_word(value, least, most)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise unfit(value, "an integer")
-        if not least <= value <= most:
-            raise InvalidArgument(f"not between {least} and {most}")
-        return str(int(value))
-
-    return write
-
-
-def _integer_word(word: str, least: int, most: int) -> str:
-    check_text(word)
-    found = _DIGITS.fullmatch(word)
-    if found is None:
-        if _OTHER_FORM.fullmatch(word):
-            return word
-        raise InvalidArgument("expected an integer, got a string that is none")
-    sign, digits = found.groups()
-    value = int(sign + digits) if len(digits) < 20 else None
-    if value is None or not least <= value <= most:
-        raise InvalidArgument(f"not between {least} and {most}")
-    return word
-
-
-def number_text(value: Any) -> str:
-    """Write a numeric, float or money."""
-    if isinstance(value, str):
-        return check_text(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise unfit(value, "a number or a string")
-    return _digits(value)
-
-
-def _digits(value: int | float | Decimal) -> str:
-    try:
-        return repr(float(value)) if isinstance(value, float) else str(value)
-    except ValueError:  # Python writes integers of at most 4,300 digits
-        raise InvalidArgument("an integer with too many digits; send it as a string") from None
-
-
-def boolean_text(value: Any) -> str:
-    """Write a boolean; the words are those of PostgreSQL."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value.strip().lower() in _BOOLEANS:
-        return value
-    raise unfit(value, "true or false")
-
-
-def string_text(value: Any) -> str:
-    """Write text; a number is taken as its digits."""
-    if isinstance(value, str):
-        return check_text(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidArgument("expected a string, got a number that is not finite")
-        return _digits(value)
-    return word_text(value)
-
-
-def word_text(value: Any) -> str:
-    """Write what has its own form as a string: dates, uuids, ranges, addresses, …"""
-    if isinstance(value, str):
-        return check_text(value)
-    text = python_text(value)
-    if text is None:
-        raise unfit(value, "a string")
-    return text
-
-
-def bytes_of(value: Any) -> bytes:
-    """Return the bytes of any form of binary that a serializer leaves."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    if type(value).__name__ == "CBORTag" and getattr(value, "tag", None) == 64:
-        return bytes_of(value.value)
-    if isinstance(value, str):
-        try:
-            if value.startswith("\\x"):
-                return bytes.fromhex(value[2:])
-            if value.startswith("\0"):
-                return base64.b64decode(value[1:].encode("ascii"), validate=True)
-        except (ValueError, binascii.Error):
-            pass
-        raise InvalidArgument(
-            "expected binary, got a string that is none",
-            hint='send bytes, "\\x" and hexadecimal digits, or "\\0" and base64',
-        )
-    raise unfit(value, "binary")
-
-
-def bytes_text(value: Any) -> str:
-    """Write bytea."""
-    return "\\x" + bytes_of(value).hex()
 
 
 class Encoders:

@@ -41,11 +41,99 @@ from service.sql.statement import quoted
 
 _COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
 """A server of another language says it otherwise: then the line is not given."""
+
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages speak of commands, names and types, never of values in rows."""
+
 _HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
 """The schema in which our statements name operators and functions; a caller knows of none."""
+
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
+Make = Callable[[psycopg2.Error], ServiceError | None]
+_KNOWN = frozenset(
+    value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
+)
+
+_SEQUENCE = re.compile(r"permission denied for sequence (.+)", re.DOTALL)
+_OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
+"""Classes and codes of how the server or a session is; raised by an author they do not tell it."""
+
+STALE = frozenset(["0A000", "3F000", "42501", "42703", "42704", "42883", "42P01", "42P10"])
+"""What PostgreSQL says of names that are there no more (undefined table, column, …), or not ours."""
+
+_GONE = frozenset(["3F000", "42703", "42704", "42P01"])
+_NAMES = _GONE | {"42725", "42883"}
+
+
+def refusal(
+    error: BaseException,
+    catalog: Catalog | None = None,
+    relation: Relation | None = None,
+) -> ServiceError | None:
+    """
+    Return the refusal for an error; None if it is no error of the database's.
+
+    Args:
+        error: As it came out of the database room; `position.point_out` may have noted
+            which parameter it points at.
+        catalog: What is served; nothing else is named.
+        relation: Of the call.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, CancelledError):
+        return Canceled()
+    if not isinstance(error, psycopg2.Error):
+        return None
+    found = _refusal(error, catalog, relation)
+    if found is not None:
+        name_line(found, error, relation)
+    return found
+
+
+def _refusal(
+    error: psycopg2.Error, catalog: Catalog | None, relation: Relation | None
+) -> ServiceError | None:
+    if error.pgcode is None:
+        return _without_code(error)
+    if error.pgcode not in _KNOWN:
+        return _as_raised(error)
+    broken = violation(error, catalog, relation)
+    if broken is not None:
+        return raised_violation(error, broken) if raised(error) else broken
+    if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
+        return refused(error)
+    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
+    found = make(error)
+    if relation is not None and isinstance(found, InvalidArgument):
+        name_column(found, error, relation)
+    return found
+
+
+def _without_code(error: psycopg2.Error) -> ServiceError | None:
+    """
+    Return the refusal for an error without a code: it is libpq's or psycopg2's.
+
+    libpq's message of a failed connect names host and user, so it is not passed on.
+    """
+    if isinstance(error, QueryCanceledError):
+        return Canceled()
+    if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        return Unavailable("the connection to the database was lost, or cannot be made")
+    closed = error.cursor is not None and error.cursor.connection.closed
+    return Unavailable("the connection to the database was lost") if closed else None
+
+
+def _as_raised(error: psycopg2.Error) -> ServiceError:
+    diag = error.diag
+    return Raised(
+        diag.message_primary or "the database refused",
+        detail=diag.message_detail,
+        hint=diag.message_hint,
+        constraint=diag.constraint_name,
+        column=diag.column_name,
+        sqlstate=error.pgcode,
+    )
 
 
 def raised(error: psycopg2.Error) -> bool:
@@ -147,13 +235,6 @@ def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relatio
         found.details["column"] = names[0]
 
 
-STALE = frozenset(["0A000", "3F000", "42501", "42703", "42704", "42883", "42P01", "42P10"])
-"""What PostgreSQL says of names that are there no more (undefined table, column, …), or not ours."""
-
-_GONE = frozenset(["3F000", "42703", "42704", "42P01"])
-_NAMES = _GONE | {"42725", "42883"}
-
-
 def class_42(error: psycopg2.Error) -> ServiceError | None:
     """Return the error of class 42: an operand, a dropped name, a bug of ours or of a function."""
     if raised(error) or error.diag.context is not None:
@@ -207,87 +288,6 @@ def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
         return class_42(error)
     return InvalidArgument(
         "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
-    )
-
-
-Make = Callable[[psycopg2.Error], ServiceError | None]
-
-_KNOWN = frozenset(
-    value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
-)
-_SEQUENCE = re.compile(r"permission denied for sequence (.+)", re.DOTALL)
-_OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
-"""Classes and codes of how the server or a session is; raised by an author they do not tell it."""
-
-
-def refusal(
-    error: BaseException,
-    catalog: Catalog | None = None,
-    relation: Relation | None = None,
-) -> ServiceError | None:
-    """
-    Return the refusal for an error; None if it is no error of the database's.
-
-    Args:
-        error: As it came out of the database room; `position.point_out` may have noted
-            which parameter it points at.
-        catalog: What is served; nothing else is named.
-        relation: Of the call.
-    """
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, CancelledError):
-        return Canceled()
-    if not isinstance(error, psycopg2.Error):
-        return None
-    found = _refusal(error, catalog, relation)
-    if found is not None:
-        name_line(found, error, relation)
-    return found
-
-
-def _refusal(
-    error: psycopg2.Error, catalog: Catalog | None, relation: Relation | None
-) -> ServiceError | None:
-    if error.pgcode is None:
-        return _without_code(error)
-    if error.pgcode not in _KNOWN:
-        return _as_raised(error)
-    broken = violation(error, catalog, relation)
-    if broken is not None:
-        return raised_violation(error, broken) if raised(error) else broken
-    if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
-        return refused(error)
-    make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
-    found = make(error)
-    if relation is not None and isinstance(found, InvalidArgument):
-        name_column(found, error, relation)
-    return found
-
-
-def _without_code(error: psycopg2.Error) -> ServiceError | None:
-    """
-    Return the refusal for an error without a code: it is libpq's or psycopg2's.
-
-    libpq's message of a failed connect names host and user, so it is not passed on.
-    """
-    if isinstance(error, QueryCanceledError):
-        return Canceled()
-    if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
-        return Unavailable("the connection to the database was lost, or cannot be made")
-    closed = error.cursor is not None and error.cursor.connection.closed
-    return Unavailable("the connection to the database was lost") if closed else None
-
-
-def _as_raised(error: psycopg2.Error) -> ServiceError:
-    diag = error.diag
-    return Raised(
-        diag.message_primary or "the database refused",
-        detail=diag.message_detail,
-        hint=diag.message_hint,
-        constraint=diag.constraint_name,
-        column=diag.column_name,
-        sqlstate=error.pgcode,
     )
 
 

@@ -38,221 +38,7 @@ from service.catalog import (
 from service.db import introspect_sql
 from service.db.codec import fields_hash
 from service.db.introspect_pure import IMPURE
-from service.db.introspect_sql import HIDDEN
 from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
-
-TYPE_KINDS: Mapping[str, TypeKind] = {
-    "b": "base",
-    "c": "composite",
-    "d": "domain",
-    "e": "enum",
-    "m": "multirange",
-    "p": "pseudo",
-    "r": "range",
-}
-
-LIMITED = (1042, 1043)
-"""The oids of `character` and `character varying`, whose modifier is a length plus 4."""
-
-
-class TypeRows:
-    """
-    All types of a database, as rows of `introspect_sql.TYPES`.
-
-    Args:
-        rows: With the names of that statement's columns as attributes.
-        impure: The oids of types whose values may leave something behind in a session.
-    """
-
-    def __init__(self, rows: Iterable[Any], impure: frozenset[int]) -> None:
-        self._rows = {row.oid: row for row in rows}
-        self._impure = impure
-
-    def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
-        """
-        Return the types that may be met: PostgreSQL's, of served schemas, and used ones.
-
-        Types that these are made of come with them, and the arrays of them all.
-        """
-        homes = {"pg_catalog", *schemas}
-        found: set[int] = set()
-        pending = [row.oid for row in self._rows.values() if self._at_home(row, homes)]
-        pending.extend(used)
-        while pending:
-            oid = pending.pop()
-            if oid not in found and oid in self._rows:
-                found.add(oid)
-                row = self._rows[oid]
-                pending.extend([row.element, row.base, row.pattern, *row.field_types])
-        found.update(row.oid for row in self._rows.values() if row.element in found)
-        return {oid: self._type(oid) for oid in sorted(found)}
-
-    def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
-        """Return the composite types with hidden fields; see `codec.HiddenFields`."""
-        return {
-            fields_hash(row.field_names): tuple(not hidden for hidden in row.field_hidden)
-            for row in self._rows.values()
-            if any(row.field_hidden)
-        }
-
-    def max_length(self, oid: int, modifier: int) -> int | None:
-        """Return the limit in characters of a type with a modifier; domains may set it, too."""
-        row = self._rows.get(oid)
-        if row is not None and row.kind == "d":
-            return self.max_length(row.base, row.modifier)
-        return modifier - 4 if oid in LIMITED and modifier > 4 else None
-
-    def required(self, oid: int) -> bool:
-        """Return whether a type refuses NULL, as a domain can."""
-        row = self._rows.get(oid)
-        return row is not None and row.kind == "d" and (row.required or self.required(row.base))
-
-    def default(self, oid: int) -> str | None:
-        """Return the default of a domain, which a column has if it sets none."""
-        row = self._rows.get(oid)
-        if row is None or row.kind != "d":
-            return None
-        return row.expression or self.default(row.base)
-
-    @staticmethod
-    def _at_home(row: Any, homes: set[str]) -> bool:
-        return row.schema in homes and not row.element and not row.hidden
-
-    def _type(self, oid: int) -> Type:
-        row = self._rows[oid]
-        return Type(
-            oid=oid,
-            schema=row.schema,
-            name=row.name,
-            sql=row.sql,
-            kind="array" if row.element else TYPE_KINDS[row.kind],
-            category=row.category,
-            element=row.element,
-            base=row.base or 0,
-            labels=tuple(row.labels),
-            fields=tuple(
-                ("" if hidden else name, of)
-                for name, hidden, of in zip(
-                    row.field_names, row.field_hidden, row.field_types, strict=True
-                )
-            ),
-            withheld=frozenset(
-                name
-                for name, allowed in zip(row.field_names, row.field_allowed, strict=True)
-                if not allowed
-            ),
-            delimiter=row.delimiter,
-            comparable=self._comparable(oid, frozenset()),
-            pattern=row.pattern,
-            row=row.row,
-            pure=oid not in self._impure,
-        )
-
-    def _comparable(self, oid: int, above: frozenset[int]) -> bool:
-        row = self._rows.get(oid)
-        if row is None or oid in above:
-            return row is not None
-        above |= {oid}
-        if row.element or row.kind == "d":
-            return self._comparable(row.element or row.base, above)
-        if row.kind == "c":
-            return all(self._comparable(each, above) for each in row.field_types)
-        return row.kind in "erm" or row.ordered
-
-
-def shown(comment: str | None) -> str | None:
-    """Return a comment less the lines that speak to the service."""
-    lines = (comment or "").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
-
-
-FUNCTIONS = f"""
-SELECT n.nspname AS schema, p.proname AS name,
-       coalesce(p.proallargtypes, p.proargtypes::oid[])::int8[] AS types,
-       p.proargmodes::text[] AS modes, p.proargnames AS names, p.pronargs AS inputs,
-       p.pronargdefaults AS defaults, p.prorettype::int8 AS result, p.proretset AS many,
-       p.prorows = 1 AS single, p.provolatile AS volatility, p.prokind = 'p' AS procedure,
-       p.prosecdef AS definer,
-       d.description AS comment
-  FROM pg_proc p
-  JOIN pg_namespace n ON n.oid = p.pronamespace
-  LEFT JOIN pg_description d
-    ON d.objoid = p.oid AND d.classoid = 'pg_proc'::regclass AND d.objsubid = 0
- WHERE n.nspname = ANY(%(schemas)s) AND p.prokind IN ('f', 'p')
-   AND NOT {HIDDEN.format("d")}
-   AND NOT EXISTS (SELECT FROM pg_type t
-                    WHERE t.oid = ANY(p.prorettype || p.proargtypes::oid[]) AND t.typtype = 'p'
-                      AND t.typname !~ '^(any|void$|record$)')
-   AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass
-                      AND e.objid = p.oid AND e.deptype = 'e')
-   AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
- ORDER BY array_position(%(schemas)s, n.nspname::text), p.proname, p.pronargs, p.oid
-"""
-"""
-The served functions and procedures.
-
-Those of extensions are left out, and those that only PostgreSQL itself can call: triggers,
-handlers, and whatever takes or gives `internal` or `cstring`.
-"""
-
-MODES: Mapping[str, Mode] = {"i": "in", "o": "out", "b": "inout", "v": "variadic", "t": "table"}
-VOLATILITIES: Mapping[str, Volatility] = {"i": "immutable", "s": "stable", "v": "volatile"}
-
-
-def types_of(rows: Iterable[Any]) -> set[int]:
-    """Return the oids of all types that functions use."""
-    return {oid for row in rows for oid in (row.result, *row.types)}
-
-
-def functions(
-    rows: Iterable[Any], types: Mapping[int, Type]
-) -> dict[tuple[str, str], tuple[Function, ...]]:
-    """Build functions from rows of `FUNCTIONS`, by schema and name, less those of hidden rows."""
-    found: dict[tuple[str, str], tuple[Function, ...]] = {}
-    for row in rows:
-        if any(_is_hidden(types, oid) for oid in (row.result, *row.types)):
-            continue
-        home = (row.schema, row.name)
-        found[home] = (*found.get(home, ()), _function(row))
-    return found
-
-
-def _is_hidden(types: Mapping[int, Type], oid: int) -> bool:
-    """Return whether a type is made of the row of a relation of which nothing is served."""
-    type = types.get(oid)
-    while type is not None and (type.element or type.base):
-        type = types.get(type.element or type.base)
-    if type is None or type.kind != "composite" or not type.fields:
-        return False
-    return not any(name for name, _ in type.fields)
-
-
-def _function(row: Any) -> Function:
-    return Function(
-        schema=row.schema,
-        name=row.name,
-        arguments=_arguments(row),
-        result=row.result,
-        many=row.many,
-        single=row.single,
-        volatility=VOLATILITIES[row.volatility],
-        procedure=row.procedure,
-        definer=row.definer,
-        comment=shown(row.comment),
-    )
-
-
-def _arguments(row: Any) -> tuple[Argument, ...]:
-    modes = row.modes or ["i"] * len(row.types)
-    names = row.names or [""] * len(row.types)
-    found: list[Argument] = []
-    given = 0
-    for name, oid, mode in zip(names, row.types, modes, strict=True):
-        given += mode in "ibv"
-        default = mode in "ibv" and given > row.inputs - row.defaults
-        found.append(Argument(name, oid, MODES[mode], default))
-    return tuple(found)
-
 
 RELATION_KINDS: Mapping[str, RelationKind] = {
     "r": "table",
@@ -274,6 +60,55 @@ Rows = Sequence[Any]
 Names = Mapping[int, Mapping[int, str]]
 """Relation oid to column number to name, of served columns alone."""
 
+TYPE_KINDS: Mapping[str, TypeKind] = {
+    "b": "base",
+    "c": "composite",
+    "d": "domain",
+    "e": "enum",
+    "m": "multirange",
+    "p": "pseudo",
+    "r": "range",
+}
+
+LIMITED = (1042, 1043)
+"""The oids of `character` and `character varying`, whose modifier is a length plus 4."""
+
+MODES: Mapping[str, Mode] = {"i": "in", "o": "out", "b": "inout", "v": "variadic", "t": "table"}
+VOLATILITIES: Mapping[str, Volatility] = {"i": "immutable", "s": "stable", "v": "volatile"}
+
+
+def read_catalog(dsn: str, schemas: tuple[str, ...], role: str | None = None) -> Catalog:
+    """
+    Read what a database holds.
+
+    Args:
+        dsn: Of the database.
+        schemas: Those that are served.
+        role: Whose rights count, if not those of the one who logs in.
+
+    Raises:
+        ConnectionError: It cannot be reached, or not as that role; in one sentence.
+    """
+    try:
+        connection = psycopg2.connect(dsn)
+    except psycopg2.OperationalError as error:
+        raise ConnectionError(reason(error)) from error
+    try:
+        connection.autocommit = True
+        if role is not None:
+            _become(connection, role)
+        return catalog_txn(connection, schemas, 1)
+    finally:
+        connection.close()
+
+
+def _become(connection: connection, role: str) -> None:
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(SQL("SET ROLE {}").format(Identifier(role)))
+        except psycopg2.Error as error:
+            raise ConnectionError(error.diag.message_primary or f'no role "{role}"') from error
+
 
 def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) -> Catalog:
     """
@@ -290,7 +125,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
         (impure,) = _rows(cursor, IMPURE)
         types = TypeRows(_rows(cursor, introspect_sql.TYPES), frozenset(impure.types))
-        routines = _rows(cursor, FUNCTIONS, schemas=list(schemas))
+        routines = _rows(cursor, introspect_sql.FUNCTIONS, schemas=list(schemas))
         operators = _rows(cursor, introspect_sql.OPERATORS)
         aggregates = _rows(cursor, introspect_sql.AGGREGATES)
         (policies,) = _rows(cursor, introspect_sql.POLICIES)[0]
@@ -502,34 +337,167 @@ def _constraints(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, .
     return {name: columns for name, columns in named if columns is not None}
 
 
-def read_catalog(dsn: str, schemas: tuple[str, ...], role: str | None = None) -> Catalog:
+class TypeRows:
     """
-    Read what a database holds.
+    All types of a database, as rows of `introspect_sql.TYPES`.
 
     Args:
-        dsn: Of the database.
-        schemas: Those that are served.
-        role: Whose rights count, if not those of the one who logs in.
-
-    Raises:
-        ConnectionError: It cannot be reached, or not as that role; in one sentence.
+        rows: With the names of that statement's columns as attributes.
+        impure: The oids of types whose values may leave something behind in a session.
     """
-    try:
-        connection = psycopg2.connect(dsn)
-    except psycopg2.OperationalError as error:
-        raise ConnectionError(reason(error)) from error
-    try:
-        connection.autocommit = True
-        if role is not None:
-            _become(connection, role)
-        return catalog_txn(connection, schemas, 1)
-    finally:
-        connection.close()
+
+    def __init__(self, rows: Iterable[Any], impure: frozenset[int]) -> None:
+        self._rows = {row.oid: row for row in rows}
+        self._impure = impure
+
+    def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
+        """
+        Return the types that may be met: PostgreSQL's, of served schemas, and used ones.
+
+        Types that these are made of come with them, and the arrays of them all.
+        """
+        homes = {"pg_catalog", *schemas}
+        found: set[int] = set()
+        pending = [row.oid for row in self._rows.values() if self._at_home(row, homes)]
+        pending.extend(used)
+        while pending:
+            oid = pending.pop()
+            if oid not in found and oid in self._rows:
+                found.add(oid)
+                row = self._rows[oid]
+                pending.extend([row.element, row.base, row.pattern, *row.field_types])
+        found.update(row.oid for row in self._rows.values() if row.element in found)
+        return {oid: self._type(oid) for oid in sorted(found)}
+
+    def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
+        """Return the composite types with hidden fields; see `codec.HiddenFields`."""
+        return {
+            fields_hash(row.field_names): tuple(not hidden for hidden in row.field_hidden)
+            for row in self._rows.values()
+            if any(row.field_hidden)
+        }
+
+    def max_length(self, oid: int, modifier: int) -> int | None:
+        """Return the limit in characters of a type with a modifier; domains may set it, too."""
+        row = self._rows.get(oid)
+        if row is not None and row.kind == "d":
+            return self.max_length(row.base, row.modifier)
+        return modifier - 4 if oid in LIMITED and modifier > 4 else None
+
+    def required(self, oid: int) -> bool:
+        """Return whether a type refuses NULL, as a domain can."""
+        row = self._rows.get(oid)
+        return row is not None and row.kind == "d" and (row.required or self.required(row.base))
+
+    def default(self, oid: int) -> str | None:
+        """Return the default of a domain, which a column has if it sets none."""
+        row = self._rows.get(oid)
+        if row is None or row.kind != "d":
+            return None
+        return row.expression or self.default(row.base)
+
+    @staticmethod
+    def _at_home(row: Any, homes: set[str]) -> bool:
+        return row.schema in homes and not row.element and not row.hidden
+
+    def _type(self, oid: int) -> Type:
+        row = self._rows[oid]
+        return Type(
+            oid=oid,
+            schema=row.schema,
+            name=row.name,
+            sql=row.sql,
+            kind="array" if row.element else TYPE_KINDS[row.kind],
+            category=row.category,
+            element=row.element,
+            base=row.base or 0,
+            labels=tuple(row.labels),
+            fields=tuple(
+                ("" if hidden else name, of)
+                for name, hidden, of in zip(
+                    row.field_names, row.field_hidden, row.field_types, strict=True
+                )
+            ),
+            withheld=frozenset(
+                name
+                for name, allowed in zip(row.field_names, row.field_allowed, strict=True)
+                if not allowed
+            ),
+            delimiter=row.delimiter,
+            comparable=self._comparable(oid, frozenset()),
+            pattern=row.pattern,
+            row=row.row,
+            pure=oid not in self._impure,
+        )
+
+    def _comparable(self, oid: int, above: frozenset[int]) -> bool:
+        row = self._rows.get(oid)
+        if row is None or oid in above:
+            return row is not None
+        above |= {oid}
+        if row.element or row.kind == "d":
+            return self._comparable(row.element or row.base, above)
+        if row.kind == "c":
+            return all(self._comparable(each, above) for each in row.field_types)
+        return row.kind in "erm" or row.ordered
 
 
-def _become(connection: connection, role: str) -> None:
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(SQL("SET ROLE {}").format(Identifier(role)))
-        except psycopg2.Error as error:
-            raise ConnectionError(error.diag.message_primary or f'no role "{role}"') from error
+def shown(comment: str | None) -> str | None:
+    """Return a comment less the lines that speak to the service."""
+    lines = (comment or "").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
+
+
+def types_of(rows: Iterable[Any]) -> set[int]:
+    """Return the oids of all types that functions use."""
+    return {oid for row in rows for oid in (row.result, *row.types)}
+
+
+def functions(
+    rows: Iterable[Any], types: Mapping[int, Type]
+) -> dict[tuple[str, str], tuple[Function, ...]]:
+    """Build functions from rows of `introspect_sql.FUNCTIONS`, by schema and name, less those of hidden rows."""
+    found: dict[tuple[str, str], tuple[Function, ...]] = {}
+    for row in rows:
+        if any(_is_hidden(types, oid) for oid in (row.result, *row.types)):
+            continue
+        home = (row.schema, row.name)
+        found[home] = (*found.get(home, ()), _function(row))
+    return found
+
+
+def _is_hidden(types: Mapping[int, Type], oid: int) -> bool:
+    """Return whether a type is made of the row of a relation of which nothing is served."""
+    type = types.get(oid)
+    while type is not None and (type.element or type.base):
+        type = types.get(type.element or type.base)
+    if type is None or type.kind != "composite" or not type.fields:
+        return False
+    return not any(name for name, _ in type.fields)
+
+
+def _function(row: Any) -> Function:
+    return Function(
+        schema=row.schema,
+        name=row.name,
+        arguments=_arguments(row),
+        result=row.result,
+        many=row.many,
+        single=row.single,
+        volatility=VOLATILITIES[row.volatility],
+        procedure=row.procedure,
+        definer=row.definer,
+        comment=shown(row.comment),
+    )
+
+
+def _arguments(row: Any) -> tuple[Argument, ...]:
+    modes = row.modes or ["i"] * len(row.types)
+    names = row.names or [""] * len(row.types)
+    found: list[Argument] = []
+    given = 0
+    for name, oid, mode in zip(names, row.types, modes, strict=True):
+        given += mode in "ibv"
+        default = mode in "ibv" and given > row.inputs - row.defaults
+        found.append(Argument(name, oid, MODES[mode], default))
+    return tuple(found)

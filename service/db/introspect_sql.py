@@ -288,6 +288,35 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
 """
 """All types but the rows of PostgreSQL's own tables, with what is hidden of others."""
 
+FUNCTIONS = f"""
+SELECT n.nspname AS schema, p.proname AS name,
+       coalesce(p.proallargtypes, p.proargtypes::oid[])::int8[] AS types,
+       p.proargmodes::text[] AS modes, p.proargnames AS names, p.pronargs AS inputs,
+       p.pronargdefaults AS defaults, p.prorettype::int8 AS result, p.proretset AS many,
+       p.prorows = 1 AS single, p.provolatile AS volatility, p.prokind = 'p' AS procedure,
+       p.prosecdef AS definer,
+       d.description AS comment
+  FROM pg_proc p
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+  LEFT JOIN pg_description d
+    ON d.objoid = p.oid AND d.classoid = 'pg_proc'::regclass AND d.objsubid = 0
+ WHERE n.nspname = ANY(%(schemas)s) AND p.prokind IN ('f', 'p')
+   AND NOT {HIDDEN.format("d")}
+   AND NOT EXISTS (SELECT FROM pg_type t
+                    WHERE t.oid = ANY(p.prorettype || p.proargtypes::oid[]) AND t.typtype = 'p'
+                      AND t.typname !~ '^(any|void$|record$)')
+   AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass
+                      AND e.objid = p.oid AND e.deptype = 'e')
+   AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
+ ORDER BY array_position(%(schemas)s, n.nspname::text), p.proname, p.pronargs, p.oid
+"""
+"""
+The served functions and procedures.
+
+Those of extensions are left out, and those that only PostgreSQL itself can call: triggers,
+handlers, and whatever takes or gives `internal` or `cstring`.
+"""
+
 _OURS = """
    AND n.nspname <> 'pg_catalog'
    AND (o.owner = t.typowner OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.owner AND r.rolsuper))
