@@ -205,45 +205,45 @@ class PgConnection(extensions.connection):
             that stand alone, what each of them takes along.
         stopped: When a canceler has asked the job that has the connection to end; 0 before.
         waiting: Since when its thread waits for the server, if it does.
-        patience: Seconds that the server may let it wait, the limit of a statement; 0 if there is
+        time_limit: Seconds that the server may let it wait, the limit of a statement; 0 if there is
             none.
-        credit: Seconds that it gets beyond `patience` until the next transaction.
+        extra_time: Seconds that it gets beyond `time_limit` until the next transaction.
         grace: Seconds that it gets beyond that, and then again, to heed a cancel.
         idle_limit: Seconds that a transaction may lie idle; 0 if there is no limit.
         idle: The same, of the transaction that is open.
         given_up: Whether its socket was shut down, since the server was silent for too long.
         address: The DSN that it was opened with.
-        looked: When it was last asked whether that DSN is still the one.
+        checked_at: When it was last asked whether that DSN is still the one.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
-        place: Statements that set again what `RESET ALL` resets.
+        own_settings: Statements that set again what `RESET ALL` resets.
         touched: Whether something may have run that left things behind in the session.
         counted: Whether a row may have been created, whose number `lastval` would give.
-        retires: Whether there is code that leaves behind what no statement takes away.
+        single_use: Whether there is code that leaves behind what no statement takes away.
     """
 
     opening: str | None = None
     stopped = 0.0
     waiting: float | None = None
-    patience = 5.0
-    credit = 0.0
+    time_limit = 5.0
+    extra_time = 0.0
     grace = 3.0
     idle_limit = idle = 0.0
     given_up = False
     settings = ""
-    place = ""
+    own_settings = ""
     touched = False
     counted = False
-    retires = False
+    single_use = False
     epoch = 0
-    born = 0.0
+    opened_at = 0.0
     address = ""
-    looked = 0.0
+    checked_at = 0.0
 
     def __init__(self, dsn: str, **options: Any) -> None:
         self.lock = threading.Lock()
         self._socket = -1
-        self._met: float | None = None
+        self._connected_at: float | None = None
         GUARD.add(self)
         try:
             super().__init__(dsn, **options)
@@ -295,9 +295,9 @@ class PgConnection(extensions.connection):
     def late(self, now: float) -> bool:
         """Return whether the server should have answered by now."""
         since = self.waiting
-        if since is None or not self.patience:
+        if since is None or not self.time_limit:
             return False
-        return now > since + self.patience + self.credit + self.grace
+        return now > since + self.time_limit + self.extra_time + self.grace
 
     def overdue(self, now: float) -> bool:
         """Return whether the server will not be waited for any more."""
@@ -328,15 +328,15 @@ class PgConnection(extensions.connection):
             connected = self.fileno() >= 0
         except psycopg2.Error:
             return False
-        if connected and self._met is None:
-            self._met = now
-        return connected and now > (self._met or now) + 2 * self.grace
+        if connected and self._connected_at is None:
+            self._connected_at = now
+        return connected and now > (self._connected_at or now) + 2 * self.grace
 
     def prepare(self, settings: str = "") -> None:
         """Prepare a new session for the pool."""
         self.autocommit = True
         self.settings = settings
-        self.born = self.looked = time.monotonic()
+        self.opened_at = self.checked_at = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -361,7 +361,7 @@ class PgConnection(extensions.connection):
 
     def usable(self, max_age: float) -> bool:
         """Return whether the session may be used, without asking the server."""
-        return time.monotonic() - self.born <= max_age and self.alive()
+        return time.monotonic() - self.opened_at <= max_age and self.alive()
 
     def touch(self) -> None:
         """
@@ -380,7 +380,7 @@ class PgConnection(extensions.connection):
     @property
     def cleaning(self) -> str:
         """The statements after which nothing is left of what ran in the session."""
-        return CLEANING.format(seed=_RANDOM.random()) + self.place
+        return CLEANING.format(seed=_RANDOM.random()) + self.own_settings
 
     def clean(self) -> None:
         """
@@ -396,7 +396,7 @@ class PgConnection(extensions.connection):
             self.counted = False
         if words:
             self.command(words)
-        if self.touched and self.retires:
+        if self.touched and self.single_use:
             self.close()
         self.touched = False
 
@@ -406,7 +406,7 @@ class PgConnection(extensions.connection):
         self.touched = True
         self.clean()
         if not self.closed:
-            self.retires = self.ask(KEEPS_STATE)[0]
+            self.single_use = self.ask(KEEPS_STATE)[0]
 
     def ask(self, words: str) -> tuple[Any, ...]:
         """Run a query of our own and return its one row."""
@@ -450,7 +450,7 @@ class PgConnection(extensions.connection):
 
         A pooler may have given the session to others since, whose defaults would be BEGIN's.
         """
-        self.credit = 0.0
+        self.extra_time = 0.0
         self.idle = self.idle_limit
         if self.pooled:
             words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
@@ -460,7 +460,7 @@ class PgConnection(extensions.connection):
 
     def assume(self, identity: str) -> None:
         """Note that each statement from now on stands alone, and under which identity."""
-        self.credit = 0.0
+        self.extra_time = 0.0
         self.opening = identity or None
 
     def note_begun(self) -> None:

@@ -381,7 +381,7 @@ class Feed:
         with self._connection.paused():
             self._fill(size)
         if not self._buffer:  # all constraints are checked, or all rows moved, in one step
-            self._connection.credit = LAST * (time.monotonic() - self._began)
+            self._connection.extra_time = LAST * (time.monotonic() - self._began)
         block = bytes(self._buffer[:size])
         del self._buffer[:size]
         return block

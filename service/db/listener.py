@@ -173,7 +173,7 @@ class Listener(Service):
         except BaseException:
             connection.close()
             raise
-        connection.patience = PULSE_TIMEOUT
+        connection.time_limit = PULSE_TIMEOUT
         return connection
 
     def _up(self, connection: PgConnection) -> None:

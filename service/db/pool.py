@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
 from service.db.scheduler import Scheduler
-from service.db.session import ITSELF, Dsn, Sessions, SessionSettings
+from service.db.session import OWN_IDENTITY, Dsn, Sessions, SessionSettings
 from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 from service.db.worker import Job, PoolLimits, PoolStats
@@ -99,7 +99,7 @@ class PgPool(adbapi.ConnectionPool):
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
         call = partial(func, **kw) if kw else func
-        return self.scheduler.submit(Job(single_txn, (ITSELF, call, *args), commits=True))
+        return self.scheduler.submit(Job(single_txn, (OWN_IDENTITY, call, *args), commits=True))
 
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
@@ -118,5 +118,5 @@ class PgPool(adbapi.ConnectionPool):
         return self._statement(sql, params, False).addCallback(lambda _: None)
 
     def _statement(self, *args: Any) -> Deferred[Any]:
-        job = Job(single_txn, (ITSELF, statement_txn, *args), commits=True)
+        job = Job(single_txn, (OWN_IDENTITY, statement_txn, *args), commits=True)
         return self.scheduler.submit(job)

@@ -80,7 +80,7 @@ class Identity:
     session: str = ""
 
 
-ITSELF = Identity()
+OWN_IDENTITY = Identity()
 """The service itself."""
 
 
@@ -245,19 +245,19 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     try:
         connection.grace = settings.grace
         connection.autocommit = True
-        backend, connection.retires, path, limit, *found = connection.ask(SESSION_QUERY)
+        backend, connection.single_use, path, limit, *found = connection.ask(SESSION_QUERY)
         # a pooler makes up the process id that libpq has
         pooled = backend != connection.info.backend_pid
         capped = "" if pooled else settings.cap_words(limit)
-        connection.patience = settings.statement_timeout if pooled or capped else limit
+        connection.time_limit = settings.statement_timeout if pooled or capped else limit
         connection.idle_limit = settings.idle_in_transaction_session_timeout
         words = settings.path_words(path, pooled)
         if pooled:
             connection.prepare(settings.words() + words)
         else:
-            connection.place = _corrections(found) + capped + words
-            if connection.place:
-                connection.command(connection.place)
+            connection.own_settings = _corrections(found) + capped + words
+            if connection.own_settings:
+                connection.command(connection.own_settings)
             connection.prepare()
     except BaseException:
         connection.close()

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
 from service.db.scheduler import Scheduler
-from service.db.session import ITSELF, Identity
+from service.db.session import OWN_IDENTITY, Identity
 from service.db.worker import Job
 from service.errors import OutcomeUnknown, Unavailable
 
@@ -191,7 +191,7 @@ def commit_txn(connection: PgConnection) -> None:
         raise
     if answer != "COMMIT":
         raise TransactionAborted(f"COMMIT was answered by {answer}")
-    connection.touched = connection.touched and connection.retires
+    connection.touched = connection.touched and connection.single_use
 
 
 def rollback_txn(connection: PgConnection) -> None:
@@ -238,7 +238,7 @@ class Actor:
         committed: Whether something that may have been a change was.
     """
 
-    def __init__(self, identity: Identity = ITSELF) -> None:
+    def __init__(self, identity: Identity = OWN_IDENTITY) -> None:
         self.identity = identity
         self.writes = 0
         self.committed = False

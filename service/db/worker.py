@@ -311,16 +311,16 @@ class Worker:
     def _current(self, connection: PgConnection) -> PgConnection:
         """Replace a session if its credentials have changed, and the new ones are good."""
         now = time.monotonic()
-        if now - connection.looked < self.pool.limits.recheck:
+        if now - connection.checked_at < self.pool.limits.recheck:
             return connection
-        connection.looked = now
+        connection.checked_at = now
         if not self.pool.moved(connection):
             return connection
         try:
             fresh = self.pool.open()
         except CONNECT_ERRORS as error:
             self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
-            connection.looked = time.monotonic() + MOVE_RETRY
+            connection.checked_at = time.monotonic() + MOVE_RETRY
             return connection
         self._discard()
         self.connection = fresh

@@ -176,7 +176,7 @@ async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
     before = await pids()
 
     def broken_txn(connection: PgConnection) -> None:
-        connection.place = "SELEKT;"
+        connection.own_settings = "SELEKT;"
 
     with db.database.identity(Identity("", "SELECT set_config('role', 'fn_clerk', false);")):
         await db.database.run(broken_txn, ending=True)

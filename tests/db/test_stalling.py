@@ -455,7 +455,7 @@ async def test_limit_of_a_statement_is_ours(where: str, given: str, limit: str, 
                 assert shown == [(limit,)]
                 error = await failure_of(database.statement("SELECT pg_sleep(5)", retry=True))
                 assert isinstance(refusal(error), StatementTimeout)
-                patience = await database.run(lambda connection: connection.patience, retry=True)
+                patience = await database.run(lambda connection: connection.time_limit, retry=True)
                 assert patience == float(limit.removesuffix("ms")) / 1000
     finally:
         execute(dsn, "ALTER ROLE CURRENT_USER RESET statement_timeout")
