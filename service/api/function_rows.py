@@ -19,8 +19,8 @@ from service.db.statements import (
     counted_txn,
     fitting_txn,
     groups_txn,
-    kept_txn,
     page_txn,
+    read_only_txn,
     value_txn,
 )
 from service.plan.estimate import refuse_guarded
@@ -120,7 +120,7 @@ class Called(Verbs):
 
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:
         reads = call.request.call.function.reads
-        around = (kept_txn,) if reads else (fitting_txn, self.max_bytes)
+        around = (read_only_txn,) if reads else (fitting_txn, self.max_bytes)
         return await self.database.again(
             lambda: self.database.atomic(
                 *around, function, *args, read_only=reads, retry=reads, timeout=call.timeout

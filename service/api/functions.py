@@ -16,7 +16,7 @@ from service.api.stream import Exporting, Streaming, of_function
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Function
 from service.db.database import Database
-from service.db.statements import Shape, call_txn, fitting_txn, kept_txn, write_txn
+from service.db.statements import Shape, call_txn, fitting_txn, read_only_txn, write_txn
 from service.errors import NoSuchProcedure, TooLarge, clip, committed_despite, nearest
 from service.plan.functions import Answer, answer_of, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
@@ -105,7 +105,7 @@ class Calling(Verbs):
         if request.function.procedure:
             return await self._procedure(served, statement, call, shape)
         reads = request.function.reads
-        around = (kept_txn,) if reads else (fitting_txn, self.max_bytes)
+        around = (read_only_txn,) if reads else (fitting_txn, self.max_bytes)
         rows: list[Any] = await self.database.again(
             lambda: self.database.atomic(
                 *around,

@@ -25,7 +25,7 @@ from service.api.write import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
-from service.db.statements import apart_txn
+from service.db.statements import compute_txn
 from service.errors import Canceled, InvalidArgument, InvalidRow, NotAuthorized, Unavailable
 from service.plan.write import plan_import, writable
 from service.request.arguments import Caller
@@ -79,7 +79,7 @@ class Judged:
         for at, row in enumerate(rows):
             self._line += 1
             found.append(await self._one((row, {}), f"rows.{at}", self._line))
-            await self._database.breathe(at)
+            await self._database.yield_to_reactor(at)
         return found
 
     async def of_csv(self, text: str, last: bool = False) -> Rows:
@@ -93,13 +93,13 @@ class Judged:
         text, self._rest = self._rest + text, ""
         take = partial(_taken, self._served, self._relation, text, last, self._names, self._line)
         taken = (
-            take() if len(text) < SMALL else await self._database.run(apart_txn, take, retry=True)
+            take() if len(text) < SMALL else await self._database.run(compute_txn, take, retry=True)
         )
         self._names, rows, self._rest, self._line = taken
         found = []
         for at, (line, fields) in enumerate(rows):
             found.append(await self._one(fields, "csv", line))
-            await self._database.breathe(at)
+            await self._database.yield_to_reactor(at)
         return found
 
     async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
@@ -314,7 +314,7 @@ class Upload:
         if len(given) <= MANY:
             return _named(given)
         found: list[tuple[str, str]] = await self._database.run(
-            apart_txn, _named, given, retry=True
+            compute_txn, _named, given, retry=True
         )
         return found
 

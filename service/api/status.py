@@ -13,7 +13,7 @@ from service.api.dispatcher import Hub, Procedure
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.statements import apart_txn
+from service.db.statements import compute_txn
 from service.describe.document import describe, weight
 from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments, Caller
@@ -89,7 +89,7 @@ class Own:
         found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
             making = self._database.run(
-                apart_txn, self._document, catalog, part, retry=True, timeout=timeout
+                compute_txn, self._document, catalog, part, retry=True, timeout=timeout
             )
             found = await making
         if part == WHOLE:

@@ -25,7 +25,7 @@ from service.db.codec import Codec
 from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.database import Database
-from service.db.statements import Shape, answered_columns, kept_txn
+from service.db.statements import Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
 from service.plan.read import plan_find
 from service.plan.types import ReadPlan
@@ -147,7 +147,7 @@ def of_function(
     rows, function = call.request.of, call.request.call.function
     check_format(format, rows.embeds)
     statement = served.statement(as_csv if format == "csv" else find, function, call.request)
-    around = (kept_txn,) if function.reads else ()
+    around = (read_only_txn,) if function.reads else ()
     return Flow(
         served.codec, statement, call.values, rows.form, call.timeout, function.reads, around
     )

@@ -20,12 +20,12 @@ from service.api.snapshot import Served
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.statements import (
-    Missed,
+    NoRowWritten,
     Page,
     Shape,
     Written,
     answered_columns,
-    apart_txn,
+    compute_txn,
     page_txn,
     write_txn,
 )
@@ -91,7 +91,7 @@ class Writing(Verbs):
             one: Whether it is for one row, which has to be written.
 
         Raises:
-            Missed: The one row was not written; nothing is kept.
+            NoRowWritten: The one row was not written; nothing is kept.
             OutcomeUnknown: The connection was lost while it was being committed.
             TooManyRows: More than `max_affected`; nothing is kept.
             TooLarge: What it reads back weighs too much; nothing is kept.
@@ -352,7 +352,7 @@ class Creating(Writing):
             columns = answered_columns(_create(served.catalog, relation, bare))
             return answered(Written([], 0, columns), request.returning, many=True)
         if served.judge(relation).ruled:
-            call = await admit_create(served, relation, call, self.database.breathe)
+            call = await admit_create(served, relation, call, self.database.yield_to_reactor)
         make: Callable[[], Statement]
         if request.many:  # spelled in the pool thread, and seldom the same again
             make = partial(_create, served.catalog, relation, call.request)
@@ -362,7 +362,7 @@ class Creating(Writing):
         one = not request.many and request.conflict is None
         try:
             written = await self.write(served, relation, make, call, request.max_affected, one)
-        except Missed:
+        except NoRowWritten:
             raise NotChanged(relation.name) from None
         return answered(written, request.returning, request.many)
 
@@ -378,7 +378,7 @@ class Creating(Writing):
         values = args[0] if args else kwargs.get("values")
         if isinstance(values, list | tuple) and len(values) > MANY:
             prepared: Parsed[CreateRequest] = await self.database.run(
-                apart_txn,
+                compute_txn,
                 _prepare,
                 served,
                 relation,
@@ -487,7 +487,7 @@ class Changing(Writing):
         one = request.target.key is not None
         try:
             written = await self.write(served, relation, lambda: statement, call, most, one)
-        except Missed:
+        except NoRowWritten:
             raise await self._missing(served, relation, call) from None
         except TooManyRows:
             if known is None:
@@ -505,7 +505,9 @@ class Changing(Writing):
         request = call.request
         async with self.database.transaction():
             current = await self._locked(served, relation, call)
-            calls = await admit_update(served, relation, call, current, self.database.breathe)
+            calls = await admit_update(
+                served, relation, call, current, self.database.yield_to_reactor
+            )
             if len(calls) == 1:
                 return await self._targeted(served, relation, calls[0], _update, len(current))
             written = [await self._update_one(served, relation, each) for each in calls]

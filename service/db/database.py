@@ -39,7 +39,7 @@ from service.errors import StatementTimeout
 
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
-BREATH = 50
+STEPS = 50
 """Steps of some 20 µs between two turns of the reactor: a millisecond."""
 
 
@@ -81,9 +81,9 @@ class Database:
         finally:
             self._actor.reset(token)
 
-    async def breathe(self, at: int) -> None:
-        """Yield to the reactor after every `BREATH` steps of a long loop in its thread."""
-        if at % BREATH == BREATH - 1:
+    async def yield_to_reactor(self, at: int) -> None:
+        """Yield to the reactor after every `STEPS` steps of a long loop in its thread."""
+        if at % STEPS == STEPS - 1:
             await deferLater(self.reactor, 0)
 
     async def within(self, seconds: float | None, work: Awaitable[Any]) -> Any:

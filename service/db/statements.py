@@ -116,7 +116,7 @@ def value_txn(
     return execute(connection, codec, statement, values).fetchone()[0]
 
 
-def apart_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def compute_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """Run in a pool thread what needs no database but would hold up the reactor."""
     return function(*args)
 
@@ -272,7 +272,7 @@ SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 """Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
 
 
-class Missed(Exception):
+class NoRowWritten(Exception):
     """A write of one row has written none; its transaction must not commit."""
 
 
@@ -316,7 +316,7 @@ def write_txn(
         last: Whether the transaction ends with it.
 
     Raises:
-        Missed: The one row was not written; the caller's transaction must not commit.
+        NoRowWritten: The one row was not written; the caller's transaction must not commit.
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
         TooLarge: What is read back weighs too much; likewise.
     """
@@ -327,13 +327,13 @@ def write_txn(
         cursor = execute(connection, codec, statement, values)
     except psycopg2.Error as error:
         if statement.certain and error.pgcode == "22P02" and MISSED in str(error):
-            raise Missed from error
+            raise NoRowWritten from error
         raise
     affected: int = cursor.rowcount
     if one and not affected:
-        raise Missed
+        raise NoRowWritten
     if max_affected is not None and affected > max_affected:
-        raise over(affected, max_affected)
+        raise too_many_rows(affected, max_affected)
     if shape is None:
         return Written([], affected, ())
     # rows of which nothing is wanted are rows all the same
@@ -360,7 +360,7 @@ def fitting_txn(
     return result
 
 
-def over(rows: int, most: int) -> TooManyRows:
+def too_many_rows(rows: int, most: int) -> TooManyRows:
     """Return the error of a write of more rows than it may."""
     return TooManyRows(
         f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
@@ -376,7 +376,7 @@ READ_ONLY = "25006"
 """What PostgreSQL says of a write in a transaction that may only read."""
 
 
-def kept_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def read_only_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
     Run what calls a function that promises only to read.
 
@@ -425,7 +425,7 @@ def call_txn(
     """
     page = page_txn(connection, codec, statement, values, limit, shape)
     if max_affected is not None and len(page.rows) > max_affected:
-        raise over(len(page.rows) + page.more, max_affected)
+        raise too_many_rows(len(page.rows) + page.more, max_affected)
     if page.more:
         raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
     if statement.untyped:

@@ -475,5 +475,5 @@ async def _preloaded(objects: Sequence[Any], name: str) -> list[Any]:
     found = []
     for at, each in enumerate(objects):
         found.append(await getattr(each, name).get())
-        await each.database().breathe(at)
+        await each.database().yield_to_reactor(at)
     return found
