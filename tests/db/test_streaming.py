@@ -68,11 +68,12 @@ class Taker:
 
 
 def transactions(dsn: str) -> list[tuple[object, ...]]:
-    """Give what is open or runs in this database, less the asking."""
+    """Return what clients have open or run in this database, less the asking; autovacuum is none."""
     return execute(
         dsn,
         "SELECT state, query FROM pg_stat_activity WHERE datname = current_database()"
-        " AND pid <> pg_backend_pid() AND (xact_start IS NOT NULL OR state = 'active')",
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " AND (xact_start IS NOT NULL OR state = 'active')",
     )
 
 
