@@ -408,5 +408,5 @@ def service_line(settings: Settings, serving: Serving) -> str:
     many = sum(len(verbs_of(each, verbs)) for each in catalog.relations.values())
     relations, s = len(catalog.relations), "" if len(catalog.relations) == 1 else "s"
     served = f"{relations} relation{s} with {many} procedures as {settings.prefix}.*"
-    bare = f"; nothing of {', '.join(catalog.bare)}" if catalog.bare else ""
+    bare = f"; nothing of {', '.join(catalog.empty_schemas)}" if catalog.empty_schemas else ""
     return f"joined {settings.realm}; {served}{bare}"

@@ -137,7 +137,7 @@ class Column:
     updatable: bool = True
 
     @property
-    def made(self) -> bool:
+    def generated_always(self) -> bool:
         """Whether the value is the database's to make, so that it can be the default alone."""
         return bool(self.generated) or self.identity == "a"
 
@@ -246,10 +246,10 @@ class Relation:
         after: The kinds of writes after which the rows may be others than they were written, by
             triggers, or by those of a view's table.
         cascading: Columns whose changes foreign keys carry on to other rows.
-        stirs: Whether a write can do more than write rows, even when it writes none: triggers,
+        side_effects: Whether a write can do more than write rows, even when it writes none: triggers,
             rules, volatile functions in policies, whatever a view or foreign table does.
         direct: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
-        ruled: Whether it has rules for writes.
+        has_rules: Whether it has rules for writes.
         takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
         selectable, insertable, updatable, deletable: What our role may do.
         readable: Whether that is to read whole rows, with the columns that are not served.
@@ -274,9 +274,9 @@ class Relation:
     filled: bool = False
     after: frozenset[WriteKind] = frozenset()
     cascading: frozenset[str] = frozenset()
-    stirs: bool = False
+    side_effects: bool = False
     direct: bool = True
-    ruled: bool = False
+    has_rules: bool = False
     takes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
     selectable: bool = True
     insertable: bool = True
@@ -397,7 +397,7 @@ class Catalog:
         relations: By schema and name.
         types: By oid.
         functions: By schema and name; several if they differ in their arguments.
-        seals: Composite types with hidden fields, by what stands for the names of all their
+        hidden_fields: Composite types with hidden fields, by what stands for the names of all their
             fields: whether each field is shown.
         operators: Those that types of extensions and of one's own bring, by name and both types'
             oids: their schema. Whoever can put another one there could do worse.
@@ -410,7 +410,7 @@ class Catalog:
     relations: Mapping[tuple[str, str], Relation]
     types: Mapping[int, Type]
     functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
-    seals: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
+    hidden_fields: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
     operators: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
     aggregates: Mapping[tuple[str, int], str] = field(default_factory=dict)
     policies: bool = False
@@ -471,7 +471,7 @@ class Catalog:
         return found
 
     @property
-    def bare(self) -> tuple[str, ...]:
+    def empty_schemas(self) -> tuple[str, ...]:
         """The schemas of which nothing is served: empty, forbidden or misspelled."""
         filled = {home for home, _ in (*self.relations, *self.functions)}
         return tuple(schema for schema in self.schemas if schema not in filled)

@@ -103,7 +103,9 @@ class Writing(Verbs):
             and served.most(relation, returning.select) <= self.max_bytes
         )
         # what fails by itself keeps nothing, but it takes an open transaction with it
-        sure = not (one and relation.stirs) or (self.database.level is None and make().certain)
+        sure = not (one and relation.side_effects) or (
+            self.database.level is None and make().certain
+        )
         alone = small and max_affected is None and sure
         run = self.database.run if alone else self.database.atomic
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
@@ -408,7 +410,8 @@ def _prepare(
 def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
     plan = plan_create(catalog, relation, request)
     return modify(
-        plan, as_json(catalog, request.returning.form, plan.back.outputs, plan.back.embeds)
+        plan,
+        as_json(catalog, request.returning.form, plan.returning.outputs, plan.returning.embeds),
     )
 
 
@@ -636,5 +639,5 @@ def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Sta
 def _spelled(
     catalog: Catalog, plan: UpdatePlan | DeletePlan, request: UpdateRequest | DeleteRequest
 ) -> Statement:
-    form, back = request.returning.form, plan.back
+    form, back = request.returning.form, plan.returning
     return modify(plan, as_json(catalog, form, back.outputs, back.embeds))

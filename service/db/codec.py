@@ -40,7 +40,7 @@ class HiddenFields:
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        self._shown = catalog.seals
+        self._shown = catalog.hidden_fields
 
     def bare(self, value: Any) -> Any:
         """Return a value of JSON without the hidden fields of the rows in it."""

@@ -79,7 +79,7 @@ class Reader:
             TooLarge: A single row weighs more than may be sent.
         """
         if not self._open:
-            execute(connection, self._codec, self._statement.led(DECLARE), self._values)
+            execute(connection, self._codec, self._statement.prefixed(DECLARE), self._values)
             connection.idle = 0.0
             self._open = True
         rows, self._spare = self._spare, []

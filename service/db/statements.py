@@ -322,7 +322,7 @@ def write_txn(
     """
     statement = make()
     if last and statement.head:
-        statement = statement.led(SETTLE)
+        statement = statement.prefixed(SETTLE)
     try:
         cursor = execute(connection, codec, statement, values)
     except psycopg2.Error as error:
@@ -459,7 +459,7 @@ def counted_txn(
     Raises:
         TooLarge: The rows weigh more than an answer may.
     """
-    cursor = execute(connection, codec, statement.led(DECLARE), values)
+    cursor = execute(connection, codec, statement.prefixed(DECLARE), values)
     before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
     rows: list[Any] = []
     if before == offset and limit:  # to fetch no row is to fetch the last one again

@@ -138,7 +138,7 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
         "comment": column.comment,
         "json_schema": schema,
         "readable": column.selectable,
-        "writable": (column.insertable or column.updatable) and not column.made,
+        "writable": (column.insertable or column.updatable) and not column.generated_always,
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)

@@ -116,7 +116,7 @@ class Rows:
         return record({each.name: self._written(each, nullable) for each in columns})
 
     def _written(self, column: Column, nullable: bool) -> Schema:
-        if column.made:
+        if column.generated_always:
             return reference("default")
         type = self._defs.catalog.type(column.type)
         schema = new(self._defs, type, column.nullable or nullable)

@@ -175,7 +175,7 @@ class Compare:
         quantifier: "any" or "all" where the parameter is an array of candidates.
         candidate: What each of them is cast to, where they come as texts.
         nulls: Whether nulls are left out of them.
-        alike: Whether nulls are equal, too.
+        not_distinct: Whether nulls are equal, too.
     """
 
     left: Expression
@@ -184,7 +184,7 @@ class Compare:
     quantifier: Literal["", "any", "all"] = ""
     candidate: Type | None = None
     nulls: bool = False
-    alike: bool = False
+    not_distinct: bool = False
 
 
 @dataclass(frozen=True, slots=True)

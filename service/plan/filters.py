@@ -24,7 +24,7 @@ from service.plan.conditions import (
 from service.plan.scope import Scope
 from service.request.filters import KEYS, PATTERNS, unknown_operator
 from service.request.synonyms import container_hint
-from service.request.types import Comparison, Embed, Filter, Junction, Operand, Reference, Related
+from service.request.types import Comparison, Connective, Embed, Filter, Operand, Reference, Related
 
 SQL_OPERATORS = {
     "eq": "=",
@@ -66,7 +66,7 @@ def plan_filter(scope: Scope, where: Filter) -> Condition | None:
     Raises:
         InvalidArgument: A column is unknown, or an operator does not go with its type.
     """
-    if isinstance(where, Junction) and not where.any and not where.terms:
+    if isinstance(where, Connective) and not where.any and not where.terms:
         return None
     return _condition(scope, where)
 
@@ -101,7 +101,7 @@ def _exists(scope: Scope, embed: Embed) -> Exists:
 
 
 def _condition(scope: Scope, where: Filter) -> Condition:
-    if isinstance(where, Junction):
+    if isinstance(where, Connective):
         return Every(where.any, tuple(_condition(scope, term) for term in where.terms))
     if isinstance(where, Comparison):
         return _comparison(scope, where)
@@ -149,7 +149,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         return _has(scope, left, where, where.operand)
     left = as_jsonb(scope, left)
     test = _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
-    return Not(replace(test, alike=True)) if where.operator == "isdistinct" else test
+    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
 def compare(

@@ -122,7 +122,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
     """
     function = request.function
     given = [oid for _, oid in function.outputs] or [function.result]
-    if catalog.seals and (RECORDS in given or (function.outputs and RECORD in given)):
+    if catalog.hidden_fields and (RECORDS in given or (function.outputs and RECORD in given)):
         raise DatabaseRefused(
             f'"{function.name}" gives a record of no known type, which may have hidden fields',
             hint="a row type, or an OUT argument for each value, says what it is",
@@ -219,7 +219,7 @@ def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], ba
         InvalidArgument: Some of it may be hidden, or it comes from a CALL.
     """
     hidden = any(has_hidden_field(catalog, type.oid) for type in types)
-    if function.procedure or hidden or (bare and catalog.seals and function.result == RECORD):
+    if function.procedure or hidden or (bare and catalog.hidden_fields and function.result == RECORD):
         raise InvalidArgument(
             f'what "{function.name}" answers does not come as JSON text',
             path="form",

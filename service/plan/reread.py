@@ -14,22 +14,22 @@ from dataclasses import replace
 from service.catalog import Column, Relation, WriteKind
 from service.plan.conditions import Expression, Link
 from service.plan.scope import Scope
-from service.plan.types import Back, Carried, Output, Reread, SortKey
+from service.plan.types import Carried, Output, PlannedReturning, Reread, SortKey
 
 
 def reread(
     scope: Scope,
-    back: Back,
+    returning: PlannedReturning,
     kinds: Iterable[WriteKind],
     written: Iterable[Column] = (),
     one: bool = False,
-) -> Back:
+) -> PlannedReturning:
     """
     Plan to read written rows once more, if what comes back of them may have changed meanwhile.
 
     Args:
         scope: Of the relation.
-        back: What comes back.
+        returning: What comes back.
         kinds: What may happen to them.
         written: The columns that are given new values.
         one: Whether it is for one row, without which nothing at all may be kept.
@@ -38,20 +38,20 @@ def reread(
         An equal one, if RETURNING is enough.
     """
     relation = scope.relation
-    certain = one and relation.stirs and not relation.ruled  # which no WITH takes
-    back = replace(back, certain=certain)
-    if not (back.outputs or back.embeds or back.inner):
-        return back
+    certain = one and relation.side_effects and not relation.has_rules  # which no WITH takes
+    returning = replace(returning, certain=certain)
+    if not (returning.outputs or returning.embeds or returning.inner):
+        return returning
     kinds = set(kinds)
     key = () if "delete" in kinds else _key(relation)
     names = {column.name for column in written}
-    cascades = relation.cascading if relation.stirs else relation.cascading & names
+    cascades = relation.cascading if relation.side_effects else relation.cascading & names
     moved = bool(key) and (bool(relation.after & kinds) or ("update" in kinds and bool(cascades)))
-    apart = back.order or back.embeds or back.inner or follows(back.outputs, ())
+    apart = returning.order or returning.embeds or returning.inner or follows(returning.outputs, ())
     if not moved and not apart:
-        return back
+        return returning
     loose = moved or not key or relation.kind != "table"
-    return _reread(scope, back, key, loose)
+    return _reread(scope, returning, key, loose)
 
 
 def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
@@ -63,18 +63,20 @@ def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
     )
 
 
-def _reread(scope: Scope, back: Back, key: tuple[str, ...], loose: bool) -> Back:
+def _reread(
+    scope: Scope, returning: PlannedReturning, key: tuple[str, ...], loose: bool
+) -> PlannedReturning:
     relation = scope.relation
     row = ""
     if loose:
-        found = holding(back, row_name(relation))
-        row, back = (row_name(relation) if found != back else ""), found
-    names = dict.fromkeys((*key, *(_needed(back) if loose else ())))
+        found = holding(returning, row_name(relation))
+        row, returning = (row_name(relation) if found != returning else ""), found
+    names = dict.fromkeys((*key, *(_needed(returning) if loose else ())))
     # with modifiers: the text of a char(n) has no blanks at its end
     carried = tuple(Carried(name, relation.columns[name].declared) for name in names)
     types = [scope.catalog.type(relation.columns[name].type) for name in key]
     equal = tuple(scope.operator("=", type, type) for type in types)
-    return replace(back, reread=Reread(equal, carried, row, loose))
+    return replace(returning, reread=Reread(equal, carried, row, loose))
 
 
 def _key(relation: Relation) -> tuple[str, ...]:
@@ -96,38 +98,39 @@ def row_name(relation: Relation) -> str:
     return name
 
 
-def holding(back: Back, row: str) -> Back:
+def holding(returning: PlannedReturning, row: str) -> PlannedReturning:
     """
     Return a plan whose functions of the row find it in a column.
 
     Args:
-        back: What comes back of the rows.
+        returning: What comes back of the rows.
         row: The name of the column.
 
     Returns:
         The same plan, if there are no such functions.
     """
     return replace(
-        back,
+        returning,
         outputs=tuple(
-            replace(each, expression=_expression(each.expression, row)) for each in back.outputs
+            replace(each, expression=_expression(each.expression, row))
+            for each in returning.outputs
         ),
         order=tuple(
-            replace(each, expression=_expression(each.expression, row)) for each in back.order
+            replace(each, expression=_expression(each.expression, row)) for each in returning.order
         ),
-        embeds=tuple(replace(each, link=_link(each.link, row)) for each in back.embeds),
-        inner=tuple(replace(each, link=_link(each.link, row)) for each in back.inner),
+        embeds=tuple(replace(each, link=_link(each.link, row)) for each in returning.embeds),
+        inner=tuple(replace(each, link=_link(each.link, row)) for each in returning.inner),
     )
 
 
-def _needed(back: Back) -> list[str]:
+def _needed(returning: PlannedReturning) -> list[str]:
     """Return the names of the columns that the outputs, the order and the related rows go by."""
-    used = [output.expression for output in back.outputs]
-    used += [key.expression for key in back.order]
+    used = [output.expression for output in returning.outputs]
+    used += [key.expression for key in returning.order]
     names = [each.column.name for each in used if not each.links and each.function is None]
     links = [each.links[0] for each in used if each.links]
-    links += [embed.link for embed in back.embeds]
-    links += [each.link for each in back.inner]
+    links += [embed.link for embed in returning.embeds]
+    links += [each.link for each in returning.inner]
     for link in links:
         names += [here for here, *_ in (link.passage.here if link.passage else link.pairs)]
     return names

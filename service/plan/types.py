@@ -285,7 +285,7 @@ class Reread:
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class PlannedReturning:
     """
     What comes back of written rows; without outputs and embeds, nothing.
 
@@ -329,7 +329,7 @@ class Takeover:
 
 
 @dataclass(frozen=True, slots=True)
-class Conflict:
+class PlannedConflict:
     """
     What becomes of a new row whose key is there already.
 
@@ -358,7 +358,7 @@ class InsertPlan:
         relation: Where they go.
         columns: The columns that any of them gives.
         rows: For each row, a parameter or None (default) for each of the columns.
-        back: What comes back of each.
+        returning: What comes back of each.
         conflict: What becomes of those that are there already; None if that is an error.
     """
 
@@ -366,8 +366,8 @@ class InsertPlan:
     relation: Relation
     columns: tuple[Column, ...]
     rows: tuple[tuple[Bound | None, ...], ...]
-    back: Back
-    conflict: Conflict | None = None
+    returning: PlannedReturning
+    conflict: PlannedConflict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +378,7 @@ class UpdatePlan:
     relation: Relation
     settings: tuple[Setting, ...]
     where: Condition | None
-    back: Back
+    returning: PlannedReturning
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,4 +388,4 @@ class DeletePlan:
     name: str
     relation: Relation
     where: Condition | None
-    back: Back
+    returning: PlannedReturning

@@ -18,10 +18,10 @@ from service.plan.read import plan_key, plan_rows
 from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.plan.types import (
-    Back,
-    Conflict,
     DeletePlan,
     InsertPlan,
+    PlannedConflict,
+    PlannedReturning,
     ReadPlan,
     Setting,
     Takeover,
@@ -59,7 +59,7 @@ class ImportPlan:
     columns: tuple[Column, ...]
     csv: bool
     header: bool
-    conflict: Conflict | None
+    conflict: PlannedConflict | None
     staged: bool
 
 
@@ -85,9 +85,9 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
     settable = [each.column for each in conflict.takeovers] if conflict else []
     one = not request.many and conflict is None
-    back = reread(scope, _returned(scope, request.returning), kinds, settable, one)
+    planned = reread(scope, _returned(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
-    return InsertPlan(name, relation, tuple(columns.values()), rows, back, conflict)
+    return InsertPlan(name, relation, tuple(columns.values()), rows, planned, conflict)
 
 
 def plan_update(
@@ -114,9 +114,9 @@ def plan_update(
     )
     settable = [each.column for each in settings]
     one = request.target.key is not None and not many
-    back = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
+    planned = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
-    return UpdatePlan(f"{relation.name}.update", relation, settings, where, back)
+    return UpdatePlan(f"{relation.name}.update", relation, settings, where, planned)
 
 
 def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> DeletePlan:
@@ -129,9 +129,9 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     one = request.target.key is not None
-    back = reread(scope, _returned(scope, request.returning), ["delete"], one=one)
+    planned = reread(scope, _returned(scope, request.returning), ["delete"], one=one)
     where = plan_target(scope, request.target, "delete")
-    return DeletePlan(f"{relation.name}.delete", relation, where, back)
+    return DeletePlan(f"{relation.name}.delete", relation, where, planned)
 
 
 def plan_current(
@@ -154,15 +154,15 @@ def plan_current(
         limit: How many at most.
     """
     scope = Scope(catalog, relation, returning.embeds)
-    back = _returned(scope, returning)
+    planned = _returned(scope, returning)
     where = plan_target(scope, target, "update")
     return ReadPlan(
         name=f"{relation.name}.update",
         relation=relation,
-        outputs=back.outputs,
+        outputs=planned.outputs,
         where=where,
-        order=back.order,
-        embeds=back.embeds,
+        order=planned.order,
+        embeds=planned.embeds,
         limit=scope.bound(limit, scope.named("int8")) if limit else None,
         lock=lock,
     )
@@ -234,7 +234,7 @@ def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
     return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
 
 
-def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
+def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConflict:
     """
     Plan what becomes of new rows whose key is there already.
 
@@ -257,9 +257,9 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
         settings = tuple(Takeover(column) for column in columns)
-        return Conflict(key, settings, _equal(scope, key), nulls, target)
+        return PlannedConflict(key, settings, _equal(scope, key), nulls, target)
     given = dict.fromkeys(each.column for row in rows for each in row)
-    settable = {name for name, column in relation.columns.items() if not column.made}
+    settable = {name for name, column in relation.columns.items() if not column.generated_always}
     takeovers = [
         Takeover(relation.columns[name], _kept(scope, rows, key, name))
         for name in given
@@ -267,7 +267,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> Conflict:
     ]
     if not takeovers:
         takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
-    return Conflict(key, tuple(takeovers), _equal(scope, key), nulls, target)
+    return PlannedConflict(key, tuple(takeovers), _equal(scope, key), nulls, target)
 
 
 def writable(relation: Relation, name: str, path: str) -> Column:
@@ -278,7 +278,7 @@ def writable(relation: Relation, name: str, path: str) -> Column:
         InvalidArgument: It is unknown, or the database alone gives it values.
     """
     column = relation.column(name, path)
-    if column.made:
+    if column.generated_always:
         raise _made(column, path)
     return column
 
@@ -294,7 +294,7 @@ def assigned(relation: Relation, each: Assignment) -> Column:
     if each.operand is not None:
         return writable(relation, each.column, each.path)
     column = relation.column(each.column, each.path)
-    if column.made and relation.kind == "view":
+    if column.generated_always and relation.kind == "view":
         raise _made(column, each.path)
     return column
 
@@ -322,7 +322,7 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
         raise TypeError("a default cannot be expected")
     left = as_jsonb(scope, left)
     test = compare(scope, left, "=", scope.bound(each.operand, left.type))
-    return replace(test, alike=True)
+    return replace(test, not_distinct=True)
 
 
 def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | None:
@@ -332,12 +332,12 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
     return Bound(given.operand.slot, type, given.operand.path, cast=False)
 
 
-def _returned(scope: Scope, returning: Returning) -> Back:
+def _returned(scope: Scope, returning: Returning) -> PlannedReturning:
     if not returning.rows:
-        return Back()
+        return PlannedReturning()
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
     inner = inner_conditions(scope, returning.embeds)
-    return Back(outputs, sort_keys(scope, returning.order), embeds, inner)
+    return PlannedReturning(outputs, sort_keys(scope, returning.order), embeds, inner)
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:

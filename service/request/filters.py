@@ -16,8 +16,8 @@ from service.request.synonyms import synonym_hint
 from service.request.types import (
     EVERYTHING,
     Comparison,
+    Connective,
     Filter,
-    Junction,
     Negation,
     Operand,
     Reference,
@@ -83,7 +83,7 @@ class FilterParser:
             if not _is_list(value):
                 raise InvalidArgument(f'"{key}" takes a list of filters', path=path)
             terms = [self._where(each, f"{path}.{at}", depth + 1) for at, each in enumerate(value)]
-            return Junction(any=key == "or", terms=tuple(terms))
+            return Connective(any=key == "or", terms=tuple(terms))
         if key == "not":
             return Negation(self._where(value, path, depth + 1))
         reference = parse_reference(key, path, self._values)
@@ -161,7 +161,7 @@ class FilterParser:
         word = "not null" if name == "neq" else "null"
         test = Comparison(found.reference, "is", word=word)
         others = replace(found, operand=operand, nulls=True)
-        return Junction(any=found.quantifier != "all", terms=(others, test))
+        return Connective(any=found.quantifier != "all", terms=(others, test))
 
     def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
         if not _is_list(operand) or len(operand) != 2 or None in operand:
@@ -195,7 +195,7 @@ def unknown_operator(name: str, path: str) -> UnknownName:
 
 
 def _conjunction(terms: Sequence[Filter]) -> Filter:
-    return terms[0] if len(terms) == 1 else Junction(any=False, terms=tuple(terms))
+    return terms[0] if len(terms) == 1 else Connective(any=False, terms=tuple(terms))
 
 
 def _unknown_key(value: Any, path: str) -> tuple[str, str] | None:
@@ -287,7 +287,7 @@ class _Judge:
 
     def truth(self, where: Filter) -> Truth:
         """Return for which settings of the variables a filter is true, and for which false."""
-        if isinstance(where, Junction):
+        if isinstance(where, Connective):
             truths = [self.truth(term) for term in where.terms]
             return _or(truths) if where.any else _not(_or(map(_not, truths)))
         if isinstance(where, Negation):
@@ -337,7 +337,7 @@ class _Judge:
 
     def _shape(self, where: Filter, values: list[Any]) -> Any:
         """Return what filters that are alike have in common, and put their values into a list."""
-        if isinstance(where, Junction):
+        if isinstance(where, Connective):
             return where.any, *(self._shape(term, values) for term in where.terms)
         if isinstance(where, Negation):
             return "not", self._shape(where.term, values)

@@ -96,7 +96,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Junction:
+class Connective:
     """All of the terms, or (any) one of them; without terms all is true and any is false."""
 
     any: bool
@@ -129,7 +129,7 @@ class Related:
     unknown_key: tuple[str, str] | None = None
 
 
-Filter = Comparison | Junction | Negation | Related
+Filter = Comparison | Connective | Negation | Related
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Measure:
     cast: str | None
 
 
-EVERYTHING = Junction(any=False, terms=())
+EVERYTHING = Connective(any=False, terms=())
 """The filter that holds for every row."""
 
 

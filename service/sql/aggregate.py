@@ -12,17 +12,17 @@ from service.plan.aggregate import AggregatePlan
 from service.plan.pure import is_pure
 from service.sql.expressions import ROW, limited, order_by, where
 from service.sql.groups import group_by, grouped_items
-from service.sql.reread import handing_all
+from service.sql.reread import save_function_rows
 from service.sql.select import columns_of, items, source
-from service.sql.statement import Part, Statement, spelled
+from service.sql.statement import Part, Statement, build_statement
 
 
 def aggregate(plan: AggregatePlan, json: bool = False) -> Statement:
     """Build an aggregate: the groups, and a selection of them; with `json`, each value as JSON."""
-    head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
+    head = save_function_rows(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     columns = columns_of(plan.grouped.outputs, ())
     rows, pure = _aggregate(plan, json), is_pure(plan)
-    return spelled(head, rows, plan.name, columns=columns, pure=pure)
+    return build_statement(head, rows, plan.name, columns=columns, pure=pure)
 
 
 def _aggregate(plan: AggregatePlan, json: bool) -> Iterator[Part]:

@@ -37,7 +37,7 @@ ROW = Identifier(NAME)
 def expression(value: Expression) -> Iterator[Part]:
     """Build a value of the row, or of the one row that links lead to."""
     if value.links:
-        yield from _linked(value)
+        yield from _related_value(value)
         return
     inner = list(_stepped(value))
     if value.cast is None:
@@ -113,7 +113,7 @@ def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> I
 def present(source: str) -> Iterator[Part]:
     """Build the condition that a row is there: a function of one row gives nulls for none."""
     yield SQL("NOT (")
-    yield from _whole(source, "")
+    yield from _row(source, "")
     yield SQL(" IS NULL)")
 
 
@@ -137,7 +137,7 @@ def home(schema: str) -> str:
     return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
-def alike(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
+def not_distinct(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
     """
     Build the condition that two values are equal, null being one like others.
 
@@ -184,7 +184,7 @@ def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]
         yield from item
 
 
-def _linked(value: Expression) -> Iterator[Part]:
+def _related_value(value: Expression) -> Iterator[Part]:
     """Build a value of a related row: there is one at most, so it is a subselect."""
     first, *rest = value.links
     yield SQL("(SELECT ")
@@ -213,11 +213,11 @@ def _of_row(function: Function, source: str, row: str) -> Iterator[Part]:
     """Build a call of a function of a row."""
     yield Identifier(function.schema, function.name)
     yield SQL("(")
-    yield from _whole(source, row)
+    yield from _row(source, row)
     yield SQL(")")
 
 
-def _whole(source: str, row: str) -> Iterator[Part]:
+def _row(source: str, row: str) -> Iterator[Part]:
     """Build a reference to a row, or to the column that holds it."""
     if row:
         yield Identifier(source, row)
@@ -227,8 +227,8 @@ def _whole(source: str, row: str) -> Iterator[Part]:
 
 
 def _compare(test: Compare) -> Iterator[Part]:
-    if test.alike:
-        yield from alike(expression(test.left), test.operator, [test.right])
+    if test.not_distinct:
+        yield from not_distinct(expression(test.left), test.operator, [test.right])
         return
     yield from expression(test.left)
     yield operator(test.operator)

@@ -37,7 +37,7 @@ def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
     )
 
 
-def invoked(found: FunctionCall) -> Iterator[Part]:
+def invocation(found: FunctionCall) -> Iterator[Part]:
     """Build a function with its arguments; those by name keep their defaults apart."""
     yield Identifier(found.function.schema, found.function.name)
     yield SQL("(")
@@ -45,9 +45,9 @@ def invoked(found: FunctionCall) -> Iterator[Part]:
     yield SQL(")")
 
 
-def called(found: FunctionCall) -> Iterator[Part]:
+def function_source(found: FunctionCall) -> Iterator[Part]:
     """Build a function as what a FROM clause reads, under the alias of its rows."""
-    yield from invoked(found)
+    yield from invocation(found)
     yield SQL(" AS ")
     yield ROW
     if found.names:
@@ -59,7 +59,7 @@ def called(found: FunctionCall) -> Iterator[Part]:
 def _call(plan: CallPlan, limit: int, json: bool) -> Iterator[Part]:
     if plan.call.function.procedure:
         yield SQL("CALL ")
-        yield from invoked(plan.call)
+        yield from invocation(plan.call)
         return
     yield SQL("SELECT ")
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
@@ -69,7 +69,7 @@ def _call(plan: CallPlan, limit: int, json: bool) -> Iterator[Part]:
         return
     if plan.untyped or (not plan.rows and len(plan.columns) == 1):
         yield SQL("pg_catalog.to_json(" if plan.untyped else "")
-        yield from invoked(plan.call)
+        yield from invocation(plan.call)
         yield SQL(")" if plan.untyped else "")
         yield SQL(" AS ")
         yield Identifier(plan.columns[0])
@@ -77,15 +77,15 @@ def _call(plan: CallPlan, limit: int, json: bool) -> Iterator[Part]:
         return
     yield from separated([Identifier("t", column)] for column in plan.columns)
     yield SQL(" FROM ")
-    yield from called(plan.call)
+    yield from function_source(plan.call)
     yield stop
 
 
 def _as_json(plan: CallPlan) -> Iterator[Part]:
     columns: Iterable[Iterable[Part]] = ([Identifier("t", name)] for name in plan.columns)
-    source: list[Part] = [SQL(" FROM "), *called(plan.call)]
+    source: list[Part] = [SQL(" FROM "), *function_source(plan.call)]
     if plan.untyped or (not plan.rows and len(plan.columns) == 1):
-        columns, source = [invoked(plan.call)], []
+        columns, source = [invocation(plan.call)], []
     yield from separated(map(json_text, columns, plan.types))
     yield from source
 

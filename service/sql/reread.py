@@ -15,19 +15,19 @@ from psycopg2.sql import SQL, Identifier
 from service.catalog import Relation
 from service.plan.types import Carried, FunctionCall, Reread
 from service.sql.expressions import ROW, operator, separated
-from service.sql.functions import called
+from service.sql.functions import function_source
 from service.sql.statement import MISSED, Part, doubled, quoted
 
 SETTING = "rowcast.written"
 WRITTEN, FOUND = Identifier("w"), Identifier("r")
 
 
-def handing(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
+def save_rows(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
     """
     Build a statement that hands on the rows of another one.
 
     Args:
-        rows: A statement that returns `values` of each.
+        rows: A statement that returns `saved_values` of each.
         certain: Whether the statement behind is to fail if there are none.
     """
     yield SQL('WITH "w" ("v") AS (')
@@ -41,9 +41,9 @@ def handing(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
     yield SQL(f") AS text), '{none}'), true) IS NULL; ")
 
 
-def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
+def saved_rows(reread: Reread, relation: Relation) -> Iterator[Part]:
     """Build the FROM clause of the second statement, where "t" are the rows."""
-    yield from _handed()
+    yield from _saved()
     home = Identifier(relation.schema, relation.name)
     if not reread.loose:
         yield SQL(" JOIN ")
@@ -58,7 +58,7 @@ def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
         yield SQL("SELECT ")
         items: list[list[Part]] = [[Identifier("r", each.name)] for each in reread.carried]
         if reread.row:
-            items.append([*_whole(FOUND, relation), SQL(" AS "), Identifier(reread.row)])
+            items.append([*_row_value(FOUND, relation), SQL(" AS "), Identifier(reread.row)])
         yield from separated(items)
         yield SQL(" FROM ")
         yield home
@@ -77,29 +77,29 @@ def handed(reread: Reread, relation: Relation) -> Iterator[Part]:
     yield ROW
 
 
-def values(reread: Reread, relation: Relation) -> Iterator[Part]:
+def saved_values(reread: Reread, relation: Relation) -> Iterator[Part]:
     """Build what is handed on of a row "t", as one value."""
     yield SQL("CAST(ARRAY[")
     found: list[list[Part]] = [[Identifier("t", each.name)] for each in reread.carried]
     if reread.row:
-        found.append(list(_whole(ROW, relation)))
+        found.append(list(_row_value(ROW, relation)))
     yield from separated([SQL("CAST("), *each, SQL(" AS text)")] for each in found)
     yield SQL("] AS text[])")
 
 
-def handing_all(call: FunctionCall, relation: Relation) -> Iterator[Part]:
+def save_function_rows(call: FunctionCall, relation: Relation) -> Iterator[Part]:
     """Build a statement that hands on the rows of a function, each as one value."""
     row = [
         SQL("SELECT CAST(ARRAY[CAST("),
-        *_whole(ROW, relation),
+        *_row_value(ROW, relation),
         SQL(" AS text)] AS text[]) FROM "),
     ]
-    yield from handing([*row, *called(call)])
+    yield from save_rows([*row, *function_source(call)])
 
 
-def handed_all(relation: Relation) -> Iterator[Part]:
+def saved_function_rows(relation: Relation) -> Iterator[Part]:
     """Build the FROM clause of the second statement, where "t" are the rows of the function."""
-    yield from _handed()
+    yield from _saved()
     yield SQL(" CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[")
     yield from _value(0, _row_type(relation))
     yield SQL("]) AS ")
@@ -114,7 +114,7 @@ def ordered(by: Iterable[Part]) -> Iterator[Part]:
     yield Identifier("w", "n")
 
 
-def _handed() -> Iterator[Part]:
+def _saved() -> Iterator[Part]:
     yield SQL(" FROM pg_catalog.json_array_elements(CAST(pg_catalog.current_setting(")
     yield SQL(f"'{SETTING}') AS json)) WITH ORDINALITY AS ")
     yield WRITTEN
@@ -137,7 +137,7 @@ def _value(at: int, type: str) -> Iterator[Part]:
     yield SQL(f" OPERATOR(pg_catalog.->>) {at:d} AS {doubled(type)})")
 
 
-def _whole(row: Identifier, relation: Relation) -> Iterator[Part]:
+def _row_value(row: Identifier, relation: Relation) -> Iterator[Part]:
     """Build a row as one value."""
     yield SQL("CAST(")
     yield row

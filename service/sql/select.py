@@ -31,10 +31,10 @@ from service.sql.expressions import (
     separated,
     where,
 )
-from service.sql.functions import called
+from service.sql.functions import function_source
 from service.sql.json_form import json_text
-from service.sql.reread import handed_all, handing_all, ordered
-from service.sql.statement import Part, Statement, render, spelled
+from service.sql.reread import ordered, save_function_rows, saved_function_rows
+from service.sql.statement import Part, Statement, build_statement, render
 
 
 def select(plan: ReadPlan, json: bool = False) -> Statement:
@@ -44,11 +44,11 @@ def select(plan: ReadPlan, json: bool = False) -> Statement:
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
-    head = handing_all(plan.call, plan.relation) if plan.call and plan.afterwards else ()
+    head = save_function_rows(plan.call, plan.relation) if plan.call and plan.afterwards else ()
     rows = _distinct(plan) if json and plan.distinct is True else _select(plan, json)
     columns, embeds = answer_of(plan.outputs, plan.embeds, json)
     pure = is_pure(plan)
-    return spelled(head, rows, plan.name, columns=columns, embeds=embeds, pure=pure)
+    return build_statement(head, rows, plan.name, columns=columns, embeds=embeds, pure=pure)
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
@@ -78,11 +78,11 @@ def source(
 ) -> Iterator[Part]:
     """Build a FROM clause: of a relation, or of the function that returns, or returned, its rows."""
     if afterwards:
-        yield from handed_all(relation)
+        yield from saved_function_rows(relation)
         return
     yield SQL(" FROM ")
     if call is not None:
-        yield from called(call)
+        yield from function_source(call)
         return
     yield Identifier(relation.schema, relation.name)
     yield SQL(" AS ")

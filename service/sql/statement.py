@@ -76,7 +76,7 @@ class Statement:
     pure: bool = False
     bare: bool = False
 
-    def led(self, words: str) -> Statement:
+    def prefixed(self, words: str) -> Statement:
         """Return the statement with words before the one, or the second one, that returns rows."""
         behind = len(self.text) - self.head
         marks = tuple(
@@ -144,7 +144,9 @@ def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, .
     return "".join(text), tuple(bounds), placed
 
 
-def spelled(head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any) -> Statement:
+def build_statement(
+    head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any
+) -> Statement:
     """
     Build a statement of parts.
 

@@ -11,10 +11,10 @@ from psycopg2.sql import SQL, Identifier
 from service.plan.conditions import Bound, Every
 from service.plan.pure import is_pure
 from service.plan.types import (
-    Conflict,
     DeletePlan,
     InsertPlan,
     Output,
+    PlannedConflict,
     Setting,
     Takeover,
     UpdatePlan,
@@ -23,17 +23,17 @@ from service.sql.embed import laterals
 from service.sql.expressions import (
     NAME,
     ROW,
-    alike,
     condition,
+    not_distinct,
     operator,
     order_by,
     separated,
     where,
 )
 from service.sql.json_form import json_text
-from service.sql.reread import WRITTEN, handed, handing, ordered, values
+from service.sql.reread import WRITTEN, ordered, save_rows, saved_rows, saved_values
 from service.sql.select import answer_of, items
-from service.sql.statement import MISSED, Part, Statement, doubled, spelled
+from service.sql.statement import MISSED, Part, Statement, build_statement, doubled
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
 DEFAULT = SQL("DEFAULT")
@@ -47,24 +47,24 @@ def modify(plan: WritePlan, json: bool = False) -> Statement:
 
     With `json`, each value that comes back is JSON.
     """
-    back = plan.back
-    alone = _certain(plan, json) if back.certain else _returning(plan, json)
-    head, rows = (_handing(plan), _reread(plan, json)) if back.reread else ((), alone)
-    columns, embeds = answer_of(back.outputs, back.embeds, json)
-    return spelled(
+    returning = plan.returning
+    alone = _certain(plan, json) if returning.certain else _returning(plan, json)
+    head, rows = (_save(plan), _reread(plan, json)) if returning.reread else ((), alone)
+    columns, embeds = answer_of(returning.outputs, returning.embeds, json)
+    return build_statement(
         head,
         rows,
         plan.name,
         columns=columns,
         embeds=embeds,
         writes=True,
-        picks=bool(back.inner),
-        certain=back.certain,
+        picks=bool(returning.inner),
+        certain=returning.certain,
         pure=is_pure(plan, plan.relation),
     )
 
 
-def on_conflict(conflict: Conflict) -> Iterator[Part]:
+def on_conflict(conflict: PlannedConflict) -> Iterator[Part]:
     """Build what becomes of new rows whose key is there already."""
     yield SQL(" ON CONFLICT ")
     if conflict.target is not None:
@@ -90,14 +90,14 @@ def _write(plan: WritePlan) -> Iterator[Part]:
 
 def _returning(plan: WritePlan, json: bool) -> Iterator[Part]:
     yield from _write(plan)
-    if plan.back.outputs:
+    if plan.returning.outputs:
         yield SQL(" RETURNING ")
-        yield from items(plan.back.outputs, json=json)
+        yield from items(plan.returning.outputs, json=json)
 
 
 def _certain(plan: WritePlan, json: bool) -> Iterator[Part]:
     """Build a write that fails if it writes no row: then a text that is no boolean is read as one."""
-    outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.back.outputs)]
+    outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.returning.outputs)]
     yield SQL("WITH ")
     yield WRITTEN
     yield SQL(" AS (")
@@ -110,7 +110,7 @@ def _certain(plan: WritePlan, json: bool) -> Iterator[Part]:
     yield SQL(") SELECT ")
     yield from separated(
         [*_given(found, json), SQL(" AS "), Identifier(each.name)]
-        for found, each in zip(outputs, plan.back.outputs, strict=True)
+        for found, each in zip(outputs, plan.returning.outputs, strict=True)
     )
     yield SQL(" FROM (SELECT) AS ")
     yield Identifier("o")
@@ -126,25 +126,26 @@ def _given(output: Output, json: bool) -> Iterator[Part]:
     yield from json_text(value, output.expression.type) if json else value
 
 
-def _handing(plan: WritePlan) -> Iterator[Part]:
-    if plan.back.reread is None:
+def _save(plan: WritePlan) -> Iterator[Part]:
+    if plan.returning.reread is None:
         raise TypeError("nothing is read again")
-    rows = [*_write(plan), SQL(" RETURNING "), *values(plan.back.reread, plan.relation)]
-    yield from handing(rows, plan.back.certain)
+    rows = [*_write(plan), SQL(" RETURNING "), *saved_values(plan.returning.reread, plan.relation)]
+    yield from save_rows(rows, plan.returning.certain)
 
 
 def _reread(plan: WritePlan, json: bool) -> Iterator[Part]:
-    back = plan.back
-    if back.reread is None:
+    returning = plan.returning
+    if returning.reread is None:
         raise TypeError("nothing is read again")
     yield SQL("SELECT ")
-    yield from items(back.outputs, back.embeds, json)
-    if back.inner:  # not a WHERE: what was written is to be counted, whatever is answered of it
-        yield SQL(", " if back.outputs or back.embeds else "")
-        yield from condition(Every(False, back.inner))
-    yield from handed(back.reread, plan.relation)
-    yield from laterals(back.embeds, json)
-    yield from ordered(order_by(back.order))
+    yield from items(returning.outputs, returning.embeds, json)
+    # not a WHERE: what was written is to be counted, whatever is answered of it
+    if returning.inner:
+        yield SQL(", " if returning.outputs or returning.embeds else "")
+        yield from condition(Every(False, returning.inner))
+    yield from saved_rows(returning.reread, plan.relation)
+    yield from laterals(returning.embeds, json)
+    yield from ordered(order_by(returning.order))
 
 
 def _target(plan: WritePlan) -> Iterator[Part]:
@@ -175,7 +176,7 @@ def _row(row: Sequence[Bound | None]) -> Iterator[Part]:
     yield SQL(")")
 
 
-def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
+def _takeover(conflict: PlannedConflict, takeover: Takeover) -> Iterator[Part]:
     name = takeover.column.name
     yield Identifier(name)
     yield SQL(" = ")
@@ -189,16 +190,16 @@ def _takeover(conflict: Conflict, takeover: Takeover) -> Iterator[Part]:
     yield SQL(" END" if takeover.kept else "")
 
 
-def _among(conflict: Conflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
+def _among(conflict: PlannedConflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
     """Build the condition that a new row has one of these keys."""
     yield from separated((_is(conflict, key) for key in keys), " OR ")
 
 
-def _is(conflict: Conflict, key: Sequence[Bound]) -> Iterator[Part]:
+def _is(conflict: PlannedConflict, key: Sequence[Bound]) -> Iterator[Part]:
     parts = zip(conflict.key, conflict.equal, key, strict=True)
     yield from separated(
         (
-            alike([Identifier(NEW, name)], equal, [value])
+            not_distinct([Identifier(NEW, name)], equal, [value])
             if conflict.nulls
             else [Identifier(NEW, name), operator(equal), value]
             for name, equal, value in parts

@@ -136,7 +136,7 @@ def test_served_relations(catalog: Catalog) -> None:
 def test_other_schemas(connected: connection) -> None:
     """A schema of which nothing is served is named, and so is the one that has a relation."""
     catalog = catalog_txn(connected, ("away", "app", "nowhere"), 1)
-    assert catalog.bare == ("away", "nowhere")
+    assert catalog.empty_schemas == ("away", "nowhere")
     with pytest.raises(NoSuchProcedure) as refused:
         catalog.relation("away", "cars")
     assert refused.value.details["hint"] == 'did you mean "app.cars"?'

@@ -7,7 +7,7 @@ import pytest
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import FilterParser
-from service.request.types import EVERYTHING, Comparison, Junction, Negation, Operand
+from service.request.types import EVERYTHING, Comparison, Connective, Negation, Operand
 
 
 def parsed(where):
@@ -63,7 +63,7 @@ def test_junctions():
     assert either.any
     assert isinstance(either.terms[1], Negation)
     assert [term.operator for term in both.terms] == ["gt", "lt"]
-    assert parsed({"or": []})[0] == Junction(True, ())
+    assert parsed({"or": []})[0] == Connective(True, ())
 
 
 def test_between_is_two_comparisons():

@@ -19,7 +19,7 @@ LIMIT = " LIMIT CAST(%s AS bigint)"
 COUNT = {"n": {"count": "*"}}
 
 
-def spelled(measures, **kwargs):
+def build_statement(measures, **kwargs):
     """Spell an aggregate."""
     call = parse_aggregate([measures], kwargs, Limits())
     return aggregate(plan_aggregate(CATALOG, ACTIONS, call.request))
@@ -27,13 +27,13 @@ def spelled(measures, **kwargs):
 
 def within(measures, **kwargs):
     """Give what the groups are made of."""
-    text = spelled(measures, **kwargs).text
+    text = build_statement(measures, **kwargs).text
     return text.partition(" FROM (")[2].partition(') AS "t"')[0]
 
 
 def test_all_rows_are_one_group():
     """Without groups there is no GROUP BY, and one row."""
-    statement = spelled(COUNT)
+    statement = build_statement(COUNT)
     assert statement.text == (
         f'SELECT "t"."n" AS "n" FROM (SELECT pg_catalog.count(*) AS "n"{FROM}) AS "t"{LIMIT}'
     )
@@ -42,7 +42,9 @@ def test_all_rows_are_one_group():
 
 def test_groups():
     """Groups stand by position, since a path in them holds parameters; they order the answer."""
-    statement = spelled(COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2)
+    statement = build_statement(
+        COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2
+    )
     assert statement.text == (
         'SELECT "t"."status" AS "status", "t"."a" AS "a", "t"."n" AS "n" FROM (SELECT'
         ' "t"."status" AS "status", ("t"."doc" OPERATOR(pg_catalog.->>) CAST(%s AS text)) AS "a", pg_catalog.count(*) AS "n"'
@@ -103,7 +105,7 @@ def test_measures(measure, sql):
 )
 def test_having(measure, type):
     """A filter over measures compares with what each gives."""
-    statement = spelled({"m": measure}, having={"m": {"neq": "x"}})
+    statement = build_statement({"m": measure}, having={"m": {"neq": "x"}})
     assert f'AS "t" WHERE "t"."m" OPERATOR(pg_catalog.<>) CAST(%s AS {type})' in statement.text
     assert [bound.path for bound in statement.bounds][-2:] == ["having.m.neq", "limit"]
 
@@ -118,12 +120,12 @@ def test_having(measure, type):
 )
 def test_order(order, sql):
     """Sort keys are groups and measures; groups come last, so that the order is one."""
-    assert f" ORDER BY {sql} LIMIT" in spelled(COUNT, group=["status"], order=order).text
+    assert f" ORDER BY {sql} LIMIT" in build_statement(COUNT, group=["status"], order=order).text
 
 
 def test_order_by_what_a_group_is_of():
     """A group may be named by what it is of."""
-    text = spelled(
+    text = build_statement(
         COUNT,
         group=["s:status", "actions_owner_fkey.action", "doc->>a"],
         order=["-status", "actions_owner_fkey.action", "-doc->>a"],
@@ -175,17 +177,17 @@ def test_order_by_what_a_group_is_of():
 def test_refused(measures, kwargs, path):
     """What does not follow the grammar is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
-        spelled(measures, **kwargs)
+        build_statement(measures, **kwargs)
     assert refused.value.details["path"] == path
 
 
 def test_hints():
     """The nearest known name helps."""
     with pytest.raises(InvalidArgument) as refused:
-        spelled({"total": {"summ": "id"}})
+        build_statement({"total": {"summ": "id"}})
     assert refused.value.details["hint"] == 'did you mean "sum"?'
     with pytest.raises(InvalidArgument) as refused:
-        spelled({"total": {"sum": "id"}}, order=["-totl"])
+        build_statement({"total": {"sum": "id"}}, order=["-totl"])
     assert refused.value.details["hint"] == 'did you mean "total"?'
 
 

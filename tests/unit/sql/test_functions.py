@@ -20,7 +20,7 @@ ADD = Function(
 )  # fmt: skip
 
 
-def spelled(function, *args, **kwargs):
+def build_statement(function, *args, **kwargs):
     """Give the text of a call, and what is bound in it."""
     parsed = parse_call([function], args, kwargs, CATALOG)
     statement = call(plan_call(CATALOG, parsed.request), 11)
@@ -29,7 +29,7 @@ def spelled(function, *args, **kwargs):
 
 def test_named():
     """Arguments go by their names, so that defaults work; each is cast to its type."""
-    assert spelled(ADD, b=2, a=1) == (
+    assert build_statement(ADD, b=2, a=1) == (
         'SELECT "public"."add"("a" => CAST(%s AS integer), "b" => CAST(%s AS integer)) AS "answer"',
         [1, 2],
     )
@@ -44,21 +44,21 @@ def test_one_shape():
 def test_odd_names():
     """Quotes and percent signs in names are doubled, and nothing else happens to them."""
     odd = Function('a"%s', 'f"%', (Argument('x"%s', 25),), 25)
-    text, _ = spelled(odd, **{'x"%s': "v"})
+    text, _ = build_statement(odd, **{'x"%s': "v"})
     assert text == 'SELECT "a""%%s"."f""%%"("x""%%s" => CAST(%s AS text)) AS "answer"'
 
 
 def test_sets():
     """A set is read as rows, one more than an answer holds."""
     numbers = Function("public", "numbers", (Argument("", 23),), 23, many=True)
-    assert spelled(numbers, 5)[0] == (
+    assert build_statement(numbers, 5)[0] == (
         'SELECT "t"."answer" FROM "public"."numbers"(CAST(%s AS integer)) AS "t" ("answer")'
         " LIMIT 11"
     )
     table = replace(
         numbers, arguments=(Argument("x", 23, "table"), Argument("", 25, "out")), result=2249
     )
-    assert spelled(table)[0] == (
+    assert build_statement(table)[0] == (
         'SELECT "t"."x", "t"."column2" FROM "public"."numbers"() AS "t" ("x", "column2") LIMIT 11'
     )
 
@@ -68,7 +68,7 @@ def test_procedures():
     work = Function(
         "public", "work", (Argument("a", 23), Argument("b", 23, "out")), 2249, procedure=True
     )
-    assert spelled(work, a=1) == (
+    assert build_statement(work, a=1) == (
         'CALL "public"."work"("a" => CAST(%s AS integer), "b" => NULL)', [1]
     )  # fmt: skip
 
@@ -78,11 +78,11 @@ def test_variadic():
     joined = Function(
         "public", "joined", (Argument("sep", 25), Argument("parts", 1009, "variadic", True)), 25
     )
-    assert spelled(joined, sep="-", parts=[])[0] == (
+    assert build_statement(joined, sep="-", parts=[])[0] == (
         'SELECT "public"."joined"("sep" => CAST(%s AS text), VARIADIC "parts" =>'
         ' CAST(%s AS text[])) AS "answer"'
     )
-    assert spelled(joined, sep="-")[0] == (
+    assert build_statement(joined, sep="-")[0] == (
         'SELECT "public"."joined"(CAST(%s AS text)) AS "answer"'
     )  # fmt: skip
 

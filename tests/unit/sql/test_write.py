@@ -207,9 +207,12 @@ def test_words_before_the_second_statement():
     marks = (Mark("a", "a", behind=len(text + behind) - 7), Mark("b", "b", behind=5))
     bounds = tuple(Bound(at, CATALOG.type(23), f"{at}") for at in range(2))
     statement = Statement(text + behind, bounds, "x", marks=marks, head=len(text))
-    led = statement.led("SET x; ")
-    assert led.text == "SELECT a%%, %s; SET x; SELECT b, %s"
-    assert [led.text[len(led.text) - mark.behind] for mark in led.marks] == ["a", "b"]
+    prefixed = statement.prefixed("SET x; ")
+    assert prefixed.text == "SELECT a%%, %s; SET x; SELECT b, %s"
+    assert [prefixed.text[len(prefixed.text) - mark.behind] for mark in prefixed.marks] == [
+        "a",
+        "b",
+    ]
     first, second = statement.parts()
     assert (first.text, first.bounds) == (text, bounds[:1])
     assert (second.text, second.bounds, second.marks) == (behind, bounds[1:], marks[1:])
