@@ -16,13 +16,13 @@ def parsed(where):
     return FilterParser(values, 4).parse(where), values.freeze()
 
 
-def test_nothing_is_everything():
+def test_filter_without_conditions_holds_for_every_row():
     """No filter, and an empty one, hold for every row."""
     assert parsed(None) == (EVERYTHING, ())
     assert parsed({}) == (EVERYTHING, ())
 
 
-def test_values_leave_the_shape():
+def test_filters_of_other_values_are_equal():
     """Filters that differ in their values alone are equal requests."""
     assert parsed({"id": 1, "a": [1]})[0] == parsed({"id": "x", "a": [2, 3]})[0]
     assert parsed({"id": 1})[1] == (1,)
@@ -48,7 +48,7 @@ def test_values_leave_the_shape():
         ({"cs": ["a"]}, "cs", "", ["a"]),
     ],
 )
-def test_condition(condition, operator, word, value):
+def test_condition_of_any_form_is_a_comparison(condition, operator, word, value):
     """A condition is a scalar, a list, or an operator with its operand."""
     found, values = parsed({"x": condition})
     assert isinstance(found, Comparison)
@@ -56,7 +56,7 @@ def test_condition(condition, operator, word, value):
     assert (values[found.operand.slot] if found.operand else None) == value
 
 
-def test_junctions():
+def test_and_or_not_are_nested():
     """And, or and not nest; several terms of one dict all hold."""
     found, _ = parsed({"or": [{"a": 1}, {"not": {"b": 2}}], "c": {"gt": 1, "lt": 9}})
     either, both = found.terms
@@ -76,14 +76,14 @@ def test_between_is_two_comparisons():
     assert values == (1, 9)
 
 
-def test_any_and_all():
+def test_comparison_with_any_or_all_takes_candidates():
     """A comparison takes a list of candidates."""
     found, values = parsed({"x": {"like": {"any": ["a%", "b%"]}}})
     assert (found.operator, found.quantifier, values) == ("like", "any", (["a%", "b%"],))
 
 
-def test_search():
-    """A search takes a text, or a text with its configuration."""
+def test_search_takes_a_string_and_a_configuration():
+    """A search takes a string, or one with its configuration."""
     found, values = parsed({"x": {"wfts": {"query": "cat", "config": "english"}}})
     assert values[found.config.slot] == "english"
     assert found.operand.path == "where.x.wfts.query"
@@ -93,8 +93,8 @@ def test_search():
     ("operand", "element"),
     [("[1,5)", False), ("empty", False), (3, True), ("2026-01-01", True), ("{[1,2)}", False)],
 )
-def test_a_range_contains_ranges_and_elements(operand, element):
-    """Which of both is meant is told by the operand."""
+def test_range_contains_ranges_and_elements(operand, element):
+    """The operand says which of both is meant."""
     assert parsed({"x": {"cs": operand}})[0].element is element
 
 
@@ -128,14 +128,14 @@ def test_a_range_contains_ranges_and_elements(operand, element):
         ({"": 5}, "where."),
     ],
 )
-def test_refused(where, path):
+def test_malformed_filter_is_refused_with_its_path(where, path):
     """What does not follow the grammar is refused, with the place at fault."""
     with pytest.raises(InvalidArgument) as refused:
         parsed(where)
     assert refused.value.details["path"] == path
 
 
-def test_depth():
+def test_filter_nested_too_deep_is_refused():
     """A filter nested deeper than allowed is refused, however it is nested."""
     for inner in ({"a": 1}, {}, {"a": {"not": {"gt": 1}}}):
         where = inner
@@ -150,14 +150,14 @@ def test_depth():
         parsed({"a": condition})
 
 
-def test_operator_hint():
+def test_misspelled_operator_is_refused_with_the_nearest():
     """A misspelled operator gets the nearest one."""
     with pytest.raises(InvalidArgument) as refused:
         parsed({"x->y": {"ilik": "a"}})
     assert refused.value.details["hint"] == 'did you mean "ilike"?'
 
 
-def test_a_filter_is_bounded():
+def test_filter_of_too_many_conditions_is_refused():
     """A thousand conditions are enough for anybody."""
     with pytest.raises(InvalidArgument):
         parsed({f"c{at}": at for at in range(1001)})

@@ -11,14 +11,14 @@ from service.request.names import FunctionName, Name, decode, encode, parse_name
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
-def test_every_name_survives(name):
+def test_any_name_survives_encoding(name):
     """Whatever a relation is called, its component is one component, and reads back."""
     component = encode(name)
     assert decode(component) == name
     assert not set(component) & set(" .#\t\n")
 
 
-def test_spelling():
+def test_encoded_name_escapes_what_wamp_forbids():
     """Only what WAMP forbids is escaped."""
     assert encode("my table.v1#50%") == "my%20table%2Ev1%2350%25"
     assert encode("Größe-1_a") == "Größe-1_a"
@@ -32,7 +32,7 @@ def test_spelling():
         ("a%2Eb.find", Name(None, "a.b", "find")),
     ],
 )
-def test_parse(name, parsed):
+def test_name_of_a_verb_is_parsed(name, parsed):
     """A name is a relation and a verb, perhaps in a schema."""
     assert parse_name(name) == parsed
 
@@ -40,7 +40,7 @@ def test_parse(name, parsed):
 @pytest.mark.parametrize(
     "name", ["", "actions", "a.b.c.d", "fn", "tx.1", "a%2.get", "a%zz.get", "a%FF.get"]
 )
-def test_no_name(name):
+def test_name_of_no_procedure_is_refused(name):
     """Reserved words, broken escapes and other counts of components name nothing."""
     with pytest.raises(NoSuchProcedure):
         parse_name(name)
@@ -55,6 +55,6 @@ def test_no_name(name):
         ("app.fn.add.find", FunctionName("app", "add", "find")),
     ],
 )
-def test_functions(name, parsed):
+def test_name_of_a_function_is_parsed(name, parsed):
     """Functions stand behind "fn", perhaps with a schema before it and a verb after it."""
     assert parse_name(name) == parsed

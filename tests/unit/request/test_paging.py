@@ -16,7 +16,7 @@ KEYS = st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_charact
 
 
 @given(KEYS | st.integers(0, 2**63 - 1))
-def test_a_token_reads_back(keys):
+def test_token_reads_back(keys):
     """What a token was written for comes back, with the same question."""
     assert read_token(write_token("d", keys), "d") == keys
 
@@ -28,14 +28,14 @@ def test_token_of_another_query_is_refused():
 
 
 @given(st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text()))
-def test_not_a_token(token):
+def test_malformed_token_is_refused(token):
     """Anything else is refused, and nothing else happens."""
     with pytest.raises(InvalidArgument):
         read_token(token, "d")
 
 
 @pytest.mark.parametrize("keys", ["a", [1], ["a\0"], ["\ud800"], -1, True, 2**63, {}, None, 1.5])
-def test_forged(keys):
+def test_forged_token_is_refused(keys):
     """A token of the right make with something else inside is refused."""
     with pytest.raises(InvalidArgument):
         read_token(_forge(keys), "d")

@@ -6,8 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.read import Limits, parse_count, parse_find, parse_get
-from service.request.types import EVERYTHING, KeyMatch
-from service.request.write import parse_create, parse_delete, parse_update
+from service.request.types import KeyMatch
 
 LIMITS = Limits(max_rows=10)
 
@@ -17,7 +16,7 @@ def find(**kwargs):
     return parse_find([], kwargs, LIMITS, "public.actions")
 
 
-def test_get_by_position_and_name():
+def test_key_by_position_or_name_is_the_same_request():
     """The key may stand either way."""
     assert parse_get([5], {}, LIMITS).request == parse_get([], {"key": 5}, LIMITS).request
     assert parse_get([5], {}, LIMITS).values == (5,)
@@ -27,14 +26,14 @@ def test_get_by_position_and_name():
     ("key", "columns", "values"),
     [(5, (), (5,)), ([1, "a"], (), (1, "a")), ({"b": 2, "a": 1}, ("a", "b"), (1, 2))],
 )
-def test_keys(key, columns, values):
+def test_key_of_any_form_is_columns_and_values(key, columns, values):
     """A key is bare, a list or a dict; a dict's order says nothing."""
     call = parse_get([key], {}, LIMITS)
     assert isinstance(call.request.key, KeyMatch)
     assert (call.request.key.columns, call.values) == (columns, values)
 
 
-def test_a_page_reads_one_row_more():
+def test_page_of_any_limit_reads_one_row_more():
     """The row beyond the page tells whether there is a next one; the ceiling holds."""
     assert find(limit=3).values == (4,)
     assert find().values == (11,)
@@ -82,7 +81,7 @@ def test_a_page_reads_one_row_more():
         ({"wehre": {}}, "wehre"),
     ],
 )
-def test_refused(kwargs, path):
+def test_malformed_argument_is_refused_with_its_path(kwargs, path):
     """A malformed argument is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
         find(**kwargs)
@@ -90,13 +89,13 @@ def test_refused(kwargs, path):
 
 
 @pytest.mark.parametrize("key", [None, [], {}, [1, None], {"a": None}, {5: 1}])
-def test_no_key(key):
+def test_key_without_all_values_is_refused(key):
     """A key without a value for each column is none."""
     with pytest.raises(InvalidArgument):
         parse_get([key], {}, LIMITS)
 
 
-def test_arguments():
+def test_arguments_missing_doubled_or_surplus_are_refused():
     """Missing, doubled and surplus arguments are refused."""
     for args, kwargs in (([], {}), ([1], {"key": 1}), ([1, 2], {}), ([1], {"nope": 1})):
         with pytest.raises(InvalidArgument):
@@ -105,65 +104,11 @@ def test_arguments():
         parse_count([{}], {}, LIMITS)
 
 
-def test_create():
-    """One row or a list; a default is told from a value."""
-    one = parse_create([{"a": 1, "b": {"$default": True}}], {}, LIMITS)
-    assert not one.request.many
-    (row,) = one.request.rows
-    assert [each.operand is None for each in row] == [False, True]
-    many = parse_create([], {"values": [{"a": 1}, {}]}, LIMITS)
-    assert many.request.many
-    assert [len(row) for row in many.request.rows] == [1, 0]
-
-
-@pytest.mark.parametrize("values", [None, 5, "a", [5], [None], {5: 1}, [[1]]])
-def test_no_rows(values):
-    """What is no row is refused."""
-    with pytest.raises(InvalidArgument):
-        parse_create([values], {}, LIMITS)
-
-
-def test_targets():
-    """A write is for a key or a filter, and for every row only when it says so."""
-    by_key = parse_update([1, {"a": 2}], {}, LIMITS).request.target
-    assert by_key.key is not None
-    by_filter = parse_update([], {"where": {"x": 1}, "changes": {"a": 2}}, LIMITS).request.target
-    assert by_filter.key is None
-    assert parse_delete([], {"all": True}, LIMITS).request.target.where == EVERYTHING
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"changes": {}},
-        {"where": {}, "changes": {}},
-        {"where": {"and": [{}]}, "changes": {}},
-        {"where": {"or": [{"a": 1}, {}]}, "changes": {}},
-        {"where": {"not": {"or": []}}, "changes": {}},
-        {"where": {"not": {"not": {}}}, "changes": {}},
-        {"where": {"not": {"and": [{"or": []}, {"a": 1}]}}, "changes": {}},
-        {"key": 1, "where": {"a": 1}, "changes": {}},
-        {"key": 1, "all": True, "changes": {}},
-        {"where": {"a": 1}, "expect": {"a": 1}, "changes": {}},
-        {"key": 1},
-        {"key": 1, "changes": [{}, {}]},
-        {"key": 1, "changes": {}, "expect": [1]},
-        {"key": 1, "changes": {}, "expect": {"a": {"$default": True}}},
-        {"key": 1, "changes": {}, "returning": "no"},
-        {"key": 1, "changes": {}, "max_affected": -1},
-    ],
-)
-def test_bad_update(kwargs):
-    """A write with an unclear target, or unclear changes, is refused."""
-    with pytest.raises(InvalidArgument):
-        parse_update([], kwargs, LIMITS)
-
-
 @pytest.mark.parametrize(
     ("count", "hint"),
     [("many", "one of exact, planned, estimated"), ("exakt", 'did you mean "exact"?')],
 )
-def test_words(count, hint):
+def test_unknown_count_mode_is_refused_with_those_there_are(count, hint):
     """Of a word that is like none, all are named."""
     with pytest.raises(InvalidArgument) as refused:
         find(count=count)

@@ -28,7 +28,7 @@ from service.request.select import parse_item, parse_reference
         ("Straße->größe", None, ["Straße"], [("größe", False, False)], None),
     ],
 )
-def test_item(text, alias, names, steps, cast):
+def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
     """An item's alias, column, steps and cast are what a reader would say."""
     item = parse_item(text, "select.0", Values())
     reference = item.reference
@@ -43,14 +43,14 @@ def test_item(text, alias, names, steps, cast):
     ["", ":", "a:", ":a", "a::", "a::b::c", "->a", "a->", "a->>b->c", "a..b", ".", '"a', "a->b.c",
      "a:b:c", '""', "x" * 1001, "a\0b", "a." * 17 + "b"],
 )  # fmt: skip
-def test_not_an_item(text):
+def test_malformed_item_is_refused(text):
     """What does not follow the grammar is refused, and the refusal says where it stood."""
     with pytest.raises(InvalidArgument) as refused:
         parse_item(text, "select.3", Values())
     assert refused.value.details["path"] == "select.3"
 
 
-def test_steps_are_values_too():
+def test_steps_of_a_path_are_values():
     """A step is bound as a parameter: a position as a number, a key as a text."""
     values = Values()
     reference = parse_reference("doc->-1->>x", "order.0", values)
@@ -58,7 +58,7 @@ def test_steps_are_values_too():
     assert [step.operand.slot for step in reference.steps] == [0, 1]
 
 
-def test_a_filter_key_has_no_cast():
+def test_filter_key_with_a_cast_is_refused():
     """A cast belongs into select."""
     with pytest.raises(InvalidArgument):
         parse_reference("id::text", "where.id::text", Values())

@@ -31,7 +31,7 @@ def within(measures, **kwargs):
     return text.partition(" FROM (")[2].partition(') AS "t"')[0]
 
 
-def test_all_rows_are_one_group():
+def test_aggregate_without_groups_is_one_row():
     """Without groups there is no GROUP BY, and one row."""
     statement = build_statement(COUNT)
     assert statement.text == (
@@ -40,7 +40,7 @@ def test_all_rows_are_one_group():
     assert statement.columns == ("n",)
 
 
-def test_groups():
+def test_groups_stand_by_position_and_order_the_answer():
     """Groups stand by position, since a path in them holds parameters; they order the answer."""
     statement = build_statement(
         COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2
@@ -85,7 +85,7 @@ def test_groups():
         ),
     ],
 )
-def test_measures(measure, sql):
+def test_measure_is_a_function_of_an_operand(measure, sql):
     """Functions, operands, filters and casts."""
     assert within({"m": measure}) == f'SELECT {sql} AS "m"{FROM}'
 
@@ -103,7 +103,7 @@ def test_measures(measure, sql):
         ({"sum": "owner", "cast": "text"}, "text"),
     ],
 )
-def test_having(measure, type):
+def test_having_compares_with_the_type_of_a_measure(measure, type):
     """A filter over measures compares with what each gives."""
     statement = build_statement({"m": measure}, having={"m": {"neq": "x"}})
     assert f'AS "t" WHERE "t"."m" OPERATOR(pg_catalog.<>) CAST(%s AS {type})' in statement.text
@@ -118,12 +118,12 @@ def test_having(measure, type):
         ([{"by": "n", "nulls": "first"}], '"t"."n" NULLS FIRST, "t"."status"'),
     ],
 )
-def test_order(order, sql):
+def test_order_of_groups_ends_with_the_groups(order, sql):
     """Sort keys are groups and measures; groups come last, so that the order is one."""
     assert f" ORDER BY {sql} LIMIT" in build_statement(COUNT, group=["status"], order=order).text
 
 
-def test_order_by_what_a_group_is_of():
+def test_order_by_the_column_of_a_group_is_by_the_group():
     """A group may be named by what it is of."""
     text = build_statement(
         COUNT,
@@ -174,14 +174,14 @@ def test_order_by_what_a_group_is_of():
         (COUNT, {"embed": {}}, "embed"),
     ],
 )
-def test_refused(measures, kwargs, path):
+def test_malformed_aggregate_is_refused_with_its_path(measures, kwargs, path):
     """What does not follow the grammar is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
         build_statement(measures, **kwargs)
     assert refused.value.details["path"] == path
 
 
-def test_hints():
+def test_misspelled_name_is_refused_with_the_nearest():
     """The nearest known name helps."""
     with pytest.raises(InvalidArgument) as refused:
         build_statement({"total": {"summ": "id"}})
@@ -192,12 +192,12 @@ def test_hints():
 
 
 def embedding(embed):
-    """Spell a find of nothing but embeds."""
+    """Return the SQL of a find of nothing but embeds."""
     call = parse_find([], {"select": [], "embed": embed}, Limits(), "actions")
     return select(plan_find(CATALOG, ACTIONS, call.request)).text
 
 
-def test_an_embed_of_groups():
+def test_embed_of_groups_selects_from_them():
     """Groups of the related rows are a source of their own within the embed."""
     embed = {
         "actions": {
@@ -233,7 +233,7 @@ def test_an_embed_of_groups():
         ({"group": ["nope"]}, "embed.actions.group.0"),
     ],
 )
-def test_refused_embeds(options, path):
+def test_malformed_embed_of_groups_is_refused_with_its_path(options, path):
     """What does not follow the grammar is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
         embedding({"actions": {"direction": "many", **options}})

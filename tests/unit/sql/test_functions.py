@@ -27,7 +27,7 @@ def build_statement(function, *args, **kwargs):
     return statement.text, [parsed.values[bound.slot] for bound in statement.bounds]
 
 
-def test_named():
+def test_arguments_by_name_are_cast_to_their_types():
     """Arguments go by their names, so that defaults work; each is cast to its type."""
     assert build_statement(ADD, b=2, a=1) == (
         'SELECT "public"."add"("a" => CAST(%s AS integer), "b" => CAST(%s AS integer)) AS "answer"',
@@ -35,20 +35,20 @@ def test_named():
     )
 
 
-def test_one_shape():
+def test_calls_of_other_values_have_one_statement():
     """The order of the arguments and their values make no other statement."""
     first = parse_call([ADD], [], {"a": 1, "b": 2}, CATALOG).request
     assert first == parse_call([ADD], [], {"b": 5, "a": None}, CATALOG).request
 
 
-def test_odd_names():
+def test_function_of_an_odd_name_is_quoted():
     """Quotes and percent signs in names are doubled, and nothing else happens to them."""
     odd = Function('a"%s', 'f"%', (Argument('x"%s', 25),), 25)
     text, _ = build_statement(odd, **{'x"%s': "v"})
     assert text == 'SELECT "a""%%s"."f""%%"("x""%%s" => CAST(%s AS text)) AS "answer"'
 
 
-def test_sets():
+def test_function_that_returns_a_set_is_read_as_rows():
     """A set is read as rows, one more than an answer holds."""
     numbers = Function("public", "numbers", (Argument("", 23),), 23, many=True)
     assert build_statement(numbers, 5)[0] == (
@@ -63,7 +63,7 @@ def test_sets():
     )
 
 
-def test_procedures():
+def test_procedure_is_called_with_places_for_results():
     """A procedure is called with a place for each argument that comes back."""
     work = Function(
         "public", "work", (Argument("a", 23), Argument("b", 23, "out")), 2249, procedure=True
@@ -73,7 +73,7 @@ def test_procedures():
     )  # fmt: skip
 
 
-def test_variadic():
+def test_variadic_argument_is_a_list():
     """A variadic argument is a list; left out, PostgreSQL wants the others by position."""
     joined = Function(
         "public", "joined", (Argument("sep", 25), Argument("parts", 1009, "variadic", True)), 25
@@ -87,7 +87,7 @@ def test_variadic():
     )  # fmt: skip
 
 
-def test_options_or_arguments():
+def test_argument_called_like_an_option_is_the_functions():
     """An argument called like an option is the function's; "args" tells them apart."""
     clash = Function("public", "clash", (Argument("timeout", 23), Argument("form", 25)), 25)
     parsed = parse_call([clash], [], {"timeout": 5, "form": "x"}, CATALOG)
@@ -98,7 +98,7 @@ def test_options_or_arguments():
         parse_call([clash], [], {"args": {"timeout": 5}, "form": "x"}, CATALOG)
 
 
-def test_overloads():
+def test_overload_that_fits_the_names_is_called():
     """The names that are given pick the function; what leaves least to defaults is meant."""
     other = Function("public", "add", (Argument("a", 23),), 23)
     assert parse_call([ADD, other], [], {"a": 1}, CATALOG).request.function is other

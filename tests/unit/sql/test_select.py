@@ -43,7 +43,7 @@ def where_of(condition):
     return text.removesuffix(") AS counted"), [call.values[each.slot] for each in statement.bounds]
 
 
-def test_get():
+def test_get_is_one_comparison():
     """A row by key is one comparison; the columns that may be read are named."""
     call = parse_get([5], {"select": ["id", "n:action"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
@@ -54,7 +54,7 @@ def test_get():
     assert [bound.path for bound in statement.bounds] == ["key"]
 
 
-def test_find_pages_by_key():
+def test_find_sorts_by_the_primary_key_last():
     """The primary key is the last sort key, and comes back as text for the token."""
     statement, _ = found(order=["-status"])
     assert statement.text == (
@@ -63,7 +63,7 @@ def test_find_pages_by_key():
     )
 
 
-def test_a_column_sorts_once():
+def test_column_twice_in_order_counts_once():
     """A column that stands twice in the order counts once."""
     statement, _ = found(order=["id", "-id", "id"])
     assert statement.text.endswith(' ORDER BY "t"."id" LIMIT CAST(%s AS bigint)')
@@ -109,7 +109,7 @@ def test_odd_names_are_quoted():
         ),
     ],
 )
-def test_after(order, keys, text):
+def test_page_after_a_token_begins_behind_its_row(order, keys, text):
     """A page begins right behind the row that its token tells of."""
     call = parse_find([], {"order": order}, Limits(), "public.actions")
     token = write_token(digest_of(*call.question), keys)
@@ -119,7 +119,7 @@ def test_after(order, keys, text):
     assert all(bound.raw for bound in statement.bounds if bound.path == "after")
 
 
-def test_after_without_a_key():
+def test_page_without_a_key_goes_by_offset():
     """Rows without a key are paged by offset."""
     call = parse_find([], {"select": ["note"]}, Limits(), "notes")
     token = write_token(digest_of(*call.question), 40)
@@ -129,14 +129,14 @@ def test_after_without_a_key():
     assert again.offset == 42
 
 
-def test_a_token_of_other_keys():
+def test_token_of_other_sort_keys_is_refused():
     """A forged token with another number of sort keys is refused."""
     token = write_token(digest_of(*parse_find([], {}, Limits(), "actions").question), ["1", "2"])
     with pytest.raises(InvalidArgument):
         found(after=token)
 
 
-def test_distinct():
+def test_distinct_rows_are_sorted_by_what_is_selected():
     """Distinct rows are sorted by what is selected; distinct-on columns lead the sort keys."""
     statement, _ = found(distinct=True, select=["status", "action"], order=["-action"])
     assert statement.text.startswith('SELECT DISTINCT "t"."status" AS "status"')
@@ -148,7 +148,7 @@ def test_distinct():
         found(distinct=True, select=["status"], order=["id"])
 
 
-def test_select_list():
+def test_select_list_has_aliases_casts_and_paths():
     """Aliases, casts and JSON paths become columns of the answer."""
     statement, _ = found(select=["*"])
     assert statement.columns == tuple(relation().columns)
@@ -188,7 +188,7 @@ def test_select_list():
         ({"where": {"driver.name": "a"}}, "where.driver.name"),
     ],
 )
-def test_refused(kwargs, path):
+def test_find_that_does_not_fit_is_refused_with_its_path(kwargs, path):
     """What the catalog does not know, or does not go with a type, is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
         found(**kwargs)
@@ -259,12 +259,12 @@ def test_refused(kwargs, path):
         ({"not": {}}, "NOT (true)", []),
     ],
 )
-def test_conditions(where, text, values):
+def test_condition_is_sql_with_bound_values(where, text, values):
     """Each condition is the SQL that people of PostgREST expect, with its values bound."""
     assert where_of(where) == (text, values)
 
 
-def test_counting():
+def test_count_exists_and_estimate_are_queries_about_a_read():
     """Counting, asking for one row and asking the planner."""
     call = parse_count([], {}, Limits())
     plan = plan_count(CATALOG, relation(), call.request)
@@ -277,13 +277,13 @@ def test_counting():
 
 
 @pytest.mark.parametrize("key", [[1, 2], {"status": True}, {"nope": 1}, {"id": 1, "status": True}])
-def test_keys_that_do_not_fit(key):
+def test_get_by_no_unique_key_is_refused(key):
     """A key has the columns of a unique key."""
     with pytest.raises(InvalidArgument):
         plan_get(CATALOG, relation(), parse_get([key], {}, Limits()).request)
 
 
-def test_a_unique_key_is_a_key():
+def test_get_by_any_unique_key_is_a_comparison():
     """A dict that names the columns of any unique key picks a row."""
     call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))

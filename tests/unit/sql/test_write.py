@@ -29,7 +29,7 @@ def created(values, **kwargs):
     )
 
 
-def test_create():
+def test_create_returns_the_row():
     """A new row comes back with what the database made of it."""
     assert created({"action": "a", "status": {"$default": True}}).text == (
         'INSERT INTO "public"."actions" AS "t" ("action", "status") VALUES (%s, DEFAULT)'
@@ -40,7 +40,7 @@ def test_create():
     )
 
 
-def test_rows_of_defaults():
+def test_create_of_defaults_alone_inserts_each_row():
     """DEFAULT VALUES is one row, so more of them are read from somewhere, without columns."""
     assert created([{}, {}]).text == (
         'INSERT INTO "public"."actions" AS "t" SELECT FROM pg_catalog.generate_series(1, 2)'
@@ -48,19 +48,19 @@ def test_rows_of_defaults():
     )
 
 
-def test_missing_keys_are_defaults():
+def test_create_of_rows_with_other_columns_fills_in_defaults():
     """In a bulk, a key that one row lacks is its column's default."""
     statement = created([{"action": "a"}, {"status": True}])
     assert '("action", "status") VALUES (%s, DEFAULT), (DEFAULT, %s)' in statement.text
     assert [bound.path for bound in statement.bounds] == ["values.0.action", "values.1.status"]
 
 
-def test_returning_nothing():
+def test_write_with_returning_false_returns_nothing():
     """With returning false nothing is read back."""
     assert "RETURNING" not in created({"action": "a"}, returning=False).text
 
 
-def test_order_of_what_comes_back():
+def test_write_with_order_reads_rows_from_a_second_statement():
     """Written rows come back in an order, read from the write as a source."""
     assert created([{"action": "a"}], order=["-action"]).text == (
         'WITH "w" ("v") AS (INSERT INTO "public"."actions" AS "t" ("action") VALUES (%s)'
@@ -76,7 +76,7 @@ def test_order_of_what_comes_back():
     )
 
 
-def test_update():
+def test_update_by_key_compares_what_is_expected():
     """Changes by key, with what is expected of the row."""
     call = parse_update([7, {"action": "b"}], {"expect": {"owner": None}, **BACK}, Limits())
     assert modify(plan_update(CATALOG, ACTIONS, call.request)).text == (
@@ -87,7 +87,7 @@ def test_update():
     )
 
 
-def test_delete():
+def test_delete_by_filter_returns_the_rows():
     """Rows that a filter picks."""
     call = parse_delete([], {"where": {"status": True}, "returning": False}, Limits())
     assert modify(plan_delete(CATALOG, ACTIONS, call.request)).text == (
@@ -95,7 +95,7 @@ def test_delete():
     )
 
 
-def test_current():
+def test_current_row_is_read_and_locked():
     """The row that a write is for can be read, and locked."""
     call = parse_update([7, {}], {"expect": {"raw": 1}, **BACK}, Limits())
     request = call.request
@@ -112,7 +112,7 @@ def test_current():
         ([{}, {"x": 1}], "values.1.x"),
     ],
 )
-def test_refused(values, path):
+def test_column_that_cannot_be_written_is_refused(values, path):
     """Unknown columns, and those that the database makes, cannot be written."""
     with pytest.raises(InvalidArgument) as refused:
         created(values)
@@ -120,7 +120,7 @@ def test_refused(values, path):
 
 
 def upserted(values, name="actions", **kwargs):
-    """Give what an upsert does about rows that are there already."""
+    """Return what an upsert does about rows that are there already."""
     relation = CATALOG.relation("public", name)
     call = parse_upsert([values], {"returning": False, **kwargs}, Limits())
     return modify(plan_create(CATALOG, relation, call.request)).text.partition(" ON CONFLICT ")[2]
@@ -165,12 +165,12 @@ def upserted(values, name="actions", **kwargs):
         ),
     ],
 )  # fmt: skip
-def test_upsert(values, kwargs, sql):
+def test_upsert_takes_over_what_is_given(values, kwargs, sql):
     """A row that is there takes over what is given, less its key, and keeps the rest."""
     assert upserted(values, **kwargs) == sql
 
 
-def test_upsert_into_a_view():
+def test_upsert_into_a_view_goes_by_any_columns():
     """What is a key of a view, PostgreSQL knows."""
     sql = '("note") DO UPDATE SET "note" = "excluded"."note"'
     assert upserted({"note": "x"}, "notes", on_conflict=["note"]) == sql
@@ -194,14 +194,14 @@ def test_upsert_into_a_view():
         ({"expect": {}}, "expect"),
     ],
 )
-def test_refused_upserts(kwargs, path):
+def test_upsert_without_a_unique_key_is_refused(kwargs, path):
     """A conflict is about a unique key, and columns that can be written."""
     with pytest.raises(InvalidArgument) as refused:
         upserted({"note": "x"} if "name" in kwargs else {"id": 1}, **kwargs)
     assert refused.value.details["path"] == path
 
 
-def test_words_before_the_second_statement():
+def test_prefixed_statement_keeps_marks_and_parameters():
     """Marks of both statements stay where they are; each has its own parameters."""
     text, behind = "SELECT a%%, %s; ", "SELECT b, %s"
     marks = (Mark("a", "a", behind=len(text + behind) - 7), Mark("b", "b", behind=5))
