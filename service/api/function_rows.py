@@ -53,7 +53,7 @@ class Called(Verbs):
         request = call.request.of
         page, columns, total = await self._found(served, call)
         limit = call.values[request.limit.slot] - 1
-        token = write_token(digest_of(*call.question), call.offset + limit) if page.more else None
+        token = write_token(digest_of(*call.query), call.offset + limit) if page.more else None
         answer: dict[str, Any] = {"next": token} | ({} if total is None else {"count": total})
         if request.form == "json":
             return paged(page.rows, **answer)

@@ -137,7 +137,7 @@ def _next(
 ) -> str | None:
     if not page.more:
         return None
-    digest = digest_of(*call.question)
+    digest = digest_of(*call.query)
     if page.end:
         return write_token(digest, page.end)
     if call.request.after:  # an empty page ends where the page before it did

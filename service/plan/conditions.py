@@ -126,7 +126,7 @@ class Expression:
 
     Args:
         column: Of the relation.
-        type: Of the whole expression.
+        type: Of the expression, cast and steps included.
         as_json: Whether the column is made jsonb first.
         steps: Into its JSON value.
         cast: What it is cast to at the end.
@@ -173,7 +173,7 @@ class Compare:
         operator: Of PostgreSQL.
         right: The parameter.
         quantifier: "any" or "all" where the parameter is an array of candidates.
-        candidate: What each of them is cast to, where they come as texts.
+        candidate: What each of them is cast to, where they come as text.
         nulls: Whether nulls are left out of them.
         not_distinct: Whether nulls are equal, too.
     """

@@ -201,7 +201,7 @@ def _compare(
     many, candidate = type, None
     if quantifier:
         found = scope.catalog.array_of(type)
-        # PostgreSQL has no array of arrays: the candidates go as texts, of which it has one
+        # PostgreSQL has no array of arrays: the candidates go as an array of text
         many = found or replace(scope.named("_text"), oid=-type.oid, element=type.oid)
         candidate = None if found else type
     test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)

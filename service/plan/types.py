@@ -95,12 +95,12 @@ class PlannedMeasure:
 
     Args:
         function: As SQL has it; one of a fixed list.
-        operand: What it is of; None for whole rows.
+        operand: What it is of; None for rows.
         type: Of the result.
         name: What it is called in the answer.
         path: Where in the call.
         distinct: Whether each value counts once.
-        separator: What stands between the texts of `string_agg`.
+        separator: What stands between the strings of `string_agg`.
         where: Which rows count.
         cast: What the result is cast to.
         text: As of an `Output`.

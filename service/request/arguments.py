@@ -222,7 +222,7 @@ def row_of(value: Any, name: str) -> Mapping[str, Any]:
     Return the one row of an argument.
 
     Raises:
-        InvalidArgument: Not a dict with texts for keys.
+        InvalidArgument: Not a dict with strings for keys.
     """
     if isinstance(value, list | tuple):
         raise InvalidArgument(f'"{name}" is one dict of columns and values', path=name)
@@ -235,7 +235,7 @@ def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
     Return the rows of a write, and whether the caller gave a list of them.
 
     Raises:
-        InvalidArgument: Not a dict or a list of dicts with texts for keys.
+        InvalidArgument: Not a dict or a list of dicts with strings for keys.
     """
     many = isinstance(value, list | tuple)
     rows = list(value) if many else [value]

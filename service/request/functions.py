@@ -122,16 +122,16 @@ def parse_called(
     given = parse_given(functions, args, kwargs.get(ARGS))
     # the rows of other arguments are another query
     home = f"{functions[0].schema}.fn.{functions[0].name}"
-    question = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
+    query = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
     try:
-        parsed = parse(rest, question)
+        parsed = parse(rest, query)
     except InvalidArgument as refusal:
         _explain(refusal, functions, args, rest)
         raise
     values = Values(parsed.values)
     call = bind_call(functions, given, values, catalog)
     request = CalledRequest(call, parsed.request)
-    return Parsed(request, values.freeze(), parsed.timeout, parsed.question, parsed.offset)
+    return Parsed(request, values.freeze(), parsed.timeout, parsed.query, parsed.offset)
 
 
 def parse_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:

@@ -19,7 +19,7 @@ from typing import Any
 from service.errors import InvalidArgument
 
 MAX_TOKEN = 1 << 20
-"""Characters; sort keys may be long texts."""
+"""Characters; sort keys may be long strings."""
 
 
 def digest_of(*query: Any) -> str:

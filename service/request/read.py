@@ -69,14 +69,14 @@ class Parsed(Generic[Request]):
         request: Its shape.
         values: Its values, by slot.
         timeout: The caller's time limit in seconds, if any.
-        question: Of a find: what its `next` token is bound to.
+        query: Of a find: what its `next` token is bound to.
         offset: Of a find: how many rows it skips, by `offset` or by a token.
     """
 
     request: Request
     values: tuple[Any, ...]
     timeout: float | None = None
-    question: tuple[Any, ...] = ()
+    query: tuple[Any, ...] = ()
     offset: int = 0
 
 
@@ -130,11 +130,11 @@ def parse_find(
     embeds = parse_embed(given, values, limits)
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
     by = tuple(each for each in embeds if each.name in owners)
-    question = (relation, where, order, distinct, by, values.freeze() if by else asked)
+    query = (relation, where, order, distinct, by, values.freeze() if by else asked)
     offset = given.integer("offset") or 0
     after = None
     if given.value("after") is not None:
-        keys = read_token(given.value("after"), digest_of(*question))
+        keys = read_token(given.value("after"), digest_of(*query))
         if isinstance(keys, int):
             offset = min(offset + keys, 2**63 - 1)
         else:
@@ -156,7 +156,7 @@ def parse_find(
         embeds=embeds,
         form=parse_form(given),
     )
-    return Parsed(request, values.freeze(), given.timeout(), question, offset)
+    return Parsed(request, values.freeze(), given.timeout(), query, offset)
 
 
 def parse_count(

@@ -17,7 +17,7 @@ MAX_LENGTH = 1000
 """Of an item, in characters: 63-byte names, and some room for JSON paths."""
 
 MAX_OWNERS = 16
-"""Embeds before a name: each is a subselect, and a turn of those who plan it."""
+"""Embeds before a name: each is a subselect, and a call of each function that plans one."""
 
 MAX_KEYS = 64
 """Of an order: more than any index has."""

@@ -141,9 +141,9 @@ class Measure:
         name: Of the measure.
         path: Where in the call.
         function: As SQL has it: "count", "sum"…
-        item: What it is of; None for whole rows.
+        item: What it is of; None for rows.
         distinct: Whether each value counts once.
-        separator: What stands between the texts of `string_agg`.
+        separator: What stands between the strings of `string_agg`.
         where: Which rows count.
         cast: What its result is cast to.
     """

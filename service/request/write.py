@@ -34,7 +34,7 @@ from service.request.types import (
 RETURNING = ("select", "order", "embed", "returning", "form")
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
-"""What the first call says for the whole of an upload."""
+"""What the first call says for the other calls of an upload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
     """
     Parse the arguments of `import`; what its rows hold is read where they are written.
 
-    A call that brings rows and names no upload is the whole import, unless it says otherwise.
+    A call that brings rows and names no upload is a complete import, unless it says otherwise.
     """
     given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", *START])
     rows, csv = given.value("rows"), given.value("csv")
@@ -136,14 +136,14 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
         if given.value(name) is not None:
             raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
     columns = given.value("columns")
-    whole = upload is None and (rows is not None or csv is not None)
+    complete = upload is None and (rows is not None or csv is not None)
     return ImportRequest(
         rows,
         csv,
         None if columns is None else _columns(columns),
         _conflict(given),
         upload,
-        given.flag("done", default=whole),
+        given.flag("done", default=complete),
         given.timeout(),
     )
 

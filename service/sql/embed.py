@@ -26,7 +26,7 @@ def embedded(embeds: Sequence[PlannedEmbed], text: bool = False) -> Iterator[Par
 
     Args:
         embeds: Planned ones.
-        text: Whether they come as texts, so that they are weighed before they are read.
+        text: Whether they come as text, so that they are measured before they are read.
     """
     for embed in embeds:
         value = Identifier(_alias(embed), VALUE)

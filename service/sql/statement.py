@@ -24,12 +24,12 @@ MISSED = "rowcast_missed"
 @dataclass(frozen=True, slots=True)
 class Mark:
     """
-    A place in a text where a word of the caller's stands, for errors that point at it.
+    A place in the SQL where something that the caller wrote stands, for errors that point at it.
 
     Args:
-        path: Of the word in the call.
+        path: Of that in the call.
         column: Of what it speaks.
-        hint: What may help where the word does not fit.
+        hint: What may help where it does not fit.
         behind: How many characters of the text follow the place.
         cast: Whether it is a cast.
     """
@@ -55,7 +55,7 @@ class Statement:
         writes: False if running it twice does no harm.
         marks: Places in the text.
         picks: Whether a last column tells which of the rows are answered.
-        untyped: Whether its values are JSON of rows of which nobody knows what they are.
+        untyped: Whether its values are JSON of rows of no known type.
         certain: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
@@ -77,7 +77,7 @@ class Statement:
     bare: bool = False
 
     def prefixed(self, words: str) -> Statement:
-        """Return the statement with words before the one, or the second one, that returns rows."""
+        """Return the statement with SQL before the one, or the second one, that returns rows."""
         behind = len(self.text) - self.head
         marks = tuple(
             replace(mark, behind=mark.behind + len(words)) if mark.behind > behind else mark

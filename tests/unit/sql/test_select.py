@@ -112,7 +112,7 @@ def test_odd_names_are_quoted():
 def test_page_after_a_token_begins_behind_its_row(order, keys, text):
     """A page begins right behind the row that its token tells of."""
     call = parse_find([], {"order": order}, Limits(), "public.actions")
-    token = write_token(digest_of(*call.question), keys)
+    token = write_token(digest_of(*call.query), keys)
     call = parse_find([], {"order": order, "after": token}, Limits(), "public.actions")
     statement = select(plan_find(CATALOG, relation(), call.request))
     assert f" WHERE {text} ORDER BY" in statement.text
@@ -122,7 +122,7 @@ def test_page_after_a_token_begins_behind_its_row(order, keys, text):
 def test_page_without_a_key_goes_by_offset():
     """Rows without a key are paged by offset."""
     call = parse_find([], {"select": ["note"]}, Limits(), "notes")
-    token = write_token(digest_of(*call.question), 40)
+    token = write_token(digest_of(*call.query), 40)
     again = parse_find([], {"select": ["note"], "offset": 2, "after": token}, Limits(), "notes")
     statement = select(plan_find(CATALOG, relation("notes"), again.request))
     assert statement.text.endswith(" LIMIT CAST(%s AS bigint) OFFSET CAST(%s AS bigint)")
@@ -131,7 +131,7 @@ def test_page_without_a_key_goes_by_offset():
 
 def test_token_of_other_sort_keys_is_refused():
     """A forged token with another number of sort keys is refused."""
-    token = write_token(digest_of(*parse_find([], {}, Limits(), "actions").question), ["1", "2"])
+    token = write_token(digest_of(*parse_find([], {}, Limits(), "actions").query), ["1", "2"])
     with pytest.raises(InvalidArgument):
         found(after=token)
 
