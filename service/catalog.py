@@ -417,11 +417,12 @@ class Catalog:
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:
-        """Types by each of their spellings, lower case: "int4", "integer", "app.mood"."""
+        """Types by each of their spellings: as SQL has it, and in lower case, as in "int4"."""
         found: dict[str, Type] = {}
-        for each in self.types.values():
-            if each.kind == "pseudo":
-                continue
+        named = [each for each in self.types.values() if each.kind != "pseudo"]
+        for each in named:  # first, since app."Mood" and app.mood are one in lower case
+            found.setdefault(each.sql, each)
+        for each in named:
             if each.schema == "pg_catalog" or each.schema in self.schemas:
                 found.setdefault(each.name.lower(), each)
             found.setdefault(each.sql.lower(), each)
@@ -519,10 +520,10 @@ class Catalog:
         Raises:
             InvalidArgument: No type that may be cast to is called so.
         """
-        word = " ".join(name.lower().split())
-        base, array = (word[:-2].strip(), True) if word.endswith("[]") else (word, False)
-        known = self.castable
-        found = known.get(base) or known.get(base.replace('"', ""))
+        word = " ".join(name.split())
+        exact, array = (word[:-2].strip(), True) if word.endswith("[]") else (word, False)
+        base, known = exact.lower(), self.castable
+        found = known.get(exact) or known.get(base) or known.get(base.replace('"', ""))
         if found and array:
             found = self.array_of(found)
         if found is not None:

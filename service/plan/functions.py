@@ -219,7 +219,11 @@ def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], ba
         InvalidArgument: Some of it may be hidden, or it comes from a CALL.
     """
     hidden = any(has_hidden_field(catalog, type.oid) for type in types)
-    if function.procedure or hidden or (bare and catalog.hidden_fields and function.result == RECORD):
+    if (
+        function.procedure
+        or hidden
+        or (bare and catalog.hidden_fields and function.result == RECORD)
+    ):
         raise InvalidArgument(
             f'what "{function.name}" answers does not come as JSON text',
             path="form",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, clip
 from service.plan.conditions import Expression
 from service.plan.filters import plan_related
 from service.plan.hidden import has_hidden_field, without_hidden_fields
@@ -160,6 +160,12 @@ def _all(scope: Scope) -> tuple[Output, ...]:
 def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
     reference = item.reference
     if reference.name == "*" and "*" not in scope.relation.columns:
+        if reference.owners:
+            raise InvalidArgument(
+                '"*" is for the columns of the row itself',
+                path=reference.path,
+                hint=f'embed={{"{clip(reference.owners[0])}": true}} has all columns of related rows',
+            )
         if reference.steps or item.alias or item.cast:
             raise InvalidArgument('"*" stands alone', path=reference.path)
         return _all(scope)

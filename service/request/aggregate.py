@@ -1,5 +1,5 @@
 """
-The `measures` argument: what is computed over rows (wire contract, section 2).
+The `measures` argument: what is computed over rows.
 """
 
 from __future__ import annotations

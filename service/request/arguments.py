@@ -14,7 +14,7 @@ from service.errors import InvalidArgument, UnknownName, clip
 from service.request.synonyms import synonym_hint
 
 OPTIONS = frozenset({"timeout"})
-"""Keywords that every procedure takes (wire contract, section 12)."""
+"""Keywords that every procedure takes."""
 
 MAX_INTEGER = 2**63 - 1
 MAX_LISTED = 1000

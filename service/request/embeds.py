@@ -1,5 +1,5 @@
 """
-The `embed` argument: related rows inside the rows of an answer (wire contract, section 4).
+The `embed` argument: related rows inside the rows of an answer.
 """
 
 from __future__ import annotations

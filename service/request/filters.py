@@ -1,5 +1,5 @@
 """
-The filter grammar: `where` dictionaries to `Filter` trees (wire contract, section 3).
+The filter grammar: `where` dictionaries to `Filter` trees (docs/filters.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 The names of procedures, less the prefix: "actions.get", "app.actions.get", "describe".
 
-A component that WAMP would not carry is percent-encoded (wire contract, section 1).
+A component that WAMP would not carry is percent-encoded.
 """
 
 from __future__ import annotations

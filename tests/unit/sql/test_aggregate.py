@@ -145,6 +145,7 @@ def test_order_by_the_column_of_a_group_is_by_the_group():
         ({"n": {"pg_sleep": "id"}}, {}, "measures.n.pg_sleep"),
         ({"n": {"count(*); --": "id"}}, {}, "measures.n.count(*); --"),
         ({"n": {"sum": "*"}}, {}, "measures.n.sum"),
+        ({"n": {"count": "owner.*"}}, {}, "measures.n.count"),
         ({"n": {"sum": "nope"}}, {}, "measures.n.sum"),
         ({"n": {"sum": "a:id"}}, {}, "measures.n.sum"),
         ({"n": {"sum": 1}}, {}, "measures.n.sum"),

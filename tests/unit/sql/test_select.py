@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from service.catalog import Type
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.read import plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
@@ -169,6 +172,23 @@ def test_select_list_has_aliases_casts_and_paths():
         *(name for name in relation().columns if name != "status"),
     )
     assert found(select=[])[0].columns == tuple(relation().columns)
+
+
+def test_star_of_related_rows_is_refused():
+    """All columns of a related row are an embed; those of the row itself are no answer to it."""
+    with pytest.raises(InvalidArgument, match="of the row itself") as caught:
+        found(select=["id", "owner.*"])
+    assert caught.value.details["path"] == "select.1"
+    assert caught.value.details["hint"].startswith('embed={"owner": true}')
+
+
+def test_cast_to_a_type_of_the_same_letters_is_to_the_one_named():
+    """Two types may differ in the case of their names alone."""
+    other = Type(9001, "public", "Mood", 'public."Mood"', "enum", "E", labels=("up",))
+    both = replace(CATALOG, types={9001: other, **CATALOG.types})
+    assert both.type_named('public."Mood"').oid == 9001
+    assert both.type_named("public.mood").oid == 9000
+    assert both.type_named("PUBLIC.MOOD").oid == 9000
 
 
 @pytest.mark.parametrize(
