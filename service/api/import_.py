@@ -374,6 +374,11 @@ class Importing:
         """How many uploads there may be at once: each has a connection, others want some too."""
         return max(1, self._database.pool.scheduler.limits.most - 2)
 
+    @property
+    def most_of_one(self) -> int:
+        """Return how many of them one session may have: half of them, rounded up."""
+        return (self.most + 1) // 2
+
     async def take(
         self,
         served: Served,
@@ -444,6 +449,13 @@ class Importing:
         await deferLater(reactor, min(LONGEST, YIELD * (reactor.seconds() - began)))
 
     def _begin(self, upload: Upload, owner: Caller) -> str:
+        own = sum(each.owner.session == owner.session for each in self._open.values())
+        if owner.session is not None and own >= self.most_of_one:
+            raise Unavailable(
+                f"this session has {own} uploads open, as many as it may",
+                retry_after=5.0,
+                hint="done=True ends one, and keeps its rows",
+            )
         if len(self._open) >= self.most:
             raise Unavailable("as many uploads are open as may be", retry_after=5.0)
         id = secrets.token_urlsafe(18)

@@ -135,6 +135,12 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
     for name in START if upload is not None else ():
         if given.value(name) is not None:
             raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
+    if all(given.value(name) is None for name in ("rows", "csv", "upload", "done")):
+        raise InvalidArgument(
+            "there is nothing to import",
+            path="rows",
+            hint='give "rows" or "csv"; done=False begins an upload, of many calls',
+        )
     columns = given.value("columns")
     complete = upload is None and (rows is not None or csv is not None)
     return ImportRequest(

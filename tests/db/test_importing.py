@@ -151,6 +151,8 @@ async def test_csv(dsn: str, db: Callee) -> None:
         ({"upload": "nope", "columns": ["id"]}, "columns"),
         ({"upload": "nope"}, "upload"),
         ({"done": "yes"}, "done"),
+        ({}, "rows"),
+        ({"on_conflict": ["id"], "columns": ["id"]}, "rows"),
         ({"rows": [{"id": 1}], "on_conflict": []}, "on_conflict"),
         ({"rows": [{"id": 1}], "on_conflict": "name"}, "on_conflict"),
     ],
@@ -257,7 +259,7 @@ async def test_views_and_row_security(dsn: str, db: Callee) -> None:
 @pytest_twisted.ensureDeferred
 async def test_upload(dsn: str, db: Callee) -> None:
     """Many calls are one COPY: nothing is there before the last, all of it after."""
-    begun = await db.call("items.import")
+    begun = await db.call("items.import", done=False)
     assert list(begun) == ["upload"]
     for start in range(0, 3000, 1000):
         chunk = [{"id": n, "name": f"n{n}"} for n in range(start, start + 1000)]
@@ -421,6 +423,22 @@ async def test_session_gone(dsn: str, db: Callee) -> None:
     assert await db.call_as(two, "items.import", done=True, **theirs) == {"rows": 1}
     assert rows(dsn, "id") == [(2,)]
     assert not transactions(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_cannot_take_every_upload(db: Callee) -> None:
+    """Half of what there may be is one session's; others begin theirs, and one that ends is free."""
+    one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
+    mine = [await db.call_as(one, "items.import", done=False) for _ in range(2)]
+    refused = await failure_of(db.call_as(one, "items.import", done=False))
+    assert isinstance(refused, Unavailable)
+    assert "done=True ends one" in refused.details["hint"]
+    theirs = await db.call_as(two, "items.import", done=False)
+    assert await db.call_as(one, "items.import", done=True, **mine.pop()) == {"rows": 0}
+    mine.append(await db.call_as(one, "items.import", done=False))
+    for each in mine:
+        await db.call_as(one, "items.import", done=True, **each)
+    await db.call_as(two, "items.import", done=True, **theirs)
 
 
 @pytest_twisted.ensureDeferred
