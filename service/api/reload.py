@@ -22,6 +22,7 @@ from service.db.fingerprint import Fingerprint, fingerprint_txn
 from service.db.introspect import catalog_txn
 from service.db.session import identity_of
 from service.models.registry import Models
+from service.sql.statement import quoted
 
 log = Logger()
 
@@ -33,6 +34,8 @@ LEAST = 0.01
 """Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
 NO_ROLE = frozenset({"22023", "42501", "42704"})
 """SQLSTATEs of SET ROLE: there is no such role, or we are not a member of it."""
+NO_MEMBER = "42501"
+"""The one of them for a role that is there, and not ours."""
 PAUSE = 1.0
 """Seconds between two tries to read the catalog of a database that cannot be reached."""
 LONG_PAUSE = 10.0
@@ -228,9 +231,21 @@ class Catalogs(Service):
             except Exception as error:
                 if role == SERVICE or getattr(error, "pgcode", None) not in NO_ROLE:
                     raise
-                gone[role] = _first_line(error)
+                lacks = getattr(error, "pgcode", None) == NO_MEMBER
+                gone[role] = (
+                    f"the service may not act as it → GRANT {quoted(role)} TO the role that"
+                    " DATABASE_URL names"
+                    if lacks
+                    else f"there is no such role in the database → CREATE ROLE {quoted(role)}, and"
+                    " GRANT it to the role that DATABASE_URL names; or mend the setting"
+                )
         for role in gone.keys() - self._gone.keys():
-            log.warn("callers of the role {role} are refused: {why}", role=role, why=gone[role])
+            log.warn(
+                "callers of the role {role}, which {setting} names, are refused: {why}",
+                role=quoted(role),
+                setting=self._roles.named_by(role),
+                why=gone[role],
+            )
         self._gone = gone
         return catalogs
 

@@ -33,6 +33,11 @@ class Roles:
         found = {*self.mapped.values(), *([self.anonymous] if self.anonymous else [])}
         return tuple(sorted(found)) or (SERVICE,)
 
+    def named_by(self, role: str) -> str:
+        """Return the setting that names a database role, as an operator has written it."""
+        pairs = [f"{authrole}={name}" for authrole, name in self.mapped.items() if name == role]
+        return f"ROWCAST_ROLES ({', '.join(pairs)})" if pairs else "ROWCAST_ANONYMOUS"
+
     def of(self, caller: Caller) -> str:
         """
         Give the database role of a caller.

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twistar.registry import Registry
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from service.api.roles import Roles
 from service.describe.document import describe
@@ -186,6 +188,26 @@ async def test_nobody(dsn: str) -> None:
             refused = await failure_of(callee.call_as(STRANGER, name))
             assert isinstance(refused, NotAuthorized), refused
         assert await callee.call_as(CLERK, "notes.count") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure(dsn: str) -> None:
+    """Others are served; the log says what the operator has to do."""
+    execute(dsn, "CREATE ROLE rc_plain LOGIN; CREATE ROLE rc_alone; GRANT rc_clerk TO rc_plain")
+    roles = Roles({"clerk": "rc_clerk", "boss": "rc_nobody"}, "rc_alone")
+    plain = psycopg2.extensions.make_dsn(dsn, user="rc_plain")
+    try:
+        with capturedLogs() as captured:
+            async with serving(plain, roles=roles) as callee:
+                assert await callee.call_as(CLERK, "notes.count") == 4
+        said = sorted(formatEvent(each) for each in captured if each["log_level"] is LogLevel.warn)
+        alone, nobody = (each for each in said if "are refused" in each)
+        assert 'GRANT "rc_alone" TO' in alone
+        assert "ROWCAST_ANONYMOUS" in alone
+        assert 'CREATE ROLE "rc_nobody"' in nobody
+        assert "ROWCAST_ROLES (boss=rc_nobody)" in nobody
+    finally:
+        execute(dsn, "DROP OWNED BY rc_plain, rc_alone; DROP ROLE rc_plain, rc_alone")
 
 
 @pytest_twisted.ensureDeferred
