@@ -49,10 +49,10 @@ from service.errors import (
     nearest,
 )
 from service.payload import fit
-from service.request.arguments import Caller
-from service.request.names import FN, FunctionName, Name, parse_name
+from service.request.arguments import Caller, UnknownArgument
+from service.request.names import FN, FunctionName, Name, encode, parse_name
 from service.request.read import Limits
-from service.request.synonyms import synonym_hint
+from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
 
 Suspect = Callable[[], Awaitable[bool]]
 """Has the catalog read again if it has changed; tells whether it is up to date then."""
@@ -256,7 +256,13 @@ class Hub:
                 relation, verb = self.resolve(served, parsed)
                 lines = (line,) if parsed.verb in LONG else ()
                 return await verb(served, relation, args, kwargs, *lines)
-        except (ServiceError, CancelledError):
+        except ServiceError as error:
+            if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
+                error.of_column()
+            if served is not None and "hint" in error.details:
+                error.details["hint"] = _at_hand(served, relation, error.details["hint"])
+            raise
+        except CancelledError:
             raise
         except Exception as error:
             found = refusal(error, served.catalog if served else None, relation)
@@ -297,7 +303,7 @@ class Hub:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name.verb)}"',
                 relation=relation.name,
-                hint=synonym_hint("verb", name.verb, self.verbs)
+                hint=_at_hand(served, relation, synonym_hint("verb", name.verb, self.verbs) or "")
                 or nearest(name.verb, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )
@@ -328,6 +334,18 @@ def _claims_nothing(error: Exception) -> bool:
 
 def _unread() -> Unavailable:
     return Unavailable("the database has not been reached yet")
+
+
+def _at_hand(served: Served, relation: Relation | None, hint: str) -> str:
+    """Return a hint with an example of what is there: the project's own relations may not be."""
+    catalog = served.catalog
+    if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
+        return hint
+    if relation is None:
+        return at_hand(hint, "", (), ())
+    schema = "" if relation.schema == catalog.schemas[0] else f"{encode(relation.schema)}."
+    name = f"{schema}{encode(relation.name)}"
+    return at_hand(hint, name, list(relation.columns), relation.primary_key)
 
 
 def _beside(served: Served, name: Name | FunctionName) -> str:

@@ -16,7 +16,7 @@ from service.errors import NotFound
 from service.plan.aggregate import plan_aggregate
 from service.plan.estimate import refuse_guarded
 from service.plan.hidden import as_json
-from service.plan.read import plan_all, plan_count, plan_find, plan_get
+from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
 from service.request.read import (
     MAX_GROUPS,
@@ -43,7 +43,9 @@ class Reading(Verbs):
 
         Raises:
             NotFound: There is none of that key.
+            NoSuchProcedure: The relation has no key.
         """
+        check_keyed(relation, "get")
         call = parse_get(args, kwargs, self.limits)
         statement = served.statement(_get, relation, call.request)
         shape = Shape(call.request.form, self.max_bytes)

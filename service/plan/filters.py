@@ -138,6 +138,8 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
         return _test(scope.value(where.reference), where)
+    if _is_of_rows(scope, reference):
+        raise _no_column(scope, reference)
     left = scope.expression(where.reference)
     if where.operand is None:
         raise TypeError(f"{where.operator} has no operand")
@@ -188,10 +190,27 @@ def both(*conditions: Condition | None) -> Condition | None:
 
 def _is_about_rows(scope: Scope, where: Comparison) -> bool:
     """Return whether a condition asks only whether there are related rows."""
-    name = where.reference.name
-    if name in scope.relation.columns or where.reference.steps:
+    return where.word in {"null", "not null"} and _is_of_rows(scope, where.reference)
+
+
+def _is_of_rows(scope: Scope, reference: Reference) -> bool:
+    """Return whether a name means related rows."""
+    if scope.has_column(reference.name) or reference.steps:
         return False
-    return where.word in {"null", "not null"} and scope.has_relationship(name)
+    return scope.has_relationship(reference.name)
+
+
+def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
+    """Return the refusal of related rows where a column is compared."""
+    name = reference.name
+    _, inner, _, _ = scope.linked(name, reference.path)
+    column = next(iter(inner.relation.primary_key or inner.relation.columns), "column")
+    return InvalidArgument(
+        f'"{name}" is related rows, and no column',
+        path=reference.path,
+        hint=f'null asks for none, {{"is": "not null"}} for at least one, and a filter for one'
+        f' that matches, as in {{"{name}": {{"{column}": …}}}}',
+    )
 
 
 def _compare(

@@ -172,8 +172,9 @@ def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
     expression = _value(scope, reference)
     if item.cast:
         without_hidden_fields(scope.catalog, expression)
-        cast = scope.catalog.type_named(item.cast, reference.path)
-        expression = replace(expression, type=cast, cast=cast)
+        place = item.place or reference.path
+        cast = scope.catalog.type_named(item.cast, place)
+        expression = replace(expression, type=cast, cast=cast, path=place)
     last = reference.steps[-1].key if reference.steps else reference.name
     return (Output(expression, item.alias or last),)
 

@@ -124,6 +124,21 @@ def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> Read
     return replace(plan, outputs=outputs, embeds=(), order=(), limit=None, keyset=False)
 
 
+def check_keyed(relation: Relation, verb: str) -> None:
+    """
+    Refuse a verb by key where there is none.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key.
+    """
+    if not relation.primary_key:
+        raise NoSuchProcedure(
+            f'"{relation.name}" has no primary key, and so no {verb} by key',
+            hint=f'"{relation.name}.{"find" if verb == "get" else verb}" takes a where',
+            relation=relation.name,
+        )
+
+
 def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
     """
     Plan the condition that picks the row of a key.
@@ -133,12 +148,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
         NoSuchProcedure: The relation has no primary key.
     """
     relation = scope.relation
-    if not relation.primary_key:
-        raise NoSuchProcedure(
-            f'"{relation.name}" has no primary key, and so no {verb} by key',
-            hint=f'"{relation.name}.{"find" if verb == "get" else verb}" takes a where',
-            relation=relation.name,
-        )
+    check_keyed(relation, verb)
     columns = key.columns or relation.primary_key
     if key.columns:
         for name in key.columns:

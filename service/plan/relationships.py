@@ -21,6 +21,7 @@ from service.catalog import (
 )
 from service.errors import InvalidArgument, UnknownName
 from service.request.names import encode
+from service.request.select import quoted
 from service.request.types import Embed
 
 UNANSWERED = frozenset([2249, 2278])
@@ -241,15 +242,13 @@ def _unknown(
             candidates=sorted(label_of(way, facing or there) for way in facing or there),
         )
     names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
-    hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
-    return UnknownName(
-        "relationship",
-        name,
-        names,
-        f'relation "{relation.name}"',
-        embed.path,
-        hint if name in relation.columns else None,
-    )
+    hint = None
+    dotted = next((each for each in relation.columns if each.startswith(f"{name}.")), None)
+    if name in relation.columns:
+        hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
+    elif dotted is not None:
+        hint = f"the column of that name is written {quoted(dotted)}, quotes and all"
+    return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path, hint)
 
 
 @cached_per_catalog

@@ -106,6 +106,11 @@ class Scope:
         key = (name, plain(left).oid, plain(right).oid)
         return Operator(name, self.catalog.operators.get(key, PG_CATALOG))
 
+    def has_column(self, name: str) -> bool:
+        """Return whether a name is that of a column, be it a computed one."""
+        relation = self.relation
+        return name in relation.columns or name in computed_columns(self.catalog, relation)
+
     def has_relationship(self, name: str) -> bool:
         """Return whether a name that is no column means related rows."""
         embed = self._embeds.get(name) or default_embed(name, "")

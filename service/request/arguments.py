@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.synonyms import synonym_hint
+from service.request.synonyms import letters, synonym_hint
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes."""
@@ -98,10 +98,7 @@ class Arguments:
         names = {*leading, *known, *OPTIONS}
         for name, value in keywords.items():
             if name not in names:
-                meant = synonym_hint("argument", name, names)
-                refusal = UnknownName("argument", name, sorted(names), path=name, hint=meant)
-                refusal.details.setdefault("hint", takes or _as_column(name, names))
-                raise refusal
+                raise UnknownArgument(name, names, _meant(name, value, names), takes)
             if name in self._given:
                 raise InvalidArgument(f'"{name}" is given twice', path=name)
             self._given[name] = value
@@ -143,12 +140,53 @@ class Arguments:
         return seconds_of(self._given.get("timeout"))
 
 
-def _as_column(name: str, names: Collection[str]) -> str:
-    """Return the hint for what may be a column, given beside the arguments rather than in one."""
-    for each in ("changes", "values", "where", "key"):
-        if each in names:
-            return f'a column goes into "{each}", as in {each}={{"{clip(name)}": …}}'
-    return f"arguments: {', '.join(sorted(names))}"
+class UnknownArgument(UnknownName):
+    """
+    An argument that a verb does not take.
+
+    Args:
+        name: As the caller wrote it.
+        names: What the verb takes.
+        hint: What is known to be meant.
+        takes: What the verb takes, in words.
+
+    Attributes:
+        name: As the caller wrote it.
+        container: The argument that such a column goes into, if nothing else is meant.
+    """
+
+    def __init__(
+        self, name: str, names: Collection[str], hint: str | None, takes: str | None
+    ) -> None:
+        super().__init__("argument", name, sorted(names), path=name, hint=hint)
+        self.name = name
+        containers = (each for each in ("changes", "values", "where", "key") if each in names)
+        self.container = None if "hint" in self.details or takes else next(containers, None)
+        self.details.setdefault("hint", takes or f"arguments: {', '.join(sorted(names))}")
+
+    def of_column(self) -> None:
+        """Take note that there is a column of this name: it stands beside its argument."""
+        if self.container is not None:
+            where = f'{self.container}={{"{self.name}": …}}'
+            self.details["hint"] = f'a column goes into "{self.container}", as in {where}'
+
+
+GROUPED = 'aggregate groups rows, as in vehicles.aggregate({"n": {"count": "*"}}, group=["model"])'
+_GROUPING = frozenset(["group", "groupby", "groups", "having", "measures", "aggregate"])
+"""What a verb on rows is asked for that is aggregate's."""
+
+
+def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
+    """Return the hint for an argument that other tools, or other verbs, have."""
+    text = isinstance(value, Mapping) or (isinstance(value, str) and not value.isdigit())
+    found = synonym_hint("argument", name, {*names} - {"limit", "offset"} if text else names)
+    if found is None and "measures" in names and text:
+        found = (
+            f'a measure goes into "measures", as in measures={{"{clip(name)}": {{"count": "*"}}}}'
+        )
+    if found is None and "where" in names and "measures" not in names:
+        found = GROUPED if letters(name) in _GROUPING else None
+    return found
 
 
 def integer_of(value: Any, name: str, path: str) -> int | None:
@@ -215,6 +253,19 @@ def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
     if len(value) > most:
         raise InvalidArgument(f"a list of at most {most} items", path=name)
     return list(value)
+
+
+def placed(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str]]:
+    """
+    Return the items of a list argument, each with where it stands: one by itself stands at `path`.
+
+    Raises:
+        InvalidArgument: As of `listed`.
+    """
+    items = listed(value, path, most)
+    if isinstance(value, str | Mapping):
+        return [(each, path) for each in items]
+    return [(each, f"{path}.{at}") for at, each in enumerate(items)]
 
 
 def row_of(value: Any, name: str) -> Mapping[str, Any]:

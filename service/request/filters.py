@@ -191,6 +191,8 @@ class FilterParser:
 def unknown_operator(name: str, path: str) -> UnknownName:
     """Build the refusal of an operator that does not exist."""
     hint = synonym_hint("operator", name, OPERATORS)
+    if name in {"any", "all"}:
+        hint = f'"{name}" is an operand, as in {{"eq": {{"{name}": […]}}}}; "in" takes a list'
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 

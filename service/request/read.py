@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.aggregate import parse_measures
-from service.request.arguments import MAX_INTEGER, Arguments, Values, listed
+from service.request.arguments import MAX_INTEGER, Arguments, Values, placed
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
 from service.request.paging import digest_of, read_token
@@ -310,13 +310,15 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     distinct = given.value("distinct")
     if distinct is None or isinstance(distinct, bool):
         return bool(distinct)
-    columns = [
-        parse_reference(each, f"distinct.{at}", values) if isinstance(each, str) else None
-        for at, each in enumerate(listed(distinct, "distinct", MAX_KEYS))
-    ]
-    if not columns or None in columns:
-        raise InvalidArgument('"distinct" is true or a list of columns', path="distinct")
-    return tuple(each for each in columns if each is not None)
+    names = isinstance(distinct, str | list | tuple)
+    columns = placed(distinct, "distinct", MAX_KEYS) if names else []
+    if not columns or not all(isinstance(each, str) for each, _ in columns):
+        raise InvalidArgument(
+            '"distinct" is true, or a list of one column or more',
+            path="distinct",
+            hint='true leaves out rows that are alike; ["a"] gives one row for each value of "a"',
+        )
+    return tuple(parse_reference(each, place, values) for each, place in columns)
 
 
 def _taken(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Values, listed
+from service.request.arguments import Values, placed
 from service.request.synonyms import synonym_hint
 from service.request.types import Item, Key, Nulls, Operand, Reference, Step
 
@@ -34,15 +34,12 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
     """Parse a select list; None stands for all columns."""
     if select is None:
         return None
-    return tuple(
-        parse_one(each, f"{path}.{at}", values) for at, each in enumerate(listed(select, path))
-    )
+    return tuple(parse_one(each, place, values) for each, place in placed(select, path))
 
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
     """Parse sort keys."""
-    keys = listed(order, path, MAX_KEYS)
-    return tuple(_key(each, f"{path}.{at}", values) for at, each in enumerate(keys))
+    return tuple(_key(each, place, values) for each, place in placed(order, path, MAX_KEYS))
 
 
 def parse_one(item: Any, path: str, values: Values) -> Item:
@@ -60,7 +57,8 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
             raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
         if value is not None:
             check_name(value, f"{path}.{name}")
-    return Item(parse_reference(column, f"{path}.column", values), alias, type_name)
+    reference = parse_reference(column, f"{path}.column", values)
+    return Item(reference, alias, type_name, f"{path}.cast")
 
 
 def parse_item(text: str, path: str, values: Values) -> Item:
@@ -222,5 +220,11 @@ def _bad(text: str, path: str) -> InvalidArgument:
     return InvalidArgument(
         f'not a column: "{text[:80]}"',
         path=path,
-        hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . in "quotes"',
+        hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . " stands in'
+        f' "quotes", with each " in it doubled, as in {quoted(text[:80])}',
     )
+
+
+def quoted(name: str) -> str:
+    """Return a name as an item of a list has it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'

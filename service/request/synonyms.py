@@ -9,8 +9,9 @@ project; the hint of a refusal is made of it. Words are compared by their letter
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 Kind = Literal["verb", "argument", "operator", "key", "function"]
@@ -44,8 +45,8 @@ SYNONYMS: tuple[Synonym, ...] = (
         "verb",
         ("find", "list select filter search query read all index fetch findall findmany getall where"
                  " paginate scan", 'actions.find(where={"status": False}, limit=20)'),
-        ("get", "findone findbyid getone getbyid one first retrieve show byid findunique fetchone"
-                " lookup", "actions.get(1)"),
+        ("find", "first findone findfirst one fetchone", "actions.find(limit=1)"),
+        ("get", "findbyid getone getbyid retrieve show byid findunique lookup", "actions.get(1)"),
         ("create", "insert add new post make insertone insertmany createmany bulkcreate append put"
                    " push store", f"actions.create({NEW})"),
         ("update", "patch modify edit set change updateone updatemany alter",
@@ -162,9 +163,55 @@ CONTAINERS = {
 }
 """What other tools ask of a list, a range or a document, and what it is called here."""
 
+EXAMPLES = ("actions", "drivers", "vehicles")
+"""The relations of the examples, which a database has if it is the project's own."""
+
+_COLUMNS = ["id", "status", "action", "path", "created_at", "seats", "model", "plate", "driver_id",
+            "phone", "name"]  # fmt: skip
+_OF_EXAMPLES = rf"(?:{'|'.join(EXAMPLES)})\."
+_EXAMPLE = re.compile(rf", as in {_OF_EXAMPLES}.*?(\?|$)", re.S)
+_VALUE = r'(?:[Tt]rue|[Ff]alse|-?\d+|"[^"]*"|\[[^]{]*\])'
+_OPERATOR = "|".join(each.ours for each in SYNONYMS if each.kind == "operator")
 _COMPARED = re.compile(r"(.+?)\s*([=!<>~]+)", re.S)
 _SIGNS = re.compile(r"[\s_$-]")
 _SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I | re.S)
+
+
+def at_hand(hint: str, relation: str, columns: Sequence[str], key: Sequence[str]) -> str:
+    """
+    Return a hint with its example written for another relation.
+
+    Its columns stand for those of the example; values, of whatever type they are, are left open.
+
+    Args:
+        hint: As it is worded for the project's own relations.
+        relation: As a caller names it; without one the example is left out.
+        columns: Its columns.
+        key: Those of its primary key.
+    """
+    if not relation:
+        return _EXAMPLE.sub(r"\1", hint)
+    start = hint.find("as in ")
+    if start < 0 or not columns:
+        return hint
+    first = key[0] if key else columns[0]
+    others = cycle([each for each in columns if each != first] or [first])
+    names = {
+        each: first if each == "id" else next(others)
+        for each in _COLUMNS
+        if each not in columns and re.search(rf'"-?{each}"', hint[start:])
+    }
+    found = re.sub(_OF_EXAMPLES, lambda _: f"{relation}.", hint[start:])
+    found = re.sub(r"\.(\w+)\(1(?=[,)])|key=1", lambda each: each[0][:-1] + "…", found)
+    for name, ours in names.items():
+        bare = ours.replace("\\", "\\\\")  # in what takes the place of a match
+        found = re.sub(rf'"{name}": {_VALUE}', f'"{name}": …', found)
+        found = re.sub(
+            rf'"{name}": {{"({_OPERATOR})": {_VALUE}}}', rf'"{name}": {{"\1": …}}', found
+        )
+        found = re.sub(rf'"(-?){name}"', rf'"\g<1>{bare}"', found)
+    found = re.sub(rf'"({"|".join(EXAMPLES)})"', '"…"', found)
+    return hint[:start] + re.sub(r'("[^"]+"(?:: …)?), \1(?=[]},])', r"\1", found)
 
 
 def letters(word: str) -> str:

@@ -52,11 +52,20 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a select list; a reference to "*" stands for all columns."""
+    """
+    An item of a select list; a reference to "*" stands for all columns.
+
+    Args:
+        reference: The column.
+        alias: What it is called in the answer, if not as it is.
+        cast: The type that it is given in, if not in its own.
+        place: Where in the call the type is named, if not beside the column.
+    """
 
     reference: Reference
     alias: str | None = None
     cast: str | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,10 @@ CREATE TABLE keyless (a int, b text);
 CREATE TABLE indexed (a int, b int);
 CREATE UNIQUE INDEX partly ON indexed (a) WHERE b > 0;
 CREATE TABLE keyed (a int UNIQUE, b int);
-CREATE TABLE things (id int PRIMARY KEY, n int, t text, tags text[], doc jsonb, span int4range);
+CREATE TABLE things (id int PRIMARY KEY, n int, t text, tags text[], doc jsonb, span int4range,
+    "a.b" int, "q""x" int);
+CREATE TABLE parts (id int PRIMARY KEY, thing_id int REFERENCES things);
+CREATE FUNCTION share(things) RETURNS int STABLE LANGUAGE sql AS 'SELECT 10 / ($1.n - 5)';
 INSERT INTO things (id, n, t) VALUES (1, 5, 'a');
 CREATE FUNCTION part(i int) RETURNS int LANGUAGE sql AS 'SELECT 10 / i';
 CREATE FUNCTION zero(i int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 10 / (i - i); END';
@@ -62,6 +65,9 @@ POINTED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("things.find", {"select": ["id", "t::int"], "where": {"id": 1}}, "22P02", "select.1"),
     ("things.find", {"select": ["n::text[]"]}, "42846", "select.0"),
     ("things.aggregate", {"measures": {"x": {"sum": "t::int"}}}, "22P02", "measures.x.sum"),
+    ("things.find", {"select": [{"column": "t", "cast": "int"}]}, "22P02", "select.0.cast"),
+    ("things.find", {"select": "t::int"}, "22P02", "select"),
+    ("things.get", {"key": 1, "select": ["share"]}, "22012", None),
     ("fn.part", {"i": 0}, "22012", None),
     ("fn.zero", {"i": 0}, "22012", None),
     ("fn.cast_of", {"i": "q"}, "22P02", None),
@@ -78,6 +84,16 @@ async def test_refusal_points_at_what_is_to_blame_and_at_nothing_else(
     assert (error.details["sqlstate"], error.details.get("path")) == (sqlstate, path)
 
 
+GROUPS = 'aggregate groups rows, as in things.aggregate({"n": {"count": "*"}}, group=["n"])'
+QUOTES = (
+    'written [alias:]column[->key][->>key][::type]; a name with any of : -> . " stands in'
+    ' "quotes", with each " in it doubled, as in "q""x"'
+)
+RELATED = (
+    'null asks for none, {"is": "not null"} for at least one, and a filter for one that matches,'
+    ' as in {"parts": {"id": …}}'
+)
+DISTINCT = 'true leaves out rows that are alike; ["a"] gives one row for each value of "a"'
 HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("keyless.get", [1], {}, '"keyless.find" takes a where'),
     ("keyless.update", [1, {"a": 2}], {}, '"keyless.update" takes a where'),
@@ -100,17 +116,38 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("things.find", [], {"where": {"doc": {"min": 1}}}, 'a value inside of it is "doc->min"'),
     ("things.find", [], {"where": {"n >=": 1}}, 'did you mean {"n": {"gte": …}}?'),
     ("things.find", [], {"where": {"n=": 1}}, 'did you mean {"n": {"eq": …}}?'),
-    ("things.find", [], {"where": "n = 1"}, 'as in {"status": false, "id": {"gt": 5}}'),
-    ("things.find", [], {"where": [{"n": 1}]}, 'as in {"status": false, "id": {"gt": 5}}'),
+    ("things.find", [], {"where": "n = 1"}, 'as in {"n": …, "id": {"gt": 5}}'),
+    ("things.find", [], {"where": [{"n": 1}]}, 'as in {"n": …, "id": {"gt": 5}}'),
     ("things.find", [], {"order": ["n", "desc"]},
-     'descending is a sign before the name, as in ["-created_at"]'),
+     'descending is a sign before the name, as in ["-n"]'),
     ("things.find", [], {"order": [["n", "desc"]]}, 'did you mean "-n"?'),
     ("things.update", [], {"key": 1, "values": {"n": 1}},
-     'did you mean "changes", as in actions.update(key=1, changes={"status": True})?'),
+     'did you mean "changes", as in things.update(key=…, changes={"n": …})?'),
     ("things.create", [], {"data": {"n": 1}},
-     'did you mean "values", as in actions.create(values={"action": "deploy", "path": "/srv"})?'),
+     'did you mean "values", as in things.create(values={"n": …, "t": …})?'),
     ("things.update", [1], {"changes": {}, "fields": ["n"]},
-     'did you mean "select", as in actions.find(select=["id", "action"])?'),
+     'did you mean "select", as in things.find(select=["id", "n"])?'),
+    ("things.first", [], {}, 'did you mean "find", as in things.find(limit=1)?'),
+    ("things.findOne", [], {}, 'did you mean "find", as in things.find(limit=1)?'),
+    ("things.find", [], {"group": ["n"]}, GROUPS),
+    ("things.find", [], {"groupBy": ["n"]}, GROUPS),
+    ("things.find", [], {"tags": 5}, 'a column goes into "where", as in where={"tags": …}'),
+    ("things.count", [], {"foo": 5}, "arguments: timeout, where"),
+    ("things.count", [], {"args": {}}, "arguments: timeout, where"),
+    ("things.aggregate", [], {"n": "count"},
+     'a measure goes into "measures", as in measures={"n": {"count": "*"}}'),
+    ("things.find", [], {"where": {"n": {"any": [1]}}},
+     '"any" is an operand, as in {"eq": {"any": […]}}; "in" takes a list'),
+    ("things.find", [], {"select": ["a.b"]},
+     'the column of that name is written "a.b", quotes and all'),
+    ("things.find", [], {"where": {"a.b": 1}},
+     'the column of that name is written "a.b", quotes and all'),
+    ("things.find", [], {"select": ['q"x']}, QUOTES),
+    ("keyless.get", [], {}, '"keyless.find" takes a where'),
+    ("things.find", [], {"where": {"parts": [None]}}, RELATED),
+    ("things.find", [], {"where": {"parts": {"eq": 1}}}, RELATED),
+    ("things.find", [], {"distinct": 1}, DISTINCT),
+    ("things.find", [], {"distinct": []}, DISTINCT),
 ]  # fmt: skip
 
 
@@ -120,6 +157,40 @@ async def test_refusal_names_the_way_out(
     db: Callee, name: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
     assert (await refused(db, name, args, kwargs)).details["hint"] == hint
+
+
+@pytest_twisted.ensureDeferred
+async def test_path_is_where_the_word_stands(db: Callee) -> None:
+    """What is no list has no places in it; a type stands beside its column, not in it."""
+    for kwargs, path in (
+        ({"order": "n descending"}, "order"),
+        ({"order": ["n descending"]}, "order.0"),
+        ({"select": "nope"}, "select"),
+        ({"distinct": "nope"}, "distinct"),
+        ({"select": [{"column": "id", "cast": "pg_catalog.regclass"}]}, "select.0.cast"),
+        ({"select": [{"column": "nope", "cast": "text"}]}, "select.0.column"),
+    ):
+        assert (await refused(db, "things.find", [], kwargs)).details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_of_a_relation_without_one_is_not_asked_for(db: Callee) -> None:
+    """Its verb is not there, with a key or without."""
+    for args in ([], [1]):
+        error = await refused(db, "keyless.get", args, {})
+        assert isinstance(error, NoSuchProcedure)
+        assert error.message == '"keyless" has no primary key, and so no get by key'
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_in_a_hint_is_a_call_of_the_relation(db: Callee) -> None:
+    """It is one that runs, once its values are filled in."""
+    error = await refused(db, "things.find", [], {"sort": "n"})
+    hint = error.details["hint"]
+    assert hint == 'did you mean "order", as in things.find(order=["-n", "id"])?'
+    assert await db.call("things.find", order=["-n", "id"])
+    error = await refused(db, "fn.records.insert", [], {})
+    assert "actions" not in error.details["hint"]
 
 
 @pytest_twisted.ensureDeferred

@@ -61,7 +61,7 @@ def test_page_of_any_limit_reads_one_row_more():
         ({"select": ["a"] * 1001}, "select"),
         ({"x" * 5000: 1}, "x" * 299 + "…"),
         ({"order": [5]}, "order.0"),
-        ({"order": {"desc": True}}, "order.0.by"),
+        ({"order": {"desc": True}}, "order.by"),
         ({"order": [{"by": "a", "desc": 1}]}, "order.0.desc"),
         ({"order": [{"by": "a", "nulls": "x"}]}, "order.0.nulls"),
         ({"order": [{"by": "a", "x": 1}]}, "order.0.x"),
