@@ -47,7 +47,7 @@ PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 
 
 def configure(**target: Any) -> None:
-    """Tell Alembic what all its runs have in common."""
+    """Configure Alembic with what all its runs have in common."""
     for module in pkgutil.iter_modules(schema.__path__, "schema."):
         import_module(module.name)
     context.configure(
@@ -78,7 +78,7 @@ def offline() -> None:
 
 def compare_single_percents() -> None:
     """
-    Have autogenerate compare and write "%" once.
+    Make autogenerate compare and write "%" once.
 
     psycopg2 binds by "%s", so SQLAlchemy doubles each "%" for it, in what Alembic compares and
     writes too (`sa.text("'50%%'")`), which the migration then doubles again. What is executed

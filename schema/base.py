@@ -27,7 +27,7 @@ class Base(DeclarativeBase):
 
 
 class Identified:
-    """Adds an id that the database gives."""
+    """Adds an id that the database generates."""
 
     id: Mapped[int] = mapped_column(
         BigInteger,

@@ -19,7 +19,7 @@ LONGEST_SOCKET_PATH = 103
 
 def leashed(command: list[str], signal: Signals, user: str = "") -> list[str]:
     """
-    Wrap a command so that it gets a signal when this process ends, however it ends.
+    Return a command that runs another, which gets a signal when this process ends, however it ends.
 
     The leash is held by the calling *thread*: start the command from the main thread, for
     a thread of a pool that ends would end the command with it.
@@ -33,7 +33,7 @@ def socket_directory(wanted: Path, name: str) -> Path:
     Find a directory in which a socket of this name fits: the wanted one, or a short one.
 
     The short one lies below the system's temporary directory, is the same each time, and is
-    open to nobody else.
+    closed to other users.
     """
     if len(os.fsencode(wanted / name)) <= LONGEST_SOCKET_PATH:
         return wanted
@@ -41,5 +41,5 @@ def socket_directory(wanted: Path, name: str) -> Path:
     short = Path(tempfile.gettempdir()) / f"rowcast-{os.getuid()}-{digest}"
     short.mkdir(mode=0o700, exist_ok=True)
     if short.is_symlink() or os.getuid() not in (0, short.stat().st_uid):
-        raise PermissionError(f"{short} belongs to somebody else")
+        raise PermissionError(f"{short} belongs to another user")
     return short

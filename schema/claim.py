@@ -22,7 +22,7 @@ class Claim:
         self._descriptor: int | None = None
 
     def take(self, holder: str) -> bool:
-        """Take the claim if it is free; says whether it is ours now."""
+        """Lock the file if it is free; return whether it is ours now."""
         if self._descriptor is not None:
             return True
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,20 +38,20 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Give the claim back, if it is ours."""
+        """Unlock the file, if it is ours."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def holder(self) -> str:
-        """Name who took the claim last, with its process id; "" if nobody ever did."""
+        """Return the last holder, with its process id; "" if there never was one."""
         try:
             return self._path.read_text()
         except FileNotFoundError:
             return ""
 
     def held(self) -> str:
-        """Name who holds the claim now, other than us; "" if nobody does."""
+        """Return the present holder, other than us; "" if there is none."""
         if self._descriptor is not None or not self._path.exists():
             return ""
         if self.take("a look"):

@@ -119,7 +119,7 @@ class Place:
 
     @property
     def embedded(self) -> bool:
-        """Whether the database is the embedded one."""
+        """Return whether the database is the embedded one."""
         return self.url is None and self.file is None
 
     @property
@@ -128,7 +128,7 @@ class Place:
         return Cluster(self.state)
 
     def dsn(self) -> str:
-        """Say where to connect, as libpq's connection string; secret, and to be asked for anew."""
+        """Return libpq's connection string; secret, and to be asked for at each connection."""
         if self.file is not None:
             return _parsed("ROWCAST_DATABASE_URL_FILE", self.file.read_text())
         if self.url is not None:
@@ -136,15 +136,15 @@ class Place:
         return _string(self.cluster.parameters)
 
     def direct_dsn(self) -> str:
-        """Say where to connect past a pooler: for LISTEN and for migrations."""
+        """Return the connection string that goes past a pooler: for LISTEN and for migrations."""
         return self.dsn() if self.direct is None else _parsed("ROWCAST_DIRECT_URL", self.direct)
 
     @contextmanager
     def running(self) -> Iterator[str]:
         """
-        Have the database there for a while; gives the direct connection string.
+        Yield the direct connection string, with the database running until the body ends.
 
-        Starts the embedded server if nobody runs it, and stops it again. Blocks.
+        Starts the embedded server if it does not run, and stops it again. Blocks.
         """
         if not self.embedded:
             yield self.direct_dsn()
@@ -155,7 +155,7 @@ class Place:
 
 def parse(url: str) -> dict[str, str]:
     """
-    Take a database URL or connection string apart, with libpq's own parser.
+    Parse a database URL or connection string, with libpq's own parser.
 
     Raises:
         InvalidUrl: libpq does not take it.
@@ -197,7 +197,7 @@ def _refuse_stray_password(url: str) -> None:
 
 
 def engine(dsn: str) -> Engine:
-    """Give SQLAlchemy's side an engine without a pool, over a libpq connection string."""
+    """Return an SQLAlchemy engine without a pool, over a libpq connection string."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
@@ -240,5 +240,5 @@ def _complaint(said: str, url: str) -> str:
 
 
 def here() -> Place:
-    """Give the place that this process's environment names."""
+    """Return the place that this process's environment names."""
     return Place.of(os.environ)

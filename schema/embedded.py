@@ -2,7 +2,7 @@
 The PostgreSQL that comes with the project, for when no database is named.
 
 Its data lie in `.rowcast/pg`, it listens on a socket in there, and it runs only while
-somebody needs it: the service for as long as it runs, a migration for as long as that
+it is needed: the service for as long as it runs, a migration for as long as that
 takes. One holds the claim on it (`pg.lock`) and so is the one that starts and stops it.
 """
 
@@ -57,7 +57,7 @@ class Cluster:
 
     @property
     def fresh(self) -> bool:
-        """Whether there are no data yet."""
+        """Return whether there are no data yet."""
         return not (self.data / "PG_VERSION").exists()
 
     @property
@@ -72,7 +72,7 @@ class Cluster:
 
     @cached_property
     def sockets(self) -> Path:
-        """The directory of the server's socket, which nobody else may enter."""
+        """The directory of the server's socket, which no other user may enter."""
         return socket_directory(self.data, ".s.PGSQL.5432")
 
     @cached_property
@@ -90,7 +90,7 @@ class Cluster:
             raise EmbeddedFailed(f"the embedded PostgreSQL: {said or error}") from error
 
     def command(self) -> list[str]:
-        """Spell the server's command; it is to be started from the main thread."""
+        """Return the server's command; it is to be started from the main thread."""
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
@@ -104,7 +104,7 @@ class Cluster:
         return leashed(server, SIGINT, self.user)
 
     def ready(self, pid: int) -> bool:
-        """Whether the server with this process id accepts connections."""
+        """Return whether the server with this process id accepts connections."""
         try:
             lines = (self.data / "postmaster.pid").read_text().split()
         except OSError:
@@ -120,7 +120,7 @@ class Cluster:
     @contextmanager
     def visit(self) -> Iterator[None]:
         """
-        Have the server running for a while, and leave it as it was found.
+        Run the server until the body ends, and leave it as it was found.
 
         Blocks: for migrations and commands, not for the service.
         """
@@ -205,7 +205,7 @@ class Cluster:
             time.sleep(PAUSE)
 
     def _held(self) -> bool:
-        """Whether the process that the data say they are in the hands of is there."""
+        """Return whether the process that `postmaster.pid` names is there."""
         try:
             os.kill(int((self.data / "postmaster.pid").read_text().split()[0]), 0)
         except PermissionError:
@@ -231,7 +231,7 @@ def _binaries() -> Path:
 
 
 def _let_through(*ends: Path) -> None:
-    """Let other users pass (not read) the directories on the way to these."""
+    """Allow other users to pass (not to list) the directories on the way to these."""
     for end in ends:
         for directory in (end, *end.parents):
             mode = directory.stat().st_mode

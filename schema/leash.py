@@ -20,7 +20,7 @@ PARENT_IS_GONE = 3
 
 def main(parent: int, signal: int, user: str, command: list[str]) -> None:
     """
-    Become the command; does not return.
+    Run the command in place of this program; does not return.
 
     Args:
         parent: The process that holds the leash.

@@ -69,7 +69,7 @@ class Database:
 
     @property
     def empty(self) -> bool:
-        """Whether it holds neither relations nor revisions."""
+        """Return whether it holds neither relations nor revisions."""
         return not self.relations and not self.versions
 
 
@@ -175,7 +175,7 @@ def _objection(
             " with some rows, ROWCAST_DEMO=false to serve it as it is"
         )
     if not found.ours and not (upgrade and found.empty and demo):
-        return None  # somebody's own: served as it is
+        return None  # not this project's: served as it is
     if set(found.versions) - {script.revision for script in scripts.walk_revisions()}:
         return f"the database is at revision {at}, which this code does not know → update the code"
     if found.versions == tuple(heads):

@@ -49,7 +49,7 @@ class SeedRefused(Exception):
 
 def sow(dsn: str) -> str:
     """
-    Fill the demo tables that are empty; gives a sentence about what was done.
+    Fill the demo tables that are empty; return a sentence about what was done.
 
     Raises:
         SeedRefused: The database did not take the rows.

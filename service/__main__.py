@@ -192,7 +192,7 @@ def run() -> None:
 
 
 def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
-    """Run the reactor until it stops; gives the problem that stopped it, or ""."""
+    """Run the reactor until it stops; return the problem that stopped it, or ""."""
     from twisted.internet import reactor as installed
 
     from service.app import Rowcast
@@ -250,7 +250,7 @@ def begin_log(settings: Settings) -> None:
 
 
 def settings_line(settings: Settings) -> str:
-    """Say which parts are whose."""
+    """Return which parts are the embedded ones and which the user's own."""
     if settings.place.embedded:
         where = f"embedded PostgreSQL in {near(settings.state / 'pg')}"
         database = f"DATABASE_URL not set → {where}   (set it to use yours)"
@@ -261,7 +261,7 @@ def settings_line(settings: Settings) -> str:
 
 
 def paste(settings: Settings) -> str:
-    """Give what to try, ready to be pasted."""
+    """Return first steps, ready to be pasted."""
     base = f"127.0.0.1:{settings.port}"
     url = settings.router_url[0] if settings.router_url else f"ws://{base}/ws"
     # a database of one's own need not have our demo tables
@@ -285,7 +285,7 @@ def paste(settings: Settings) -> str:
 
 
 def near(path: Path) -> str:
-    """Name a path from here, if it lies below."""
+    """Return a path relative to the working directory, if it lies below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

@@ -54,7 +54,7 @@ from service.wamp.session import Departures
 
 def settle(_: object = None) -> None:
     """
-    Leave what there is by now out of every later collection.
+    Exclude the objects that exist by now from every later garbage collection.
 
     A collection of all objects stops every thread of the process. What a service has loaded to
     serve at all, some hundred thousand objects, makes that a tenth of a second and more, and is
@@ -143,7 +143,7 @@ class Serving(Service):
         self.listener.startService()
 
     async def joined(self) -> None:
-        """Take our place on the router, once there is something to serve."""
+        """Join the router, once there is something to serve."""
         await self.catalogs.loaded()
         if self.running:
             self.client.startService()
@@ -228,7 +228,7 @@ class Rowcast(MultiService):
         self._risen: Deferred[None] = Deferred()
 
     def risen(self) -> Deferred[None]:
-        """Tell when calls are answered, or why they never will be."""
+        """Return a Deferred that fires when calls are answered, or fails with the reason."""
         return self._risen
 
     def startService(self) -> None:
@@ -312,7 +312,7 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
 
 
 def limit_log(level: str) -> None:
-    """Have the log of twistd, which its options send anywhere, begin at a level."""
+    """Limit the log of twistd, wherever its options send it, to a level and above."""
     least = LogLevelFilterPredicate(LogLevel.levelWithName(level))
     begin = globalLogBeginner.beginLoggingTo
 
@@ -330,7 +330,7 @@ def limit_log(level: str) -> None:
 
 def obstacles(settings: Settings) -> None:
     """
-    Look at what on this machine may keep the service from starting.
+    Check what on this machine may keep the service from starting.
 
     Raises:
         NotReady: It cannot start.
@@ -351,7 +351,7 @@ def obstacles(settings: Settings) -> None:
 
 def preflight(settings: Settings) -> Standing:
     """
-    Look at all that may keep the service from starting, while it can still be said.
+    Check all that may keep the service from starting, while it can still be said.
 
     For the time before twistd forks: blocks, and leaves no connection or child behind.
 
@@ -363,7 +363,7 @@ def preflight(settings: Settings) -> Standing:
 
 
 def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
-    """Say how to take our place on the embedded router, or on the settings' own."""
+    """Return how to join the embedded router, or the settings' own."""
     if router is not None:
         # The router is a child on this machine: trying often costs nothing.
         return WampConfig(
@@ -379,7 +379,7 @@ def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
 
 
 def login(settings: Settings) -> Login:
-    """Say how the service logs in."""
+    """Return how the service logs in."""
     if settings.ticket is not None and settings.authid is not None:
         return Ticket(settings.authid, settings.ticket.get_secret_value())
     if settings.key_file is not None:
@@ -388,14 +388,14 @@ def login(settings: Settings) -> Login:
 
 
 def postgres_line(settings: Settings, standing: Standing) -> str:
-    """Say which server it is, and what is taken of its connections."""
+    """Return a line about the server, and the connections taken of it."""
     where = "embedded, unix socket" if settings.place.embedded else "yours"
     pool = f"pool {settings.pool_max} + {LISTENERS} listener"
     return f"{standing.server}, {where}, {standing.limit} connections; {pool}"
 
 
 def schema_line(standing: Standing) -> str:
-    """Say at which revision the database is, and what it holds."""
+    """Return a line about the database's revision, and what it holds."""
     relations = f"{standing.relations} relation{'' if standing.relations == 1 else 's'}"
     if standing.revision is None:
         return f"not this project's: served as it is; {relations}"
@@ -403,7 +403,7 @@ def schema_line(standing: Standing) -> str:
 
 
 def service_line(settings: Settings, serving: Serving) -> str:
-    """Say where the service took its place, and what can be called there."""
+    """Return a line about the realm joined, and what can be called there."""
     catalog, verbs = serving.hub.served.catalog, serving.hub.verbs
     many = sum(len(verbs_of(each, verbs)) for each in catalog.relations.values())
     relations, s = len(catalog.relations), "" if len(catalog.relations) == 1 else "s"

@@ -317,11 +317,11 @@ class Settings(BaseSettings):
 
     @property
     def embedded_router(self) -> bool:
-        """Whether the router is the embedded one."""
+        """Return whether the router is the embedded one."""
         return not self.router_url
 
     def lines(self) -> Iterator[tuple[str, str, str]]:
-        """Give each setting's name, value (secrets hidden) and source."""
+        """Yield each setting's name, value (secrets hidden) and source."""
         for field, value in self:
             given = field in self.model_fields_set
             yield variable(field), _shown(value), "environment" if given else "default"

@@ -1,12 +1,12 @@
 """
-What the service has in the router's own process: `component.Component`, beside a worker's realms.
+The part of the service that runs in the router's own process: `component.Component`.
 
-It guards calls against other clients (`guard`), has a caller that cancels a call learn what became
-of it (`kill`), tells the service how much the router still holds for a session (`backlog`), and
-answers calls while the service is not there.
+It guards calls against other clients (`guard`), lets the answer to a cancelled call reach its
+caller (`kill`), reports to the service how many bytes the router still holds for a session
+(`backlog`), and answers calls while no service is joined.
 
-It stands on names of Crossbar's that are not promised, so it starts with the versions alone that
-it was tested with; and Crossbar opens no door before its components have started.
+It relies on private names of Crossbar's, so it starts only with the versions that it was tested
+with; and Crossbar opens no transport before its components have started.
 """
 
 import gc
@@ -40,7 +40,7 @@ class Component(ApplicationSession):
         kill.install()
 
     async def onJoin(self, details):
-        """Register."""
+        """Register the two procedures."""
         self.role = details.authrole
         # A collection of all that the router has loaded takes a tenth of a second, in which it
         # routes nothing; large messages bring it about.
@@ -56,7 +56,7 @@ class Component(ApplicationSession):
             self.log.error("the component cannot register: {error}", error=error)
 
     def onMessage(self, msg):
-        """Take a message, or refuse a call."""
+        """Handle a message, or refuse a call."""
         refused = self.refused(msg) if isinstance(msg, message.Invocation) else None
         if refused is None:
             super().onMessage(msg)
@@ -94,4 +94,4 @@ class Component(ApplicationSession):
 
 
 def nobody():
-    """Stand for the service; calls are answered before they come here."""
+    """Do nothing: calls of the absent service are answered before they come here."""

@@ -1,5 +1,5 @@
 """
-What Crossbar does not ask about a client's message, asked before Crossbar takes it.
+Checks of clients' messages that Crossbar lacks, made before Crossbar handles them.
 
 All realms and transports of a worker share the classes, so methods are replaced in those.
 """
@@ -16,7 +16,7 @@ TESTED = {"crossbar": "26.10.1", "autobahn": "26.10.2"}
 
 def install(allowed):
     """
-    Guard every realm of this process.
+    Replace methods of Crossbar's, for every realm of this process.
 
     Args:
         allowed: Versions by distribution, in place of those in `TESTED`.
@@ -43,7 +43,7 @@ greet = RouterSession.onHello
 
 def error_of_callee(self, session, error):
     """
-    Take an ERROR that answers an invocation, as `processYield` takes a YIELD.
+    Handle an ERROR that answers an invocation, with the check that `processYield` makes of a YIELD.
 
     Raises:
         ProtocolError: The invocation is another session's; this session ends.
@@ -95,9 +95,10 @@ def remove_invoke_request(self, invocation):
 
 def hello_without_transport(self, realm, details):
     """
-    Greet a client, without what it says of its own connection.
+    Handle a HELLO without what its client says of its own connection.
 
-    Crossbar believes it, and where it cannot read it, never tells that the session joins or leaves.
+    Crossbar believes it, and where it cannot parse it, publishes neither that the session joins nor
+    that it leaves.
     """
     if details.authextra:
         details.authextra.pop("transport", None)

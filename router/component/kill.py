@@ -1,11 +1,11 @@
 """
-What a caller is answered that cancels a call.
+The answer to a caller that cancels a call.
 
 In mode "kill" it is what its callee answered.
 
 WAMP has the caller wait for that answer, and Crossbar puts its own "canceled" in its place, though
-the callee may have kept what it did. In mode "skip" it is "canceled", at once: Crossbar answers nothing
-at all, then or later.
+the callee may have kept what it did. In mode "skip" it is "canceled", at once: Crossbar answers
+nothing at all, then or later.
 """
 
 from autobahn.wamp import message
@@ -18,14 +18,14 @@ take_yield, take_cancel = Dealer.processYield, Dealer.processCancel
 
 
 def install():
-    """Have answers reach their callers, in every realm of this process; after the guard."""
+    """Replace methods of Crossbar's, in every realm of this process; call it after the guard's."""
     Dealer.processYield = answered(take_yield)
     Dealer.processInvocationError = answered(guard.error_of_callee)
     Dealer.processCancel = cancel_of_call
 
 
 def cancel_of_call(self, session, cancel):
-    """Take a CANCEL, and answer the call where its callee is not interrupted."""
+    """Handle a CANCEL, and answer the call where its callee is not interrupted."""
     invocation = self._invocations_by_call.get((session._session_id, cancel.request))
     first = invocation is not None and not invocation.canceled
     take_cancel(self, session, cancel)
@@ -36,7 +36,7 @@ def cancel_of_call(self, session, cancel):
 
 
 def answered(process):
-    """Return how the dealer takes the answer to an invocation, as if nobody had cancelled it."""
+    """Return how the dealer takes the answer to an invocation, as if it had not been cancelled."""
 
     def take(self, session, answer):
         invocation = self._invocations.get(answer.request)

@@ -1,5 +1,5 @@
 """
-What a verb knows of the one who called it, where that matters.
+What a verb knows of its call, beside the arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 
 LONG = frozenset({"stream", "export", "import"})
-"""Verbs that are more than a question and its answer: they are told who is on the line."""
+"""Verbs that need their caller: they send parts of an answer, or span several calls."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Line:
 
     def parts(self) -> Send:
         """
-        Give what sends parts of an answer.
+        Return the function that sends parts of an answer.
 
         Raises:
             InvalidArgument: The caller takes a single answer only.

@@ -14,7 +14,7 @@ MAX_RECORD = 1 << 20
 Characters of a record that comes in pieces.
 
 What lacks its end is kept, and read again with the piece that follows: a quote that never
-closes must not have us keep, and read, ever more.
+closes must not make us keep, and read, ever more.
 """
 
 _FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
@@ -24,7 +24,7 @@ Record = list[str | None]
 
 def whole(text: str) -> int:
     """
-    Tell where the last whole record of CSV ends; 0 if none does.
+    Return where the last complete record of CSV ends; 0 if none does.
 
     Raises:
         InvalidArgument: What comes behind it is too long to wait for its end.
@@ -50,7 +50,7 @@ def whole(text: str) -> int:
 
 def split(text: str, last: bool) -> tuple[list[Record], str]:
     """
-    Take CSV apart that comes in pieces, cut anywhere.
+    Split CSV that comes in pieces, cut anywhere, into records.
 
     Args:
         text: A piece, behind what the one before it has left.

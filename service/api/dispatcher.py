@@ -4,7 +4,7 @@ One call, whole.
 A call comes in as a name and raw arguments. The name picks a relation and a verb, a
 procedure written by hand, or the service's own. A verb reads its arguments
 into a request, plans it against the catalog, builds one statement, runs it in
-the pool and gives the rows their form. No step knows the next one; a refusal leaves any
+the pool and shapes the rows. No step knows the next one; a refusal leaves any
 of them as a `ServiceError`.
 
 A refusal may be the catalog's fault, since the database may have changed after it was read: such
@@ -55,7 +55,7 @@ from service.request.read import Limits
 from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
 
 Suspect = Callable[[], Awaitable[bool]]
-"""Has the catalog read again if it has changed; tells whether it is up to date then."""
+"""Reads the catalog again if it has changed; returns whether it is up to date then."""
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller may try again who was refused by a catalog that may be old."""
@@ -94,8 +94,8 @@ class Hub:
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
         roles: With whose rights a call runs.
-        suspect: Called when a call is refused as if the catalog were out of date; tells whether
-            it is up to date then.
+        suspect: Called when a call is refused as if the catalog were out of date; returns
+            whether it is up to date then.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Hub:
     @property
     def served(self) -> Served:
         """
-        What is served to anybody now.
+        Return the snapshot of what is served to any role now.
 
         Raises:
             Unavailable: The database was not read yet.
@@ -151,7 +151,7 @@ class Hub:
 
     def served_to(self, caller: Caller) -> Served:
         """
-        What is served to a caller now: what the caller's role may use.
+        Return the snapshot of what is served to a caller now: what the caller's role may use.
 
         Raises:
             NotAuthorized: The caller has no role in the database.
@@ -174,7 +174,7 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether there is anything served yet."""
+        """Return whether there is anything served yet."""
         return self._whole is not None
 
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
@@ -184,12 +184,12 @@ class Hub:
             self._once |= procedures.keys()
 
     def serve(self, whole: Served, served: Mapping[str, Served]) -> None:
-        """Serve other catalogs from now on, to anybody and by role; running calls keep theirs."""
+        """Serve other catalogs from now on, to any role and by role; running calls keep theirs."""
         self._whole = whole
         self._served = served
 
     def departed(self, session: int) -> None:
-        """Take note that a caller's session is gone, and with it what it has begun."""
+        """Drop what a caller's session has begun; it is gone."""
         self._importing.departed(session)
 
     async def answer(
@@ -274,7 +274,7 @@ class Hub:
     @contextmanager
     def _acting_as(self, identity: Identity) -> Iterator[Actor]:
         """
-        Have the body run as somebody; gives what is known of it.
+        Run the body as a role; yields the record of what its statements did.
 
         Raises:
             OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
@@ -317,7 +317,7 @@ class Hub:
         return relation, verb
 
     def _as_relation(self, served: Served, name: Name | FunctionName) -> Name | FunctionName:
-        """Take "app.fn.find" for a verb where the schema has a relation "fn"."""
+        """Return "app.fn.find" as a verb's name where the schema has a relation "fn"."""
         if isinstance(name, Name) or name.schema is None or name.verb is not None:
             return name
         known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
@@ -349,5 +349,5 @@ def _at_hand(served: Served, relation: Relation | None, hint: str) -> str:
 
 
 def _beside(served: Served, name: Name | FunctionName) -> str:
-    """Give the schema of a call if it is served, and not the first, where sessions look anyway."""
+    """Return the schema of a call if it is served, and not the first, which sessions search."""
     return name.schema if name.schema in served.catalog.schemas[1:] else ""

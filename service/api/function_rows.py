@@ -87,7 +87,7 @@ class Called(Verbs):
         return parse_aggregate([], kwargs, self.limits)
 
     async def _found(self, served: Served, call: Find) -> tuple[Page, tuple[str, ...], int | None]:
-        """Give a page, the names of its columns, and the number of all rows if asked for."""
+        """Return a page, the names of its columns, and the number of all rows if asked for."""
         request = call.request
         function, mode = request.call.function, request.of.count
         limit = call.values[request.of.limit.slot] - 1
@@ -129,12 +129,12 @@ class Called(Verbs):
 
 
 def find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
-    """Spell a find on a function's rows."""
+    """Build the statement of a find on a function's rows."""
     return _selected(catalog, plan_called(catalog, request), request)
 
 
 def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
-    """Spell a find whose rows PostgreSQL writes by itself, past the codec."""
+    """Build the statement of a find whose rows PostgreSQL writes by itself, past the codec."""
     plan = plan_called(catalog, request)
     refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
     return _marked(select(plan), request)

@@ -161,14 +161,14 @@ def _given(statement: Statement) -> Statement:
 
 
 def _text(answer: Answer, rows: list[str]) -> str:
-    """Take the JSON of rows for that of what the function answers."""
+    """Return the JSON of what a function answers, made of that of its rows."""
     if answer == "nothing":
         return "null"
     return listed(rows) if answer in ("rows", "values") else rows[0]
 
 
 def _result(answer: Answer, rows: list[Any]) -> Any:
-    """Take the rows of a statement for what the function answers."""
+    """Return what a function answers, made of the rows of its statement."""
     if answer == "nothing":
         return None
     if answer == "rows":

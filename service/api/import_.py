@@ -43,11 +43,11 @@ SMALL = 16 * 1024
 
 class Judged:
     """
-    Has the model of a relation judge the rows of an import.
+    Validates the rows of an import by the model of their relation.
 
     Args:
         database: For a thread, and turns of the reactor.
-        served: The catalog, and the judge.
+        served: The catalog, and the model.
         relation: Whose rows.
         columns: What rows that are lists, and CSV without a header, are made of.
     """
@@ -69,10 +69,10 @@ class Judged:
 
     async def of_rows(self, rows: Sequence[Any]) -> Rows:
         """
-        Judge rows; gives them as the model left them.
+        Validate rows; return them as the model left them.
 
         Raises:
-            InvalidRow: The model says no to one; `line` tells which, in the whole import.
+            InvalidRow: The model refuses one; `line` is its number in the whole import.
             InvalidArgument: One is no row; likewise.
         """
         found = []
@@ -84,7 +84,7 @@ class Judged:
 
     async def of_csv(self, text: str, last: bool = False) -> Rows:
         """
-        Judge the rows that a piece of CSV makes whole.
+        Validate the rows that a piece of CSV completes; return them as the model left them.
 
         Args:
             text: The piece.
@@ -136,9 +136,9 @@ def _taken(
     line: int,
 ) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
     """
-    Give the names, the rows with their lines, what is left of CSV, and the last line.
+    Return the names, the rows with their lines, the rest of the CSV, and the last line.
 
-    Without names, its header has them. A row's line is its last one, as COPY tells it.
+    Without names, its header has them. A row's line is its last one, as COPY reports it.
     """
     records, rest = split(text, last)
     rows = []
@@ -228,7 +228,7 @@ class Upload:
 
     async def take(self, call: ImportRequest) -> None:
         """
-        Take the rows of one call; done when the COPY has them.
+        Write the rows of one call; done when the COPY has them.
 
         Raises:
             InvalidArgument: They are no rows, or not like those before.
@@ -250,7 +250,7 @@ class Upload:
         await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
 
     async def finish(self) -> int:
-        """Commit; gives the number of rows written."""
+        """Commit; return the number of rows written."""
         if self._csv and self._judged:
             await self._put(await self._judged.of_csv("", last=True))
         if self._head:  # and no rows
@@ -261,7 +261,7 @@ class Upload:
         return await self._written
 
     def abort(self) -> None:
-        """Keep nothing."""
+        """Roll back."""
         self.aborted = True
         if self._feed is not None and self._written is not None:
             self._feed.fail(Canceled())
@@ -306,7 +306,7 @@ class Upload:
             return int(await self._database.run(import_txn, spelled, feed))
 
     async def _columns(self, given: Any) -> list[tuple[str, str]]:
-        """Name the columns of the import, each with where it is named."""
+        """Return the columns of the import, each with the path that names it."""
         if self._names is not None and not self._judged:  # a model may add to what was named
             return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
         if isinstance(given, str):
@@ -320,7 +320,7 @@ class Upload:
 
 
 def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
-    """Name the columns of rows, each with the first row that has it."""
+    """Return the columns of rows, each with the first row that has it."""
     found: dict[str, str] = {}
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
@@ -371,7 +371,7 @@ class Importing:
 
     @property
     def most(self) -> int:
-        """How many uploads there may be at once: each has a connection, others want some too."""
+        """The most uploads at once: each holds a connection, and other calls need some too."""
         return max(1, self._database.pool.scheduler.limits.most - 2)
 
     @property
@@ -442,7 +442,7 @@ class Importing:
             self._rest(id)
 
     async def _part(self, upload: Upload, call: ImportRequest) -> None:
-        """Take the rows of a call; before it is answered, others have the machine for a while."""
+        """Write the rows of a call, then pause before it is answered: others have a turn."""
         reactor = self._database.reactor
         began = reactor.seconds()
         await self._database.within(call.timeout, upload.take(call))
@@ -481,7 +481,7 @@ class Importing:
             found.timer = None
 
     def _rest(self, id: str) -> None:
-        """Give an upload so long for its next call."""
+        """Start the time in which an upload's next call must come."""
         found = self._open.get(id)
         if found is None:
             return

@@ -10,11 +10,11 @@ from typing import Any
 
 
 def listed(rows: Iterable[str]) -> str:
-    """Give a list."""
+    """Return the JSON of a list of rows."""
     return f"[{','.join(rows)}]"
 
 
 def paged(rows: Iterable[str], **others: Any) -> str:
-    """Give an object of rows, and what is beside them."""
+    """Return the JSON of an object of rows, and of what stands beside them."""
     beside = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in others.items())
     return f'{{"rows":{listed(rows)}{beside}}}'

@@ -1,5 +1,5 @@
 """
-Keeps what is served up to date with the database.
+The schema cache: keeps what is served up to date with the database.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = Logger()
 EVERY = 1.0
 """Seconds between two looks at whether the catalog has changed."""
 REST = 4
-"""A look, and the reading that it may lead to, is followed by a rest of so many times its length."""
+"""A look, with the reading that may follow, is followed by a rest of so many times its length."""
 LEAST = 0.01
 """Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
 NO_ROLE = frozenset({"22023", "42501", "42704"})
@@ -55,9 +55,9 @@ class Catalogs(Service):
         reactor: For pauses.
         database: To read it from.
         schemas: Those that are served.
-        hub: Is told of each catalog.
+        hub: Serves each catalog.
         roles: Of the database; each has a catalog of its own.
-        models: Are told of each catalog, too.
+        models: Are loaded for each catalog.
         every: Seconds between two looks; None if it looks for callers alone.
     """
 
@@ -153,7 +153,7 @@ class Catalogs(Service):
         Read the catalog if it has changed.
 
         Returns:
-            Whether what is served is up to date, and the seconds to rest if nobody asks.
+            Whether what is served is up to date, and the seconds to rest if no caller asks.
         """
         self._behind, self._ordered = self._behind or self._ordered, False
         read = False
@@ -179,7 +179,7 @@ class Catalogs(Service):
         return True, self._every
 
     async def _rest(self, least: float, most: float | None) -> None:
-        """Wait until somebody asks, at least and at most so long; not at all if told to read."""
+        """Wait for a caller, between `least` and `most` seconds; not at all after `reload`."""
         now = self._reactor.seconds()
         soon, late = now + least, None if most is None else now + max(least, most)
         while self.running and not self._ordered:
@@ -189,7 +189,7 @@ class Catalogs(Service):
             await self._roused(None if until is None else until - self._reactor.seconds())
 
     async def _roused(self, seconds: float | None) -> None:
-        """Wait for so long, or until somebody asks."""
+        """Wait for so long, or until a caller asks."""
         resting = self._resting = Deferred()
         timer = None if seconds is None else self._reactor.callLater(seconds, self._rouse)
         try:
@@ -221,7 +221,7 @@ class Catalogs(Service):
         Return what each role may use, without those that we may not be, or that are gone.
 
         Their callers are refused: one role that was dropped must not keep the others from what
-        has changed, nor have what it could use for as long as nobody notices.
+        has changed, nor have what it could use until it is noticed.
         """
         catalogs: dict[str, Catalog] = {}
         gone: dict[str, str] = {}
@@ -262,7 +262,7 @@ class Catalogs(Service):
         return catalog
 
     def _tell(self, catalogs: Mapping[str, Catalog]) -> None:
-        """Have what was read be served, to each role what it may use."""
+        """Serve what was read, to each role what it may use."""
         nothing = Catalog(self._version + 1, self._schemas, {}, {})
         whole = whole_of(list(catalogs.values()) or [nothing])
         codec = Codec(whole)
@@ -279,12 +279,12 @@ class Catalogs(Service):
 
 
 def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
-    """Tell callers who wait for a look whether what is served is up to date."""
+    """Answer callers who wait for a look: whether what is served is up to date."""
     for each in asking:
         if not each.called:
             each.callback(known)
 
 
 def _first_line(error: Exception) -> str:
-    """Word an error for the log without what might follow: rows, statements."""
+    """Return an error's first line, for the log; rows and statements might follow it."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

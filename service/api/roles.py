@@ -40,7 +40,7 @@ class Roles:
 
     def of(self, caller: Caller) -> str:
         """
-        Give the database role of a caller.
+        Return the database role of a caller.
 
         Raises:
             NotAuthorized: It has none.
@@ -56,7 +56,7 @@ class Roles:
 @lru_cache(4096)
 def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
     """
-    Give as whom a caller's statements run, and what policies may ask of the caller.
+    Return the role under which a caller's statements run, and the claims that policies may read.
 
     Args:
         role: Of the database.

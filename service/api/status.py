@@ -34,7 +34,7 @@ class Own:
         version: Of the service.
         checks: By name, what else `health` asks: whether it is well.
         calls: The figures of the calls so far.
-        procedures: Gives the procedures written by hand, as far as they can be called now.
+        procedures: Returns the procedures written by hand, as far as they can be called now.
         max_bytes: What an answer may weigh on the wire.
     """
 
@@ -60,7 +60,7 @@ class Own:
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:
-        """Give the procedures by name."""
+        """Return the procedures by name."""
         return {
             "describe": self._describe,
             "health": self._plain(self._health),
@@ -97,7 +97,7 @@ class Own:
         return found
 
     def _document(self, catalog: Catalog, part: Part) -> Any:
-        """Make a document, in a pool thread."""
+        """Build a document, in a pool thread."""
         made = describe(
             catalog, self._prefix, self._version, self._hub.verbs, self._written(), part
         )
@@ -106,7 +106,7 @@ class Own:
         return made
 
     async def _health(self) -> Any:
-        """Say that we live, and whether calls can be answered."""
+        """Return that the service lives, and whether calls can be answered."""
         checks = {name: check() for name, check in self._checks.items()}
         checks["catalog"] = self._hub.ready
         checks["postgres"] = await self._asked()

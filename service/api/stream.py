@@ -120,7 +120,7 @@ def of_relation(
     limits: Limits,
     format: Format | None = None,
 ) -> Flow:
-    """Make a flow of a relation's rows."""
+    """Return the flow of a relation's rows."""
     call = parse_unpaged(args, kwargs, limits, f"{of.schema}.{of.name}")
     check_format(format, call.request.embeds)
     make = _as_csv if format == "csv" else _unpaged
@@ -136,7 +136,7 @@ def of_function(
     limits: Limits,
     format: Format | None = None,
 ) -> Flow:
-    """Make a flow of the rows that a function returns."""
+    """Return the flow of the rows that a function returns."""
     call = parse_called(
         of,
         args,
@@ -158,7 +158,7 @@ def _unpaged(catalog: Catalog, relation: Relation, request: FindRequest) -> Stat
 
 
 def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    """Spell what PostgreSQL writes by itself, past the codec."""
+    """Build the statement of rows that PostgreSQL writes by itself, past the codec."""
     plan = _plan(catalog, relation, request)
     refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
     return select(plan)
@@ -204,7 +204,7 @@ async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
     Send what is read, until an empty chunk is; the next is read while one is sent.
 
     Args:
-        read: Reads a chunk; what it gives is cancelled when nobody wants it any more.
+        read: Reads a chunk; what it returns is cancelled when it is no longer wanted.
         send: Sends a chunk; done when there may be more.
     """
     ahead = read()
@@ -218,7 +218,7 @@ async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
 
 
 class Exporting(Flowing):
-    """The verb that gives rows as text."""
+    """The verb that sends rows as text."""
 
     async def export(
         self,

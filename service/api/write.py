@@ -85,7 +85,7 @@ class Writing(Verbs):
         Args:
             served: For the codec.
             relation: What it writes.
-            make: Gives the statement.
+            make: Builds the statement.
             call: The call.
             max_affected: How many rows may be written.
             one: Whether it is for one row, which has to be written.
@@ -126,14 +126,14 @@ class Writing(Verbs):
 
 
 def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
-    """Tell whether a write is for one row at most."""
+    """Return whether a write is for one row at most."""
     if isinstance(request, CreateRequest):
         return not request.many
     return request.target.key is not None
 
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
-    """Give a write's answer its form; `counted` where the caller cannot know the number."""
+    """Return a write's answer in its form; `counted` where the caller cannot know the number."""
     if returning.form == "json":
         return _text(written, returning, many, counted)
     if not returning.rows:
@@ -165,7 +165,7 @@ def refuse_faults(
     Check names, NOT NULL, lengths and enums, which the catalog knows.
 
     Raises:
-        InvalidArgument: A column is unknown, or the database alone gives it values.
+        InvalidArgument: A column is unknown, or the database alone sets it.
         InvalidRow: With every failing column of the first failing row.
     """
     request = call.request
@@ -183,7 +183,7 @@ async def admit_create(
     served: Served, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
 ) -> Parsed[CreateRequest]:
     """
-    Have the model judge new rows; gives the call with the rows as the model left them.
+    Validate new rows by the model; return the call with the rows as the model left them.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
@@ -209,7 +209,7 @@ async def admit_update(
     breathe: Breathe,
 ) -> list[Parsed[UpdateRequest]]:
     """
-    Have the model judge the changes of rows.
+    Validate the changes of rows by the model.
 
     Args:
         served: For the model and the codec.
@@ -252,7 +252,7 @@ def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
-    """Give what a row says of its columns, without what it leaves to their defaults."""
+    """Return a row's values by column, without those left to the defaults."""
     return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
 
 
@@ -260,7 +260,7 @@ def made_of(
     served: Served, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Give what a model made of a row, beside what it left as it was given, as wire values.
+    Return, as wire values, the columns of a row that its model has set or changed.
 
     Raises:
         NotAuthorized: A column of it is not there for the caller's role.
@@ -321,7 +321,7 @@ class Creating(Writing):
         Answer `create`: the new row, or the list of them.
 
         Raises:
-            InvalidRow: The model or the catalog says no.
+            InvalidRow: The model or the catalog refuses it.
             NotChanged: The database did not take the one row.
             TooManyRows: More than `max_affected`.
         """
@@ -334,7 +334,7 @@ class Creating(Writing):
         Answer `upsert`: the rows, new or changed; None for a single one that is left alone.
 
         Raises:
-            InvalidRow: The model or the catalog says no.
+            InvalidRow: The model or the catalog refuses it.
             TooManyRows: More than `max_affected`.
         """
         return await self._written(served, relation, args, kwargs, parse_upsert)
@@ -434,7 +434,7 @@ class Changing(Writing):
             NotFound: There is no row of that key.
             NotChanged: There is, and the database did not change it.
             Conflict: It is not as expected.
-            InvalidRow: The model or the catalog says no.
+            InvalidRow: The model or the catalog refuses it.
             TooManyRows: More than `max_affected`.
         """
         call = parse_update(args, kwargs, self.limits)
@@ -478,11 +478,11 @@ class Changing(Writing):
             served: For statements.
             relation: Whose rows.
             call: An update or a delete.
-            make: Spells it.
+            make: Builds the statement.
             known: How many rows the model was asked about, if it was.
 
         Raises:
-            Conflict: A row that nobody was asked about has come meanwhile.
+            Conflict: A row that was not validated has come meanwhile.
         """
         request: UpdateRequest | DeleteRequest = call.request
         statement = served.statement(make, relation, request)
@@ -503,7 +503,7 @@ class Changing(Writing):
         return answered(written, request.returning, not one, counted=True)
 
     async def _ruled(self, served: Served, relation: Relation, call: Parsed[UpdateRequest]) -> Any:
-        """Update rows whose model has rules: each is read, changed and judged as a whole."""
+        """Update rows whose model has rules: each is read, changed and validated as a whole."""
         refuse_faults(served, relation, call)
         request = call.request
         async with self.database.transaction():
@@ -522,7 +522,7 @@ class Changing(Writing):
     async def _guarded(
         self, served: Served, relation: Relation, call: Parsed[DeleteRequest]
     ) -> Any:
-        """Delete rows that their model may keep: each is read, and asked about."""
+        """Delete rows that their model may keep: each is read, and validated."""
         async with self.database.transaction():
             current = await self._locked(served, relation, call)
             for row in current:
@@ -585,7 +585,7 @@ class Changing(Writing):
         return answered(Written(rows, 0, columns), request.returning, many=False)
 
     async def _missing(self, served: Served, relation: Relation, call: Parsed[Any]) -> ServiceError:
-        """Say why no row of a key was written: there is none, it is not as expected, or it stays."""
+        """Return why no row of a key was written: none is there, or as expected, or it stays."""
         target = call.request.target
         _, rows = await self._current(served, relation, call, target)
         if rows:
@@ -607,7 +607,7 @@ class Changing(Writing):
     async def _current(
         self, served: Served, relation: Relation, call: Parsed[Any], target: Target
     ) -> tuple[tuple[str, ...], list[Any]]:
-        """Read the row of a target as it is; gives the columns and the rows."""
+        """Read the row of a target as it is; return the columns and the rows."""
         returning = replace(call.request.returning, rows=True, order=())
         request = UpdateRequest(target, (), returning)
         statement = _current(served.catalog, relation, request)
@@ -628,7 +628,7 @@ def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Sta
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    """Spell the update of one of many rows, which may be left out."""
+    """Build the update of one of many rows, which may be left out."""
     return modify(plan_update(catalog, relation, request, many=True))
 
 

@@ -27,7 +27,7 @@ class Definitions:
         self.schemas: dict[str, Schema] = dict(schemas)
 
     def refer(self, name: str, make: Callable[[], Schema]) -> Schema:
-        """Give a reference to a part, which is made if there is none of that name."""
+        """Return a reference to a part, which is made if there is none of that name."""
         if name not in self.schemas:
             self.schemas[name] = {}  # it may refer to itself
             self.schemas[name] = make()
@@ -36,6 +36,6 @@ class Definitions:
 
 @lru_cache(4096)
 def reference(name: str) -> Schema:
-    """Refer to a part by its name; one object for all who do, since many will."""
+    """Return a reference to a part by its name; one object for all who do, since many will."""
     pointer = name.replace("~", "~0").replace("/", "~1")
     return {"$ref": "#/$defs/" + quote(pointer, safe="~!$&'()*+,;=:@")}

@@ -1,5 +1,5 @@
 """
-The whole document: what is served to somebody, or a part of it.
+The whole document: what is served to a role, or a part of it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def describe(
 
 
 def weight(document: Mapping[str, Any]) -> int:
-    """Tell how many bytes a document is, as JSON."""
+    """Return how many bytes a document is, as JSON."""
     return sum(
         len(_ENCODER.encode(each).encode())
         for part in document.values()

@@ -89,7 +89,7 @@ CARRIED: Mapping[str, Schema] = {
 
 
 def definitions() -> dict[str, Schema]:
-    """Give the shared parts: each error, what they carry, and the errors of each verb."""
+    """Return the shared parts: each error, what they carry, and the errors of each verb."""
     found: dict[str, Schema] = {
         "carried": {
             "type": "object",
@@ -110,7 +110,7 @@ def _name(kind: Kind) -> str:
 
 
 def _error(kind: Kind) -> Schema:
-    """Give what a WAMP error is, as the HTTP bridge spells it."""
+    """Return what a WAMP error is, as the HTTP bridge spells it."""
     return {
         "type": "object",
         "properties": {

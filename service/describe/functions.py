@@ -1,7 +1,7 @@
 """
 What `describe` says of functions, and of procedures that no catalog has.
 
-Those are the service's own, and those written by hand, as far as their declaration tells.
+Those are the service's own, and those written by hand, as far as their declaration says.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, "max_affected": reference("whol
 
 
 def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
-    """Give a function's name in URIs."""
+    """Return a function's name in URIs."""
     schema, name = home
     before = "" if schema == catalog.schemas[0] else f"{encode(schema)}."
     return f"{before}{FN}.{encode(name)}"
 
 
 def may_be_described(catalog: Catalog, function: Function) -> bool:
-    """Return whether our role may know of the rows that a function takes and gives."""
+    """Return whether our role may know of the rows that a function takes and returns."""
     return function.definer or all(
         _is_known(catalog, oid) for oid in (function.result, *(a.type for a in function.arguments))
     )
@@ -208,7 +208,7 @@ class _Described:
         return found
 
     def _arguments(self) -> Schema:
-        """Give what a call takes by name; what has no name is in a list, as `args`."""
+        """Return what a call takes by name; what has no name is in a list, as `args`."""
         function = self._function
         known = self._options()
         options = {name: each for name, each in known.items() if name not in self._names}
@@ -225,31 +225,31 @@ class _Described:
         return {"anyOf": [record(plain, required), apart]}
 
     def _options(self) -> dict[str, Schema]:
-        """Give the options of a call; without an answer there is nothing to count."""
+        """Return the options of a call; without an answer there is nothing to count."""
         nothing = self._function.procedure or self._answer == "nothing"
         return {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
 
     def _apart(self, needed: bool) -> Schema:
-        """Give what a verb takes as `args`."""
+        """Return what a verb takes as `args`."""
         nothing = [] if needed else [NULL]
         return {"anyOf": [self._by_name, self._listed(), *nothing]}
 
     @property
     def _by_name(self) -> Schema:
-        """Refer to the dict of all that is given by name."""
+        """Return a reference to the dict of all that is given by name."""
         inputs = self._function.inputs
         needed = [each.name for each in inputs if each.name and not each.has_default]
         return self._defs.refer(f"args.{self._name}", lambda: record(self._named(), needed))
 
     def _named(self) -> dict[str, Schema]:
-        """Give what is given by name."""
+        """Return what is given by name."""
         return {each.name: self._given(each) for each in self._function.inputs if each.name}
 
     def _given(self, argument: Argument) -> Schema:
         return given(self._defs, self._defs.catalog.type(argument.type), nullable=True)
 
     def _listed(self) -> Schema:
-        """Give the list of what is given by position."""
+        """Return the list of what is given by position."""
         first = self._function.inputs[: self._function.unnamed]
         items = [self._given(each) for each in first]
         needed = [at for at, each in enumerate(first, 1) if not (each.name or each.has_default)]
@@ -258,7 +258,7 @@ class _Described:
         return {**found, "prefixItems": items} if items else found
 
     def _result(self) -> Schema:
-        """Give what a call answers."""
+        """Return what a call answers."""
         catalog, function, answer = self._defs.catalog, self._function, self._answer
         if answer == "nothing":
             return {"anyOf": [NULL, reference("text")]}
@@ -274,7 +274,7 @@ class _Described:
 
     @property
     def _row(self) -> Schema:
-        """Refer to a row of its result."""
+        """Return a reference to a row of its result."""
         return self._defs.refer(f"row.{self._name}", self._made_row)
 
     def _made_row(self) -> Schema:

@@ -27,7 +27,7 @@ NAME_OR_NULL: Schema = {**NAME, "type": ["string", "null"]}
 def record(
     properties: Mapping[str, Schema], required: Iterable[str] = (), description: str = ""
 ) -> Schema:
-    """Give the schema of a dict that has these keys and no others."""
+    """Return the schema of a dict that has these keys and no others."""
     found: Schema = {"description": description} if description else {}
     found |= {"type": "object", "properties": dict(properties)}
     if required:
@@ -36,12 +36,12 @@ def record(
 
 
 def words(*each: str) -> Schema:
-    """Give the schema of one of some words, or null."""
+    """Return the schema of one of some strings, or null."""
     return {"enum": [*each, None]}
 
 
 def listed(item: Schema, most: int, least: int = 0) -> Schema:
-    """Give the schema of a list of items, of one item that stands for a list of it, or null."""
+    """Return the schema of a list of items, of one item that stands for a list of it, or null."""
     items: Schema = {"type": "array", "items": item, "maxItems": most}
     if least:
         items["minItems"] = least

@@ -192,7 +192,7 @@ class Service:
 
 
 def _text(text: str) -> str:
-    """Spell a string; an escape of JSON may be half a character, which is none of Python's."""
+    """Return a string as a Python literal; JSON's escapes of lone surrogates are not Python's."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -280,7 +280,7 @@ VERBS: Mapping[str, Iterable[tuple[str, str]]] = {
 
 
 def python(document: Mapping[str, Any]) -> str:
-    """Give a Python module of types for a described service."""
+    """Return a Python module of types for a described service."""
     named = Named(document)
     lines = [HEAD]
     for name, title in named.relations.items():
@@ -310,7 +310,7 @@ class _Method:
 
 
 def _groups(named: Named) -> dict[str, tuple[str, dict[str, _Method]]]:
-    """Give procedures by what stands before the verb, and by the verb, as Python can say it."""
+    """Return procedures by what stands before the verb, and by the verb, as Python can say it."""
     ways: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for group, verb, uri, takes, answer in _signatures(named):
         ways.setdefault((group, verb, uri), []).append((takes, answer))
@@ -352,7 +352,7 @@ def _key(named: Named, name: str) -> str:
 
 
 def _signatures(named: Named) -> Iterator[tuple[str, str, str, str, str]]:
-    """Give the group, the verb, the URI, what is taken and what is answered."""
+    """Return the group, the verb, the URI, what is taken and what is answered."""
     for name, title in named.relations.items():
         for verb in named.verbs(name):
             for takes, answer in VERBS.get(verb, ()):

@@ -26,7 +26,7 @@ RIGHTS = {
 
 
 def served_name(catalog: Catalog, relation: Relation) -> str:
-    """Give a relation's name in URIs: short in the first schema, unless it is reserved."""
+    """Return a relation's name in URIs: short in the first schema, unless it is reserved."""
     name = encode(relation.name)
     if relation.schema == catalog.schemas[0] and relation.name not in RESERVED:
         return name
@@ -34,7 +34,7 @@ def served_name(catalog: Catalog, relation: Relation) -> str:
 
 
 def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
-    """List the verbs that a relation has and that our role may use."""
+    """Return the verbs that a relation has and that our role may use."""
     return [
         verb
         for verb in verbs
@@ -146,14 +146,14 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
 
 
 def _generated(column: Column) -> str | None:
-    """Say how the database makes the value itself."""
+    """Return how the database makes the value itself."""
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
 
 
 def _verb(rows: Rows, verb: str) -> dict[str, Any]:
-    """Say what a verb takes and answers, and how it fails."""
+    """Return what a verb takes and answers, and how it fails."""
     takes = _taken(rows, verb)
     arguments = reference(f"arguments.{verb}")
     found: dict[str, Any] = {
@@ -169,7 +169,7 @@ def _verb(rows: Rows, verb: str) -> dict[str, Any]:
 
 
 def _taken(rows: Rows, verb: str) -> dict[str, Any]:
-    """Give the arguments that are rows, or name one."""
+    """Return the arguments that are rows, or name one."""
     key: dict[str, Any] = {}
     if verb in ("get", "update", "delete"):
         key = {"key": rows.key if rows.key is not None else False}
@@ -183,7 +183,7 @@ def _taken(rows: Rows, verb: str) -> dict[str, Any]:
 
 
 def _answered(rows: Rows, verb: str) -> Schema:
-    """Give an answer: first what a call gets that says nothing of its form or its columns."""
+    """Return an answer: first what a call gets that says nothing of its form or its columns."""
     answer = reference(f"result.{verb}")
     if verb == "get":
         return {"anyOf": [rows.read, answer]}

@@ -30,7 +30,7 @@ class Rows:
 
     @property
     def read(self) -> Schema:
-        """Refer to a row as it is read."""
+        """Return a reference to a row as it is read."""
         columns = [each for each in self._relation.columns.values() if each.selectable]
         return self._defs.refer(
             f"row.{self._name}",
@@ -41,7 +41,7 @@ class Rows:
 
     @property
     def new(self) -> Schema:
-        """Refer to a new row, whatever it lacks."""
+        """Return a reference to a new row, whatever it lacks."""
         filled = self._relation.filled
         return self._defs.refer(
             f"new.{self._name}", lambda: self._given(self._insertable, nullable=filled)
@@ -49,7 +49,7 @@ class Rows:
 
     @property
     def insert(self) -> Schema:
-        """Refer to a new row with all that it needs."""
+        """Return a reference to a new row with all that it needs."""
         needed = [
             each.name
             for each in self._insertable
@@ -60,7 +60,7 @@ class Rows:
 
     @property
     def update(self) -> Schema:
-        """Refer to changes of a row."""
+        """Return a reference to changes of a row."""
         columns = [each for each in self._relation.columns.values() if each.updatable]
         if columns == self._insertable and not self._relation.filled:
             return self._defs.refer(f"update.{self._name}", lambda: self.new)
@@ -68,12 +68,12 @@ class Rows:
 
     @property
     def rows(self) -> Schema:
-        """Refer to a list of rows as they are read."""
+        """Return a reference to a list of rows as they are read."""
         return self._defs.refer(f"rows.{self._name}", lambda: {"type": "array", "items": self.read})
 
     @property
     def values(self) -> Schema:
-        """Refer to a new row or a list of them."""
+        """Return a reference to a new row or a list of them."""
         return self._defs.refer(
             f"values.{self._name}",
             lambda: {"anyOf": [self.insert, {"type": "array", "items": self.insert}]},
@@ -81,7 +81,7 @@ class Rows:
 
     @property
     def created(self) -> Schema:
-        """Refer to what `create` and `upsert` answer: null if the row was left alone."""
+        """Return a reference to what `create` and `upsert` answer; null: the row was left alone."""
         return self._defs.refer(
             f"created.{self._name}",
             lambda: {"anyOf": [self.read, self.rows, NULL, reference("result.create")]},
@@ -89,7 +89,7 @@ class Rows:
 
     @property
     def changed(self) -> Schema:
-        """Refer to what `update` and `delete` answer."""
+        """Return a reference to what `update` and `delete` answer."""
         written = {**reference("written"), "properties": {"rows": self.rows}}
         return self._defs.refer(
             f"changed.{self._name}",
@@ -98,7 +98,7 @@ class Rows:
 
     @property
     def key(self) -> Schema | None:
-        """Refer to what names a row; None if nothing does."""
+        """Return a reference to what names a row; None if nothing does."""
         if not self._relation.primary_key:
             return None
         return self._defs.refer(f"key.{self._name}", self._key)

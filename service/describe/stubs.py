@@ -49,7 +49,7 @@ class Call:
 class Named:
     """
     Args:
-        document: As `describe` gives it, whole.
+        document: As `describe` answers it, complete.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Named:
         self._of_functions = of_functions
 
     def rows(self, name: str) -> Iterator[tuple[str, list[Field]]]:
-        """Give the kinds of a relation's rows: "Row", "Insert" and "Update", with their columns."""
+        """Return the columns of a relation's rows, by kind: "Row", "Insert" and "Update"."""
         columns = self._document["relations"][name]["columns"]
         row = self._defs[f"row.{name}"]
         yield "Row", [Field(each, columns[each]["json_schema"], True) for each in row["properties"]]
@@ -77,7 +77,7 @@ class Named:
         yield "Update", [Field(each, _new(columns[each]), False) for each in changes]
 
     def function_rows(self) -> Iterator[tuple[str, list[Field]]]:
-        """Give the classes of the rows that functions return."""
+        """Return the classes of the rows that functions return."""
         for name in self._of_functions:
             columns = self._defs[f"row.{name}"]["properties"]
             yield (
@@ -86,7 +86,7 @@ class Named:
             )
 
     def key(self, name: str) -> list[list[Field]]:
-        """Give the keys of a relation: of each its columns, the primary key first."""
+        """Return the keys of a relation: of each its columns, the primary key first."""
         relation = self._document["relations"][name]
         columns = relation["columns"]
         keys = [each["columns"] for each in relation["unique_keys"]]
@@ -96,12 +96,12 @@ class Named:
         ]
 
     def verbs(self, name: str) -> Iterable[str]:
-        """Give the verbs of a relation, less those that are written by hand."""
+        """Return the verbs of a relation, less those that are written by hand."""
         verbs = self._document["relations"][name]["verbs"]
         return [each for each in verbs if f"{name}.{each}" not in self._document["procedures"]]
 
     def functions(self) -> Iterator[Call]:
-        """Give the ways in which functions are called, and the verbs on what they return."""
+        """Return the ways in which functions are called, and the verbs on what they return."""
         for name, overloads in self._document["functions"].items():
             for function in overloads:
                 yield self._call(name, function)
@@ -111,7 +111,7 @@ class Named:
                     yield Call(f"{self.prefix}.{name}.{verb}", (), tuple(fields), rows, verb)
 
     def procedures(self) -> Iterator[Call]:
-        """Give the procedures of the service, and those written by hand."""
+        """Return the procedures of the service, and those written by hand."""
         for name, found in self._document["procedures"].items():
             arguments = found["arguments"]
             fields = {
@@ -123,7 +123,7 @@ class Named:
             yield Call(uri, tuple(positional), tuple(fields.values()), found["result"])
 
     def row_class(self, schema: Schema) -> str | None:
-        """Give the class of a row that a schema refers to; None if it refers to none."""
+        """Return the class of a row that a schema refers to; None if it refers to none."""
         name = unquote(schema.get("$ref", "")).removeprefix("#/$defs/")
         kind, _, of = name.partition(".")
         if kind != "row":
@@ -131,7 +131,7 @@ class Named:
         return f"{self._classes[of]}Row"
 
     def row_of(self, schema: Schema) -> Schema:
-        """Give the row in what a verb on a function's rows answers; anything if there is none."""
+        """Return the row in what a verb on a function's rows answers; anything if there is none."""
         first = self.resolved(schema).get("anyOf", [{}])[0]
         rows = first.get("properties", {}).get("rows", first)
         found: Schema = rows.get("items", {}) if rows.get("type") == "array" else {}
@@ -199,14 +199,14 @@ def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, st
 
 
 def or_not_null(schema: Schema) -> Schema:
-    """Take null away from what a schema allows."""
+    """Return a schema without null."""
     if isinstance(schema.get("type"), list):
         return {**schema, "type": [each for each in schema["type"] if each != "null"]}
     return schema
 
 
 def _new(column: Mapping[str, Any]) -> Schema:
-    """Give what is sent for a column: as it is read, and for a numeric a number as well."""
+    """Return what is sent for a column: as it is read, and for a numeric a number as well."""
     schema: Schema = column["json_schema"]
     if column["type"].startswith("numeric"):
         kinds = schema["type"]
@@ -220,7 +220,7 @@ def _parameter(parameter: Mapping[str, Any]) -> Field:
 
 
 def _usual(result: Schema) -> Schema:
-    """Leave the forms of lists and of text away."""
+    """Remove the forms of lists and of text."""
     if "anyOf" not in result:
         return result
     kept = [each for each in result["anyOf"] if each.get("$ref") not in _FORMS]
@@ -243,7 +243,7 @@ class Spelling:
     literal: Callable[[Any], str]
 
     def of(self, named: Named, schema: Schema) -> str:
-        """Spell a schema as a union of types; a row that it refers to by its class."""
+        """Return a schema as a union of types; a row that it refers to by its class."""
         row = named.row_class(schema)
         if row is not None:
             return row

@@ -38,20 +38,20 @@ DEFAULT: Schema = {
 
 
 def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
-    """Give the JSON Schema of a type's values as they are read, whole."""
+    """Return the JSON Schema of a type's values as they are read, not as a reference."""
     schema = _read(catalog, catalog.plain(type))
     return or_null(schema) if nullable else schema
 
 
 def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Refer to the values of a type as they are read."""
+    """Return a reference to the values of a type as they are read."""
     plain = defs.catalog.plain(type)
     kind = "value_or_null" if nullable else "value"
     return defs.refer(_name(kind, plain), lambda: schema_of(defs.catalog, plain, nullable))
 
 
 def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Refer to what may be sent for a type; the first of several forms is the one that is read."""
+    """Return a reference to what may be sent for a type; the first of several is as it is read."""
     plain = defs.catalog.plain(type)
     if nullable:
         return defs.refer(_name("given_or_null", plain), lambda: or_null(_given(defs, plain)))
@@ -59,7 +59,7 @@ def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
 
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Refer to what may be sent for a column: a value, or that it is to be the default."""
+    """Return a reference to what may be sent for a column: a value, or the default's marker."""
     plain = defs.catalog.plain(type)
     kind = "set_or_null" if nullable else "set"  # "new" is for the rows of relations
     return defs.refer(
@@ -69,7 +69,7 @@ def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
 
 def or_null(schema: Schema) -> Schema:
-    """Allow null as well."""
+    """Return a schema that allows null as well."""
     if schema in ({}, {"not": NULL}):
         return {}
     if "enum" in schema:
@@ -109,7 +109,7 @@ def _read(catalog: Catalog, type: Type) -> Schema:
 
 
 def _known(type: Type) -> str:
-    """Give the name of a type that has a form of its own; others are texts, however called."""
+    """Return the name of a type that has a form of its own; others are texts, however called."""
     return type.name if type.schema == "pg_catalog" or type.name == "hstore" else ""
 
 
@@ -118,7 +118,7 @@ def _element(catalog: Catalog, type: Type) -> Type:
 
 
 def _or_array(schema: Schema) -> Schema:
-    """Allow arrays as well: an array type does not tell how many dimensions a value has."""
+    """Return a schema that allows arrays as well: an array type does not fix its dimensions."""
     if "enum" not in schema and isinstance(schema.get("type"), list):
         return {**schema, "type": [*schema["type"], "array"]}
     return {"anyOf": [schema, {"type": "array"}]} if schema else {}
@@ -164,7 +164,7 @@ def _given(defs: Definitions, type: Type) -> Schema:
 
 
 def _given_base(name: str) -> Schema:
-    """Give what may be sent for a type with a form of its own: that, or PostgreSQL's text."""
+    """Return what may be sent for a type with a form of its own: that, or PostgreSQL's text."""
     if name in INTEGERS:
         least, most = INTEGERS[name]
         return {"type": ["integer", "string"], "minimum": least, "maximum": most}

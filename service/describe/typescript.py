@@ -232,7 +232,7 @@ VERBS: Mapping[str, Iterable[str]] = {
 
 
 def typescript(document: Mapping[str, Any]) -> str:
-    """Give TypeScript's declarations for a described service."""
+    """Return TypeScript's declarations for a described service."""
     named = Named(document)
     lines = [HEAD]
     for name, title in named.relations.items():
@@ -251,7 +251,7 @@ def _interface(named: Named, title: str, fields: Iterable[Field]) -> list[str]:
 
 
 def _object(named: Named, fields: Iterable[Field], end: str = ";", between: str = " ") -> str:
-    """Spell a dict by its keys."""
+    """Return the type of a dict, by its keys."""
     inner = "  " if between != " " else ""
     spelled = [
         f"{inner}{json.dumps(each.name)}{'' if each.required else '?'}:"

@@ -197,7 +197,7 @@ VERBS = tuple(each for each in ARGUMENTS if not each.startswith("fn."))
 
 
 def described_verbs() -> dict[str, Any]:
-    """Say what is the same for a verb of every relation."""
+    """Return what is the same for a verb of every relation."""
     return {
         verb: {"positional": list(POSITIONAL.get(verb, ())), "progressive": verb in PROGRESS}
         for verb in VERBS
@@ -205,7 +205,7 @@ def described_verbs() -> dict[str, Any]:
 
 
 def shared() -> dict[str, Schema]:
-    """Give the shared parts of every document."""
+    """Return the shared parts of every document."""
     return {
         **LANGUAGE,
         "lists": LISTS,

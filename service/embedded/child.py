@@ -40,18 +40,18 @@ LARGEST_LOG = 1024 * 1024
 
 
 class NotReady(Exception):
-    """The service cannot start; says why in one sentence, and what to do."""
+    """The service cannot start; the message is one sentence: why, and what to do."""
 
 
 class Ended(ProcessProtocol):
-    """Tells when a child has ended, and how."""
+    """Fires `ended` with how a child has ended."""
 
     def __init__(self) -> None:
         self.ended: Deferred[str] = Deferred()
         self.running = True
 
     def processEnded(self, reason: Failure) -> None:
-        """Hear it from the reactor."""
+        """Fire `ended`."""
         self.running = False
         done = reason.check(ProcessDone) is not None
         self.ended.callback("it ended" if done else reason.getErrorMessage())
@@ -84,24 +84,24 @@ class Supervised(Service, ABC):
 
     @abstractmethod
     async def prepare(self) -> list[str]:
-        """Make way for a child; gives its command."""
+        """Prepare for a child; return its command."""
 
     @abstractmethod
     async def ready(self, pid: int) -> bool:
-        """Whether the child does its work."""
+        """Return whether the child does its work."""
 
     @abstractmethod
     def ask_to_end(self) -> str:
-        """Name the signal that ends the child in order."""
+        """Return the name of the signal that ends the child in order."""
 
     def sweep(self, pid: int) -> None:
         """End what a child that has ended left running."""
 
     def release(self) -> None:
-        """Give back what was held for the child; it has ended for good."""
+        """Release what was held for the child; it has ended for good."""
 
     def started(self) -> Deferred[None]:
-        """Tell when the child is ready for the first time, or that it never will be."""
+        """Return a Deferred that fires when the child is ready for the first time, or fails."""
         return self._ready
 
     def startService(self) -> None:
@@ -218,7 +218,7 @@ def tail(log: Path) -> bytes:
 
 
 def put_aside(log: Path) -> None:
-    """Begin a log anew if it has become large; the one before is kept beside it."""
+    """Rename a log that has become large; the one renamed before is overwritten."""
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
 
@@ -250,7 +250,7 @@ class Standing:
 
 def stand(place: Place, connections: int) -> Standing:
     """
-    Ask, and wait for the answer: for the time before the reactor runs.
+    Return the database's revision and capacity; blocks, for the time before the reactor runs.
 
     Raises:
         NotReady: The database cannot be served.
@@ -264,13 +264,14 @@ async def upgraded(
     reactor: Any, place: Place, connections: int, demo: bool | None = None
 ) -> Standing:
     """
-    Ask, and have a database of ours brought to the code's revision first.
+    Upgrade a database of ours to the code's revision; return its revision and capacity.
 
     Args:
         reactor: Runs the child.
         place: Where the database is.
         connections: How many the service wants.
-        demo: Whether one of somebody's own that is empty gets the demo tables; None refuses it.
+        demo: Whether an empty one that is not the embedded one gets the demo tables; None refuses
+            it.
 
     Raises:
         NotReady: The database cannot be served.

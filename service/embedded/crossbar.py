@@ -5,7 +5,7 @@ Two doors: a private Unix socket, where whoever can open it is the service, and 
 on 127.0.0.1, where everyone is `anonymous` and may call and subscribe below the prefix. No
 client is given the empty prefix: it would include `wamp.session.kill` and `register`.
 
-Crossbar's HTTP bridge answers pages of every origin, with credentials, and cannot be told otherwise.
+Crossbar's HTTP bridge answers pages of every origin, with credentials, and has no setting for it.
 So any page could use the database of whoever reads it if it knew where to send its calls: the
 path is a secret.
 """
@@ -39,7 +39,7 @@ FILE = "bridge"
 
 
 def bridge(state: Path) -> str:
-    """Give the path, without the slash before it; the same at each start."""
+    """Return the path of the HTTP bridge, without its first slash; the same at each start."""
     file = state / FILE
     with suppress(FileNotFoundError):
         # One that others could have read, or that was not written to its end, is drawn anew.
@@ -69,7 +69,7 @@ def node(
     realm: str, prefix: str, port: int, socket: Path, bridge: str = "", code: str = ""
 ) -> dict[str, Any]:
     """
-    Spell the configuration of a node.
+    Return the configuration of a node.
 
     Args:
         realm: The one realm.
@@ -221,7 +221,7 @@ class Router(Supervised):
         return leashed([*crossbar, *options], SIGTERM)
 
     async def ready(self, pid: int) -> bool:
-        """Whether every door is open; the HTTP bridge is the last."""
+        """Return whether every transport is open; the HTTP bridge is the last."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
         try:
             knock = cast(Knock, await endpoint.connect(Knocks(self._bridge)))
@@ -235,7 +235,7 @@ class Router(Supervised):
             os.killpg(pid, SIGKILL)
 
     def ask_to_end(self) -> str:
-        """Crossbar ends its worker first."""
+        """Return the signal upon which Crossbar ends its worker first."""
         return "TERM"
 
 
@@ -253,16 +253,16 @@ class Knock(Protocol):
         self._heard = b""
 
     def connectionMade(self) -> None:
-        """Ask."""
+        """Send the request."""
         assert self.transport is not None
         self.transport.write(f"GET /{self._path} HTTP/1.0\r\n\r\n".encode())
 
     def dataReceived(self, data: bytes) -> None:
-        """Listen."""
+        """Keep the response."""
         self._heard += data
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """Tell what was heard."""
+        """Fire `answer` with the response."""
         if not self.answer.called:
             self.answer.callback(self._heard)
 
@@ -281,12 +281,12 @@ class Knocks(Factory):
         self._path = path
 
     def buildProtocol(self, addr: Any) -> Knock:
-        """Make one."""
+        """Return one."""
         return Knock(self._path)
 
 
 def obstacle(settings: Settings) -> str | None:
-    """Say what keeps the router from starting, if anything does."""
+    """Return what keeps the router from starting, if anything does."""
     if not settings.crossbar.is_file():
         return (
             f"the router is not installed ({settings.crossbar}) → make .venv-router,"

@@ -45,19 +45,19 @@ class Postgres(Supervised):
         return self._cluster.command()
 
     async def ready(self, pid: int) -> bool:
-        """Whether the server takes connections."""
+        """Return whether the server takes connections."""
         return self._cluster.ready(pid)
 
     def ask_to_end(self) -> str:
-        """Fast shutdown: open transactions are rolled back."""
+        """Return the signal of a fast shutdown: open transactions are rolled back."""
         return "INT"
 
     def release(self) -> None:
-        """Give the claim back."""
+        """Release the claim."""
         self._cluster.claim.release()
 
 
 def already_runs(holder: str) -> str:
-    """Word that another service has the embedded database."""
+    """Return the sentence that another service has the embedded database."""
     pid = holder.partition("(pid ")[2].rstrip(")")
     return f"Rowcast runs here already, as pid {pid} → Ctrl-C where it runs, or kill {pid}"

@@ -14,7 +14,7 @@ from service.procedures.registry import Call, procedure
 @procedure("actions.complete", Action)
 async def complete(call: Call, key: Any) -> dict[str, Any]:
     """
-    Mark an action as done; gives it as it is then.
+    Mark an action as done; return its row.
 
     Raises:
         NotFound: There is no such action.

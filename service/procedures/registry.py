@@ -38,7 +38,7 @@ class Call:
     codec: Values
 
     def wire(self, model: Model) -> dict[str, Any]:
-        """Give the columns of an object as an answer has them."""
+        """Return the columns of an object as an answer has them."""
         return model.wire(self.codec)
 
 
@@ -71,7 +71,7 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[Function], Function]:
 
 
 def available(name: str) -> bool:
-    """Tell whether the database now served has all that a procedure needs."""
+    """Return whether the database now served has all that a procedure needs."""
     return all(model.META is not None for model in NEEDED.get(name, ()))
 
 
@@ -82,7 +82,7 @@ def procedures(
     functions: Mapping[str, Function] = REGISTERED,
 ) -> dict[str, Procedure]:
     """
-    Make what the hub serves of declared procedures.
+    Return what the dispatcher serves, made of declared procedures.
 
     Args:
         database: As procedures get it.

@@ -31,7 +31,7 @@ LONGEST_PAUSE = 0.5
 """Seconds between two questions to the router for a session that takes nothing."""
 
 IDLE = 10_000
-"""Sessions without a call that are remembered, if the router does not tell who leaves."""
+"""Sessions without a call that are remembered, if the router does not publish who leaves."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class Account:
 
     @property
     def blocked(self) -> str:
-        """Why none of its calls may begin now; empty if they may."""
+        """Return why none of its calls may begin now; empty if they may."""
         return self._accounts.obstacle(self)
 
     def given_up(self, turn: Deferred[None]) -> None:
-        """Let a call no longer wait."""
+        """Remove a call that waits: it was cancelled."""
         self.waiting.pop(turn, None)
 
     def weigh(self, size: int) -> None:
@@ -218,7 +218,7 @@ class Accounts:
             asking.addErrback(lambda why: log.failure("cannot ask the router", why))
 
     async def _follow(self, account: Account) -> None:
-        """Learn what a session takes, as long as there is more than a little."""
+        """Ask what a session has taken, as long as there is more than a little."""
         pause = FIRST_PAUSE
         try:
             while account.untaken > HELD:
@@ -250,7 +250,7 @@ class Accounts:
             deferLater(self._reactor, 0, self._go, account)
 
     def _go(self, account: Account) -> None:
-        """Let calls run that wait, as many as may, for a moment."""
+        """Start calls that wait, as many as may run, for `SLICE` at most."""
         account.going = False
         end = self._reactor.seconds() + SLICE
         while account.waiting and self._may_run(account):

@@ -1,5 +1,5 @@
 """
-How the service says who it is to the router.
+How the service authenticates itself to the router.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Login(Protocol):
 
     @property
     def authid(self) -> str | None:
-        """Who we say we are."""
+        """The name to log in with."""
 
     def extra(self) -> dict[str, Any] | None:
-        """Give the `authextra` of the greeting."""
+        """Return the `authextra` of the HELLO."""
 
     def answer(self, challenge: Challenge) -> str:
         """Answer the router's challenge."""
@@ -48,12 +48,12 @@ class Anonymous:
     authid: str | None = None
 
     def extra(self) -> dict[str, Any] | None:
-        """Say nothing more."""
+        """Return nothing."""
         return None
 
     def answer(self, challenge: Challenge) -> str:
         """
-        Refuse.
+        Raise: an anonymous client has nothing to answer with.
 
         Raises:
             ValueError: Always: there is nothing to prove.
@@ -76,11 +76,11 @@ class Ticket:
     method: str = "ticket"
 
     def extra(self) -> dict[str, Any] | None:
-        """Say nothing more."""
+        """Return nothing."""
         return None
 
     def answer(self, challenge: Challenge) -> str:
-        """Give the secret."""
+        """Return the secret."""
         return self.ticket
 
 
@@ -91,8 +91,8 @@ class Cryptosign:
 
     Args:
         authid: Who we are; None lets the router tell by the key.
-        key_file: The private key: an OpenSSH or PEM file without a passphrase, 64 hexadecimal digits, alone or in a `key.priv` of Crossbar's, or
-            32 raw bytes.
+        key_file: The private key: an OpenSSH or PEM file without a passphrase, 64 hexadecimal
+            digits, alone or in a `key.priv` of Crossbar's, or 32 raw bytes.
     """
 
     authid: str | None
@@ -120,11 +120,11 @@ class Cryptosign:
         return key
 
     def extra(self) -> dict[str, Any] | None:
-        """Show the public key."""
+        """Return the public key."""
         return {"pubkey": self._key.public_key().public_bytes_raw().hex()}
 
     def answer(self, challenge: Challenge) -> str:
-        """Sign the challenge: the signature and what was signed, in hexadecimal digits."""
+        """Return the signature and what was signed, in hexadecimal digits."""
         # With cryptography, which autobahn needs anyway; its own signer wants five more packages.
         asked = bytes.fromhex(challenge.extra["challenge"])
         return self._key.sign(asked).hex() + asked.hex()

@@ -30,7 +30,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 """Seconds between two questions to the router."""
 
 ANYTHING = "wamp.session.count"
-"""What is asked of a router that cannot tell: that it answers is all we want."""
+"""Called at a router without the procedure: that it answers is all that is wanted."""
 
 
 class Pace:
@@ -39,7 +39,7 @@ class Pace:
 
     Args:
         reactor: For the pauses.
-        backlog: The procedure that tells how much the router holds for a caller.
+        backlog: The procedure that returns how much the router holds for a caller.
         patience: Seconds that a caller may take nothing at all.
     """
 
@@ -50,7 +50,7 @@ class Pace:
         self._told = True
 
     def begin(self) -> None:
-        """Take note of another router, which may be able to tell."""
+        """Reset: another router may have the procedure."""
         self._told = True
 
     async def sent(self, session: SafeSession, caller: int | None) -> None:
@@ -76,7 +76,7 @@ class Pace:
 
     async def held(self, session: SafeSession, caller: int | None) -> int:
         """
-        Ask the router how much it holds for a caller; 0 if it cannot tell.
+        Ask the router how much it holds for a caller; 0 if it does not know.
 
         Its answer comes after it has dealt with what we sent before.
         """

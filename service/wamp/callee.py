@@ -2,7 +2,7 @@
 From an invocation to the hub and back.
 
 One registration of the whole prefix takes every call; the hub tells procedures apart by name.
-So a name that nobody serves is answered by us, with the nearest that we do, and a changed
+So a name that is not served is answered by us, with the nearest that we do, and a changed
 catalog needs no registering.
 """
 
@@ -101,7 +101,7 @@ class Dispatch:
 
     @property
     def serving(self) -> bool:
-        """Whether calls reach us."""
+        """Return whether calls reach us."""
         return self._registration is not None and not self._draining
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
@@ -120,13 +120,13 @@ class Dispatch:
             self._registration = await self._register(session, take, True)
 
     def displaced(self, registration: int) -> None:
-        """Stand by: another service took the prefix over. It is not taken back."""
+        """Forget the registration: another service took the prefix over. It is not taken back."""
         if self._registration is not None and registration == self._registration.id:
             self._registration = None
             log.warn("another session took {prefix} over", prefix=pattern(self._prefix))
 
     async def leaving(self) -> None:
-        """Take no more calls, and wait for those that run; cancel what outlasts the drain."""
+        """Refuse further calls, and wait for those that run; cancel what outlasts the drain."""
         if self._shared and self._registration is not None:
             # The others take what comes from here on; what is under way to us is still answered.
             registration, self._registration = self._registration, None
@@ -149,7 +149,7 @@ class Dispatch:
                 late.cancel()
 
     def left(self) -> None:
-        """Cancel every call: nobody can be answered any more."""
+        """Cancel every call: no caller can be answered any more."""
         self._registration = self._session = None
         self._accounts.clear()
         self._cancel()

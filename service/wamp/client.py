@@ -1,5 +1,5 @@
 """
-The service's place on the router: connected, joined, and so again whenever it was lost.
+The service's session at a router: connected, joined, and joined again whenever it was lost.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Ending:
         super().connectionMade()  # type: ignore[misc]
 
     def handshakeCompleted(self) -> None:
-        """Go on to the login: TLS stands."""
+        """Record that TLS stands, and the login is next."""
         self.stage = "login"
 
     def connectionLost(self, reason: Any) -> None:
-        """Take note of the reason before whoever waits for the end."""
+        """Record the reason, before whoever waits for the end runs."""
         self.why = tls.reason(reason.value)
         if not self.why and self.stage == TLS:
             self.why = f"closed during the {TLS}: is that a port for TLS?"
@@ -79,11 +79,11 @@ class Ending:
 
 
 class RawSocket(Ending, WampRawSocketClientProtocol):  # type: ignore[misc]
-    """Autobahn's, with its end told."""
+    """Autobahn's, which records how far its connection came."""
 
 
 class WebSocket(Ending, WampWebSocketClientProtocol):  # type: ignore[misc]
-    """Autobahn's, with its end told."""
+    """Autobahn's, which records how far its connection came."""
 
 
 class Router(Address):
@@ -92,7 +92,7 @@ class Router(Address):
     __slots__ = ()
 
     def endpoint(self, reactor: IReactorCore) -> IStreamClientEndpoint:
-        """Give the endpoint to connect to."""
+        """Return the endpoint to connect to."""
         if self.scheme == "unix":
             return UNIXClientEndpoint(reactor, self.path, timeout=CONNECT_TIMEOUT)
         plain = HostnameEndpoint(reactor, self.host, self.port, timeout=CONNECT_TIMEOUT)
@@ -106,7 +106,7 @@ class Router(Address):
         session: Callable[[], SafeSession],
         serializer: SafeSerializer,
     ) -> IProtocolFactory:
-        """Give the protocol factory for one connection; it makes the session when open."""
+        """Return the protocol factory for one connection; it makes the session when open."""
         if self.scheme not in {"ws", "wss"}:
             plain = WampRawSocketClientFactory(session, serializer=serializer)
             plain.protocol = RawSocket
@@ -126,7 +126,7 @@ class Router(Address):
 
 def keep_alive(transport: Any) -> None:
     """
-    Have the kernel find out that the other host is gone.
+    Enable the kernel's keep-alive, which finds out that the other host is gone.
 
     RawSocket has no ping of its own; without this a router whose machine vanished is noticed
     when something is sent, and an idle service sends nothing.
@@ -209,7 +209,7 @@ class WampClient(Service):
         self._following = Deferred.fromCoroutine(self._follow())
 
     def stopService(self) -> Deferred[None]:
-        """Let the guests end, leave the realm, close; fires when all of it is done."""
+        """Leave the realm after the observers have, and close; fires when all of it is done."""
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
@@ -223,7 +223,7 @@ class WampClient(Service):
         return done
 
     def when_joined(self) -> Deferred[None]:
-        """Give a Deferred that fires when `joined` is true."""
+        """Return a Deferred that fires when `joined` is true."""
         waiting: Deferred[None] = Deferred()
         if self.joined:
             waiting.callback(None)

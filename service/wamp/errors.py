@@ -28,18 +28,18 @@ INVALID_PAYLOAD = "wamp.error.invalid_payload"
 
 
 def pattern(prefix: str) -> str:
-    """Give the prefix pattern that every procedure of a service matches."""
+    """Return the prefix pattern that every procedure of a service matches."""
     return f"{prefix}."
 
 
 def procedure(prefix: str, *components: str) -> str:
-    """Spell the URI of a procedure, each component encoded."""
+    """Return the URI of a procedure, each component encoded."""
     return ".".join([prefix, *map(encode, components)])
 
 
 def name_of(uri: str, prefix: str) -> str:
     """
-    Give a procedure's name, still encoded: its URI without the prefix.
+    Return a procedure's name, still encoded: its URI without the prefix.
 
     Raises:
         ValueError: The URI is of another prefix.
@@ -55,7 +55,7 @@ log = Logger()
 
 def refusal(error: BaseException, doing: str) -> ApplicationError:
     """
-    Word an exception as the WAMP error that may leave.
+    Return an exception as the WAMP error that may leave.
 
     Args:
         error: What a call ended in.
@@ -69,7 +69,7 @@ def refusal(error: BaseException, doing: str) -> ApplicationError:
 
 
 def internal(error: BaseException, doing: str) -> InternalError:
-    """Log a bug whole, without what the data says, and give the error that stands for it."""
+    """Log a bug whole, without what the data says, and return the error that stands for it."""
     id = uuid4().hex
     log.error(
         "failed in {doing}, id {id}: {reason}\n{frames}",

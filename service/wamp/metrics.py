@@ -38,7 +38,7 @@ class Meter:
         self.outcomes["refused"] += 1
 
     def quantile(self, part: float) -> float | None:
-        """Give the seconds within which this part of the calls ended; None without any."""
+        """Return the seconds within which this part of the calls ended; None without any."""
         wanted = part * sum(self._buckets)
         if not wanted:
             return None
@@ -46,7 +46,7 @@ class Meter:
         return _BOUNDS[min(bisect_left(reached, wanted), len(_BOUNDS) - 1)]
 
     def snapshot(self) -> dict[str, Any]:
-        """Give the figures as `stats` answers them, latencies in seconds."""
+        """Return the figures as `stats` answers them, latencies in seconds."""
         return {
             "in_progress": self.in_progress,
             "outcomes": dict(self.outcomes),

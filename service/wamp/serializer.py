@@ -30,7 +30,7 @@ _UNTYPED_BINARY = 64
 """CBOR tag of a JavaScript Uint8Array (RFC 8746)."""
 
 Refuse = Callable[[Exception, str], Exception]
-"""Words an exception as the WAMP error that may leave; told what it happened in."""
+"""Turns an exception into the WAMP error that may leave, with what it happened in."""
 
 
 class Undecodable:
@@ -71,7 +71,7 @@ class SafeSerializer(CBORSerializer):
     The serializer of one connection.
 
     Args:
-        refuse: Words what could not be sent.
+        refuse: Turns what could not be sent into a WAMP error.
         max_bytes: A larger answer is refused.
     """
 
@@ -117,7 +117,7 @@ class SafeSerializer(CBORSerializer):
 
 
 def error_of(request: int, refusal: Any) -> Any:
-    """Give the message that answers an invocation with a WAMP error."""
+    """Return the message that answers an invocation with a WAMP error."""
     return message.Error(
         message.Invocation.MESSAGE_TYPE,
         request,

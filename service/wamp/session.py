@@ -4,8 +4,9 @@ A WAMP session that no single message can end, and what lives in it.
 What stock autobahn does with each of these, and what this session does, is tested message by
 message in `tests/wamp/test_session.py`.
 
-WAMP has no backpressure. What tells that a router is behind is our own socket: Twisted pauses a
-producer when its buffer is full, and resumes it when everything has been handed to the kernel.
+WAMP has no backpressure. The only sign of a router that is behind is our own socket: Twisted
+pauses a producer when its buffer is full, and resumes it when everything has been handed to
+the kernel.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Outflow:
             self.resumeProducing()
 
     def drained(self) -> Deferred[None]:
-        """Give a Deferred that fires when more may be sent; it can be cancelled."""
+        """Return a Deferred that fires when more may be sent; it can be cancelled."""
         done: Deferred[None] = Deferred(self._waiting_no_more)
         if self._paused:
             self._waiting.append(done)
@@ -79,18 +80,18 @@ class Outflow:
         return done
 
     def pauseProducing(self) -> None:
-        """Take note that the buffer is full."""
+        """Record that the buffer is full."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Let everyone go on who waits."""
+        """Fire what waits for the buffer."""
         self._paused = False
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
 
     def stopProducing(self) -> None:
-        """Let everyone go on: they find that the connection is lost."""
+        """Fire what waits: it finds that the connection is lost."""
         self.resumeProducing()
 
     def _waiting_no_more(self, done: Deferred[None]) -> None:
@@ -150,11 +151,11 @@ class SafeSession(ApplicationSession):
 
     @property
     def lost(self) -> bool:
-        """Whether there is nobody left to answer."""
+        """Return whether the connection is gone, and answers with it."""
         return self._open is None
 
     def outflow(self) -> Outflow:
-        """Give the outflow of the connection, for who sends much."""
+        """Return the producer of the connection, for calls that send much."""
         if self._outflow is None:
             self._outflow = Outflow(self._open.transport)
         return self._outflow
@@ -165,7 +166,7 @@ class SafeSession(ApplicationSession):
         super().onOpen(transport)
 
     def onConnect(self) -> None:
-        """Say hello, or close if we cannot say who we are."""
+        """Send HELLO, or close if there are no usable credentials."""
         login = self._login
         try:
             extra = login.extra()
@@ -178,15 +179,15 @@ class SafeSession(ApplicationSession):
         )
 
     def onChallenge(self, challenge: Challenge) -> str:
-        """Prove who we are."""
+        """Answer the router's challenge."""
         return self._login.answer(challenge)
 
     def onJoin(self, details: SessionDetails) -> Any:
-        """Hand the session on."""
+        """Call `joined` with the session."""
         return Deferred.fromCoroutine(self._joined(self, details))  # type: ignore[arg-type]
 
     def onMessage(self, msg: Any) -> None:
-        """Take a message, or answer in autobahn's place."""
+        """Handle a message, or answer it in autobahn's place."""
         if isinstance(msg, Undecodable):
             self._refuse(msg.request, InvalidArgument(f"undecodable arguments: {msg.reason}"))
             return
@@ -205,7 +206,7 @@ class SafeSession(ApplicationSession):
         super().onMessage(msg)
 
     def onLeave(self, details: CloseDetails) -> Any:
-        """Keep why; pending requests fail and the transport closes."""
+        """Keep the reason; pending requests fail and the transport closes."""
         self.closing = details
         return super().onLeave(details)
 
@@ -238,16 +239,16 @@ class Guest(Protocol):
     """What lives in a session."""
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Begin: register, subscribe. An error ends the session, to be tried again."""
+        """Register, subscribe. An error ends the session, to be tried again."""
 
     def displaced(self, registration: int) -> None:
-        """Take note that the router gave this registration to another session."""
+        """Forget a registration that the router gave to another session."""
 
     async def leaving(self) -> None:
-        """Come to an end while the session still stands."""
+        """Finish while the session is still joined."""
 
     def left(self) -> None:
-        """Give up what cannot be answered any more; the session is gone."""
+        """Cancel what cannot be answered any more; the session is gone."""
 
 
 log = Logger()
@@ -259,8 +260,8 @@ class Departures:
     """
     Passes on the ids of sessions that are gone.
 
-    A router that does not let us hear of them is no hindrance: what they have begun then ends
-    when it has lain idle for long enough.
+    Where the router does not allow the subscription, what they have begun ends when it has been
+    idle for long enough.
 
     Args:
         departed: Called with each id.
@@ -270,20 +271,20 @@ class Departures:
         self._departed = departed
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Subscribe."""
+        """Subscribe to the router's topic."""
         try:
             await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
         except ApplicationError as error:
             log.info("the router does not tell who leaves: {error}", error=error.error)
 
     def displaced(self, registration: int) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
     async def leaving(self) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
     def left(self) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
     def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
         if args and isinstance(args[0], int):

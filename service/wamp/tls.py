@@ -42,7 +42,7 @@ class Untrusted(Exception):
 @implementer(IOpenSSLClientConnectionCreator)
 class Verified:
     """
-    Makes TLS connections to one host, and to nobody else.
+    Makes TLS connections to one host, and to no other.
 
     Args:
         host: A name or an IP address, which the certificate must have in its subjectAltName.
@@ -105,7 +105,7 @@ def reason(error: BaseException) -> str:
 
 
 def _flaw(certificate: Certificate, code: int, depth: int) -> str:
-    """Word OpenSSL's verdict."""
+    """Return OpenSSL's verdict as a sentence."""
     whose = "certificate" if depth == 0 else f"certificate of authority {_subject(certificate)}"
     if code == EXPIRED:
         return f"{whose} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
