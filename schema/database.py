@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,9 +101,9 @@ class Place:
         state: Where the embedded server lives when neither `url` nor `file` is given.
     """
 
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     file: Path | None = None
-    direct: str | None = None
+    direct: str | None = field(default=None, repr=False)
     state: Path = STATE
 
     @classmethod

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, NotJoined, Place, call_once
+from service.wamp.errors import visible
 
 KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export"})
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""
@@ -160,11 +161,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return visible(value) if isinstance(value, str) else _json(value, None)
-
-
-def visible(text: str) -> str:
-    """Return a text without characters that a terminal would obey, such as ESC."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
 
 
 def _json(value: Any, indent: int | None) -> str:

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
-from service.wamp.errors import refusal
+from service.wamp.errors import in_line, refusal
 from service.wamp.serializer import SafeSerializer, Scale
 from service.wamp.session import Guest, SafeSession
 
@@ -296,8 +296,8 @@ class WampClient(Service):
         log.info(
             "joined {realm} as {authid} ({authrole}), session {session}",
             realm=details.realm,
-            authid=details.authid,
-            authrole=details.authrole,
+            authid=in_line(details.authid),
+            authrole=in_line(details.authrole),
             session=details.session,
         )
         waiting, self._waiting = self._waiting, []
@@ -330,6 +330,7 @@ class WampClient(Service):
 
     def _tell(self, router: Router, reason: str) -> None:
         """Log a failure once until the next session; a router may be away for hours."""
+        reason = in_line(reason, 1000)
         if (router.url, reason) not in self._told:
             self._told.add((router.url, reason))
             log.warn("no session at {url}: {reason}; trying on", url=router.url, reason=reason)

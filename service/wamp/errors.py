@@ -7,6 +7,7 @@ gets it whole under an id, the caller gets the id.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,8 @@ from twisted.logger import Logger
 from service.errors import Canceled, InternalError, ServiceError, clip
 from service.payload import Unsafe, check
 from service.request.names import encode
+
+log = Logger()
 
 PROCEDURE_EXISTS = "wamp.error.procedure_already_exists"
 PROCEDURE_EXISTS_OTHERWISE = "wamp.error.procedure_exists_with_different_invocation_policy"
@@ -50,7 +53,19 @@ def name_of(uri: str, prefix: str) -> str:
     return uri[len(head) :]
 
 
-log = Logger()
+def visible(text: str) -> str:
+    """Return a text with what a terminal would obey, such as ESC, as escapes; lines stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
+
+
+def in_line(text: object, length: int = 300) -> str:
+    """
+    Return a text of a peer's for a line of the log.
+
+    A URI may hold any character but white space, and a router's reason any at all: neither may
+    begin a line that looks like one of ours, nor colour the terminal of whoever reads it.
+    """
+    return visible(clip(text, length)).replace("\n", "\\n")
 
 
 def refusal(error: BaseException, doing: str) -> ApplicationError:
@@ -73,7 +88,7 @@ def internal(error: BaseException, doing: str) -> InternalError:
     id = uuid4().hex
     log.error(
         "failed in {doing}, id {id}: {reason}\n{frames}",
-        doing=clip(doing, 300),
+        doing=in_line(doing),
         id=id,
         kind=type(error).__qualname__,
         reason=_reason(error),
@@ -85,7 +100,7 @@ def internal(error: BaseException, doing: str) -> InternalError:
 def _reason(error: BaseException) -> str:
     # PostgreSQL puts a row's values on the lines below the first (DETAIL, CONTEXT).
     first = str(error).partition("\n")[0]
-    return f"{type(error).__qualname__}: {clip(first, 200)}"
+    return f"{type(error).__qualname__}: {in_line(first, 200)}"
 
 
 def _frames(error: BaseException) -> Iterator[str]:
@@ -104,9 +119,9 @@ def _details(error: ServiceError, doing: str) -> dict[str, Any]:
         except Unsafe as unsafe:
             log.error(
                 "left {name} out of {uri} in {doing}: {unsafe}",
-                name=name,
+                name=in_line(name),
                 uri=error.uri,
-                doing=clip(doing, 300),
+                doing=in_line(doing),
                 unsafe=unsafe,
             )
         else:

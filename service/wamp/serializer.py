@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from service.errors import TooLarge
 from service.payload import MAX_DEPTH
-from service.wamp.errors import INVALID_PAYLOAD
+from service.wamp.errors import INVALID_PAYLOAD, in_line
 
 log = Logger()
 
@@ -142,7 +142,7 @@ def _salvage(payload: bytes, error: Exception) -> list[Any]:
     if kind == message.Invocation.MESSAGE_TYPE:
         return [Undecodable(decoder.decode(), _reason(error))]
     if kind == message.Event.MESSAGE_TYPE:
-        log.warn("dropped an undecodable event: {reason}", reason=_reason(error))
+        log.warn("dropped an undecodable event: {reason}", reason=in_line(_reason(error)))
         return []
     if kind == message.Result.MESSAGE_TYPE:
         call = message.Call.MESSAGE_TYPE

@@ -32,7 +32,7 @@ from zope.interface import implementer
 
 from service.errors import InvalidArgument, NotAuthorized, ServiceError
 from service.wamp.auth import Login
-from service.wamp.errors import CANNOT_AUTHENTICATE, refusal
+from service.wamp.errors import CANNOT_AUTHENTICATE, in_line, refusal
 from service.wamp.serializer import Scale, Undecodable, error_of
 
 
@@ -275,7 +275,7 @@ class Departures:
         try:
             await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
         except ApplicationError as error:
-            log.info("the router does not tell who leaves: {error}", error=error.error)
+            log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
 
     def displaced(self, registration: int) -> None:
         """Do nothing."""

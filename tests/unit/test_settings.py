@@ -44,6 +44,16 @@ def test_nothing_set_means_embedded() -> None:
     assert (settings.port, settings.realm, settings.prefix) == (8080, "realm1", "rowcast")
 
 
+def test_place_hides_its_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the settings nor the place that is made of them show a password."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hidden1@h/db")
+    monkeypatch.setenv("ROWCAST_DIRECT_URL", "postgresql://u:hidden2@h/db")
+    settings = load()
+    assert "hidden1" in settings.place.dsn()
+    assert "hidden2" in settings.place.direct_dsn()
+    assert "hidden" not in f"{settings!r} {settings.place!r} {list(settings.lines())}"
+
+
 def test_values_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists are split at commas, blanks do not count, an empty value is none."""
     monkeypatch.setenv("ROWCAST_SCHEMAS", " public , app ")

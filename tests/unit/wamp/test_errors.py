@@ -71,3 +71,19 @@ def test_bug_is_logged_without_rows(logged: list[str]) -> None:
         assert part in line
     assert "test_errors.py" in line
     assert "secret" not in line
+
+
+def test_bug_with_control_characters_is_logged_as_escapes(logged: list[str]) -> None:
+    """Neither a URI nor an error's text begins a line of the log, or commands a terminal."""
+    try:
+        raise KeyError("a\x1b[2Jb\rc\x9bd")
+    except KeyError as error:
+        cause = ValueError("e\x1b[31m\rforged")
+        cause.__cause__ = error
+    sent = refusal(cause, "rowcast.x\x1b[2J\nforged\r.get")
+    assert sent.error == "rowcast.error.internal"
+    (line,) = logged
+    assert "rowcast.x\\x1b[2J\\nforged\\x0d.get" in line
+    assert "e\\x1b[31m\\x0dforged" in line
+    assert not set(line) & {"\x1b", "\r", "\x9b"}
+    assert not any(each.startswith("forged") for each in line.splitlines())
