@@ -47,11 +47,11 @@ class Pace:
         self._reactor = reactor
         self._backlog = backlog
         self._patience = patience
-        self._told = True
+        self._answers = True
 
     def begin(self) -> None:
         """Reset: another router may have the procedure."""
-        self._told = True
+        self._answers = True
 
     async def sent(self, session: SafeSession, caller: int | None) -> None:
         """
@@ -83,12 +83,12 @@ class Pace:
         if session.lost:
             return 0
         try:
-            if self._told and caller is not None:
+            if self._answers and caller is not None:
                 return int(await kept(session.call(self._backlog, caller)))
             await kept(session.call(ANYTHING))
         except ApplicationError as error:
             if error.error == ApplicationError.NO_SUCH_PROCEDURE:
-                self._told = False
+                self._answers = False
         return 0
 
 

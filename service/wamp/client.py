@@ -35,7 +35,7 @@ from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
 from service.wamp.errors import in_line, refusal
 from service.wamp.serializer import SafeSerializer, Scale
-from service.wamp.session import Guest, SafeSession
+from service.wamp.session import SafeSession, SessionObserver
 
 CONNECT_TIMEOUT = 10
 """Seconds for each step of a connection: the address, the handshake, the login."""
@@ -179,25 +179,27 @@ class WampClient(Service):
     Keeps a session joined from `startService` to `stopService`.
 
     autobahn's `Component` is not used: stopped while it connects it goes on trying for ever,
-    and it logs each try. `joined` is true while the session stands and every guest has begun.
+    and it logs each try. `joined` is true while the session stands and every observer has joined.
 
     Args:
         reactor: Makes the connections and measures the delays.
         config: Where and who.
-        guests: Told of each session, in order; of its end in the opposite order.
+        observers: Called for each session, in order; for its end in the opposite order.
     """
 
-    def __init__(self, reactor: Any, config: WampConfig, guests: Sequence[Guest]) -> None:
+    def __init__(
+        self, reactor: Any, config: WampConfig, observers: Sequence[SessionObserver]
+    ) -> None:
         self._reactor = reactor
         self._config = config
-        self._guests = guests
+        self._observers = observers
         self._routers = [Router.from_url(url) for url in config.urls]
         self.joined = False
         self._session: SafeSession | None = None
         self._transport: Any = None
         self._late: IDelayedCall | None = None
         self._reason = ""
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         self._following: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
@@ -259,7 +261,7 @@ class WampClient(Service):
             protocol: Any = await router.endpoint(self._reactor).connect(factory)
         except Exception as error:
             if self.running:
-                self._tell(router, _words(error))
+                self._log_once(router, _words(error))
             return
         self._transport = protocol.transport
         keep_alive(protocol.transport)
@@ -285,14 +287,14 @@ class WampClient(Service):
     async def _join(self, session: SafeSession, details: SessionDetails) -> None:
         self._in_time()
         try:
-            for guest in self._guests:
-                await guest.joined(session, details)
+            for observer in self._observers:
+                await observer.joined(session, details)
         except Exception as error:
             if not session.lost:
                 self._abort(_words(error))
             return
         self.joined = True
-        self._told.clear()
+        self._logged.clear()
         log.info(
             "joined {realm} as {authid} ({authrole}), session {session}",
             realm=details.realm,
@@ -310,38 +312,38 @@ class WampClient(Service):
         self._late = None
 
     def _displaced(self, registration: int) -> None:
-        for guest in self._guests:
-            guest.displaced(registration)
+        for observer in self._observers:
+            observer.displaced(registration)
 
     def _ended(self, router: Router) -> None:
         session, self._session, self._transport = self._session, None, None
         self.joined = False
-        for guest in reversed(self._guests):
-            guest.left()
+        for observer in reversed(self._observers):
+            observer.left()
         if self.running:
             why = session.closing if session is not None else None
-            told = f"{why.reason}: {why.message}" if why is not None else ""
-            self._tell(router, self._reason or told or "closed during the handshake")
+            ended = f"{why.reason}: {why.message}" if why is not None else ""
+            self._log_once(router, self._reason or ended or "closed during the handshake")
 
     def _abort(self, reason: str) -> None:
         self._reason = self._reason or reason
         if self._transport is not None:
             self._transport.abortConnection()
 
-    def _tell(self, router: Router, reason: str) -> None:
+    def _log_once(self, router: Router, reason: str) -> None:
         """Log a failure once until the next session; a router may be away for hours."""
         reason = in_line(reason, 1000)
-        if (router.url, reason) not in self._told:
-            self._told.add((router.url, reason))
+        if (router.url, reason) not in self._logged:
+            self._logged.add((router.url, reason))
             log.warn("no session at {url}: {reason}; trying on", url=router.url, reason=reason)
 
     async def _stop(self) -> None:
         if self.joined and self._session is not None:
-            for guest in reversed(self._guests):
+            for observer in reversed(self._observers):
                 try:
-                    await guest.leaving()
+                    await observer.leaving()
                 except Exception:
-                    log.failure("a guest did not leave in order")
+                    log.failure("an observer did not leave in order")
         if self._following is None:
             return
         if self.joined and self._session is not None:

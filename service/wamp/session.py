@@ -235,8 +235,8 @@ class SafeSession(ApplicationSession):
         self._open.send(error_of(request, refusal(problem, "decoding")))
 
 
-class Guest(Protocol):
-    """What lives in a session."""
+class SessionObserver(Protocol):
+    """What is called as a session joins and leaves: it registers, subscribes, cleans up."""
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register, subscribe. An error ends the session, to be tried again."""

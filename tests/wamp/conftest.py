@@ -14,7 +14,7 @@ from service.app import Serving
 from service.wamp.accounts import Bounds
 from service.wamp.callee import Dispatch
 from service.wamp.client import WampClient, WampConfig
-from service.wamp.session import Guest
+from service.wamp.session import SessionObserver
 from tests.conftest import Router
 from tests.fakes import FakeHub
 from tests.wamp.callers import Caller, join
@@ -69,7 +69,7 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         urls: Sequence[str] = (),
         shared: bool = False,
         drain: float = 1.0,
-        guests: Sequence[Guest] = (),
+        observers: Sequence[SessionObserver] = (),
         wait: bool = True,
         bounds: Bounds = Bounds(),  # noqa: B008 - frozen
         **config: Any,
@@ -82,7 +82,7 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         client = WampClient(
             reactor,
             WampConfig(urls=urls or [f"unix:{router.socket}"], **config),
-            [dispatch, *guests],
+            [dispatch, *observers],
         )
         started.append(client)
         client.startService()

@@ -58,15 +58,15 @@ async def test_join_by(way: str, router: Router, start_edge: StartEdge) -> None:
         "websocket": router.websocket,
         "rawsocket": router.rawsocket,
     }
-    guest = Listening()
-    edge = await start_edge(urls=[urls[way]], guests=[], wait=way == "unix")
+    observer = Listening()
+    edge = await start_edge(urls=[urls[way]], observers=[], wait=way == "unix")
     if way == "unix":
         assert edge.client.joined
         return
-    client = WampClient(edge.client._reactor, WampConfig([urls[way]], router.realm), [guest])
+    client = WampClient(edge.client._reactor, WampConfig([urls[way]], router.realm), [observer])
     client.startService()
     await client.when_joined()
-    assert guest.session is not None
+    assert observer.session is not None
     assert not edge.client.joined
     await client.stopService()
 
@@ -275,18 +275,18 @@ async def test_log_in(
 async def test_large_result_by_websocket(locked: tuple[Path, int], start_edge: StartEdge) -> None:
     """A service that connects by WebSocket keeps its connection, whatever it answers."""
     _, port = locked
-    guest = Listening()
+    observer = Listening()
     url = f"ws://127.0.0.1:{port}/ws"
     login = Ticket("rowcast", SECRET)
-    edge = await start_edge(urls=[url], login=login, guests=[guest], max_bytes=2**30)
-    assert guest.session is not None
+    edge = await start_edge(urls=[url], login=login, observers=[observer], max_bytes=2**30)
+    assert observer.session is not None
     for size in (17, 1):
         edge.hub.on("give", lambda size=size: "x" * size * 2**20)
         try:
-            assert len(await guest.session.call("rowcast.give")) == 2**20
+            assert len(await observer.session.call("rowcast.give")) == 2**20
         except ApplicationError as error:
             assert (size, error.error) == (17, "rowcast.error.too_large")
-    assert not guest.session.lost
+    assert not observer.session.lost
 
 
 @pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])

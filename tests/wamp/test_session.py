@@ -223,7 +223,7 @@ async def test_opaque_arguments(start_edge: StartEdge, call_from: Join) -> None:
 
 
 class Listening:
-    """A guest that subscribes, as a publisher or a watcher would."""
+    """A observer that subscribes, as a publisher or a watcher would."""
 
     def __init__(self, *topics: str) -> None:
         self.topics = topics
@@ -262,19 +262,19 @@ class Listening:
 @pytest_twisted.ensureDeferred
 async def test_events_that_break_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
     """An event too deep is dropped, one with odd keywords heard, and the session goes on."""
-    guest = Listening("rowcast.test.topic")
-    edge = await start_edge(guests=[guest])
+    observer = Listening("rowcast.test.topic")
+    edge = await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
     caller = await call_from()
     session = session_of(edge)
     options = PublishOptions(acknowledge=True)
     await publisher.publish("rowcast.test.topic", nested(200), options=options)
-    heard = guest.next()
+    heard = observer.next()
     odd = {"self": 1, "fun": 2}
     request = publisher._request_id_gen.next()
     publisher._transport.send(message.Publish(request, "rowcast.test.topic", args=[], kwargs=odd))
     await heard
-    assert guest.events == [([], {"self": 1, "fun": 2})]
+    assert observer.events == [([], {"self": 1, "fun": 2})]
     publisher.set_payload_codec(Cipher())
     await publisher.publish("rowcast.test.topic", 1, options=options)
     publisher.set_payload_codec(None)
@@ -284,23 +284,23 @@ async def test_events_that_break_a_subscriber(start_edge: StartEdge, call_from: 
 @pytest_twisted.ensureDeferred
 async def test_login_that_breaks_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
     """A greeting with a deep `authextra` reaches everyone who follows logins; we stay."""
-    guest = Listening("wamp.session.on_join")
-    edge = await start_edge(guests=[guest])
+    observer = Listening("wamp.session.on_join")
+    edge = await start_edge(observers=[observer])
     session = session_of(edge)
     await call_from("rawsocket json", authextra={"deep": nested(450)})
-    heard = guest.next()
+    heard = observer.next()
     caller = await call_from()
     await heard
-    assert len(guest.events) == 1
+    assert len(observer.events) == 1
     await unharmed(edge, caller, session)
 
 
 @pytest_twisted.ensureDeferred
 async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
     """What the service itself waits for fails when the connection is lost."""
-    guest = Listening()
-    edge = await start_edge(guests=[guest])
-    session = guest.session
+    observer = Listening()
+    edge = await start_edge(observers=[observer])
+    session = observer.session
     assert session is not None
     pending = session.call("rowcast.wait")
     await edge.hub.begun()
@@ -314,9 +314,9 @@ async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
 @pytest_twisted.ensureDeferred
 async def test_own_calls_get_undecodable_results(start_edge: StartEdge, call_from: Join) -> None:
     """A result or an error too deep fails the call that asked for it."""
-    guest = Listening()
-    edge = await start_edge(guests=[guest])
-    session = guest.session
+    observer = Listening()
+    edge = await start_edge(observers=[observer])
+    session = observer.session
     assert session is not None
     callee = await call_from("service cbor")
 

@@ -166,13 +166,13 @@ def named() -> Iterator[None]:
 
 async def tries(url: str, router: Router, events: list[dict[str, Any]]) -> str | None:
     """Return why a service does not join at a URL, or None once it has joined."""
-    guest = Listening()
+    observer = Listening()
     config = WampConfig([url], router.realm, first_delay=60, max_delay=60)
-    client = WampClient(reactor, config, [guest])
+    client = WampClient(reactor, config, [observer])
     client.startService()
     try:
         await until(lambda: client.joined or bool(told(events)), 10)
-        assert client.joined == (guest.session is not None)
+        assert client.joined == (observer.session is not None)
         return None if client.joined else told(events)[0]
     finally:
         await client.stopService()

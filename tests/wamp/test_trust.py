@@ -194,7 +194,7 @@ async def said(edge: Edge) -> list[Any]:
 async def test_registration_of_another_stays(start_edge: StartEdge, join_raw: JoinRaw) -> None:
     """A client ends neither the service's registration nor its subscription, and makes none."""
     gone: list[int] = []
-    edge = await start_edge(guests=[Departures(gone.append)])
+    edge = await start_edge(observers=[Departures(gone.append)])
     session: Any = edge.client._session
     client, leaver = await join_raw(), await join_raw()
     (subscription,) = session._subscriptions
@@ -225,7 +225,7 @@ async def test_departure_of_another_cannot_be_announced(
 ) -> None:
     """Only the router publishes below `wamp.`, whatever a role may publish."""
     gone: list[int] = []
-    await start_edge(guests=[Departures(gone.append)])
+    await start_edge(observers=[Departures(gone.append)])
     publisher, victim = await call_from("service cbor"), await call_from()
     for hops in (None, [BOSS]):
         options = PublishOptions(acknowledge=True, forward_for=hops, retain=True)
@@ -240,15 +240,15 @@ async def test_event_in_the_name_of_another_is_dropped(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """Whoever may publish does so in its own name."""
-    guest = Listening("rowcast.test.topic")
-    await start_edge(guests=[guest])
+    observer = Listening("rowcast.test.topic")
+    await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
-    heard = guest.next()
+    heard = observer.next()
     for number, hops in enumerate(([BOSS], None)):
         options = PublishOptions(acknowledge=True, forward_for=hops)
         await publisher.publish("rowcast.test.topic", number, options=options)
     await heard
-    assert guest.events == [([1], {})]
+    assert observer.events == [([1], {})]
 
 
 @pytest_twisted.ensureDeferred
@@ -257,7 +257,7 @@ async def test_departure_of_a_client_with_an_odd_greeting_is_announced(
 ) -> None:
     """What a client says of its transport, its role and itself is no matter."""
     gone: list[int] = []
-    await start_edge(guests=[Departures(gone.append)])
+    await start_edge(observers=[Departures(gone.append)])
     transport = {"channel_type": "tls", "peer": "tcp4:10.0.0.1:1", "is_secure": True}
     for odd in (5, transport):
         client = await join_raw(
@@ -298,7 +298,7 @@ async def test_call_that_was_cancelled_and_left_is_forgotten(
 ) -> None:
     """What a client cancelled before it left does not stay in the router's memory."""
     gone: list[int] = []
-    edge = await start_edge(guests=[Departures(gone.append)])
+    edge = await start_edge(observers=[Departures(gone.append)])
     doors = psutil.net_connections("tcp")
     [pid] = {door.pid for door in doors if door.laddr[1] == router.port and door.status == "LISTEN"}
     process = psutil.Process(pid)

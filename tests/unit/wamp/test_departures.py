@@ -29,7 +29,7 @@ class Session:
 
 
 def joined(answer: Deferred[Any], gone: list[int]) -> Session:
-    """Have a guest join a session."""
+    """Have Departures join a session."""
     session = Session(answer)
     done = Deferred.fromCoroutine(Departures(gone.append).joined(session, None))  # type: ignore[arg-type]
     done.addErrback(lambda failure: pytest.fail(str(failure)))
