@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # Every constraint has a name that says what it guards: autogenerate stays stable, and a
-# refusal by the database can be told in terms of columns.
+# refusal by the database can be worded in terms of columns.
 NAMES = {
     "pk": "pk_%(table_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",

@@ -74,9 +74,9 @@ class Database:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Report:
     """
-    How a database stands to the code.
+    What is to be known of a database before it is served.
 
     Args:
         problem: Why it cannot be served, in a sentence that says what to do; else None.
@@ -95,11 +95,11 @@ class Standing:
     relations: int = 0
 
 
-def stand(
+def inspect(
     place: Place, upgrade: bool = False, connections: int = 1, demo: bool | None = None
-) -> Standing:
+) -> Report:
     """
-    Find how the database stands to the code.
+    Return what is to be known of a database; bring it to the code's revision if asked.
 
     Args:
         place: Where it is; the embedded server is started for the time of the look.
@@ -122,15 +122,15 @@ def stand(
                     sow(dsn)
                 found = look(dsn, scripts.get_heads())
     except (EmbeddedFailed, InvalidUrl, CommandError, SeedRefused, OSError) as error:
-        return Standing(str(error))
+        return Report(str(error))
     except psycopg2.OperationalError as error:
-        return Standing(reason(error))
+        return Report(reason(error))
     if not found.ours:
-        return Standing(problem, found.server, found.limit, relations=found.relations)
+        return Report(problem, found.server, found.limit, relations=found.relations)
     revision = ", ".join(found.versions) or None
     script = scripts.get_revision(revision) if revision and problem is None else None
     title = script.doc.rstrip(".") if script else ""
-    return Standing(problem, found.server, found.limit, revision, title, found.relations)
+    return Report(problem, found.server, found.limit, revision, title, found.relations)
 
 
 def look(dsn: str, known: Iterable[str]) -> Database:
@@ -189,7 +189,7 @@ def _objection(
     return None
 
 
-def answer(question: dict[str, Any]) -> Standing:
+def answer(question: dict[str, Any]) -> Report:
     """Answer a question as the service asks it: the fields of a Place, and how to look."""
     file = question["file"]
     place = Place(
@@ -198,7 +198,7 @@ def answer(question: dict[str, Any]) -> Standing:
         direct=question["direct"],
         state=Path(question["state"]),
     )
-    return stand(place, question["upgrade"], question["connections"], question["demo"])
+    return inspect(place, question["upgrade"], question["connections"], question["demo"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from service.app import settle
-from service.embedded.child import NotReady, put_aside
+from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
 from service.settings import InvalidSettings, Settings, load
 
@@ -176,7 +176,7 @@ def run() -> None:
     signal(SIGINT, SIG_DFL)
     from service.app import obstacles
 
-    def told(step: str, what: str) -> None:
+    def progress(step: str, what: str) -> None:
         print(f"{monotonic() - began:6.1f} s  {step:<11} {what}".rstrip(), flush=True)
 
     settings = read()
@@ -184,14 +184,14 @@ def run() -> None:
         obstacles(settings)
     except NotReady as refusal:
         fail(str(refusal))
-    told("settings", settings_line(settings))
-    problem = serve(settings, told)
+    progress("settings", settings_line(settings))
+    problem = serve(settings, progress)
     if problem:
         fail(problem)
-    told("stopped", "")
+    progress("stopped", "")
 
 
-def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
+def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
     """Run the reactor until it stops; return the problem that stopped it, or ""."""
     from twisted.internet import reactor as installed
 
@@ -202,7 +202,7 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
     begin_log(settings)
     drain = min(SHORT_DRAIN, settings.drain_timeout)
     quick = settings.model_copy(update={"drain_timeout": drain})
-    service = Rowcast(quick, reactor, upgrade=True, told=told)
+    service = Rowcast(quick, reactor, upgrade=True, progress=progress)
     problems: list[str] = []
 
     def give_up(why: Failure) -> None:
@@ -214,7 +214,7 @@ def serve(settings: Settings, told: Callable[[str, str], None]) -> str:
         settle()
         print(paste(settings), flush=True)
 
-    service.risen().addCallbacks(ready, give_up)
+    service.when_ready().addCallbacks(ready, give_up)
 
     def stop_once(*_: object) -> None:
         # Ctrl-C comes twice when a parent passes it on; the reactor would complain.
@@ -237,7 +237,7 @@ def begin_log(settings: Settings) -> None:
     """Log to the terminal what needs a reader, and all that was asked for to a file."""
     settings.state.mkdir(parents=True, exist_ok=True)
     log = settings.state / f"service-{settings.port}.log"
-    put_aside(log)
+    rotate(log)
     file = log.open("a")
     levels = [(sys.stderr, LogLevel.warn), (file, LogLevel.levelWithName(settings.log_level))]
     globalLogBeginner.beginLoggingTo(

@@ -38,7 +38,13 @@ from service.db.scheduler import READY
 from service.db.session import SessionSettings
 from service.db.worker import PoolLimits
 from service.describe.relations import verbs_of
-from service.embedded.child import NotReady, Standing, Supervised, stand, upgraded
+from service.embedded.child import (
+    DatabaseReport,
+    NotReady,
+    Supervised,
+    inspect_database,
+    upgrade_database,
+)
 from service.embedded.crossbar import Router, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.models.registry import Models
@@ -198,7 +204,7 @@ def _limits(settings: Settings) -> PoolLimits:
 
 
 Part = TypeVar("Part", bound=IService)
-Told = Callable[[str, str], None]
+Progress = Callable[[str, str], None]
 
 LISTENERS = 1
 
@@ -211,78 +217,82 @@ class Rowcast(MultiService):
         settings: What the environment said.
         reactor: The only one.
         upgrade: Whether the database is brought to the code's revision first.
-        told: Hears of each step, as it is done: its name and what came of it.
+        progress: Called for each step, as it is done: its name and what came of it.
     """
 
     logger = Logger()
 
     def __init__(
-        self, settings: Settings, reactor: Any, upgrade: bool = False, told: Told | None = None
+        self,
+        settings: Settings,
+        reactor: Any,
+        upgrade: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
         self._reactor = reactor
         self._upgrade = upgrade
-        self._told = told or self._log
-        self._rising: Deferred[None] | None = None
-        self._risen: Deferred[None] = Deferred()
+        self._progress = progress or self._log
+        self._starting: Deferred[None] | None = None
+        self._ready: Deferred[None] = Deferred()
 
-    def risen(self) -> Deferred[None]:
+    def when_ready(self) -> Deferred[None]:
         """Return a Deferred that fires when calls are answered, or fails with the reason."""
-        return self._risen
+        return self._ready
 
     def startService(self) -> None:
-        """Begin to rise."""
+        """Start every part, in stages."""
         super().startService()
-        self._rising = Deferred.fromCoroutine(self._rise())
-        self._rising.addCallbacks(self._risen.callback, self._fallen)
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addCallbacks(self._ready.callback, self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """Stop every part, the last one risen first; done when all have stopped."""
+        """Stop every part, the last one started first; done when all have stopped."""
         self.running = 0
-        if self._rising is not None:
-            self._rising.cancel()
-        return Deferred.fromCoroutine(self._fall())
+        if self._starting is not None:
+            self._starting.cancel()
+        return Deferred.fromCoroutine(self._stop())
 
-    def _fallen(self, why: Failure) -> None:
+    def _failed(self, why: Failure) -> None:
         if why.check(CancelledError) is None:
-            self._risen.errback(why)
+            self._ready.errback(why)
 
     def _log(self, step: str, what: str) -> None:
         self.logger.info("{step}: {what}" if what else "{step}", step=step, what=what)
 
-    async def _rise(self) -> None:
+    async def _start(self) -> None:
         settings = self.settings
         router = self._add(Router(self._reactor, settings)) if settings.embedded_router else None
         if settings.place.embedded:
             await self._add(Postgres(self._reactor, settings.place.cluster)).started()
-        await self._stand()
-        await self._open(router)
-        self._told("ready", "")
+        await self._prepare()
+        await self._join(router)
+        self._progress("ready", "")
 
-    async def _stand(self) -> None:
+    async def _prepare(self) -> None:
         settings, place = self.settings, self.settings.place
         wanted = settings.pool_max + LISTENERS
         if self._upgrade:
-            standing = await upgraded(self._reactor, place, wanted, settings.demo)
-            self._told("postgres", postgres_line(settings, standing))
-            self._told("schema", schema_line(standing))
+            report = await upgrade_database(self._reactor, place, wanted, settings.demo)
+            self._progress("postgres", postgres_line(settings, report))
+            self._progress("schema", schema_line(report))
 
-    async def _open(self, router: Router | None) -> None:
+    async def _join(self, router: Router | None) -> None:
         config = wamp_config(self.settings, router)
         serving = self._add(Serving(self.settings, self._reactor, config))
         if router is not None:
             await router.started()
             port, log = self.settings.port, router.log
-            self._told("router", f"Crossbar {router.version} on 127.0.0.1:{port} (log: {log})")
+            self._progress("router", f"Crossbar {router.version} on 127.0.0.1:{port} (log: {log})")
         await serving.joined()
-        self._told("service", service_line(self.settings, serving))
+        self._progress("service", service_line(self.settings, serving))
 
     def _add(self, part: Part) -> Part:
         part.setServiceParent(self)
         return part
 
-    async def _fall(self) -> None:
+    async def _stop(self) -> None:
         parts = list(reversed(list(self)))
         for part in parts:
             if not isinstance(part, Supervised):
@@ -295,7 +305,7 @@ class Rowcast(MultiService):
 
 
 def make_service(settings: Settings, reactor: Any) -> Rowcast:
-    """Build the service for twistd; one that cannot rise stops the reactor, with status 1."""
+    """Build the service for twistd; one that cannot start stops the reactor, with status 1."""
     service = Rowcast(settings, reactor)
 
     def give_up(why: Failure) -> None:
@@ -307,7 +317,7 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
         atexit.register(os._exit, 1)
         reactor.stop()
 
-    service.risen().addCallbacks(settle, give_up)
+    service.when_ready().addCallbacks(settle, give_up)
     return service
 
 
@@ -349,7 +359,7 @@ def obstacles(settings: Settings) -> None:
         raise NotReady(f"ROWCAST_KEY_FILE {settings.key_file}: {error}") from error
 
 
-def preflight(settings: Settings) -> Standing:
+def preflight(settings: Settings) -> DatabaseReport:
     """
     Check all that may keep the service from starting, while it can still be said.
 
@@ -359,7 +369,7 @@ def preflight(settings: Settings) -> Standing:
         NotReady: It cannot start.
     """
     obstacles(settings)
-    return stand(settings.place, settings.pool_max + LISTENERS)
+    return inspect_database(settings.place, settings.pool_max + LISTENERS)
 
 
 def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
@@ -387,19 +397,19 @@ def login(settings: Settings) -> Login:
     return Anonymous()
 
 
-def postgres_line(settings: Settings, standing: Standing) -> str:
+def postgres_line(settings: Settings, report: DatabaseReport) -> str:
     """Return a line about the server, and the connections taken of it."""
     where = "embedded, unix socket" if settings.place.embedded else "yours"
     pool = f"pool {settings.pool_max} + {LISTENERS} listener"
-    return f"{standing.server}, {where}, {standing.limit} connections; {pool}"
+    return f"{report.server}, {where}, {report.limit} connections; {pool}"
 
 
-def schema_line(standing: Standing) -> str:
+def schema_line(report: DatabaseReport) -> str:
     """Return a line about the database's revision, and what it holds."""
-    relations = f"{standing.relations} relation{'' if standing.relations == 1 else 's'}"
-    if standing.revision is None:
+    relations = f"{report.relations} relation{'' if report.relations == 1 else 's'}"
+    if report.revision is None:
         return f"not this project's: served as it is; {relations}"
-    return f'{standing.revision} "{standing.title}" = head; {relations}'
+    return f'{report.revision} "{report.title}" = head; {relations}'
 
 
 def service_line(settings: Settings, serving: Serving) -> str:

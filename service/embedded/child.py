@@ -191,7 +191,7 @@ class Supervised(Service, ABC):
     def _spawn(self, command: list[str]) -> Ended:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.child = Ended()
-        put_aside(self.log)
+        rotate(self.log)
         with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
             files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
             self._transport = self.reactor.spawnProcess(
@@ -217,7 +217,7 @@ def tail(log: Path) -> bytes:
         return file.read()
 
 
-def put_aside(log: Path) -> None:
+def rotate(log: Path) -> None:
     """Rename a log that has become large; the one renamed before is overwritten."""
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
@@ -227,7 +227,7 @@ COMMAND = [sys.executable, "-m", "schema.revision"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class DatabaseReport:
     """
     What the child found.
 
@@ -248,7 +248,7 @@ class Standing:
     relations: int
 
 
-def stand(place: Place, connections: int) -> Standing:
+def inspect_database(place: Place, connections: int) -> DatabaseReport:
     """
     Return the database's revision and capacity; blocks, for the time before the reactor runs.
 
@@ -260,9 +260,9 @@ def stand(place: Place, connections: int) -> Standing:
     return _answer(child.stdout, child.stderr, child.returncode)
 
 
-async def upgraded(
+async def upgrade_database(
     reactor: Any, place: Place, connections: int, demo: bool | None = None
-) -> Standing:
+) -> DatabaseReport:
     """
     Upgrade a database of ours to the code's revision; return its revision and capacity.
 
@@ -296,11 +296,11 @@ def _question(place: Place, connections: int, upgrade: bool, demo: bool | None =
     return json.dumps(question).encode()
 
 
-def _answer(output: bytes, errors: bytes, code: int) -> Standing:
+def _answer(output: bytes, errors: bytes, code: int) -> DatabaseReport:
     if code:
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         raise NotReady(f"the database's revision cannot be found: {' '.join(last)}")
-    standing = Standing(**json.loads(output))
-    if standing.problem:
-        raise NotReady(standing.problem)
-    return standing
+    report = DatabaseReport(**json.loads(output))
+    if report.problem:
+        raise NotReady(report.problem)
+    return report

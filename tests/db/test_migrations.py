@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from schema.database import Place
-from schema.revision import stand
+from schema.revision import inspect
 from schema.seed import sow
 from tests.conftest import ROOT, execute
 
@@ -141,29 +141,29 @@ def test_seeding_is_done_once(base: str) -> None:
     assert execute(base, "SELECT count(*) FROM vehicles WHERE driver_id IS NULL") == [(1,)]
 
 
-def test_standing_at_head(base: str) -> None:
+def test_inspect_at_head(base: str) -> None:
     """A database at the code's revision can be served."""
-    standing = stand(Place(url=base))
-    assert standing.problem is None
-    assert (standing.revision, standing.relations) == ("0001", 3)
-    assert standing.title == "Actions, drivers and vehicles"
+    report = inspect(Place(url=base))
+    assert report.problem is None
+    assert (report.revision, report.relations) == ("0001", 3)
+    assert report.title == "Actions, drivers and vehicles"
 
 
-def test_standing_behind(base: str) -> None:
+def test_inspect_behind(base: str) -> None:
     """One that is behind is refused, with the command; or brought there."""
     command.downgrade(alembic(base), "base")
-    assert stand(Place(url=base)).problem == (
+    assert inspect(Place(url=base)).problem == (
         "the database is at revision none, the code at 0001 → alembic upgrade head"
     )
-    assert stand(Place(url=base), upgrade=True, demo=True).problem is None
+    assert inspect(Place(url=base), upgrade=True, demo=True).problem is None
 
 
-def test_standing_ahead(base: str) -> None:
+def test_inspect_ahead(base: str) -> None:
     """One that is newer than the code is refused, upgrade or not."""
     execute(base, "UPDATE alembic_version SET version_num = 'f00'")
     try:
         for upgrade in (False, True):
-            assert stand(Place(url=base), upgrade).problem == (
+            assert inspect(Place(url=base), upgrade).problem == (
                 "the database is at revision f00, which this code does not know → update the code"
             )
     finally:
@@ -176,8 +176,8 @@ def test_a_stranger_is_left_alone(postgres: str) -> None:
         postgres, "CREATE TABLE t (); CREATE TABLE alembic_version (version_num text)"
     ) as at:
         execute(at, "INSERT INTO alembic_version VALUES ('theirs')")
-        standing = stand(Place(url=at), upgrade=True)
-        assert (standing.problem, standing.revision, standing.relations) == (None, None, 1)
+        report = inspect(Place(url=at), upgrade=True)
+        assert (report.problem, report.revision, report.relations) == (None, None, 1)
         assert "actions" not in names(at)
 
 
@@ -186,9 +186,9 @@ def test_a_role_that_may_not_create(postgres: str) -> None:
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
         try:
-            problem = stand(place, upgrade=True, demo=True).problem
+            problem = inspect(place, upgrade=True, demo=True).problem
             assert problem == 'poor may not create tables → GRANT CREATE ON SCHEMA public TO "poor"'
-            problem = stand(place, connections=6).problem
+            problem = inspect(place, connections=6).problem
             assert problem == ("poor may open 3 connections, 6 are wanted → ROWCAST_POOL_MAX=2")
         finally:
             execute(at, "DROP ROLE poor")
@@ -197,12 +197,12 @@ def test_a_role_that_may_not_create(postgres: str) -> None:
 def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
     """Nothing is made in it until the one who starts it says so."""
     with database(postgres, "SELECT 1") as at:
-        problem = stand(Place(url=at), upgrade=True).problem
+        problem = inspect(Place(url=at), upgrade=True).problem
         assert problem is not None
         assert problem.startswith("the database is empty → ROWCAST_DEMO=true ")
-        assert stand(Place(url=at), upgrade=True, demo=False).problem is None
+        assert inspect(Place(url=at), upgrade=True, demo=False).problem is None
         assert names(at) == []
-        made = stand(Place(url=at), upgrade=True, demo=True)
+        made = inspect(Place(url=at), upgrade=True, demo=True)
         assert (made.problem, made.revision, made.relations) == (None, "0001", 3)
         assert execute(at, "SELECT count(*) FROM actions") == [(40,)]
 
@@ -255,7 +255,7 @@ CURED = [
 def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str) -> None:
     """Each ends in an arrow."""
     place = psycopg2.extensions.parse_dsn(dsn) | psycopg2.extensions.parse_dsn(change)
-    problem = stand(Place(url=psycopg2.extensions.make_dsn(**place))).problem
+    problem = inspect(Place(url=psycopg2.extensions.make_dsn(**place))).problem
     assert problem is not None
     assert problem.endswith(f" → {cure}")
 
@@ -263,7 +263,7 @@ def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str)
 def test_nobody_answers(tmp_path: Path) -> None:
     """A database that cannot be reached is told in one sentence."""
     url = f"postgresql://u:s3cret@/d?host={tmp_path}"
-    problem = stand(Place(url=url)).problem
+    problem = inspect(Place(url=url)).problem
     assert problem is not None
     assert problem.startswith(f'the database on socket "{tmp_path}')
     assert "s3cret" not in problem
@@ -272,5 +272,5 @@ def test_nobody_answers(tmp_path: Path) -> None:
 def test_two_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two heads are told, with the command that joins them."""
     monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["0001", "0002"])
-    problem = stand(Place(url=base)).problem
+    problem = inspect(Place(url=base)).problem
     assert problem == "the migrations have several heads (0001, 0002) → alembic merge heads"

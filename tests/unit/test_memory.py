@@ -46,11 +46,11 @@ def thawed() -> Any:
     gc.unfreeze()
 
 
-def test_a_service_that_has_risen() -> None:
+def test_a_service_that_is_ready() -> None:
     """Once it answers calls, a collection no longer looks at what it stands on."""
     service = make_service(Settings(), Clock())
     assert gc.get_freeze_count() == 0
-    service.risen().callback(None)
+    service.when_ready().callback(None)
     assert gc.get_freeze_count() > 1000
 
 
