@@ -23,7 +23,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 
-from service.wamp.callee import Dispatch
+from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 
 ECHO = "bench"
@@ -78,7 +78,7 @@ def serve_echo(given: Any) -> None:
     async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
         return args[0] if args else kwargs
 
-    dispatch = Dispatch(reactor, answer, given.echo_prefix)
+    dispatch = Callee(reactor, answer, given.echo_prefix)
     client = WampClient(reactor, WampConfig([given.url], given.realm), [dispatch])
     client.when_joined().addCallback(lambda _: print("joined", flush=True))
     client.startService()

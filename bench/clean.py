@@ -18,7 +18,7 @@ import psycopg2
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -44,7 +44,7 @@ NAMES: dict[str, tuple[str, Callable[[int], tuple[tuple[Any, ...], dict[str, Any
 
 
 @contextmanager
-def _cleaned(hub: Hub, cleaned: bool | None) -> Iterator[None]:
+def _cleaned(hub: Dispatcher, cleaned: bool | None) -> Iterator[None]:
     """Have every session be cleaned after each call, or none; None: where it is needed."""
     codec, cleaning = hub.served.codec, PgConnection.cleaning
     codec.current = cleaned is None or not cleaned
@@ -57,7 +57,7 @@ def _cleaned(hub: Hub, cleaned: bool | None) -> Iterator[None]:
         PgConnection.cleaning = cleaning  # type: ignore[method-assign]
 
 
-async def _seconds(hub: Hub, name: str, cleaned: bool | None) -> float:
+async def _seconds(hub: Dispatcher, name: str, cleaned: bool | None) -> float:
     """Time the calls."""
     procedure, arguments = NAMES[name]
 
@@ -79,7 +79,7 @@ async def _main(dsn: str, rounds: int) -> None:
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
-    hub = Hub(database, Limits(), 8 << 20)
+    hub = Dispatcher(database, Limits(), 8 << 20)
     catalogs = Catalogs(reactor, database, ("public",), hub, Models(database))
     catalogs.startService()
     await catalogs.loaded()

@@ -24,7 +24,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
 from service.embedded.crossbar import node
-from service.wamp.callee import Dispatch
+from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import free_port
 
@@ -121,7 +121,7 @@ def uris(relations: int) -> list[str]:
     return [f"rowcast.relation_{n}.{verb}" for n in range(relations) for verb in VERBS]
 
 
-class Exact(Dispatch):
+class Exact(Callee):
     """Registers each procedure by itself."""
 
     relations = 0
@@ -145,7 +145,7 @@ def serve(way: str, url: str, relations: int) -> None:
     async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
         return ROW
 
-    dispatch = (Exact if way == "exact" else Dispatch)(reactor, answer, "rowcast")
+    dispatch = (Exact if way == "exact" else Callee)(reactor, answer, "rowcast")
     if isinstance(dispatch, Exact):
         dispatch.relations = relations
     client = WampClient(reactor, WampConfig([url], "realm1"), [dispatch])

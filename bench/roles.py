@@ -17,7 +17,7 @@ import psycopg2
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.db.database import Database
@@ -36,8 +36,8 @@ TEARDOWN = "DROP TABLE IF EXISTS rowcast_bench; DROP ROLE IF EXISTS rowcast_benc
 CALLS, AT_ONCE = 4000, 16
 
 
-async def _hub(database: Database, roles: Roles) -> Hub:
-    hub = Hub(database, Limits(), 8 << 20, roles)
+async def _hub(database: Database, roles: Roles) -> Dispatcher:
+    hub = Dispatcher(database, Limits(), 8 << 20, roles)
     catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), roles)
     catalogs.startService()
     await catalogs.loaded()
@@ -45,7 +45,7 @@ async def _hub(database: Database, roles: Roles) -> Hub:
     return hub
 
 
-async def _seconds(hub: Hub, caller: Caller) -> float:
+async def _seconds(hub: Dispatcher, caller: Caller) -> float:
     """Time the calls."""
 
     async def some(first: int) -> None:

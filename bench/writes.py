@@ -55,7 +55,7 @@ KINDS: dict[str, Any] = {
 
 
 async def _measure(dsn: str) -> None:
-    from service.api.dispatcher import Hub
+    from service.api.dispatcher import Dispatcher
     from service.api.reload import Catalogs
     from service.api.roles import Roles
     from service.db.database import Database
@@ -67,7 +67,7 @@ async def _measure(dsn: str) -> None:
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
-    hub = Hub(database, Limits(), 8 << 20, Roles())
+    hub = Dispatcher(database, Limits(), 8 << 20, Roles())
     catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), Roles())
     catalogs.startService()
     await catalogs.loaded()

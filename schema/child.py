@@ -11,21 +11,21 @@ import tempfile
 from pathlib import Path
 from signal import Signals
 
-import schema.leash
+import schema.with_parent
 
 # `sun_path` holds 104 bytes on the BSDs and 108 on Linux, with its closing zero.
 LONGEST_SOCKET_PATH = 103
 
 
-def leashed(command: list[str], signal: Signals, user: str = "") -> list[str]:
+def bound_to_parent(command: list[str], signal: Signals, user: str = "") -> list[str]:
     """
     Return a command that runs another, which gets a signal when this process ends, however it ends.
 
-    The leash is held by the calling *thread*: start the command from the main thread, for
+    The signal is sent when the calling *thread* ends: start the command from the main thread, for
     a thread of a pool that ends would end the command with it.
     """
-    leash = [sys.executable, "-I", "-S", schema.leash.__file__]
-    return [*leash, str(os.getpid()), str(int(signal)), user, *command]
+    program = [sys.executable, "-I", "-S", schema.with_parent.__file__]
+    return [*program, str(os.getpid()), str(int(signal)), user, *command]
 
 
 def socket_directory(wanted: Path, name: str) -> Path:

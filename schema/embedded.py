@@ -24,7 +24,7 @@ from signal import SIGINT, SIGKILL
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from schema.child import leashed, socket_directory
+from schema.child import bound_to_parent, socket_directory
 from schema.claim import Claim
 
 # PostgreSQL refuses to run as root, so there it runs as this user.
@@ -101,7 +101,7 @@ class Cluster:
         }
         settings = [part for item in options.items() for part in ("-c", "=".join(item))]
         server = [str(_binaries() / "postgres"), "-D", str(self.data), "-p", "5432", *settings]
-        return leashed(server, SIGINT, self.user)
+        return bound_to_parent(server, SIGINT, self.user)
 
     def ready(self, pid: int) -> bool:
         """Return whether the server with this process id accepts connections."""
@@ -185,7 +185,7 @@ class Cluster:
             os.chown(directory, entry.pw_uid, entry.pw_gid)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = leashed([str(_binaries() / program), *arguments], SIGKILL, self.user)
+        command = bound_to_parent([str(_binaries() / program), *arguments], SIGKILL, self.user)
         subprocess.run(command, check=True, capture_output=True, text=True, cwd="/")
 
     def _end_orphan(self) -> None:

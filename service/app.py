@@ -27,10 +27,10 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
-from service.api.status import Own
+from service.api.status import StatusProcedures
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -53,7 +53,7 @@ from service.request.read import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
-from service.wamp.callee import Dispatch
+from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.session import Departures
 
@@ -94,7 +94,7 @@ class Serving(Service):
         self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
         self.database = Database(self.pool, reactor)
         roles = Roles(settings.database_roles, settings.anonymous)
-        self.hub = Hub(
+        self.hub = Dispatcher(
             self.database,
             Limits(
                 settings.max_rows,
@@ -110,7 +110,7 @@ class Serving(Service):
         self.listener = Listener(
             reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
         )
-        dispatch = Dispatch(
+        callee = Callee(
             reactor,
             self.hub.answer,
             settings.prefix,
@@ -123,22 +123,22 @@ class Serving(Service):
 
         def departed(session: int) -> None:
             self.hub.departed(session)
-            dispatch.departed(session)
+            callee.departed(session)
 
-        self.client = WampClient(reactor, config, [dispatch, Departures(departed)])
+        self.client = WampClient(reactor, config, [callee, Departures(departed)])
         written = procedures(self.database, models, lambda: self.hub.served.codec)
-        own = Own(
+        status = StatusProcedures(
             self.hub,
             self.database,
             settings.prefix,
             metadata.version("rowcast"),
-            {"router": lambda: dispatch.serving, "listener": lambda: self.listener.listening},
-            dispatch.meter.snapshot,
+            {"router": lambda: callee.serving, "listener": lambda: self.listener.listening},
+            callee.meter.snapshot,
             lambda: {name: each for name, each in REGISTERED.items() if available(name)},
             settings.max_bytes,
         )
-        self.hub.suspect = self.catalogs.suspect
-        self.hub.add(own.procedures(), once=False)
+        self.hub.refresh = self.catalogs.refresh
+        self.hub.add(status.procedures(), once=False)
         self.hub.add(written)
 
     def startService(self) -> None:

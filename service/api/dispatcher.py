@@ -54,20 +54,20 @@ from service.request.names import FN, FunctionName, Name, encode, parse_name
 from service.request.read import Limits
 from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
 
-Suspect = Callable[[], Awaitable[bool]]
+Refresh = Callable[[], Awaitable[bool]]
 """Reads the catalog again if it has changed; returns whether it is up to date then."""
 
 RETRY_AFTER = 1.0
 """Seconds after which a caller may try again who was refused by a catalog that may be old."""
 
-_DOUBTFUL = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
+_CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
 
-def doubtful(error: ServiceError) -> bool:
+def depends_on_catalog(error: ServiceError) -> bool:
     """Return whether the same call might be answered from another catalog."""
     if isinstance(error, Unavailable):
         return error.details.get("sqlstate") in STALE
-    return isinstance(error, _DOUBTFUL)
+    return isinstance(error, _CATALOG_ERRORS)
 
 
 Verb = Callable[..., Awaitable[Any]]
@@ -87,14 +87,14 @@ HALF_WAY = "the call ended half way: what it had committed by then is kept"
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 
-class Hub:
+class Dispatcher:
     """
     Args:
         database: Where the rows are.
         limits: What a call may ask for.
         max_bytes: What an answer may weigh on the wire, roughly.
         roles: With whose rights a call runs.
-        suspect: Called when a call is refused as if the catalog were out of date; returns
+        refresh: Called when a call is refused as if the catalog were out of date; returns
             whether it is up to date then.
     """
 
@@ -104,12 +104,12 @@ class Hub:
         limits: Limits,
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
-        suspect: Suspect = lambda: succeed(True),
+        refresh: Refresh = lambda: succeed(True),
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
         self._max_bytes = max_bytes
-        self.suspect = suspect
+        self.refresh = refresh
         self._database = database
         self._roles = roles
         self._whole: Served | None = None
@@ -219,9 +219,9 @@ class Hub:
             try:
                 return await self._answer(name, args, kwargs, role, line)
             except ServiceError as error:
-                if not doubtful(error):
+                if not depends_on_catalog(error):
                     raise
-                current = self.suspect()
+                current = self.refresh()
                 if last or line.begun or name in self._once:
                     raise
                 if not await current:
@@ -267,7 +267,7 @@ class Hub:
         except Exception as error:
             found = refusal(error, served.catalog if served else None, relation)
             if found is None:
-                self.suspect()
+                self.refresh()
                 raise
             raise found from error
 

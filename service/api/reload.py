@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.api.snapshot import Served, whole_of
 from service.catalog import Catalog
@@ -66,7 +66,7 @@ class Catalogs(Service):
         reactor: IReactorTime,
         database: Database,
         schemas: tuple[str, ...],
-        hub: Hub,
+        hub: Dispatcher,
         models: Models,
         roles: Roles = Roles(),  # noqa: B008 - frozen
         every: float | None = EVERY,
@@ -116,7 +116,7 @@ class Catalogs(Service):
         self._ordered = True
         self._rouse()
 
-    def suspect(self) -> Deferred[bool]:
+    def refresh(self) -> Deferred[bool]:
         """
         Look whether the catalog has changed, and read it if it has.
 
@@ -164,8 +164,8 @@ class Catalogs(Service):
             if self._behind:
                 catalogs = await self._catalogs()
                 read = True
-                self._tell(catalogs)
-                self._told()
+                self._serve(catalogs)
+                self._announce()
         except CancelledError:
             raise
         except Exception as error:
@@ -204,7 +204,7 @@ class Catalogs(Service):
         if resting is not None:
             resting.callback(None)
 
-    def _told(self) -> None:
+    def _announce(self) -> None:
         self._version += 1
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
@@ -261,7 +261,7 @@ class Catalogs(Service):
             )
         return catalog
 
-    def _tell(self, catalogs: Mapping[str, Catalog]) -> None:
+    def _serve(self, catalogs: Mapping[str, Catalog]) -> None:
         """Serve what was read, to each role what it may use."""
         nothing = Catalog(self._version + 1, self._schemas, {}, {})
         whole = whole_of(list(catalogs.values()) or [nothing])

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from service.api.dispatcher import Hub, Procedure
+from service.api.dispatcher import Dispatcher, Procedure
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -25,7 +25,7 @@ PATIENCE = 2.0
 Check = Callable[[], bool]
 
 
-class Own:
+class StatusProcedures:
     """
     Args:
         hub: For the catalog and the verbs.
@@ -40,7 +40,7 @@ class Own:
 
     def __init__(
         self,
-        hub: Hub,
+        hub: Dispatcher,
         database: Database,
         prefix: str,
         version: str,

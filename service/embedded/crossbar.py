@@ -30,7 +30,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-from schema.child import leashed, socket_directory
+from schema.child import bound_to_parent, socket_directory
 from schema.database import PROJECT
 from service.embedded.child import NotReady, Supervised
 from service.settings import Settings
@@ -218,14 +218,14 @@ class Router(Supervised):
         self.socket.unlink(missing_ok=True)
         crossbar = [str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
         options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
-        return leashed([*crossbar, *options], SIGTERM)
+        return bound_to_parent([*crossbar, *options], SIGTERM)
 
     async def ready(self, pid: int) -> bool:
         """Return whether every transport is open; the HTTP bridge is the last."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
         try:
-            knock = cast(Knock, await endpoint.connect(Knocks(self._bridge)))
-            return b" 405 " in await knock.answer.addTimeout(5, self.reactor)
+            probe = cast(Probe, await endpoint.connect(ProbeFactory(self._bridge)))
+            return b" 405 " in await probe.answer.addTimeout(5, self.reactor)
         except (ConnectError, Late):
             return False
 
@@ -239,7 +239,7 @@ class Router(Supervised):
         return "TERM"
 
 
-class Knock(Protocol):
+class Probe(Protocol):
     """
     Asks the HTTP bridge for what it refuses (405), which only a bridge that is there does.
 
@@ -250,7 +250,7 @@ class Knock(Protocol):
     def __init__(self, path: str) -> None:
         self._path = path
         self.answer: Deferred[bytes] = Deferred()
-        self._heard = b""
+        self._response = b""
 
     def connectionMade(self) -> None:
         """Send the request."""
@@ -259,17 +259,17 @@ class Knock(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Keep the response."""
-        self._heard += data
+        self._response += data
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Fire `answer` with the response."""
         if not self.answer.called:
-            self.answer.callback(self._heard)
+            self.answer.callback(self._response)
 
 
-class Knocks(Factory):
+class ProbeFactory(Factory):
     """
-    Makes a `Knock`, without a line in the log for each.
+    Makes a `Probe`, without a line in the log for each.
 
     Args:
         path: The bridge's.
@@ -280,9 +280,9 @@ class Knocks(Factory):
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def buildProtocol(self, addr: Any) -> Knock:
+    def buildProtocol(self, addr: Any) -> Probe:
         """Return one."""
-        return Knock(self._path)
+        return Probe(self._path)
 
 
 def obstacle(settings: Settings) -> str | None:

@@ -1,7 +1,7 @@
 """
-From an invocation to the hub and back.
+From an invocation to the dispatcher and back.
 
-One registration of the whole prefix takes every call; the hub tells procedures apart by name.
+One registration of the whole prefix takes every call; the dispatcher tells procedures apart by name.
 So a name that is not served is answered by us, with the nearest that we do, and a changed
 catalog needs no registering.
 """
@@ -52,18 +52,18 @@ LEFT_BEHIND = "the service has stopped before the call had ended: a change may b
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
 """
-The hub: name without prefix, arguments, keyword arguments, who calls, and what sends parts of
+The dispatcher: name without prefix, arguments, keyword arguments, who calls, and what sends parts of
 the answer if the caller takes any → a wire-safe result.
 """
 
 
-class Dispatch:
+class Callee:
     """
-    Hands the calls of one prefix to the hub.
+    Hands the calls of one prefix to the dispatcher.
 
     Args:
         reactor: Measures the drain and the latencies.
-        answer: The hub.
+        answer: The dispatcher.
         prefix: Of every procedure.
         shared: Register so that several services stand side by side, called in turn.
             Otherwise a later service takes the prefix over: a predecessor that is half dead
@@ -178,13 +178,13 @@ class Dispatch:
         """
         Begin a call.
 
-        Cancelling what this returns cancels the hub's coroutine, and again while it goes on; its
+        Cancelling what this returns cancels the dispatcher's coroutine, and again while it goes on; its
         outcome is the answer, for a write may be kept by then.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-        uri, size = details.procedure or "", session.scale.received
+        uri, size = details.procedure or "", session.sizes.received
         account = self._accounts.of(details.caller)
-        session.scale.weigh = account.weigh
+        session.sizes.weigh = account.weigh
         self._accounts.enter(account, size)
         call = partial(self._call, session, account, uri, args, kwargs, caller)
         running = Deferred.fromCoroutine(
@@ -203,12 +203,12 @@ class Dispatch:
         refused = self._accounts.full(account, size)
         if refused is not None:
             self.meter.refused()
-            session.scale.weigh = account.weigh
+            session.sizes.weigh = account.weigh
         return refused
 
     def _left(self, result: Any, session: SafeSession, account: Account, size: int) -> Any:
         self._accounts.leave(account, size)
-        session.scale.weigh = account.weigh  # the answer is sent right after this
+        session.sizes.weigh = account.weigh  # the answer is sent right after this
         return result
 
     def _insist(self, running: Deferred[Any]) -> None:
@@ -233,7 +233,7 @@ class Dispatch:
 
             async def send(part: Any) -> None:
                 check(part)
-                session.scale.weigh = account.weigh
+                session.sizes.weigh = account.weigh
                 details.progress(part)
                 await self._pace.sent(session, details.caller)
 

@@ -34,7 +34,7 @@ from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
 from service.wamp.errors import in_line, refusal
-from service.wamp.serializer import SafeSerializer, Scale
+from service.wamp.serializer import MessageSizes, SafeSerializer
 from service.wamp.session import SafeSession, SessionObserver
 
 CONNECT_TIMEOUT = 10
@@ -256,7 +256,7 @@ class WampClient(Service):
         self._reason = ""
         try:
             serializer = SafeSerializer(refusal, self._config.max_bytes)
-            make = partial(self._make_session, serializer.scale)
+            make = partial(self._make_session, serializer.sizes)
             factory = router.factory(self._reactor, make, serializer)
             protocol: Any = await router.endpoint(self._reactor).connect(factory)
         except Exception as error:
@@ -277,10 +277,10 @@ class WampClient(Service):
             self._abort(protocol.why)
             self._ended(router)
 
-    def _make_session(self, scale: Scale) -> SafeSession:
+    def _make_session(self, sizes: MessageSizes) -> SafeSession:
         config = self._config
         self._session = SafeSession(
-            config.realm, config.login, self._join, self._displaced, config.links, scale
+            config.realm, config.login, self._join, self._displaced, config.links, sizes
         )
         return self._session
 

@@ -47,7 +47,7 @@ class Undecodable:
         self.reason = reason
 
 
-class Scale:
+class MessageSizes:
     """
     What the messages of one connection weigh; autobahn copies serializers, copies share it.
 
@@ -79,7 +79,7 @@ class SafeSerializer(CBORSerializer):
         Serializer.__init__(self, _Objects())
         self._refuse = refuse
         self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
-        self.scale = Scale()
+        self.sizes = MessageSizes()
 
     def serialize(self, msg: Any) -> tuple[bytes, bool]:
         """
@@ -99,7 +99,7 @@ class SafeSerializer(CBORSerializer):
             refusal = self._refuse(error, "encoding an answer")
             payload, binary = super().serialize(error_of(msg.request, refusal))
         if isinstance(msg, (message.Yield, message.Error)):
-            self.scale.weigh(len(payload))
+            self.sizes.weigh(len(payload))
         return payload, binary
 
     def unserialize(self, payload: bytes, isBinary: bool | None = None) -> list[Any]:
@@ -109,7 +109,7 @@ class SafeSerializer(CBORSerializer):
         Raises:
             Exception: One that the session cannot go on without.
         """
-        self.scale.received = len(payload)
+        self.sizes.received = len(payload)
         try:
             return super().unserialize(payload, isBinary)
         except Exception as error:

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from service.errors import InvalidArgument, NotAuthorized, ServiceError
 from service.wamp.auth import Login
 from service.wamp.errors import CANNOT_AUTHENTICATE, in_line, refusal
-from service.wamp.serializer import Scale, Undecodable, error_of
+from service.wamp.serializer import MessageSizes, Undecodable, error_of
 
 
 @implementer(IPushProducer)
@@ -122,7 +122,7 @@ class SafeSession(ApplicationSession):
         joined: Called when the session stands; what it returns is not waited for.
         displaced: Called with the id of a registration that the router gave to another.
         links: Authroles of the sessions that may say for whom they call.
-        scale: What the messages of its connection weigh.
+        sizes: What the messages of its connection weigh.
 
     Attributes:
         full: Asked whether a call may come in; what it returns is the refusal.
@@ -135,14 +135,14 @@ class SafeSession(ApplicationSession):
         joined: Callable[[SafeSession, SessionDetails], Awaitable[None]],
         displaced: Callable[[int], None],
         links: Container[str] = (),
-        scale: Scale | None = None,
+        sizes: MessageSizes | None = None,
     ) -> None:
         super().__init__(ComponentConfig(realm))
         self.log.set_log_level("error")  # what a session goes through is logged by its client
         self._login = login
         self._joined = joined
         self._displaced = displaced
-        self.scale = scale or Scale()
+        self.sizes = sizes or MessageSizes()
         self.full: Full = lambda caller, size: None
         self._links = links
         self._open: Any = None
@@ -194,7 +194,7 @@ class SafeSession(ApplicationSession):
         if isinstance(msg, (message.Invocation, message.Event)):
             problem = self._problem(msg)
             if problem is None and isinstance(msg, message.Invocation):
-                problem = self.full(msg.caller, self.scale.received)
+                problem = self.full(msg.caller, self.sizes.received)
             if problem is not None:
                 if isinstance(msg, message.Invocation):
                     self._refuse(msg.request, problem)

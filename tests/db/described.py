@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from jsonschema import Draft202012Validator
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.catalog import Catalog
 from service.describe.document import describe
 from service.errors import ServiceError
@@ -34,7 +34,7 @@ class Descriptions:
         hub: Knows the verbs.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Dispatcher) -> None:
         self._hub = hub
         self._made: WeakKeyDictionary[Catalog, Described] = WeakKeyDictionary()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet import reactor
 
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.db.database import Database
@@ -29,7 +29,7 @@ ANYONE = Caller(None, None, None, "realm1")
 class Callee:
     """Calls procedures as a caller would, less the router."""
 
-    def __init__(self, hub: Hub, catalogs: Catalogs, database: Database) -> None:
+    def __init__(self, hub: Dispatcher, catalogs: Catalogs, database: Database) -> None:
         self.hub = hub
         self.catalogs = catalogs
         self.database = database
@@ -70,12 +70,12 @@ async def serving(
     """Serve a database for the length of the body."""
     session = SessionSettings(schemas=schemas or ("public",))
     async with database_at(dsn, session, most=most) as database:
-        hub = Hub(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
+        hub = Dispatcher(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(
             reactor, database, schemas or ("public",), hub, models, roles or Roles(), every
         )
-        hub.suspect = catalogs.suspect
+        hub.refresh = catalogs.refresh
         catalogs.startService()
         await catalogs.loaded()
         try:

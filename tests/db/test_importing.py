@@ -201,7 +201,7 @@ async def test_what_is_gone(dsn: str, db: Callee) -> None:
     db.catalogs.reload()
     await until(lambda: ("public", "passing") in db.hub.served.catalog.relations)
     for drop in ("ALTER TABLE passing DROP COLUMN name", "DROP TABLE passing"):
-        db.hub.suspect = lambda: succeed(True)  # what is served stays as it was
+        db.hub.refresh = lambda: succeed(True)  # what is served stays as it was
         execute(dsn, drop)
         refused = await failure_of(db.call("passing.import", [{"id": 1, "name": "a"}]))
         assert isinstance(refused, Unavailable)

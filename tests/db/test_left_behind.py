@@ -375,7 +375,7 @@ async def test_a_call_that_began_before_is_cleaned_up_after(db: Callee) -> None:
 async def test_sessions_of_languages_with_memory_end(db: Callee, dsn: str) -> None:
     """Where code can keep what no statement takes away, its session is closed."""
     execute(dsn, "CREATE LANGUAGE left_perl HANDLER plpgsql_call_handler")
-    assert await db.catalogs.suspect()
+    assert await db.catalogs.refresh()
 
     async def backend() -> Any:
         return await db.database.run(lambda connection: connection.info.backend_pid)

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.logger import globalLogPublisher
 
-from service.api.status import Own
+from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.registry import WRITTEN, Models
@@ -46,8 +46,8 @@ async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[C
             declared = {**REGISTERED, **more}
             by_hand = procedures(database, Models(database), lambda: hub.served.codec, declared)
             written = lambda: {n: f for n, f in declared.items() if available(n)}  # noqa: E731
-            own = Own(hub, database, "rowcast", "1", {}, dict, written)
-            hub.add(own.procedures())
+            status = StatusProcedures(hub, database, "rowcast", "1", {}, dict, written)
+            hub.add(status.procedures())
             hub.add(by_hand)
             yield db
 

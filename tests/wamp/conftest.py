@@ -12,7 +12,7 @@ import pytest_twisted
 
 from service.app import Serving
 from service.wamp.accounts import Bounds
-from service.wamp.callee import Dispatch
+from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.session import SessionObserver
 from tests.conftest import Router
@@ -31,7 +31,7 @@ class Edge:
         hub: What answers them.
     """
 
-    def __init__(self, client: WampClient, dispatch: Dispatch, hub: FakeHub) -> None:
+    def __init__(self, client: WampClient, dispatch: Callee, hub: FakeHub) -> None:
         self.client = client
         self.dispatch = dispatch
         self.hub = hub
@@ -75,7 +75,7 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         **config: Any,
     ) -> Edge:
         hub = FakeHub()
-        dispatch = Dispatch(
+        dispatch = Callee(
             reactor, hub.answer, router.prefix, shared=shared, drain=drain, bounds=bounds
         )
         config = {"first_delay": 0.05, "max_delay": 0.2, "realm": router.realm, **config}

@@ -172,7 +172,7 @@ async def test_stop_leaves_behind_what_does_not_end(
 def test_a_router_that_does_not_confirm() -> None:
     """Leaving waits for the router to confirm, for a while."""
     clock = Clock()
-    leaver = dispatch.Dispatch(clock, FakeHub().answer, "rowcast", shared=True)
+    leaver = dispatch.Callee(clock, FakeHub().answer, "rowcast", shared=True)
     leaver._registration = SimpleNamespace(id=1, unregister=Deferred)
     left = Deferred.fromCoroutine(leaver.leaving())
     clock.advance(dispatch.UNREGISTER_TIMEOUT)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from service import errors
-from service.api.dispatcher import Hub
+from service.api.dispatcher import Dispatcher
 from service.db.codec import Codec
 from service.describe.definitions import Definitions
 from service.describe.document import describe
@@ -167,7 +167,7 @@ def faults(verb, kwargs):
 
 def test_all_verbs_are_here():
     """No verb is left out."""
-    assert set(VERBS) == PARSERS.keys() == Hub(None, LIMITS, 1).verbs.keys()
+    assert set(VERBS) == PARSERS.keys() == Dispatcher(None, LIMITS, 1).verbs.keys()
 
 
 @settings(max_examples=500, deadline=None)

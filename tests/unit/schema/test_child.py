@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from schema.child import LONGEST_SOCKET_PATH, leashed, socket_directory
+from schema.child import LONGEST_SOCKET_PATH, bound_to_parent, socket_directory
 
 PARENT = """
 import subprocess, sys, time
 from signal import SIGTERM
-from schema.child import leashed
-child = subprocess.Popen(leashed([sys.executable, "-c", "input()"], SIGTERM), stdin=subprocess.PIPE)
+from schema.child import bound_to_parent
+child = subprocess.Popen(bound_to_parent([sys.executable, "-c", "input()"], SIGTERM), stdin=subprocess.PIPE)
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -48,13 +48,13 @@ def ends(descriptor: int) -> None:
 def test_a_child_has_a_session_of_its_own() -> None:
     """Ctrl-C in the terminal does not reach it, and its words pass."""
     command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
-    told = subprocess.run(leashed(command, signal.SIGTERM), capture_output=True, check=True)
+    told = subprocess.run(bound_to_parent(command, signal.SIGTERM), capture_output=True, check=True)
     assert told.stdout == b"True\n"
 
 
 def test_an_orphan_does_not_begin() -> None:
     """A child whose parent is gone already ends before it begins."""
-    command = leashed(["/bin/true"], signal.SIGTERM)
+    command = bound_to_parent(["/bin/true"], signal.SIGTERM)
     command[4] = "1"
     assert subprocess.run(command, check=False).returncode == 3
 
