@@ -21,12 +21,12 @@ LONG = frozenset({"stream", "export", "import"})
 
 
 @dataclass(slots=True)
-class Line:
+class CallContext:
     """
-    The line to a caller.
+    A call, beside its arguments.
 
     Args:
-        caller: Who is at its other end.
+        caller: Who calls.
         progress: Sends parts of the answer, if the caller asked for progressive results.
         begun: Whether something was done for the call that must not be done twice.
     """

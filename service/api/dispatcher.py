@@ -19,12 +19,12 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import LONG, Line, Send
+from service.api.call import LONG, CallContext, Send
 from service.api.functions import Calling
 from service.api.import_ import Importing
 from service.api.read import Aggregating, Reading
 from service.api.roles import Roles, identity_for
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.stream import Exporting, Streaming, of_relation
 from service.api.write import Changing, Creating
 from service.catalog import Relation, WriteKind
@@ -71,7 +71,7 @@ def depends_on_catalog(error: ServiceError) -> bool:
 
 
 Verb = Callable[..., Awaitable[Any]]
-"""Called with what is served, the relation, args and kwargs; those of `LONG` with the line too."""
+"""Called with what is served, the relation, args and kwargs; those of `LONG` with the context too."""
 
 WRITES: Mapping[str, WriteKind] = {
     "create": "insert",
@@ -112,8 +112,8 @@ class Dispatcher:
         self.refresh = refresh
         self._database = database
         self._roles = roles
-        self._whole: Served | None = None
-        self._served: Mapping[str, Served] = {}
+        self._union: Snapshot | None = None
+        self._served: Mapping[str, Snapshot] = {}
         reading = Reading(database, limits, max_bytes)
         aggregating = Aggregating(database, limits, max_bytes)
         creating = Creating(database, limits, max_bytes)
@@ -138,18 +138,18 @@ class Dispatcher:
         }
 
     @property
-    def served(self) -> Served:
+    def served(self) -> Snapshot:
         """
         Return the snapshot of what is served to any role now.
 
         Raises:
             Unavailable: The database was not read yet.
         """
-        if self._whole is None:
+        if self._union is None:
             raise _unread()
-        return self._whole
+        return self._union
 
-    def served_to(self, caller: Caller) -> Served:
+    def served_to(self, caller: Caller) -> Snapshot:
         """
         Return the snapshot of what is served to a caller now: what the caller's role may use.
 
@@ -159,13 +159,13 @@ class Dispatcher:
         """
         return self._served_as(self._roles.of(caller))
 
-    def _served_as(self, role: str) -> Served:
-        served = self._served.get(role)
-        if served is None:
-            if self._whole is None:
+    def _served_as(self, role: str) -> Snapshot:
+        snapshot = self._served.get(role)
+        if snapshot is None:
+            if self._union is None:
                 raise _unread()
             raise NotAuthorized("the database role of these callers is not there, or not ours")
-        return served
+        return snapshot
 
     @property
     def served_roles(self) -> Collection[str]:
@@ -175,7 +175,7 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Return whether there is anything served yet."""
-        return self._whole is not None
+        return self._union is not None
 
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
         """Serve procedures by name, of which some run once; they win over generated ones."""
@@ -183,10 +183,10 @@ class Dispatcher:
         if once:
             self._once |= procedures.keys()
 
-    def serve(self, whole: Served, served: Mapping[str, Served]) -> None:
+    def serve(self, union: Snapshot, snapshots: Mapping[str, Snapshot]) -> None:
         """Serve other catalogs from now on, to any role and by role; running calls keep theirs."""
-        self._whole = whole
-        self._served = served
+        self._union = union
+        self._served = snapshots
 
     def departed(self, session: int) -> None:
         """Drop what a caller's session has begun; it is gone."""
@@ -213,21 +213,21 @@ class Dispatcher:
         Raises:
             ServiceError: Any refusal.
         """
-        role, line = self._roles.of(caller), Line(caller, progress)
+        role, context = self._roles.of(caller), CallContext(caller, progress)
         for last in (False, False, True):  # the schema may have changed once more meanwhile
-            before = self._whole
+            before = self._union
             try:
-                return await self._answer(name, args, kwargs, role, line)
+                return await self._answer(name, args, kwargs, role, context)
             except ServiceError as error:
                 if not depends_on_catalog(error):
                     raise
                 current = self.refresh()
-                if last or line.begun or name in self._once:
+                if last or context.begun or name in self._once:
                     raise
                 if not await current:
                     error.details |= {"retry": True, "retry_after": RETRY_AFTER}
                     raise
-                if self._whole is before:
+                if self._union is before:
                     raise
         raise AssertionError(name)
 
@@ -237,35 +237,35 @@ class Dispatcher:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         role: str,
-        line: Line,
+        context: CallContext,
     ) -> Any:
-        relation = served = None
+        relation = snapshot = None
         try:
             procedure = self._procedures.get(name)
             if procedure is not None:
-                with self._acting_as(identity_for(role, line.caller)) as actor:
-                    result = await procedure(line.caller, args, kwargs)
+                with self._acting_as(identity_for(role, context.caller)) as actor:
+                    result = await procedure(context.caller, args, kwargs)
                     if actor.committed:
                         fit(result, self._max_bytes)
                     return result
-            served = self._served_as(role)
-            parsed = self._as_relation(served, parse_name(name))
-            with self._acting_as(identity_for(role, line.caller, _beside(served, parsed))):
+            snapshot = self._served_as(role)
+            parsed = self._as_relation(snapshot, parse_name(name))
+            with self._acting_as(identity_for(role, context.caller, _beside(snapshot, parsed))):
                 if isinstance(parsed, FunctionName):
-                    return await self._calling.answer(served, parsed, args, kwargs, line)
-                relation, verb = self.resolve(served, parsed)
-                lines = (line,) if parsed.verb in LONG else ()
-                return await verb(served, relation, args, kwargs, *lines)
+                    return await self._calling.answer(snapshot, parsed, args, kwargs, context)
+                relation, verb = self.resolve(snapshot, parsed)
+                contexts = (context,) if parsed.verb in LONG else ()
+                return await verb(snapshot, relation, args, kwargs, *contexts)
         except ServiceError as error:
             if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
                 error.of_column()
-            if served is not None and "hint" in error.details:
-                error.details["hint"] = _at_hand(served, relation, error.details["hint"])
+            if snapshot is not None and "hint" in error.details:
+                error.details["hint"] = _at_hand(snapshot, relation, error.details["hint"])
             raise
         except CancelledError:
             raise
         except Exception as error:
-            found = refusal(error, served.catalog if served else None, relation)
+            found = refusal(error, snapshot.catalog if snapshot else None, relation)
             if found is None:
                 self.refresh()
                 raise
@@ -289,21 +289,21 @@ class Dispatcher:
                     raise OutcomeUnknown(HALF_WAY) from error
                 raise
 
-    def resolve(self, served: Served, name: Name) -> tuple[Relation, Verb]:
+    def resolve(self, snapshot: Snapshot, name: Name) -> tuple[Relation, Verb]:
         """
         Find a relation and a verb.
 
         Raises:
             NoSuchProcedure: There is no such relation or verb; `hint` names the nearest.
         """
-        schema = name.schema if name.schema is not None else served.catalog.schemas[0]
-        relation = served.catalog.relation(schema, name.relation)
+        schema = name.schema if name.schema is not None else snapshot.catalog.schemas[0]
+        relation = snapshot.catalog.relation(schema, name.relation)
         verb = self.verbs.get(name.verb)
         if verb is None:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name.verb)}"',
                 relation=relation.name,
-                hint=_at_hand(served, relation, synonym_hint("verb", name.verb, self.verbs) or "")
+                hint=_at_hand(snapshot, relation, synonym_hint("verb", name.verb, self.verbs) or "")
                 or nearest(name.verb, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )
@@ -316,11 +316,11 @@ class Dispatcher:
             )
         return relation, verb
 
-    def _as_relation(self, served: Served, name: Name | FunctionName) -> Name | FunctionName:
+    def _as_relation(self, snapshot: Snapshot, name: Name | FunctionName) -> Name | FunctionName:
         """Return "app.fn.find" as a verb's name where the schema has a relation "fn"."""
         if isinstance(name, Name) or name.schema is None or name.verb is not None:
             return name
-        known = (name.schema, FN) in served.catalog.relations and name.function in self.verbs
+        known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
         return Name(name.schema, FN, name.function) if known else name
 
 
@@ -336,9 +336,9 @@ def _unread() -> Unavailable:
     return Unavailable("the database has not been reached yet")
 
 
-def _at_hand(served: Served, relation: Relation | None, hint: str) -> str:
+def _at_hand(snapshot: Snapshot, relation: Relation | None, hint: str) -> str:
     """Return a hint with an example of what is there: the project's own relations may not be."""
-    catalog = served.catalog
+    catalog = snapshot.catalog
     if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
         return hint
     if relation is None:
@@ -348,6 +348,6 @@ def _at_hand(served: Served, relation: Relation | None, hint: str) -> str:
     return at_hand(hint, name, list(relation.columns), relation.primary_key)
 
 
-def _beside(served: Served, name: Name | FunctionName) -> str:
+def _beside(snapshot: Snapshot, name: Name | FunctionName) -> str:
     """Return the schema of a call if it is served, and not the first, which sessions search."""
-    return name.schema if name.schema in served.catalog.schemas[1:] else ""
+    return name.schema if name.schema in snapshot.catalog.schemas[1:] else ""

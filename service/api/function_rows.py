@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from service.api.json import listed, paged
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Function
 from service.db.statements import (
@@ -43,15 +43,15 @@ class Called(Verbs):
 
     async def find(
         self,
-        served: Served,
+        snapshot: Snapshot,
         functions: Sequence[Function],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `find`: a page of a function's rows, by offset, since they have no key."""
-        call = parse_called(functions, args, kwargs, served.catalog, self._find_of)
+        call = parse_called(functions, args, kwargs, snapshot.catalog, self._find_of)
         request = call.request.of
-        page, columns, total = await self._found(served, call)
+        page, columns, total = await self._found(snapshot, call)
         limit = call.values[request.limit.slot] - 1
         token = write_token(digest_of(*call.query), call.offset + limit) if page.more else None
         answer: dict[str, Any] = {"next": token} | ({} if total is None else {"count": total})
@@ -63,18 +63,18 @@ class Called(Verbs):
 
     async def aggregate(
         self,
-        served: Served,
+        snapshot: Snapshot,
         functions: Sequence[Function],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Answer `aggregate`: the measures of each group of a function's rows."""
-        call = parse_called(functions, args, kwargs, served.catalog, self._aggregate_of)
+        call = parse_called(functions, args, kwargs, snapshot.catalog, self._aggregate_of)
         request = call.request
-        statement = served.statement(_groups, request.call.function, request)
+        statement = snapshot.statement(_groups, request.call.function, request)
         shape = Shape(request.of.form, self.max_bytes)
         groups = await self._run(
-            call, groups_txn, served.codec, statement, call.values, MAX_GROUPS, shape
+            call, groups_txn, snapshot.codec, statement, call.values, MAX_GROUPS, shape
         )
         if request.of.form == "lists":
             return {"columns": list(statement.columns), "rows": groups}
@@ -86,36 +86,38 @@ class Called(Verbs):
     def _aggregate_of(self, kwargs: Mapping[str, Any], _: str) -> Parsed[AggregateRequest]:
         return parse_aggregate([], kwargs, self.limits)
 
-    async def _found(self, served: Served, call: Find) -> tuple[Page, tuple[str, ...], int | None]:
+    async def _found(
+        self, snapshot: Snapshot, call: Find
+    ) -> tuple[Page, tuple[str, ...], int | None]:
         """Return a page, the names of its columns, and the number of all rows if asked for."""
         request = call.request
         function, mode = request.call.function, request.of.count
         limit = call.values[request.of.limit.slot] - 1
         shape = Shape(request.of.form, self.max_bytes)
         if mode in ("exact", "estimated") and not function.reads:
-            statement = served.statement(_whole, function, request)
+            statement = snapshot.statement(_whole, function, request)
             page, total = await self._run(
-                call, counted_txn, served.codec, statement, call.values, call.offset, limit, shape
+                call, counted_txn, snapshot.codec, statement, call.values, call.offset, limit, shape
             )
             return page, answered_columns(statement), total
-        statement = served.statement(find, function, request)
-        page = await self._run(call, page_txn, served.codec, statement, call.values, limit, shape)
-        total = await self._count(served, call) if mode else None
+        statement = snapshot.statement(find, function, request)
+        page = await self._run(call, page_txn, snapshot.codec, statement, call.values, limit, shape)
+        total = await self._count(snapshot, call) if mode else None
         return page, answered_columns(statement), total
 
-    async def _count(self, served: Served, call: Find) -> int:
-        plan = plan_called_all(served.catalog, call.request)
+    async def _count(self, snapshot: Snapshot, call: Find) -> int:
+        plan = plan_called_all(snapshot.catalog, call.request)
         mode, found = call.request.of.count, 0
         if mode != "exact":
-            refuse_guarded(served.catalog, plan)
+            refuse_guarded(snapshot.catalog, plan)
         if mode != "planned":
             most = self.limits.max_rows
             spelled = count(plan, limit=most + 1 if mode == "estimated" else None)
-            found = int(await self._run(call, value_txn, served.codec, spelled, call.values))
+            found = int(await self._run(call, value_txn, snapshot.codec, spelled, call.values))
             if mode == "exact" or found <= most:
                 return found
         spelled = estimate(plan)
-        (document,) = await self._run(call, value_txn, served.codec, spelled, call.values)
+        (document,) = await self._run(call, value_txn, snapshot.codec, spelled, call.values)
         return max(found, int(document["Plan"]["Plan Rows"]))
 
     async def _run(self, call: Parsed[Any], function: Any, *args: Any) -> Any:

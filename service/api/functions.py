@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from service.api.call import LONG, Line
+from service.api.call import LONG, CallContext
 from service.api.function_rows import Called
 from service.api.json import listed
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.stream import Exporting, Streaming, of_function
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Function
@@ -27,7 +27,7 @@ from service.sql.functions import call as spelled
 from service.sql.statement import Statement
 
 Verb = Callable[..., Awaitable[Any]]
-"""Called with what is served, functions, args and kwargs; those of `LONG` with the line too."""
+"""Called with what is served, functions, args and kwargs; those of `LONG` with the context too."""
 
 
 class Calling(Verbs):
@@ -45,11 +45,11 @@ class Calling(Verbs):
 
     async def answer(
         self,
-        served: Served,
+        snapshot: Snapshot,
         name: FunctionName,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        line: Line,
+        context: CallContext,
     ) -> Any:
         """
         Answer a call of a function, or of a verb on what it returns.
@@ -57,11 +57,11 @@ class Calling(Verbs):
         Raises:
             NoSuchProcedure: There is no such function or verb.
         """
-        catalog = served.catalog
+        catalog = snapshot.catalog
         schema = name.schema if name.schema is not None else catalog.schemas[0]
         functions = catalog.function(schema, name.function)
         if name.verb is None:
-            return await self._call(served, functions, args, kwargs, line)
+            return await self._call(snapshot, functions, args, kwargs, context)
         verb = self._verbs.get(name.verb)
         if verb is None:
             raise NoSuchProcedure(
@@ -70,53 +70,53 @@ class Calling(Verbs):
                 or nearest(name.verb, list(self._verbs))
                 or f"verbs: {', '.join(self._verbs)}",
             )
-        lines = (line,) if name.verb in LONG else ()
-        return await verb(served, functions, args, kwargs, *lines)
+        contexts = (context,) if name.verb in LONG else ()
+        return await verb(snapshot, functions, args, kwargs, *contexts)
 
     async def _call(
         self,
-        served: Served,
+        snapshot: Snapshot,
         functions: Sequence[Function],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        line: Line,
+        context: CallContext,
     ) -> Any:
-        call = parse_call(functions, args, kwargs, served.catalog)
+        call = parse_call(functions, args, kwargs, snapshot.catalog)
         request = call.request
-        statement = served.statement(self._spell, request.function, request)
-        answer = answer_of(served.catalog, request.function)
+        statement = snapshot.statement(self._spell, request.function, request)
+        answer = answer_of(snapshot.catalog, request.function)
         form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
-        line.begun = request.function.procedure  # what it has committed stays
-        rows = await self._rows(served, statement, call, Shape(form, self.max_bytes))
+        context.begun = request.function.procedure  # what it has committed stays
+        rows = await self._rows(snapshot, statement, call, Shape(form, self.max_bytes))
         if form == "json":
             return _text(answer, rows)
         if answer in ("row", "rows") and form == "lists":
             return {"columns": list(statement.columns), "rows": rows}
         if answer == "composite" and request.form == "lists":
-            columns = list(result_columns(served.catalog, request.function) or ())
+            columns = list(result_columns(snapshot.catalog, request.function) or ())
             found = [row["answer"] for row in rows if row["answer"] is not None]
             return {"columns": columns, "rows": [[row[name] for name in columns] for row in found]}
         return _result(answer, rows)
 
     async def _rows(
-        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+        self, snapshot: Snapshot, statement: Statement, call: Parsed[CallRequest], shape: Shape
     ) -> list[Any]:
         request = call.request
         if request.function.procedure:
-            return await self._procedure(served, statement, call, shape)
+            return await self._procedure(snapshot, statement, call, shape)
         reads = request.function.reads
         around = (read_only_txn,) if reads else (fitting_txn, self.max_bytes)
         rows: list[Any] = await self.database.again(
             lambda: self.database.atomic(
                 *around,
                 call_txn,
-                served.codec,
+                snapshot.codec,
                 statement,
                 call.values,
                 self.limits.max_rows,
                 request.max_affected,
                 shape,
-                result_columns(served.catalog, request.function) is not None,
+                result_columns(snapshot.catalog, request.function) is not None,
                 read_only=reads,
                 retry=reads,
                 timeout=call.timeout,
@@ -125,7 +125,7 @@ class Calling(Verbs):
         return rows
 
     async def _procedure(
-        self, served: Served, statement: Statement, call: Parsed[CallRequest], shape: Shape
+        self, snapshot: Snapshot, statement: Statement, call: Parsed[CallRequest], shape: Shape
     ) -> list[Any]:
         """
         Call a procedure: it may commit, and so stands alone.
@@ -136,7 +136,7 @@ class Calling(Verbs):
         try:
             written = await self.database.run(
                 write_txn,
-                served.codec,
+                snapshot.codec,
                 partial(_given, statement),
                 call.values,
                 None,

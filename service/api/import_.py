@@ -18,9 +18,9 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
-from service.api.call import Line
+from service.api.call import CallContext
 from service.api.csv import Record, header_of, split, whole
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.write import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
@@ -47,7 +47,7 @@ class Judged:
 
     Args:
         database: For a thread, and turns of the reactor.
-        served: The catalog, and the model.
+        snapshot: The catalog, and the model.
         relation: Whose rows.
         columns: What rows that are lists, and CSV without a header, are made of.
     """
@@ -55,14 +55,14 @@ class Judged:
     def __init__(
         self,
         database: Database,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         columns: tuple[str, ...] | None,
     ) -> None:
         self._database = database
-        self._served = served
+        self._snapshot = snapshot
         self._relation = relation
-        self._judge = served.judge(relation)
+        self._judge = snapshot.judge(relation)
         self._names = columns
         self._rest = ""
         self._line = 0
@@ -91,7 +91,7 @@ class Judged:
             last: Whether no more comes.
         """
         text, self._rest = self._rest + text, ""
-        take = partial(_taken, self._served, self._relation, text, last, self._names, self._line)
+        take = partial(_taken, self._snapshot, self._relation, text, last, self._names, self._line)
         taken = (
             take() if len(text) < SMALL else await self._database.run(compute_txn, take, retry=True)
         )
@@ -114,8 +114,8 @@ class Judged:
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._judge.admit_new(given, self._served.codec, path)
-        return {**row, **texts, **made_of(self._served, self._relation, given, admitted)}
+        admitted = await self._judge.admit_new(given, self._snapshot.codec, path)
+        return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
@@ -128,7 +128,7 @@ class Judged:
 
 
 def _taken(
-    served: Served,
+    snapshot: Snapshot,
     relation: Relation,
     text: str,
     last: bool,
@@ -148,7 +148,7 @@ def _taken(
             names = _header(relation, record)
             continue
         try:
-            rows.append((line, _row(served, relation, names, record)))
+            rows.append((line, _row(snapshot, relation, names, record)))
         except InvalidArgument as refusal:
             refusal.details["line"] = line
             raise
@@ -164,22 +164,22 @@ def _header(relation: Relation, record: Record) -> tuple[str, ...]:
     return names
 
 
-def _row(served: Served, relation: Relation, names: Sequence[str], record: Record) -> Fields:
+def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: Record) -> Fields:
     if len(record) != len(names):
         raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
     row: dict[str, Any] = dict(zip(names, record, strict=True))
     texts = {}
     for name, text in row.items():
-        type = served.catalog.plain(served.catalog.type(relation.columns[name].type))
+        type = snapshot.catalog.plain(snapshot.catalog.type(relation.columns[name].type))
         if text is not None and type.name in ("json", "jsonb"):
             # only there a text means something else on the wire, where numbers are less exact
-            row[name], texts[name] = _json(served, type, name, text), Text(text)
+            row[name], texts[name] = _json(snapshot, type, name, text), Text(text)
     return row, texts
 
 
-def _json(served: Served, type: Type, name: str, text: str) -> Any:
+def _json(snapshot: Snapshot, type: Type, name: str, text: str) -> Any:
     try:
-        return served.codec.read(type, text)
+        return snapshot.codec.read(type, text)
     except (ValueError, RecursionError):
         raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None
 
@@ -200,7 +200,7 @@ class Upload:
 
     Args:
         database: Where they go.
-        served: The catalog that the first call met.
+        snapshot: The catalog that the first call met.
         relation: Where in it.
         first: The first call, which says what holds for all.
 
@@ -209,17 +209,17 @@ class Upload:
     """
 
     def __init__(
-        self, database: Database, served: Served, relation: Relation, first: ImportRequest
+        self, database: Database, snapshot: Snapshot, relation: Relation, first: ImportRequest
     ) -> None:
         self.relation = relation
         self.lock = DeferredLock()
         self.aborted = False
         self._database = database
-        self._served = served
+        self._snapshot = snapshot
         self._first = first
         self._names = first.columns
-        ruled = served.judge(relation).ruled
-        self._judged = Judged(database, served, relation, first.columns) if ruled else None
+        ruled = snapshot.judge(relation).ruled
+        self._judged = Judged(database, snapshot, relation, first.columns) if ruled else None
         self._csv: bool | None = None
         self._begun = False
         self._head = ""
@@ -292,10 +292,10 @@ class Upload:
 
     def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
         """Begin the transaction: now it is known what the rows are made of."""
-        catalog = self._served.catalog
+        catalog = self._snapshot.catalog
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
-        rows = RowText(self._served.codec, plan.columns, catalog.type, complete=plan.staged)
+        rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
         feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
         self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
         self._written.addBoth(feed.over)
@@ -381,11 +381,11 @@ class Importing:
 
     async def take(
         self,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        line: Line,
+        context: CallContext,
     ) -> Any:
         """
         Answer `import`: how many rows were written, or the upload that goes on.
@@ -397,13 +397,13 @@ class Importing:
         """
         call = parse_import(args, kwargs)
         if call.upload is None and call.done:
-            return await self._whole(Upload(self._database, served, relation, call), call)
-        line.begun = True  # a refusal ends the upload
+            return await self._whole(Upload(self._database, snapshot, relation, call), call)
+        context.begun = True  # a refusal ends the upload
         if call.upload is None:
-            upload = Upload(self._database, served, relation, call)
-            id = self._begin(upload, line.caller)
+            upload = Upload(self._database, snapshot, relation, call)
+            id = self._begin(upload, context.caller)
         else:
-            id, upload = call.upload, self._of(call.upload, relation, line.caller)
+            id, upload = call.upload, self._of(call.upload, relation, context.caller)
         return await self._one(id, upload, call)
 
     def departed(self, session: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.api.json import listed, paged
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.statements import Page, Shape, answered_columns, groups_txn, page_txn, value_txn
@@ -36,7 +36,7 @@ class Reading(Verbs):
     """The verbs that read a page, or a number."""
 
     async def get(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `get`: the row.
@@ -47,9 +47,9 @@ class Reading(Verbs):
         """
         check_keyed(relation, "get")
         call = parse_get(args, kwargs, self.limits)
-        statement = served.statement(_get, relation, call.request)
+        statement = snapshot.statement(_get, relation, call.request)
         shape = Shape(call.request.form, self.max_bytes)
-        page = await self._page(served, statement, call, None, shape)
+        page = await self._page(snapshot, statement, call, None, shape)
         if not page.rows:
             raise NotFound(relation.name)
         if call.request.form == "lists":
@@ -57,19 +57,19 @@ class Reading(Verbs):
         return page.rows[0]
 
     async def find(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Answer `find`: a page of rows, the token of the next one, perhaps a count."""
         name = f"{relation.schema}.{relation.name}"
         call = parse_find(args, kwargs, self.limits, name)
         request = call.request
-        statement = served.statement(_find, relation, request)
+        statement = snapshot.statement(_find, relation, request)
         limit = call.values[request.limit.slot] - 1
         shape = Shape(request.form, self.max_bytes)
-        page = await self._page(served, statement, call, limit, shape)
+        page = await self._page(snapshot, statement, call, limit, shape)
         answer: dict[str, Any] = {"next": _next(call, page, limit, kwargs)}
         if request.count:
-            answer["count"] = await self._count(served, relation, call)
+            answer["count"] = await self._count(snapshot, relation, call)
         if request.form == "json":
             return paged(page.rows, **answer)
         if request.form == "lists":
@@ -77,40 +77,42 @@ class Reading(Verbs):
         return {"rows": page.rows, **answer}
 
     async def count(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> int:
         """Answer `count`: how many rows match."""
         call = parse_count(args, kwargs, self.limits)
-        statement = served.statement(_count, relation, call.request)
-        return int(await self._value(served, statement, call))
+        statement = snapshot.statement(_count, relation, call.request)
+        return int(await self._value(snapshot, statement, call))
 
     async def exists(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
         """Answer `exists`: whether a row matches."""
         call = parse_count(args, kwargs, self.limits)
-        statement = served.statement(_exists, relation, call.request)
-        return bool(await self._value(served, statement, call))
+        statement = snapshot.statement(_exists, relation, call.request)
+        return bool(await self._value(snapshot, statement, call))
 
-    async def _count(self, served: Served, relation: Relation, call: Parsed[FindRequest]) -> int:
+    async def _count(
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[FindRequest]
+    ) -> int:
         """Count what a find would give without its pages."""
-        plan = plan_all(served.catalog, relation, call.request)
+        plan = plan_all(snapshot.catalog, relation, call.request)
         mode, found = call.request.count, 0
         if mode != "exact":
-            refuse_guarded(served.catalog, plan)
+            refuse_guarded(snapshot.catalog, plan)
         if mode == "exact":
-            return int(await self._value(served, count(plan), call))
+            return int(await self._value(snapshot, count(plan), call))
         if mode == "estimated":
             most = self.limits.max_rows
-            found = int(await self._value(served, count(plan, limit=most + 1), call))
+            found = int(await self._value(snapshot, count(plan, limit=most + 1), call))
             if found <= most:
                 return found
-        (document,) = await self._value(served, estimate(plan), call)
+        (document,) = await self._value(snapshot, estimate(plan), call)
         return max(found, int(document["Plan"]["Plan Rows"]))
 
     async def _page(
         self,
-        served: Served,
+        snapshot: Snapshot,
         statement: Statement,
         call: Parsed[Any],
         limit: int | None,
@@ -118,7 +120,7 @@ class Reading(Verbs):
     ) -> Page:
         page: Page = await self.database.run(
             page_txn,
-            served.codec,
+            snapshot.codec,
             statement,
             call.values,
             limit,
@@ -128,9 +130,9 @@ class Reading(Verbs):
         )
         return page
 
-    async def _value(self, served: Served, statement: Statement, call: Parsed[Any]) -> Any:
+    async def _value(self, snapshot: Snapshot, statement: Statement, call: Parsed[Any]) -> Any:
         return await self.database.run(
-            value_txn, served.codec, statement, call.values, retry=True, timeout=call.timeout
+            value_txn, snapshot.codec, statement, call.values, retry=True, timeout=call.timeout
         )
 
 
@@ -169,7 +171,7 @@ class Aggregating(Verbs):
     """The verb that measures groups of rows."""
 
     async def aggregate(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `aggregate`: the measures of each group.
@@ -179,11 +181,11 @@ class Aggregating(Verbs):
             TooManyGroups: There are more than `MAX_GROUPS`.
         """
         call = parse_aggregate(args, kwargs, self.limits)
-        statement = served.statement(_aggregate, relation, call.request)
+        statement = snapshot.statement(_aggregate, relation, call.request)
         shape = Shape(call.request.form, self.max_bytes)
         groups = await self.database.run(
             groups_txn,
-            served.codec,
+            snapshot.codec,
             statement,
             call.values,
             MAX_GROUPS,

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
-from service.api.snapshot import Served, whole_of
+from service.api.snapshot import Snapshot, union_of
 from service.catalog import Catalog
 from service.db.codec import Codec
 from service.db.database import Database
@@ -264,14 +264,14 @@ class Catalogs(Service):
     def _serve(self, catalogs: Mapping[str, Catalog]) -> None:
         """Serve what was read, to each role what it may use."""
         nothing = Catalog(self._version + 1, self._schemas, {}, {})
-        whole = whole_of(list(catalogs.values()) or [nothing])
-        codec = Codec(whole)
-        models = self._models.load(whole, codec)
+        union = union_of(list(catalogs.values()) or [nothing])
+        codec = Codec(union)
+        models = self._models.load(union, codec)
         served = {
-            role: Served(catalog, codec if catalog is whole else Codec(catalog), models)
+            role: Snapshot(catalog, codec if catalog is union else Codec(catalog), models)
             for role, catalog in catalogs.items()
         }
-        self._hub.serve(Served(whole, codec, models), served)
+        self._hub.serve(Snapshot(union, codec, models), served)
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False

@@ -20,7 +20,7 @@ from service.sql.statement import Statement
 Place = tuple[str, str]
 
 
-def whole_of(catalogs: Sequence[Catalog]) -> Catalog:
+def union_of(catalogs: Sequence[Catalog]) -> Catalog:
     """Join the catalogs of several roles: what any of them may use, in whatever order they come."""
     first, *rest = catalogs
     if not rest:
@@ -110,7 +110,7 @@ SHORT = frozenset(
 """Types whose values are short; varchar(n), char(n) and enums are told by their limits."""
 
 
-class Served:
+class Snapshot:
     """
     A catalog with what is made from it; replaced as a whole when the catalog changes.
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from service.api.call import Line, Send
+from service.api.call import CallContext, Send
 from service.api.function_rows import as_csv, find
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Function, Relation
 from service.db.codec import Codec
@@ -73,7 +73,7 @@ class Source(Protocol):
 
     def __call__(
         self,
-        served: Served,
+        snapshot: Snapshot,
         of: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -84,7 +84,7 @@ class Source(Protocol):
         Read the arguments of a call, less those that its verb has taken.
 
         Args:
-            served: What is served.
+            snapshot: What is served.
             of: The relation, or the functions of a name.
             args: By position.
             kwargs: By name.
@@ -113,7 +113,7 @@ class Flowing(Verbs):
 
 
 def of_relation(
-    served: Served,
+    snapshot: Snapshot,
     of: Relation,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -124,12 +124,12 @@ def of_relation(
     call = parse_unpaged(args, kwargs, limits, f"{of.schema}.{of.name}")
     check_format(format, call.request.embeds)
     make = _as_csv if format == "csv" else _unpaged
-    statement = served.statement(make, of, call.request)
-    return Flow(served.codec, statement, call.values, call.request.form, call.timeout)
+    statement = snapshot.statement(make, of, call.request)
+    return Flow(snapshot.codec, statement, call.values, call.request.form, call.timeout)
 
 
 def of_function(
-    served: Served,
+    snapshot: Snapshot,
     of: Sequence[Function],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -141,15 +141,15 @@ def of_function(
         of,
         args,
         kwargs,
-        served.catalog,
+        snapshot.catalog,
         lambda rest, rows: parse_unpaged([], rest, limits, rows),
     )
     rows, function = call.request.of, call.request.call.function
     check_format(format, rows.embeds)
-    statement = served.statement(as_csv if format == "csv" else find, function, call.request)
+    statement = snapshot.statement(as_csv if format == "csv" else find, function, call.request)
     around = (read_only_txn,) if function.reads else ()
     return Flow(
-        served.codec, statement, call.values, rows.form, call.timeout, function.reads, around
+        snapshot.codec, statement, call.values, rows.form, call.timeout, function.reads, around
     )
 
 
@@ -174,11 +174,11 @@ class Streaming(Flowing):
 
     async def stream(
         self,
-        served: Served,
+        snapshot: Snapshot,
         of: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        line: Line,
+        context: CallContext,
     ) -> Any:
         """
         Answer `stream`: how many rows there were, when the last of them is on its way.
@@ -186,9 +186,9 @@ class Streaming(Flowing):
         Raises:
             InvalidArgument: The caller does not take progressive results.
         """
-        send = line.parts()
+        send = context.parts()
         chunk, rest = parse_chunk(kwargs)
-        flow = self.source(served, of, args, rest, self.limits)
+        flow = self.source(snapshot, of, args, rest, self.limits)
         shape = Shape(flow.form, self.max_bytes)
         reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
         step = partial(self.database.run, *flow.around, reader.chunk_txn, timeout=flow.timeout)
@@ -222,11 +222,11 @@ class Exporting(Flowing):
 
     async def export(
         self,
-        served: Served,
+        snapshot: Snapshot,
         of: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        line: Line,
+        context: CallContext,
     ) -> Any:
         """
         Answer `export`: how many rows and bytes there were, when the last are on their way.
@@ -234,10 +234,10 @@ class Exporting(Flowing):
         Raises:
             InvalidArgument: The caller does not take progressive results.
         """
-        send = line.parts()
+        send = context.parts()
         format, rest = parse_format(kwargs)
         chunk, rest = parse_chunk(rest)
-        flow = self.source(served, of, args, rest, self.limits, format)
+        flow = self.source(snapshot, of, args, rest, self.limits, format)
         return await (self._csv(flow, send) if format == "csv" else self._lines(flow, chunk, send))
 
     async def _lines(self, flow: Flow, chunk: int, send: Send) -> Any:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from service.api.json import listed, paged
-from service.api.snapshot import Served
+from service.api.snapshot import Snapshot
 from service.api.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.statements import (
@@ -72,7 +72,7 @@ class Writing(Verbs):
 
     async def write(
         self,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         make: Callable[[], Statement],
         call: Parsed[Any],
@@ -83,7 +83,7 @@ class Writing(Verbs):
         Run a write; one that cannot be refused afterwards needs no transaction around it.
 
         Args:
-            served: For the codec.
+            snapshot: For the codec.
             relation: What it writes.
             make: Builds the statement.
             call: The call.
@@ -100,7 +100,7 @@ class Writing(Verbs):
         small = not returning.rows or (
             _is_one(call.request)
             and not returning.embeds
-            and served.most(relation, returning.select) <= self.max_bytes
+            and snapshot.most(relation, returning.select) <= self.max_bytes
         )
         # what fails by itself keeps nothing, but it takes an open transaction with it
         sure = not (one and relation.side_effects) or (
@@ -112,7 +112,7 @@ class Writing(Verbs):
         written: Written = await self.database.again(
             lambda: run(
                 write_txn,
-                served.codec,
+                snapshot.codec,
                 make,
                 call.values,
                 max_affected,
@@ -159,7 +159,7 @@ Breathe = Callable[[int], Awaitable[None]]
 
 
 def refuse_faults(
-    served: Served, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
+    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
 ) -> None:
     """
     Check names, NOT NULL, lengths and enums, which the catalog knows.
@@ -173,14 +173,14 @@ def refuse_faults(
         refuse_names(relation, request.rows)
         for at, row in enumerate(request.rows):
             path = f"values.{at}" if request.many else None
-            _refuse(served, relation, row, call.values, path, creating=True)
+            _refuse(snapshot, relation, row, call.values, path, creating=True)
     else:
         refuse_names(relation, (request.changes,))
-        _refuse(served, relation, request.changes, call.values, None, creating=False)
+        _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
 
 
 async def admit_create(
-    served: Served, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
+    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
 ) -> Parsed[CreateRequest]:
     """
     Validate new rows by the model; return the call with the rows as the model left them.
@@ -189,20 +189,20 @@ async def admit_create(
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
-    model = served.judge(relation)
+    model = snapshot.judge(relation)
     values = Values(call.values)
     rows = []
     for at, row in enumerate(call.request.rows):
         path = f"values.{at}" if call.request.many else "values"
         given = given_of(row, call.values)
-        admitted = await model.admit_new(given, served.codec, path)
-        rows.append(_merged(relation, row, given, admitted, path, values, served))
+        admitted = await model.admit_new(given, snapshot.codec, path)
+        rows.append(_merged(relation, row, given, admitted, path, values, snapshot))
         await breathe(at)
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
 
 
 async def admit_update(
-    served: Served,
+    snapshot: Snapshot,
     relation: Relation,
     call: Parsed[UpdateRequest],
     current: Sequence[Mapping[str, Any]],
@@ -212,7 +212,7 @@ async def admit_update(
     Validate the changes of rows by the model.
 
     Args:
-        served: For the model and the codec.
+        snapshot: For the model and the codec.
         relation: Whose rows.
         call: The update.
         current: The rows as they are, whole, as dicts of wire values.
@@ -225,15 +225,15 @@ async def admit_update(
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
-    model, changes = served.judge(relation), call.request.changes
+    model, changes = snapshot.judge(relation), call.request.changes
     given = given_of(changes, call.values)
     said: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
     for at, row in enumerate(current):
-        admitted = await model.admit_change(row, given, served.codec, "changes")
-        said.append({name: served.codec.wire(value) for name, value in admitted.items()})
+        admitted = await model.admit_change(row, given, snapshot.codec, "changes")
+        said.append({name: snapshot.codec.wire(value) for name, value in admitted.items()})
         values = Values(call.values)
-        merged = _merged(relation, changes, given, admitted, "changes", values, served)
+        merged = _merged(relation, changes, given, admitted, "changes", values, snapshot)
         target = Target(_key(relation, row, values), (), EVERYTHING)
         request = replace(call.request, target=target, changes=merged)
         found.append(replace(call, request=request, values=values.freeze()))
@@ -257,7 +257,7 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
 
 
 def made_of(
-    served: Served, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
+    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
     Return, as wire values, the columns of a row that its model has set or changed.
@@ -266,7 +266,7 @@ def made_of(
         NotAuthorized: A column of it is not there for the caller's role.
     """
     made = {
-        name: served.codec.wire(value)
+        name: snapshot.codec.wire(value)
         for name, value in admitted.items()
         if name not in given or value is not given[name]
     }
@@ -282,16 +282,16 @@ def _merged(
     admitted: Mapping[str, Any],
     path: str,
     values: Values,
-    served: Served,
+    snapshot: Snapshot,
 ) -> tuple[Assignment, ...]:
     """Keep what the model left alone as it came, and take over what it changed."""
-    changed = made_of(served, relation, given, admitted)
+    changed = made_of(snapshot, relation, given, admitted)
     kept = tuple(each for each in row if each.column not in changed)
     return kept + assignments(changed, path, values)
 
 
 def _refuse(
-    served: Served,
+    snapshot: Snapshot,
     relation: Relation,
     row: Sequence[Assignment],
     values: Sequence[Any],
@@ -300,7 +300,7 @@ def _refuse(
 ) -> None:
     given = given_of(row, values)
     left = frozenset(each.column for each in row if each.operand is None)
-    faults = catalog_faults(relation, served.catalog, given, creating=creating, defaulted=left)
+    faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
     if faults:
         raise InvalidRow(relation.name, faults, path)
 
@@ -315,7 +315,7 @@ class Creating(Writing):
     """New rows, judged by the model and written in one statement."""
 
     async def create(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `create`: the new row, or the list of them.
@@ -325,10 +325,10 @@ class Creating(Writing):
             NotChanged: The database did not take the one row.
             TooManyRows: More than `max_affected`.
         """
-        return await self._written(served, relation, args, kwargs, parse_create)
+        return await self._written(snapshot, relation, args, kwargs, parse_create)
 
     async def upsert(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `upsert`: the rows, new or changed; None for a single one that is left alone.
@@ -337,40 +337,40 @@ class Creating(Writing):
             InvalidRow: The model or the catalog refuses it.
             TooManyRows: More than `max_affected`.
         """
-        return await self._written(served, relation, args, kwargs, parse_upsert)
+        return await self._written(snapshot, relation, args, kwargs, parse_upsert)
 
     async def _written(
         self,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         parse: Parse,
     ) -> Any:
-        call = await self._prepared(served, relation, args, kwargs, parse)
+        call = await self._prepared(snapshot, relation, args, kwargs, parse)
         request = call.request
         if not request.rows:
             bare = replace(request, conflict=None)  # of no rows, none is there already
-            columns = answered_columns(_create(served.catalog, relation, bare))
+            columns = answered_columns(_create(snapshot.catalog, relation, bare))
             return answered(Written([], 0, columns), request.returning, many=True)
-        if served.judge(relation).ruled:
-            call = await admit_create(served, relation, call, self.database.yield_to_reactor)
+        if snapshot.judge(relation).ruled:
+            call = await admit_create(snapshot, relation, call, self.database.yield_to_reactor)
         make: Callable[[], Statement]
         if request.many:  # spelled in the pool thread, and seldom the same again
-            make = partial(_create, served.catalog, relation, call.request)
+            make = partial(_create, snapshot.catalog, relation, call.request)
         else:
-            statement = served.statement(_create, relation, call.request)
+            statement = snapshot.statement(_create, relation, call.request)
             make = lambda: statement  # noqa: E731
         one = not request.many and request.conflict is None
         try:
-            written = await self.write(served, relation, make, call, request.max_affected, one)
+            written = await self.write(snapshot, relation, make, call, request.max_affected, one)
         except NoRowWritten:
             raise NotChanged(relation.name) from None
         return answered(written, request.returning, request.many)
 
     async def _prepared(
         self,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -382,7 +382,7 @@ class Creating(Writing):
             prepared: Parsed[CreateRequest] = await self.database.run(
                 compute_txn,
                 _prepare,
-                served,
+                snapshot,
                 relation,
                 args,
                 kwargs,
@@ -391,11 +391,11 @@ class Creating(Writing):
                 retry=True,
             )
             return prepared
-        return _prepare(served, relation, args, kwargs, self.limits, parse)
+        return _prepare(snapshot, relation, args, kwargs, self.limits, parse)
 
 
 def _prepare(
-    served: Served,
+    snapshot: Snapshot,
     relation: Relation,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -403,7 +403,7 @@ def _prepare(
     parse: Parse,
 ) -> Parsed[CreateRequest]:
     call = parse(args, kwargs, limits)
-    refuse_faults(served, relation, call)
+    refuse_faults(snapshot, relation, call)
     return call
 
 
@@ -425,7 +425,7 @@ class Changing(Writing):
     """Rows that are there already, one by key or all that a filter picks."""
 
     async def update(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `update`: the changed row, or the rows and how many they are.
@@ -439,14 +439,14 @@ class Changing(Writing):
         """
         call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
-            return await self._unchanged(served, relation, call)
-        if served.judge(relation).ruled:
-            return await self._ruled(served, relation, call)
-        refuse_faults(served, relation, call)
-        return await self._targeted(served, relation, call, _update)
+            return await self._unchanged(snapshot, relation, call)
+        if snapshot.judge(relation).ruled:
+            return await self._ruled(snapshot, relation, call)
+        refuse_faults(snapshot, relation, call)
+        return await self._targeted(snapshot, relation, call, _update)
 
     async def delete(
-        self, served: Served, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
         Answer `delete`: the deleted row, or the rows and how many they were.
@@ -459,13 +459,13 @@ class Changing(Writing):
             TooManyRows: More than `max_affected`.
         """
         call = parse_delete(args, kwargs, self.limits)
-        if served.judge(relation).guarded:
-            return await self._guarded(served, relation, call)
-        return await self._targeted(served, relation, call, _delete)
+        if snapshot.judge(relation).guarded:
+            return await self._guarded(snapshot, relation, call)
+        return await self._targeted(snapshot, relation, call, _delete)
 
     async def _targeted(
         self,
-        served: Served,
+        snapshot: Snapshot,
         relation: Relation,
         call: Parsed[Any],
         make: Callable[[Catalog, Relation, Any], Statement],
@@ -475,7 +475,7 @@ class Changing(Writing):
         Write the rows of a target.
 
         Args:
-            served: For statements.
+            snapshot: For statements.
             relation: Whose rows.
             call: An update or a delete.
             make: Builds the statement.
@@ -485,13 +485,13 @@ class Changing(Writing):
             Conflict: A row that was not validated has come meanwhile.
         """
         request: UpdateRequest | DeleteRequest = call.request
-        statement = served.statement(make, relation, request)
+        statement = snapshot.statement(make, relation, request)
         most = request.max_affected if known is None else known
         one = request.target.key is not None
         try:
-            written = await self.write(served, relation, lambda: statement, call, most, one)
+            written = await self.write(snapshot, relation, lambda: statement, call, most, one)
         except NoRowWritten:
-            raise await self._missing(served, relation, call) from None
+            raise await self._missing(snapshot, relation, call) from None
         except TooManyRows:
             if known is None:
                 raise
@@ -502,35 +502,37 @@ class Changing(Writing):
             ) from None
         return answered(written, request.returning, not one, counted=True)
 
-    async def _ruled(self, served: Served, relation: Relation, call: Parsed[UpdateRequest]) -> Any:
+    async def _ruled(
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
+    ) -> Any:
         """Update rows whose model has rules: each is read, changed and validated as a whole."""
-        refuse_faults(served, relation, call)
+        refuse_faults(snapshot, relation, call)
         request = call.request
         async with self.database.transaction():
-            current = await self._locked(served, relation, call)
+            current = await self._locked(snapshot, relation, call)
             calls = await admit_update(
-                served, relation, call, current, self.database.yield_to_reactor
+                snapshot, relation, call, current, self.database.yield_to_reactor
             )
             if len(calls) == 1:
-                return await self._targeted(served, relation, calls[0], _update, len(current))
-            written = [await self._update_one(served, relation, each) for each in calls]
+                return await self._targeted(snapshot, relation, calls[0], _update, len(current))
+            written = [await self._update_one(snapshot, relation, each) for each in calls]
         rows = [row for each in written for row in each.rows]
         affected = sum(each.affected for each in written)
         whole = Written(rows, affected, written[0].columns)
         return answered(whole, request.returning, many=True, counted=True)
 
     async def _guarded(
-        self, served: Served, relation: Relation, call: Parsed[DeleteRequest]
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[DeleteRequest]
     ) -> Any:
         """Delete rows that their model may keep: each is read, and validated."""
         async with self.database.transaction():
-            current = await self._locked(served, relation, call)
+            current = await self._locked(snapshot, relation, call)
             for row in current:
-                await served.judge(relation).admit_delete(row)
-            return await self._targeted(served, relation, call, _delete, len(current))
+                await snapshot.judge(relation).admit_delete(row)
+            return await self._targeted(snapshot, relation, call, _delete, len(current))
 
     async def _locked(
-        self, served: Served, relation: Relation, call: Parsed[Any]
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any]
     ) -> list[Mapping[str, Any]]:
         """
         Read the rows of a target whole, and keep them as they are.
@@ -546,10 +548,10 @@ class Changing(Writing):
         limit = Operand(values.add(most + 1), "max_affected")
         # to lock a row takes the right to update it, which one who deletes may lack
         lock = relation.updatable
-        plan = plan_current(served.catalog, relation, request.target, returning, lock, limit)
+        plan = plan_current(snapshot.catalog, relation, request.target, returning, lock, limit)
         page: Page = await self.database.run(
             page_txn,
-            served.codec,
+            snapshot.codec,
             select(plan),
             values.freeze(),
             most,
@@ -566,28 +568,30 @@ class Changing(Writing):
         return page.rows
 
     async def _update_one(
-        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Written:
-        statement = served.statement(_update_each, relation, call.request)
-        return await self.write(served, relation, lambda: statement, call, None)
+        statement = snapshot.statement(_update_each, relation, call.request)
+        return await self.write(snapshot, relation, lambda: statement, call, None)
 
     async def _unchanged(
-        self, served: Served, relation: Relation, call: Parsed[UpdateRequest]
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Any:
         """Answer an update without changes: by key the row as it is, else no row."""
         request = call.request
         if request.target.key is None:
-            columns = answered_columns(_current(served.catalog, relation, request))
+            columns = answered_columns(_current(snapshot.catalog, relation, request))
             return answered(Written([], 0, columns), request.returning, many=True, counted=True)
-        columns, rows = await self._current(served, relation, call, request.target)
+        columns, rows = await self._current(snapshot, relation, call, request.target)
         if not rows:
-            raise await self._missing(served, relation, call)
+            raise await self._missing(snapshot, relation, call)
         return answered(Written(rows, 0, columns), request.returning, many=False)
 
-    async def _missing(self, served: Served, relation: Relation, call: Parsed[Any]) -> ServiceError:
+    async def _missing(
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any]
+    ) -> ServiceError:
         """Return why no row of a key was written: none is there, or as expected, or it stays."""
         target = call.request.target
-        _, rows = await self._current(served, relation, call, target)
+        _, rows = await self._current(snapshot, relation, call, target)
         if rows:
             return NotChanged(relation.name)
         if not target.expect:
@@ -595,7 +599,7 @@ class Changing(Writing):
         if call.request.returning.form == "json":  # an error holds the row itself
             returning = replace(call.request.returning, form="dicts")
             call = replace(call, request=replace(call.request, returning=returning))
-        _, rows = await self._current(served, relation, call, replace(target, expect=()))
+        _, rows = await self._current(snapshot, relation, call, replace(target, expect=()))
         if not rows:
             return NotFound(relation.name)
         return Conflict(
@@ -605,15 +609,15 @@ class Changing(Writing):
         )
 
     async def _current(
-        self, served: Served, relation: Relation, call: Parsed[Any], target: Target
+        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any], target: Target
     ) -> tuple[tuple[str, ...], list[Any]]:
         """Read the row of a target as it is; return the columns and the rows."""
         returning = replace(call.request.returning, rows=True, order=())
         request = UpdateRequest(target, (), returning)
-        statement = _current(served.catalog, relation, request)
+        statement = _current(snapshot.catalog, relation, request)
         shape = Shape(returning.form, self.max_bytes)
         page: Page = await self.database.run(
-            page_txn, served.codec, statement, call.values, None, shape, retry=True
+            page_txn, snapshot.codec, statement, call.values, None, shape, retry=True
         )
         return answered_columns(statement), page.rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from service.api.snapshot import MAX_STATEMENTS, MAX_TEXT, Served
+from service.api.snapshot import MAX_STATEMENTS, MAX_TEXT, Snapshot
 from service.request.types import Item, Reference
 from service.sql.statement import Statement
 from tests.unit.samples import catalog
@@ -31,7 +31,7 @@ class Maker:
 
 def test_a_shape_is_planned_once():
     """The second call of a shape has its statement already."""
-    served, make = Served(catalog(), None, NoModels()), Maker()
+    served, make = Snapshot(catalog(), None, NoModels()), Maker()
     assert served.statement(make, "actions", 5) is served.statement(make, "actions", 5)
     assert make.made == 1
     served.statement(make, "notes", 5)
@@ -40,7 +40,7 @@ def test_a_shape_is_planned_once():
 
 def test_what_is_kept_is_bounded():
     """Long statements are not kept, and of the others those that are in use."""
-    served, make = Served(catalog(), None, NoModels()), Maker()
+    served, make = Snapshot(catalog(), None, NoModels()), Maker()
     for _ in range(2):
         served.statement(make, "actions", MAX_TEXT + 1)
     assert make.made == 2
@@ -57,7 +57,7 @@ def test_what_is_kept_is_bounded():
 
 def test_narrow_relations():
     """What a row can weigh is known of plain columns of short types."""
-    served = Served(catalog(), None, NoModels())
+    served = Snapshot(catalog(), None, NoModels())
     relations = served.catalog.relations
     odd = relations["app", 'odd %."name']
     assert served.most(relations["public", "actions"], None) == inf

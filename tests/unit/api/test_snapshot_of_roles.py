@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.api.snapshot import whole_of
+from service.api.snapshot import union_of
 from service.catalog import Argument, Catalog, ForeignKey, Function, UniqueKey
 from tests.unit.samples import catalog
 
@@ -54,7 +54,7 @@ def roles() -> tuple[Catalog, Catalog]:
 @pytest.mark.parametrize("turned", [False, True])
 def test_whole(turned: bool) -> None:
     """Relations, their rights and keys, and functions of every role are there."""
-    found = whole_of(roles()[::-1] if turned else roles())
+    found = union_of(roles()[::-1] if turned else roles())
     assert set(found.relations) == set(catalog().relations)
     actions = found.relations["public", "actions"]
     assert actions.columns == catalog().relations["public", "actions"].columns
@@ -76,4 +76,4 @@ def test_whole(turned: bool) -> None:
 def test_one_role() -> None:
     """What one role may use is the whole as it is."""
     alone = catalog()
-    assert whole_of([alone]) is alone
+    assert union_of([alone]) is alone
