@@ -1,5 +1,5 @@
 """
-Whose turn it is: jobs wait in a queue for each party, and parties are served in turn.
+A fair queue: jobs wait in a queue for each party, and parties are served in turn.
 
 So a caller with thousands of calls delays another by one of them, not by all.
 """

@@ -195,7 +195,6 @@ class Models:
     def __init__(self, database: Database, written: Iterable[type[Model]] = WRITTEN) -> None:
         self._database = database
         self._written = tuple(written)
-        self._loaded: LoadedModels | None = None
         self._lacking: dict[type[Model], list[str]] = {}
 
     def install(self) -> None:
@@ -207,7 +206,7 @@ class Models:
         """
         Bind the models to this catalog; objects that are about keep what they knew.
 
-        A class written by hand speaks of the newest catalog; what is given here, of this one.
+        A class written by hand is bound to the newest catalog; what is returned, to this one.
         """
         self.install()
         written = {}
@@ -218,19 +217,7 @@ class Models:
             relation = catalog.relations.get(place)
             if relation is not None and self._fits(model, relation):
                 written[place] = _bound(model, relation, catalog, codec)
-        self._loaded = LoadedModels(catalog, codec, written)
-        return self._loaded
-
-    def of(self, relation: Relation) -> type[Model]:
-        """
-        Return the model of a relation, as the newest catalog has it.
-
-        Raises:
-            NoSuchProcedure: That catalog does not have it.
-        """
-        if self._loaded is None:
-            raise LookupError("no catalog is loaded")
-        return self._loaded.of(relation)
+        return LoadedModels(catalog, codec, written)
 
     def _fits(self, model: type[Model], relation: Relation) -> bool:
         """Return whether the relation has the columns of the rules; if not, log it once."""

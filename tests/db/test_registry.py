@@ -39,11 +39,8 @@ async def test_models_of_relations(dsn: str) -> None:
     Drivers = model("drivers")
     with registry():
         async with database_at(dsn) as database:
-            models = Models(database, (Drivers,))
             catalog = await database.run(catalog_txn, ("public", "app"), 1)
-            with pytest.raises(LookupError):
-                models.of(catalog.relation("public", "seen"))
-            models.load(catalog, Codec(catalog))
+            models = Models(database, (Drivers,)).load(catalog, Codec(catalog))
             assert models.of(catalog.relation("public", "drivers")) is Drivers
             other = models.of(catalog.relation("app", "drivers"))
             assert other is models.of(catalog.relation("app", "drivers"))

@@ -46,7 +46,7 @@ class Here(Clock):
 
 
 class Connected:
-    """A connection of which nobody wants anything else."""
+    """What a feed needs of a connection."""
 
     stopped = 0.0
     paused = nullcontext

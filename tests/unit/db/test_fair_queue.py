@@ -28,31 +28,31 @@ def job_of(party: Party | None) -> Job:
     return copy_context().run(build)
 
 
-def taken(turns: FairQueue, blocked_too: bool = False) -> list[Job]:
-    """Take all there is."""
+def taken(queue: FairQueue, blocked_too: bool = False) -> list[Job]:
+    """Return all jobs in the order in which they are taken."""
     found: list[Job] = []
-    while (job := turns.next(blocked_too)) is not None:
+    while (job := queue.next(blocked_too)) is not None:
         found.append(job)
     return found
 
 
 def test_parties_are_served_in_turn() -> None:
     """One job of each, in the order in which they came; each party's own in order."""
-    turns, parties = FairQueue(), [Someone(), None, Someone()]
+    queue, parties = FairQueue(), [Someone(), None, Someone()]
     jobs = [job_of(parties[at]) for at in (0, 0, 0, 1, 2, 2)]
     for job in jobs:
-        turns.add(job)
-    assert taken(turns) == [jobs[at] for at in (0, 3, 4, 1, 5, 2)]
+        queue.add(job)
+    assert taken(queue) == [jobs[at] for at in (0, 3, 4, 1, 5, 2)]
 
 
 @pytest.mark.parametrize("blocked_too", [False, True])
 def test_blocked_party_is_passed_over(blocked_too: bool) -> None:
     """Its jobs wait until it is not blocked any more, or the end has come."""
-    turns, full, other = FairQueue(), Someone("full"), Someone()
+    queue, full, other = FairQueue(), Someone("full"), Someone()
     jobs = [job_of(party) for party in (full, other, other)]
     for job in jobs:
-        turns.add(job)
+        queue.add(job)
     expected = [0, 1, 2] if blocked_too else [1, 2]
-    assert taken(turns, blocked_too) == [jobs[at] for at in expected]
+    assert taken(queue, blocked_too) == [jobs[at] for at in expected]
     full.blocked = ""
-    assert taken(turns) == ([] if blocked_too else [jobs[0]])
+    assert taken(queue) == ([] if blocked_too else [jobs[0]])

@@ -11,18 +11,18 @@ from service.db.guard import INTERVAL, Guard
 
 
 class Session:
-    """A session that is overdue when it is told to be."""
+    """A session that is overdue if `late`."""
 
     def __init__(self, late: bool = False) -> None:
         self.late = late
         self.shuts = 0
 
     def overdue(self, now: float) -> bool:
-        """Return what it was told."""
+        """Return `late`."""
         return self.late
 
     def shut(self) -> None:
-        """Count."""
+        """Count the call."""
         self.shuts += 1
 
 

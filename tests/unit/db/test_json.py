@@ -114,7 +114,7 @@ def test_refused_size() -> None:
 
 
 class Number(str):
-    """The digits of a number of a document, to be told from its strings."""
+    """The digits of a number of a document, which is no string of it."""
 
 
 numbers = st.from_regex(
