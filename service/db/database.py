@@ -25,11 +25,11 @@ from service.db.transaction import (
     Level,
     Savepoint,
     Transaction,
-    alone_txn,
     atomic_txn,
+    autocommit_write_txn,
     begin_statement,
-    ending_txn,
     nested_txn,
+    procedure_txn,
     retryable,
     single_txn,
     statement_txn,
@@ -133,7 +133,7 @@ class Database:
         if level is not None:
             return level.run(function, *args, reads=retry, timeout=timeout)
         actor = self._actor.get()
-        how = single_txn if retry else ending_txn if ending else alone_txn
+        how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 
     def statement(

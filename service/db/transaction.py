@@ -62,32 +62,32 @@ def single_txn(
     return atomic_txn(connection, "BEGIN", identity.words, function, *args)
 
 
-def alone_txn(
+def autocommit_write_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """Run a function whose one statement may write, and commits by itself."""
-    first = () if connection.pooled else (lone_txn,)
+    first = () if connection.pooled else (autocommit_txn,)
     return single_txn(connection, identity, *first, function, *args)
 
 
-def ending_txn(
+def procedure_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """
     Run a function whose one statement may end its transaction, in a session of an identity.
 
-    Nobody else ever has that session: the worker cleans it afterwards. Behind a pooler it is not
-    ours to change, and what is somebody's is in a transaction there like the rest.
+    No other caller gets that session as it is: the worker cleans it afterwards. Behind a pooler it
+    is not ours to change, and the statement runs in a transaction there like the rest.
     """
     if connection.pooled:
         return atomic_txn(connection, "BEGIN", identity.words, function, *args)
     connection.touch()
     if identity.session:
         connection.command(identity.session)
-    return _procedure_txn(connection, function, *args)
+    return _committing_txn(connection, function, *args)
 
 
-def _procedure_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def _committing_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
     Run a function whose one statement may commit on its way.
 
@@ -95,14 +95,14 @@ def _procedure_txn(connection: PgConnection, function: Callable[..., Any], *args
         OutcomeUnknown: It was stopped, or could be run again: what it had committed is kept.
     """
     try:
-        return lone_txn(connection, function, *args)
+        return autocommit_txn(connection, function, *args)
     except psycopg2.OperationalError as error:
         if error.pgcode is None:  # stopped before it was sent
             raise
         raise OutcomeUnknown("the procedure was stopped; what it had committed is kept") from error
 
 
-def lone_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+def autocommit_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
     Run a function whose one statement writes, and commits by itself.
 
