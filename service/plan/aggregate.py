@@ -158,7 +158,7 @@ def comparable(scope: Scope, value: Expression) -> Expression:
     value = as_jsonb(scope, value)
     if not value.type.comparable:
         raise InvalidArgument(
-            f"values of type {value.type.sql} cannot be told apart",
+            f"type {value.type.sql} has no equality operator",
             path=value.path or "distinct",  # of rows that no select names
             column=value.column.name,
         )

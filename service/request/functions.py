@@ -1,7 +1,7 @@
 """
 Calls of database functions, and which overload is meant by the arguments.
 
-Overloads are told apart by argument names first, then by how closely the values fit their types.
+An overload is chosen by argument names first, then by how closely the values fit their types.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catal
         raise InvalidArgument(
             f'several functions "{found[0].name}" take these arguments',
             candidates=[signature(each, catalog) for each in found],
-            hint="arguments are told apart by their names, then by the types of their values",
+            hint="an overload is chosen by the names of arguments, then by the types of their values",
         )
     return closest[0]
 

@@ -141,7 +141,7 @@ def not_distinct(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -
     """
     Build the condition that two values are equal, null being one like others.
 
-    IS NOT DISTINCT FROM takes whatever operator it finds, and cannot be told which.
+    IS NOT DISTINCT FROM takes whatever operator it finds, and there is no way to name one.
     """
     left, right = [*left], [*right]
     yield SQL("coalesce(")

@@ -245,7 +245,7 @@ async def test_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_what_cannot_be_distinct(db: Callee) -> None:
-    """Values that cannot be told apart are refused where they were asked to be."""
+    """Values without an equality operator are refused where distinct ones are asked for."""
     for kwargs, path in (
         ({"distinct": True}, "distinct"),
         ({"distinct": True, "select": ["n", "at"]}, "select.1"),

@@ -23,7 +23,7 @@ ARRAYS = {1000: 16, 1016: 20, 1007: 23, 1009: 25, 1015: 1043, 3807: 3802}
 
 
 def types() -> dict[int, Type]:
-    """Give the types that the sample relations use, with their arrays, a range and an enum."""
+    """Return the types that the sample relations use, with their arrays, a range and an enum."""
     found = {
         oid: Type(oid, "pg_catalog", name, sql, "base", category, comparable=name != "json")
         for oid, (name, sql, category) in BASE.items()
@@ -39,7 +39,7 @@ def types() -> dict[int, Type]:
 
 
 def catalog() -> Catalog:
-    """Give a catalog of actions (with a key), notes (without) and "odd %.name"."""
+    """Return a catalog of actions (with a key), notes (without) and "odd %.name"."""
     actions = Relation(
         "public",
         "actions",

@@ -20,13 +20,13 @@ COUNT = {"n": {"count": "*"}}
 
 
 def build_statement(measures, **kwargs):
-    """Spell an aggregate."""
+    """Build an aggregate."""
     call = parse_aggregate([measures], kwargs, Limits())
     return aggregate(plan_aggregate(CATALOG, ACTIONS, call.request))
 
 
 def within(measures, **kwargs):
-    """Give what the groups are made of."""
+    """Return what the groups are made of."""
     text = build_statement(measures, **kwargs).text
     return text.partition(" FROM (")[2].partition(') AS "t"')[0]
 

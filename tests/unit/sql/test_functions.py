@@ -21,7 +21,7 @@ ADD = Function(
 
 
 def build_statement(function, *args, **kwargs):
-    """Give the text of a call, and what is bound in it."""
+    """Return the text of a call, and what is bound in it."""
     parsed = parse_call([function], args, kwargs, CATALOG)
     statement = call(plan_call(CATALOG, parsed.request), 11)
     return statement.text, [parsed.values[bound.slot] for bound in statement.bounds]

@@ -19,7 +19,7 @@ FROM = ' FROM "public"."actions" AS "t"'
 
 
 def relation(name="actions", schema="public"):
-    """Look a sample relation up."""
+    """Return a sample relation."""
     return CATALOG.relation(schema, name)
 
 
@@ -27,19 +27,19 @@ ID, INTEGER = '"t"."id"', "CAST(%s AS integer)"
 
 
 def found(name="actions", **kwargs):
-    """Give the statement of a find, and the call."""
+    """Return the statement of a find, and the call."""
     call = parse_find([], {"select": ["id"], **kwargs}, Limits(), name)
     return select(plan_find(CATALOG, relation(name), call.request)), call
 
 
 def alike(left, right):
-    """Give the condition that two values are equal, or both null."""
+    """Return the condition that two values are equal, or both null."""
     nulls = f"pg_catalog.num_nulls({left}, {right}) OPERATOR(pg_catalog.=) 2"
     return f"coalesce({left} OPERATOR(pg_catalog.=) {right}, {nulls})"
 
 
 def where_of(condition):
-    """Give the WHERE clause of a filter, and what is bound in it."""
+    """Return the WHERE clause of a filter, and what is bound in it."""
     call = parse_count([], {"where": condition}, Limits())
     statement = count(plan_count(CATALOG, relation(), call.request))
     text = statement.text.removeprefix(f"SELECT pg_catalog.count(*) FROM (SELECT {FROM} WHERE ")

@@ -23,7 +23,7 @@ BACK = {"select": ["id"]}
 
 
 def created(values, **kwargs):
-    """Spell a create."""
+    """Build a create."""
     return modify(
         plan_create(CATALOG, ACTIONS, parse_create([values], {**BACK, **kwargs}, Limits()).request)
     )
