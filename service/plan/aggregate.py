@@ -117,7 +117,7 @@ def plan_grouped(
 
 def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
     """
-    Resolve what the rows of a group have in common.
+    Plan what the rows of a group have in common.
 
     Raises:
         InvalidArgument: A name is unknown, or its values cannot be compared.
@@ -127,7 +127,7 @@ def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
 
 def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
     """
-    Resolve measures.
+    Plan measures.
 
     Raises:
         InvalidArgument: A name is unknown.
@@ -223,7 +223,7 @@ def _result(
 def _order(
     scope: Scope, result: Scope, groups: tuple[Output, ...], order: Iterable[Key]
 ) -> tuple[SortKey, ...]:
-    """Resolve sort keys; the groups follow them, so that the order is one."""
+    """Plan sort keys; the groups follow them, so that the order is one."""
     named = [Key(_named(scope, result, groups, key), key.descending, key.nulls) for key in order]
     keys = sort_keys(result, named)
     taken = {key.expression.column.name for key in keys if not key.expression.steps}

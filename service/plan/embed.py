@@ -61,7 +61,7 @@ def plan_columns(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
     """
-    Resolve a select list and the embeds beside it, which replace columns that nobody asked for.
+    Plan a select list and the embeds beside it, which replace columns that nobody asked for.
 
     Raises:
         InvalidArgument: A name is unknown, a relationship is none or ambiguous, or an embed, or

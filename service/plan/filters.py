@@ -61,7 +61,7 @@ SEARCH_FUNCTIONS = {
 
 def plan_filter(scope: Scope, where: Filter) -> Condition | None:
     """
-    Resolve a filter; None if it says nothing.
+    Plan a filter; None if it says nothing.
 
     Raises:
         InvalidArgument: A column is unknown, or an operator does not go with its type.

@@ -22,7 +22,7 @@ MAX_SORT_KEYS = 64
 
 def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
     """
-    Resolve a select list; None stands for all columns that may be read.
+    Plan a select list; None stands for all columns that may be read.
 
     What stands twice counts once.
 
@@ -46,7 +46,7 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
 
 def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
     """
-    Resolve sort keys; a column that stands twice counts once.
+    Plan sort keys; a column that stands twice counts once.
 
     Raises:
         InvalidArgument: A name is unknown, or its type has no order.
@@ -69,7 +69,7 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
 
 def referenced(scope: Scope, reference: Reference) -> Expression:
     """
-    Resolve a reference, perhaps to the one related row, for any use.
+    Return a value by reference, perhaps of the one related row, for any use.
 
     Raises:
         InvalidArgument: A name is unknown, there may be many related rows, or the value has

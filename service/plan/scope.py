@@ -126,7 +126,7 @@ class Scope:
 
     def expression(self, reference: Reference) -> Expression:
         """
-        Resolve a reference to a column of the row itself, for any use.
+        Return a column of the row itself by reference, for any use.
 
         Raises:
             InvalidArgument: As of `value`; or it has hidden fields.
@@ -135,7 +135,7 @@ class Scope:
 
     def value(self, reference: Reference) -> Expression:
         """
-        Resolve a reference to a column of the row itself, to be answered as it is.
+        Return a column of the row itself by reference, to be answered as it is.
 
         Raises:
             InvalidArgument: There is no such column, or it has nothing to step into.

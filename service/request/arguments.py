@@ -165,7 +165,7 @@ class UnknownArgument(UnknownName):
         self.details.setdefault("hint", takes or f"arguments: {', '.join(sorted(names))}")
 
     def of_column(self) -> None:
-        """Take note that there is a column of this name: it stands beside its argument."""
+        """Set the hint for a column of this name, which stands beside its argument."""
         if self.container is not None:
             where = f'{self.container}={{"{self.name}": …}}'
             self.details["hint"] = f'a column goes into "{self.container}", as in {where}'
