@@ -14,7 +14,7 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.models.model import Model
-from service.models.registry import WRITTEN, Models
+from service.models.registry import WRITTEN, LoadedModels, Models
 from tests.db.rooms import database_at
 
 
@@ -33,12 +33,10 @@ def registry() -> Iterator[None]:
 
 async def load(
     database: Database, models: tuple[type[Model], ...] = WRITTEN, schema: str = "public"
-) -> Models:
-    """Make models of what the database holds now."""
-    made = Models(database, models)
+) -> LoadedModels:
+    """Return models of what the database holds now."""
     catalog = await database.run(catalog_txn, (schema,), 1)
-    made.load(catalog, Codec(catalog))
-    return made
+    return Models(database, models).load(catalog, Codec(catalog))
 
 
 @asynccontextmanager
