@@ -97,17 +97,20 @@ ARGUMENTS: Mapping[str, Schema] = {
         ),
         **EITHER,
     },
-    "import": record(
-        {
-            "rows": {"type": ["array", "string", "null"]},
-            "csv": {"type": ["string", "null"]},
-            "columns": reference("some_columns"),
-            "upload": {"type": ["string", "null"]},
-            "done": FLAG,
-            **CONFLICT,
-            **TIMEOUT,
-        }
-    ),
+    "import": {
+        **record(
+            {
+                "rows": {"type": ["array", "string", "null"]},
+                "csv": {"type": ["string", "null"]},
+                "columns": reference("some_columns"),
+                "upload": {"type": ["string", "null"]},
+                "done": FLAG,
+                **CONFLICT,
+                **TIMEOUT,
+            }
+        ),
+        "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],
+    },
     "fn.find": record({**ARGS, **FIND, **PAGE}),
     "fn.aggregate": record({**ARGS, **AGGREGATE}, ["measures"]),
     "fn.stream": record({**ARGS, **STREAM}),
