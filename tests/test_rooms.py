@@ -106,3 +106,38 @@ def test_nothing_of_ours_is_left_open() -> None:
     """What is to be done stands in issues, not in the code."""
     marker = "TO" + "DO"
     assert [str(module) for module in MODULES if marker in text(module)] == []
+
+
+PLAIN = (
+    *("service/api/", "service/describe/", "service/wamp/", "service/procedures/"),
+    *("service/embedded/", "service/app.py", "service/settings.py", "service/command.py"),
+    *("service/__main__.py", "service/described.py", "schema/", "migrations/env.py"),
+)
+NOT_OF_THE_FIELD = {"Give", "Have", "Say", "Spell", "Take", "Tell", "Word"}
+
+
+def openings(source: str) -> set[str]:
+    """Return the first words of the docstrings of functions."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        ast.get_docstring(step)
+        for step in ast.walk(ast.parse(source))
+        if isinstance(step, functions)
+    ]
+    return {text.split()[0] for text in found if text}
+
+
+def test_docstrings_begin_with_words_of_the_field() -> None:
+    """They say what is returned, built, run or raised."""
+    strange = {
+        str(module): found
+        for module in MODULES
+        if str(module).startswith(PLAIN) and (found := openings(text(module)) & NOT_OF_THE_FIELD)
+    }
+    assert strange == {}
+
+
+def test_openings_are_those_of_functions() -> None:
+    """Methods and coroutines too; the docstrings of modules and classes begin with a noun."""
+    source = '"""A."""\nclass B:\n """B."""\n def c(self):\n  """\n  Give it.\n  """\nasync def d():\n """Run it."""'
+    assert openings(source) == {"Give", "Run"}
