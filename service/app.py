@@ -57,19 +57,6 @@ from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.session import Departures
 
-
-def settle(_: object = None) -> None:
-    """
-    Exclude the objects that exist by now from every later garbage collection.
-
-    A collection of all objects stops every thread of the process. What a service has loaded to
-    serve at all, some hundred thousand objects, makes that a tenth of a second and more, and is
-    never garbage. To be called by whoever owns the process.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 log = Logger()
 
 RUNNING = 64
@@ -79,134 +66,27 @@ CHANNEL = "rowcast_schema"
 """A NOTIFY here says that the catalog has changed; migrations send one."""
 
 
-class Serving(Service):
-    """
-    From a pool of connections to a place on the router.
-
-    Args:
-        settings: What the environment said.
-        reactor: The only one.
-        config: Which router, and who we are there.
-    """
-
-    def __init__(self, settings: Settings, reactor: Any, config: WampConfig) -> None:
-        place = settings.place
-        self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
-        self.database = Database(self.pool, reactor)
-        roles = Roles(settings.database_roles, settings.anonymous)
-        self.hub = Dispatcher(
-            self.database,
-            Limits(
-                settings.max_rows,
-                settings.max_filter_depth,
-                settings.max_embed_depth,
-                settings.tx_idle_timeout,
-            ),
-            settings.max_bytes,
-            roles,
-        )
-        models = Models(self.database)
-        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
-        self.listener = Listener(
-            reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
-        )
-        callee = Callee(
-            reactor,
-            self.hub.answer,
-            settings.prefix,
-            settings.shared,
-            settings.drain_timeout,
-            settings.tx_idle_timeout,
-            _bounds(settings),
-            self.pool.scheduler.assign,
-        )
-
-        def departed(session: int) -> None:
-            self.hub.departed(session)
-            callee.departed(session)
-
-        self.client = WampClient(reactor, config, [callee, Departures(departed)])
-        written = procedures(self.database, models, lambda: self.hub.served.codec)
-        status = StatusProcedures(
-            self.hub,
-            self.database,
-            settings.prefix,
-            metadata.version("rowcast"),
-            {"router": lambda: callee.serving, "listener": lambda: self.listener.listening},
-            callee.meter.snapshot,
-            lambda: {name: each for name, each in REGISTERED.items() if available(name)},
-            settings.max_bytes,
-        )
-        self.hub.refresh = self.catalogs.refresh
-        self.hub.add(status.procedures(), once=False)
-        self.hub.add(written)
-
-    def startService(self) -> None:
-        """Open the pool, begin to read the catalog and to listen."""
-        super().startService()
-        self.pool.start()
-        self.catalogs.startService()
-        self.listener.startService()
-
-    async def joined(self) -> None:
-        """Join the router, once there is something to serve."""
-        await self.catalogs.loaded()
-        if self.running:
-            self.client.startService()
-            await self.client.when_joined()
-
-    def stopService(self) -> Deferred[None]:
-        """Leave the router when running calls are done; then close the pool."""
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        await stopped(self.client, self.client.stopService)
-        await stopped(self.listener, self.listener.stopService)
-        await stopped(self.catalogs, self.catalogs.stopService)
-        await stopped(self.pool, self.pool.close)
-
-    def _heard(self, payload: str) -> None:
-        self.catalogs.reload()
-
-
-async def stopped(part: object, stop: Callable[[], Any]) -> None:
-    """Stop a part; a failure is logged, for it must not leave the others running."""
-    try:
-        await maybeDeferred(stop)
-    except Exception:
-        log.failure("{part} did not stop in order", part=type(part).__name__)
-
-
-def _session(settings: Settings) -> SessionSettings:
-    return SessionSettings(
-        settings.statement_timeout,
-        settings.lock_timeout,
-        settings.tx_idle_timeout,
-        settings.schemas,
-    )
-
-
-def _bounds(settings: Settings) -> Bounds:
-    return Bounds(
-        settings.session_calls,
-        settings.total_calls,
-        settings.session_bytes,
-        settings.total_bytes,
-        max(RUNNING, 2 * settings.pool_max),
-        settings.pool_timeout,
-        settings.session_bytes // (settings.pool_max + READY),
-    )
-
-
-def _limits(settings: Settings) -> PoolLimits:
-    return PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
-
-
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
 LISTENERS = 1
+
+
+def make_service(settings: Settings, reactor: Any) -> Rowcast:
+    """Build the service for twistd; one that cannot start stops the reactor, with status 1."""
+    service = Rowcast(settings, reactor)
+
+    def give_up(why: Failure) -> None:
+        if why.check(NotReady):
+            Rowcast.logger.critical("{why}", why=why.value)
+        else:
+            Rowcast.logger.failure("the service cannot start", failure=why)
+        # twistd itself would end with status 0; it has removed its pid file by then.
+        atexit.register(os._exit, 1)
+        reactor.stop()
+
+    service.when_ready().addCallbacks(settle, give_up)
+    return service
 
 
 class Rowcast(MultiService):
@@ -304,21 +184,140 @@ class Rowcast(MultiService):
         )
 
 
-def make_service(settings: Settings, reactor: Any) -> Rowcast:
-    """Build the service for twistd; one that cannot start stops the reactor, with status 1."""
-    service = Rowcast(settings, reactor)
+class Serving(Service):
+    """
+    From a pool of connections to a place on the router.
 
-    def give_up(why: Failure) -> None:
-        if why.check(NotReady):
-            Rowcast.logger.critical("{why}", why=why.value)
-        else:
-            Rowcast.logger.failure("the service cannot start", failure=why)
-        # twistd itself would end with status 0; it has removed its pid file by then.
-        atexit.register(os._exit, 1)
-        reactor.stop()
+    Args:
+        settings: What the environment said.
+        reactor: The only one.
+        config: Which router, and who we are there.
+    """
 
-    service.when_ready().addCallbacks(settle, give_up)
-    return service
+    def __init__(self, settings: Settings, reactor: Any, config: WampConfig) -> None:
+        place = settings.place
+        self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
+        self.database = Database(self.pool, reactor)
+        roles = Roles(settings.database_roles, settings.anonymous)
+        self.hub = Dispatcher(
+            self.database,
+            Limits(
+                settings.max_rows,
+                settings.max_filter_depth,
+                settings.max_embed_depth,
+                settings.tx_idle_timeout,
+            ),
+            settings.max_bytes,
+            roles,
+        )
+        models = Models(self.database)
+        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
+        self.listener = Listener(
+            reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
+        )
+        callee = Callee(
+            reactor,
+            self.hub.answer,
+            settings.prefix,
+            settings.shared,
+            settings.drain_timeout,
+            settings.tx_idle_timeout,
+            _bounds(settings),
+            self.pool.scheduler.assign,
+        )
+
+        def departed(session: int) -> None:
+            self.hub.departed(session)
+            callee.departed(session)
+
+        self.client = WampClient(reactor, config, [callee, Departures(departed)])
+        written = procedures(self.database, models, lambda: self.hub.served.codec)
+        status = StatusProcedures(
+            self.hub,
+            self.database,
+            settings.prefix,
+            metadata.version("rowcast"),
+            {"router": lambda: callee.serving, "listener": lambda: self.listener.listening},
+            callee.meter.snapshot,
+            lambda: {name: each for name, each in REGISTERED.items() if available(name)},
+            settings.max_bytes,
+        )
+        self.hub.refresh = self.catalogs.refresh
+        self.hub.add(status.procedures(), once=False)
+        self.hub.add(written)
+
+    def startService(self) -> None:
+        """Open the pool, begin to read the catalog and to listen."""
+        super().startService()
+        self.pool.start()
+        self.catalogs.startService()
+        self.listener.startService()
+
+    async def joined(self) -> None:
+        """Join the router, once there is something to serve."""
+        await self.catalogs.loaded()
+        if self.running:
+            self.client.startService()
+            await self.client.when_joined()
+
+    def stopService(self) -> Deferred[None]:
+        """Leave the router when running calls are done; then close the pool."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await stopped(self.client, self.client.stopService)
+        await stopped(self.listener, self.listener.stopService)
+        await stopped(self.catalogs, self.catalogs.stopService)
+        await stopped(self.pool, self.pool.close)
+
+    def _heard(self, payload: str) -> None:
+        self.catalogs.reload()
+
+
+def settle(_: object = None) -> None:
+    """
+    Exclude the objects that exist by now from every later garbage collection.
+
+    A collection of all objects stops every thread of the process. What a service has loaded to
+    serve at all, some hundred thousand objects, makes that a tenth of a second and more, and is
+    never garbage. To be called by whoever owns the process.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def stopped(part: object, stop: Callable[[], Any]) -> None:
+    """Stop a part; a failure is logged, for it must not leave the others running."""
+    try:
+        await maybeDeferred(stop)
+    except Exception:
+        log.failure("{part} did not stop in order", part=type(part).__name__)
+
+
+def _session(settings: Settings) -> SessionSettings:
+    return SessionSettings(
+        settings.statement_timeout,
+        settings.lock_timeout,
+        settings.tx_idle_timeout,
+        settings.schemas,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        settings.session_calls,
+        settings.total_calls,
+        settings.session_bytes,
+        settings.total_bytes,
+        max(RUNNING, 2 * settings.pool_max),
+        settings.pool_timeout,
+        settings.session_bytes // (settings.pool_max + READY),
+    )
+
+
+def _limits(settings: Settings) -> PoolLimits:
+    return PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
 
 
 def limit_log(level: str) -> None:

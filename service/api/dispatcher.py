@@ -63,13 +63,6 @@ RETRY_AFTER = 1.0
 _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
 
-def depends_on_catalog(error: ServiceError) -> bool:
-    """Return whether the same call might be answered from another catalog."""
-    if isinstance(error, Unavailable):
-        return error.details.get("sqlstate") in STALE
-    return isinstance(error, _CATALOG_ERRORS)
-
-
 Verb = Callable[..., Awaitable[Any]]
 """Called with what is served, the relation, args and kwargs; those of `LONG` with the context too."""
 
@@ -322,6 +315,13 @@ class Dispatcher:
             return name
         known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
         return Name(name.schema, FN, name.function) if known else name
+
+
+def depends_on_catalog(error: ServiceError) -> bool:
+    """Return whether the same call might be answered from another catalog."""
+    if isinstance(error, Unavailable):
+        return error.details.get("sqlstate") in STALE
+    return isinstance(error, _CATALOG_ERRORS)
 
 
 def _claims_nothing(error: Exception) -> bool:

@@ -41,303 +41,12 @@ SMALL = 16 * 1024
 """Characters of CSV that are taken apart in a moment; more are in a pool thread."""
 
 
-class Judged:
-    """
-    Validates the rows of an import by the model of their relation.
-
-    Args:
-        database: For a thread, and turns of the reactor.
-        snapshot: The catalog, and the model.
-        relation: Whose rows.
-        columns: What rows that are lists, and CSV without a header, are made of.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        snapshot: Snapshot,
-        relation: Relation,
-        columns: tuple[str, ...] | None,
-    ) -> None:
-        self._database = database
-        self._snapshot = snapshot
-        self._relation = relation
-        self._judge = snapshot.judge(relation)
-        self._names = columns
-        self._rest = ""
-        self._line = 0
-
-    async def of_rows(self, rows: Sequence[Any]) -> Rows:
-        """
-        Validate rows; return them as the model left them.
-
-        Raises:
-            InvalidRow: The model refuses one; `line` is its number in the whole import.
-            InvalidArgument: One is no row; likewise.
-        """
-        found = []
-        for at, row in enumerate(rows):
-            self._line += 1
-            found.append(await self._one((row, {}), f"rows.{at}", self._line))
-            await self._database.yield_to_reactor(at)
-        return found
-
-    async def of_csv(self, text: str, last: bool = False) -> Rows:
-        """
-        Validate the rows that a piece of CSV completes; return them as the model left them.
-
-        Args:
-            text: The piece.
-            last: Whether no more comes.
-        """
-        text, self._rest = self._rest + text, ""
-        take = partial(_taken, self._snapshot, self._relation, text, last, self._names, self._line)
-        taken = (
-            take() if len(text) < SMALL else await self._database.run(compute_txn, take, retry=True)
-        )
-        self._names, rows, self._rest, self._line = taken
-        found = []
-        for at, (line, fields) in enumerate(rows):
-            found.append(await self._one(fields, "csv", line))
-            await self._database.yield_to_reactor(at)
-        return found
-
-    async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
-        row, texts = fields
-        try:
-            return await self._admitted(self._named(row, path), texts, path)
-        except (InvalidRow, InvalidArgument) as refusal:
-            refusal.details["line"] = line
-            raise
-
-    async def _admitted(
-        self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
-    ) -> Mapping[str, Any]:
-        given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._judge.admit_new(given, self._snapshot.codec, path)
-        return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
-
-    def _named(self, row: Any, path: str) -> Mapping[str, Any]:
-        if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
-            row = dict(zip(self._names or (), row, strict=True))
-        if not isinstance(row, Mapping):
-            raise InvalidArgument("a row is a dict of columns and values", path=path)
-        for name in row:
-            writable(self._relation, name, f"{path}.{name}")
-        return row
-
-
-def _taken(
-    snapshot: Snapshot,
-    relation: Relation,
-    text: str,
-    last: bool,
-    names: tuple[str, ...] | None,
-    line: int,
-) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
-    """
-    Return the names, the rows with their lines, the rest of the CSV, and the last line.
-
-    Without names, its header has them. A row's line is its last one, as COPY reports it.
-    """
-    records, rest = split(text, last)
-    rows = []
-    for record in records:
-        line += 1 + sum(field.count("\n") for field in record if field)
-        if names is None:
-            names = _header(relation, record)
-            continue
-        try:
-            rows.append((line, _row(snapshot, relation, names, record)))
-        except InvalidArgument as refusal:
-            refusal.details["line"] = line
-            raise
-    return names, rows, rest, line
-
-
-def _header(relation: Relation, record: Record) -> tuple[str, ...]:
-    names = tuple(name or "" for name in record)
-    for at, name in enumerate(names):
-        writable(relation, name, f"csv.{name}")
-        if name in names[:at]:
-            raise InvalidArgument(f'"{name}" is named twice', path=f"csv.{name}", column=name)
-    return names
-
-
-def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: Record) -> Fields:
-    if len(record) != len(names):
-        raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
-    row: dict[str, Any] = dict(zip(names, record, strict=True))
-    texts = {}
-    for name, text in row.items():
-        type = snapshot.catalog.plain(snapshot.catalog.type(relation.columns[name].type))
-        if text is not None and type.name in ("json", "jsonb"):
-            # only there a text means something else on the wire, where numbers are less exact
-            row[name], texts[name] = _json(snapshot, type, name, text), Text(text)
-    return row, texts
-
-
-def _json(snapshot: Snapshot, type: Type, name: str, text: str) -> Any:
-    try:
-        return snapshot.codec.read(type, text)
-    except (ValueError, RecursionError):
-        raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None
-
-
 MANY = 100
 """Rows of one call from which on they are looked through in a pool thread."""
 HEADER = 64 * 1024
 """Characters of a header, at most."""
 MARK = "\ufeff"
 """What some programs put before a text."""
-
-
-class Upload:
-    """
-    The rows of one import, on their way in.
-
-    The transaction begins with the first rows, and ends with `finish` or `abort`.
-
-    Args:
-        database: Where they go.
-        snapshot: The catalog that the first call met.
-        relation: Where in it.
-        first: The first call, which says what holds for all.
-
-    Attributes:
-        lock: One call at a time, in their order.
-    """
-
-    def __init__(
-        self, database: Database, snapshot: Snapshot, relation: Relation, first: ImportRequest
-    ) -> None:
-        self.relation = relation
-        self.lock = DeferredLock()
-        self.aborted = False
-        self._database = database
-        self._snapshot = snapshot
-        self._first = first
-        self._names = first.columns
-        ruled = snapshot.judge(relation).ruled
-        self._judged = Judged(database, snapshot, relation, first.columns) if ruled else None
-        self._csv: bool | None = None
-        self._begun = False
-        self._head = ""
-        self._feed: Feed | None = None
-        self._written: Deferred[int] | None = None
-
-    async def take(self, call: ImportRequest) -> None:
-        """
-        Write the rows of one call; done when the COPY has them.
-
-        Raises:
-            InvalidArgument: They are no rows, or not like those before.
-            ServiceError, psycopg2.Error: The import has failed.
-        """
-        if call.empty:
-            return
-        if self._csv is None:
-            self._csv = call.csv is not None
-        if self._csv != (call.csv is not None):
-            path = "rows" if self._csv else "csv"
-            raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
-        if call.csv is None:
-            rows = call.rows or ()
-            await self._put(await self._judged.of_rows(rows) if self._judged else rows)
-            return
-        text = call.csv if self._begun else call.csv.removeprefix(MARK)
-        self._begun = True
-        await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
-
-    async def finish(self) -> int:
-        """Commit; return the number of rows written."""
-        if self._csv and self._judged:
-            await self._put(await self._judged.of_csv("", last=True))
-        if self._head:  # and no rows
-            await self._put(self._head)
-        if self._feed is None or self._written is None:
-            return 0
-        self._feed.end()
-        return await self._written
-
-    def abort(self) -> None:
-        """Roll back."""
-        self.aborted = True
-        if self._feed is not None and self._written is not None:
-            self._feed.fail(Canceled())
-            self._written.addErrback(lambda _: None)
-            self._written.cancel()
-
-    def _headed(self, text: str) -> str:
-        """Keep the beginning of CSV until its header is whole."""
-        if self._feed is not None or self._names is not None:
-            return text
-        text, self._head = self._head + text, ""
-        if whole(text[:HEADER]):
-            return text
-        if len(text) > HEADER:
-            raise _no_header()
-        self._head = text
-        return ""
-
-    async def _put(self, given: Any) -> None:
-        if not given:
-            return
-        if self._feed is None:
-            names = await self._columns(given)
-            if self.aborted:  # while it was read
-                raise Canceled
-            self._feed = self._start(names, isinstance(given, str))
-        await self._feed.put(given)
-
-    def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
-        """Begin the transaction: now it is known what the rows are made of."""
-        catalog = self._snapshot.catalog
-        header = csv and self._names is None
-        plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
-        rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
-        feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
-        self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
-        self._written.addBoth(feed.over)
-        return feed
-
-    async def _write(self, spelled: CopyIn, feed: Feed) -> int:
-        async with self._database.transaction():
-            return int(await self._database.run(import_txn, spelled, feed))
-
-    async def _columns(self, given: Any) -> list[tuple[str, str]]:
-        """Return the columns of the import, each with the path that names it."""
-        if self._names is not None and not self._judged:  # a model may add to what was named
-            return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
-        if isinstance(given, str):
-            return [(name, f"csv.{name}") for name in header_of(given)]
-        if len(given) <= MANY:
-            return _named(given)
-        found: list[tuple[str, str]] = await self._database.run(
-            compute_txn, _named, given, retry=True
-        )
-        return found
-
-
-def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return the columns of rows, each with the first row that has it."""
-    found: dict[str, str] = {}
-    for at, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
-            raise InvalidArgument(
-                "a row is a dict of columns and values",
-                path=f"rows.{at}",
-                hint='"columns" names the items of rows that are lists',
-            )
-        if row.keys() - found.keys():
-            found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
-    if not found:
-        raise InvalidArgument("a row names a column at least", path="rows.0")
-    return list(found.items())
-
-
-def _no_header() -> InvalidArgument:
-    return InvalidArgument("the header of the CSV is a whole line", path="csv")
 
 
 YIELD = 0.5
@@ -501,6 +210,133 @@ class Importing:
             found.upload.abort()
 
 
+class Upload:
+    """
+    The rows of one import, on their way in.
+
+    The transaction begins with the first rows, and ends with `finish` or `abort`.
+
+    Args:
+        database: Where they go.
+        snapshot: The catalog that the first call met.
+        relation: Where in it.
+        first: The first call, which says what holds for all.
+
+    Attributes:
+        lock: One call at a time, in their order.
+    """
+
+    def __init__(
+        self, database: Database, snapshot: Snapshot, relation: Relation, first: ImportRequest
+    ) -> None:
+        self.relation = relation
+        self.lock = DeferredLock()
+        self.aborted = False
+        self._database = database
+        self._snapshot = snapshot
+        self._first = first
+        self._names = first.columns
+        ruled = snapshot.judge(relation).ruled
+        self._judged = Judged(database, snapshot, relation, first.columns) if ruled else None
+        self._csv: bool | None = None
+        self._begun = False
+        self._head = ""
+        self._feed: Feed | None = None
+        self._written: Deferred[int] | None = None
+
+    async def take(self, call: ImportRequest) -> None:
+        """
+        Write the rows of one call; done when the COPY has them.
+
+        Raises:
+            InvalidArgument: They are no rows, or not like those before.
+            ServiceError, psycopg2.Error: The import has failed.
+        """
+        if call.empty:
+            return
+        if self._csv is None:
+            self._csv = call.csv is not None
+        if self._csv != (call.csv is not None):
+            path = "rows" if self._csv else "csv"
+            raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
+        if call.csv is None:
+            rows = call.rows or ()
+            await self._put(await self._judged.of_rows(rows) if self._judged else rows)
+            return
+        text = call.csv if self._begun else call.csv.removeprefix(MARK)
+        self._begun = True
+        await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
+
+    async def finish(self) -> int:
+        """Commit; return the number of rows written."""
+        if self._csv and self._judged:
+            await self._put(await self._judged.of_csv("", last=True))
+        if self._head:  # and no rows
+            await self._put(self._head)
+        if self._feed is None or self._written is None:
+            return 0
+        self._feed.end()
+        return await self._written
+
+    def abort(self) -> None:
+        """Roll back."""
+        self.aborted = True
+        if self._feed is not None and self._written is not None:
+            self._feed.fail(Canceled())
+            self._written.addErrback(lambda _: None)
+            self._written.cancel()
+
+    def _headed(self, text: str) -> str:
+        """Keep the beginning of CSV until its header is whole."""
+        if self._feed is not None or self._names is not None:
+            return text
+        text, self._head = self._head + text, ""
+        if whole(text[:HEADER]):
+            return text
+        if len(text) > HEADER:
+            raise _no_header()
+        self._head = text
+        return ""
+
+    async def _put(self, given: Any) -> None:
+        if not given:
+            return
+        if self._feed is None:
+            names = await self._columns(given)
+            if self.aborted:  # while it was read
+                raise Canceled
+            self._feed = self._start(names, isinstance(given, str))
+        await self._feed.put(given)
+
+    def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
+        """Begin the transaction: now it is known what the rows are made of."""
+        catalog = self._snapshot.catalog
+        header = csv and self._names is None
+        plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
+        rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
+        feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
+        self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
+        self._written.addBoth(feed.over)
+        return feed
+
+    async def _write(self, spelled: CopyIn, feed: Feed) -> int:
+        async with self._database.transaction():
+            return int(await self._database.run(import_txn, spelled, feed))
+
+    async def _columns(self, given: Any) -> list[tuple[str, str]]:
+        """Return the columns of the import, each with the path that names it."""
+        if self._names is not None and not self._judged:  # a model may add to what was named
+            return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
+        if isinstance(given, str):
+            return [(name, f"csv.{name}") for name in header_of(given)]
+        if len(given) <= MANY:
+            return _named(given)
+        found: list[tuple[str, str]] = await self._database.run(
+            compute_txn, _named, given, retry=True
+        )
+        return found
+
+
 async def _all(upload: Upload, call: ImportRequest) -> int:
     await upload.take(call)
     return await upload.finish()
@@ -512,3 +348,167 @@ def _no_such_upload() -> InvalidArgument:
         path="upload",
         hint="it is done, has failed, or lay idle for too long; nothing of the latter two is kept",
     )
+
+
+def _no_header() -> InvalidArgument:
+    return InvalidArgument("the header of the CSV is a whole line", path="csv")
+
+
+def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return the columns of rows, each with the first row that has it."""
+    found: dict[str, str] = {}
+    for at, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+            raise InvalidArgument(
+                "a row is a dict of columns and values",
+                path=f"rows.{at}",
+                hint='"columns" names the items of rows that are lists',
+            )
+        if row.keys() - found.keys():
+            found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
+    if not found:
+        raise InvalidArgument("a row names a column at least", path="rows.0")
+    return list(found.items())
+
+
+class Judged:
+    """
+    Validates the rows of an import by the model of their relation.
+
+    Args:
+        database: For a thread, and turns of the reactor.
+        snapshot: The catalog, and the model.
+        relation: Whose rows.
+        columns: What rows that are lists, and CSV without a header, are made of.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        snapshot: Snapshot,
+        relation: Relation,
+        columns: tuple[str, ...] | None,
+    ) -> None:
+        self._database = database
+        self._snapshot = snapshot
+        self._relation = relation
+        self._judge = snapshot.judge(relation)
+        self._names = columns
+        self._rest = ""
+        self._line = 0
+
+    async def of_rows(self, rows: Sequence[Any]) -> Rows:
+        """
+        Validate rows; return them as the model left them.
+
+        Raises:
+            InvalidRow: The model refuses one; `line` is its number in the whole import.
+            InvalidArgument: One is no row; likewise.
+        """
+        found = []
+        for at, row in enumerate(rows):
+            self._line += 1
+            found.append(await self._one((row, {}), f"rows.{at}", self._line))
+            await self._database.yield_to_reactor(at)
+        return found
+
+    async def of_csv(self, text: str, last: bool = False) -> Rows:
+        """
+        Validate the rows that a piece of CSV completes; return them as the model left them.
+
+        Args:
+            text: The piece.
+            last: Whether no more comes.
+        """
+        text, self._rest = self._rest + text, ""
+        take = partial(_taken, self._snapshot, self._relation, text, last, self._names, self._line)
+        taken = (
+            take() if len(text) < SMALL else await self._database.run(compute_txn, take, retry=True)
+        )
+        self._names, rows, self._rest, self._line = taken
+        found = []
+        for at, (line, fields) in enumerate(rows):
+            found.append(await self._one(fields, "csv", line))
+            await self._database.yield_to_reactor(at)
+        return found
+
+    async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
+        row, texts = fields
+        try:
+            return await self._admitted(self._named(row, path), texts, path)
+        except (InvalidRow, InvalidArgument) as refusal:
+            refusal.details["line"] = line
+            raise
+
+    async def _admitted(
+        self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
+    ) -> Mapping[str, Any]:
+        given = {name: value for name, value in row.items() if value != {"$default": True}}
+        admitted = await self._judge.admit_new(given, self._snapshot.codec, path)
+        return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
+
+    def _named(self, row: Any, path: str) -> Mapping[str, Any]:
+        if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
+            row = dict(zip(self._names or (), row, strict=True))
+        if not isinstance(row, Mapping):
+            raise InvalidArgument("a row is a dict of columns and values", path=path)
+        for name in row:
+            writable(self._relation, name, f"{path}.{name}")
+        return row
+
+
+def _taken(
+    snapshot: Snapshot,
+    relation: Relation,
+    text: str,
+    last: bool,
+    names: tuple[str, ...] | None,
+    line: int,
+) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
+    """
+    Return the names, the rows with their lines, the rest of the CSV, and the last line.
+
+    Without names, its header has them. A row's line is its last one, as COPY reports it.
+    """
+    records, rest = split(text, last)
+    rows = []
+    for record in records:
+        line += 1 + sum(field.count("\n") for field in record if field)
+        if names is None:
+            names = _header(relation, record)
+            continue
+        try:
+            rows.append((line, _row(snapshot, relation, names, record)))
+        except InvalidArgument as refusal:
+            refusal.details["line"] = line
+            raise
+    return names, rows, rest, line
+
+
+def _header(relation: Relation, record: Record) -> tuple[str, ...]:
+    names = tuple(name or "" for name in record)
+    for at, name in enumerate(names):
+        writable(relation, name, f"csv.{name}")
+        if name in names[:at]:
+            raise InvalidArgument(f'"{name}" is named twice', path=f"csv.{name}", column=name)
+    return names
+
+
+def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: Record) -> Fields:
+    if len(record) != len(names):
+        raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
+    row: dict[str, Any] = dict(zip(names, record, strict=True))
+    texts = {}
+    for name, text in row.items():
+        type = snapshot.catalog.plain(snapshot.catalog.type(relation.columns[name].type))
+        if text is not None and type.name in ("json", "jsonb"):
+            # only there a text means something else on the wire, where numbers are less exact
+            row[name], texts[name] = _json(snapshot, type, name, text), Text(text)
+    return row, texts
+
+
+def _json(snapshot: Snapshot, type: Type, name: str, text: str) -> Any:
+    try:
+        return snapshot.codec.read(type, text)
+    except (ValueError, RecursionError):
+        raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None

@@ -66,6 +66,21 @@ from service.sql.select import select
 from service.sql.statement import Statement
 from service.sql.write import modify
 
+Breathe = Callable[[int], Awaitable[None]]
+"""Called after each row, with its number."""
+
+
+Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
+
+MANY = 100
+"""Rows of one call from which on they are read in a pool thread, not in the reactor's."""
+
+
+MAX_JUDGED = 5000
+"""Rows that a model judges in one call: each becomes an object in the reactor's thread."""
+UNBOUNDED = 2**63
+"""Bytes: rows that only a model sees may weigh what they weigh."""
+
 
 class Writing(Verbs):
     """What the verbs that write share."""
@@ -123,192 +138,6 @@ class Writing(Verbs):
             )
         )
         return written
-
-
-def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
-    """Return whether a write is for one row at most."""
-    if isinstance(request, CreateRequest):
-        return not request.many
-    return request.target.key is not None
-
-
-def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
-    """Return a write's answer in its form; `counted` where the caller cannot know the number."""
-    if returning.form == "json":
-        return _text(written, returning, many, counted)
-    if not returning.rows:
-        return {"affected": written.affected}
-    if returning.form == "lists":
-        answer = {"columns": list(written.columns), "rows": written.rows}
-        return {**answer, "affected": written.affected} if many and counted else answer
-    if not many:
-        return written.rows[0] if written.rows else None
-    return {"rows": written.rows, "affected": written.affected} if counted else written.rows
-
-
-def _text(written: Written, returning: Returning, many: bool, counted: bool) -> str:
-    if not returning.rows:
-        return json.dumps({"affected": written.affected})
-    if not many:
-        return str(written.rows[0]) if written.rows else "null"
-    return paged(written.rows, affected=written.affected) if counted else listed(written.rows)
-
-
-Breathe = Callable[[int], Awaitable[None]]
-"""Called after each row, with its number."""
-
-
-def refuse_faults(
-    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
-) -> None:
-    """
-    Check names, NOT NULL, lengths and enums, which the catalog knows.
-
-    Raises:
-        InvalidArgument: A column is unknown, or the database alone sets it.
-        InvalidRow: With every failing column of the first failing row.
-    """
-    request = call.request
-    if isinstance(request, CreateRequest):
-        refuse_names(relation, request.rows)
-        for at, row in enumerate(request.rows):
-            path = f"values.{at}" if request.many else None
-            _refuse(snapshot, relation, row, call.values, path, creating=True)
-    else:
-        refuse_names(relation, (request.changes,))
-        _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
-
-
-async def admit_create(
-    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
-) -> Parsed[CreateRequest]:
-    """
-    Validate new rows by the model; return the call with the rows as the model left them.
-
-    Raises:
-        InvalidRow: With every failing column of the first failing row.
-        NotAuthorized: The model sets a column that is not there for the caller's role.
-    """
-    model = snapshot.judge(relation)
-    values = Values(call.values)
-    rows = []
-    for at, row in enumerate(call.request.rows):
-        path = f"values.{at}" if call.request.many else "values"
-        given = given_of(row, call.values)
-        admitted = await model.admit_new(given, snapshot.codec, path)
-        rows.append(_merged(relation, row, given, admitted, path, values, snapshot))
-        await breathe(at)
-    return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
-
-
-async def admit_update(
-    snapshot: Snapshot,
-    relation: Relation,
-    call: Parsed[UpdateRequest],
-    current: Sequence[Mapping[str, Any]],
-    breathe: Breathe,
-) -> list[Parsed[UpdateRequest]]:
-    """
-    Validate the changes of rows by the model.
-
-    Args:
-        snapshot: For the model and the codec.
-        relation: Whose rows.
-        call: The update.
-        current: The rows as they are, whole, as dicts of wire values.
-        breathe: Lets the reactor turn, now and then.
-
-    Returns:
-        The calls to make instead: one, unless the model made something else of each row.
-
-    Raises:
-        InvalidRow: With every failing column of the first failing row.
-        NotAuthorized: The model sets a column that is not there for the caller's role.
-    """
-    model, changes = snapshot.judge(relation), call.request.changes
-    given = given_of(changes, call.values)
-    said: list[dict[str, Any]] = []
-    found: list[Parsed[UpdateRequest]] = []
-    for at, row in enumerate(current):
-        admitted = await model.admit_change(row, given, snapshot.codec, "changes")
-        said.append({name: snapshot.codec.wire(value) for name, value in admitted.items()})
-        values = Values(call.values)
-        merged = _merged(relation, changes, given, admitted, "changes", values, snapshot)
-        target = Target(_key(relation, row, values), (), EVERYTHING)
-        request = replace(call.request, target=target, changes=merged)
-        found.append(replace(call, request=request, values=values.freeze()))
-        await breathe(at)
-    if not found:
-        return [call]
-    if all(each == said[0] for each in said):
-        request = replace(found[0].request, target=call.request.target)
-        return [replace(found[0], request=request)]
-    return found
-
-
-def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:
-    key = [row[name] for name in relation.primary_key]
-    return parse_key(key, values) if key else None
-
-
-def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
-    """Return a row's values by column, without those left to the defaults."""
-    return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
-
-
-def made_of(
-    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
-) -> dict[str, Any]:
-    """
-    Return, as wire values, the columns of a row that its model has set or changed.
-
-    Raises:
-        NotAuthorized: A column of it is not there for the caller's role.
-    """
-    made = {
-        name: snapshot.codec.wire(value)
-        for name, value in admitted.items()
-        if name not in given or value is not given[name]
-    }
-    if not made.keys() <= relation.columns.keys():
-        raise NotAuthorized("the database's role may not write what the model's rules set")
-    return made
-
-
-def _merged(
-    relation: Relation,
-    row: Sequence[Assignment],
-    given: Mapping[str, Any],
-    admitted: Mapping[str, Any],
-    path: str,
-    values: Values,
-    snapshot: Snapshot,
-) -> tuple[Assignment, ...]:
-    """Keep what the model left alone as it came, and take over what it changed."""
-    changed = made_of(snapshot, relation, given, admitted)
-    kept = tuple(each for each in row if each.column not in changed)
-    return kept + assignments(changed, path, values)
-
-
-def _refuse(
-    snapshot: Snapshot,
-    relation: Relation,
-    row: Sequence[Assignment],
-    values: Sequence[Any],
-    path: str | None,
-    creating: bool,
-) -> None:
-    given = given_of(row, values)
-    left = frozenset(each.column for each in row if each.operand is None)
-    faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
-    if faults:
-        raise InvalidRow(relation.name, faults, path)
-
-
-Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
-
-MANY = 100
-"""Rows of one call from which on they are read in a pool thread, not in the reactor's."""
 
 
 class Creating(Writing):
@@ -392,33 +221,6 @@ class Creating(Writing):
             )
             return prepared
         return _prepare(snapshot, relation, args, kwargs, self.limits, parse)
-
-
-def _prepare(
-    snapshot: Snapshot,
-    relation: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-    parse: Parse,
-) -> Parsed[CreateRequest]:
-    call = parse(args, kwargs, limits)
-    refuse_faults(snapshot, relation, call)
-    return call
-
-
-def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
-    plan = plan_create(catalog, relation, request)
-    return modify(
-        plan,
-        as_json(catalog, request.returning.form, plan.returning.outputs, plan.returning.embeds),
-    )
-
-
-MAX_JUDGED = 5000
-"""Rows that a model judges in one call: each becomes an object in the reactor's thread."""
-UNBOUNDED = 2**63
-"""Bytes: rows that only a model sees may weigh what they weigh."""
 
 
 class Changing(Writing):
@@ -620,6 +422,203 @@ class Changing(Writing):
             page_txn, snapshot.codec, statement, call.values, None, shape, retry=True
         )
         return answered_columns(statement), page.rows
+
+
+def _prepare(
+    snapshot: Snapshot,
+    relation: Relation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+    parse: Parse,
+) -> Parsed[CreateRequest]:
+    call = parse(args, kwargs, limits)
+    refuse_faults(snapshot, relation, call)
+    return call
+
+
+def refuse_faults(
+    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
+) -> None:
+    """
+    Check names, NOT NULL, lengths and enums, which the catalog knows.
+
+    Raises:
+        InvalidArgument: A column is unknown, or the database alone sets it.
+        InvalidRow: With every failing column of the first failing row.
+    """
+    request = call.request
+    if isinstance(request, CreateRequest):
+        refuse_names(relation, request.rows)
+        for at, row in enumerate(request.rows):
+            path = f"values.{at}" if request.many else None
+            _refuse(snapshot, relation, row, call.values, path, creating=True)
+    else:
+        refuse_names(relation, (request.changes,))
+        _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
+
+
+def _refuse(
+    snapshot: Snapshot,
+    relation: Relation,
+    row: Sequence[Assignment],
+    values: Sequence[Any],
+    path: str | None,
+    creating: bool,
+) -> None:
+    given = given_of(row, values)
+    left = frozenset(each.column for each in row if each.operand is None)
+    faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
+    if faults:
+        raise InvalidRow(relation.name, faults, path)
+
+
+async def admit_create(
+    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
+) -> Parsed[CreateRequest]:
+    """
+    Validate new rows by the model; return the call with the rows as the model left them.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+        NotAuthorized: The model sets a column that is not there for the caller's role.
+    """
+    model = snapshot.judge(relation)
+    values = Values(call.values)
+    rows = []
+    for at, row in enumerate(call.request.rows):
+        path = f"values.{at}" if call.request.many else "values"
+        given = given_of(row, call.values)
+        admitted = await model.admit_new(given, snapshot.codec, path)
+        rows.append(_merged(relation, row, given, admitted, path, values, snapshot))
+        await breathe(at)
+    return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
+
+
+async def admit_update(
+    snapshot: Snapshot,
+    relation: Relation,
+    call: Parsed[UpdateRequest],
+    current: Sequence[Mapping[str, Any]],
+    breathe: Breathe,
+) -> list[Parsed[UpdateRequest]]:
+    """
+    Validate the changes of rows by the model.
+
+    Args:
+        snapshot: For the model and the codec.
+        relation: Whose rows.
+        call: The update.
+        current: The rows as they are, whole, as dicts of wire values.
+        breathe: Lets the reactor turn, now and then.
+
+    Returns:
+        The calls to make instead: one, unless the model made something else of each row.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+        NotAuthorized: The model sets a column that is not there for the caller's role.
+    """
+    model, changes = snapshot.judge(relation), call.request.changes
+    given = given_of(changes, call.values)
+    said: list[dict[str, Any]] = []
+    found: list[Parsed[UpdateRequest]] = []
+    for at, row in enumerate(current):
+        admitted = await model.admit_change(row, given, snapshot.codec, "changes")
+        said.append({name: snapshot.codec.wire(value) for name, value in admitted.items()})
+        values = Values(call.values)
+        merged = _merged(relation, changes, given, admitted, "changes", values, snapshot)
+        target = Target(_key(relation, row, values), (), EVERYTHING)
+        request = replace(call.request, target=target, changes=merged)
+        found.append(replace(call, request=request, values=values.freeze()))
+        await breathe(at)
+    if not found:
+        return [call]
+    if all(each == said[0] for each in said):
+        request = replace(found[0].request, target=call.request.target)
+        return [replace(found[0], request=request)]
+    return found
+
+
+def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
+    """Return whether a write is for one row at most."""
+    if isinstance(request, CreateRequest):
+        return not request.many
+    return request.target.key is not None
+
+
+def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
+    """Return a write's answer in its form; `counted` where the caller cannot know the number."""
+    if returning.form == "json":
+        return _text(written, returning, many, counted)
+    if not returning.rows:
+        return {"affected": written.affected}
+    if returning.form == "lists":
+        answer = {"columns": list(written.columns), "rows": written.rows}
+        return {**answer, "affected": written.affected} if many and counted else answer
+    if not many:
+        return written.rows[0] if written.rows else None
+    return {"rows": written.rows, "affected": written.affected} if counted else written.rows
+
+
+def _text(written: Written, returning: Returning, many: bool, counted: bool) -> str:
+    if not returning.rows:
+        return json.dumps({"affected": written.affected})
+    if not many:
+        return str(written.rows[0]) if written.rows else "null"
+    return paged(written.rows, affected=written.affected) if counted else listed(written.rows)
+
+
+def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:
+    key = [row[name] for name in relation.primary_key]
+    return parse_key(key, values) if key else None
+
+
+def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
+    """Return a row's values by column, without those left to the defaults."""
+    return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
+
+
+def made_of(
+    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Return, as wire values, the columns of a row that its model has set or changed.
+
+    Raises:
+        NotAuthorized: A column of it is not there for the caller's role.
+    """
+    made = {
+        name: snapshot.codec.wire(value)
+        for name, value in admitted.items()
+        if name not in given or value is not given[name]
+    }
+    if not made.keys() <= relation.columns.keys():
+        raise NotAuthorized("the database's role may not write what the model's rules set")
+    return made
+
+
+def _merged(
+    relation: Relation,
+    row: Sequence[Assignment],
+    given: Mapping[str, Any],
+    admitted: Mapping[str, Any],
+    path: str,
+    values: Values,
+    snapshot: Snapshot,
+) -> tuple[Assignment, ...]:
+    """Keep what the model left alone as it came, and take over what it changed."""
+    changed = made_of(snapshot, relation, given, admitted)
+    kept = tuple(each for each in row if each.column not in changed)
+    return kept + assignments(changed, path, values)
+
+
+def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
+    plan = plan_create(catalog, relation, request)
+    return modify(
+        plan,
+        as_json(catalog, request.returning.form, plan.returning.outputs, plan.returning.embeds),
+    )
 
 
 def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

@@ -39,22 +39,11 @@ LARGEST_LOG = 1024 * 1024
 """Bytes; a larger one is put aside when it is opened."""
 
 
+COMMAND = [sys.executable, "-m", "schema.revision"]
+
+
 class NotReady(Exception):
     """The service cannot start; the message is one sentence: why, and what to do."""
-
-
-class Ended(ProcessProtocol):
-    """Fires `ended` with how a child has ended."""
-
-    def __init__(self) -> None:
-        self.ended: Deferred[str] = Deferred()
-        self.running = True
-
-    def processEnded(self, reason: Failure) -> None:
-        """Fire `ended`."""
-        self.running = False
-        done = reason.check(ProcessDone) is not None
-        self.ended.callback("it ended" if done else reason.getErrorMessage())
 
 
 class Supervised(Service, ABC):
@@ -207,6 +196,20 @@ class Supervised(Service, ABC):
                 self.logger.debug("{title} has ended already", title=self.title)
 
 
+class Ended(ProcessProtocol):
+    """Fires `ended` with how a child has ended."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[str] = Deferred()
+        self.running = True
+
+    def processEnded(self, reason: Failure) -> None:
+        """Fire `ended`."""
+        self.running = False
+        done = reason.check(ProcessDone) is not None
+        self.ended.callback("it ended" if done else reason.getErrorMessage())
+
+
 def tail(log: Path) -> bytes:
     """Read the end of a log."""
     if not log.exists():
@@ -221,9 +224,6 @@ def rotate(log: Path) -> None:
     """Rename a log that has become large; the one renamed before is overwritten."""
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
-
-
-COMMAND = [sys.executable, "-m", "schema.revision"]
 
 
 @dataclass(frozen=True)

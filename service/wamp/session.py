@@ -35,77 +35,15 @@ from service.wamp.auth import Login
 from service.wamp.errors import CANNOT_AUTHENTICATE, in_line, refusal
 from service.wamp.serializer import MessageSizes, Undecodable, error_of
 
-
-@implementer(IPushProducer)
-class Outflow:
-    """
-    The producer of one connection, registered while a call sends parts: use it with `with`.
-
-    A connection with a paused producer would not close, so it has none at other times.
-
-    Args:
-        transport: Of the connection.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-        self._users = 0
-        self._paused = False
-        self._waiting: list[Deferred[None]] = []
-
-    def __enter__(self) -> Outflow:
-        self._users += 1
-        if self._users == 1:
-            self._transport.registerProducer(self, True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._users -= 1
-        if not self._users:
-            self._transport.unregisterProducer()
-            self.resumeProducing()
-
-    def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when more may be sent; it can be cancelled."""
-        done: Deferred[None] = Deferred(self._waiting_no_more)
-        if self._paused:
-            self._waiting.append(done)
-        else:
-            done.callback(None)
-        return done
-
-    def pauseProducing(self) -> None:
-        """Record that the buffer is full."""
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        """Fire what waits for the buffer."""
-        self._paused = False
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
-
-    def stopProducing(self) -> None:
-        """Fire what waits: it finds that the connection is lost."""
-        self.resumeProducing()
-
-    def _waiting_no_more(self, done: Deferred[None]) -> None:
-        if done in self._waiting:
-            self._waiting.remove(done)
-
-
-events = Logger()
+log = Logger()
 
 Full = Callable[[int | None, int], ServiceError | None]
 """Called with a caller's session and the bytes of its call."""
 
 DETAILS = "details"
 """The keyword under which an endpoint gets the call's details, after `args` and `kwargs`."""
+
+TOPIC = "wamp.session.on_leave"
 
 
 class SafeSession(ApplicationSession):
@@ -218,7 +156,7 @@ class SafeSession(ApplicationSession):
     def onUserError(self, fail: Any, msg: str) -> None:
         """Log what is not a refusal; those are logged, or need no log, where they are made."""
         if not isinstance(fail.value, ApplicationError):
-            events.failure("in a session: {text}", fail, text=msg)
+            log.failure("in a session: {text}", fail, text=msg)
 
     def _problem(self, msg: Any) -> ServiceError | None:
         # A CALL's `forward_for` is its sender's own word; the router takes the first entry for the
@@ -249,11 +187,6 @@ class SessionObserver(Protocol):
 
     def left(self) -> None:
         """Cancel what cannot be answered any more; the session is gone."""
-
-
-log = Logger()
-
-TOPIC = "wamp.session.on_leave"
 
 
 class Departures:
@@ -289,3 +222,66 @@ class Departures:
     def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
         if args and isinstance(args[0], int):
             self._departed(args[0])
+
+
+@implementer(IPushProducer)
+class Outflow:
+    """
+    The producer of one connection, registered while a call sends parts: use it with `with`.
+
+    A connection with a paused producer would not close, so it has none at other times.
+
+    Args:
+        transport: Of the connection.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._users = 0
+        self._paused = False
+        self._waiting: list[Deferred[None]] = []
+
+    def __enter__(self) -> Outflow:
+        self._users += 1
+        if self._users == 1:
+            self._transport.registerProducer(self, True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            self._transport.unregisterProducer()
+            self.resumeProducing()
+
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when more may be sent; it can be cancelled."""
+        done: Deferred[None] = Deferred(self._waiting_no_more)
+        if self._paused:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def pauseProducing(self) -> None:
+        """Record that the buffer is full."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Fire what waits for the buffer."""
+        self._paused = False
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def stopProducing(self) -> None:
+        """Fire what waits: it finds that the connection is lost."""
+        self.resumeProducing()
+
+    def _waiting_no_more(self, done: Deferred[None]) -> None:
+        if done in self._waiting:
+            self._waiting.remove(done)
