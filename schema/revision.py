@@ -45,7 +45,7 @@ SELECT current_setting('server_version'), current_user::text,
 
 
 @dataclass(frozen=True)
-class Database:
+class Facts:
     """
     What a look at the database found.
 
@@ -133,7 +133,7 @@ def inspect(
     return Report(problem, found.server, found.limit, revision, title, found.relations)
 
 
-def look(dsn: str, known: Iterable[str]) -> Database:
+def look(dsn: str, known: Iterable[str]) -> Facts:
     """Read what there is to know; `known` are this project's revisions."""
     connection = psycopg2.connect(dsn)
     try:
@@ -147,11 +147,11 @@ def look(dsn: str, known: Iterable[str]) -> Database:
     finally:
         connection.close()
     ours = mark == MARK or not set(versions).isdisjoint(known)
-    return Database(server.split()[0], role, creates, limit, relations, versions, ours)
+    return Facts(server.split()[0], role, creates, limit, relations, versions, ours)
 
 
 def _objection(
-    found: Database,
+    found: Facts,
     scripts: ScriptDirectory,
     upgrade: bool,
     connections: int,

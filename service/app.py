@@ -45,7 +45,7 @@ from service.embedded.child import (
     inspect_database,
     upgrade_database,
 )
-from service.embedded.crossbar import Router, obstacle
+from service.embedded.crossbar import Crossbar, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.models.registry import Models
 from service.procedures.registry import REGISTERED, available, procedures
@@ -143,7 +143,7 @@ class Rowcast(MultiService):
 
     async def _start(self) -> None:
         settings = self.settings
-        router = self._add(Router(self._reactor, settings)) if settings.embedded_router else None
+        router = self._add(Crossbar(self._reactor, settings)) if settings.embedded_router else None
         if settings.place.embedded:
             await self._add(Postgres(self._reactor, settings.place.cluster)).started()
         await self._prepare()
@@ -158,7 +158,7 @@ class Rowcast(MultiService):
             self._progress("postgres", postgres_line(settings, report))
             self._progress("schema", schema_line(report))
 
-    async def _join(self, router: Router | None) -> None:
+    async def _join(self, router: Crossbar | None) -> None:
         config = wamp_config(self.settings, router)
         serving = self._add(Serving(self.settings, self._reactor, config))
         if router is not None:
@@ -371,7 +371,7 @@ def preflight(settings: Settings) -> DatabaseReport:
     return inspect_database(settings.place, settings.pool_max + LISTENERS)
 
 
-def wamp_config(settings: Settings, router: Router | None) -> WampConfig:
+def wamp_config(settings: Settings, router: Crossbar | None) -> WampConfig:
     """Return how to join the embedded router, or the settings' own."""
     if router is not None:
         # The router is a child on this machine: trying often costs nothing.

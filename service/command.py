@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
-from service.wamp.caller import CallRefused, NotJoined, Place, call_once
+from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once
 from service.wamp.errors import visible
 
 KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export"})
@@ -176,7 +176,7 @@ def _binary(value: Any) -> str:
 
 def run_call(
     reactor: Any,
-    place: Place,
+    place: CallTarget,
     uri: str,
     words: Sequence[str],
     printer: Printer,
@@ -217,7 +217,7 @@ def run_call(
 
 def known(reactor: Any, settings: Settings, begun: str) -> list[str]:
     """Return the names of procedures that begin so, asked of the service as anybody."""
-    place = Place(default_url(settings), settings.realm)
+    place = CallTarget(default_url(settings), settings.realm)
     uri = full_uri(settings.prefix, "describe")
     with redirect_stderr(StringIO()):
         document, status = _wait(reactor, call_once, place, uri, [], {}, None)
@@ -252,7 +252,7 @@ def full_uri(prefix: str, procedure: str) -> str:
     return uri
 
 
-def place_at(url: str, realm: str, login: Login) -> Place:
+def place_at(url: str, realm: str, login: Login) -> CallTarget:
     """
     Return where to call.
 
@@ -267,7 +267,7 @@ def place_at(url: str, realm: str, login: Login) -> Place:
         login.extra()
     except Exception as error:
         raise BadArgument(f"--key {error}") from None
-    return Place(url, realm, login)
+    return CallTarget(url, realm, login)
 
 
 def login(authid: str | None, ticket: str | None, key: str | None) -> Login:

@@ -237,7 +237,9 @@ class Upload:
         self._first = first
         self._names = first.columns
         ruled = snapshot.judge(relation).ruled
-        self._judged = Judged(database, snapshot, relation, first.columns) if ruled else None
+        self._validator = (
+            RowValidator(database, snapshot, relation, first.columns) if ruled else None
+        )
         self._csv: bool | None = None
         self._begun = False
         self._head = ""
@@ -261,16 +263,18 @@ class Upload:
             raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
         if call.csv is None:
             rows = call.rows or ()
-            await self._put(await self._judged.of_rows(rows) if self._judged else rows)
+            await self._put(await self._validator.of_rows(rows) if self._validator else rows)
             return
         text = call.csv if self._begun else call.csv.removeprefix(MARK)
         self._begun = True
-        await self._put(await self._judged.of_csv(text) if self._judged else self._headed(text))
+        await self._put(
+            await self._validator.of_csv(text) if self._validator else self._headed(text)
+        )
 
     async def finish(self) -> int:
         """Commit; return the number of rows written."""
-        if self._csv and self._judged:
-            await self._put(await self._judged.of_csv("", last=True))
+        if self._csv and self._validator:
+            await self._put(await self._validator.of_csv("", last=True))
         if self._head:  # and no rows
             await self._put(self._head)
         if self._feed is None or self._written is None:
@@ -325,7 +329,7 @@ class Upload:
 
     async def _columns(self, given: Any) -> list[tuple[str, str]]:
         """Return the columns of the import, each with the path that names it."""
-        if self._names is not None and not self._judged:  # a model may add to what was named
+        if self._names is not None and not self._validator:  # a model may add to what was named
             return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
         if isinstance(given, str):
             return [(name, f"csv.{name}") for name in header_of(given)]
@@ -371,7 +375,7 @@ def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-class Judged:
+class RowValidator:
     """
     Validates the rows of an import by the model of their relation.
 
@@ -392,7 +396,7 @@ class Judged:
         self._database = database
         self._snapshot = snapshot
         self._relation = relation
-        self._judge = snapshot.judge(relation)
+        self._model = snapshot.judge(relation)
         self._names = columns
         self._rest = ""
         self._line = 0
@@ -444,7 +448,7 @@ class Judged:
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._judge.admit_new(given, self._snapshot.codec, path)
+        admitted = await self._model.admit_new(given, self._snapshot.codec, path)
         return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ CODE = PROJECT / "router"
 """What runs in the router's own process."""
 
 
-class Router(Supervised):
+class Crossbar(Supervised):
     """
     Writes the node's configuration and runs the node.
 

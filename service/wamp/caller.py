@@ -13,7 +13,7 @@ from autobahn.wamp.types import CallOptions, SessionDetails
 from twisted.internet.defer import Deferred
 
 from service.wamp.auth import Anonymous, Login
-from service.wamp.client import CONNECT_TIMEOUT, Router
+from service.wamp.client import CONNECT_TIMEOUT, RouterAddress
 from service.wamp.errors import refusal
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
@@ -52,7 +52,7 @@ class CallRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
+class CallTarget:
     """
     Where calls are made.
 
@@ -69,7 +69,7 @@ class Place:
 
 async def call_once(
     reactor: Any,
-    place: Place,
+    place: CallTarget,
     uri: str,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -99,7 +99,7 @@ async def call_once(
         joined.callback(session)
 
     session = SafeSession(place.realm, place.login, has_joined, lambda _: None)
-    router = Router.from_url(place.url)
+    router = RouterAddress.from_url(place.url)
     factory = router.factory(reactor, lambda: session, SafeSerializer(refusal, LARGEST))
     try:
         protocol: Any = await router.endpoint(reactor).connect(factory)

@@ -94,7 +94,7 @@ class WampClient(Service):
         self._reactor = reactor
         self._config = config
         self._observers = observers
-        self._routers = [Router.from_url(url) for url in config.urls]
+        self._routers = [RouterAddress.from_url(url) for url in config.urls]
         self.joined = False
         self._session: SafeSession | None = None
         self._transport: Any = None
@@ -152,7 +152,7 @@ class WampClient(Service):
         delay = self._config.first_delay * 1.5 ** min(rounds - 1, 20)
         return min(delay, self._config.max_delay) * random.uniform(0.7, 1.0)
 
-    async def _attempt(self, router: Router) -> None:
+    async def _attempt(self, router: RouterAddress) -> None:
         """Connect, and stay until the connection is lost."""
         self._reason = ""
         try:
@@ -216,7 +216,7 @@ class WampClient(Service):
         for observer in self._observers:
             observer.displaced(registration)
 
-    def _ended(self, router: Router) -> None:
+    def _ended(self, router: RouterAddress) -> None:
         session, self._session, self._transport = self._session, None, None
         self.joined = False
         for observer in reversed(self._observers):
@@ -231,7 +231,7 @@ class WampClient(Service):
         if self._transport is not None:
             self._transport.abortConnection()
 
-    def _log_once(self, router: Router, reason: str) -> None:
+    def _log_once(self, router: RouterAddress, reason: str) -> None:
         """Log a failure once until the next session; a router may be away for hours."""
         reason = in_line(reason, 1000)
         if (router.url, reason) not in self._logged:
@@ -262,7 +262,7 @@ class WampClient(Service):
                 late.cancel()
 
 
-class Router(Address):
+class RouterAddress(Address):
     """One address of a router, and the way there."""
 
     __slots__ = ()

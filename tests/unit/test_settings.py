@@ -14,7 +14,7 @@ import pytest
 
 from schema.database import InvalidUrl, Place, parse, reason
 from service.settings import OTHER_NAMES, InvalidSettings, Settings, load
-from service.wamp.client import Router
+from service.wamp.client import RouterAddress
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -95,7 +95,7 @@ def test_routers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, url: str) -> No
     (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
     assert said.startswith("ROWCAST_ROUTER_URL should ")
     with pytest.raises(ValueError, match="should "):
-        [Router.from_url(each) for each in url.split(",")]
+        [RouterAddress.from_url(each) for each in url.split(",")]
 
 
 def test_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from twisted.python.threadpool import ThreadPool
 
 from service.embedded import crossbar as router
 from service.embedded.child import FIRST_PAUSE, LARGEST_LOG, STEADY, Supervised
-from service.embedded.crossbar import Router
+from service.embedded.crossbar import Crossbar
 from service.settings import Settings
 
 
@@ -121,7 +121,7 @@ def test_who_has_the_port_is_found_in_a_thread(
 
     monkeypatch.setattr(router, "obstacle", look)
     pool.start()
-    Router(reactor, Settings(state=tmp_path)).startService()
+    Crossbar(reactor, Settings(state=tmp_path)).startService()
     pool.stop()
     assert len(seen) == 1
     assert seen != [threading.get_ident()]

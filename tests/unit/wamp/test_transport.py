@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.client import Router
+from service.wamp.client import RouterAddress
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from service.wamp.client import Router
 )
 def test_from_url(url: str, found: tuple[str, str, int, str]) -> None:
     """Each scheme says where the router is."""
-    router = Router.from_url(url)
+    router = RouterAddress.from_url(url)
     assert (router.scheme, router.host, router.port, router.path) == found
     assert router.url == url
 
@@ -31,11 +31,11 @@ def test_from_url(url: str, found: tuple[str, str, int, str]) -> None:
 def test_not_a_url(url: str) -> None:
     """What is no router's URL is refused with what is."""
     with pytest.raises(ValueError, match="unix:"):
-        Router.from_url(url)
+        RouterAddress.from_url(url)
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "http", "-1"])
 def test_not_a_port(port: str) -> None:
     """A port that there cannot be is refused."""
     with pytest.raises(ValueError, match="port from 1 to 65535"):
-        Router.from_url(f"ws://h:{port}/ws")
+        RouterAddress.from_url(f"ws://h:{port}/ws")
