@@ -67,6 +67,11 @@ class Address:
         host, port = _place(url)
         if scheme not in PORTS or not host:
             raise ValueError("should be ws://, wss://, rs://, rss:// and a host, or unix:path")
+        if "@" in url.partition("?")[0]:  # it would stand in the log, and is not what logs in
+            raise ValueError(
+                "should have no user or password: set ROWCAST_AUTHID with ROWCAST_TICKET,"
+                " or ROWCAST_KEY_FILE"
+            )
         port = PORTS[scheme] if port is None else port
         if not 0 < port < 65536:
             raise ValueError("should have a port from 1 to 65535")

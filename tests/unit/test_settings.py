@@ -98,6 +98,18 @@ def test_routers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, url: str) -> No
         [RouterAddress.from_url(each) for each in url.split(",")]
 
 
+@pytest.mark.parametrize(
+    "url", ["wss://app:s3cret@h/ws", "rs://s3cret@h:9000", "ws://app:s3cret/x@h/ws"]
+)
+def test_router_url_with_password_is_refused_without_it(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """It would be logged, and logs nobody in."""
+    (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
+    assert said.startswith("ROWCAST_ROUTER_URL should ")
+    assert "s3cret" not in said
+
+
 def test_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slip of the pen does not pass in silence."""
     assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [
