@@ -292,7 +292,7 @@ class RouterAddress(Address):
         )
         factory.protocol = WebSocket
         factory.setProtocolOptions(
-            openHandshakeTimeout=CONNECT_TIMEOUT,
+            openHandshakeTimeout=0,  # ours covers it, and knows what the connection waits for
             autoPingInterval=PING_EVERY,
             autoPingTimeout=PING_WITHIN,
             tcpNoDelay=True,
