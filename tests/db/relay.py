@@ -68,10 +68,10 @@ class Relay:
 
     def _relay(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX)
-        server.connect(self._target)
         back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
-        back.start()
         with client, server, contextlib.suppress(OSError, EOFError):
+            server.connect(self._target)  # which fails while the server is away
+            back.start()
             first = _read(client, 4)
             rest = _read(client, struct.unpack("!i", first)[0] - 4)
             if len(rest) == 12:  # a cancel request: code, process, secret
@@ -85,7 +85,8 @@ class Relay:
                     self.messages.append(body[:-1])
                 self.flows.wait()
                 server.sendall(head + body)
-        back.join(5)
+        if back.ident is not None:
+            back.join(5)
 
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
