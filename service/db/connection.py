@@ -17,14 +17,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
 from psycopg2 import extensions
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
 from psycopg2.sql import Composable
 
 from service.db.guard import GUARD
+
+if TYPE_CHECKING:
+    from service.db.session import Identity
+    from service.db.transaction import Actor
 
 Words = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
@@ -102,6 +106,10 @@ class PgCursor(extensions.cursor):
         if connection.opening is None:
             super().execute(query, vars)
             return
+        if self.name is not None:  # psycopg2 makes a DECLARE of the text, all of it
+            connection.command("")
+            super().execute(query, vars)
+            return
         if isinstance(query, Composable):
             query = query.as_string(self)
         try:
@@ -109,8 +117,15 @@ class PgCursor(extensions.cursor):
                 super().execute(connection.opening.encode() + query, vars)
             else:
                 super().execute(connection.opening + query, vars)
-        finally:
-            connection.note_begun()
+        except BaseException:
+            # Refused by psycopg2 itself, as with a value that it cannot write, nothing was sent.
+            if (
+                connection.closed
+                or connection.get_transaction_status() != TRANSACTION_STATUS_INTRANS
+            ):
+                connection.note_begun()
+            raise
+        connection.note_begun()
 
     def executemany(self, query: Words, vars_list: Any) -> None:
         """Send a statement many times, after the noted BEGIN."""
@@ -220,6 +235,8 @@ class PgConnection(extensions.connection):
         touched: Whether something may have run that left things behind in the session.
         counted: Whether a row may have been created, whose number `lastval` would give.
         single_use: Whether there is code that leaves behind what no statement takes away.
+        path_words: The statement that sets the session's own `search_path` for a transaction.
+        actor: As whom statements of the open transaction run now; None if that is not known.
     """
 
     opening: str | None = None
@@ -235,6 +252,11 @@ class PgConnection(extensions.connection):
     touched = False
     counted = False
     single_use = False
+    path_words = ""
+    actor: Actor | None = None
+    _undo = ""
+    _strayed = False
+    _identity: Identity | None = None
     epoch = 0
     opened_at = 0.0
     address = ""
@@ -369,7 +391,7 @@ class PgConnection(extensions.connection):
 
         It must not see the `lastval` of another caller's row.
         """
-        self.touched = True
+        self.touched = self._strayed = True
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
                 self.command(DISCARD_SEQUENCES)
@@ -452,11 +474,34 @@ class PgConnection(extensions.connection):
         """
         self.extra_time = 0.0
         self.idle = self.idle_limit
+        self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:
             words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
         else:
             words += f";{DISCARD_SEQUENCES if self.counted else ''}"
         self.opening = words + identity
+
+    def act(self, actor: Actor) -> None:
+        """
+        Note as whom the statements of the open transaction run from now on.
+
+        Nothing is sent, as the next statement takes it along; nothing at all for the actor of the
+        statement before. Another actor of the same identity sets it anew where what ran since may
+        have set something itself: a function can, and neither it nor a trigger may say as whom
+        somebody else's statement runs.
+        """
+        if actor is self.actor:
+            return
+        begun = self.get_transaction_status() != TRANSACTION_STATUS_IDLE
+        before, identity = self._identity, actor.identity
+        if not begun and self.actor is None:
+            self.opening = f"{self.opening or ''}{identity.words}"
+        elif self.actor is None or identity != before or (self._strayed and identity.words):
+            undo = "" if self._undo == identity.undo else self._undo
+            self.opening = f"{self.opening or ''}{self.path_words}{undo}{identity.words}"
+        if identity.undo not in self._undo:
+            self._undo += identity.undo
+        self.actor, self._identity, self._strayed = actor, identity, False
 
     def assume(self, identity: str) -> None:
         """Note that each statement from now on stands alone, and under which identity."""

@@ -73,7 +73,11 @@ class Database:
 
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[Actor]:
-        """Run the statements of the body under an identity; yields the actor that counts them."""
+        """
+        Run the statements of the body under an identity; yields the actor that counts them.
+
+        Inside a transaction, too: each operation of a batch has its schema's `search_path`.
+        """
         actor = Actor(identity)
         token = self._actor.set(actor)
         try:
@@ -129,10 +133,9 @@ class Database:
             TransactionClosed: The caller's transaction has already ended.
             psycopg2.Error: As PostgreSQL said it.
         """
-        level = self._level.get()
+        level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(function, *args, reads=retry, timeout=timeout)
-        actor = self._actor.get()
+            return level.run(function, *args, actor=actor, reads=retry, timeout=timeout)
         how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 
@@ -166,10 +169,9 @@ class Database:
         Raises:
             OutcomeUnknown: The connection was lost during COMMIT.
         """
-        level = self._level.get()
+        level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(nested_txn, function, *args, reads=retry, timeout=timeout)
-        actor = self._actor.get()
+            return level.run(nested_txn, function, *args, actor=actor, reads=retry, timeout=timeout)
         words = begin_statement(isolation, read_only), actor.identity.words
         job = Job(atomic_txn, (*words, function, *args), retry)
         return self._submit(job, actor, timeout, read_only)

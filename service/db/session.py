@@ -74,10 +74,12 @@ class Identity:
     Args:
         words: For what follows in the transaction.
         session: For what follows in the session, until it is cleaned.
+        undo: Takes `words` back for the rest of the transaction, less the `search_path`.
     """
 
     words: str = ""
     session: str = ""
+    undo: str = ""
 
 
 OWN_IDENTITY = Identity()
@@ -101,7 +103,8 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
         found = assigned(settings, local) if settings else ""
         return found + (preferred(schema, local) if schema else "")
 
-    return Identity(words(True), words(False))
+    undo = "".join(f"SET LOCAL {name} TO DEFAULT;" for name in settings)
+    return Identity(words(True), words(False), undo)
 
 
 Dsn = Callable[[], str]
@@ -169,12 +172,9 @@ class SessionSettings:
         limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
         return {name: str(round(getattr(self, name) * 1000)) for name in limits}
 
-    def path_words(self, given: str, local: bool) -> str:
-        """Return the statement that puts our schemas before a `search_path`; "" if there are none."""
-        if not self.schemas:
-            return ""
-        path = ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
-        return searched(path, local)
+    def path(self, given: str) -> str:
+        """Return a `search_path` with our schemas before those that are given."""
+        return ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
 
     def cap_words(self, limit: float) -> str:
         """Return the statement for our timeout in a session that has a longer one, or none; else ""."""
@@ -251,7 +251,9 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
         capped = "" if pooled else settings.cap_words(limit)
         connection.time_limit = settings.statement_timeout if pooled or capped else limit
         connection.idle_limit = settings.idle_in_transaction_session_timeout
-        words = settings.path_words(path, pooled)
+        path = settings.path(path)
+        connection.path_words = searched(path)
+        words = searched(path, local=pooled) if settings.schemas else ""
         if pooled:
             connection.prepare(settings.words() + words)
         else:

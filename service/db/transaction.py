@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, cursor
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS, cursor
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
 from twisted.python.failure import Failure
 
@@ -127,6 +127,14 @@ def atomic_txn(
     return result
 
 
+def acting_txn(
+    connection: PgConnection, actor: Actor, function: Callable[..., Any], *args: Any
+) -> Any:
+    """Run a function in the open transaction, with the role, claims and `search_path` of an actor."""
+    connection.act(actor)
+    return function(connection, *args)
+
+
 def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """Run a function inside a savepoint of the open transaction."""
     connection.command("SAVEPOINT atomic")
@@ -175,8 +183,9 @@ def commit_txn(connection: PgConnection) -> None:
         OutcomeUnknown: It died while COMMIT was on its way.
         TransactionAborted: The server answered ROLLBACK.
     """
-    if connection.opening is not None:
-        connection.opening = None
+    noted, connection.opening = connection.opening, None
+    idle = connection.closed or connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
+    if noted is not None and idle:
         return
     if not connection.alive():
         raise Unavailable("the database connection was lost before COMMIT")
@@ -196,9 +205,9 @@ def commit_txn(connection: PgConnection) -> None:
 
 def rollback_txn(connection: PgConnection) -> None:
     """Roll back the transaction, if it has begun."""
-    if connection.opening is None and not connection.closed:
-        connection.clean()
     connection.opening = None
+    if not connection.closed:
+        connection.clean()
 
 
 def undo_txn(connection: PgConnection, savepoint: str) -> None:
@@ -213,6 +222,7 @@ def undo_txn(connection: PgConnection, savepoint: str) -> None:
     except BaseException:
         connection.close()
         raise
+    connection.actor = None  # as whom statements run was undone, too, if it was set since
 
 
 def retryable(error: BaseException) -> bool:
@@ -277,17 +287,28 @@ class Level(ABC):
         self.child: Level | None = None
 
     def run(
-        self, function: Callable[..., Any], *args: Any, reads: bool = False, **how: Any
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        actor: Actor,
+        reads: bool = False,
+        timeout: float | None = None,
     ) -> Deferred[Any]:
         """
         Run a function in the transaction's worker, once no savepoint is open in this level.
 
-        With `reads` it leaves everything as it is; `timeout` is as in `Database.run`.
+        Args:
+            function: As that of `Database.run`.
+            args: For the function.
+            actor: As whom its statements run; the level's own counts them.
+            reads: Whether it leaves everything as it is.
+            timeout: Seconds after which it is stopped.
 
         Raises:
             TransactionClosed: The level has ended.
         """
-        return self.actor.sends(self._in_turn(function, *args, **how), reads)
+        done = self._in_turn(acting_txn, actor, function, *args, timeout=timeout)
+        return self.actor.sends(done, reads)
 
     def _in_turn(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
@@ -379,7 +400,7 @@ class Transaction(Level):
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words, self.actor.identity.words)
+        connection.begin(self._words)
         while (job := self._next(connection)) is not None:
             server.worker.execute(job, partial(server.worker.perform, connection=connection))
 

@@ -88,3 +88,24 @@ async def test_a_session_goes_back_to_the_first_schema(db: Callee) -> None:
     """What another schema's call looked up first holds for that call alone."""
     for prefix, place in PLACES * 3:
         assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_operations_of_one_transaction_have_the_path_of_their_schemas(db: Callee) -> None:
+    """Each finds what is beside it, after any other, and after a savepoint was rolled back."""
+
+    async def fails() -> None:
+        async with db.database.transaction():
+            await db.call_as(BUYER, 'o"dd%20%25s.fn.names')
+            raise Boom
+
+    async with db.database.transaction():
+        for prefix, place in PLACES * 2:
+            assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]
+            with pytest.raises(Boom):
+                await fails()
+            assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]
+
+
+class Boom(Exception):
+    """Raised on purpose."""
