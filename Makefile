@@ -11,6 +11,9 @@ BIN := .venv/bin
 # With a router of one's own there is no need for another.
 ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
+# The rules and procedures of the tables that come with the project; yours may take their place.
+run: export ROWCAST_APP ?= app
+
 .PHONY: run test check lint migrations covered clean .venv .venv-router
 
 run:

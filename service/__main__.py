@@ -159,12 +159,13 @@ def document(role: str | None) -> dict[str, Any]:
     """Describe the database, or end with the problem."""
     from schema.database import EmbeddedFailed
     from service.described import described
+    from service.procedures.application import InvalidApplication
 
     settings = read()
     try:
         with settings.place.running() as dsn:
             return described(settings, dsn, role)
-    except (EmbeddedFailed, OSError) as error:
+    except (EmbeddedFailed, InvalidApplication, OSError) as error:
         fail(str(error))
 
 

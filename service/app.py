@@ -48,7 +48,8 @@ from service.embedded.child import (
 from service.embedded.crossbar import Crossbar, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.models.registry import Models
-from service.procedures.registry import REGISTERED, available, procedures
+from service.procedures.application import InvalidApplication, load
+from service.procedures.registry import procedures
 from service.request.read import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds
@@ -210,7 +211,8 @@ class Serving(Service):
             settings.max_bytes,
             roles,
         )
-        models = Models(self.database)
+        app = load(settings.app)
+        models = Models(self.database, app.models)
         self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
         self.listener = Listener(
             reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
@@ -231,7 +233,7 @@ class Serving(Service):
             callee.departed(session)
 
         self.client = WampClient(reactor, config, [callee, Departures(departed)])
-        written = procedures(self.database, models, lambda: self.hub.served.codec)
+        written = procedures(self.database, models, lambda: self.hub.served.codec, app.procedures)
         status = StatusProcedures(
             self.hub,
             self.database,
@@ -239,7 +241,9 @@ class Serving(Service):
             metadata.version("rowcast"),
             {"router": lambda: callee.serving, "listener": lambda: self.listener.listening},
             callee.meter.snapshot,
-            lambda: {name: each for name, each in REGISTERED.items() if available(name)},
+            lambda: {
+                name: each.function for name, each in app.procedures.items() if each.available
+            },
             settings.max_bytes,
         )
         self.hub.refresh = self.catalogs.refresh
@@ -344,6 +348,10 @@ def obstacles(settings: Settings) -> None:
     Raises:
         NotReady: It cannot start.
     """
+    try:
+        load(settings.app)
+    except InvalidApplication as error:
+        raise NotReady(str(error)) from error
     holder = settings.place.cluster.claim.held() if settings.place.embedded else ""
     if holder.startswith(HOLDER):
         raise NotReady(already_runs(holder))

@@ -11,7 +11,7 @@ from service.db.introspect import read_catalog
 from service.describe.document import describe
 from service.describe.verbs import VERBS
 from service.models.registry import fits
-from service.procedures.registry import NEEDED, REGISTERED
+from service.procedures.application import load
 from service.settings import Settings
 
 
@@ -29,8 +29,8 @@ def described(settings: Settings, dsn: str, role: str | None = None) -> dict[str
     """
     catalog = read_catalog(dsn, settings.schemas, role)
     written = {
-        name: function
-        for name, function in REGISTERED.items()
-        if all(fits(model, catalog) for model in NEEDED[name])
+        name: declared.function
+        for name, declared in load(settings.app).procedures.items()
+        if all(fits(model, catalog) for model in declared.needs)
     }
     return describe(catalog, settings.prefix, metadata.version("rowcast"), VERBS, written)

@@ -159,6 +159,7 @@ OTHER_NAMES = {
     "anonymous": "ANONROLE DBANONROLE ANON ANONYMOUSROLE GUEST",
     "prefix": "URIPREFIX NAMESPACE TOPICPREFIX",
     "schemas": "SCHEMA DBSCHEMA DBSCHEMAS SEARCHPATH",
+    "app": "APPS MODULE MODULES IMPORT IMPORTS INCLUDE PLUGINS EXTENSIONS PROCEDURES MODELS",
     "pool_max": "POOLSIZE POOL MAXCONNECTIONS CONNECTIONS DBPOOL MAXPOOL",
     "pool_timeout": "ACQUIRETIMEOUT CONNECTIONTIMEOUT DBPOOLACQUISITIONTIMEOUT WAIT",
     "statement_timeout": "TIMEOUT QUERYTIMEOUT CALLTIMEOUT",
@@ -238,6 +239,10 @@ class Settings(BaseSettings):
     prefix: Uri = Field(default="rowcast", description="what the URIs of procedures begin with")
     schemas: Names = Field(
         default=("public",), min_length=1, description="schemas served, comma separated"
+    )
+    app: Names = Field(
+        default=(),
+        description="modules of one's own with models and procedures, comma separated",
     )
     pool_max: Count = Field(default=5, description="connections for calls; one more listens")
     pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")

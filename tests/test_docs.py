@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,6 @@ from service.db import literals
 from service.db.thread import in_thread
 from service.describe.errors import BY_VERB
 from service.embedded.crossbar import FILE
-from service.procedures.registry import REGISTERED
 from service.request import aggregate, arguments, embeds, filters, read, select
 from service.request.names import RESERVED
 from service.settings import Settings, variable
@@ -72,15 +72,14 @@ def quoted(cell: str) -> list[str]:
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
     """Serve the schema that comes with the project, and the procedure of the page."""
-    known = set(REGISTERED)
     (example,) = [each for each in code(DOCS / "procedures.md", "python") if "@procedure" in each]
-    exec(compile(example, "docs/procedures.md", "exec"), {"__name__": "example"})
+    module = sys.modules["page_of_procedures"] = ModuleType("page_of_procedures")
+    exec(compile(example, "docs/procedures.md", "exec"), vars(module))
     try:
-        async with served(migrated, router) as serving:
+        async with served(migrated, router, app=("app", module.__name__)) as serving:
             yield serving
     finally:
-        for name in REGISTERED.keys() - known:
-            del REGISTERED[name]
+        del sys.modules[module.__name__]
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
@@ -363,7 +362,7 @@ def test_errors_of_each_verb() -> None:
 
 async def commanded(dsn: str, *command: str) -> str:
     """Give what a command of the service prints."""
-    environ = {"HOME": str(ROOT), "DATABASE_URL": dsn}
+    environ = {"HOME": str(ROOT), "DATABASE_URL": dsn, "ROWCAST_APP": "app"}
     return await printed(environ, sys.executable, "-m", "service", *command)
 
 

@@ -18,13 +18,10 @@ from twisted.logger import Logger
 
 from service.catalog import Catalog, ForeignKey, Relation
 from service.db.database import Database
-from service.models.action import Action
-from service.models.driver import Driver
 from service.models.meta import Meta, Values
 from service.models.model import Model
 from service.models.relationships import BelongsTo, Ends, HasMany, HasOne, Relationship
 from service.models.twistar import CallerPool, PgConfig
-from service.models.vehicle import Vehicle
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,6 @@ def _ends(name: str, key: ForeignKey, kind: type[Relationship], other: Callable[
 
 log = Logger()
 
-WRITTEN: tuple[type[Model], ...] = (Action, Driver, Vehicle)
-"""Models with rules of their own; they win over generated ones of the same relation."""
-
 Place = tuple[str, str]
 """Schema and name of a relation."""
 
@@ -189,10 +183,10 @@ class Models:
 
     Args:
         database: Where their statements go.
-        written: Models written by hand.
+        written: Models written by hand; they win over generated ones of the same relation.
     """
 
-    def __init__(self, database: Database, written: Iterable[type[Model]] = WRITTEN) -> None:
+    def __init__(self, database: Database, written: Iterable[type[Model]] = ()) -> None:
         self._database = database
         self._written = tuple(written)
         self._lacking: dict[type[Model], list[str]] = {}

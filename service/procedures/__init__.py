@@ -1,7 +1,1 @@
-"""
-Procedures written by hand with twistar models; every module of them is named here.
-"""
-
-from service.procedures import actions
-
-__all__ = ["actions"]
+"""Procedures written by hand with twistar models, and the modules that they come from."""

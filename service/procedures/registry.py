@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from twistar.exceptions import ImaginaryTableError
 
@@ -42,17 +42,31 @@ class Call:
         return model.wire(self.codec)
 
 
-REGISTERED: dict[str, Function] = {}
-"""Procedures by name, as the modules of this room have declared them."""
+F = TypeVar("F", bound=Function)
 
 
-NEEDED: dict[str, tuple[type[Model], ...]] = {}
-"""Models that declared procedures cannot do without, by the procedures' names."""
-
-
-def procedure(name: str, *needs: type[Model]) -> Callable[[Function], Function]:
+@dataclass(frozen=True)
+class Declared:
     """
-    Declare a procedure.
+    A procedure as its module declares it.
+
+    Args:
+        function: It.
+        needs: Models that it cannot do without.
+    """
+
+    function: Function
+    needs: tuple[type[Model], ...] = ()
+
+    @property
+    def available(self) -> bool:
+        """Whether the database now served has all that it needs."""
+        return all(model.META is not None for model in self.needs)
+
+
+def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
+    """
+    Declare a procedure; the function itself stays as it is.
 
     Args:
         name: Its URI less the prefix; it wins over a generated procedure of that name.
@@ -60,53 +74,54 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[Function], Function]:
             for one, there is no such procedure.
     """
 
-    def declare(function: Function) -> Function:
-        if name in REGISTERED:
-            raise ValueError(f"two procedures are called {name}")
-        REGISTERED[name] = function
-        NEEDED[name] = needs
+    def declare(function: F) -> F:
+        vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function
 
     return declare
 
 
-def available(name: str) -> bool:
-    """Return whether the database now served has all that a procedure needs."""
-    return all(model.META is not None for model in NEEDED.get(name, ()))
+def declarations(function: Callable[..., Any]) -> Mapping[str, Declared]:
+    """Return the procedures that a function was declared to be, by name."""
+    found: Mapping[str, Declared] = vars(function).get(_MARK, {})
+    return found
+
+
+_MARK = "__rowcast_procedures__"
 
 
 def procedures(
     database: Database,
     models: Models,
     codec: Callable[[], Values],
-    functions: Mapping[str, Function] = REGISTERED,
+    declared: Mapping[str, Declared],
 ) -> dict[str, Procedure]:
     """
-    Return what the dispatcher serves, made of declared procedures.
+    Return what the dispatcher serves: procedures that check their arguments and call a function.
 
     Args:
         database: As procedures get it.
         models: As procedures get them.
         codec: Asked at each call, since another catalog has another one.
-        functions: By name.
+        declared: By name.
     """
 
-    def serve(name: str, function: Function) -> Procedure:
-        signature = Signature(name, function)
+    def serve(name: str, found: Declared) -> Procedure:
+        signature = Signature(name, found.function)
 
         async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            if not available(name):
+            if not found.available:
                 raise _unavailable(name)
             call = Call(caller, database, models, codec())
             bound, seconds = signature.bind(call, args, kwargs)
             try:
-                return await database.within(seconds, function(*bound.args, **bound.kwargs))
+                return await database.within(seconds, found.function(*bound.args, **bound.kwargs))
             except ImaginaryTableError as error:
                 raise _unavailable(name) from error
 
         return answer
 
-    return {name: serve(name, function) for name, function in functions.items()}
+    return {name: serve(name, found) for name, found in declared.items()}
 
 
 def _unavailable(name: str) -> NoSuchProcedure:

@@ -17,7 +17,7 @@ from service.db.database import Database
 from service.db.session import SessionSettings
 from service.errors import ServiceError
 from service.models.model import Model
-from service.models.registry import WRITTEN, Models
+from service.models.registry import Models
 from service.request.arguments import Caller
 from service.request.read import Limits
 from tests.db.described import Descriptions
@@ -62,7 +62,7 @@ async def serving(
     max_rows: int = 1000,
     max_bytes: int = 8 << 20,
     roles: Roles | None = None,
-    written: tuple[type[Model], ...] = WRITTEN,
+    written: tuple[type[Model], ...] = (),
     idle: float = 10.0,
     most: int = 5,
     every: float | None = None,

@@ -14,7 +14,7 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.models.model import Model
-from service.models.registry import WRITTEN, LoadedModels, Models
+from service.models.registry import LoadedModels, Models
 from tests.db.rooms import database_at
 
 
@@ -32,7 +32,7 @@ def registry() -> Iterator[None]:
 
 
 async def load(
-    database: Database, models: tuple[type[Model], ...] = WRITTEN, schema: str = "public"
+    database: Database, models: tuple[type[Model], ...] = (), schema: str = "public"
 ) -> LoadedModels:
     """Return models of what the database holds now."""
     catalog = await database.run(catalog_txn, (schema,), 1)

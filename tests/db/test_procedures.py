@@ -9,18 +9,20 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from app.actions import Action
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeout
-from service.models.action import Action
 from service.models.registry import Models
-from service.procedures.registry import REGISTERED, procedure, procedures
+from service.procedures.application import load
+from service.procedures.registry import Declared, procedures
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.rooms import database_at, failure_of
 from tests.db.served import registry
 
+DEMO = load(["app"])
 CALLER = Caller(1, "ada", "anonymous", "realm1")
 
 
@@ -39,9 +41,10 @@ async def served(database: Database, functions: Any = None) -> Any:
     """Give procedures by name, over this database."""
     catalog = await database.run(catalog_txn, ("public",), 1)
     codec = Codec(catalog)
-    models = Models(database)
+    models = Models(database, DEMO.models)
     models.load(catalog, codec)
-    return procedures(database, models, lambda: codec, functions or REGISTERED)
+    declared = {name: Declared(each) for name, each in (functions or {}).items()}
+    return procedures(database, models, lambda: codec, declared or DEMO.procedures)
 
 
 @pytest_twisted.ensureDeferred
@@ -187,12 +190,6 @@ async def test_a_rule_holds_in_procedures_too(dsn: str) -> None:
             assert isinstance(error, InvalidRow)
             assert error.details["fields"] == {"action": ["cannot be blank"]}
             assert execute(dsn, "SELECT path FROM actions") == [("/home",)]
-
-
-def test_names_are_taken_once() -> None:
-    """Two procedures of one name are a mistake that shows at import."""
-    with pytest.raises(ValueError, match=r"actions\.complete"):
-        procedure("actions.complete")(lambda call: None)
 
 
 @pytest_twisted.ensureDeferred

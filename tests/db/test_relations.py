@@ -11,10 +11,9 @@ import pytest
 import pytest_twisted
 from twistar.exceptions import InvalidRelationshipError, ReferenceNotSavedError
 
-from service.models.driver import Driver
+from app.fleet import Driver, Vehicle
 from service.models.model import Model
 from service.models.relationships import preload
-from service.models.vehicle import Vehicle
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.rooms import failure_of

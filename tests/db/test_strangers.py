@@ -15,8 +15,9 @@ from twisted.logger import globalLogPublisher
 from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
-from service.models.registry import WRITTEN, Models
-from service.procedures.registry import REGISTERED, Call, available, procedures
+from service.models.registry import Models
+from service.procedures.application import load
+from service.procedures.registry import Call, Declared, procedures
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of, until
@@ -32,6 +33,9 @@ INSERT INTO things (note) VALUES ('a'), ('b');
 """
 
 
+DEMO = load(["app"])
+
+
 @pytest.fixture(autouse=True)
 def tables(dsn: str) -> None:
     execute(dsn, STRANGE)
@@ -41,11 +45,11 @@ def tables(dsn: str) -> None:
 async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[Callee]:
     """Serve a database, with procedures written by hand and `describe`."""
     with registry():
-        async with serving(dsn, written=written or WRITTEN) as db:
+        async with serving(dsn, written=written or DEMO.models) as db:
             hub, database = db.hub, db.database
-            declared = {**REGISTERED, **more}
+            declared = {**DEMO.procedures, **{name: Declared(each) for name, each in more.items()}}
             by_hand = procedures(database, Models(database), lambda: hub.served.codec, declared)
-            written = lambda: {n: f for n, f in declared.items() if available(n)}  # noqa: E731
+            written = lambda: {n: d.function for n, d in declared.items() if d.available}  # noqa: E731
             status = StatusProcedures(hub, database, "rowcast", "1", {}, dict, written)
             hub.add(status.procedures())
             hub.add(by_hand)
@@ -75,7 +79,7 @@ async def test_tables_that_are_called_like_ours(dsn: str) -> None:
     finally:
         globalLogPublisher.removeObserver(said.append)
     warned = [event for event in said if "without the rules" in event.get("log_format", "")]
-    assert [(event["relation"], event["columns"]) for event in warned] == [
+    assert sorted((event["relation"], event["columns"]) for event in warned) == [
         ("public.actions", "action, path, status"),
         ("public.drivers", "name"),
         ("public.vehicles", "plate, driver_id"),

@@ -20,7 +20,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from service.app import Serving
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout
 from service.models.registry import Models
-from service.procedures.registry import Call, procedures
+from service.procedures.registry import Call, Declared, procedures
 from tests.conftest import Router, execute
 from tests.db.rooms import pause, until
 from tests.db.test_cancel import running
@@ -99,7 +99,9 @@ def schema(dsn: str) -> None:
 def written(service: Serving) -> None:
     """Serve procedures written by hand."""
     models = Models(service.database)
-    service.hub.add(procedures(service.database, models, lambda: service.hub.served.codec, WRITTEN))
+    declared = {name: Declared(each) for name, each in WRITTEN.items()}
+    codec = lambda: service.hub.served.codec  # noqa: E731
+    service.hub.add(procedures(service.database, models, codec, declared))
 
 
 def kill(caller: Caller, mode: str | None = "kill") -> None:

@@ -48,7 +48,7 @@ def schema(dsn: str) -> None:
 
 @pytest_twisted.async_yield_fixture
 async def service(dsn: str, router: Router, schema: None) -> AsyncIterator[Serving]:
-    async with served(dsn, router) as serving:
+    async with served(dsn, router, app=("app",)) as serving:
         await until(lambda: serving.listener.listening)
         yield serving
 

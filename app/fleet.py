@@ -1,5 +1,5 @@
 """
-Drivers, who have vehicles.
+Drivers and their vehicles: rules, and how the two belong together.
 """
 
 from __future__ import annotations
@@ -18,4 +18,13 @@ class Driver(Model):
     HASMANY: ClassVar = ["vehicles"]
 
 
+class Vehicle(Model):
+    """Something to drive."""
+
+    TABLENAME = "vehicles"
+    NEEDS = ("plate", "driver_id")
+    BELONGSTO: ClassVar = ["driver"]
+
+
 Driver.addValidator(not_blank("name"))
+Vehicle.addValidator(not_blank("plate"))

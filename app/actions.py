@@ -1,5 +1,5 @@
 """
-What can be done with actions, beside what can be done with any row.
+Actions: their rules, and what can be done with one beside what can be done with any row.
 """
 
 from __future__ import annotations
@@ -7,8 +7,19 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import NotFound
-from service.models.action import Action
+from service.models.model import Model
+from service.models.validations import not_blank
 from service.procedures.registry import Call, procedure
+
+
+class Action(Model):
+    """One thing to be done."""
+
+    TABLENAME = "actions"
+    NEEDS = ("action", "path", "status")
+
+
+Action.addValidator(not_blank("action", "path"))
 
 
 @procedure("actions.complete", Action)

@@ -1,0 +1,1 @@
+"""Tests of procedures written by hand that need no database."""

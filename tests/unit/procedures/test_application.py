@@ -1,0 +1,160 @@
+"""
+What the service finds in modules of one's own, and what it says of those that it cannot use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.procedures.application import Application, InvalidApplication, load
+
+HEAD = """
+from service.models.model import Model
+from service.procedures.registry import procedure
+"""
+ITEMS = f"""{HEAD}
+class Item(Model):
+    TABLENAME = "items"
+
+@procedure("items.sell", Item)
+async def sell(call, key): ...
+"""
+
+Write = Callable[[str, str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Return a function that writes a module; all of them are forgotten when the test ends."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def make(path: str, text: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        importlib.invalidate_caches()
+
+    yield make
+    for name in sys.modules.keys() - before:
+        del sys.modules[name]
+
+
+def held(app: Application) -> tuple[set[str], set[str]]:
+    """Return the names of models and procedures."""
+    return {each.__name__ for each in app.models}, set(app.procedures)
+
+
+def refusal(*names: str) -> str:
+    """Return what loading says."""
+    with pytest.raises(InvalidApplication) as caught:
+        load(names)
+    return str(caught.value)
+
+
+def test_load_without_names_is_empty() -> None:
+    """Whatever was imported by others."""
+    import app.actions
+
+    assert app.actions.Action
+    assert load(()) == Application()
+
+
+def test_load_of_module_has_models_and_procedures(write: Write) -> None:
+    """The module lies in the working directory, which need not be on Python's path."""
+    write("shop.py", ITEMS)
+    app = load(["shop"])
+    assert held(app) == ({"Item"}, {"items.sell"})
+    assert app.procedures["items.sell"].needs == app.models
+    assert load(["shop"]).models == app.models, "once more: the same classes"
+
+
+def test_load_of_package_has_all_its_modules_but_tests(write: Write) -> None:
+    """Nobody has to import them in `__init__.py`."""
+    write("shop/__init__.py", "")
+    write("shop/items.py", ITEMS)
+    write("shop/sub/__init__.py", "")
+    write("shop/sub/deep.py", ITEMS.replace("item", "deed").replace("Item", "Deed"))
+    write("shop/testing_ground.py", ITEMS.replace("item", "toy").replace("Item", "Toy"))
+    for name in ("test_items", "tests", "conftest", "__main__"):
+        write(f"shop/{name}.py", "raise AssertionError")
+    found = {"Item", "Deed", "Toy"}, {"items.sell", "deeds.sell", "toys.sell"}
+    assert held(load(["shop"])) == found
+    assert held(load(["shop.sub"])) == ({"Deed"}, {"deeds.sell"}), "nothing of the other modules"
+
+
+def test_load_takes_what_is_imported_by_name(write: Write) -> None:
+    """Two applications may share rules; one module of a package does not bring the others."""
+    write("rules.py", ITEMS)
+    write("shop.py", "from rules import Item, sell")
+    write("other.py", "import rules")
+    assert held(load(["shop"])) == ({"Item"}, {"items.sell"})
+    assert held(load(["other"])) == (set(), set())
+    assert held(load(["shop", "rules"])) == ({"Item"}, {"items.sell"})
+
+
+def test_load_leaves_out_what_is_no_table_of_its_own(write: Write) -> None:
+    """A base of several models, and classes made inside of functions."""
+    text = f"{HEAD}class Base(Model): ...\nclass Item(Base): TABLENAME = 'items'\n"
+    write("shop.py", f"{text}def make():\n    class Inner(Model): TABLENAME = 'inner'\nmake()")
+    assert held(load(["shop"])) == ({"Item"}, set())
+
+
+def test_declared_function_stays_a_function(write: Write) -> None:
+    """It can be called by others, and may have two names."""
+    write("shop.py", f"{HEAD}@procedure('a')\n@procedure('b')\ndef sell(call): return call\n")
+    assert held(load(["shop"]))[1] == {"a", "b"}
+    assert sys.modules["shop"].sell(7) == 7
+
+
+def test_missing_module_is_named_with_way_out(write: Write) -> None:
+    write("shop/__init__.py", "")
+    there = f"in {Path.cwd()} or elsewhere on Python's path"
+    assert refusal("shopp").startswith(f'ROWCAST_APP: there is no module "shopp" {there} → start')
+    assert f'no module "shop.item" {there}' in refusal("shop.item")
+    assert 'no module "no" ' in refusal("no.such")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("shop.py", "shop"), ("./shop/items.py", "shop.items"), ("shop-1", "shop-1"), (".", "app")],
+)
+def test_name_that_is_no_module_is_refused(name: str, meant: str) -> None:
+    said = f'ROWCAST_APP: "{name}" is no module → name modules as in an import: {meant}'
+    assert refusal(name) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line", "cure"),
+    [
+        ("\n1 / 0", "ZeroDivisionError: division by zero", 2, "mend it"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'", 1, "pip install"),
+        ("\n\ndef", "SyntaxError: invalid syntax", 3, "mend it"),
+    ],
+)
+def test_module_that_raises_is_named_with_line(
+    text: str, said: str, line: int, cure: str, write: Write
+) -> None:
+    write("shop.py", text)
+    start = f"ROWCAST_APP: shop cannot be imported: {said} ({Path.cwd()}/shop.py, line {line}) → "
+    assert refusal("shop").startswith(start + cure)
+
+
+def test_two_of_one_name_are_refused(write: Write) -> None:
+    """Which of them would be served is not left to chance."""
+    write("one.py", ITEMS)
+    write("two.py", ITEMS.replace("items.sell", "sell"))
+    write("three.py", ITEMS.replace('TABLENAME = "items"', 'TABLENAME = "others"'))
+    head = "ROWCAST_APP: two"
+    models = f'{head} models are of the table "items": one.Item and two.Item → leave one of them'
+    assert refusal("one", "two") == models
+    both = "one.sell and three.sell"
+    assert refusal("one", "three") == (
+        f'{head} procedures are called "items.sell": {both} → leave one of them'
+    )

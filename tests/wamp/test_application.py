@@ -1,0 +1,115 @@
+"""
+Code of one's own: modules in the working directory, served by programs as their users start them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+
+from service.db.thread import in_thread
+from tests.conftest import ROOT, Router, execute
+from tests.wamp.conftest import Join
+from tests.wamp.programs import program, tool
+
+SHOP = """
+import os
+
+from service.models.model import Model
+from service.procedures.registry import Call, procedure
+
+
+class Item(Model):
+    TABLENAME = "items"
+
+
+Item.validatesPresenceOf("title")
+
+
+@procedure("items.sell", Item)
+async def sell(call: Call, key: int) -> list[object]:
+    item = await Item.find(key)
+    await item.delete()
+    return [item.title, os.getpid()]
+"""
+TWISTD = (tool("twistd"), "--pidfile=", "-ny", str(ROOT / "twistd.tac"))
+
+
+@pytest.fixture
+def environ(dsn: str, router: Router, tmp_path: Path) -> dict[str, str]:
+    """Return an environment for programs in a directory with a module, at the shared router."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    execute(
+        dsn, "DROP TABLE IF EXISTS items; CREATE TABLE items (id serial PRIMARY KEY, title text)"
+    )
+    return {
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": dsn,
+        "ROWCAST_ROUTER_URL": f"unix:{router.socket}",
+        "ROWCAST_APP": "shop",
+        **{name: os.environ[name] for name in os.environ if name.startswith("COVERAGE_")},
+    }
+
+
+@pytest_twisted.ensureDeferred
+async def test_application_is_served_by_every_process(
+    environ: dict[str, str], call_from: Join
+) -> None:
+    """Two services that share the calls have the same rules and procedures."""
+    shared = environ | {"ROWCAST_SHARED": "true"}
+    with program(shared, *TWISTD) as one, program(shared, *TWISTD) as other:
+        for each in (one, other):
+            await in_thread(reactor, "start", each.says, "ready")
+        caller = await call_from()
+        rows = await caller.call("rowcast.items.create", [{"title": "cup"}] * 4)
+        sold = [await caller.call("rowcast.items.sell", row["id"]) for row in rows]
+        assert {title for title, _ in sold} == {"cup"}
+        assert {pid for _, pid in sold} == {one.pid, other.pid}
+        for _ in range(2):
+            with pytest.raises(ApplicationError) as caught:
+                await caller.call("rowcast.items.create", {"title": ""})
+            assert caught.value.error == "rowcast.error.invalid_row"
+
+
+def test_description_has_the_application(environ: dict[str, str]) -> None:
+    """The command goes by the same setting, from a script of another directory."""
+    done = subprocess.run(
+        [tool("rowcast"), "describe"],
+        cwd=environ["HOME"],
+        env=environ,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["procedures"]["items.sell"]["positional"] == ["key"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        TWISTD,
+        (sys.executable, "-m", "service", "run"),
+        (tool("rowcast"), "describe"),
+    ],
+    ids=["twistd", "run", "describe"],
+)
+def test_broken_application_keeps_the_service_from_starting(
+    command: tuple[str, ...], environ: dict[str, str]
+) -> None:
+    """In one line, with what to do, and before anything else is done."""
+    Path(environ["HOME"], "shop.py").write_text("import shelf")
+    with program(environ, *command) as started:
+        assert started.ends() == 1
+        (line,) = started.output.splitlines()
+    assert line.startswith(
+        "ROWCAST_APP: shop cannot be imported: ModuleNotFoundError: No module named 'shelf'"
+    )
+    assert " → pip install it for " in line
