@@ -236,7 +236,7 @@ class Upload:
         self._snapshot = snapshot
         self._first = first
         self._names = first.columns
-        ruled = snapshot.judge(relation).ruled
+        ruled = snapshot.model(relation).has_rules
         self._validator = (
             RowValidator(database, snapshot, relation, first.columns) if ruled else None
         )
@@ -396,7 +396,7 @@ class RowValidator:
         self._database = database
         self._snapshot = snapshot
         self._relation = relation
-        self._model = snapshot.judge(relation)
+        self._model = snapshot.model(relation)
         self._names = columns
         self._rest = ""
         self._line = 0
@@ -448,7 +448,7 @@ class RowValidator:
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._model.admit_new(given, self._snapshot.codec, path)
+        admitted = await self._model.validate_insert(given, self._snapshot.codec, path)
         return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ class Snapshot:
     def __init__(self, catalog: Catalog, codec: Codec, models: LoadedModels) -> None:
         self.catalog = catalog
         self.codec = codec
-        self.judge = models.judge
+        self.model = models.bound
         self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
 
     def statement(

@@ -182,7 +182,7 @@ class Creating(Writing):
             bare = replace(request, conflict=None)  # of no rows, none is there already
             columns = answered_columns(_create(snapshot.catalog, relation, bare))
             return answered(Written([], 0, columns), request.returning, many=True)
-        if snapshot.judge(relation).ruled:
+        if snapshot.model(relation).has_rules:
             call = await admit_create(snapshot, relation, call, self.database.yield_to_reactor)
         make: Callable[[], Statement]
         if request.many:  # spelled in the pool thread, and seldom the same again
@@ -242,7 +242,7 @@ class Changing(Writing):
         call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
             return await self._unchanged(snapshot, relation, call)
-        if snapshot.judge(relation).ruled:
+        if snapshot.model(relation).has_rules:
             return await self._ruled(snapshot, relation, call)
         refuse_faults(snapshot, relation, call)
         return await self._targeted(snapshot, relation, call, _update)
@@ -261,7 +261,7 @@ class Changing(Writing):
             TooManyRows: More than `max_affected`.
         """
         call = parse_delete(args, kwargs, self.limits)
-        if snapshot.judge(relation).guarded:
+        if snapshot.model(relation).has_delete_hook:
             return await self._guarded(snapshot, relation, call)
         return await self._targeted(snapshot, relation, call, _delete)
 
@@ -330,7 +330,7 @@ class Changing(Writing):
         async with self.database.transaction():
             current = await self._locked(snapshot, relation, call)
             for row in current:
-                await snapshot.judge(relation).admit_delete(row)
+                await snapshot.model(relation).validate_delete(row)
             return await self._targeted(snapshot, relation, call, _delete, len(current))
 
     async def _locked(
@@ -483,13 +483,13 @@ async def admit_create(
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
-    model = snapshot.judge(relation)
+    model = snapshot.model(relation)
     values = Values(call.values)
     rows = []
     for at, row in enumerate(call.request.rows):
         path = f"values.{at}" if call.request.many else "values"
         given = given_of(row, call.values)
-        admitted = await model.admit_new(given, snapshot.codec, path)
+        admitted = await model.validate_insert(given, snapshot.codec, path)
         rows.append(_merged(relation, row, given, admitted, path, values, snapshot))
         await breathe(at)
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
@@ -519,12 +519,12 @@ async def admit_update(
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
-    model, changes = snapshot.judge(relation), call.request.changes
+    model, changes = snapshot.model(relation), call.request.changes
     given = given_of(changes, call.values)
     said: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
     for at, row in enumerate(current):
-        admitted = await model.admit_change(row, given, snapshot.codec, "changes")
+        admitted = await model.validate_update(row, given, snapshot.codec, "changes")
         said.append({name: snapshot.codec.wire(value) for name, value in admitted.items()})
         values = Values(call.values)
         merged = _merged(relation, changes, given, admitted, "changes", values, snapshot)

@@ -6,36 +6,132 @@ anyone's back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+from twistar.dbobject import DBObject
 from twistar.exceptions import DBObjectSaveError, ImaginaryTableError
-from twisted.internet.defer import (
-    Deferred,
-    ensureDeferred,
-    fail,
-    gatherResults,
-    maybeDeferred,
-    succeed,
-)
+from twisted.internet.defer import Deferred, ensureDeferred, fail, maybeDeferred, succeed
 
-from service.errors import Conflict
-from service.models.record import affected_txn, rows_txn
-from service.models.relationships import Related
-from service.models.sql import Where, where_of
-from service.models.validation import Admission
+from service.errors import Conflict, InvalidRow
+from service.models.record import Record
+from service.models.relationships import HABTM, TYPES, Association, Attribute, Relationship
+from service.models.sql import Where, affected_txn, rows_txn, where_of
+
+HOOKS = ("beforeCreate", "beforeUpdate", "beforeSave")
 
 
 class StaleObject(Conflict):
     """The row of an object is gone."""
 
 
-class Model(Related, Admission):
+class Model(Record):
     """
     A relation's rows as objects; subclasses name their TABLENAME and add rules.
 
     Everything that speaks to the database returns a Deferred, runs in the caller's transaction
     if there is one, and shows errors as they are.
     """
+
+    RELATIONSHIP_CACHE: ClassVar[dict[str, tuple[type, Mapping[str, Any]]]] = {}
+
+    # twistar fills the cache with the first object, and a subclass inherits that of its base.
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.initRelationshipCache()
+
+    @classmethod
+    def initRelationshipCache(cls) -> None:
+        """Register what HASMANY, HASONE, BELONGSTO and HABTM declare."""
+        cls.RELATIONSHIP_CACHE = {}
+        for kind in TYPES:
+            for declared in getattr(cls, kind):
+                cls.addRelation(declared, kind)
+
+    @classmethod
+    def addRelation(cls, relation: str | Mapping[str, Any], rtype: str) -> None:
+        """
+        Add a relationship; see `Association.declared`.
+
+        Raises:
+            twistar.exceptions.InvalidRelationshipError: It lacks something.
+        """
+        cls.relate(TYPES[rtype], Association.declared(cls, rtype, relation))
+
+    @classmethod
+    def relate(cls, kind: type[Relationship], association: Association) -> None:
+        """Add a relationship that is worked out already."""
+        cls.RELATIONSHIP_CACHE[association.name] = (kind, association.options)
+        setattr(cls, association.name, Attribute(kind, association))
+
+    def loadRelations(self, *names: str) -> Deferred[dict[str, Any]]:
+        """Load relationships, all of them by default; return them by name."""
+
+        async def load() -> dict[str, Any]:
+            wanted = names or tuple(self.RELATIONSHIP_CACHE)
+            return {name: await getattr(self, name).get() for name in wanted}
+
+        return ensureDeferred(load())
+
+    @classmethod
+    def has_rules(cls) -> bool:
+        """Return whether there are validations, or hooks before a row is saved."""
+        return bool(cls.VALIDATIONS) or any(
+            getattr(cls, hook) is not getattr(DBObject, hook) for hook in HOOKS
+        )
+
+    @classmethod
+    def has_delete_hook(cls) -> bool:
+        """Return whether there is a hook before a row is deleted."""
+        return cls.beforeDelete is not DBObject.beforeDelete
+
+    @classmethod
+    def validatesUniquenessOf(cls, *names: str, **options: Any) -> None:
+        """Add a validation: no other row has this value; an error of the database is one."""
+        message = options.get("message", "is not unique")
+
+        async def unique(subject: Model) -> None:
+            for name in names:
+                value = getattr(subject, name)
+                others = await cls.findBy(**{name: value}) if value is not None else []
+                if any(other != subject for other in others):
+                    subject.errors.add(name, message)
+
+        cls.addValidator(unique)
+
+    def validate(self) -> Deferred[Any]:
+        """Run all validations and return the object, with its `errors`."""
+        return ensureDeferred(self._validated())
+
+    def isValid(self) -> Deferred[bool]:
+        """Run all validations and return whether the object has no errors."""
+        return self.validate().addCallback(lambda _: self.errors.isEmpty())
+
+    async def _validated(self) -> Self:
+        self.errors.clear()
+        for validation in type(self).VALIDATIONS:
+            await maybeDeferred(validation, self)
+        return self
+
+    async def refusal(self, creating: bool) -> InvalidRow | None:
+        """
+        Run validations and hooks in twistar's order, and return their refusal, if any.
+
+        A hook refuses by returning False, or by adding to `errors`.
+        """
+        await self._validated()
+        hooks = ("beforeCreate" if creating else "beforeUpdate", "beforeSave")
+        for hook in hooks if self.errors.isEmpty() else ():
+            if await maybeDeferred(getattr(self, hook)) is False:
+                return self.invalid(f"refused by {hook}")
+            if not self.errors.isEmpty():
+                break
+        return None if self.errors.isEmpty() else self.invalid()
+
+    def invalid(self, otherwise: str = "") -> InvalidRow:
+        """Return the refusal with the reasons in `errors`, or else with this one."""
+        meta = self.row_meta
+        fields = {meta.named.get(name, name): found for name, found in self.errors.items()}
+        return InvalidRow(meta.relation.name, fields or {"*": [otherwise]})
 
     def save(self) -> Deferred[Self]:
         """
@@ -44,7 +140,7 @@ class Model(Related, Admission):
         twistar writes all columns, and so undoes what others have changed since it was read.
 
         Raises:
-            InvalidRow: A validation or hook is against it. Without STRICT it is given back
+            InvalidRow: A validation or hook refuses it. Without STRICT it is returned
                 unsaved instead.
             StaleObject: Its row is gone.
         """
@@ -52,9 +148,9 @@ class Model(Related, Admission):
             raise DBObjectSaveError("cannot save an object that was deleted")
         if self.META is None:
             return fail(ImaginaryTableError(f"the table of {type(self).__name__} is not served"))
-        return ensureDeferred(self._judged()) if type(self).ruled else self._write()
+        return ensureDeferred(self._validated_save()) if self.has_rules() else self._write()
 
-    async def _judged(self) -> Self:
+    async def _validated_save(self) -> Self:
         refusal = await self.refusal(creating=not self.persisted)
         if refusal is None:
             return await self._write()
@@ -85,11 +181,12 @@ class Model(Related, Admission):
 
     def refresh(self) -> Deferred[Self]:
         """
-        Read the row again, and forget what was set.
+        Read the row again; forget what was set, and what was preloaded.
 
         Raises:
             StaleObject: It is gone.
         """
+        self.__dict__.pop("_preloaded", None)
         meta = self.meta()
         sql = f"{meta.select} WHERE {meta.by_key}"
         return self._stored(sql, meta.key_values(self._stored_key())).addCallback(self._still_there)
@@ -98,23 +195,24 @@ class Model(Related, Admission):
         """
         Delete the row, and its rows in join tables; return how many were deleted: 1 or 0.
 
-        The object counts as deleted only once that is done.
+        The object counts as deleted only once that is done: twistar takes its id away before it
+        asks the server, which may refuse.
         """
-        return ensureDeferred(self._deleted_row())
+        return ensureDeferred(self._delete())
 
-    async def _deleted_row(self) -> int:
+    async def _delete(self) -> int:
         if await maybeDeferred(self.beforeDelete) is False:
             return 0
         meta = self.meta()
         sql = f"DELETE FROM {meta.table} WHERE {meta.by_key}"
         params = meta.key_values(self._stored_key())
-        joined = self.joined()
+        joined = [name for name, (kind, _) in self.RELATIONSHIP_CACHE.items() if kind is HABTM]
         if not joined:
             count = await self.database().run(affected_txn, meta.codec, sql, params)
         else:
             async with self.database().transaction():
-                for relationship in joined:
-                    await relationship.clear()
+                for name in joined:
+                    await getattr(self, name).clear()
                 count = await self.database().run(affected_txn, meta.codec, sql, params)
         self._deleted = True
         return count
@@ -143,27 +241,18 @@ class Model(Related, Admission):
 
     @classmethod
     async def _found_or_created(cls, values: Mapping[str, Any]) -> Self:
+        # Between the two statements another caller may create the row, or delete it.
         for _ in range(3):
             found = await cls.findBy(**values)
             if found:
                 return found[0]
             made = cls(**values)
-            refusal = await made.refusal(creating=True) if cls.ruled else None
+            refusal = await made.refusal(creating=True) if cls.has_rules() else None
             if refusal is not None:
                 raise refusal
             if await made._insert(" ON CONFLICT DO NOTHING") is not None:
                 return made
         raise StaleObject("the row comes and goes", relation=cls.meta().relation.name)
-
-    def loadRelations(self, *names: str) -> Deferred[dict[str, Any]]:
-        """Load relationships, all of them by default; return them by name."""
-        wanted = list(names or self.RELATIONSHIP_CACHE)
-        loaded = gatherResults([getattr(self, name).get() for name in wanted], consumeErrors=True)
-
-        def failed(reason: Any) -> Any:
-            return reason.value.subFailure
-
-        return loaded.addCallbacks(lambda found: dict(zip(wanted, found, strict=True)), failed)
 
     def _stored(self, sql: str, params: list[Any]) -> Deferred[Any]:
         """Run a statement that returns the row, and load it; return None if none came."""
@@ -179,7 +268,7 @@ class Model(Related, Admission):
 
     def _stored_key(self) -> list[Any]:
         """Return the key under which the row is stored, whatever was set since."""
-        meta, row = self.made_with, self._row
+        meta, row = self.row_meta, self._row
         if row is None:
             return [getattr(self, meta.attributes[name]) for name in meta.key]
         return [row[meta.position[meta.attributes[name]]] for name in meta.key]

@@ -7,6 +7,7 @@ A row is kept as it came, and a column becomes an attribute when it is first ask
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
 
 from twistar.dbobject import DBObject
@@ -18,19 +19,16 @@ from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succ
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.models.meta import Meta, Values
-from service.models.sql import (
-    Where,
-    enclosed,
-    limit_of,
-    order_by,
-    placeholders,
-    where_of,
-)
+from service.models.relationships import preload
+from service.models.sql import Where, enclosed, limit_of, order_by, rows_txn, where_of
 from service.sql.statement import quoted
 
+NO_KEY: Final = object()
+"""In place of a key that is not given; None is a key that no row has."""
 
-class Reasons(Errors):
-    """Reasons against the values of an object, by attribute."""
+
+class RecordErrors(Errors):
+    """RecordErrors against the values of an object, by attribute."""
 
     def __init__(self) -> None:
         """Start empty; twistar would make an Inflector for each object."""
@@ -43,7 +41,7 @@ class Reasons(Errors):
             reasons.append(reason)
 
 
-class Row(DBObject):
+class Record(DBObject):
     """
     An object of twistar's that keeps its row, to know what was changed.
 
@@ -62,7 +60,7 @@ class Row(DBObject):
     _row: tuple[Any, ...] | None = None
     _meta: Meta | None = None
     _deleted = False
-    _group: Any = None
+    _preloaded: Mapping[str, Any] = MappingProxyType({})
 
     # twistar looks for relationships at every access to anything, in Python: 200 ns instead of 40.
     # Ours are descriptors.
@@ -118,7 +116,7 @@ class Row(DBObject):
         return made
 
     @property
-    def made_with(self) -> Meta:
+    def row_meta(self) -> Meta:
         """What was known of the relation when the row was read, or else what is known now."""
         return self._meta or self.meta()
 
@@ -145,11 +143,11 @@ class Row(DBObject):
         return self
 
     @property
-    def errors(self) -> Reasons:
-        """Reasons against this object, from its last validation."""
-        found: Reasons | None = self.__dict__.get("_errors")
+    def errors(self) -> RecordErrors:
+        """RecordErrors against this object, from its last validation."""
+        found: RecordErrors | None = self.__dict__.get("_errors")
         if found is None:
-            found = self.__dict__["_errors"] = Reasons()
+            found = self.__dict__["_errors"] = RecordErrors()
         return found
 
     @property
@@ -160,7 +158,7 @@ class Row(DBObject):
     @property
     def key(self) -> tuple[Any, ...]:
         """The values of its primary key."""
-        meta = self.made_with
+        meta = self.row_meta
         return tuple(getattr(self, meta.attributes[name]) for name in meta.key)
 
     def dirty(self) -> tuple[str, ...]:
@@ -176,12 +174,12 @@ class Row(DBObject):
 
     def columns(self) -> dict[str, Any]:
         """Return all columns with their values."""
-        meta = self.made_with
+        meta = self.row_meta
         return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
 
     def wire(self, codec: Values) -> dict[str, Any]:
         """Return all columns in their wire form."""
-        meta, row, own = self.made_with, self._row, self.__dict__
+        meta, row, own = self.row_meta, self._row, self.__dict__
         return {
             name: codec.wire(own[attribute])
             if attribute in own
@@ -206,7 +204,7 @@ class Row(DBObject):
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if type(self) is not type(other) or not isinstance(other, Row):
+        if type(self) is not type(other) or not isinstance(other, Record):
             return False
         return self.persisted and other.persisted and bool(self.key) and self.key == other.key
 
@@ -219,14 +217,6 @@ class Row(DBObject):
 
     __str__ = __repr__
 
-
-ANYTHING: Final = object()
-"""In place of a key that is not given; None is a key that no row has."""
-
-
-class Queries(Row):
-    """What a model can be asked for."""
-
     @classmethod
     def database(cls) -> Database:
         """Return the database that models are bound to."""
@@ -235,12 +225,13 @@ class Queries(Row):
     @classmethod
     def find(
         cls,
-        id: Any = ANYTHING,
+        id: Any = NO_KEY,
         where: Where | None = None,
         group: None = None,
         limit: int | tuple[int, int] | None = None,
         orderby: str | Iterable[str] | None = None,
         for_update: bool = False,
+        preload: str | Sequence[str] = (),
     ) -> Deferred[Any]:
         """
         Find objects.
@@ -253,13 +244,15 @@ class Queries(Row):
             limit: How many at most; 1 gives an object or None. A pair adds an offset.
             orderby: Like "name DESC, id".
             for_update: Whether to lock the rows until the transaction ends.
+            preload: Relationships to load for all objects, as `preload` takes them; one name, or
+                a list of them.
         """
         if group is not None:
             raise ValueError("objects are whole rows, which cannot be grouped")
         meta = cls.meta()
         conditions: list[str] = []
         params: list[Any] = []
-        if id is not ANYTHING:
+        if id is not NO_KEY:
             if id is None:  # twistar would find every row
                 return succeed(None)
             conditions.append(meta.by_key)
@@ -274,8 +267,13 @@ class Queries(Row):
         if orderby is not None:
             sql += order_by(orderby, meta.columns)
         sql += text + (" FOR UPDATE" if for_update else "")
-        found = cls._objects(meta, sql, params + numbers, retry=not for_update)
-        if id is not ANYTHING or (not isinstance(limit, tuple) and limit == 1):
+        found = cls.database().run(
+            objects_txn, cls, meta, sql, params + numbers, retry=not for_update
+        )
+        names = (preload,) if isinstance(preload, str) else preload
+        if names or cls.afterInit is not DBObject.afterInit:
+            found.addCallback(lambda objects: ensureDeferred(cls.initialized(objects, names)))
+        if id is not NO_KEY or (not isinstance(limit, tuple) and limit == 1):
             found.addCallback(lambda objects: objects[0] if objects else None)
         return found
 
@@ -326,19 +324,13 @@ class Queries(Row):
         return [" AND ".join(terms), *params] if terms else None
 
     @classmethod
-    def _objects(
-        cls, meta: Meta, sql: str, params: list[Any], retry: bool = False
-    ) -> Deferred[list[Self]]:
-        found = cls.database().run(objects_txn, cls, meta, sql, params, retry=retry)
-        if cls.afterInit is DBObject.afterInit:
-            return found
-        return found.addCallback(lambda objects: ensureDeferred(cls._initialized(objects)))
-
-    @classmethod
-    async def _initialized(cls, objects: list[Self]) -> list[Self]:
+    async def initialized(cls, objects: list[Self], preloaded: Sequence[str] = ()) -> list[Self]:
+        """Run `afterInit` of objects that were found, and preload relationships."""
         if cls.afterInit is not DBObject.afterInit:
             for each in objects:
                 await maybeDeferred(each.afterInit)
+        if preloaded:
+            await preload(objects, *preloaded)
         return objects
 
     @classmethod
@@ -347,24 +339,8 @@ class Queries(Row):
         return found.addCallback(lambda rows: rows[0][0])
 
 
-def rows_txn(
-    connection: PgConnection, codec: Values, sql: str, params: list[Any]
-) -> list[tuple[Any, ...]]:
-    """Run a statement and return rows of wire values."""
-    cursor = connection.wire(codec)
-    cursor.execute(placeholders(sql), params)
-    return cursor.fetchall()
-
-
 def objects_txn(
-    connection: PgConnection, model: type[Row], meta: Meta, sql: str, params: list[Any]
-) -> list[Row]:
+    connection: PgConnection, model: type[Record], meta: Meta, sql: str, params: list[Any]
+) -> list[Record]:
     """Run a statement and return an object for each row."""
     return model.hydrate(rows_txn(connection, meta.codec, sql, params), meta)
-
-
-def affected_txn(connection: PgConnection, codec: Values, sql: str, params: list[Any]) -> int:
-    """Run a statement and return the number of rows it has touched."""
-    cursor = connection.wire(codec)
-    cursor.execute(placeholders(sql), params)
-    return cursor.rowcount

@@ -1,15 +1,14 @@
 """
 A model for every served relation, as each catalog has it.
 
-A generated model has the relationships of its foreign keys. A model judges the rows of one
-catalog, whatever catalog is loaded meanwhile.
+A generated model has the relationships of its foreign keys. A bound model validates rows by the
+catalog that it is bound to, whatever catalog is loaded meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,58 +19,16 @@ from service.catalog import Catalog, ForeignKey, Relation
 from service.db.database import Database
 from service.models.meta import Meta, Values
 from service.models.model import Model
-from service.models.relationships import BelongsTo, Ends, HasMany, HasOne, Relationship
+from service.models.relationships import Association, BelongsTo, HasMany, HasOne, Relationship
 from service.models.twistar import CallerPool, PgConfig
+from service.models.validation import BoundModel
 
 
-@dataclass(frozen=True)
-class Judge:
-    """
-    What decides about writes to a relation that come over the wire.
-
-    Args:
-        model: With the rules.
-        meta: What the catalog knows of the relation.
-    """
-
-    model: type[Model]
-    meta: Meta
-
-    @property
-    def ruled(self) -> bool:
-        """Whether there is anything to decide about rows, beyond what the catalog knows."""
-        return bool(self.model.ruled)
-
-    @property
-    def guarded(self) -> bool:
-        """Whether there is anything to decide before a row is deleted."""
-        return bool(self.model.guarded)
-
-    async def admit_new(
-        self, values: Mapping[str, Any], codec: Values, path: str
-    ) -> dict[str, Any]:
-        """Validate a new row; see `Admission.admit_new`."""
-        return await self.model.admit_new(values, codec, path, self.meta)
-
-    async def admit_change(
-        self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Values, path: str
-    ) -> dict[str, Any]:
-        """Validate changes of a row; see `Admission.admit_change`."""
-        return await self.model.admit_change(current, changes, codec, path, self.meta)
-
-    async def admit_delete(self, current: Mapping[str, Any]) -> None:
-        """Validate the deletion of a row; see `Admission.admit_delete`."""
-        await self.model.admit_delete(current, self.meta)
-
-
-Declared = tuple[type[Relationship], Ends]
-
-
-def declared(
+def associations(
     catalog: Catalog, relation: Relation, of: Callable[[Relation], Any], taken: Collection[str]
-) -> Iterator[Declared]:
+) -> Iterator[tuple[type[Relationship], Association]]:
     """
-    Return the relationships of the model of a relation.
+    Return the relationships of a generated model: those of its foreign keys.
 
     A row that is referred to is called like the column, less `_id`, or else like its relation;
     rows that refer to this one, like theirs. Where several would be called the same, each is
@@ -91,7 +48,9 @@ def declared(
         for word in (name, key.name) if names[name] == 1 else (key.name,):
             if word not in used:
                 used.add(word)
-                yield kind, _ends(word, key, kind, partial(of, target))
+                here, there = ((), key.columns) if kind is BelongsTo else (key.columns, ())
+                other = partial(of, target)
+                yield kind, Association(word, other, here, there, key=key.target_columns)
                 break
 
 
@@ -117,11 +76,6 @@ def _readable(relation: Relation, names: Collection[str]) -> bool:
     return all(relation.columns[name].selectable for name in names)
 
 
-def _ends(name: str, key: ForeignKey, kind: type[Relationship], other: Callable[[], Any]) -> Ends:
-    here, there = ((), key.columns) if kind is BelongsTo else (key.columns, ())
-    return Ends(name, other, here, there, key=key.target_columns)
-
-
 log = Logger()
 
 Place = tuple[str, str]
@@ -141,10 +95,12 @@ class LoadedModels:
         written: Those that are written by hand, by relation.
     """
 
-    def __init__(self, catalog: Catalog, codec: Values, written: Mapping[Place, Judge]) -> None:
+    def __init__(
+        self, catalog: Catalog, codec: Values, written: Mapping[Place, BoundModel]
+    ) -> None:
         self._catalog = catalog
         self._codec = codec
-        self._judges = dict(written)
+        self._bound = dict(written)
 
     def of(self, relation: Relation) -> type[Model]:
         """
@@ -153,9 +109,9 @@ class LoadedModels:
         Raises:
             NoSuchProcedure: The catalog does not have it.
         """
-        return self.judge(relation).model
+        return self.bound(relation).model
 
-    def judge(self, relation: Relation) -> Judge:
+    def bound(self, relation: Relation) -> BoundModel:
         """
         Return the model of a relation with its rules, for writes over the wire.
 
@@ -163,17 +119,17 @@ class LoadedModels:
             NoSuchProcedure: The catalog does not have it.
         """
         place = relation.schema, relation.name
-        found = self._judges.get(place)
+        found = self._bound.get(place)
         if found is None:
-            found = self._judges[place] = self._generated(self._catalog.relation(*place))
+            found = self._bound[place] = self._generated(self._catalog.relation(*place))
         return found
 
-    def _generated(self, relation: Relation) -> Judge:
+    def _generated(self, relation: Relation) -> BoundModel:
         name = f"{relation.schema}.{relation.name}"
         named = {"TABLENAME": name, "__doc__": f"Rows of {name}."}
         model: type[Model] = type(name, (Model,), named)
-        for kind, ends in declared(self._catalog, relation, self.of, dir(model)):
-            model.relate(kind, ends)
+        for kind, association in associations(self._catalog, relation, self.of, dir(model)):
+            model.relate(kind, association)
         return _bound(model, relation, self._catalog, self._codec)
 
 
@@ -237,9 +193,9 @@ def _lacking(model: type[Model], relation: Relation) -> list[str]:
     return [name for name in model.NEEDS if name not in relation.columns]
 
 
-def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Values) -> Judge:
+def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Values) -> BoundModel:
     model.META = Meta(relation, catalog, codec, frozenset(dir(model)))
-    return Judge(model, model.META)
+    return BoundModel(model, model.META)
 
 
 def _place(model: type[Model], catalog: Catalog) -> Place:

@@ -1,41 +1,39 @@
 """
 Relationships of models: twistar's BELONGSTO, HASONE, HASMANY and HABTM.
 
-They are worked out once, when the class is made. Queries have parameters with the columns' own
-types, and a `set` is one transaction. Asked without conditions, a row that was found with others
-asks for all of them (`prefetch`).
+They are worked out once, when the class is made. Keys are parameters of the columns' own types,
+and a `set` is one transaction. `preload` loads a relationship of many objects in one statement.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from BermiInflector.Inflector import Inflector
-from twistar import relationships
 from twistar.exceptions import InvalidRelationshipError, ReferenceNotSavedError
 from twistar.registry import Registry
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
-from service.catalog import Type
+from service.db.connection import PgConnection
+from service.errors import InvalidArgument
 from service.models.meta import Meta
-from service.models.prefetch import RelatedQuery, group_objects
-from service.models.record import Queries, affected_txn
-from service.models.sql import Where, both, identifiers, table
+from service.models.sql import Where, affected_txn, both, identifiers, rows_txn, table
 from service.sql.statement import quoted
 
 
 @dataclass(frozen=True)
-class Ends:
+class Association:
     """
-    How two models are related, worked out once when the class is made.
+    How two models are related.
 
     Args:
         name: The attribute.
         other: The other model's registered name, or a function that returns the class;
-            None if each row says it.
+            None if it is polymorphic, so that each row names it.
         here: The columns that hold this model's key.
         there: The columns that hold the other model's key.
         key: The columns that are referred to, where they are not the primary key.
@@ -49,10 +47,37 @@ class Ends:
     key: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def declared(cls, owner: type, kind: str, relation: str | Mapping[str, Any]) -> Self:
+        """
+        Read a relationship as a class declares it.
 
-class Relationship(ABC):
+        Raises:
+            twistar.exceptions.InvalidRelationshipError: It has no name; or no join table,
+                whose name twistar could only guess.
+        """
+        options = dict(relation) if isinstance(relation, Mapping) else {"name": relation}
+        name = options.pop("name", None)
+        if name is None:
+            raise InvalidRelationshipError(f"a relationship of {owner.__name__} has no name")
+        if kind == "HABTM" and "join_table" not in options:
+            raise InvalidRelationshipError(f"{owner.__name__}.{name} has no join_table")
+        # Not at each access, as twistar does: the Inflector takes 45 to 70 µs.
+        words = Inflector()
+        given = options.get("class_name", name)
+        # The Inflector would make Statu of Status: a class's own name stays as it is.
+        other = given if given[:1].isupper() else words.classify(given)
+        here = options.get("foreign_key") or words.foreignKey(owner.__name__)
+        there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
+        if options.get("polymorphic"):
+            other, there = None, f"{name}_id"
+        here, there = ((key,) if isinstance(key, str) else tuple(key) for key in (here, there))
+        return cls(name, other, here, there, options=options)
+
+
+class Relationship:
     """
-    What all four share.
+    A relationship of one object.
 
     Attributes:
         one: Whether there is one other at most.
@@ -60,51 +85,90 @@ class Relationship(ABC):
 
     one: ClassVar[bool] = True
 
-    def __init__(self, inst: Any, ends: Ends) -> None:
+    def __init__(self, inst: Any, association: Association) -> None:
         self.inst = inst
-        self.ends = ends
+        self.association = association
 
     @property
     def otherklass(self) -> Any:
         """The other model."""
-        other = self.ends.other
+        other = self.association.other
         return other() if callable(other) else Registry.getClass(other)
 
     @property
     def mine(self) -> tuple[str, ...]:
-        """The columns of this row that say what is related to it."""
-        return self.ends.key or self.inst.made_with.key
+        """The columns of this row by which others are related to it."""
+        return self.association.key or self.inst.row_meta.key
 
     @property
-    def types(self) -> list[Type]:
-        """The types of these columns."""
-        return [self.inst.made_with.types[name] for name in self.mine]
+    def theirs(self) -> tuple[str, ...]:
+        """The columns of the others that have the values of `mine`."""
+        return self.association.here
 
-    @property
-    def as_read(self) -> bool:
-        """Whether this row is there, with these columns as they were read."""
-        return self.inst.persisted and not set(self.mine) & set(self.inst.dirty())
+    def values(self) -> list[Any]:
+        """Return the values of `mine`, as they are set now."""
+        attributes = self.inst.row_meta.attributes
+        return [getattr(self.inst, attributes[name]) for name in self.mine]
 
-    @abstractmethod
-    def query(self) -> RelatedQuery | None:
-        """Return the query for what is related to rows; None if nothing can be."""
+    def keys(self) -> tuple[Meta, tuple[str, ...]]:
+        """Return the columns whose types the values have in statements, and their relation."""
+        return self.otherklass.meta(), self.theirs
 
-    @abstractmethod
-    def alone(self) -> Deferred[Any]:
-        """Find what is related to this row, and to no other."""
+    def encode(self, values: Sequence[Any]) -> tuple[str | None, ...]:
+        """
+        Encode values of `mine` as parameters.
 
-    def get(self) -> Deferred[Any]:
-        """Return the one object, or None."""
-        group = self.inst._group
-        return self.alone() if group is None else group.get(self)
+        Raises:
+            InvalidArgument: One cannot be a key of the others.
+        """
+        meta, names = self.keys()
+        if len(names) != len(values):
+            raise InvalidArgument(
+                f"{self.association.name} needs {len(values)} columns for the key, has {len(names)}",
+                path=self.association.name,
+            )
+        return tuple(meta.encode(name, value) for name, value in zip(names, values, strict=True))
 
-    def values(self, subject: Any = None) -> list[Any]:
-        """Return the values of this row, or another one, in the columns that are related by."""
-        subject = self.inst if subject is None else subject
-        if not subject.persisted:
-            raise ReferenceNotSavedError("save an object before it is related to others")
-        attributes = subject.made_with.attributes
-        return [getattr(subject, attributes[name]) for name in self.mine]
+    def where(self, join_where: Where | None = None) -> Where:
+        """Return the condition of the others; `join_where` is of the join table, if there is one."""
+        if join_where is not None:
+            raise TypeError(f"{self.association.name} has no join table")
+        return [self.otherklass.meta().equal(self.theirs), *self.encode(self.values())]
+
+    def join(self, other: Meta) -> Where:
+        """Return what joins the others to their keys, a source called `asked`."""
+        return [f"JOIN {other.table} ON {other.same(self.theirs, 'asked')}"]
+
+    def get(self, **options: Any) -> Deferred[Any]:
+        """
+        Return the object or None, or the list of objects; what was preloaded, if it was.
+
+        With arguments of `find`, return what it finds among them; `join_where` is a condition
+        of the join table. They are never answered by what was preloaded.
+        """
+        if not options and self.association.name in self.inst._preloaded:
+            state, found = self.inst._preloaded[self.association.name]
+            if state == (self.otherklass, self.values()):
+                return succeed(self._shaped(found))
+        if self.otherklass is None or (self.one and None in self.values()):
+            return succeed(None)
+        where = both(self.where(options.pop("join_where", None)), options.pop("where", None))
+        if self.one:
+            options["limit"] = 1
+        return self.otherklass.find(where=where, **options)
+
+    def keep(self, found: Sequence[Any]) -> None:
+        """Keep what was preloaded, for as long as the values of `mine` are these."""
+        kept = self.inst.__dict__.setdefault("_preloaded", {})
+        kept[self.association.name] = (self.otherklass, self.values()), found
+
+    def _forget(self) -> None:
+        self.inst.__dict__.get("_preloaded", {}).pop(self.association.name, None)
+
+    def _shaped(self, found: Sequence[Any]) -> Any:
+        if self.one:
+            return found[0] if found else None
+        return list(found)
 
     def _run(self, sql: str, *params: Any) -> Deferred[int]:
         return self.inst.database().run(affected_txn, self.inst.meta().codec, sql, list(params))
@@ -123,228 +187,197 @@ def key_of(subject: Any) -> tuple[Any, ...]:
     return key
 
 
-class HasMany(Relationship, relationships.HasMany):
-    """Other rows have this one's key."""
+class ToMany(Relationship, ABC):
+    """A relationship with any number of others."""
 
     one = False
 
+    def count(self, **options: Any) -> Deferred[int]:
+        """Count the objects that fulfil `where` and, of the join table, `join_where`."""
+        where = both(self.where(options.get("join_where")), options.get("where"))
+        return self.otherklass.count(where=where)
+
+    def set(self, others: Sequence[Any]) -> Deferred[None]:
+        """
+        Relate these objects, and no others, in one transaction.
+
+        Raises:
+            ReferenceNotSavedError: One has no row.
+        """
+        self._forget()
+        return ensureDeferred(self._set(others))
+
+    def clear(self) -> Deferred[None]:
+        """Relate no objects any more."""
+        return self.set([])
+
+    @abstractmethod
+    async def _set(self, others: Sequence[Any]) -> None: ...
+
+
+class HasMany(ToMany):
+    """Other rows have this one's key; if it is polymorphic, beside the name of this class."""
+
     @property
-    def _here(self) -> tuple[str, ...]:
-        name = self.ends.options.get("as")
-        return self.ends.here if name is None else (f"{name}_id",)
+    def theirs(self) -> tuple[str, ...]:
+        """The columns of the others that have this row's key."""
+        name = self.association.options.get("as")
+        return self.association.here if name is None else (f"{name}_id",)
 
     @property
     def _kind_column(self) -> str:
-        name = self.ends.options.get("as")
-        return f"{name}_type" if name else ""
+        name = self.association.options.get("as")
+        return "" if name is None else f"{name}_type"
 
-    @property
-    def _kind(self) -> Where:
-        """The condition on the class of the rows with the key, of a polymorphic relationship."""
-        column = self._kind_column
-        return (
-            [f"{quoted(column)} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
-            if column
-            else []
-        )
+    def _kind(self, meta: Meta) -> Where:
+        if not self._kind_column:
+            return []
+        column = f"{meta.table}.{quoted(self._kind_column)}"
+        return [f"{column} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
 
-    def query(self) -> RelatedQuery:
-        """Return the query for the rows that have these keys in them."""
-        return RelatedQuery.to(self.otherklass, self._here, self._kind)
+    def where(self, join_where: Where | None = None) -> Where:
+        """Return the condition of the rows with this one's key."""
+        return both(super().where(join_where), self._kind(self.otherklass.meta()))
 
-    def _where(self) -> Where:
-        meta = self.otherklass.meta()
-        return both([meta.equal(self._here), *self._own(meta)], self._kind)
+    def join(self, other: Meta) -> Where:
+        """Return what joins the rows to the keys."""
+        joined, kind = super().join(other), self._kind(other)
+        return [f"{joined[0]} AND {kind[0]}", *kind[1:]] if kind else joined
 
-    def _own(self, meta: Any) -> list[str | None]:
-        pairs = zip(self._here, self.values(), strict=True)
-        return [meta.encode(name, value) for name, value in pairs]
-
-    def alone(self) -> Deferred[Any]:
-        """Find the objects of this row."""
-        return self.otherklass.find(where=self._where())
-
-    def get(self, **options: Any) -> Deferred[Any]:
-        """Return the objects; with arguments of `find`, those that it finds among them."""
-        if not options:
-            return super().get()
-        where = both(self._where(), options.pop("where", None))
-        return self.otherklass.find(where=where, **options)
-
-    def count(self, **options: Any) -> Deferred[int]:
-        """Count the objects, of those that `where` speaks of."""
-        return self.otherklass.count(where=both(self._where(), options.get("where")))
-
-    def set(self, others: Sequence[Any]) -> Deferred[Any]:
-        """Replace what is related by these objects, in one transaction."""
-        return ensureDeferred(self._set([*others]))
-
-    def clear(self) -> Deferred[Any]:
-        """Remove all relations to others."""
-        return self.set([])
-
-    async def _set(self, others: list[Any]) -> None:
-        meta, here = self.otherklass.meta(), self._here
-        every = meta.encode_rows(meta.key, [key_of(other) for other in others])
-        own, kind = self._own(meta), self._kind
-        chosen = meta.among(meta.key)
-        freed = ", ".join(f"{quoted(name)} = NULL" for name in here)
-        where, *params = both([f"{meta.equal(here)} AND NOT {chosen}", *own, *every], kind)
+    async def _set(self, others: Sequence[Any]) -> None:
+        meta, own = self.otherklass.meta(), self.encode(self.values())
+        keys = meta.encode_rows(meta.key, [key_of(other) for other in others])
+        where, *params = self.where()
+        chosen, kind = meta.among(meta.key), self._kind(meta)
+        freed = ", ".join(f"{quoted(name)} = NULL" for name in self.theirs)
+        related = [f"{quoted(name)} = {meta.cast(name)}" for name in self.theirs]
+        if kind:
+            related.append(f"{quoted(self._kind_column)} = ?")
         async with self.inst.database().transaction():
-            await self._run(f"UPDATE {meta.table} SET {freed} WHERE {where}", *params)
+            await self._run(
+                f"UPDATE {meta.table} SET {freed} WHERE {where} AND NOT {chosen}", *params, *keys
+            )
             if others:
-                sets_kind = [f"{quoted(self._kind_column)} = ?"] if kind else []
-                sets = [*(f"{quoted(name)} = {meta.cast(name)}" for name in here), *sets_kind]
                 await self._run(
-                    f"UPDATE {meta.table} SET {', '.join(sets)} WHERE {chosen}",
-                    *(*own, *kind[1:], *every),
+                    f"UPDATE {meta.table} SET {', '.join(related)} WHERE {chosen}",
+                    *(*own, *kind[1:], *keys),
                 )
         for other in others:
             await other.refresh()
 
 
-class HABTM(Relationship, relationships.HABTM):
+class HABTM(ToMany):
     """Rows of a join table have both keys."""
 
-    one = False
+    @property
+    def _joined(self) -> str:
+        return table(self.association.options["join_table"])
 
-    def tablename(self) -> str:
-        """Return the join table's name."""
-        return self.ends.options["join_table"]
+    def keys(self) -> tuple[Meta, tuple[str, ...]]:
+        """Return this row's key: of the join table, no types are known."""
+        return self.inst.row_meta, self.mine
 
-    def query(self) -> RelatedQuery:
-        """Return the query through the join table."""
-        meta = self.inst.made_with
-        joined = table(self.tablename())
-        return RelatedQuery.through(self.otherklass, meta, joined, self.ends.here, self.ends.there)
-
-    def _where(self, join_where: Where | None, where: Where | None) -> Where:
-        inner, *params = both([self._own, *self.values()], join_where)
+    def where(self, join_where: Where | None = None) -> Where:
+        """Return the condition of the others: the join table has their keys beside this one's."""
         meta = self.otherklass.meta()
-        chosen = f"SELECT {identifiers(self.ends.there)} FROM {table(self.tablename())}"
+        inner, *params = both([self._own("?"), *self.encode(self.values())], join_where)
+        chosen = f"SELECT {identifiers(self.association.there)} FROM {self._joined} WHERE {inner}"
         keys = ", ".join(f"key_{at}" for at in range(len(meta.key)))
         same = meta.same(meta.key, "chosen")
-        found = f"EXISTS (SELECT FROM ({chosen} WHERE {inner}) AS chosen ({keys}) WHERE {same})"
-        return both([found, *params], where)
+        return [f"EXISTS (SELECT FROM ({chosen}) AS chosen ({keys}) WHERE {same})", *params]
 
-    @property
-    def _own(self) -> str:
-        """The condition that a row of the join table has this row's key."""
-        meta = self.inst.made_with
-        ends = zip(self.ends.here, self.mine, strict=True)
-        return " AND ".join(f"{quoted(name)}{meta.equal_sign(key)}?" for name, key in ends)
-
-    def alone(self) -> Deferred[Any]:
-        """Find the objects of this row."""
-        return self.otherklass.find(where=self._where(None, None))
-
-    def get(self, **options: Any) -> Deferred[Any]:
-        """
-        Return the objects; with arguments of `find`, those that it finds among them.
-
-        `join_where` speaks of the join table.
-        """
-        if not options:
-            return super().get()
-        where = self._where(options.pop("join_where", None), options.pop("where", None))
-        return self.otherklass.find(where=where, **options)
-
-    def count(self, **options: Any) -> Deferred[int]:
-        """Count the objects, of those that `where` and `join_where` speak of."""
-        return self.otherklass.count(
-            where=self._where(options.get("join_where"), options.get("where"))
+    def _own(self, key: str, prefix: str = "") -> str:
+        """Return the condition that the join table has this row's key, `{}` in `key` its number."""
+        meta = self.inst.row_meta
+        return " AND ".join(
+            f"{prefix}{quoted(name)}{meta.equal_sign(mine)}{key.format(at)}"
+            for at, (name, mine) in enumerate(zip(self.association.here, self.mine, strict=True))
         )
 
-    def set(self, others: Sequence[Any]) -> Deferred[Any]:
-        """Replace what is related by these objects, in one transaction."""
-        return ensureDeferred(self._set([key_of(other) for other in others]))
+    def join(self, other: Meta) -> Where:
+        """Return what joins the others to the keys, through the join table."""
+        pairs = zip(other.key, self.association.there, strict=True)
+        same = " AND ".join(
+            f"{other.table}.{quoted(key)}{other.equal_sign(key)}joined.{quoted(name)}"
+            for key, name in pairs
+        )
+        first = f"JOIN {self._joined} AS joined ON {self._own('asked.key_{}', 'joined.')}"
+        return [f"{first} JOIN {other.table} ON {same}"]
 
-    def clear(self) -> Deferred[Any]:
-        """Remove all relations to others."""
-        return self.set([])
-
-    async def _set(self, keys: list[Any]) -> None:
-        joined, meta, mine = table(self.tablename()), self.otherklass.meta(), self.values()
+    async def _set(self, others: Sequence[Any]) -> None:
+        meta, own = self.otherklass.meta(), self.encode(self.values())
+        keys = meta.encode_rows(meta.key, [key_of(other) for other in others])
+        names = identifiers([*self.association.here, *self.association.there])
+        mine = ", ".join("?" for _ in own)
         async with self.inst.database().transaction():
-            await self._run(f"DELETE FROM {joined} WHERE {self._own}", *mine)
-            if keys:
-                rows = meta.rows_of(meta.key)
-                await self._run(
-                    f"INSERT INTO {joined} ({identifiers([*self.ends.here, *self.ends.there])})"
-                    f" SELECT {', '.join('?' for _ in mine)}, keys.* FROM {rows} AS keys",
-                    *(*mine, *meta.encode_rows(meta.key, keys)),
-                )
+            await self._run(f"DELETE FROM {self._joined} WHERE {self._own('?')}", *own)
+            if others:
+                rows = f"SELECT {mine}, keys.* FROM {meta.rows_of(meta.key)} AS keys"
+                await self._run(f"INSERT INTO {self._joined} ({names}) {rows}", *own, *keys)
 
 
-class BelongsTo(Relationship, relationships.BelongsTo):
+class BelongsTo(Relationship):
     """This row has the other's key."""
+
+    @property
+    def otherklass(self) -> Any:
+        """The other model; if it is polymorphic, the one that the row names, or None."""
+        if self.association.other is not None:
+            return super().otherklass
+        kind = getattr(self.inst, f"{self.association.name}_type")
+        return Registry.getClass(kind) if kind else None
 
     @property
     def mine(self) -> tuple[str, ...]:
         """The columns that hold the other's key."""
-        return self.ends.there
+        return self.association.there
 
     @property
-    def otherklass(self) -> Any:
-        """The other model; of many kinds, the one that the row says, or None."""
-        if self.ends.other is not None:
-            return super().otherklass
-        kind = getattr(self.inst, f"{self.ends.name}_type")
-        return Registry.getClass(kind) if kind else None
-
-    def query(self) -> RelatedQuery | None:
-        """Return the query for the rows that have these keys."""
-        other = self.otherklass
-        if other is None or None in self.values():
-            return None
-        return RelatedQuery.to(other, self.ends.key or other.meta().key)
-
-    def alone(self) -> Deferred[Any]:
-        """Find the object that this one belongs to, or None."""
-        query = self.query()
-        if query is None:
-            return succeed(None)
-        where = [query.meta.equal(query.names), *query.encode_key(self.values())]
-        return query.model.find(where=where, limit=1)
+    def theirs(self) -> tuple[str, ...]:
+        """The other's key."""
+        return self.association.key or self.otherklass.meta().key
 
     def set(self, other: Any) -> Deferred[Any]:
-        """Set the object that this one belongs to, and save."""
+        """
+        Have this row belong to an object, and save it.
+
+        Raises:
+            ReferenceNotSavedError: The other has no row.
+        """
         key = key_of(other)
-        if self.ends.key is not None:
-            key = tuple(getattr(other, other.made_with.attributes[n]) for n in self.ends.key)
-        if self.ends.other is None:
-            setattr(self.inst, f"{self.ends.name}_type", type(other).__name__)
+        if self.association.key is not None:
+            attributes = other.row_meta.attributes
+            key = tuple(getattr(other, attributes[name]) for name in self.association.key)
+        if self.association.other is None:
+            setattr(self.inst, f"{self.association.name}_type", type(other).__name__)
         return self._belong(key)
 
     def clear(self) -> Deferred[Any]:
-        """Clear the object that this one belongs to, and save."""
+        """Have this row belong to nothing, and save it."""
         return self._belong([None] * len(self.mine))
 
     def _belong(self, key: Sequence[Any]) -> Deferred[Any]:
-        attributes = self.inst.made_with.attributes
+        self._forget()
+        attributes = self.inst.row_meta.attributes
         for name, value in zip(self.mine, key, strict=True):
             setattr(self.inst, attributes[name], value)
         return self.inst.save()
 
 
-class HasOne(Relationship, relationships.HasOne):
+class HasOne(Relationship):
     """One other row has this one's key."""
 
-    def query(self) -> RelatedQuery:
-        """Return the query for the rows that have these keys in them."""
-        return RelatedQuery.to(self.otherklass, self.ends.here)
-
-    def alone(self) -> Deferred[Any]:
-        """Find the object, or None."""
-        query = self.query()
-        where = [query.meta.equal(query.names), *query.encode_key(self.values())]
-        return query.model.find(where=where, limit=1)
-
     def set(self, other: Any) -> Deferred[Any]:
-        """Set this one as what the other belongs to, and save the other."""
+        """
+        Give an object this one's key, and save it.
+
+        Raises:
+            ReferenceNotSavedError: It has no row.
+        """
         key_of(other)
-        attributes = other.made_with.attributes
-        for name, value in zip(self.ends.here, self.values(), strict=True):
+        self._forget()
+        attributes = other.row_meta.attributes
+        for name, value in zip(self.theirs, self.values(), strict=True):
             setattr(other, attributes[name], value)
         return other.save()
 
@@ -358,122 +391,113 @@ TYPES: dict[str, type[Relationship]] = {
 """What a model may declare."""
 
 
-class Property:
-    """The attribute of a relationship."""
+class Attribute:
+    """The attribute of a relationship, on a model's class."""
 
-    def __init__(self, kind: type[Relationship], ends: Ends) -> None:
+    def __init__(self, kind: type[Relationship], association: Association) -> None:
         self.kind = kind
-        self.ends = ends
+        self.association = association
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self
         if not instance.persisted:
             raise ReferenceNotSavedError("save an object before it is related to others")
-        return self.kind(instance, self.ends)
+        return self.kind(instance, self.association)
 
 
-class Related(Queries):
-    """A model's relationships, worked out when the class is made."""
-
-    RELATIONSHIP_CACHE: ClassVar[dict[str, tuple[type, Mapping[str, Any]]]] = {}
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.initRelationshipCache()
-
-    @classmethod
-    def initRelationshipCache(cls) -> None:
-        """Register what HASMANY, HASONE, BELONGSTO and HABTM declare."""
-        cls.RELATIONSHIP_CACHE = {}
-        for kind in TYPES:
-            for declared in getattr(cls, kind):
-                cls.addRelation(declared, kind)
-
-    @classmethod
-    def addRelation(cls, relation: str | Mapping[str, Any], rtype: str) -> None:
-        """
-        Add a relationship.
-
-        Raises:
-            twistar.exceptions.InvalidRelationshipError: It has no name; or no join table,
-                whose name twistar could only guess.
-        """
-        options = dict(relation) if isinstance(relation, Mapping) else {"name": relation}
-        name = options.pop("name", None)
-        if name is None:
-            raise InvalidRelationshipError(f"a relationship of {cls.__name__} has no name")
-        if rtype == "HABTM" and "join_table" not in options:
-            raise InvalidRelationshipError(f"{cls.__name__}.{name} has no join_table")
-        words = Inflector()
-        given = options.get("class_name", name)
-        # A class's own name is taken at its word: the Inflector would make Statu of Status.
-        class_name = given if given[:1].isupper() else words.classify(given)
-        here = options.get("foreign_key") or words.foreignKey(cls.__name__)
-        there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
-        if options.get("polymorphic"):
-            class_name, there = None, f"{name}_id"
-        ends = Ends(name, class_name, _names(here), _names(there), options=options)
-        cls.relate(TYPES[rtype], ends)
-
-    @classmethod
-    def relate(cls, kind: type[Relationship], ends: Ends) -> None:
-        """Add a relationship that is worked out already."""
-        cls.RELATIONSHIP_CACHE[ends.name] = (kind, ends.options)
-        setattr(cls, ends.name, Property(kind, ends))
-
-    @classmethod
-    def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
-        """Build objects of rows, grouped if the model has relationships."""
-        made = super().hydrate(rows, meta)
-        if cls.RELATIONSHIP_CACHE and len(made) > 1:
-            group_objects(made)
-        return made
-
-    def _copy(self) -> Self:
-        """Build another object of the same row, in the same group."""
-        assert self._row is not None
-        (made,) = self.hydrate([self._row], self.made_with)
-        made._group = self._group
-        if self._group is not None:
-            self._group.add(made)
-        return made
-
-    def joined(self) -> list[HABTM]:
-        """Return the relationships that have rows in join tables."""
-        return [
-            getattr(self, name)
-            for name, (kind, _) in self.RELATIONSHIP_CACHE.items()
-            if kind is HABTM
-        ]
-
-
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of a key, given as a list, or as the name of one."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def preload(objects: Iterable[Related], name: str) -> Deferred[list[Any]]:
+def preload(objects: Iterable[Any], *paths: str) -> Deferred[None]:
     """
-    Load a relationship of objects of one model, a statement for some hundreds of them.
+    Load relationships of objects, in one statement for each relationship and level.
 
-    Objects that were found together need no such thing: they do it by themselves. From now on
-    these do, too.
+    Afterwards `get()` returns what was loaded, without a statement, until the object is
+    refreshed, the relationship is `set` or cleared, or the object's key in it is another.
+    Where the others are of several classes, it is a statement for each class.
 
     Args:
-        objects: All of the same class.
-        name: Of the relationship.
+        objects: Of models that have the relationships, found anywhere.
+        paths: Names of relationships; after a dot comes one of the related objects:
+            `preload(drivers, "vehicles.garage")`.
 
-    Returns:
-        For each object the result of its relationship's `get`.
+    Raises:
+        ValueError: A class has no relationship of that name.
+        InvalidArgument: The key of an object cannot be one of the others.
     """
-    return ensureDeferred(_preloaded(list(objects), name))
+    return ensureDeferred(_preload(list(objects), paths))
 
 
-async def _preloaded(objects: Sequence[Any], name: str) -> list[Any]:
-    group_objects(objects)
-    found = []
+async def _preload(objects: Sequence[Any], paths: Iterable[str]) -> None:
+    further: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, rest = path.partition(".")
+        further.setdefault(name, []).extend([rest] if rest else [])
+    for name, onwards in further.items():
+        related = await _preload_one(objects, name)
+        if onwards:
+            await _preload(related, onwards)
+
+
+async def _preload_one(objects: Sequence[Any], name: str) -> list[Any]:
+    """Load one relationship, and return the related objects."""
+    asking: dict[tuple[Any, Any], dict[Any, list[Relationship]]] = {}
     for at, each in enumerate(objects):
-        found.append(await getattr(each, name).get())
+        if name not in each.RELATIONSHIP_CACHE:
+            raise ValueError(f"{type(each).__name__} has no relationship {name}")
+        relationship: Relationship = getattr(each, name)
+        other, values = relationship.otherklass, relationship.values()
+        if other is None or None in values:  # NULL is equal to nothing
+            relationship.keep([])
+        else:
+            keys = asking.setdefault((type(each), other), {})
+            keys.setdefault(relationship.encode(values), []).append(relationship)
         await each.database().yield_to_reactor(at)
+    related: list[Any] = []
+    for (_, other), keys in asking.items():
+        some = next(iter(keys.values()))[0]
+        sql, params = _statement(some, other.meta()), some.join(other.meta())[1:]
+        work = related_txn, other, sql, list(keys), params
+        found = await other.database().run(*work, retry=True)
+        for at, (place, each) in enumerate(
+            (place, each) for place, askers in enumerate(keys.values()) for each in askers
+        ):
+            each.keep(found[place])
+            await other.database().yield_to_reactor(at)
+        objects = [each for place in range(len(keys)) for each in found[place]]
+        related += await other.initialized(objects)
+    return related
+
+
+def _statement(relationship: Relationship, other: Meta) -> str:
+    """
+    Return the statement for what is related to keys: the key's number, then the columns.
+
+    Its parameters are a list for each column of the keys, and those of the join.
+    """
+    meta, names = relationship.keys()
+    keys = ", ".join(f"key_{at}" for at in range(len(names)))
+    columns = ", ".join(f"{other.table}.{quoted(name)}" for name in other.columns)
+    order = ", ".join(["asked.at", *(f"{other.table}.{quoted(name)}" for name in other.key)])
+    # A join table may have a pair of keys more than once.
+    once = f"DISTINCT ON ({order}) " if isinstance(relationship, HABTM) else ""
+    return (
+        f"SELECT {once}asked.at, {columns}"
+        f" FROM {meta.rows_of(names)} WITH ORDINALITY AS asked ({keys}, at)"
+        f" {relationship.join(other)[0]} ORDER BY {order}"
+    )
+
+
+def related_txn(
+    connection: PgConnection,
+    model: Any,
+    sql: str,
+    keys: Sequence[Sequence[str | None]],
+    params: Sequence[Any],
+) -> Mapping[int, list[Any]]:
+    """Return objects by the place of the key that they are related to; [] for one of none."""
+    lists = [list(each) for each in zip(*keys, strict=True)]
+    meta: Meta = model.meta()
+    found: dict[int, list[Any]] = defaultdict(list)
+    rows = rows_txn(connection, meta.codec, sql, [*lists, *params])
+    for row, each in zip(rows, model.hydrate([row[1:] for row in rows], meta), strict=True):
+        found[row[0] - 1].append(each)
     return found

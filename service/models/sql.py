@@ -1,7 +1,7 @@
 """
 SQL as this room writes it, twistar's way: a `?` for each parameter, a percent sign for itself.
 
-`placeholders` turns a whole statement into what psycopg2 takes, last of all.
+`placeholders` turns a statement into what psycopg2 takes, last of all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from service.db.connection import Installable, PgConnection
 from service.sql.statement import quoted
 
 Where = Sequence[Any]
@@ -111,3 +112,19 @@ def both(first: Where, second: Where | None) -> Where:
     if not second:
         return first
     return [f"{enclosed(first)} AND {enclosed(second)}", *first[1:], *second[1:]]
+
+
+def rows_txn(
+    connection: PgConnection, codec: Installable, sql: str, params: list[Any]
+) -> list[tuple[Any, ...]]:
+    """Run a statement and return rows of wire values."""
+    cursor = connection.wire(codec)
+    cursor.execute(placeholders(sql), params)
+    return cursor.fetchall()
+
+
+def affected_txn(connection: PgConnection, codec: Installable, sql: str, params: list[Any]) -> int:
+    """Run a statement and return the number of rows it has touched."""
+    cursor = connection.wire(codec)
+    cursor.execute(placeholders(sql), params)
+    return cursor.rowcount

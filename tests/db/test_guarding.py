@@ -47,7 +47,7 @@ async def db(dsn: str) -> AsyncIterator[Callee]:
 def guard(db: Callee, hook: Callable[..., Any], name: str = "beforeDelete") -> None:
     """Give the model of boxes a hook."""
     served = db.hub.served
-    setattr(served.judge(served.catalog.relation("public", "boxes")).model, name, hook)
+    setattr(served.model(served.catalog.relation("public", "boxes")).model, name, hook)
 
 
 @pytest_twisted.ensureDeferred

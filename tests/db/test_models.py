@@ -24,7 +24,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import InvalidArgument, InvalidRow
 from service.models.model import StaleObject
-from service.models.record import Row
+from service.models.record import Record
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay
@@ -360,7 +360,7 @@ async def test_what_a_validation_raises_is_raised(dsn: str) -> None:
     """Nothing is saved past an error in a validation, a hook or afterInit."""
     execute(dsn, "INSERT INTO things (name) VALUES ('there')")
 
-    def raises(_: Row) -> None:
+    def raises(_: Record) -> None:
         raise ZeroDivisionError
 
     Validated = model("things", VALIDATIONS=[raises])
@@ -410,11 +410,11 @@ async def test_hooks_in_their_order(dsn: str) -> None:
     """They may be plain, coroutine functions or give Deferreds; False refuses."""
     seen: list[str] = []
 
-    async def before_create(self: Row) -> None:
+    async def before_create(self: Record) -> None:
         seen.append("create")
         self.amount = 7
 
-    def before_save(self: Row) -> Any:
+    def before_save(self: Record) -> Any:
         seen.append("save")
         return succeed(self.name != "no")
 

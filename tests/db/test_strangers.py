@@ -147,9 +147,9 @@ async def test_a_relation_of_an_older_catalog(dsn: str) -> None:
         old = before.catalog.relation("public", "things")
         execute(dsn, "ALTER TABLE things ADD extra text")
         await reloaded(db)
-        assert db.hub.served.judge(old).meta.columns == ("id", "note", "extra")
-        assert before.judge(old).meta.columns == ("id", "note")
+        assert db.hub.served.model(old).meta.columns == ("id", "note", "extra")
+        assert before.model(old).meta.columns == ("id", "note")
         execute(dsn, "DROP TABLE things")
         await reloaded(db)
         with pytest.raises(NoSuchProcedure):
-            db.hub.served.judge(old)
+            db.hub.served.model(old)

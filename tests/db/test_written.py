@@ -472,7 +472,7 @@ async def test_key_that_may_not_be_read_is_not_asked_for(dsn: str) -> None:
 async def test_rows_judged_apart_are_counted_as_written(db: Callee) -> None:
     """Of rows of which a model makes something different, those count that were changed."""
     served = db.hub.served
-    model = served.judge(served.catalog.relation("public", "kept")).model
+    model = served.model(served.catalog.relation("public", "kept")).model
 
     def apart(self: Any) -> None:
         self.n = 13 if self.id == 1 else self.id

@@ -13,7 +13,7 @@ from tests.unit.samples import catalog
 class NoModels:
     """Models that nobody asks for."""
 
-    def judge(self, relation):
+    def bound(self, relation):
         """Give none."""
 
 

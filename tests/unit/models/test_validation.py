@@ -1,5 +1,5 @@
 """
-Writes judged by a model.
+Writes validated by a model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from service.db.codec import Codec
 from service.errors import InvalidArgument, InvalidRow
 from service.models.meta import Meta
 from service.models.model import Model
+from service.models.validation import BoundModel
 from service.models.validations import not_blank
 from tests.deferreds import failure_of, result_of
 from tests.unit.samples import catalog
@@ -30,22 +31,27 @@ def model(**declared: Any) -> type[Model]:
     return made
 
 
+def bound(made: type[Model]) -> BoundModel:
+    """Bind a model to the catalog."""
+    return BoundModel(made, made.meta())
+
+
 def test_a_model_knows_whether_it_has_rules() -> None:
     """Without validations and hooks no object need be built."""
-    assert not model().ruled
-    assert model(VALIDATIONS=[not_blank("action")]).ruled
-    assert model(beforeSave=lambda self: None).ruled
-    assert not model(afterInit=lambda self: None).ruled
+    assert not model().has_rules()
+    assert model(VALIDATIONS=[not_blank("action")]).has_rules()
+    assert model(beforeSave=lambda self: None).has_rules()
+    assert not model(afterInit=lambda self: None).has_rules()
     later = model()
     later.addValidator(not_blank("action"))
-    assert later.ruled
-    assert not Model.ruled
+    assert later.has_rules()
+    assert not Model.has_rules()
 
 
 def test_what_nobody_touches_stays_as_it_came() -> None:
     """The very wire values come back, so that they are written as they were sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
-    admitted = result_of(model().admit_new(values, CODEC, "values"))
+    admitted = result_of(bound(model()).validate_insert(values, CODEC, "values"))
     assert admitted == values
     assert all(admitted[name] is values[name] for name in values)
 
@@ -58,7 +64,7 @@ def test_rules_see_python_values() -> None:
         seen.update(made=subject.made, owner=subject.owner, status=subject.status)
 
     values = {"made": "2026-11-21T14:03:00Z", "owner": "5"}
-    result_of(model(VALIDATIONS=[look]).admit_new(values, CODEC, "values"))
+    result_of(bound(model(VALIDATIONS=[look])).validate_insert(values, CODEC, "values"))
     assert seen == {"made": datetime(2026, 11, 21, 14, 3, tzinfo=UTC), "owner": 5, "status": None}
 
 
@@ -73,14 +79,16 @@ def test_what_hooks_set_is_written() -> None:
         return succeed(None)
 
     made = model(beforeCreate=before_create, beforeSave=before_save)
-    admitted = result_of(made.admit_new({"action": "a", "mood": "ok"}, CODEC, "values"))
+    admitted = result_of(
+        bound(made).validate_insert({"action": "a", "mood": "ok"}, CODEC, "values")
+    )
     assert admitted == {"action": "A", "mood": "ok", "owner": 7}
 
 
 def test_every_failing_column_is_told() -> None:
     """Validations are all asked before anything is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
-    error = failure_of(made.admit_new({"action": " "}, CODEC, "values.3"))
+    error = failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3"))
     assert isinstance(error, InvalidRow)
     assert error.details["path"] == "values.3"
     assert error.details["fields"] == {
@@ -91,16 +99,16 @@ def test_every_failing_column_is_told() -> None:
 def test_a_hook_may_refuse() -> None:
     """By False, or by naming columns."""
     refusing = model(beforeSave=lambda self: False)
-    error = failure_of(refusing.admit_new({}, CODEC, "values"))
+    error = failure_of(bound(refusing).validate_insert({}, CODEC, "values"))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"*": ["refused by beforeSave"]}
     naming = model(beforeSave=lambda self: self.errors.add("owner", "is away."))
-    error = failure_of(naming.admit_new({}, CODEC, "values"))
+    error = failure_of(bound(naming).validate_insert({}, CODEC, "values"))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"owner": ["is away"]}
 
 
-def test_a_change_is_judged_with_the_whole_row() -> None:
+def test_a_change_is_validated_with_the_whole_row() -> None:
     """Rules see the row as it would be; what hooks change beside the changes is added."""
 
     def before_update(self: Any) -> None:
@@ -109,21 +117,21 @@ def test_a_change_is_judged_with_the_whole_row() -> None:
 
     current = {"id": 1, "action": "go", "status": False, "owner": 1, "doc": {"n": 1}}
     made = model(beforeUpdate=before_update)
-    admitted = result_of(made.admit_change(current, {"status": True}, CODEC, "changes"))
+    admitted = result_of(bound(made).validate_update(current, {"status": True}, CODEC, "changes"))
     assert admitted == {"status": True, "action": "go!"}
 
     def in_place(self: Any) -> None:
         self.doc["n"] += 1
 
     admitted = result_of(
-        model(beforeSave=in_place).admit_change(current, {"owner": 2}, CODEC, "changes")
+        bound(model(beforeSave=in_place)).validate_update(current, {"owner": 2}, CODEC, "changes")
     )
     assert admitted == {"owner": 2, "doc": {"n": 2}}
 
 
 def test_a_value_of_the_wrong_type() -> None:
     """It is refused before any rule looks at it, with its path."""
-    error = failure_of(model().admit_new({"owner": "five"}, CODEC, "values.0"))
+    error = failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "values.0.owner"
 
@@ -152,9 +160,9 @@ def test_blank(value: str | None) -> None:
 
 def test_a_model_knows_whether_it_keeps_rows() -> None:
     """Without a hook before a delete no row need be read."""
-    assert not model(beforeSave=lambda self: None).guarded
-    assert model(beforeDelete=lambda self: None).guarded
-    assert not Model.guarded
+    assert not model(beforeSave=lambda self: None).has_delete_hook()
+    assert model(beforeDelete=lambda self: None).has_delete_hook()
+    assert not Model.has_delete_hook()
 
 
 def test_a_hook_may_keep_a_row() -> None:
@@ -162,12 +170,14 @@ def test_a_hook_may_keep_a_row() -> None:
     current = {"id": 1, "action": "go", "made": "2026-11-21T14:03:00Z"}
     seen: list[Any] = []
     made = model(beforeDelete=lambda self: seen.append((self.id, self.made.year)))
-    assert result_of(made.admit_delete(current)) is None
+    assert result_of(bound(made).validate_delete(current)) is None
     assert seen == [(1, 2026)]
-    error = failure_of(model(beforeDelete=lambda self: succeed(False)).admit_delete(current))
+    error = failure_of(
+        bound(model(beforeDelete=lambda self: succeed(False))).validate_delete(current)
+    )
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"*": ["refused by beforeDelete"]}
     naming = model(beforeDelete=lambda self: self.errors.add("owner", "is away."))
-    error = failure_of(naming.admit_delete(current))
+    error = failure_of(bound(naming).validate_delete(current))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"owner": ["is away"]}
