@@ -1,0 +1,184 @@
+"""
+What a warm call walks through: the functions of the service, and the files they stand in.
+
+    python -m bench.walk [name ...]
+
+Prints for `get`, `find` and `create` how often a function of `service/` was entered, coroutines
+that go on counted again, in all threads: from the bytes of an INVOCATION to those of its YIELD.
+With a name of those, each function in the order in which it was first entered. Runs over an
+embedded database and a router that is played here.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from autobahn.wamp import message, role
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from schema.database import Place
+from service.api.dispatcher import Dispatcher
+from service.api.reload import Catalogs
+from service.db.database import Database
+from service.db.pool import PgPool
+from service.db.session import SessionSettings
+from service.models.registry import Models
+from service.request.read import Limits
+from service.wamp.auth import Anonymous
+from service.wamp.callee import Callee
+from service.wamp.errors import refusal
+from service.wamp.serializer import SafeSerializer
+from service.wamp.session import SafeSession
+from tests.conftest import ROOT, execute
+
+TABLE = """
+CREATE TABLE actions (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    action varchar(80) NOT NULL, path varchar(200) NOT NULL, status boolean NOT NULL);
+INSERT INTO actions (action, path, status)
+    SELECT 'deploy ' || i, '/srv/app/' || i, i % 2 = 0 FROM generate_series(1, 1000) i;
+"""
+CALLS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "get": ([7], {}),
+    "find": ([], {"where": {"status": True, "id": {"gt": 7}}, "order": ["-id"], "limit": 10}),
+    "create": ([{"action": "deploy", "path": "/srv/app", "status": False}], {}),
+}
+
+
+class Walk:
+    """Counts what is entered while it is on; `profile` is set in every thread."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.entered: list[tuple[str, str]] = []
+
+    def profile(self, frame: Any, event: str, _: Any) -> None:
+        """Count a function of the service."""
+        if self.on and event == "call":
+            file = frame.f_code.co_filename
+            if file.startswith(f"{ROOT}/service/"):
+                self.entered.append((file[len(f"{ROOT}/service/") :], frame.f_code.co_qualname))
+
+
+class PlayedRouter:
+    """
+    The far side of a session's connection.
+
+    Args:
+        session: Whose transport this is.
+    """
+
+    def __init__(self, session: SafeSession) -> None:
+        self._serializer = SafeSerializer(refusal, 8 << 20)
+        session.sizes = self._serializer.sizes
+        self.session = session
+        self.answered: Deferred[Any] = Deferred()
+        self.transport = self
+        self.transport_details = None
+
+    def send(self, msg: Any) -> None:
+        """Take a message of the session, as bytes, and answer it."""
+        payload, _ = self._serializer.serialize(msg)
+        if isinstance(msg, message.Hello):
+            roles = {"broker": role.RoleBrokerFeatures(), "dealer": role.RoleDealerFeatures()}
+            self.tell(message.Welcome(1, roles, realm="realm1"))
+        elif isinstance(msg, message.Register):
+            reactor.callLater(0, self.tell, message.Registered(msg.request, 1))
+        else:
+            answered, self.answered = self.answered, Deferred()
+            answered.callback((msg, payload))
+
+    def tell(self, msg: Any) -> None:
+        """Hand the session a message, as bytes."""
+        for each in self._serializer.unserialize(msg.serialize(self._serializer._serializer)):
+            self.session.onMessage(each)
+
+    def isOpen(self) -> bool:
+        """Return that it is open, as autobahn asks."""
+        return True
+
+    async def call(self, request: int, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Make a call as the router would hand it on; returns the answer."""
+        answered = self.answered
+        self.tell(
+            message.Invocation(
+                request,
+                1,
+                args=args,
+                kwargs=kwargs,
+                caller=7,
+                caller_authid="ada",
+                caller_authrole="anonymous",
+                procedure=f"rowcast.{name}",
+            )
+        )
+        answer, _ = await answered
+        assert isinstance(answer, message.Yield), answer
+        return answer.args
+
+
+async def walked(walk: Walk, dsn: str) -> dict[str, list[tuple[str, str]]]:
+    """Make each call until it is warm, then once more; returns what each entered."""
+    pool = PgPool(dsn, reactor, SessionSettings(schemas=("public",)))
+    pool.start()
+    database = Database(pool, reactor)
+    hub = Dispatcher(database, Limits(), 8 << 20)
+    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), every=None)
+    hub.refresh = catalogs.refresh
+    catalogs.startService()
+    await catalogs.loaded()
+    callee = Callee(reactor, hub.answer, "rowcast")
+    session = SafeSession("realm1", Anonymous(), callee.joined, lambda _: None)
+    router = PlayedRouter(session)
+    session.onOpen(router)
+    while not callee.serving:
+        await deferLater(reactor, 0.01)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, (args, kwargs) in CALLS.items():
+        for at in range(6):
+            await deferLater(reactor, 0.05)
+            walk.on, walk.entered = at == 5, []
+            await router.call(100 + at, f"actions.{name}", args, kwargs)
+            walk.on = False
+        found[name] = walk.entered
+    await catalogs.stopService()
+    await pool.close()
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Walk, and print it."""
+    walk = Walk()
+    threading.setprofile(walk.profile)
+    with tempfile.TemporaryDirectory() as home, Place(state=Path(home)).running() as dsn:
+        execute(dsn, TABLE)
+
+        def end(found: Any) -> None:
+            reactor.stop()
+            if not isinstance(found, dict):
+                found.printTraceback()
+                return
+            for name, entered in found.items():
+                edge = sum(file.startswith("wamp/") for file, _ in entered)
+                files = {file for file, _ in entered}
+                print(
+                    f"{name:8}{len(entered):4} calls ({edge} of them in wamp/) of"
+                    f" {len(set(entered))} functions in {len(files)} files"
+                )
+                for (file, function), many in Counter(entered).items() if name in names else ():
+                    print(f"{many:12} {file:26} {function}")
+
+        sys.setprofile(walk.profile)
+        reactor.callWhenRunning(lambda: Deferred.fromCoroutine(walked(walk, dsn)).addBoth(end))
+        reactor.run()
+        sys.setprofile(None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
