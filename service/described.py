@@ -7,9 +7,9 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from service.api.verbs import VERBS
 from service.db.introspect import read_catalog
 from service.describe.document import describe
-from service.describe.verbs import VERBS
 from service.models.registry import fits
 from service.procedures.application import load
 from service.settings import Settings

@@ -24,11 +24,12 @@ from twisted.internet import reactor
 
 from service import errors, payload
 from service.api import csv, write
+from service.api.verbs import VERBS
 from service.app import Serving
 from service.db import json as json_codec
 from service.db import literals
 from service.db.thread import in_thread
-from service.describe.errors import BY_VERB
+from service.describe.verbs import errors_by_procedure
 from service.embedded.crossbar import FILE
 from service.request import aggregate, arguments, embeds, filters, read, select
 from service.request.names import RESERVED
@@ -351,8 +352,9 @@ def test_errors_of_each_verb() -> None:
         found |= dict.fromkeys(named, own)
     found["written"] = set().union(*found.values())
     own_procedures = {"describe", "health", "stats"}
-    assert found.keys() == BY_VERB.keys() - own_procedures
-    for verb, kinds in BY_VERB.items():
+    described = errors_by_procedure(VERBS.values())
+    assert found.keys() == described.keys() - own_procedures
+    for verb, kinds in described.items():
         uris = {kind.uri for kind in kinds}
         if verb not in own_procedures:
             assert uris == every | found[verb], verb

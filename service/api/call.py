@@ -16,10 +16,6 @@ Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
 
 
-LONG = frozenset({"stream", "export", "import"})
-"""Verbs that need their caller: they send parts of an answer, or span several calls."""
-
-
 @dataclass(slots=True)
 class CallContext:
     """

@@ -19,19 +19,21 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import LONG, CallContext, Send
+from service.api.call import CallContext, Send
 from service.api.functions import Calling
 from service.api.import_ import Importing
 from service.api.read import Aggregating, Reading
 from service.api.roles import Roles, identity_for
 from service.api.snapshot import Snapshot
 from service.api.stream import Exporting, Streaming, of_relation
+from service.api.verbs import VERBS
 from service.api.write import Changing, Creating
-from service.catalog import Relation, WriteKind
+from service.catalog import Relation
 from service.db.database import Database
 from service.db.errors import STALE, refusal
 from service.db.session import Identity
 from service.db.transaction import Actor
+from service.describe.verbs import Verb
 from service.errors import (
     Canceled,
     DatabaseRefused,
@@ -63,17 +65,8 @@ RETRY_AFTER = 1.0
 _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
 
-Verb = Callable[..., Awaitable[Any]]
-"""Called with what is served, the relation, args and kwargs; those of `LONG` with the context too."""
-
-WRITES: Mapping[str, WriteKind] = {
-    "create": "insert",
-    "upsert": "insert",
-    "import": "insert",
-    "update": "update",
-    "delete": "delete",
-}
-"""What the verbs that write ask of a relation: not every view can take it."""
+Handler = Callable[..., Awaitable[Any]]
+"""Called with what is served, the relation, args and kwargs; those that stand alone with the context too."""
 
 HALF_WAY = "the call ended half way: what it had committed by then is kept"
 
@@ -115,7 +108,8 @@ class Dispatcher:
         exporting = Exporting(database, limits, max_bytes, of_relation)
         self._importing = Importing(database, limits)
         self._calling = Calling(database, limits, max_bytes)
-        self.verbs: Mapping[str, Verb] = {
+        self.verbs = dict(VERBS)
+        self._handlers: Mapping[str, Handler] = {
             "get": reading.get,
             "find": reading.find,
             "count": reading.count,
@@ -247,8 +241,9 @@ class Dispatcher:
                 if isinstance(parsed, FunctionName):
                     return await self._calling.answer(snapshot, parsed, args, kwargs, context)
                 relation, verb = self.resolve(snapshot, parsed)
-                contexts = (context,) if parsed.verb in LONG else ()
-                return await verb(snapshot, relation, args, kwargs, *contexts)
+                contexts = (context,) if verb.alone else ()
+                handler = self._handlers[verb.name]
+                return await handler(snapshot, relation, args, kwargs, *contexts)
         except ServiceError as error:
             if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
                 error.of_column()
@@ -300,8 +295,7 @@ class Dispatcher:
                 or nearest(name.verb, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )
-        kind = WRITES.get(name.verb)
-        if kind is not None and kind not in relation.takes:
+        if verb.writes and verb.rights[0] not in relation.takes:
             raise NoSuchProcedure(
                 f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
                 relation=relation.name,

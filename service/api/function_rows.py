@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from service.api.handlers import Handlers
 from service.api.json import listed, paged
 from service.api.snapshot import Snapshot
-from service.api.verbs import Verbs
 from service.catalog import Catalog, Function
 from service.db.statements import (
     Page,
@@ -38,7 +38,7 @@ from service.sql.statement import Statement
 Find = Parsed[CalledRequest[FindRequest]]
 
 
-class Called(Verbs):
+class Called(Handlers):
     """The verbs on what functions return."""
 
     async def find(

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from service.api.call import LONG, CallContext
+from service.api.call import CallContext
 from service.api.function_rows import Called
+from service.api.handlers import Handlers
 from service.api.json import listed
 from service.api.snapshot import Snapshot
 from service.api.stream import Exporting, Streaming, of_function
-from service.api.verbs import Verbs
+from service.api.verbs import VERBS
 from service.catalog import Catalog, Function
 from service.db.database import Database
 from service.db.statements import Shape, call_txn, fitting_txn, read_only_txn, write_txn
@@ -27,10 +28,10 @@ from service.sql.functions import call as spelled
 from service.sql.statement import Statement
 
 Verb = Callable[..., Awaitable[Any]]
-"""Called with what is served, functions, args and kwargs; those of `LONG` with the context too."""
+"""Called with what is served, functions, args and kwargs; those that stand alone with the context too."""
 
 
-class Calling(Verbs):
+class Calling(Handlers):
     """Calls of functions."""
 
     def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
@@ -70,7 +71,7 @@ class Calling(Verbs):
                 or nearest(name.verb, list(self._verbs))
                 or f"verbs: {', '.join(self._verbs)}",
             )
-        contexts = (context,) if name.verb in LONG else ()
+        contexts = (context,) if VERBS[name.verb].alone else ()
         return await verb(snapshot, functions, args, kwargs, *contexts)
 
     async def _call(

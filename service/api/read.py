@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.api.handlers import Handlers
 from service.api.json import listed, paged
 from service.api.snapshot import Snapshot
-from service.api.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.statements import Page, Shape, answered_columns, groups_txn, page_txn, value_txn
 from service.errors import NotFound
@@ -32,7 +32,7 @@ from service.sql.select import count, estimate, exists, select
 from service.sql.statement import Statement
 
 
-class Reading(Verbs):
+class Reading(Handlers):
     """The verbs that read a page, or a number."""
 
     async def get(
@@ -167,7 +167,7 @@ def _exists(catalog: Catalog, relation: Relation, request: CountRequest) -> Stat
     return exists(plan_count(catalog, relation, request))
 
 
-class Aggregating(Verbs):
+class Aggregating(Handlers):
     """The verb that measures groups of rows."""
 
     async def aggregate(

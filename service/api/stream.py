@@ -18,8 +18,8 @@ from twisted.internet.defer import Deferred
 
 from service.api.call import CallContext, Send
 from service.api.function_rows import as_csv, find
+from service.api.handlers import Handlers
 from service.api.snapshot import Snapshot
-from service.api.verbs import Verbs
 from service.catalog import Catalog, Function, Relation
 from service.db.codec import Codec
 from service.db.copy import Blocks, copy_out_txn
@@ -96,7 +96,7 @@ class Source(Protocol):
         """
 
 
-class Flowing(Verbs):
+class Flowing(Handlers):
     """
     Verbs that send all rows of a flow.
 

@@ -1,24 +1,193 @@
 """
-What all verbs stand on.
+The verbs: one row for each, which calls, `describe` and the generated types read.
 """
 
 from __future__ import annotations
 
-from service.db.database import Database
-from service.request.read import Limits
+from collections.abc import Mapping
+
+from service.catalog import Relation
+from service.describe import errors
+from service.describe.definitions import reference
+from service.describe.grammar import FLAG, record
+from service.describe.types import NULL
+from service.describe.verbs import (
+    CONFLICT,
+    COUNTED,
+    EITHER,
+    EXPORT,
+    FIND,
+    FORM,
+    NAMES,
+    PAGE,
+    PAGED,
+    RETURNING,
+    ROWS,
+    SHOWN,
+    STREAM,
+    TARGET,
+    TIMEOUT,
+    WHERE,
+    Verb,
+    forms,
+)
+from service.errors import InvalidRow, NotChanged, NotFound
+
+MAX_AFFECTED = {"max_affected": reference("whole")}
+EXPECT = {"expect": {"type": ["object", "null"]}}
 
 
-class Verbs:
-    """
-    Some verbs.
+def _has_arbiter(relation: Relation) -> bool:
+    return any(key.arbiter for key in relation.unique_keys) or any(
+        not index.fault for index in relation.unique_indexes
+    )
 
-    Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer, or one row of a long one, may weigh.
-    """
 
-    def __init__(self, database: Database, limits: Limits, max_bytes: int) -> None:
-        self.database = database
-        self.limits = limits
-        self.max_bytes = max_bytes
+_ROWS = (
+    Verb(
+        "get",
+        arguments=record({"key": {}, **TIMEOUT, **SHOWN, **FORM}, ["key"]),
+        result=forms(reference("selected")),
+        errors=(*errors.ROWS, NotFound),
+        positional=("key",),
+        fits=lambda relation: bool(relation.primary_key),
+    ),
+    Verb(
+        "find",
+        arguments=record({**FIND, **PAGE}),
+        result={
+            "anyOf": [
+                reference("page"),
+                {**reference("lists"), "required": ["next"]},
+                reference("text"),
+            ]
+        },
+        errors=errors.ROWS,
+        on_functions=True,
+    ),
+    Verb(
+        "count",
+        arguments=record({**TIMEOUT, "where": WHERE}),
+        result=COUNTED,
+        errors=errors.DATABASE,
+    ),
+    Verb(
+        "exists",
+        arguments=record({**TIMEOUT, "where": WHERE}),
+        result={"type": "boolean"},
+        errors=errors.DATABASE,
+    ),
+    Verb(
+        "stream",
+        arguments=record(STREAM),
+        result=record({"rows": COUNTED, "columns": NAMES}, ["rows"]),
+        errors=errors.ROWS,
+        progress={"type": "array", "items": {"type": ["object", "array"]}},
+        on_functions=True,
+        alone=True,
+    ),
+    Verb(
+        "export",
+        arguments=record(EXPORT),
+        result=record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
+        errors=errors.ROWS,
+        progress={"type": "string"},
+        on_functions=True,
+        alone=True,
+    ),
+    Verb(
+        "aggregate",
+        arguments=record(
+            {
+                **TIMEOUT,
+                **FORM,
+                **PAGED,
+                "measures": reference("measures"),
+                "group": reference("select"),
+                "where": WHERE,
+                "having": WHERE,
+            },
+            ["measures"],
+        ),
+        result=forms(ROWS),
+        errors=errors.ROWS,
+        positional=("measures",),
+        on_functions=True,
+    ),
+    Verb(
+        "create",
+        arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
+        result={"anyOf": [*forms(reference("selected"), ROWS)["anyOf"], reference("affected")]},
+        errors=(*errors.WRITES, NotChanged),
+        positional=("values",),
+        rights=("insert",),
+    ),
+    Verb(
+        "upsert",
+        arguments=record(
+            {"values": {}, **TIMEOUT, **RETURNING, **CONFLICT, **MAX_AFFECTED}, ["values"]
+        ),
+        result=reference("result.create"),
+        errors=errors.WRITES,
+        positional=("values",),
+        rights=("insert", "update"),
+        fits=_has_arbiter,
+    ),
+    Verb(
+        "update",
+        arguments={
+            **record(
+                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING},
+                ["changes"],
+            ),
+            **EITHER,
+        },
+        result={
+            "anyOf": [
+                *forms(reference("selected"), NULL, reference("written"))["anyOf"],
+                reference("affected"),
+            ]
+        },
+        errors=errors.ALL,
+        positional=("key", "changes"),
+        rights=("update",),
+    ),
+    Verb(
+        "delete",
+        arguments={**record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING}), **EITHER},
+        result=reference("result.update"),
+        errors=errors.ALL,
+        positional=("key",),
+        rights=("delete",),
+    ),
+    Verb(
+        "import",
+        arguments={
+            **record(
+                {
+                    "rows": {"type": ["array", "string", "null"]},
+                    "csv": {"type": ["string", "null"]},
+                    "columns": reference("some_columns"),
+                    "upload": {"type": ["string", "null"]},
+                    "done": FLAG,
+                    **CONFLICT,
+                    **TIMEOUT,
+                }
+            ),
+            "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],
+        },
+        result={
+            "anyOf": [
+                record({"rows": COUNTED}, ["rows"]),
+                record({"upload": {"type": "string"}}, ["upload"]),
+            ]
+        },
+        errors=(*errors.DATABASE, *errors.VIOLATIONS, InvalidRow),
+        positional=("rows",),
+        rights=("insert",),
+        alone=True,
+    ),
+)
+
+VERBS: Mapping[str, Verb] = {each.name: each for each in _ROWS}
+"""By name, in the order in which `describe` lists them."""

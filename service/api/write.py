@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from service.api.handlers import Handlers
 from service.api.json import listed, paged
 from service.api.snapshot import Snapshot
-from service.api.verbs import Verbs
 from service.catalog import Catalog, Relation
 from service.db.statements import (
     NoRowWritten,
@@ -82,7 +82,7 @@ UNBOUNDED = 2**63
 """Bytes: rows that only a model sees may weigh what they weigh."""
 
 
-class Writing(Verbs):
+class Writing(Handlers):
     """What the verbs that write share."""
 
     async def write(

@@ -18,7 +18,7 @@ from service.describe.functions import (
     may_be_described,
 )
 from service.describe.relations import described_relation, served_name
-from service.describe.verbs import described_verbs, shared
+from service.describe.verbs import Verb, described_verbs, shared
 from service.errors import UnknownName
 from service.request.describe import WHOLE, Part
 
@@ -31,7 +31,7 @@ def describe(
     catalog: Catalog,
     prefix: str,
     version: str,
-    verbs: Iterable[str],
+    verbs: Mapping[str, Verb],
     procedures: Mapping[str, Callable[..., Any]],
     part: Part = WHOLE,
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def describe(
     Raises:
         UnknownName: Something is wanted that is not there.
     """
-    defs = Definitions(catalog, shared())
+    defs = Definitions(catalog, shared(verbs))
     relations = {served_name(catalog, each): each for each in catalog.relations.values()}
     found = {
         home: [each for each in overloads if may_be_described(catalog, each)]
@@ -62,14 +62,13 @@ def describe(
     }
     functions = {function_name(catalog, home): home for home, each in found.items() if each}
     written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
-    verbs = tuple(verbs)
     return {
         "$schema": DIALECT,
         "version": version,
         "prefix": prefix,
         "schemas": list(catalog.schemas),
         "names": {"relations": list(relations), "functions": list(functions)},
-        "verbs": described_verbs(),
+        "verbs": described_verbs(verbs),
         "relations": {
             name: described_relation(defs, relations[name], verbs, written)
             for name in _wanted("relation", part.relations, relations)

@@ -47,27 +47,14 @@ VIOLATIONS: tuple[Kind, ...] = (
 WRITES: tuple[Kind, ...] = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
 ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound, errors.NotChanged)
 
-BY_VERB: Mapping[str, tuple[Kind, ...]] = {
-    "get": (*ROWS, errors.NotFound),
-    "find": ROWS,
-    "stream": ROWS,
-    "export": ROWS,
-    "aggregate": ROWS,
-    "count": DATABASE,
-    "exists": DATABASE,
-    "create": (*WRITES, errors.NotChanged),
-    "upsert": WRITES,
-    "update": ALL,
-    "delete": ALL,
-    "import": (*DATABASE, *VIOLATIONS, errors.InvalidRow),
+OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "fn": (*ROWS, *VIOLATIONS, errors.TooManyRows),
-    **dict.fromkeys(("fn.find", "fn.aggregate", "fn.stream", "fn.export"), (*ROWS, *VIOLATIONS)),
     "describe": (*ANY, errors.TooLarge),
     "health": ANY,
     "stats": ANY,
     "written": ALL,
 }
-"""Errors by verb; `fn` is a call of a function, `written` a procedure written by hand."""
+"""Of a call of a function, of our own procedures, and of one written by hand."""
 
 CARRIED: Mapping[str, Schema] = {
     **{
@@ -88,8 +75,8 @@ CARRIED: Mapping[str, Schema] = {
 """The keyword arguments of a WAMP error."""
 
 
-def definitions() -> dict[str, Schema]:
-    """Return the shared parts: each error, what they carry, and the errors of each verb."""
+def definitions(by_procedure: Mapping[str, tuple[Kind, ...]]) -> dict[str, Schema]:
+    """Return the shared parts: each error, what they carry, and the errors of each procedure."""
     found: dict[str, Schema] = {
         "carried": {
             "type": "object",
@@ -99,9 +86,9 @@ def definitions() -> dict[str, Schema]:
     }
     for kind in ALL:
         found[_name(kind)] = _error(kind)
-    for verb, kinds in BY_VERB.items():
+    for procedure, kinds in by_procedure.items():
         each = sorted({_name(kind) for kind in kinds})
-        found[f"errors.{verb}"] = {"oneOf": [reference(name) for name in each]}
+        found[f"errors.{procedure}"] = {"oneOf": [reference(name) for name in each]}
     return found
 
 

@@ -5,24 +5,16 @@ What `describe` says of a relation: its columns and keys, and what each verb tak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from service.catalog import Catalog, Column, Relation
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.rows import Rows
 from service.describe.types import schema_of
+from service.describe.verbs import Right, Verb
 from service.plan.relationships import computed_columns, relationships
 from service.request.names import RESERVED, encode
-
-RIGHTS = {
-    "create": ("insertable",),
-    "upsert": ("insertable", "updatable"),
-    "import": ("insertable",),
-    "update": ("updatable",),
-    "delete": ("deletable",),
-}
-"""What our role must be allowed for a verb; to read, for the rest."""
 
 
 def served_name(catalog: Catalog, relation: Relation) -> str:
@@ -33,25 +25,23 @@ def served_name(catalog: Catalog, relation: Relation) -> str:
     return f"{encode(relation.schema)}.{name}"
 
 
-def verbs_of(relation: Relation, verbs: Iterable[str]) -> list[str]:
+def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
     """Return the verbs that a relation has and that our role may use."""
+    allowed: dict[Right, bool] = {
+        "select": relation.selectable,
+        "insert": relation.insertable,
+        "update": relation.updatable,
+        "delete": relation.deletable,
+    }
     return [
-        verb
-        for verb in verbs
-        if all(getattr(relation, right) for right in RIGHTS.get(verb, ("selectable",)))
-        and (verb != "get" or relation.primary_key)
-        and (verb != "upsert" or _has_arbiter(relation))
+        name
+        for name, verb in verbs.items()
+        if all(allowed[right] for right in verb.rights) and verb.fits(relation)
     ]
 
 
-def _has_arbiter(relation: Relation) -> bool:
-    return any(key.arbiter for key in relation.unique_keys) or any(
-        not index.fault for index in relation.unique_indexes
-    )
-
-
 def described_relation(
-    defs: Definitions, relation: Relation, verbs: Iterable[str], written: Mapping[str, Any]
+    defs: Definitions, relation: Relation, verbs: Mapping[str, Verb], written: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
     Describe a relation.

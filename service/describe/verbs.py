@@ -1,53 +1,94 @@
 """
-The arguments and answers of the verbs, as far as they are the same for every relation.
+What a verb is, and what is the same of it for every relation: its arguments, answers and errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from service.catalog import Relation
 from service.describe import errors
 from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, LANGUAGE, record, words
 from service.describe.types import NULL
+from service.errors import ServiceError
 from service.request.read import COUNTS, FORMATS, FORMS, MAX_CHUNK
 
-WHERE: Schema = {"anyOf": [reference("where"), NULL]}
+Right = Literal["select", "insert", "update", "delete"]
+
+
+def _has_all(relation: Relation) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """
+    A verb: all that is particular to it, in one place.
+
+    Args:
+        name: The last part of its URIs.
+        arguments: JSON Schema of what it takes, by name, whatever the relation.
+        result: Of what it answers; a mere reference to that of another verb is one.
+        errors: What it may end with.
+        positional: What may be given by position, in its order.
+        progress: Of each progressive result; None if it sends none.
+        rights: What the caller's role must be allowed; the first one also says what kind of
+            write it is to a view.
+        fits: Whether a relation has what it needs besides.
+        on_functions: Whether it is there for the rows of functions, too.
+        alone: Whether it spans calls or sends parts, so that it can stand in no batch.
+    """
+
+    name: str
+    arguments: Schema
+    result: Schema
+    errors: tuple[type[ServiceError], ...]
+    positional: tuple[str, ...] = ()
+    progress: Schema | None = None
+    rights: tuple[Right, ...] = ("select",)
+    fits: Callable[[Relation], bool] = _has_all
+    on_functions: bool = False
+    alone: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes rows, and so takes an idempotency key."""
+        return self.rights[0] != "select"
+
+
 OBJECT: Schema = {"type": "object"}
 COUNTED: Schema = {"type": "integer", "minimum": 0}
 ROWS: Schema = {"type": "array", "items": OBJECT}
+NAMES: Schema = {"type": "array", "items": {"type": "string"}}
+WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 
 TIMEOUT = {"timeout": reference("seconds")}
 FORM = {"form": words(*FORMS)}
 SHOWN = {"select": reference("select"), "embed": reference("embed")}
 PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
-DISTINCT = {"distinct": {"anyOf": [{"type": "boolean"}, reference("some_columns")]}}
 RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG}
 TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
-CONFLICT = {
-    "on_conflict": reference("some_columns"),
-    "update": reference("columns"),
+CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
+FIND = {
+    **TIMEOUT,
+    **FORM,
+    **SHOWN,
+    **PAGED,
+    "distinct": {"anyOf": [{"type": "boolean"}, reference("some_columns")]},
+    "where": WHERE,
 }
-ARGS = {"args": {"type": ["object", "array", "null"]}}
-
-FIND = {**TIMEOUT, **FORM, **SHOWN, **PAGED, **DISTINCT, "where": WHERE}
 PAGE = {"after": reference("token"), "count": words(*COUNTS)}
 STREAM = {
     **FIND,
     **dict.fromkeys(PAGE, NULL),
     "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHUNK},
 }
-EXPORT = {**STREAM, "format": words(*FORMATS)}
-del EXPORT["form"]
-AGGREGATE = {
-    **TIMEOUT,
-    **FORM,
-    **PAGED,
-    "measures": reference("measures"),
-    "group": reference("select"),
-    "where": WHERE,
-    "having": WHERE,
+EXPORT = {
+    **{name: schema for name, schema in STREAM.items() if name not in FORM},
+    "format": words(*FORMATS),
 }
 EITHER: Schema = {
     "oneOf": [
@@ -57,168 +98,73 @@ EITHER: Schema = {
 }
 """Of update and delete: by key, or by filter."""
 
-POSITIONAL: Mapping[str, tuple[str, ...]] = {
-    "get": ("key",),
-    "aggregate": ("measures",),
-    "create": ("values",),
-    "upsert": ("values",),
-    "update": ("key", "changes"),
-    "delete": ("key",),
-    "import": ("rows",),
-}
-"""What may be given by position, in its order."""
 
-ARGUMENTS: Mapping[str, Schema] = {
-    "get": record({"key": {}, **TIMEOUT, **SHOWN, **FORM}, ["key"]),
-    "find": record({**FIND, **PAGE}),
-    "count": record({**TIMEOUT, "where": WHERE}),
-    "exists": record({**TIMEOUT, "where": WHERE}),
-    "stream": record(STREAM),
-    "export": record(EXPORT),
-    "aggregate": record(AGGREGATE, ["measures"]),
-    "create": record(
-        {"values": {}, **TIMEOUT, **RETURNING, "max_affected": reference("whole")}, ["values"]
-    ),
-    "upsert": record(
-        {"values": {}, **TIMEOUT, **RETURNING, **CONFLICT, "max_affected": reference("whole")},
-        ["values"],
-    ),
-    "update": {
-        **record(
-            {"key": {}, "changes": {}, "expect": {"type": ["object", "null"]}, **TIMEOUT,
-             **TARGET, **RETURNING},
-            ["changes"],
-        ),
-        **EITHER,
-    },
-    "delete": {
-        **record(
-            {"key": {}, "expect": {"type": ["object", "null"]}, **TIMEOUT, **TARGET, **RETURNING}
-        ),
-        **EITHER,
-    },
-    "import": {
-        **record(
-            {
-                "rows": {"type": ["array", "string", "null"]},
-                "csv": {"type": ["string", "null"]},
-                "columns": reference("some_columns"),
-                "upload": {"type": ["string", "null"]},
-                "done": FLAG,
-                **CONFLICT,
-                **TIMEOUT,
-            }
-        ),
-        "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],
-    },
-    "fn.find": record({**ARGS, **FIND, **PAGE}),
-    "fn.aggregate": record({**ARGS, **AGGREGATE}, ["measures"]),
-    "fn.stream": record({**ARGS, **STREAM}),
-    "fn.export": record({**ARGS, **EXPORT}),
-}  # fmt: skip
-
-LISTS: Schema = {
-    "description": "form lists: values without the names repeated",
-    "type": "object",
-    "properties": {
-        "columns": {"type": "array", "items": {"type": "string"}},
-        "rows": {"type": "array", "items": {"type": "array"}},
-    },
-    "required": ["columns", "rows"],
-}
-AFFECTED: Schema = {
-    "description": "with returning: false",
-    **record({"affected": COUNTED}, ["affected"]),
-}
-TEXT: Schema = {"description": 'with form: "json", the answer as one JSON text', "type": "string"}
-SELECTED: Schema = {"description": "what select and embed make of a row", "type": "object"}
+def forms(*usual: Schema) -> Schema:
+    """Return the schema of an answer in its usual forms, or as lists, or as JSON text."""
+    return {"anyOf": [*usual, reference("lists"), reference("text")]}
 
 
-def _page(rows: Schema) -> Schema:
-    return {
-        "type": "object",
-        "properties": {
-            "rows": rows,
-            "next": {"type": ["string", "null"]},
-            "count": COUNTED,
-        },
-        "required": ["rows", "next"],
-    }
-
-
-def _written(rows: Schema) -> Schema:
-    return record({"rows": rows, "affected": COUNTED}, ["rows", "affected"])
-
-
-ANSWERS: Mapping[str, Schema] = {
-    "get": {"anyOf": [reference("selected"), reference("lists"), reference("text")]},
-    "find": {
-        "anyOf": [
-            reference("page"), {**reference("lists"), "required": ["next"]}, reference("text")
-        ]
-    },
-    "count": COUNTED,
-    "exists": {"type": "boolean"},
-    "stream": {
-        "type": "object",
-        "properties": {"rows": COUNTED, "columns": {"type": "array", "items": {"type": "string"}}},
-        "required": ["rows"],
-        "additionalProperties": False,
-    },
-    "export": record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
-    "aggregate": {"anyOf": [ROWS, reference("lists"), reference("text")]},
-    "create": {
-        "anyOf": [
-            reference("selected"), ROWS, reference("lists"), reference("text"),
-            reference("affected"),
-        ]
-    },
-    "update": {
-        "anyOf": [
-            reference("selected"), NULL, reference("written"), reference("lists"),
-            reference("text"), reference("affected"),
-        ]
-    },
-    "import": {
-        "anyOf": [
-            record({"rows": COUNTED}, ["rows"]),
-            record({"upload": {"type": "string"}}, ["upload"]),
-        ]
-    },
-}  # fmt: skip
-"""What any call of a verb answers; `upsert` is as `create`, `delete` as `update`."""
-
-PROGRESS: Mapping[str, Schema] = {
-    "stream": {"type": "array", "items": {"type": ["object", "array"]}},
-    "export": {"type": "string"},
-}
-"""What each progressive result is."""
-
-
-VERBS = tuple(each for each in ARGUMENTS if not each.startswith("fn."))
-"""Of relations."""
-
-
-def described_verbs() -> dict[str, Any]:
+def described_verbs(verbs: Mapping[str, Verb]) -> dict[str, Any]:
     """Return what is the same for a verb of every relation."""
     return {
-        verb: {"positional": list(POSITIONAL.get(verb, ())), "progressive": verb in PROGRESS}
-        for verb in VERBS
+        name: {"positional": list(verb.positional), "progressive": verb.progress is not None}
+        for name, verb in verbs.items()
     }
 
 
-def shared() -> dict[str, Schema]:
+def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
     """Return the shared parts of every document."""
+    own = {verb.name: verb for verb in verbs.values() if "$ref" not in verb.result}
+    of_functions = [verb for verb in verbs.values() if verb.on_functions]
+    args = {"args": {"type": ["object", "array", "null"]}}
     return {
         **LANGUAGE,
-        "lists": LISTS,
-        "text": TEXT,
-        "affected": AFFECTED,
-        "selected": SELECTED,
-        "page": _page(ROWS),
-        "written": _written(ROWS),
-        **{f"arguments.{verb}": schema for verb, schema in ARGUMENTS.items()},
-        **{f"result.{verb}": schema for verb, schema in ANSWERS.items()},
-        **{f"progress.{verb}": schema for verb, schema in PROGRESS.items()},
-        **errors.definitions(),
+        "lists": {
+            "description": "form lists: values without the names repeated",
+            "type": "object",
+            "properties": {"columns": NAMES, "rows": {"type": "array", "items": {"type": "array"}}},
+            "required": ["columns", "rows"],
+        },
+        "text": {
+            "description": 'with form: "json", the answer as one JSON text',
+            "type": "string",
+        },
+        "affected": {
+            "description": "with returning: false",
+            **record({"affected": COUNTED}, ["affected"]),
+        },
+        "selected": {"description": "what select and embed make of a row", "type": "object"},
+        "page": {
+            "type": "object",
+            "properties": {
+                "rows": ROWS,
+                "next": {"type": ["string", "null"]},
+                "count": COUNTED,
+            },
+            "required": ["rows", "next"],
+        },
+        "written": record({"rows": ROWS, "affected": COUNTED}, ["rows", "affected"]),
+        **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
+        **{
+            f"arguments.fn.{verb.name}": record(
+                {**args, **verb.arguments["properties"]}, verb.arguments.get("required", ())
+            )
+            for verb in of_functions
+        },
+        **{f"result.{name}": verb.result for name, verb in own.items()},
+        **{
+            f"progress.{name}": verb.progress
+            for name, verb in verbs.items()
+            if verb.progress is not None
+        },
+        **errors.definitions(errors_by_procedure(verbs.values())),
     }
+
+
+def errors_by_procedure(verbs: Iterable[Verb]) -> dict[str, tuple[type[ServiceError], ...]]:
+    """Return the errors of verbs, of verbs on the rows of functions, and of the rest."""
+    found = {verb.name: verb.errors for verb in verbs}
+    found |= {
+        f"fn.{verb.name}": (*verb.errors, *errors.VIOLATIONS) for verb in verbs if verb.on_functions
+    }
+    return {**found, **errors.OTHERS}

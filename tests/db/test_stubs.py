@@ -17,11 +17,11 @@ from urllib.parse import unquote
 import pytest
 from jsonschema import Draft202012Validator
 
+from service.api.verbs import VERBS
 from service.db.introspect import read_catalog
 from service.describe.document import describe
 from service.describe.python import python
 from service.describe.typescript import typescript
-from service.describe.verbs import VERBS
 from tests.conftest import ROOT, execute, missing
 
 NODE = ROOT / "tests" / "wamp" / "node"

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from service.api import verbs
 from service.describe.functions import described_procedure
 from service.describe.relations import verbs_of
 from tests.unit.samples import catalog
 
-VERBS = ("get", "find", "aggregate", "create", "upsert", "update", "delete")
+SOME = ("get", "find", "aggregate", "create", "upsert", "update", "delete")
+VERBS = {name: verbs.VERBS[name] for name in SOME}
 RELATIONS = catalog().relations
 ACTIONS = RELATIONS["public", "actions"]
 NOTES = RELATIONS["public", "notes"]

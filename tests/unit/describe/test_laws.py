@@ -13,12 +13,13 @@ from jsonschema import Draft202012Validator
 
 from service import errors
 from service.api.dispatcher import Dispatcher
+from service.api.verbs import VERBS
 from service.db.codec import Codec
 from service.describe.definitions import Definitions
 from service.describe.document import describe
-from service.describe.errors import BY_VERB, CARRIED
+from service.describe.errors import CARRIED
 from service.describe.types import given as given_for
-from service.describe.verbs import ANSWERS, ARGUMENTS, POSITIONAL, PROGRESS, VERBS, shared
+from service.describe.verbs import errors_by_procedure, shared
 from service.errors import DETAILS, InvalidArgument
 from service.request.read import (
     Limits,
@@ -147,7 +148,7 @@ LIKELY = {
 @cache
 def described() -> Described:
     """Describe what every document has."""
-    return Described({"$defs": shared()})
+    return Described({"$defs": shared(VERBS)})
 
 
 def takes(verb, kwargs):
@@ -167,15 +168,15 @@ def faults(verb, kwargs):
 
 def test_all_verbs_are_here():
     """No verb is left out."""
-    assert set(VERBS) == PARSERS.keys() == Dispatcher(None, LIMITS, 1).verbs.keys()
+    assert VERBS.keys() == PARSERS.keys() == Dispatcher(None, LIMITS, 1).verbs.keys()
 
 
 @settings(max_examples=500, deadline=None)
-@given(verb=st.sampled_from(VERBS), data=st.data())
+@given(verb=st.sampled_from(list(VERBS)), data=st.data())
 def test_what_is_taken_is_described(verb, data):
     """Arguments that a verb takes fit; so what does not fit is refused."""
-    names = sorted(ARGUMENTS[verb]["properties"])
-    needed = ARGUMENTS[verb].get("required", [])
+    names = sorted(VERBS[verb].arguments["properties"])
+    needed = VERBS[verb].arguments.get("required", [])
     chosen = data.draw(st.lists(st.sampled_from([*names, "nonsense"]), max_size=4, unique=True))
     kwargs = {
         name: data.draw(st.one_of(LIKELY.get(name, SCALARS), SCALARS, ANYTHING), label=name)
@@ -274,7 +275,7 @@ def test_one_item_stands_for_a_list_of_it(verb, kwargs):
 @pytest.mark.parametrize("verb", VERBS)
 def test_positions(verb):
     """As many arguments go by position as are named."""
-    many = len(POSITIONAL.get(verb, ()))
+    many = len(VERBS[verb].positional)
     takes = f"takes {many or 'no'} positional argument{'s'[many == 1 :]}, got 9"
     with pytest.raises(InvalidArgument, match=takes):
         PARSERS[verb](range(9), {})
@@ -285,7 +286,7 @@ def test_positions(verb):
 def test_values(type, value):
     """A value that the codec takes for a type fits its schema."""
     held = catalog()
-    defs = Definitions(held, shared())
+    defs = Definitions(held, shared(VERBS))
     schema = given_for(defs, type, nullable=True)
     try:
         Codec(held).encode(type, value, "value")
@@ -352,7 +353,7 @@ def test_every_error_is_described():
     """What an error may carry is there, and every URI."""
     assert CARRIED.keys() == DETAILS
     known = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
-    listed = {kind.uri for kinds in BY_VERB.values() for kind in kinds}
+    listed = {kind.uri for kinds in errors_by_procedure(VERBS.values()).values() for kind in kinds}
     assert known == listed
 
 
@@ -380,7 +381,7 @@ WRONG = [None, [], "x", -1, {}, {"rows": -1}, {"rows": "3"}, {"upload": 1}, {"by
 
 def judge_of(name):
     """Give what judges by a shared part."""
-    return Draft202012Validator({**shared()[name], "$defs": shared()})
+    return Draft202012Validator({**shared(VERBS)[name], "$defs": shared(VERBS)})
 
 
 @pytest.mark.parametrize("verb", EXACT)
@@ -396,11 +397,11 @@ def test_answers_are_what_is_said_and_no_more(verb):
     assert [each for each in WRONG if judge.is_valid(each)] == []
 
 
-@pytest.mark.parametrize("verb", ARGUMENTS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_arguments_are_those_and_no_others(verb):
     """A call with an argument that there is not does not fit."""
     given = {"key": 1, "values": {}, "changes": {}, "measures": {"n": {"count": "*"}}}
-    takes = ARGUMENTS[verb]
+    takes = VERBS[verb].arguments
     kwargs = {name: given[name] for name in takes.get("required", ())}
     if verb == "import":  # takes rows in one of several ways, and nothing without them
         kwargs = {"rows": []}
@@ -429,5 +430,9 @@ def test_shared_parts(name, fits, does_not):
     judge = judge_of(name)
     assert [each for each in fits if not judge.is_valid(each)] == []
     assert [each for each in does_not if judge.is_valid(each)] == []
-    assert set(ANSWERS) | {"upsert", "delete"} == {each for each in VERBS}
-    assert set(PROGRESS) == {"stream", "export"}
+
+
+def test_table_of_verbs_has_a_schema_for_each_progressive_result():
+    """Those that send parts, and those that span calls, stand in no batch."""
+    assert {name for name, verb in VERBS.items() if verb.progress} == {"stream", "export"}
+    assert {name for name, verb in VERBS.items() if verb.alone} == {"stream", "export", "import"}
