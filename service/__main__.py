@@ -149,8 +149,7 @@ def describe(role: str | None) -> None:
 @ROLE
 def types(lang: str, role: str | None) -> None:
     """Print types."""
-    from service.describe.python import python
-    from service.describe.typescript import typescript
+    from service.describe.stubs import python, typescript
 
     print(typescript(document(role)) if lang == "ts" else python(document(role)), end="")
 

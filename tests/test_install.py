@@ -1,5 +1,6 @@
 """
-The first `make run`: what is said while environments are made, and where they cannot be.
+The first `make run`: what is said while environments are made, and where they cannot be; and what
+an installed package has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,21 @@ def test_slow_install_says_what_it_is_at(checkout: Path) -> None:
     first, second = done.stdout.splitlines()
     assert first.split() == ["0", "s", "service", "makes", "an", "environment", "in", ".venv"]
     assert second.split()[2:] == ["service", "…", "downloads", "snail==1.0"]
+
+
+def test_installed_package_has_every_file_of_the_service() -> None:
+    """Modules of packages come by themselves, other files by their patterns in setup.cfg."""
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    service = ROOT / "service"
+    patterns = parser["options.package_data"]["service"].split()
+    named = {path for pattern in patterns for path in service.glob(pattern)}
+    files = [path for path in service.rglob("*.*") if "__pycache__" not in path.parts]
+    lost = [
+        path
+        for path in files
+        if path not in named
+        and not (path.suffix == ".py" and (path.parent / "__init__.py").exists())
+    ]
+    assert lost == []
+    assert service / "py.typed" in named

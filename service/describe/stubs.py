@@ -1,14 +1,21 @@
 """
-What typed clients are made of: names, fields and signatures of a described service.
+Typed clients for TypeScript and Python, made of what `describe` says and of `templates/`.
+
+A template is code that compilers take as it is. What it has for one relation, "Relation", and for
+one function that returns rows, "Function", is written out for each; all else is copied.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import keyword
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from service.describe.types import NULL
@@ -16,10 +23,29 @@ from service.request.names import decode
 
 Schema = Mapping[str, Any]
 
+TEMPLATES = Path(__file__).with_name("templates")
+WRITTEN_OUT = re.compile(r"^(?:#|//) What follows is written out", re.M)
+"""Begins what a template has for one of many."""
+
+FORMS = ("#/$defs/lists", "#/$defs/text")
+"""Answers that only a call with `form` gets, which clients are not typed for."""
+
+BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "str")
+
+
+def typescript(document: Mapping[str, Any]) -> str:
+    """Return TypeScript's declarations for a described service."""
+    return _TypeScript(document).module()
+
+
+def python(document: Mapping[str, Any]) -> str:
+    """Return a Python module for a described service: types, and a class `Service` that calls."""
+    return _Python(document).module()
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of a dict: its name, its type as JSON Schema, and whether it must be there."""
+    """A key of a dict or an argument: its name, its JSON Schema, and whether it must be there."""
 
     name: str
     schema: Schema
@@ -27,244 +53,426 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class TypedCall:
     """
     One way to call a procedure.
 
     Args:
-        uri: Of the procedure.
-        positional: What goes by position.
-        named: What goes by name.
-        result: JSON Schema of the answer, or, with a verb, of a row in it.
-        verb: On what a function returns, else empty.
+        group: What stands before the verb or the function: "actions", "fn", "".
+        name: The rest: "get", "total", "total.find".
+        positional: Arguments by position.
+        named: Arguments by name; of a verb on a function's rows those of the function.
+        result: JSON Schema of the answer; of a verb on a function's rows, of a row.
+        template: The class of the template that may have it: "RelationCalls", "FunctionCalls".
     """
 
-    uri: str
-    positional: tuple[Field, ...]
-    named: tuple[Field, ...]
+    group: str
+    name: str
+    positional: list[Field]
+    named: list[Field]
     result: Schema
-    verb: str = ""
+    template: str = ""
+
+    @property
+    def needs_named(self) -> bool:
+        """Return whether an argument must be given by name."""
+        return any(each.required for each in self.named)
 
 
-class Named:
-    """
-    Args:
-        document: As `describe` answers it, complete.
-    """
+class _Client(ABC):
+    """The names, fields and calls of a document, and how a language writes types."""
+
+    template: ClassVar[str]
+    names: ClassVar[Mapping[str, str]]
+    """Of JSON's kinds of values, of "binary" and of "any"."""
+    array: ClassVar[str]
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
         self._defs: Mapping[str, Schema] = document["$defs"]
-        self.prefix: str = document["prefix"]
-        of_functions = [
-            name.removeprefix("row.")
-            for name in self._defs
-            if name.startswith("row.") and name.removeprefix("row.") not in document["relations"]
-        ]
-        self._classes = class_names([*document["relations"], *of_functions])
-        self.relations = {name: self._classes[name] for name in document["relations"]}
-        self._of_functions = of_functions
+        self._relations: Mapping[str, Any] = document["relations"]
+        rows = [name.removeprefix("row.") for name in self._defs if name.startswith("row.")]
+        self._of_functions = [name for name in rows if name not in self._relations]
+        self._classes = class_names([*self._relations, *self._of_functions])
+        text = (TEMPLATES / self.template).read_text("utf-8")
+        (at,) = WRITTEN_OUT.finditer(text)
+        self._head, self._written_out = text[: at.start()], text[at.start() :]
 
-    def rows(self, name: str) -> Iterator[tuple[str, list[Field]]]:
-        """Return the columns of a relation's rows, by kind: "Row", "Insert" and "Update"."""
-        columns = self._document["relations"][name]["columns"]
-        row = self._defs[f"row.{name}"]
-        yield "Row", [Field(each, columns[each]["json_schema"], True) for each in row["properties"]]
-        new = self._defs[f"new.{name}"]["properties"]
-        needed = self._defs[f"insert.{name}"].get("required", ())
-        yield "Insert", [Field(each, _new(columns[each]), each in needed) for each in new]
-        changes = self.resolved(self._defs[f"update.{name}"])["properties"]
-        yield "Update", [Field(each, _new(columns[each]), False) for each in changes]
+    @abstractmethod
+    def literal(self, value: Any) -> str:
+        """Return the type that holds a value alone."""
 
-    def function_rows(self) -> Iterator[tuple[str, list[Field]]]:
-        """Return the classes of the rows that functions return."""
+    def type(self, schema: Schema) -> str:
+        """Return a schema as a union of types; a row that it refers to by its class."""
+        kind, _, of = unquote(schema.get("$ref", "")).removeprefix("#/$defs/").partition(".")
+        if kind == "row":
+            return f"{self._classes[of]}Row"
+        schema = self._resolved(schema)
+        if "enum" in schema:
+            found = [self.literal(value) for value in schema["enum"]]
+        elif "anyOf" in schema:
+            found = [self.type(each) for each in schema["anyOf"]]
+        else:
+            found = [self._kind(kind, schema) for kind in _kinds(schema)]
+        return " | ".join(dict.fromkeys(found))
+
+    def _kind(self, kind: str, schema: Schema) -> str:
+        if kind == "array" and "items" in schema:
+            return self.array.format(self.type(schema["items"]))
+        binary = kind == "string" and schema.get("format") == "binary"
+        return self.names["binary" if binary else kind]
+
+    def records(self) -> Iterator[tuple[str, list[Field]]]:
+        """Yield the classes of rows, with their columns."""
+        for name, relation in self._relations.items():
+            columns, title = relation["columns"], self._classes[name]
+            row = self._defs[f"row.{name}"]["properties"]
+            yield f"{title}Row", [Field(each, columns[each]["json_schema"], True) for each in row]
+            new = self._defs[f"new.{name}"]["properties"]
+            needed = self._defs[f"insert.{name}"].get("required", ())
+            yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new]
+            changes = self._resolved(self._defs[f"update.{name}"])["properties"]
+            yield f"{title}Update", [Field(at, _sent(columns[at]), False) for at in changes]
         for name in self._of_functions:
-            columns = self._defs[f"row.{name}"]["properties"]
+            row = self._defs[f"row.{name}"]["properties"]
+            yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row]
+
+    def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
+        """Yield the classes of keys, each with the columns of the keys, the primary key first."""
+        for name, relation in self._relations.items():
+            keys = [each["columns"] for each in relation["unique_keys"]]
+            schemas = {
+                column: _without_null(each["json_schema"])
+                for column, each in relation["columns"].items()
+            }
             yield (
-                f"{self._classes[name]}Row",
-                [Field(each, schema, True) for each, schema in columns.items()],
+                f"{self._classes[name]}Key",
+                [
+                    [Field(each, schemas[each], True) for each in key]
+                    for key in ([relation["primary_key"], *keys] if relation["primary_key"] else ())
+                ],
             )
 
-    def key(self, name: str) -> list[list[Field]]:
-        """Return the keys of a relation: of each its columns, the primary key first."""
-        relation = self._document["relations"][name]
-        columns = relation["columns"]
-        keys = [each["columns"] for each in relation["unique_keys"]]
-        return [
-            [Field(each, or_not_null(columns[each]["json_schema"]), True) for each in key]
-            for key in ([relation["primary_key"], *keys] if relation["primary_key"] else ())
-        ]
-
-    def verbs(self, name: str) -> Iterable[str]:
-        """Return the verbs of a relation, less those that are written by hand."""
-        verbs = self._document["relations"][name]["verbs"]
-        return [each for each in verbs if f"{name}.{each}" not in self._document["procedures"]]
-
-    def functions(self) -> Iterator[Call]:
-        """Return the ways in which functions are called, and the verbs on what they return."""
+    def calls(self) -> Iterator[TypedCall]:
+        """Yield all that can be called."""
+        procedures = self._document["procedures"]
+        for name, relation in self._relations.items():
+            for verb, described in relation["verbs"].items():
+                if f"{name}.{verb}" not in procedures:
+                    by_position = self._document["verbs"][verb]["positional"]
+                    yield self._call(name, verb, described, by_position, "RelationCalls")
         for name, overloads in self._document["functions"].items():
             for function in overloads:
-                yield self._call(name, function)
-                for verb, of in function["verbs"].items():
-                    fields = [_parameter(each) for each in function["parameters"] if each["name"]]
-                    rows = self.row_of(of.get("progress", of["result"]))
-                    yield Call(f"{self.prefix}.{name}.{verb}", (), tuple(fields), rows, verb)
+                yield from self._function(name, function)
+        for name, described in procedures.items():
+            group, _, verb = name.rpartition(".")
+            yield self._call(group, verb, described, described.get("positional", ()))
 
-    def procedures(self) -> Iterator[Call]:
-        """Return the procedures of the service, and those written by hand."""
-        for name, found in self._document["procedures"].items():
-            arguments = found["arguments"]
-            fields = {
-                each: Field(each, schema, each in arguments.get("required", ()))
-                for each, schema in arguments["properties"].items()
-            }
-            positional = [fields.pop(each) for each in found.get("positional", ())]
-            uri = f"{self.prefix}.{name}"
-            yield Call(uri, tuple(positional), tuple(fields.values()), found["result"])
+    def _call(
+        self,
+        group: str,
+        name: str,
+        described: Mapping[str, Any],
+        by_position: Iterable[str],
+        template: str = "",
+    ) -> TypedCall:
+        own, shared = described["arguments"], self._resolved(described["arguments"])
+        required = {*own.get("required", ()), *shared.get("required", ())}
+        properties = {**shared["properties"], **own.get("properties", {})}
+        fields = {each: Field(each, found, each in required) for each, found in properties.items()}
+        positional = [fields.pop(each) for each in by_position]
+        result = _usual(described["result"])
+        return TypedCall(group, name, positional, [*fields.values()], result, template)
 
-    def row_class(self, schema: Schema) -> str | None:
-        """Return the class of a row that a schema refers to; None if it refers to none."""
-        name = unquote(schema.get("$ref", "")).removeprefix("#/$defs/")
-        kind, _, of = name.partition(".")
-        if kind != "row":
-            return None
-        return f"{self._classes[of]}Row"
+    def _function(self, name: str, function: Mapping[str, Any]) -> Iterator[TypedCall]:
+        group, _, name = name.rpartition(".")
+        fields = [
+            Field(each["name"] or "", each["json_schema"], each["required"])
+            for each in function["parameters"]
+        ]
+        # All parameters up to the last one without a name go by position.
+        unnamed = max((at for at, each in enumerate(fields, 1) if not each.name), default=0)
+        arguments = function["arguments"]
+        known = arguments.get("anyOf", [arguments])[0]["properties"]
+        taken = {each.name for each in fields}
+        options = [
+            Field(each, known[each], False)
+            for each in ("max_affected", "timeout")
+            if known.get(each, NULL) != NULL and each not in taken
+        ]
+        result = _usual(function["result"])
+        yield TypedCall(group, name, fields[:unnamed], [*fields[unnamed:], *options], result)
+        for verb in function["verbs"]:
+            page = function["verbs"]["find"]["result"]["anyOf"][0]
+            row = page["properties"]["rows"]["items"]
+            named = [each for each in fields if each.name]
+            yield TypedCall(group, f"{name}.{verb}", [], named, row, "FunctionCalls")
 
-    def row_of(self, schema: Schema) -> Schema:
-        """Return the row in what a verb on a function's rows answers; anything if there is none."""
-        first = self.resolved(schema).get("anyOf", [{}])[0]
-        rows = first.get("properties", {}).get("rows", first)
-        found: Schema = rows.get("items", {}) if rows.get("type") == "array" else {}
-        return found
+    def _uri(self, call: TypedCall) -> str:
+        return ".".join(filter(None, (self._document["prefix"], call.group, call.name)))
 
-    def resolved(self, schema: Schema) -> Schema:
-        """Follow a reference."""
+    def _resolved(self, schema: Schema) -> Schema:
         while "$ref" in schema:
             pointer = unquote(schema["$ref"]).removeprefix("#/$defs/")
             schema = self._defs[pointer.replace("~1", "/").replace("~0", "~")]
         return schema
 
-    def _call(self, name: str, function: Mapping[str, Any]) -> Call:
-        unnamed = max(
-            (at for at, each in enumerate(function["parameters"], 1) if not each["name"]), default=0
+
+class _TypeScript(_Client):
+    template = "client.ts"
+    names: ClassVar[Mapping[str, str]] = {
+        "integer": "number",
+        "number": "number",
+        "string": "string",
+        "boolean": "boolean",
+        "null": "null",
+        "object": "Record<string, unknown>",
+        "array": "unknown[]",
+        "binary": "Uint8Array",
+        "any": "unknown",
+    }
+    array = "({})[]"
+
+    def literal(self, value: Any) -> str:
+        return json.dumps(value)
+
+    def module(self) -> str:
+        lines = [self._head]
+        for title, fields in self.records():
+            columns = "".join(f"  {each};\n" for each in self._fields(fields))
+            lines.append(f"export interface {title} {{\n{columns}}}\n")
+        lines += [f"export type {title} = {self._key(keys)};\n" for title, keys in self.keys()]
+        classes = re.findall(
+            r"^export interface (\w+Calls) \{\n(.*?)^\}", self._written_out, re.M | re.DOTALL
         )
-        fields = [_parameter(each) for each in function["parameters"]]
-        taken = {each.name for each in fields}
-        arguments = function["arguments"]
-        known = arguments.get("anyOf", [arguments])[0]["properties"]
-        options = [
-            Field(each, {"type": "number"}, False)
-            for each in ("max_affected", "timeout")
-            if known.get(each, NULL) != NULL and each not in taken
+        patterns = {
+            (title, verb): pattern.rstrip()
+            for title, body in classes
+            for verb, pattern in re.findall(r"^  (\w+): \{\n(.*?)^  \};\n", body, re.M | re.DOTALL)
+        }
+        lines += ["/** A WAMP session, typed by procedure. */", "export interface Session {"]
+        for call in self.calls():
+            pattern = patterns.get((call.template, call.name.rpartition(".")[2]))
+            lines.append(_filled(pattern, self._words(call)) if pattern else self._signature(call))
+        return "\n".join([*lines, "}", ""])
+
+    def _words(self, call: TypedCall) -> dict[str, str]:
+        words = {'"URI"': json.dumps(self._uri(call))}
+        if call.template == "RelationCalls":
+            return {**words, "Relation": self._classes[call.group]}
+        words |= {"FunctionRow": self.type(call.result)}
+        if call.needs_named:
+            return {**words, "FunctionArgs": f"{{ args: {self._object(call.named)} }}"}
+        return {
+            **words,
+            "FunctionArgs": f"{{ args?: {self._object(call.named)} | null }}",
+            "args: None, kwargs: K)": "args?: None, kwargs?: K | null)",
+        }
+
+    def _signature(self, call: TypedCall) -> str:
+        args = ", ".join(
+            f"({self.type(each.schema)}){'' if each.required else '?'}" for each in call.positional
+        )
+        needs_args = any(each.required for each in call.positional)
+        taken = f"[{args}]" if needs_args else f"None | [{args}]" if args else "None"
+        kwargs = f"{self._object(call.named)}{'' if call.needs_named else ' | null'}"
+        return (
+            f"  call(procedure: {json.dumps(self._uri(call))},"
+            f" args{'' if needs_args or call.needs_named else '?'}: {taken},"
+            f" kwargs{'' if call.needs_named else '?'}: {kwargs}):"
+            f" Promise<{self.type(call.result)}>;"
+        )
+
+    def _key(self, keys: list[list[Field]]) -> str:
+        if not keys:
+            return "never"
+        values = [f"({self.type(each.schema)})" for each in keys[0]]
+        forms = [*(values if len(values) == 1 else ()), f"[{', '.join(values)}]"]
+        return " | ".join([*forms, *dict.fromkeys(map(self._object, keys))])
+
+    def _object(self, fields: Iterable[Field]) -> str:
+        return " ".join(["{", *(f"{each};" for each in self._fields(fields)), "}"])
+
+    def _fields(self, fields: Iterable[Field]) -> Iterator[str]:
+        for each in fields:
+            mark = "" if each.required else "?"
+            yield f"{json.dumps(each.name)}{mark}: {self.type(each.schema)}"
+
+
+class _Python(_Client):
+    template = "client.py"
+    names: ClassVar[Mapping[str, str]] = {
+        "integer": "int",
+        "number": "float",
+        "string": "str",
+        "boolean": "bool",
+        "null": "None",
+        "object": "dict[str, Any]",
+        "array": "list[Any]",
+        "binary": "bytes",
+        "any": "Any",
+    }
+    array = "list[{}]"
+
+    def literal(self, value: Any) -> str:
+        return "None" if value is None else f"Literal[{_text(value)}]"
+
+    def module(self) -> str:
+        lines = [self._head]
+        for title, fields in self.records():
+            columns = [f"    {_text(at.name)}: {self._field(at)}," for at in fields]
+            lines += [f'{title} = TypedDict("{title}", {{', *columns, "})", ""]
+        lines += [f"{title}: TypeAlias = {self._key(keys)}" for title, keys in self.keys()]
+        attributes = []
+        for attribute, title, methods in self._groups():
+            lines += [
+                "",
+                "",
+                f"class {title}(Protocol):",
+                '    """Calls, by the name of the verb."""',
+            ]
+            for name, (_, ways) in methods.items():
+                mark = "    @overload\n" if len(ways) > 1 else ""
+                lines += [f"\n{mark}    async def {name}{way}" for way in ways]
+            uris = json.dumps({name: uri for name, (uri, _) in methods.items()})
+            attributes.append(f"        self.{attribute} = cast({title}, Calls(session, {uris}))")
+        service = self._written_out[self._written_out.index("class Service") :]
+        return "\n".join([*lines, "", "", *service.splitlines()[:-1], *attributes, ""])
+
+    def _groups(self) -> Iterator[tuple[str, str, dict[str, tuple[str, list[str]]]]]:
+        """Yield the attributes of the service, their classes, and their methods: URI and ways."""
+        patterns = self._patterns()
+        groups: dict[str, dict[str, tuple[str, list[str]]]] = {}
+        for call in self.calls():
+            methods = groups.setdefault(call.group or "service", {})
+            _, ways = methods.setdefault(call.name, (self._uri(call), []))
+            found = patterns.get((call.template, call.name.rpartition(".")[2]))
+            ways += [_filled(each, self._words(call)) for each in found or ()] or [self._way(call)]
+        attributes, titles = identifiers(groups), class_names(groups)
+        # In its class the name of a method would stand for the method, no longer for the type.
+        types = {*re.findall(r"\b[A-Z]\w+", self._head), *BUILTINS}
+        for group, verbs in groups.items():
+            names = identifiers(verbs, types)
+            methods = {names[verb]: found for verb, found in verbs.items()}
+            yield attributes[group], f"{titles[group]}Calls", methods
+
+    def _patterns(self) -> dict[tuple[str, str], list[str]]:
+        """Return the methods of the template's classes, without their names."""
+        lines = self._written_out.splitlines()
+        found: dict[tuple[str, str], list[str]] = {}
+        classes = [
+            each for each in ast.parse(self._written_out).body if isinstance(each, ast.ClassDef)
         ]
-        positional, named = fields[:unnamed], [*fields[unnamed:], *options]
-        return Call(
-            f"{self.prefix}.{name}", tuple(positional), tuple(named), _usual(function["result"])
-        )
+        for of, method in ((each.name, method) for each in classes for method in each.body):
+            if isinstance(method, ast.AsyncFunctionDef):
+                text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
+                ways = found.setdefault((of, method.name.removesuffix("_")), [])
+                ways.append(text.partition(method.name)[2])
+        return found
 
+    def _words(self, call: TypedCall) -> dict[str, str]:
+        if call.template == "RelationCalls":
+            return {"Relation": self._classes[call.group]}
+        args = "Mapping[str, Any]" if call.needs_named else "Mapping[str, Any] | None = ..."
+        return {"FunctionRow": self.type(call.result), "FunctionArgs": args}
 
-_FORMS = ("#/$defs/lists", "#/$defs/text")
-"""Of answers, other than the default one."""
+    def _way(self, call: TypedCall) -> str:
+        by_position = [f"_{at}: {self._argument(it)}" for at, it in enumerate(call.positional)]
+        by_name = [
+            f"{each.name}: {self._argument(each)}"
+            for each in call.named
+            if _may_be_argument(each.name)
+        ]
+        lost = len(by_name) < len(call.named)
+        others = identifiers(["options"], [each.name for each in call.named])["options"]
+        rest = [*(["*"] if by_name else []), *by_name, *([f"**{others}: Any"] if lost else [])]
+        takes = ", ".join(["self", *by_position, "/", *rest])
+        return f"({takes}) -> {self.type(call.result)}: ..."
+
+    def _argument(self, field: Field) -> str:
+        return f"{self.type(field.schema)}{'' if field.required else ' = ...'}"
+
+    def _key(self, keys: list[list[Field]]) -> str:
+        if not keys:
+            return "None"
+        alone = f"{self.type(keys[0][0].schema)} | " if len(keys[0]) == 1 else ""
+        return f'"{alone}list[Any] | dict[str, Any]"'
+
+    def _field(self, field: Field) -> str:
+        found = self.type(field.schema)
+        return found if field.required else f"NotRequired[{found}]"
 
 
 def class_names(names: Iterable[str]) -> dict[str, str]:
     """Make names of classes of the names of relations, each another one."""
     found: dict[str, str] = {}
-    used: set[str] = set()
     for name in names:
         words = re.findall(r"[0-9A-Za-z]+", ".".join(map(decode, name.split("."))))
         made = "".join(word[:1].upper() + word[1:] for word in words) or "Relation"
         if made[0].isdigit() or keyword.iskeyword(made):
             made = f"R{made}"
-        while made in used:
-            made += "_"
-        used.add(made)
-        found[name] = made
+        found[name] = _unused(made, found.values())
     return found
 
 
 def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Make identifiers of names, each another one, and none of those that are taken."""
     found: dict[str, str] = {}
-    used = set(taken)
-    for name in dict.fromkeys(names):
+    for name in names:
         made = re.sub(r"\W", "_", ".".join(map(decode, name.split("."))))
-        if not made.isidentifier() or keyword.iskeyword(made) or made.startswith("_"):
-            made = f"{made}_" if made.isidentifier() and not made.startswith("_") else f"x{made}"
-        while made in used:
+        if not made.isidentifier() or made.startswith("_"):
+            made = f"x{made}"
+        elif keyword.iskeyword(made):
             made += "_"
-        used.add(made)
-        found[name] = made
+        found[name] = _unused(made, {*taken, *found.values()})
     return found
 
 
-def or_not_null(schema: Schema) -> Schema:
-    """Return a schema without null."""
-    if isinstance(schema.get("type"), list):
-        return {**schema, "type": [each for each in schema["type"] if each != "null"]}
-    return schema
+def _unused(name: str, used: Container[str]) -> str:
+    while name in used:
+        name += "_"
+    return name
 
 
-def _new(column: Mapping[str, Any]) -> Schema:
+def _may_be_argument(name: str) -> bool:
+    """Return whether a method can have an argument of this name, beside those by position."""
+    return name.isidentifier() and not (
+        name == "self" or keyword.iskeyword(name) or re.fullmatch(r"_\d+|__.*", name)
+    )
+
+
+def _text(text: str) -> str:
+    """Return a string as a Python literal; JSON's escapes of lone surrogates are not Python's."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    """Replace words, all at once: what is put in may have such words in it."""
+    return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], text)
+
+
+def _kinds(schema: Schema) -> list[str]:
+    kinds = schema.get("type", "any")
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
+def _without_null(schema: Schema) -> Schema:
+    if "type" not in schema:
+        return schema
+    return {**schema, "type": [each for each in _kinds(schema) if each != "null"]}
+
+
+def _sent(column: Mapping[str, Any]) -> Schema:
     """Return what is sent for a column: as it is read, and for a numeric a number as well."""
     schema: Schema = column["json_schema"]
     if column["type"].startswith("numeric"):
-        kinds = schema["type"]
-        listed = [kinds] if isinstance(kinds, str) else kinds
-        return {"type": [*listed, "number"]}
+        return {"type": [*_kinds(schema), "number"]}
     return schema
 
 
-def _parameter(parameter: Mapping[str, Any]) -> Field:
-    return Field(parameter["name"] or "", parameter["json_schema"], parameter["required"])
-
-
 def _usual(result: Schema) -> Schema:
-    """Remove the forms of lists and of text."""
+    """Return an answer without the forms that a call has to ask for."""
     if "anyOf" not in result:
         return result
-    kept = [each for each in result["anyOf"] if each.get("$ref") not in _FORMS]
+    kept = [each for each in result["anyOf"] if each.get("$ref") not in FORMS]
     return kept[0] if len(kept) == 1 else {"anyOf": kept}
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """
-    How a language spells types.
-
-    Args:
-        names: Of JSON's kinds of values, of "binary" and of "any".
-        array: A list of what stands for {}.
-        literal: Spells a value as the type that holds it alone.
-    """
-
-    names: Mapping[str, str]
-    array: str
-    literal: Callable[[Any], str]
-
-    def of(self, named: Named, schema: Schema) -> str:
-        """Return a schema as a union of types; a row that it refers to by its class."""
-        row = named.row_class(schema)
-        if row is not None:
-            return row
-        schema = named.resolved(schema)
-        if "enum" in schema:
-            return _union(self.literal(value) for value in schema["enum"])
-        if "anyOf" in schema:
-            return _union(self.of(named, one) for one in schema["anyOf"])
-        kinds = schema.get("type", "any")
-        return _union(
-            self._kind(named, kind, schema)
-            for kind in ([kinds] if isinstance(kinds, str) else kinds)
-        )
-
-    def _kind(self, named: Named, kind: str, schema: Schema) -> str:
-        if kind == "array" and "items" in schema:
-            return self.array.format(self.of(named, schema["items"]))
-        if kind == "string" and schema.get("format") == "binary":
-            return self.names["binary"]
-        return self.names[kind]
-
-
-def _union(types: Any) -> str:
-    return " | ".join(dict.fromkeys(types))

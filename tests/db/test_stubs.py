@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,8 +21,7 @@ from jsonschema import Draft202012Validator
 from service.api.verbs import VERBS
 from service.db.introspect import read_catalog
 from service.describe.document import describe
-from service.describe.python import python
-from service.describe.typescript import typescript
+from service.describe.stubs import python, typescript
 from tests.conftest import ROOT, execute, missing
 
 NODE = ROOT / "tests" / "wamp" / "node"
@@ -238,6 +238,73 @@ def test_typescript(document: Any, tmp_path: Path) -> None:
     said = check(tsc, tmp_path).stdout
     for at, wrong in enumerate(WRONG_TS, 3):
         assert f"use.ts({at}," in said, (wrong, said)
+
+
+def nullable(document: Any) -> Iterator[tuple[str, str]]:
+    """Give verbs of relations, each with a keyword that may be null, or something else."""
+    parts = document["$defs"]
+    for verb, described in document["verbs"].items():
+        for name, schema in parts[f"arguments.{verb}"]["properties"].items():
+            takes = Draft202012Validator({**schema, "$defs": parts})
+            only = schema == {"type": "null"}
+            if name not in (*described["positional"], "form") and takes.is_valid(None) and not only:
+                yield verb, name
+
+
+POSITIONAL = {
+    "get": "1", "aggregate": "{}", "create": "made", "upsert": "made", "update": "1, change",
+    "delete": "1", "import": "[made]",
+}  # fmt: skip
+BY_FILTER = {"where", "all"}
+"""What `update` and `delete` take without a key alone."""
+
+
+def test_typescript_options_may_be_null(document: Any, tmp_path: Path) -> None:
+    """Those of each verb that the service takes null for."""
+    lines = []
+    for verb, name in nullable(document):
+        args, kwargs = POSITIONAL.get(verb, ""), f"{name}: null"
+        if verb in ("update", "delete") and name in BY_FILTER:
+            args, kwargs = "", kwargs + (", changes: change" if verb == "update" else "")
+        parts = ", { receive_progress: true }" if verb in ("stream", "export") else ""
+        lines.append(f'session.call("rowcast.things.{verb}", [{args}], {{ {kwargs} }}{parts});')
+    assert len(lines) > 70
+    chosen = """async function use(): Promise<void> {
+      const row: ThingsRow = await session.call("rowcast.things.get", [1], { select: null, embed: null });
+      const made: ThingsRow = await session.call("rowcast.things.create", [{ name: "x" }], { select: null });
+    }"""
+    head = """import { Session, ThingsInsert, ThingsRow, ThingsUpdate } from "./made";
+    declare const session: Session; declare const made: ThingsInsert; declare const change: ThingsUpdate;
+    """
+    (tmp_path / "made.ts").write_text(typescript(document))
+    (tmp_path / "use.ts").write_text(head + "\n".join([*lines, chosen]))
+    found = check([*compiler(), "--strict", "--noEmit", "--target", "es2022", "use.ts"], tmp_path)
+    assert found.returncode == 0, found.stdout
+
+
+def test_python_options_may_be_none(document: Any, tmp_path: Path) -> None:
+    """Those of each verb that the service takes null for; writes are typed for rows as they are."""
+    lines = []
+    for verb, name in nullable(document):
+        if name == "returning" or (name in ("select", "embed") and verb not in ("get", "find")):
+            continue
+        args = POSITIONAL.get(verb, "")
+        if verb in ("update", "delete") and name in BY_FILTER:
+            args = "changes=change" if verb == "update" else ""
+        method = "import_" if verb == "import" else verb
+        lines.append(f"await service.things.{method}({f'{args}, ' if args else ''}{name}=None)")
+    assert len(lines) > 60
+    lines.append("assert_type(await service.things.get(1, select=None, embed=None), ThingsRow)")
+    head = """from typing import assert_type
+from made import *
+
+async def use(service: Service, made: ThingsInsert, change: ThingsUpdate) -> None:
+    """
+    (tmp_path / "made.py").write_text(python(document))
+    (tmp_path / "use.py").write_text(head + "\n    ".join(lines))
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "use.py"]
+    found = check(mypy, tmp_path)
+    assert found.returncode == 0, found.stdout
 
 
 def compiler() -> list[str]:

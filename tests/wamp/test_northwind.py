@@ -16,8 +16,7 @@ from jsonschema import Draft202012Validator
 from twisted.internet import reactor
 
 from service.db.thread import in_thread
-from service.describe.python import python
-from service.describe.typescript import typescript
+from service.describe.stubs import python, typescript
 from tests.conftest import ROOT, execute, missing
 from tests.db.described import Described
 from tests.db.test_stubs import check, compiler

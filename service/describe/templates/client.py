@@ -1,0 +1,336 @@
+"""Made by `python -m service types --lang py`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NotRequired,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
+
+Row = TypeVar("Row")
+
+Where: TypeAlias = Mapping[str, Any]
+Item: TypeAlias = str | Mapping[str, str | None]
+Items: TypeAlias = Item | Sequence[Item]
+Sorting: TypeAlias = str | Mapping[str, str | bool | None]
+Order: TypeAlias = Sorting | Sequence[Sorting]
+Names: TypeAlias = str | Sequence[str]
+Measures: TypeAlias = Mapping[str, Mapping[str, Any]]
+Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
+
+
+class Page(TypedDict, Generic[Row]):
+    """A page of rows; `next` is for `after`."""
+
+    rows: list[Row]
+    next: str | None
+    count: NotRequired[int]
+
+
+class Written(TypedDict, Generic[Row]):
+    """Rows that were written."""
+
+    rows: list[Row]
+    affected: int
+
+
+class Rows(TypedDict):
+    """How many rows came in parts, or went in."""
+
+    rows: int
+
+
+class Exported(TypedDict):
+    """How much came in parts."""
+
+    rows: int
+    bytes: int
+
+
+class Upload(TypedDict):
+    """An import that goes on."""
+
+    upload: str
+
+
+class Options(TypedDict, total=False):
+    """Of every call; `timeout` is in seconds, `options` are autobahn's CallOptions."""
+
+    timeout: float | None
+    options: Any
+
+
+class Filtered(Options, total=False):
+    """Of calls about many rows."""
+
+    where: Where | None
+
+
+class Sorted(Filtered, total=False):
+    """Of calls that answer many rows."""
+
+    order: Order | None
+    limit: int | None
+    offset: int | None
+
+
+class Paged(Sorted, total=False):
+    """Of a page of rows with all their columns."""
+
+    distinct: bool | Names | None
+    after: str | None
+    count: Literal["exact", "planned", "estimated"] | None
+
+
+class Streamed(Sorted, total=False):
+    """Of rows in parts."""
+
+    select: Items | None
+    embed: Embeds | None
+    distinct: bool | Names | None
+    chunk: int | None
+
+
+class Exporting(Streamed, total=False):
+    """Of text in parts."""
+
+    format: Literal["csv", "ndjson"] | None
+
+
+class Grouped(Sorted, total=False):
+    """Of groups of rows."""
+
+    group: Items | None
+    having: Where | None
+
+
+class Returned(Options, total=False):
+    """Of a write that answers rows with all their columns."""
+
+    order: Order | None
+    max_affected: int | None
+
+
+class Targeted(Returned, total=False):
+    """Of a write without a key; without `where` only with `all=True`."""
+
+    where: Where | None
+    all: bool | None
+
+
+class Upserted(Returned, total=False):
+    """Of rows that may be there already."""
+
+    on_conflict: Names | None
+    update: Names | None
+
+
+class Imported(Options, total=False):
+    """Of an import."""
+
+    csv: str | None
+    columns: Names | None
+    on_conflict: Names | None
+    update: Names | None
+    upload: str | None
+    done: bool | None
+
+
+class Caller(Protocol):
+    """What autobahn's session has."""
+
+    def call(self, procedure: str, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Call a procedure."""
+
+
+class Calls:
+    """Procedures, by the names of methods."""
+
+    def __init__(self, session: Caller, uris: Mapping[str, str]) -> None:
+        self._session = session
+        self._uris = uris
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._uris:
+            raise AttributeError(name)
+        return partial(self._session.call, self._uris[name])
+
+
+# What follows is written out for each relation, for each function that returns rows, and for all
+# that is served.
+
+
+class RelationRow(TypedDict):
+    """A row."""
+
+
+class RelationInsert(TypedDict):
+    """A new row."""
+
+
+class RelationUpdate(TypedDict):
+    """Changes of a row."""
+
+
+RelationKey: TypeAlias = Any
+
+
+class RelationCalls(Protocol):
+    """Calls, by the name of the verb."""
+
+    @overload
+    async def get(
+        self,
+        key: RelationKey,
+        /,
+        *,
+        select: None = ...,
+        embed: None = ...,
+        **options: Unpack[Options],
+    ) -> RelationRow: ...
+
+    @overload
+    async def get(
+        self,
+        key: RelationKey,
+        /,
+        *,
+        select: Items,
+        embed: Embeds | None = ...,
+        **options: Unpack[Options],
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def get(
+        self,
+        key: RelationKey,
+        /,
+        *,
+        select: None = ...,
+        embed: Embeds,
+        **options: Unpack[Options],
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def find(
+        self, /, *, select: None = ..., embed: None = ..., **options: Unpack[Paged]
+    ) -> Page[RelationRow]: ...
+
+    @overload
+    async def find(
+        self, /, *, select: Items, embed: Embeds | None = ..., **options: Unpack[Paged]
+    ) -> Page[dict[str, Any]]: ...
+
+    @overload
+    async def find(
+        self, /, *, select: None = ..., embed: Embeds, **options: Unpack[Paged]
+    ) -> Page[dict[str, Any]]: ...
+
+    async def count(self, /, **options: Unpack[Filtered]) -> int: ...
+
+    async def exists(self, /, **options: Unpack[Filtered]) -> bool: ...
+
+    async def stream(self, /, **options: Unpack[Streamed]) -> Rows: ...
+
+    async def export(self, /, **options: Unpack[Exporting]) -> Exported: ...
+
+    async def aggregate(
+        self, measures: Measures, /, **options: Unpack[Grouped]
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    async def create(
+        self, values: RelationInsert, /, **options: Unpack[Returned]
+    ) -> RelationRow: ...
+
+    @overload
+    async def create(
+        self, values: list[RelationInsert], /, **options: Unpack[Returned]
+    ) -> list[RelationRow]: ...
+
+    @overload
+    async def upsert(
+        self, values: RelationInsert, /, **options: Unpack[Upserted]
+    ) -> RelationRow | None: ...
+
+    @overload
+    async def upsert(
+        self, values: list[RelationInsert], /, **options: Unpack[Upserted]
+    ) -> list[RelationRow]: ...
+
+    @overload
+    async def update(
+        self,
+        key: RelationKey,
+        changes: RelationUpdate,
+        /,
+        *,
+        expect: Mapping[str, Any] | None = ...,
+        **options: Unpack[Returned],
+    ) -> RelationRow: ...
+
+    @overload
+    async def update(
+        self, /, *, changes: RelationUpdate, **options: Unpack[Targeted]
+    ) -> Written[RelationRow]: ...
+
+    @overload
+    async def delete(
+        self,
+        key: RelationKey,
+        /,
+        *,
+        expect: Mapping[str, Any] | None = ...,
+        **options: Unpack[Returned],
+    ) -> RelationRow: ...
+
+    @overload
+    async def delete(self, /, **options: Unpack[Targeted]) -> Written[RelationRow]: ...
+
+    async def import_(
+        self,
+        rows: Sequence[RelationInsert] | Sequence[Sequence[Any]] | None = ...,
+        /,
+        **options: Unpack[Imported],
+    ) -> Rows | Upload: ...
+
+
+class FunctionRow(TypedDict):
+    """A row that a function returns."""
+
+
+FunctionArgs: TypeAlias = Mapping[str, Any]
+
+
+class FunctionCalls(Protocol):
+    """Calls of the verbs on the rows that a function returns."""
+
+    async def find(
+        self, /, *, args: FunctionArgs, **options: Unpack[Paged]
+    ) -> Page[FunctionRow]: ...
+
+    async def aggregate(
+        self, /, *, measures: Measures, args: FunctionArgs, **options: Unpack[Grouped]
+    ) -> list[dict[str, Any]]: ...
+
+    async def stream(self, /, *, args: FunctionArgs, **options: Unpack[Streamed]) -> Rows: ...
+
+    async def export(self, /, *, args: FunctionArgs, **options: Unpack[Exporting]) -> Exported: ...
+
+
+class Service:
+    """All that is served, called by a session."""
+
+    def __init__(self, session: Caller) -> None:
+        self.relation = cast(RelationCalls, Calls(session, {}))

@@ -1,0 +1,263 @@
+// Made by `python -m service types --lang ts`.
+
+export interface Page<Row> {
+  rows: Row[];
+  next: string | null;
+  count?: number;
+}
+
+export interface Written<Row> {
+  rows: Row[];
+  affected: number;
+}
+
+export interface Affected {
+  affected: number;
+}
+
+export interface Where {
+  and?: Where[];
+  or?: Where[];
+  not?: Where;
+  [column: string]: unknown;
+}
+
+export type Item = string | { column: string; as?: string | null; cast?: string | null };
+export type Sorting =
+  string | { by: string; desc?: boolean | null; nulls?: "first" | "last" | null };
+/** One that stands alone is a list of it. */
+export type OneOrMany<Each> = Each | Each[];
+
+/** In seconds. */
+export interface Timeout {
+  timeout?: number | null;
+}
+
+export interface Filtered extends Timeout {
+  where?: Where | null;
+}
+
+export interface Embeds {
+  [relation: string]: true | Embed;
+}
+
+export interface Shown extends Timeout {
+  select?: OneOrMany<Item> | null;
+  embed?: Embeds | null;
+}
+
+export interface Sorted {
+  order?: OneOrMany<Sorting> | null;
+  limit?: number | null;
+  offset?: number | null;
+}
+
+export interface Embed extends Sorted {
+  relation?: string | null;
+  via?: string | null;
+  direction?: "one" | "many" | null;
+  select?: OneOrMany<Item> | null;
+  where?: Where | null;
+  embed?: Embeds | null;
+  inner?: boolean | null;
+  spread?: boolean | null;
+  measures?: Measures | null;
+  group?: OneOrMany<Item> | null;
+}
+
+export interface Find extends Shown, Filtered, Sorted {
+  distinct?: boolean | OneOrMany<string> | null;
+}
+
+export interface Paged extends Find {
+  after?: string | null;
+  count?: "exact" | "planned" | "estimated" | null;
+}
+
+export interface Streamed extends Find {
+  chunk?: number | null;
+}
+
+export interface Exported extends Streamed {
+  format?: "csv" | "ndjson" | null;
+}
+
+export interface Measure {
+  count?: Item;
+  sum?: Item;
+  avg?: Item;
+  min?: Item;
+  max?: Item;
+  bool_and?: Item;
+  bool_or?: Item;
+  array_agg?: Item;
+  string_agg?: Item;
+  distinct?: boolean | null;
+  separator?: string | null;
+  where?: Where | null;
+  cast?: string | null;
+}
+
+export type Measures = Record<string, Measure>;
+
+export interface Grouped extends Filtered, Sorted {
+  group?: OneOrMany<Item> | null;
+  having?: Where | null;
+}
+
+export interface Returned extends Shown {
+  order?: OneOrMany<Sorting> | null;
+  returning?: boolean | null;
+  max_affected?: number | null;
+}
+
+export interface Upserted extends Returned {
+  on_conflict?: OneOrMany<string> | null;
+  update?: OneOrMany<string> | null;
+}
+
+export interface Imported extends Timeout {
+  csv?: string | null;
+  columns?: OneOrMany<string> | null;
+  on_conflict?: OneOrMany<string> | null;
+  update?: OneOrMany<string> | null;
+  upload?: string | null;
+  done?: boolean | null;
+}
+
+export interface Expected<Row> extends Returned {
+  expect?: Partial<Row> | null;
+}
+
+/** Without `where` only with `all: true`. */
+export interface Targeted extends Returned {
+  where?: Where | null;
+  all?: boolean | null;
+}
+
+export type Loose = Record<string, unknown>;
+
+/** What is chosen of a row by `select` and `embed`; null if nothing is. */
+export type Chosen<Options> =
+  | (Options extends { select: infer Given } ? Given : null)
+  | (Options extends { embed: infer Given } ? Given : null);
+
+/** What `select` and `embed` make of a row is not followed. */
+export type Shape<Row, Options, Any = Loose> =
+  [Chosen<Options>] extends [null | undefined] ? Row : Any;
+
+export type Back<Answer, Options, Any> =
+  Options extends { returning: false } ? Affected : Shape<Answer, Options, Any>;
+
+/** What an answer in parts is: the last argument of `then` gets each of them. */
+export interface Parts<Part, End> {
+  then<A>(
+    done: (end: End) => A,
+    failed?: ((why: unknown) => A) | null,
+    progress?: (part: Part) => void,
+  ): Promise<A>;
+}
+
+export interface InParts {
+  receive_progress: true;
+}
+
+export type None = [] | null;
+
+// What follows is written out for each relation, for each function that returns rows, and for all
+// that is served.
+
+export interface RelationRow {}
+export interface RelationInsert {}
+export interface RelationUpdate {}
+export type RelationKey = never;
+
+export interface RelationCalls {
+  get: {
+    call<K extends Shown>(procedure: "URI", args: [key: RelationKey], kwargs?: K | null):
+      Promise<Shape<RelationRow, K>>;
+  };
+  find: {
+    call<K extends Paged>(procedure: "URI", args?: None, kwargs?: K | null):
+      Promise<Page<Shape<RelationRow, K>>>;
+  };
+  count: {
+    call(procedure: "URI", args?: None, kwargs?: Filtered | null): Promise<number>;
+  };
+  exists: {
+    call(procedure: "URI", args?: None, kwargs?: Filtered | null): Promise<boolean>;
+  };
+  stream: {
+    call<K extends Streamed>(procedure: "URI", args: None, kwargs: K | null, options: InParts):
+      Parts<Shape<RelationRow, K>[], { rows: number }>;
+  };
+  export: {
+    call(procedure: "URI", args: None, kwargs: Exported | null, options: InParts):
+      Parts<string, { rows: number; bytes: number }>;
+  };
+  aggregate: {
+    call(procedure: "URI", args: [measures: Measures], kwargs?: Grouped | null): Promise<Loose[]>;
+  };
+  create: {
+    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
+      Promise<Back<RelationRow, K, Loose>>;
+    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
+      Promise<Back<RelationRow[], K, Loose[]>>;
+  };
+  upsert: {
+    call<K extends Upserted>(procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
+      Promise<Back<RelationRow | null, K, Loose | null>>;
+    call<K extends Upserted>(procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
+      Promise<Back<RelationRow[], K, Loose[]>>;
+  };
+  update: {
+    call<K extends Expected<RelationRow>>(
+      procedure: "URI", args: [key: RelationKey, changes: RelationUpdate], kwargs?: K | null):
+      Promise<Back<RelationRow, K, Loose>>;
+    call<K extends Targeted & { changes: RelationUpdate }>(
+      procedure: "URI", args: None, kwargs: K):
+      Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
+  };
+  delete: {
+    call<K extends Expected<RelationRow>>(
+      procedure: "URI", args: [key: RelationKey], kwargs?: K | null):
+      Promise<Back<RelationRow, K, Loose>>;
+    call<K extends Targeted>(procedure: "URI", args: None, kwargs: K):
+      Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
+  };
+  import: {
+    call(
+      procedure: "URI",
+      args?: None | [rows: RelationInsert[] | unknown[][] | null],
+      kwargs?: Imported | null,
+    ): Promise<{ rows: number } | { upload: string }>;
+  };
+}
+
+export interface FunctionRow {}
+/** With `args`, its arguments. */
+export interface FunctionArgs {}
+
+export interface FunctionCalls {
+  find: {
+    call<K extends Paged & FunctionArgs>(procedure: "URI", args: None, kwargs: K):
+      Promise<Page<Shape<FunctionRow, K>>>;
+  };
+  aggregate: {
+    call(procedure: "URI", args: None, kwargs: Grouped & FunctionArgs & { measures: Measures }):
+      Promise<Loose[]>;
+  };
+  stream: {
+    call<K extends Streamed & FunctionArgs>(
+      procedure: "URI", args: None, kwargs: K, options: InParts):
+      Parts<Shape<FunctionRow, K>[], { rows: number }>;
+  };
+  export: {
+    call(procedure: "URI", args: None, kwargs: Exported & FunctionArgs, options: InParts):
+      Parts<string, { rows: number; bytes: number }>;
+  };
+}
+
+/** A WAMP session, typed by procedure. */
+export interface Session {
+}
