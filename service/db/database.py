@@ -64,17 +64,10 @@ class Database:
         """The transaction or savepoint that the caller is in, if any."""
         return self._level.get()
 
-    @property
-    def moment(self) -> tuple[Any, ...]:
-        """Equal to another one while a read sees the same, as far as that is the caller's doing."""
-        level = self._level.get()
-        actor = level.actor if level else self._actor.get()
-        return level, actor, actor.writes
-
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[Actor]:
         """
-        Run the statements of the body under an identity; yields the actor that counts them.
+        Run the statements of the body under an identity; yields the actor, which notes commits.
 
         Inside a transaction, too: each operation of a batch has its schema's `search_path`.
         """
@@ -135,7 +128,7 @@ class Database:
         """
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(function, *args, actor=actor, reads=retry, timeout=timeout)
+            return level.run(function, *args, actor=actor, timeout=timeout)
         how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 
@@ -171,7 +164,7 @@ class Database:
         """
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(nested_txn, function, *args, actor=actor, reads=retry, timeout=timeout)
+            return level.run(nested_txn, function, *args, actor=actor, timeout=timeout)
         words = begin_statement(isolation, read_only), actor.identity.words
         job = Job(atomic_txn, (*words, function, *args), retry)
         return self._submit(job, actor, timeout, read_only)
@@ -182,7 +175,7 @@ class Database:
         """Submit a job, and tell the actor whether something may be kept of it."""
         job.commits = not (job.retry or read_only)
         done = self.pool.scheduler.submit(job, timeout)
-        return actor.commits(done) if job.commits else actor.sends(done, job.retry)
+        return actor.commits(done) if job.commits else done
 
     @asynccontextmanager
     async def transaction(

@@ -243,34 +243,20 @@ class Actor:
         identity: As whom the statements run.
 
     Attributes:
-        writes: Counts what may have changed something, once when it is sent and once when it
-            is done. What was read at another count is not to be relied on.
         committed: Whether something that may have been a change was.
     """
 
     def __init__(self, identity: Identity = OWN_IDENTITY) -> None:
         self.identity = identity
-        self.writes = 0
         self.committed = False
 
-    def sends(self, work: Deferred[Any], reads: bool) -> Deferred[Any]:
-        """Count some work, unless it leaves everything as it is."""
-        if reads:
-            return work
-        self.writes += 1
-        return work.addBoth(self._done)
-
     def commits(self, work: Deferred[Any]) -> Deferred[Any]:
-        """Count some work that commits what it does."""
-        return self.sends(work, reads=False).addCallback(self._committed)
+        """Note that work which commits what it does was done."""
+        return work.addCallback(self._committed)
 
     def _committed(self, result: Any) -> Any:
         self.committed = True
         return result
-
-    def _done(self, outcome: Any) -> Any:
-        self.writes += 1
-        return outcome
 
 
 IDLE = "the transaction lay idle for too long and was rolled back"
@@ -291,7 +277,6 @@ class Level(ABC):
         function: Callable[..., Any],
         *args: Any,
         actor: Actor,
-        reads: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
@@ -300,25 +285,19 @@ class Level(ABC):
         Args:
             function: As that of `Database.run`.
             args: For the function.
-            actor: As whom its statements run; the level's own counts them.
-            reads: Whether it leaves everything as it is.
+            actor: As whom its statements run.
             timeout: Seconds after which it is stopped.
 
         Raises:
             TransactionClosed: The level has ended.
         """
-        done = self._in_turn(acting_txn, actor, function, *args, timeout=timeout)
-        return self.actor.sends(done, reads)
-
-    def _in_turn(
-        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
-    ) -> Deferred[Any]:
+        work = acting_txn, actor, function, *args
         if self.child is None:
-            return self._run(function, *args, timeout=timeout)
+            return self._run(*work, timeout=timeout)
         context = copy_context()
 
         def free(_: DeferredLock) -> Deferred[Any]:
-            done = context.run(self._run, function, *args, timeout=timeout)
+            done = context.run(self._run, *work, timeout=timeout)
             self.lock.release()
             return done
 
