@@ -14,6 +14,7 @@ from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
 from weakref import WeakKeyDictionary
 
+from service.datatypes import ALIASES, DataType, FormName, data_type
 from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, nearest
 
 NOWHERE = ""
@@ -26,31 +27,6 @@ RelationKind = Literal["table", "view", "materialized view", "foreign table"]
 WriteKind = Literal["insert", "update", "delete"]
 Mode = Literal["in", "out", "inout", "variadic", "table"]
 Volatility = Literal["immutable", "stable", "volatile"]
-
-_PLAIN = """
-    bool int2 int4 int8 numeric float4 float8 money text varchar bpchar date time timetz timestamp
-    timestamptz interval uuid json jsonb jsonpath xml bytea bit varbit inet cidr macaddr macaddr8
-    point line lseg box path polygon circle tsvector tsquery
-"""
-
-PLAIN = frozenset(_PLAIN.split())
-"""PostgreSQL's own types that may be cast to, beside ranges and arrays of them."""
-
-TYPE_ALIASES = {
-    "int": "int4",
-    "bigint": "int8",
-    "smallint": "int2",
-    "real": "float4",
-    "float": "float8",
-    "double": "float8",
-    "decimal": "numeric",
-    "boolean": "bool",
-    "string": "text",
-    "char": "bpchar",
-    "character": "bpchar",
-    "datetime": "timestamp",
-}
-"""Spellings of types that `pg_type` itself does not list."""
 
 Key = TypeVarTuple("Key")
 Found = TypeVar("Found")
@@ -103,6 +79,18 @@ class Type:
     def parts(self) -> tuple[int, ...]:
         """The oids of the types that it is made of."""
         return tuple(filter(None, (self.element, self.base, *(oid for _, oid in self.fields))))
+
+    @property
+    def data_type(self) -> DataType:
+        """What is known of such values; of a domain ask the type under it."""
+        if self.kind in ("base", "pseudo"):
+            return data_type(self.schema, self.name, self.category)
+        return data_type("", "")
+
+    @property
+    def form(self) -> FormName:
+        """How such values look on the wire, unless they are made of others."""
+        return self.data_type.form
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,7 +415,7 @@ class Catalog:
                 found.setdefault(each.name.lower(), each)
             found.setdefault(each.sql.lower(), each)
             found.setdefault(f"{each.schema}.{each.name}".lower(), each)
-        for alias, name in TYPE_ALIASES.items():
+        for alias, name in ALIASES.items():
             if name in found:
                 found.setdefault(alias, found[name])
         return found
@@ -447,7 +435,7 @@ class Catalog:
         if type.schema == "information_schema":
             return False
         if type.kind == "base":
-            return type.schema != "pg_catalog" or type.name in PLAIN
+            return type.schema != "pg_catalog" or type.data_type.castable
         if type.row and (type.schema, type.name) not in self.relations:
             return False
         return all(self._is_castable(self.type(oid)) for oid in type.parts)

@@ -505,7 +505,7 @@ def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: R
     texts = {}
     for name, text in row.items():
         type = snapshot.catalog.plain(snapshot.catalog.type(relation.columns[name].type))
-        if text is not None and type.name in ("json", "jsonb"):
+        if text is not None and type.form == "json":
             # only there a text means something else on the wire, where numbers are less exact
             row[name], texts[name] = _json(snapshot, type, name, text), Text(text)
     return row, texts

@@ -24,31 +24,6 @@ MAX_STATEMENTS = 1024
 """Kept per catalog: an application has some hundred shapes."""
 MAX_TEXT = 16_384
 """Characters of a statement that is kept: callers choose its shape, and shapes add up."""
-SHORT = frozenset(
-    [
-        "bool",
-        "int2",
-        "int4",
-        "int8",
-        "float4",
-        "float8",
-        "oid",
-        "date",
-        "time",
-        "timetz",
-        "timestamp",
-        "timestamptz",
-        "interval",
-        "uuid",
-        "inet",
-        "cidr",
-        "macaddr",
-        "macaddr8",
-        "money",
-        "point",
-    ]
-)
-"""Types whose values are short; varchar(n), char(n) and enums are told by their limits."""
 
 
 class Snapshot:
@@ -113,7 +88,7 @@ class Snapshot:
         return cache(lambda relation: sum(map(self._column, relation.columns.values())))
 
     def _column(self, column: Column) -> float:
-        if column.max_length is None and self.catalog.type(column.type).name not in SHORT:
+        if column.max_length is None and not (self.catalog.type(column.type).data_type.short):
             return inf
         return 64 + 4 * (len(column.name) + (column.max_length or 0))
 

@@ -23,6 +23,7 @@ from psycopg2.extensions import (
 )
 
 from service.catalog import Catalog, Type
+from service.datatypes import FormName
 from service.db.json import read_json
 from service.db.literals import read_array, read_composite, read_hstore, without_bounds
 from service.errors import Unavailable
@@ -70,23 +71,21 @@ def read_record(text: str) -> list[str | None]:
     return read_composite(text)
 
 
-READERS: Mapping[str, Read] = {
-    **dict.fromkeys(("int2", "int4", "int8", "oid"), int),
-    **dict.fromkeys(("float4", "float8"), read_float),
-    **dict.fromkeys(("json", "jsonb"), read_json),
-    "bool": read_boolean,
-    "bytea": read_bytes,
+READERS: Mapping[FormName, Read] = {
+    "binary": read_bytes,
+    "boolean": read_boolean,
+    "float": read_float,
+    "hstore": read_hstore,
+    "integer": int,
+    "json": read_json,
     "record": read_record,
     "timestamp": read_timestamp,
     "timestamptz": read_timestamptz,
     "void": read_nothing,
 }
-"""By `typname` in pg_catalog, where it is not the text itself."""
+"""By form (service/datatypes), where it is not the text itself."""
 
-IN_C = {
-    **dict.fromkeys(("int2", "int4", "int8", "oid"), LONGINTEGER),
-    "bool": BOOLEAN,
-}
+IN_C: Mapping[FormName, Caster] = {"integer": LONGINTEGER, "boolean": BOOLEAN}
 
 
 class Casters:
@@ -125,14 +124,14 @@ class Casters:
             if element.delimiter == "," and element.kind != "array":
                 parse = new_array_type((type.oid,), name, self._caster(element))
                 return new_type((type.oid,), name, _array_cast(parse))
-        elif type.schema == "pg_catalog" and type.name in IN_C:
-            return IN_C[type.name]
-        elif not self._special(type):
+        elif type.form in IN_C:
+            return IN_C[type.form]
+        elif type.kind != "composite" and type.form not in READERS:
             return UNICODE
         return new_type((type.oid,), name, self._called(type))
 
     def _called(self, type: Type) -> Callable[[Any, Any], Any]:
-        known = READERS.get(type.name) if type.schema == "pg_catalog" else None
+        known = READERS.get(type.form)
         # others late: a catalog has many types, a session meets few
         read: Read = known or (lambda text: self.reader(type)(text))
 
@@ -141,11 +140,6 @@ class Casters:
 
         return cast
 
-    def _special(self, type: Type) -> bool:
-        if type.kind in ("array", "composite"):
-            return True
-        return is_hstore(type) or (type.schema == "pg_catalog" and type.name in READERS)
-
     def _reader(self, type: Type) -> Read:
         if type.kind == "array":
             element = self._catalog.type(type.element)
@@ -153,11 +147,7 @@ class Casters:
             return lambda text: read_array(text, read, delimiter)
         if type.kind == "composite":
             return self._row_reader(type)
-        if is_hstore(type):
-            return read_hstore
-        if type.schema == "pg_catalog":
-            return READERS.get(type.name, str)
-        return str
+        return READERS.get(type.form, str)
 
     def _row_reader(self, type: Type) -> Read:
         fields = [(name, self.reader(self._catalog.type(oid))) for name, oid in type.fields]
@@ -183,8 +173,3 @@ def _array_cast(parse: Caster) -> Callable[[Any, Any], Any]:
         return parse(without_bounds(text) if text[0] == "[" else text, cursor)
 
     return cast
-
-
-def is_hstore(type: Type) -> bool:
-    """Return whether a type is that of the extension hstore, in whatever schema."""
-    return type.name == "hstore" and type.kind == "base"

@@ -31,7 +31,7 @@ from typing import Any
 from uuid import UUID
 
 from service.catalog import Catalog, Type
-from service.db.decode import is_hstore
+from service.datatypes import FormName
 from service.db.json import LEAST, MOST, check_text, shown, within, write_json
 from service.db.literals import MAX_DIMENSIONS, write_array, write_composite, write_hstore
 from service.errors import InvalidArgument, UnknownName
@@ -156,13 +156,6 @@ Write = Callable[[Any], str]
 
 Texts = list[Any]
 """Nested lists of texts and None."""
-
-INTEGERS = {
-    "int2": (-(2**15), 2**15 - 1),
-    "int4": (-(2**31), 2**31 - 1),
-    "int8": (-(2**63), 2**63 - 1),
-    "oid": (0, 2**32 - 1),
-}
 
 _DIGITS = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
 _OTHER_FORM = re.compile(
@@ -478,22 +471,17 @@ class Encoders:
         if type.kind == "array":
             element = self._catalog.type(type.element)
             under = self._catalog.plain(element)
-            lists_are_elements = under.kind == "array" or under.name in ("json", "jsonb")
+            lists_are_elements = under.kind == "array" or under.form == "json"
             return array_text(
                 self.writer(element), element.delimiter, 1 if lists_are_elements else 6
             )
         if type.kind == "composite":
             fields = [(name, self.writer(self._catalog.type(oid))) for name, oid in type.fields]
             return composite_text(fields, f"type {type.name}", type.withheld)
-        if is_hstore(type):
-            return hstore_text
-        if type.schema == "pg_catalog" and type.name in WRITERS:
-            return WRITERS[type.name]
         if self._catalog.looks_up(type):
             return self._name_text(type)
-        if type.kind == "base":
-            return {"S": string_text, "N": number_text}.get(type.category, word_text)
-        return word_text
+        limits = type.data_type.limits
+        return integer_text(*limits) if limits else WRITERS.get(type.form, word_text)
 
     def _name_text(self, type: Type) -> Write:
         """Build the writer of names that PostgreSQL looks up: it would find hidden ones, too."""
@@ -522,10 +510,14 @@ class Encoders:
         return write
 
 
-WRITERS: Mapping[str, Write] = {
-    **{name: integer_text(*ends) for name, ends in INTEGERS.items()},
-    **dict.fromkeys(("json", "jsonb"), write_json),
-    "bool": boolean_text,
-    "bytea": bytes_text,
+WRITERS: Mapping[FormName, Write] = {
+    "binary": bytes_text,
+    "boolean": boolean_text,
+    "decimal": number_text,
+    "float": number_text,
+    "hstore": hstore_text,
+    "json": write_json,
+    "number": number_text,
+    "string": string_text,
 }
-"""By `typname` in pg_catalog; others go by their category."""
+"""By form (service/datatypes), where there is more than one to write."""

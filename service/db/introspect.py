@@ -35,6 +35,7 @@ from service.catalog import (
     Volatility,
     WriteKind,
 )
+from service.datatypes import data_type
 from service.db import introspect_sql
 from service.db.codec import fields_hash
 from service.db.introspect_pure import IMPURE
@@ -69,9 +70,6 @@ TYPE_KINDS: Mapping[str, TypeKind] = {
     "p": "pseudo",
     "r": "range",
 }
-
-LIMITED = (1042, 1043)
-"""The oids of `character` and `character varying`, whose modifier is a length plus 4."""
 
 MODES: Mapping[str, Mode] = {"i": "in", "o": "out", "b": "inout", "v": "variadic", "t": "table"}
 VOLATILITIES: Mapping[str, Volatility] = {"i": "immutable", "s": "stable", "v": "volatile"}
@@ -382,7 +380,8 @@ class TypeRows:
         row = self._rows.get(oid)
         if row is not None and row.kind == "d":
             return self.max_length(row.base, row.modifier)
-        return modifier - 4 if oid in LIMITED and modifier > 4 else None
+        limited = row is not None and data_type(row.schema, row.name).max_length
+        return modifier - 4 if limited and modifier > 4 else None
 
     def required(self, oid: int) -> bool:
         """Return whether a type refuses NULL, as a domain can."""

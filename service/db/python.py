@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from service.catalog import Catalog, Type
-from service.db.decode import is_hstore
+from service.datatypes import FormName
 from service.db.encode import Encoders, bytes_of, hstore_of, row_of
 from service.db.json import within, write_json
 from service.db.literals import read_array, read_composite, read_hstore
@@ -88,18 +88,18 @@ def to_interval(text: str) -> timedelta | str:
         return text
 
 
-BY_TEXT: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("int2", "int4", "int8", "oid"), to_integer),
-    **dict.fromkeys(("float4", "float8"), float),
-    "bool": to_boolean,
+BY_TEXT: Mapping[FormName, Callable[[str], Any]] = {
+    "integer": to_integer,
+    "float": float,
+    "boolean": to_boolean,
     "date": to_date,
+    "decimal": Decimal,
     "interval": to_interval,
-    "numeric": Decimal,
     "time": to_time,
     "timestamp": to_timestamp,
     "timestamptz": to_timestamptz,
 }
-"""By `typname` in pg_catalog: from PostgreSQL's input text."""
+"""By form (service/datatypes): from PostgreSQL's input text."""
 
 
 class PythonForms:
@@ -128,26 +128,23 @@ class PythonForms:
             return self._array_maker(type)
         if type.kind == "composite":
             return self._row_maker(type)
-        if is_hstore(type):
+        if type.form == "hstore":
             return lambda value: (
                 _read(read_hstore, value) if isinstance(value, str) else hstore_of(value)
             )
         write = self._encoders.writer(type)
-        if type.schema == "pg_catalog":
-            if type.name == "bytea":
-                return bytes_of
-            if type.name in ("json", "jsonb"):
-                return _json
-            read = BY_TEXT.get(type.name)
-            if read is not None:
-                return lambda value: _read(read, write(value))
-        return write
+        if type.form == "binary":
+            return bytes_of
+        if type.form == "json":
+            return _json
+        read = BY_TEXT.get(type.form)
+        return write if read is None else lambda value: _read(read, write(value))
 
     def _array_maker(self, type: Type) -> Make:
         element = self._catalog.type(type.element)
         write, make = self._encoders.writer(type), self.maker(element)
         under = self._catalog.plain(element)
-        flat = under.kind == "array" or under.name in ("json", "jsonb")
+        flat = under.kind == "array" or under.form == "json"
 
         def build(items: Any) -> list[Any]:
             return [

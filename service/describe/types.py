@@ -4,29 +4,12 @@ The types of the database as JSON Schema (2020-12) of their values: as read, as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from service.catalog import Catalog, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.request.names import encode
 
-INTEGERS = {
-    "int2": (-(2**15), 2**15 - 1),
-    "int4": (-(2**31), 2**31 - 1),
-    "int8": (-(2**63), 2**63 - 1),
-    "oid": (0, 2**32 - 1),
-}
-FORMATS = {
-    "uuid": "uuid",
-    "date": "date",
-    "time": "time",
-    "timetz": "time",
-    "timestamptz": "date-time",
-    "interval": "duration",
-    "bytea": "binary",
-    "inet": "ip-address",
-}
 NULL: Schema = {"type": "null"}
 DEFAULT: Schema = {
     "description": "the column's default",
@@ -105,12 +88,7 @@ def _read(catalog: Catalog, type: Type) -> Schema:
             if name and name not in type.withheld  # a hidden one has no name
         }
         return {"type": "object", "properties": fields}
-    return {} if type.kind == "pseudo" else _base(_known(type))
-
-
-def _known(type: Type) -> str:
-    """Return the name of a type that has a form of its own; others are texts, however called."""
-    return type.name if type.schema == "pg_catalog" or type.name == "hstore" else ""
+    return {} if type.kind == "pseudo" else dict(type.data_type.schema)
 
 
 def _element(catalog: Catalog, type: Type) -> Type:
@@ -124,30 +102,6 @@ def _or_array(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "array"}]} if schema else {}
 
 
-def _base(name: str) -> Schema:
-    if name in INTEGERS:
-        least, most = INTEGERS[name]
-        return {"type": "integer", "minimum": least, "maximum": most}
-    if name in {"json", "jsonb"}:
-        return {}
-    simple: Mapping[str, Schema] = {
-        "bool": {"type": "boolean"},
-        "float4": _number(),
-        "float8": _number(),
-        "numeric": {"type": "string", "pattern": r"^-?([0-9]+(\.[0-9]+)?|Infinity)$|^NaN$"},
-        "hstore": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
-    }
-    if name in simple:
-        return dict(simple[name])
-    return {"type": "string", "format": FORMATS[name]} if name in FORMATS else {"type": "string"}
-
-
-def _number() -> Schema:
-    return {
-        "anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]
-    }
-
-
 def _given(defs: Definitions, type: Type) -> Schema:
     if type.kind == "array":
         element = given(defs, _element(defs.catalog, type), nullable=True)
@@ -157,25 +111,7 @@ def _given(defs: Definitions, type: Type) -> Schema:
         return _given_row(defs, type)
     if type.kind == "enum":
         return {"type": "string", "enum": list(type.labels)}
-    if type.kind == "pseudo" or _known(type) in {"json", "jsonb"}:
-        return {"not": NULL}
-    numbers = type.kind == "base" and type.category in ("S", "N")
-    return _given_base(_known(type)) or {"type": ["string", "number"] if numbers else "string"}
-
-
-def _given_base(name: str) -> Schema:
-    """Return what may be sent for a type with a form of its own: that, or PostgreSQL's text."""
-    if name in INTEGERS:
-        least, most = INTEGERS[name]
-        return {"type": ["integer", "string"], "minimum": least, "maximum": most}
-    own: Mapping[str, Schema] = {
-        "bool": {"type": ["boolean", "string"]},
-        "bytea": {"type": "string", "format": "binary"},
-        "float4": {"type": ["number", "string"]},
-        "float8": {"type": ["number", "string"]},
-        "hstore": {"anyOf": [_base("hstore"), {"type": "string"}]},
-    }
-    return own.get(name, {})
+    return {"not": NULL} if type.kind == "pseudo" else dict(type.data_type.given)
 
 
 def _given_row(defs: Definitions, type: Type) -> Schema:

@@ -16,10 +16,8 @@ from service.models.sql import identifiers
 from service.plan.conditions import PG_CATALOG
 from service.sql.statement import quoted
 
-AS_THEY_ARE = frozenset(
-    ["int2", "int4", "int8", "oid", "bool", "text", "varchar", "bpchar", "name", "uuid", "bytea"]
-)
-"""Types whose wire values are Python's values too."""
+AS_THEY_ARE = frozenset(["boolean", "binary", "integer", "number", "string", "text"])
+"""Forms in which Python's values are those of the wire."""
 
 
 class Values(Installable, Protocol):
@@ -78,9 +76,9 @@ class Meta:
     def _maker(self, catalog: Catalog, name: str) -> Callable[[Any], Any] | None:
         type = self.types[name]
         plain = catalog.plain(type)
-        if plain.kind == "enum" or plain.name in AS_THEY_ARE:
+        if plain.kind not in ("array", "composite") and plain.form in AS_THEY_ARE:
             return None
-        if plain.name in ("json", "jsonb"):  # so that a change in place can be told
+        if plain.form == "json":  # so that a change in place can be told
             return deepcopy
         return lambda value: self.codec.python(type, value, name)
 
@@ -100,7 +98,7 @@ class Meta:
         type = self.types[name]
         value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
         # PostgreSQL would take it in the zone of the session.
-        if isinstance(value, datetime) and value.tzinfo is None and type.name == "timestamptz":
+        if isinstance(value, datetime) and value.tzinfo is None and type.form == "timestamptz":
             raise ValueError(f"{name}: a moment needs a time zone")
         return self.codec.encode(type, value, path or name)
 

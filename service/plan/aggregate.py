@@ -20,10 +20,6 @@ from service.plan.scope import Scope
 from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey
 from service.request.types import AggregateRequest, Item, Key, Measure, Reference
 
-SUMS = {"int2": "int8", "int4": "int8", "int8": "numeric"}
-"""The type of a sum, where it is not that of its column."""
-
-AVERAGES = {"int2": "numeric", "int4": "numeric", "int8": "numeric", "float4": "float8"}
 WHOLE = frozenset(["count", "array_agg"])
 """Functions that do not look into a value."""
 
@@ -203,11 +199,11 @@ def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
     if function in {"bool_and", "bool_or"}:
         return named["bool"]
     if function == "string_agg":
-        return of if of.name == "bytea" else named["text"]
+        return of if of.form == "binary" else named["text"]
     if function == "array_agg":
         return of if of.kind == "array" else catalog.array_of(of) or named["text"]
-    other = {"sum": SUMS, "avg": AVERAGES}.get(function, {}).get(of.name)
-    return named[other] if other and of.schema == "pg_catalog" else of
+    other = {"sum": of.data_type.sum, "avg": of.data_type.average}.get(function)
+    return named[other] if other else of
 
 
 def _result(

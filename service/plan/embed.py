@@ -16,46 +16,6 @@ from service.plan.scope import Scope
 from service.plan.types import Groups, Output, PlannedEmbed, names_of, truncated
 from service.request.types import Embed, Item
 
-JSON_TYPES = frozenset(
-    [
-        "bool",
-        "int2",
-        "int4",
-        "int8",
-        "text",
-        "varchar",
-        "bpchar",
-        "name",
-        "citext",
-        "uuid",
-        "date",
-        "time",
-        "timestamp",
-        "interval",
-        "json",
-        "jsonb",
-        "inet",
-        "cidr",
-        "macaddr",
-        "macaddr8",
-        "xml",
-        "tsvector",
-        "tsquery",
-        "bit",
-        "varbit",
-        "point",
-        "line",
-        "lseg",
-        "box",
-        "path",
-        "polygon",
-        "circle",
-        "ltree",
-        "hstore",
-    ]
-)
-"""Types whose JSON, as PostgreSQL writes it, is their wire form; the rest travels as text."""
-
 
 def plan_columns(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
@@ -137,4 +97,4 @@ def _is_json(catalog: Catalog, type: Type) -> bool:
     type = catalog.plain(type)
     if type.kind == "array":
         return _is_json(catalog, catalog.type(type.element))
-    return type.name in JSON_TYPES or type.kind in {"enum", "range", "multirange"}
+    return type.data_type.native_json or type.kind in {"enum", "range", "multirange"}

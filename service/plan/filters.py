@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Type
+from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument
 from service.plan.conditions import (
     PG_CATALOG,
@@ -119,7 +120,7 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
     if not key:
         return InvalidArgument("a condition names an operator", path=path)
     refusal = unknown_operator(key, path)
-    document = type.name in {"json", "jsonb", "hstore"}
+    document = type.form in DOCUMENTS
     hint = None
     if document or type.kind in {"array", "range", "multirange"}:
         hint = container_hint(where.name, key)
@@ -176,10 +177,8 @@ def compare(
 
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
     """Return a value that can be compared: json, which has no equality, becomes jsonb."""
-    if value.type.name == "json" and value.type.schema == PG_CATALOG:
-        jsonb = scope.named("jsonb")
-        return replace(value, cast=jsonb, type=jsonb)
-    return value
+    other = value.type.data_type.compared_as
+    return replace(value, cast=scope.named(other), type=scope.named(other)) if other else value
 
 
 def both(*conditions: Condition | None) -> Condition | None:
@@ -234,7 +233,7 @@ def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
 
 
 def _test(left: Expression, where: Comparison) -> Test:
-    if where.word not in {"null", "not null"} and left.type.name != "bool":
+    if where.word not in {"null", "not null"} and left.type.form != "boolean":
         raise InvalidArgument(
             f'"{left.column.name}" is {left.type.sql}, and only a boolean is {where.word}',
             path=left.path,
@@ -245,7 +244,7 @@ def _test(left: Expression, where: Comparison) -> Test:
 
 def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
     vector = left.type.name != "tsvector"
-    if vector and left.type.name not in {"json", "jsonb"}:
+    if vector and left.type.form != "json":
         left = _as_text(scope, left)
     return Search(
         left,
@@ -264,7 +263,7 @@ def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) 
 
 def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     left = as_jsonb(scope, left)
-    if left.type.name not in {"jsonb", "hstore"}:
+    if left.type.form not in DOCUMENTS:
         raise InvalidArgument(
             f'"{where.operator}" asks for keys of json, jsonb and hstore;'
             f' "{left.column.name}" is {left.type.sql}',

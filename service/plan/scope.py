@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 from service.catalog import Catalog, Column, Function, Relation, Type
+from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import (
     PG_CATALOG,
@@ -172,7 +173,7 @@ class Scope:
 
     def _stepped(self, column: Column, reference: Reference) -> Expression:
         type = self.catalog.plain(self.catalog.type(column.type))
-        if not (type.name in {"json", "jsonb", "hstore"} or type.kind in {"array", "composite"}):
+        if not (type.form in DOCUMENTS or type.kind in {"array", "composite"}):
             raise InvalidArgument(
                 f'"{column.name}" is {type.sql}: "->" steps into json, jsonb, arrays'
                 " and composites",

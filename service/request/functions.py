@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from service.catalog import Argument, Catalog, Function, Type
+from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Arguments, Values
 from service.request.paging import digest_of
@@ -349,11 +350,10 @@ def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
     return f"it is {' or '.join(signature(each, catalog) for each in functions[:5])}"
 
 
-TEXTS = ("text", "varchar", "bpchar", "name", "citext")
-INTEGER_RANGES = ("int4", "int8", "int2", "oid")
-DECIMALS = ("numeric", "float8", "float4")
-FLOATS = ("float8", "numeric", "float4")
-DOCUMENTS = ("jsonb", "json")
+TEXTS = with_form("string")
+INTEGER_RANGES = with_form("integer")
+DECIMALS = with_form("decimal", "float")
+FLOATS = tuple(sorted(DECIMALS, key="float8".__ne__))  # the first is the one closest to Python's
 SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
 """A string, which may spell a value of any type; what takes anything; JSON; all others."""
 
@@ -369,12 +369,13 @@ def distance(value: Any, type: Type, catalog: Catalog) -> int:
         return _of_items(value, catalog.type(type.element), catalog)
     if type.kind == "composite":
         return 0 if isinstance(value, Mapping) else FAR
+    name = type.data_type.name
     if isinstance(value, str):
-        return TEXTS.index(type.name) if type.name in TEXTS else SPELLED
+        return TEXTS.index(name) if name in TEXTS else SPELLED
     own = _own(value)
-    if type.name in own:
-        return own.index(type.name)
-    if type.name in DOCUMENTS and not isinstance(value, bytes | bytearray | memoryview):
+    if name in own:
+        return own.index(name)
+    if type.form == "json" and not isinstance(value, bytes | bytearray | memoryview):
         return 1 if isinstance(value, Mapping) else DOCUMENT
     return FAR
 
@@ -390,14 +391,14 @@ def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
 def _own(value: Any) -> tuple[str, ...]:
     """Return the names of the types that a value is a form of, the closest first."""
     if isinstance(value, bool):
-        return ("bool",)
+        return with_form("boolean")
     if isinstance(value, int):
         return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *DECIMALS)
     if isinstance(value, float):
         return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
     if isinstance(value, bytes | bytearray | memoryview):
-        return ("bytea",)
-    return ("hstore",) if isinstance(value, Mapping) else ()
+        return with_form("binary")
+    return with_form("hstore") if isinstance(value, Mapping) else ()
 
 
 DIMENSIONS = 6

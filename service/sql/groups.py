@@ -51,7 +51,7 @@ def _measure(measure: PlannedMeasure) -> Iterator[Part]:
         yield SQL("DISTINCT " if measure.distinct else "")
         yield from expression(measure.operand)
     if measure.separator is not None:
-        bytes_ = measure.operand is not None and measure.operand.type.name == "bytea"
+        bytes_ = measure.operand is not None and measure.operand.type.form == "binary"
         yield SQL(", pg_catalog.convert_to(" if bytes_ else ", ")
         yield measure.separator
         yield SQL(", 'UTF8')" if bytes_ else "")

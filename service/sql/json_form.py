@@ -14,7 +14,7 @@ from service.sql.statement import Part, doubled
 
 def json_value(value: Iterable[Part], type: Type) -> Iterator[Part]:
     """Build a value whose JSON, as PostgreSQL writes it, is what is answered."""
-    if type.schema == "pg_catalog" and type.name == "bytea":
+    if type.form == "binary":
         yield SQL("pg_catalog.translate(pg_catalog.encode(")
         yield from value
         yield SQL(", 'base64'), E'\\n', '')")

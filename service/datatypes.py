@@ -1,0 +1,272 @@
+"""
+PostgreSQL's data types: all that is known of each, as one row of one table.
+
+A type without a row goes in and out as PostgreSQL's text. To add one, add its row to `TYPES`. If
+its values take a form that no other type has, add that to `FORMS`, and a function under the same
+name to `READERS` of db/decode (from PostgreSQL's text), to `WRITERS` of db/encode (to it) and, where
+models see something else than the wire, to `MAKERS` of db/python; a reader or writer that is missing
+is that of text.
+
+Arrays, composites, enums, ranges and domains have no rows: what they are made of has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FormName = Literal[
+    "binary",
+    "boolean",
+    "date",
+    "decimal",
+    "float",
+    "hstore",
+    "integer",
+    "interval",
+    "json",
+    "number",
+    "record",
+    "string",
+    "text",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "void",
+]
+Schema = Mapping[str, Any]
+"""JSON Schema, 2020-12."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """
+    How values look on the wire.
+
+    Args:
+        read: The schema of what is answered.
+        given: The schema of what may be sent, null aside.
+    """
+
+    read: Schema
+    given: Schema
+
+
+_STRING: Schema = {"type": "string"}
+_TEXT_OR_NUMBER: Schema = {"type": ["string", "number"]}
+_NUMBER_OR_WORD: Schema = {
+    "anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]
+}
+_PAIRS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "null"]}}
+_ANY_BUT_NULL: Schema = {"not": {"type": "null"}}
+_BINARY: Schema = {"type": "string", "format": "binary"}
+
+FORMS: Mapping[FormName, Form] = {
+    "boolean": Form({"type": "boolean"}, {"type": ["boolean", "string"]}),
+    "integer": Form({"type": "integer"}, {"type": ["integer", "string"]}),
+    "float": Form(_NUMBER_OR_WORD, {"type": ["number", "string"]}),
+    # exact, so a string: a double has 15 digits, and JSON no NaN
+    "decimal": Form(
+        {"type": "string", "pattern": r"^-?([0-9]+(\.[0-9]+)?|Infinity)$|^NaN$"}, _TEXT_OR_NUMBER
+    ),
+    "number": Form(_STRING, _TEXT_OR_NUMBER),
+    "string": Form(_STRING, _TEXT_OR_NUMBER),
+    "text": Form(_STRING, _STRING),
+    "date": Form({"type": "string", "format": "date"}, _STRING),
+    "time": Form({"type": "string", "format": "time"}, _STRING),
+    "timestamp": Form(_STRING, _STRING),  # "date-time" of JSON Schema has an offset
+    "timestamptz": Form({"type": "string", "format": "date-time"}, _STRING),
+    "interval": Form({"type": "string", "format": "duration"}, _STRING),
+    "binary": Form(_BINARY, _BINARY),
+    "json": Form({}, _ANY_BUT_NULL),
+    "hstore": Form(_PAIRS, {"anyOf": [_PAIRS, _STRING]}),
+    "record": Form({}, _ANY_BUT_NULL),
+    "void": Form({}, _ANY_BUT_NULL),
+}
+
+DOCUMENTS = frozenset[FormName](["json", "hstore"])
+"""Forms with values inside, which have keys and steps ("->") to them."""
+
+TYPESCRIPT: Mapping[str, str] = {
+    "integer": "number",
+    "number": "number",
+    "string": "string",
+    "boolean": "boolean",
+    "null": "null",
+    "object": "Record<string, unknown>",
+    "array": "unknown[]",
+    "binary": "Uint8Array",
+    "any": "unknown",
+}
+"""The types of TypeScript, by the `type` of a schema; "binary" is a format, "any" the empty schema."""
+
+PYTHON: Mapping[str, str] = {
+    "integer": "int",
+    "number": "float",
+    "string": "str",
+    "boolean": "bool",
+    "null": "None",
+    "object": "dict[str, Any]",
+    "array": "list[Any]",
+    "binary": "bytes",
+    "any": "Any",
+}
+"""The types of Python, in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataType:
+    """
+    A row of the table.
+
+    Args:
+        name: Its `typname`, as in "int4".
+        form: How its values look on the wire.
+        aliases: Further names that casts know it by, which `pg_type` does not list.
+        limits: Of an integer, both ends included.
+        format: The schema's format, where the form has none.
+        extension: Whether an extension brings it, in whatever schema.
+        castable: Whether callers may cast to it.
+        short: Whether all its values are: at most some 50 bytes.
+        native_json: Whether its JSON, as PostgreSQL writes it, is its wire form; what is not travels
+            inside of JSON as text.
+        compared_as: The type that it is compared as, since it has no equality.
+        sum, average: The types of its sum and average, where not its own (`pg_aggregate`).
+        max_length: Whether its modifier is a length in characters, plus 4.
+    """
+
+    name: str
+    form: FormName = "text"
+    aliases: tuple[str, ...] = ()
+    limits: tuple[int, int] | None = None
+    format: str = ""
+    extension: bool = False
+    castable: bool = True
+    short: bool = False
+    native_json: bool = True
+    compared_as: str = ""
+    sum: str = ""
+    average: str = ""
+    max_length: bool = False
+    schema: Schema = field(init=False)
+    given: Schema = field(init=False)
+
+    def __post_init__(self) -> None:
+        of = FORMS[self.form]
+        limits = dict(zip(("minimum", "maximum"), self.limits or (), strict=False))
+        format = {"format": self.format} if self.format else {}
+        object.__setattr__(self, "schema", {**of.read, **limits, **format})
+        object.__setattr__(self, "given", {**of.given, **limits})
+
+
+_ROWS = (
+    # of several types with one form, the first is the one that a value is taken for first
+    DataType("bool", "boolean", aliases=("boolean",), short=True),
+    DataType(
+        "int4",
+        "integer",
+        aliases=("int",),
+        limits=(-(2**31), 2**31 - 1),
+        short=True,
+        sum="int8",
+        average="numeric",
+    ),
+    DataType(
+        "int8",
+        "integer",
+        aliases=("bigint",),
+        limits=(-(2**63), 2**63 - 1),
+        short=True,
+        sum="numeric",
+        average="numeric",
+    ),
+    DataType(
+        "int2",
+        "integer",
+        aliases=("smallint",),
+        limits=(-(2**15), 2**15 - 1),
+        short=True,
+        sum="int8",
+        average="numeric",
+    ),
+    # to_json writes an oid as a string
+    DataType(
+        "oid", "integer", limits=(0, 2**32 - 1), castable=False, short=True, native_json=False
+    ),
+    DataType("numeric", "decimal", aliases=("decimal",), native_json=False),
+    # to_json writes 1.0 as 1, which is read as an integer
+    DataType("float8", "float", aliases=("float", "double"), short=True, native_json=False),
+    DataType("float4", "float", aliases=("real",), short=True, native_json=False, average="float8"),
+    DataType("money", "number", short=True),
+    DataType("text", "string", aliases=("string",)),
+    DataType("varchar", "string", max_length=True),
+    DataType("bpchar", "string", aliases=("char", "character"), max_length=True),
+    DataType("name", "string", castable=False),
+    DataType("citext", "string", extension=True),
+    DataType("uuid", format="uuid", short=True),
+    DataType("date", "date", short=True),
+    DataType("time", "time", short=True),
+    DataType("timetz", format="time", short=True),
+    DataType("timestamp", "timestamp", aliases=("datetime",), short=True),
+    # to_json writes an offset, "+00:00", in place of "Z"
+    DataType("timestamptz", "timestamptz", short=True, native_json=False),
+    DataType("interval", "interval", short=True),
+    DataType("bytea", "binary", native_json=False),
+    DataType("jsonb", "json"),
+    DataType("json", "json", compared_as="jsonb"),
+    DataType("hstore", "hstore", extension=True),
+    DataType("jsonpath"),
+    DataType("xml"),
+    DataType("bit"),
+    DataType("varbit"),
+    DataType("inet", format="ip-address", short=True),
+    DataType("cidr", short=True),
+    DataType("macaddr", short=True),
+    DataType("macaddr8", short=True),
+    DataType("point", short=True),
+    DataType("line"),
+    DataType("lseg"),
+    DataType("box"),
+    DataType("path"),
+    DataType("polygon"),
+    DataType("circle"),
+    DataType("tsvector"),
+    DataType("tsquery"),
+    DataType("ltree", extension=True),
+    DataType("record", "record", castable=False),
+    DataType("void", "void", castable=False),
+)
+
+TYPES: Mapping[str, DataType] = {each.name: each for each in _ROWS}
+"""By name."""
+
+ALIASES: Mapping[str, str] = {alias: each.name for each in _ROWS for alias in each.aliases}
+
+_OTHERS: Mapping[str, DataType] = {
+    "S": DataType("", "string", castable=False, native_json=False),
+    "N": DataType("", "number", castable=False, native_json=False),
+    # a type may have a cast to json of its own, which to_json would use
+    "": DataType("", castable=False, native_json=False),
+}
+"""What stands for types without a row, by category: strings, numbers, all others."""
+
+
+def data_type(schema: str, name: str, category: str = "") -> DataType:
+    """
+    Return what is known of a base type or pseudo-type.
+
+    Args:
+        schema: That holds it.
+        name: Its `typname`.
+        category: Its `typcategory`, by which a type without a row is judged.
+    """
+    found = TYPES.get(name)
+    if found is not None and (found.extension or schema == "pg_catalog"):
+        return found
+    return _OTHERS.get(category) or _OTHERS[""]
+
+
+def with_form(*forms: FormName) -> tuple[str, ...]:
+    """Return the names of the types with these forms, in the table's order."""
+    return tuple(each.name for each in _ROWS if each.form in forms)

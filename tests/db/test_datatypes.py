@@ -1,0 +1,141 @@
+"""
+The table of types says what PostgreSQL says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+from jsonschema import Draft202012Validator
+
+from service.catalog import Catalog, Type
+from service.datatypes import FORMS, TYPES, DataType
+from service.db.codec import Codec
+from service.db.decode import READERS
+from service.db.encode import WRITERS
+from service.db.introspect import catalog_txn
+from service.db.python import BY_TEXT
+from tests.conftest import execute
+from tests.db.test_values import OPTIONS, ROUND
+
+FORMS_OF_STRINGS = {"string": "S", "number": "N", "decimal": "N", "float": "N", "integer": "N"}
+EXTENSIONS = [name for name, each in TYPES.items() if each.extension]
+VALUES: dict[str, list[Any]] = {
+    **ROUND,
+    "float4": [1.0],
+    "float8": [1.0],
+    "json": [{"a": [1, None]}],
+    "jsonb": [{"a": [1, None]}],
+    "hstore": [{"a": "1", "b": None}],
+    "timestamptz": ["2026-11-21T14:03:00.25Z"],
+}
+"""By type."""
+
+
+class Server:
+    """A connection whose rows are wire values."""
+
+    def __init__(self, connection: Any) -> None:
+        self.catalog: Catalog = catalog_txn(connection, ("public",), 1)
+        self.codec = Codec(self.catalog)
+        self._cursor = connection.cursor()
+        self.codec.install(self._cursor)
+
+    def row(self, sql: str, *parameters: Any) -> Any:
+        """Return the one row of a query."""
+        self._cursor.execute(sql, parameters)
+        return self._cursor.fetchone()
+
+    def type(self, name: str) -> Type:
+        """Return a type, castable or not."""
+        return self.catalog.types_by_name[name]
+
+
+@pytest.fixture(scope="module")
+def server(dsn: str) -> Iterator[Server]:
+    for name in EXTENSIONS:
+        execute(dsn, f"CREATE EXTENSION {name}")
+    execute(dsn, "CREATE TABLE limited (varchar varchar(5), bpchar char(5))")
+    connection = psycopg2.connect(dsn, options=OPTIONS)
+    connection.autocommit = True
+    yield Server(connection)
+    connection.close()
+
+
+def rows(*forms: str) -> list[DataType]:
+    """Return the rows that have values, those of some forms alone if any are named."""
+    return [each for each in TYPES.values() if not forms or each.form in forms]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_row_is_of_a_type_that_its_category_agrees_with(server: Server, name: str) -> None:
+    sql = "SELECT typcategory, typnamespace = 'pg_catalog'::regnamespace FROM pg_type WHERE typname = %s"
+    category, built_in = server.row(sql, name)
+    wanted = FORMS_OF_STRINGS.get(TYPES[name].form)
+    assert (category == wanted) if wanted else category not in "SN"
+    assert built_in is not TYPES[name].extension
+
+
+@pytest.mark.parametrize("name", [each.name for each in rows("integer", "decimal", "float")])
+def test_sum_and_average_have_the_types_that_postgresql_gives(server: Server, name: str) -> None:
+    if name == "oid":  # of which there is none
+        return
+    of = server.type(name)
+    found = server.row(
+        f"SELECT pg_typeof(sum(x))::oid, pg_typeof(avg(x))::oid FROM (SELECT NULL::{of.sql} AS x) t"
+    )
+    stated = [TYPES[name].sum or name, TYPES[name].average or name]
+    assert [server.catalog.type(oid).name for oid in found] == stated
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name in VALUES])
+def test_native_json_is_what_to_json_writes(server: Server, name: str) -> None:
+    type = server.type(name)
+    alike = []
+    for value in VALUES[name]:
+        text = server.codec.encode(type, value, "value")
+        sql = f"SELECT CAST(%s AS {type.sql}), to_json(CAST(%s AS {type.sql}))::text"
+        read, written = server.row(sql, text, text)
+        shown = json.loads(written) if written else None
+        alike.append((repr(read), read.__class__) == (repr(shown), shown.__class__))
+    assert all(alike) is TYPES[name].native_json
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name in VALUES])
+def test_values_fit_their_schemas(server: Server, name: str) -> None:
+    type = server.type(name)
+    for value in VALUES[name]:
+        if value is not None and not isinstance(value, bytes):
+            Draft202012Validator(TYPES[name].given).validate(value)
+            text = server.codec.encode(type, value, "value")
+            (read,) = server.row(f"SELECT CAST(%s AS {type.sql})", text)
+            Draft202012Validator(TYPES[name].schema).validate(read)
+
+
+@pytest.mark.parametrize("name", ["varchar", "bpchar"])
+def test_modifier_is_a_length_and_four(server: Server, name: str) -> None:
+    (modifier,) = server.row(
+        "SELECT atttypmod FROM pg_attribute WHERE attrelid = 'limited'::regclass AND attname = %s",
+        name,
+    )
+    assert TYPES[name].max_length
+    assert modifier == 9
+
+
+def test_forms_have_functions_of_known_names() -> None:
+    assert {*READERS, *WRITERS, *BY_TEXT} <= FORMS.keys()
+    assert {each.form for each in TYPES.values()} == FORMS.keys()
+
+
+def test_type_of_ones_own_with_a_known_name_is_text() -> None:
+    own = Type(99999, "app", "json", "app.json", "base", "U")
+    assert own.form == "text"
+    assert not own.data_type.castable
+
+
+def test_extension_type_is_known_in_any_schema() -> None:
+    assert Type(99999, "ext", "hstore", "ext.hstore", "base", "U").form == "hstore"
