@@ -299,7 +299,7 @@ class _Described:
 def _parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
     type = catalog.type(argument.type)
     schema = schema_of(catalog, type, nullable=argument.mode != "variadic")
-    if catalog.plain(type).name == "numeric":  # exact as a string, and taken as a number too
+    if catalog.plain(type).form == "decimal":  # exact as a string, and taken as a number too
         schema = {"type": ["string", "number", "null"]}
     return {
         "name": argument.name or None,

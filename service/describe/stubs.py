@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
+from service.datatypes import PYTHON, TYPESCRIPT
 from service.describe.types import NULL
 from service.request.names import decode
 
@@ -220,17 +221,7 @@ class _Client(ABC):
 
 class _TypeScript(_Client):
     template = "client.ts"
-    names: ClassVar[Mapping[str, str]] = {
-        "integer": "number",
-        "number": "number",
-        "string": "string",
-        "boolean": "boolean",
-        "null": "null",
-        "object": "Record<string, unknown>",
-        "array": "unknown[]",
-        "binary": "Uint8Array",
-        "any": "unknown",
-    }
+    names = TYPESCRIPT
     array = "({})[]"
 
     def literal(self, value: Any) -> str:
@@ -301,17 +292,7 @@ class _TypeScript(_Client):
 
 class _Python(_Client):
     template = "client.py"
-    names: ClassVar[Mapping[str, str]] = {
-        "integer": "int",
-        "number": "float",
-        "string": "str",
-        "boolean": "bool",
-        "null": "None",
-        "object": "dict[str, Any]",
-        "array": "list[Any]",
-        "binary": "bytes",
-        "any": "Any",
-    }
+    names = PYTHON
     array = "list[{}]"
 
     def literal(self, value: Any) -> str:
