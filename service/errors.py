@@ -14,7 +14,7 @@ Every refusal, by family.
     ├─ ConstraintViolation  a constraint of the database says no
     │  ├─ UniqueViolation  ├─ ForeignKeyViolation  ├─ NotNullViolation
     │  └─ CheckViolation   └─ ExclusionViolation
-    ├─ Conflict             `expect` failed, or serialization failed
+    ├─ Conflict             `expect` or serialization failed, or an upload has ended
     ├─ TooManyRows          over `max_affected`, or one row was expected
     ├─ TooLarge             the answer may not be sent
     │  ├─ TooManyGroups     an aggregate has more groups than an answer holds
@@ -25,7 +25,8 @@ Every refusal, by family.
     ├─ OutcomeUnknown       a change may be kept: COMMIT had no answer, or the call went half way
     ├─ Raised               RAISE in the database
     ├─ DatabaseRefused      any other SQLSTATE
-    └─ InternalError        a bug of ours: the caller gets an id alone
+    ├─ InternalError        a bug of ours: the caller gets an id alone
+    └─ Relayed              what another process of the service has refused
 
 A class holds the data of one refusal and words its message. Its `uri` is what WAMP
 callers see; `details` are the keyword arguments of the WAMP error, and only the names
@@ -52,6 +53,7 @@ DETAILS = frozenset(
         "fields",
         "candidates",
         "row",
+        "reason",
         "retry",
         "retry_after",
         "id",
@@ -220,7 +222,10 @@ class ExclusionViolation(ConstraintViolation):
 
 
 class Conflict(ServiceError):
-    """`expect` failed (then `row` is the row as it is now), or serialization failed after retries."""
+    """
+    `expect` failed (`row` is the row as it is now), serialization failed after retries, or what the
+    call belongs to has ended (`reason`).
+    """
 
     uri = "rowcast.error.conflict"
 
@@ -371,6 +376,21 @@ class InternalError(ServiceError):
 
     def __init__(self, id: str) -> None:
         super().__init__("an internal error; the service's log has it under this id", id=id)
+
+
+class Relayed(ServiceError):
+    """
+    A refusal of another process of the service.
+
+    Args:
+        uri: Of the error.
+        message: Its message.
+        details: Its keyword arguments.
+    """
+
+    def __init__(self, uri: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(message, **details)
+        self.uri = uri  # type: ignore[misc]
 
 
 def clip(text: object, length: int = 80) -> str:

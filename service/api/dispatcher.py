@@ -21,7 +21,7 @@ from twisted.internet.defer import CancelledError, succeed
 
 from service.api.call import CallContext, Send
 from service.api.functions import Calling
-from service.api.import_ import Importing
+from service.api.import_ import Forward, Importing
 from service.api.read import Aggregating, Reading
 from service.api.roles import Roles, identity_for
 from service.api.snapshot import Snapshot
@@ -36,6 +36,7 @@ from service.db.transaction import Actor
 from service.describe.verbs import Verb
 from service.errors import (
     Canceled,
+    Conflict,
     DatabaseRefused,
     InvalidArgument,
     InvalidRow,
@@ -82,6 +83,7 @@ class Dispatcher:
         roles: With whose rights a call runs.
         refresh: Called when a call is refused as if the catalog were out of date; returns
             whether it is up to date then.
+        process: The id of this process among those of the service.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Dispatcher:
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
         refresh: Refresh = lambda: succeed(True),
+        process: str = "0" * 16,
     ) -> None:
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
@@ -106,7 +109,7 @@ class Dispatcher:
         changing = Changing(database, limits, max_bytes)
         streaming = Streaming(database, limits, max_bytes, of_relation)
         exporting = Exporting(database, limits, max_bytes, of_relation)
-        self._importing = Importing(database, limits)
+        self._importing = Importing(database, limits, process)
         self._calling = Calling(database, limits, max_bytes)
         self.verbs = dict(VERBS)
         self._handlers: Mapping[str, Handler] = {
@@ -175,9 +178,34 @@ class Dispatcher:
         self._union = union
         self._served = snapshots
 
-    def departed(self, session: int) -> None:
-        """Drop what a caller's session has begun; it is gone."""
-        self._importing.departed(session)
+    def share(self, forward: Forward) -> None:
+        """Pass calls on to other processes that have what they belong to."""
+        self._importing.forward = forward
+
+    def departed(self, session: int | None = None) -> None:
+        """Drop what a caller's session has begun; without one, what any has: no router is there."""
+        self._importing.uploads.departed(session)
+
+    def stop(self) -> None:
+        """Begin nothing that outlasts its call, and end what no call is at."""
+        self._importing.uploads.stop()
+
+    async def forwarded(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], session: int | None
+    ) -> Any:
+        """
+        Answer a call that another process of the service has passed on: one of an upload of ours.
+
+        It is made as the one who began the upload. Who passes it on says nothing but the session,
+        which has to be that one's, so that it can give nobody other rights.
+
+        Raises:
+            ServiceError: Any refusal.
+        """
+        if not name.endswith(".import"):
+            raise NotAuthorized("only calls of an upload are passed on")
+        lease = self._importing.of(kwargs.get("upload"), session)
+        return await self.answer(name, args, kwargs, lease.owner)
 
     async def answer(
         self,
@@ -200,6 +228,8 @@ class Dispatcher:
         Raises:
             ServiceError: Any refusal.
         """
+        if name.startswith("tx."):  # a process that is there answers by a registration of its own
+            raise Conflict("the service that had this has stopped", reason="stopped")
         role, context = self._roles.of(caller), CallContext(caller, progress)
         for last in (False, False, True):  # the schema may have changed once more meanwhile
             before = self._union

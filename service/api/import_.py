@@ -1,34 +1,34 @@
 """
 The verb import: rows of any number, in one call or in many, as one COPY in a transaction.
 
-The calls of an upload belong to one session. It has its transaction open until the call that
-says `done`; a session that is gone, a pause that is too long or an error ends it, and nothing
-is kept. Rows whose model has validations are judged each by itself, as those of `create`.
+The calls of an upload belong to one session, and to the process that has its transaction open until
+the call that says `done`: another replica that gets one passes it on. What ends a lease, or an
+error, ends the upload, and nothing is kept. Rows whose model has validations are judged each by
+itself, as those of `create`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
 from service.api.call import CallContext
 from service.api.csv import Record, header_of, split, whole
+from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.snapshot import Snapshot
 from service.api.write import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
-from service.errors import Canceled, InvalidArgument, InvalidRow, NotAuthorized, Unavailable
+from service.errors import Canceled, InvalidArgument, InvalidRow
 from service.plan.write import plan_import, writable
 from service.request.arguments import Caller
+from service.request.names import encode
 from service.request.read import Limits
 from service.request.write import ImportRequest, parse_import
 from service.sql.copy import CopyIn, copy_in
@@ -40,7 +40,6 @@ Fields = tuple[Any, Mapping[str, Text]]
 SMALL = 16 * 1024
 """Characters of CSV that are taken apart in a moment; more are in a pool thread."""
 
-
 MANY = 100
 """Rows of one call from which on they are looked through in a pool thread."""
 HEADER = 64 * 1024
@@ -48,22 +47,14 @@ HEADER = 64 * 1024
 MARK = "\ufeff"
 """What some programs put before a text."""
 
-
 YIELD = 0.5
 """How much of the time that a call of an upload took is left to others before its answer."""
 
 LONGEST = 0.25
 """Seconds of it at most: a call that took longer has waited for the database, not worked here."""
 
-
-@dataclass
-class _Open:
-    """An upload between its calls."""
-
-    upload: Upload
-    owner: Caller
-    calls: int = 0
-    timer: IDelayedCall | None = None
+Forward = Callable[[str, str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
+"""Makes a call at another process: its id, the name of the procedure, arguments, who calls."""
 
 
 class Importing:
@@ -71,22 +62,22 @@ class Importing:
     Args:
         database: Where the rows go.
         limits: What a call may ask for, and how long an upload may lie idle.
+        process: Which has the uploads that begin here.
+
+    Attributes:
+        forward: Passes a call on to the process that has its upload, if there may be others.
     """
 
-    def __init__(self, database: Database, limits: Limits) -> None:
+    def __init__(self, database: Database, limits: Limits, process: str) -> None:
         self._database = database
         self._limits = limits
-        self._open: dict[str, _Open] = {}
-
-    @property
-    def most(self) -> int:
-        """The most uploads at once: each holds a connection, and other calls need some too."""
-        return max(1, self._database.pool.scheduler.limits.most - 2)
-
-    @property
-    def most_of_one(self) -> int:
-        """Return how many of them one session may have: half of them, rounded up."""
-        return (self.most + 1) // 2
+        self.forward: Forward | None = None
+        # Each holds a connection, and other calls need some, too.
+        total = max(1, database.pool.scheduler.limits.most - 2)
+        self.uploads: Leases[Upload] = Leases(
+            *(database.reactor, process, "upload", total, (total + 1) // 2),
+            "done=True ends one, and keeps its rows",
+        )
 
     async def take(
         self,
@@ -101,54 +92,76 @@ class Importing:
 
         Raises:
             NotAuthorized: The upload is another session's.
+            Conflict: The process that had it has stopped.
             Unavailable: There are as many uploads as may be.
             ServiceError: What is wrong with the rows; nothing is kept.
         """
-        call = parse_import(args, kwargs)
+        call, caller = parse_import(args, kwargs), context.caller
         if call.upload is None and call.done:
             return await self._whole(Upload(self._database, snapshot, relation, call), call)
         context.begun = True  # a refusal ends the upload
         if call.upload is None:
             upload = Upload(self._database, snapshot, relation, call)
-            id = self._begin(upload, context.caller)
-        else:
-            id, upload = call.upload, self._of(call.upload, relation, context.caller)
-        return await self._one(id, upload, call)
+            return await self._one(self.uploads.open(caller, upload, self._limits.idle), call)
+        process = process_of(call.upload)
+        if self.forward is not None and process and process != self.uploads.process:
+            name = ".".join(map(encode, (relation.schema, relation.name, "import")))
+            return await self.forward(process, name, args, kwargs, caller)
+        lease = self.of(call.upload, caller.session)
+        home = lease.held.relation
+        if (home.schema, home.name) != (relation.schema, relation.name):
+            raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
+        if self.forward is not None and lease.calls:
+            # By way of another process a call is overtaken by the next, and CSV may be cut anywhere.
+            self.uploads.drop(lease, "failed")
+            raise InvalidArgument(
+                "an upload has one call at a time where several services share the procedures",
+                path="upload",
+                hint="wait for each answer before the next call; nothing is kept of this upload",
+            )
+        return await self._one(lease, call)
 
-    def departed(self, session: int) -> None:
-        """Drop the uploads of a session that is gone."""
-        for id, each in list(self._open.items()):
-            if each.owner.session == session:
-                self._drop(id)
+    def of(self, id: Any, session: int | None) -> Lease[Upload]:
+        """
+        Return the lease of a session's upload.
+
+        Raises:
+            InvalidArgument: There is none.
+            NotAuthorized: It is another session's.
+        """
+        lease = self.uploads.find(id, session) if isinstance(id, str) else None
+        if lease is None:
+            raise _no_such_upload()
+        return lease
 
     async def _whole(self, upload: Upload, call: ImportRequest) -> Any:
         try:
             return {"rows": await self._database.within(call.timeout, _all(upload, call))}
         except BaseException:
-            upload.abort()
+            upload.drop()
             raise
 
-    async def _one(self, id: str, upload: Upload, call: ImportRequest) -> Any:
+    async def _one(self, lease: Lease[Upload], call: ImportRequest) -> Any:
         """Make one call of an upload, after those before it."""
-        self._rouse(id)
-        try:
-            await upload.lock.acquire()
+        upload = lease.held
+        with self.uploads.use(lease):
             try:
-                if id not in self._open:  # what came before has failed, or was the last
-                    raise _no_such_upload()
-                if call.done:
-                    rows = await self._database.within(call.timeout, _all(upload, call))
-                    self._open.pop(id, None)
-                    return {"rows": rows}
-                await self._part(upload, call)
-                return {"upload": id}
-            finally:
-                upload.lock.release()
-        except BaseException:
-            self._drop(id)
-            raise
-        finally:
-            self._rest(id)
+                await upload.lock.acquire()
+                try:
+                    if upload.over:  # what came before has failed, or was the last
+                        raise _no_such_upload()
+                    if call.done:
+                        rows = await self._database.within(call.timeout, _all(upload, call))
+                        upload.over = True
+                        self.uploads.end(lease, "committed")
+                        return {"rows": rows}
+                    await self._part(upload, call)
+                    return {"upload": lease.id}
+                finally:
+                    upload.lock.release()
+            except BaseException:
+                self.uploads.drop(lease, "failed")
+                raise
 
     async def _part(self, upload: Upload, call: ImportRequest) -> None:
         """Write the rows of a call, then pause before it is answered: others have a turn."""
@@ -157,64 +170,12 @@ class Importing:
         await self._database.within(call.timeout, upload.take(call))
         await deferLater(reactor, min(LONGEST, YIELD * (reactor.seconds() - began)))
 
-    def _begin(self, upload: Upload, owner: Caller) -> str:
-        own = sum(each.owner.session == owner.session for each in self._open.values())
-        if owner.session is not None and own >= self.most_of_one:
-            raise Unavailable(
-                f"this session has {own} uploads open, as many as it may",
-                retry_after=5.0,
-                hint="done=True ends one, and keeps its rows",
-            )
-        if len(self._open) >= self.most:
-            raise Unavailable("as many uploads are open as may be", retry_after=5.0)
-        id = secrets.token_urlsafe(18)
-        self._open[id] = _Open(upload, owner)
-        return id
-
-    def _of(self, id: str, relation: Relation, caller: Caller) -> Upload:
-        found = self._open.get(id)
-        if found is None:
-            raise _no_such_upload()
-        if found.owner.session != caller.session:
-            raise NotAuthorized("the upload is another session's")
-        home = found.upload.relation
-        if (home.schema, home.name) != (relation.schema, relation.name):
-            raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
-        return found.upload
-
-    def _rouse(self, id: str) -> None:
-        found = self._open[id]
-        found.calls += 1
-        if found.timer is not None:
-            found.timer.cancel()
-            found.timer = None
-
-    def _rest(self, id: str) -> None:
-        """Start the time in which an upload's next call must come."""
-        found = self._open.get(id)
-        if found is None:
-            return
-        found.calls -= 1
-        if not found.calls:
-            found.timer = self._database.reactor.callLater(self._limits.idle, self._expire, id)
-
-    def _expire(self, id: str) -> None:
-        self._open[id].timer = None
-        self._drop(id)
-
-    def _drop(self, id: str) -> None:
-        found = self._open.pop(id, None)
-        if found is not None:
-            if found.timer is not None:
-                found.timer.cancel()
-            found.upload.abort()
-
 
 class Upload:
     """
     The rows of one import, on their way in.
 
-    The transaction begins with the first rows, and ends with `finish` or `abort`.
+    The transaction begins with the first rows, and ends with `finish` or `drop`.
 
     Args:
         database: Where they go.
@@ -224,6 +185,7 @@ class Upload:
 
     Attributes:
         lock: One call at a time, in their order.
+        over: Whether it was finished or dropped.
     """
 
     def __init__(
@@ -231,7 +193,7 @@ class Upload:
     ) -> None:
         self.relation = relation
         self.lock = DeferredLock()
-        self.aborted = False
+        self.over = False
         self._database = database
         self._snapshot = snapshot
         self._first = first
@@ -282,9 +244,9 @@ class Upload:
         self._feed.end()
         return await self._written
 
-    def abort(self) -> None:
+    def drop(self, reason: Reason = "failed") -> None:
         """Roll back."""
-        self.aborted = True
+        self.over = True
         if self._feed is not None and self._written is not None:
             self._feed.fail(Canceled())
             self._written.addErrback(lambda _: None)
@@ -307,7 +269,7 @@ class Upload:
             return
         if self._feed is None:
             names = await self._columns(given)
-            if self.aborted:  # while it was read
+            if self.over:  # while it was read
                 raise Canceled
             self._feed = self._start(names, isinstance(given, str))
         await self._feed.put(given)

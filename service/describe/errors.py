@@ -59,7 +59,17 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
 CARRIED: Mapping[str, Schema] = {
     **{
         name: {"type": "string"}
-        for name in ("sqlstate", "relation", "column", "constraint", "detail", "hint", "path", "id")
+        for name in (
+            "sqlstate",
+            "relation",
+            "column",
+            "constraint",
+            "detail",
+            "hint",
+            "path",
+            "id",
+            "reason",
+        )
     },
     "columns": {"type": "array", "items": {"type": "string"}},
     "line": {"type": "integer"},

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from twisted.internet.testing import MemoryReactorClock
 
 from service import errors
 from service.api.dispatcher import Dispatcher
 from service.api.verbs import VERBS
 from service.db.codec import Codec
+from service.db.database import Database
+from service.db.pool import PgPool
 from service.describe.definitions import Definitions
 from service.describe.document import describe
 from service.describe.errors import CARRIED
@@ -166,9 +169,15 @@ def faults(verb, kwargs):
     return list(described().validator(schema, verb).iter_errors(kwargs))
 
 
+def database():
+    """Build a database that nobody connects to."""
+    reactor = MemoryReactorClock()
+    return Database(PgPool("", reactor), reactor)
+
+
 def test_all_verbs_are_here():
     """No verb is left out."""
-    assert VERBS.keys() == PARSERS.keys() == Dispatcher(None, LIMITS, 1).verbs.keys()
+    assert VERBS.keys() == PARSERS.keys() == Dispatcher(database(), LIMITS, 1).verbs.keys()
 
 
 @settings(max_examples=500, deadline=None)
