@@ -28,6 +28,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from service.api.dispatcher import Dispatcher
+from service.api.leases import new_process
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.status import StatusProcedures
@@ -200,6 +201,7 @@ class Serving(Service):
         self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
         self.database = Database(self.pool, reactor)
         roles = Roles(settings.database_roles, settings.anonymous)
+        process = new_process()
         self.hub = Dispatcher(
             self.database,
             Limits(
@@ -210,6 +212,7 @@ class Serving(Service):
             ),
             settings.max_bytes,
             roles,
+            process=process,
         )
         app = load(settings.app)
         models = Models(self.database, app.models)
@@ -227,10 +230,14 @@ class Serving(Service):
             _bounds(settings),
             self.pool.scheduler.assign,
         )
+        callee.pin(process, self.hub.forwarded)
+        if settings.shared:
+            self.hub.share(callee.forward)
 
-        def departed(session: int) -> None:
+        def departed(session: int | None) -> None:
             self.hub.departed(session)
-            callee.departed(session)
+            if session is not None:
+                callee.departed(session)
 
         self.client = WampClient(reactor, config, [callee, Departures(departed)])
         written = procedures(self.database, models, lambda: self.hub.served.codec, app.procedures)
@@ -270,6 +277,7 @@ class Serving(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self.hub.stop()
         await stopped(self.client, self.client.stopService)
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)

@@ -4,6 +4,9 @@ From an invocation to the dispatcher and back.
 One registration of the whole prefix takes every call; the dispatcher tells procedures apart by name.
 So a name that is not served is answered by us, with the nearest that we do, and a changed
 catalog needs no registering.
+
+Two more are this process's own: `<prefix>.tx.<process>.…` is for what stays in it between calls, and
+at `<prefix>.tx.<process>` another replica, to which a call of that kind came, passes it on.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallDetails, RegisterOptions, SessionDetails
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,7 +28,16 @@ from twisted.python.failure import Failure
 from service.api.call import Send
 from service.cancellation import CooperativeDeferred
 from service.db.fair_queue import PARTY
-from service.errors import OutcomeUnknown, ServiceError, Unavailable
+from service.errors import DETAILS as DETAILS_OF_ERRORS
+from service.errors import (
+    Conflict,
+    InvalidArgument,
+    NotAuthorized,
+    OutcomeUnknown,
+    Relayed,
+    ServiceError,
+    Unavailable,
+)
 from service.payload import check
 from service.request.arguments import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
@@ -48,6 +61,10 @@ CANCEL_TIMEOUT = 2.0
 INSIST = 0.1
 """Seconds after which one that goes on, since what it waited for was done, is cancelled again."""
 
+CALLEE_GONE = "callee disconnected from in-flight request"
+"""What Crossbar answers to a call whose callee is lost."""
+STOPPED = "the service that had the upload has stopped"
+
 LEFT_BEHIND = "the service has stopped before the call had ended: a change may be kept"
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
@@ -55,6 +72,10 @@ Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], 
 The dispatcher: name without prefix, arguments, keyword arguments, who calls, and what sends parts of
 the answer if the caller takes any → a wire-safe result.
 """
+
+
+Forwarded = Callable[[str, Sequence[Any], Mapping[str, Any], int | None], Awaitable[Any]]
+"""The dispatcher for a call that was passed on: name, arguments, the session that it came from."""
 
 
 class Callee:
@@ -90,6 +111,8 @@ class Callee:
         self._answer = answer
         self._prefix = prefix
         self._shared = shared
+        self._process = ""
+        self._forwarded: Forwarded | None = None
         self._drain = drain
         self._draining = False
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
@@ -98,6 +121,16 @@ class Callee:
         self._running: set[CooperativeDeferred] = set()
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
+
+    def pin(self, process: str, forwarded: Forwarded) -> None:
+        """
+        Register, from the next session on, for what stays in this process between calls.
+
+        Args:
+            process: Its id.
+            forwarded: Answers what another process has passed on.
+        """
+        self._process, self._forwarded = process, forwarded
 
     @property
     def serving(self) -> bool:
@@ -111,6 +144,14 @@ class Callee:
         self._session = session
         session.full = partial(self._full, session)
         take = partial(self._take, session, details.realm or "")
+        if self._process:
+            own = f"{pattern(self._prefix)}tx.{self._process}"
+            options = RegisterOptions(match="prefix", details_arg=DETAILS)
+            await session.register(take, f"{own}.", options=options)
+            take_forwarded = partial(self._take_forwarded, session, details)
+            await session.register(
+                take_forwarded, own, options=RegisterOptions(details_arg=DETAILS)
+            )
         try:
             self._registration = await self._register(session, take, False)
         except ApplicationError as error:
@@ -182,21 +223,91 @@ class Callee:
         outcome is the answer, for a write may be kept by then.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-        uri, size = details.procedure or "", session.sizes.received
+
+        async def answer(progress: Send | None = None) -> Any:
+            name = name_of(details.procedure or "", self._prefix)
+            return await self._answer(name, args, kwargs, caller, progress)
+
+        return self._begin(session, details, answer)
+
+    def _take_forwarded(
+        self,
+        session: SafeSession,
+        own: SessionDetails,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        details: CallDetails,
+    ) -> Deferred[Any]:
+        """Begin a call that another process of the service has passed on, and nobody else."""
+
+        async def answer(progress: Send | None = None) -> Any:
+            # Clients have another role, or else may register as much as the service may: whoever
+            # has its role is the service, for the router and for us.
+            role = details.caller_authrole
+            if self._forwarded is None or role is None or role != own.authrole:
+                raise NotAuthorized("only the service itself calls this")
+            name, given, named, caller = args
+            return await self._forwarded(name, given, named, caller)
+
+        return self._begin(session, details, answer)
+
+    async def forward(
+        self,
+        process: str,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+    ) -> Any:
+        """
+        Pass a call on to another process, which has what it belongs to; return its answer.
+
+        Raises:
+            Conflict: The process is gone.
+            OutcomeUnknown: It went while it had the call, which may have ended an upload.
+            Relayed: What it has refused.
+        """
+        session = self._session
+        if session is None:
+            raise Unavailable("the router is gone")
+        uri = f"{pattern(self._prefix)}tx.{process}"
+        try:
+            return await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
+        except PayloadExceededError:
+            raise InvalidArgument(
+                "the call is too large to be passed on", hint="send fewer rows in each call"
+            ) from None
+        except ApplicationError as error:
+            words = str(error.args[0]) if error.args else ""
+            if words == CALLEE_GONE:
+                if kwargs.get("done"):
+                    raise OutcomeUnknown(f"{STOPPED}; what it was to keep may be kept") from error
+                raise Conflict(f"{STOPPED}; nothing is kept", reason="stopped") from error
+            known = {key: value for key, value in error.kwargs.items() if key in DETAILS_OF_ERRORS}
+            raise Relayed(error.error, words, known) from error
+
+    def _begin(
+        self,
+        session: SafeSession,
+        details: CallDetails,
+        answer: Callable[[Send | None], Awaitable[Any]],
+    ) -> Deferred[Any]:
+        """Begin a call: count it, and let it be cancelled."""
+        size = session.sizes.received
         account = self._accounts.of(details.caller)
         session.sizes.weigh = account.weigh
         self._accounts.enter(account, size)
-        call = partial(self._call, session, account, uri, args, kwargs, caller)
+        call = partial(self._call, session, account, details.procedure or "", answer)
         running = Deferred.fromCoroutine(
             call() if details.progress is None else self._in_parts(session, account, details, call)
         )
         running.addBoth(self._left, session, account, size)
         if running.called:
             return running
-        answer = CooperativeDeferred(partial(self._insist, running))
-        self._running.add(answer)
-        running.addBoth(self._finished, answer)
-        return answer
+        outcome = CooperativeDeferred(partial(self._insist, running))
+        self._running.add(outcome)
+        running.addBoth(self._finished, outcome)
+        return outcome
 
     def _full(self, session: SafeSession, caller: int | None, size: int) -> Unavailable | None:
         account = self._accounts.of(caller)
@@ -244,9 +355,7 @@ class Callee:
         session: SafeSession,
         account: Account,
         uri: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        caller: Caller,
+        answer: Callable[[Send | None], Awaitable[Any]],
         progress: Send | None = None,
     ) -> Any:
         began = self._reactor.seconds()
@@ -255,11 +364,10 @@ class Callee:
         try:
             if self._draining:
                 raise Unavailable("the service is stopping")
-            name = name_of(uri, self._prefix)
             await self._accounts.begin(account)
             try:
                 PARTY.set(account)
-                result = await self._answer(name, args, kwargs, caller, progress)
+                result = await answer(progress)
             finally:
                 self._accounts.end(account)
             check(result)

@@ -30,6 +30,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError
 from service.wamp.auth import Login
 from service.wamp.errors import CANNOT_AUTHENTICATE, in_line, refusal
@@ -97,6 +98,24 @@ class SafeSession(ApplicationSession):
         if self._outflow is None:
             self._outflow = Outflow(self._open.transport)
         return self._outflow
+
+    def call_through(self, uri: str, *args: Any) -> Deferred[Any]:
+        """
+        Call, and be answered as the call ended even if it is cancelled: CANCEL in mode "kill".
+
+        autobahn sends none of a mode, and takes the call for cancelled at once.
+        """
+        self.sizes.weigh = lambda size: None  # no answer of ours to anybody
+        asked = self.call(uri, *args)
+        requests = [next(reversed(self._call_reqs))]
+
+        def cancel() -> None:
+            if requests and self._open is not None:  # once, however often it is asked for
+                self._open.send(message.Cancel(requests.pop(), message.Cancel.KILL))
+
+        answer = CooperativeDeferred(cancel)
+        asked.addCallbacks(answer.callback, answer.errback)
+        return answer
 
     def onOpen(self, transport: Any) -> None:
         """Keep the transport, to answer by it what autobahn would not."""
@@ -197,10 +216,10 @@ class Departures:
     idle for long enough.
 
     Args:
-        departed: Called with each id.
+        departed: Called with each id, and with None when the router is: all are gone then.
     """
 
-    def __init__(self, departed: Callable[[int], None]) -> None:
+    def __init__(self, departed: Callable[[int | None], None]) -> None:
         self._departed = departed
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
@@ -217,7 +236,8 @@ class Departures:
         """Do nothing."""
 
     def left(self) -> None:
-        """Do nothing."""
+        """Pass on that all are gone."""
+        self._departed(None)
 
     def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
         if args and isinstance(args[0], int):

@@ -1,0 +1,73 @@
+"""
+A whole service in a process of its own, beside others: `python -m tests.wamp.replica dsn socket`.
+
+Prints a line when it has joined.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import SecretStr
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+
+from service.app import Serving
+from service.settings import Settings
+from service.wamp.client import WampConfig
+from tests.conftest import ROOT, Router
+
+
+class Replica(ProcessProtocol):
+    """
+    One as a child of this process.
+
+    Attributes:
+        ready: Fires when it has joined.
+        ended: Fires when it has ended.
+    """
+
+    def __init__(self, dsn: str, router: Router) -> None:
+        self.errors = b""
+        self.ready: Deferred[None] = Deferred()
+        self.ended: Deferred[None] = Deferred()
+        arguments = [sys.executable, "-m", "tests.wamp.replica", dsn, str(router.socket)]
+        reactor.spawnProcess(self, sys.executable, arguments, env=None, path=str(ROOT))
+
+    def outReceived(self, data: bytes) -> None:
+        """Hear that it has joined."""
+        if not self.ready.called:
+            self.ready.callback(None)
+
+    def errReceived(self, data: bytes) -> None:
+        """Keep what went wrong."""
+        self.errors += data
+
+    def processEnded(self, reason: object) -> None:
+        """Tell the test."""
+        if not self.ready.called:
+            self.ready.errback(RuntimeError(self.errors.decode()))
+        self.ended.callback(None)
+
+    def kill(self) -> Deferred[None]:
+        """Kill it."""
+        if not self.ended.called:
+            self.transport.signalProcess("KILL")
+        return self.ended
+
+
+def main(dsn: str, socket: str) -> None:
+    """Serve until killed."""
+    settings = Settings(database_url=SecretStr(dsn), shared=True, drain_timeout=2)
+    config = WampConfig([f"unix:{socket}"], "realm1", first_delay=0.05)
+    service = Serving(settings, reactor, config)
+    service.startService()
+    joined = Deferred.fromCoroutine(service.joined())
+    joined.addCallback(lambda _: print("joined", flush=True))
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
