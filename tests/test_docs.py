@@ -43,7 +43,13 @@ from tests.wamp.service import served
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, *sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    README,
+    *sorted(DOCS.glob("*.md")),
+    ROOT / "examples/README.md",
+    *sorted((ROOT / "examples").glob("*/README.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
+]
 HERE = "127.0.0.1:8080"
 """Where examples expect the router."""
 
@@ -73,9 +79,9 @@ def quoted(cell: str) -> list[str]:
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
     """Serve the schema that comes with the project, and the procedure of the page."""
-    (example,) = [each for each in code(DOCS / "procedures.md", "python") if "@procedure" in each]
-    module = sys.modules["page_of_procedures"] = ModuleType("page_of_procedures")
-    exec(compile(example, "docs/procedures.md", "exec"), vars(module))
+    example, _ = code(DOCS / "applications.md", "python")
+    module = sys.modules["page"] = ModuleType("page")
+    exec(compile(example, "docs/applications.md", "exec"), vars(module))
     try:
         async with served(migrated, router, app=("app", module.__name__)) as serving:
             yield serving
@@ -252,6 +258,15 @@ async def test_own_procedures(service: Serving, caller: Caller) -> None:
     assert named == ["describe()", "health()", "stats()"]
     for name in named:
         assert await caller.call(f"rowcast.{name.removesuffix('()')}")
+
+
+def test_test_of_an_application_is_the_one_of_the_example() -> None:
+    """Which runs by itself; what stands before its calls is a dozen lines."""
+    _, shown = code(DOCS / "applications.md", "python")
+    example = (ROOT / "examples" / "procedure" / "test_desk.py").read_text("utf-8")
+    assert shown.strip() == example.partition("\n\n")[2].strip()
+    lines = [each for each in shown.splitlines() if each.strip()]
+    assert lines.index("        session = service.join()") < 13, lines
 
 
 @pytest_twisted.ensureDeferred

@@ -106,8 +106,7 @@ async def test_procedures(caller: Caller) -> None:
         "chunks": [rows[:1000], rows[1000:]],
     }
     for text in code(PAGE, "python"):
-        if "@procedure" not in text:  # test_docs has that
-            assert await run(text, names) == text.count("# → ")
+        assert await run(text, names) == text.count("# → ")
     assert parts[1].startswith("id,")
     assert "phone" not in (await caller.call("rowcast.describe"))["relations"]["drivers"]["columns"]
 
