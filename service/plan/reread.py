@@ -14,7 +14,7 @@ from dataclasses import replace
 from service.catalog import Column, Relation, WriteKind
 from service.plan.conditions import Expression, Link
 from service.plan.scope import Scope
-from service.plan.types import Carried, Output, PlannedReturning, Reread, SortKey
+from service.plan.types import Output, PlannedReturning, Reread, SavedColumn, SortKey
 
 
 def reread(
@@ -50,8 +50,8 @@ def reread(
     apart = returning.order or returning.embeds or returning.inner or follows(returning.outputs, ())
     if not moved and not apart:
         return returning
-    loose = moved or not key or relation.kind != "table"
-    return _reread(scope, returning, key, loose)
+    fallback = moved or not key or relation.kind != "table"
+    return _reread(scope, returning, key, fallback)
 
 
 def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
@@ -64,19 +64,19 @@ def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
 
 
 def _reread(
-    scope: Scope, returning: PlannedReturning, key: tuple[str, ...], loose: bool
+    scope: Scope, returning: PlannedReturning, key: tuple[str, ...], fallback: bool
 ) -> PlannedReturning:
     relation = scope.relation
     row = ""
-    if loose:
+    if fallback:
         found = holding(returning, row_name(relation))
         row, returning = (row_name(relation) if found != returning else ""), found
-    names = dict.fromkeys((*key, *(_needed(returning) if loose else ())))
+    names = dict.fromkeys((*key, *(_needed(returning) if fallback else ())))
     # with modifiers: the text of a char(n) has no blanks at its end
-    carried = tuple(Carried(name, relation.columns[name].declared) for name in names)
+    saved = tuple(SavedColumn(name, relation.columns[name].declared) for name in names)
     types = [scope.catalog.type(relation.columns[name].type) for name in key]
     equal = tuple(scope.operator("=", type, type) for type in types)
-    return replace(returning, reread=Reread(equal, carried, row, loose))
+    return replace(returning, reread=Reread(equal, saved, row, fallback))
 
 
 def _key(relation: Relation) -> tuple[str, ...]:

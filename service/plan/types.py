@@ -258,7 +258,7 @@ class ReadPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class SavedColumn:
     """A column whose values go from one statement to the next, and its type as a cast spells it."""
 
     name: str
@@ -273,15 +273,15 @@ class Reread:
     Args:
         equal: What compares the columns of the key that they are found by; nothing where they
             are taken as they were written.
-        carried: What the second statement has of each from the first one, the key first.
+        saved: What the second statement has of each from the first one, the key first.
         row: The name of the whole row among that, if it is needed.
-        loose: Whether a row that is not found is taken as it was written.
+        fallback: Whether a row that is not found is taken as it was written.
     """
 
     equal: tuple[Operator, ...]
-    carried: tuple[Carried, ...]
+    saved: tuple[SavedColumn, ...]
     row: str
-    loose: bool
+    fallback: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,13 @@ Import plans to the statements around a COPY.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.plan.write import ImportPlan
-from service.sql.expressions import ROW, separated
-from service.sql.statement import Part, doubled, render
+from service.sql.expressions import relation_name
+from service.sql.statement import COMMA, EMPTY, catalog_sql, render
 from service.sql.write import on_conflict
 
 STAGE = Identifier("pg_temp", "rowcast_import")
@@ -39,55 +38,41 @@ class CopyIn:
 
 def copy_in(plan: ImportPlan) -> CopyIn:
     """Build the statements of an import."""
+    home, names = relation_name(plan.relation), [Identifier(each.name) for each in plan.columns]
     if not plan.staged:
-        home = Identifier(plan.relation.schema, plan.relation.name)
-        copy = _text(_copy(plan, home))
-        defaults = None if plan.csv else _text([*_copy(plan, home, DEFAULT)])
-        return CopyIn(None, copy, defaults, None)
-    return CopyIn(_text(_stage(plan)), _text(_copy(plan, STAGE)), None, _text(_merge(plan)))
-
-
-def _copy(plan: ImportPlan, target: Identifier, default: str | None = None) -> Iterator[Part]:
-    yield SQL("COPY ")
-    yield target
-    yield SQL(" (")
-    yield from _columns(plan)
-    yield SQL(") FROM STDIN WITH (")
-    yield SQL("FORMAT csv" if plan.csv else "FORMAT text")
-    yield SQL(", HEADER" if plan.header else "")
-    yield SQL(f", DEFAULT '{default}'" if default else "")
-    yield SQL(")")
-
-
-def _stage(plan: ImportPlan) -> Iterator[Part]:
-    """Build a table of the same types, without constraints: those are the relation's to check."""
-    yield SQL("CREATE TEMPORARY TABLE rowcast_import (")
-    # the catalog's own spelling, as in casts
-    yield from separated(
-        [Identifier(column.name), SQL(f" {doubled(column.declared)}")] for column in plan.columns
+        defaults = None if plan.csv else _copy(plan, home, DEFAULT)
+        return CopyIn(None, _copy(plan, home), defaults, None)
+    # without constraints, which are the relation's to check
+    stage = SQL("CREATE TEMPORARY TABLE rowcast_import ({columns}) ON COMMIT DROP").format(
+        columns=COMMA.join(
+            SQL("{name} {type}").format(name=name, type=catalog_sql(column.declared))
+            for name, column in zip(names, plan.columns, strict=True)
+        )
     )
-    yield SQL(") ON COMMIT DROP")
+    merge = SQL(
+        'INSERT INTO {relation} AS "t" ({columns}) SELECT {columns} FROM {stage}{conflict}'
+    ).format(
+        relation=home,
+        columns=COMMA.join(names),
+        stage=STAGE,
+        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
+    return CopyIn(_text(stage), _copy(plan, STAGE), None, _text(merge))
 
 
-def _merge(plan: ImportPlan) -> Iterator[Part]:
-    yield SQL("INSERT INTO ")
-    yield Identifier(plan.relation.schema, plan.relation.name)
-    yield SQL(" AS ")
-    yield ROW
-    yield SQL(" (")
-    yield from _columns(plan)
-    yield SQL(") SELECT ")
-    yield from _columns(plan)
-    yield SQL(" FROM ")
-    yield STAGE
-    if plan.conflict is not None:
-        yield from on_conflict(plan.conflict)
+def _copy(plan: ImportPlan, target: Identifier, default: str | None = None) -> str:
+    template = "COPY {target} ({columns}) FROM STDIN WITH (FORMAT {format}{header}{default})"
+    return _text(
+        SQL(template).format(
+            target=target,
+            columns=COMMA.join(Identifier(column.name) for column in plan.columns),
+            format=SQL("csv" if plan.csv else "text"),
+            header=SQL(", HEADER" if plan.header else ""),
+            default=SQL(", DEFAULT {}").format(Literal(default)) if default else EMPTY,
+        )
+    )
 
 
-def _columns(plan: ImportPlan) -> Iterator[Part]:
-    yield from separated([Identifier(column.name)] for column in plan.columns)
-
-
-def _text(parts: Iterable[Part]) -> str:
-    text, _, _ = render(parts)
+def _text(statement: Composable) -> str:
+    text, _, _ = render([statement])
     return text % ()  # percent signs of names are doubled for the sake of parameters

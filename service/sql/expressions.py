@@ -1,22 +1,21 @@
 """
-Expressions and conditions of a plan to parts of a statement.
+Values and conditions of a plan as SQL, and the clauses that are made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Composed, Identifier
 
-from service.catalog import Function
+from service.catalog import Function, Relation, Type
 from service.plan.conditions import (
     PG_CATALOG,
     Bound,
     Compare,
     Condition,
     Equals,
-    Every,
     Exists,
     Expression,
     Link,
@@ -26,256 +25,251 @@ from service.plan.conditions import (
     Search,
     Test,
 )
-from service.plan.types import SortKey
-from service.sql.statement import Mark, Part, doubled, quoted
+from service.plan.types import Output, SortKey
+from service.sql.statement import (
+    AND,
+    COMMA,
+    EMPTY,
+    Mark,
+    Parameter,
+    catalog_sql,
+    doubled,
+    quoted,
+)
 
+AS = SQL(" AS ")  # the same for each column of each row, so it is no template
 NAME = "t"
-ROW = Identifier(NAME)
 """The alias of the relation that a statement is about."""
 
 
-def expression(value: Expression) -> Iterator[Part]:
+def expression(value: Expression) -> Composable:
     """Build a value of the row, or of the one row that links lead to."""
     if value.links:
-        yield from _related_value(value)
-        return
-    inner = list(_stepped(value))
+        first, *others = value.links
+        there = replace(value, source=first.source, links=tuple(others))
+        return SQL("(SELECT {value} FROM {related} LIMIT 1)").format(
+            value=expression(there), related=related_rows(first, first.where)
+        )
+    column: Composable = Identifier(value.source, value.column.name)
+    if value.function is not None:
+        column = _row_function(value.function, value.source, value.row)
+    if value.steps:
+        template = (
+            "(pg_catalog.to_jsonb({document}){steps})" if value.as_json else "({document}{steps})"
+        )
+        column = SQL(template).format(
+            document=column,
+            steps=Composed(
+                SQL(f" OPERATOR(pg_catalog.{'->>' if step.text else '->'}) {{key}}").format(
+                    key=Parameter(step.key)
+                )
+                for step in value.steps
+            ),
+        )
     if value.cast is None:
-        yield from inner
-        return
-    yield Mark(value.path, value.column.name, cast=True)
-    yield SQL("CAST(")
-    yield from inner
-    yield SQL(f" AS {doubled(value.cast.sql)})")
+        return column
+    mark = Mark(value.path, value.column.name, cast=True)
+    return Composed([mark, cast(column, value.cast.sql)])
 
 
-def condition(where: Condition) -> Iterator[Part]:
+def condition(where: Condition) -> Composable:
     """Build a condition, in parentheses where it could be read otherwise."""
     if isinstance(where, Compare):
-        yield from _compare(where)
-    elif isinstance(where, Test):
-        yield from expression(where.left)
-        yield SQL(f" IS {where.word}")
-    elif isinstance(where, Search):
-        yield from _search(where)
-    elif isinstance(where, Exists):
-        yield SQL("EXISTS (SELECT 1")
-        yield from linked(where.link, where.condition)
-        yield SQL(")")
-    elif isinstance(where, Present):
-        yield from present(where.source)
-    elif isinstance(where, Not):
-        yield SQL("NOT (")
-        yield from condition(where.condition)
-        yield SQL(")")
-    else:
-        yield from _every(where)
+        return _compare(where)
+    if isinstance(where, Test):
+        return SQL(f"{{value}} IS {where.word}").format(value=expression(where.left))
+    if isinstance(where, Search):
+        return _search(where)
+    if isinstance(where, Exists):
+        related = related_rows(where.link, where.condition)
+        return SQL("EXISTS (SELECT 1 FROM {related})").format(related=related)
+    if isinstance(where, Present):
+        return _is_present(where.source)
+    if isinstance(where, Not):
+        return SQL("NOT ({condition})").format(condition=condition(where.condition))
+    if not where.conditions:
+        return SQL("false" if where.any else "true")
+    terms = SQL(" OR " if where.any else " AND ").join(map(condition, where.conditions))
+    return SQL("({terms})").format(terms=terms)
 
 
-def where(found: Condition | None) -> Iterator[Part]:
+def where_clause(where: Condition | None) -> Composable:
     """Build a WHERE clause, or nothing."""
-    if found is not None:
-        yield SQL(" WHERE ")
-        yield from condition(found)
+    return EMPTY if where is None else SQL(" WHERE {where}").format(where=condition(where))
 
 
-def linked(link: Link, where: Condition | None, joins: Iterable[Part] = ()) -> Iterator[Part]:
-    """Build the FROM and WHERE of related rows, with what is joined to them."""
-    yield SQL(" FROM ")
-    if link.function is not None:
-        yield from _of_row(link.function, link.outer, link.row)
-    else:
-        yield Identifier(link.relation.schema, link.relation.name)
-    yield SQL(" AS ")
-    yield Identifier(link.source)
-    passage, pairs, other = link.passage, link.pairs, link.source
-    if passage is not None:
-        yield SQL(" JOIN ")
-        yield Identifier(passage.relation.schema, passage.relation.name)
-        yield SQL(" AS ")
-        yield Identifier(passage.source)
-        yield SQL(" ON ")
-        yield from _equal(passage.source, link.source, passage.there)
-        pairs, other = passage.here, passage.source
-    yield from joins
-    conditions: list[Iterable[Part]] = []
-    if pairs:
-        conditions.append(_equal(link.outer, other, pairs))
-    elif link.function is not None and not link.function.many:
-        conditions.append(present(link.source))
-    if where is not None:
-        conditions.append(condition(where))
-    if conditions:
-        yield SQL(" WHERE ")
-        yield from separated(conditions, " AND ")
+def order_by(keys: Sequence[SortKey], last: Composable | None = None) -> Composable:
+    """Build an ORDER BY clause, or nothing; `last` goes behind the keys."""
+    found = [*map(_sort_key, keys), *([last] if last else [])]
+    return SQL(" ORDER BY {keys}").format(keys=COMMA.join(found)) if found else EMPTY
 
 
-def present(source: str) -> Iterator[Part]:
-    """Build the condition that a row is there: a function of one row gives nulls for none."""
-    yield SQL("NOT (")
-    yield from _row(source, "")
-    yield SQL(" IS NULL)")
-
-
-def _equal(left: str, right: str, pairs: Equals) -> Iterator[Part]:
-    yield from separated(
-        (
-            [Identifier(left, here), operator(equal), Identifier(right, there)]
-            for here, there, equal in pairs
-        ),
-        " AND ",
+def limited(limit: Bound | None, offset: Bound | None) -> Composable:
+    """Build LIMIT and OFFSET clauses, or nothing."""
+    return Composed(
+        SQL(template).format(Parameter(bound))
+        for template, bound in ((" LIMIT {}", limit), (" OFFSET {}", offset))
+        if bound is not None
     )
 
 
-def operator(found: Operator) -> SQL:
+def aliased(values: Iterable[tuple[Composable, str]]) -> Composable:
+    """Build a select list of values and their names."""
+    return COMMA.join(Composed([value, AS, Identifier(name)]) for value, name in values)
+
+
+def output_list(outputs: Iterable[Output]) -> Composable:
+    """Build a select list of outputs."""
+    return aliased((expression(output.expression), output.name) for output in outputs)
+
+
+def relation_name(relation: Relation) -> Identifier:
+    """Build the name of a relation, in its schema."""
+    return Identifier(relation.schema, relation.name)
+
+
+def cast(value: Composable, type: str) -> Composable:
+    """Build a value cast to a type, as the catalog spells it."""
+    return SQL("CAST({value} AS {type})").format(value=value, type=catalog_sql(type))
+
+
+def operator(found: Operator) -> Composable:
     """Build an operator, in its schema."""
-    return SQL(f" OPERATOR({home(found.schema)}.{found.name}) ")
+    return SQL(f"OPERATOR({schema_sql(found.schema)}.{found.name})")
 
 
-def home(schema: str) -> str:
+def schema_sql(schema: str) -> str:
     """Return a schema as it stands before what is in it."""
     return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
-def not_distinct(left: Iterable[Part], equal: Operator, right: Iterable[Part]) -> Iterator[Part]:
+def not_distinct(left: Composable, equal: Operator, right: Composable) -> Composable:
     """
     Build the condition that two values are equal, null being one like others.
 
     IS NOT DISTINCT FROM takes whatever operator it finds, and there is no way to name one.
     """
-    left, right = [*left], [*right]
-    yield SQL("coalesce(")
-    yield from left
-    yield operator(equal)
-    yield from right
-    yield SQL(", pg_catalog.num_nulls(")
-    yield from left
-    yield SQL(", ")
-    yield from right
-    yield SQL(") OPERATOR(pg_catalog.=) 2)")
+    return SQL(
+        "coalesce({left} {equal} {right},"
+        " pg_catalog.num_nulls({left}, {right}) OPERATOR(pg_catalog.=) 2)"
+    ).format(left=left, equal=operator(equal), right=right)
 
 
-def order_by(keys: Sequence[SortKey]) -> Iterator[Part]:
-    """Build an ORDER BY clause, or nothing."""
-    for at, key in enumerate(keys):
-        yield SQL(", " if at else " ORDER BY ")
-        if key.position:
-            yield SQL(str(key.position))
-        else:
-            yield from expression(key.expression)
-        yield SQL(" DESC" if key.descending else "")
-        if (key.nulls == "first") != key.descending:
-            yield SQL(f" NULLS {key.nulls.upper()}")
+def related_rows(
+    link: Link, where: Condition | None = None, joins: Composable = EMPTY
+) -> Composable:
+    """
+    Build what the FROM clause of related rows reads, with its WHERE clause.
 
-
-def limited(limit: Bound | None, offset: Bound | None) -> Iterator[Part]:
-    """Build LIMIT and OFFSET clauses, or nothing."""
-    for word, bound in ((" LIMIT ", limit), (" OFFSET ", offset)):
-        if bound is not None:
-            yield SQL(word)
-            yield bound
-
-
-def separated(items: Iterable[Iterable[Part]], by: str = ", ") -> Iterator[Part]:
-    """Return the parts of items with something between them."""
-    for at, item in enumerate(items):
-        if at:
-            yield SQL(by)
-        yield from item
-
-
-def _related_value(value: Expression) -> Iterator[Part]:
-    """Build a value of a related row: there is one at most, so it is a subselect."""
-    first, *rest = value.links
-    yield SQL("(SELECT ")
-    yield from expression(replace(value, source=first.source, links=tuple(rest)))
-    yield from linked(first, first.where)
-    yield SQL(" LIMIT 1)")
-
-
-def _stepped(value: Expression) -> Iterator[Part]:
-    column: list[Part] = [Identifier(value.source, value.column.name)]
-    if value.function is not None:
-        column = list(_of_row(value.function, value.source, value.row))
-    if not value.steps:
-        yield from column
-        return
-    yield SQL("(pg_catalog.to_jsonb(" if value.as_json else "(")
-    yield from column
-    yield SQL(")" if value.as_json else "")
-    for step in value.steps:
-        yield operator(Operator("->>" if step.text else "->"))
-        yield step.key
-    yield SQL(")")
-
-
-def _of_row(function: Function, source: str, row: str) -> Iterator[Part]:
-    """Build a call of a function of a row."""
-    yield Identifier(function.schema, function.name)
-    yield SQL("(")
-    yield from _row(source, row)
-    yield SQL(")")
-
-
-def _row(source: str, row: str) -> Iterator[Part]:
-    """Build a reference to a row, or to the column that holds it."""
-    if row:
-        yield Identifier(source, row)
-    else:
-        yield Identifier(source)
-        yield SQL(".*")
-
-
-def _compare(test: Compare) -> Iterator[Part]:
-    if test.not_distinct:
-        yield from not_distinct(expression(test.left), test.operator, [test.right])
-        return
-    yield from expression(test.left)
-    yield operator(test.operator)
-    if test.quantifier:
-        yield SQL(f"{test.quantifier.upper()} (")
-        yield from _candidates(test)
-        yield SQL(")")
-    else:
-        yield test.right
-
-
-def _candidates(test: Compare) -> Iterator[Part]:
-    before, behind = "", ""
-    if test.candidate is not None:
-        before, behind = (
-            f"SELECT CAST(c AS {doubled(test.candidate.sql)}) FROM pg_catalog.unnest(",
-            ") AS c",
+    Args:
+        link: To the rows.
+        where: Which of them.
+        joins: What is joined to each.
+    """
+    passage, pairs, other, junction = link.passage, link.pairs, link.source, EMPTY
+    if passage is not None:
+        pairs, other = passage.here, passage.source
+        junction = SQL(" JOIN {relation} AS {alias} ON {pairs}").format(
+            relation=relation_name(passage.relation),
+            alias=Identifier(passage.source),
+            pairs=_all_equal(passage.source, link.source, passage.there),
         )
-    elif test.nulls:  # one array, made once, which an index can be asked for
-        before, behind = "ARRAY(SELECT c FROM pg_catalog.unnest(", ") AS c"
-    if test.nulls:
-        behind += " WHERE c IS NOT NULL" + ("" if test.candidate else ")")
-    yield SQL(before)
-    yield test.right
-    yield SQL(behind)
-
-
-def _search(test: Search) -> Iterator[Part]:
-    config: list[Part] = [test.config, SQL(", ")] if test.config else []
-    if test.vector:
-        yield SQL("pg_catalog.to_tsvector(")
-        yield from config
-    yield from expression(test.left)
-    yield SQL(")" if test.vector else "")
-    yield operator(Operator("@@"))
-    yield SQL(f"pg_catalog.{test.function}(")
-    yield from config
-    yield test.query
-    yield SQL(")")
-
-
-def _every(test: Every) -> Iterator[Part]:
-    if not test.conditions:
-        yield SQL("false" if test.any else "true")
-        return
-    yield SQL("(")
-    yield from separated(
-        [condition(each) for each in test.conditions], " OR " if test.any else " AND "
+    conditions = [_all_equal(link.outer, other, pairs)] if pairs else []
+    rows: Composable = relation_name(link.relation)
+    if link.function is not None:
+        rows = _row_function(link.function, link.outer, link.row)
+        if not pairs and not link.function.many:
+            conditions.append(_is_present(link.source))
+    if where is not None:
+        conditions.append(condition(where))
+    return SQL("{rows} AS {alias}{junction}{joins}{where}").format(
+        rows=rows,
+        alias=Identifier(link.source),
+        junction=junction,
+        joins=joins,
+        where=SQL(" WHERE {}").format(AND.join(conditions)) if conditions else EMPTY,
     )
-    yield SQL(")")
+
+
+def json_value(value: Composable, type: Type) -> Composable:
+    """Build a value whose JSON, as PostgreSQL writes it, is what is answered."""
+    template = "{value}"
+    if type.form == "binary":
+        template = "pg_catalog.translate(pg_catalog.encode({value}, 'base64'), E'\\n', '')"
+    elif type.schema == PG_CATALOG and type.name in ("timestamptz", "_timestamptz"):
+        template = (
+            "CAST(pg_catalog.replace(CAST(pg_catalog.to_json({value}) AS text), '+00:00', 'Z')"
+            " AS json)"
+        )
+    return SQL(template).format(value=value)
+
+
+def json_text(value: Composable, type: Type) -> Composable:
+    """Build a value's JSON as text; never NULL, which is a value of JSON too."""
+    return SQL("coalesce(CAST(pg_catalog.to_json({value}) AS text), 'null')").format(
+        value=json_value(value, type)
+    )
+
+
+def _is_present(source: str) -> Composable:
+    """Build the condition that a row is there: a function of one row gives nulls for none."""
+    return SQL("NOT ({row}.* IS NULL)").format(row=Identifier(source))
+
+
+def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
+    return AND.join(
+        SQL("{left} {equal} {right}").format(
+            left=Identifier(left, here), equal=operator(equal), right=Identifier(right, there)
+        )
+        for here, there, equal in pairs
+    )
+
+
+def _row_function(function: Function, source: str, row: str) -> Composable:
+    """Build a call of a function of a row, or of the column `row` that holds one."""
+    return SQL("{function}({row})" if row else "{function}({row}.*)").format(
+        function=Identifier(function.schema, function.name),
+        row=Identifier(source, row) if row else Identifier(source),
+    )
+
+
+def _compare(test: Compare) -> Composable:
+    left, right = expression(test.left), Parameter(test.right)  # type: Composable, Composable
+    if test.not_distinct:
+        return not_distinct(left, test.operator, right)
+    if test.quantifier:
+        right = SQL(f"{test.quantifier.upper()} ({{candidates}})").format(
+            candidates=_candidates(test, right)
+        )
+    return SQL("{left} {operator} {right}").format(
+        left=left, operator=operator(test.operator), right=right
+    )
+
+
+def _candidates(test: Compare, array: Composable) -> Composable:
+    present = SQL(" WHERE c IS NOT NULL" if test.nulls else "")
+    if test.candidate is not None:
+        return SQL("SELECT {value} FROM pg_catalog.unnest({array}) AS c{present}").format(
+            value=cast(SQL("c"), test.candidate.sql), array=array, present=present
+        )
+    if test.nulls:  # one array, made once, which an index can be asked for
+        return SQL("ARRAY(SELECT c FROM pg_catalog.unnest({array}) AS c{present})").format(
+            array=array, present=present
+        )
+    return array
+
+
+def _search(test: Search) -> Composable:
+    left = expression(test.left)
+    config = SQL("{}, ").format(Parameter(test.config)) if test.config else EMPTY
+    if test.vector:
+        left = SQL("pg_catalog.to_tsvector({config}{left})").format(config=config, left=left)
+    return SQL("{left} OPERATOR(pg_catalog.@@) pg_catalog.{function}({config}{query})").format(
+        left=left, function=SQL(test.function), config=config, query=Parameter(test.query)
+    )
+
+
+def _sort_key(key: SortKey) -> Composable:
+    value = SQL(f"{key.position}") if key.position else expression(key.expression)
+    nulls = f" NULLS {key.nulls.upper()}" if (key.nulls == "first") != key.descending else ""
+    return SQL(f"{{value}}{' DESC' if key.descending else ''}{nulls}").format(value=value)

@@ -1,17 +1,14 @@
 """
-Calls of functions to statements, and to parts of them.
+Calls of functions: by themselves, and as what a FROM clause reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.types import CallPlan, FunctionCall, PlannedArgument
-from service.sql.expressions import ROW, separated
-from service.sql.json_form import json_text
-from service.sql.statement import Part, Statement, render
+from service.sql.expressions import NAME, aliased, json_text
+from service.sql.statement import COMMA, EMPTY, Parameter, Statement, build_statement
 
 
 def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
@@ -23,76 +20,53 @@ def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
         limit: How many rows are fetched at most.
         json: Whether each value is to be JSON.
     """
-    text, bounds, marks = render(_call(plan, limit, json))
-    writes = not plan.call.function.reads
-    return Statement(
-        text,
-        bounds,
+    return build_statement(
         plan.name,
-        plan.columns,
-        writes=writes,
-        marks=marks,
+        _call(plan, limit, json),
+        columns=plan.columns,
+        writes=not plan.call.function.reads,
         untyped=plan.untyped and not json,
         bare=plan.columns == ("answer",),
     )
 
 
-def invocation(found: FunctionCall) -> Iterator[Part]:
-    """Build a function with its arguments; those by name keep their defaults apart."""
-    yield Identifier(found.function.schema, found.function.name)
-    yield SQL("(")
-    yield from separated(_argument(each) for each in found.arguments)
-    yield SQL(")")
-
-
-def function_source(found: FunctionCall) -> Iterator[Part]:
+def function_source(found: FunctionCall) -> Composable:
     """Build a function as what a FROM clause reads, under the alias of its rows."""
-    yield from invocation(found)
-    yield SQL(" AS ")
-    yield ROW
-    if found.names:
-        yield SQL(" (")
-        yield from separated([Identifier(name)] for name in found.names)
-        yield SQL(")")
+    names = SQL(" ({})").format(COMMA.join(map(Identifier, found.names))) if found.names else EMPTY
+    return SQL('{function} AS "t"{names}').format(function=_invocation(found), names=names)
 
 
-def _call(plan: CallPlan, limit: int, json: bool) -> Iterator[Part]:
+def _call(plan: CallPlan, limit: int, json: bool) -> Composable:
+    function = _invocation(plan.call)
     if plan.call.function.procedure:
-        yield SQL("CALL ")
-        yield from invocation(plan.call)
-        return
-    yield SQL("SELECT ")
+        return SQL("CALL {function}").format(function=function)
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
+    if plan.untyped or (not plan.rows and len(plan.columns) == 1):
+        if json:
+            value = json_text(function, plan.types[0])
+        else:
+            function = SQL("pg_catalog.to_json({})").format(function) if plan.untyped else function
+            value = aliased([(function, plan.columns[0])])
+        return SQL("SELECT {value}{limit}").format(value=value, limit=stop)
+    columns: list[Composable] = [Identifier(NAME, name) for name in plan.columns]
     if json:
-        yield from _as_json(plan)
-        yield stop
-        return
-    if plan.untyped or (not plan.rows and len(plan.columns) == 1):
-        yield SQL("pg_catalog.to_json(" if plan.untyped else "")
-        yield from invocation(plan.call)
-        yield SQL(")" if plan.untyped else "")
-        yield SQL(" AS ")
-        yield Identifier(plan.columns[0])
-        yield stop
-        return
-    yield from separated([Identifier("t", column)] for column in plan.columns)
-    yield SQL(" FROM ")
-    yield from function_source(plan.call)
-    yield stop
+        columns = list(map(json_text, columns, plan.types))
+    return SQL("SELECT {columns} FROM {function}{limit}").format(
+        columns=COMMA.join(columns), function=function_source(plan.call), limit=stop
+    )
 
 
-def _as_json(plan: CallPlan) -> Iterator[Part]:
-    columns: Iterable[Iterable[Part]] = ([Identifier("t", name)] for name in plan.columns)
-    source: list[Part] = [SQL(" FROM "), *function_source(plan.call)]
-    if plan.untyped or (not plan.rows and len(plan.columns) == 1):
-        columns, source = [invocation(plan.call)], []
-    yield from separated(map(json_text, columns, plan.types))
-    yield from source
+def _invocation(found: FunctionCall) -> Composable:
+    """Build a function with its arguments; those by name keep their defaults apart."""
+    return SQL("{function}({arguments})").format(
+        function=Identifier(found.function.schema, found.function.name),
+        arguments=COMMA.join(map(_argument, found.arguments)),
+    )
 
 
-def _argument(argument: PlannedArgument) -> Iterator[Part]:
-    yield SQL("VARIADIC " if argument.variadic else "")
-    if argument.name:
-        yield Identifier(argument.name)
-        yield SQL(" => ")
-    yield argument.value or SQL("NULL")
+def _argument(argument: PlannedArgument) -> Composable:
+    template = "{name} => {value}" if argument.name else "{value}"
+    return SQL(f"VARIADIC {template}" if argument.variadic else template).format(
+        name=Identifier(argument.name),
+        value=Parameter(argument.value) if argument.value else SQL("NULL"),
+    )

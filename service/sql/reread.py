@@ -8,21 +8,23 @@ is the one thing that needs no table and no round trip, and nobody but the trans
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.catalog import Relation
-from service.plan.types import Carried, FunctionCall, Reread
-from service.sql.expressions import ROW, operator, separated
+from service.plan.types import FunctionCall, Reread
+from service.sql.expressions import NAME, aliased, cast, operator, relation_name
 from service.sql.functions import function_source
-from service.sql.statement import MISSED, Part, doubled, quoted
+from service.sql.statement import AND, COMMA, EMPTY, MISSED, quoted
 
-SETTING = "rowcast.written"
-WRITTEN, FOUND = Identifier("w"), Identifier("r")
+ORDER = Identifier("w", "n")
+"""The sort key that keeps equal rows in the order in which they were handed on."""
+
+SAVED = """\
+pg_catalog.json_array_elements(\
+CAST(pg_catalog.current_setting('rowcast.written') AS json)) WITH ORDINALITY AS "w" ("v", "n")"""
 
 
-def save_rows(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
+def save_rows(rows: Composable, certain: bool = False) -> Composable:
     """
     Build a statement that hands on the rows of another one.
 
@@ -30,119 +32,92 @@ def save_rows(rows: Iterable[Part], certain: bool = False) -> Iterator[Part]:
         rows: A statement that returns `saved_values` of each.
         certain: Whether the statement behind is to fail if there are none.
     """
-    yield SQL('WITH "w" ("v") AS (')
-    yield from rows
-    yield SQL(") SELECT FROM ")
-    yield WRITTEN
-    # the condition is for its effect; no row of it is sent
-    yield SQL(f" HAVING pg_catalog.set_config('{SETTING}', coalesce(CAST(pg_catalog.json_agg(")
-    yield Identifier("w", "v")
-    none = MISSED if certain else "[]"  # the former is no JSON
-    yield SQL(f") AS text), '{none}'), true) IS NULL; ")
+    # HAVING is there for its effect: no row of it is sent
+    return SQL(
+        'WITH "w" ("v") AS ({rows}) SELECT FROM "w"'
+        " HAVING pg_catalog.set_config('rowcast.written',"
+        ' coalesce(CAST(pg_catalog.json_agg("w"."v") AS text), {none}), true) IS NULL; '
+    ).format(rows=rows, none=Literal(MISSED if certain else "[]"))  # the former is no JSON
 
 
-def saved_rows(reread: Reread, relation: Relation) -> Iterator[Part]:
-    """Build the FROM clause of the second statement, where "t" are the rows."""
-    yield from _saved()
-    home = Identifier(relation.schema, relation.name)
-    if not reread.loose:
-        yield SQL(" JOIN ")
-        yield home
-        yield SQL(" AS ")
-        yield ROW
-        yield SQL(" ON ")
-        yield from _found_by(reread, "t")
-        return
-    yield SQL(" CROSS JOIN LATERAL (")
-    if reread.equal:
-        yield SQL("SELECT ")
-        items: list[list[Part]] = [[Identifier("r", each.name)] for each in reread.carried]
-        if reread.row:
-            items.append([*_row_value(FOUND, relation), SQL(" AS "), Identifier(reread.row)])
-        yield from separated(items)
-        yield SQL(" FROM ")
-        yield home
-        yield SQL(" AS ")
-        yield FOUND
-        yield SQL(" WHERE ")
-        yield from _found_by(reread, "r")
-        yield SQL(" UNION ALL ")
-    yield SQL("SELECT ")
-    carried = [*reread.carried, *([Carried(reread.row, _row_type(relation))] if reread.row else [])]
-    yield from separated(
-        [*_value(at, each.type), SQL(" AS "), Identifier(each.name)]
-        for at, each in enumerate(carried)
-    )
-    yield SQL(" LIMIT 1) AS ")
-    yield ROW
-
-
-def saved_values(reread: Reread, relation: Relation) -> Iterator[Part]:
+def saved_values(reread: Reread, relation: Relation) -> Composable:
     """Build what is handed on of a row "t", as one value."""
-    yield SQL("CAST(ARRAY[")
-    found: list[list[Part]] = [[Identifier("t", each.name)] for each in reread.carried]
+    found: list[Composable] = [Identifier(NAME, each.name) for each in reread.saved]
     if reread.row:
-        found.append(list(_row_value(ROW, relation)))
-    yield from separated([SQL("CAST("), *each, SQL(" AS text)")] for each in found)
-    yield SQL("] AS text[])")
-
-
-def save_function_rows(call: FunctionCall, relation: Relation) -> Iterator[Part]:
-    """Build a statement that hands on the rows of a function, each as one value."""
-    row = [
-        SQL("SELECT CAST(ARRAY[CAST("),
-        *_row_value(ROW, relation),
-        SQL(" AS text)] AS text[]) FROM "),
-    ]
-    yield from save_rows([*row, *function_source(call)])
-
-
-def saved_function_rows(relation: Relation) -> Iterator[Part]:
-    """Build the FROM clause of the second statement, where "t" are the rows of the function."""
-    yield from _saved()
-    yield SQL(" CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[")
-    yield from _value(0, _row_type(relation))
-    yield SQL("]) AS ")
-    yield ROW
-
-
-def ordered(by: Iterable[Part]) -> Iterator[Part]:
-    """Build an ORDER BY clause that keeps equal rows in the order in which they were handed on."""
-    found = list(by)
-    yield from found
-    yield SQL(", " if found else " ORDER BY ")
-    yield Identifier("w", "n")
-
-
-def _saved() -> Iterator[Part]:
-    yield SQL(" FROM pg_catalog.json_array_elements(CAST(pg_catalog.current_setting(")
-    yield SQL(f"'{SETTING}') AS json)) WITH ORDINALITY AS ")
-    yield WRITTEN
-    yield SQL(' ("v", "n")')
-
-
-def _found_by(reread: Reread, source: str) -> Iterator[Part]:
-    yield from separated(
-        (
-            [Identifier(source, each.name), operator(equal), *_value(at, each.type)]
-            for at, (equal, each) in enumerate(zip(reread.equal, reread.carried, strict=False))
-        ),
-        " AND ",
+        found.append(_row_value(NAME, relation))
+    return SQL("CAST(ARRAY[{values}] AS text[])").format(
+        values=COMMA.join(cast(each, "text") for each in found)
     )
 
 
-def _value(at: int, type: str) -> Iterator[Part]:
-    yield SQL("CAST(")
-    yield Identifier("w", "v")
-    yield SQL(f" OPERATOR(pg_catalog.->>) {at:d} AS {doubled(type)})")
+def saved_rows(reread: Reread, relation: Relation) -> Composable:
+    """Build what the FROM clause of the second statement reads, where "t" are the rows."""
+    if not reread.fallback:
+        return SQL(f'{SAVED} JOIN {{relation}} AS "t" ON {{key}}').format(
+            relation=relation_name(relation), key=_has_key(reread, NAME)
+        )
+    row = [(reread.row, row_type(relation))] if reread.row else []
+    values = [(each.name, each.type) for each in reread.saved] + row
+    as_written = SQL("SELECT {values} LIMIT 1").format(
+        values=aliased((_saved(at, type), name) for at, (name, type) in enumerate(values))
+    )
+    as_it_is = EMPTY
+    if reread.equal:
+        names: list[Composable] = [Identifier("r", each.name) for each in reread.saved]
+        if reread.row:
+            names.append(aliased([(_row_value("r", relation), reread.row)]))
+        as_it_is = SQL(
+            'SELECT {values} FROM {relation} AS "r" WHERE {key} UNION ALL '
+        ).format(
+            values=COMMA.join(names), relation=relation_name(relation), key=_has_key(reread, "r")
+        )  # fmt: skip
+    return SQL(f'{SAVED} CROSS JOIN LATERAL ({{as_it_is}}{{as_written}}) AS "t"').format(
+        as_it_is=as_it_is, as_written=as_written
+    )
 
 
-def _row_value(row: Identifier, relation: Relation) -> Iterator[Part]:
-    """Build a row as one value."""
-    yield SQL("CAST(")
-    yield row
-    yield SQL(f".* AS {doubled(_row_type(relation))})")
+def save_function_rows(call: FunctionCall, relation: Relation) -> Composable:
+    """Build a statement that hands on the rows of a function, each as one value."""
+    return save_rows(
+        SQL("SELECT CAST(ARRAY[{row}] AS text[]) FROM {function}").format(
+            row=cast(_row_value(NAME, relation), "text"), function=function_source(call)
+        )
+    )
 
 
-def _row_type(relation: Relation) -> str:
+def row_source(
+    relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
+) -> Composable:
+    """
+    Build what a FROM clause reads: a relation, or the function that returns, or (`afterwards`)
+    returned, its rows.
+    """
+    if afterwards:
+        return SQL(f'{SAVED} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{{row}}]) AS "t"').format(
+            row=_saved(0, row_type(relation))
+        )
+    if call is not None:
+        return function_source(call)
+    return SQL('{relation} AS "t"').format(relation=relation_name(relation))
+
+
+def row_type(relation: Relation) -> str:
+    """Return the type of a relation's rows, as a cast spells it."""
     return f"{quoted(relation.schema)}.{quoted(relation.name)}"
+
+
+def _has_key(reread: Reread, source: str) -> Composable:
+    return AND.join(
+        SQL("{column} {equal} {value}").format(
+            column=Identifier(source, each.name), equal=operator(equal), value=_saved(at, each.type)
+        )
+        for at, (equal, each) in enumerate(zip(reread.equal, reread.saved, strict=False))
+    )
+
+
+def _saved(at: int, type: str) -> Composable:
+    return cast(SQL(f'"w"."v" OPERATOR(pg_catalog.->>) {at:d}'), type)
+
+
+def _row_value(row: str, relation: Relation) -> Composable:
+    return cast(SQL("{row}.*").format(row=Identifier(row)), row_type(relation))

@@ -2,7 +2,8 @@
 A statement: SQL text with placeholders, and what is to be bound to them.
 
 The text depends on the shape of a call alone, never on its values: names stand in it as
-identifiers, and each value is a `Bound` that says which of the call's values goes there.
+identifiers, and each value is a `Parameter` that says which of the call's values goes there.
+Statements are templates with named holes; docs/statements.md shows what they come to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from psycopg2 import sql
+from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.plan.conditions import Bound
 from service.plan.types import PlannedEmbed
@@ -20,11 +21,23 @@ from service.plan.types import PlannedEmbed
 MISSED = "rowcast_missed"
 """What an error speaks of where a statement had to write a row and wrote none."""
 
+EMPTY: Composable = SQL("")
+COMMA, AND = SQL(", "), SQL(" AND ")
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+
+class Parameter(Composable):
+    """A parameter, cast to its type where the place does not give that."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+
+
+@dataclass(frozen=True)
+class Mark(Composable):
     """
     A place in the SQL where something that the caller wrote stands, for errors that point at it.
+
+    It adds nothing to the text.
 
     Args:
         path: Of that in the call.
@@ -104,61 +117,65 @@ class Statement:
         ]
 
 
-Part = sql.Composable | Bound | Mark
-"""What a statement is put together from: SQL, an identifier, a parameter; marks are nothing."""
-
-
-def render(parts: Iterable[Part]) -> tuple[str, tuple[Bound, ...], tuple[Mark, ...]]:
+def build_statement(
+    name: str, statement: Composable, ahead: Composable = EMPTY, **rest: Any
+) -> Statement:
     """
-    Return the SQL text of parts, its parameters and its marks.
+    Build a statement from its SQL.
+
+    Args:
+        name: What it is for.
+        statement: Its SQL.
+        ahead: Of another statement, which goes ahead in the same message, if there is one.
+        rest: As of a `Statement`.
+    """
+    head = len(render([ahead])[0])
+    text, bounds, marks = render([ahead, statement])
+    return Statement(text, bounds, name, marks=marks, head=head, **rest)
+
+
+def render(statement: Iterable[Composable]) -> tuple[str, tuple[Bound, ...], tuple[Mark, ...]]:
+    """
+    Return the text of the parts of a statement, its parameters and its marks.
 
     Needs no connection, unlike `Composed.as_string`, so that a plan is rendered once, in
     the reactor thread: in UTF-8 an identifier is quoted by doubling its double quotes
-    (libpq's PQescapeIdentifier does no more). Percent signs in names are doubled too,
-    which psycopg2 forgets.
+    (libpq's PQescapeIdentifier does no more), and a string constant by doubling its quotes, as
+    `standard_conforming_strings` is on in every session. Percent signs in names are doubled
+    too, which psycopg2 forgets.
     """
     text: list[str] = []
     bounds: list[Bound] = []
     marks: list[tuple[int, Mark]] = []
 
-    def add(part: Part) -> None:
-        if isinstance(part, Bound):
-            text.append(f"CAST(%s AS {doubled(part.type.sql)})" if part.cast else "%s")
-            bounds.append(part)
-        elif isinstance(part, sql.Composed):
-            for each in part.seq:
-                add(each)
-        elif isinstance(part, sql.Identifier):
-            text.append(doubled(".".join(quoted(name) for name in part.strings)))
-        elif isinstance(part, sql.SQL):
-            text.append(part.string)
-        elif isinstance(part, Mark):
-            marks.append((len(text), part))
-        else:
-            raise TypeError(f"not a part of a statement: {part!r}")
+    def add(parts: Iterable[Composable]) -> None:
+        for part in parts:
+            if type(part) is SQL:
+                text.append(part.string)
+            elif type(part) is Composed:
+                add(part)
+            elif type(part) is Identifier:
+                text.append(doubled(".".join(map(quoted, part.strings))))
+            elif type(part) is Parameter:
+                bound = part.bound
+                text.append(f"CAST(%s AS {doubled(bound.type.sql)})" if bound.cast else "%s")
+                bounds.append(bound)
+            elif type(part) is Mark:
+                marks.append((len(text), part))
+            elif type(part) is Literal:
+                text.append("'" + doubled(part.wrapped.replace("'", "''")) + "'")
+            else:
+                raise TypeError(f"not a part of a statement: {part!r}")
 
-    for part in parts:
-        add(part)
+    add(statement)
     behind = [0, *accumulate(len(each) for each in reversed(text))][::-1] if marks else []
     placed = tuple(replace(mark, behind=behind[at]) for at, mark in marks)
     return "".join(text), tuple(bounds), placed
 
 
-def build_statement(
-    head: Iterable[Part], parts: Iterable[Part], name: str, **rest: Any
-) -> Statement:
-    """
-    Build a statement of parts.
-
-    Args:
-        head: Of another statement, which goes ahead in the same message, if there is one.
-        parts: Of the statement.
-        name: What it is for.
-        rest: As of a `Statement`.
-    """
-    before = list(head)
-    text, bounds, marks = render([*before, *parts])
-    return Statement(text, bounds, name, marks=marks, head=len(render(before)[0]), **rest)
+def catalog_sql(text: str) -> SQL:
+    """Build SQL that PostgreSQL has spelled out of its own catalog, as the name of a type."""
+    return SQL(doubled(text))
 
 
 def doubled(text: str) -> str:

@@ -1,42 +1,49 @@
 """
-Write plans to statements.
+INSERT, UPDATE and DELETE, with ON CONFLICT and what comes back of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from psycopg2.sql import SQL, Identifier
+from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.plan.conditions import Bound, Every
 from service.plan.pure import is_pure
 from service.plan.types import (
     DeletePlan,
     InsertPlan,
-    Output,
     PlannedConflict,
-    Setting,
     Takeover,
     UpdatePlan,
 )
-from service.sql.embed import laterals
+from service.sql.embed import column_list, embed_joins
 from service.sql.expressions import (
     NAME,
-    ROW,
+    aliased,
     condition,
+    expression,
+    json_text,
     not_distinct,
     operator,
     order_by,
-    separated,
-    where,
+    relation_name,
+    where_clause,
 )
-from service.sql.json_form import json_text
-from service.sql.reread import WRITTEN, ordered, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of, items
-from service.sql.statement import MISSED, Part, Statement, build_statement, doubled
+from service.sql.reread import ORDER, save_rows, saved_rows, saved_values
+from service.sql.select import answer_of
+from service.sql.statement import (
+    AND,
+    COMMA,
+    EMPTY,
+    MISSED,
+    Parameter,
+    Statement,
+    build_statement,
+    catalog_sql,
+)
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
-DEFAULT = SQL("DEFAULT")
 NEW = "excluded"
 """What PostgreSQL calls a new row whose key is there already."""
 
@@ -47,15 +54,25 @@ def modify(plan: WritePlan, json: bool = False) -> Statement:
 
     With `json`, each value that comes back is JSON.
     """
-    returning = plan.returning
-    alone = _certain(plan, json) if returning.certain else _returning(plan, json)
-    head, rows = (_save(plan), _reread(plan, json)) if returning.reread else ((), alone)
-    columns, embeds = answer_of(returning.outputs, returning.embeds, json)
+    returning, ahead = plan.returning, EMPTY
+    if returning.reread is not None:
+        written = SQL("{write} RETURNING {values}").format(
+            write=_write(plan), values=saved_values(returning.reread, plan.relation)
+        )
+        ahead, rows = save_rows(written, returning.certain), _reread(plan, json)
+    elif returning.certain:
+        rows = _certain(plan, json)
+    else:
+        rows = _write(plan)
+        if returning.outputs:
+            columns = column_list(returning.outputs, (), json)
+            rows = SQL("{write} RETURNING {columns}").format(write=rows, columns=columns)
+    names, embeds = answer_of(returning.outputs, returning.embeds, json)
     return build_statement(
-        head,
-        rows,
         plan.name,
-        columns=columns,
+        rows,
+        ahead,
+        columns=names,
         embeds=embeds,
         writes=True,
         picks=bool(returning.inner),
@@ -64,159 +81,122 @@ def modify(plan: WritePlan, json: bool = False) -> Statement:
     )
 
 
-def on_conflict(conflict: PlannedConflict) -> Iterator[Part]:
+def on_conflict(conflict: PlannedConflict) -> Composable:
     """Build what becomes of new rows whose key is there already."""
-    yield SQL(" ON CONFLICT ")
-    if conflict.target is not None:
-        yield SQL(doubled(conflict.target.text))
-    else:
-        yield SQL("(")
-        yield from separated([Identifier(name)] for name in conflict.key)
-        yield SQL(")")
-    yield SQL(" DO UPDATE SET " if conflict.takeovers else " DO NOTHING")
-    yield from separated(_takeover(conflict, each) for each in conflict.takeovers)
-
-
-def _write(plan: WritePlan) -> Iterator[Part]:
-    if isinstance(plan, InsertPlan):
-        yield from _insert(plan)
-    elif isinstance(plan, UpdatePlan):
-        yield from _update(plan)
-    else:
-        yield SQL("DELETE FROM ")
-        yield from _target(plan)
-        yield from where(plan.where)
-
-
-def _returning(plan: WritePlan, json: bool) -> Iterator[Part]:
-    yield from _write(plan)
-    if plan.returning.outputs:
-        yield SQL(" RETURNING ")
-        yield from items(plan.returning.outputs, json=json)
-
-
-def _certain(plan: WritePlan, json: bool) -> Iterator[Part]:
-    """Build a write that fails if it writes no row: then a text that is no boolean is read as one."""
-    outputs = [Output(each.expression, f"c{at}") for at, each in enumerate(plan.returning.outputs)]
-    yield SQL("WITH ")
-    yield WRITTEN
-    yield SQL(" AS (")
-    yield from _write(plan)
-    yield SQL(" RETURNING ")
-    yield from items(outputs)
-    yield SQL(", " if outputs else "")
-    yield SQL("CAST('true' AS text) AS ")
-    yield Identifier("v")
-    yield SQL(") SELECT ")
-    yield from separated(
-        [*_given(found, json), SQL(" AS "), Identifier(each.name)]
-        for found, each in zip(outputs, plan.returning.outputs, strict=True)
+    target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
+    action: Composable = SQL("NOTHING")
+    if conflict.takeovers:
+        settings = COMMA.join(_takeover(conflict, each) for each in conflict.takeovers)
+        action = SQL("UPDATE SET {settings}").format(settings=settings)
+    return SQL(" ON CONFLICT {target} DO {action}").format(
+        target=catalog_sql(conflict.target.text) if conflict.target else target, action=action
     )
-    yield SQL(" FROM (SELECT) AS ")
-    yield Identifier("o")
-    yield SQL(" LEFT JOIN ")
-    yield WRITTEN
-    yield SQL(" ON true WHERE CAST(coalesce(")
-    yield Identifier("w", "v")
-    yield SQL(f", '{MISSED}') AS boolean)")
 
 
-def _given(output: Output, json: bool) -> Iterator[Part]:
-    value = [Identifier("w", output.name)]
-    yield from json_text(value, output.expression.type) if json else value
+def _write(plan: WritePlan) -> Composable:
+    relation = relation_name(plan.relation)
+    if isinstance(plan, DeletePlan):
+        return SQL('DELETE FROM {relation} AS "t"{where}').format(
+            relation=relation, where=where_clause(plan.where)
+        )
+    if isinstance(plan, UpdatePlan):
+        return SQL('UPDATE {relation} AS "t" SET {settings}{where}').format(
+            relation=relation,
+            settings=COMMA.join(
+                SQL("{column} = {value}").format(
+                    column=Identifier(each.column.name), value=_or_default(each.value)
+                )
+                for each in plan.settings
+            ),
+            where=where_clause(plan.where),
+        )
+    template = 'INSERT INTO {relation} AS "t" ({columns}) VALUES {rows}{conflict}'
+    if not plan.columns and len(plan.rows) == 1:
+        template = 'INSERT INTO {relation} AS "t" DEFAULT VALUES{conflict}'
+    elif not plan.columns:  # DEFAULT VALUES is one row
+        template = (
+            'INSERT INTO {relation} AS "t"'
+            " SELECT FROM pg_catalog.generate_series(1, {number}){conflict}"
+        )
+    return SQL(template).format(
+        relation=relation,
+        columns=COMMA.join(Identifier(column.name) for column in plan.columns),
+        rows=COMMA.join(
+            SQL("({values})").format(values=COMMA.join(map(_or_default, row))) for row in plan.rows
+        ),
+        number=SQL(f"{len(plan.rows)}"),
+        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
 
 
-def _save(plan: WritePlan) -> Iterator[Part]:
-    if plan.returning.reread is None:
-        raise TypeError("nothing is read again")
-    rows = [*_write(plan), SQL(" RETURNING "), *saved_values(plan.returning.reread, plan.relation)]
-    yield from save_rows(rows, plan.returning.certain)
+def _certain(plan: WritePlan, json: bool) -> Composable:
+    """
+    Build a write that fails if it writes no row: then a text that is no boolean is read as one.
+
+    So an INSTEAD OF trigger that writes none is told from one that does, and what it did is undone.
+    """
+    outputs = plan.returning.outputs
+    names = [f"c{at}" for at in range(len(outputs))]
+    values = [
+        (expression(each.expression), name) for each, name in zip(outputs, names, strict=True)
+    ]
+    found = [
+        (json_text(value, each.expression.type) if json else value, each.name)
+        for value, each in zip((Identifier("w", name) for name in names), outputs, strict=True)
+    ]
+    return SQL(
+        'WITH "w" AS ({write} RETURNING {values}) SELECT {columns} FROM (SELECT) AS "o"'
+        ' LEFT JOIN "w" ON true WHERE CAST(coalesce("w"."v", {missed}) AS boolean)'
+    ).format(
+        write=_write(plan),
+        values=aliased([*values, (SQL("CAST('true' AS text)"), "v")]),
+        columns=aliased(found),
+        missed=Literal(MISSED),
+    )
 
 
-def _reread(plan: WritePlan, json: bool) -> Iterator[Part]:
+def _reread(plan: WritePlan, json: bool) -> Composable:
     returning = plan.returning
     if returning.reread is None:
         raise TypeError("nothing is read again")
-    yield SQL("SELECT ")
-    yield from items(returning.outputs, returning.embeds, json)
+    columns = []
+    if returning.outputs or returning.embeds:
+        columns.append(column_list(returning.outputs, returning.embeds, json))
     # not a WHERE: what was written is to be counted, whatever is answered of it
     if returning.inner:
-        yield SQL(", " if returning.outputs or returning.embeds else "")
-        yield from condition(Every(False, returning.inner))
-    yield from saved_rows(returning.reread, plan.relation)
-    yield from laterals(returning.embeds, json)
-    yield from ordered(order_by(returning.order))
-
-
-def _target(plan: WritePlan) -> Iterator[Part]:
-    yield Identifier(plan.relation.schema, plan.relation.name)
-    yield SQL(" AS ")
-    yield ROW
-
-
-def _insert(plan: InsertPlan) -> Iterator[Part]:
-    yield SQL("INSERT INTO ")
-    yield from _target(plan)
-    if plan.columns:
-        yield SQL(" (")
-        yield from separated([Identifier(column.name)] for column in plan.columns)
-        yield SQL(") VALUES ")
-        yield from separated(_row(row) for row in plan.rows)
-    elif len(plan.rows) == 1:
-        yield SQL(" DEFAULT VALUES")
-    else:
-        yield SQL(f" SELECT FROM pg_catalog.generate_series(1, {len(plan.rows)})")
-    if plan.conflict is not None:
-        yield from on_conflict(plan.conflict)
-
-
-def _row(row: Sequence[Bound | None]) -> Iterator[Part]:
-    yield SQL("(")
-    yield from separated([bound or DEFAULT] for bound in row)
-    yield SQL(")")
-
-
-def _takeover(conflict: PlannedConflict, takeover: Takeover) -> Iterator[Part]:
-    name = takeover.column.name
-    yield Identifier(name)
-    yield SQL(" = ")
-    if takeover.kept:
-        yield SQL("CASE WHEN ")
-        yield from _among(conflict, takeover.kept)
-        yield SQL(" THEN ")
-        yield Identifier(NAME, name)
-        yield SQL(" ELSE ")
-    yield Identifier(NEW, name)
-    yield SQL(" END" if takeover.kept else "")
-
-
-def _among(conflict: PlannedConflict, keys: Sequence[Sequence[Bound]]) -> Iterator[Part]:
-    """Build the condition that a new row has one of these keys."""
-    yield from separated((_is(conflict, key) for key in keys), " OR ")
-
-
-def _is(conflict: PlannedConflict, key: Sequence[Bound]) -> Iterator[Part]:
-    parts = zip(conflict.key, conflict.equal, key, strict=True)
-    yield from separated(
-        (
-            not_distinct([Identifier(NEW, name)], equal, [value])
-            if conflict.nulls
-            else [Identifier(NEW, name), operator(equal), value]
-            for name, equal, value in parts
-        ),
-        " AND ",
+        columns.append(condition(Every(False, returning.inner)))
+    return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
+        columns=COMMA.join(columns),
+        rows=saved_rows(returning.reread, plan.relation),
+        embeds=embed_joins(returning.embeds, json),
+        order=order_by(returning.order, ORDER),
     )
 
 
-def _update(plan: UpdatePlan) -> Iterator[Part]:
-    yield SQL("UPDATE ")
-    yield from _target(plan)
-    yield SQL(" SET ")
-    yield from separated(_setting(setting) for setting in plan.settings)
-    yield from where(plan.where)
+def _or_default(value: Bound | None) -> Composable:
+    return Parameter(value) if value else SQL("DEFAULT")
 
 
-def _setting(setting: Setting) -> Iterator[Part]:
-    yield Identifier(setting.column.name)
-    yield SQL(" = ")
-    yield setting.value or DEFAULT
+def _takeover(conflict: PlannedConflict, takeover: Takeover) -> Composable:
+    """Build what a row takes over, unless the new row has one of the keys that do not give it."""
+    name = takeover.column.name
+    template = "{column} = CASE WHEN {kept} THEN {old} ELSE {new} END"
+    return SQL(template if takeover.kept else "{column} = {new}").format(
+        column=Identifier(name),
+        kept=SQL(" OR ").join(_has_key(conflict, key) for key in takeover.kept),
+        old=Identifier(NAME, name),
+        new=Identifier(NEW, name),
+    )
+
+
+def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
+    parts = [
+        (Identifier(NEW, name), equal, Parameter(value))
+        for name, equal, value in zip(conflict.key, conflict.equal, key, strict=True)
+    ]
+    if conflict.nulls:
+        return AND.join(not_distinct(*part) for part in parts)
+    return AND.join(
+        SQL("{new} {equal} {key}").format(new=new, equal=operator(equal), key=value)
+        for new, equal, value in parts
+    )

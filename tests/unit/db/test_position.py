@@ -14,7 +14,7 @@ from psycopg2.sql import SQL
 
 from service.db.position import _pieces, _spans, mark_of, point_out
 from service.plan.conditions import Bound
-from service.sql.statement import Mark, Statement, render
+from service.sql.statement import Mark, Parameter, Statement, render
 from tests.unit.samples import types
 
 TEXT = types()[25]
@@ -48,8 +48,9 @@ def test_marks_are_found(given_values: list[str | None], words: str) -> None:
     """A mark is found where it stands, whatever goes before it: parameters, and other words."""
     bounds = [Bound(at, TEXT, "") for at, _ in enumerate(given_values)]
     first, last = Mark("first", "a"), Mark("last", "b")
-    parts = [SQL("SELECT "), first, SQL("sum(x), '100%%'"), *bounds, SQL(", "), last, SQL("avg(x)")]
-    text, found, marks = render(parts)
+    parameters = map(Parameter, bounds)
+    before = [SQL("SELECT "), first, SQL("sum(x), '100%%'")]
+    text, found, marks = render([*before, *parameters, SQL(", "), last, SQL("avg(x)")])
     statement = Statement(text, found, "test", marks=marks)
     sent = words + "SELECT sum(x), '100%'"
     sent += "".join(f"CAST({literal(each)} AS text)" for each in given_values) + ", avg(x)"
