@@ -4,11 +4,21 @@ A small catalog for tests that need no database.
 
 from __future__ import annotations
 
-from service.catalog import Catalog, Column, ForeignKey, Relation, Type, UniqueKey
+from service.catalog import (
+    Argument,
+    Catalog,
+    Column,
+    ForeignKey,
+    Function,
+    Relation,
+    Type,
+    UniqueKey,
+)
 
 BASE = {
     16: ("bool", "boolean", "B"),
     20: ("int8", "bigint", "N"),
+    21: ("int2", "smallint", "N"),
     23: ("int4", "integer", "N"),
     25: ("text", "text", "S"),
     114: ("json", "json", "U"),
@@ -19,7 +29,7 @@ BASE = {
     3734: ("regconfig", "regconfig", "N"),
     3802: ("jsonb", "jsonb", "U"),
 }
-ARRAYS = {1000: 16, 1016: 20, 1007: 23, 1009: 25, 1015: 1043, 3807: 3802}
+ARRAYS = {1000: 16, 1005: 21, 1016: 20, 1007: 23, 1009: 25, 1015: 1043, 3807: 3802}
 
 
 def types() -> dict[int, Type]:
@@ -71,3 +81,53 @@ def catalog() -> Catalog:
     )
     relations = {(each.schema, each.name): each for each in (actions, notes, odd)}
     return Catalog(1, ("public", "app"), relations, types())
+
+
+def demo_catalog() -> Catalog:
+    """Return a catalog of drivers and vehicles, as the project's own, and two functions."""
+    drivers = Relation(
+        "public",
+        "drivers",
+        "table",
+        {
+            "id": Column("id", 20, "bigint", nullable=False, identity="d"),
+            "name": Column("name", 1043, "character varying(255)", nullable=False),
+            "phone": Column("phone", 1043, "character varying(32)"),
+        },
+        ("id",),
+        (UniqueKey("pk_drivers", ("id",)),),
+    )
+    vehicles = Relation(
+        "public",
+        "vehicles",
+        "table",
+        {
+            "id": Column("id", 20, "bigint", nullable=False, identity="d"),
+            "plate": Column("plate", 1043, "character varying(16)", nullable=False),
+            "model": Column("model", 1043, "character varying(255)", nullable=False),
+            "seats": Column("seats", 21, "smallint", nullable=False, default="4"),
+            "driver_id": Column("driver_id", 20, "bigint"),
+        },
+        ("id",),
+        (UniqueKey("pk_vehicles", ("id",)), UniqueKey("uq_vehicles_plate", ("plate",))),
+        (
+            ForeignKey(
+                "fk_vehicles_driver_id_drivers", ("driver_id",), ("public", "drivers"), ("id",)
+            ),
+        ),
+    )
+    row = tuple((name, column.type) for name, column in vehicles.columns.items())
+    of_vehicles = Type(9100, "public", "vehicles", "public.vehicles", "composite", "C", fields=row)
+    functions = (
+        Function("public", "add", (Argument("a", 23), Argument("b", 23, has_default=True)), 23,
+                 volatility="immutable"),
+        Function("public", "with_seats", (Argument("least", 21),), 9100, many=True,
+                 volatility="stable"),
+    )  # fmt: skip
+    return Catalog(
+        1,
+        ("public",),
+        {(each.schema, each.name): each for each in (drivers, vehicles)},
+        {**types(), of_vehicles.oid: of_vehicles},
+        {(each.schema, each.name): (each,) for each in functions},
+    )

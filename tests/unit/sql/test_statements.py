@@ -1,0 +1,146 @@
+"""The page of statements: what stands under each call is what is sent for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.db.cursors import DECLARE
+from service.plan.aggregate import plan_aggregate
+from service.plan.functions import plan_call, plan_called
+from service.plan.read import plan_all, plan_count, plan_find, plan_get
+from service.plan.write import plan_create, plan_delete, plan_import, plan_update
+from service.request.functions import parse_call, parse_called
+from service.request.read import (
+    Limits,
+    parse_aggregate,
+    parse_count,
+    parse_find,
+    parse_get,
+    parse_unpaged,
+)
+from service.request.write import (
+    parse_create,
+    parse_delete,
+    parse_import,
+    parse_update,
+    parse_upsert,
+)
+from service.sql.aggregate import aggregate
+from service.sql.copy import copy_in
+from service.sql.functions import call
+from service.sql.select import count, exists, select
+from service.sql.write import modify
+from tests.unit.samples import demo_catalog
+
+PAGE = Path(__file__).parents[3] / "docs" / "statements.md"
+EXAMPLES = re.findall(r"^`(\S[^\n]*)`\n\n```sql\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+CATALOG = demo_catalog()
+LIMITS = Limits()
+
+
+def read(name: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statements of a find, with that of its count if that is asked for."""
+    relation = CATALOG.relation("public", name)
+    request = parse_find([], kwargs, LIMITS, name).request
+    counted = [count(plan_all(CATALOG, relation, request)).text] if request.count else []
+    return [select(plan_find(CATALOG, relation, request)).text, *counted]
+
+
+def streamed(name: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statement of a stream, whose cursor is read by FETCH."""
+    request = parse_unpaged([], kwargs, LIMITS, name).request
+    plan = plan_find(CATALOG, CATALOG.relation("public", name), request)
+    statement = select(replace(plan, keyset=False)).prefixed(DECLARE)
+    return statement.text.split(";")
+
+
+def imported(name: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statements of an import of rows."""
+    request = parse_import([], kwargs)
+    named = [(each, "rows") for each in request.rows[0]]
+    relation = CATALOG.relation("public", name)
+    copy = copy_in(plan_import(CATALOG, relation, named, False, False, request.conflict))
+    found = [copy.before, copy.copy_with_defaults or copy.copy, copy.after]
+    return [each for each in found if each]
+
+
+def called(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statement of a function, or of a find on its rows."""
+    name, _, verb = name.partition(".")
+    functions = CATALOG.function("public", name)
+    if verb != "find":
+        return [
+            call(
+                plan_call(CATALOG, parse_call(functions, args, kwargs, CATALOG).request), 1001
+            ).text
+        ]
+    parsed = parse_called(
+        functions, args, kwargs, CATALOG, lambda rest, rows: parse_find([], rest, LIMITS, rows)
+    )
+    return [select(plan_called(CATALOG, parsed.request)).text]
+
+
+VERBS: dict[str, tuple[Any, Any, Any]] = {
+    "get": (parse_get, plan_get, select),
+    "count": (parse_count, plan_count, count),
+    "exists": (parse_count, plan_count, exists),
+    "aggregate": (parse_aggregate, plan_aggregate, aggregate),
+    "create": (parse_create, plan_create, modify),
+    "upsert": (parse_upsert, plan_create, modify),
+    "update": (parse_update, plan_update, modify),
+    "delete": (parse_delete, plan_delete, modify),
+}
+SEVERAL = {"find": read, "stream": streamed, "import": imported}
+
+
+def statements(example: str) -> list[str]:
+    """Build the statements of a call that is written as in Python."""
+    # "import" is a word of Python's, and no name
+    parsed = ast.parse(example.replace(".import(", ".import_("), mode="eval").body
+    assert isinstance(parsed, ast.Call)
+    args = [ast.literal_eval(each) for each in parsed.args]
+    kwargs = {each.arg or "": ast.literal_eval(each.value) for each in parsed.keywords}
+    name = ast.unparse(parsed.func).replace("import_", "import")
+    if name.startswith("fn."):
+        return called(name.removeprefix("fn."), args, kwargs)
+    relation, verb = name.split(".")
+    if verb in SEVERAL:
+        return SEVERAL[verb](relation, kwargs)
+    parse, plan, build = VERBS[verb]
+    planned = plan(
+        CATALOG, CATALOG.relation("public", relation), parse(args, kwargs, LIMITS).request
+    )
+    return [build(planned, *[True] * (kwargs.get("form") == "json")).text]
+
+
+def plain(sql: str) -> list[str]:
+    """Return statements with one space where the page has a break, and none inside of brackets."""
+    sql = re.sub(r"\s+", " ", sql)
+    sql = re.sub(r"(?<=[(]) | (?=[)])", "", sql)
+    return [each.strip() for each in sql.split(";") if each.strip()]
+
+
+@pytest.mark.parametrize(("example", "sql"), EXAMPLES)
+def test_statement_of_the_page_is_what_is_sent(example: str, sql: str) -> None:
+    """The text is compared but for its line breaks."""
+    assert plain(sql) == plain(";".join(statements(example)))
+
+
+def test_page_has_every_verb_that_sends_a_statement() -> None:
+    """Each verb has an example, a function called alone and as rows included."""
+    shown = {re.match(r"[\w.]+", example)[0] for example, _ in EXAMPLES}  # type: ignore[index]
+    verbs = {*VERBS, *SEVERAL} | {"fn", "fn.find"}
+    found = {
+        ("fn.find" if name.endswith(".find") else "fn")
+        if name.startswith("fn.")
+        else name.rpartition(".")[2]
+        for name in shown
+    }
+    assert found == verbs
