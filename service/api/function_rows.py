@@ -25,8 +25,7 @@ from service.db.statements import (
 )
 from service.plan.estimate import refuse_guarded
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups
-from service.plan.hidden import as_json, refuse_hidden_fields
-from service.plan.types import ReadPlan
+from service.plan.hidden import refuse_hidden_fields
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.read import MAX_GROUPS, Parsed, parse_aggregate, parse_find
@@ -132,7 +131,7 @@ class Called(Handlers):
 
 def find(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
     """Build the statement of a find on a function's rows."""
-    return _selected(catalog, plan_called(catalog, request), request)
+    return _marked(select(plan_called(catalog, request)), request)
 
 
 def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
@@ -144,18 +143,11 @@ def as_csv(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -
 
 def _whole(catalog: Catalog, _: Function, request: CalledRequest[FindRequest]) -> Statement:
     plan = replace(plan_called(catalog, request), limit=None, offset=None)
-    return _selected(catalog, plan, request)
-
-
-def _selected(catalog: Catalog, plan: ReadPlan, request: CalledRequest[FindRequest]) -> Statement:
-    json = as_json(catalog, request.of.form, plan.outputs, plan.embeds)
-    return _marked(select(plan, json), request)
+    return _marked(select(plan), request)
 
 
 def _groups(catalog: Catalog, _: Function, request: CalledRequest[AggregateRequest]) -> Statement:
-    plan = plan_called_groups(catalog, request)
-    json = as_json(catalog, request.of.form, plan.grouped.outputs)
-    return _marked(aggregate(plan, json), request)
+    return _marked(aggregate(plan_called_groups(catalog, request)), request)
 
 
 def _marked(statement: Statement, request: CalledRequest[Any]) -> Statement:

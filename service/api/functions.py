@@ -153,8 +153,7 @@ class Calling(Handlers):
         return rows
 
     def _spell(self, catalog: Catalog, _: Function, request: CallRequest) -> Statement:
-        plan, most = plan_call(catalog, request), self.limits.max_rows + 1
-        return spelled(plan, most, request.form == "json")
+        return spelled(plan_call(catalog, request), self.limits.max_rows + 1)
 
 
 def _given(statement: Statement) -> Statement:

@@ -15,7 +15,6 @@ from service.db.statements import Page, Shape, answered_columns, groups_txn, pag
 from service.errors import NotFound
 from service.plan.aggregate import plan_aggregate
 from service.plan.estimate import refuse_guarded
-from service.plan.hidden import as_json
 from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.request.paging import digest_of, write_token
 from service.request.read import (
@@ -150,13 +149,11 @@ def _next(
 
 
 def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
-    plan = plan_get(catalog, relation, request)
-    return select(plan, as_json(catalog, request.form, plan.outputs, plan.embeds))
+    return select(plan_get(catalog, relation, request))
 
 
 def _find(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    plan = plan_find(catalog, relation, request)
-    return select(plan, as_json(catalog, request.form, plan.outputs, plan.embeds))
+    return select(plan_find(catalog, relation, request))
 
 
 def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
@@ -199,5 +196,4 @@ class Aggregating(Handlers):
 
 
 def _aggregate(catalog: Catalog, relation: Relation, request: AggregateRequest) -> Statement:
-    plan = plan_aggregate(catalog, relation, request)
-    return aggregate(plan, as_json(catalog, request.form, plan.grouped.outputs))
+    return aggregate(plan_aggregate(catalog, relation, request))

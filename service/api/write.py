@@ -39,8 +39,6 @@ from service.errors import (
     TooManyRows,
 )
 from service.models.validation import catalog_faults
-from service.plan.hidden import as_json
-from service.plan.types import DeletePlan, UpdatePlan
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update, refuse_names
 from service.request.arguments import Values
 from service.request.read import Limits, Parsed, parse_key
@@ -614,20 +612,15 @@ def _merged(
 
 
 def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
-    plan = plan_create(catalog, relation, request)
-    return modify(
-        plan,
-        as_json(catalog, request.returning.form, plan.returning.outputs, plan.returning.embeds),
-    )
+    return modify(plan_create(catalog, relation, request))
 
 
 def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    plan = plan_current(catalog, relation, request.target, request.returning)
-    return select(plan, as_json(catalog, request.returning.form, plan.outputs, plan.embeds))
+    return select(plan_current(catalog, relation, request.target, request.returning))
 
 
 def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    return _spelled(catalog, plan_update(catalog, relation, request), request)
+    return modify(plan_update(catalog, relation, request))
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
@@ -636,11 +629,4 @@ def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -
 
 
 def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:
-    return _spelled(catalog, plan_delete(catalog, relation, request), request)
-
-
-def _spelled(
-    catalog: Catalog, plan: UpdatePlan | DeletePlan, request: UpdateRequest | DeleteRequest
-) -> Statement:
-    form, back = request.returning.form, plan.returning
-    return modify(plan, as_json(catalog, form, back.outputs, back.embeds))
+    return modify(plan_delete(catalog, relation, request))

@@ -14,7 +14,7 @@ from service.catalog import NOWHERE, Catalog, Column, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression
 from service.plan.filters import as_jsonb, plan_filter
-from service.plan.hidden import without_hidden_fields
+from service.plan.hidden import as_json, without_hidden_fields
 from service.plan.outputs import outputs_of, referenced, refuse_repeated, sort_keys
 from service.plan.scope import Scope
 from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey
@@ -37,7 +37,7 @@ class AggregatePlan:
         having: Which groups; None for all.
         limit, offset: Of the groups.
         call: The function that returns the rows, where that is not the relation itself.
-        afterwards: As of a `ReadPlan`.
+        afterwards, json: As of a `ReadPlan`.
     """
 
     name: str
@@ -49,6 +49,7 @@ class AggregatePlan:
     offset: Bound | None
     call: FunctionCall | None = None
     afterwards: bool = False
+    json: bool = False
 
 
 def plan_aggregate(
@@ -73,6 +74,7 @@ def plan_aggregate(
         having=plan_filter(result, request.having),
         limit=scope.bound(request.limit, int8),
         offset=scope.bound(request.offset, int8) if request.offset else None,
+        json=as_json(catalog, request.form, grouped.outputs),
     )
 
 

@@ -72,6 +72,7 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
         columns=names,
         rows=answer in ("rows", "values"),
         untyped=columns is None and function.result == RECORD,
+        json=request.form == "json",
     )
 
 

@@ -13,7 +13,7 @@ from service.plan.aggregate import comparable, comparable_outputs
 from service.plan.conditions import Condition, Every, Expression
 from service.plan.embed import plan_columns
 from service.plan.filters import both, compare, inner_condition, plan_filter
-from service.plan.hidden import without_hidden_fields
+from service.plan.hidden import as_json
 from service.plan.outputs import distinct_first, distinct_keys, referenced, sort_keys, with_row_key
 from service.plan.scope import Scope
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
@@ -25,6 +25,7 @@ from service.request.types import (
     GetRequest,
     Item,
     KeyMatch,
+    Reference,
 )
 
 
@@ -44,6 +45,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
         outputs=outputs,
         where=both(plan_key(scope, request.key, "get"), inner_condition(scope, request.embeds)),
         embeds=embeds,
+        json=as_json(catalog, request.form, outputs, embeds),
     )
 
 
@@ -85,6 +87,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         offset=scope.bound(request.offset, int8) if request.offset else None,
         after=_after(scope, request.after, order) if request.after else None,
         keyset=keyset,
+        json=as_json(catalog, request.form, outputs, embeds),
     )
 
 
@@ -168,9 +171,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
         )
     conditions = []
     for name, operand in zip(columns, key.operands, strict=True):
-        expression = without_hidden_fields(
-            scope.catalog, scope.of_column(relation.columns[name], operand.path)
-        )
+        expression = scope.expression(Reference(name, operand.path))
         conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
     return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
 

@@ -52,6 +52,7 @@ class CallPlan:
         rows: Whether it is a source of rows, rather than one value.
         untyped: Whether only the server knows what its rows are made of.
         types: Of what it answers, where that is known.
+        json: As of a `ReadPlan`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CallPlan:
     rows: bool
     untyped: bool
     types: tuple[Type, ...] = ()
+    json: bool = False
 
 
 NAME_BYTES = 63
@@ -239,6 +241,7 @@ class ReadPlan:
         call: The function that returns the rows, where that is not the relation itself.
         afterwards: Whether the rows of the call are read by a statement after it, since what they
             are related to may be its work.
+        json: Whether the outputs and embeds are to be JSON.
     """
 
     name: str
@@ -255,6 +258,7 @@ class ReadPlan:
     lock: bool = False
     call: FunctionCall | None = None
     afterwards: bool = False
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +300,7 @@ class PlannedReturning:
         inner: What a row must be related to so as to come back; it is written all the same.
         reread: How all of that is read after the write; None where RETURNING does it.
         certain: Whether it is an error that no row was written.
+        json: As of a `ReadPlan`.
     """
 
     outputs: tuple[Output, ...] = ()
@@ -304,6 +309,7 @@ class PlannedReturning:
     inner: tuple[Exists, ...] = ()
     reread: Reread | None = None
     certain: bool = False
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)

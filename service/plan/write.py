@@ -12,7 +12,7 @@ from service.catalog import Catalog, Column, Relation, Type, UniqueIndex, Unique
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Condition, Every, Operator
 from service.plan.filters import as_jsonb, compare, inner_conditions, plan_filter
-from service.plan.hidden import has_hidden_field, without_hidden_fields
+from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
 from service.plan.reread import reread
@@ -165,6 +165,7 @@ def plan_current(
         embeds=planned.embeds,
         limit=scope.bound(limit, scope.named("int8")) if limit else None,
         lock=lock,
+        json=planned.json,
     )
 
 
@@ -337,7 +338,9 @@ def _returned(scope: Scope, returning: Returning) -> PlannedReturning:
         return PlannedReturning()
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
     inner = inner_conditions(scope, returning.embeds)
-    return PlannedReturning(outputs, sort_keys(scope, returning.order), embeds, inner)
+    json = as_json(scope.catalog, returning.form, outputs, embeds)
+    order = sort_keys(scope, returning.order)
+    return PlannedReturning(outputs, order, embeds, inner, json=json)
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:

@@ -27,14 +27,14 @@ FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "bo
 """What a function is for."""
 
 
-def aggregate(plan: AggregatePlan, json: bool = False) -> Statement:
-    """Build an aggregate: the groups, and a selection of them; with `json`, each value as JSON."""
+def aggregate(plan: AggregatePlan) -> Statement:
+    """Build an aggregate: the groups, and a selection of them."""
     outputs = plan.grouped.outputs
     values = [(expression(each.expression), each.expression.type) for each in outputs]
     statement = SQL(
         'SELECT {columns} FROM ({groups}) AS "t"{having}{order}{page}'
     ).format(
-        columns=COMMA.join(json_text(*each) for each in values) if json else output_list(outputs),
+        columns=COMMA.join(json_text(*each) for each in values) if plan.json else output_list(outputs),
         groups=grouped(
             plan.grouped,
             Composed([row_source(plan.relation, plan.call, plan.afterwards),

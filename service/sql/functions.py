@@ -11,21 +11,20 @@ from service.sql.expressions import NAME, aliased, json_text
 from service.sql.statement import COMMA, EMPTY, Parameter, Statement, build_statement
 
 
-def call(plan: CallPlan, limit: int, json: bool = False) -> Statement:
+def call(plan: CallPlan, limit: int) -> Statement:
     """
     Build a plain call.
 
     Args:
         plan: Of the call.
         limit: How many rows are fetched at most.
-        json: Whether each value is to be JSON.
     """
     return build_statement(
         plan.name,
-        _call(plan, limit, json),
+        _call(plan, limit),
         columns=plan.columns,
         writes=not plan.call.function.reads,
-        untyped=plan.untyped and not json,
+        untyped=plan.untyped and not plan.json,
         bare=plan.columns == ("answer",),
     )
 
@@ -36,20 +35,20 @@ def function_source(found: FunctionCall) -> Composable:
     return SQL('{function} AS "t"{names}').format(function=_invocation(found), names=names)
 
 
-def _call(plan: CallPlan, limit: int, json: bool) -> Composable:
+def _call(plan: CallPlan, limit: int) -> Composable:
     function = _invocation(plan.call)
     if plan.call.function.procedure:
         return SQL("CALL {function}").format(function=function)
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
     if plan.untyped or (not plan.rows and len(plan.columns) == 1):
-        if json:
+        if plan.json:
             value = json_text(function, plan.types[0])
         else:
             function = SQL("pg_catalog.to_json({})").format(function) if plan.untyped else function
             value = aliased([(function, plan.columns[0])])
         return SQL("SELECT {value}{limit}").format(value=value, limit=stop)
     columns: list[Composable] = [Identifier(NAME, name) for name in plan.columns]
-    if json:
+    if plan.json:
         columns = list(map(json_text, columns, plan.types))
     return SQL("SELECT {columns} FROM {function}{limit}").format(
         columns=COMMA.join(columns), function=function_source(plan.call), limit=stop

@@ -10,9 +10,9 @@ from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.pure import is_pure
 from service.plan.types import (
-    Output,
     PlannedAfter,
     PlannedEmbed,
+    PlannedReturning,
     ReadPlan,
     SortKey,
     names_of,
@@ -33,21 +33,21 @@ from service.sql.reread import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 
 
-def select(plan: ReadPlan, json: bool = False) -> Statement:
+def select(plan: ReadPlan) -> Statement:
     """
-    Build a read; with `json`, each value as JSON.
+    Build a read.
 
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
-    rows = _select(plan, json)
-    if json and plan.distinct is True:  # values of type json have no equality, and no order
+    rows = _select(plan, plan.json)
+    if plan.json and plan.distinct is True:  # values of type json have no equality, and no order
         names = [Identifier("j", truncated(output.name)) for output in plan.outputs]
         types = [output.expression.type for output in plan.outputs]
         rows = SQL("SELECT {columns} FROM ({rows}) AS j").format(
             columns=COMMA.join(map(json_text, names, types)), rows=_select(plan)
         )
-    columns, embeds = answer_of(plan.outputs, plan.embeds, json)
+    columns, embeds = answer_of(plan)
     return build_statement(
         plan.name,
         rows,
@@ -81,12 +81,13 @@ def estimate(plan: ReadPlan) -> Statement:
 
 
 def answer_of(
-    outputs: Sequence[Output], embeds: tuple[PlannedEmbed, ...], json: bool
+    plan: ReadPlan | PlannedReturning,
 ) -> tuple[tuple[str, ...], tuple[PlannedEmbed, ...]]:
     """Return the names of an answer's columns, and the embeds among them that are to be read."""
-    if json:
-        return names_of(outputs, embeds), ()
-    return (*(each.name for each in outputs), *(each.key for each in embeds)), embeds
+    if plan.json:
+        return names_of(plan.outputs, plan.embeds), ()
+    names = (*(each.name for each in plan.outputs), *(each.key for each in plan.embeds))
+    return names, plan.embeds
 
 
 def _about(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statement:

@@ -48,26 +48,22 @@ NEW = "excluded"
 """What PostgreSQL calls a new row whose key is there already."""
 
 
-def modify(plan: WritePlan, json: bool = False) -> Statement:
-    """
-    Build a write with what comes back of it: by itself, or by a second statement behind it.
-
-    With `json`, each value that comes back is JSON.
-    """
+def modify(plan: WritePlan) -> Statement:
+    """Build a write with what comes back of it: by itself, or by a second statement behind it."""
     returning, ahead = plan.returning, EMPTY
     if returning.reread is not None:
         written = SQL("{write} RETURNING {values}").format(
             write=_write(plan), values=saved_values(returning.reread, plan.relation)
         )
-        ahead, rows = save_rows(written, returning.certain), _reread(plan, json)
+        ahead, rows = save_rows(written, returning.certain), _reread(plan)
     elif returning.certain:
-        rows = _certain(plan, json)
+        rows = _certain(plan)
     else:
         rows = _write(plan)
         if returning.outputs:
-            columns = column_list(returning.outputs, (), json)
+            columns = column_list(returning.outputs, (), returning.json)
             rows = SQL("{write} RETURNING {columns}").format(write=rows, columns=columns)
-    names, embeds = answer_of(returning.outputs, returning.embeds, json)
+    names, embeds = answer_of(returning)
     return build_statement(
         plan.name,
         rows,
@@ -129,7 +125,7 @@ def _write(plan: WritePlan) -> Composable:
     )
 
 
-def _certain(plan: WritePlan, json: bool) -> Composable:
+def _certain(plan: WritePlan) -> Composable:
     """
     Build a write that fails if it writes no row: then a text that is no boolean is read as one.
 
@@ -141,7 +137,7 @@ def _certain(plan: WritePlan, json: bool) -> Composable:
         (expression(each.expression), name) for each, name in zip(outputs, names, strict=True)
     ]
     found = [
-        (json_text(value, each.expression.type) if json else value, each.name)
+        (json_text(value, each.expression.type) if plan.returning.json else value, each.name)
         for value, each in zip((Identifier("w", name) for name in names), outputs, strict=True)
     ]
     return SQL(
@@ -155,20 +151,20 @@ def _certain(plan: WritePlan, json: bool) -> Composable:
     )
 
 
-def _reread(plan: WritePlan, json: bool) -> Composable:
+def _reread(plan: WritePlan) -> Composable:
     returning = plan.returning
     if returning.reread is None:
         raise TypeError("nothing is read again")
     columns = []
     if returning.outputs or returning.embeds:
-        columns.append(column_list(returning.outputs, returning.embeds, json))
+        columns.append(column_list(returning.outputs, returning.embeds, returning.json))
     # not a WHERE: what was written is to be counted, whatever is answered of it
     if returning.inner:
         columns.append(condition(Every(False, returning.inner)))
     return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
         columns=COMMA.join(columns),
         rows=saved_rows(returning.reread, plan.relation),
-        embeds=embed_joins(returning.embeds, json),
+        embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )
 

@@ -4,6 +4,7 @@ Writes over the wire of rows about which a model has a say.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -183,3 +184,19 @@ async def test_where_an_import_failed(db: Callee) -> None:
     assert answer == {"rows": 2}
     found = await db.call("boxes.find", where={"id": [8, 9]}, select=["doc"], order=["id"])
     assert found["rows"] == [{"doc": {"a": [1]}}, {"doc": None}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: Callee) -> None:
+    """Each is written by a statement of its own, whose values are JSON like those of others."""
+
+    def label(self: Any) -> None:
+        self.label = f'box "{self.id}"'
+
+    guard(db, label, "beforeSave")
+    call = {"where": {"id": [1, 2]}, "changes": {"sealed": True}, "select": ["id", "label"]}
+    answer = json.loads(await db.call("boxes.update", **call, form="json"))
+    assert sorted(answer["rows"], key=lambda row: row["id"]) == [
+        {"id": 1, "label": 'box "1"'},
+        {"id": 2, "label": 'box "2"'},
+    ]

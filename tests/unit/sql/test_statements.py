@@ -117,7 +117,7 @@ def statements(example: str) -> list[str]:
     planned = plan(
         CATALOG, CATALOG.relation("public", relation), parse(args, kwargs, LIMITS).request
     )
-    return [build(planned, *[True] * (kwargs.get("form") == "json")).text]
+    return [build(planned).text]
 
 
 def plain(sql: str) -> list[str]:
