@@ -20,6 +20,11 @@ AS_THEY_ARE = frozenset(["boolean", "binary", "integer", "number", "string", "te
 """Forms in which Python's values are those of the wire."""
 
 
+def keys_of(names: Sequence[str]) -> str:
+    """Return names for the columns of a source of keys: key_0, key_1, …"""
+    return ", ".join(f"key_{at}" for at in range(len(names)))
+
+
 class Values(Installable, Protocol):
     """What models need of the codec."""
 
@@ -106,44 +111,49 @@ class Meta:
         """Return a parameter of a column's type."""
         return f"CAST(? AS {self.types[name].sql})"
 
-    def equals(self, name: str) -> str:
-        """Return the condition that a column has a value."""
-        return f"{quoted(name)}{self.equal_sign(name)}{self.cast(name)}"
+    def compare(self, names: Sequence[str], left: Iterable[str], right: Iterable[str]) -> str:
+        """
+        Return the condition that expressions are equal, as values of columns are.
 
-    def equal_sign(self, name: str) -> str:
-        """Return the operator by which a column is equal to values of its type."""
+        Args:
+            names: Columns, each of which says what is equal for a pair of expressions.
+            left: SQL.
+            right: SQL.
+        """
+        pairs = zip(names, left, right, strict=True)
+        return " AND ".join(f"{one} {self._equals(name)} {two}" for name, one, two in pairs)
+
+    def _equals(self, name: str) -> str:
+        # A type of an extension has its operator where the extension is, which the search_path
+        # may not name; and a bare = may be one that somebody made.
         oid = self._catalog.plain(self.types[name]).oid
         schema = self._catalog.operators.get(("=", oid, oid), PG_CATALOG)
-        return f" OPERATOR({quoted(schema)}.=) "
+        return f"OPERATOR({quoted(schema)}.=)"
 
-    def equal(self, names: Iterable[str]) -> str:
+    def equal(self, names: Sequence[str]) -> str:
         """Return the condition that columns have values, one parameter for each."""
-        return " AND ".join(self.equals(name) for name in names)
+        return self.compare(names, map(quoted, names), map(self.cast, names))
 
     def any_of(self, name: str) -> str:
         """Return the condition that a column has a value of a list; see `encode_all`."""
-        return f"{quoted(name)}{self.equal_sign(name)}ANY({self.list_of(name)})"
+        return self.compare([name], [quoted(name)], [f"ANY({self.list_of(name)})"])
 
     def among(self, names: Sequence[str]) -> str:
         """Return the condition that columns have the values of one of many rows; see `encode_rows`."""
         if len(names) == 1:
             return self.any_of(names[0])
-        keys = ", ".join(f"key_{at}" for at in range(len(names)))
-        asked = f"{self.rows_of(names)} AS asked ({keys})"
-        return f"EXISTS (SELECT FROM {asked} WHERE {self.same(names, 'asked')})"
+        source = f"{self.rows_of(names)} AS asked ({keys_of(names)})"
+        return f"EXISTS (SELECT FROM {source} WHERE {self.same(names)})"
 
-    def same(self, names: Sequence[str], source: str) -> str:
-        """Return the condition that columns equal key_0, key_1, … of another source."""
-        return " AND ".join(
-            f"{self.table}.{quoted(name)}{self.equal_sign(name)}{source}.key_{at}"
-            for at, name in enumerate(names)
-        )
+    def same(self, names: Sequence[str]) -> str:
+        """Return the condition that columns equal key_0, key_1, … of a source called `asked`."""
+        left = (f"{self.table}.{quoted(name)}" for name in names)
+        return self.compare(names, left, (f"asked.key_{at}" for at in range(len(names))))
 
     def rows_of(self, names: Sequence[str]) -> str:
         """Return a source of rows whose values are parameters, a list for each column."""
-        return (
-            f"ROWS FROM ({', '.join(f'pg_catalog.unnest({self.list_of(each)})' for each in names)})"
-        )
+        lists = ", ".join(f"pg_catalog.unnest({self.list_of(name)})" for name in names)
+        return f"ROWS FROM ({lists})"
 
     def list_of(self, name: str) -> str:
         """Return a parameter that is a list of a column's values."""

@@ -319,7 +319,7 @@ class Record(DBObject):
                 terms.append(meta.any_of(name))
                 params.append(meta.encode_all(name, value))
             else:
-                terms.append(meta.equals(name))
+                terms.append(meta.equal([name]))
                 params.append(meta.encode(name, value))
         return [" AND ".join(terms), *params] if terms else None
 

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
 from service.db.connection import PgConnection
 from service.errors import InvalidArgument
-from service.models.meta import Meta
+from service.models.meta import Meta, keys_of
 from service.models.sql import Where, affected_txn, both, identifiers, rows_txn, table
 from service.sql.statement import quoted
 
@@ -137,7 +137,7 @@ class Relationship:
 
     def join(self, other: Meta) -> Where:
         """Return what joins the others to their keys, a source called `asked`."""
-        return [f"JOIN {other.table} ON {other.same(self.theirs, 'asked')}"]
+        return [f"JOIN {other.table} ON {other.same(self.theirs)}"]
 
     def get(self, **options: Any) -> Deferred[Any]:
         """
@@ -269,51 +269,48 @@ class HasMany(ToMany):
 class HABTM(ToMany):
     """Rows of a join table have both keys."""
 
-    @property
-    def _joined(self) -> str:
-        return table(self.association.options["join_table"])
-
     def keys(self) -> tuple[Meta, tuple[str, ...]]:
         """Return this row's key: of the join table, no types are known."""
         return self.inst.row_meta, self.mine
 
-    def where(self, join_where: Where | None = None) -> Where:
-        """Return the condition of the others: the join table has their keys beside this one's."""
-        meta = self.otherklass.meta()
-        inner, *params = both([self._own("?"), *self.encode(self.values())], join_where)
-        chosen = f"SELECT {identifiers(self.association.there)} FROM {self._joined} WHERE {inner}"
-        keys = ", ".join(f"key_{at}" for at in range(len(meta.key)))
-        same = meta.same(meta.key, "chosen")
-        return [f"EXISTS (SELECT FROM ({chosen}) AS chosen ({keys}) WHERE {same})", *params]
+    @property
+    def _junction(self) -> str:
+        return table(self.association.options["join_table"])
 
-    def _own(self, key: str, prefix: str = "") -> str:
-        """Return the condition that the join table has this row's key, `{}` in `key` its number."""
-        meta = self.inst.row_meta
-        return " AND ".join(
-            f"{prefix}{quoted(name)}{meta.equal_sign(mine)}{key.format(at)}"
-            for at, (name, mine) in enumerate(zip(self.association.here, self.mine, strict=True))
+    def _here(self, keys: Iterable[str]) -> str:
+        """Return the condition that a row of the join table has keys of this one's."""
+        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.here)
+        return self.inst.row_meta.compare(self.mine, columns, keys)
+
+    def _there(self, other: Meta) -> str:
+        """Return the condition that a row of the join table has the key of one of the others."""
+        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.there)
+        return other.compare(
+            other.key, (f"{other.table}.{quoted(key)}" for key in other.key), columns
         )
+
+    def where(self, join_where: Where | None = None) -> Where:
+        """Return the condition that the join table has the others' keys beside this one's."""
+        mine, there = self._here("?" for _ in self.mine), self._there(self.otherklass.meta())
+        inner, *params = both([f"{mine} AND {there}", *self.encode(self.values())], join_where)
+        return [f"EXISTS (SELECT FROM {self._junction} WHERE {inner})", *params]
 
     def join(self, other: Meta) -> Where:
         """Return what joins the others to the keys, through the join table."""
-        pairs = zip(other.key, self.association.there, strict=True)
-        same = " AND ".join(
-            f"{other.table}.{quoted(key)}{other.equal_sign(key)}joined.{quoted(name)}"
-            for key, name in pairs
-        )
-        first = f"JOIN {self._joined} AS joined ON {self._own('asked.key_{}', 'joined.')}"
-        return [f"{first} JOIN {other.table} ON {same}"]
+        here = self._here(f"asked.key_{at}" for at in range(len(self.mine)))
+        there = f"JOIN {other.table} ON {self._there(other)}"
+        return [f"JOIN {self._junction} ON {here} {there}"]
 
     async def _set(self, others: Sequence[Any]) -> None:
         meta, own = self.otherklass.meta(), self.encode(self.values())
         keys = meta.encode_rows(meta.key, [key_of(other) for other in others])
         names = identifiers([*self.association.here, *self.association.there])
-        mine = ", ".join("?" for _ in own)
+        marks = ["?" for _ in own]
         async with self.inst.database().transaction():
-            await self._run(f"DELETE FROM {self._joined} WHERE {self._own('?')}", *own)
+            await self._run(f"DELETE FROM {self._junction} WHERE {self._here(marks)}", *own)
             if others:
-                rows = f"SELECT {mine}, keys.* FROM {meta.rows_of(meta.key)} AS keys"
-                await self._run(f"INSERT INTO {self._joined} ({names}) {rows}", *own, *keys)
+                rows = f"SELECT {', '.join(marks)}, keys.* FROM {meta.rows_of(meta.key)} AS keys"
+                await self._run(f"INSERT INTO {self._junction} ({names}) {rows}", *own, *keys)
 
 
 class BelongsTo(Relationship):
@@ -474,14 +471,13 @@ def _statement(relationship: Relationship, other: Meta) -> str:
     Its parameters are a list for each column of the keys, and those of the join.
     """
     meta, names = relationship.keys()
-    keys = ", ".join(f"key_{at}" for at in range(len(names)))
     columns = ", ".join(f"{other.table}.{quoted(name)}" for name in other.columns)
     order = ", ".join(["asked.at", *(f"{other.table}.{quoted(name)}" for name in other.key)])
     # A join table may have a pair of keys more than once.
     once = f"DISTINCT ON ({order}) " if isinstance(relationship, HABTM) else ""
     return (
         f"SELECT {once}asked.at, {columns}"
-        f" FROM {meta.rows_of(names)} WITH ORDINALITY AS asked ({keys}, at)"
+        f" FROM {meta.rows_of(names)} WITH ORDINALITY AS asked ({keys_of(names)}, at)"
         f" {relationship.join(other)[0]} ORDER BY {order}"
     )
 
