@@ -65,14 +65,14 @@ class PgPool(adbapi.ConnectionPool):
             grace: Seconds to wait before queries are stopped on the server.
         """
         if self._closed is None:
-            self._closed = Deferred.fromCoroutine(self._close(grace))
+            self._closed = Deferred.fromCoroutine(self._drain(grace))
         return self._closed
 
     def finalClose(self) -> None:
         """Close without waiting; adbapi's way joins threads in the reactor thread, for seconds."""
         self.close(0)
 
-    async def _close(self, grace: float) -> None:
+    async def _drain(self, grace: float) -> None:
         scheduler = self.scheduler
         scheduler.accepting = False
         await scheduler.settled(grace)

@@ -144,33 +144,32 @@ class Model(Record):
                 unsaved instead.
             StaleObject: Its row is gone.
         """
-        if self._deleted:
+        if self._is_deleted:
             raise DBObjectSaveError("cannot save an object that was deleted")
         if self.META is None:
             return fail(ImaginaryTableError(f"the table of {type(self).__name__} is not served"))
-        return ensureDeferred(self._validated_save()) if self.has_rules() else self._write()
+        return ensureDeferred(self._validated_save()) if self.has_rules() else self._write_row()
 
     async def _validated_save(self) -> Self:
         refusal = await self.refusal(creating=not self.persisted)
         if refusal is None:
-            return await self._write()
+            return await self._write_row()
         if self.STRICT:
             raise refusal
         return self
 
-    def _write(self) -> Deferred[Self]:
-        return self._update() if self.persisted else self._create()
+    def _write_row(self) -> Deferred[Any]:
+        return self.update_row() if self.persisted else self.insert_row()
 
-    def _create(self) -> Deferred[Self]:
-        return self._insert("")
-
-    def _insert(self, conflict: str) -> Deferred[Any]:
+    def insert_row(self, conflict: str = "") -> Deferred[Any]:
+        """Insert the object, whatever its rules say; without a row for it, return None."""
         meta, own = self.meta(), self.__dict__
         names = tuple(name for name, attribute in meta.attributes.items() if attribute in own)
         params = [meta.encode(name, own[meta.attributes[name]]) for name in names]
         return self._stored(meta.insert(names, conflict), params)
 
-    def _update(self) -> Deferred[Self]:
+    def update_row(self) -> Deferred[Self]:
+        """Write the changed columns, whatever the rules say."""
         meta = self.meta()
         names = self.dirty()
         if not names:
@@ -214,7 +213,7 @@ class Model(Record):
                 for name in joined:
                     await getattr(self, name).clear()
                 count = await self.database().run(affected_txn, meta.codec, sql, params)
-        self._deleted = True
+        self._is_deleted = True
         return count
 
     @classmethod
@@ -250,7 +249,7 @@ class Model(Record):
             refusal = await made.refusal(creating=True) if cls.has_rules() else None
             if refusal is not None:
                 raise refusal
-            if await made._insert(" ON CONFLICT DO NOTHING") is not None:
+            if await made.insert_row(" ON CONFLICT DO NOTHING") is not None:
                 return made
         raise StaleObject("the row comes and goes", relation=cls.meta().relation.name)
 

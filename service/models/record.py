@@ -59,7 +59,7 @@ class Record(DBObject):
 
     _row: tuple[Any, ...] | None = None
     _meta: Meta | None = None
-    _deleted = False
+    _is_deleted = False
     _preloaded: Mapping[str, Any] = MappingProxyType({})
 
     # twistar looks for relationships at every access to anything, in Python: 200 ns instead of 40.
@@ -153,7 +153,7 @@ class Record(DBObject):
     @property
     def persisted(self) -> bool:
         """Whether there is a row for it, as far as it knows."""
-        return self._row is not None and not self._deleted
+        return self._row is not None and not self._is_deleted
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -196,10 +196,6 @@ class Record(DBObject):
     ) -> dict[str, Any]:
         """Return columns as a dict, as twistar does, but never in a shared default."""
         return super().toHash(cols, includeBlank, exclude, dict(base or {}))
-
-    @property
-    def _config(self) -> Any:
-        return Registry.getConfig()
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from psycopg2.extensions import register_adapter
+from psycopg2 import extensions
 from psycopg2.extras import UUID_adapter, execute_values
 from twistar.dbconfig.postgres import PostgreSQLDBConfig
 from twisted.internet.defer import Deferred
@@ -63,7 +63,7 @@ class CallerPool:
         return self.database.run(partial(func, **kw), *args)
 
 
-register_adapter(UUID, UUID_adapter)  # without it psycopg2 cannot adapt one
+extensions.register_adapter(UUID, UUID_adapter)  # without it psycopg2 cannot adapt one
 
 
 class PgConfig(PostgreSQLDBConfig):
@@ -125,13 +125,6 @@ class PgConfig(PostgreSQLDBConfig):
         """Return []: models know their columns from the catalog, and no query probes."""
         return []
 
-    def valuesToHash(
-        self, txn: Any, values: Sequence[Any], tablename: str, cacheable: bool = True
-    ) -> dict[str, Any]:
-        """Build a dict of a row; nothing is cached of the table."""
-        names = [column[0] for column in txn.description]
-        return dict(zip(names, values, strict=True))
-
     def select(
         self,
         tablename: str,
@@ -153,14 +146,8 @@ class PgConfig(PostgreSQLDBConfig):
             sql += order_by(orderby)
         ending, numbers = limit_of(limit)
         one = id is not None or (not isinstance(limit, tuple) and limit == 1)
-        return self.database.run(
-            _select_txn,
-            self,
-            placeholders(sql + ending),
-            params + numbers,
-            tablename,
-            one,
-            retry=True,
+        return self.database.statement(
+            placeholders(sql + ending), params + numbers, post=partial(_dicts, one=one), retry=True
         )
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
@@ -223,18 +210,19 @@ class PgConfig(PostgreSQLDBConfig):
 
     def insertObj(self, obj: Any) -> Deferred[Any]:
         """Insert an object, whatever its validations say."""
-        return obj._create()
+        return obj.insert_row()
 
     def updateObj(self, obj: Any) -> Deferred[Any]:
         """Write what changed of an object, whatever its validations say."""
-        return obj._update()
+        return obj.update_row()
 
     def refreshObj(self, obj: Any) -> Deferred[Any]:
         """Read an object's row again."""
         return obj.refresh()
 
 
-def _select_txn(
-    connection: Any, config: PgConfig, sql: str, params: list[Any], tablename: str, one: bool
-) -> Any:
-    return cursor_txn(connection, config._doselect, (sql, params, tablename, one), {})
+def _dicts(rows: list[tuple[Any, ...]], cursor: extensions.cursor, one: bool) -> Any:
+    assert cursor.description is not None
+    names = [column.name for column in cursor.description]
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    return (found[0] if found else None) if one else found

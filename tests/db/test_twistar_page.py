@@ -4,8 +4,16 @@ The page on twistar names tests that exist, for every defect.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
+
+import pytest
+from twistar.dbconfig.postgres import PostgreSQLDBConfig
+from twistar.dbobject import DBObject
+from twistar.validation import Errors
+from twisted.enterprise.adbapi import ConnectionPool
 
 from tests.db import test_stock
 
@@ -27,3 +35,48 @@ def test_every_defect_has_its_proof() -> None:
         for name in re.findall(r"`(test_\w+)`", ours):
             assert f"def {name}(" in tests, name
     assert test_stock.DEFECTS.keys() <= {int(number) for number, *_ in rows}
+
+
+def private_names(source: str) -> set[str]:
+    """Return the private names that are read, set or defined as attributes and methods."""
+    steps = list(ast.walk(ast.parse(source)))
+    names = {step.attr for step in steps if isinstance(step, ast.Attribute)}
+    for step in steps:
+        if isinstance(step, ast.ClassDef):
+            names |= {
+                each.name
+                for each in step.body
+                if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize(
+    ("stock", "ours"),
+    [
+        (DBObject, "service/models"),
+        (PostgreSQLDBConfig, "service/models"),
+        (Errors, "service/models"),
+        (ConnectionPool, "service/db/pool.py"),
+    ],
+)
+def test_private_names_of_a_base_class_are_on_the_page(stock: type, ours: str) -> None:
+    """Whatever a subclass of ours shares with its base, knowingly or by chance, is listed."""
+    known = set().union(
+        *(
+            private_names(inspect.getsource(each))
+            for each in stock.mro()
+            if each.__module__[:4] == "twis"
+        )
+    )
+    path = ROOT / ours
+    used = set().union(
+        *(
+            private_names(each.read_text())
+            for each in (path.glob("*.py") if path.is_dir() else [path])
+        )
+    )
+    (table,) = re.findall(
+        r"^\| private name (.*)\Z", (ROOT / "docs/twistar.md").read_text(), re.M | re.S
+    )
+    assert known & used == known & set(re.findall(r"\b_\w+", table))
