@@ -217,9 +217,8 @@ class Serving(Service):
         app = load(settings.app)
         models = Models(self.database, app.models)
         self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
-        self.listener = Listener(
-            reactor, place.direct_dsn, CHANNEL, self._heard, self.catalogs.reload
-        )
+        self.listener = Listener(reactor, place.direct_dsn)
+        self.listener.subscribe(CHANNEL, self._heard, self.catalogs.reload)
         callee = Callee(
             reactor,
             self.hub.answer,

@@ -1,8 +1,8 @@
 """
-Hearing NOTIFY: one session that only listens, watched by the reactor.
+Hearing NOTIFY: one session that only listens, watched by the reactor, for any number of channels.
 
-What is notified while it is down is lost, by PostgreSQL's design; whoever listens looks for
-itself after `resync`.
+What is notified while it is down is lost, by PostgreSQL's design. So a subscriber is told whenever
+its channel begins to be heard, for the first time or again, and then looks for itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PULSE_TIMEOUT = 2.0
 
 
 @implementer(IReadDescriptor)
-class Subscription:
+class WatchedConnection:
     """
     A connection as the reactor watches it.
 
@@ -44,17 +44,15 @@ class Subscription:
     closed here.
 
     Args:
-        connection: With LISTEN done.
-        heard: Called with each payload.
+        connection: In autocommit.
+        heard: Called with the channel and the payload of each notification.
         lost: Called once, when the connection is gone.
     """
-
-    log = Logger()
 
     def __init__(
         self,
         connection: PgConnection,
-        heard: Callable[[str], None],
+        heard: Callable[[str, str], None],
         lost: Callable[[object], None],
     ) -> None:
         self.connection = connection
@@ -79,10 +77,7 @@ class Subscription:
             return
         notifies, self.connection.notifies = self.connection.notifies, []
         for each in notifies:
-            try:
-                self._heard(each.payload)
-            except Exception:
-                self.log.failure("a notification could not be dealt with")
+            self._heard(each.channel, each.payload)
         if self.connection.closed:
             self._lost("closed by the server")
 
@@ -99,21 +94,44 @@ class Subscription:
             self.connection.close()
 
 
+class Subscription:
+    """
+    A subscriber of one channel, until it is cancelled.
+
+    Args:
+        channel: Its name.
+        heard: Called with each payload.
+        missed: Called whenever the channel begins to be heard: what was notified before is not
+            known.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        channel: str,
+        heard: Callable[[str], None],
+        missed: Callable[[], None],
+    ) -> None:
+        self.channel = channel
+        self.heard = heard
+        self.missed = missed
+        self._listener = listener
+
+    def cancel(self) -> None:
+        """Hear nothing more."""
+        self._listener.unsubscribe(self)
+
+
 class Listener(Service):
     """
-    Listens to a channel for as long as it runs.
+    Listens to the channels that have subscribers for as long as it runs.
 
     Args:
         reactor: To watch the connection, for pauses and to come back from threads.
         dsn: Where the database is, past any pooler; asked at every connect.
-        channel: To listen to.
-        heard: Called with each payload.
-        resync: Called whenever listening has begun, again or for the first time: what
-            was notified before is not known.
         session: What is set in the session.
 
     Attributes:
-        listening: Whether notifications would be heard now.
         pooled: Whether the last connection went through a pooler, where LISTEN is
             accepted and never delivers.
     """
@@ -122,21 +140,15 @@ class Listener(Service):
     name = "listener"
 
     def __init__(
-        self,
-        reactor: Any,
-        dsn: str | Dsn,
-        channel: str,
-        heard: Callable[[str], None],
-        resync: Callable[[], None] = lambda: None,
-        session: SessionSettings | None = None,
+        self, reactor: Any, dsn: str | Dsn, session: SessionSettings | None = None
     ) -> None:
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
-        self._channel = channel
-        self._heard = heard
-        self._resync = resync
         self._session = session or SessionSettings()
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
+        self._watched: WatchedConnection | None = None
+        self._live: set[str] = set()
+        self._asking = False
         self._again: IDelayedCall | None = None
         self._pulse: IDelayedCall | None = None
         self._attempts = 0
@@ -144,8 +156,12 @@ class Listener(Service):
 
     @property
     def listening(self) -> bool:
-        """Whether notifications would be heard now."""
-        return self._subscription is not None
+        """Whether notifications of every channel would be heard now."""
+        return self._watched is not None and self._wanted <= self._live
+
+    @property
+    def _wanted(self) -> set[str]:
+        return {each.channel for each in self._subscriptions}
 
     def startService(self) -> None:
         """Begin to listen, as soon as the database is there."""
@@ -160,19 +176,33 @@ class Listener(Service):
             self._again = None
         self._drop()
 
+    def subscribe(
+        self,
+        channel: str,
+        heard: Callable[[str], None],
+        missed: Callable[[], None] = lambda: None,
+    ) -> Subscription:
+        """Return a new subscription; an error of a callback is logged, and ends nothing."""
+        subscription = Subscription(self, channel, heard, missed)
+        self._subscriptions.append(subscription)
+        if channel in self._live:
+            self._reactor.callLater(0, self._begin, {channel}, subscription)
+        self._sync()
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; nothing happens if it has ended."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+            self._sync()
+
     def _connect(self) -> None:
         self._again = None
-        in_thread(self._reactor, "pg-listen", self._listen).addCallbacks(self._up, self._down)
+        in_thread(self._reactor, "pg-listen", self._open).addCallbacks(self._up, self._down)
 
-    def _listen(self) -> PgConnection:
-        """Open a session and have it listen, in a thread: names are resolved there too."""
+    def _open(self) -> PgConnection:
+        """Open a session, in a thread: names are resolved there too."""
         connection = open_session(self._dsn(), self._session)
-        try:
-            if not connection.pooled:
-                connection.command(f"LISTEN {quoted(self._channel)}")
-        except BaseException:
-            connection.close()
-            raise
         connection.time_limit = PULSE_TIMEOUT
         return connection
 
@@ -183,31 +213,73 @@ class Listener(Service):
             if self.running:
                 self._down("a transaction pooler does not deliver notifications")
             return
-        self._attempts = 0
-        self._subscription = Subscription(connection, self._heard, self._down)
-        self._watch()
-        if self.listening:
-            self._resync()
+        self._watched = WatchedConnection(connection, self._notified, self._down)
+        self._sync()
 
-    def _watch(self) -> None:
-        assert self._subscription is not None
-        self._reactor.addReader(self._subscription)
-        self._pulse = self._reactor.callLater(PULSE, self._ping, self._subscription)
+    def _sync(self) -> None:
+        """Have the server know the channels that are wanted, then watch."""
+        if self._watched is None or self._asking:
+            return
+        wanted = self._wanted
+        begun, ended = wanted - self._live, self._live - wanted
+        words = [f"LISTEN {quoted(each)}" for each in sorted(begun)]
+        words += [f"UNLISTEN {quoted(each)}" for each in sorted(ended)]
+        if not words:
+            self._watch(self._watched)
+            return
+
+        def done() -> None:
+            self._attempts = 0
+            self._live = wanted
+            self._sync()
+            self._begin(begun)
+
+        self._ask(self._watched, ";".join(words), done)
+
+    def _watch(self, watched: WatchedConnection) -> None:
+        self._reactor.addReader(watched)
+        if self._pulse is None:
+            self._pulse = self._reactor.callLater(PULSE, self._ping, watched)
         # What came with the answer to a statement does not make the socket readable again.
-        self._subscription.doRead()
+        watched.doRead()
 
-    def _ping(self, subscription: Subscription) -> None:
-        """Ask the server for a sign of life, in a thread; nobody else reads meanwhile."""
+    def _ping(self, watched: WatchedConnection) -> None:
+        """Ask the server for a sign of life."""
         self._pulse = None
-        self._reactor.removeReader(subscription)
+        self._ask(watched, "SELECT 1", self._sync)
+
+    def _ask(self, watched: WatchedConnection, words: str, done: Callable[[], None]) -> None:
+        """Run a command in a thread; nobody else reads meanwhile."""
+        self._asking = True
+        self._reactor.removeReader(watched)
+        if self._pulse is not None:
+            self._pulse.cancel()
+            self._pulse = None
 
         def answered(outcome: Any) -> None:
-            if subscription is self._subscription:
-                self._down(outcome) if isinstance(outcome, Failure) else self._watch()
+            if watched is self._watched:
+                self._asking = False
+                self._down(outcome) if isinstance(outcome, Failure) else done()
 
-        in_thread(self._reactor, "pg-listen", subscription.connection.command, "SELECT 1").addBoth(
-            answered
-        )
+        command = watched.connection.command
+        in_thread(self._reactor, "pg-listen", command, words).addBoth(answered)
+
+    def _begin(self, channels: set[str], only: Subscription | None = None) -> None:
+        """Call subscribers whose channels begin to be heard."""
+        for each in [only] if only else list(self._subscriptions):
+            if each.channel in channels & self._live and each in self._subscriptions:
+                self._call(each.missed)
+
+    def _notified(self, channel: str, payload: str) -> None:
+        for each in list(self._subscriptions):
+            if each.channel == channel and each in self._subscriptions:
+                self._call(each.heard, payload)
+
+    def _call(self, function: Callable[..., None], *args: str) -> None:
+        try:
+            function(*args)
+        except Exception:
+            self.log.failure("a notification could not be dealt with")
 
     def _down(self, reason: object) -> None:
         self._drop()
@@ -215,7 +287,9 @@ class Listener(Service):
             return
         cause = reason.value if isinstance(reason, Failure) else reason
         self.log.warn(
-            "not listening to {channel}: {cause}", channel=self._channel, cause=str(cause).strip()
+            "not listening to {channels}: {cause}",
+            channels=", ".join(sorted(self._wanted)),
+            cause=str(cause).strip(),
         )
         first, most = PAUSES
         pause = min(most, first * 2**self._attempts) * random.uniform(0.5, 1.0)
@@ -223,13 +297,14 @@ class Listener(Service):
         self._again = self._reactor.callLater(pause, self._connect)
 
     def _drop(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is None:
+        watched, self._watched = self._watched, None
+        if watched is None:
             return
+        asking, self._asking, self._live = self._asking, False, set()
+        if asking:  # a thread is at it, and would wait for a server that is silent
+            GUARD.give_up(watched.connection)
         if self._pulse is not None:
             self._pulse.cancel()
             self._pulse = None
-        else:  # a thread may be at it
-            GUARD.give_up(subscription.connection)
-        self._reactor.removeReader(subscription)
-        subscription.close()
+        self._reactor.removeReader(watched)
+        watched.close()

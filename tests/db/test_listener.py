@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ class Heard:
     def __init__(self, dsn: Any) -> None:
         self.payloads: list[str] = []
         self.resyncs = 0
-        self.listener = Listener(reactor, dsn, CHANNEL, self._hear, self._resync)
+        self.listener = Listener(reactor, dsn)
+        self.listener.subscribe(CHANNEL, self._hear, self._resync)
 
     def _hear(self, payload: str) -> None:
         self.payloads.append(payload)
@@ -44,8 +46,17 @@ def heard(dsn: str) -> Iterator[Heard]:
     made.listener.stopService()
 
 
-def notify(dsn: str, *payloads: str) -> None:
-    execute(dsn, "; ".join(f"SELECT pg_notify('{CHANNEL}', '{each}')" for each in payloads))
+def notify(dsn: str, *payloads: str, channel: str = CHANNEL) -> None:
+    execute(dsn, "; ".join(f"SELECT pg_notify('{channel}', '{each}')" for each in payloads))
+
+
+def cut(dsn: str) -> None:
+    """Terminate the listener's session."""
+    execute(
+        dsn,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE query LIKE 'LISTEN%' AND datname = current_database()",
+    )
 
 
 def descriptors() -> int:
@@ -75,11 +86,7 @@ async def test_it_comes_back(dsn: str, heard: Heard) -> None:
     await until(lambda: heard.resyncs == 1)
     before = descriptors()
     for count in range(2, 7):
-        execute(
-            dsn,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE query LIKE 'LISTEN%' AND datname = current_database()",
-        )
+        cut(dsn)
         await until(lambda count=count: heard.resyncs == count)
     notify(dsn, "still here")
     await until(lambda: heard.payloads == ["still here"])
@@ -111,3 +118,92 @@ async def test_a_stop_while_it_connects(dsn: str) -> None:
     assert not heard.listener.listening
     count = execute(dsn, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     assert count == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_channels_begin_and_end_on_the_connection_that_stands(dsn: str, heard: Heard) -> None:
+    """Each subscriber hears its own channel, once it was told that it may have missed something."""
+    await until(lambda: heard.listener.listening)
+    before = execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    found: list[str] = []
+    one, other, third = (
+        heard.listener.subscribe(channel, partial(hear, found, who), partial(miss, found, who))
+        for channel, who in (("a", "one"), ("b", "other"), ("a", "third"))
+    )
+    await until(lambda: len(found) == 3)
+    assert sorted(found) == ["one missed", "other missed", "third missed"]
+    assert heard.listener.listening
+    found.clear()
+    notify(dsn, "1", channel="a")
+    notify(dsn, "2", channel="b")
+    await until(lambda: len(found) == 3)
+    assert found == ["one 1", "third 1", "other 2"]
+    one.cancel()
+    other.cancel()
+    other.cancel()
+    notify(dsn, "3", channel="b")
+    notify(dsn, "4", channel="a")
+    await until(lambda: len(found) == 4)
+    third.cancel()
+    notify(dsn, "5", channel="a")
+    notify(dsn, "6")
+    await until(lambda: heard.payloads == ["6"])
+    assert found[3:] == ["third 4"]
+    await until(lambda: listened(dsn) == before)
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_subscriber_of_a_channel_is_told_at_once(dsn: str, heard: Heard) -> None:
+    """It is after the call has returned, and not if it has gone meanwhile."""
+    await until(lambda: heard.listener.listening)
+    found: list[str] = []
+    gone, _ = (
+        heard.listener.subscribe(CHANNEL, partial(hear, found, who), partial(miss, found, who))
+        for who in ("gone", "there")
+    )
+    assert found == []
+    gone.cancel()
+    await until(lambda: found == ["there missed"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_channel_is_heard_again_after_a_cut(dsn: str, heard: Heard) -> None:
+    """Those too that began while the connection was down, whose subscribers are told once."""
+    found: list[str] = []
+    heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))
+    await until(lambda: heard.listener.listening)
+    cut(dsn)
+    await until(lambda: not heard.listener.listening)
+    heard.listener.subscribe("b", partial(hear, found, "new"), partial(miss, found, "new"))
+    await until(lambda: heard.listener.listening)
+    await until(lambda: found == ["one missed", "one missed", "new missed"])
+    notify(dsn, "1", channel="a")
+    notify(dsn, "2", channel="b")
+    await until(lambda: found[3:] == ["one 1", "new 2"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscriptions_change_while_the_server_is_asked(dsn: str, heard: Heard) -> None:
+    """Whatever is subscribed and cancelled meanwhile, the last state holds."""
+    found: list[str] = []
+    for n in range(30):
+        each = heard.listener.subscribe("c", partial(hear, found, str(n)))
+        await pause(0.001 * (n % 4))
+        if n < 29:
+            each.cancel()
+    await until(lambda: heard.listener.listening)
+    notify(dsn, "x", channel="c")
+    await until(lambda: found == ["29 x"])
+
+
+def hear(found: list[str], who: str, payload: str) -> None:
+    found.append(f"{who} {payload}")
+
+
+def miss(found: list[str], who: str) -> None:
+    found.append(f"{who} missed")
+
+
+def listened(dsn: str) -> list[tuple[object, ...]]:
+    """Find the listener's session once it listens to less than before."""
+    return execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UNLISTEN%'")

@@ -77,7 +77,8 @@ async def test_a_killed_server(server: Server) -> None:
     """Reads wait it out, writes in flight fail once, the listener says what it may miss."""
     execute(server.dsn, "CREATE TABLE survivors (id int)")
     resyncs: list[int] = []
-    listener = Listener(reactor, server.dsn, "c", lambda _: None, lambda: resyncs.append(1))
+    listener = Listener(reactor, server.dsn)
+    listener.subscribe("c", lambda _: None, lambda: resyncs.append(1))
     listener.startService()
     async with database_at(server.dsn, most=4, connect_wait=20, acquire_timeout=20) as database:
         await until(lambda: len(resyncs) == 1)

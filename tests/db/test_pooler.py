@@ -154,7 +154,8 @@ async def test_writes_are_kept(dsn: str, pooler: str) -> None:
 async def test_listening_in_vain_is_known(dsn: str, pooler: str) -> None:
     """LISTEN would be accepted and never deliver; the listener says so instead."""
     heard: list[str] = []
-    listener = Listener(reactor, pooler, "c", heard.append)
+    listener = Listener(reactor, pooler)
+    listener.subscribe("c", heard.append)
     listener.startService()
     await until(lambda: listener.pooled)
     assert not listener.listening

@@ -295,7 +295,8 @@ async def test_silent_listener_is_replaced(
     monkeypatch.setattr(listening, "PULSE_TIMEOUT", 0.3)
     heard: list[str] = []
     resyncs: list[int] = []
-    listener = Listener(reactor, relay.dsn, "c", heard.append, lambda: resyncs.append(1), QUICK)
+    listener = Listener(reactor, relay.dsn, QUICK)
+    listener.subscribe("c", heard.append, lambda: resyncs.append(1))
     listener.startService()
     await until(lambda: len(resyncs) == 1)
     await pause(1)
