@@ -51,6 +51,8 @@ _ROWS = (
         errors=(*errors.ROWS, NotFound),
         positional=("key",),
         fits=lambda relation: bool(relation.primary_key),
+        takes={"key": "key"},
+        answers=("row",),
     ),
     Verb(
         "find",
@@ -64,6 +66,7 @@ _ROWS = (
         },
         errors=errors.ROWS,
         on_functions=True,
+        answers=("page",),
     ),
     Verb(
         "count",
@@ -85,6 +88,7 @@ _ROWS = (
         progress={"type": "array", "items": {"type": ["object", "array"]}},
         on_functions=True,
         alone=True,
+        sends=("rows",),
     ),
     Verb(
         "export",
@@ -121,6 +125,8 @@ _ROWS = (
         errors=(*errors.WRITES, NotChanged),
         positional=("values",),
         rights=("insert",),
+        takes={"values": "values"},
+        answers=("row", "rows", "null"),
     ),
     Verb(
         "upsert",
@@ -132,6 +138,8 @@ _ROWS = (
         positional=("values",),
         rights=("insert", "update"),
         fits=_has_arbiter,
+        takes={"values": "values"},
+        answers=("row", "rows", "null"),
     ),
     Verb(
         "update",
@@ -151,6 +159,8 @@ _ROWS = (
         errors=errors.ALL,
         positional=("key", "changes"),
         rights=("update",),
+        takes={"key": "key", "changes": "update"},
+        answers=("row", "written"),
     ),
     Verb(
         "delete",
@@ -159,6 +169,8 @@ _ROWS = (
         errors=errors.ALL,
         positional=("key",),
         rights=("delete",),
+        takes={"key": "key"},
+        answers=("row", "written"),
     ),
     Verb(
         "import",
@@ -186,6 +198,7 @@ _ROWS = (
         positional=("rows",),
         rights=("insert",),
         alone=True,
+        takes={"rows": "imported"},
     ),
 )
 

@@ -10,15 +10,10 @@ from typing import Any
 
 from service.catalog import Catalog
 from service.describe.definitions import Definitions
-from service.describe.functions import (
-    OWN,
-    described_functions,
-    described_procedure,
-    function_name,
-    may_be_described,
-)
+from service.describe.functions import described_functions, function_name, may_be_described
 from service.describe.relations import described_relation, served_name
 from service.describe.verbs import Verb, described_verbs, shared
+from service.describe.written import OWN, described_procedure
 from service.errors import UnknownName
 from service.request.describe import WHOLE, Part
 
@@ -74,7 +69,7 @@ def describe(
             for name in _wanted("relation", part.relations, relations)
         },
         "functions": {
-            name: described_functions(defs, functions[name], found[functions[name]])
+            name: described_functions(defs, functions[name], found[functions[name]], verbs)
             for name in _wanted("function", part.functions, functions)
         },
         "procedures": {**OWN, **written},

@@ -1,125 +1,22 @@
 """
-What `describe` says of functions, and of procedures that no catalog has.
-
-Those are the service's own, and those written by hand, as far as their declaration says.
+What `describe` says of a function: its parameters, its answer, and the verbs on its rows.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence, Set
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
-from service.catalog import Argument, Catalog, Column, Function
+from service.catalog import Argument, Catalog, Function
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
-from service.describe.types import NULL, given, or_null, schema_of, value
-from service.describe.verbs import FORM, TIMEOUT
+from service.describe.rows import Rows
+from service.describe.types import NULL, given, schema_of, value
+from service.describe.verbs import FORM, TIMEOUT, Verb, forms
 from service.plan.functions import answer_of, result_columns
 from service.request.functions import ARGS
 from service.request.names import FN, encode
 
-TYPES: Mapping[Any, Schema] = {
-    bool: {"type": "boolean"},
-    int: {"type": "integer"},
-    float: {"type": "number"},
-    str: {"type": "string"},
-    bytes: {"type": "string", "format": "binary"},
-    list: {"type": "array"},
-    tuple: {"type": "array"},
-    dict: {"type": "object"},
-    Mapping: {"type": "object"},
-    NoneType: {"type": "null"},
-}
-TRUTH: Schema = {"type": "boolean"}
-OBJECT: Schema = {"type": "object"}
-
-OWN: Mapping[str, dict[str, Any]] = {
-    "describe": {
-        "comment": "What is served: all of it, or some relations and functions",
-        "arguments": record(
-            {"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT}
-        ),
-        "result": OBJECT,
-        "errors": reference("errors.describe"),
-    },
-    "health": {
-        "comment": "That the service lives, and whether calls can be answered",
-        "arguments": record(TIMEOUT),
-        "result": record(
-            {
-                "live": TRUTH,
-                "ready": TRUTH,
-                "checks": {"type": "object", "additionalProperties": TRUTH},
-            },
-            ["live", "ready", "checks"],
-        ),
-        "errors": reference("errors.health"),
-    },
-    "stats": {
-        "comment": "The figures of the calls so far, latencies in seconds, and of the pool",
-        "arguments": record(TIMEOUT),
-        "result": record({"calls": OBJECT, "pool": OBJECT}, ["calls", "pool"]),
-        "errors": reference("errors.stats"),
-    },
-}
-"""The service's own procedures."""
-
-
-def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
-    """
-    Describe a procedure written by hand: its first parameter is the call, the rest are arguments.
-
-    What an annotation does not say as a simple type is anything.
-    """
-    _, *parameters = inspect.signature(function).parameters.values()
-    hints = hints_of(function)
-    named = [
-        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
-    arguments = record(
-        {**TIMEOUT, **{each.name: _schema(hints.get(each.name, Any)) for each in named}},
-        [each.name for each in named if each.default is each.empty],
-    )
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        del arguments["additionalProperties"]
-    return {
-        "comment": inspect.getdoc(function),
-        "positional": [each.name for each in named if each.kind is not each.KEYWORD_ONLY],
-        "arguments": arguments,
-        "result": _schema(hints.get("return", Any)),
-        "errors": reference("errors.written"),
-    }
-
-
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a procedure, as far as they can be resolved."""
-    try:
-        return get_type_hints(function)
-    except (NameError, TypeError):  # a name that is there for type checkers alone
-        return {}
-
-
-def _schema(hint: Any) -> Schema:
-    origin, parts = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, UnionType):
-        found = [_schema(part) for part in parts if part is not NoneType]
-        if {} in found:
-            return {}
-        whole = found[0] if len(found) == 1 else {"anyOf": found}
-        return or_null(whole) if NoneType in parts else whole
-    if getattr(origin, "__module__", "") == "collections.abc":
-        origin = {"Mapping": dict, "Sequence": list}.get(origin.__name__, origin)
-    schema = dict(TYPES.get(origin, {})) if isinstance(origin, type) else {}
-    if origin is list and parts:
-        schema["items"] = _schema(parts[0])
-    if origin is dict and len(parts) == 2:
-        schema["additionalProperties"] = _schema(parts[1])
-    return schema
-
-
-VERBS = ("find", "aggregate", "stream", "export")
 OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, "max_affected": reference("whole")}
 
 
@@ -147,32 +44,59 @@ def _is_known(catalog: Catalog, oid: int) -> bool:
 
 
 def described_functions(
-    defs: Definitions, home: tuple[str, str], overloads: Sequence[Function]
+    defs: Definitions,
+    home: tuple[str, str],
+    overloads: Sequence[Function],
+    verbs: Mapping[str, Verb],
 ) -> list[dict[str, Any]]:
     """Describe the functions of one name."""
     name = function_name(defs.catalog, home)
     names = frozenset(each for function in overloads for each in function.names)
     return [
-        _Described(defs, function, f"{name}.{at}", names).whole()
+        _FunctionRows(defs, function, f"{name}.{at}", names).function(verbs)
         for at, function in enumerate(overloads)
     ]
 
 
-class _Described:
-    """One function; its name among the parts is its own, though others are called alike."""
+class _FunctionRows(Rows):
+    """
+    One function, and the rows that it returns.
+
+    Args:
+        defs: Take the schemas.
+        function: Which one.
+        name: In URIs, with its place among those of its name.
+        names: Of the parameters of all functions of its name.
+    """
+
+    prefix = "fn."
 
     def __init__(
         self, defs: Definitions, function: Function, name: str, names: frozenset[str]
     ) -> None:
-        self._defs = defs
+        super().__init__(defs, name)
         self._function = function
-        self._name = name
         self._names = names
         self._columns = result_columns(defs.catalog, function)
-        self._answer = answer_of(defs.catalog, function)
+        self._by_name = {each.name: self._given(each) for each in function.inputs if each.name}
+        first = function.inputs[: function.unnamed]
+        needed = [at for at, each in enumerate(first, 1) if not (each.name or each.has_default)]
+        items = [self._given(each) for each in first]
+        self._listed: Schema = {
+            "type": "array",
+            **({"minItems": needed[-1]} if needed else {}),
+            "maxItems": len(items),
+            **({"prefixItems": items} if items else {}),
+        }
+        required = [each.name for each in function.inputs if each.name and not each.has_default]
+        self.makers["args"] = lambda: record(self._by_name, required)
 
-    def whole(self) -> dict[str, Any]:
-        function, catalog = self._function, self._defs.catalog
+    def function(self, verbs: Mapping[str, Verb]) -> dict[str, Any]:
+        """Describe the function, and the verbs on its rows."""
+        function, catalog = self._function, self.defs.catalog
+        has_verbs = self._columns is not None and not function.procedure
+        needed = [ARGS] if any(not each.has_default for each in function.inputs) else []
+        args = {"anyOf": [self.part("args"), self._listed, *([] if needed else [NULL])]}
         return {
             "schema": function.schema,
             "name": function.name,
@@ -184,113 +108,64 @@ class _Described:
             "arguments": self._arguments(),
             "result": self._result(),
             "errors": reference("errors.fn"),
-            "verbs": self._verbs(),
+            "verbs": {
+                name: self.described(verb, {ARGS: args}, needed)
+                for name, verb in verbs.items()
+                if has_verbs and verb.on_functions
+            },
         }
 
-    def _verbs(self) -> dict[str, Any]:
-        if self._columns is None or self._function.procedure:
-            return {}
-        found: dict[str, Any] = {}
-        for verb in VERBS:
-            shared = reference(f"arguments.fn.{verb}")
-            needed = any(not each.has_default for each in self._function.inputs)
-            needs: Schema = {"required": [ARGS]} if needed else {}
-            found[verb] = {
-                "arguments": {**shared, "properties": {ARGS: self._apart(needed)}, **needs},
-                "result": reference(f"result.{verb}"),
-                "errors": reference(f"errors.fn.{verb}"),
-            }
-        rows = {"type": "array", "items": self._row}
-        page = {**reference("page"), "properties": {"rows": rows}}
-        found["find"]["result"] = {"anyOf": [page, reference("result.find")]}
-        found["stream"]["progress"] = {"anyOf": [rows, reference("progress.stream")]}
-        found["export"]["progress"] = reference("progress.export")
-        return found
+    def _given(self, argument: Argument) -> Schema:
+        return given(self.defs, self.defs.catalog.type(argument.type), nullable=True)
 
     def _arguments(self) -> Schema:
         """Return what a call takes by name; what has no name is in a list, as `args`."""
         function = self._function
-        known = self._options()
-        options = {name: each for name, each in known.items() if name not in self._names}
-        rest = function.inputs[function.unnamed :]
-        required = [each.name for each in rest if not each.has_default]
-        plain = {**options, **self._named()}
+        nothing = function.procedure or answer_of(self.defs.catalog, function) == "nothing"
+        # Without an answer there is nothing to count.
+        options = {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
+        others = {name: each for name, each in options.items() if name not in self._names}
+        plain = {**others, **self._by_name}
+        by_name, by_position = (
+            [each.name for each in arguments if not each.has_default]
+            for arguments in (
+                function.inputs[function.unnamed :],
+                function.inputs[: function.unnamed],
+            )
+        )
         if ARGS not in self._names:
-            plain[ARGS] = self._listed() if function.unnamed else NULL
-            if any(not each.has_default for each in function.inputs[: function.unnamed]):
-                required.append(ARGS)
-        apart = record({**known, ARGS: self._by_name}, [ARGS])
+            plain[ARGS] = self._listed if function.unnamed else NULL
+            by_name += [ARGS] if by_position else []
         if function.unnamed:
-            return record(plain, required)
-        return {"anyOf": [record(plain, required), apart]}
-
-    def _options(self) -> dict[str, Schema]:
-        """Return the options of a call; without an answer there is nothing to count."""
-        nothing = self._function.procedure or self._answer == "nothing"
-        return {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
-
-    def _apart(self, needed: bool) -> Schema:
-        """Return what a verb takes as `args`."""
-        nothing = [] if needed else [NULL]
-        return {"anyOf": [self._by_name, self._listed(), *nothing]}
-
-    @property
-    def _by_name(self) -> Schema:
-        """Return a reference to the dict of all that is given by name."""
-        inputs = self._function.inputs
-        needed = [each.name for each in inputs if each.name and not each.has_default]
-        return self._defs.refer(f"args.{self._name}", lambda: record(self._named(), needed))
-
-    def _named(self) -> dict[str, Schema]:
-        """Return what is given by name."""
-        return {each.name: self._given(each) for each in self._function.inputs if each.name}
-
-    def _given(self, argument: Argument) -> Schema:
-        return given(self._defs, self._defs.catalog.type(argument.type), nullable=True)
-
-    def _listed(self) -> Schema:
-        """Return the list of what is given by position."""
-        first = self._function.inputs[: self._function.unnamed]
-        items = [self._given(each) for each in first]
-        needed = [at for at, each in enumerate(first, 1) if not (each.name or each.has_default)]
-        least = {"minItems": needed[-1]} if needed else {}
-        found: Schema = {"type": "array", **least, "maxItems": len(items)}
-        return {**found, "prefixItems": items} if items else found
+            return record(plain, by_name)
+        apart = record({**options, ARGS: self.part("args")}, [ARGS])
+        return {"anyOf": [record(plain, by_name), apart]}
 
     def _result(self) -> Schema:
         """Return what a call answers."""
-        catalog, function, answer = self._defs.catalog, self._function, self._answer
+        catalog, function = self.defs.catalog, self._function
+        answer = answer_of(catalog, function)
         if answer == "nothing":
             return {"anyOf": [NULL, reference("text")]}
         if self._columns is None:
-            result = value(self._defs, catalog.type(function.result), nullable=True)
+            result = value(self.defs, catalog.type(function.result), nullable=True)
             result = {"type": "array", "items": result} if answer == "values" else result
             return {"anyOf": [result, reference("text")]}
-        usual: Mapping[str, list[Schema]] = {
-            "rows": [{"type": "array", "items": self._row}],
-            "composite": [self._row, NULL],
-        }
-        return {"anyOf": [*usual.get(answer, [self._row]), reference("lists"), reference("text")]}
+        usual = {"rows": ("rows",), "composite": ("row", "null")}.get(answer, ("row",))
+        return forms(*map(self.part, usual))
 
-    @property
-    def _row(self) -> Schema:
-        """Return a reference to a row of its result."""
-        return self._defs.refer(f"row.{self._name}", self._made_row)
-
-    def _made_row(self) -> Schema:
-        catalog, function = self._defs.catalog, self._function
-        columns: Mapping[str, Column] = self._columns or {}
+    def row(self) -> Schema:
+        """Build the schema of a row of its result."""
+        catalog, function = self.defs.catalog, self._function
         withheld: Set[str] = set()
         if not (function.outputs or function.definer):
             withheld = catalog.plain(catalog.type(function.result)).withheld
-        made = record(
-            {
-                name: value(self._defs, catalog.type(column.type), nullable=True)
-                for name, column in columns.items()
-                if name not in withheld
-            },
-            [name for name in columns if name not in withheld],
-        )
+        columns = {
+            name: value(self.defs, catalog.type(column.type), nullable=True)
+            for name, column in (self._columns or {}).items()
+            if name not in withheld
+        }
+        made = record(columns, columns)
         if withheld:  # which may be there all the same, nameless here
             del made["additionalProperties"]
         return made

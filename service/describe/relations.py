@@ -5,16 +5,20 @@ What `describe` says of a relation: its columns and keys, and what each verb tak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.catalog import Catalog, Column, Relation
 from service.describe.definitions import Definitions, Schema, reference
+from service.describe.grammar import record
 from service.describe.rows import Rows
-from service.describe.types import schema_of
+from service.describe.types import given, new, schema_of, value
 from service.describe.verbs import Right, Verb
 from service.plan.relationships import computed_columns, relationships
 from service.request.names import RESERVED, encode
+
+LONGEST = 1000
+"""Characters: a longer limit is not written as a pattern."""
 
 
 def served_name(catalog: Catalog, relation: Relation) -> str:
@@ -53,14 +57,14 @@ def described_relation(
         written: What is said of procedures written by hand, which win over generated ones.
     """
     catalog, name = defs.catalog, served_name(defs.catalog, relation)
-    rows = Rows(defs, relation, name)
+    rows = _RelationRows(defs, relation, name)
     return {
         "schema": relation.schema,
         "name": relation.name,
         "kind": relation.kind,
         "comment": relation.comment,
         "columns": {each.name: _column(catalog, each) for each in relation.columns.values()},
-        "json_schema": {"row": rows.read, "insert": rows.insert, "update": rows.update},
+        "json_schema": {kind: rows.part(kind) for kind in ("row", "insert", "update")},
         "computed": {
             name: {
                 "type": computed.column.declared,
@@ -81,7 +85,7 @@ def described_relation(
         **_related(catalog, relation),
         "row_security": relation.row_security,
         "verbs": {
-            verb: written.get(f"{name}.{verb}") or _verb(rows, verb)
+            verb: written.get(f"{name}.{verb}") or rows.verb(verbs[verb])
             for verb in verbs_of(relation, verbs)
         },
     }
@@ -142,44 +146,95 @@ def _generated(column: Column) -> str | None:
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
 
 
-def _verb(rows: Rows, verb: str) -> dict[str, Any]:
-    """Return what a verb takes and answers, and how it fails."""
-    takes = _taken(rows, verb)
-    arguments = reference(f"arguments.{verb}")
-    found: dict[str, Any] = {
-        "arguments": {**arguments, "properties": takes} if takes else arguments,
-        "result": _answered(rows, verb),
-        "errors": reference(f"errors.{verb}"),
-    }
-    if verb == "stream":
-        found["progress"] = {"anyOf": [rows.rows, reference("progress.stream")]}
-    if verb == "export":
-        found["progress"] = reference("progress.export")
-    return found
+class _RelationRows(Rows):
+    """
+    Rows of a relation: as read, as created, as changed, and what names one.
 
+    Args:
+        defs: Take the schemas.
+        relation: Whose rows.
+        name: Of the relation in URIs.
+    """
 
-def _taken(rows: Rows, verb: str) -> dict[str, Any]:
-    """Return the arguments that are rows, or name one."""
-    key: dict[str, Any] = {}
-    if verb in ("get", "update", "delete"):
-        key = {"key": rows.key if rows.key is not None else False}
-    if verb in ("create", "upsert"):
-        return {"values": rows.values}
-    if verb == "update":
-        return {**key, "changes": rows.update}
-    if verb == "import":  # a model may still add to its rows
-        return {"rows": {"items": {"anyOf": [rows.new, {"type": "array"}]}}}
-    return key
+    def __init__(self, defs: Definitions, relation: Relation, name: str) -> None:
+        super().__init__(defs, name)
+        self._relation = relation
+        self._insertable = [each for each in relation.columns.values() if each.insertable]
+        self.makers |= {
+            "new": lambda: self._given(self._insertable, relation.filled),
+            "insert": self._insert,
+            "update": self._update,
+            "values": lambda: {
+                "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
+            },
+            "key": self._key,
+        }
 
+    def verb(self, verb: Verb) -> dict[str, Any]:
+        """Describe a verb."""
+        return self.described(verb, {name: self.part(kind) for name, kind in verb.takes.items()})
 
-def _answered(rows: Rows, verb: str) -> Schema:
-    """Return an answer: first what a call gets that says nothing of its form or its columns."""
-    answer = reference(f"result.{verb}")
-    if verb == "get":
-        return {"anyOf": [rows.read, answer]}
-    if verb == "find":
-        page = {**reference("page"), "properties": {"rows": rows.rows}}
-        return {"anyOf": [page, answer]}
-    if verb in ("create", "upsert"):
-        return rows.created
-    return rows.changed if verb in ("update", "delete") else answer
+    def part(self, kind: str) -> Any:
+        """Return a part; no key is right where there is none."""
+        if kind == "key" and not self._relation.primary_key:
+            return False
+        if kind == "imported":  # a model may still add to its rows
+            return {"items": {"anyOf": [self.part("new"), {"type": "array"}]}}
+        return super().part(kind)
+
+    def row(self) -> Schema:
+        """Build the schema of a row as it is read."""
+        columns = [each for each in self._relation.columns.values() if each.selectable]
+        return record(
+            {each.name: self._read(each) for each in columns}, [each.name for each in columns]
+        )
+
+    def _read(self, column: Column) -> Schema:
+        schema = value(self.defs, self.defs.catalog.type(column.type), column.nullable)
+        limit = column.max_length
+        return schema if limit is None else {**schema, "maxLength": limit}
+
+    def _insert(self) -> Schema:
+        needed = [
+            each.name
+            for each in self._insertable
+            if not (each.nullable or each.has_default or self._relation.filled)
+        ]
+        return {**self.part("new"), "required": needed} if needed else self.part("new")
+
+    def _update(self) -> Schema:
+        columns = [each for each in self._relation.columns.values() if each.updatable]
+        if columns == self._insertable and not self._relation.filled:
+            return self.part("new")
+        return self._given(columns)
+
+    def _given(self, columns: Iterable[Column], nullable: bool = False) -> Schema:
+        return record({each.name: self._written(each, nullable) for each in columns})
+
+    def _written(self, column: Column, nullable: bool) -> Schema:
+        if column.generated_always:
+            return reference("default")
+        type = self.defs.catalog.type(column.type)
+        schema = new(self.defs, type, column.nullable or nullable)
+        limit = column.max_length
+        if limit is None or limit > LONGEST:
+            return schema
+        # PostgreSQL cuts spaces off the end to make a value fit
+        return {**schema, "pattern": rf"^[\s\S]{{0,{limit}}} *$"}
+
+    def _key(self) -> Schema:
+        relation = self._relation
+        parts = [self._part_of_key(name) for name in relation.primary_key]
+        many = len(parts)
+        values = {"type": "array", "prefixItems": parts, "minItems": many, "maxItems": many}
+        keys = [each.columns for each in relation.unique_keys]
+        columns = dict.fromkeys(name for key in keys for name in key)
+        named = {
+            **record({name: self._part_of_key(name) for name in columns}),
+            "anyOf": [{"required": list(key)} for key in keys],
+        }
+        return {"anyOf": [*(parts if many == 1 else ()), values, named]}
+
+    def _part_of_key(self, name: str) -> Schema:
+        type = self.defs.catalog.type(self._relation.columns[name].type)
+        return given(self.defs, type, nullable=False)

@@ -205,7 +205,7 @@ class _Client(ABC):
         yield TypedCall(group, name, fields[:unnamed], [*fields[unnamed:], *options], result)
         for verb in function["verbs"]:
             page = function["verbs"]["find"]["result"]["anyOf"][0]
-            row = page["properties"]["rows"]["items"]
+            row = self._resolved(page["properties"]["rows"])["items"]
             named = [each for each in fields if each.name]
             yield TypedCall(group, f"{name}.{verb}", [], named, row, "FunctionCalls")
 

@@ -5,7 +5,7 @@ What a verb is, and what is the same of it for every relation: its arguments, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from service.catalog import Relation
@@ -34,6 +34,10 @@ class Verb:
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
         positional: What may be given by position, in its order.
+        takes: Arguments that are of the relation: its "key", new "values", an "update", or what
+            is "imported".
+        answers: What it answers first: a "row", "rows", "null", or rows in a "page" or as "written".
+        sends: What each progressive result is first.
         progress: Of each progressive result; None if it sends none.
         rights: What the caller's role must be allowed; the first one also says what kind of
             write it is to a view.
@@ -47,6 +51,9 @@ class Verb:
     result: Schema
     errors: tuple[type[ServiceError], ...]
     positional: tuple[str, ...] = ()
+    takes: Mapping[str, str] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    sends: tuple[str, ...] = ()
     progress: Schema | None = None
     rights: tuple[Right, ...] = ("select",)
     fits: Callable[[Relation], bool] = _has_all

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from service.db.encode import integer_text, unfit
-from service.describe.functions import hints_of
+from service.describe.written import hints_of
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 

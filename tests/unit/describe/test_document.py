@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.api import verbs
-from service.describe.functions import described_procedure
 from service.describe.relations import verbs_of
+from service.describe.written import described_procedure
 from tests.unit.samples import catalog
 
 SOME = ("get", "find", "aggregate", "create", "upsert", "update", "delete")
