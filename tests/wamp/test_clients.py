@@ -46,7 +46,7 @@ def node() -> str:
     found, npm = shutil.which("node"), shutil.which("npm")
     if found is None or npm is None:
         missing("the tests of the JavaScript client need node and npm")
-    if not (NODE / "node_modules" / "autobahn").is_dir():
+    if not all((NODE / "node_modules" / name).is_dir() for name in ("autobahn", "jsdom")):
         install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
         subprocess.run(install, cwd=NODE, check=True, capture_output=True, timeout=100)
     return found

@@ -1,0 +1,1 @@
+// In place of Node's fs: a page has no files.

@@ -1,0 +1,83 @@
+"""
+The neighbor of the example: what it writes is served, and what callers write it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+
+from service.db.thread import in_thread
+from tests.conftest import ROOT, Router, free_port, until
+from tests.wamp.callers import join
+from tests.wamp.programs import port_open, program, tool
+from tests.wamp.service import served
+
+
+@pytest.fixture
+def neighbor(migrated: str, tmp_path: Path) -> Iterator[str]:
+    """Run it as its README says; gives its URL."""
+    port = str(free_port())
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "DATABASE_URL": migrated}
+    app = str(ROOT / "examples" / "neighbor" / "neighbor.py")
+    with program(environ, tool("flask"), "--app", app, "run", "--port", port) as started:
+        until(lambda: port_open(port), 60, lambda: started.output)
+        yield f"http://127.0.0.1:{port}"
+
+
+def http(url: str, values: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Ask for a page, or post values as JSON; gives the status and what is answered."""
+    body = None if values is None else json.dumps(values).encode()
+    request = Request(url, body, {"content-type": "application/json"})
+    try:
+        with urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_neighbor_and_callers_share_rows(
+    neighbor: str, migrated: str, router: Router
+) -> None:
+    async with served(migrated, router, app=("app",)):
+        caller = await join(router, "rawsocket cbor")
+        van = {"plate": "B-RC 77", "model": "van"}
+        status, made = await in_thread(reactor, "http", http, f"{neighbor}/vehicles", van)
+        assert status == 201
+        found = await caller.call("rowcast.vehicles.get", {"plate": "B-RC 77"})
+        assert (found["id"], found["seats"]) == (made["id"], 4)
+        ada = await caller.call("rowcast.drivers.create", {"name": "Ada"})
+        await caller.call("rowcast.vehicles.update", made["id"], {"driver_id": ada["id"]})
+        answer = await in_thread(reactor, "http", http, f"{neighbor}/drivers/{ada['id']}")
+        assert answer == (200, {"id": ada["id"], "name": "Ada", "plates": ["B-RC 77"]})
+        (row,) = (await in_thread(reactor, "http", http, f"{neighbor}/vehicles"))[1]
+        assert row["driver_id"] == ada["id"]
+        await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_constraint_holds_for_both_and_rule_for_callers(
+    neighbor: str, migrated: str, router: Router
+) -> None:
+    async with served(migrated, router, app=("app",)):
+        caller = await join(router, "rawsocket cbor")
+        lower = {"plate": "b-rc 78", "model": "van"}
+        status, answer = await in_thread(reactor, "http", http, f"{neighbor}/vehicles", lower)
+        assert (status, "ck_vehicles_plate_upper_case" in answer["refused"]) == (409, True)
+        for values, error in ((lower, "check_violation"), ({**lower, "plate": " "}, "invalid_row")):
+            with pytest.raises(ApplicationError) as caught:
+                await caller.call("rowcast.vehicles.create", values)
+            assert caught.value.error == f"rowcast.error.{error}"
+        await caller.close()
