@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import AsyncIterator, Iterator
+from configparser import ConfigParser
 from http.client import HTTPConnection
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
     ROOT / "examples/README.md",
     *sorted((ROOT / "examples").glob("*/README.md")),
-    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
 ]
 HERE = "127.0.0.1:8080"
 """Where examples expect the router."""
@@ -173,15 +174,29 @@ def test_modules_that_pages_name_exist() -> None:
             assert there or name == "schema/depot.py", name
 
 
+def test_changelog_begins_with_the_version_of_the_package() -> None:
+    """Or with what is not released yet; versions stand in their order, each with its day."""
+    versions = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    if versions[0] == "Unreleased":
+        del versions[0]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", each) for each in versions)
+    numbers = [[int(n) for n in each.split(" ")[0].split(".")] for each in versions]
+    assert numbers == sorted(numbers, reverse=True)
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert versions[0].split(" ")[0] == setup["metadata"]["version"]
+
+
 def test_changelog_has_plain_lists() -> None:
     """Under the headings of Keep a Changelog, without gaps, doubles and long lines."""
-    text = (ROOT / "CHANGELOG.md").read_text("utf-8").partition("## Unreleased\n")[2]
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     known = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
-    headings = re.findall(r"^### (.*)$", text, re.M)
-    assert headings == [each for each in known if each in headings]
-    for body in re.split(r"^### .*$", text, flags=re.M)[1:]:
-        assert "\n\n" not in body.strip()
-        assert all(line.startswith(("- ", "  ")) for line in body.strip().splitlines())
+    for version in re.split(r"^## .*$", text, flags=re.M)[1:]:
+        headings = re.findall(r"^### (.*)$", version, re.M)
+        assert headings == [each for each in known if each in headings]
+        for body in re.split(r"^### .*$", version, flags=re.M)[1:]:
+            assert "\n\n" not in body.strip()
+            assert all(line.startswith(("- ", "  ")) for line in body.strip().splitlines())
     entries = re.split(r"^- ", text, flags=re.M)
     assert len(entries) == len(set(entries))
     assert max(map(len, text.splitlines())) <= 110
