@@ -20,10 +20,12 @@ from psycopg2.extensions import cursor
 from service.catalog import Catalog, Type
 from service.db.decode import Casters
 from service.db.encode import Encoders, unfit, wire
-from service.db.json import check_text
+from service.db.json import check_text, read_json, repeated_key, shown
 from service.db.python import PythonForms
-from service.errors import InvalidArgument
+from service.errors import DatabaseRefused, InvalidArgument
 from service.plan.conditions import Bound
+
+DUPLICATE_COLUMN = "42701"
 
 
 def fields_hash(names: Iterable[str]) -> int:
@@ -85,6 +87,24 @@ class Codec:
     def read(self, type: Type, text: str | None) -> Any:
         """Return the wire value of PostgreSQL's text."""
         return None if text is None else self._casters.reader(type)(text)
+
+    def record(self, text: str | None) -> Any:
+        """
+        Return a row of no known type, given as JSON, without hidden fields.
+
+        Raises:
+            DatabaseRefused: Two of its columns share a name, so that a dict would lose one.
+        """
+        if text is None:
+            return None
+        twice = repeated_key(text)
+        if twice is not None:
+            raise DatabaseRefused(
+                f'the function returns two columns with the name "{shown(twice)}"',
+                hint="name each in the function, as in SELECT 1 AS a, 2 AS b",
+                sqlstate=DUPLICATE_COLUMN,
+            )
+        return self.bare(read_json(text))
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
         """

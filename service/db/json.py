@@ -52,6 +52,13 @@ def read_json(text: str) -> Any:
     return _sendable(value) if escapes else value
 
 
+def repeated_key(text: str) -> str | None:
+    """Return the first key that stands twice in an object, or None; not in what is in it."""
+    pairs, _ = _SCAN_PAIRS(text, 0)
+    keys = [key for key, _ in pairs]
+    return next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+
+
 def write_json(value: Any) -> str:
     """
     Write a caller's value as JSON.
@@ -158,6 +165,8 @@ _SCAN = json.JSONDecoder().raw_decode
 _SCAN_CAREFULLY = json.JSONDecoder(
     object_hook=_shown, parse_int=_integer, parse_float=_number
 ).raw_decode
+
+_SCAN_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str).raw_decode
 
 
 def _too_deep(text: str) -> bool:

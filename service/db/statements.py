@@ -429,7 +429,7 @@ def call_txn(
     if page.more:
         raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
     if statement.untyped:
-        return [{name: codec.bare(value) for name, value in row.items()} for row in page.rows]
+        return [{name: codec.record(text) for name, text in row.items()} for row in page.rows]
     return page.rows
 
 

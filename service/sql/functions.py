@@ -44,7 +44,8 @@ def _call(plan: CallPlan, limit: int) -> Composable:
         if plan.json:
             value = json_text(function, plan.types[0])
         else:
-            function = SQL("pg_catalog.to_json({})").format(function) if plan.untyped else function
+            if plan.untyped:  # a dict would lose one of two columns with one name
+                function = SQL("CAST(pg_catalog.to_json({}) AS text)").format(function)
             value = aliased([(function, plan.columns[0])])
         return SQL("SELECT {value}{limit}").format(value=value, limit=stop)
     columns: list[Composable] = [Identifier(NAME, name) for name in plan.columns]

@@ -68,7 +68,7 @@ class Statement:
         writes: False if running it twice does no harm.
         marks: Places in the text.
         picks: Whether a last column tells which of the rows are answered.
-        untyped: Whether its values are JSON of rows of no known type.
+        untyped: Whether its values are JSON, as text, of rows of no known type.
         certain: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.

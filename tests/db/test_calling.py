@@ -60,6 +60,10 @@ CREATE FUNCTION person(key int) RETURNS people STABLE
 CREATE FUNCTION pair(p pair) RETURNS pair IMMUTABLE
     LANGUAGE sql AS 'SELECT (p.x + 1, p.y)::pair';
 CREATE FUNCTION record_of() RETURNS record LANGUAGE sql AS $$SELECT 1 AS a, 'x'::text AS b$$;
+CREATE FUNCTION unnamed() RETURNS record LANGUAGE sql AS 'SELECT 1, 2';
+CREATE FUNCTION doubled() RETURNS SETOF record
+    LANGUAGE sql AS $$SELECT 1 AS a, '{"k": 1, "k": 2}'::json AS b UNION ALL SELECT 2, NULL$$;
+CREATE FUNCTION no_record() RETURNS record LANGUAGE sql AS 'SELECT 1, 2 WHERE false';
 CREATE FUNCTION records_of() RETURNS SETOF record
     LANGUAGE sql AS $$SELECT 1 AS a, 'x'::text AS b UNION ALL SELECT 2, 'y'$$;
 CREATE FUNCTION same(v anyelement) RETURNS anyelement IMMUTABLE LANGUAGE sql AS 'SELECT v';
@@ -162,6 +166,8 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("one_out", (), {"n": 4, "form": "lists"}, {"columns": ["twice"], "rows": [[8]]}),
     ("pair", (), {"p": {"x": 1, "y": "2.50"}}, {"x": 2, "y": "2.50"}),
     ("record_of", (), {}, {"a": 1, "b": "x"}),
+    ("doubled", (), {}, [{"a": 1, "b": {"k": 2}}, {"a": 2, "b": None}]),
+    ("no_record", (), {}, None),
     ("records_of", (), {}, [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
     ("same", (), {"v": 5}, 5),
     ("same", (), {"v": "five"}, "five"),
@@ -289,6 +295,15 @@ async def test_hostile_values(db: Callee, name: str, by_name: str, value: Any) -
     args, kwargs = ((), {by_name: value}) if by_name else ((value,), {})
     with suppress(InvalidArgument):
         await db.call(f"fn.{name}", *args, **kwargs)
+
+
+@pytest_twisted.ensureDeferred
+async def test_record_with_two_columns_of_one_name_is_refused(db: Callee) -> None:
+    refused = await failure_of(db.call("fn.unnamed"))
+    assert isinstance(refused, DatabaseRefused)
+    assert refused.message == 'the function returns two columns with the name "?column?"'
+    assert refused.details["sqlstate"] == "42701"
+    assert refused.details["hint"] == "name each in the function, as in SELECT 1 AS a, 2 AS b"
 
 
 @pytest_twisted.ensureDeferred

@@ -23,6 +23,7 @@ CREATE TABLE docs (id int PRIMARY KEY, box int REFERENCES boxes, doc jsonb, raw 
 CREATE TABLE odd ("$value" jsonb, box int REFERENCES boxes UNIQUE, id int PRIMARY KEY);
 CREATE TABLE numbers ("$number" text, box int REFERENCES boxes, id int PRIMARY KEY);
 CREATE FUNCTION same(doc jsonb) RETURNS jsonb LANGUAGE sql STABLE AS 'SELECT doc';
+CREATE FUNCTION unnamed() RETURNS record LANGUAGE sql STABLE AS 'SELECT 1, 2';
 CREATE FUNCTION untyped() RETURNS record LANGUAGE sql STABLE AS 'SELECT 1 AS f1, 2.50 AS f2';
 CREATE FUNCTION same_row(doc json) RETURNS TABLE (doc json, n int) LANGUAGE sql STABLE
     AS 'SELECT doc, 1';
@@ -104,6 +105,7 @@ async def test_document_read_and_written_is_the_same(db: Callee, made: str, text
 @pytest_twisted.ensureDeferred
 async def test_record_of_no_known_type_as_text_has_its_digits(db: Callee) -> None:
     assert await db.call("fn.untyped", form="json") == '{"f1":1,"f2":2.50}'
+    assert await db.call("fn.unnamed", form="json") == '{"?column?":1,"?column?":2}'
 
 
 @pytest_twisted.ensureDeferred
