@@ -29,6 +29,7 @@ SELECT pg_reload_conf();
 CREATE TABLE owners (id int PRIMARY KEY, name text);
 INSERT INTO owners SELECT i, 'owner ' || i FROM generate_series(0, 999) i;
 CREATE TABLE plain (id serial PRIMARY KEY, owner int REFERENCES owners, note text, n int);
+CREATE TABLE ruled (id serial PRIMARY KEY, owner int REFERENCES owners, note text, n int);
 CREATE TABLE narrow (id serial PRIMARY KEY, n int);
 CREATE TABLE before (id serial PRIMARY KEY, n int);
 CREATE TABLE after (id serial PRIMARY KEY, n int);
@@ -38,7 +39,7 @@ CREATE TRIGGER nothing AFTER INSERT OR UPDATE ON after FOR EACH ROW EXECUTE FUNC
 """
 FILL = "; ".join(
     f"INSERT INTO {name} (n) SELECT i FROM generate_series(1, 1000) i"
-    for name in ("plain", "narrow", "before", "after")
+    for name in ("plain", "ruled", "narrow", "before", "after")
 )
 EMBED = {"embed": {"owners": True}}
 KINDS: dict[str, Any] = {
@@ -46,6 +47,7 @@ KINDS: dict[str, Any] = {
     "create, embed": ("plain.create", lambda at: [{"owner": at % 1000, "note": "x"}], EMBED),
     "create of 50, embed": ("plain.create", lambda at: [[{"owner": at % 1000}] * 50], EMBED),
     "update": ("plain.update", lambda at: [1 + at % 1000, {"note": f"{at}"}], {}),
+    "update, model": ("ruled.update", lambda at: [1 + at % 1000, {"note": f"{at}"}], {}),
     "update, embed": ("plain.update", lambda at: [1 + at % 1000, {"note": f"{at}"}], EMBED),
     "create, narrow": ("narrow.create", lambda at: [{"n": at}], {}),
     "update, narrow": ("narrow.update", lambda at: [1 + at % 1000, {"n": at}], {}),
@@ -60,15 +62,21 @@ async def _measure(dsn: str) -> None:
     from service.api.roles import Roles
     from service.db.database import Database
     from service.db.pool import PgPool
+    from service.models.model import Model
     from service.models.registry import Models
+    from service.models.validations import not_blank
     from service.request.arguments import Caller
     from service.request.read import Limits
+
+    class Ruled(Model):
+        TABLENAME = "ruled"
+        VALIDATIONS = (not_blank("note"),)
 
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
     hub = Dispatcher(database, Limits(), 8 << 20, Roles())
-    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), Roles())
+    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database, (Ruled,)), Roles())
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()

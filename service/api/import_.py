@@ -198,7 +198,7 @@ class Upload:
         self._snapshot = snapshot
         self._first = first
         self._names = first.columns
-        ruled = snapshot.model(relation).has_rules
+        ruled = snapshot.model(relation).has_rules(creating=True)
         self._validator = (
             RowValidator(database, snapshot, relation, first.columns) if ruled else None
         )

@@ -91,6 +91,7 @@ class Writing(Handlers):
         call: Parsed[Any],
         max_affected: int | None,
         one: bool = False,
+        scoped: bool = False,
     ) -> Written:
         """
         Run a write; one that cannot be refused afterwards needs no transaction around it.
@@ -102,6 +103,7 @@ class Writing(Handlers):
             call: The call.
             max_affected: How many rows may be written.
             one: Whether it is for one row, which has to be written.
+            scoped: Whether it is in a transaction, or savepoint, that no refusal outlives.
 
         Raises:
             NoRowWritten: The one row was not written; nothing is kept.
@@ -119,7 +121,7 @@ class Writing(Handlers):
         sure = not (one and relation.side_effects) or (
             self.database.level is None and make().certain
         )
-        alone = small and max_affected is None and sure
+        alone = sure and (scoped or (small and max_affected is None))
         run = self.database.run if alone else self.database.atomic
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
@@ -180,7 +182,7 @@ class Creating(Writing):
             bare = replace(request, conflict=None)  # of no rows, none is there already
             columns = answered_columns(_create(snapshot.catalog, relation, bare))
             return answered(Written([], 0, columns), request.returning, many=True)
-        if snapshot.model(relation).has_rules:
+        if snapshot.model(relation).has_rules(creating=True):
             call = await admit_create(snapshot, relation, call, self.database.yield_to_reactor)
         make: Callable[[], Statement]
         if request.many:  # spelled in the pool thread, and seldom the same again
@@ -240,7 +242,7 @@ class Changing(Writing):
         call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
             return await self._unchanged(snapshot, relation, call)
-        if snapshot.model(relation).has_rules:
+        if snapshot.model(relation).has_rules(creating=False):
             return await self._ruled(snapshot, relation, call)
         refuse_faults(snapshot, relation, call)
         return await self._targeted(snapshot, relation, call, _update)
@@ -289,7 +291,9 @@ class Changing(Writing):
         most = request.max_affected if known is None else known
         one = request.target.key is not None
         try:
-            written = await self.write(snapshot, relation, lambda: statement, call, most, one)
+            written = await self.write(
+                snapshot, relation, lambda: statement, call, most, one, scoped=known is not None
+            )
         except NoRowWritten:
             raise await self._missing(snapshot, relation, call) from None
         except TooManyRows:
@@ -341,18 +345,15 @@ class Changing(Writing):
             TooManyRows: More than `max_affected`, or than can be judged in one call.
         """
         request: UpdateRequest | DeleteRequest = call.request
-        returning = Returning(order=request.returning.order)
         most = MAX_JUDGED if request.max_affected is None else request.max_affected
         most = min(most, MAX_JUDGED)
         values = Values(call.values)
         limit = Operand(values.add(most + 1), "max_affected")
-        # to lock a row takes the right to update it, which one who deletes may lack
-        lock = relation.updatable
-        plan = plan_current(snapshot.catalog, relation, request.target, returning, lock, limit)
+        wanted = request.target, Returning(order=request.returning.order), limit
         page: Page = await self.database.run(
             page_txn,
             snapshot.codec,
-            select(plan),
+            snapshot.statement(_lock, relation, wanted),
             values.freeze(),
             most,
             Shape("dicts", UNBOUNDED),
@@ -371,7 +372,7 @@ class Changing(Writing):
         self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Written:
         statement = snapshot.statement(_update_each, relation, call.request)
-        return await self.write(snapshot, relation, lambda: statement, call, None)
+        return await self.write(snapshot, relation, lambda: statement, call, None, scoped=True)
 
     async def _unchanged(
         self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
@@ -617,6 +618,16 @@ def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Sta
 
 def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
     return select(plan_current(catalog, relation, request.target, request.returning))
+
+
+def _lock(
+    catalog: Catalog, relation: Relation, wanted: tuple[Target, Returning, Operand]
+) -> Statement:
+    """Build the statement for the rows that a model validates."""
+    target, returning, limit = wanted
+    # To lock a row takes the right to update it, which one who deletes may lack.
+    lock = relation.updatable
+    return select(plan_current(catalog, relation, target, returning, lock, limit))
 
 
 def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

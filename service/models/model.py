@@ -17,7 +17,8 @@ from service.models.record import Record
 from service.models.relationships import HABTM, TYPES, Association, Attribute, Relationship
 from service.models.sql import Where, affected_txn, rows_txn, where_of
 
-HOOKS = ("beforeCreate", "beforeUpdate", "beforeSave")
+HOOKS = {True: ("beforeCreate", "beforeSave"), False: ("beforeUpdate", "beforeSave")}
+"""What runs before a row is saved, by whether it is a new one."""
 
 
 class StaleObject(Conflict):
@@ -73,10 +74,10 @@ class Model(Record):
         return ensureDeferred(load())
 
     @classmethod
-    def has_rules(cls) -> bool:
-        """Return whether there are validations, or hooks before a row is saved."""
+    def has_rules(cls, creating: bool) -> bool:
+        """Return whether there are validations, or hooks before a new or changed row is saved."""
         return bool(cls.VALIDATIONS) or any(
-            getattr(cls, hook) is not getattr(DBObject, hook) for hook in HOOKS
+            getattr(cls, hook) is not getattr(DBObject, hook) for hook in HOOKS[creating]
         )
 
     @classmethod
@@ -119,8 +120,7 @@ class Model(Record):
         A hook refuses by returning False, or by adding to `errors`.
         """
         await self._validated()
-        hooks = ("beforeCreate" if creating else "beforeUpdate", "beforeSave")
-        for hook in hooks if self.errors.isEmpty() else ():
+        for hook in HOOKS[creating] if self.errors.isEmpty() else ():
             if await maybeDeferred(getattr(self, hook)) is False:
                 return self.invalid(f"refused by {hook}")
             if not self.errors.isEmpty():
@@ -148,10 +148,13 @@ class Model(Record):
             raise DBObjectSaveError("cannot save an object that was deleted")
         if self.META is None:
             return fail(ImaginaryTableError(f"the table of {type(self).__name__} is not served"))
-        return ensureDeferred(self._validated_save()) if self.has_rules() else self._write_row()
+        creating = not self.persisted
+        if not self.has_rules(creating):
+            return self._write_row()
+        return ensureDeferred(self._validated_save(creating))
 
-    async def _validated_save(self) -> Self:
-        refusal = await self.refusal(creating=not self.persisted)
+    async def _validated_save(self, creating: bool) -> Self:
+        refusal = await self.refusal(creating)
         if refusal is None:
             return await self._write_row()
         if self.STRICT:
@@ -246,7 +249,7 @@ class Model(Record):
             if found:
                 return found[0]
             made = cls(**values)
-            refusal = await made.refusal(creating=True) if cls.has_rules() else None
+            refusal = await made.refusal(creating=True) if cls.has_rules(creating=True) else None
             if refusal is not None:
                 raise refusal
             if await made.insert_row(" ON CONFLICT DO NOTHING") is not None:

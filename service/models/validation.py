@@ -84,10 +84,9 @@ class BoundModel:
     model: type[Model]
     meta: Meta
 
-    @property
-    def has_rules(self) -> bool:
-        """Whether there are validations, or hooks before a row is saved."""
-        return self.model.has_rules()
+    def has_rules(self, creating: bool) -> bool:
+        """Return whether there are validations, or hooks before such a row is saved."""
+        return self.model.has_rules(creating)
 
     @property
     def has_delete_hook(self) -> bool:

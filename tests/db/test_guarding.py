@@ -14,6 +14,7 @@ import pytest_twisted
 from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooManyRows
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
+from tests.db.relay import Relay
 from tests.db.rooms import failure_of
 
 SCHEMA = """
@@ -200,3 +201,29 @@ async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: Callee) -
         {"id": 1, "label": 'box "1"'},
         {"id": 2, "label": 'box "2"'},
     ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_update_of_a_model_with_rules_is_three_messages(dsn: str) -> None:
+    """The row with BEGIN, the update without a savepoint, COMMIT; one without rules for it."""
+    execute(dsn, "TRUNCATE boxes, things; INSERT INTO boxes VALUES (1, 'one')")
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn, most=1) as db:
+
+            async def messages() -> list[bytes]:
+                before = len(relay.statements)
+                answer = await db.call("boxes.update", 1, {"label": "a"}, returning=False)
+                assert answer == {"affected": 1}
+                return relay.statements[before:]
+
+            guard(db, lambda self: None, "beforeCreate")
+            await messages()
+            (update,) = await messages()
+            assert b"UPDATE" in update
+            guard(db, lambda self: None, "beforeUpdate")
+            await messages()
+            locked, update, commit = await messages()
+            assert locked.startswith(b"BEGIN")
+            assert b"FOR" in locked
+            assert b"UPDATE" in update
+            assert commit == b"COMMIT"

@@ -37,15 +37,20 @@ def bound(made: type[Model]) -> BoundModel:
 
 
 def test_a_model_knows_whether_it_has_rules() -> None:
-    """Without validations and hooks no object need be built."""
-    assert not model().has_rules()
-    assert model(VALIDATIONS=[not_blank("action")]).has_rules()
-    assert model(beforeSave=lambda self: None).has_rules()
-    assert not model(afterInit=lambda self: None).has_rules()
+    """Without validations and hooks of that kind of write no object need be built, no row read."""
+
+    def kinds(made: type[Model]) -> list[bool]:
+        return [made.has_rules(creating) for creating in (True, False)]
+
+    assert kinds(Model) == kinds(model()) == [False, False]
+    assert kinds(model(VALIDATIONS=[not_blank("action")])) == [True, True]
+    assert kinds(model(beforeSave=lambda self: None)) == [True, True]
+    assert kinds(model(beforeCreate=lambda self: None)) == [True, False]
+    assert kinds(model(beforeUpdate=lambda self: None)) == [False, True]
+    assert kinds(model(afterInit=lambda self: None)) == [False, False]
     later = model()
     later.addValidator(not_blank("action"))
-    assert later.has_rules()
-    assert not Model.has_rules()
+    assert kinds(later) == [True, True]
 
 
 def test_what_nobody_touches_stays_as_it_came() -> None:
