@@ -1,4 +1,5 @@
 # make run · make test · make check. Each makes what it needs first, and is quick the second time.
+# make test WORKERS=1 runs the tests in so many processes, COVERAGE=1 measures what they cover.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := run
@@ -8,13 +9,14 @@ export GOAL := $(or $(firstword $(MAKECMDGOALS)),run)
 endif
 
 BIN := .venv/bin
+WORKERS ?= auto
 # With a router of one's own there is no need for another.
 ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
 # The rules and procedures of the tables that come with the project; yours may take their place.
 run: export ROWCAST_APP ?= app
 
-.PHONY: run test check lint migrations covered clean .venv .venv-router
+.PHONY: run test check lint migrations tests clean .venv .venv-router
 
 run:
 	@requirements/install able .venv/stamp $(ROUTER)
@@ -24,14 +26,14 @@ run:
 test:
 	@requirements/install able .venv/stamp .venv-router/stamp
 	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
-	@exec $(BIN)/python -m pytest
+	@$(MAKE) tests
 
 check:
 	@requirements/install able .venv/stamp .venv-router/stamp
 	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
 	@$(MAKE) lint
 	@$(MAKE) migrations
-	@$(MAKE) covered
+	@$(MAKE) tests COVERAGE=1
 
 lint:
 	$(BIN)/ruff format --check
@@ -47,11 +49,17 @@ migrations:
 	unset DATABASE_URL; $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
 	@rm -rf $(ROWCAST_STATE)
 
-covered:
+PYTEST = pytest -n $(WORKERS)
+
+tests:
+ifdef COVERAGE
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+else
+	@exec $(BIN)/python -m $(PYTEST)
+endif
 
 clean: ; rm -rf .venv .venv-router .venv.log .venv-router.log
 

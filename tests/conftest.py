@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -13,13 +14,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import psycopg2
 import pytest
 from alembic import command
@@ -30,6 +32,42 @@ from service.embedded.crossbar import node
 
 ROOT = Path(__file__).parent.parent
 BRIDGE = "call-for-tests"
+TIERS = ("unit", "db", "wamp")
+"""Folders of tests, by what they need; in CI each has to have run."""
+WORKER_MEMORY = 700 << 20
+"""Bytes of a process of tests with its PostgreSQL, its router, and what its tests start."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """
+    Return how many processes `-n auto` starts.
+
+    Tests wait most of their time, so two share a processor.
+    """
+    wanted = 2 * len(os.sched_getaffinity(0))
+    return max(1, min(wanted, psutil.virtual_memory().available // WORKER_MEMORY))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share out the tests where there are several processes."""
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
+        from tests import distribution
+
+        config.pluginmanager.register(distribution)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run of CI that has left out a tier, or any test."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or hasattr(session.config, "workerinput") or session.testsfailed:
+        return
+    ran = {Path(report.nodeid).parts[1] for report in reporter.stats.get("passed", [])}
+    absent = [tier for tier in TIERS if tier not in ran]
+    if absent or reporter.stats.get("skipped") or reporter.stats.get("deselected"):
+        reporter.write_line(f"\nCI runs every test; left out: {', '.join(absent) or 'some'}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +168,18 @@ def missing(what: str) -> NoReturn:
 
 
 def free_port() -> int:
-    """Name a TCP port on 127.0.0.1 that nobody holds right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a TCP port on 127.0.0.1 that nobody holds right now.
+
+    It is below those that Linux gives to connections (from 32768 on): one that the system names
+    may be the end of somebody's connection by the time that it is used.
+    """
+    while True:
+        port = random.SystemRandom().randint(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def answers(port: int) -> bool:

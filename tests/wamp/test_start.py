@@ -32,8 +32,8 @@ from tests.wamp.programs import alive, gone, parts, port_open, program, tool
 from tests.wamp.raw import refusals
 
 STOPS_WITHIN = 5.0
-QUICK = 20.0
-"""Seconds: eight are meant, the rest is for machines that do other things beside."""
+QUICK = 10.0
+"""Seconds of the processor's time; it takes four or five."""
 
 
 RUN = (sys.executable, "-m", "service", "run")
@@ -115,15 +115,19 @@ def test_a_second_run_says_so(environ: dict[str, str]) -> None:
 def test_the_second_run_is_quick(
     environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With all in place it is ready within eight seconds, on a machine that is not busy."""
+    """With all in place it is ready within ten seconds, on a machine that is not busy."""
     began = time.monotonic()
     with program(environ, *RUN) as service:
         service.says("ready")
         took = time.monotonic() - began
+        # Of the processor's time, for others may have it most of the time.
+        used = sum(
+            sum(each.cpu_times()[:4]) for each in [psutil.Process(service.pid), *parts(service)]
+        )
         assert service.ends(signal.SIGINT) == 0
     with capsys.disabled():
-        print(f"\nready after {took:.1f} s")
-    assert took < QUICK
+        print(f"\nready after {took:.1f} s, {used:.1f} s of them the processor's")
+    assert used < QUICK
 
 
 @pytest.mark.usefixtures("migrated_home")

@@ -1,0 +1,69 @@
+"""
+How the tests are shared out among worker processes: `pytest -n auto`, as `make test` does.
+
+A file stays whole, since its tests share a database and a service. What takes longest begins
+first, or it would still run when all else is done.
+"""
+
+from __future__ import annotations
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+FIRST = (
+    "tests/wamp/test_fuzz.py::test_hostile_calls_leave_the_service_as_it_was[20261121]",
+    "tests/wamp/test_fuzz.py",
+    "tests/db/test_shadowing.py::test_planted_operators_in_filters_not_run",
+    "tests/db/test_roles.py::test_random_rights",
+    "tests/db/test_roles.py::test_random_policies",
+    "tests/wamp/test_start.py::test_twistd",
+    "tests/wamp/test_start.py::test_a_",
+    "tests/wamp/test_start.py",
+    "tests/db/test_stalling.py::test_silent_server",
+    "tests/db/test_stalling.py",
+    "tests/wamp/test_stopped_server.py",
+    "tests/db/test_shadowing.py",
+    "tests/db/test_migrations_page.py",
+    "tests/wamp/test_node.py",
+    "tests/db/test_described_ways.py::test_each",
+    "tests/db/test_described_ways.py",
+    "tests/db/test_migrating.py",
+    "tests/db/test_remembering.py",
+    "tests/db/test_unannounced.py",
+    "tests/db/test_names_hidden.py",
+    "tests/db/test_calling.py",
+    "tests/wamp/test_command.py",
+    "tests/db/test_embedded.py",
+    "tests/db/test_laws.py",
+    "tests/test_install.py",
+    "tests/db/test_stubs.py",
+    "tests/test_docs.py",
+)
+"""Beginnings of the ids of tests, by how long they take; each names a group of its own."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LongestFirst:
+    """Return what hands out the tests."""
+    config.option.loadscopereorder = False  # which would put files of one long test last
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests as they are to be handed out."""
+    items.sort(key=lambda item: _order(item.nodeid))
+
+
+class LongestFirst(LoadScopeScheduling):
+    """Hands out whole files, but for what `FIRST` has apart, in the order of the tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def _group(nodeid: str) -> str:
+    return next((each for each in FIRST if nodeid.startswith(each)), nodeid.partition("::")[0])
+
+
+def _order(nodeid: str) -> int:
+    group = _group(nodeid)
+    return FIRST.index(group) if group in FIRST else len(FIRST)
