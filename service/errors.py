@@ -54,6 +54,7 @@ DETAILS = frozenset(
         "candidates",
         "row",
         "reason",
+        "clock",
         "retry",
         "retry_after",
         "id",
@@ -305,14 +306,17 @@ class StatementTimeout(ServiceError):
 
     Args:
         message: What took too long.
+        clock: Which limit ran out, as callers see it.
     """
 
     uri = "rowcast.error.timeout"
 
     def __init__(
-        self, message: str = "the call took longer than its time limit and was stopped"
+        self,
+        message: str = "the call took longer than its time limit and was stopped",
+        clock: str | None = "statement",
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, clock=clock)
 
 
 class Unavailable(ServiceError):

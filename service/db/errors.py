@@ -331,7 +331,8 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 
 def _conflict(error: psycopg2.Error) -> ServiceError:
     details = words(error, "it met another transaction's changes; the same call may succeed")
-    return Conflict(**details, retry=True)
+    clock = "lock" if error.pgcode == "55P03" and not raised(error) else None
+    return Conflict(**details, clock=clock, retry=True)
 
 
 def _canceled(error: psycopg2.Error) -> ServiceError:
@@ -340,16 +341,16 @@ def _canceled(error: psycopg2.Error) -> ServiceError:
     return Canceled() if by_us else StatementTimeout()
 
 
-def _unavailable(message: str, retry_after: float) -> Make:
-    return lambda error: Unavailable(message, retry_after, sqlstate=error.pgcode)
+def _unavailable(message: str, retry_after: float, clock: str | None = None) -> Make:
+    return lambda error: Unavailable(message, retry_after, sqlstate=error.pgcode, clock=clock)
 
 
 _EXACT: dict[str, Make] = {
     "0A000": unsupported,
     "21000": _duplicate_key,
     "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
-    "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0),
-    "25P04": lambda _: StatementTimeout(),
+    "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0, "idle"),
+    "25P04": lambda _: StatementTimeout(clock="transaction"),
     "2D000": _transaction_end,
     "26000": _unavailable("the session was exchanged for another", 0.0),
     "3F000": class_42,

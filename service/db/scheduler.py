@@ -270,12 +270,11 @@ class Scheduler:
             if job.take():
                 self._timeouts += 1
                 blocked = job.party.blocked if job.party is not None else ""
-                unfree = (
-                    UNREACHABLE
-                    if job.worker is not None
-                    else "no database connection was free in time"
-                )
-                job.fail(Unavailable(blocked or unfree))
+                if blocked or job.worker is not None:
+                    job.fail(Unavailable(blocked or UNREACHABLE))
+                else:
+                    why = "no database connection was free in time"
+                    job.fail(Unavailable(why, clock="connection"))
         self.assign()
 
 

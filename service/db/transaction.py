@@ -394,7 +394,7 @@ class Transaction(Level):
         try:
             return self._lane.get(timeout=limit)
         except Empty:
-            raise Unavailable(IDLE, 0.0) from None
+            raise Unavailable(IDLE, 0.0, clock="idle") from None
 
     def _ended(self, outcome: Any) -> None:
         """Fail the jobs without an outcome: no worker came, or it ended before them."""

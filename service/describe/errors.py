@@ -69,6 +69,7 @@ CARRIED: Mapping[str, Schema] = {
             "path",
             "id",
             "reason",
+            "clock",
         )
     },
     "columns": {"type": "array", "items": {"type": "string"}},

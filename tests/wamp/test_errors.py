@@ -318,6 +318,7 @@ CASES = [
         "slow.find",
         kwargs={"timeout": 0.2},
         message="longer than its time limit",
+        details={"clock": "statement"},
     ),
     Case(
         "rowcast.error.outcome_unknown",
@@ -562,7 +563,7 @@ async def test_statement_timeout(router: Router, caller: Caller, dsn: str) -> No
     async with served(dsn, router, prefix=OTHER, statement_timeout=1):
         for kwargs in ({}, {"timeout": 20}):
             error = await refused(caller.call(f"{OTHER}.slow.find", **kwargs))
-            assert (error.error, error.kwargs) == ("rowcast.error.timeout", {})
+            assert (error.error, error.kwargs) == ("rowcast.error.timeout", {"clock": "statement"})
         assert not running(dsn, "slow")
 
 
@@ -593,7 +594,7 @@ async def test_pool_exhausted(router: Router, caller: Caller, dsn: str) -> None:
         await until(lambda: running(dsn, "slow"))
         error = await refused(caller.call(f"{OTHER}.things.count"))
         assert error.error == "rowcast.error.unavailable"
-        assert error.kwargs == {"retry": True, "retry_after": 1.0}
+        assert error.kwargs == {"retry": True, "retry_after": 1.0, "clock": "connection"}
         holding.addErrback(lambda _: None)
         holding.cancel()
         assert await caller.call(f"{OTHER}.things.count") == 5
