@@ -24,7 +24,7 @@ from service import errors
 from service.app import Serving
 from service.db.thread import in_thread
 from service.models.registry import Models
-from service.procedures.registry import Call, procedures
+from service.procedures.registry import Call, Declared, procedures
 from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
 from tests.wamp.callers import Caller, join
@@ -636,7 +636,7 @@ async def test_internal(service: Serving, caller: Caller) -> None:
         service.database,
         Models(service.database),
         lambda: service.hub.served.codec,
-        {"errors_test.divide": divide},
+        {"errors_test.divide": Declared(divide)},
     )
     service.hub.add(functions)
     assert await caller.call("rowcast.errors_test.divide", 2) == 0.5
