@@ -312,6 +312,7 @@ def _session(settings: Settings) -> SessionSettings:
         settings.lock_timeout,
         settings.tx_idle_timeout,
         settings.schemas,
+        slow_statement=settings.slow_statement,
     )
 
 

@@ -22,10 +22,10 @@ from tabulate import tabulate
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from service.errors import visible
 from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once
-from service.wamp.errors import visible
 
 KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export"})
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""

@@ -35,6 +35,7 @@ in `DETAILS` may be used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -401,6 +402,21 @@ def clip(text: object, length: int = 80) -> str:
     """Return what a caller wrote, cut to a length in characters."""
     word = str(text)
     return word if len(word) <= length else word[: length - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Return a text with what a terminal would obey, such as ESC, as escapes; lines stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
+
+
+def in_line(text: object, length: int = 300) -> str:
+    """
+    Return a text of a peer's for a line of the log.
+
+    A URI may hold any character but white space, and a router's reason any at all: neither may
+    begin a line that looks like one of ours, nor colour the terminal of whoever reads it.
+    """
+    return visible(clip(text, length)).replace("\n", "\\n")
 
 
 def nearest(name: object, known: Sequence[str]) -> str | None:

@@ -163,6 +163,7 @@ OTHER_NAMES = {
     "pool_max": "POOLSIZE POOL MAXCONNECTIONS CONNECTIONS DBPOOL MAXPOOL",
     "pool_timeout": "ACQUIRETIMEOUT CONNECTIONTIMEOUT DBPOOLACQUISITIONTIMEOUT WAIT",
     "statement_timeout": "TIMEOUT QUERYTIMEOUT CALLTIMEOUT",
+    "slow_statement": "SLOW SLOWQUERY SLOWQUERIES SLOWLOG LOGMINDURATION LOGMINDURATIONSTATEMENT",
     "tx_idle_timeout": "IDLETIMEOUT TRANSACTIONTIMEOUT",
     "max_rows": "LIMIT MAXLIMIT PAGESIZE DBMAXROWS ROWLIMIT",
     "max_bytes": "MAXSIZE BYTELIMIT",
@@ -247,6 +248,9 @@ class Settings(BaseSettings):
     pool_max: Count = Field(default=5, description="connections for calls; one more listens")
     pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")
     statement_timeout: Seconds = Field(default=15, description="seconds a statement may run")
+    slow_statement: Seconds = Field(
+        default=1, description="seconds from which on a statement is logged as slow"
+    )
     lock_timeout: Seconds = Field(default=5, description="seconds a statement may wait for a lock")
     tx_idle_timeout: Seconds = Field(default=10, description="seconds a transaction may do nothing")
     max_rows: Count = Field(default=1000, description="rows in one answer")

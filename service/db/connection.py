@@ -8,6 +8,7 @@ message. Behind a transaction pooler the words carry the session's settings too.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
@@ -98,7 +99,7 @@ class PgCursor(extensions.cursor):
         self._refuse_stopped()
         if not clean:
             self.connection.touch()
-        with self.connection.waits():
+        with self.connection.waits(query):
             self._send(query, vars)
 
     def _send(self, query: Words, vars: Parameters) -> None:
@@ -129,12 +130,12 @@ class PgCursor(extensions.cursor):
 
     def executemany(self, query: Words, vars_list: Any) -> None:
         """Send a statement many times, after the noted BEGIN."""
-        with self._begun():
+        with self._begun(query):
             super().executemany(query, vars_list)
 
     def callproc(self, procname: str | bytes, parameters: Parameters = ()) -> Any:
         """Call a function, after the noted BEGIN."""
-        with self._begun():
+        with self._begun(procname):
             return super().callproc(procname, parameters)
 
     def copy_expert(self, sql: Words, file: Any, size: int = 8192) -> None:
@@ -153,13 +154,13 @@ class PgCursor(extensions.cursor):
             super().copy_to(*args, **options)
 
     @contextmanager
-    def _begun(self) -> Iterator[None]:
+    def _begun(self, query: Words | None = None) -> Iterator[None]:
         """Send the noted BEGIN, and wait for the server in the body."""
         self._refuse_stopped()
         self.connection.touch()
         if self.connection.opening is not None:
             self.connection.command("")
-        with self.connection.waits():
+        with self.connection.waits(query):
             yield
 
     def _refuse_stopped(self) -> None:
@@ -177,12 +178,12 @@ class NamedCursor(PgCursor):
 
     def fetchmany(self, *size: Any, **how: Any) -> Any:
         """Fetch rows."""
-        with self.connection.waits():
+        with self.connection.waits(self.query):
             return super().fetchmany(*size, **how)
 
     def fetchall(self) -> Any:
         """Fetch all rows that are left."""
-        with self.connection.waits():
+        with self.connection.waits(self.query):
             return super().fetchall()
 
     def __next__(self) -> Any:
@@ -223,6 +224,8 @@ class PgConnection(extensions.connection):
         time_limit: Seconds that the server may let it wait, the limit of a statement; 0 if there is
             none.
         extra_time: Seconds that it gets beyond `time_limit` until the next transaction.
+        slow_after: Seconds from which on a statement is slow.
+        slow: Statements that were, with their seconds, until the worker has reported them.
         grace: Seconds that it gets beyond that, and then again, to heed a cancel.
         idle_limit: Seconds that a transaction may lie idle; 0 if there is no limit.
         idle: The same, of the transaction that is open.
@@ -244,6 +247,7 @@ class PgConnection(extensions.connection):
     waiting: float | None = None
     time_limit = 5.0
     extra_time = 0.0
+    slow_after = math.inf
     grace = 3.0
     idle_limit = idle = 0.0
     given_up = False
@@ -274,6 +278,7 @@ class PgConnection(extensions.connection):
             raise
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
+        self.slow: list[tuple[Words, float]] = []
         self._idle = select.poll()
         # libpq closes its own by itself, and another file may have the number then.
         self._socket = os.dup(self.fileno())
@@ -288,14 +293,18 @@ class PgConnection(extensions.connection):
             self._socket = -1
 
     @contextmanager
-    def waits(self) -> Iterator[None]:
+    def waits(self, query: Words | None = None) -> Iterator[None]:
         """
         Wait for the server in the body.
+
+        Args:
+            query: What it runs, if that is to be noted where it is slow: not what goes at the
+                pace of a caller.
 
         Raises:
             psycopg2.OperationalError: The connection was lost; psycopg2 has no word for it in COPY.
         """
-        self.waiting = time.monotonic()
+        self.waiting = began = time.monotonic()
         try:
             yield
         except psycopg2.DatabaseError as error:
@@ -304,6 +313,8 @@ class PgConnection(extensions.connection):
             raise
         finally:
             self.waiting = None
+            if query is not None and (took := time.monotonic() - began) >= self.slow_after:
+                self.slow.append((query, took))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -20,6 +21,7 @@ from twisted.internet.task import deferLater
 
 from service.db.pool import PgPool
 from service.db.session import Identity
+from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
     Actor,
     Level,
@@ -179,12 +181,17 @@ class Database:
 
     @asynccontextmanager
     async def transaction(
-        self, isolation: str | None = None, read_only: bool = False
+        self, isolation: str | None = None, read_only: bool = False, name: str = ""
     ) -> AsyncIterator[Level]:
         """
         Hold a transaction while the body runs; inside another one, a savepoint.
 
         It takes a worker with its first statement. The body's error rolls it back.
+
+        Args:
+            isolation: Of the transaction.
+            read_only: Whether the server refuses writes in it.
+            name: What the log calls it.
 
         Raises:
             OutcomeUnknown: The connection was lost during COMMIT.
@@ -199,6 +206,9 @@ class Database:
         )
         await level.enter()
         token = self._level.set(level)
+        origin = ORIGIN.get()
+        if name:
+            ORIGIN.set(replace(origin or Origin(), transaction=name))
         try:
             yield level
         except GeneratorExit:  # the task was dropped: nothing may be awaited any more
@@ -207,9 +217,11 @@ class Database:
         except BaseException:
             self._level.reset(token)
             await level.rollback()
+            ORIGIN.set(origin)
             raise
         self._level.reset(token)
         await level.commit()
+        ORIGIN.set(origin)
 
     def transact(
         self,
@@ -218,6 +230,7 @@ class Database:
         isolation: str | None = None,
         read_only: bool = False,
         retries: int = RETRIES,
+        name: str = "",
     ) -> Deferred[Any]:
         """
         Run a coroutine function in a transaction, again if PostgreSQL asks for it.
@@ -229,10 +242,11 @@ class Database:
             read_only: Whether the server refuses writes in it.
             retries: How often to try again after 40001 and 40P01; never inside a
                 transaction, where the outermost one has to be run again.
+            name: What the log calls the transaction.
         """
 
         async def attempt() -> Any:
-            async with self.transaction(isolation=isolation, read_only=read_only):
+            async with self.transaction(isolation, read_only, name):
                 return await function(*args)
 
         return Deferred.fromCoroutine(self.again(attempt, retries))

@@ -49,6 +49,7 @@ class Scheduler:
     def __init__(self, reactor: Any, limits: PoolLimits, sessions: Sessions) -> None:
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.epoch = 0
+        self.slow = 0
         self.stopping = threading.Event()
         self.limits = limits
         self.workers: list[Worker] = []
@@ -78,7 +79,9 @@ class Scheduler:
         """Count what there is to count."""
         busy = sum(worker.busy for worker in self.workers)
         waiting = max(0, len(self._jobs) - busy)
-        return PoolStats(len(self.workers), busy, waiting, self._timeouts, self._connects)
+        return PoolStats(
+            len(self.workers), busy, waiting, self._timeouts, self._connects, self.slow
+        )
 
     # In worker threads
 

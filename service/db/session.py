@@ -13,6 +13,7 @@ has them set for the session for as long as it runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -159,6 +160,7 @@ class SessionSettings:
         schemas: Where unqualified names inside of functions, triggers and policies are looked
             for, before the places that the database itself has for our role.
         grace: Seconds that a server gets beyond its limits, and then again to heed a cancel.
+        slow_statement: Seconds from which on a statement is logged.
     """
 
     statement_timeout: float = 30.0
@@ -166,6 +168,7 @@ class SessionSettings:
     idle_in_transaction_session_timeout: float = 60.0
     schemas: tuple[str, ...] = ()
     grace: float = 3.0
+    slow_statement: float = math.inf
 
     def limits(self) -> dict[str, str]:
         """Return the limits as the server takes them, in milliseconds."""
@@ -244,6 +247,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
         connection = _connect(given)
     try:
         connection.grace = settings.grace
+        connection.slow_after = settings.slow_statement
         connection.autocommit = True
         backend, connection.single_use, path, limit, *found = connection.ask(SESSION_QUERY)
         # a pooler makes up the process id that libpq has

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
 from service.db.fair_queue import PARTY
+from service.db.slow import ORIGIN, report
 from service.errors import OutcomeUnknown, Unavailable
 
 
@@ -63,6 +64,7 @@ class PoolStats:
         waiting: Calls that wait for a worker.
         timeouts: Calls that have waited in vain, so far.
         connects: Sessions opened, so far.
+        slow: Statements that took longer than `ROWCAST_SLOW_STATEMENT`, so far.
     """
 
     size: int
@@ -70,6 +72,7 @@ class PoolStats:
     waiting: int
     timeouts: int
     connects: int
+    slow: int = 0
 
 
 class Job:
@@ -179,6 +182,7 @@ class WorkerPool(Protocol):
 
     queue: SimpleQueue[Job | None]
     epoch: int
+    slow: int
     stopping: threading.Event
     limits: PoolLimits
 
@@ -232,7 +236,16 @@ class Worker:
                 self.job = None
                 if self.connection is not None:
                     self.connection.stopped = 0.0
+            if self.connection is not None and self.connection.slow:
+                self._report(self.connection, job)
         self.pool.post(job)
+
+    def _report(self, connection: PgConnection, job: Job) -> None:
+        slow, connection.slow = connection.slow, []
+        self.pool.slow += len(slow)
+        for query, seconds in slow:
+            # Read, not entered: the reactor may be in this context, with a caller that gave up.
+            report(query, seconds, job.context.get(ORIGIN), connection)
 
     def _run(self, job: Job, again: bool = True) -> Any:
         """Run a job on a session, which is cleaned; a read once more if its connection was lost."""
@@ -330,4 +343,6 @@ class Worker:
         with self.lock:
             connection, self.connection = self.connection, None
         if connection is not None:
+            if connection.slow and self.job is not None:
+                self._report(connection, self.job)
             connection.close()

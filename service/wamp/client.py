@@ -30,10 +30,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from service.errors import in_line
 from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
-from service.wamp.errors import in_line, refusal
+from service.wamp.errors import refusal
 from service.wamp.serializer import MessageSizes, SafeSerializer
 from service.wamp.session import SafeSession, SessionObserver
 

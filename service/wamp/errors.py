@@ -7,7 +7,6 @@ gets it whole under an id, the caller gets the id.
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from service.errors import Canceled, InternalError, ServiceError, clip
+from service.errors import Canceled, InternalError, ServiceError, in_line
 from service.payload import Unsafe, check
 from service.request.names import encode
 
@@ -51,21 +50,6 @@ def name_of(uri: str, prefix: str) -> str:
     if not uri.startswith(head):
         raise ValueError(f"not below {head!r}: {uri!r}")
     return uri[len(head) :]
-
-
-def visible(text: str) -> str:
-    """Return a text with what a terminal would obey, such as ESC, as escapes; lines stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
-
-
-def in_line(text: object, length: int = 300) -> str:
-    """
-    Return a text of a peer's for a line of the log.
-
-    A URI may hold any character but white space, and a router's reason any at all: neither may
-    begin a line that looks like one of ours, nor colour the terminal of whoever reads it.
-    """
-    return visible(clip(text, length)).replace("\n", "\\n")
 
 
 def refusal(error: BaseException, doing: str) -> ApplicationError:

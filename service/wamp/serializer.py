@@ -17,9 +17,9 @@ from autobahn.wamp import message
 from autobahn.wamp.serializer import CBORObjectSerializer, CBORSerializer, Serializer
 from twisted.logger import Logger
 
-from service.errors import TooLarge
+from service.errors import TooLarge, in_line
 from service.payload import MAX_DEPTH
-from service.wamp.errors import INVALID_PAYLOAD, in_line
+from service.wamp.errors import INVALID_PAYLOAD
 
 log = Logger()
 

@@ -31,9 +31,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from service.cancellation import CooperativeDeferred
-from service.errors import InvalidArgument, NotAuthorized, ServiceError
+from service.errors import InvalidArgument, NotAuthorized, ServiceError, in_line
 from service.wamp.auth import Login
-from service.wamp.errors import CANNOT_AUTHENTICATE, in_line, refusal
+from service.wamp.errors import CANNOT_AUTHENTICATE, refusal
 from service.wamp.serializer import MessageSizes, Undecodable, error_of
 
 log = Logger()
