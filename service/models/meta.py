@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from service.catalog import Catalog, Relation, Type
-from service.db.connection import Installable
+from service.db.codec import Codec
 from service.errors import InvalidArgument
 from service.models.sql import identifiers
 from service.plan.conditions import PG_CATALOG
@@ -23,19 +23,6 @@ AS_THEY_ARE = frozenset(["boolean", "binary", "integer", "number", "string", "te
 def keys_of(names: Sequence[str]) -> str:
     """Return names for the columns of a source of keys: key_0, key_1, …"""
     return ", ".join(f"key_{at}" for at in range(len(names)))
-
-
-class Values(Installable, Protocol):
-    """What models need of the codec."""
-
-    def encode(self, type: Type, value: Any, path: str) -> str | None:
-        """Return PostgreSQL's text for a value."""
-
-    def python(self, type: Type, value: Any, path: str) -> Any:
-        """Return the Python value for a wire value."""
-
-    def wire(self, value: Any) -> Any:
-        """Return the wire value for a Python value."""
 
 
 class Meta:
@@ -54,7 +41,7 @@ class Meta:
         self,
         relation: Relation,
         catalog: Catalog,
-        codec: Values,
+        codec: Codec,
         reserved: Collection[str] = (),
     ) -> None:
         self.relation = relation
@@ -83,7 +70,7 @@ class Meta:
         plain = catalog.plain(type)
         if plain.kind not in ("array", "composite") and plain.form in AS_THEY_ARE:
             return None
-        if plain.form == "json":  # so that a change in place can be told
+        if plain.form == "json":  # so that a change in place can be seen
             return deepcopy
         return lambda value: self.codec.python(type, value, name)
 
@@ -98,13 +85,13 @@ class Meta:
 
         Raises:
             InvalidArgument: It is not of the column's type.
-            ValueError: A moment without a zone, for a column that has one.
+            ValueError: A timestamp without a time zone, for a column that has one.
         """
         type = self.types[name]
         value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
         # PostgreSQL would take it in the zone of the session.
         if isinstance(value, datetime) and value.tzinfo is None and type.form == "timestamptz":
-            raise ValueError(f"{name}: a moment needs a time zone")
+            raise ValueError(f"{name}: a timestamp needs a time zone")
         return self.codec.encode(type, value, path or name)
 
     def cast(self, name: str) -> str:

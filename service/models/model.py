@@ -109,6 +109,7 @@ class Model(Record):
 
     async def _validated(self) -> Self:
         self.errors.clear()
+        # What one of them raises is raised: twistar ignores it, and saves the object.
         for validation in type(self).VALIDATIONS:
             await maybeDeferred(validation, self)
         return self
@@ -164,6 +165,8 @@ class Model(Record):
     def _write_row(self) -> Deferred[Any]:
         return self.update_row() if self.persisted else self.insert_row()
 
+    # twistar asks for lastval() afterwards, which is another table's if a trigger inserts there,
+    # and reads no defaults, which the next save then overwrites with NULL.
     def insert_row(self, conflict: str = "") -> Deferred[Any]:
         """Insert the object, whatever its rules say; without a row for it, return None."""
         meta, own = self.meta(), self.__dict__

@@ -16,9 +16,10 @@ from twistar.registry import Registry
 from twistar.validation import Errors
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
 
+from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.models.meta import Meta, Values
+from service.models.meta import Meta
 from service.models.relationships import preload
 from service.models.sql import Where, enclosed, limit_of, order_by, rows_txn, where_of
 from service.sql.statement import quoted
@@ -28,7 +29,7 @@ NO_KEY: Final = object()
 
 
 class RecordErrors(Errors):
-    """RecordErrors against the values of an object, by attribute."""
+    """Reasons against the values of an object, by attribute."""
 
     def __init__(self) -> None:
         """Start empty; twistar would make an Inflector for each object."""
@@ -144,7 +145,7 @@ class Record(DBObject):
 
     @property
     def errors(self) -> RecordErrors:
-        """RecordErrors against this object, from its last validation."""
+        """Reasons against this object, from its last validation."""
         found: RecordErrors | None = self.__dict__.get("_errors")
         if found is None:
             found = self.__dict__["_errors"] = RecordErrors()
@@ -177,7 +178,7 @@ class Record(DBObject):
         meta = self.row_meta
         return {name: getattr(self, meta.attributes[name]) for name in meta.columns}
 
-    def wire(self, codec: Values) -> dict[str, Any]:
+    def wire(self, codec: Codec) -> dict[str, Any]:
         """Return all columns in their wire form."""
         meta, row, own = self.row_meta, self._row, self.__dict__
         return {
@@ -197,6 +198,7 @@ class Record(DBObject):
         """Return columns as a dict, as twistar does, but never in a shared default."""
         return super().toHash(cols, includeBlank, exclude, dict(base or {}))
 
+    # To twistar all unsaved objects are one, and an id that is no integer has no hash.
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
@@ -249,7 +251,7 @@ class Record(DBObject):
         conditions: list[str] = []
         params: list[Any] = []
         if id is not NO_KEY:
-            if id is None:  # twistar would find every row
+            if id is None:  # twistar finds every row
                 return succeed(None)
             conditions.append(meta.by_key)
             params += meta.key_values(id)

@@ -16,12 +16,15 @@ from twistar.registry import Registry
 from twisted.logger import Logger
 
 from service.catalog import Catalog, ForeignKey, Relation
+from service.db.codec import Codec
 from service.db.database import Database
-from service.models.meta import Meta, Values
+from service.models.meta import Meta
 from service.models.model import Model
 from service.models.relationships import Association, BelongsTo, HasMany, HasOne, Relationship
 from service.models.twistar import CallerPool, PgConfig
 from service.models.validation import BoundModel
+
+log = Logger()
 
 
 def associations(
@@ -76,12 +79,6 @@ def _readable(relation: Relation, names: Collection[str]) -> bool:
     return all(relation.columns[name].selectable for name in names)
 
 
-log = Logger()
-
-Place = tuple[str, str]
-"""Schema and name of a relation."""
-
-
 class LoadedModels:
     """
     Models of the relations of one catalog; those of another catalog change nothing here.
@@ -92,11 +89,11 @@ class LoadedModels:
     Args:
         catalog: Whose relations.
         codec: For their values.
-        written: Those that are written by hand, by relation.
+        written: Those that are written by hand, by schema and name of the relation.
     """
 
     def __init__(
-        self, catalog: Catalog, codec: Values, written: Mapping[Place, BoundModel]
+        self, catalog: Catalog, codec: Codec, written: Mapping[tuple[str, str], BoundModel]
     ) -> None:
         self._catalog = catalog
         self._codec = codec
@@ -152,9 +149,9 @@ class Models:
         Registry.DBPOOL = CallerPool(self._database)
         Registry.IMPL = PgConfig(self._database)
 
-    def load(self, catalog: Catalog, codec: Values) -> LoadedModels:
+    def load(self, catalog: Catalog, codec: Codec) -> LoadedModels:
         """
-        Bind the models to this catalog; objects that are about keep what they knew.
+        Bind the models to this catalog; objects that were read keep what was known then.
 
         A class written by hand is bound to the newest catalog; what is returned, to this one.
         """
@@ -193,11 +190,11 @@ def _lacking(model: type[Model], relation: Relation) -> list[str]:
     return [name for name in model.NEEDS if name not in relation.columns]
 
 
-def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Values) -> BoundModel:
+def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Codec) -> BoundModel:
     model.META = Meta(relation, catalog, codec, frozenset(dir(model)))
     return BoundModel(model, model.META)
 
 
-def _place(model: type[Model], catalog: Catalog) -> Place:
+def _place(model: type[Model], catalog: Catalog) -> tuple[str, str]:
     schema, _, name = model.tablename().rpartition(".")
     return schema or catalog.schemas[0], name

@@ -148,8 +148,8 @@ class Relationship:
         """
         if not options and self.association.name in self.inst._preloaded:
             state, found = self.inst._preloaded[self.association.name]
-            if state == (self.otherklass, self.values()):
-                return succeed(self._shaped(found))
+            if state == self.state():
+                return succeed(list(found) if not self.one else found[0] if found else None)
         if self.otherklass is None or (self.one and None in self.values()):
             return succeed(None)
         where = both(self.where(options.pop("join_where", None)), options.pop("where", None))
@@ -157,18 +157,16 @@ class Relationship:
             options["limit"] = 1
         return self.otherklass.find(where=where, **options)
 
-    def keep(self, found: Sequence[Any]) -> None:
-        """Keep what was preloaded, for as long as the values of `mine` are these."""
-        kept = self.inst.__dict__.setdefault("_preloaded", {})
-        kept[self.association.name] = (self.otherklass, self.values()), found
+    def state(self) -> tuple[Any, list[Any]]:
+        """Return what decides which others there are: their class, and the values of `mine`."""
+        return self.otherklass, self.values()
+
+    def keep(self, state: tuple[Any, list[Any]], found: Sequence[Any]) -> None:
+        """Keep what was preloaded, which holds for a state."""
+        self.inst.__dict__.setdefault("_preloaded", {})[self.association.name] = state, found
 
     def _forget(self) -> None:
         self.inst.__dict__.get("_preloaded", {}).pop(self.association.name, None)
-
-    def _shaped(self, found: Sequence[Any]) -> Any:
-        if self.one:
-            return found[0] if found else None
-        return list(found)
 
     def _run(self, sql: str, *params: Any) -> Deferred[int]:
         return self.inst.database().run(affected_txn, self.inst.meta().codec, sql, list(params))
@@ -277,6 +275,7 @@ class HABTM(ToMany):
     def _junction(self) -> str:
         return table(self.association.options["join_table"])
 
+    # twistar writes ids into the text: the key `t1) or (1=1` was read as SQL.
     def _here(self, keys: Iterable[str]) -> str:
         """Return the condition that a row of the join table has keys of this one's."""
         columns = (f"{self._junction}.{quoted(name)}" for name in self.association.here)
@@ -436,28 +435,28 @@ async def _preload(objects: Sequence[Any], paths: Iterable[str]) -> None:
 
 async def _preload_one(objects: Sequence[Any], name: str) -> list[Any]:
     """Load one relationship, and return the related objects."""
-    asking: dict[tuple[Any, Any], dict[Any, list[Relationship]]] = {}
+    asking: dict[tuple[Any, Any], dict[Any, list[tuple[Relationship, Any]]]] = {}
     for at, each in enumerate(objects):
         if name not in each.RELATIONSHIP_CACHE:
             raise ValueError(f"{type(each).__name__} has no relationship {name}")
         relationship: Relationship = getattr(each, name)
-        other, values = relationship.otherklass, relationship.values()
+        state = other, values = relationship.state()
         if other is None or None in values:  # NULL is equal to nothing
-            relationship.keep([])
+            relationship.keep(state, [])
         else:
             keys = asking.setdefault((type(each), other), {})
-            keys.setdefault(relationship.encode(values), []).append(relationship)
+            keys.setdefault(relationship.encode(values), []).append((relationship, state))
         await each.database().yield_to_reactor(at)
     related: list[Any] = []
     for (_, other), keys in asking.items():
-        some = next(iter(keys.values()))[0]
-        sql, params = _statement(some, other.meta()), some.join(other.meta())[1:]
+        first, _ = next(iter(keys.values()))[0]
+        sql, params = _statement(first, other.meta()), first.join(other.meta())[1:]
         work = related_txn, other, sql, list(keys), params
         found = await other.database().run(*work, retry=True)
-        for at, (place, each) in enumerate(
-            (place, each) for place, askers in enumerate(keys.values()) for each in askers
-        ):
-            each.keep(found[place])
+        waiting = ((place, each) for place, askers in enumerate(keys.values()) for each in askers)
+        for at, (place, (relationship, state)) in enumerate(waiting):
+            # The object may have another key by now: it is kept for the one that it had.
+            relationship.keep(state, found[place])
             await other.database().yield_to_reactor(at)
         objects = [each for place in range(len(keys)) for each in found[place]]
         related += await other.initialized(objects)

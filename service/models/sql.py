@@ -27,6 +27,7 @@ _ORDER = re.compile(
 )
 
 
+# psycopg2 formats whenever it is given parameters, be they none: LIKE '5%' would fail.
 @lru_cache(4096)
 def placeholders(condition: str) -> str:
     """
@@ -61,7 +62,7 @@ def table(name: str) -> str:
 
 def order_by(orderby: str | Iterable[str], columns: Iterable[str] | None = None) -> str:
     """
-    Read "name DESC, other" and write it anew.
+    Read "name DESC, other" and write it anew: twistar takes any text, a second statement too.
 
     Args:
         orderby: Columns, each with ASC, DESC, NULLS FIRST or NULLS LAST after it.

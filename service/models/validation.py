@@ -11,8 +11,9 @@ from typing import Any
 from twisted.internet.defer import maybeDeferred
 
 from service.catalog import Catalog, Column, Relation
+from service.db.codec import Codec
 from service.errors import InvalidRow, clip
-from service.models.meta import Meta, Values
+from service.models.meta import Meta
 from service.models.model import Model
 
 
@@ -94,7 +95,7 @@ class BoundModel:
         return self.model.has_delete_hook()
 
     async def validate_insert(
-        self, values: Mapping[str, Any], codec: Values, path: str
+        self, values: Mapping[str, Any], codec: Codec, path: str
     ) -> dict[str, Any]:
         """
         Validate a new row.
@@ -117,7 +118,7 @@ class BoundModel:
         return await self._validated(subject, values, codec, path)
 
     async def validate_update(
-        self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Values, path: str
+        self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Codec, path: str
     ) -> dict[str, Any]:
         """
         Validate changes of a row.
@@ -156,7 +157,7 @@ class BoundModel:
         return self.model.hydrate([row], self.meta)[0]
 
     async def _validated(
-        self, subject: Model, values: Mapping[str, Any], codec: Values, path: str
+        self, subject: Model, values: Mapping[str, Any], codec: Codec, path: str
     ) -> dict[str, Any]:
         meta, own = self.meta, subject.__dict__
         given = {

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from twistar.exceptions import ImaginaryTableError
 
 from service.api.dispatcher import Procedure
+from service.db.codec import Codec
 from service.db.database import Database
 from service.errors import NoSuchProcedure
-from service.models.meta import Values
 from service.models.model import Model
 from service.models.registry import Models
 from service.procedures.signature import Function, Signature
@@ -35,7 +35,7 @@ class Call:
     caller: Caller
     database: Database
     models: Models
-    codec: Values
+    codec: Codec
 
     def wire(self, model: Model) -> dict[str, Any]:
         """Return the columns of an object as an answer has them."""
@@ -93,7 +93,7 @@ _MARK = "__rowcast_procedures__"
 def procedures(
     database: Database,
     models: Models,
-    codec: Callable[[], Values],
+    codec: Callable[[], Codec],
     declared: Mapping[str, Declared],
 ) -> dict[str, Procedure]:
     """

@@ -507,7 +507,7 @@ async def test_values_that_cannot_be(dsn: str, sql: str, value: object) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_moments_need_a_zone(dsn: str) -> None:
+async def test_timestamps_need_a_time_zone(dsn: str) -> None:
     """A naive datetime would be taken for whatever zone the session is in."""
     Filled = model("filled")
     async with served(dsn, Filled):

@@ -311,6 +311,17 @@ async def test_what_was_preloaded_is_kept_until_it_is_said_otherwise(dsn: str) -
         assert await lines[5].plan.get() == plan
 
 
+@pytest_twisted.ensureDeferred
+async def test_key_that_changes_while_it_is_preloaded_is_not_answered(dsn: str) -> None:
+    """What was loaded is of the key that the row had."""
+    async with counted(dsn) as _:
+        stop = await Stop.find(1)
+        loading = preload([stop], "line")
+        stop.line_id = 3
+        await loading
+        assert (await stop.line.get()).id == 3
+
+
 async def _line(stop: Stop) -> Any:
     return await stop.line.get()
 
