@@ -53,7 +53,7 @@ def guard(db: Callee, hook: Callable[..., Any], name: str = "beforeDelete") -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_kept(db: Callee) -> None:
+async def test_delete_refused_by_the_hook_keeps_all_rows(db: Callee) -> None:
     """What the hook refuses stays, and all that was to go with it."""
     guard(db, lambda self: not self.sealed)
     refused = await failure_of(db.call("boxes.delete", 4))
@@ -69,7 +69,7 @@ async def test_kept(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusals_as_without_a_hook(db: Callee) -> None:
+async def test_delete_with_a_hook_refuses_like_one_without(db: Callee) -> None:
     """No row, another row than expected, and too many are told in the same way."""
     asked: list[int] = []
     guard(db, lambda self: asked.append(self.id))
@@ -84,7 +84,7 @@ async def test_refusals_as_without_a_hook(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_hook_that_clears_up(db: Callee, dsn: str) -> None:
+async def test_delete_hook_runs_in_the_transaction_of_the_delete(db: Callee, dsn: str) -> None:
     """What the hook does is of the same transaction: it stays if the row goes, and only then."""
 
     async def empty(self: Any) -> None:
@@ -102,7 +102,7 @@ async def test_a_hook_that_clears_up(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_row_that_comes_meanwhile(db: Callee, dsn: str) -> None:
+async def test_row_that_matches_meanwhile_is_conflict(db: Callee, dsn: str) -> None:
     """A row that nobody was asked about is not deleted; the caller may try again."""
 
     def meanwhile(self: Any) -> None:
@@ -117,7 +117,7 @@ async def test_a_row_that_comes_meanwhile(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_row_that_an_update_meets_unjudged(db: Callee, dsn: str) -> None:
+async def test_update_of_a_row_not_validated_is_conflict(db: Callee, dsn: str) -> None:
     """Likewise, a row that no rule has seen is not changed."""
 
     def meanwhile(self: Any) -> None:
@@ -133,7 +133,9 @@ async def test_a_row_that_an_update_meets_unjudged(db: Callee, dsn: str) -> None
 
 @pytest.mark.parametrize("name", ["labl", "secret", "made"])
 @pytest_twisted.ensureDeferred
-async def test_names_that_cannot_be_written(db: Callee, name: str) -> None:
+async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
+    db: Callee, name: str
+) -> None:
     """A column that is unknown, hidden or generated is refused before the model sees a row."""
     asked: list[Any] = []
     guard(db, asked.append, "beforeSave")

@@ -60,7 +60,7 @@ def tables(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_insert_is_one_message_and_fills_the_object(dsn: str) -> None:
+async def test_insert_is_one_message_and_fills_the_object(dsn: str) -> None:
     """Keys, defaults and generated columns are there after `save`, at no further cost."""
     Filled = model("filled")
     with Relay(dsn) as relay:
@@ -80,7 +80,7 @@ async def test_an_insert_is_one_message_and_fills_the_object(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_of_every_sort(dsn: str) -> None:
+async def test_key_of_any_type_finds_its_row(dsn: str) -> None:
     """uuid, text and composite keys, given by the client or by the server."""
     Keys, Codes, Pairs, Audited = (model(t) for t in ("keys", "codes", "pairs", "audited"))
     async with served(dsn, Keys, Codes, Pairs, Audited):
@@ -104,7 +104,7 @@ async def test_keys_of_every_sort(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_what_changed_is_written(dsn: str) -> None:
+async def test_save_writes_changed_columns_only(dsn: str) -> None:
     """Two people who change different columns both succeed."""
     Things = model("things")
     async with served(dsn, Things):
@@ -118,7 +118,7 @@ async def test_only_what_changed_is_written(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_row_that_is_gone(dsn: str) -> None:
+async def test_save_of_a_deleted_row_is_stale(dsn: str) -> None:
     """Saving or refreshing it is refused; deleting it deletes none."""
     Things = model("things")
     async with served(dsn, Things):
@@ -133,7 +133,7 @@ async def test_a_row_that_is_gone(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_lock_keeps_others_waiting(dsn: str) -> None:
+async def test_find_for_update_keeps_others_waiting(dsn: str) -> None:
     """`find(for_update=True)` reads for a change."""
     Things = model("things")
     async with served(dsn, Things) as database:
@@ -150,7 +150,7 @@ async def test_a_lock_keeps_others_waiting(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names_and_signs_that_break_stock_sql(dsn: str) -> None:
+async def test_reserved_names_are_quoted(dsn: str) -> None:
     """Reserved words, capitals, percent signs and question marks are names like any other."""
     Order = model("order")
     async with served(dsn, Order) as database:
@@ -195,7 +195,7 @@ async def test_conditions(dsn: str, where: list[Any], count: int) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_by(dsn: str) -> None:
+async def test_find_by_null_list_and_unknown_column(dsn: str) -> None:
     """None is NULL, a list is any of its values, and only columns can be named."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
@@ -212,7 +212,7 @@ async def test_find_by(dsn: str) -> None:
     "orderby", ["id; DROP TABLE things", "(SELECT 1)", "nope", "id DESC DESC", ""]
 )
 @pytest_twisted.ensureDeferred
-async def test_no_sql_by_the_side_doors(dsn: str, orderby: str) -> None:
+async def test_sql_in_orderby_limit_or_group_is_refused(dsn: str, orderby: str) -> None:
     """orderby, limit and group take what they are for, and nothing else."""
     Things = model("things")
     async with served(dsn, Things):
@@ -230,7 +230,7 @@ async def test_no_sql_by_the_side_doors(dsn: str, orderby: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_order_and_limits(dsn: str) -> None:
+async def test_find_with_order_limit_and_offset(dsn: str) -> None:
     """Pages of rows in any order of columns."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
@@ -252,7 +252,7 @@ async def test_unknown_names_are_refused(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns_named_like_methods(dsn: str) -> None:
+async def test_column_named_like_a_method_has_an_underscore(dsn: str) -> None:
     """They are reached with an underscore after the name, and harm nothing."""
     Clashes = model("clashes")
     async with served(dsn, Clashes):
@@ -277,7 +277,7 @@ async def test_changes_of_the_schema_arrive_with_the_catalog(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_missing_table_is_told_from_a_missing_privilege(dsn: str) -> None:
+async def test_missing_table_is_not_a_missing_privilege(dsn: str) -> None:
     """No error is dressed up as another one."""
     Missing, Things = model("missing"), model("things")
     async with served(dsn, Missing, Things) as database:
@@ -292,7 +292,7 @@ async def test_a_missing_table_is_told_from_a_missing_privilege(dsn: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_or_create_is_one_row(dsn: str) -> None:
+async def test_concurrent_find_or_create_is_one_row(dsn: str) -> None:
     """Many at once agree on one object."""
     Uniques = model("uniques")
     async with served(dsn, Uniques, most=4):
@@ -302,7 +302,7 @@ async def test_find_or_create_is_one_row(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_insert_many_knows_its_columns(dsn: str) -> None:
+async def test_insert_many_with_columns_in_any_order(dsn: str) -> None:
     """Values go to the columns that they are named for, whatever their order."""
     Pairs = model("pairs")
     async with served(dsn, Pairs):
@@ -314,7 +314,7 @@ async def test_insert_many_knows_its_columns(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_json_in_place(dsn: str) -> None:
+async def test_json_changed_in_place_is_written(dsn: str) -> None:
     """A document read can be saved again, and a change inside it is seen."""
     Documents = model("documents")
     async with served(dsn, Documents):
@@ -328,7 +328,7 @@ async def test_json_in_place(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_relation_without_a_key(dsn: str) -> None:
+async def test_relation_without_a_key_can_be_read_and_written(dsn: str) -> None:
     """It can be read and written to; its rows cannot be told apart."""
     Bare = model("bare")
     async with served(dsn, Bare):
@@ -339,7 +339,7 @@ async def test_a_relation_without_a_key(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_objects_as_members(dsn: str) -> None:
+async def test_objects_are_equal_by_class_and_key(dsn: str) -> None:
     """Objects of one row are one; unsaved ones are themselves; a repr shows the key alone."""
     Codes, Keys = model("codes"), model("keys")
     async with served(dsn, Codes, Keys):
@@ -356,7 +356,7 @@ async def test_objects_as_members(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_validation_raises_is_raised(dsn: str) -> None:
+async def test_error_of_a_validation_is_raised(dsn: str) -> None:
     """Nothing is saved past an error in a validation, a hook or afterInit."""
     execute(dsn, "INSERT INTO things (name) VALUES ('there')")
 
@@ -374,7 +374,7 @@ async def test_what_a_validation_raises_is_raised(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_invalid_object_is_not_lost_in_silence(dsn: str) -> None:
+async def test_save_of_an_invalid_object_raises_unless_not_strict(dsn: str) -> None:
     """`save` raises with every reason; tolerant models do as twistar does."""
     Things = model("things")
     Things.validatesPresenceOf("name")
@@ -392,7 +392,7 @@ async def test_an_invalid_object_is_not_lost_in_silence(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_uniqueness(dsn: str) -> None:
+async def test_uniqueness_is_validated(dsn: str) -> None:
     """It holds against other rows, and an error of the database is no answer."""
     Uniques = model("uniques")
     Uniques.validatesUniquenessOf("name")
@@ -406,7 +406,7 @@ async def test_uniqueness(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_hooks_in_their_order(dsn: str) -> None:
+async def test_hooks_run_in_twistars_order(dsn: str) -> None:
     """They may be plain, coroutine functions or give Deferreds; False refuses."""
     seen: list[str] = []
 
@@ -430,7 +430,7 @@ async def test_hooks_in_their_order(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_kept_delete(dsn: str) -> None:
+async def test_delete_refused_by_its_hook_keeps_the_row(dsn: str) -> None:
     """BeforeDelete can keep the row; the object then lives on."""
     Things = model("things", beforeDelete=lambda self: False)
     async with served(dsn, Things):
@@ -496,7 +496,9 @@ async def test_every_type_comes_back_as_it_went(dsn: str) -> None:
     ("sql", "value"), [("text", b"bytes"), ("text", "nul\0"), ("text", "\ud800"), ("int", 2**31)]
 )
 @pytest_twisted.ensureDeferred
-async def test_values_that_cannot_be(dsn: str, sql: str, value: object) -> None:
+async def test_value_of_the_wrong_type_is_refused_before_it_is_sent(
+    dsn: str, sql: str, value: object
+) -> None:
     """They are refused before they are sent, with the column's name."""
     execute(dsn, f"CREATE TABLE picky (id serial PRIMARY KEY, value {sql})")
     Picky = model("picky")

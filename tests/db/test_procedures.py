@@ -172,7 +172,7 @@ async def test_argument_of_another_type_than_annotated_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_rule_holds_in_procedures_too(dsn: str) -> None:
+async def test_rule_of_a_model_holds_in_procedures(dsn: str) -> None:
     """A model's validation refuses the whole transaction."""
 
     async def spoil(call: Any) -> None:

@@ -34,7 +34,7 @@ def tables(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_models_of_relations(dsn: str) -> None:
+async def test_relation_has_one_model_in_a_catalog(dsn: str) -> None:
     """One written by hand wins in the first schema; the others are made, once a catalog."""
     Drivers = model("drivers")
     with registry():
@@ -64,7 +64,7 @@ async def test_twistars_own_transaction_is_refused(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_configuration_follows_the_transaction(dsn: str) -> None:
+async def test_configuration_runs_in_the_callers_transaction(dsn: str) -> None:
     """Whoever speaks to twistar's configuration speaks inside the caller's transaction."""
     Drivers = model("drivers")
     async with served(dsn, Drivers) as database:

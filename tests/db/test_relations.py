@@ -93,7 +93,7 @@ async def test_drivers_have_vehicles(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_that_are_no_integers(dsn: str) -> None:
+async def test_relationships_by_uuid_and_text_keys(dsn: str) -> None:
     """Uuid and text keys are parameters; none is ever read as SQL."""
     async with served(dsn, *MODELS):
         parent, other = await Parent.find("p1"), await Parent.find("t1) OR (1=1")
@@ -117,7 +117,7 @@ async def test_keys_that_are_no_integers(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_statement_each(dsn: str) -> None:
+async def test_relationship_is_one_statement(dsn: str) -> None:
     """A many-to-many is one subselect; many objects' relations are one query."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=1):
@@ -152,7 +152,7 @@ async def test_set_is_all_or_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_failed_delete_changes_nothing(dsn: str) -> None:
+async def test_failed_delete_changes_nothing(dsn: str) -> None:
     """Neither the object nor its places in join tables."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
@@ -169,7 +169,7 @@ async def test_a_failed_delete_changes_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_of_many_kinds(dsn: str) -> None:
+async def test_polymorphic_relationship_keeps_the_class(dsn: str) -> None:
     """A polymorphic relationship keeps the other's class beside its key."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
@@ -200,7 +200,7 @@ async def test_errors_of_relationships(dsn: str) -> None:
         assert isinstance(error, psycopg2.errors.UndefinedTable)
 
 
-def test_declarations() -> None:
+def test_declaration_without_name_or_join_table_is_refused() -> None:
     """A join table must be named; a subclass has its own relationships."""
     with pytest.raises(InvalidRelationshipError, match="join_table"):
         model("parents", HABTM=["tags"])

@@ -53,7 +53,7 @@ def test_a_model_knows_whether_it_has_rules() -> None:
     assert kinds(later) == [True, True]
 
 
-def test_what_nobody_touches_stays_as_it_came() -> None:
+def test_untouched_values_are_the_very_wire_values() -> None:
     """The very wire values come back, so that they are written as they were sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
     admitted = result_of(bound(model()).validate_insert(values, CODEC, "values"))
@@ -90,7 +90,7 @@ def test_what_hooks_set_is_written() -> None:
     assert admitted == {"action": "A", "mood": "ok", "owner": 7}
 
 
-def test_every_failing_column_is_told() -> None:
+def test_every_failing_column_is_named() -> None:
     """Validations are all asked before anything is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
     error = failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3"))
@@ -163,14 +163,14 @@ def test_blank(value: str | None) -> None:
     assert result_of(subject.isValid()) is False
 
 
-def test_a_model_knows_whether_it_keeps_rows() -> None:
+def test_a_model_knows_whether_it_has_a_delete_hook() -> None:
     """Without a hook before a delete no row need be read."""
     assert not model(beforeSave=lambda self: None).has_delete_hook()
     assert model(beforeDelete=lambda self: None).has_delete_hook()
     assert not Model.has_delete_hook()
 
 
-def test_a_hook_may_keep_a_row() -> None:
+def test_a_hook_may_refuse_a_delete() -> None:
     """By False, or by saying why; it sees the row."""
     current = {"id": 1, "action": "go", "made": "2026-11-21T14:03:00Z"}
     seen: list[Any] = []
