@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -99,6 +100,8 @@ async def use(session: Caller) -> None:
     await service.things.import_([new], done=False)
     assert_type((await service.things.stream(chunk=5))["rows"], int)
     await service.things.export(format="csv")
+    await service.things.peek(limit=1, order="-id")
+    await service.fn.cheap_peek(args={"most": 1}, limit=1)
     await service.things.aggregate({"n": {"count": "*"}}, group=["mood"])
     await service.things.find(order="-id", distinct="mood")
     await service.things.find(order={"by": "id", "nulls": "first"}, select="id")
@@ -131,6 +134,7 @@ WRONG_PY = [
     'await service.things.create({"name": 5})',
     'await service.things.find(limit="x")',
     "await service.things.find(limits=1)",
+    'await service.things.peek(limit="x")',
     "await service.things.find(order=1)",
     "await service.things.get()",
     "await service.few.create({})",
@@ -161,6 +165,8 @@ async function use(): Promise<void> {
   const end = await session.call("rowcast.things.stream", [], { chunk: 5 }, { receive_progress: true })
     .then((last) => last.rows, null, (part) => console.log(part[0].name.length));
   await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: ["mood"] });
+  await session.call("rowcast.things.peek", [], { limit: 1, order: "-id" });
+  await session.call("rowcast.fn.cheap.peek", [], { args: { most: 1 }, limit: 1 });
   await session.call("rowcast.things.find", [], { select: "id", order: "-id", distinct: "mood" });
   await session.call("rowcast.things.find", [], { order: { by: "id", nulls: "first" } });
   await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: { column: "mood" } });
@@ -190,6 +196,7 @@ WRONG_TS = [
     'session.call("rowcast.things.create", [{ name: 5 }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',
     'session.call("rowcast.things.find", [], { order: 1 })',
+    'session.call("rowcast.things.peek", [], { limit: "x" })',
     'session.call("rowcast.things.get")',
     'session.call("rowcast.few.create", [{}])',
     'session.call("rowcast.fn.add", [], { a: 1, d: 2 })',
@@ -203,7 +210,8 @@ def document(dsn: str) -> Any:
     """Describe a database with names and types of all kinds."""
     execute(dsn, SCHEMA)
     catalog = read_catalog(dsn, ("public",))
-    return describe(catalog, "rowcast", "1", VERBS, {"hello.greet": greet})
+    verbs = {**VERBS, "peek": replace(VERBS["find"], name="peek")}  # which no template has
+    return describe(catalog, "rowcast", "1", verbs, {"hello.greet": greet})
 
 
 def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
