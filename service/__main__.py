@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
 from time import monotonic
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
+from twisted.internet import reactor as installed
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -25,13 +27,34 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from service.app import settle
+from schema.database import EmbeddedFailed
+from schema.seed import SeedRefused, sow
+from service.api.verbs import VERBS
+from service.app import Rowcast, obstacles, settle
+from service.command import (
+    BadArgument,
+    Printer,
+    default_url,
+    full_uri,
+    known,
+    login,
+    place_at,
+    run_call,
+)
+from service.db.introspect import read_catalog
+from service.describe import stubs
+from service.describe.document import describe as describe_catalog
 from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
+from service.models.registry import fits
+from service.procedures.application import InvalidApplication
+from service.procedures.application import load as load_application
 from service.settings import InvalidSettings, Settings, load
 
-# Calls that still run get this long when Ctrl-C is pressed, whatever the settings say.
 SHORT_DRAIN = 2.0
+"""Seconds that running calls get when Ctrl-C is pressed, whatever the settings say."""
+
+reactor: Any = installed
 
 
 @click.group(help="PostgreSQL for WAMP clients.")
@@ -51,9 +74,6 @@ def show() -> None:
 @main.command(help="Fill the demo tables with rows; does nothing if they have some.")
 def seed() -> None:
     """Seed the database."""
-    from schema.database import EmbeddedFailed
-    from schema.seed import SeedRefused, sow
-
     place = read().place
     try:
         with place.running() as dsn:
@@ -64,10 +84,6 @@ def seed() -> None:
 
 def procedures(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     """Return the procedures whose names begin so, for the shell's completion; none in doubt."""
-    from twisted.internet import reactor
-
-    from service.command import known
-
     with suppress(Exception):
         return known(reactor, load(), begun)
     return []
@@ -107,18 +123,6 @@ def call(
     Exits with 0 if it was answered, 1 if it was refused, 2 if the command line makes no sense, 3
     if trying again may help (no router, no service), 130 if it was interrupted.
     """
-    from twisted.internet import reactor
-
-    from service.command import (
-        BadArgument,
-        Printer,
-        default_url,
-        full_uri,
-        login,
-        place_at,
-        run_call,
-    )
-
     settings = read()
     printer = Printer(sys.stdout.isatty() if output is None else output == "table")
     url, realm = where.pop("url"), where.pop("realm")
@@ -149,23 +153,26 @@ def describe(role: str | None) -> None:
 @ROLE
 def types(lang: str, role: str | None) -> None:
     """Print types."""
-    from service.describe.stubs import python, typescript
-
-    print(typescript(document(role)) if lang == "ts" else python(document(role)), end="")
+    written = stubs.typescript if lang == "ts" else stubs.python
+    print(written(document(role)), end="")
 
 
 def document(role: str | None) -> dict[str, Any]:
-    """Describe the database, or end with the problem."""
-    from schema.database import EmbeddedFailed
-    from service.described import described
-    from service.procedures.application import InvalidApplication
-
+    """Describe what is served, without a pool or a router, or end with the problem."""
     settings = read()
     try:
         with settings.place.running() as dsn:
-            return described(settings, dsn, role)
+            catalog = read_catalog(dsn, settings.schemas, role)
+        declared = load_application(settings.app).procedures
     except (EmbeddedFailed, InvalidApplication, OSError) as error:
         fail(str(error))
+    written = {
+        name: each.function
+        for name, each in declared.items()
+        if all(fits(model, catalog) for model in each.needs)
+    }
+    version = metadata.version("rowcast")
+    return describe_catalog(catalog, settings.prefix, version, VERBS, written)
 
 
 @main.command(help="Run everything in the foreground: database, migrations, router, service.")
@@ -174,7 +181,6 @@ def run() -> None:
     began = monotonic()
     # Nothing runs yet that would have to be stopped, so Ctrl-C may simply end this.
     signal(SIGINT, SIG_DFL)
-    from service.app import obstacles
 
     def progress(step: str, what: str) -> None:
         print(f"{monotonic() - began:6.1f} s  {step:<11} {what}".rstrip(), flush=True)
@@ -193,12 +199,6 @@ def run() -> None:
 
 def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
     """Run the reactor until it stops; return the problem that stopped it, or ""."""
-    from twisted.internet import reactor as installed
-
-    from service.app import Rowcast
-
-    reactor: Any = installed
-
     begin_log(settings)
     drain = min(SHORT_DRAIN, settings.drain_timeout)
     quick = settings.model_copy(update={"drain_timeout": drain})

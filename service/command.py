@@ -22,14 +22,15 @@ from tabulate import tabulate
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from service.api.verbs import VERBS
 from service.errors import visible
 from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once
 
-KEYWORDS_ONLY = frozenset({"find", "count", "exists", "stream", "export"})
+KEYWORDS_ONLY = frozenset(verb.name for verb in VERBS.values() if not verb.positional)
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""
-IN_PARTS = frozenset({"stream", "export"})
+IN_PARTS = frozenset(verb.name for verb in VERBS.values() if verb.progress is not None)
 """Verbs that answer by progressive results."""
 
 ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130
@@ -140,21 +141,15 @@ class Printer:
     def answer(self, answer: Any) -> None:
         """Print a result."""
         rows: Any = answer.get("rows") if isinstance(answer, dict) else answer
-        if self._table and _are_rows(rows):
-            echo(tabulate([_cells(row) for row in rows], headers="keys", disable_numparse=True))
+        are_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if self._table and are_rows:
+            cells = [{visible(key): _cell(each) for key, each in row.items()} for row in rows]
+            echo(tabulate(cells, headers="keys", disable_numparse=True))
             for key, value in answer.items() if isinstance(answer, dict) else ():
                 if key != "rows" and value is not None:
                     echo(f"{key}: {_json(value, None)}")
         else:
             echo(_json(answer, 2))
-
-
-def _are_rows(rows: Any) -> bool:
-    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
-
-
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    return {visible(key): _cell(value) for key, value in row.items()}
 
 
 def _cell(value: Any) -> str:
