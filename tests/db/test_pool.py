@@ -10,7 +10,6 @@ import time
 import psycopg2
 import pytest
 import pytest_twisted
-from twisted.enterprise import adbapi
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, FirstError, ensureDeferred, gatherResults
 
@@ -177,21 +176,6 @@ async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
         await pause(0.1)
         await gatherResults([database.statement("INSERT INTO lively VALUES (1)") for _ in range(8)])
         assert await database.statement("SELECT count(*) FROM lively") == [(8,)]
-
-
-@pytest_twisted.ensureDeferred
-async def test_stock_adbapi_fails_once_a_dead_connection(dsn: str) -> None:
-    """What ours is for: adbapi, even told to reconnect, fails a query per dead connection."""
-    stock = adbapi.ConnectionPool(
-        "psycopg2", dsn, cp_min=1, cp_max=1, cp_reconnect=True, cp_reactor=reactor
-    )
-    try:
-        await stock.runQuery("SELECT 1")
-        kill_sessions(dsn)
-        await pause(0.1)
-        assert isinstance(await failure_of(stock.runQuery("SELECT 1")), Exception)
-    finally:
-        stock.close()
 
 
 @pytest_twisted.ensureDeferred

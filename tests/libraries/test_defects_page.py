@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 from twistar.dbconfig.postgres import PostgreSQLDBConfig
@@ -15,12 +14,11 @@ from twistar.dbobject import DBObject
 from twistar.validation import Errors
 from twisted.enterprise.adbapi import ConnectionPool
 
-from tests.db import test_stock
+from tests.conftest import ROOT
+from tests.libraries import test_defects
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_every_defect_has_its_proof() -> None:
+def test_defect_of_the_page_has_its_proof() -> None:
     """Each row has a number of its own and names tests that are there."""
     rows = re.findall(
         r"^\| (\d+) \|(.*)\|(.*)\|(.*)\|$", (ROOT / "docs/twistar.md").read_text(), re.M
@@ -30,11 +28,11 @@ def test_every_defect_has_its_proof() -> None:
     for number, _, stock, ours in rows:
         shown = re.findall(r"`(\w+)`", stock)
         for name in shown:
-            assert test_stock.DEFECTS[int(number)].__name__ == name
+            assert test_defects.DEFECTS[int(number)].__name__ == name
         assert shown or stock.strip().startswith("–"), number
         for name in re.findall(r"`(test_\w+)`", ours):
             assert f"def {name}(" in tests, name
-    assert test_stock.DEFECTS.keys() <= {int(number) for number, *_ in rows}
+    assert test_defects.DEFECTS.keys() <= {int(number) for number, *_ in rows}
 
 
 def private_names(source: str) -> set[str]:

@@ -1,0 +1,1 @@
+"""What releases of others do: twistar and adbapi by themselves, and twistar's own tests."""
