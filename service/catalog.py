@@ -50,7 +50,7 @@ class Type:
         labels: Of an enum: its values in order.
         fields: Of a composite: the names and type oids of its attributes; a hidden one keeps
             its place under the name "", which no attribute can have.
-        withheld: Those of them, in the row of a relation, on which our role has no right.
+        unreadable_fields: Those of them, in the row of a relation, on which our role has no right.
         delimiter: Between the elements of an array of this type.
         comparable: Whether values can be sorted (it has a default btree operator class).
         pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
@@ -68,7 +68,7 @@ class Type:
     base: int = 0
     labels: tuple[str, ...] = ()
     fields: tuple[tuple[str, int], ...] = ()
-    withheld: frozenset[str] = frozenset()
+    unreadable_fields: frozenset[str] = frozenset()
     delimiter: str = ","
     comparable: bool = True
     pattern: int = 0
@@ -146,7 +146,7 @@ class ForeignKey:
         target: The other relation, as schema and name.
         target_columns: Of the other relation.
         unique: Whether it is known that one row at most refers to another by it.
-        called: Whether an embed may be called by its name or its columns.
+        names_embeds: Whether an embed may be called by its name or its columns.
     """
 
     name: str
@@ -154,7 +154,7 @@ class ForeignKey:
     target: tuple[str, str]
     target_columns: tuple[str, ...]
     unique: bool = False
-    called: bool = True
+    names_embeds: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +192,21 @@ class UniqueIndex:
     Args:
         name: Of the constraint, or of the index.
         columns: Those that stand in the index by themselves.
-        used: Those columns, and the ones in its expressions.
+        all_columns: Those columns, and the ones in its expressions.
         target: What ON CONFLICT says to go by it.
         partial: Whether it is on a part of the rows.
         nulls: Whether rows without a value in those columns may be alike.
-        skips: Whether rows that are there can only be left alone.
+        only_ignores: Whether rows that are there can only be left alone.
         fault: Why ON CONFLICT cannot go by it; empty if it can.
     """
 
     name: str
     columns: tuple[str, ...]
-    used: tuple[str, ...]
+    all_columns: tuple[str, ...]
     target: CatalogSQL
     partial: bool = False
     nulls: bool = False
-    skips: bool = False
+    only_ignores: bool = False
     fault: str = ""
 
 
@@ -223,22 +223,23 @@ class Relation:
         primary_key: Its columns; empty if there is none.
         unique_keys: All keys, the primary key first.
         foreign_keys: Of this relation.
-        links: Further ones, which it has or which refer to views, through what views show.
-        shown_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
+        view_foreign_keys: Further ones, which it has or which refer to views, through what views show.
+        view_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
         unique_indexes: What else keeps rows apart.
         constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         estimable: Whether our role may know how many rows the planner expects.
-        filled: Whether a trigger may fill in what a new row lacks, before it is checked.
-        after: The kinds of writes after which the rows may be others than they were written, by
-            triggers, or by those of a view's table.
-        cascading: Columns whose changes foreign keys carry on to other rows.
+        has_insert_triggers: Whether a trigger may fill in what a new row lacks, before it is checked.
+        changed_by_triggers: The kinds of writes after which the rows may be others than they were
+            written, by triggers, or by those of a view's table.
+        cascading_columns: Columns whose changes foreign keys carry on to other rows.
         side_effects: Whether a write can do more than write rows, even when it writes none: triggers,
             rules, volatile functions in policies, whatever a view or foreign table does.
-        direct: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
+        auto_updatable: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
         has_rules: Whether it has rules for writes.
-        takes: The kinds of writes that it can take at all: a view by itself or through a trigger.
+        accepted_writes: The kinds of writes that it can take at all: a view by itself or through a
+            trigger.
         selectable, insertable, updatable, deletable: What our role may do.
         readable: Whether that is to read whole rows, with the columns that are not served.
         pure_reads, pure_writes: Whether it is certain that a read of it, or a write to it, leaves
@@ -252,20 +253,20 @@ class Relation:
     primary_key: tuple[str, ...] = ()
     unique_keys: tuple[UniqueKey, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
-    links: tuple[ForeignKey, ...] = ()
-    shown_keys: tuple[tuple[str, ...], ...] = ()
+    view_foreign_keys: tuple[ForeignKey, ...] = ()
+    view_keys: tuple[tuple[str, ...], ...] = ()
     unique_indexes: tuple[UniqueIndex, ...] = ()
     constraints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None
     row_security: bool = False
     estimable: bool = True
-    filled: bool = False
-    after: frozenset[WriteKind] = frozenset()
-    cascading: frozenset[str] = frozenset()
+    has_insert_triggers: bool = False
+    changed_by_triggers: frozenset[WriteKind] = frozenset()
+    cascading_columns: frozenset[str] = frozenset()
     side_effects: bool = False
-    direct: bool = True
+    auto_updatable: bool = True
     has_rules: bool = False
-    takes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
+    accepted_writes: frozenset[WriteKind] = frozenset({"insert", "update", "delete"})
     selectable: bool = True
     insertable: bool = True
     updatable: bool = True
@@ -455,7 +456,7 @@ class Catalog:
         """The foreign keys that refer to a relation, each with the relation that has it."""
         found: dict[tuple[str, str], list[tuple[Relation, ForeignKey]]] = {}
         for relation in self.relations.values():
-            for key in (*relation.foreign_keys, *relation.links):
+            for key in (*relation.foreign_keys, *relation.view_foreign_keys):
                 found.setdefault(key.target, []).append((relation, key))
         return found
 

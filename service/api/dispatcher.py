@@ -325,7 +325,7 @@ class Dispatcher:
                 or nearest(name.verb, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )
-        if verb.writes and verb.rights[0] not in relation.takes:
+        if verb.writes and verb.rights[0] not in relation.accepted_writes:
             raise NoSuchProcedure(
                 f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
                 relation=relation.name,

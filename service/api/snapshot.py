@@ -133,8 +133,10 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         unique_indexes=tuple(indexes),
         constraints={name: of for each in alike for name, of in each.constraints.items()},
         foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
-        links=tuple(dict.fromkeys(key for each in alike for key in each.links)),
-        shown_keys=tuple(dict.fromkeys(key for each in alike for key in each.shown_keys)),
+        view_foreign_keys=tuple(
+            dict.fromkeys(key for each in alike for key in each.view_foreign_keys)
+        ),
+        view_keys=tuple(dict.fromkeys(key for each in alike for key in each.view_keys)),
         selectable=any(each.selectable for each in alike),
         insertable=any(each.insertable for each in alike),
         updatable=any(each.updatable for each in alike),

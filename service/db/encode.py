@@ -477,7 +477,7 @@ class Encoders:
             )
         if type.kind == "composite":
             fields = [(name, self.writer(self._catalog.type(oid))) for name, oid in type.fields]
-            return composite_text(fields, f"type {type.name}", type.withheld)
+            return composite_text(fields, f"type {type.name}", type.unreadable_fields)
         if self._catalog.looks_up(type):
             return self._name_text(type)
         limits = type.data_type.limits

@@ -151,7 +151,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     of_columns, of_keys, of_indexes, of_foreign_keys, of_cascades, of_constraints = map(
         _by_relation, (columns, keys, indexes, foreign_keys, cascades, constraints)
     )
-    links = derived_keys(foreign_keys, keys, origins, names, homes)
+    derived = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
     impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
@@ -161,10 +161,10 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
             _unique_keys(of_keys[row.oid], names[row.oid]),
             unique_indexes=_unique_indexes(of_indexes[row.oid], names[row.oid]),
             foreign_keys=_foreign_keys(of_foreign_keys[row.oid], names, homes),
-            links=links.get(homes[row.oid], ()),
-            shown_keys=of_views.get(homes[row.oid], ()),
+            view_foreign_keys=derived.get(homes[row.oid], ()),
+            view_keys=of_views.get(homes[row.oid], ()),
             constraints=_constraints(of_constraints[row.oid], names[row.oid]),
-            cascading=frozenset(
+            cascading_columns=frozenset(
                 names[row.oid][each.number]
                 for each in of_cascades[row.oid]
                 if each.number in names[row.oid]
@@ -243,12 +243,12 @@ def _relation(
         comment=shown(row.comment),
         row_security=row.row_security,
         estimable=row.estimable,
-        filled=row.filled,
-        after=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
+        has_insert_triggers=row.filled,
+        changed_by_triggers=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
         side_effects=row.stirs,
-        direct=row.direct,
+        auto_updatable=row.direct,
         has_rules=row.ruled,
-        takes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
+        accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         selectable=bool(row.selectable),
         insertable=bool(row.insertable),
         updatable=bool(row.updatable),
@@ -310,7 +310,7 @@ def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, 
                 CatalogSQL(row.target),
                 partial=row.partial,
                 nulls=row.nulls,
-                skips=row.skips,
+                only_ignores=row.skips,
                 fault=row.fault,
             )
         )
@@ -417,7 +417,7 @@ class TypeRows:
                     row.field_names, row.field_hidden, row.field_types, strict=True
                 )
             ),
-            withheld=frozenset(
+            unreadable_fields=frozenset(
                 name
                 for name, allowed in zip(row.field_names, row.field_allowed, strict=True)
                 if not allowed

@@ -122,7 +122,9 @@ def derived_keys(
                     continue  # the real one
                 called = _called(row, here, there, homes)
                 found[here] += (
-                    ForeignKey(row.name, columns, there, targets, unique=single, called=called)
+                    ForeignKey(
+                        row.name, columns, there, targets, unique=single, names_embeds=called
+                    )
                     for columns in _spelled(row.columns, mine)
                     for targets in _spelled(row.target_columns, theirs)
                 )

@@ -40,7 +40,7 @@ def _is_known(catalog: Catalog, oid: int) -> bool:
     while type.element or type.base:
         type = catalog.type(type.element or type.base)
     names = [name for name, _ in type.fields if name]
-    return not names or any(name not in type.withheld for name in names)
+    return not names or any(name not in type.unreadable_fields for name in names)
 
 
 def described_functions(
@@ -159,7 +159,7 @@ class _FunctionRows(Rows):
         catalog, function = self.defs.catalog, self._function
         withheld: Set[str] = set()
         if not (function.outputs or function.definer):
-            withheld = catalog.plain(catalog.type(function.result)).withheld
+            withheld = catalog.plain(catalog.type(function.result)).unreadable_fields
         columns = {
             name: value(self.defs, catalog.type(column.type), nullable=True)
             for name, column in (self._columns or {}).items()

@@ -78,7 +78,7 @@ def described_relation(
             {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
         ],
         "unique_indexes": [
-            {"name": index.name, "columns": list(index.used), "partial": index.partial}
+            {"name": index.name, "columns": list(index.all_columns), "partial": index.partial}
             for index in relation.unique_indexes
             if not index.fault
         ],
@@ -93,7 +93,7 @@ def described_relation(
 
 def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
     ways = relationships(catalog, relation)
-    names = Counter(name for way in ways for name in way.called)
+    names = Counter(name for way in ways for name in way.embed_names)
     return {
         "foreign_keys": [
             {
@@ -111,7 +111,7 @@ def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
                 "relation": served_name(catalog, way.target),
                 "via": way.label,
                 "many": way.many,
-                "names": sorted(name for name in way.called if names[name] == 1),
+                "names": sorted(name for name in way.embed_names if names[name] == 1),
             }
             for way in ways
         ],
@@ -161,7 +161,7 @@ class _RelationRows(Rows):
         self._relation = relation
         self._insertable = [each for each in relation.columns.values() if each.insertable]
         self.makers |= {
-            "new": lambda: self._given(self._insertable, relation.filled),
+            "new": lambda: self._given(self._insertable, relation.has_insert_triggers),
             "insert": self._insert,
             "update": self._update,
             "values": lambda: {
@@ -198,13 +198,13 @@ class _RelationRows(Rows):
         needed = [
             each.name
             for each in self._insertable
-            if not (each.nullable or each.has_default or self._relation.filled)
+            if not (each.nullable or each.has_default or self._relation.has_insert_triggers)
         ]
         return {**self.part("new"), "required": needed} if needed else self.part("new")
 
     def _update(self) -> Schema:
         columns = [each for each in self._relation.columns.values() if each.updatable]
-        if columns == self._insertable and not self._relation.filled:
+        if columns == self._insertable and not self._relation.has_insert_triggers:
             return self.part("new")
         return self._given(columns)
 

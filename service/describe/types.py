@@ -85,7 +85,7 @@ def _read(catalog: Catalog, type: Type) -> Schema:
         fields = {
             name: schema_of(catalog, catalog.type(oid), nullable=True)
             for name, oid in type.fields
-            if name and name not in type.withheld  # a hidden one has no name
+            if name and name not in type.unreadable_fields  # a hidden one has no name
         }
         return {"type": "object", "properties": fields}
     return {} if type.kind == "pseudo" else dict(type.data_type.schema)
@@ -118,10 +118,10 @@ def _given_row(defs: Definitions, type: Type) -> Schema:
     fields = {
         name: given(defs, defs.catalog.type(oid), nullable=True)
         for name, oid in type.fields
-        if name and name not in type.withheld
+        if name and name not in type.unreadable_fields
     }
     row: dict[str, Any] = {"type": "object", "properties": fields}
-    if not type.withheld:
+    if not type.unreadable_fields:
         row["additionalProperties"] = False
     shown = sum(1 for name, _ in type.fields if name)
     values = {"type": "array", "minItems": shown, "maxItems": shown}

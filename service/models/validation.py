@@ -39,7 +39,7 @@ def catalog_faults(
         Reasons by column, worded to follow the column's name.
     """
     found = {}
-    fillable = creating and relation.filled
+    fillable = creating and relation.has_insert_triggers
     for name, column in relation.columns.items():
         if name in values:
             reasons = list(_reasons(catalog, column, values[name], fillable))

@@ -55,7 +55,7 @@ def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
             return
         fields = {name: oid for name, oid in type.fields if name}
         if step.index or step.key not in fields:
-            known = [name for name in fields if name not in type.withheld]
+            known = [name for name in fields if name not in type.unreadable_fields]
             raise UnknownName("field", step.key, known, f"type {type.name}", reference.path)
         type = catalog.type(fields[step.key])
     if has_hidden_field(catalog, type.oid):

@@ -58,7 +58,7 @@ class Relationship:
         junction: What stands between, if anything.
         names: What `via` may call it, the usual names first, each with its rank: where several
             ways have a name, it is that of the lowest.
-        called: What an embed may be called for it, beside the target.
+        embed_names: What an embed may be called for it, beside the target.
         function: Of the row, that returns the related ones, if it is one.
         label: The one of the names that no other way to the target has.
     """
@@ -68,7 +68,7 @@ class Relationship:
     pairs: Pairs
     junction: Junction | None
     names: Mapping[str, int]
-    called: frozenset[str]
+    embed_names: frozenset[str]
     function: Function | None = None
     label: str = ""
 
@@ -188,7 +188,7 @@ def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None
 def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationship]:
     """Return ways less those that a name means only if it means nothing closer."""
     # a name of its own beats the name of the target
-    found = [each for each in found if name in each.called] or found
+    found = [each for each in found if name in each.embed_names] or found
     if any(each.junction and each.junction.relation.kind == "table" for each in found):
         # and a junction beats the views of one
         found = [
@@ -203,13 +203,13 @@ def _fits(way: Relationship, embed: Embed, name: str, via: str | None) -> bool:
     if embed.direction not in (None, _direction(way)):
         return False
     if via is None:  # a function goes by its own name, never by that of the target
-        return name in way.called if way.function else _is_named(way, name)
+        return name in way.embed_names if way.function else _is_named(way, name)
     free = way.function is not None and embed.via is not None and embed.relation is None
     return via in way.names and (free or _is_named(way, name))
 
 
 def _is_named(way: Relationship, name: str) -> bool:
-    return name in way.called or _is_called(way.target, name)
+    return name in way.embed_names or _is_called(way.target, name)
 
 
 def _direction(way: Relationship) -> str:
@@ -241,7 +241,9 @@ def _unknown(
             path=embed.path,
             candidates=sorted(label_of(way, facing or there) for way in facing or there),
         )
-    names = sorted({way.target.name for way in known} | {n for way in known for n in way.called})
+    names = sorted(
+        {way.target.name for way in known} | {n for way in known for n in way.embed_names}
+    )
     hint = None
     dotted = next((each for each in relation.columns if each.startswith(f"{name}.")), None)
     if name in relation.columns:
@@ -284,17 +286,17 @@ def _merged(way: Relationship, other: Relationship) -> Relationship:
         way,
         many=way.many and other.many,
         names={**other.names, **way.names},
-        called=way.called | other.called,
+        embed_names=way.embed_names | other.embed_names,
     )
 
 
 def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
-    for key in (*relation.foreign_keys, *relation.links):
+    for key in (*relation.foreign_keys, *relation.view_foreign_keys):
         target = catalog.relations.get(key.target)
         if target is not None:
             pairs = tuple(zip(key.columns, key.target_columns, strict=True))
-            called = {key.name} if key.called else set()
-            if key.called and len(key.columns) == 1:
+            called = {key.name} if key.names_embeds else set()
+            if key.names_embeds and len(key.columns) == 1:
                 called |= {*key.columns}
             own = (key.name, *_columns(key.columns), _spelled(pairs))
             names = _ranked((0, own), (1, _columns(key.target_columns)))
@@ -312,7 +314,7 @@ def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
 
 def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
     for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
-        for there in (*middle.foreign_keys, *middle.links):
+        for there in (*middle.foreign_keys, *middle.view_foreign_keys):
             target = catalog.relations.get(there.target)
             if target is None or _same(here, there) or not _joins(middle, here, there):
                 continue
@@ -382,7 +384,7 @@ def _same(here: ForeignKey, there: ForeignKey) -> bool:
 def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
     """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
     both = {*here.columns, *there.columns}
-    keys = [*(unique.columns for unique in middle.unique_keys), *middle.shown_keys]
+    keys = [*(unique.columns for unique in middle.unique_keys), *middle.view_keys]
     return any(both <= set(key) for key in keys)
 
 

@@ -45,8 +45,12 @@ def reread(
     kinds = set(kinds)
     key = () if "delete" in kinds else _key(relation)
     names = {column.name for column in written}
-    cascades = relation.cascading if relation.side_effects else relation.cascading & names
-    moved = bool(key) and (bool(relation.after & kinds) or ("update" in kinds and bool(cascades)))
+    cascades = (
+        relation.cascading_columns if relation.side_effects else relation.cascading_columns & names
+    )
+    moved = bool(key) and (
+        bool(relation.changed_by_triggers & kinds) or ("update" in kinds and bool(cascades))
+    )
     apart = returning.order or returning.embeds or returning.inner or follows(returning.outputs, ())
     if not moved and not apart:
         return returning
@@ -81,10 +85,10 @@ def _reread(
 
 def _key(relation: Relation) -> tuple[str, ...]:
     """Return the columns by which a row that was written is found; none where it cannot be."""
-    if not relation.direct:
+    if not relation.auto_updatable:
         return ()  # of a join, say, which shows the same key many times
     keys = [relation.primary_key, *(each.columns for each in relation.unique_keys)]
-    for key in (*keys, *relation.shown_keys):
+    for key in (*keys, *relation.view_keys):
         if key and all(relation.columns[name].selectable for name in key):
             return key
     return ()

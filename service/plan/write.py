@@ -248,7 +248,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     relation = scope.relation
     index = _index(relation, conflict)
     if index is not None:
-        key, stays, nulls, target = index.used, index.columns, index.nulls, index.target
+        key, stays, nulls, target = index.all_columns, index.columns, index.nulls, index.target
     else:
         key = stays = _key(scope, conflict.key)
         _refuse_late(relation, key)
@@ -360,7 +360,7 @@ def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
             hint="name another unique key or index",
             candidates=_keys(relation),
         )
-    if found.skips and conflict.update != ():
+    if found.only_ignores and conflict.update != ():
         raise InvalidArgument(
             f'by "{found.name}", an exclusion constraint, rows that are there can be left alone only',
             path="on_conflict",

@@ -234,7 +234,7 @@ def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
     for name in ("posts", "hooked", "joined"):
         columns = catalog.relation("app", name).columns.values()
         assert all(each.insertable and not each.generated for each in columns)
-    assert catalog.relation("app", "joined").takes == {"insert", "update"}
+    assert catalog.relation("app", "joined").accepted_writes == {"insert", "update"}
 
 
 def test_odd_names(catalog: Catalog) -> None:

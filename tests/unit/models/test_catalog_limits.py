@@ -49,7 +49,7 @@ def test_a_default_that_is_not_there() -> None:
 
 def test_a_trigger_may_fill_in() -> None:
     """Where a trigger comes before the row, only PostgreSQL can tell what is missing."""
-    filled = replace(ACTIONS, filled=True)
+    filled = replace(ACTIONS, has_insert_triggers=True)
     assert catalog_faults(filled, CATALOG, {"status": None}, True) == {}
     assert catalog_faults(filled, CATALOG, {"action": "x" * 9}, True).keys() == {"action"}
     assert catalog_faults(filled, CATALOG, {"action": None}, False).keys() == {"action"}
