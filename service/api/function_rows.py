@@ -23,9 +23,9 @@ from service.db.statements import (
     read_only_txn,
     value_txn,
 )
-from service.plan.estimate import refuse_guarded
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups
 from service.plan.hidden import refuse_hidden_fields
+from service.plan.uses import refuse_guarded
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.read import MAX_GROUPS, Parsed, parse_aggregate, parse_find

@@ -14,8 +14,8 @@ from service.catalog import Catalog, Relation
 from service.db.statements import Page, Shape, answered_columns, groups_txn, page_txn, value_txn
 from service.errors import NotFound
 from service.plan.aggregate import plan_aggregate
-from service.plan.estimate import refuse_guarded
 from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
+from service.plan.uses import refuse_guarded
 from service.request.paging import digest_of, write_token
 from service.request.read import (
     MAX_GROUPS,

@@ -45,7 +45,7 @@ class AggregatePlan:
     where: Condition | None
     grouped: Groups
     having: Condition | None
-    limit: Bound
+    limit: Bound | None
     offset: Bound | None
     call: FunctionCall | None = None
     afterwards: bool = False
@@ -62,7 +62,6 @@ def plan_aggregate(
         InvalidArgument: A name is unknown, or stands twice in the answer.
     """
     scope = Scope(catalog, relation)
-    int8 = scope.named("int8")
     grouped, result = plan_grouped(
         scope, request.group, request.measures, request.order, "measures"
     )
@@ -72,8 +71,8 @@ def plan_aggregate(
         where=plan_filter(scope, request.where),
         grouped=grouped,
         having=plan_filter(result, request.having),
-        limit=scope.bound(request.limit, int8),
-        offset=scope.bound(request.offset, int8) if request.offset else None,
+        limit=scope.number(request.limit),
+        offset=scope.number(request.offset),
         json=as_json(catalog, request.form, grouped.outputs),
     )
 
@@ -100,8 +99,8 @@ def plan_grouped(
     Raises:
         InvalidArgument: A name is unknown, or stands twice in the answer.
     """
-    groups = plan_groups(scope, group)
-    planned = plan_measures(scope, measures)
+    groups = comparable_outputs(scope, outputs_of(scope, group))
+    planned = tuple(_measure(scope, measure) for measure in measures)
     names = [output.name for output in groups] + [measure.name for measure in planned]
     refuse_repeated(
         names, path, 'rename one: "other_name:column" in group, or another name in measures'
@@ -113,33 +112,8 @@ def plan_grouped(
     return Groups(groups, planned, outputs, _order(scope, result, groups, order), source), result
 
 
-def plan_groups(scope: Scope, group: tuple[Item, ...]) -> tuple[Output, ...]:
-    """
-    Plan what the rows of a group have in common.
-
-    Raises:
-        InvalidArgument: A name is unknown, or its values cannot be compared.
-    """
-    return comparable_outputs(scope, outputs_of(scope, group))
-
-
-def plan_measures(scope: Scope, measures: Iterable[Measure]) -> tuple[PlannedMeasure, ...]:
-    """
-    Plan measures.
-
-    Raises:
-        InvalidArgument: A name is unknown.
-    """
-    return tuple(_measure(scope, measure) for measure in measures)
-
-
 def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
-    """
-    Return outputs cast, where need be, to types whose values can be compared.
-
-    Raises:
-        InvalidArgument: One has none.
-    """
+    """Return outputs with `comparable` expressions."""
     return tuple(
         replace(output, expression=comparable(scope, output.expression)) for output in outputs
     )

@@ -57,7 +57,7 @@ Equals = tuple[tuple[str, str, Operator], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class JunctionJoin:
     """
     What stands between related rows: a junction's alias, and the columns that must be equal.
 
@@ -84,7 +84,7 @@ class Link:
         source: Their alias.
         outer: The alias of the rows they are related to.
         pairs: Columns of the outer and of the related rows that are equal.
-        passage: What stands between, if anything.
+        junction: What stands between, if anything.
         function: Of the outer row, that returns them, if it is one.
         row: As of an `Expression`.
         where: Which of them are meant, if not all.
@@ -95,7 +95,7 @@ class Link:
     source: str
     outer: str
     pairs: Equals
-    passage: Passage | None = None
+    junction: JunctionJoin | None = None
     function: Function | None = None
     row: str = ""
     where: Condition | None = None
@@ -199,7 +199,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class IsTest:
     """`left IS word`, as in NULL or NOT NULL."""
 
     left: Expression
@@ -215,7 +215,7 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
-class Every:
+class BoolExpr:
     """All conditions, or (any) one of them."""
 
     any: bool
@@ -236,4 +236,4 @@ class Present:
     source: str
 
 
-Condition = Compare | Search | Test | Exists | Every | Not | Present
+Condition = Compare | Search | IsTest | Exists | BoolExpr | Not | Present

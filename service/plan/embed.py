@@ -51,7 +51,6 @@ def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedE
 
 def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     link, inner, many = scope.link(embed)
-    int8 = scope.named("int8")
     grouped = _grouped(inner, embed)
     embeds: tuple[PlannedEmbed, ...] = ()
     if grouped is not None:
@@ -72,8 +71,8 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         embeds=embeds,
         where=plan_related(inner, embed),
         order=order,
-        limit=inner.bound(embed.limit, int8) if embed.limit else None,
-        offset=inner.bound(embed.offset, int8) if embed.offset else None,
+        limit=inner.number(embed.limit),
+        offset=inner.number(embed.offset),
         spread=embed.spread,
         grouped=grouped,
     )

@@ -12,15 +12,15 @@ from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument
 from service.plan.conditions import (
     PG_CATALOG,
+    BoolExpr,
     Bound,
     Compare,
     Condition,
-    Every,
     Exists,
     Expression,
+    IsTest,
     Not,
     Search,
-    Test,
 )
 from service.plan.scope import Scope
 from service.request.filters import KEYS, PATTERNS, unknown_operator
@@ -103,7 +103,7 @@ def _exists(scope: Scope, embed: Embed) -> Exists:
 
 def _condition(scope: Scope, where: Filter) -> Condition:
     if isinstance(where, Connective):
-        return Every(where.any, tuple(_condition(scope, term) for term in where.terms))
+        return BoolExpr(where.any, tuple(_condition(scope, term) for term in where.terms))
     if isinstance(where, Comparison):
         return _comparison(scope, where)
     if isinstance(where, Related):
@@ -184,7 +184,7 @@ def as_jsonb(scope: Scope, value: Expression) -> Expression:
 def both(*conditions: Condition | None) -> Condition | None:
     """Return the conjunction of conditions, of which None holds always; None if all do."""
     found = tuple(each for each in conditions if each is not None)
-    return found[0] if len(found) == 1 else Every(False, found) if found else None
+    return found[0] if len(found) == 1 else BoolExpr(False, found) if found else None
 
 
 def _is_about_rows(scope: Scope, where: Comparison) -> bool:
@@ -232,14 +232,14 @@ def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
     return type
 
 
-def _test(left: Expression, where: Comparison) -> Test:
+def _test(left: Expression, where: Comparison) -> IsTest:
     if where.word not in {"null", "not null"} and left.type.form != "boolean":
         raise InvalidArgument(
             f'"{left.column.name}" is {left.type.sql}, and only a boolean is {where.word}',
             path=left.path,
             column=left.column.name,
         )
-    return Test(left, where.word.upper())
+    return IsTest(left, where.word.upper())
 
 
 def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.aggregate import comparable, comparable_outputs
-from service.plan.conditions import Condition, Every, Expression
+from service.plan.conditions import Condition, Expression
 from service.plan.embed import plan_columns
 from service.plan.filters import both, compare, inner_condition, plan_filter
 from service.plan.hidden import as_json
@@ -57,7 +57,6 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         InvalidArgument: A name is unknown, or the token does not fit the order.
     """
     scope = Scope(catalog, relation, request.embeds)
-    int8 = scope.named("int8")
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
     order = sort_keys(scope, request.order)
     if request.distinct and not outputs:
@@ -83,8 +82,8 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         embeds=embeds,
         order=order,
         distinct=distinct,
-        limit=scope.bound(request.limit, int8),
-        offset=scope.bound(request.offset, int8) if request.offset else None,
+        limit=scope.number(request.limit),
+        offset=scope.number(request.offset),
         after=_after(scope, request.after, order) if request.after else None,
         keyset=keyset,
         json=as_json(catalog, request.form, outputs, embeds),
@@ -142,7 +141,7 @@ def check_keyed(relation: Relation, verb: str) -> None:
         )
 
 
-def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
+def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     """
     Plan the condition that picks the row of a key.
 
@@ -173,7 +172,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition:
     for name, operand in zip(columns, key.operands, strict=True):
         expression = scope.expression(Reference(name, operand.path))
         conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
-    return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
+    return both(*conditions)
 
 
 def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:

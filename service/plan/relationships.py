@@ -49,7 +49,7 @@ class Junction:
 @dataclass(frozen=True, slots=True)
 class Relationship:
     """
-    One way from a relation to another.
+    A relationship of a relation to another.
 
     Args:
         target: The other relation.
@@ -276,8 +276,8 @@ def _rows(way: Relationship) -> Hashable:
     """Return what ways have in common that lead to the same rows."""
     junction, function = way.junction, way.function
     if junction is not None:
-        passage = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
-        return _full(way.target), passage
+        between = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
+        return _full(way.target), between
     return _full(way.target), frozenset(way.pairs), function.name if function else ""
 
 

@@ -78,9 +78,7 @@ def _reread(
     names = dict.fromkeys((*key, *(_needed(returning) if fallback else ())))
     # with modifiers: the text of a char(n) has no blanks at its end
     saved = tuple(SavedColumn(name, relation.columns[name].declared) for name in names)
-    types = [scope.catalog.type(relation.columns[name].type) for name in key]
-    equal = tuple(scope.operator("=", type, type) for type in types)
-    return replace(returning, reread=Reread(equal, saved, row, fallback))
+    return replace(returning, reread=Reread(scope.equals(key), saved, row, fallback))
 
 
 def _key(relation: Relation) -> tuple[str, ...]:
@@ -136,7 +134,7 @@ def _needed(returning: PlannedReturning) -> list[str]:
     links += [embed.link for embed in returning.embeds]
     links += [each.link for each in returning.inner]
     for link in links:
-        names += [here for here, *_ in (link.passage.here if link.passage else link.pairs)]
+        names += [here for here, *_ in (link.junction.here if link.junction else link.pairs)]
     return names
 
 

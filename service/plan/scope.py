@@ -16,9 +16,9 @@ from service.plan.conditions import (
     Bound,
     Equals,
     Expression,
+    JunctionJoin,
     Link,
     Operator,
-    Passage,
     PlannedStep,
 )
 from service.plan.hidden import follow, without_hidden_fields
@@ -73,21 +73,20 @@ class Scope:
         Raises:
             InvalidArgument: There is no such relationship, or more than one.
         """
-        way = related(self.catalog, self.relation, embed)
-        source, passage = f"t{next(self._aliases)}", None
-        if way.junction is not None:
-            between = f"t{next(self._aliases)}"
-            junction = way.junction
-            passage = Passage(
-                junction.relation,
+        found = related(self.catalog, self.relation, embed)
+        source, junction = f"t{next(self._aliases)}", None
+        if found.junction is not None:
+            between = found.junction.relation
+            junction = JunctionJoin(
                 between,
-                self._equals(self.relation, junction.relation, junction.here),
-                self._equals(junction.relation, way.target, junction.there),
+                f"t{next(self._aliases)}",
+                self._equals(self.relation, between, found.junction.here),
+                self._equals(between, found.target, found.junction.there),
             )
-        scope = Scope(self.catalog, way.target, embed.embeds, source, self._aliases)
-        pairs = self._equals(self.relation, way.target, way.pairs)
-        link = Link(way.target, source, self.source, pairs, passage, way.function)
-        return link, scope, way.many
+        scope = Scope(self.catalog, found.target, embed.embeds, source, self._aliases)
+        pairs = self._equals(self.relation, found.target, found.pairs)
+        link = Link(found.target, source, self.source, pairs, junction, found.function)
+        return link, scope, found.many
 
     def _equals(self, here: Relation, there: Relation, pairs: Pairs) -> Equals:
         """Return pairs of columns of two relations with the operators that compare them."""
@@ -120,6 +119,15 @@ class Scope:
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
         """Return a parameter of a type."""
         return Bound(operand.slot, type, operand.path, raw=raw)
+
+    def number(self, operand: Operand | None) -> Bound | None:
+        """Return the parameter of a limit or an offset, if there is one."""
+        return self.bound(operand, self.named("int8")) if operand else None
+
+    def equals(self, names: Iterable[str]) -> tuple[Operator, ...]:
+        """Return what compares each of some columns with a value of its own type."""
+        types = [self.catalog.type(self.relation.columns[name].type) for name in names]
+        return tuple(self.operator("=", type, type) for type in types)
 
     def named(self, name: str) -> Type:
         """Return a type that every PostgreSQL has."""

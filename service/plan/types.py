@@ -321,7 +321,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Takeover:
+class ConflictUpdate:
     """
     A column that a row takes over from a new one with its key.
 
@@ -341,14 +341,14 @@ class PlannedConflict:
 
     Args:
         key: The columns of the key, or those that an index goes by.
-        takeovers: What changes in the row there; nothing leaves it alone.
+        updates: What changes in the row there; nothing leaves it alone.
         equal: What compares them.
         nulls: Whether rows without a value in the key may have the same one.
         target: What ON CONFLICT goes by, where that is not the columns alone.
     """
 
     key: tuple[str, ...]
-    takeovers: tuple[Takeover, ...]
+    updates: tuple[ConflictUpdate, ...]
     equal: tuple[Operator, ...]
     nulls: bool
     target: CatalogSQL | None = None

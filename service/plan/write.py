@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, Type, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
-from service.plan.conditions import Bound, Condition, Every, Operator
-from service.plan.filters import as_jsonb, compare, inner_conditions, plan_filter
+from service.plan.conditions import Bound, Condition
+from service.plan.filters import as_jsonb, both, compare, inner_conditions, plan_filter
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.outputs import sort_keys
 from service.plan.read import plan_key, plan_rows
 from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.plan.types import (
+    ConflictUpdate,
     DeletePlan,
     InsertPlan,
     PlannedConflict,
     PlannedReturning,
     ReadPlan,
     Setting,
-    Takeover,
     UpdatePlan,
 )
 from service.request.types import (
@@ -83,7 +83,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     )
     conflict = plan_conflict(scope, request.conflict, request.rows) if request.conflict else None
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
-    settable = [each.column for each in conflict.takeovers] if conflict else []
+    settable = [each.column for each in conflict.updates] if conflict else []
     one = not request.many and conflict is None
     planned = reread(scope, _returned(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
@@ -163,7 +163,7 @@ def plan_current(
         where=where,
         order=planned.order,
         embeds=planned.embeds,
-        limit=scope.bound(limit, scope.named("int8")) if limit else None,
+        limit=scope.number(limit),
         lock=lock,
         json=planned.json,
     )
@@ -230,9 +230,8 @@ def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
     """
     if target.key is None:
         return plan_filter(scope, target.where)
-    conditions = [plan_key(scope, target.key, verb)]
-    conditions += [_expected(scope, each) for each in target.expect]
-    return conditions[0] if len(conditions) == 1 else Every(False, tuple(conditions))
+    expected = [_expected(scope, each) for each in target.expect]
+    return both(plan_key(scope, target.key, verb), *expected)
 
 
 def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConflict:
@@ -257,18 +256,18 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
-        settings = tuple(Takeover(column) for column in columns)
-        return PlannedConflict(key, settings, _equal(scope, key), nulls, target)
+        settings = tuple(ConflictUpdate(column) for column in columns)
+        return PlannedConflict(key, settings, scope.equals(key), nulls, target)
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.generated_always}
-    takeovers = [
-        Takeover(relation.columns[name], _kept(scope, rows, key, name))
+    updates = [
+        ConflictUpdate(relation.columns[name], _kept(scope, rows, key, name))
         for name in given
         if name in settable and name not in stays
     ]
-    if not takeovers:
-        takeovers = [Takeover(relation.columns[name]) for name in key if name in settable][:1]
-    return PlannedConflict(key, tuple(takeovers), _equal(scope, key), nulls, target)
+    if not updates:
+        updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
+    return PlannedConflict(key, tuple(updates), scope.equals(key), nulls, target)
 
 
 def writable(relation: Relation, name: str, path: str) -> Column:
@@ -456,11 +455,6 @@ def _kept(
 def _exactly(scope: Scope, column: Column) -> Type:
     """Return a column's type with its modifiers: a key is compared as it will be stored."""
     return replace(scope.catalog.type(column.type), sql=column.declared)
-
-
-def _equal(scope: Scope, key: Sequence[str]) -> tuple[Operator, ...]:
-    types = [scope.catalog.type(scope.relation.columns[name].type) for name in key]
-    return tuple(scope.operator("=", type, type) for type in types)
 
 
 def _made(column: Column, path: str) -> InvalidArgument:

@@ -268,12 +268,12 @@ DEPENDS: Truth = (0, 0)
 
 def holds_always(where: Filter, values: Sequence[Any]) -> bool:
     """Return whether a filter is true of every row, whatever the rows hold."""
-    return _Judge(values).truth(where) == ALWAYS
+    return _TruthTable(values).truth(where) == ALWAYS
 
 
-class _Judge:
+class _TruthTable:
     """
-    Judge of one filter, by its form alone, for all rows that there could be at once.
+    Truth table of one filter, by its form alone, for all rows that there could be at once.
 
     Whether a column is null, and whether a condition holds of one that is not, are variables; what
     a term is for each way to set them is one bit of a number, so that `and` and `or` are those of
@@ -296,7 +296,7 @@ class _Judge:
             return _not(self.truth(where.term))
         if isinstance(where, Comparison):
             return self._compared(where)
-        if _Judge(self._values).truth(where.term) == NEVER:
+        if _TruthTable(self._values).truth(where.term) == NEVER:
             return NEVER  # no related row is one for which it holds
         return self._either(where)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from psycopg2.sql import SQL, Composable, Composed, Identifier
 
 from service.plan.aggregate import AggregatePlan
-from service.plan.pure import is_pure
 from service.plan.types import Groups, PlannedMeasure
+from service.plan.uses import is_pure
 from service.sql.expressions import (
     cast,
     condition,

@@ -18,12 +18,12 @@ from service.plan.conditions import (
     Equals,
     Exists,
     Expression,
+    IsTest,
     Link,
     Not,
     Operator,
     Present,
     Search,
-    Test,
 )
 from service.plan.types import Output, SortKey
 from service.sql.statement import (
@@ -76,7 +76,7 @@ def condition(where: Condition) -> Composable:
     """Build a condition, in parentheses where it could be read otherwise."""
     if isinstance(where, Compare):
         return _compare(where)
-    if isinstance(where, Test):
+    if isinstance(where, IsTest):
         return SQL(f"{{value}} IS {where.word}").format(value=expression(where.left))
     if isinstance(where, Search):
         return _search(where)
@@ -166,13 +166,13 @@ def related_rows(
         where: Which of them.
         joins: What is joined to each.
     """
-    passage, pairs, other, junction = link.passage, link.pairs, link.source, EMPTY
-    if passage is not None:
-        pairs, other = passage.here, passage.source
+    pairs, other, junction = link.pairs, link.source, EMPTY
+    if link.junction is not None:
+        pairs, other = link.junction.here, link.junction.source
         junction = SQL(" JOIN {relation} AS {alias} ON {pairs}").format(
-            relation=relation_name(passage.relation),
-            alias=Identifier(passage.source),
-            pairs=_all_equal(passage.source, link.source, passage.there),
+            relation=relation_name(link.junction.relation),
+            alias=Identifier(link.junction.source),
+            pairs=_all_equal(link.junction.source, link.source, link.junction.there),
         )
     conditions = [_all_equal(link.outer, other, pairs)] if pairs else []
     rows: Composable = relation_name(link.relation)

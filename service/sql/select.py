@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier
 
-from service.plan.pure import is_pure
 from service.plan.types import (
     PlannedAfter,
     PlannedEmbed,
@@ -18,6 +17,7 @@ from service.plan.types import (
     names_of,
     truncated,
 )
+from service.plan.uses import is_pure
 from service.sql.embed import column_list, embed_joins
 from service.sql.expressions import (
     cast,

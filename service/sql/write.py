@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
-from service.plan.conditions import Bound, Every
-from service.plan.pure import is_pure
+from service.plan.conditions import BoolExpr, Bound
 from service.plan.types import (
+    ConflictUpdate,
     DeletePlan,
     InsertPlan,
     PlannedConflict,
-    Takeover,
     UpdatePlan,
 )
+from service.plan.uses import is_pure
 from service.sql.embed import column_list, embed_joins
 from service.sql.expressions import (
     NAME,
@@ -81,8 +81,8 @@ def on_conflict(conflict: PlannedConflict) -> Composable:
     """Build what becomes of new rows whose key is there already."""
     target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
     action: Composable = SQL("NOTHING")
-    if conflict.takeovers:
-        settings = COMMA.join(_takeover(conflict, each) for each in conflict.takeovers)
+    if conflict.updates:
+        settings = COMMA.join(_conflict_update(conflict, each) for each in conflict.updates)
         action = SQL("UPDATE SET {settings}").format(settings=settings)
     return SQL(" ON CONFLICT {target} DO {action}").format(
         target=catalog_sql(conflict.target.text) if conflict.target else target, action=action
@@ -160,7 +160,7 @@ def _reread(plan: WritePlan) -> Composable:
         columns.append(column_list(returning.outputs, returning.embeds, returning.json))
     # not a WHERE: what was written is to be counted, whatever is answered of it
     if returning.inner:
-        columns.append(condition(Every(False, returning.inner)))
+        columns.append(condition(BoolExpr(False, returning.inner)))
     return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
         columns=COMMA.join(columns),
         rows=saved_rows(returning.reread, plan.relation),
@@ -173,13 +173,13 @@ def _or_default(value: Bound | None) -> Composable:
     return Parameter(value) if value else SQL("DEFAULT")
 
 
-def _takeover(conflict: PlannedConflict, takeover: Takeover) -> Composable:
+def _conflict_update(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
     """Build what a row takes over, unless the new row has one of the keys that do not give it."""
-    name = takeover.column.name
+    name = update.column.name
     template = "{column} = CASE WHEN {kept} THEN {old} ELSE {new} END"
-    return SQL(template if takeover.kept else "{column} = {new}").format(
+    return SQL(template if update.kept else "{column} = {new}").format(
         column=Identifier(name),
-        kept=SQL(" OR ").join(_has_key(conflict, key) for key in takeover.kept),
+        kept=SQL(" OR ").join(_has_key(conflict, key) for key in update.kept),
         old=Identifier(NAME, name),
         new=Identifier(NEW, name),
     )

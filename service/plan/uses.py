@@ -1,0 +1,76 @@
+"""
+What follows for a plan from all that it uses of the catalog: relations, functions and types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
+from service.errors import InvalidArgument
+from service.plan.types import ReadPlan
+
+Used = Relation | Function | Type
+
+
+def is_pure(plan: Any, written: Relation | None = None) -> bool:
+    """
+    Return whether a plan is certain to leave nothing behind in the session that runs it.
+
+    Args:
+        plan: Frozen, of frozen parts; whatever it uses of the catalog stands in it.
+        written: The relation that it writes to, if any.
+    """
+
+    def pure(used: Used) -> bool:
+        if isinstance(used, Relation):
+            if used is written:
+                return used.pure_writes
+            return used.pure_reads or used.schema == NOWHERE
+        return isinstance(used, Type) and used.pure
+
+    return _all_used(plan, pure)
+
+
+def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
+    """
+    Refuse to answer what the planner expects of a read where policies stand before its rows.
+
+    It goes by statistics of all rows, those too that policies hide from the caller. What a function
+    reads is not known.
+
+    Raises:
+        InvalidArgument: Policies may hide rows that the statistics speak of.
+    """
+
+    def is_open(used: Used) -> bool:
+        if isinstance(used, Relation):
+            return used.estimable
+        return isinstance(used, Type) or not catalog.policies
+
+    rows = (plan.call or plan.relation, plan.distinct, plan.outputs, plan.where)
+    if not _all_used(rows, is_open):
+        raise InvalidArgument(
+            "what the planner expects would tell of rows that policies hide",
+            path="count",
+            hint='"exact" counts what may be seen',
+        )
+
+
+def _all_used(plan: Any, test: Callable[[Used], bool]) -> bool:
+    """Return whether a test holds of everything of the catalog that stands in a plan."""
+    if isinstance(plan, Used):
+        return test(plan)
+    if isinstance(plan, tuple):
+        return all(_all_used(each, test) for each in plan)
+    if is_dataclass(plan) and not isinstance(plan, Column):  # which its relation speaks for
+        return all(_all_used(getattr(plan, name), test) for name in _names(plan.__class__))
+    return True
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
