@@ -216,3 +216,14 @@ async def test_records(db: Callee) -> None:
         assert isinstance(refused, DatabaseRefused | InvalidArgument), refused
         assert "xyzzy" not in f"{refused} {refused.details}"
     assert [row["more"] for row in await db.call("fn.all_told")] == [{"f1": ADA}, {"f1": bob}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_array_of_what_no_column_is_an_array_of(db: Callee) -> None:
+    """The type of an array that only an aggregate makes is known all the same."""
+    for column, value in (("duo", {"who": ADA, "n": 1}), ("anyone", ADA), ("friends", [ADA])):
+        measures = {"all": {"array_agg": column}}
+        (found,) = await db.call("visits.aggregate", measures, where={"id": 1})
+        assert found["all"] == [value]
+        refused = await failure_of(db.call("visits.aggregate", measures, form="json"))
+        assert isinstance(refused, InvalidArgument)
