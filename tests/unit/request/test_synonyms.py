@@ -1,0 +1,59 @@
+"""Words of other tools lead to ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.request.synonyms import (
+    SYNONYMS,
+    Synonym,
+    at_hand,
+    column_hint,
+    letters,
+    synonym_hint,
+)
+
+
+@pytest.mark.parametrize("synonym", SYNONYMS, ids=lambda each: f"{each.kind}-{each.ours}")
+def test_each_word_leads_to_ours(synonym: Synonym) -> None:
+    """However it is written; but for one that is ours already, which is meant then."""
+    for word in synonym.words:
+        for written in (word, word.upper(), f"${word}"):
+            hint = synonym_hint(synonym.kind, written, [synonym.ours])
+            assert hint is not None, written
+            assert f'"{synonym.ours}"' in hint
+
+
+def test_word_is_compared_by_its_letters() -> None:
+    """Signs alone are left as they are: they are operators."""
+    assert letters("order_By") == letters("$orderBy") == "orderby"
+    assert letters("$") == "$"
+    assert synonym_hint("argument", "order_by", ["limit"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("name desc", 'did you mean "-name"?'),
+        ("name ASC nulls last", 'did you mean "name"?'),
+        ("name, id", 'did you mean a list, as in ["name", "id"]?'),
+        ("seats__gte", 'did you mean {"seats": {"gte": …}}?'),
+        ("seats >=", 'did you mean {"seats": {"gte": …}}?'),
+        ("desc", 'descending is a sign before the name, as in ["-created_at"]'),
+        ("$or", 'did you mean "or"?'),
+        ("nothing", None),
+    ],
+)
+def test_what_is_no_column_may_be_a_spelling_of_others(name: str, hint: str | None) -> None:
+    """Sort orders and lists in one text, operators of Django and of Mongo."""
+    assert column_hint(name, ["name", "id", "seats"], ["gt", "gte"]) == hint
+
+
+def test_example_is_written_for_the_relation_at_hand() -> None:
+    """Its columns stand for those of the example, and values are left open."""
+    hint = 'did you mean "where", as in actions.find(where={"status": False})?'
+    columns, key = ["number", "street"], ["number"]
+    assert at_hand(hint, "houses", columns, key) == (
+        'did you mean "where", as in houses.find(where={"street": …})?'
+    )
+    assert at_hand(hint, "", columns, key) == 'did you mean "where"?'
