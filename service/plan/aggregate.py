@@ -55,12 +55,7 @@ class AggregatePlan:
 def plan_aggregate(
     catalog: Catalog, relation: Relation, request: AggregateRequest
 ) -> AggregatePlan:
-    """
-    Plan `aggregate`.
-
-    Raises:
-        InvalidArgument: A name is unknown, or stands twice in the answer.
-    """
+    """Plan `aggregate`."""
     scope = Scope(catalog, relation)
     grouped, result = plan_grouped(
         scope, request.group, request.measures, request.order, "measures"
@@ -95,9 +90,6 @@ def plan_grouped(
         order: Of the groups.
         path: Where measures stand in the call.
         source: The alias of the groups.
-
-    Raises:
-        InvalidArgument: A name is unknown, or stands twice in the answer.
     """
     groups = comparable_outputs(scope, outputs_of(scope, group))
     planned = tuple(_measure(scope, measure) for measure in measures)

@@ -20,13 +20,7 @@ from service.request.types import Embed, Item
 def plan_columns(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
-    """
-    Plan a select list and the embeds beside it, which replace columns that nobody asked for.
-
-    Raises:
-        InvalidArgument: A name is unknown, a relationship is none or ambiguous, or an embed, or
-            a column of one that is spread, is called like another.
-    """
+    """Plan a select list and the embeds beside it, which replace columns that nobody asked for."""
     planned = [each for each in (_plan(scope, embed) for embed in embeds) if each.columns]
     outputs = outputs_of(scope, select)
     if select is None:
@@ -66,7 +60,8 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         name=embed.name,
         key=truncated(embed.name),
         link=link,
-        many=many and not _is_one(embed),
+        # measures over all rows that join the outer row are values: there is one of each
+        many=many and not (embed.spread and embed.measures and not embed.group),
         outputs=outputs,
         embeds=embeds,
         where=plan_related(inner, embed),
@@ -76,11 +71,6 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         spread=embed.spread,
         grouped=grouped,
     )
-
-
-def _is_one(embed: Embed) -> bool:
-    """Return whether measures join the outer row as values: over all rows there is one of each."""
-    return embed.spread and bool(embed.measures) and not embed.group
 
 
 def _grouped(inner: Scope, embed: Embed) -> Groups | None:

@@ -61,12 +61,7 @@ SEARCH_FUNCTIONS = {
 
 
 def plan_filter(scope: Scope, where: Filter) -> Condition | None:
-    """
-    Plan a filter; None if it says nothing.
-
-    Raises:
-        InvalidArgument: A column is unknown, or an operator does not go with its type.
-    """
+    """Plan a filter; None if it says nothing."""
     if isinstance(where, Connective) and not where.any and not where.terms:
         return None
     return _condition(scope, where)
@@ -79,9 +74,6 @@ def plan_related(scope: Scope, embed: Embed) -> Condition | None:
     Args:
         scope: Of the related rows.
         embed: Them.
-
-    Raises:
-        InvalidArgument: As of a filter.
     """
     return both(plan_filter(scope, embed.where), inner_condition(scope, embed.embeds))
 
@@ -93,12 +85,8 @@ def inner_condition(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
 
 def inner_conditions(scope: Scope, embeds: Iterable[Embed]) -> tuple[Exists, ...]:
     """Plan what inner embeds ask for, each by itself."""
-    return tuple(_exists(scope, embed) for embed in embeds if embed.inner)
-
-
-def _exists(scope: Scope, embed: Embed) -> Exists:
-    link, inner, _ = scope.link(embed)
-    return Exists(link, plan_related(inner, embed))
+    linked = ((embed, *scope.link(embed)) for embed in embeds if embed.inner)
+    return tuple(Exists(link, plan_related(inner, embed)) for embed, link, inner, _ in linked)
 
 
 def _condition(scope: Scope, where: Filter) -> Condition:
@@ -133,13 +121,14 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
 
 def _comparison(scope: Scope, where: Comparison) -> Condition:
     reference = where.reference
-    if _is_about_rows(scope, where):
+    of_rows = _is_of_rows(scope, reference)
+    if of_rows and where.word in {"null", "not null"}:  # there are none, or there is one
         link, inner, embed, _ = scope.linked(reference.name, reference.path)
         found = Exists(link, plan_related(inner, embed))
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
         return _test(scope.value(where.reference), where)
-    if _is_of_rows(scope, reference):
+    if of_rows:
         raise _no_column(scope, reference)
     left = scope.expression(where.reference)
     if where.operand is None:
@@ -151,7 +140,10 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     if where.operator in KEYS:
         return _has(scope, left, where, where.operand)
     left = as_jsonb(scope, left)
-    test = _compare(left, _operand_type(scope, left.type, where), scope, where, where.operand)
+    type = left.type
+    if where.element and type.kind in {"range", "multirange"}:
+        type = scope.catalog.type(type.base)
+    test = _compare(left, type, scope, where, where.operand)
     return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
@@ -187,11 +179,6 @@ def both(*conditions: Condition | None) -> Condition | None:
     return found[0] if len(found) == 1 else BoolExpr(False, found) if found else None
 
 
-def _is_about_rows(scope: Scope, where: Comparison) -> bool:
-    """Return whether a condition asks only whether there are related rows."""
-    return where.word in {"null", "not null"} and _is_of_rows(scope, where.reference)
-
-
 def _is_of_rows(scope: Scope, reference: Reference) -> bool:
     """Return whether a name means related rows."""
     if scope.has_column(reference.name) or reference.steps:
@@ -224,12 +211,6 @@ def _compare(
         candidate = None if found else type
     test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
     return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
-
-
-def _operand_type(scope: Scope, type: Type, where: Comparison) -> Type:
-    if where.element and type.kind in {"range", "multirange"}:
-        return scope.catalog.type(type.base)
-    return type
 
 
 def _test(left: Expression, where: Comparison) -> IsTest:

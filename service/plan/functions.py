@@ -81,7 +81,6 @@ def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPl
     Plan a find on a function's rows.
 
     Raises:
-        InvalidArgument: A name is unknown, or the token does not fit.
         NoSuchProcedure: The function returns no rows.
     """
     plan = plan_find(catalog, _rows(catalog, request), request.of)
@@ -100,7 +99,6 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
     Plan an aggregate of a function's rows.
 
     Raises:
-        InvalidArgument: A name is unknown.
         NoSuchProcedure: The function returns no rows.
     """
     function = request.call.function
@@ -191,13 +189,17 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
         )
     if name:
         columns = {
-            each.name: _resolved_column(catalog, each, name, listed) for each in columns.values()
+            each.name: replace(each, type=type.oid, declared=type.sql)
+            for each in columns.values()
+            for type in [generic(catalog, name, catalog.type(each.type), listed)]
         }
     return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
 
 
 def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
-    """Return what stands for a polymorphic type, whose values may be given as lists."""
+    """Return what stands for a type, if it is polymorphic; its values may be given as lists."""
+    if type.kind != "pseudo":
+        return type
     element = catalog.types_by_name[name]
     if listed or type.name in ARRAYS:
         return catalog.array_of(element) or element
@@ -282,7 +284,7 @@ def _argument(
     key: str | int,
 ) -> PlannedArgument:
     type = catalog.type(argument.type)
-    if type.kind == "pseudo" and request.generic:
+    if request.generic:
         listed = key in request.lists or argument.mode == "variadic"
         type = generic(catalog, request.generic, type, listed)
     bound = Bound(operand.slot, type, operand.path)
@@ -298,15 +300,6 @@ def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
 def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
     call = request.call
     return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
-
-
-def _resolved_column(catalog: Catalog, column: Column, name: str, listed: bool) -> Column:
-    """Return a column with the type that stands for its own, if that is polymorphic."""
-    type = catalog.type(column.type)
-    if type.kind != "pseudo":
-        return column
-    found = generic(catalog, name, type, listed)
-    return replace(column, type=found.oid, declared=found.sql)
 
 
 def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:

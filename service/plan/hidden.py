@@ -27,12 +27,7 @@ def has_hidden_field(catalog: Catalog, oid: int) -> bool:
 
 
 def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
-    """
-    Return a value that is to be more than answered, if it has no hidden field.
-
-    Raises:
-        InvalidArgument: It has a hidden field.
-    """
+    """Return a value that is to be more than answered, if it has no hidden field."""
     if has_hidden_field(catalog, value.type.oid):
         raise _hidden(value.column.name, value.path)
     return value
@@ -41,9 +36,6 @@ def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
 def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
     """
     Refuse steps into a value, as far as its type is known, that reach no field or a hidden one.
-
-    Raises:
-        InvalidArgument: There is no such field, or the value at the end has a hidden one.
     """
     for step in reference.steps:
         type = catalog.plain(type)
@@ -65,12 +57,7 @@ def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
 def refuse_hidden_fields(
     catalog: Catalog, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
 ) -> None:
-    """
-    Refuse outputs that are more than answered, or not read by the codec.
-
-    Raises:
-        InvalidArgument: One has a hidden field.
-    """
+    """Refuse outputs that are more than answered, or not read by the codec."""
     for output in outputs:
         without_hidden_fields(catalog, output.expression)
     for embed in embeds:

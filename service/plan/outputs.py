@@ -25,9 +25,6 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     Plan a select list; None stands for all columns that may be read.
 
     What stands twice counts once.
-
-    Raises:
-        InvalidArgument: A name is unknown, or two values would have the same one.
     """
     if select is None:
         return _all(scope)
@@ -45,12 +42,7 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
 
 
 def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
-    """
-    Plan sort keys; a column that stands twice counts once.
-
-    Raises:
-        InvalidArgument: A name is unknown, or its type has no order.
-    """
+    """Plan sort keys; a column that stands twice counts once."""
     keys: list[SortKey] = []
     for key in order:
         expression = referenced(scope, key.reference)
@@ -68,23 +60,12 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
 
 
 def referenced(scope: Scope, reference: Reference) -> Expression:
-    """
-    Return a value by reference, perhaps of the one related row, for any use.
-
-    Raises:
-        InvalidArgument: A name is unknown, there may be many related rows, or the value has
-            hidden fields.
-    """
+    """Return a value by reference, perhaps of the one related row, for any use."""
     return without_hidden_fields(scope.catalog, _value(scope, reference))
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
-    """
-    Return names as PostgreSQL truncates them, if no two are the same then.
-
-    Raises:
-        InvalidArgument: Two are.
-    """
+    """Return names as PostgreSQL truncates them, if no two are the same then."""
     seen: set[str] = set()
     for name in names:
         if truncated(name) in seen:
@@ -135,12 +116,7 @@ def distinct_first(
 
 
 def distinct_keys(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
-    """
-    Return the sort keys of distinct rows: the given ones, then the other outputs.
-
-    Raises:
-        InvalidArgument: A sort key is not selected, so that it has no single value.
-    """
+    """Return the sort keys of distinct rows: the given ones, then the other outputs."""
     keys = [_positioned(outputs, key) for key in order]
     taken = {key.position for key in keys}
     for position, output in enumerate(outputs, 1):

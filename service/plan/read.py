@@ -34,7 +34,6 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
     Plan `get`.
 
     Raises:
-        InvalidArgument: The key does not fit, or a name is unknown.
         NoSuchProcedure: The relation has no primary key.
     """
     scope = Scope(catalog, relation, request.embeds)
@@ -50,12 +49,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
 
 
 def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
-    """
-    Plan `find`: the primary key becomes the last sort key, so that pages do not overlap.
-
-    Raises:
-        InvalidArgument: A name is unknown, or the token does not fit the order.
-    """
+    """Plan `find`: the primary key becomes the last sort key, so that pages do not overlap."""
     scope = Scope(catalog, relation, request.embeds)
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
     order = sort_keys(scope, request.order)
@@ -97,24 +91,14 @@ def _looked_up(catalog: Catalog, order: Sequence[SortKey]) -> bool:
 def plan_rows(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed]
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
-    """
-    Plan what rows of an answer are made of; an empty list alone would make nothing of them.
-
-    Raises:
-        InvalidArgument: A name is unknown, or stands twice.
-    """
+    """Plan what rows of an answer are made of; an empty list alone would make nothing of them."""
     if not select and not embeds:
         select = None
     return plan_columns(scope, select, embeds, "embed")
 
 
 def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:
-    """
-    Plan `count` and `exists`: rows of which nothing is wanted.
-
-    Raises:
-        InvalidArgument: A name is unknown.
-    """
+    """Plan `count` and `exists`: rows of which nothing is wanted."""
     where = plan_filter(Scope(catalog, relation), request.where)
     return ReadPlan(f"{relation.name}.count", relation, (), where)
 
@@ -146,7 +130,6 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     Plan the condition that picks the row of a key.
 
     Raises:
-        InvalidArgument: The key has other columns than any unique key.
         NoSuchProcedure: The relation has no primary key.
     """
     relation = scope.relation

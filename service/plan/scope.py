@@ -26,7 +26,7 @@ from service.plan.relationships import Pairs, computed_columns, is_related, rela
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.synonyms import column_hint
-from service.request.types import Embed, Operand, Reference, Step
+from service.request.types import Embed, Operand, Reference
 
 
 class Scope:
@@ -56,12 +56,7 @@ class Scope:
         self._aliases = aliases or count(1)
 
     def linked(self, name: str, path: str) -> tuple[Link, Scope, Embed, bool]:
-        """
-        Return the link to the related rows that an embed of this name has, or would have.
-
-        Raises:
-            InvalidArgument: There is no such relationship, or more than one.
-        """
+        """Return the link to the related rows that an embed of this name has, or would have."""
         embed = self._embeds.get(name) or default_embed(name, path)
         link, scope, many = self.link(embed)
         return link, scope, embed, many
@@ -134,21 +129,11 @@ class Scope:
         return self.catalog.types_by_name[name]
 
     def expression(self, reference: Reference) -> Expression:
-        """
-        Return a column of the row itself by reference, for any use.
-
-        Raises:
-            InvalidArgument: As of `value`; or it has hidden fields.
-        """
+        """Return a column of the row itself by reference, for any use."""
         return without_hidden_fields(self.catalog, self.value(reference))
 
     def value(self, reference: Reference) -> Expression:
-        """
-        Return a column of the row itself by reference, to be answered as it is.
-
-        Raises:
-            InvalidArgument: There is no such column, or it has nothing to step into.
-        """
+        """Return a column of the row itself by reference, to be answered as it is."""
         column, function = self._column(reference)
         if reference.steps:
             found = self._stepped(column, reference)
@@ -189,7 +174,11 @@ class Scope:
                 column=column.name,
             )
         follow(self.catalog, type, reference)
-        steps = tuple(self._step(step) for step in reference.steps)
+        key_types = {True: self.named("int4"), False: self.named("text")}
+        steps = tuple(
+            PlannedStep(self.bound(step.operand, key_types[step.index]), step.key, step.text)
+            for step in reference.steps
+        )
         return Expression(
             column,
             self.named("text" if steps[-1].text else "jsonb"),
@@ -197,11 +186,4 @@ class Scope:
             steps=steps,
             path=reference.path,
             source=self.source,
-        )
-
-    def _step(self, step: Step) -> PlannedStep:
-        return PlannedStep(
-            self.bound(step.operand, self.named("int4" if step.index else "text")),
-            step.key,
-            step.text,
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from service.catalog import Catalog, Column, Relation, Type, UniqueIndex, UniqueKey, WriteKind
+from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Condition
 from service.plan.filters import as_jsonb, both, compare, inner_conditions, plan_filter
@@ -68,9 +68,6 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     Plan `create` and `upsert`.
 
     A column that a new row leaves out, but another gives, takes its default.
-
-    Raises:
-        InvalidArgument: A column is unknown, or is generated.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     columns: dict[str, Column] = {}
@@ -103,7 +100,6 @@ def plan_update(
         many: Whether it is a part of one for many rows, of which some may be left out.
 
     Raises:
-        InvalidArgument: A name is unknown, or a column is generated.
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
@@ -124,7 +120,6 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
     Plan `delete`.
 
     Raises:
-        InvalidArgument: A name is unknown.
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
@@ -187,10 +182,6 @@ def plan_import(
         csv: Whether the rows come as CSV.
         header: Whether it has a header.
         on_conflict: What becomes of those that are there already.
-
-    Raises:
-        InvalidArgument: A column is unknown, named twice or made by the database; or there is
-            no such key.
     """
     named: dict[str, Column] = {}
     for name, path in names:
@@ -225,7 +216,6 @@ def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
     Plan the condition that picks the rows of a write, with what is expected of them.
 
     Raises:
-        InvalidArgument: A name is unknown, or the key does not fit.
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     if target.key is None:
@@ -240,9 +230,6 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
 
     A row there takes over what its new row gives, less the key; when that is nothing, the
     key itself, so that the row still comes back.
-
-    Raises:
-        InvalidArgument: A column is unknown or made by the database, or there is no such key.
     """
     relation = scope.relation
     index = _index(relation, conflict)
@@ -250,7 +237,13 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         key, stays, nulls, target = index.all_columns, index.columns, index.nulls, index.target
     else:
         key = stays = _key(scope, conflict.key)
-        _refuse_late(relation, key)
+        if _is_late(relation, key):
+            raise InvalidArgument(
+                f"no row can be upserted by {', '.join(key)}: that key is deferrable, or of periods",
+                path="on_conflict",
+                hint="name the columns of another unique key" if _keys(relation) else None,
+                candidates=_keys(relation),
+            )
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
     if conflict.update is not None:
         columns = [
@@ -300,12 +293,7 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
 
 def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
-    """
-    Refuse columns that rows cannot give; each name is looked up once.
-
-    Raises:
-        InvalidArgument: As of `assigned`.
-    """
+    """Refuse columns that rows cannot give; each name is looked up once."""
     known: set[tuple[str, bool]] = set()
     for row in rows:
         for each in row:
@@ -343,12 +331,7 @@ def _returned(scope: Scope, returning: Returning) -> PlannedReturning:
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
-    """
-    Return the index that is named, if it is no key.
-
-    Raises:
-        InvalidArgument: ON CONFLICT cannot go by it.
-    """
+    """Return the index that is named, if it is no key."""
     found = next((each for each in relation.unique_indexes if each.name == conflict.key), None)
     if found is None:
         return None
@@ -405,17 +388,6 @@ def _keyless(relation: Relation, message: str) -> InvalidArgument:
     return InvalidArgument(message, path="on_conflict", hint=hint, candidates=keys)
 
 
-def _refuse_late(relation: Relation, key: Sequence[str]) -> None:
-    """Refuse a key that ON CONFLICT cannot go by."""
-    if _is_late(relation, key):
-        raise InvalidArgument(
-            f"no row can be upserted by {', '.join(key)}: that key is deferrable, or of periods",
-            path="on_conflict",
-            hint="name the columns of another unique key" if _keys(relation) else None,
-            candidates=_keys(relation),
-        )
-
-
 def _is_late(relation: Relation, key: Sequence[str]) -> bool:
     """Return whether PostgreSQL cannot go by a key: it goes by all keys over its columns."""
     return not all(each.arbiter for each in _alike(relation, key))
@@ -441,7 +413,9 @@ def _kept(
         values = [operands.get(part) for part in key]
         if name in operands or None in values:
             continue
-        types = [_exactly(scope, scope.relation.columns[part]) for part in key]
+        # with modifiers, as in char(2): a key is compared as it will be stored
+        columns = [scope.relation.columns[part] for part in key]
+        types = [replace(scope.catalog.type(each.type), sql=each.declared) for each in columns]
         found.append(
             tuple(
                 scope.bound(operand, type)
@@ -450,11 +424,6 @@ def _kept(
             )
         )
     return tuple(found)
-
-
-def _exactly(scope: Scope, column: Column) -> Type:
-    """Return a column's type with its modifiers: a key is compared as it will be stored."""
-    return replace(scope.catalog.type(column.type), sql=column.declared)
 
 
 def _made(column: Column, path: str) -> InvalidArgument:

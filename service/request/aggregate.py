@@ -41,9 +41,6 @@ def parse_measures(
         values: Of the call; operands are added.
         max_depth: How deep the and, or and not of their filters may nest.
         path: Where in the call.
-
-    Raises:
-        InvalidArgument: They do not follow the grammar.
     """
     if not isinstance(measures, Mapping):
         raise InvalidArgument(

@@ -70,9 +70,6 @@ class Arguments:
         leading: The names that the positional ones may stand for.
         known: All names that the verb takes.
         takes: What it takes, in words, for hints; without it they are made of the names.
-
-    Raises:
-        InvalidArgument: Too many, twice given, or unknown ones.
     """
 
     def __init__(
@@ -190,12 +187,7 @@ def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
 
 
 def integer_of(value: Any, name: str, path: str) -> int | None:
-    """
-    Return an integer of at least 0; None is none.
-
-    Raises:
-        InvalidArgument: Not one, or above what a bigint holds.
-    """
+    """Return an integer of at least 0; None is none."""
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -208,12 +200,7 @@ def integer_of(value: Any, name: str, path: str) -> int | None:
 
 
 def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
-    """
-    Return true or false; None is the default.
-
-    Raises:
-        InvalidArgument: It is neither.
-    """
+    """Return true or false; None is the default."""
     if value is None:
         return default
     if not isinstance(value, bool):
@@ -222,12 +209,7 @@ def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
 
 
 def seconds_of(value: Any) -> float | None:
-    """
-    Return a time limit in seconds; None is none.
-
-    Raises:
-        InvalidArgument: Not a number above 0.
-    """
+    """Return a time limit in seconds; None is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
@@ -258,9 +240,6 @@ def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
 def placed(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str]]:
     """
     Return the items of a list argument, each with where it stands: one by itself stands at `path`.
-
-    Raises:
-        InvalidArgument: As of `listed`.
     """
     items = listed(value, path, most)
     if isinstance(value, str | Mapping):
@@ -269,12 +248,7 @@ def placed(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str
 
 
 def row_of(value: Any, name: str) -> Mapping[str, Any]:
-    """
-    Return the one row of an argument.
-
-    Raises:
-        InvalidArgument: Not a dict with strings for keys.
-    """
+    """Return the one row of an argument."""
     if isinstance(value, list | tuple):
         raise InvalidArgument(f'"{name}" is one dict of columns and values', path=name)
     (row,), _ = rows_of(value, name)
@@ -282,12 +256,7 @@ def row_of(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
-    """
-    Return the rows of a write, and whether the caller gave a list of them.
-
-    Raises:
-        InvalidArgument: Not a dict or a list of dicts with strings for keys.
-    """
+    """Return the rows of a write, and whether the caller gave a list of them."""
     many = isinstance(value, list | tuple)
     rows = list(value) if many else [value]
     for at, row in enumerate(rows):

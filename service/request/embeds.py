@@ -51,12 +51,7 @@ class EmbedParser:
         self._count = 0
 
     def parse(self, embed: Any, path: str = "embed", depth: int = 1) -> tuple[Embed, ...]:
-        """
-        Parse an `embed`; None is none.
-
-        Raises:
-            InvalidArgument: It is malformed, too deep or too many.
-        """
+        """Parse an `embed`; None is none."""
         if embed is None:
             return ()
         if not isinstance(embed, Mapping):

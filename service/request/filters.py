@@ -50,12 +50,7 @@ class FilterParser:
         self._terms = 0
 
     def parse(self, where: Any, path: str = "where") -> Filter:
-        """
-        Parse a filter; None is the filter that holds for every row.
-
-        Raises:
-            InvalidArgument: It does not follow the grammar, is too deep or too long.
-        """
+        """Parse a filter; None is the filter that holds for every row."""
         if where is None:
             return EVERYTHING
         return self._where(where, path, 0)

@@ -85,9 +85,6 @@ def parse_call(
         args: By position.
         kwargs: By name.
         catalog: For the types of arguments.
-
-    Raises:
-        InvalidArgument: No function takes these arguments, or more than one does.
     """
     named, options = _split(functions, kwargs)
     given = _given(functions, args, named, options.pop(ARGS, None))
@@ -115,9 +112,6 @@ def parse_called(
         kwargs: By name: they are the verb's.
         catalog: For the types of arguments.
         parse: Parses the arguments of the verb; takes them and a name of the rows.
-
-    Raises:
-        InvalidArgument: It is malformed, or no function takes these arguments.
     """
     rest = {name: value for name, value in kwargs.items() if name != ARGS}
     given = parse_given(functions, args, kwargs.get(ARGS))
@@ -157,12 +151,7 @@ def bind_call(
     form: Form = "dicts",
     max_affected: int | None = None,
 ) -> CallRequest:
-    """
-    Build the request for the overload that arguments mean; they join the values of the call.
-
-    Raises:
-        InvalidArgument: No function takes these arguments, or more than one does.
-    """
+    """Build the request for the overload that arguments mean; they join the values of the call."""
     function = resolve_overload(functions, given, catalog)
     generic, lists = polymorphic_type(function, given, catalog)
     return CallRequest(

@@ -54,7 +54,9 @@ class FunctionName:
 
 def encode(component: str) -> str:
     """Return a name as one component of a URI: white space, ".", "#" and "%" are escaped."""
-    return _FORBIDDEN.sub(lambda found: _percent(found.group()), component)
+    return _FORBIDDEN.sub(
+        lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), component
+    )
 
 
 def decode(component: str) -> str:
@@ -69,7 +71,9 @@ def decode(component: str) -> str:
     if _BROKEN.search(component):
         raise NoSuchProcedure(f'"{clip(component)}" has a broken percent escape')
     try:
-        return _ESCAPE.sub(lambda found: _bytes(found.group()).decode(), component)
+        return _ESCAPE.sub(
+            lambda found: bytes.fromhex(found.group().replace("%", "")).decode(), component
+        )
     except UnicodeDecodeError:
         raise NoSuchProcedure(f'"{clip(component)}" is not UTF-8') from None
 
@@ -103,11 +107,3 @@ def _function(parts: list[str]) -> FunctionName | None:
     if len(parts) in (3, 4) and parts[1] == FN and parts[0] not in RESERVED:
         return FunctionName(parts[0], parts[2], parts[3] if len(parts) == 4 else None)
     return None
-
-
-def _percent(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode())
-
-
-def _bytes(escapes: str) -> bytes:
-    return bytes.fromhex(escapes.replace("%", ""))

@@ -273,12 +273,7 @@ def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
 
 
 def parse_key(key: Any, values: Values) -> KeyMatch:
-    """
-    Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key.
-
-    Raises:
-        InvalidArgument: It is null or empty, or has nulls.
-    """
+    """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path="key")

@@ -69,9 +69,6 @@ def parse_item(text: str, path: str, values: Values) -> Item:
         text: As the caller wrote it.
         path: Where in the call.
         values: Of the call; the steps of JSON paths are added.
-
-    Raises:
-        InvalidArgument: It does not follow the grammar.
     """
     if text.isidentifier() and len(text) <= MAX_LENGTH:
         return Item(Reference(text, path))
@@ -84,12 +81,7 @@ def parse_item(text: str, path: str, values: Values) -> Item:
 
 
 def parse_reference(text: str, path: str, values: Values) -> Reference:
-    """
-    Parse a column reference, as filters and sort keys have it.
-
-    Raises:
-        InvalidArgument: It does not follow the grammar, or has an alias or a cast.
-    """
+    """Parse a column reference, as filters and sort keys have it."""
     if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
         return Reference(text, path)
     return _reference(_tokens(text, path), text, path, values)
