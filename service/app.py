@@ -255,6 +255,8 @@ class Serving(Service):
         self.hub.refresh = self.catalogs.refresh
         self.hub.add(status.procedures(), once=False)
         self.hub.add(written)
+        callee.meter.verbs = self.hub.verbs
+        callee.meter.procedures = {*status.procedures(), *written}
 
     def startService(self) -> None:
         """Open the pool, begin to read the catalog and to listen."""

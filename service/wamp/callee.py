@@ -360,7 +360,7 @@ class Callee:
     ) -> Any:
         began = self._reactor.seconds()
         self.meter.begin()
-        outcome = "answered"
+        outcome, failed = "answered", ""
         try:
             if self._draining:
                 raise Unavailable("the service is stopping")
@@ -376,9 +376,12 @@ class Callee:
             outcome = _outcome(error)
             if session.lost:
                 return None
-            raise refusal(error, uri) from None
+            refused = refusal(error, uri)
+            failed = refused.error
+            raise refused from None
         finally:
-            self.meter.end(outcome, self._reactor.seconds() - began)
+            name = uri.removeprefix(pattern(self._prefix))
+            self.meter.end(name, outcome, self._reactor.seconds() - began, failed)
 
     async def _held(self, caller: int | None) -> int:
         """Ask the router how much it holds for a caller."""

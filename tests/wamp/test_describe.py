@@ -261,22 +261,33 @@ async def test_privileges(router: Router, clerk: str, caller: Caller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stats(caller: Caller) -> None:
-    """Calls are counted by how they ended, latencies and the pool are told."""
+    """Calls are counted by how they ended, and by verb; the pool has gauges and counters."""
     before = await caller.call("rowcast.stats")
     await caller.call("rowcast.owners.find")
     with pytest.raises(ApplicationError):
         await caller.call("rowcast.owners.get", 99)
     after = await caller.call("rowcast.stats")
     calls = after["calls"]
-    assert calls.keys() == {"in_progress", "outcomes", "latency"}
+    assert calls.keys() == {"in_progress", "outcomes", "latency", "verbs"}
     assert calls["in_progress"] == 1, "this very call"
     told = [each["calls"]["outcomes"] for each in (before, after)]
     assert told[1]["answered"] - told[0]["answered"] == 2
     assert told[1]["refused"] - told[0].get("refused", 0) == 1
     latency = calls["latency"]
-    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
-    assert after["pool"].keys() == {"size", "busy", "waiting", "timeouts", "connects"}
-    assert 1 <= after["pool"]["size"] <= 5
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+    found = [
+        each["calls"]["verbs"].get("get", {"calls": 0, "errors": {}}) for each in (before, after)
+    ]
+    assert found[1]["calls"] - found[0]["calls"] == 1
+    not_found = [each["errors"].get("rowcast.error.not_found", 0) for each in found]
+    assert not_found[1] - not_found[0] == 1
+    assert calls["verbs"].keys() >= {"find", "get", "stats"}
+    assert calls["verbs"]["stats"]["latency"]["p99"] > 0
+    pool = after["pool"]
+    assert pool.keys() == {"size", "busy", "waiting", "timeouts", "connects", "slow"}
+    assert 1 <= pool["size"] <= 5
+    assert (pool["timeouts"], pool["slow"]) == (0, 0)
+    assert pool["connects"] >= pool["size"]
 
 
 @pytest_twisted.ensureDeferred

@@ -1,37 +1,73 @@
-"""Calls are counted by outcome and time."""
+"""Calls are counted by outcome, verb, error and time."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from service.wamp.metrics import Meter
 
-
-def test_nothing_yet() -> None:
-    """A service that was never called says so."""
-    latency = {"p50": None, "p90": None, "p99": None}
-    assert Meter().snapshot() == {"in_progress": 0, "outcomes": {}, "latency": latency}
+NOT_FOUND = "rowcast.error.not_found"
 
 
-def test_quantiles() -> None:
-    """Quantiles are within a fifth of the truth, over six orders of magnitude."""
+def taken(*calls: Any) -> Meter:
+    """Return a meter after calls that are given as `Meter.end` takes them."""
     meter = Meter()
-    for n in range(1, 1001):
+    meter.verbs, meter.procedures = {"get", "find"}, {"stats", "actions.complete", "fn.odd"}
+    for call in calls:
         meter.begin()
-        meter.end("answered", n / 1000)
-    assert meter.quantile(0.5) == pytest.approx(0.5, rel=0.2)
-    assert meter.quantile(0.99) == pytest.approx(0.99, rel=0.2)
+        meter.end(*call)
+    return meter
+
+
+def test_service_without_calls_says_so() -> None:
+    """There is no latency then."""
+    latency = {"p50": None, "p90": None, "p95": None, "p99": None}
+    expected = {"in_progress": 0, "outcomes": {}, "latency": latency, "verbs": {}}
+    assert Meter().snapshot() == expected
+
+
+def test_quantiles_are_within_a_fifth() -> None:
+    """Over six orders of magnitude, for all verbs together and for each."""
+    meter = taken(*[("a.get", "answered", n / 1000) for n in range(1, 1001)])
+    for found in (meter.snapshot(), meter.snapshot()["verbs"]["get"]):
+        assert found["latency"]["p50"] == pytest.approx(0.5, rel=0.2)
+        assert found["latency"]["p99"] == pytest.approx(0.99, rel=0.2)
+    for _ in range(100):
+        meter.begin()
+        meter.end("a.find", "refused", 1e6)
+    assert meter.snapshot()["latency"]["p95"] == pytest.approx(105, rel=0.01)
+    assert meter.snapshot()["verbs"]["get"]["latency"]["p99"] == pytest.approx(0.99, rel=0.2)
+
+
+def test_outcomes_and_calls_in_progress_are_counted() -> None:
+    meter = taken(*[("a.get", outcome, 0.001) for outcome in ("answered", "refused", "answered")])
     meter.begin()
-    meter.end("refused", 1e6)
-    assert meter.quantile(1) == pytest.approx(105, rel=0.01)
+    meter.refused()
+    assert meter.in_progress == 1
+    assert meter.snapshot()["outcomes"] == {"answered": 2, "refused": 2}
 
 
-def test_counts() -> None:
-    """Outcomes and calls in progress are counted."""
-    meter = Meter()
-    for outcome in ("answered", "refused", "answered"):
-        meter.begin()
-        meter.begin()
-        meter.end(outcome, 0.001)
-    assert meter.in_progress == 3
-    assert meter.snapshot()["outcomes"] == {"answered": 2, "refused": 1}
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("actions.get", "get"),
+        ("app.actions.find", "find"),
+        ("stats", "stats"),
+        ("actions.complete", "actions.complete"),
+        ("fn.report", "fn"),
+        ("app.fn.report.find", "fn"),
+        ("fn.odd", "fn.odd"),
+        ("tx.0123456789abcdef", "forwarded"),
+        ("actions.gets", "unknown"),
+        ("", "unknown"),
+        ("get", "get"),
+    ],
+)
+def test_call_counts_for_its_verb(name: str, verb: str) -> None:
+    """A name of a caller's own making never makes a row."""
+    meter = taken((name, "refused", 0.001, NOT_FOUND), (name, "answered", 0.001))
+    ((found, figures),) = meter.snapshot()["verbs"].items()
+    assert found == verb
+    assert (figures["calls"], figures["errors"]) == (2, {NOT_FOUND: 1})
