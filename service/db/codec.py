@@ -12,18 +12,39 @@ hidden columns are known by their names, and answered without the hidden fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import InvalidOperation
+from functools import partial
 from typing import Any
 
 from psycopg2.extensions import cursor
 
 from service.catalog import Catalog, Type
-from service.db.decode import Casters
-from service.db.encode import Encoders, unfit, wire
-from service.db.json import check_text, read_json, repeated_key, shown
-from service.db.python import PythonForms
+from service.datatypes import FormName
+from service.db.decode import READERS, Read, casters, install, row_reader
+from service.db.encode import (
+    WRITERS,
+    Convert,
+    Write,
+    array_text,
+    by_parts,
+    bytes_of,
+    composite_text,
+    each_element,
+    each_field,
+    hstore_of,
+    integer_text,
+    name_text,
+    unfit,
+    word_text,
+)
+from service.db.json import check_text, read_json, repeated_key, shown, write_json
+from service.db.literals import MAX_DIMENSIONS, read_array, read_composite, read_hstore
+from service.db.python import BY_TEXT, wire
 from service.errors import DatabaseRefused, InvalidArgument
 from service.plan.conditions import Bound
+from service.plan.hidden import has_hidden_field
 
 DUPLICATE_COLUMN = "42701"
 
@@ -33,31 +54,20 @@ def fields_hash(names: Iterable[str]) -> int:
     return hash(tuple(names))
 
 
-class HiddenFields:
+@dataclass(frozen=True, slots=True)
+class TypeCodec:
     """
-    The composite types with hidden fields.
+    The ways of the values of one type, none of which is null.
 
     Args:
-        catalog: That has them.
+        read: PostgreSQL's text to the wire.
+        write: The wire's value, or Python's, to PostgreSQL's text.
+        python: The wire's value to Python's.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._shown = catalog.hidden_fields
-
-    def bare(self, value: Any) -> Any:
-        """Return a value of JSON without the hidden fields of the rows in it."""
-        if not self._shown:
-            return value
-        if isinstance(value, list):
-            return [self.bare(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        shown = self._shown.get(fields_hash(value)) or (True,) * len(value)
-        return {
-            name: self.bare(each)
-            for (name, each), seen in zip(value.items(), shown, strict=True)
-            if seen
-        }
+    read: Read
+    write: Write
+    python: Convert
 
 
 class Codec:
@@ -75,18 +85,17 @@ class Codec:
 
     def __init__(self, catalog: Catalog) -> None:
         self.current = True
-        self._casters = Casters(catalog)
-        self._encoders = Encoders(catalog)
-        self.bare = HiddenFields(catalog).bare
-        self._forms = PythonForms(catalog, self._encoders)
+        self._catalog = catalog
+        self._types: dict[int, TypeCodec] = {}
+        self._casters = casters(catalog, lambda type: self._of(type).read)
 
     def install(self, cursor: cursor) -> None:
         """Register the typecasters on a cursor, so that its rows hold wire values."""
-        self._casters.install(cursor)
+        install(self._casters, cursor)
 
     def read(self, type: Type, text: str | None) -> Any:
         """Return the wire value of PostgreSQL's text."""
-        return None if text is None else self._casters.reader(type)(text)
+        return None if text is None else self._of(type).read(text)
 
     def record(self, text: str | None) -> Any:
         """
@@ -104,7 +113,8 @@ class Codec:
                 hint="name each in the function, as in SELECT 1 AS a, 2 AS b",
                 sqlstate=DUPLICATE_COLUMN,
             )
-        return self.bare(read_json(text))
+        row = read_json(text)
+        return self._bare(row) if self._catalog.hidden_fields else row
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
         """
@@ -121,7 +131,8 @@ class Codec:
         if value is None:
             return None
         try:
-            return self._encoders.writer(type)(value)
+            made = self._types.get(type.oid) or self._of(type)
+            return made.write(value)
         except InvalidArgument as refusal:
             raise _below(path, refusal) from None
 
@@ -149,7 +160,7 @@ class Codec:
         if value is None:
             return None
         try:
-            return self._forms.maker(type)(value)
+            return self._of(type).python(value)
         except InvalidArgument as refusal:
             raise _below(path, refusal) from None
 
@@ -161,6 +172,101 @@ class Codec:
             TypeError: There is none.
         """
         return wire(value)
+
+    def _bare(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._bare(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        seen = self._catalog.hidden_fields.get(fields_hash(value)) or (True,) * len(value)
+        return {
+            name: self._bare(each)
+            for (name, each), shows in zip(value.items(), seen, strict=True)
+            if shows
+        }
+
+    def _of(self, type: Type) -> TypeCodec:
+        found = self._types.get(type.oid)
+        if found is None:
+            found = self._types[type.oid] = self._made(self._catalog.plain(type))
+        return found
+
+    def _made(self, type: Type) -> TypeCodec:
+        catalog = self._catalog
+        if type.kind == "array":
+            made = self._array(type)
+        elif type.kind == "composite":
+            made = self._row(type)
+        else:
+            return _base(type, name_text(catalog, type) if catalog.looks_up(type) else None)
+        if has_hidden_field(catalog, type.oid):
+            why = "it has hidden fields"
+        elif catalog.looks_up(type):
+            why = "its text would have PostgreSQL look names up"
+        else:
+            return made
+        return TypeCodec(made.read, by_parts(made.write, why), by_parts(made.python, why))
+
+    def _array(self, type: Type) -> TypeCodec:
+        element = self._catalog.type(type.element)
+        of, under = self._of(element), self._catalog.plain(element)
+        lists_are_elements = under.kind == "array" or under.form == "json"
+        dimensions = 1 if lists_are_elements else MAX_DIMENSIONS
+        write = array_text(of.write, under.delimiter, dimensions)
+        read_python = partial(read_array, read=of.python, delimiter=under.delimiter)
+
+        def python(value: Any) -> list[Any]:
+            if isinstance(value, str):
+                return _from_text(read_python, write, value)
+            return each_element(value, of.python, dimensions)[0]
+
+        read = partial(read_array, read=of.read, delimiter=under.delimiter)
+        return TypeCodec(read, write, python)
+
+    def _row(self, type: Type) -> TypeCodec:
+        names = [name for name, _ in type.fields]
+        parts = [self._of(self._catalog.type(oid)) for _, oid in type.fields]
+        values = each_field(type, [each.python for each in parts])
+
+        def python(value: Any) -> dict[str, Any]:
+            given = _from_text(read_composite, str, value) if isinstance(value, str) else value
+            return {name: item for name, item in zip(names, values(given), strict=True) if name}
+
+        return TypeCodec(
+            row_reader(names, [each.read for each in parts]),
+            composite_text(each_field(type, [each.write for each in parts])),
+            python,
+        )
+
+
+def _base(type: Type, write: Write | None) -> TypeCodec:
+    """Return the ways of values without parts, given what writes those that are looked up."""
+    form, limits = type.form, type.data_type.limits
+    if write is None:
+        write = integer_text(*limits) if limits else WRITERS.get(form, word_text)
+    by_text = BY_TEXT.get(form)
+    python = partial(_from_text, by_text, write) if by_text else PYTHON_OF.get(form, write)
+    return TypeCodec(READERS.get(form, str), write, python)
+
+
+def _hstore(value: Any) -> dict[str, str | None]:
+    return _from_text(read_hstore, str, value) if isinstance(value, str) else hstore_of(value)
+
+
+def _json(value: Any) -> Any:
+    write_json(value)  # refuses what PostgreSQL would
+    return value
+
+
+PYTHON_OF: Mapping[FormName, Convert] = {"binary": bytes_of, "hstore": _hstore, "json": _json}
+"""What gives models what the wire gives, checked, where that is no string."""
+
+
+def _from_text(read: Read, write: Write, value: Any) -> Any:
+    try:
+        return read(write(value))
+    except (ValueError, InvalidOperation):
+        raise InvalidArgument("not a value of its type") from None
 
 
 def _raw(value: Any, path: str) -> str | None:

@@ -8,7 +8,7 @@ functions here. A composite or array is read by its parts' own rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from psycopg2 import BINARY
@@ -25,7 +25,7 @@ from psycopg2.extensions import (
 from service.catalog import Catalog, Type
 from service.datatypes import FormName
 from service.db.json import read_json
-from service.db.literals import read_array, read_composite, read_hstore, without_bounds
+from service.db.literals import read_composite, read_hstore, without_bounds
 from service.errors import Unavailable
 
 Read = Callable[[str], Any]
@@ -66,11 +66,6 @@ def read_nothing(_text: str) -> None:
     """Read void."""
 
 
-def read_record(text: str) -> list[str | None]:
-    """Read a row of no known type, whose fields stay texts."""
-    return read_composite(text)
-
-
 READERS: Mapping[FormName, Read] = {
     "binary": read_bytes,
     "boolean": read_boolean,
@@ -78,7 +73,7 @@ READERS: Mapping[FormName, Read] = {
     "hstore": read_hstore,
     "integer": int,
     "json": read_json,
-    "record": read_record,
+    "record": read_composite,
     "timestamp": read_timestamp,
     "timestamptz": read_timestamptz,
     "void": read_nothing,
@@ -88,81 +83,57 @@ READERS: Mapping[FormName, Read] = {
 IN_C: Mapping[FormName, Caster] = {"integer": LONGINTEGER, "boolean": BOOLEAN}
 
 
-class Casters:
+def row_reader(names: Sequence[str], reads: Sequence[Read]) -> Read:
+    """Build the reader of rows, given what reads each field; one without a name is hidden."""
+    fields = list(zip(names, reads, strict=True))
+
+    def read(text: str) -> dict[str, Any]:
+        texts = read_composite(text) if fields else []
+        if len(texts) != len(fields):
+            raise Unavailable("the database's schema has just changed")
+        return {
+            name: None if field is None else read_field(field)
+            for (name, read_field), field in zip(fields, texts, strict=True)
+            if name
+        }
+
+    return read
+
+
+def casters(catalog: Catalog, reader: Callable[[Type], Read]) -> dict[int, Caster]:
     """
-    The typecasters of one catalog.
+    Return the typecasters of the types of a catalog, by oid.
 
     Args:
-        catalog: Whose types are met.
+        catalog: That has the types.
+        reader: Returns what reads a type.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._readers: dict[int, Read] = {}
-        self._casters: dict[int, Caster] = {}
-        for each in catalog.types.values():
-            if each.kind != "domain":  # the server names a domain's base type with its rows
-                self._casters[each.oid] = self._caster(each)
-
-    def install(self, cursor: cursor) -> None:
-        """Register the typecasters on a cursor."""
-        register_type(UNICODE, cursor)  # gives the cursor a map of its own
-        own: dict[int, Caster] = cursor.string_types or {}
-        own.update(self._casters)
-
-    def reader(self, type: Type) -> Read:
-        """Return the reader of a type's text; a domain is read as its base type."""
-        found = self._readers.get(type.oid)
-        if found is None:
-            found = self._readers[type.oid] = self._reader(self._catalog.plain(type))
-        return found
-
-    def _caster(self, type: Type) -> Caster:
+    def caster(type: Type) -> Caster:
         name = f"{type.schema}.{type.name}"
         if type.kind == "array":
-            element = self._catalog.plain(self._catalog.type(type.element))
+            element = catalog.plain(catalog.type(type.element))
             if element.delimiter == "," and element.kind != "array":
-                parse = new_array_type((type.oid,), name, self._caster(element))
+                parse = new_array_type((type.oid,), name, caster(element))
                 return new_type((type.oid,), name, _array_cast(parse))
-        elif type.form in IN_C:
-            return IN_C[type.form]
-        elif type.kind != "composite" and type.form not in READERS:
-            return UNICODE
-        return new_type((type.oid,), name, self._called(type))
+        elif type.kind != "composite" and (type.form in IN_C or type.form not in READERS):
+            return IN_C.get(type.form, UNICODE)
+        return new_type((type.oid,), name, called(type))
 
-    def _called(self, type: Type) -> Callable[[Any, Any], Any]:
-        known = READERS.get(type.form)
+    def called(type: Type) -> Callable[[Any, Any], Any]:
         # others late: a catalog has many types, a session meets few
-        read: Read = known or (lambda text: self.reader(type)(text))
+        read: Read = READERS.get(type.form) or (lambda text: reader(type)(text))
+        return lambda text, _cursor: None if text is None else read(text)
 
-        def cast(text: Any, _cursor: Any) -> Any:
-            return None if text is None else read(text)
+    # the server names a domain's base type with its rows
+    return {each.oid: caster(each) for each in catalog.types.values() if each.kind != "domain"}
 
-        return cast
 
-    def _reader(self, type: Type) -> Read:
-        if type.kind == "array":
-            element = self._catalog.type(type.element)
-            read, delimiter = self.reader(element), self._catalog.plain(element).delimiter
-            return lambda text: read_array(text, read, delimiter)
-        if type.kind == "composite":
-            return self._row_reader(type)
-        return READERS.get(type.form, str)
-
-    def _row_reader(self, type: Type) -> Read:
-        fields = [(name, self.reader(self._catalog.type(oid))) for name, oid in type.fields]
-
-        def read(text: str) -> dict[str, Any]:
-            texts = read_composite(text) if fields else []
-            if len(texts) != len(fields):
-                raise Unavailable("the database's schema has just changed")
-            return {
-                name: None if field is None else read_field(field)
-                for (name, read_field), field in zip(fields, texts, strict=True)
-                if name  # a hidden field has none
-            }
-
-        return read
+def install(found: Mapping[int, Caster], cursor: cursor) -> None:
+    """Register typecasters on a cursor."""
+    register_type(UNICODE, cursor)  # gives the cursor a map of its own
+    own: dict[int, Caster] = cursor.string_types or {}
+    own.update(found)
 
 
 def _array_cast(parse: Caster) -> Callable[[Any, Any], Any]:

@@ -1,27 +1,145 @@
 """
-Wire arguments → the Python values that models see.
+Python's values: what models see of the wire's, and the form that the wire gives them.
 
 Dates become dates, numerics Decimals, binary bytes. What Python's types cannot hold
-(infinity, years before 1, months in an interval) stays PostgreSQL's text.
+(infinity, years before 1, months in an interval) stays PostgreSQL's text. The other way a value has
+the text that PostgreSQL itself writes for it in a session of ours.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from enum import Enum
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any
+from uuid import UUID
 
-from service.catalog import Catalog, Type
 from service.datatypes import FormName
-from service.db.encode import Encoders, bytes_of, hstore_of, row_of
-from service.db.json import within, write_json
-from service.db.literals import read_array, read_composite, read_hstore
-from service.errors import InvalidArgument
+from service.db.json import LEAST, MOST
 
-Make = Callable[[Any], Any]
-"""What makes a Python value of a wire value that is not None."""
+MAX_EXPONENT = 131072
+"""PostgreSQL's numeric has at most so many digits before the point."""
+
+
+def wire(value: Any) -> Any:
+    """
+    Return the wire form of a Python value, lists and dicts with all that they hold.
+
+    Raises:
+        TypeError: There is no wire form for such a value.
+    """
+    if value is None or type(value) in _AS_IS:
+        return value
+    if isinstance(value, dict):
+        return {_key(key): wire(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [wire(item) for item in value]
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    text = python_text(value)
+    if text is not None:
+        return text
+    if isinstance(value, int) and not isinstance(value, Enum):
+        return int(value) if LEAST <= value <= MOST else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _words(value)
+    if isinstance(value, Enum):
+        return wire(value.value)
+    if isinstance(value, (str, bytes)):
+        return str(value) if isinstance(value, str) else bytes(value)
+    raise TypeError(f"no wire form for a value of type {type(value).__name__}")
+
+
+def python_text(value: Any) -> str | None:
+    """Return PostgreSQL's text of a date, number, address or the like; None for other values."""
+    for kind in type(value).__mro__:
+        write = _TEXTS.get(kind)
+        if write is not None:
+            return write(value)
+    return None
+
+
+def duration_text(value: timedelta) -> str:
+    """Write an interval as PostgreSQL does with intervalstyle iso_8601."""
+    sign = "-" if value < timedelta(0) else ""
+    value = abs(value)
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days = f"{sign}{value.days}D" if value.days else ""
+    parts = [f"{sign}{hours}H"] if hours else []
+    if minutes:
+        parts.append(f"{sign}{minutes}M")
+    if seconds or value.microseconds:
+        parts.append(_trimmed(f"{sign}{seconds}.{value.microseconds:06}") + "S")
+    if not days and not parts:
+        return "PT0S"
+    return f"P{days}" + ("T" + "".join(parts) if parts else "")
+
+
+def moment_text(value: datetime) -> str:
+    """Write a timestamp, an aware one in UTC."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:  # within a day of the calendar's ends
+        return value.isoformat()
+    return _trimmed(value.replace(tzinfo=None).isoformat()) + "Z"
+
+
+def time_text(value: time) -> str:
+    """Write a time, with its offset if it has one."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    return value.isoformat()
+
+
+def decimal_text(value: Decimal) -> str:
+    """Write a numeric without an exponent, as PostgreSQL does."""
+    if value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
+        return format(value, "f")
+    return "NaN" if value.is_nan() else str(value)
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _words(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"no wire form for a dict with a key of type {type(key).__name__}")
+    return str(key)
+
+
+_AS_IS = frozenset([str, bool, bytes])
+_TEXTS: Mapping[type, Callable[[Any], str]] = {
+    datetime: moment_text,
+    date: date.isoformat,
+    time: time_text,
+    timedelta: duration_text,
+    Decimal: decimal_text,
+    UUID: str,
+    **dict.fromkeys(
+        (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface), str
+    ),
+}
 
 _DURATION = re.compile(
     r"P(?:(?P<days>-?\d+)D)?"
@@ -100,97 +218,3 @@ BY_TEXT: Mapping[FormName, Callable[[str], Any]] = {
     "timestamptz": to_timestamptz,
 }
 """By form (service/datatypes): from PostgreSQL's input text."""
-
-
-class PythonForms:
-    """
-    What makes Python values, by type, made when first needed.
-
-    Args:
-        catalog: Whose types are met.
-        encoders: Which know what PostgreSQL would take.
-    """
-
-    def __init__(self, catalog: Catalog, encoders: Encoders) -> None:
-        self._catalog = catalog
-        self._encoders = encoders
-        self._makers: dict[int, Make] = {}
-
-    def maker(self, type: Type) -> Make:
-        """Return the function that makes values of a type."""
-        found = self._makers.get(type.oid)
-        if found is None:
-            found = self._makers[type.oid] = self._made(self._catalog.plain(type))
-        return found
-
-    def _made(self, type: Type) -> Make:
-        if type.kind == "array":
-            return self._array_maker(type)
-        if type.kind == "composite":
-            return self._row_maker(type)
-        if type.form == "hstore":
-            return lambda value: (
-                _read(read_hstore, value) if isinstance(value, str) else hstore_of(value)
-            )
-        write = self._encoders.writer(type)
-        if type.form == "binary":
-            return bytes_of
-        if type.form == "json":
-            return _json
-        read = BY_TEXT.get(type.form)
-        return write if read is None else lambda value: _read(read, write(value))
-
-    def _array_maker(self, type: Type) -> Make:
-        element = self._catalog.type(type.element)
-        write, make = self._encoders.writer(type), self.maker(element)
-        under = self._catalog.plain(element)
-        flat = under.kind == "array" or under.form == "json"
-
-        def build(items: Any) -> list[Any]:
-            return [
-                None
-                if item is None
-                else build(item)
-                if isinstance(item, (list, tuple)) and not flat
-                else make(item)
-                for item in items
-            ]
-
-        def read(value: Any) -> list[Any]:
-            text = write(value)
-            if isinstance(value, str):
-                return _read(lambda literal: read_array(literal, make, element.delimiter), text)
-            return build(value)
-
-        return read
-
-    def _row_maker(self, type: Type) -> Make:
-        makers = {name: self.maker(self._catalog.type(oid)) for name, oid in type.fields if name}
-
-        def read(value: Any) -> dict[str, Any]:
-            given = row_of(
-                _read(read_composite, value) if isinstance(value, str) else value,
-                list(makers),
-                f"type {type.name}",
-            )
-            row: dict[str, Any] = dict.fromkeys(makers)
-            for name, item in given.items():
-                try:
-                    row[name] = None if item is None else makers[name](item)
-                except InvalidArgument as refusal:
-                    raise within(refusal, name) from None
-            return row
-
-        return read
-
-
-def _json(value: Any) -> Any:
-    write_json(value)
-    return value
-
-
-def _read(read: Callable[[str], Any], text: str) -> Any:
-    try:
-        return read(text)
-    except (ValueError, InvalidOperation):
-        raise InvalidArgument("not a value of its type") from None

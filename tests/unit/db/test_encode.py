@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from service.db.encode import wire
+from service.db.python import wire
 
 
 class Color(Enum):
