@@ -91,7 +91,7 @@ class Writing(Handlers):
         call: Parsed[Any],
         max_affected: int | None,
         one: bool = False,
-        scoped: bool = False,
+        run: Callable[..., Awaitable[Any]] | None = None,
     ) -> Written:
         """
         Run a write; one that cannot be refused afterwards needs no transaction around it.
@@ -103,7 +103,7 @@ class Writing(Handlers):
             call: The call.
             max_affected: How many rows may be written.
             one: Whether it is for one row, which has to be written.
-            scoped: Whether it is in a transaction, or savepoint, that no refusal outlives.
+            run: Runs it in the caller's transaction, or savepoint, which no refusal outlives.
 
         Raises:
             NoRowWritten: The one row was not written; nothing is kept.
@@ -117,15 +117,17 @@ class Writing(Handlers):
             and not returning.embeds
             and snapshot.most(relation, returning.select) <= self.max_bytes
         )
-        # what fails by itself keeps nothing, but it takes an open transaction with it
-        sure = not (one and relation.side_effects) or (
-            self.database.level is None and make().certain
-        )
-        alone = sure and (scoped or (small and max_affected is None))
-        run = self.database.run if alone else self.database.atomic
+        if run is None:
+            # what fails by itself keeps nothing, but it takes an open transaction with it
+            sure = not (one and relation.side_effects) or (
+                self.database.level is None and make().certain
+            )
+            alone = small and max_affected is None and sure
+            run = self.database.run if alone else self.database.atomic
         shape = Shape(returning.form, self.max_bytes) if returning.rows else None
         written: Written = await self.database.again(
-            lambda: run(
+            partial(
+                run,
                 write_txn,
                 snapshot.codec,
                 make,
@@ -242,10 +244,13 @@ class Changing(Writing):
         call = parse_update(args, kwargs, self.limits)
         if not call.request.changes:
             return await self._unchanged(snapshot, relation, call)
-        if snapshot.model(relation).has_rules(creating=False):
-            return await self._ruled(snapshot, relation, call)
         refuse_faults(snapshot, relation, call)
-        return await self._targeted(snapshot, relation, call, _update)
+        try:
+            if snapshot.model(relation).has_rules(creating=False):
+                return await self._ruled(snapshot, relation, call)
+            return await self._targeted(snapshot, relation, call, _update)
+        except NoRowWritten:
+            raise await self._missing(snapshot, relation, call) from None
 
     async def delete(
         self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -261,9 +266,12 @@ class Changing(Writing):
             TooManyRows: More than `max_affected`.
         """
         call = parse_delete(args, kwargs, self.limits)
-        if snapshot.model(relation).has_delete_hook:
-            return await self._guarded(snapshot, relation, call)
-        return await self._targeted(snapshot, relation, call, _delete)
+        try:
+            if snapshot.model(relation).has_delete_hook:
+                return await self._guarded(snapshot, relation, call)
+            return await self._targeted(snapshot, relation, call, _delete)
+        except NoRowWritten:
+            raise await self._missing(snapshot, relation, call) from None
 
     async def _targeted(
         self,
@@ -284,6 +292,7 @@ class Changing(Writing):
             known: How many rows the model was asked about, if it was.
 
         Raises:
+            NoRowWritten: There is no such row, or the database did not write it.
             Conflict: A row that was not validated has come meanwhile.
         """
         request: UpdateRequest | DeleteRequest = call.request
@@ -291,11 +300,8 @@ class Changing(Writing):
         most = request.max_affected if known is None else known
         one = request.target.key is not None
         try:
-            written = await self.write(
-                snapshot, relation, lambda: statement, call, most, one, scoped=known is not None
-            )
-        except NoRowWritten:
-            raise await self._missing(snapshot, relation, call) from None
+            run = None if known is None else partial(self.database.run, last=True)
+            written = await self.write(snapshot, relation, lambda: statement, call, most, one, run)
         except TooManyRows:
             if known is None:
                 raise
@@ -310,7 +316,6 @@ class Changing(Writing):
         self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Any:
         """Update rows whose model has rules: each is read, changed and validated as a whole."""
-        refuse_faults(snapshot, relation, call)
         request = call.request
         async with self.database.transaction():
             current = await self._locked(snapshot, relation, call)
@@ -372,7 +377,9 @@ class Changing(Writing):
         self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
     ) -> Written:
         statement = snapshot.statement(_update_each, relation, call.request)
-        return await self.write(snapshot, relation, lambda: statement, call, None, scoped=True)
+        return await self.write(
+            snapshot, relation, lambda: statement, call, None, run=self.database.run
+        )
 
     async def _unchanged(
         self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]

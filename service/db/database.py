@@ -109,6 +109,7 @@ class Database:
         *args: Any,
         retry: bool = False,
         ending: bool = False,
+        last: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
@@ -119,6 +120,8 @@ class Database:
             args: For the function.
             retry: Whether it may run again if the connection died under it; for reads alone.
             ending: Whether its one statement may end its transaction: the CALL of a procedure.
+            last: Whether the caller's transaction ends with it: it is committed in the same job,
+                and if it fails, rolled back.
             timeout: Seconds after which it is stopped.
 
         Raises:
@@ -130,7 +133,8 @@ class Database:
         """
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(function, *args, actor=actor, timeout=timeout)
+            send = level.finish if last else level.run
+            return send(function, *args, actor=actor, timeout=timeout)
         how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 

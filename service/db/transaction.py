@@ -122,6 +122,11 @@ def atomic_txn(
 ) -> Any:
     """Run a function in a transaction of its own; the worker rolls back when it raises."""
     connection.begin(words, identity)
+    return committed_txn(connection, function, *args)
+
+
+def committed_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in the open transaction and commit; the worker rolls back when it raises."""
     result = function(connection, *args)
     commit_txn(connection)
     return result
@@ -303,6 +308,16 @@ class Level(ABC):
 
         return self.lock.acquire().addCallback(free)
 
+    def finish(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        actor: Actor,
+        timeout: float | None = None,
+    ) -> Deferred[Any]:
+        """Run a last function, as `run` does; a transaction ends with it, a savepoint does not."""
+        return self.run(function, *args, actor=actor, timeout=timeout)
+
     def _run(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
@@ -403,6 +418,24 @@ class Transaction(Level):
         for job in list(self._open):
             job.abandon(self._failure)
 
+    def finish(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        actor: Actor,
+        timeout: float | None = None,
+    ) -> Deferred[Any]:
+        """
+        Run a last function and commit, in one job: each hop to a thread and back takes 80 µs.
+
+        If it fails, the worker rolls back what it finds open.
+        """
+        if self.child is not None or self.closed or self._server is None:
+            return super().finish(function, *args, actor=actor, timeout=timeout)
+        self.closed = True
+        job = Job(committed_txn, (acting_txn, actor, function, *args), commits=True)
+        return self.actor.commits(self._last(job, timeout))
+
     async def commit(self) -> None:
         """Commit and release the worker; without a statement there is nothing to do."""
         if self._close():
@@ -427,8 +460,8 @@ class Transaction(Level):
         was_open, self.closed = not self.closed, True
         return was_open and self._server is not None
 
-    def _last(self, job: Job) -> Deferred[Any]:
-        done = self._put(job)
+    def _last(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
+        done = self._put(job, timeout)
         self._lane.put(None)
         return done
 

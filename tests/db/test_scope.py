@@ -84,6 +84,43 @@ async def test_begin_costs_no_message(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_last_function_of_a_transaction_commits_with_it(dsn: str) -> None:
+    """Nothing comes after it; if it fails, nothing is kept; in a savepoint more may come."""
+
+    def insert_txn(connection: PgConnection, number: int) -> None:
+        connection.command(f"INSERT INTO kept VALUES ({number})")
+
+    def failing_txn(connection: PgConnection) -> None:
+        insert_txn(connection, 9)
+        raise Boom
+
+    async def failing() -> None:
+        async with database.transaction():
+            await insert(database, 8)
+            await database.run(failing_txn, last=True)
+
+    async with database_at(dsn, most=2) as database:
+        async with database.transaction():
+            await insert(database, 1)
+            await database.run(insert_txn, 2, last=True)
+            assert kept(dsn) == [1, 2]
+            assert isinstance(await failure_of(insert(database, 3)), TransactionClosed)
+        with pytest.raises(Boom):
+            await failing()
+        async with database.transaction():
+            async with database.transaction():
+                await database.run(insert_txn, 4, last=True)
+                assert kept(dsn) == [1, 2]
+                await insert(database, 5)
+            with pytest.raises(Boom):
+                await failing()
+            await database.run(insert_txn, 6, last=True)
+        async with database.transaction():
+            await database.run(insert_txn, 7, last=True)
+    assert kept(dsn) == [1, 2, 4, 5, 6, 7]
+
+
+@pytest_twisted.ensureDeferred
 async def test_other_tasks_stay_outside(dsn: str) -> None:
     """Unrelated work at the same time is neither joined nor lost by the rollback."""
     async with database_at(dsn) as database:
