@@ -34,11 +34,11 @@ from service.app import Rowcast, obstacles, settle
 from service.command import (
     BadArgument,
     Printer,
+    call_target,
+    complete,
     default_url,
     full_uri,
-    known,
     login,
-    place_at,
     run_call,
 )
 from service.db.introspect import read_catalog
@@ -82,10 +82,10 @@ def seed() -> None:
         fail(str(error))
 
 
-def procedures(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    """Return the procedures whose names begin so, for the shell's completion; none in doubt."""
+def procedures(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Return the procedures whose names begin so, for the shell's completion; none on errors."""
     with suppress(Exception):
-        return known(reactor, load(), begun)
+        return complete(reactor, load(), incomplete)
     return []
 
 
@@ -127,9 +127,9 @@ def call(
     printer = Printer(sys.stdout.isatty() if output is None else output == "table")
     url, realm = where.pop("url"), where.pop("realm")
     try:
-        place = place_at(url or default_url(settings), realm or settings.realm, login(**where))
+        target = call_target(url or default_url(settings), realm or settings.realm, login(**where))
         uri = full_uri(settings.prefix, procedure)
-        sys.exit(run_call(reactor, place, uri, arguments, printer, progress, timeout))
+        sys.exit(run_call(reactor, target, uri, arguments, printer, progress, timeout))
     except BadArgument as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:  # of the output: a full disk
@@ -199,7 +199,7 @@ def run() -> None:
 
 def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
     """Run the reactor until it stops; return the problem that stopped it, or ""."""
-    begin_log(settings)
+    start_log(settings)
     drain = min(SHORT_DRAIN, settings.drain_timeout)
     quick = settings.model_copy(update={"drain_timeout": drain})
     service = Rowcast(quick, reactor, upgrade=True, progress=progress)
@@ -212,7 +212,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
     def ready(_: None) -> None:
         settle()
-        print(paste(settings), flush=True)
+        print(first_steps(settings), flush=True)
 
     service.when_ready().addCallbacks(ready, give_up)
 
@@ -233,7 +233,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
     return "".join(problems)
 
 
-def begin_log(settings: Settings) -> None:
+def start_log(settings: Settings) -> None:
     """Log to the terminal what needs a reader, and all that was asked for to a file."""
     settings.state.mkdir(parents=True, exist_ok=True)
     log = settings.state / f"service-{settings.port}.log"
@@ -252,7 +252,7 @@ def begin_log(settings: Settings) -> None:
 def settings_line(settings: Settings) -> str:
     """Return which parts are the embedded ones and which the user's own."""
     if settings.place.embedded:
-        where = f"embedded PostgreSQL in {near(settings.state / 'pg')}"
+        where = f"embedded PostgreSQL in {relative(settings.state / 'pg')}"
         database = f"DATABASE_URL not set → {where}   (set it to use yours)"
     else:
         file = settings.database_url_file
@@ -260,19 +260,19 @@ def settings_line(settings: Settings) -> str:
     return database if settings.embedded_router else f"{database}; router: ROWCAST_ROUTER_URL"
 
 
-def paste(settings: Settings) -> str:
-    """Return first steps, ready to be pasted."""
+def first_steps(settings: Settings) -> str:
+    """Return what to try first: lines that can be pasted into a terminal."""
     base = f"127.0.0.1:{settings.port}"
-    url = settings.router_url[0] if settings.router_url else f"ws://{base}/ws"
+    url = default_url(settings)
     # a database of one's own need not have our demo tables
     demo = settings.place.embedded or settings.demo
     verb, kwargs = ("actions.find", {"limit": 2}) if demo else ("describe", {})
     first = f"{settings.prefix}.{verb}"
-    command = near(Path(sys.executable).with_name("rowcast"))
+    command = relative(Path(sys.executable).with_name("rowcast"))
     lines = [f"WAMP   {url}  realm {settings.realm}"]
     if settings.place.embedded:
         host = quote(settings.place.cluster.parameters["host"], safe="/")
-        psql = near(Path(sys.executable).with_name("psql"))
+        psql = relative(Path(sys.executable).with_name("psql"))
         lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
     there = "" if url == "ws://127.0.0.1:8080/ws" else f" --url {url}"
     there += "" if settings.realm == "realm1" else f" --realm {settings.realm}"
@@ -284,7 +284,7 @@ def paste(settings: Settings) -> str:
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
 
 
-def near(path: Path) -> str:
+def relative(path: Path) -> str:
     """Return a path relative to the working directory, if it lies below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

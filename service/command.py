@@ -171,7 +171,7 @@ def _binary(value: Any) -> str:
 
 def run_call(
     reactor: Any,
-    place: CallTarget,
+    target: CallTarget,
     uri: str,
     words: Sequence[str],
     printer: Printer,
@@ -183,7 +183,7 @@ def run_call(
 
     Args:
         reactor: Not running yet, and used up by this.
-        place: Where to call.
+        target: The router, and who calls.
         uri: Of the procedure.
         words: The arguments as they stand on the command line.
         printer: Prints the answer.
@@ -201,7 +201,7 @@ def run_call(
     if timeout is not None:
         kwargs["timeout"] = timeout
     part = printer.part if progress or verb in IN_PARTS else None
-    answer, status = _wait(reactor, call_once, place, uri, args, kwargs, part)
+    answer, status = _wait(reactor, call_once, target, uri, args, kwargs, part)
     if status == ANSWERED:
         if verb == "export":  # what is exported is to be redirected
             echo(_json(answer, None), err=True)
@@ -210,12 +210,12 @@ def run_call(
     return status
 
 
-def known(reactor: Any, settings: Settings, begun: str) -> list[str]:
-    """Return the names of procedures that begin so, asked of the service as anybody."""
-    place = CallTarget(default_url(settings), settings.realm)
+def complete(reactor: Any, settings: Settings, incomplete: str) -> list[str]:
+    """Return the names of procedures that begin so: what the service describes to anonymous callers."""
+    target = CallTarget(default_url(settings), settings.realm)
     uri = full_uri(settings.prefix, "describe")
     with redirect_stderr(StringIO()):
-        document, status = _wait(reactor, call_once, place, uri, [], {}, None)
+        document, status = _wait(reactor, call_once, target, uri, [], {}, None)
     if status != ANSWERED:
         return []
     names = [
@@ -224,7 +224,7 @@ def known(reactor: Any, settings: Settings, begun: str) -> list[str]:
         for verb in described["verbs"]
     ]
     names += [*document["functions"], *document["procedures"]]
-    return [name for name in names if name.startswith(begun)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def default_url(settings: Settings) -> str:
@@ -247,7 +247,7 @@ def full_uri(prefix: str, procedure: str) -> str:
     return uri
 
 
-def place_at(url: str, realm: str, login: Login) -> CallTarget:
+def call_target(url: str, realm: str, login: Login) -> CallTarget:
     """
     Return where to call.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.command import BadArgument, Printer, arguments, full_uri, login, place_at
+from service.command import BadArgument, Printer, arguments, call_target, full_uri, login
 from service.wamp.auth import Anonymous, Cryptosign, Ticket
 
 
@@ -88,13 +88,13 @@ def test_name_of_no_procedure_is_refused(name: str) -> None:
 def test_url_of_no_router_is_refused(url: str) -> None:
     """With what it should be."""
     with pytest.raises(BadArgument, match="--url should "):
-        place_at(url, "realm1", Anonymous())
+        call_target(url, "realm1", Anonymous())
 
 
 def test_key_that_cannot_be_read_is_refused() -> None:
     """Before anything is connected."""
     with pytest.raises(BadArgument, match="--key "):
-        place_at("ws://h/ws", "realm1", Cryptosign(None, Path("/nonexistent")))
+        call_target("ws://h/ws", "realm1", Cryptosign(None, Path("/nonexistent")))
 
 
 def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
