@@ -17,7 +17,7 @@ from service.db.statements import compute_txn
 from service.describe.document import describe, weight
 from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments, Caller
-from service.request.describe import WHOLE, Part, parse_describe
+from service.request.read import WHOLE, DescribeRequest, parse_describe
 
 PATIENCE = 2.0
 """Seconds that `health` waits for the database."""
@@ -96,7 +96,7 @@ class StatusProcedures:
             self._documents[catalog] = found
         return found
 
-    def _document(self, catalog: Catalog, part: Part) -> Any:
+    def _document(self, catalog: Catalog, part: DescribeRequest) -> Any:
         """Build a document, in a pool thread."""
         made = describe(
             catalog, self._prefix, self._version, self._hub.verbs, self._written(), part

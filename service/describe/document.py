@@ -15,7 +15,7 @@ from service.describe.relations import described_relation, served_name
 from service.describe.verbs import Verb, described_verbs, shared
 from service.describe.written import OWN, described_procedure
 from service.errors import UnknownName
-from service.request.describe import WHOLE, Part
+from service.request.read import WHOLE, DescribeRequest
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,7 +28,7 @@ def describe(
     version: str,
     verbs: Mapping[str, Verb],
     procedures: Mapping[str, Callable[..., Any]],
-    part: Part = WHOLE,
+    part: DescribeRequest = WHOLE,
 ) -> dict[str, Any]:
     """
     Describe what is served.

@@ -29,9 +29,6 @@ class Operator:
     schema: str = PG_CATALOG
 
 
-EQUAL = Operator("=")
-
-
 @dataclass(frozen=True, slots=True)
 class Bound:
     """

@@ -20,10 +20,9 @@ from service.request.types import Form, Reference
 def has_hidden_field(catalog: Catalog, oid: int) -> bool:
     """Return whether values of a type have a hidden field, at any depth."""
     type = catalog.type(oid)
-    if type.kind == "composite":
-        return any(not name or has_hidden_field(catalog, of) for name, of in type.fields)
-    under = type.element or type.base
-    return bool(under) and has_hidden_field(catalog, under)
+    if any(not name for name, _ in type.fields):
+        return True
+    return any(has_hidden_field(catalog, part) for part in type.parts)
 
 
 def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
@@ -34,9 +33,7 @@ def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
 
 
 def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
-    """
-    Refuse steps into a value, as far as its type is known, that reach no field or a hidden one.
-    """
+    """Refuse steps into a value, as far as its type is known, to no field or a hidden one."""
     for step in reference.steps:
         type = catalog.plain(type)
         if type.kind == "array":
@@ -67,12 +64,7 @@ def refuse_hidden_fields(
 def as_json(
     catalog: Catalog, form: Form, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
 ) -> bool:
-    """
-    Return whether outputs are to be JSON, which the codec does not read.
-
-    Raises:
-        InvalidArgument: They are, and one has a hidden field.
-    """
+    """Return whether outputs are to be JSON, which the codec does not read; hidden fields are none."""
     if form == "json":
         refuse_hidden_fields(catalog, outputs, embeds)
     return form == "json"

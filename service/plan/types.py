@@ -105,7 +105,6 @@ class PlannedMeasure:
         separator: What stands between the strings of `string_agg`.
         where: Which rows count.
         cast: What the result is cast to.
-        text: As of an `Output`.
         schema: Where the function is looked for, as of an `Operator`.
     """
 
@@ -118,7 +117,6 @@ class PlannedMeasure:
     separator: Bound | None = None
     where: Condition | None = None
     cast: Type | None = None
-    text: bool = False
     schema: str = PG_CATALOG
 
 

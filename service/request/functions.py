@@ -87,7 +87,7 @@ def parse_call(
         catalog: For the types of arguments.
     """
     named, options = _split(functions, kwargs)
-    given = _given(functions, args, named, options.pop(ARGS, None))
+    given = _given(args, named, options.pop(ARGS, None))
     call = Arguments([], options, [], OPTIONS)
     values = Values()
     request = bind_call(
@@ -114,7 +114,7 @@ def parse_called(
         parse: Parses the arguments of the verb; takes them and a name of the rows.
     """
     rest = {name: value for name, value in kwargs.items() if name != ARGS}
-    given = parse_given(functions, args, kwargs.get(ARGS))
+    given = _given(args, {}, kwargs.get(ARGS), f"{ARGS}.")
     # the rows of other arguments are another query
     home = f"{functions[0].schema}.fn.{functions[0].name}"
     query = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
@@ -127,20 +127,6 @@ def parse_called(
     call = bind_call(functions, given, values, catalog)
     request = CalledRequest(call, parsed.request)
     return Parsed(request, values.freeze(), parsed.timeout, parsed.query, parsed.offset)
-
-
-def parse_given(functions: Sequence[Function], args: Sequence[Any], named: Any) -> Given:
-    """
-    Parse what a function is given where all keywords are those of a verb.
-
-    Args:
-        functions: Those of the name.
-        args: By position.
-        named: The argument `args`: a dict, or a list for what goes by position.
-    """
-    if named is None:
-        return Given(tuple(args), {}, f"{ARGS}.")
-    return _given(functions, args, {}, named)
 
 
 def bind_call(
@@ -187,11 +173,10 @@ def _split(
     return named, options
 
 
-def _given(
-    functions: Sequence[Function], args: Sequence[Any], named: Mapping[str, Any], apart: Any
-) -> Given:
+def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str = "") -> Given:
+    """Parse what a function is given: by position, by name, or `apart` from a verb's arguments."""
     if apart is None:
-        return Given(tuple(args), named)
+        return Given(tuple(args), named, path)
     if isinstance(apart, list | tuple):
         if args:
             raise InvalidArgument("values by position are given twice", path=ARGS)

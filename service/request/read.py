@@ -1,5 +1,5 @@
 """
-Requests of the verbs that read: get, find, count, exists, aggregate, stream, export.
+Requests of the verbs that read: get, find, count, exists, aggregate, stream, export; describe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.request.arguments import MAX_INTEGER, Arguments, Values, placed
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
 from service.request.paging import digest_of, read_token
-from service.request.select import MAX_KEYS, parse_order, parse_reference, parse_select
+from service.request.select import MAX_KEYS, parse_names, parse_order, parse_reference, parse_select
 from service.request.types import (
     After,
     AggregateRequest,
@@ -236,11 +236,11 @@ def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     Returns:
         The number, and the keywords that are left for the find.
     """
-    own = Arguments((), _taken(kwargs, "chunk"), [], ["chunk"])
+    own, rest = _apart(kwargs, "chunk")
     chunk = own.integer("chunk")
     if chunk is not None and not 1 <= chunk <= MAX_CHUNK:
         raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MAX_CHUNK}', path="chunk")
-    return chunk or CHUNK, _left(kwargs, "chunk")
+    return chunk or CHUNK, rest
 
 
 def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
@@ -252,8 +252,8 @@ def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     """
     if "form" in kwargs:
         raise UnknownName("argument", "form", ["format"], path="form")
-    own = Arguments((), _taken(kwargs, "format"), [], ["format"])
-    return cast("Format", own.choice("format", FORMATS, "csv")), _left(kwargs, "format")
+    own, rest = _apart(kwargs, "format")
+    return cast("Format", own.choice("format", FORMATS, "csv")), rest
 
 
 def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
@@ -270,6 +270,35 @@ def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
                 path=f"{embed.path}.spread",
                 hint="select columns of to-one embeds in a view, or export ndjson",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeRequest:
+    """
+    What is wanted of the document: everything, or, once something is named, that alone.
+
+    Args:
+        relations: Names of relations, as in URIs; None for all.
+        functions: Names of functions, as in "fn.add"; None for all.
+    """
+
+    relations: tuple[str, ...] | None = None
+    functions: tuple[str, ...] | None = None
+
+
+WHOLE = DescribeRequest()
+
+
+def parse_describe(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[DescribeRequest, float | None]:
+    """Parse the arguments of `describe`; returns the caller's time limit in seconds as well."""
+    given = Arguments(args, kwargs, [], ["relations", "functions"])
+    relations, functions = given.value("relations"), given.value("functions")
+    if relations is None and functions is None:
+        return WHOLE, given.timeout()
+    names = parse_names(relations, "relations"), parse_names(functions, "functions")
+    return DescribeRequest(*names), given.timeout()
 
 
 def parse_key(key: Any, values: Values) -> KeyMatch:
@@ -316,9 +345,7 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     return tuple(parse_reference(each, place, values) for each, place in columns)
 
 
-def _taken(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def _left(kwargs: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in names}
+def _apart(kwargs: Mapping[str, Any], name: str) -> tuple[Arguments, Mapping[str, Any]]:
+    """Return one keyword by itself, and the others."""
+    own = {name: kwargs[name]} if name in kwargs else {}
+    return Arguments((), own, [], [name]), {key: kwargs[key] for key in kwargs if key != name}

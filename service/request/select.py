@@ -1,5 +1,5 @@
 """
-Select lists and sort keys: `alias:column->path::type`, as items of a list.
+Select lists and sort keys: `alias:column->path::type`, as items of a list; lists of names.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Values, placed
+from service.request.arguments import Values, listed, placed
 from service.request.synonyms import synonym_hint
 from service.request.types import Item, Key, Nulls, Operand, Reference, Step
 
@@ -85,6 +85,16 @@ def parse_reference(text: str, path: str, values: Values) -> Reference:
     if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
         return Reference(text, path)
     return _reference(_tokens(text, path), text, path, values)
+
+
+def parse_names(value: Any, name: str) -> tuple[str, ...]:
+    """Parse a list of columns."""
+    found = listed(value, name)
+    for at, each in enumerate(found):
+        if not isinstance(each, str):
+            raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
+        check_name(each, f"{name}.{at}")
+    return tuple(dict.fromkeys(found))
 
 
 def check_name(text: str, path: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.arguments import Arguments, Values, listed, row_of, rows_of
+from service.request.arguments import Arguments, Values, row_of, rows_of
 from service.request.filters import FilterParser, holds_always
 from service.request.read import (
     Limits,
@@ -18,7 +18,7 @@ from service.request.read import (
     parse_form,
     parse_key,
 )
-from service.request.select import check_name, parse_order, parse_select
+from service.request.select import check_name, parse_names, parse_order, parse_select
 from service.request.types import (
     EVERYTHING,
     Assignment,
@@ -158,8 +158,8 @@ def parse_conflict(given: Arguments) -> OnConflict:
     """Parse what becomes of new rows whose key is there already."""
     key, update = given.value("on_conflict"), given.value("update")
     conflict = OnConflict(
-        key if isinstance(key, str) else None if key is None else names_of(key, "on_conflict"),
-        None if update is None else names_of(update, "update"),
+        key if isinstance(key, str) else None if key is None else parse_names(key, "on_conflict"),
+        None if update is None else parse_names(update, "update"),
     )
     if isinstance(key, str):
         check_name(key, "on_conflict")
@@ -178,16 +178,6 @@ def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assi
             Assignment(column, None if default else Operand(values.add(value), here), here)
         )
     return tuple(found)
-
-
-def names_of(value: Any, name: str) -> tuple[str, ...]:
-    """Parse a list of columns."""
-    found = listed(value, name)
-    for at, each in enumerate(found):
-        if not isinstance(each, str):
-            raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
-        check_name(each, f"{name}.{at}")
-    return tuple(dict.fromkeys(found))
 
 
 def _new_rows(
@@ -250,7 +240,7 @@ def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
 
 
 def _columns(value: Any) -> tuple[str, ...]:
-    columns = names_of(value, "columns")
+    columns = parse_names(value, "columns")
     if not columns:
         raise InvalidArgument("a row has columns", path="columns")
     return columns
