@@ -7,8 +7,9 @@ import sys
 from twisted.application.service import Application
 from twisted.internet import reactor
 
-from service.app import limit_log, make_service, preflight
+from service.app import make_service, preflight
 from service.embedded.child import NotReady
+from service.logs import limit_log
 from service.settings import InvalidSettings, load
 
 try:

@@ -18,13 +18,7 @@ from urllib.parse import quote
 
 import click
 from twisted.internet import reactor as installed
-from twisted.logger import (
-    FilteringLogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 
 from schema.database import EmbeddedFailed
@@ -46,6 +40,7 @@ from service.describe import stubs
 from service.describe.document import describe as describe_catalog
 from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
+from service.logs import limited
 from service.models.registry import fits
 from service.procedures.application import InvalidApplication
 from service.procedures.application import load as load_application
@@ -239,12 +234,9 @@ def start_log(settings: Settings) -> None:
     log = settings.state / f"service-{settings.port}.log"
     rotate(log)
     file = log.open("a")
-    levels = [(sys.stderr, LogLevel.warn), (file, LogLevel.levelWithName(settings.log_level))]
+    levels = [(sys.stderr, "warn"), (file, settings.log_level)]
     globalLogBeginner.beginLoggingTo(
-        [
-            FilteringLogObserver(textFileLogObserver(out), [LogLevelFilterPredicate(level)])
-            for out, level in levels
-        ],
+        [limited(textFileLogObserver(out), level) for out, level in levels],
         redirectStandardIO=False,
     )
 

@@ -11,20 +11,13 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-)
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.api.dispatcher import Dispatcher
@@ -332,23 +325,6 @@ def _bounds(settings: Settings) -> Bounds:
 
 def _limits(settings: Settings) -> PoolLimits:
     return PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
-
-
-def limit_log(level: str) -> None:
-    """Limit the log of twistd, wherever its options send it, to a level and above."""
-    least = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-    begin = globalLogBeginner.beginLoggingTo
-
-    def begin_limited(
-        observers: Iterable[ILogObserver],
-        discardBuffer: bool = False,
-        redirectStandardIO: bool = True,
-    ) -> None:
-        limited = [FilteringLogObserver(each, [least]) for each in observers]
-        begin(limited, discardBuffer, redirectStandardIO)
-
-    # twistd makes its observer after it has read twistd.tac, and has no option for the level.
-    globalLogBeginner.beginLoggingTo = begin_limited  # type: ignore[method-assign]
 
 
 def obstacles(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, succeed
 
@@ -32,6 +33,7 @@ from service.catalog import Relation
 from service.db.database import Database
 from service.db.errors import STALE, refusal
 from service.db.session import Identity
+from service.db.slow import ORIGIN, Origin
 from service.db.transaction import Actor
 from service.describe.verbs import Verb
 from service.errors import (
@@ -231,6 +233,7 @@ class Dispatcher:
         if name.startswith("tx."):  # a process that is there answers by a registration of its own
             raise Conflict("the service that had this has stopped", reason="stopped")
         role, context = self._roles.of(caller), CallContext(caller, progress)
+        ORIGIN.set(Origin(uuid4().hex, name, role))
         for last in (False, False, True):  # the schema may have changed once more meanwhile
             before = self._union
             try:

@@ -16,6 +16,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
+from service.db.slow import ORIGIN
 from service.errors import Canceled, InternalError, ServiceError, in_line
 from service.payload import Unsafe, check
 from service.request.names import encode
@@ -69,7 +70,8 @@ def refusal(error: BaseException, doing: str) -> ApplicationError:
 
 def internal(error: BaseException, doing: str) -> InternalError:
     """Log a bug whole, without what the data says, and return the error that stands for it."""
-    id = uuid4().hex
+    origin = ORIGIN.get()
+    id = origin.call if origin is not None and origin.call else uuid4().hex
     log.error(
         "failed in {doing}, id {id}: {reason}\n{frames}",
         doing=in_line(doing),

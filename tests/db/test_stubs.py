@@ -5,9 +5,7 @@ Typed definitions: what compilers say of them, and of code that uses them.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +21,8 @@ from service.api.verbs import VERBS
 from service.db.introspect import read_catalog
 from service.describe.document import describe
 from service.describe.stubs import python, typescript
-from tests.conftest import ROOT, execute, missing
-
-NODE = ROOT / "tests" / "wamp" / "node"
+from tests.conftest import execute
+from tests.node import modules, program
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'it''s "ok"'); CREATE TYPE pair AS (a int, "b c" text);
@@ -317,13 +314,7 @@ async def use(service: Service, made: ThingsInsert, change: ThingsUpdate) -> Non
 
 def compiler() -> list[str]:
     """Give TypeScript's compiler, installed if it is not there yet."""
-    npm = shutil.which("npm")
-    if npm is None:
-        missing("TypeScript's compiler needs Node.js and npm → apt-get install nodejs npm")
-    found = NODE / "node_modules" / "typescript" / "bin" / "tsc"
-    if not found.exists():
-        subprocess.run([npm, "ci", "--silent"], cwd=NODE, check=True, env=os.environ)
-    return ["node", str(found)]
+    return [program(), str(modules() / "typescript" / "bin" / "tsc")]
 
 
 def test_every_relation_has_a_name_of_its_own(document: Any) -> None:

@@ -19,6 +19,7 @@ import pytest_twisted
 from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.conftest import ROOT, Router, execute
+from tests.node import INSTALL, NODE
 from tests.wamp import test_clients
 from tests.wamp.service import served
 
@@ -43,7 +44,7 @@ def page(node: str, tmp_path: Path) -> Iterator[str]:
     if (EXAMPLE / "node_modules").is_dir():
         (home / "node_modules").symlink_to(EXAMPLE / "node_modules")
     else:
-        npm(home, "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+        npm(home, *INSTALL[1:])
     npm(home, "run", "build")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(home)))
     thread = Thread(target=server.serve_forever)
@@ -68,8 +69,7 @@ async def test_page_lists_adds_and_completes(
 ) -> None:
     """In jsdom, which has a browser's WebSocket and sends its Origin."""
     execute(migrated, "INSERT INTO actions (action, path) VALUES ('run', '/1')")
-    modules = str(test_clients.NODE / "node_modules")
-    environ = {"NODE_PATH": modules, "PATH": os.environ["PATH"]}
+    environ = {"NODE_PATH": str(NODE / "node_modules"), "PATH": os.environ["PATH"]}
     async with served(migrated, router, app=("app",)):
         url = f"{page}?url={router.websocket}"
         out, err, status = await getProcessOutputAndValue(node, [str(SCRIPT), url], env=environ)

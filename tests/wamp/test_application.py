@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ import os
 
 from service.models.model import Model
 from service.procedures.registry import Call, procedure
+from twisted.logger import Logger
+
+log = Logger()
 
 
 class Item(Model):
@@ -39,6 +43,15 @@ async def sell(call: Call, key: int) -> list[object]:
     item = await Item.find(key)
     await item.delete()
     return [item.title, os.getpid()]
+
+
+@procedure("items.audit")
+async def audit(call: Call) -> None:
+    log.info("audit begins")
+    async with call.database.transaction(name="audit"):
+        await call.database.statement("SELECT pg_sleep(0.1), 'private'")
+        log.warn("found {what}", what="nothing")
+    raise KeyError("private")
 """
 TWISTD = (tool("twistd"), "--pidfile=", "-ny", str(ROOT / "twistd.tac"))
 
@@ -78,6 +91,34 @@ async def test_application_is_served_by_every_process(
             with pytest.raises(ApplicationError) as caught:
                 await caller.call("rowcast.items.create", {"title": ""})
             assert caught.value.error == "rowcast.error.invalid_row"
+
+
+@pytest_twisted.ensureDeferred
+async def test_log_names_the_call_and_its_transaction(
+    environ: dict[str, str], call_from: Join
+) -> None:
+    """Everything that one call has logged is found by the id that its caller got."""
+    with program(environ | {"ROWCAST_SLOW_STATEMENT": "0.05"}, *TWISTD) as service:
+        await in_thread(reactor, "start", service.says, "ready")
+        caller = await call_from()
+        ids = []
+        for _ in range(2):
+            with pytest.raises(ApplicationError) as caught:
+                await caller.call("rowcast.items.audit")
+            ids.append(caught.value.kwargs["id"])
+        lines = [line.partition(" [")[2] for line in service.output.splitlines()]
+        stats = await caller.call("rowcast.stats")
+    assert len(set(ids)) == 2
+    slow = r"slow statement: 0\.\d+ s in items\.audit as the service: SELECT pg_sleep\(\?\), \?"
+    for id in ids:
+        begins, sleeps, finds, fails = [each for each in lines if id in each]
+        inside = f"[call {id}, transaction audit]"
+        assert begins == f"shop#info] [call {id}] audit begins"
+        assert re.fullmatch(rf"service\.db\.slow#warn\] {re.escape(inside)} {slow}", sleeps)
+        assert finds == f"shop#warn] {inside} found nothing"
+        assert f"#error] [call {id}] failed in rowcast.items.audit, id {id}: KeyError" in fails
+    assert stats["calls"]["verbs"]["items.audit"]["errors"] == {"rowcast.error.internal": 2}
+    assert stats["pool"]["slow"] >= 2
 
 
 def test_description_has_the_application(environ: dict[str, str]) -> None:

@@ -5,23 +5,20 @@ Every client gets the same answers: one scenario over each transport, serializer
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_twisted
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
-from tests.conftest import Router, execute, missing
+from tests.conftest import Router, execute
+from tests.node import NODE, modules
+from tests.node import program as node_program
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join
 from tests.wamp.scenario import FILE, SCHEMA, read, run
 from tests.wamp.service import served
-
-NODE = Path(__file__).with_name("node")
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
@@ -43,13 +40,8 @@ async def test_python(how: str, service: Serving, call_from: Join) -> None:
 @pytest.fixture(scope="session")
 def node() -> str:
     """Find Node, and install what its client needs; gives the executable."""
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        missing("the tests of the JavaScript client need node and npm")
-    if not all((NODE / "node_modules" / name).is_dir() for name in ("autobahn", "jsdom")):
-        install = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(install, cwd=NODE, check=True, capture_output=True, timeout=100)
-    return found
+    modules()
+    return node_program()
 
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
