@@ -1,35 +1,160 @@
 """
-What a verb knows of its call, beside the arguments.
+One call as a verb gets it, and the steps that a verb makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from service.errors import InvalidArgument
+from service.api.snapshot import Snapshot
+from service.catalog import Function, Relation
+from service.db.database import Database
+from service.db.statements import NoRowWritten
+from service.describe.verbs import Verb
+from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.request.arguments import Caller
+from service.request.read import Limits
 
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
 
+Access = Literal["read", "read only", "write", "last", "atomic", "procedure"]
+"""
+How a step runs, outside of a transaction: a read by itself, or in a transaction that can only read;
+a write that commits by itself, or in a transaction that an error undoes; a CALL, which may commit.
+The last write of a verb's own transaction is committed in the same job.
+"""
 
-@dataclass(slots=True)
-class CallContext:
+
+@dataclass(frozen=True, slots=True)
+class Backend:
     """
-    A call, beside its arguments.
+    What all calls stand on.
 
     Args:
-        caller: Who calls.
-        progress: Sends parts of the answer, if the caller asked for progressive results.
-        begun: Whether something was done for the call that must not be done twice.
+        database: Where the rows are.
+        limits: What a call may ask for.
+        max_bytes: What an answer, or one row of a long one, may weigh on the wire.
     """
 
-    caller: Caller
-    progress: Send | None = None
+    database: Database
+    limits: Limits
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    One statement of a call: all that it takes to run it, and what becomes of its rows.
+
+    Args:
+        function: Runs it in a worker thread; called with the connection and `args`.
+        args: For the function.
+        shape: Makes the answer of what the function returns.
+        timeout: Seconds that it may take, as the caller said.
+        access: How it runs.
+        missing: Returns why no row was written, where there should have been one.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    shape: Callable[..., Any]
+    timeout: float | None = None
+    access: Access = "read"
+    missing: Callable[[], Awaitable[ServiceError]] | None = None
+
+
+@dataclass(slots=True)
+class CallState:
+    """
+    What changes while a call is answered; all else of a call is fixed.
+
+    Args:
+        begun: Whether something was done for it that must not be done twice.
+    """
+
     begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """
+    A call of a verb on a relation, or on functions of one name.
+
+    Args:
+        id: Random; the log and the answer of a call that fails have it.
+        verb: Which one.
+        relation: What it is about; None if that is functions.
+        functions: Those of one name.
+        args: As they came.
+        kwargs: As they came.
+        caller: Who calls.
+        snapshot: What is served to the caller, to the end of the call.
+        backend: The database, and the limits of all calls.
+        state: The one part that changes.
+        progress: Sends parts of the answer, if the caller asked for progressive results.
+        deadline: When the operation of a batch has to be done, in seconds of the reactor's clock.
+        idempotency_key: Under which a write is done once.
+    """
+
+    id: str
+    verb: Verb
+    relation: Relation | None
+    functions: Sequence[Function]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    caller: Caller
+    snapshot: Snapshot
+    backend: Backend
+    state: CallState
+    progress: Send | None = None
+    deadline: float | None = None
+    idempotency_key: str | None = None
+
+    def run(self, step: Step) -> Awaitable[Any]:
+        """
+        Run a step: in the transaction that the call is in, else as it asks for.
+
+        A read goes again if its connection was lost, a write if PostgreSQL asks for it (40001,
+        40P01). In a transaction neither does: that is for who began it.
+
+        Raises:
+            ServiceError: What `missing` returns, where no row was written.
+            OutcomeUnknown: A procedure is done, and its answer is too large.
+        """
+        if step.access == "read":
+            seconds = step.timeout if self.deadline is None else self._seconds(step)
+            return self.backend.database.run(step.function, *step.args, retry=True, timeout=seconds)
+        return self._write(step)
+
+    async def _write(self, step: Step) -> Any:
+        database, seconds = self.backend.database, self._seconds(step)
+        reads, ends = step.access == "read only", step.access == "procedure"
+        run: Callable[..., Awaitable[Any]] = database.run
+        how: dict[str, Any] = {"ending": ends, "last": step.access == "last", "timeout": seconds}
+        if reads or step.access == "atomic":
+            run = database.atomic
+            how = {"read_only": reads, "retry": reads, "timeout": seconds}
+        attempt = partial(run, step.function, *step.args, **how)
+        try:
+            return await (attempt() if ends else database.again(attempt))
+        except NoRowWritten:
+            if step.missing is None:
+                raise
+            raise await step.missing() from None
+        except TooLarge as error:
+            if not ends or database.level is not None:
+                raise
+            raise committed_despite(error) from error
+
+    def _seconds(self, step: Step) -> float | None:
+        if self.deadline is None:
+            return step.timeout
+        left = max(0.0, self.deadline - self.backend.database.reactor.seconds())
+        return left if step.timeout is None else min(left, step.timeout)
 
     def parts(self) -> Send:
         """
@@ -38,13 +163,15 @@ class CallContext:
         Raises:
             InvalidArgument: The caller takes a single answer only.
         """
-        if self.progress is None:
+        progress = self.progress
+        if progress is None:
             raise InvalidArgument(
                 "this is answered in parts, as progressive results, and the call asks for none",
                 hint="call with receive_progress (autobahn: CallOptions(on_progress=…))",
             )
-        return partial(self._send, self.progress)
 
-    async def _send(self, progress: Send, part: Any) -> None:
-        self.begun = True
-        await progress(part)
+        async def send(part: Any) -> None:
+            self.state.begun = True
+            await progress(part)
+
+        return send

@@ -1,38 +1,30 @@
 """
-One call, whole.
+One call, whole: from its name and arguments to its answer.
 
-A call comes in as a name and raw arguments. The name picks a relation and a verb, a
-procedure written by hand, or the service's own. A verb reads its arguments
-into a request, plans it against the catalog, builds one statement, runs it in
-the pool and shapes the rows. No step knows the next one; a refusal leaves any
-of them as a `ServiceError`.
-
-A refusal may be the catalog's fault, since the database may have changed after it was read: such
-a call is answered once more from a new one.
+A name is a route: a verb, and the relation or the functions that it is about. The verb parses the
+arguments into a request, plans it against the catalog and builds a statement: a `Step`, made
+without the database. The call runs the step, and the step shapes what came of it. A refusal leaves
+any of them as a `ServiceError`. It may be the catalog's fault, since the database may have changed
+after it was read: such a call is answered once more from a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import CallContext, Send
-from service.api.functions import Calling
+from service.api.call import Backend, Call, CallState, Send, Step
 from service.api.import_ import Forward, Importing
-from service.api.read import Aggregating, Reading
 from service.api.roles import Roles, identity_for
-from service.api.snapshot import Snapshot
-from service.api.stream import Exporting, Streaming, of_relation
-from service.api.verbs import VERBS
-from service.api.write import Changing, Creating
+from service.api.snapshot import Route, Snapshot
+from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.database import Database
 from service.db.errors import STALE, refusal
-from service.db.session import Identity
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import Actor
 from service.describe.verbs import Verb
@@ -67,11 +59,10 @@ RETRY_AFTER = 1.0
 
 _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
-
-Handler = Callable[..., Awaitable[Any]]
-"""Called with what is served, the relation, args and kwargs; those that stand alone with the context too."""
-
 HALF_WAY = "the call ended half way: what it had committed by then is kept"
+
+NOWHERE = Route(FUNCTION, None, (), "")
+"""The route of procedures written by hand, which are about no relation."""
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
@@ -86,6 +77,9 @@ class Dispatcher:
         refresh: Called when a call is refused as if the catalog were out of date; returns
             whether it is up to date then.
         process: The id of this process among those of the service.
+
+    Attributes:
+        verbs: Of relations, by name.
     """
 
     def __init__(
@@ -97,37 +91,189 @@ class Dispatcher:
         refresh: Refresh = lambda: succeed(True),
         process: str = "0" * 16,
     ) -> None:
+        self.refresh = refresh
+        self._backend = Backend(database, limits, max_bytes)
+        self._roles = roles
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
-        self._max_bytes = max_bytes
-        self.refresh = refresh
-        self._database = database
-        self._roles = roles
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
-        reading = Reading(database, limits, max_bytes)
-        aggregating = Aggregating(database, limits, max_bytes)
-        creating = Creating(database, limits, max_bytes)
-        changing = Changing(database, limits, max_bytes)
-        streaming = Streaming(database, limits, max_bytes, of_relation)
-        exporting = Exporting(database, limits, max_bytes, of_relation)
         self._importing = Importing(database, limits, process)
-        self._calling = Calling(database, limits, max_bytes)
-        self.verbs = dict(VERBS)
-        self._handlers: Mapping[str, Handler] = {
-            "get": reading.get,
-            "find": reading.find,
-            "count": reading.count,
-            "exists": reading.exists,
-            "stream": streaming.stream,
-            "export": exporting.export,
-            "aggregate": aggregating.aggregate,
-            "create": creating.create,
-            "upsert": creating.upsert,
-            "update": changing.update,
-            "delete": changing.delete,
-            "import": self._importing.take,
-        }
+        self.verbs = {**VERBS, "import": replace(VERBS["import"], handler=self._importing.take)}
+
+    async def answer(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        progress: Send | None = None,
+    ) -> Any:
+        """
+        Answer a call.
+
+        Args:
+            name: Of the procedure, less the prefix, as in "actions.get".
+            args: As they came.
+            kwargs: As they came.
+            caller: Who calls.
+            progress: Sends parts of the answer, if the caller takes any.
+
+        Raises:
+            ServiceError: Any refusal.
+        """
+        if name.startswith("tx."):  # a process that is there answers by a registration of its own
+            raise Conflict("the service that had this has stopped", reason="stopped")
+        role, state, id = self._roles.of(caller), CallState(), f"{random.getrandbits(128):032x}"
+        ORIGIN.set(Origin(id, name, role))
+        procedure = self._procedures.get(name)
+        for last in (False, False, True):  # the schema may have changed once more meanwhile
+            before, snapshot, route, actor = self._union, None, NOWHERE, None
+            try:
+                if procedure is None:
+                    snapshot = self._served_as(role)
+                    route = snapshot.routes.get(name) or self._route(snapshot, name)
+                identity = identity_for(role, caller, route.schema)
+                with self._backend.database.identity(identity) as actor:
+                    if procedure is not None:
+                        result = await procedure(caller, args, kwargs)
+                        if actor.committed:
+                            fit(result, self._backend.max_bytes)
+                        return result
+                    assert snapshot is not None
+                    call = Call(
+                        id,
+                        route.verb,
+                        route.relation,
+                        route.functions,
+                        args,
+                        kwargs,
+                        caller,
+                        snapshot,
+                        self._backend,
+                        state,
+                        progress,
+                    )
+                    return await self.perform(call)
+            except Exception as error:
+                found = self._refusal(error, actor, snapshot, route.relation)
+                may_repeat = not (last or state.begun or name in self._once)
+                if not await self._newer(found, before, may_repeat):
+                    if found is error:
+                        raise
+                    raise found from error
+        raise AssertionError(name)
+
+    async def perform(self, call: Call) -> Any:
+        """Answer a call of a verb: alone, or in the transaction that it is made in."""
+        step = call.verb.handler(call)  # request → plan → statement
+        if isinstance(step, Step):
+            return step.shape(await call.run(step))
+        return await step  # what takes several steps runs and shapes each by itself
+
+    def _refusal(
+        self,
+        error: Exception,
+        actor: Actor | None,
+        snapshot: Snapshot | None,
+        relation: Relation | None,
+    ) -> Exception:
+        """Return what a caller is told who got an error; the error itself if it is a bug."""
+        if actor is not None and actor.committed:
+            if isinstance(error, TooLarge):
+                error = committed_despite(error)
+            elif _claims_nothing(error):
+                error = OutcomeUnknown(HALF_WAY)
+        if isinstance(error, CancelledError):
+            return error
+        if not isinstance(error, ServiceError):
+            found = refusal(error, snapshot.catalog if snapshot else None, relation)
+            if found is None:
+                self.refresh()
+            return found or error
+        if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
+            error.of_column()
+        if snapshot is not None and "hint" in error.details:
+            error.details["hint"] = _at_hand(snapshot, relation, error.details["hint"])
+        return error
+
+    async def _newer(self, error: Exception, before: Snapshot | None, may_repeat: bool) -> bool:
+        """
+        Return whether a refused call is worth another attempt: another catalog is served by now.
+
+        Args:
+            error: The refusal.
+            before: What was served when the call was refused.
+            may_repeat: Whether it may be answered again at all.
+        """
+        if not (isinstance(error, ServiceError) and depends_on_catalog(error)):
+            return False
+        current = self.refresh()
+        if not may_repeat:
+            return False
+        if not await current:
+            error.details |= {"retry": True, "retry_after": RETRY_AFTER}
+            return False
+        return self._union is not before
+
+    def _route(self, snapshot: Snapshot, name: str) -> Route:
+        """
+        Find what a name stands for, and keep it.
+
+        Raises:
+            NoSuchProcedure: There is nothing of that name; `hint` names the nearest.
+        """
+        parsed = self._as_relation(snapshot, parse_name(name))
+        first, *others = snapshot.catalog.schemas
+        # sessions search the first schema as it is
+        schema = parsed.schema if parsed.schema in others else ""
+        home = first if parsed.schema is None else parsed.schema
+        if isinstance(parsed, FunctionName):
+            functions = snapshot.catalog.function(home, parsed.function)
+            route = Route(self._verb_of_function(parsed.verb), None, functions, schema)
+        else:
+            relation = snapshot.catalog.relation(home, parsed.relation)
+            route = Route(self._verb(snapshot, relation, parsed.verb), relation, (), schema)
+        return snapshot.keep(name, route)
+
+    def _verb(self, snapshot: Snapshot, relation: Relation, name: str) -> Verb:
+        verb = self.verbs.get(name)
+        if verb is None:
+            raise NoSuchProcedure(
+                f'"{relation.name}" has no verb "{clip(name)}"',
+                relation=relation.name,
+                hint=_at_hand(snapshot, relation, synonym_hint("verb", name, self.verbs) or "")
+                or nearest(name, list(self.verbs))
+                or f"verbs: {', '.join(self.verbs)}",
+            )
+        if verb.writes and verb.rights[0] not in relation.accepted_writes:
+            raise NoSuchProcedure(
+                f'"{relation.name}" is a {relation.kind} that takes no {name}',
+                relation=relation.name,
+                hint="a view takes what PostgreSQL can write through it, or a trigger for it",
+            )
+        return verb
+
+    def _verb_of_function(self, name: str | None) -> Verb:
+        if name is None:
+            return FUNCTION
+        verb = self.verbs.get(name)
+        if verb is None or not verb.on_functions:
+            known = [each for each, verb in self.verbs.items() if verb.on_functions]
+            raise NoSuchProcedure(
+                f'a function has no verb "{clip(name)}"',
+                hint=synonym_hint("verb", name, known)
+                or nearest(name, known)
+                or f"verbs: {', '.join(known)}",
+            )
+        return verb
+
+    def _as_relation(self, snapshot: Snapshot, name: Name | FunctionName) -> Name | FunctionName:
+        """Return "app.fn.find" as a verb's name where the schema has a relation "fn"."""
+        if isinstance(name, Name) or name.schema is None or name.verb is not None:
+            return name
+        known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
+        return Name(name.schema, FN, name.function) if known else name
 
     @property
     def served(self) -> Snapshot:
@@ -169,6 +315,10 @@ class Dispatcher:
         """Return whether there is anything served yet."""
         return self._union is not None
 
+    def register(self, verb: Verb) -> None:
+        """Serve one more verb of relations."""
+        self.verbs[verb.name] = verb
+
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
         """Serve procedures by name, of which some run once; they win over generated ones."""
         self._procedures.update(procedures)
@@ -209,140 +359,6 @@ class Dispatcher:
         lease = self._importing.of(kwargs.get("upload"), session)
         return await self.answer(name, args, kwargs, lease.owner)
 
-    async def answer(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        caller: Caller,
-        progress: Send | None = None,
-    ) -> Any:
-        """
-        Answer a call.
-
-        Args:
-            name: Of the procedure, less the prefix, as in "actions.get".
-            args: As they came.
-            kwargs: As they came.
-            caller: Who calls.
-            progress: Sends parts of the answer, if the caller takes any.
-
-        Raises:
-            ServiceError: Any refusal.
-        """
-        if name.startswith("tx."):  # a process that is there answers by a registration of its own
-            raise Conflict("the service that had this has stopped", reason="stopped")
-        role, context = self._roles.of(caller), CallContext(caller, progress)
-        ORIGIN.set(Origin(uuid4().hex, name, role))
-        for last in (False, False, True):  # the schema may have changed once more meanwhile
-            before = self._union
-            try:
-                return await self._answer(name, args, kwargs, role, context)
-            except ServiceError as error:
-                if not depends_on_catalog(error):
-                    raise
-                current = self.refresh()
-                if last or context.begun or name in self._once:
-                    raise
-                if not await current:
-                    error.details |= {"retry": True, "retry_after": RETRY_AFTER}
-                    raise
-                if self._union is before:
-                    raise
-        raise AssertionError(name)
-
-    async def _answer(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        role: str,
-        context: CallContext,
-    ) -> Any:
-        relation = snapshot = None
-        try:
-            procedure = self._procedures.get(name)
-            if procedure is not None:
-                with self._acting_as(identity_for(role, context.caller)) as actor:
-                    result = await procedure(context.caller, args, kwargs)
-                    if actor.committed:
-                        fit(result, self._max_bytes)
-                    return result
-            snapshot = self._served_as(role)
-            parsed = self._as_relation(snapshot, parse_name(name))
-            with self._acting_as(identity_for(role, context.caller, _beside(snapshot, parsed))):
-                if isinstance(parsed, FunctionName):
-                    return await self._calling.answer(snapshot, parsed, args, kwargs, context)
-                relation, verb = self.resolve(snapshot, parsed)
-                contexts = (context,) if verb.alone else ()
-                handler = self._handlers[verb.name]
-                return await handler(snapshot, relation, args, kwargs, *contexts)
-        except ServiceError as error:
-            if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
-                error.of_column()
-            if snapshot is not None and "hint" in error.details:
-                error.details["hint"] = _at_hand(snapshot, relation, error.details["hint"])
-            raise
-        except CancelledError:
-            raise
-        except Exception as error:
-            found = refusal(error, snapshot.catalog if snapshot else None, relation)
-            if found is None:
-                self.refresh()
-                raise
-            raise found from error
-
-    @contextmanager
-    def _acting_as(self, identity: Identity) -> Iterator[Actor]:
-        """
-        Run the body as a role; yields the record of what its statements did.
-
-        Raises:
-            OutcomeUnknown: It ends as if nothing had been changed, and something is kept.
-        """
-        with self._database.identity(identity) as actor:
-            try:
-                yield actor
-            except Exception as error:
-                if actor.committed and isinstance(error, TooLarge):
-                    raise committed_despite(error) from error
-                if actor.committed and _claims_nothing(error):
-                    raise OutcomeUnknown(HALF_WAY) from error
-                raise
-
-    def resolve(self, snapshot: Snapshot, name: Name) -> tuple[Relation, Verb]:
-        """
-        Find a relation and a verb.
-
-        Raises:
-            NoSuchProcedure: There is no such relation or verb; `hint` names the nearest.
-        """
-        schema = name.schema if name.schema is not None else snapshot.catalog.schemas[0]
-        relation = snapshot.catalog.relation(schema, name.relation)
-        verb = self.verbs.get(name.verb)
-        if verb is None:
-            raise NoSuchProcedure(
-                f'"{relation.name}" has no verb "{clip(name.verb)}"',
-                relation=relation.name,
-                hint=_at_hand(snapshot, relation, synonym_hint("verb", name.verb, self.verbs) or "")
-                or nearest(name.verb, list(self.verbs))
-                or f"verbs: {', '.join(self.verbs)}",
-            )
-        if verb.writes and verb.rights[0] not in relation.accepted_writes:
-            raise NoSuchProcedure(
-                f'"{relation.name}" is a {relation.kind} that takes no {name.verb}',
-                relation=relation.name,
-                hint="a view takes what PostgreSQL can write through it, or a trigger for it",
-            )
-        return relation, verb
-
-    def _as_relation(self, snapshot: Snapshot, name: Name | FunctionName) -> Name | FunctionName:
-        """Return "app.fn.find" as a verb's name where the schema has a relation "fn"."""
-        if isinstance(name, Name) or name.schema is None or name.verb is not None:
-            return name
-        known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
-        return Name(name.schema, FN, name.function) if known else name
-
 
 def depends_on_catalog(error: ServiceError) -> bool:
     """Return whether the same call might be answered from another catalog."""
@@ -373,8 +389,3 @@ def _at_hand(snapshot: Snapshot, relation: Relation | None, hint: str) -> str:
     schema = "" if relation.schema == catalog.schemas[0] else f"{encode(relation.schema)}."
     name = f"{schema}{encode(relation.name)}"
     return at_hand(hint, name, list(relation.columns), relation.primary_key)
-
-
-def _beside(snapshot: Snapshot, name: Name | FunctionName) -> str:
-    """Return the schema of a call if it is served, and not the first, which sessions search."""
-    return name.schema if name.schema in snapshot.catalog.schemas[1:] else ""

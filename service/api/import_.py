@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 
-from service.api.call import CallContext
+from service.api.call import Call
 from service.api.csv import Record, header_of, split, whole
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.snapshot import Snapshot
@@ -79,14 +79,7 @@ class Importing:
             "done=True ends one, and keeps its rows",
         )
 
-    async def take(
-        self,
-        snapshot: Snapshot,
-        relation: Relation,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        context: CallContext,
-    ) -> Any:
+    async def take(self, call: Call) -> Any:
         """
         Answer `import`: how many rows were written, or the upload that goes on.
 
@@ -96,18 +89,20 @@ class Importing:
             Unavailable: There are as many uploads as may be.
             ServiceError: What is wrong with the rows; nothing is kept.
         """
-        call, caller = parse_import(args, kwargs), context.caller
-        if call.upload is None and call.done:
-            return await self._whole(Upload(self._database, snapshot, relation, call), call)
-        context.begun = True  # a refusal ends the upload
-        if call.upload is None:
-            upload = Upload(self._database, snapshot, relation, call)
-            return await self._one(self.uploads.open(caller, upload, self._limits.idle), call)
-        process = process_of(call.upload)
+        request, caller, relation = parse_import(call.args, call.kwargs), call.caller, call.relation
+        assert relation is not None
+        if request.upload is None and request.done:
+            upload = Upload(self._database, call.snapshot, relation, request)
+            return await self._whole(upload, request)
+        call.state.begun = True  # a refusal ends the upload
+        if request.upload is None:
+            upload = Upload(self._database, call.snapshot, relation, request)
+            return await self._one(self.uploads.open(caller, upload, self._limits.idle), request)
+        process = process_of(request.upload)
         if self.forward is not None and process and process != self.uploads.process:
             name = ".".join(map(encode, (relation.schema, relation.name, "import")))
-            return await self.forward(process, name, args, kwargs, caller)
-        lease = self.of(call.upload, caller.session)
+            return await self.forward(process, name, call.args, call.kwargs, caller)
+        lease = self.of(request.upload, caller.session)
         home = lease.held.relation
         if (home.schema, home.name) != (relation.schema, relation.name):
             raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
@@ -119,7 +114,7 @@ class Importing:
                 path="upload",
                 hint="wait for each answer before the next call; nothing is kept of this upload",
             )
-        return await self._one(lease, call)
+        return await self._one(lease, request)
 
     def of(self, id: Any, session: int | None) -> Lease[Upload]:
         """

@@ -1,24 +1,38 @@
 """
-The verbs get, find, count, exists and aggregate.
+The verbs get, find, count, exists and aggregate, on relations and on the rows of functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from service.api.handlers import Handlers
+from service.api.call import Call, Step
 from service.api.json import listed, paged
-from service.api.snapshot import Snapshot
-from service.catalog import Catalog, Relation
-from service.db.statements import Page, Shape, answered_columns, groups_txn, page_txn, value_txn
+from service.catalog import Catalog, Function, Relation
+from service.db.statements import (
+    Page,
+    Shape,
+    answered_columns,
+    counted_txn,
+    fitting_txn,
+    groups_txn,
+    page_txn,
+    read_only_txn,
+    value_txn,
+)
 from service.errors import NotFound
 from service.plan.aggregate import plan_aggregate
+from service.plan.functions import plan_called, plan_called_all, plan_called_groups
 from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
+from service.plan.types import ReadPlan
 from service.plan.uses import refuse_guarded
+from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.read import (
     MAX_GROUPS,
+    Limits,
     Parsed,
     parse_aggregate,
     parse_count,
@@ -26,174 +40,252 @@ from service.request.read import (
     parse_get,
 )
 from service.request.types import AggregateRequest, CountRequest, FindRequest, GetRequest
-from service.sql.aggregate import aggregate
-from service.sql.select import count, estimate, exists, select
+from service.sql.aggregate import aggregate as grouped
+from service.sql.select import count as counted
+from service.sql.select import estimate, select
+from service.sql.select import exists as existing
 from service.sql.statement import Statement
 
+Subject = Relation | Function
+Found = FindRequest | CalledRequest[FindRequest]
+"""A request for rows of a relation, or for those that a function returns."""
 
-class Reading(Handlers):
-    """The verbs that read a page, or a number."""
+Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits, str], Parsed[Any]]
+"""Parses the arguments of a verb; the last one names the rows, to which a token is bound."""
 
-    async def get(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `get`: the row.
 
-        Raises:
-            NotFound: There is none of that key.
-            NoSuchProcedure: The relation has no key.
-        """
-        check_keyed(relation, "get")
-        call = parse_get(args, kwargs, self.limits)
-        statement = snapshot.statement(_get, relation, call.request)
-        shape = Shape(call.request.form, self.max_bytes)
-        page = await self._page(snapshot, statement, call, None, shape)
+def get(call: Call) -> Step:
+    """
+    Prepare `get`: the row.
+
+    Raises:
+        NoSuchProcedure: The relation has no key.
+    """
+    relation = call.relation
+    assert relation is not None
+    check_keyed(relation, "get")
+    parsed = parse_get(call.args, call.kwargs, call.backend.limits)
+    statement = call.snapshot.statement(_get, relation, parsed.request)
+    form = parsed.request.form
+
+    def row(page: Page) -> Any:
         if not page.rows:
             raise NotFound(relation.name)
-        if call.request.form == "lists":
+        if form == "lists":
             return {"columns": list(answered_columns(statement)), "rows": page.rows}
         return page.rows[0]
 
-    async def find(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Answer `find`: a page of rows, the token of the next one, perhaps a count."""
-        name = f"{relation.schema}.{relation.name}"
-        call = parse_find(args, kwargs, self.limits, name)
-        request = call.request
-        statement = snapshot.statement(_find, relation, request)
-        limit = call.values[request.limit.slot] - 1
-        shape = Shape(request.form, self.max_bytes)
-        page = await self._page(snapshot, statement, call, limit, shape)
-        answer: dict[str, Any] = {"next": _next(call, page, limit, kwargs)}
-        if request.count:
-            answer["count"] = await self._count(snapshot, relation, call)
+    return reading(
+        call, parsed, row, page_txn, statement, None, Shape(form, call.backend.max_bytes)
+    )
+
+
+def find(call: Call) -> Step | Awaitable[Any]:
+    """Prepare `find`: a page of rows, the token of the next one, perhaps a count."""
+    parsed = parsed_rows(call, call.kwargs, parse_find)
+    request: FindRequest = wanted(parsed.request)
+    limit = parsed.values[request.limit.slot] - 1
+    shape = Shape(request.form, call.backend.max_bytes)
+    function = None if call.relation else parsed.request.call.function
+    subject = call.relation or function
+    # what may not be called twice is counted as it is read
+    whole = request.count in ("exact", "estimated") and function and not function.reads
+    statement = call.snapshot.statement(_unlimited if whole else _find, subject, parsed.request)
+
+    def page(found: Page, total: int | None = None) -> Any:
+        answer: dict[str, Any] = {"next": _next(parsed, found, limit, request, call.kwargs)}
+        if total is not None:
+            answer["count"] = total
         if request.form == "json":
-            return paged(page.rows, **answer)
+            return paged(found.rows, **answer)
         if request.form == "lists":
             answer = {"columns": list(answered_columns(statement)), **answer}
-        return {"rows": page.rows, **answer}
+        return {"rows": found.rows, **answer}
 
-    async def count(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> int:
-        """Answer `count`: how many rows match."""
-        call = parse_count(args, kwargs, self.limits)
-        statement = snapshot.statement(_count, relation, call.request)
-        return int(await self._value(snapshot, statement, call))
-
-    async def exists(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> bool:
-        """Answer `exists`: whether a row matches."""
-        call = parse_count(args, kwargs, self.limits)
-        statement = snapshot.statement(_exists, relation, call.request)
-        return bool(await self._value(snapshot, statement, call))
-
-    async def _count(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[FindRequest]
-    ) -> int:
-        """Count what a find would give without its pages."""
-        plan = plan_all(snapshot.catalog, relation, call.request)
-        mode, found = call.request.count, 0
-        if mode != "exact":
-            refuse_guarded(snapshot.catalog, plan)
-        if mode == "exact":
-            return int(await self._value(snapshot, count(plan), call))
-        if mode == "estimated":
-            most = self.limits.max_rows
-            found = int(await self._value(snapshot, count(plan, limit=most + 1), call))
-            if found <= most:
-                return found
-        (document,) = await self._value(snapshot, estimate(plan), call)
-        return max(found, int(document["Plan"]["Plan Rows"]))
-
-    async def _page(
-        self,
-        snapshot: Snapshot,
-        statement: Statement,
-        call: Parsed[Any],
-        limit: int | None,
-        shape: Shape,
-    ) -> Page:
-        page: Page = await self.database.run(
-            page_txn,
-            snapshot.codec,
+    if whole:
+        return reading(
+            call,
+            parsed,
+            lambda both: page(*both),
+            counted_txn,
             statement,
-            call.values,
+            parsed.offset,
             limit,
             shape,
-            retry=True,
-            timeout=call.timeout,
         )
-        return page
+    step = reading(call, parsed, page, page_txn, statement, limit, shape)
+    return _find_and_count(call, parsed, step) if request.count else step
 
-    async def _value(self, snapshot: Snapshot, statement: Statement, call: Parsed[Any]) -> Any:
-        return await self.database.run(
-            value_txn, snapshot.codec, statement, call.values, retry=True, timeout=call.timeout
-        )
+
+def count(call: Call) -> Step:
+    """Prepare `count`: how many rows match."""
+    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
+    statement = call.snapshot.statement(_count, call.relation, parsed.request)
+    return reading(call, parsed, int, value_txn, statement)
+
+
+def exists(call: Call) -> Step:
+    """Prepare `exists`: whether a row matches."""
+    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
+    statement = call.snapshot.statement(_exists, call.relation, parsed.request)
+    return reading(call, parsed, bool, value_txn, statement)
+
+
+def aggregate(call: Call) -> Step:
+    """
+    Prepare `aggregate`: the measures of each group; running it may raise TooManyGroups.
+
+    Raises:
+        InvalidArgument: Among others, a function is none of its column's type.
+    """
+    parsed = parsed_rows(
+        call, call.kwargs, lambda args, kwargs, limits, _: parse_aggregate(args, kwargs, limits)
+    )
+    form = wanted(parsed.request).form
+    subject = call.relation or parsed.request.call.function
+    statement = call.snapshot.statement(_aggregate, subject, parsed.request)
+
+    def groups(rows: list[Any]) -> Any:
+        if form == "lists":
+            return {"columns": list(statement.columns), "rows": rows}
+        return listed(rows) if form == "json" else rows
+
+    shape = Shape(form, call.backend.max_bytes)
+    return reading(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)
+
+
+def parsed_rows(call: Call, kwargs: Mapping[str, Any], parse: Parse) -> Parsed[Any]:
+    """
+    Parse a verb on rows: those of a relation, or those of a function, whose arguments are `args`.
+
+    Args:
+        call: Whose positional arguments they are.
+        kwargs: Those that are left for the verb.
+        parse: Parses what the verb takes.
+    """
+    limits, relation = call.backend.limits, call.relation
+    if relation is not None:
+        return parse(call.args, kwargs, limits, f"{relation.schema}.{relation.name}")
+    return parse_called(
+        call.functions,
+        call.args,
+        kwargs,
+        call.snapshot.catalog,
+        lambda rest, rows: parse((), rest, limits, rows),
+    )
+
+
+def wanted(request: Any) -> Any:
+    """Return what is wanted of rows, wherever they come from."""
+    return request.of if isinstance(request, CalledRequest) else request
+
+
+def reading(
+    call: Call,
+    parsed: Parsed[Any],
+    shape: Callable[[Any], Any],
+    function: Callable[..., Any],
+    statement: Statement,
+    *more: Any,
+) -> Step:
+    """
+    Return the step of a verb that reads.
+
+    What calls a function of the database runs in a transaction: one that can only read if the
+    function promises to, else one that is undone if the answer cannot be sent.
+
+    Args:
+        call: Of the verb.
+        parsed: Its values.
+        shape: Makes the answer.
+        function: Runs the statement.
+        statement: Reads the rows.
+        more: For the function.
+    """
+    args = (call.snapshot.codec, statement, parsed.values, *more)
+    if call.relation is not None:
+        return Step(function, args, shape, parsed.timeout)
+    if parsed.request.call.function.reads:
+        return Step(read_only_txn, (function, *args), shape, parsed.timeout, "read only")
+    args = (call.backend.max_bytes, function, *args)
+    return Step(fitting_txn, args, shape, parsed.timeout, "atomic")
+
+
+async def _find_and_count(call: Call, parsed: Parsed[Any], step: Step) -> Any:
+    found = await call.run(step)
+    return step.shape(found, await _total(call, parsed))
+
+
+async def _total(call: Call, parsed: Parsed[Any]) -> int:
+    """Return how many rows a find would give without its pages."""
+    catalog, mode, found = call.snapshot.catalog, wanted(parsed.request).count, 0
+    if call.relation is not None:
+        plan = plan_all(catalog, call.relation, parsed.request)
+    else:
+        plan = plan_called_all(catalog, parsed.request)
+    if mode != "exact":
+        refuse_guarded(catalog, plan)
+    if mode != "planned":
+        most = call.backend.limits.max_rows
+        statement = counted(plan, limit=most + 1 if mode == "estimated" else None)
+        found = int(await call.run(reading(call, parsed, int, value_txn, statement)))
+        if mode == "exact" or found <= most:
+            return found
+    (document,) = await call.run(reading(call, parsed, list, value_txn, estimate(plan)))
+    return max(found, int(document["Plan"]["Plan Rows"]))
 
 
 def _next(
-    call: Parsed[FindRequest], page: Page, limit: int, kwargs: Mapping[str, Any]
+    parsed: Parsed[Any], page: Page, limit: int, request: FindRequest, kwargs: Mapping[str, Any]
 ) -> str | None:
     if not page.more:
         return None
-    digest = digest_of(*call.query)
+    digest = digest_of(*parsed.query)
     if page.end:
         return write_token(digest, page.end)
-    if call.request.after:  # an empty page ends where the page before it did
+    if request.after:  # an empty page ends where the page before it did
         return str(kwargs["after"])
-    return write_token(digest, call.offset + limit)
+    return write_token(digest, parsed.offset + limit)
+
+
+def plan_find_on(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:
+    """Plan to read rows: those of a relation, or those that a function returns."""
+    if isinstance(request, CalledRequest):
+        return plan_called(catalog, request)
+    return plan_find(catalog, subject, request)
+
+
+def noted(statement: Statement, request: Any) -> Statement:
+    """Return a statement that is known to write, if it calls a function that may."""
+    if isinstance(request, CalledRequest):
+        return replace(statement, writes=not request.call.function.reads)
+    return statement
 
 
 def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
     return select(plan_get(catalog, relation, request))
 
 
-def _find(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    return select(plan_find(catalog, relation, request))
+def _find(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    return noted(select(plan_find_on(catalog, subject, request)), request)
+
+
+def _unlimited(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    plan = replace(plan_find_on(catalog, subject, request), limit=None, offset=None)
+    return noted(select(plan), request)
 
 
 def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
-    return count(plan_count(catalog, relation, request))
+    return counted(plan_count(catalog, relation, request))
 
 
 def _exists(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
-    return exists(plan_count(catalog, relation, request))
+    return existing(plan_count(catalog, relation, request))
 
 
-class Aggregating(Handlers):
-    """The verb that measures groups of rows."""
-
-    async def aggregate(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `aggregate`: the measures of each group.
-
-        Raises:
-            InvalidArgument: Among others, a function is none of its column's type.
-            TooManyGroups: There are more than `MAX_GROUPS`.
-        """
-        call = parse_aggregate(args, kwargs, self.limits)
-        statement = snapshot.statement(_aggregate, relation, call.request)
-        shape = Shape(call.request.form, self.max_bytes)
-        groups = await self.database.run(
-            groups_txn,
-            snapshot.codec,
-            statement,
-            call.values,
-            MAX_GROUPS,
-            shape,
-            retry=True,
-            timeout=call.timeout,
-        )
-        if call.request.form == "lists":
-            return {"columns": list(statement.columns), "rows": groups}
-        return listed(groups) if call.request.form == "json" else groups
-
-
-def _aggregate(catalog: Catalog, relation: Relation, request: AggregateRequest) -> Statement:
-    return aggregate(plan_aggregate(catalog, relation, request))
+def _aggregate(
+    catalog: Catalog, subject: Any, request: AggregateRequest | CalledRequest[AggregateRequest]
+) -> Statement:
+    if isinstance(request, CalledRequest):
+        return noted(grouped(plan_called_groups(catalog, request)), request)
+    return grouped(plan_aggregate(catalog, subject, request))

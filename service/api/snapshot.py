@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import inf
 from typing import Any
 
 from service.catalog import Catalog, Column, Function, Relation, Type
 from service.db.codec import Codec
+from service.describe.verbs import Verb
 from service.models.registry import LoadedModels
 from service.request.types import Item
 from service.sql.statement import Statement
@@ -20,6 +21,26 @@ from service.sql.statement import Statement
 Place = tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """
+    What a name stands for.
+
+    Args:
+        verb: Which one.
+        relation: What it is about; None if that is functions.
+        functions: Those of one name.
+        schema: Where the statements of the call look for names first, if not where sessions do.
+    """
+
+    verb: Verb
+    relation: Relation | None
+    functions: Sequence[Function]
+    schema: str
+
+
+MAX_ROUTES = 4096
+"""Names that are kept per catalog: callers can write one in many ways, with percent escapes."""
 MAX_STATEMENTS = 1024
 """Kept per catalog: an application has some hundred shapes."""
 MAX_TEXT = 16_384
@@ -34,13 +55,24 @@ class Snapshot:
         catalog: What the database holds.
         codec: Its values.
         models: Of its relations, for the rules of their rows.
+
+    Attributes:
+        routes: Of names that were called before.
     """
 
     def __init__(self, catalog: Catalog, codec: Codec, models: LoadedModels) -> None:
         self.catalog = catalog
         self.codec = codec
         self.model = models.bound
+        self.routes: dict[str, Route] = {}
         self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
+
+    def keep(self, name: str, route: Route) -> Route:
+        """Keep the route of a name, and return it."""
+        if len(self.routes) >= MAX_ROUTES:
+            self.routes.clear()
+        self.routes[name] = route
+        return route
 
     def statement(
         self,

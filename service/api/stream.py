@@ -12,33 +12,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.api.call import CallContext, Send
-from service.api.function_rows import as_csv, find
-from service.api.handlers import Handlers
-from service.api.snapshot import Snapshot
-from service.catalog import Catalog, Function, Relation
+from service.api.call import Call, Send
+from service.api.read import Found, noted, parsed_rows, plan_find_on, wanted
+from service.catalog import Catalog
 from service.db.codec import Codec
 from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.database import Database
 from service.db.statements import Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
-from service.plan.read import plan_find
 from service.plan.types import ReadPlan
-from service.request.functions import parse_called
 from service.request.read import (
     Format,
-    Limits,
     check_format,
     parse_chunk,
     parse_format,
     parse_unpaged,
 )
-from service.request.types import FindRequest, Form
+from service.request.types import Form
 from service.sql.select import select
 from service.sql.statement import Statement
 
@@ -49,154 +44,91 @@ class Flow:
     Rows that are read without a limit.
 
     Args:
+        database: Where they are.
         codec: For the values, both ways.
         statement: Reads them.
         values: Of the call.
         form: Of the rows.
         timeout: Seconds that each step of reading may take.
+        max_bytes: What one row may weigh.
         reads: Whether to read them changes nothing; what is changed is kept if all rows could
             be sent, and not otherwise.
         around: What runs each step in the worker, if it does not run by itself.
     """
 
+    database: Database
     codec: Codec
     statement: Statement
     values: Sequence[Any]
     form: Form
     timeout: float | None
+    max_bytes: int
     reads: bool = True
     around: tuple[Callable[..., Any], ...] = ()
 
 
-class Source(Protocol):
-    """Makes a flow of what a call asks for."""
-
-    def __call__(
-        self,
-        snapshot: Snapshot,
-        of: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        limits: Limits,
-        format: Format | None = None,
-    ) -> Flow:
-        """
-        Read the arguments of a call, less those that its verb has taken.
-
-        Args:
-            snapshot: What is served.
-            of: The relation, or the functions of a name.
-            args: By position.
-            kwargs: By name.
-            limits: What a call may ask for.
-            format: What the rows are written as, if they are to be text.
-
-        Raises:
-            ServiceError: What is wrong with them.
-        """
-
-
-class Flowing(Handlers):
+def _flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) -> Flow:
     """
-    Verbs that send all rows of a flow.
+    Return the flow of the rows of a call.
 
     Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What one row may weigh.
-        source: Of the rows.
+        call: Of a verb.
+        kwargs: Less those that the verb itself has taken.
+        format: What the rows are written as, if they are to be text.
     """
-
-    def __init__(self, database: Database, limits: Limits, max_bytes: int, source: Source) -> None:
-        super().__init__(database, limits, max_bytes)
-        self.source = source
-
-
-def of_relation(
-    snapshot: Snapshot,
-    of: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-    format: Format | None = None,
-) -> Flow:
-    """Return the flow of a relation's rows."""
-    call = parse_unpaged(args, kwargs, limits, f"{of.schema}.{of.name}")
-    check_format(format, call.request.embeds)
-    make = _as_csv if format == "csv" else _unpaged
-    statement = snapshot.statement(make, of, call.request)
-    return Flow(snapshot.codec, statement, call.values, call.request.form, call.timeout)
-
-
-def of_function(
-    snapshot: Snapshot,
-    of: Sequence[Function],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-    format: Format | None = None,
-) -> Flow:
-    """Return the flow of the rows that a function returns."""
-    call = parse_called(
-        of,
-        args,
-        kwargs,
-        snapshot.catalog,
-        lambda rest, rows: parse_unpaged([], rest, limits, rows),
-    )
-    rows, function = call.request.of, call.request.call.function
+    snapshot, backend = call.snapshot, call.backend
+    parsed = parsed_rows(call, kwargs, parse_unpaged)
+    rows = wanted(parsed.request)
     check_format(format, rows.embeds)
-    statement = snapshot.statement(as_csv if format == "csv" else find, function, call.request)
-    around = (read_only_txn,) if function.reads else ()
+    function = None if call.relation else parsed.request.call.function
+    make = _as_csv if format == "csv" else _unpaged
     return Flow(
-        snapshot.codec, statement, call.values, rows.form, call.timeout, function.reads, around
+        backend.database,
+        snapshot.codec,
+        snapshot.statement(make, call.relation or function, parsed.request),
+        parsed.values,
+        rows.form,
+        parsed.timeout,
+        backend.max_bytes,
+        function is None or function.reads,
+        (read_only_txn,) if function is not None and function.reads else (),
     )
 
 
-def _unpaged(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
-    return select(_plan(catalog, relation, request))
+def _unpaged(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    return noted(select(_plan(catalog, subject, request)), request)
 
 
-def _as_csv(catalog: Catalog, relation: Relation, request: FindRequest) -> Statement:
+def _as_csv(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement of rows that PostgreSQL writes by itself, past the codec."""
-    plan = _plan(catalog, relation, request)
+    plan = _plan(catalog, subject, request)
     refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
-    return select(plan)
+    return noted(select(plan), request)
 
 
-def _plan(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+def _plan(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:
     """Plan a find whose rows carry no token of where their page ends."""
-    return replace(plan_find(catalog, relation, request), keyset=False)
+    return replace(plan_find_on(catalog, subject, request), keyset=False)
 
 
-class Streaming(Flowing):
-    """The verb that reads rows without a limit."""
+async def stream(call: Call) -> Any:
+    """
+    Answer `stream`: how many rows there were, when the last of them is on its way.
 
-    async def stream(
-        self,
-        snapshot: Snapshot,
-        of: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        context: CallContext,
-    ) -> Any:
-        """
-        Answer `stream`: how many rows there were, when the last of them is on its way.
-
-        Raises:
-            InvalidArgument: The caller does not take progressive results.
-        """
-        send = context.parts()
-        chunk, rest = parse_chunk(kwargs)
-        flow = self.source(snapshot, of, args, rest, self.limits)
-        shape = Shape(flow.form, self.max_bytes)
-        reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
-        step = partial(self.database.run, *flow.around, reader.chunk_txn, timeout=flow.timeout)
-        async with self.database.transaction(read_only=flow.reads):
-            await relay(step, send)
-        if flow.form == "lists":
-            return {"columns": list(answered_columns(flow.statement)), "rows": reader.count}
-        return {"rows": reader.count}
+    Raises:
+        InvalidArgument: The caller does not take progressive results.
+    """
+    send = call.parts()
+    chunk, rest = parse_chunk(call.kwargs)
+    flow = _flow(call, rest)
+    database, shape = flow.database, Shape(flow.form, flow.max_bytes)
+    reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
+    step = partial(database.run, *flow.around, reader.chunk_txn, timeout=flow.timeout)
+    async with database.transaction(read_only=flow.reads):
+        await relay(step, send)
+    if flow.form == "lists":
+        return {"columns": list(answered_columns(flow.statement)), "rows": reader.count}
+    return {"rows": reader.count}
 
 
 async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
@@ -217,62 +149,55 @@ async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
         ahead.cancel()
 
 
-class Exporting(Flowing):
-    """The verb that sends rows as text."""
+async def export(call: Call) -> Any:
+    """
+    Answer `export`: how many rows and bytes there were, when the last are on their way.
 
-    async def export(
-        self,
-        snapshot: Snapshot,
-        of: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        context: CallContext,
-    ) -> Any:
-        """
-        Answer `export`: how many rows and bytes there were, when the last are on their way.
+    Raises:
+        InvalidArgument: The caller does not take progressive results.
+    """
+    send = call.parts()
+    format, rest = parse_format(call.kwargs)
+    chunk, rest = parse_chunk(rest)
+    flow = _flow(call, rest, format)
+    return await (_csv(flow, send) if format == "csv" else _lines(flow, chunk, send))
 
-        Raises:
-            InvalidArgument: The caller does not take progressive results.
-        """
-        send = context.parts()
-        format, rest = parse_format(kwargs)
-        chunk, rest = parse_chunk(rest)
-        flow = self.source(snapshot, of, args, rest, self.limits, format)
-        return await (self._csv(flow, send) if format == "csv" else self._lines(flow, chunk, send))
 
-    async def _lines(self, flow: Flow, chunk: int, send: Send) -> Any:
-        shape = Shape("dicts", self.max_bytes)
-        reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
-        step = partial(self.database.run, *flow.around, reader.lines_txn, timeout=flow.timeout)
-        sent = 0
+async def _lines(flow: Flow, chunk: int, send: Send) -> Any:
+    database = flow.database
+    reader = Reader(flow.codec, flow.statement, flow.values, Shape("dicts", flow.max_bytes), chunk)
+    step = partial(database.run, *flow.around, reader.lines_txn, timeout=flow.timeout)
+    sent = 0
 
-        async def weighed(text: str) -> None:
-            nonlocal sent
-            sent += len(text.encode())
-            await send(text)
+    async def weighed(text: str) -> None:
+        nonlocal sent
+        sent += len(text.encode())
+        await send(text)
 
-        async with self.database.transaction(read_only=flow.reads):
-            await relay(step, weighed)
-        return {"rows": reader.count, "bytes": sent}
+    async with database.transaction(read_only=flow.reads):
+        await relay(step, weighed)
+    return {"rows": reader.count, "bytes": sent}
 
-    async def _csv(self, flow: Flow, send: Send) -> Any:
-        blocks = Blocks(self.database.reactor)
-        async with self.database.transaction(read_only=flow.reads):
-            copying = self.database.run(
-                *flow.around,
-                copy_out_txn,
-                flow.codec,
-                flow.statement,
-                flow.values,
-                blocks,
-                timeout=flow.timeout,
-            )
-            copying.addBoth(blocks.ended)
-            try:
-                await relay(blocks.next, send)
-                rows = await copying
-            finally:
-                blocks.stop()
-                copying.addErrback(lambda _: None)
-                copying.cancel()
-        return {"rows": rows, "bytes": blocks.bytes}
+
+async def _csv(flow: Flow, send: Send) -> Any:
+    database = flow.database
+    blocks = Blocks(database.reactor)
+    async with database.transaction(read_only=flow.reads):
+        copying = database.run(
+            *flow.around,
+            copy_out_txn,
+            flow.codec,
+            flow.statement,
+            flow.values,
+            blocks,
+            timeout=flow.timeout,
+        )
+        copying.addBoth(blocks.ended)
+        try:
+            await relay(blocks.next, send)
+            rows = await copying
+        finally:
+            blocks.stop()
+            copying.addErrback(lambda _: None)
+            copying.cancel()
+    return {"rows": rows, "bytes": blocks.bytes}

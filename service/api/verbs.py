@@ -5,7 +5,10 @@ The verbs: one row for each, which calls, `describe` and the generated types rea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NoReturn
 
+from service.api import functions, read, stream, write
+from service.api.call import Call
 from service.catalog import Relation
 from service.describe import errors
 from service.describe.definitions import reference
@@ -37,6 +40,11 @@ MAX_AFFECTED = {"max_affected": reference("whole")}
 EXPECT = {"expect": {"type": ["object", "null"]}}
 
 
+def _unbound(call: Call) -> NoReturn:
+    """Refuse to be called: a dispatcher puts a handler of its own here, which keeps its uploads."""
+    raise NotImplementedError(call.verb.name)
+
+
 def _has_arbiter(relation: Relation) -> bool:
     return any(key.arbiter for key in relation.unique_keys) or any(
         not index.fault for index in relation.unique_indexes
@@ -46,6 +54,7 @@ def _has_arbiter(relation: Relation) -> bool:
 _ROWS = (
     Verb(
         "get",
+        read.get,
         arguments=record({"key": {}, **TIMEOUT, **SHOWN, **FORM}, ["key"]),
         result=forms(reference("selected")),
         errors=(*errors.ROWS, NotFound),
@@ -56,6 +65,7 @@ _ROWS = (
     ),
     Verb(
         "find",
+        read.find,
         arguments=record({**FIND, **PAGE}),
         result={
             "anyOf": [
@@ -70,18 +80,21 @@ _ROWS = (
     ),
     Verb(
         "count",
+        read.count,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result=COUNTED,
         errors=errors.DATABASE,
     ),
     Verb(
         "exists",
+        read.exists,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result={"type": "boolean"},
         errors=errors.DATABASE,
     ),
     Verb(
         "stream",
+        stream.stream,
         arguments=record(STREAM),
         result=record({"rows": COUNTED, "columns": NAMES}, ["rows"]),
         errors=errors.ROWS,
@@ -92,6 +105,7 @@ _ROWS = (
     ),
     Verb(
         "export",
+        stream.export,
         arguments=record(EXPORT),
         result=record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
         errors=errors.ROWS,
@@ -101,6 +115,7 @@ _ROWS = (
     ),
     Verb(
         "aggregate",
+        read.aggregate,
         arguments=record(
             {
                 **TIMEOUT,
@@ -120,6 +135,7 @@ _ROWS = (
     ),
     Verb(
         "create",
+        write.create,
         arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
         result={"anyOf": [*forms(reference("selected"), ROWS)["anyOf"], reference("affected")]},
         errors=(*errors.WRITES, NotChanged),
@@ -130,6 +146,7 @@ _ROWS = (
     ),
     Verb(
         "upsert",
+        write.upsert,
         arguments=record(
             {"values": {}, **TIMEOUT, **RETURNING, **CONFLICT, **MAX_AFFECTED}, ["values"]
         ),
@@ -143,6 +160,7 @@ _ROWS = (
     ),
     Verb(
         "update",
+        write.update,
         arguments={
             **record(
                 {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING},
@@ -164,6 +182,7 @@ _ROWS = (
     ),
     Verb(
         "delete",
+        write.delete,
         arguments={**record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING}), **EITHER},
         result=reference("result.update"),
         errors=errors.ALL,
@@ -174,6 +193,7 @@ _ROWS = (
     ),
     Verb(
         "import",
+        _unbound,
         arguments={
             **record(
                 {
@@ -204,3 +224,13 @@ _ROWS = (
 
 VERBS: Mapping[str, Verb] = {each.name: each for each in _ROWS}
 """By name, in the order in which `describe` lists them."""
+
+FUNCTION = Verb(
+    "fn",
+    functions.call_function,
+    arguments={},
+    result={},
+    errors=errors.OTHERS["fn"],
+    on_functions=True,
+)
+"""A plain call of a function; `describe` has its arguments and answer of the function itself."""

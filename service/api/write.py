@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.handlers import Handlers
+from service.api.call import Access, Call, Step
 from service.api.json import listed, paged
 from service.api.snapshot import Snapshot
 from service.catalog import Catalog, Relation
@@ -80,354 +80,307 @@ UNBOUNDED = 2**63
 """Bytes: rows that only a model sees may weigh what they weigh."""
 
 
-class Writing(Handlers):
-    """What the verbs that write share."""
+def create(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `create`: the new row, or the list of them.
 
-    async def write(
-        self,
-        snapshot: Snapshot,
-        relation: Relation,
-        make: Callable[[], Statement],
-        call: Parsed[Any],
-        max_affected: int | None,
-        one: bool = False,
-        run: Callable[..., Awaitable[Any]] | None = None,
-    ) -> Written:
-        """
-        Run a write; one that cannot be refused afterwards needs no transaction around it.
+    Raises:
+        InvalidRow: The model or the catalog refuses it.
+    """
+    return _new_rows(call, parse_create)
 
-        Args:
-            snapshot: For the codec.
-            relation: What it writes.
-            make: Builds the statement.
-            call: The call.
-            max_affected: How many rows may be written.
-            one: Whether it is for one row, which has to be written.
-            run: Runs it in the caller's transaction, or savepoint, which no refusal outlives.
 
-        Raises:
-            NoRowWritten: The one row was not written; nothing is kept.
-            OutcomeUnknown: The connection was lost while it was being committed.
-            TooManyRows: More than `max_affected`; nothing is kept.
-            TooLarge: What it reads back weighs too much; nothing is kept.
-        """
-        returning: Returning = call.request.returning
-        small = not returning.rows or (
-            _is_one(call.request)
-            and not returning.embeds
-            and snapshot.most(relation, returning.select) <= self.max_bytes
+def upsert(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `upsert`: the rows, new or changed; None for a single one that is left alone.
+
+    Raises:
+        InvalidRow: The model or the catalog refuses it.
+    """
+    return _new_rows(call, parse_upsert)
+
+
+def update(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `update`: the changed row, or the rows and how many they are.
+
+    Raises:
+        InvalidRow: The catalog refuses it.
+    """
+    parsed = parse_update(call.args, call.kwargs, call.backend.limits)
+    if not parsed.request.changes:
+        return _unchanged(call, parsed)
+    refuse_faults(call.snapshot, _relation(call), parsed)
+    if call.snapshot.model(_relation(call)).has_rules(creating=False):
+        return _by_model(call, parsed, _update_by_model)
+    return _changing(call, parsed, _update)
+
+
+def delete(call: Call) -> Step | Awaitable[Any]:
+    """Prepare `delete`: the deleted row, or the rows and how many they were."""
+    parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
+    if call.snapshot.model(_relation(call)).has_delete_hook:
+        return _by_model(call, parsed, _delete_by_model)
+    return _changing(call, parsed, _delete)
+
+
+def _relation(call: Call) -> Relation:
+    assert call.relation is not None
+    return call.relation
+
+
+def writing(
+    call: Call,
+    parsed: Parsed[Any],
+    make: Callable[[], Statement],
+    max_affected: int | None,
+    one: bool,
+    shape: Callable[[Written], Any],
+    missing: Callable[[], Awaitable[ServiceError]] | None = None,
+    access: Access | None = None,
+) -> Step:
+    """
+    Return the step of a write; one that cannot be refused afterwards needs no transaction.
+
+    Args:
+        call: Of the verb.
+        parsed: Its values.
+        make: Builds the statement: in the pool thread, for many rows take their time.
+        max_affected: How many rows may be written.
+        one: Whether it is for one row, which has to be written.
+        shape: Makes the answer.
+        missing: Returns why the one row was not written; nothing is kept then.
+        access: How it runs, in a transaction of the verb's own that no refusal outlives.
+    """
+    returning: Returning = parsed.request.returning
+    relation, database = _relation(call), call.backend.database
+    small = not returning.rows or (
+        _is_one(parsed.request)
+        and not returning.embeds
+        and call.snapshot.most(relation, returning.select) <= call.backend.max_bytes
+    )
+    if access is None:
+        # what fails by itself keeps nothing, but it takes an open transaction with it
+        sure = not (one and relation.side_effects) or (database.level is None and make().certain)
+        alone = sure and small and max_affected is None
+        access = "write" if alone else "atomic"
+    form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
+    last = database.level is None
+    args = (call.snapshot.codec, make, parsed.values, max_affected, form, one, last)
+    return Step(write_txn, args, shape, parsed.timeout, access, missing)
+
+
+def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
+    values = call.args[0] if call.args else call.kwargs.get("values")
+    if isinstance(values, list | tuple) and len(values) > MANY:
+        return _many_rows(call, parse)
+    parsed = _prepare(
+        call.snapshot, _relation(call), call.args, call.kwargs, call.backend.limits, parse
+    )
+    if not parsed.request.rows:
+        return _no_rows(call, parsed.request)
+    if call.snapshot.model(_relation(call)).has_rules(creating=True):
+        return _create_by_model(call, parsed)
+    return _creating(call, parsed)
+
+
+async def _many_rows(call: Call, parse: Parse) -> Any:
+    """Parse and check many new rows in a pool thread, then write them."""
+    backend, relation = call.backend, _relation(call)
+    arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
+    parsed = await backend.database.run(compute_txn, _prepare, *arguments, retry=True)
+    if call.snapshot.model(relation).has_rules(creating=True):
+        return await _create_by_model(call, parsed)
+    step = _creating(call, parsed)
+    return step.shape(await call.run(step))
+
+
+async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
+    """Write new rows as their model left them."""
+    breathe = call.backend.database.yield_to_reactor
+    step = _creating(call, await admit_create(call.snapshot, _relation(call), parsed, breathe))
+    return step.shape(await call.run(step))
+
+
+async def _no_rows(call: Call, request: CreateRequest) -> Any:
+    """Answer that no row of none was written."""
+    bare = replace(request, conflict=None)  # of no rows, none is there already
+    columns = answered_columns(_create(call.snapshot.catalog, _relation(call), bare))
+    return answered(Written([], 0, columns), request.returning, many=True)
+
+
+def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
+    """Return the step that writes new rows."""
+    request, relation, snapshot = parsed.request, _relation(call), call.snapshot
+    make: Callable[[], Statement]
+    if request.many:  # spelled in the pool thread, and seldom the same again
+        make = partial(_create, snapshot.catalog, relation, request)
+    else:
+        statement = snapshot.statement(_create, relation, request)
+        make = lambda: statement  # noqa: E731
+
+    async def missing() -> ServiceError:
+        return NotChanged(relation.name)
+
+    one = not request.many and request.conflict is None
+    shape = partial(answered, returning=request.returning, many=request.many)
+    return writing(call, parsed, make, request.max_affected, one, shape, missing)
+
+
+def _changing(
+    call: Call,
+    parsed: Parsed[Any],
+    make: Callable[[Catalog, Relation, Any], Statement],
+    known: int | None = None,
+) -> Step:
+    """Return the step that writes the rows of a target: those `known` to their model, if any is."""
+    request: UpdateRequest | DeleteRequest = parsed.request
+    statement = call.snapshot.statement(make, _relation(call), request)
+    one = request.target.key is not None
+    shape = partial(answered, returning=request.returning, many=not one, counted=True)
+    if known is not None:
+        return writing(call, parsed, lambda: statement, known, one, shape, access="last")
+    missing = partial(_missing, call, parsed)
+    return writing(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
+
+
+async def _by_model(
+    call: Call, parsed: Parsed[Any], write: Callable[[Call, Parsed[Any]], Awaitable[Any]]
+) -> Any:
+    """Write rows as their model has it; a row that is not there is looked for afterwards."""
+    try:
+        return await write(call, parsed)
+    except NoRowWritten:
+        raise await _missing(call, parsed) from None
+
+
+async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+    """Update rows whose model has rules: each is read, changed and validated as a whole."""
+    database, relation = call.backend.database, _relation(call)
+    async with database.transaction():
+        current = await _locked(call, parsed)
+        calls = await admit_update(
+            call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
-        if run is None:
-            # what fails by itself keeps nothing, but it takes an open transaction with it
-            sure = not (one and relation.side_effects) or (
-                self.database.level is None and make().certain
-            )
-            alone = small and max_affected is None and sure
-            run = self.database.run if alone else self.database.atomic
-        shape = Shape(returning.form, self.max_bytes) if returning.rows else None
-        written: Written = await self.database.again(
-            partial(
-                run,
-                write_txn,
-                snapshot.codec,
-                make,
-                call.values,
-                max_affected,
-                shape,
-                one,
-                self.database.level is None,
-                timeout=call.timeout,
-            )
+        if len(calls) == 1:
+            return await _known(call, calls[0], _update, len(current))
+        written = [await call.run(_updating_each(call, each)) for each in calls]
+    rows = [row for each in written for row in each.rows]
+    affected = sum(each.affected for each in written)
+    together = Written(rows, affected, written[0].columns)
+    return answered(together, parsed.request.returning, many=True, counted=True)
+
+
+def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
+    """Return the step that updates one of many rows, which may be left out."""
+    statement = call.snapshot.statement(_update_each, _relation(call), parsed.request)
+    shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
+    return writing(call, parsed, lambda: statement, None, False, shape, access="write")
+
+
+async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
+    """Delete rows that their model may keep: each is read, and validated."""
+    async with call.backend.database.transaction():
+        current = await _locked(call, parsed)
+        for row in current:
+            await call.snapshot.model(_relation(call)).validate_delete(row)
+        return await _known(call, parsed, _delete, len(current))
+
+
+async def _known(
+    call: Call,
+    parsed: Parsed[Any],
+    make: Callable[[Catalog, Relation, Any], Statement],
+    known: int,
+) -> Any:
+    """
+    Write the rows that a model was asked about.
+
+    Raises:
+        NoRowWritten: There is no such row, or the database did not write it.
+        Conflict: A row that was not validated has come meanwhile.
+    """
+    step = _changing(call, parsed, make, known)
+    try:
+        return step.shape(await call.run(step))
+    except TooManyRows:
+        raise Conflict(
+            "other rows match by now; the same call may succeed",
+            relation=_relation(call).name,
+            retry=True,
+        ) from None
+
+
+async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
+    """
+    Read the rows of a target whole, and keep them as they are.
+
+    Raises:
+        TooManyRows: More than `max_affected`, or than can be judged in one call.
+    """
+    request: UpdateRequest | DeleteRequest = parsed.request
+    relation = _relation(call)
+    most = MAX_JUDGED if request.max_affected is None else request.max_affected
+    most = min(most, MAX_JUDGED)
+    values = Values(parsed.values)
+    limit = Operand(values.add(most + 1), "max_affected")
+    asked = request.target, Returning(order=request.returning.order), limit
+    statement = call.snapshot.statement(_lock, relation, asked)
+    args = (call.snapshot.codec, statement, values.freeze(), most, Shape("dicts", UNBOUNDED))
+    page: Page = await call.run(Step(page_txn, args, list, parsed.timeout, "write"))
+    if page.more:
+        hint = "the model of this relation judges each row, so many rows want several calls"
+        raise TooManyRows(
+            f"this would write more than {most} rows",
+            hint="nothing was written" if most == request.max_affected else hint,
         )
-        return written
+    return page.rows
 
 
-class Creating(Writing):
-    """New rows, judged by the model and written in one statement."""
-
-    async def create(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `create`: the new row, or the list of them.
-
-        Raises:
-            InvalidRow: The model or the catalog refuses it.
-            NotChanged: The database did not take the one row.
-            TooManyRows: More than `max_affected`.
-        """
-        return await self._written(snapshot, relation, args, kwargs, parse_create)
-
-    async def upsert(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `upsert`: the rows, new or changed; None for a single one that is left alone.
-
-        Raises:
-            InvalidRow: The model or the catalog refuses it.
-            TooManyRows: More than `max_affected`.
-        """
-        return await self._written(snapshot, relation, args, kwargs, parse_upsert)
-
-    async def _written(
-        self,
-        snapshot: Snapshot,
-        relation: Relation,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        parse: Parse,
-    ) -> Any:
-        call = await self._prepared(snapshot, relation, args, kwargs, parse)
-        request = call.request
-        if not request.rows:
-            bare = replace(request, conflict=None)  # of no rows, none is there already
-            columns = answered_columns(_create(snapshot.catalog, relation, bare))
-            return answered(Written([], 0, columns), request.returning, many=True)
-        if snapshot.model(relation).has_rules(creating=True):
-            call = await admit_create(snapshot, relation, call, self.database.yield_to_reactor)
-        make: Callable[[], Statement]
-        if request.many:  # spelled in the pool thread, and seldom the same again
-            make = partial(_create, snapshot.catalog, relation, call.request)
-        else:
-            statement = snapshot.statement(_create, relation, call.request)
-            make = lambda: statement  # noqa: E731
-        one = not request.many and request.conflict is None
-        try:
-            written = await self.write(snapshot, relation, make, call, request.max_affected, one)
-        except NoRowWritten:
-            raise NotChanged(relation.name) from None
-        return answered(written, request.returning, request.many)
-
-    async def _prepared(
-        self,
-        snapshot: Snapshot,
-        relation: Relation,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        parse: Parse,
-    ) -> Parsed[CreateRequest]:
-        """Read and check new rows, many of them in a pool thread."""
-        values = args[0] if args else kwargs.get("values")
-        if isinstance(values, list | tuple) and len(values) > MANY:
-            prepared: Parsed[CreateRequest] = await self.database.run(
-                compute_txn,
-                _prepare,
-                snapshot,
-                relation,
-                args,
-                kwargs,
-                self.limits,
-                parse,
-                retry=True,
-            )
-            return prepared
-        return _prepare(snapshot, relation, args, kwargs, self.limits, parse)
+async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+    """Answer an update without changes: by key the row as it is, else no row."""
+    request = parsed.request
+    if request.target.key is None:
+        columns = answered_columns(_current(call.snapshot.catalog, _relation(call), request))
+        return answered(Written([], 0, columns), request.returning, many=True, counted=True)
+    columns, rows = await _found(call, parsed, request.target)
+    if not rows:
+        raise await _missing(call, parsed)
+    return answered(Written(rows, 0, columns), request.returning, many=False)
 
 
-class Changing(Writing):
-    """Rows that are there already, one by key or all that a filter picks."""
+async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
+    """Return why no row of a key was written: none is there, or as expected, or it stays."""
+    relation, target = _relation(call), parsed.request.target
+    _, rows = await _found(call, parsed, target)
+    if rows:
+        return NotChanged(relation.name)
+    if not target.expect:
+        return NotFound(relation.name)
+    if parsed.request.returning.form == "json":  # an error holds the row itself
+        returning = replace(parsed.request.returning, form="dicts")
+        parsed = replace(parsed, request=replace(parsed.request, returning=returning))
+    _, rows = await _found(call, parsed, replace(target, expect=()))
+    if not rows:
+        return NotFound(relation.name)
+    return Conflict(
+        f'the row of "{relation.name}" is not as expected',
+        relation=relation.name,
+        row=rows[0],
+    )
 
-    async def update(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `update`: the changed row, or the rows and how many they are.
 
-        Raises:
-            NotFound: There is no row of that key.
-            NotChanged: There is, and the database did not change it.
-            Conflict: It is not as expected.
-            InvalidRow: The model or the catalog refuses it.
-            TooManyRows: More than `max_affected`.
-        """
-        call = parse_update(args, kwargs, self.limits)
-        if not call.request.changes:
-            return await self._unchanged(snapshot, relation, call)
-        refuse_faults(snapshot, relation, call)
-        try:
-            if snapshot.model(relation).has_rules(creating=False):
-                return await self._ruled(snapshot, relation, call)
-            return await self._targeted(snapshot, relation, call, _update)
-        except NoRowWritten:
-            raise await self._missing(snapshot, relation, call) from None
-
-    async def delete(
-        self, snapshot: Snapshot, relation: Relation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """
-        Answer `delete`: the deleted row, or the rows and how many they were.
-
-        Raises:
-            NotFound: There is no row of that key.
-            NotChanged: There is, and the database did not delete it.
-            Conflict: It is not as expected.
-            InvalidRow: The model keeps it.
-            TooManyRows: More than `max_affected`.
-        """
-        call = parse_delete(args, kwargs, self.limits)
-        try:
-            if snapshot.model(relation).has_delete_hook:
-                return await self._guarded(snapshot, relation, call)
-            return await self._targeted(snapshot, relation, call, _delete)
-        except NoRowWritten:
-            raise await self._missing(snapshot, relation, call) from None
-
-    async def _targeted(
-        self,
-        snapshot: Snapshot,
-        relation: Relation,
-        call: Parsed[Any],
-        make: Callable[[Catalog, Relation, Any], Statement],
-        known: int | None = None,
-    ) -> Any:
-        """
-        Write the rows of a target.
-
-        Args:
-            snapshot: For statements.
-            relation: Whose rows.
-            call: An update or a delete.
-            make: Builds the statement.
-            known: How many rows the model was asked about, if it was.
-
-        Raises:
-            NoRowWritten: There is no such row, or the database did not write it.
-            Conflict: A row that was not validated has come meanwhile.
-        """
-        request: UpdateRequest | DeleteRequest = call.request
-        statement = snapshot.statement(make, relation, request)
-        most = request.max_affected if known is None else known
-        one = request.target.key is not None
-        try:
-            run = None if known is None else partial(self.database.run, last=True)
-            written = await self.write(snapshot, relation, lambda: statement, call, most, one, run)
-        except TooManyRows:
-            if known is None:
-                raise
-            raise Conflict(
-                "other rows match by now; the same call may succeed",
-                relation=relation.name,
-                retry=True,
-            ) from None
-        return answered(written, request.returning, not one, counted=True)
-
-    async def _ruled(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
-    ) -> Any:
-        """Update rows whose model has rules: each is read, changed and validated as a whole."""
-        request = call.request
-        async with self.database.transaction():
-            current = await self._locked(snapshot, relation, call)
-            calls = await admit_update(
-                snapshot, relation, call, current, self.database.yield_to_reactor
-            )
-            if len(calls) == 1:
-                return await self._targeted(snapshot, relation, calls[0], _update, len(current))
-            written = [await self._update_one(snapshot, relation, each) for each in calls]
-        rows = [row for each in written for row in each.rows]
-        affected = sum(each.affected for each in written)
-        whole = Written(rows, affected, written[0].columns)
-        return answered(whole, request.returning, many=True, counted=True)
-
-    async def _guarded(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[DeleteRequest]
-    ) -> Any:
-        """Delete rows that their model may keep: each is read, and validated."""
-        async with self.database.transaction():
-            current = await self._locked(snapshot, relation, call)
-            for row in current:
-                await snapshot.model(relation).validate_delete(row)
-            return await self._targeted(snapshot, relation, call, _delete, len(current))
-
-    async def _locked(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any]
-    ) -> list[Mapping[str, Any]]:
-        """
-        Read the rows of a target whole, and keep them as they are.
-
-        Raises:
-            TooManyRows: More than `max_affected`, or than can be judged in one call.
-        """
-        request: UpdateRequest | DeleteRequest = call.request
-        most = MAX_JUDGED if request.max_affected is None else request.max_affected
-        most = min(most, MAX_JUDGED)
-        values = Values(call.values)
-        limit = Operand(values.add(most + 1), "max_affected")
-        wanted = request.target, Returning(order=request.returning.order), limit
-        page: Page = await self.database.run(
-            page_txn,
-            snapshot.codec,
-            snapshot.statement(_lock, relation, wanted),
-            values.freeze(),
-            most,
-            Shape("dicts", UNBOUNDED),
-            timeout=call.timeout,
-        )
-        if page.more:
-            hint = "the model of this relation judges each row, so many rows want several calls"
-            asked = most == request.max_affected
-            raise TooManyRows(
-                f"this would write more than {most} rows",
-                hint="nothing was written" if asked else hint,
-            )
-        return page.rows
-
-    async def _update_one(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
-    ) -> Written:
-        statement = snapshot.statement(_update_each, relation, call.request)
-        return await self.write(
-            snapshot, relation, lambda: statement, call, None, run=self.database.run
-        )
-
-    async def _unchanged(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
-    ) -> Any:
-        """Answer an update without changes: by key the row as it is, else no row."""
-        request = call.request
-        if request.target.key is None:
-            columns = answered_columns(_current(snapshot.catalog, relation, request))
-            return answered(Written([], 0, columns), request.returning, many=True, counted=True)
-        columns, rows = await self._current(snapshot, relation, call, request.target)
-        if not rows:
-            raise await self._missing(snapshot, relation, call)
-        return answered(Written(rows, 0, columns), request.returning, many=False)
-
-    async def _missing(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any]
-    ) -> ServiceError:
-        """Return why no row of a key was written: none is there, or as expected, or it stays."""
-        target = call.request.target
-        _, rows = await self._current(snapshot, relation, call, target)
-        if rows:
-            return NotChanged(relation.name)
-        if not target.expect:
-            return NotFound(relation.name)
-        if call.request.returning.form == "json":  # an error holds the row itself
-            returning = replace(call.request.returning, form="dicts")
-            call = replace(call, request=replace(call.request, returning=returning))
-        _, rows = await self._current(snapshot, relation, call, replace(target, expect=()))
-        if not rows:
-            return NotFound(relation.name)
-        return Conflict(
-            f'the row of "{relation.name}" is not as expected',
-            relation=relation.name,
-            row=rows[0],
-        )
-
-    async def _current(
-        self, snapshot: Snapshot, relation: Relation, call: Parsed[Any], target: Target
-    ) -> tuple[tuple[str, ...], list[Any]]:
-        """Read the row of a target as it is; return the columns and the rows."""
-        returning = replace(call.request.returning, rows=True, order=())
-        request = UpdateRequest(target, (), returning)
-        statement = _current(snapshot.catalog, relation, request)
-        shape = Shape(returning.form, self.max_bytes)
-        page: Page = await self.database.run(
-            page_txn, snapshot.codec, statement, call.values, None, shape, retry=True
-        )
-        return answered_columns(statement), page.rows
+async def _found(
+    call: Call, parsed: Parsed[Any], target: Target
+) -> tuple[tuple[str, ...], list[Any]]:
+    """Read the row of a target as it is; return the columns and the rows."""
+    returning = replace(parsed.request.returning, rows=True, order=())
+    request = UpdateRequest(target, (), returning)
+    statement = _current(call.snapshot.catalog, _relation(call), request)
+    shape = Shape(returning.form, call.backend.max_bytes)
+    args = (call.snapshot.codec, statement, parsed.values, None, shape)
+    page: Page = await call.run(Step(page_txn, args, list))
+    return answered_columns(statement), page.rows
 
 
 def _prepare(
@@ -627,6 +580,10 @@ def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> St
     return select(plan_current(catalog, relation, request.target, request.returning))
 
 
+def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+    return modify(plan_update(catalog, relation, request))
+
+
 def _lock(
     catalog: Catalog, relation: Relation, wanted: tuple[Target, Returning, Operand]
 ) -> Statement:
@@ -635,10 +592,6 @@ def _lock(
     # To lock a row takes the right to update it, which one who deletes may lack.
     lock = relation.updatable
     return select(plan_current(catalog, relation, target, returning, lock, limit))
-
-
-def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    return modify(plan_update(catalog, relation, request))
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

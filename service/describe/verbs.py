@@ -30,6 +30,8 @@ class Verb:
 
     Args:
         name: The last part of its URIs.
+        handler: Takes a `Call` of it, and returns the one step that answers it, or an awaitable
+            of the answer where that takes several.
         arguments: JSON Schema of what it takes, by name, whatever the relation.
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
@@ -47,6 +49,7 @@ class Verb:
     """
 
     name: str
+    handler: Callable[[Any], Any]
     arguments: Schema
     result: Schema
     errors: tuple[type[ServiceError], ...]

@@ -440,7 +440,7 @@ async def test_a_procedure_whose_session_dies(db: Callee, dsn: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_in_a_transaction(db: Callee, dsn: str) -> None:
     """A function is part of the transaction that it is called in."""
-    database = db.hub._database
+    database = db.database
     with suppress(RuntimeError):
         async with database.transaction():
             await db.call("fn.born", who=70, name="x")

@@ -1,0 +1,119 @@
+"""
+What the dispatcher does for every verb: the table is open, steps run where the call is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from service.api import snapshot
+from service.api.call import Call, Step
+from service.db.connection import PgConnection
+from service.describe.definitions import reference
+from service.describe.document import describe
+from service.describe.grammar import record
+from service.describe.verbs import Verb
+from service.errors import NotFound, StatementTimeout
+from tests.conftest import execute
+from tests.db.hubs import ANYONE, Callee, serving
+
+SCHEMA = """
+CREATE TABLE items (id int PRIMARY KEY, name text NOT NULL);
+INSERT INTO items VALUES (1, 'one'), (2, 'two');
+"""
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve some items."""
+    execute(dsn, SCHEMA)
+    async with serving(dsn) as callee:
+        yield callee
+
+
+def sleep_txn(connection: PgConnection, seconds: float) -> str:
+    """Sleep in the server."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", [seconds])
+    return "slept"
+
+
+def doze(call: Call) -> Step:
+    """Prepare `doze`."""
+    return Step(sleep_txn, tuple(call.args), lambda found: [call.relation.name, found])
+
+
+async def doze_late(call: Call) -> Any:
+    """Doze, with a tenth of a second left."""
+    late = replace(call, deadline=reactor.seconds() + 0.1)
+    return await late.run(doze(late))
+
+
+DOZE = Verb(
+    "doze",
+    handler=doze,
+    arguments=record({"seconds": reference("seconds")}),
+    result={"type": "array"},
+    errors=(StatementTimeout,),
+    positional=("seconds",),
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_verb_that_is_registered_is_served_and_described(db: Callee) -> None:
+    """One row is all that a verb takes."""
+    db.hub.register(DOZE)
+    try:
+        assert await db.hub.answer("items.doze", [0.01], {}, ANYONE) == ["items", "slept"]
+        document = describe(db.hub.served.catalog, "rowcast", "0", db.hub.verbs, {})
+    finally:
+        del db.hub.verbs["doze"]
+        db.hub.served_to(ANYONE).routes.clear()
+    assert document["verbs"]["doze"]["positional"] == ["seconds"]
+    described = document["relations"]["items"]["verbs"]["doze"]
+    assert described["result"] == reference("result.doze")
+    assert document["$defs"]["result.doze"] == {"type": "array"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_step_past_the_deadline_of_its_call_is_stopped(db: Callee) -> None:
+    """Though the step itself may take its time."""
+    db.hub.register(replace(DOZE, handler=doze_late))
+    try:
+        with pytest.raises(StatementTimeout):
+            await db.hub.answer("items.doze", [30], {}, ANYONE)
+    finally:
+        del db.hub.verbs["doze"]
+        db.hub.served_to(ANYONE).routes.clear()
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: Callee) -> None:
+    """Whether a step runs alone or in a transaction is for who begins one."""
+
+    async def several() -> None:
+        async with db.database.transaction():
+            await db.call("items.create", {"id": 3, "name": "three"})
+            assert (await db.call("items.update", 3, {"name": "drei"}))["name"] == "drei"
+            assert await db.call("items.count") == 3
+            await db.call("items.get", 4)
+
+    with pytest.raises(NotFound):
+        await several()
+    assert await db.call("items.count") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_routes_that_are_kept_are_bounded(db: Callee, monkeypatch: Any) -> None:
+    """A name can be written in many ways, and each is a route."""
+    monkeypatch.setattr(snapshot, "MAX_ROUTES", 3)
+    db.hub.served_to(ANYONE).routes.clear()
+    for name in ("items.get", "item%73.get", "ite%6Ds.get", "it%65ms.get"):
+        assert (await db.call(name, 1))["name"] == "one"
+        assert 1 <= len(db.hub.served_to(ANYONE).routes) <= 3
