@@ -28,6 +28,8 @@ ROOM = 64
 
 _PLAIN = frozenset([str, bool, bytes, type(None)])
 _STR = frozenset([str])
+SAFE = 2**53
+"""Numbers below it, and above its negative, are fine without a closer look."""
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -86,7 +88,8 @@ def _check(items: Any, levels: int) -> None:
         if kind in _PLAIN:
             continue
         if kind is int or kind is float:
-            _check_number(item)
+            if not -SAFE < item < SAFE:  # neither is NaN
+                _check_number(item)
         elif kind is dict:
             if not _STR.issuperset(map(type, item)):
                 raise Unsafe("a key that is not a string")

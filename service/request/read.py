@@ -82,6 +82,8 @@ class Parsed(Generic[Request]):
 
 def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) -> Parsed[GetRequest]:
     """Parse the arguments of `get`."""
+    if not kwargs and len(args) == 1 and isinstance(args[0], int | str):
+        return Parsed(BY_BARE_KEY, (args[0],))  # most calls; 20 functions fewer
     given = Arguments(args, kwargs, ["key"], ["select", "embed", "form"])
     values = Values()
     request = GetRequest(
@@ -91,6 +93,10 @@ def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) ->
         parse_form(given),
     )
     return Parsed(request, values.freeze(), given.timeout())
+
+
+BY_BARE_KEY = GetRequest(KeyMatch((), (Operand(0, "key"),)), None, (), "dicts")
+"""Of a `get` with nothing but one value of a key."""
 
 
 def parse_find(
@@ -321,8 +327,10 @@ def parse_key(key: Any, values: Values) -> KeyMatch:
 
 def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
     """Parse which related rows are wanted."""
-    parser = EmbedParser(values, limits.max_embed_depth, limits.max_depth)
-    return parser.parse(given.value("embed"))
+    embed = given.value("embed")
+    if embed is None:
+        return ()
+    return EmbedParser(values, limits.max_embed_depth, limits.max_depth).parse(embed)
 
 
 def parse_form(given: Arguments) -> Form:

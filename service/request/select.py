@@ -38,7 +38,9 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
 
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
-    """Parse sort keys."""
+    """Parse sort keys; None is none."""
+    if order is None:
+        return ()
     return tuple(_key(each, place, values) for each, place in placed(order, path, MAX_KEYS))
 
 

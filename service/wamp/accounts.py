@@ -84,8 +84,22 @@ class Account:
 
     @property
     def blocked(self) -> str:
-        """Return why none of its calls may begin now; empty if they may."""
-        return self._accounts.obstacle(self)
+        """
+        Why none of its calls may begin now: answers that lie, or are being made.
+
+        Empty if they may.
+        """
+        accounts, bounds = self._accounts, self._accounts.bounds
+        untaken = self.untaken if self.untaken > HELD else 0
+        room = min(bounds.session_bytes, bounds.total_bytes // 2 - accounts.untaken)
+        if untaken + self.given * self.expected < room:
+            return ""
+        if untaken or room > 0:
+            return f"this session has {self.untaken} bytes of answers to take before it gets more"
+        # The other half is for those who take what they are sent, one call at a time.
+        if not self.given and accounts.untaken < bounds.total_bytes:
+            return ""
+        return "answers that callers have not taken yet weigh as much as may be"
 
     def given_up(self, turn: Deferred[None]) -> None:
         """Remove a call that waits: it was cancelled."""
@@ -106,6 +120,9 @@ class Accounts:
         ask: Asks the router how much it holds for a session, once it has dealt with what it
             was sent before.
         freed: Called when a session has taken something.
+
+    Attributes:
+        untaken: What answers weigh that lie at the router, for all that is known.
     """
 
     def __init__(
@@ -120,7 +137,8 @@ class Accounts:
         self._ask = ask
         self._freed = freed
         self._of: dict[int | None, Account] = {}
-        self._calls = self._arguments = self._untaken = 0
+        self.untaken = 0
+        self._calls = self._arguments = 0
         self._sweeping = False
 
     def of(self, session: int | None) -> Account:
@@ -191,22 +209,8 @@ class Accounts:
     def end(self, account: Account) -> None:
         """Count a call that has run; the next one follows when this one's answer has left."""
         account.running -= 1
-        self._go_later(account)
-
-    def obstacle(self, account: Account) -> str:
-        """Return why no call of a session may begin now: answers that lie, or are being made."""
-        bounds, untaken = self.bounds, _much(account.untaken)
-        room = min(bounds.session_bytes, bounds.total_bytes // 2 - self._untaken)
-        if untaken + account.given * account.expected < room:
-            return ""
-        if untaken or room > 0:
-            return (
-                f"this session has {account.untaken} bytes of answers to take before it gets more"
-            )
-        # The other half is for those who take what they are sent, one call at a time.
-        if not account.given and self._untaken < bounds.total_bytes:
-            return ""
-        return "answers that callers have not taken yet weigh as much as may be"
+        if account.waiting:
+            self._go_later(account)
 
     def sent(self, account: Account, size: int) -> None:
         """Count an answer that leaves."""
@@ -238,7 +242,10 @@ class Accounts:
 
     def _set(self, account: Account, untaken: int) -> None:
         # A little is not followed, and so is not known to lie anywhere.
-        self._untaken += _much(untaken) - _much(account.untaken)
+        if untaken > HELD:
+            self.untaken += untaken
+        if account.untaken > HELD:
+            self.untaken -= account.untaken
         account.untaken = untaken
 
     def _may_run(self, account: Account) -> bool:
@@ -280,7 +287,3 @@ class Accounts:
                     turn.errback(Unavailable(f"{why}; this one has waited too long"))
             if account.waiting:
                 self._sweep_later()
-
-
-def _much(size: int) -> int:
-    return size if size > HELD else 0

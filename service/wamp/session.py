@@ -149,7 +149,7 @@ class SafeSession(ApplicationSession):
             self._refuse(msg.request, InvalidArgument(f"undecodable arguments: {msg.reason}"))
             return
         if isinstance(msg, (message.Invocation, message.Event)):
-            problem = self._problem(msg)
+            problem = self._problem(msg) if msg.forward_for or msg.payload is not None else None
             if problem is None and isinstance(msg, message.Invocation):
                 problem = self.full(msg.caller, self.sizes.received)
             if problem is not None:
