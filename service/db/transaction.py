@@ -426,7 +426,7 @@ class Transaction(Level):
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
-        Run a last function and commit, in one job: each hop to a thread and back takes 80 µs.
+        Run a last function and commit, in one job: a hop to a thread and back takes some 70 µs.
 
         If it fails, the worker rolls back what it finds open.
         """

@@ -37,6 +37,7 @@ class Association:
         here: The columns that hold this model's key.
         there: The columns that hold the other model's key.
         key: The columns that are referred to, where they are not the primary key.
+        kind: The column that names a class beside a key, if it is polymorphic.
         options: As the class declared them.
     """
 
@@ -45,12 +46,13 @@ class Association:
     here: tuple[str, ...]
     there: tuple[str, ...]
     key: tuple[str, ...] | None = None
+    kind: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def declared(cls, owner: type, kind: str, relation: str | Mapping[str, Any]) -> Self:
+    def declared(cls, owner: type, rtype: str, relation: str | Mapping[str, Any]) -> Self:
         """
-        Read a relationship as a class declares it.
+        Build an association from what a class declares in `rtype`, HASMANY and such.
 
         Raises:
             twistar.exceptions.InvalidRelationshipError: It has no name; or no join table,
@@ -60,7 +62,7 @@ class Association:
         name = options.pop("name", None)
         if name is None:
             raise InvalidRelationshipError(f"a relationship of {owner.__name__} has no name")
-        if kind == "HABTM" and "join_table" not in options:
+        if rtype == "HABTM" and "join_table" not in options:
             raise InvalidRelationshipError(f"{owner.__name__}.{name} has no join_table")
         # Not at each access, as twistar does: the Inflector takes 45 to 70 µs.
         words = Inflector()
@@ -69,10 +71,13 @@ class Association:
         other = given if given[:1].isupper() else words.classify(given)
         here = options.get("foreign_key") or words.foreignKey(owner.__name__)
         there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
+        column = None
         if options.get("polymorphic"):
-            other, there = None, f"{name}_id"
+            other, there, column = None, f"{name}_id", f"{name}_type"
+        elif rtype == "HASMANY" and "as" in options:
+            here, column = f"{options['as']}_id", f"{options['as']}_type"
         here, there = ((key,) if isinstance(key, str) else tuple(key) for key in (here, there))
-        return cls(name, other, here, there, options=options)
+        return cls(name, other, here, there, kind=column, options=options)
 
 
 class Relationship:
@@ -216,21 +221,10 @@ class ToMany(Relationship, ABC):
 class HasMany(ToMany):
     """Other rows have this one's key; if it is polymorphic, beside the name of this class."""
 
-    @property
-    def theirs(self) -> tuple[str, ...]:
-        """The columns of the others that have this row's key."""
-        name = self.association.options.get("as")
-        return self.association.here if name is None else (f"{name}_id",)
-
-    @property
-    def _kind_column(self) -> str:
-        name = self.association.options.get("as")
-        return "" if name is None else f"{name}_type"
-
     def _kind(self, meta: Meta) -> Where:
-        if not self._kind_column:
+        if self.association.kind is None:
             return []
-        column = f"{meta.table}.{quoted(self._kind_column)}"
+        column = f"{meta.table}.{quoted(self.association.kind)}"
         return [f"{column} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
 
     def where(self, join_where: Where | None = None) -> Where:
@@ -249,8 +243,8 @@ class HasMany(ToMany):
         chosen, kind = meta.among(meta.key), self._kind(meta)
         freed = ", ".join(f"{quoted(name)} = NULL" for name in self.theirs)
         related = [f"{quoted(name)} = {meta.cast(name)}" for name in self.theirs]
-        if kind:
-            related.append(f"{quoted(self._kind_column)} = ?")
+        if self.association.kind is not None:
+            related.append(f"{quoted(self.association.kind)} = ?")
         async with self.inst.database().transaction():
             await self._run(
                 f"UPDATE {meta.table} SET {freed} WHERE {where} AND NOT {chosen}", *params, *keys
@@ -318,10 +312,10 @@ class BelongsTo(Relationship):
     @property
     def otherklass(self) -> Any:
         """The other model; if it is polymorphic, the one that the row names, or None."""
-        if self.association.other is not None:
+        if self.association.kind is None:
             return super().otherklass
-        kind = getattr(self.inst, f"{self.association.name}_type")
-        return Registry.getClass(kind) if kind else None
+        name = getattr(self.inst, self.association.kind)
+        return Registry.getClass(name) if name else None
 
     @property
     def mine(self) -> tuple[str, ...]:
@@ -344,8 +338,8 @@ class BelongsTo(Relationship):
         if self.association.key is not None:
             attributes = other.row_meta.attributes
             key = tuple(getattr(other, attributes[name]) for name in self.association.key)
-        if self.association.other is None:
-            setattr(self.inst, f"{self.association.name}_type", type(other).__name__)
+        if self.association.kind is not None:
+            setattr(self.inst, self.association.kind, type(other).__name__)
         return self._belong(key)
 
     def clear(self) -> Deferred[Any]:
