@@ -38,7 +38,6 @@ from service.catalog import (
 from service.datatypes import data_type
 from service.db import introspect_sql
 from service.db.codec import fields_hash
-from service.db.introspect_pure import IMPURE
 from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
 
 RELATION_KINDS: Mapping[str, RelationKind] = {
@@ -121,7 +120,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     """
     with _snapshot(connection) as cursor:
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
-        (impure,) = _rows(cursor, IMPURE)
+        (impure,) = _rows(cursor, introspect_sql.IMPURE)
         types = TypeRows(_rows(cursor, introspect_sql.TYPES), frozenset(impure.types))
         routines = _rows(cursor, introspect_sql.FUNCTIONS, schemas=list(schemas))
         operators = _rows(cursor, introspect_sql.OPERATORS)
@@ -157,8 +156,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     served = {
         homes[row.oid]: _relation(
             row,
-            _columns(of_columns[row.oid], types),
             _unique_keys(of_keys[row.oid], names[row.oid]),
+            columns=_columns(of_columns[row.oid], types),
             unique_indexes=_unique_indexes(of_indexes[row.oid], names[row.oid]),
             foreign_keys=_foreign_keys(of_foreign_keys[row.oid], names, homes),
             view_foreign_keys=derived.get(homes[row.oid], ()),
@@ -227,52 +226,36 @@ def _by_relation(rows: Rows) -> Mapping[int, Rows]:
     return found
 
 
-def _relation(
-    row: Any,
-    columns: Mapping[str, Column],
-    unique_keys: Sequence[tuple[bool, UniqueKey]],
-    **tied: Any,
-) -> Relation:
+def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: Any) -> Relation:
     return Relation(
-        schema=row.schema,
-        name=row.name,
         kind=RELATION_KINDS[row.kind],
-        columns=columns,
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
         unique_keys=tuple(key for _, key in unique_keys),
         comment=shown(row.comment),
-        row_security=row.row_security,
-        estimable=row.estimable,
-        has_insert_triggers=row.filled,
         changed_by_triggers=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
-        side_effects=row.stirs,
-        auto_updatable=row.direct,
-        has_rules=row.ruled,
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
-        selectable=bool(row.selectable),
-        insertable=bool(row.insertable),
-        updatable=bool(row.updatable),
-        deletable=bool(row.deletable),
-        readable=bool(row.readable),
+        auto_updatable=row.direct,
+        **_values(row, "schema", "name", "row_security", "estimable", "has_insert_triggers"),
+        **_values(row, "side_effects", "has_rules", "selectable", "insertable", "updatable"),
+        **_values(row, "deletable", "readable"),
         **tied,
     )
+
+
+def _values(row: Any, *names: str) -> dict[str, Any]:
+    """Return the columns of a row that the catalog calls the same."""
+    return {name: getattr(row, name) for name in names}
 
 
 def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
     return {
         row.name: Column(
-            name=row.name,
-            type=row.type,
-            declared=row.declared,
             nullable=not (row.required or types.required(row.type)),
             default=row.expression or (None if row.generated else types.default(row.type)),
-            identity=row.identity,
-            generated=row.generated,
             comment=shown(row.comment),
             max_length=types.max_length(row.type, row.modifier),
-            selectable=bool(row.selectable),
-            insertable=bool(row.insertable),
-            updatable=bool(row.updatable),
+            **_values(row, "name", "type", "declared", "identity", "generated"),
+            **_values(row, "selectable", "insertable", "updatable"),
         )
         for row in rows
     }
@@ -363,37 +346,41 @@ class TypeRows:
             if oid not in found and oid in self._rows:
                 found.add(oid)
                 row = self._rows[oid]
-                pending.extend([row.element, row.base, row.pattern, *row.field_types])
+                pending.extend([row.element, row.base, row.pattern, *(row.types or ())])
         found.update(row.oid for row in self._rows.values() if row.element in found)
         return {oid: self._type(oid) for oid in sorted(found)}
 
     def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
         """Return the composite types with hidden fields; see `codec.HiddenFields`."""
         return {
-            fields_hash(row.field_names): tuple(not hidden for hidden in row.field_hidden)
+            fields_hash(row.names): tuple(not hidden for hidden in row.hiding)
             for row in self._rows.values()
-            if any(row.field_hidden)
+            if any(row.hiding or ())
         }
 
     def max_length(self, oid: int, modifier: int) -> int | None:
         """Return the limit in characters of a type with a modifier; domains may set it, too."""
-        row = self._rows.get(oid)
-        if row is not None and row.kind == "d":
-            return self.max_length(row.base, row.modifier)
-        limited = row is not None and data_type(row.schema, row.name).max_length
-        return modifier - 4 if limited and modifier > 4 else None
+        for row in self._under(oid):
+            if row.kind == "d":
+                modifier = row.modifier
+            elif modifier > 4 and data_type(row.schema, row.name).max_length:
+                return modifier - 4
+        return None
 
     def required(self, oid: int) -> bool:
         """Return whether a type refuses NULL, as a domain can."""
-        row = self._rows.get(oid)
-        return row is not None and row.kind == "d" and (row.required or self.required(row.base))
+        return any(row.kind == "d" and row.required for row in self._under(oid))
 
     def default(self, oid: int) -> str | None:
         """Return the default of a domain, which a column has if it sets none."""
-        row = self._rows.get(oid)
-        if row is None or row.kind != "d":
-            return None
-        return row.expression or self.default(row.base)
+        domains = (row for row in self._under(oid) if row.kind == "d")
+        return next((row.expression for row in domains if row.expression), None)
+
+    def _under(self, oid: int) -> Iterator[Any]:
+        row = self._rows.get(oid)  # which has none for the rows of PostgreSQL's own tables
+        while row is not None:
+            yield row
+            row = self._rows.get(row.base) if row.kind == "d" else None
 
     @staticmethod
     def _at_home(row: Any, homes: set[str]) -> bool:
@@ -401,32 +388,22 @@ class TypeRows:
 
     def _type(self, oid: int) -> Type:
         row = self._rows[oid]
+        names = row.names or ()
         return Type(
-            oid=oid,
-            schema=row.schema,
-            name=row.name,
-            sql=row.sql,
             kind="array" if row.element else TYPE_KINDS[row.kind],
-            category=row.category,
-            element=row.element,
             base=row.base or 0,
             labels=tuple(row.labels),
             fields=tuple(
                 ("" if hidden else name, of)
-                for name, hidden, of in zip(
-                    row.field_names, row.field_hidden, row.field_types, strict=True
-                )
+                for name, hidden, of in zip(names, row.hiding or (), row.types or (), strict=True)
             ),
             unreadable_fields=frozenset(
-                name
-                for name, allowed in zip(row.field_names, row.field_allowed, strict=True)
-                if not allowed
+                name for name, allowed in zip(names, row.allowed or (), strict=True) if not allowed
             ),
-            delimiter=row.delimiter,
             comparable=self._comparable(oid, frozenset()),
-            pattern=row.pattern,
-            row=row.row,
             pure=oid not in self._impure,
+            **_values(row, "oid", "schema", "name", "sql", "category", "element", "delimiter"),
+            **_values(row, "pattern", "row"),
         )
 
     def _comparable(self, oid: int, above: frozenset[int]) -> bool:
@@ -437,7 +414,7 @@ class TypeRows:
         if row.element or row.kind == "d":
             return self._comparable(row.element or row.base, above)
         if row.kind == "c":
-            return all(self._comparable(each, above) for each in row.field_types)
+            return all(self._comparable(each, above) for each in row.types or ())
         return row.kind in "erm" or row.ordered
 
 
@@ -477,16 +454,10 @@ def _is_hidden(types: Mapping[int, Type], oid: int) -> bool:
 
 def _function(row: Any) -> Function:
     return Function(
-        schema=row.schema,
-        name=row.name,
         arguments=_arguments(row),
-        result=row.result,
-        many=row.many,
-        single=row.single,
         volatility=VOLATILITIES[row.volatility],
-        procedure=row.procedure,
-        definer=row.definer,
         comment=shown(row.comment),
+        **_values(row, "schema", "name", "result", "many", "single", "procedure", "definer"),
     )
 
 

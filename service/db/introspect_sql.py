@@ -17,16 +17,16 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        c.relrowsecurity AS row_security, d.description AS comment,
        -- tgtype: 1 for each row, 2 before, 4 on insert, 64 instead of (pg_trigger.h)
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
-                  AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS filled,
-       w.events, w.direct, r.ruled,
+                  AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS has_insert_triggers,
+       w.events, w.direct, r.has_rules,
        CASE WHEN c.relkind = 'v' THEN v.open ELSE NOT row_security_active(c.oid) END AS estimable,
-       CASE WHEN NOT w.direct OR r.ruled THEN 0 WHEN c.relkind = 'v' THEN 20 ELSE s.after END AS after,
-       r.ruled OR c.relkind IN ('v', 'f') OR s.stirred
+       CASE WHEN NOT w.direct OR r.has_rules THEN 0 WHEN c.relkind = 'v' THEN 20 ELSE s.after END AS after,
+       r.has_rules OR c.relkind IN ('v', 'f') OR s.stirred
          OR EXISTS (SELECT FROM pg_policy p
                       JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
                                       AND d.refclassid = 'pg_proc'::regclass
                       JOIN pg_proc f ON f.oid = d.refobjid AND f.provolatile = 'v'
-                     WHERE p.polrelid = c.oid) AS stirs,
+                     WHERE p.polrelid = c.oid) AS side_effects,
        has_any_column_privilege(c.oid, 'SELECT') AS selectable,
        NOT EXISTS (SELECT FROM pg_attribute a
                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -41,7 +41,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        LATERAL (SELECT pg_relation_is_updatable(c.oid, true) AS events,
                        c.relkind <> 'v' OR pg_relation_is_updatable(c.oid, false) <> 0 AS direct) w,
        LATERAL (SELECT EXISTS (SELECT FROM pg_rewrite r
-                                WHERE r.ev_class = c.oid AND r.ev_type <> '1') AS ruled) r,
+                                WHERE r.ev_class = c.oid AND r.ev_type <> '1') AS has_rules) r,
        LATERAL (WITH RECURSIVE family (oid) AS (
                     SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i
                                          JOIN family f ON f.oid = i.inhparent)
@@ -235,33 +235,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
          ARRAY(SELECT l.enumlabel FROM pg_enum l WHERE l.enumtypid = t.oid
                 ORDER BY l.enumsortorder)
        ELSE '{{}}' END AS labels,
-       CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT a.attname::text FROM pg_attribute a
-                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-                ORDER BY a.attnum)
-       ELSE '{{}}' END AS field_names,
-       CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT {HIDDEN.format("p")} OR {HIDDEN.format("d")}
-                 FROM pg_attribute a
-                 LEFT JOIN pg_description d ON d.objoid = a.attrelid AND d.objsubid = a.attnum
-                                           AND d.classoid = 'pg_class'::regclass
-                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-                ORDER BY a.attnum)
-       ELSE '{{}}' END AS field_hidden,
-       CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT c.relkind = 'c'
-                      OR coalesce(has_column_privilege(c.oid, a.attnum, 'SELECT, INSERT, UPDATE'),
-                                  false)
-                 FROM pg_attribute a
-                 JOIN pg_class c ON c.oid = a.attrelid
-                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-                ORDER BY a.attnum)
-       ELSE '{{}}' END AS field_allowed,
-       CASE t.typtype WHEN 'c' THEN
-         ARRAY(SELECT a.atttypid::int8 FROM pg_attribute a
-                WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-                ORDER BY a.attnum)
-       ELSE '{{}}' END AS field_types,
+       f.names, f.types, f.hiding, f.allowed,
        {HIDDEN.format("p")} AS hidden,
        EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') AS row,
        EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
@@ -282,6 +256,20 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
   LEFT JOIN pg_type e ON e.typarray = t.oid
   LEFT JOIN pg_description p ON p.objoid = t.typrelid AND p.classoid = 'pg_class'::regclass
                             AND p.objsubid = 0
+  LEFT JOIN LATERAL (
+       SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
+              array_agg(a.atttypid::int8 ORDER BY a.attnum) AS types,
+              array_agg({HIDDEN.format("p")} OR {HIDDEN.format("d")} ORDER BY a.attnum) AS hiding,
+              array_agg(c.relkind = 'c'
+                        OR coalesce(has_column_privilege(c.oid, a.attnum,
+                                                         'SELECT, INSERT, UPDATE'), false)
+                        ORDER BY a.attnum) AS allowed
+         FROM pg_attribute a
+         JOIN pg_class c ON c.oid = a.attrelid
+         LEFT JOIN pg_description d ON d.objoid = a.attrelid AND d.objsubid = a.attnum
+                                   AND d.classoid = 'pg_class'::regclass
+        WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) f
+    ON t.typtype = 'c'
  WHERE t.typisdefined AND n.nspname !~ '^pg_(toast|temp)'
    AND NOT ('c' IN (t.typtype, coalesce(e.typtype, t.typtype))
             AND n.nspname IN ('pg_catalog', 'information_schema'))
@@ -353,3 +341,163 @@ SELECT o.name, o.type, n.nspname AS schema
 
 POLICIES = "SELECT EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid))"
 """Whether policies hide rows of anything from our role."""
+
+HARMLESS = (
+    "clock_timestamp",
+    "timeofday",
+    "random",
+    "random_normal",
+    "gen_random_uuid",
+    "uuidv4",
+    "uuidv7",
+)
+"""Built-in functions that are volatile for what they give, not for what they do."""
+
+IMPURE = rf"""
+WITH RECURSIVE
+impure_function AS MATERIALIZED (
+  SELECT oid, proname FROM pg_proc
+   WHERE CASE WHEN oid < 16384  -- FirstNormalObjectId
+              THEN provolatile = 'v' AND proname NOT IN ('{"', '".join(HARMLESS)}')
+                   OR proname ~ '^(table|schema|database)_to_xml'
+              WHEN prolang IN (12, 13)  -- internal, c; of `internal` PostgreSQL alone can call
+              THEN provolatile = 'v' AND 2281 <> ALL(proargtypes)
+              ELSE true END
+), written AS (
+  SELECT string_agg(oid::text, '|') AS oids,
+         string_agg(oid::text, '|') FILTER (WHERE proname <> 'nextval') AS but_nextval
+    FROM impure_function WHERE oid < 16384
+), tree AS (
+  SELECT 'pg_rewrite'::regclass::oid AS class, oid, concat(ev_qual, ev_action) AS text
+    FROM pg_rewrite WHERE oid >= 16384
+   UNION ALL
+  SELECT 'pg_policy'::regclass, oid, concat(polqual, polwithcheck) FROM pg_policy
+   UNION ALL
+  SELECT 'pg_constraint'::regclass, oid, conbin::text
+    FROM pg_constraint WHERE contype = 'c' AND oid >= 16384
+   UNION ALL
+  SELECT 'pg_class'::regclass, indexrelid, concat(indexprs, indpred)
+    FROM pg_index WHERE coalesce(indexprs, indpred) IS NOT NULL
+   UNION ALL
+  SELECT 'pg_class'::regclass, partrelid, partexprs::text FROM pg_partitioned_table
+   UNION ALL
+  SELECT 'pg_type'::regclass, oid, typdefaultbin::text FROM pg_type WHERE oid >= 16384
+), seed AS (
+  SELECT 'pg_proc'::regclass::oid AS class, oid FROM impure_function WHERE oid >= 16384
+   UNION ALL
+  SELECT class, oid FROM tree, written
+   WHERE text ~ (':(funcid|opfuncid|aggfnoid|winfnoid) (' || oids || ')\M')
+   UNION ALL
+  SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef, written
+   WHERE adbin::text ~ (':(funcid|opfuncid|aggfnoid|winfnoid) (' || but_nextval || ')\M')
+   UNION ALL
+  SELECT 'pg_class'::regclass, oid FROM pg_class WHERE relkind = 'f'
+), edge (class, oid, to_class, to_oid) AS MATERIALIZED (
+  SELECT d.refclassid, d.refobjid, d.classid, d.objid
+    FROM pg_depend d
+   WHERE d.refobjid >= 16384
+     AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass,
+                          'pg_type'::regclass, 'pg_opclass'::regclass, 'pg_opfamily'::regclass)
+     AND d.classid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass,
+                       'pg_type'::regclass, 'pg_opclass'::regclass, 'pg_opfamily'::regclass,
+                       'pg_amproc'::regclass, 'pg_amop'::regclass, 'pg_cast'::regclass,
+                       'pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_attrdef'::regclass,
+                       'pg_constraint'::regclass, 'pg_statistic_ext'::regclass)
+     AND (d.classid, d.objid) NOT IN (SELECT 'pg_constraint'::regclass::oid, k.oid
+                                        FROM pg_constraint k WHERE k.contype <> 'c')
+   UNION ALL
+  SELECT 'pg_rewrite'::regclass, r.oid, 'pg_class'::regclass, r.ev_class
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
+   WHERE r.oid >= 16384 AND r.ev_type = '1' AND c.relkind = 'v'
+   UNION ALL
+  SELECT 'pg_policy'::regclass, oid, 'pg_class'::regclass, polrelid FROM pg_policy
+   UNION ALL
+  SELECT 'pg_attrdef'::regclass, e.oid, 'pg_class'::regclass, e.adrelid
+    FROM pg_attrdef e JOIN pg_attribute a ON a.attrelid = e.adrelid AND a.attnum = e.adnum
+   WHERE a.attgenerated = 'v'
+   UNION ALL
+  SELECT 'pg_constraint'::regclass, oid, 'pg_class'::regclass, conrelid
+    FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
+   UNION ALL
+  SELECT 'pg_constraint'::regclass, oid, 'pg_type'::regclass, contypid
+    FROM pg_constraint WHERE contype = 'c' AND contypid <> 0
+   UNION ALL
+  SELECT 'pg_class'::regclass, indexrelid, 'pg_class'::regclass, indrelid
+    FROM pg_index WHERE indexrelid >= 16384
+   UNION ALL
+  SELECT 'pg_statistic_ext'::regclass, oid, 'pg_class'::regclass, stxrelid FROM pg_statistic_ext
+   UNION ALL
+  SELECT 'pg_class'::regclass, inhrelid, 'pg_class'::regclass, inhparent FROM pg_inherits
+   UNION ALL
+  SELECT 'pg_operator'::regclass, oid, 'pg_type'::regclass, unnest(ARRAY[oprleft, oprright])
+    FROM pg_operator WHERE oid >= 16384
+   UNION ALL
+  SELECT 'pg_cast'::regclass, oid, 'pg_type'::regclass, unnest(ARRAY[castsource, casttarget])
+    FROM pg_cast WHERE oid >= 16384
+   UNION ALL
+  SELECT 'pg_amproc'::regclass, oid, 'pg_type'::regclass,
+         unnest(ARRAY[amproclefttype, amprocrighttype])
+    FROM pg_amproc WHERE oid >= 16384
+   UNION ALL
+  SELECT 'pg_proc'::regclass, a.aggfnoid, 'pg_type'::regclass, unnest(p.proargtypes)
+    FROM pg_aggregate a JOIN pg_proc p ON p.oid = a.aggfnoid WHERE p.oid >= 16384
+   UNION ALL  -- of built-in types pg_depend knows nothing
+  SELECT 'pg_type'::regclass, unnest(ARRAY[t.typelem, t.typbasetype]), 'pg_type'::regclass, t.oid
+    FROM pg_type t
+   UNION ALL
+  SELECT 'pg_type'::regclass, rngsubtype, 'pg_type'::regclass, rngtypid FROM pg_range
+   UNION ALL
+  SELECT 'pg_type'::regclass, atttypid, 'pg_class'::regclass, attrelid
+    FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0 AND NOT attisdropped
+   UNION ALL
+  SELECT 'pg_class'::regclass, typrelid, 'pg_type'::regclass, oid
+    FROM pg_type WHERE typrelid >= 16384
+), impure AS (
+  SELECT class, oid FROM seed
+   UNION
+  SELECT edge.to_class, edge.to_oid FROM impure JOIN edge USING (class, oid)
+), stirred AS (  -- what no one can write without risk
+  SELECT i.oid FROM impure i WHERE i.class = 'pg_class'::regclass
+   UNION
+  SELECT tgrelid FROM pg_trigger WHERE NOT tgisinternal
+   UNION
+  SELECT ev_class FROM pg_rewrite WHERE ev_type <> '1'
+   UNION
+  SELECT e.adrelid FROM impure i JOIN pg_attrdef e ON e.oid = i.oid
+   WHERE i.class = 'pg_attrdef'::regclass
+), reach (oid, to_oid) AS MATERIALIZED (
+  SELECT inhrelid, inhparent FROM pg_inherits
+   UNION ALL
+  SELECT conrelid, confrelid FROM pg_constraint
+   WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+   UNION ALL
+  SELECT d.refobjid, r.ev_class
+    FROM pg_rewrite r
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+   WHERE d.refclassid = 'pg_class'::regclass AND r.oid >= 16384
+), unwritable AS (
+  SELECT oid FROM stirred
+   UNION
+  SELECT k.conrelid FROM pg_constraint k JOIN impure i ON i.oid = k.confrelid
+   WHERE k.contype = 'f' AND i.class = 'pg_class'::regclass
+   UNION
+  SELECT reach.to_oid FROM unwritable JOIN reach USING (oid)
+)
+SELECT ARRAY(SELECT oid::int8 FROM impure WHERE class = 'pg_class'::regclass) AS reads,
+       ARRAY(SELECT oid::int8 FROM unwritable) AS writes,
+       ARRAY(SELECT oid::int8 FROM impure WHERE class = 'pg_type'::regclass) AS types
+"""
+"""
+The relations that cannot be read, or written, and the types that cannot be used, with the
+certainty that nothing of a session is changed by it.
+
+What a statement can change of a session, it changes through a function. So a relation is pure
+unless something in it, or in what it reads, runs a function that could: one in a language of
+programs, or a volatile one.
+
+Uncertainty follows what PostgreSQL notes of dependencies: from a function to the operators,
+types, policies, rules and expressions that use it, and from those to relations, and on to what
+reads them. It notes none of what it is born with: the built-in functions that do something are
+looked for in the expressions themselves. Whatever a write sets off is a write to where it
+leads: cascades of foreign keys, partitions, tables under views.
+"""
