@@ -25,6 +25,7 @@ from service.api.leases import new_process
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.status import StatusProcedures
+from service.api.transactions import Batches
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -246,7 +247,8 @@ class Serving(Service):
             settings.max_bytes,
         )
         self.hub.refresh = self.catalogs.refresh
-        self.hub.add(status.procedures(), once=False)
+        batches = Batches(self.hub, self.database, settings.max_bytes, settings.embedded_router)
+        self.hub.add({**status.procedures(), **batches.procedures()}, once=False)
         self.hub.add(written)
         callee.meter.verbs = self.hub.verbs
         callee.meter.procedures = {*status.procedures(), *written}

@@ -59,6 +59,8 @@ DETAILS = frozenset(
         "retry",
         "retry_after",
         "id",
+        "operation",
+        "attempts",
     ]
 )
 

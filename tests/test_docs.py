@@ -270,7 +270,8 @@ async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str
 async def test_own_procedures(service: Serving, caller: Caller) -> None:
     """What the service tells of itself is what the page says, and is there."""
     named = [quoted(cell)[0] for cell, _ in rows(DOCS / "procedures.md", "procedure", "answer")]
-    assert named == ["describe()", "health()", "stats()"]
+    assert named == ["describe()", "health()", "transaction(operations)", "stats()"]
+    named.remove("transaction(operations)")
     for name in named:
         assert await caller.call(f"rowcast.{name.removesuffix('()')}")
 
@@ -282,6 +283,19 @@ def test_test_of_an_application_is_the_one_of_the_example() -> None:
     assert shown.strip() == example.partition("\n\n")[2].strip()
     lines = [each for each in shown.splitlines() if each.strip()]
     assert lines.index("        session = service.join()") < 13, lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
+    """The batch of the page does what it says."""
+    (shown,) = code(DOCS / "transactions.md", "python")
+    made: dict[str, Any] = {}
+    lines = [f"    {line}" for line in shown.replace("await", "return await", 1).splitlines()]
+    exec("\n".join(["async def batch(session):", *lines]), made)
+    driver, vehicle, page = await made["batch"](caller)
+    assert vehicle["driver_id"] == driver["id"]
+    assert (page["rows"], page["count"]) == ([vehicle], 1)
+    execute(migrated, "TRUNCATE drivers, vehicles")
 
 
 @pytest_twisted.ensureDeferred

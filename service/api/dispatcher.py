@@ -125,9 +125,12 @@ class Dispatcher:
         if name.startswith("tx."):  # a process that is there answers by a registration of its own
             raise Conflict("the service that had this has stopped", reason="stopped")
         role, state, id = self._roles.of(caller), CallState(), f"{random.getrandbits(128):032x}"
-        ORIGIN.set(Origin(id, name, role))
         procedure = self._procedures.get(name)
-        for last in (False, False, True):  # the schema may have changed once more meanwhile
+        inside = self._backend.database.level is not None  # and repeated by who began that
+        if not inside:
+            ORIGIN.set(Origin(id, name, role))
+        # the schema may have changed once more meanwhile
+        for last in (True,) if inside else (False, False, True):
             before, snapshot, route, actor = self._union, None, NOWHERE, None
             try:
                 if procedure is None:
@@ -137,7 +140,7 @@ class Dispatcher:
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
                         result = await procedure(caller, args, kwargs)
-                        if actor.committed:
+                        if actor.committed and name in self._once:
                             fit(result, self._backend.max_bytes)
                         return result
                     assert snapshot is not None
@@ -165,7 +168,14 @@ class Dispatcher:
         raise AssertionError(name)
 
     async def perform(self, call: Call) -> Any:
-        """Answer a call of a verb: alone, or in the transaction that it is made in."""
+        """
+        Answer a call of a verb: alone, or in the transaction that it is made in.
+
+        Raises:
+            InvalidArgument: It is made in one, and cannot be.
+        """
+        if call.verb.alone and self._backend.database.level is not None:
+            raise no_operation(call.verb.name)
         step = call.verb.handler(call)  # request → plan → statement
         if isinstance(step, Step):
             return step.shape(await call.run(step))
@@ -365,6 +375,14 @@ def depends_on_catalog(error: ServiceError) -> bool:
     if isinstance(error, Unavailable):
         return error.details.get("sqlstate") in STALE
     return isinstance(error, _CATALOG_ERRORS)
+
+
+def no_operation(name: str) -> InvalidArgument:
+    """Return the refusal of what cannot be called in a transaction."""
+    return InvalidArgument(
+        f'"{name}" cannot be called in a transaction',
+        hint="it takes verbs and functions whose answer is one result",
+    )
 
 
 def _claims_nothing(error: Exception) -> bool:

@@ -52,6 +52,7 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "describe": (*ANY, errors.TooLarge),
     "health": ANY,
     "stats": ANY,
+    "transaction": ALL,
     "written": ALL,
 }
 """Of a call of a function, of our own procedures, and of one written by hand."""
@@ -74,6 +75,8 @@ CARRIED: Mapping[str, Schema] = {
     },
     "columns": {"type": "array", "items": {"type": "string"}},
     "line": {"type": "integer"},
+    "operation": {"type": "integer"},
+    "attempts": {"type": "integer"},
     "fields": {
         "type": "object",
         "additionalProperties": {"type": "array", "items": {"type": "string"}},

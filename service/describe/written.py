@@ -10,9 +10,10 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from service.describe.definitions import Schema, reference
-from service.describe.grammar import record
+from service.describe.grammar import FLAG, record, words
 from service.describe.types import or_null
 from service.describe.verbs import TIMEOUT
+from service.request.transaction import ISOLATION, MAX_OPERATIONS
 
 TYPES: Mapping[Any, Schema] = {
     bool: {"type": "boolean"},
@@ -56,6 +57,42 @@ OWN: Mapping[str, dict[str, Any]] = {
         "arguments": record(TIMEOUT),
         "result": record({"calls": OBJECT, "pool": OBJECT}, ["calls", "pool"]),
         "errors": reference("errors.stats"),
+    },
+    "transaction": {
+        "comment": "Operations in one transaction, all or nothing; the results of all of them",
+        "positional": ["operations"],
+        "arguments": record(
+            {
+                "operations": {
+                    "type": "array",
+                    "maxItems": MAX_OPERATIONS,
+                    "items": record(
+                        {
+                            "call": {"type": "string"},
+                            "args": {"type": ["array", "null"]},
+                            "kwargs": {"type": ["object", "null"]},
+                        },
+                        ["call"],
+                    ),
+                },
+                "isolation": words(*ISOLATION),
+                "read_only": FLAG,
+                "dry_run": FLAG,
+                "inject": {
+                    "anyOf": [
+                        record(
+                            {"serialization_failure": {"type": "integer", "minimum": 0}},
+                            ["serialization_failure"],
+                        ),
+                        {"type": "null"},
+                    ]
+                },
+                **TIMEOUT,
+            },
+            ["operations"],
+        ),
+        "result": {"type": "array"},
+        "errors": reference("errors.transaction"),
     },
 }
 """The service's own procedures."""

@@ -13,6 +13,7 @@ from twisted.internet import reactor
 from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
+from service.api.transactions import Batches
 from service.db.database import Database
 from service.db.session import SessionSettings
 from service.errors import ServiceError
@@ -66,6 +67,7 @@ async def serving(
     idle: float = 10.0,
     most: int = 5,
     every: float | None = None,
+    inject: bool = False,
 ) -> AsyncIterator[Callee]:
     """Serve a database for the length of the body."""
     session = SessionSettings(schemas=schemas or ("public",))
@@ -76,6 +78,7 @@ async def serving(
             reactor, database, schemas or ("public",), hub, models, roles or Roles(), every
         )
         hub.refresh = catalogs.refresh
+        hub.add(Batches(hub, database, max_bytes, inject).procedures(), once=False)
         catalogs.startService()
         await catalogs.loaded()
         try:

@@ -1,0 +1,117 @@
+"""
+The procedure `transaction`: operations of any verbs and functions in one transaction, all or nothing.
+
+Each operation is a call as it would be by itself, with its hooks and validations, its role and the
+schema of its name; what it runs goes to the transaction that the batch is in. What PostgreSQL asks
+to be run again is run again as a whole, since nothing of it has reached the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.api.dispatcher import Dispatcher, Procedure, no_operation
+from service.db.database import Database
+from service.db.statements import READ_ONLY
+from service.db.transaction import retryable
+from service.errors import Conflict, DatabaseRefused, InvalidArgument, ServiceError
+from service.payload import fit
+from service.request.arguments import Caller
+from service.request.transaction import BatchRequest, parse_batch, resolve
+
+
+class InjectedFailure(Conflict):
+    """What a caller has asked for, to try its own loop: as a conflict of two transactions."""
+
+    pgcode = "40001"
+
+
+class DryRun(Exception):
+    """The end of a batch that is to be rolled back."""
+
+
+def _writes(error: ServiceError) -> bool:
+    return error.details.get("sqlstate") == READ_ONLY
+
+
+def _read_only() -> DatabaseRefused:
+    return DatabaseRefused("this would write, and the batch is read_only", sqlstate=READ_ONLY)
+
+
+class Batches:
+    """
+    Args:
+        hub: Answers each operation.
+        database: For the transaction.
+        max_bytes: What an answer may weigh on the wire.
+        inject: Whether callers may make attempts fail.
+    """
+
+    def __init__(
+        self, hub: Dispatcher, database: Database, max_bytes: int, inject: bool = False
+    ) -> None:
+        self._hub = hub
+        self._database = database
+        self._max_bytes = max_bytes
+        self._inject = inject
+
+    def procedures(self) -> dict[str, Procedure]:
+        """Return the procedure by name."""
+        return {"transaction": self._transaction}
+
+    async def _transaction(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[Any]:
+        """
+        Answer `transaction`: the results of the operations, in their order.
+
+        Raises:
+            Conflict: PostgreSQL asked to run it again more often than is done.
+            ServiceError: What an operation is refused for; nothing of the batch is kept.
+        """
+        if self._database.level is not None:
+            raise no_operation("transaction")
+        request = parse_batch(args, kwargs)
+        if request.failures and not self._inject:
+            raise InvalidArgument("attempts are made to fail in development alone", path="inject")
+        attempts = 0
+
+        async def attempt() -> list[Any]:
+            nonlocal attempts
+            attempts += 1
+            return await self._attempt(caller, request, attempts <= request.failures)
+
+        try:
+            found: list[Any] = await self._database.within(
+                request.timeout, self._database.again(attempt)
+            )
+        except ServiceError as error:
+            if retryable(error):
+                error.details["attempts"] = attempts
+            raise
+        return found
+
+    async def _attempt(self, caller: Caller, request: BatchRequest, fails: bool) -> list[Any]:
+        results: list[Any] = []
+        try:
+            async with self._database.transaction(request.isolation, request.read_only):
+                for at, operation in enumerate(request.operations):
+                    path = f"operations.{at}"
+                    try:
+                        given = resolve(operation.args, results, f"{path}.args")
+                        named = resolve(operation.kwargs, results, f"{path}.kwargs")
+                        results.append(await self._hub.answer(operation.name, given, named, caller))
+                    except ServiceError as error:
+                        found = _read_only() if request.read_only and _writes(error) else error
+                        found.details["operation"] = at
+                        raise found from error.__cause__
+                fit(results, self._max_bytes)
+                if fails:
+                    raise InjectedFailure("this attempt was to fail", retry=True)
+                if request.dry_run:  # what would be checked at COMMIT is checked now
+                    await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
+                    raise DryRun
+        except DryRun:
+            pass
+        return results

@@ -1,0 +1,170 @@
+"""
+The request of a batch: operations, and references from one into the results of those before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import InvalidArgument, clip
+from service.request.arguments import Arguments
+
+ISOLATION = ("read committed", "repeatable read", "serializable")
+MAX_OPERATIONS = 1000
+"""Operations of one batch: all of them hold one connection."""
+REFERENCE = "$ref"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """
+    One call of a batch.
+
+    Args:
+        name: Of the procedure, less the prefix.
+        args: By position, references in them.
+        kwargs: By name, references in them.
+    """
+
+    name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """
+    A batch.
+
+    Args:
+        operations: In their order.
+        isolation: Of the transaction; None is the database's own.
+        read_only: Whether the server refuses writes in it.
+        dry_run: Whether it is rolled back at the end.
+        failures: How many attempts are made to fail, as by a conflict of transactions.
+        timeout: The caller's time limit in seconds, if any.
+    """
+
+    operations: tuple[Operation, ...]
+    isolation: str | None
+    read_only: bool
+    dry_run: bool
+    failures: int
+    timeout: float | None
+
+
+def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
+    """
+    Parse the arguments of `transaction`.
+
+    Raises:
+        InvalidArgument: They are malformed; `path` points at the operation.
+    """
+    given = Arguments(args, kwargs, ["operations"], ["isolation", "read_only", "dry_run", "inject"])
+    operations = given.required("operations")
+    if not isinstance(operations, list | tuple):
+        raise InvalidArgument(
+            '"operations" is a list',
+            path="operations",
+            hint='as in [{"call": "actions.create", "args": [{"path": "/"}]}]',
+        )
+    if len(operations) > MAX_OPERATIONS:
+        raise InvalidArgument(f"a batch has at most {MAX_OPERATIONS} operations", path="operations")
+    return BatchRequest(
+        tuple(_operation(each, f"operations.{at}") for at, each in enumerate(operations)),
+        given.choice("isolation", ISOLATION),
+        given.flag("read_only"),
+        given.flag("dry_run"),
+        _failures(given.value("inject")),
+        given.timeout(),
+    )
+
+
+def _operation(value: Any, path: str) -> Operation:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument("an operation is a dict", path=path)
+    known = Arguments((), _named(value, path), [], ["call", "args", "kwargs"])
+    name, args, kwargs = known.value("call"), known.value("args"), known.value("kwargs")
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            "an operation names what it calls",
+            path=f"{path}.call",
+            hint='less the prefix, as in "actions.create"',
+        )
+    if not isinstance(args, list | tuple | None):
+        raise InvalidArgument('"args" is a list', path=f"{path}.args")
+    if not isinstance(kwargs, Mapping | None):
+        raise InvalidArgument('"kwargs" is a dict', path=f"{path}.kwargs")
+    return Operation(name, args or (), _named(kwargs or {}, f"{path}.kwargs"))
+
+
+def _named(value: Mapping[Any, Any], path: str) -> Mapping[str, Any]:
+    if not all(isinstance(name, str) for name in value):
+        raise InvalidArgument("the names of arguments are strings", path=path)
+    return value
+
+
+def _failures(inject: Any) -> int:
+    if inject is None:
+        return 0
+    given = inject if isinstance(inject, Mapping) else {}
+    many = given.get("serialization_failure")
+    if len(given) != 1 or isinstance(many, bool) or not isinstance(many, int) or many < 0:
+        raise InvalidArgument(
+            '"inject" is how many attempts fail, as in {"serialization_failure": 2}', path="inject"
+        )
+    return many
+
+
+def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
+    """
+    Return a value with the references in it replaced by what they refer to.
+
+    Args:
+        value: An argument: any JSON value. `{"$ref": "0.rows.0.id"}` is the `id` of the first row
+            in the result of the first operation.
+        results: Of the operations so far.
+        path: Where the value stands.
+
+    Raises:
+        InvalidArgument: A reference is to a later operation, or to nothing.
+    """
+    if isinstance(value, Mapping):
+        if len(value) == 1 and REFERENCE in value:
+            return _referred(value[REFERENCE], results, path)
+        return {name: resolve(each, results, f"{path}.{name}") for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolve(each, results, f"{path}.{at}") for at, each in enumerate(value)]
+    return value
+
+
+def _referred(reference: Any, results: Sequence[Any], path: str) -> Any:
+    first, _, rest = reference.partition(".") if isinstance(reference, str) else ("", "", "")
+    if not (first.isascii() and first.isdecimal()):
+        raise InvalidArgument(
+            "a reference begins with the number of an operation",
+            path=path,
+            hint='as in {"$ref": "0.id"}',
+        )
+    if int(first) >= len(results):
+        raise InvalidArgument("a reference is to an operation before its own", path=path)
+    found = results[int(first)]
+    while rest:
+        if isinstance(found, Mapping) and rest in found:  # a name may have dots
+            return found[rest]
+        name, _, rest = rest.partition(".")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            raise InvalidArgument(
+                f'the result of operation {int(first)} has no "{clip(str(reference))}"',
+                path=path,
+                hint=f"there is {clip(', '.join(map(str, found)))}"
+                if isinstance(found, Mapping)
+                else None,
+            )
+    return found

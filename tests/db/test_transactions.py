@@ -1,0 +1,350 @@
+"""
+Batches: operations of any verbs and functions in one transaction, all or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.api.roles import Roles
+from service.errors import (
+    CheckViolation,
+    Conflict,
+    DatabaseRefused,
+    ForeignKeyViolation,
+    InvalidArgument,
+    NotAuthorized,
+    NotFound,
+    ServiceError,
+    StatementTimeout,
+    TooLarge,
+)
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.hubs import ANYONE, Callee, serving
+
+SCHEMA = """
+CREATE TABLE accounts (id int PRIMARY KEY, owner text NOT NULL, balance int CHECK (balance >= 0));
+CREATE TABLE entries (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    account_id int REFERENCES accounts DEFERRABLE INITIALLY DEFERRED, amount int NOT NULL);
+CREATE FUNCTION add(a int, b int) RETURNS int LANGUAGE sql AS 'SELECT a + b';
+CREATE FUNCTION nap(seconds float) RETURNS text LANGUAGE sql AS 'SELECT pg_sleep($1)::text';
+CREATE SCHEMA other;
+SET check_function_bodies = off;
+CREATE FUNCTION place() RETURNS text LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT name FROM spot); END';
+CREATE FUNCTION other.place() RETURNS text LANGUAGE plpgsql AS
+    'BEGIN RETURN (SELECT name FROM spot); END';
+CREATE TABLE spot AS SELECT 'here' AS name;
+CREATE TABLE other.spot AS SELECT 'there' AS name;
+"""
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def db(dsn: str) -> AsyncIterator[Callee]:
+    """Serve accounts."""
+    execute(dsn, SCHEMA)
+    async with serving(dsn, "public", "other", max_bytes=100_000) as callee:
+        yield callee
+
+
+@pytest.fixture(autouse=True)
+def accounts(db: Callee, dsn: str) -> None:
+    """Put the accounts back to what they were."""
+    execute(
+        dsn,
+        "TRUNCATE accounts, entries RESTART IDENTITY;"
+        "INSERT INTO accounts VALUES (1, 'Ada', 100), (2, 'Bob', 50)",
+    )
+
+
+def op(name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return an operation."""
+    return {"call": name, "args": list(args), "kwargs": kwargs}
+
+
+async def batch(db: Callee, *operations: Any, **options: Any) -> Any:
+    """Make a batch."""
+    return await db.call("transaction", list(operations), **options)
+
+
+async def refusal_of(db: Callee, *operations: Any, **options: Any) -> ServiceError:
+    """Make a batch that is refused, and return the refusal."""
+    with pytest.raises(ServiceError) as caught:
+        await batch(db, *operations, **options)
+    return caught.value
+
+
+async def balances(db: Callee) -> list[int]:
+    """Return what the accounts hold."""
+    page = await db.call("accounts.find", select="balance", order="id")
+    return [row["balance"] for row in page["rows"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_batch_answers_the_result_of_each_operation(db: Callee) -> None:
+    """Each is what the call would answer by itself."""
+    found = await batch(
+        db,
+        op("accounts.create", {"id": 3, "owner": "Eve", "balance": 1}),
+        op("accounts.get", 3, select="owner"),
+        op("accounts.find", where={"id": 3}),
+        op("accounts.count"),
+        op("accounts.exists", where={"id": 9}),
+        op("accounts.aggregate", {"n": {"count": "*"}}),
+        op("accounts.upsert", {"id": 3, "owner": "Eva", "balance": 2}),
+        op("accounts.update", 3, {"balance": 5}, returning=False),
+        op("accounts.delete", 3, select="id"),
+        op("fn.add", a=1, b=2),
+        {"call": "accounts.count"},
+    )
+    eve = {"id": 3, "owner": "Eve", "balance": 1}
+    assert found == [
+        eve,
+        {"owner": "Eve"},
+        {"rows": [eve], "next": None},
+        3,
+        False,
+        [{"n": 3}],
+        {"id": 3, "owner": "Eva", "balance": 2},
+        {"affected": 1},
+        {"id": 3},
+        3,
+        2,
+    ]
+    assert await batch(db) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_references_are_values_of_earlier_results(db: Callee) -> None:
+    """In values, keys, filters and arguments of functions."""
+    found = await batch(
+        db,
+        op("accounts.create", {"id": 7, "owner": "Eve", "balance": 1}),
+        op("entries.create", [{"account_id": {"$ref": "0.id"}, "amount": {"$ref": "0.balance"}}]),
+        op("accounts.get", {"$ref": "1.0.account_id"}),
+        op("entries.find", where={"account_id": {"eq": {"$ref": "0.id"}}}),
+        op("fn.add", a={"$ref": "3.rows.0.amount"}, b={"$ref": "0.id"}),
+        op("accounts.update", 7, {"balance": {"$ref": "4"}}),
+    )
+    assert found[2]["owner"] == "Eve"
+    assert [row["amount"] for row in found[3]["rows"]] == [1]
+    assert found[4:] == [8, {"id": 7, "owner": "Eve", "balance": 8}]
+
+
+@pytest.mark.parametrize(
+    ("reference", "path"),
+    [
+        ("1.id", "operations.1.args.0.id"),
+        ("2.id", "operations.1.args.0.id"),
+        ("0.nothing", "operations.1.args.0.id"),
+        ("0.id.more", "operations.1.args.0.id"),
+        ("id", "operations.1.args.0.id"),
+        ("", "operations.1.args.0.id"),
+        ("²", "operations.1.args.0.id"),
+        (7, "operations.1.args.0.id"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_reference_to_nothing_is_refused(db: Callee, reference: Any, path: str) -> None:
+    refused = await refusal_of(
+        db, op("accounts.get", 1), op("accounts.get", {"id": {"$ref": reference}})
+    )
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == path
+    assert refused.details["operation"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_names_its_operation_and_nothing_is_kept(db: Callee) -> None:
+    """Whatever kind of error it is."""
+    taken = op("accounts.update", 1, {"balance": 0})
+    for wrong, kind in (
+        (op("accounts.update", 2, {"balance": -1}), CheckViolation),
+        (op("accounts.get", 9), NotFound),
+        (op("accounts.get", 1, selects="id"), InvalidArgument),
+        (op("accounts.delete", 9), NotFound),
+        (op("accounts.update", 2, {"balance": 1}, expect={"owner": "Eve"}), Conflict),
+    ):
+        refused = await refusal_of(db, op("accounts.count"), taken, wrong)
+        assert isinstance(refused, kind)
+        assert refused.details["operation"] == 2
+        assert await balances(db) == [100, 50]
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_at_commit_keeps_nothing(db: Callee) -> None:
+    """It is of no operation."""
+    refused = await refusal_of(db, op("entries.create", {"account_id": 9, "amount": 1}))
+    assert isinstance(refused, ForeignKeyViolation)
+    assert "operation" not in refused.details
+    assert await db.call("entries.count") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_dry_run_answers_and_keeps_nothing(db: Callee) -> None:
+    """What would fail at COMMIT fails, too."""
+    assert await batch(db, op("accounts.update", 1, {"balance": 0}), dry_run=True) == [
+        {"id": 1, "owner": "Ada", "balance": 0}
+    ]
+    assert await balances(db) == [100, 50]
+    late = op("entries.create", {"account_id": 9, "amount": 1})
+    assert isinstance(await refusal_of(db, late, dry_run=True), ForeignKeyViolation)
+
+
+@pytest_twisted.ensureDeferred
+async def test_read_only_batch_refuses_to_write(db: Callee) -> None:
+    refused = await refusal_of(db, op("accounts.get", 1), op("accounts.delete", 1), read_only=True)
+    assert isinstance(refused, DatabaseRefused)
+    assert refused.details["sqlstate"] == "25006"
+    assert refused.details["operation"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_answer_that_is_too_large_keeps_nothing(db: Callee) -> None:
+    """Each result would fit by itself."""
+    long = op("accounts.upsert", {"id": 3, "owner": "x" * 40_000, "balance": 0})
+    assert isinstance(await refusal_of(db, *[long] * 3), TooLarge)
+    assert await db.call("accounts.count") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_contending_batches_are_run_again(db: Callee) -> None:
+    """Serializable writers that read what they write: none is refused, and no money is lost."""
+
+    async def move(source: int, target: int) -> None:
+        await batch(
+            db,
+            op("accounts.aggregate", {"sum": {"sum": "balance"}}),
+            op("accounts.get", source),
+            op("accounts.get", target),
+            op("fn.add", a={"$ref": "1.balance"}, b=-1),
+            op("fn.add", a={"$ref": "2.balance"}, b=1),
+            op("accounts.update", source, {"balance": {"$ref": "3"}}),
+            op("accounts.update", target, {"balance": {"$ref": "4"}}),
+            isolation="serializable",
+        )
+
+    for _ in range(5):
+        await gatherResults([ensureDeferred(move(1, 2)), ensureDeferred(move(2, 1))])
+    assert await balances(db) == [100, 50]
+
+
+@pytest_twisted.ensureDeferred
+async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None:
+    """Two fail and the third is kept; more than are made end in a conflict that counts them."""
+    async with serving(dsn, inject=True) as db:
+        change = op("accounts.update", 1, {"balance": 7})
+        (row,) = await batch(db, change, inject={"serialization_failure": 2})
+        assert row["balance"] == 7
+        refused = await refusal_of(db, change, inject={"serialization_failure": 9})
+        assert isinstance(refused, Conflict)
+        assert refused.details["attempts"] == 6
+    async with serving(dsn) as db:
+        refused = await refusal_of(db, change, inject={"serialization_failure": 1})
+        assert isinstance(refused, InvalidArgument)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["accounts.stream", "accounts.export", "accounts.import", "fn.add.stream", "transaction"],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_sends_parts_or_spans_calls_is_no_operation(db: Callee, name: str) -> None:
+    refused = await refusal_of(db, {"call": name})
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["operation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({}, "operations"),
+        ({"operations": {}}, "operations"),
+        ({"operations": [{}] * 1001}, "operations"),
+        ({"operations": ["accounts.get"]}, "operations.0"),
+        ({"operations": [{"args": []}]}, "operations.0.call"),
+        ({"operations": [{"call": "accounts.get", "args": 1}]}, "operations.0.args"),
+        ({"operations": [{"call": "accounts.get", "kwargs": []}]}, "operations.0.kwargs"),
+        ({"operations": [{"call": "accounts.get", "kwargs": {1: 2}}]}, "operations.0.kwargs"),
+        ({"operations": [], "isolation": "chaos"}, "isolation"),
+        ({"operations": [], "read_only": 1}, "read_only"),
+        ({"operations": [], "inject": 1}, "inject"),
+        ({"operations": [], "inject": {"serialization_failure": -1}}, "inject"),
+        ({"operations": [], "nonsense": 1}, "nonsense"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_malformed_batch_is_refused(db: Callee, arguments: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await db.call("transaction", **arguments)
+    assert caught.value.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_operation_has_the_schema_of_its_name(db: Callee) -> None:
+    """Functions look for names where they would in a call of their own."""
+    found = await batch(db, op("fn.place"), op("other.fn.place"), op("fn.place"))
+    assert found == ["here", "there", "here"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_batch_of_a_role_has_its_rights(dsn: str) -> None:
+    execute(
+        dsn,
+        "DO $$ BEGIN CREATE ROLE batch_reader; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "GRANT SELECT ON accounts TO batch_reader",
+    )
+    reader = Caller(5, "rita", "reader", "realm1")
+    async with serving(dsn, roles=Roles({"reader": "batch_reader"})) as db:
+        read = op("accounts.get", 1)
+        (row,) = await db.call_as(reader, "transaction", [read])
+        assert row["owner"] == "Ada"
+        with pytest.raises(NotAuthorized) as caught:
+            await db.call_as(reader, "transaction", [read, op("accounts.delete", 1)])
+        assert caught.value.details["operation"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_batch_with_what_is_new_in_the_database_is_answered(db: Callee, dsn: str) -> None:
+    """The whole of it, again: nothing of the first attempt is kept."""
+    execute(dsn, "ALTER TABLE entries ADD note text")
+    first, second = await batch(
+        db,
+        op("accounts.create", {"id": 8, "owner": "Eve", "balance": 1}),
+        op("entries.create", {"account_id": 8, "amount": 1, "note": "new"}),
+    )
+    assert (first["id"], second["note"]) == (8, "new")
+    assert await db.call("accounts.count") == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_batch_that_takes_too_long_keeps_nothing(db: Callee) -> None:
+    refused = await refusal_of(
+        db, op("accounts.update", 1, {"balance": 0}), op("fn.nap", seconds=30.0), timeout=0.3
+    )
+    assert isinstance(refused, StatementTimeout)
+    assert await balances(db) == [100, 50]
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedure_written_by_hand_is_part_of_the_batch(db: Callee) -> None:
+    """Its transactions are savepoints of the batch's."""
+
+    async def spend(caller: Caller, args: Any, kwargs: Any) -> Any:
+        async with db.database.transaction():
+            await db.database.statement("UPDATE accounts SET balance = balance - 1", fetch=False)
+        return "spent"
+
+    db.hub.add({"accounts.spend": spend})
+    assert await batch(db, op("accounts.spend"), op("accounts.get", 2)) == [
+        "spent",
+        {"id": 2, "owner": "Bob", "balance": 49},
+    ]
+    await refusal_of(db, op("accounts.spend"), op("accounts.get", 9))
+    assert await balances(db) == [99, 49]
+    assert await db.hub.answer("accounts.spend", [], {}, ANYONE) == "spent"
