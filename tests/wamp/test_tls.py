@@ -21,7 +21,7 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import ContextFactory
 from twisted.logger import LogLevel, globalLogPublisher
-from twisted.protocols.portforward import ProxyFactory
+from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
@@ -94,24 +94,54 @@ def serving(names: list[x509.GeneralName], by: Authority = TRUSTED, **more: Any)
     return Serves(key, by.sign(key.public_key(), "localhost", names, **more))
 
 
+class Passing(ProxyServer):
+    """
+    Passes all on, and is known while it is connected.
+
+    Twisted's own pauses its transport until the router is reached: over TLS a client that leaves
+    meanwhile is not noticed, and the socket stays open until it is collected.
+    """
+
+    def connectionMade(self) -> None:
+        """Connect to the router."""
+        self.factory.connections.add(self)
+        super().connectionMade()
+
+    def connectionLost(self, reason: Any) -> None:
+        """Let go of both sides."""
+        self.factory.connections.discard(self)
+        super().connectionLost(reason)
+
+
+class Quiet(ProxyFactory):
+    """Passes all on to the router."""
+
+    noisy = False
+    protocol = Passing
+
+    def __init__(self, router: Router) -> None:
+        super().__init__("127.0.0.1", router.port)
+        self.connections: set[Passing] = set()
+
+
 class Door:
     """TLS before the router: one port with one certificate, and who tried it."""
 
     def __init__(self, router: Router, serves: Serves) -> None:
-        self.port = reactor.listenSSL(
-            0, Quiet("127.0.0.1", router.port), serves, interface="127.0.0.1"
-        )
+        self._factory = Quiet(router)
+        self.port = reactor.listenSSL(0, self._factory, serves, interface="127.0.0.1")
 
     def url(self, scheme: str, host: str) -> str:
         """Return the way in."""
         path = "/ws" if scheme == "wss" else ""
         return f"{scheme}://{host}:{self.port.getHost().port}{path}"
 
-
-class Quiet(ProxyFactory):
-    """Passes all on."""
-
-    noisy = False
+    async def close(self) -> None:
+        """Stop listening, and end what is still connected."""
+        await self.port.stopListening()
+        for connection in list(self._factory.connections):
+            connection.transport.abortConnection()
+        await until(lambda: not self._factory.connections)
 
 
 @pytest.fixture
@@ -199,7 +229,7 @@ async def test_good_certificate_is_joined(
     names, host = GOOD[case]
     door = Door(router, serving(names))
     assert await tries(door.url(scheme, host), router, logged) is None
-    await door.port.stopListening()
+    await door.close()
 
 
 IP = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -312,7 +342,7 @@ async def test_bad_certificate_is_refused_with_its_reason(
     door = Door(router, serving(names, **more))
     assert await tries(door.url(scheme, host), router, logged) == why
     assert everything == []
-    await door.port.stopListening()
+    await door.close()
 
 
 @pytest.mark.parametrize("scheme", ["wss", "rss"])
@@ -337,7 +367,7 @@ async def test_self_signed_certificate_is_refused_unless_trusted(
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     logged.clear()
     assert await tries(url, router, logged) is None
-    await door.port.stopListening()
+    await door.close()
 
 
 class Answers(Protocol):
