@@ -40,9 +40,6 @@ FILE = "bridge"
 
 SERIALIZERS = ["cbor", "msgpack", "json"]
 
-# A page from elsewhere must not reach the database through its reader's browser.
-ORIGINS = ["http://127.0.0.1:*", "http://localhost:*"]
-
 # RawSocket allows 16 MiB; a WebSocket takes as much, so that every client can read every answer.
 LARGEST_MESSAGE = 16 * 1024 * 1024
 
@@ -227,6 +224,38 @@ def node(
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
         code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
     """
+    everyone = {"anonymous": {"type": "static", "role": "anonymous"}}
+    service = {"anonymous": {"type": "static", "role": "service"}}
+    websocket = {
+        "type": "websocket",
+        "serializers": SERIALIZERS,
+        "auth": everyone,
+        "options": {
+            # A page from elsewhere must not reach the database through its reader's browser.
+            "allowed_origins": ["http://127.0.0.1:*", "http://localhost:*"],
+            "allow_null_origin": False,
+            "auto_ping_interval": 20_000,
+            "auto_ping_timeout": 10_000,
+            "max_frame_size": LARGEST_MESSAGE,
+            "max_message_size": LARGEST_MESSAGE,
+        },
+    }
+    public: dict[str, Any] = {
+        "type": "universal",
+        "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
+        "rawsocket": {"serializers": SERIALIZERS, "auth": everyone},
+        "websocket": {"ws": websocket},
+    }
+    if bridge:
+        # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
+        caller = {"type": "caller", "realm": realm, "role": "anonymous"}
+        public["web"] = {"paths": {bridge: caller}}
+    private = {
+        "type": "rawsocket",
+        "endpoint": {"type": "unix", "path": str(socket)},
+        "serializers": ["cbor"],
+        "auth": service,
+    }
     component = {
         "type": "class",
         "classname": "component.Component",
@@ -234,27 +263,18 @@ def node(
         "role": "service",
         "extra": {"prefix": prefix},
     }
-    return {
-        "version": 2,
-        "controller": {},
-        "workers": [
-            {
-                "type": "router",
-                **({"options": {"pythonpath": [code]}} if code else {}),
-                "components": [component],
-                "realms": [{"name": realm, "roles": [_service(), _anonymous(prefix)]}],
-                "transports": [_private(socket), _public(realm, port, bridge)],
-            }
-        ],
+    roles = [
+        _role("service", "", "call", "register", "publish", "subscribe"),
+        _role("anonymous", f"{prefix}.", "call", "subscribe"),
+    ]
+    router = {
+        "type": "router",
+        **({"options": {"pythonpath": [code]}} if code else {}),
+        "components": [component],
+        "realms": [{"name": realm, "roles": roles}],
+        "transports": [private, public],
     }
-
-
-def _service() -> dict[str, Any]:
-    return _role("service", "", "call", "register", "publish", "subscribe")
-
-
-def _anonymous(prefix: str) -> dict[str, Any]:
-    return _role("anonymous", f"{prefix}.", "call", "subscribe")
+    return {"version": 2, "controller": {}, "workers": [router]}
 
 
 def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
@@ -266,43 +286,3 @@ def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
         "cache": True,
     }
     return {"name": name, "permissions": [permission]}
-
-
-def _private(socket: Path) -> dict[str, Any]:
-    return {
-        "type": "rawsocket",
-        "endpoint": {"type": "unix", "path": str(socket)},
-        "serializers": ["cbor"],
-        "auth": _as("service"),
-    }
-
-
-def _public(realm: str, port: int, bridge: str) -> dict[str, Any]:
-    websocket = {
-        "type": "websocket",
-        "serializers": SERIALIZERS,
-        "auth": _as("anonymous"),
-        "options": {
-            "allowed_origins": ORIGINS,
-            "allow_null_origin": False,
-            "auto_ping_interval": 20_000,
-            "auto_ping_timeout": 10_000,
-            "max_frame_size": LARGEST_MESSAGE,
-            "max_message_size": LARGEST_MESSAGE,
-        },
-    }
-    public: dict[str, Any] = {
-        "type": "universal",
-        "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
-        "rawsocket": {"serializers": SERIALIZERS, "auth": _as("anonymous")},
-        "websocket": {"ws": websocket},
-    }
-    if bridge:
-        # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
-        caller = {"type": "caller", "realm": realm, "role": "anonymous"}
-        public["web"] = {"paths": {bridge: caller}}
-    return public
-
-
-def _as(role: str) -> dict[str, Any]:
-    return {"anonymous": {"type": "static", "role": role}}
