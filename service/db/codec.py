@@ -131,6 +131,7 @@ class Codec:
         if value is None:
             return None
         try:
+            # called for each value of each call: one frame less is some 5 % of a number's way
             made = self._types.get(type.oid) or self._of(type)
             return made.write(value)
         except InvalidArgument as refusal:

@@ -113,6 +113,7 @@ def casters(catalog: Catalog, reader: Callable[[Type], Read]) -> dict[int, Caste
         name = f"{type.schema}.{type.name}"
         if type.kind == "array":
             element = catalog.plain(catalog.type(type.element))
+            # psycopg2's parser of arrays, in C, knows no other delimiter (that of box is ";")
             if element.delimiter == "," and element.kind != "array":
                 parse = new_array_type((type.oid,), name, caster(element))
                 return new_type((type.oid,), name, _array_cast(parse))

@@ -182,7 +182,7 @@ def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSI
         if isinstance(value, (list, tuple)) and not any(
             isinstance(item, (list, tuple)) for item in value
         ):
-            try:
+            try:  # nearly every list is flat and fits: its items are not counted for nothing
                 return write_array(
                     [None if item is None else write(item) for item in value], delimiter
                 )
