@@ -248,10 +248,11 @@ class Serving(Service):
         )
         self.hub.refresh = self.catalogs.refresh
         batches = Batches(self.hub, self.database, settings.max_bytes, settings.embedded_router)
-        self.hub.add({**status.procedures(), **batches.procedures()}, once=False)
+        own = {**status.procedures(), **batches.procedures()}
+        self.hub.add(own, once=False)
         self.hub.add(written)
         callee.meter.verbs = self.hub.verbs
-        callee.meter.procedures = {*status.procedures(), *written}
+        callee.meter.procedures = {*own, *written}
 
     def startService(self) -> None:
         """Open the pool, begin to read the catalog and to listen."""

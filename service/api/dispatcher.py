@@ -134,7 +134,7 @@ class Dispatcher:
             before, snapshot, route, actor = self._union, None, NOWHERE, None
             try:
                 if procedure is None:
-                    snapshot = self._served_as(role)
+                    snapshot = self._served.get(role) or self._served_as(role)
                     route = snapshot.routes.get(name) or self._route(snapshot, name)
                 identity = identity_for(role, caller, route.schema)
                 with self._backend.database.identity(identity) as actor:

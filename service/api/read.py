@@ -63,7 +63,8 @@ def get(call: Call) -> Step:
     """
     relation = call.relation
     assert relation is not None
-    check_keyed(relation, "get")
+    if not relation.primary_key:
+        check_keyed(relation, "get")
     parsed = parse_get(call.args, call.kwargs, call.backend.limits)
     statement = call.snapshot.statement(_get, relation, parsed.request)
     form = parsed.request.form

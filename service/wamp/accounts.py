@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -72,6 +73,7 @@ class Account:
         given: Jobs of its calls that workers have.
         untaken: What answers weigh that it has not taken, for all that is known.
         expected: What its next answer may weigh, to judge by the last ones.
+        weigh: Counts an answer that leaves, by its size.
     """
 
     def __init__(self, accounts: Accounts, session: int | None) -> None:
@@ -80,6 +82,7 @@ class Account:
         self.expected = accounts.bounds.expected
         self.waiting: dict[Deferred[None], float] = {}
         self.asking = self.going = False
+        self.weigh = partial(accounts.sent, self)
         self._accounts = accounts
 
     @property
@@ -104,10 +107,6 @@ class Account:
     def given_up(self, turn: Deferred[None]) -> None:
         """Remove a call that waits: it was cancelled."""
         self.waiting.pop(turn, None)
-
-    def weigh(self, size: int) -> None:
-        """Count an answer that leaves."""
-        self._accounts.sent(self, size)
 
 
 class Accounts:
@@ -198,7 +197,7 @@ class Accounts:
         Raises:
             Unavailable: It has waited too long.
         """
-        if account.waiting or not self._may_run(account):
+        if account.waiting or account.running >= self.bounds.running or account.blocked:
             turn: Deferred[None] = Deferred(account.given_up)
             account.waiting[turn] = self._reactor.seconds() + self.bounds.wait
             self._sweep_later()
@@ -215,8 +214,12 @@ class Accounts:
     def sent(self, account: Account, size: int) -> None:
         """Count an answer that leaves."""
         account.expected = max(size, account.expected // 2)
-        self._set(account, account.untaken + size)
-        if account.untaken > HELD and not account.asking:
+        untaken = account.untaken + size
+        if untaken <= HELD:
+            account.untaken = untaken
+            return
+        self._set(account, untaken)
+        if not account.asking:
             account.asking = True
             asking = Deferred.fromCoroutine(self._follow(account))
             asking.addErrback(lambda why: log.failure("cannot ask the router", why))
@@ -248,9 +251,6 @@ class Accounts:
             self.untaken -= account.untaken
         account.untaken = untaken
 
-    def _may_run(self, account: Account) -> bool:
-        return account.running < self.bounds.running and not account.blocked
-
     def _go_later(self, account: Account) -> None:
         if account.waiting and not account.going:
             account.going = True
@@ -260,7 +260,8 @@ class Accounts:
         """Start calls that wait, as many as may run, for `SLICE` at most."""
         account.going = False
         end = self._reactor.seconds() + SLICE
-        while account.waiting and self._may_run(account):
+        bounds = self.bounds
+        while account.waiting and account.running < bounds.running and not account.blocked:
             if self._reactor.seconds() > end:
                 self._go_later(account)
                 return

@@ -45,7 +45,6 @@ from service.wamp.backpressure import Pace
 from service.wamp.errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
-    name_of,
     pattern,
     refusal,
 )
@@ -110,6 +109,7 @@ class Callee:
         self._reactor = reactor
         self._answer = answer
         self._prefix = prefix
+        self._head = pattern(prefix)
         self._shared = shared
         self._process = ""
         self._forwarded: Forwarded | None = None
@@ -145,7 +145,7 @@ class Callee:
         session.full = partial(self._full, session)
         take = partial(self._take, session, details.realm or "")
         if self._process:
-            own = f"{pattern(self._prefix)}tx.{self._process}"
+            own = f"{self._head}tx.{self._process}"
             options = RegisterOptions(match="prefix", details_arg=DETAILS)
             await session.register(take, f"{own}.", options=options)
             take_forwarded = partial(self._take_forwarded, session, details)
@@ -157,14 +157,14 @@ class Callee:
         except ApplicationError as error:
             if error.error not in {PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE}:
                 raise
-            log.warn("taking {prefix} over from another session", prefix=pattern(self._prefix))
+            log.warn("taking {prefix} over from another session", prefix=self._head)
             self._registration = await self._register(session, take, True)
 
     def displaced(self, registration: int) -> None:
         """Forget the registration: another service took the prefix over. It is not taken back."""
         if self._registration is not None and registration == self._registration.id:
             self._registration = None
-            log.warn("another session took {prefix} over", prefix=pattern(self._prefix))
+            log.warn("another session took {prefix} over", prefix=self._head)
 
     async def leaving(self) -> None:
         """Refuse further calls, and wait for those that run; cancel what outlasts the drain."""
@@ -206,7 +206,7 @@ class Callee:
             force_reregister=True if force else None,
             details_arg=DETAILS,
         )
-        return await session.register(take, pattern(self._prefix), options=options)
+        return await session.register(take, self._head, options=options)
 
     def _take(
         self,
@@ -223,12 +223,8 @@ class Callee:
         outcome is the answer, for a write may be kept by then.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-
-        async def answer(progress: Send | None = None) -> Any:
-            name = name_of(details.procedure or "", self._prefix)
-            return await self._answer(name, args, kwargs, caller, progress)
-
-        return self._begin(session, details, answer)
+        name = (details.procedure or "").removeprefix(self._head)
+        return self._begin(session, details, partial(self._answer, name, args, kwargs, caller))
 
     def _take_forwarded(
         self,
@@ -270,7 +266,7 @@ class Callee:
         session = self._session
         if session is None:
             raise Unavailable("the router is gone")
-        uri = f"{pattern(self._prefix)}tx.{process}"
+        uri = f"{self._head}tx.{process}"
         try:
             return await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
         except PayloadExceededError:
@@ -380,7 +376,7 @@ class Callee:
             failed = refused.error
             raise refused from None
         finally:
-            name = uri.removeprefix(pattern(self._prefix))
+            name = uri.removeprefix(self._head)
             self.meter.end(name, outcome, self._reactor.seconds() - began, failed)
 
     async def _held(self, caller: int | None) -> int:
