@@ -492,6 +492,12 @@ class PgConnection(extensions.connection):
             words += f";{DISCARD_SEQUENCES if self.counted else ''}"
         self.opening = words + identity
 
+    def allow_idle(self, seconds: float) -> None:
+        """Have the transaction whose BEGIN is noted lie idle for so long, past the session's limit."""
+        self.idle = seconds
+        limit = f"SET LOCAL idle_in_transaction_session_timeout={round(seconds * 1000)};"
+        self.opening = f"{self.opening}{limit}"
+
     def act(self, actor: Actor) -> None:
         """
         Note as whom the statements of the open transaction run from now on.

@@ -80,6 +80,29 @@ class Database:
         finally:
             self._actor.reset(token)
 
+    def hold(
+        self, idle: float, isolation: str | None = None, read_only: bool = False
+    ) -> Transaction:
+        """
+        Return a transaction that its holder ends, with `commit`, `rollback` or `abandon`.
+
+        Args:
+            idle: Seconds between two statements after which the holder ends it.
+            isolation: As that of `transaction`.
+            read_only: Whether the server refuses writes in it.
+        """
+        words = begin_statement(isolation, read_only)
+        return Transaction(self.pool.scheduler, words, self._actor.get(), idle)
+
+    @contextmanager
+    def inside(self, level: Level) -> Iterator[None]:
+        """Run the statements of the body in a transaction that is held."""
+        token = self._level.set(level)
+        try:
+            yield
+        finally:
+            self._level.reset(token)
+
     async def yield_to_reactor(self, at: int) -> None:
         """Yield to the reactor after every `STEPS` steps of a long loop in its thread."""
         if at % STEPS == STEPS - 1:

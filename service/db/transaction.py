@@ -230,6 +230,12 @@ def undo_txn(connection: PgConnection, savepoint: str) -> None:
     connection.actor = None  # as whom statements run was undone, too, if it was set since
 
 
+def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
+    """Roll back to a savepoint, which stays; as whom statements run may have been undone with it."""
+    connection.command(f"ROLLBACK TO SAVEPOINT {savepoint}")
+    connection.actor = None
+
+
 def retryable(error: BaseException) -> bool:
     """Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01)."""
     seen: BaseException | None = error
@@ -356,10 +362,15 @@ class Transaction(Level):
         scheduler: Where its worker comes from.
         words: The BEGIN.
         actor: As whom it runs.
+        idle: Seconds for which it may lie idle, if its holder ends it then. The server's own limit
+            is put off, since it ends the session with the transaction.
     """
 
-    def __init__(self, scheduler: Scheduler, words: str, actor: Actor) -> None:
+    def __init__(
+        self, scheduler: Scheduler, words: str, actor: Actor, idle: float | None = None
+    ) -> None:
         super().__init__(0, actor)
+        self._idle = idle
         self._scheduler = scheduler
         self._words = words
         self._lane: SimpleQueue[Job | None] = SimpleQueue()
@@ -395,6 +406,8 @@ class Transaction(Level):
         assert server is not None
         assert server.worker is not None
         connection.begin(self._words)
+        if self._idle is not None:
+            connection.allow_idle(self._idle + connection.grace)
         while (job := self._next(connection)) is not None:
             server.worker.execute(job, partial(server.worker.perform, connection=connection))
 
@@ -454,6 +467,8 @@ class Transaction(Level):
     def abandon(self) -> None:
         """Release the worker, which rolls back what it finds open."""
         if self._close():
+            if self._server is not None and self._server.take():  # still waiting for a worker
+                self._ended(Failure(CancelledError()))
             self._lane.put(None)
 
     def _close(self) -> bool:
