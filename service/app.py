@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.api.dispatcher import Dispatcher
+from service.api.interactive import BEGIN, Interactive, TransactionLimits
 from service.api.leases import new_process
 from service.api.reload import Catalogs
 from service.api.roles import Roles
@@ -226,6 +227,9 @@ class Serving(Service):
         callee.pin(process, self.hub.forwarded)
         if settings.shared:
             self.hub.share(callee.forward)
+        self.hub.hold(
+            Interactive(self.database, _held(settings), process, settings.prefix, self.hub.answer)
+        )
 
         def departed(session: int | None) -> None:
             self.hub.departed(session)
@@ -252,7 +256,7 @@ class Serving(Service):
         self.hub.add(own, once=False)
         self.hub.add(written)
         callee.meter.verbs = self.hub.verbs
-        callee.meter.procedures = {*own, *written}
+        callee.meter.procedures = {*own, *written, BEGIN}
 
     def startService(self) -> None:
         """Open the pool, begin to read the catalog and to listen."""
@@ -311,6 +315,15 @@ def _session(settings: Settings) -> SessionSettings:
         settings.tx_idle_timeout,
         settings.schemas,
         slow_statement=settings.slow_statement,
+    )
+
+
+def _held(settings: Settings) -> TransactionLimits:
+    return TransactionLimits(
+        settings.max_transactions or max(1, settings.pool_max - 2),
+        settings.max_transactions_per_session,
+        settings.tx_idle_timeout,
+        settings.transaction_timeout,
     )
 
 

@@ -164,7 +164,7 @@ OTHER_NAMES = {
     "pool_timeout": "ACQUIRETIMEOUT CONNECTIONTIMEOUT DBPOOLACQUISITIONTIMEOUT WAIT",
     "statement_timeout": "TIMEOUT QUERYTIMEOUT CALLTIMEOUT",
     "slow_statement": "SLOW SLOWQUERY SLOWQUERIES SLOWLOG LOGMINDURATION LOGMINDURATIONSTATEMENT",
-    "tx_idle_timeout": "IDLETIMEOUT TRANSACTIONTIMEOUT",
+    "tx_idle_timeout": "IDLETIMEOUT",
     "max_rows": "LIMIT MAXLIMIT PAGESIZE DBMAXROWS ROWLIMIT",
     "max_bytes": "MAXSIZE BYTELIMIT",
     "shared": "REPLICAS CLUSTER SCALE",
@@ -253,6 +253,13 @@ class Settings(BaseSettings):
     )
     lock_timeout: Seconds = Field(default=5, description="seconds a statement may wait for a lock")
     tx_idle_timeout: Seconds = Field(default=10, description="seconds a transaction may do nothing")
+    transaction_timeout: Seconds = Field(
+        default=60, description="seconds a transaction that a caller holds open may last"
+    )
+    max_transactions: Count | None = Field(
+        default=None, description="transactions that callers hold open; unset: POOL_MAX less two"
+    )
+    max_transactions_per_session: Count = Field(default=2, description="those of one session")
     max_rows: Count = Field(default=1000, description="rows in one answer")
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one answer"

@@ -288,7 +288,7 @@ def test_test_of_an_application_is_the_one_of_the_example() -> None:
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
     """The batch of the page does what it says."""
-    (shown,) = code(DOCS / "transactions.md", "python")
+    shown, _ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.replace("await", "return await", 1).splitlines()]
     exec("\n".join(["async def batch(session):", *lines]), made)
@@ -296,6 +296,20 @@ async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
     assert vehicle["driver_id"] == driver["id"]
     assert (page["rows"], page["count"]) == ([vehicle], 1)
     execute(migrated, "TRUNCATE drivers, vehicles")
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_a_transaction_held_open(
+    actions: None, caller: Caller, migrated: str
+) -> None:
+    """It changes the row by what it has read of it."""
+    _, shown = code(DOCS / "transactions.md", "python")
+    made: dict[str, Any] = {}
+    lines = [f"    {line}" for line in shown.splitlines()]
+    exec("\n".join(["async def transact(session):", *lines]), made)
+    execute(migrated, "UPDATE actions SET status = false WHERE id = 1")
+    await made["transact"](caller)
+    assert execute(migrated, "SELECT status FROM actions WHERE id = 1") == [(True,)]
 
 
 @pytest_twisted.ensureDeferred
@@ -395,7 +409,7 @@ def test_errors_of_each_verb() -> None:
         named = names or [{"functions": "fn"}.get(cell, "written")]
         found |= dict.fromkeys(named, own)
     found["written"] = set().union(*found.values())
-    own_procedures = {"describe", "health", "stats"}
+    own_procedures = {"describe", "health", "stats", "transaction.begin"}
     described = errors_by_procedure(VERBS.values())
     assert found.keys() == described.keys() - own_procedures
     for verb, kinds in described.items():

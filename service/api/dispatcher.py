@@ -11,14 +11,16 @@ after it was read: such a call is answered once more from a new one.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import Backend, Call, CallState, Send, Step
+from service.api.call import Backend, Call, CallState, Send, Step, no_operation
 from service.api.import_ import Forward, Importing
+from service.api.interactive import BEGIN, TX, Interactive, ended
+from service.api.leases import Leases
 from service.api.roles import Roles, identity_for
 from service.api.snapshot import Route, Snapshot
 from service.api.verbs import FUNCTION, VERBS
@@ -30,7 +32,6 @@ from service.db.transaction import Actor
 from service.describe.verbs import Verb
 from service.errors import (
     Canceled,
-    Conflict,
     DatabaseRefused,
     InvalidArgument,
     InvalidRow,
@@ -96,6 +97,7 @@ class Dispatcher:
         self._roles = roles
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
+        self._interactive: Interactive | None = None
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
         self._importing = Importing(database, limits, process)
@@ -122,8 +124,8 @@ class Dispatcher:
         Raises:
             ServiceError: Any refusal.
         """
-        if name.startswith("tx."):  # a process that is there answers by a registration of its own
-            raise Conflict("the service that had this has stopped", reason="stopped")
+        if name.startswith(TX):
+            return await self._in_transaction(name, args, kwargs, caller)
         role, state, id = self._roles.of(caller), CallState(), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
@@ -166,6 +168,18 @@ class Dispatcher:
                         raise
                     raise found from error
         raise AssertionError(name)
+
+    async def _in_transaction(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+    ) -> Any:
+        if self._interactive is None:
+            raise ended("stopped")
+        if self._backend.database.level is not None:
+            raise no_operation("tx")
+        # The name has the transaction's secret; the log has that of the operation.
+        id = f"{random.getrandbits(128):032x}"
+        ORIGIN.set(Origin(id, "tx", self._roles.of(caller), "interactive"))
+        return await self._interactive.answer(name, args, kwargs, caller)
 
     async def perform(self, call: Call) -> Any:
         """
@@ -344,13 +358,25 @@ class Dispatcher:
         """Pass calls on to other processes that have what they belong to."""
         self._importing.forward = forward
 
+    def hold(self, interactive: Interactive) -> None:
+        """Serve transactions that callers hold open."""
+        self._interactive = interactive
+        self.add({BEGIN: interactive.begin})
+
     def departed(self, session: int | None = None) -> None:
         """Drop what a caller's session has begun; without one, what any has: no router is there."""
-        self._importing.uploads.departed(session)
+        for leases in self._leases():
+            leases.departed(session)
 
     def stop(self) -> None:
         """Begin nothing that outlasts its call, and end what no call is at."""
-        self._importing.uploads.stop()
+        for leases in self._leases():
+            leases.stop()
+
+    def _leases(self) -> Iterator[Leases[Any]]:
+        yield self._importing.uploads
+        if self._interactive is not None:
+            yield self._interactive.open
 
     async def forwarded(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], session: int | None
@@ -375,14 +401,6 @@ def depends_on_catalog(error: ServiceError) -> bool:
     if isinstance(error, Unavailable):
         return error.details.get("sqlstate") in STALE
     return isinstance(error, _CATALOG_ERRORS)
-
-
-def no_operation(name: str) -> InvalidArgument:
-    """Return the refusal of what cannot be called in a transaction."""
-    return InvalidArgument(
-        f'"{name}" cannot be called in a transaction',
-        hint="it takes verbs and functions whose answer is one result",
-    )
 
 
 def _claims_nothing(error: Exception) -> bool:

@@ -22,7 +22,9 @@ from twisted.internet.interfaces import IDelayedCall
 from service.errors import NotAuthorized, Unavailable
 from service.request.arguments import Caller
 
-Reason = Literal["idle_timeout", "session_left", "stopped", "failed", "committed", "rolled_back"]
+Reason = Literal[
+    "idle_timeout", "timeout", "session_left", "stopped", "failed", "committed", "rolled_back"
+]
 """Why a lease has ended."""
 
 REMEMBERED = 60.0

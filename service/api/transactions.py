@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.api.dispatcher import Dispatcher, Procedure, no_operation
+from service.api.call import no_operation, unwritten
+from service.api.dispatcher import Dispatcher, Procedure
 from service.db.database import Database
-from service.db.statements import READ_ONLY
 from service.db.transaction import retryable
-from service.errors import Conflict, DatabaseRefused, InvalidArgument, ServiceError
+from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import fit
 from service.request.arguments import Caller
 from service.request.transaction import BatchRequest, parse_batch, resolve
@@ -29,14 +29,6 @@ class InjectedFailure(Conflict):
 
 class DryRun(Exception):
     """The end of a batch that is to be rolled back."""
-
-
-def _writes(error: ServiceError) -> bool:
-    return error.details.get("sqlstate") == READ_ONLY
-
-
-def _read_only() -> DatabaseRefused:
-    return DatabaseRefused("this would write, and the batch is read_only", sqlstate=READ_ONLY)
 
 
 class Batches:
@@ -103,7 +95,7 @@ class Batches:
                         named = resolve(operation.kwargs, results, f"{path}.kwargs")
                         results.append(await self._hub.answer(operation.name, given, named, caller))
                     except ServiceError as error:
-                        found = _read_only() if request.read_only and _writes(error) else error
+                        found = unwritten(error) if request.read_only else error
                         found.details["operation"] = at
                         raise found from error.__cause__
                 fit(results, self._max_bytes)

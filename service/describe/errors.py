@@ -53,6 +53,7 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "health": ANY,
     "stats": ANY,
     "transaction": ALL,
+    "transaction.begin": ANY,
     "written": ALL,
 }
 """Of a call of a function, of our own procedures, and of one written by hand."""

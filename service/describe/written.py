@@ -94,6 +94,19 @@ OWN: Mapping[str, dict[str, Any]] = {
         "result": {"type": "array"},
         "errors": reference("errors.transaction"),
     },
+    "transaction.begin": {
+        "comment": "A transaction that stays open between calls; the URI by which it is called",
+        "arguments": record(
+            {
+                "isolation": words(*ISOLATION),
+                "read_only": FLAG,
+                "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                **TIMEOUT,
+            }
+        ),
+        "result": record({"tx": {"type": "string"}}, ["tx"]),
+        "errors": reference("errors.transaction.begin"),
+    },
 }
 """The service's own procedures."""
 

@@ -208,14 +208,12 @@ def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
     return value
 
 
-def seconds_of(value: Any) -> float | None:
+def seconds_of(value: Any, name: str = "timeout") -> float | None:
     """Return a time limit in seconds; None is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise InvalidArgument(
-            '"timeout" is a number of seconds, above 0 and below 10^9', path="timeout"
-        )
+        raise InvalidArgument(f'"{name}" is a number of seconds, above 0 and below 10^9', path=name)
     return float(value)
 
 

@@ -358,7 +358,8 @@ class Callee:
         self.meter.begin()
         outcome, failed = "answered", ""
         try:
-            if self._draining:
+            # What a transaction that has ended says of itself is known to the dispatcher alone.
+            if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
             await self._accounts.begin(account)
             try:

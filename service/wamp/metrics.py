@@ -20,6 +20,9 @@ QUANTILES = (0.5, 0.9, 0.95, 0.99)
 UNKNOWN = "unknown"
 """The verb of names that are none of ours: a caller may think of any, so they share one."""
 
+TX = "tx"
+"""The verb of calls in transactions, whose URIs are their own."""
+
 FORWARDED = "forwarded"
 """The verb of calls that another process has passed on, which has counted them for theirs."""
 
@@ -63,8 +66,8 @@ class Meter:
             verb = name
         elif f".{FN}." in f".{name}":
             verb = FN
-        elif name.startswith("tx."):
-            verb = FORWARDED
+        elif name.startswith(f"{TX}."):
+            verb = TX if name.count(".") > 1 else FORWARDED
         elif verb not in self.verbs:
             verb = UNKNOWN
         buckets = self._buckets.get(verb)

@@ -60,6 +60,8 @@ def test_outcomes_and_calls_in_progress_are_counted() -> None:
         ("app.fn.report.find", "fn"),
         ("fn.odd", "fn.odd"),
         ("tx.0123456789abcdef", "forwarded"),
+        ("tx.0123456789abcdef.id", "tx"),
+        ("tx.0123456789abcdef.id.commit", "tx"),
         ("actions.gets", "unknown"),
         ("", "unknown"),
         ("get", "get"),

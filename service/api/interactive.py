@@ -1,0 +1,347 @@
+"""
+Interactive transactions: a caller's session holds one open between calls, under a URI of its own.
+
+`transaction.begin` answers the URI, which names this process. A call of it runs an operation inside,
+and what stands below it ends the transaction or sets savepoints. Calls run one after another, in the
+order in which they came, so a caller need not wait for the answers. The first that fails, fails
+those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+
+from service.api.call import no_operation, unwritten
+from service.api.leases import Lease, Leases, Reason
+from service.db.connection import PgConnection
+from service.db.database import Database
+from service.db.errors import refusal
+from service.db.slow import ORIGIN, Origin
+from service.db.transaction import (
+    Transaction,
+    TransactionAborted,
+    TransactionClosed,
+    rollback_to_txn,
+)
+from service.errors import (
+    Canceled,
+    Conflict,
+    InvalidArgument,
+    NoSuchProcedure,
+    ServiceError,
+    nearest,
+)
+from service.request.arguments import Arguments, Caller, seconds_of
+from service.request.transaction import ISOLATION
+from service.sql.statement import quoted
+
+BEGIN = "transaction.begin"
+"""The name of the procedure that begins one."""
+TX = "tx."
+"""What the names of calls in a transaction begin with."""
+
+NAMED = frozenset({"savepoint", "release", "rollback_to"})
+"""Commands that name a savepoint."""
+
+MAX_NAME = 63
+"""Bytes of a savepoint's name: PostgreSQL would cut a longer one, and take two for the same."""
+
+ENDED: Mapping[Reason, str] = {
+    "idle_timeout": "the transaction lay idle for too long and was rolled back",
+    "session_left": "the session that had the transaction has left; it was rolled back",
+    "stopped": "the service that had the transaction has stopped; it was rolled back",
+    "failed": "the transaction has failed",
+    "timeout": "the transaction took longer than it may and was rolled back",
+    "committed": "the transaction has been committed",
+    "rolled_back": "the transaction has been rolled back",
+}
+
+FAILED = "the transaction has failed: a call before this one was refused"
+
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
+"""The dispatcher: the name of an operation without the prefix, its arguments, who calls."""
+
+
+@dataclass(frozen=True)
+class TransactionLimits:
+    """
+    How many transactions callers may hold, and for how long.
+
+    Args:
+        total: Of all sessions: each has a connection.
+        session: Of one.
+        idle: Seconds between two calls.
+        whole: Seconds from the beginning to the end.
+    """
+
+    total: int = 3
+    session: int = 2
+    idle: float = 10.0
+    whole: float = 60.0
+
+
+class HeldTransaction:
+    """
+    A transaction between its calls.
+
+    Args:
+        level: In the database; it takes a connection with its first statement.
+        read_only: Whether PostgreSQL refuses writes in it.
+
+    Attributes:
+        failure: Details of what its calls get since one has failed.
+        reason: Why it has ended, once it has.
+    """
+
+    def __init__(self, level: Transaction, read_only: bool) -> None:
+        self.level = level
+        self.read_only = read_only
+        self._last: Deferred[None] = succeed(None)
+        self.failure: Mapping[str, Any] | None = None
+        self.reason: Reason | None = None
+        self.running: Deferred[Any] | None = None
+        self.clock: IDelayedCall | None = None
+
+    async def turn(self) -> Deferred[None]:
+        """Wait for the calls that came before, and return what this one fires when it is done."""
+        before, done, mine = self._last, Deferred[None](), Deferred[None]()
+        self._last = done
+
+        def begin(_: None) -> None:
+            if not mine.called:
+                mine.callback(None)
+            elif not done.called:
+                # Cancelled while it waited. Those behind it count on what it was to do, and fail;
+                # those before it did not.
+                self.fail(Canceled())
+                done.callback(None)
+
+        before.addCallback(begin)
+        await mine
+        return done
+
+    def fail(self, cause: ServiceError | None) -> None:
+        """Note that a call has failed."""
+        if self.reason is None and self.failure is None:
+            self.failure = {
+                "reason": "failed",
+                "detail": f"{cause.uri}: {cause.message}" if cause else None,
+                "sqlstate": cause.details.get("sqlstate") if cause else None,
+                "hint": "roll it back, or back to a savepoint",
+            }
+
+    def over(self, reason: Reason) -> None:
+        """Note that it has ended."""
+        self.reason = reason
+        if self.clock is not None and self.clock.active():
+            self.clock.cancel()
+
+    def drop(self, reason: Reason) -> None:
+        """Stop what runs in it, and roll back."""
+        self.over(reason)
+        if self.running is not None:
+            self.running.cancel()
+        self.level.abandon()
+
+
+class Interactive:
+    """
+    Args:
+        database: Where the transactions are.
+        limits: How many, and for how long.
+        process: Which has those that begin here.
+        prefix: Of the procedures' URIs.
+        answer: Answers an operation.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        limits: TransactionLimits,
+        process: str,
+        prefix: str,
+        answer: Answer,
+    ) -> None:
+        self._database = database
+        self._limits = limits
+        self._prefix = prefix
+        self._answer = answer
+        self.open: Leases[HeldTransaction] = Leases(
+            *(database.reactor, process, "transaction", limits.total, limits.session),
+            "commit or roll back one of them",
+        )
+        self._commands: Mapping[str, Callable[..., Awaitable[None]]] = {
+            "commit": self._commit,
+            "rollback": self._rollback,
+            "savepoint": self._savepoint,
+            "release": self._release,
+            "rollback_to": self._rollback_to,
+        }
+
+    async def begin(self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """
+        Answer `transaction.begin`: the URI of a new transaction.
+
+        Raises:
+            InvalidArgument: An argument is not what it may be.
+            Unavailable: There are as many as may be.
+        """
+        if self._database.level is not None:
+            raise no_operation(BEGIN)
+        given = Arguments(args, kwargs, [], ["isolation", "read_only", "idle_timeout"])
+        isolation = given.choice("isolation", ISOLATION)
+        read_only = given.flag("read_only")
+        idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle
+        level = self._database.hold(self._limits.idle, isolation, read_only)
+        held = HeldTransaction(level, read_only)
+        lease = self.open.open(caller, held, min(idle, self._limits.idle))
+        held.clock = self._database.reactor.callLater(
+            self._limits.whole, self.open.drop, lease, "timeout"
+        )
+        with self.open.use(lease):
+            return {"tx": f"{self._prefix}.{TX}{lease.id}"}
+
+    async def answer(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+    ) -> Any:
+        """
+        Answer a call in a transaction.
+
+        Args:
+            name: As in "tx.<process>.<secret>.commit".
+            args: Of the command; without one, the name of an operation, its args and kwargs.
+            kwargs: The same by name: `call`, `args`, `kwargs`.
+            caller: Who calls.
+
+        Raises:
+            NotAuthorized: The transaction is another session's.
+            Conflict: It has ended, or failed before.
+            ServiceError: What the operation was refused with.
+        """
+        process, _, rest = name.removeprefix(TX).partition(".")
+        secret, _, command = rest.partition(".")
+        if process != self.open.process:  # whoever has a transaction answers for it
+            raise ended("stopped")
+        id = f"{process}.{secret}"
+        lease = self.open.find(id, caller.session)
+        if lease is None:
+            raise ended(self.open.reason(id))
+        if command and command not in self._commands:
+            hint = nearest(command, list(self._commands))
+            raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
+        held = lease.held
+        with self.open.use(lease):
+            done = await held.turn()
+            try:
+                work = self._work(lease, command, args, kwargs, caller)
+                held.running = Deferred.fromCoroutine(work)
+                return await held.running
+            except BaseException as error:
+                found = refusal(error)
+                if found is not None and held.read_only:
+                    found = unwritten(found)
+                held.fail(found)
+                if held.reason is not None and (found is None or isinstance(found, Canceled)):
+                    raise ended(held.reason) from error
+                if found is None:
+                    raise
+                raise found from error
+            finally:
+                held.running = None
+                done.callback(None)
+
+    async def _work(
+        self,
+        lease: Lease[HeldTransaction],
+        command: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+    ) -> Any:
+        held = lease.held
+        if held.reason is not None:
+            raise ended(held.reason)
+        if command:
+            names = ["name"] if command in NAMED else []
+            given = Arguments(args, kwargs, names, [])
+            work = self._commands[command](lease, given)
+            return await self._database.within(given.timeout(), work)
+        if held.failure is not None:
+            raise Conflict(FAILED, **held.failure)
+        given = Arguments(args, kwargs, ["call", "args", "kwargs"], [])
+        call, positional, named = given.required("call"), given.value("args"), given.value("kwargs")
+        if not isinstance(call, str):
+            raise InvalidArgument(
+                "an operation is named by a string", path="call", hint='as in "actions.update"'
+            )
+        if not isinstance(positional, list | tuple | None):
+            raise InvalidArgument('"args" is a list', path="args")
+        if not isinstance(named, Mapping | None):
+            raise InvalidArgument('"kwargs" is a dict', path="kwargs")
+        ORIGIN.set(replace(ORIGIN.get() or Origin(), procedure=call))
+        with self._database.inside(held.level):
+            work = self._answer(call, positional or (), named or {}, caller)
+            return await self._database.within(given.timeout(), work)
+
+    async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        """Commit; a transaction that has failed is rolled back, as PostgreSQL would."""
+        held = lease.held
+        if held.failure is not None:
+            self._end(lease, "failed")
+            await held.level.rollback()
+            raise Conflict(FAILED, **held.failure)
+        try:
+            await held.level.commit()
+        except BaseException as error:
+            self._end(lease, "failed")
+            if isinstance(error, TransactionAborted | TransactionClosed):
+                raise ended("failed") from error
+            raise
+        self._end(lease, "committed")
+
+    async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        self._end(lease, "rolled_back")
+        await lease.held.level.rollback()
+
+    def _end(self, lease: Lease[HeldTransaction], reason: Reason) -> None:
+        self.open.end(lease, reason)
+        lease.held.over(reason)
+
+    async def _savepoint(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        await self._command(lease.held, f"SAVEPOINT {_name_of(given)}")
+
+    async def _release(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        await self._command(lease.held, f"RELEASE SAVEPOINT {_name_of(given)}")
+
+    async def _rollback_to(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        """Roll back to a savepoint, after which the transaction goes on, failed or not."""
+        held = lease.held
+        await held.level.send(rollback_to_txn, _name_of(given))
+        held.failure = None
+
+    async def _command(self, held: HeldTransaction, words: str) -> None:
+        if held.failure is not None:
+            raise Conflict(FAILED, **held.failure)
+        await held.level.send(PgConnection.command, words)
+
+
+def ended(reason: Reason | None) -> Conflict:
+    """Return what a call of a transaction gets that has ended."""
+    if reason is None:
+        return Conflict("there is no such transaction, or it has ended a while ago")
+    clock = {"idle_timeout": "idle", "timeout": "transaction"}.get(reason)
+    return Conflict(ENDED[reason], reason="failed" if reason == "timeout" else reason, clock=clock)
+
+
+def _name_of(given: Arguments) -> str:
+    name = given.value("name")
+    if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > MAX_NAME:
+        raise InvalidArgument(
+            f"a savepoint's name is a string of 1 to {MAX_NAME} bytes", path="name"
+        )
+    return quoted(name)

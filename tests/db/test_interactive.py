@@ -1,0 +1,463 @@
+"""
+Transactions that a caller holds open between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+
+from service.api.interactive import Interactive, TransactionLimits
+from service.api.leases import new_process
+from service.errors import (
+    Conflict,
+    DatabaseRefused,
+    InvalidArgument,
+    NoSuchProcedure,
+    NotAuthorized,
+    NotFound,
+    ServiceError,
+    StatementTimeout,
+    Unavailable,
+    UniqueViolation,
+)
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.hubs import Callee, serving
+from tests.db.rooms import failure_of, until
+
+SCHEMA = """
+CREATE SCHEMA other;
+CREATE TABLE items (id int PRIMARY KEY, name text, later int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE other.items (id int PRIMARY KEY, name text DEFAULT 'other''s');
+CREATE FUNCTION other.here() RETURNS text LANGUAGE plpgsql STABLE
+    AS $$ BEGIN RETURN (SELECT max(name) FROM items); END $$;
+CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(20);
+CREATE FUNCTION pid() RETURNS int LANGUAGE sql STABLE AS 'SELECT pg_backend_pid()';
+"""
+
+ANN, BOB = (Caller(session, None, None, "realm1") for session in (1, 2))
+
+
+class Held:
+    """
+    A transaction, as its caller has it.
+
+    Args:
+        db: What is served.
+        caller: Whose it is.
+        uri: What `transaction.begin` has answered.
+    """
+
+    def __init__(self, db: Callee, caller: Caller, uri: str) -> None:
+        self.db = db
+        self.caller = caller
+        self.name = uri.removeprefix("rowcast.")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """Run an operation inside."""
+        return self.ask("", name, list(args), kwargs)
+
+    def ask(self, command: str, *args: Any, caller: Caller | None = None) -> Deferred[Any]:
+        """Call the transaction's URI, or one below it."""
+        name = f"{self.name}.{command}" if command else self.name
+        return Deferred.fromCoroutine(self.db.hub.answer(name, args, {}, caller or self.caller))
+
+
+Begin = Callable[..., Any]
+
+
+@asynccontextmanager
+async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin]:
+    """Serve the database with limits of its own; gives the function that begins a transaction."""
+    async with serving(dsn, "public", "other", most=most) as db:
+        interactive = Interactive(
+            db.database, TransactionLimits(**limits), new_process(), "rowcast", db.hub.answer
+        )
+        db.hub.hold(interactive)
+
+        async def begin(caller: Caller = ANN, **kwargs: Any) -> Held:
+            answer = await db.call_as(caller, "transaction.begin", **kwargs)
+            return Held(db, caller, answer["tx"])
+
+        yield begin
+        db.hub.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    execute(dsn, SCHEMA)
+
+
+@pytest.fixture(autouse=True)
+def empty(dsn: str) -> None:
+    execute(dsn, "TRUNCATE items, other.items")
+
+
+@pytest_twisted.async_yield_fixture
+async def begin(dsn: str) -> AsyncIterator[Begin]:
+    async with holding(dsn) as found:
+        yield found
+
+
+def kept(dsn: str) -> list[Any]:
+    return [id for (id,) in execute(dsn, "SELECT id FROM items ORDER BY id")]
+
+
+def transactions(dsn: str) -> list[Any]:
+    return execute(
+        dsn,
+        "SELECT pid, query FROM pg_stat_activity WHERE datname = current_database()"
+        " AND xact_start IS NOT NULL AND pid <> pg_backend_pid()",
+    )
+
+
+async def conflict(call: Any) -> tuple[str | None, str | None]:
+    """Give reason and clock of the conflict that a call ends in."""
+    error = await failure_of(call)
+    assert isinstance(error, Conflict), error
+    return error.details.get("reason"), error.details.get("clock")
+
+
+@pytest_twisted.ensureDeferred
+async def test_operations_see_each_other_and_commit_keeps_them(dsn: str, begin: Begin) -> None:
+    """All in one session of the database; nobody else sees anything before the end."""
+    tx = await begin()
+    assert transactions(dsn) == []
+    assert await tx.call("items.create", {"id": 1, "name": "a"}) == {
+        "id": 1, "name": "a", "later": None,
+    }  # fmt: skip
+    assert await tx.call("items.update", 1, {"name": "b"}) is not None
+    assert (await tx.call("items.get", 1))["name"] == "b"
+    pids = {await tx.call("fn.pid") for _ in range(3)}
+    assert len(pids) == 1
+    assert kept(dsn) == []
+    assert await tx.ask("commit") is None
+    assert kept(dsn) == [1]
+    assert transactions(dsn) == []
+    assert await conflict(tx.call("items.count")) == ("committed", None)
+    assert await conflict(tx.ask("rollback")) == ("committed", None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_rollback_keeps_nothing(dsn: str, begin: Begin) -> None:
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    await tx.ask("rollback")
+    assert (kept(dsn), transactions(dsn)) == ([], [])
+    assert await conflict(tx.ask("commit")) == ("rolled_back", None)
+    empty_handed = await begin()
+    await empty_handed.ask("commit")
+    await (await begin()).ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_sent_ahead_run_in_order(dsn: str, begin: Begin) -> None:
+    """Commit and all, without waiting for any answer."""
+    tx = await begin()
+    calls = [tx.call("items.create", {"id": 1, "name": "0"})]
+    calls += [tx.call("items.update", 1, {"name": str(n)}) for n in range(1, 20)]
+    calls += [tx.call("items.get", 1), tx.ask("commit"), tx.call("items.count").addErrback(repr)]
+    answers = await gatherResults(calls)
+    assert [each["name"] for each in answers[:20]] == [str(n) for n in range(20)]
+    assert answers[20]["name"] == "19"
+    assert "committed" in answers[22]
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
+    """With its cause, and until the transaction is rolled back; whatever kind of error it is."""
+    for bad, kind in (
+        (("items.create", {"id": 1}), UniqueViolation),
+        (("items.create", {"nope": 1}), InvalidArgument),
+        (("items.get", 9), NotFound),
+        (("nowhere.get", 9), NoSuchProcedure),
+        (("items.stream",), InvalidArgument),
+        (("items.import", [{"id": 5}]), InvalidArgument),
+        (("transaction.begin",), InvalidArgument),
+        ((5,), InvalidArgument),
+    ):
+        tx = await begin()
+        first, wrong, behind, last = (
+            tx.call("items.create", {"id": 1}),
+            tx.call(*bad),
+            tx.call("items.create", {"id": 2}),
+            tx.ask("savepoint", "s"),
+        )
+        await first
+        error = await failure_of(wrong)
+        assert isinstance(error, kind), bad
+        for each in (behind, last, tx.call("items.count")):
+            failed = await failure_of(each)
+            assert isinstance(failed, Conflict)
+            assert failed.details["reason"] == "failed"
+            assert isinstance(error, ServiceError)
+            assert failed.details["detail"] == f"{error.uri}: {error.message}"
+        await tx.ask("rollback")
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_commit_of_a_failed_transaction_rolls_back(dsn: str, begin: Begin) -> None:
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    await failure_of(tx.call("items.get", 2))
+    assert await conflict(tx.ask("commit")) == ("failed", None)
+    assert await conflict(tx.ask("rollback")) == ("failed", None)
+    assert (kept(dsn), transactions(dsn)) == ([], [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
+    """What is checked at the end alone is the commit's own error."""
+    tx = await begin()
+    await tx.call("items.create", [{"id": 1, "later": 1}, {"id": 2, "later": 1}])
+    error = await failure_of(tx.ask("commit"))
+    assert isinstance(error, UniqueViolation)
+    assert await conflict(tx.ask("commit")) == ("failed", None)
+    assert (kept(dsn), transactions(dsn)) == ([], [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_savepoints_are_the_callers(dsn: str, begin: Begin) -> None:
+    """Of any name; rolled back to, one stays, and a failed transaction goes on."""
+    tx = await begin()
+    await tx.ask("savepoint", 'odd "name"')
+    await tx.call("items.create", {"id": 1})
+    await tx.ask("savepoint", "b")
+    await tx.call("items.create", {"id": 2})
+    assert isinstance(await failure_of(tx.call("items.create", {"id": 1})), UniqueViolation)
+    assert await conflict(tx.call("items.count")) == ("failed", None)
+    await tx.ask("rollback_to", "b")
+    assert await tx.call("items.count") == 1
+    await tx.call("items.create", {"id": 3})
+    await tx.ask("rollback_to", "b")
+    await tx.call("items.create", {"id": 4})
+    await tx.ask("release", "b")
+    assert await failure_of(tx.ask("rollback_to", "b")) is not None
+    await tx.ask("rollback_to", 'odd "name"')
+    await tx.call("items.create", {"id": 5})
+    await tx.ask("commit")
+    assert kept(dsn) == [5]
+    for name in (None, "", "x" * 64, "nul\0"):
+        tx = await begin()
+        assert isinstance(await failure_of(tx.ask("savepoint", name)), InvalidArgument)
+        await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_schema_of_each_operation_is_searched_after_a_savepoint_too(begin: Begin) -> None:
+    tx = await begin()
+    await tx.call("items.create", {"id": 1, "name": "first's"})
+    await tx.ask("savepoint", "s")
+    await tx.call("other.items.create", {"id": 1})
+    assert await tx.call("other.fn.here") == "other's"
+    await tx.ask("rollback_to", "s")
+    assert await tx.call("other.fn.here") is None
+    assert await tx.call("items.get", 1) is not None
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_is_its_sessions_alone(begin: Begin) -> None:
+    """While it is open and afterwards; what is not there is a conflict, never unknown."""
+    tx = await begin()
+    for over in (False, True):
+        for command in ("", "commit"):
+            refused = await failure_of(tx.ask(command, "items.count", caller=BOB))
+            assert isinstance(refused, NotAuthorized)
+        if not over:
+            await tx.ask("rollback")
+    wrong = Held(tx.db, ANN, tx.name[:-1] + ("x" if tx.name[-1] != "x" else "y"))
+    assert await conflict(wrong.ask("commit")) == (None, None)
+    other = Held(tx.db, ANN, f"tx.{new_process()}.abc")
+    assert await conflict(other.ask("commit")) == ("stopped", None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_unknown_command_leaves_the_transaction_as_it_is(begin: Begin) -> None:
+    tx = await begin()
+    error = await failure_of(tx.ask("comit"))
+    assert isinstance(error, NoSuchProcedure)
+    assert error.details["hint"] == 'did you mean "commit"?'
+    await tx.call("items.create", {"id": 1})
+    await tx.ask("commit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"isolation": "none"}, "isolation"),
+        ({"read_only": 1}, "read_only"),
+        ({"idle_timeout": 0}, "idle_timeout"),
+        ({"idle_timeout": True}, "idle_timeout"),
+        ({"idle": 1}, "idle"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_begin_refuses_arguments(begin: Begin, arguments: dict[str, Any], path: str) -> None:
+    error = await failure_of(begin(**arguments))
+    assert isinstance(error, InvalidArgument)
+    assert error.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_isolation_and_read_only_are_postgresqls(dsn: str, begin: Begin) -> None:
+    tx = await begin(isolation="repeatable read")
+    assert await tx.call("items.count") == 0
+    execute(dsn, "INSERT INTO items VALUES (1)")
+    assert await tx.call("items.count") == 0
+    await tx.ask("commit")
+    tx = await begin(read_only=True)
+    assert await tx.call("items.count") == 1
+    refused = await failure_of(tx.call("items.create", {"id": 2}))
+    assert isinstance(refused, DatabaseRefused)
+    assert refused.details == {"sqlstate": "25006"}
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_transaction_is_rolled_back(dsn: str) -> None:
+    """After the service's time, or the call's if that is less; its connection goes on."""
+    async with holding(dsn, idle=0.4) as begin:
+        for kwargs in ({}, {"idle_timeout": 0.1}, {"idle_timeout": 50}):
+            tx = await begin(**kwargs)
+            pid = await tx.call("fn.pid")
+            began = reactor.seconds()
+            await until(lambda: not transactions(dsn))
+            took = reactor.seconds() - began
+            assert took >= 0.05
+            assert (took < 0.3) is (kwargs.get("idle_timeout") == 0.1)
+            assert await conflict(tx.ask("commit")) == ("idle_timeout", "idle")
+            assert execute(dsn, f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_lasts_too_long_is_rolled_back(dsn: str) -> None:
+    """Between calls, and in the midst of one, whose statement is stopped."""
+    async with holding(dsn, whole=0.5) as begin:
+        tx = await begin()
+        await tx.call("items.create", {"id": 1})
+        assert await conflict(tx.call("slow.find")) == ("failed", "transaction")
+        await until(lambda: not transactions(dsn))
+        assert await conflict(tx.ask("commit")) == ("failed", "transaction")
+        tx = await begin()
+        await tx.call("items.create", {"id": 1})
+        await until(lambda: not transactions(dsn))
+        assert await conflict(tx.ask("commit")) == ("failed", "transaction")
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_that_takes_too_long_fails_the_transaction(begin: Begin) -> None:
+    """By the operation's own limit; it names its clock, as waiting for a lock does."""
+    tx = await begin()
+    error = await failure_of(tx.call("slow.find", timeout=0.1))
+    assert isinstance(error, StatementTimeout)
+    assert error.details["clock"] == "statement"
+    assert await conflict(tx.call("items.count")) == ("failed", None)
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_first_statement_waits_for_a_connection(dsn: str) -> None:
+    async with serving(dsn, most=2) as db:
+        db.pool.scheduler.limits = type(db.pool.scheduler.limits)(most=2, acquire_timeout=0.3)
+        limits = TransactionLimits()
+        interactive = Interactive(db.database, limits, new_process(), "rowcast", db.hub.answer)
+        db.hub.hold(interactive)
+        one, two = [
+            Held(db, caller, (await db.call_as(caller, "transaction.begin"))["tx"])
+            for caller in (ANN, BOB)
+        ]
+        await one.call("items.count")
+        error = await failure_of(two.call("items.count"))
+        assert isinstance(error, Unavailable)
+        assert error.details["clock"] == "connection"
+        await one.ask("rollback")
+        await two.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_open_transactions_are_bounded(dsn: str) -> None:
+    async with holding(dsn, total=3, session=2) as begin:
+        one, _, _ = await begin(), await begin(), await begin(BOB)
+        for caller in (ANN, BOB):
+            assert isinstance(await failure_of(begin(caller)), Unavailable)
+        await one.ask("commit")
+        await begin(BOB)
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Begin) -> None:
+    """What it has begun is rolled back at once, running or not; others' goes on."""
+    one, two, other = await begin(), await begin(), await begin(BOB)
+    for each in (one, two, other):
+        await each.call("fn.pid")
+    running, queued = two.call("slow.find"), two.call("items.count")
+    await until(lambda: any("slow" in query for _, query in transactions(dsn)))
+    one.db.hub.departed(1)
+    began = reactor.seconds()
+    await until(lambda: len(transactions(dsn)) == 1)
+    assert reactor.seconds() - began < 1
+    assert await conflict(running) == ("session_left", None)
+    assert await conflict(queued) == ("session_left", None)
+    assert await conflict(one.ask("commit")) == ("session_left", None)
+    await other.call("items.create", {"id": 1})
+    await other.ask("commit")
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_ends_what_lies_and_lets_what_runs_end(dsn: str, begin: Begin) -> None:
+    lies, runs = await begin(), await begin()
+    await lies.call("items.create", {"id": 1})
+    call = runs.call("items.create", {"id": 2})
+    lies.db.hub.stop()
+    assert await conflict(lies.ask("commit")) == ("stopped", None)
+    assert (await call)["id"] == 2
+    assert await conflict(runs.ask("commit")) == ("stopped", None)
+    assert isinstance(await failure_of(begin()), Unavailable)
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_call_fails_the_transaction(dsn: str, begin: Begin) -> None:
+    """One that runs is stopped on the server; one that waits for its turn leaves those behind it."""
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    running, waiting, behind = (
+        tx.call("slow.find"),
+        tx.call("items.count"),
+        tx.call("items.count"),
+    )
+    await until(lambda: any("slow" in query for _, query in transactions(dsn)))
+    waiting.cancel()
+    assert await failure_of(waiting) is not None
+    running.cancel()
+    assert await failure_of(running) is not None
+    assert await conflict(behind) == ("failed", None)
+    await tx.ask("rollback")
+    assert transactions(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_lost_connection_ends_in_an_error_and_nothing_is_kept(dsn: str, begin: Begin) -> None:
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    pid = await tx.call("fn.pid")
+    execute(dsn, f"SELECT pg_terminate_backend({pid})")
+    assert isinstance(await failure_of(tx.call("items.count")), Unavailable)
+    assert await conflict(tx.ask("commit")) == ("failed", None)
+    assert kept(dsn) == []
+    again = await begin()
+    await again.call("items.create", {"id": 1})
+    await again.ask("commit")
+    assert kept(dsn) == [1]

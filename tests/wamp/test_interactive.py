@@ -1,0 +1,263 @@
+"""
+Transactions held open through the router, beside another service, and by callers that go.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import DeferredList, gatherResults
+
+from service.app import Serving
+from tests.conftest import ROOT, Router, execute
+from tests.db.rooms import failure_of, until
+from tests.wamp.callers import KINDS, Caller, join
+from tests.wamp.conftest import Join
+from tests.wamp.replica import Replica
+from tests.wamp.service import served
+
+SCHEMA = """
+CREATE TABLE items (id int PRIMARY KEY, name text);
+CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(20);
+"""
+
+HOLDER = """
+import sys
+from autobahn.twisted.component import Component
+from twisted.internet import reactor
+component = Component(transports=sys.argv[1], realm="realm1")
+
+@component.on_join
+async def joined(session, details):
+    for number in range(2):
+        tx = (await session.call("rowcast.transaction.begin"))["tx"]
+        await session.call(tx, "items.create", [{"id": number}])
+    session.call(tx, "slow.find")
+
+component.start(reactor)
+reactor.run()
+"""
+"""A client that holds two transactions, a statement running in one of them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schema(dsn: str) -> None:
+    execute(dsn, SCHEMA)
+
+
+@pytest.fixture(autouse=True)
+def empty(dsn: str) -> None:
+    execute(dsn, "TRUNCATE items")
+
+
+@pytest_twisted.async_yield_fixture
+async def one(dsn: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve the database; the module's own service would have been displaced by others."""
+    async with served(dsn, router) as service:
+        yield service
+
+
+@pytest_twisted.async_yield_fixture
+async def two(dsn: str, router: Router) -> AsyncIterator[list[Serving]]:
+    """Serve the database twice."""
+    async with served(dsn, router, shared=True) as one, served(dsn, router, shared=True) as other:
+        yield [one, other]
+
+
+async def begin(caller: Caller, **kwargs: Any) -> str:
+    answer = await caller.call("rowcast.transaction.begin", **kwargs)
+    assert list(answer) == ["tx"]
+    uri: str = answer["tx"]
+    return uri
+
+
+async def reason(call: Any) -> str | None:
+    """Give the reason of the conflict that a call is answered by."""
+    error = await failure_of(call)
+    assert isinstance(error, ApplicationError), error
+    assert error.error == "rowcast.error.conflict", error
+    found: str | None = error.kwargs.get("reason")
+    return found
+
+
+def kept(dsn: str) -> list[Any]:
+    return [id for (id,) in execute(dsn, "SELECT id FROM items ORDER BY id")]
+
+
+def transactions(dsn: str) -> int:
+    ((count,),) = execute(
+        dsn,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND xact_start IS NOT NULL AND pid <> pg_backend_pid()",
+    )
+    assert isinstance(count, int)
+    return count
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_transaction_by_every_transport(
+    how: str, dsn: str, one: Serving, router: Router
+) -> None:
+    caller = await join(router, how)
+    tx = await begin(caller, isolation="serializable")
+    assert await caller.call(tx, "items.create", [{"id": 1, "name": "é"}]) == {"id": 1, "name": "é"}
+    await caller.call(f"{tx}.savepoint", "s")
+    await caller.call(tx, "items.update", [1], {"changes": {"name": "b"}})
+    await caller.call(f"{tx}.rollback_to", name="s")
+    await caller.call(f"{tx}.release", "s")
+    assert (await caller.call(tx, call="items.get", args=[1]))["name"] == "é"
+    assert kept(dsn) == []
+    assert await caller.call(f"{tx}.commit") is None
+    assert kept(dsn) == [1]
+    await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_sent_ahead_arrive_in_order_at_their_process(
+    dsn: str, two: list[Serving], call_from: Join
+) -> None:
+    """With the router taking turns for all other calls, and many more than run at once."""
+    caller = await call_from()
+    number = 150
+    for _ in range(3):
+        tx = await begin(caller)
+        calls = [caller.call(tx, "items.create", [{"id": 1, "name": "0"}])]
+        calls += [caller.call(tx, "items.update", [1, {"name": str(n)}]) for n in range(1, number)]
+        calls += [caller.call(tx, "items.delete", [1]), caller.call(f"{tx}.commit")]
+        answers = await gatherResults(calls)
+        assert [each["name"] for each in answers[:number]] == [str(n) for n in range(number)]
+        assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_transactions_of_two_services_are_each_in_its_own(
+    dsn: str, two: list[Serving], call_from: Join
+) -> None:
+    caller, other = await call_from(), await call_from()
+    first, second = await begin(caller), await begin(caller)
+    assert first.split(".")[2] != second.split(".")[2]
+    await caller.call(first, "items.create", [{"id": 1}])
+    await caller.call(second, "items.create", [{"id": 2}])
+    error = await failure_of(other.call(first, "items.count"))
+    assert isinstance(error, ApplicationError)
+    assert error.error == "wamp.error.not_authorized"
+    await caller.call(f"{first}.commit")
+    await caller.call(f"{second}.rollback")
+    assert [await reason(caller.call(f"{tx}.commit")) for tx in (first, second)] == [
+        "committed",
+        "rolled_back",
+    ]
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_error_of_an_operation_fails_those_sent_behind_it(
+    dsn: str, one: Serving, call_from: Join
+) -> None:
+    caller = await call_from()
+    tx = await begin(caller)
+    calls = [caller.call(tx, "items.create", [{"id": n}]) for n in (1, 1, 2)]
+    calls.append(caller.call(f"{tx}.commit"))
+    outcomes = [error for _, error in await DeferredList(calls, consumeErrors=True)]
+    assert outcomes[0] == {"id": 1, "name": None}
+    assert [each.value.error.rpartition(".")[2] for each in outcomes[1:]] == [
+        "unique_violation",
+        "conflict",
+        "conflict",
+    ]
+    for each in outcomes[2:]:
+        assert each.value.kwargs["reason"] == "failed"
+        assert each.value.kwargs["detail"].startswith("rowcast.error.unique_violation: ")
+    assert kept(dsn) == []
+
+
+@pytest.mark.parametrize("how", ["leaves", "vanishes"])
+@pytest_twisted.ensureDeferred
+async def test_session_that_goes_has_its_transactions_rolled_back(
+    how: str, dsn: str, two: list[Serving], router: Router
+) -> None:
+    """At each service, and with a statement running; its connections are free in a moment."""
+    caller = await join(router, "rawsocket cbor")
+    held = [await begin(caller) for _ in range(4)]
+    for n, tx in enumerate(held):
+        await caller.call(tx, "items.create", [{"id": n}])
+    for tx in held[:2]:
+        caller.call(tx, "slow.find").addErrback(lambda _: None)
+    await until(lambda: running(dsn) == 2)
+    assert transactions(dsn) == 4
+    caller._transport.abort() if how == "vanishes" else caller.leave()
+    await until(lambda: transactions(dsn) == 0)
+    await until(lambda: not any(each.pool.stats().busy for each in two))
+    assert kept(dsn) == []
+    await caller.close()
+
+
+def running(dsn: str) -> int:
+    ((count,),) = execute(
+        dsn,
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%slow%'"
+        " AND datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    assert isinstance(count, int)
+    return count
+
+
+@pytest_twisted.ensureDeferred
+async def test_killed_client_frees_its_connections(dsn: str, one: Serving, router: Router) -> None:
+    """A client's process is killed: 11 to 24 ms later, with the machine busy, they were free."""
+    command = [sys.executable, "-c", HOLDER, router.websocket]
+    client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        await until(lambda: running(dsn) == 1, 30)
+        assert transactions(dsn) == 2
+        client.kill()
+        killed = monotonic()
+        await until(lambda: not one.pool.stats().busy, 10)
+        assert monotonic() - killed < 2  # of the 10 seconds that they may lie idle
+        assert transactions(dsn) == 0
+    finally:
+        client.kill()
+        client.wait()
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_service_that_stops_rolls_back_and_the_other_one_says_so(
+    dsn: str, router: Router, call_from: Join
+) -> None:
+    """Killed or in order; a transaction of the one that is left goes on."""
+    caller = await call_from()
+    async with served(dsn, router, shared=True) as stays:
+        replica = Replica(dsn, router)
+        await replica.ready
+        held = [await begin(caller) for _ in range(4)]
+        own = stays.hub._importing.uploads.process
+        here = next(tx for tx in held if own in tx)
+        there = [tx for tx in held if own not in tx]
+        for n, tx in enumerate(held):
+            await caller.call(tx, "items.create", [{"id": n}])
+        running = caller.call(there[0], "slow.find")
+        await replica.kill()
+        error = await failure_of(running)
+        assert isinstance(error, ApplicationError)
+        assert error.error == "wamp.error.canceled"
+        for tx in there:
+            for command in ("", ".commit", ".rollback"):
+                assert await reason(caller.call(f"{tx}{command}")) == "stopped"
+        await caller.call(f"{here}.commit")
+        assert len(kept(dsn)) == 1
+        await until(lambda: transactions(dsn) <= 1)
+        async with served(dsn, router, shared=True) as leaves:
+            held = [await begin(caller) for _ in range(2)]
+            gone = next(tx for tx in held if leaves.hub._importing.uploads.process in tx)
+            await caller.call(gone, "items.create", [{"id": 9}])
+        assert await reason(caller.call(f"{gone}.commit")) == "stopped"
+    assert len(kept(dsn)) == 1
