@@ -9,7 +9,7 @@ from typing import Any
 from service.errors import NotFound
 from service.models.model import Model
 from service.models.validations import not_blank
-from service.procedures.registry import Call, procedure
+from service.procedures.registry import ProcedureCall, procedure
 
 
 class Action(Model):
@@ -23,7 +23,7 @@ Action.addValidator(not_blank("action", "path"))
 
 
 @procedure("actions.complete", Action)
-async def complete(call: Call, key: Any) -> dict[str, Any]:
+async def complete(call: ProcedureCall, key: Any) -> dict[str, Any]:
     """
     Mark an action as done; return its row.
 

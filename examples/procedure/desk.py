@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from service.errors import InvalidArgument, NotFound
 from service.models.model import Model
-from service.procedures.registry import Call, procedure
+from service.procedures.registry import ProcedureCall, procedure
 
 MOST = 2
 """Vehicles that one driver may have."""
@@ -34,7 +34,7 @@ class Vehicle(Model):
 
 
 @procedure("vehicles.hand_over", Vehicle, Driver)
-async def hand_over(call: Call, key: int, driver: int) -> dict[str, Any]:
+async def hand_over(call: ProcedureCall, key: int, driver: int) -> dict[str, Any]:
     """
     Hand a vehicle over to a driver; return its row.
 

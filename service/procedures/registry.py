@@ -13,6 +13,7 @@ from twistar.exceptions import ImaginaryTableError
 from service.api.dispatcher import Procedure
 from service.db.codec import Codec
 from service.db.database import Database
+from service.db.slow import ORIGIN
 from service.errors import NoSuchProcedure
 from service.models.model import Model
 from service.models.registry import Models
@@ -21,7 +22,7 @@ from service.request.arguments import Caller
 
 
 @dataclass(frozen=True)
-class Call:
+class ProcedureCall:
     """
     One call of a procedure.
 
@@ -36,6 +37,12 @@ class Call:
     database: Database
     models: Models
     codec: Codec
+
+    @property
+    def id(self) -> str:
+        """The id of the call, as the log and an internal error have it."""
+        origin = ORIGIN.get()
+        return "" if origin is None else origin.call
 
     def wire(self, model: Model) -> dict[str, Any]:
         """Return the columns of an object as an answer has them."""
@@ -112,7 +119,7 @@ def procedures(
         async def answer(caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             if not found.available:
                 raise _unavailable(name)
-            call = Call(caller, database, models, codec())
+            call = ProcedureCall(caller, database, models, codec())
             bound, seconds = signature.bind(call, args, kwargs)
             try:
                 return await database.within(seconds, found.function(*bound.args, **bound.kwargs))

@@ -17,7 +17,7 @@ from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 
 Function = Callable[..., Awaitable[Any]]
-"""A coroutine function of a `Call` and the caller's arguments."""
+"""A coroutine function of a `ProcedureCall` and the caller's arguments."""
 
 WANTED: Mapping[Any, str] = {
     bool: "a boolean",

@@ -17,7 +17,7 @@ from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.registry import Models
 from service.procedures.application import load
-from service.procedures.registry import Call, Declared, procedures
+from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.rooms import failure_of, until
@@ -112,7 +112,7 @@ async def test_a_procedure_that_did_not_say_what_it_needs(dsn: str) -> None:
     """It is told apart from a bug all the same."""
     Missing = model("missing")
 
-    async def count(call: Call) -> int:
+    async def count(call: ProcedureCall) -> int:
         found: int = await Missing.count()
         return found
 

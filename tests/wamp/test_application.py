@@ -25,7 +25,7 @@ SHOP = """
 import os
 
 from service.models.model import Model
-from service.procedures.registry import Call, procedure
+from service.procedures.registry import ProcedureCall, procedure
 from twisted.logger import Logger
 
 log = Logger()
@@ -39,15 +39,15 @@ Item.validatesPresenceOf("title")
 
 
 @procedure("items.sell", Item)
-async def sell(call: Call, key: int) -> list[object]:
+async def sell(call: ProcedureCall, key: int) -> list[object]:
     item = await Item.find(key)
     await item.delete()
     return [item.title, os.getpid()]
 
 
 @procedure("items.audit")
-async def audit(call: Call) -> None:
-    log.info("audit begins")
+async def audit(call: ProcedureCall) -> None:
+    log.info("audit begins: {id}", id=call.id)
     async with call.database.transaction(name="audit"):
         await call.database.statement("SELECT pg_sleep(0.1), 'private'")
         log.warn("found {what}", what="nothing")
@@ -113,7 +113,7 @@ async def test_log_names_the_call_and_its_transaction(
     for id in ids:
         begins, sleeps, finds, fails = [each for each in lines if id in each]
         inside = f"[call {id}, transaction audit]"
-        assert begins == f"shop#info] [call {id}] audit begins"
+        assert begins == f"shop#info] [call {id}] audit begins: {id}"
         assert re.fullmatch(rf"service\.db\.slow#warn\] {re.escape(inside)} {slow}", sleeps)
         assert finds == f"shop#warn] {inside} found nothing"
         assert f"#error] [call {id}] failed in rowcast.items.audit, id {id}: KeyError" in fails

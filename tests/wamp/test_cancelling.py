@@ -20,7 +20,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from service.app import Serving
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout
 from service.models.registry import Models
-from service.procedures.registry import Call, Declared, procedures
+from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
 from tests.db.rooms import pause, until
 from tests.db.test_cancel import running
@@ -48,7 +48,7 @@ CREATE TRIGGER slow BEFORE INSERT ON kept FOR EACH ROW EXECUTE FUNCTION slow();
 """
 
 
-async def keep_in_steps(call: Call, id: int) -> int:
+async def keep_in_steps(call: ProcedureCall, id: int) -> int:
     """Write in a transaction, and look at it afterwards."""
     async with call.database.transaction():
         await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
@@ -56,25 +56,25 @@ async def keep_in_steps(call: Call, id: int) -> int:
     return id
 
 
-async def keep_then_look(call: Call, id: int) -> Any:
+async def keep_then_look(call: ProcedureCall, id: int) -> Any:
     """Write, and read what was written."""
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
     return await call.database.statement("SELECT id FROM kept WHERE id = %s", [id], retry=True)
 
 
-async def keep_apart(call: Call, id: int) -> None:
+async def keep_apart(call: ProcedureCall, id: int) -> None:
     """Write twice, each for itself."""
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id + 1000000], fetch=False)
 
 
-async def keep_slowly(call: Call, id: int) -> None:
+async def keep_slowly(call: ProcedureCall, id: int) -> None:
     """Write for long."""
     sql = "INSERT INTO kept VALUES (%s, 1, 'slow')"
     await call.database.statement(sql, [id], fetch=False)
 
 
-async def keep_half(call: Call, id: int) -> None:
+async def keep_half(call: ProcedureCall, id: int) -> None:
     """Write, and then wait."""
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
     await call.database.statement("SELECT pg_sleep(30)", retry=True)

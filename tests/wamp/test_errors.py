@@ -24,7 +24,7 @@ from service import errors
 from service.app import Serving
 from service.db.thread import in_thread
 from service.models.registry import Models
-from service.procedures.registry import Call, Declared, procedures
+from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import ROOT, Router, execute
 from tests.db.rooms import until
 from tests.wamp.callers import Caller, join
@@ -629,7 +629,7 @@ async def test_no_database(
 async def test_internal(service: Serving, caller: Caller) -> None:
     """Of a bug the caller gets the id alone; the log has the rest under it."""
 
-    async def divide(call: Call, by: int) -> float:
+    async def divide(call: ProcedureCall, by: int) -> float:
         return 1 / by
 
     functions = procedures(

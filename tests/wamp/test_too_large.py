@@ -14,7 +14,7 @@ from autobahn.wamp.exception import ApplicationError
 from service.app import Serving
 from service.errors import OutcomeUnknown, TooLarge
 from service.models.registry import Models
-from service.procedures.registry import Call, procedures
+from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
 from tests.wamp.callers import Caller
 from tests.wamp.service import served
@@ -41,7 +41,7 @@ def deep(levels: int) -> Any:
     return value
 
 
-async def by_hand(call: Call, id: int, body: str) -> Any:
+async def by_hand(call: ProcedureCall, id: int, body: str) -> Any:
     """Write a row, and answer with it."""
     async with call.database.transaction():
         sql = "INSERT INTO notes VALUES (%s, %s)"
@@ -49,13 +49,13 @@ async def by_hand(call: Call, id: int, body: str) -> Any:
     return body
 
 
-async def by_hand_deep(call: Call, id: int) -> Any:
+async def by_hand_deep(call: ProcedureCall, id: int) -> Any:
     """Write a row, and answer too deep a list."""
     await call.database.statement("INSERT INTO notes VALUES (%s)", [id], fetch=False)
     return deep(125)
 
 
-async def by_hand_read(call: Call) -> Any:
+async def by_hand_read(call: ProcedureCall) -> Any:
     """Answer too much, and change nothing."""
     return await call.database.statement("SELECT 1", retry=True, post=lambda *_: "x" * LIMIT)
 
@@ -73,7 +73,8 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
         models = Models(serving.database)
         written = {"hand": by_hand, "hand_deep": by_hand_deep, "hand_read": by_hand_read}
         codec = lambda: serving.hub.served.codec  # noqa: E731
-        serving.hub.add(procedures(serving.database, models, codec, written))
+        declared = {name: Declared(each) for name, each in written.items()}
+        serving.hub.add(procedures(serving.database, models, codec, declared))
         yield serving
 
 
