@@ -80,12 +80,23 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def dsn(postgres: str) -> Iterator[str]:
-    """Make an empty database for one test module; gives the way to it."""
+def dsn(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
+    """
+    Make a database for one test module, and run the module's SCHEMA in it; gives the way to it.
+
+    Roles belong to the whole server: those that the module makes are dropped with the database.
+    """
     name = f"t_{uuid.uuid4().hex[:12]}"
+    before = execute(postgres, "SELECT rolname FROM pg_roles")
     execute(postgres, f"CREATE DATABASE {name}")
-    yield psycopg2.extensions.make_dsn(postgres, dbname=name)
+    made = psycopg2.extensions.make_dsn(postgres, dbname=name)
+    if schema := getattr(request.module, "SCHEMA", ""):
+        execute(made, schema)
+    yield made
     execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    for (role,) in execute(postgres, "SELECT rolname FROM pg_roles"):
+        if (role,) not in before:
+            execute(postgres, f'DROP ROLE "{role}"')
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +151,7 @@ def router() -> Iterator[Router]:
     with (home / "log").open("wb") as log:
         child = subprocess.Popen(start, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        until(lambda: answers(port), 60, lambda: (home / "log").read_text()[-2000:])
+        wait_until(lambda: answers(port), 60, lambda: (home / "log").read_text()[-2000:])
         yield found
     finally:
         child.terminate()
@@ -193,7 +204,7 @@ def answers(port: int) -> bool:
             return False
 
 
-def until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> None:
+def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> None:
     """Wait for a condition outside this process, which nothing but asking can tell."""
     end = time.monotonic() + seconds
     while not true():

@@ -1,18 +1,20 @@
 """
-Reading what has already come true, with no reactor.
+Waiting in tests: for what has come true already, for a while, for a condition, for a failure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 
 def result_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
-    """Give the result; raise what it failed with."""
+    """Return the result of what has come true already, with no reactor; raise what it failed with."""
     found: list[Any] = []
     deferred = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)
     deferred.addBoth(found.append)
@@ -22,10 +24,23 @@ def result_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
     return found[0]
 
 
-def failure_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> BaseException:
-    """Give the exception that it failed with."""
+async def pause(seconds: float) -> None:
+    """Let the reactor turn for some seconds."""
+    await deferLater(reactor, seconds)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Let the reactor turn until a condition holds; fail after some seconds."""
+    end = reactor.seconds() + seconds
+    while not condition():
+        assert reactor.seconds() < end, "it did not come true in time"
+        await pause(0.005)
+
+
+async def failure_of(awaitable: Any) -> BaseException:
+    """Return the exception that it ends in."""
     try:
-        result_of(awaited)
+        await awaitable
     except BaseException as error:
         return error
     raise AssertionError("it did not fail")

@@ -22,7 +22,7 @@ from service.models.registry import Models
 from service.request.arguments import Caller
 from service.request.read import Limits
 from tests.db.described import Descriptions
-from tests.db.rooms import database_at
+from tests.db.served import database_at
 
 ANYONE = Caller(None, None, None, "realm1")
 

@@ -1,21 +1,39 @@
 """
-A database with models over it, for the tests of models.
+A pool over a database, and models over the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from twistar.registry import Registry
+from twisted.internet import reactor
 
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
+from service.db.pool import PgPool
+from service.db.session import SessionSettings
+from service.db.worker import PoolLimits
 from service.models.model import Model
 from service.models.registry import LoadedModels, Models
-from tests.db.rooms import database_at
+
+
+@asynccontextmanager
+async def database_at(
+    dsn: str | Callable[[], str],
+    session: SessionSettings | None = None,
+    **limits: Any,
+) -> AsyncIterator[Database]:
+    """Run a pool for the length of the body."""
+    pool = PgPool(dsn, reactor, session, PoolLimits(**limits))
+    pool.start()
+    try:
+        yield Database(pool, reactor)
+    finally:
+        await pool.close()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg2
-import pytest
 import pytest_twisted
 
 from service.db.connection import PgConnection
@@ -17,7 +16,8 @@ from service.db.database import Database
 from service.db.session import OWN_IDENTITY, Identity, identity_of
 from tests.conftest import execute
 from tests.db.relay import Relay
-from tests.db.rooms import database_at, failure_of
+from tests.db.served import database_at
+from tests.deferreds import failure_of
 
 SCHEMA = """
 DO $$ BEGIN CREATE ROLE act_one; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
@@ -35,11 +35,6 @@ WHO = (
 OF_ONE = [("act_one", "ann", "", '"$user", public')]
 OF_TWO = [("act_two", "bob", "r", '"odd", "$user", public')]
 OF_SERVICE = [("postgres", "", "", '"$user", public')]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, SCHEMA)
 
 
 @asynccontextmanager

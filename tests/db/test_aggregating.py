@@ -4,7 +4,6 @@ Aggregates through the hub: every answer is what SQL itself answers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest_twisted
 from service.errors import InvalidArgument, TooLarge
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -38,17 +37,7 @@ CREATE VIEW paid AS SELECT seller, amount FROM sales WHERE paid;
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, max_rows=30, max_bytes=20_000) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(max_rows=30, max_bytes=20_000)
 
 
 MEASURES: list[tuple[dict[str, Any], str]] = [

@@ -5,7 +5,6 @@ Find and aggregate on what functions return, compared with what SQL itself answe
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ import pytest_twisted
 
 from service.errors import InvalidArgument, NoSuchProcedure
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TYPE pair AS (x int, y numeric);
@@ -63,17 +62,7 @@ CREATE FUNCTION twice() RETURNS SETOF people STABLE
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the functions of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, max_rows=4) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(max_rows=4)
 
 
 FOUND: list[tuple[str, dict[str, Any], Any]] = [

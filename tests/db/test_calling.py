@@ -4,7 +4,6 @@ Functions and procedures through the hub: every answer is what SQL itself answer
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +24,7 @@ from service.errors import (
 )
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -130,17 +129,7 @@ CREATE PROCEDURE quiet() LANGUAGE sql AS '';
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the functions of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "app", max_rows=50, max_bytes=10_000) as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "app", max_rows=50, max_bytes=10_000)
 
 
 ADA = {"id": 1, "name": "Ada", "born": "1815-12-10"}

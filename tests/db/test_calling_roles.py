@@ -5,7 +5,6 @@ Functions with the rights of the caller's role.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of, until
 
 ROLES = Roles({"clerk": "fn_clerk"}, "fn_anyone")
 CLERK = Caller(7, "p1", "clerk", "realm1")
@@ -76,19 +75,7 @@ END$$;
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> Iterator[None]:
-    """Make roles and functions, and drop the roles again, which belong to the whole server."""
-    execute(dsn, SCHEMA)
-    yield
-    execute(dsn, "DROP OWNED BY fn_clerk, fn_anyone; DROP ROLE fn_clerk, fn_anyone")
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "fn_other", roles=ROLES) as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "fn_other", roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred

@@ -19,7 +19,8 @@ from service.errors import StatementTimeout
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay
-from tests.db.rooms import database_at, failure_of, pause, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause, until
 
 
 def running(dsn: str, part: str) -> bool:

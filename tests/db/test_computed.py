@@ -4,16 +4,14 @@ Functions of a row: computed columns and computed relationships, as SQL itself a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -47,17 +45,7 @@ CREATE FUNCTION shout(staff) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT uppe
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "app") as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "app")
 
 
 FOUND: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [

@@ -8,7 +8,6 @@ names, over schemas in which many relationships fit twice.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
@@ -22,7 +21,7 @@ from service.errors import InvalidArgument
 from service.plan.relationships import Relationship, relationships
 from tests.conftest import ROOT, execute, missing
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE SCHEMA away;
@@ -71,17 +70,7 @@ INSERT INTO "wow!" SELECT i, 1 + i % 5, 1 + i % 4 FROM generate_series(1, 6) i;
 NORTHWIND = ROOT.parent / "shared" / "data" / "northwind" / "northwind.sql"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "away") as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "away")
 
 
 def texts(relation: Relation) -> list[str]:

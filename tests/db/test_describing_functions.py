@@ -4,7 +4,6 @@ What `describe` says of functions and computed columns is what they take and ans
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,10 +12,9 @@ from jsonschema import Draft202012Validator
 
 from service.describe.document import describe
 from service.errors import InvalidArgument, NoSuchProcedure
-from tests.conftest import execute
 from tests.db.described import Described
-from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import ANYONE, Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -60,17 +58,7 @@ CALLS: list[tuple[str, int, dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the functions of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "app") as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "app")
 
 
 def described(db: Callee) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 
 from schema.claim import Claim
 from schema.database import Cluster, EmbeddedFailed, Place
-from tests.conftest import execute, until
+from tests.conftest import execute, wait_until
 
 VISIT = """
 import sys
@@ -111,7 +111,7 @@ def test_an_orphan_is_ended(state: Path) -> None:
     command = cluster.command()
     with cluster.log.open("ab") as log:
         orphan = subprocess.Popen(command, stdout=log, stderr=log)
-    until(lambda: cluster.ready(orphan.pid), 10, cluster.why)
+    wait_until(lambda: cluster.ready(orphan.pid), 10, cluster.why)
     with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
         assert orphan.wait(5) == 0
@@ -148,7 +148,7 @@ def test_a_service_shares_its_server(state: Path) -> None:
     cluster.prepare()
     with cluster.log.open("ab") as log:
         server = subprocess.Popen(cluster.command(), stdout=log, stderr=log)
-    until(lambda: cluster.ready(server.pid), 10, cluster.why)
+    wait_until(lambda: cluster.ready(server.pid), 10, cluster.why)
     assert Claim(state / "pg.lock").held() == f"the service (pid {os.getpid()})"
     with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]

@@ -4,7 +4,6 @@ Related rows inside rows: every shape of relationship, every option, one stateme
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ import pytest_twisted
 from service.describe.document import describe
 from service.errors import InvalidArgument
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -60,17 +59,7 @@ INSERT INTO app.letters VALUES (1, 1, '{"a": [1.50, null]}'), (2, NULL, NULL);
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "app") as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "app")
 
 
 NAME = {"select": ["name"]}

@@ -4,16 +4,14 @@ What embeds and their columns are called: any names, as long as they differ in t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE boats (id int PRIMARY KEY, name text);
@@ -23,19 +21,6 @@ INSERT INTO trips VALUES (1, 1, 2.50), (2, NULL, 1);
 """
 LONG = "x" * 70
 CALLED = {"boat": {"spread": True, "select": ["called:name"]}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [

@@ -4,16 +4,14 @@ Which of several relationships an embed means: through views, by names, by what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE SCHEMA private;
@@ -57,19 +55,6 @@ INSERT INTO private.parts VALUES (1, NULL, 'l'), (2, 1, 's'), (3, 2, 's');
 """
 
 NAME = {"select": ["name"]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 WAYS: list[tuple[str, dict[str, Any], Any]] = [

@@ -4,10 +4,8 @@ Filters that hold for every row by their form alone, in PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,23 +13,11 @@ from hypothesis import strategies as st
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import FilterParser, holds_always
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
-from tests.db.test_filtering import SCHEMA
+from tests.db import test_filtering
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
+SCHEMA = test_filtering.SCHEMA
 
 
 ATOMS = st.one_of(

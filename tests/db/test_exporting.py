@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg2
@@ -18,8 +17,8 @@ from twisted.internet.defer import CancelledError
 from service.errors import Canceled, InvalidArgument, ServiceError, StatementTimeout
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
 from tests.db.test_streaming import Taker, transactions
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE TABLE parents (id int PRIMARY KEY, name text NOT NULL);
@@ -39,19 +38,6 @@ CREATE VIEW slow AS SELECT id, repeat('x', 10000) AS body, pg_sleep(0.005)::text
     FROM items;
 CREATE VIEW broken AS SELECT id, repeat('x', 1000) AS body, 1 / (id - 700) AS part FROM items;
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 def copied(dsn: str, query: str) -> str:

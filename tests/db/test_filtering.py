@@ -4,16 +4,14 @@ Which rows a filter means: nulls in lists, one related row for several condition
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument, TooManyRows
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE makers (id int PRIMARY KEY, name text, land text);
@@ -32,19 +30,6 @@ INSERT INTO hotels VALUES
 INSERT INTO rooms VALUES (1, 1, 3, 99, 'x'), (2, 1, 5, 10, NULL), (3, 2, 3, 10, 'y'), (4, 4, 3, NULL, 'x');
 INSERT INTO beds VALUES (1, 1, true), (2, 2, false), (3, 3, true), (4, 3, false);
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 BOX = "(1,1),(0,0)"

@@ -5,7 +5,6 @@ stream and export on what functions return: all of it, and what the function wro
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,10 +12,10 @@ import pytest_twisted
 
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.db.hubs import ANYONE, Callee
 from tests.db.test_exporting import copied
 from tests.db.test_streaming import Taker, transactions
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE TABLE makers (id int PRIMARY KEY, name text NOT NULL, secret text);
@@ -42,17 +41,7 @@ CREATE FUNCTION whole(jsonb) RETURNS TABLE (k text) IMMUTABLE
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the functions of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, max_rows=10) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(max_rows=10)
 
 
 @pytest_twisted.ensureDeferred

@@ -5,7 +5,7 @@ Writes over the wire of rows about which a model has a say.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooM
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE DOMAIN paper AS jsonb;
@@ -27,23 +27,11 @@ CREATE TABLE things (id int PRIMARY KEY, box int REFERENCES boxes);
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve four boxes, the fourth of them sealed, and a thing in the first."""
-    execute(
-        dsn,
-        "TRUNCATE boxes, things;"
-        " INSERT INTO boxes SELECT i, 'box ' || i, i = 4 FROM generate_series(1, 4) i;"
-        " INSERT INTO things VALUES (1, 1)",
-    )
-    async with serving(dsn) as callee:
-        yield callee
+BEFORE_EACH = (
+    "TRUNCATE boxes, things;"
+    " INSERT INTO boxes SELECT i, 'box ' || i, i = 4 FROM generate_series(1, 4) i;"
+    " INSERT INTO things VALUES (1, 1)"
+)
 
 
 def guard(db: Callee, hook: Callable[..., Any], name: str = "beforeDelete") -> None:

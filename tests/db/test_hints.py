@@ -4,7 +4,6 @@ Refusals that point at the right place, and name the way out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from service.errors import DatabaseRefused, NoSuchProcedure, NotAuthorized, Serv
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = r"""
 CREATE TABLE keyless (a int, b text);
@@ -36,14 +35,6 @@ CREATE TABLE ruled (id int PRIMARY KEY, t text);
 CREATE RULE moved AS ON INSERT TO ruled DO INSTEAD INSERT INTO keyless (a) VALUES (NEW.id);
 CREATE TABLE counted (id serial PRIMARY KEY, t text);
 """
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve it."""
-    execute(dsn, SCHEMA)
-    async with serving(dsn) as callee:
-        yield callee
 
 
 async def refused(db: Callee, name: str, args: list[Any], kwargs: dict[str, Any]) -> ServiceError:

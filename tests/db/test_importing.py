@@ -4,7 +4,6 @@ import: rows of any number, in one call or in many; all of them are kept, or non
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -29,8 +28,8 @@ from service.errors import (
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of, until
 from tests.db.test_streaming import transactions
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -49,18 +48,8 @@ ALTER TABLE rows_of ENABLE ROW LEVEL SECURITY;
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them, empty."""
-    execute(dsn, 'TRUNCATE items, "odd %s", rows_of')
-    async with serving(dsn, idle=0.4) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(idle=0.4)
+BEFORE_EACH = 'TRUNCATE items, "odd %s", rows_of'
 
 
 def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tuple[object, ...]]:

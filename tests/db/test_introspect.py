@@ -93,7 +93,6 @@ CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
     """Give a connection of the service's kind to a database with a bit of everything."""
-    execute(dsn, SCHEMA)
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made

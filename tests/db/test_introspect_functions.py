@@ -54,7 +54,6 @@ CREATE FUNCTION away.elsewhere() RETURNS int LANGUAGE sql AS 'SELECT 1';
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
     """Give a connection to a database with functions of every sort."""
-    execute(dsn, SCHEMA)
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made

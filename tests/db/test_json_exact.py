@@ -5,7 +5,6 @@ JSON documents are the same after they were read and written, wherever they stan
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import pytest_twisted
 
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.hubs import Callee
 
 SCHEMA = """
 CREATE TYPE part AS (doc jsonb, n numeric, raw json);
@@ -44,19 +43,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(dsn: str) -> str:
-    """Make the tables; gives the way to them."""
-    execute(dsn, SCHEMA)
-    return dsn
-
-
-@pytest_twisted.async_yield_fixture
-async def db(made: str) -> AsyncIterator[Callee]:
-    """Serve them, empty."""
-    execute(made, "TRUNCATE docs, odd, numbers")
-    async with serving(made) as callee:
-        yield callee
+BEFORE_EACH = "TRUNCATE docs, odd, numbers"
 
 
 def _exactly(text: Any) -> Any:
@@ -65,10 +52,10 @@ def _exactly(text: Any) -> Any:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest_twisted.ensureDeferred
-async def test_document_read_and_written_is_the_same(db: Callee, made: str, text: str) -> None:
+async def test_document_read_and_written_is_the_same(db: Callee, dsn: str, text: str) -> None:
     quoted = text.replace("'", "''")
     execute(
-        made,
+        dsn,
         f"INSERT INTO docs VALUES (1, 1, '{quoted}', '{quoted}', ARRAY['{quoted}'::jsonb, NULL],"
         f" ARRAY['{quoted}'::json], ROW('{quoted}', 1.50, '{quoted}'),"
         f" ARRAY[ROW('{quoted}', 1.50, '{quoted}')]::part[])",
@@ -86,11 +73,11 @@ async def test_document_read_and_written_is_the_same(db: Callee, made: str, text
     (pair,) = await db.call("fn.same_row", doc=row["raw"])
     await db.call("docs.create", {"id": 6, "doc": given, "raw": pair["doc"]})
     columns = "doc, raw, docs[1], raws[1], (part).doc, (part).raw, parts[1].doc, parts[1].raw"
-    found = execute(made, f"SELECT {columns.replace(',', '::text,')}::text FROM docs WHERE id < 6")
+    found = execute(dsn, f"SELECT {columns.replace(',', '::text,')}::text FROM docs WHERE id < 6")
     assert len(found) == 5
     for copy in found:
         assert [_exactly(each) for each in copy] == [_exactly(text)] * len(copy)
-    stored = execute(made, "SELECT doc::text, raw::text FROM docs WHERE id = 6")[0]
+    stored = execute(dsn, "SELECT doc::text, raw::text FROM docs WHERE id = 6")[0]
     assert [_exactly(each) for each in stored] == [_exactly(text)] * 2
     for where in (
         {"doc": {"eq": row["doc"]}},
@@ -109,15 +96,15 @@ async def test_record_of_no_known_type_as_text_has_its_digits(db: Callee) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_look_like_numbers_are_rows(db: Callee, made: str) -> None:
-    execute(made, """INSERT INTO numbers VALUES ('12', 1, 1), ('x', 1, 2)""")
+async def test_rows_that_look_like_numbers_are_rows(db: Callee, dsn: str) -> None:
+    execute(dsn, """INSERT INTO numbers VALUES ('12', 1, 1), ('x', 1, 2)""")
     for text in ('{"$number": "1"}', "12345678901234567890123", '{"a": 1}'):
-        execute(made, f"DELETE FROM odd; INSERT INTO odd VALUES ('{text}', 1, 1)")
+        execute(dsn, f"DELETE FROM odd; INSERT INTO odd VALUES ('{text}', 1, 1)")
         (row,) = (await db.call("odd.find", select=["$value"]))["rows"]
         embed = {"odd": {"select": ["$value"]}, "numbers": {"select": ["$number"], "order": ["id"]}}
         (box,) = (await db.call("boxes.find", embed=embed))["rows"]
         assert box["odd"] == row
         assert box["numbers"] == [{"$number": "12"}, {"$number": "x"}]
         await db.call("odd.update", 1, row)
-        ((stored,),) = execute(made, 'SELECT "$value"::text FROM odd')
+        ((stored,),) = execute(dsn, 'SELECT "$value"::text FROM odd')
         assert _exactly(stored) == _exactly(text)

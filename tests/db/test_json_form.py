@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest_twisted
 from service.errors import Conflict, InvalidArgument, TooLarge
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 LONG = "n" * 70
 SCHEMA = """
@@ -43,20 +42,6 @@ CREATE FUNCTION paired() RETURNS pair LANGUAGE sql STABLE AS $$SELECT (1, 'x')::
 CREATE FUNCTION untyped() RETURNS record LANGUAGE sql STABLE AS 'SELECT 1, 2.50';
 CREATE PROCEDURE proc(INOUT a int) LANGUAGE sql AS 'SELECT 1';
 """
-
-
-@pytest.fixture(scope="module")
-def made(dsn: str) -> str:
-    """Make the schema; gives the way to it."""
-    execute(dsn, SCHEMA)
-    return dsn
-
-
-@pytest_twisted.async_yield_fixture
-async def db(made: str) -> AsyncIterator[Callee]:
-    """Serve the schema."""
-    async with serving(made) as callee:
-        yield callee
 
 
 NUMBERS = {"price", "n", "a", "sum", LONG}
@@ -176,7 +161,7 @@ async def test_pages_as_text_follow_each_other(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_that_cannot_be_is_refused(db: Callee, made: str) -> None:
+async def test_text_that_cannot_be_is_refused(db: Callee, dsn: str) -> None:
     for name, kwargs in (
         ("things.stream", {}),
         ("fn.proc", {"a": 1}),
@@ -190,18 +175,18 @@ async def test_text_that_cannot_be_is_refused(db: Callee, made: str) -> None:
     )
     assert isinstance(error, Conflict)
     assert error.details["row"]["price"] == "15.50"
-    async with serving(made, max_bytes=300) as small:
+    async with serving(dsn, max_bytes=300) as small:
         assert isinstance(await failure_of(small.call("things.find", form="json")), TooLarge)
 
 
 @pytest_twisted.ensureDeferred
-async def test_hidden_fields_of_a_composite_refuse_the_text(made: str) -> None:
+async def test_hidden_fields_of_a_composite_refuse_the_text(dsn: str) -> None:
     execute(
-        made,
+        dsn,
         "CREATE TABLE holders (id int PRIMARY KEY, held things);"
         "CREATE FUNCTION first_thing() RETURNS things LANGUAGE sql STABLE"
         " AS 'SELECT * FROM things ORDER BY id LIMIT 1'",
     )
-    async with serving(made) as db:
+    async with serving(dsn) as db:
         for name in ("holders.find", "fn.untyped", "fn.first_thing"):
             assert isinstance(await failure_of(db.call(name, form="json")), InvalidArgument)

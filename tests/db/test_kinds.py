@@ -4,15 +4,12 @@ Relations that are no plain tables: partitions, heirs, and views that triggers w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
 import pytest_twisted
 
 from service.errors import CheckViolation, DatabaseRefused, NotFound, Raised, ServiceError
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE events (
@@ -43,18 +40,7 @@ CREATE TRIGGER shelf INSTEAD OF INSERT OR UPDATE OR DELETE ON shelf
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them, empty."""
-    execute(dsn, "TRUNCATE events, seen, animals, dogs, stock RESTART IDENTITY")
-    async with serving(dsn) as callee:
-        yield callee
+BEFORE_EACH = "TRUNCATE events, seen, animals, dogs, stock RESTART IDENTITY"
 
 
 @pytest_twisted.ensureDeferred

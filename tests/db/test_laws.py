@@ -8,16 +8,13 @@ column and relationship. None may be refused, and the verbs must agree with each
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.hubs import Callee
 from tests.db.test_streaming import Taker
 
 ROWS = 30
@@ -183,19 +180,6 @@ EMBEDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "visited": st.just({"relation": "cities", "via": "visits", "order": ["-name"], "offset": 1}),
     },
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 def lawful(examples: int) -> Any:

@@ -5,7 +5,7 @@ What a call leaves behind in its session: nothing, whoever made it.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg2
@@ -21,7 +21,7 @@ from service.sql.statement import Statement
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 
 ROLES = Roles({"clerk": "left_clerk"}, "postgres")
 CLERK = Caller(7, "p1", "clerk", "realm1")
@@ -144,14 +144,6 @@ async def state(db: Callee) -> dict[str, Any]:
     except psycopg2.errors.ObjectNotInPrerequisiteState:
         found["number"] = None
     return dict(found)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> Iterator[None]:
-    """Make what leaves things behind."""
-    execute(dsn, SCHEMA)
-    yield
-    execute(dsn, "DROP OWNED BY left_clerk; DROP ROLE left_clerk")
 
 
 @pytest_twisted.async_yield_fixture

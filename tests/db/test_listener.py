@@ -15,7 +15,7 @@ from twisted.internet import reactor
 
 from service.db.listener import Listener
 from tests.conftest import execute
-from tests.db.rooms import pause, until
+from tests.deferreds import pause, until
 
 CHANNEL = 'odd "channel'
 

@@ -4,10 +4,8 @@ The verbs that last run with the rights of the caller's role too, and under its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
@@ -27,14 +25,13 @@ from service.models.model import Model
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
 from tests.db.test_streaming import transactions
+from tests.deferreds import failure_of, until
 
 ROLES = Roles({"clerk": "rl_clerk"}, None)
 CLERK = Caller(7, "p1", "clerk", "realm1")
 
 SCHEMA = """
-DROP ROLE IF EXISTS rl_clerk;
 CREATE ROLE rl_clerk;
 CREATE TABLE notes (id int PRIMARY KEY, owner text DEFAULT 'p1', text text, salary int);
 INSERT INTO notes SELECT i, 'p' || i % 3, 'note ' || i, i * 100 FROM generate_series(1, 12) i;
@@ -45,14 +42,6 @@ CREATE TABLE plain (id int PRIMARY KEY, text text, salary int DEFAULT 5);
 GRANT SELECT (id, text), INSERT (id, text) ON plain TO rl_clerk;
 CREATE TABLE watched (id int PRIMARY KEY, name text, doc jsonb, slug text);
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> Iterator[None]:
-    """Make a role and relations, and drop the role again, which belongs to the whole server."""
-    execute(dsn, SCHEMA)
-    yield
-    execute(dsn, "DROP OWNED BY rl_clerk; DROP ROLE rl_clerk")
 
 
 async def parts(db: Callee, name: str, **kwargs: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql
 
 from schema.base import Base
 from schema.database import Place, engine
-from tests.conftest import ROOT, execute, until
+from tests.conftest import ROOT, execute, wait_until
 from tests.wamp.programs import program
 
 LOCK = 0x726F7763617374
@@ -75,7 +75,7 @@ def test_two_at_once(dsn: str, tmp_path: Path) -> None:
         with holder.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
         with program(environ, *upgrade) as one, program(environ, *upgrade) as other:
-            until(
+            wait_until(
                 lambda: execute(dsn, WAITING) == [(2,)] or not (one.running() and other.running()),
                 60,
             )

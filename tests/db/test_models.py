@@ -28,8 +28,8 @@ from service.models.record import Record
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of
 from tests.db.served import load, model, served
+from tests.deferreds import failure_of
 
 TABLES = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;

@@ -14,7 +14,8 @@ from twisted.internet.defer import ensureDeferred
 from schema.database import Place
 from service.errors import Unavailable
 from tests.conftest import execute
-from tests.db.rooms import database_at, failure_of, pause
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause
 
 WHO = "SELECT current_user"
 

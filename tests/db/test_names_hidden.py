@@ -4,7 +4,6 @@ What tells of names and rows that a caller may not see: casts, names as values, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,13 +11,12 @@ import pytest_twisted
 
 from service.api.roles import Roles
 from service.errors import InvalidArgument
-from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import Callee
 from tests.db.test_roles import caller
+from tests.deferreds import failure_of
 
 SCHEMA = """
-DROP ROLE IF EXISTS nh_clerk; CREATE ROLE nh_clerk;
+CREATE ROLE nh_clerk;
 CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO nh_clerk;
 CREATE TYPE app.mood AS ENUM ('sad', 'ok');
 CREATE TYPE app.pair AS (a int, b text);
@@ -53,18 +51,7 @@ ANALYZE;
 CLERK = caller("clerk")
 
 
-@pytest.fixture(scope="module")
-def made(dsn: str) -> str:
-    """Make the schema; gives the way to it."""
-    execute(dsn, SCHEMA)
-    return dsn
-
-
-@pytest_twisted.async_yield_fixture
-async def db(made: str) -> AsyncIterator[Callee]:
-    """Serve the schema."""
-    async with serving(made, "app", roles=Roles({"clerk": "nh_clerk"})) as callee:
-        yield callee
+pytestmark = pytest.mark.serving("app", roles=Roles({"clerk": "nh_clerk"}))
 
 
 async def _refused(db: Callee, name: str, *args: Any, **kwargs: Any) -> InvalidArgument:

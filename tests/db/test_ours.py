@@ -16,8 +16,8 @@ from psycopg2.extensions import make_dsn
 
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
 from tests.db.test_streaming import Taker
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TYPE pair AS (word text, day date);
@@ -89,12 +89,6 @@ async def answers(db: Callee) -> list[Any]:
         await taker.call("empty.export", format="csv", order=["id"]),
         taker.parts,
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make tables with values of all kinds."""
-    execute(dsn, SCHEMA)
 
 
 def hostile(dsn: str) -> dict[str, str]:

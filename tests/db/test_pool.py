@@ -23,7 +23,8 @@ from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import CLEANING, Relay
-from tests.db.rooms import database_at, failure_of, pause, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause, until
 
 SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -25,7 +25,8 @@ from service.db.listener import Listener
 from service.db.session import SessionSettings, identity_of
 from service.db.transaction import statement_txn
 from tests.conftest import execute, missing
-from tests.db.rooms import database_at, failure_of, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 

@@ -19,8 +19,8 @@ from service.procedures.application import load
 from service.procedures.registry import Declared, procedures
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.rooms import database_at, failure_of
-from tests.db.served import registry
+from tests.db.served import database_at, registry
+from tests.deferreds import failure_of
 
 DEMO = load(["app"])
 CALLER = Caller(1, "ada", "anonymous", "realm1")

@@ -4,15 +4,12 @@ Which relations are certain to leave nothing behind when they are read, or writt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
 import pytest_twisted
 
 from service.catalog import Relation
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
-from tests.db.rooms import until
+from tests.db.hubs import Callee
+from tests.deferreds import until
 
 SCHEMA = """
 CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$BEGIN RETURN 1; END$$;
@@ -97,19 +94,6 @@ grandchild over_triggered over_view"""
 def relations(db: Callee) -> dict[str, Relation]:
     """Give what is served now, by name."""
     return {name: each for (_, name), each in db.hub.served.catalog.relations.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make relations of all kinds."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 @pytest_twisted.ensureDeferred

@@ -4,7 +4,6 @@ Reading through the hub: every answer is what SQL itself answers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from service.errors import (
 )
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE EXTENSION hstore;
@@ -52,17 +51,7 @@ INSERT INTO blobs SELECT i, repeat('x', 10000) FROM generate_series(1, 20) i;
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, "public", "app", max_rows=100, max_bytes=100_000) as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "app", max_rows=100, max_bytes=100_000)
 
 
 async def ids(db: Callee, **kwargs: Any) -> list[int]:

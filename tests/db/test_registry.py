@@ -16,8 +16,8 @@ from service.db.introspect import catalog_txn
 from service.models.model import Model
 from service.models.registry import Models
 from tests.conftest import execute
-from tests.db.rooms import database_at, failure_of
-from tests.db.served import load, model, registry, served
+from tests.db.served import database_at, load, model, registry, served
+from tests.deferreds import failure_of
 
 TABLES = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP SCHEMA IF EXISTS app CASCADE;

@@ -16,8 +16,8 @@ from service.models.model import Model
 from service.models.relationships import preload
 from tests.conftest import execute
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of
 from tests.db.served import model, served
+from tests.deferreds import failure_of
 
 TABLES = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;

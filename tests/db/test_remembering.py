@@ -7,14 +7,12 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import pytest
 import pytest_twisted
 
 from service.catalog import Relation
 from service.errors import InvalidArgument
-from tests.conftest import execute
 from tests.db.hubs import serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE people (id int PRIMARY KEY, boss int REFERENCES people);
@@ -24,12 +22,6 @@ CREATE FUNCTION below(people) RETURNS SETOF people STABLE
     LANGUAGE sql AS 'SELECT * FROM people WHERE boss = $1.id';
 """
 N: dict[str, Any] = {"measures": {"n": {"count": "*"}}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
 
 
 def relations() -> int:

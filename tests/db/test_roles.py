@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -36,12 +35,11 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 ROLES = Roles({"clerk": "rc_clerk", "boss": "rc_boss"}, "rc_anyone")
 
 SCHEMA = """
-DROP ROLE IF EXISTS rc_clerk; DROP ROLE IF EXISTS rc_boss; DROP ROLE IF EXISTS rc_anyone;
 CREATE ROLE rc_clerk; CREATE ROLE rc_boss; CREATE ROLE rc_anyone;
 CREATE TABLE notes (id int PRIMARY KEY, owner text, text text, salary int);
 INSERT INTO notes SELECT i, 'p' || i % 3, 'note ' || i, i * 100 FROM generate_series(1, 12) i;
@@ -82,20 +80,7 @@ def caller(authrole: str | None, authid: str | None = "p1", session: int | None 
 CLERK, BOSS, STRANGER = caller("clerk"), caller("boss"), caller("guest", None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> Any:
-    """Make roles and relations, and drop the roles again, which belong to the whole server."""
-    execute(dsn, SCHEMA)
-    yield
-    execute(dsn, "DROP OWNED BY rc_clerk, rc_boss, rc_anyone")
-    execute(dsn, "DROP ROLE rc_clerk; DROP ROLE rc_boss; DROP ROLE rc_anyone")
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, roles=ROLES) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred

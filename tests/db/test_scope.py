@@ -23,7 +23,8 @@ from service.db.transaction import TransactionAborted, TransactionClosed
 from service.errors import OutcomeUnknown, Unavailable
 from tests.conftest import execute
 from tests.db.relay import Relay
-from tests.db.rooms import database_at, failure_of, pause, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause, until
 
 
 class Boom(Exception):

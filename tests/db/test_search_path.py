@@ -12,7 +12,6 @@ import pytest_twisted
 
 from service.api.roles import Roles
 from service.request.arguments import Caller
-from tests.conftest import execute
 from tests.db.hubs import Callee, serving
 
 ODD = 'o"dd %s'
@@ -53,7 +52,6 @@ PLACES = [("", "shop"), ("shop.", "shop"), ('o"dd%20%25s.', ODD)]
 @pytest.fixture(scope="module")
 def shop(dsn: str) -> str:
     """Make two schemas of the same names; gives a DSN whose own path has a third."""
-    execute(dsn, SCHEMA)
     return psycopg2.extensions.make_dsn(dsn, options="-c search_path=tools")
 
 

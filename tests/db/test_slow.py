@@ -17,7 +17,8 @@ from twisted.logger import globalLogPublisher
 from service.db.session import SessionSettings
 from service.db.slow import ORIGIN, Origin
 from service.errors import StatementTimeout
-from tests.db.rooms import database_at, failure_of, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, until
 
 LOGGED = SessionSettings(slow_statement=0.05)
 SLEEP = "SELECT pg_sleep(0.1), %s AS given, 'secret' AS told"

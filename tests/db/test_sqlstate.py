@@ -82,7 +82,6 @@ GRANT USAGE ON SCHEMA public TO nobody_here;
 
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
-    execute(dsn, SCHEMA)
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made

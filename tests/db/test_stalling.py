@@ -29,17 +29,13 @@ from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from service.sql.copy import CopyIn
 from tests.conftest import execute
 from tests.db.relay import Relay
-from tests.db.rooms import database_at, failure_of, pause, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause, until
 
+SCHEMA = "CREATE TABLE kept (id int, note text)"
 QUICK = SessionSettings(statement_timeout=0.6, grace=0.3)
 BOUND = 8.0
 """Seconds in which all ends: a statement's, two graces, and two for each connect and cancel."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, "CREATE TABLE kept (id int, note text)")
 
 
 @pytest.fixture
@@ -358,7 +354,7 @@ def copied_in(connection: PgConnection) -> Any:
 
 
 @pytest.fixture(scope="module")
-def naps(dsn: str, schema: None) -> None:
+def naps(dsn: str) -> None:
     """Make tables that take their time."""
     execute(
         dsn,

@@ -20,8 +20,8 @@ from service.procedures.application import load
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
 from tests.db.served import model, registry
+from tests.deferreds import failure_of, until
 
 STRANGE = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;

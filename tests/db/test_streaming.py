@@ -4,7 +4,6 @@ stream: all rows, chunk by chunk, and nothing left behind however it ends.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from service.db.cursors import CHUNK_BYTES
 from service.errors import Canceled, InvalidArgument, ServiceError, TooLarge
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE TABLE parents (id int PRIMARY KEY, name text NOT NULL);
@@ -32,17 +31,7 @@ CREATE VIEW broken AS SELECT id, 1 / (id - 700) AS part FROM items;
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn, max_rows=100, max_bytes=4 << 20) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(max_rows=100, max_bytes=4 << 20)
 
 
 class Taker:

@@ -21,7 +21,6 @@ from service.api.verbs import VERBS
 from service.db.introspect import read_catalog
 from service.describe.document import describe
 from service.describe.stubs import python, typescript
-from tests.conftest import execute
 from tests.node import modules, program
 
 SCHEMA = """
@@ -205,7 +204,6 @@ WRONG_TS = [
 @pytest.fixture(scope="module")
 def document(dsn: str) -> Any:
     """Describe a database with names and types of all kinds."""
-    execute(dsn, SCHEMA)
     catalog = read_catalog(dsn, ("public",))
     verbs = {**VERBS, "peek": replace(VERBS["find"], name="peek")}  # which no template has
     return describe(catalog, "rowcast", "1", verbs, {"hello.greet": greet})

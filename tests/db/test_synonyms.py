@@ -14,8 +14,8 @@ from schema.seed import sow
 from service.errors import InvalidArgument, NoSuchProcedure, ServiceError
 from service.request.synonyms import SYNONYMS, Synonym, letters
 from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of
 from tests.db.test_streaming import Taker
+from tests.deferreds import failure_of
 
 
 class Named:

@@ -28,9 +28,9 @@ from service.errors import (
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 
-SCHEMA = """
+TABLES = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;
 CREATE TYPE size AS ENUM ('s', 'm');
 CREATE TABLE makers (name text UNIQUE);
@@ -50,13 +50,13 @@ CREATE PROCEDURE half() LANGUAGE plpgsql AS $$BEGIN
 
 
 @pytest.fixture(autouse=True)
-def schema(dsn: str) -> None:
+def tables(dsn: str) -> None:
     """Make the relations anew."""
-    execute(dsn, SCHEMA)
+    execute(dsn, TABLES)
 
 
 @pytest_twisted.async_yield_fixture
-async def db(dsn: str, schema: None) -> AsyncIterator[Callee]:
+async def db(dsn: str, tables: None) -> AsyncIterator[Callee]:
     """Serve them, looking for changes when a caller is refused alone."""
     async with serving(dsn) as callee:
         yield callee

@@ -20,7 +20,8 @@ from service.db.transaction import TransactionAborted, commit_txn, rollback_txn,
 from service.errors import StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.relay import Relay
-from tests.db.rooms import database_at, failure_of, pause, until
+from tests.db.served import database_at
+from tests.deferreds import failure_of, pause, until
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ Upsert through the hub: new rows come, rows that are there change, each once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +16,7 @@ from service.describe.document import describe
 from service.errors import InvalidArgument, InvalidRow, TooManyRows, UniqueViolation
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE owners (id int PRIMARY KEY, name text);
@@ -58,24 +57,12 @@ CREATE TABLE years_new PARTITION OF years FOR VALUES FROM (2000) TO (3000);
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them, with an owner and two items."""
-    execute(
-        dsn,
-        "TRUNCATE items, owners, pairs, bare, always, log, years, rounded RESTART IDENTITY;"
-        " INSERT INTO owners VALUES (1, 'Ada');"
-        " INSERT INTO items (code, size, note) VALUES ('a', 1, 'one'), ('b', 2, 'two');"
-        " INSERT INTO pairs VALUES (1, 'x', 'old', 'kept')",
-    )
-    async with serving(dsn) as callee:
-        yield callee
+BEFORE_EACH = (
+    "TRUNCATE items, owners, pairs, bare, always, log, years, rounded RESTART IDENTITY;"
+    " INSERT INTO owners VALUES (1, 'Ada');"
+    " INSERT INTO items (code, size, note) VALUES ('a', 1, 'one'), ('b', 2, 'two');"
+    " INSERT INTO pairs VALUES (1, 'x', 'old', 'kept')"
+)
 
 
 PICK: dict[str, Any] = {"select": ["id", "size", "note"]}

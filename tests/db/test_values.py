@@ -21,7 +21,7 @@ from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
-from tests.conftest import execute, missing
+from tests.conftest import missing
 
 OPTIONS = (
     "-c timezone=UTC -c intervalstyle=iso_8601 -c datestyle=ISO -c bytea_output=hex"
@@ -76,7 +76,6 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(dsn: str) -> Iterator[Bench]:
-    execute(dsn, SCHEMA)
     made = psycopg2.connect(dsn, options=OPTIONS)
     made.autocommit = True
     yield Bench(made, catalog_txn(made, ("public",), 1))

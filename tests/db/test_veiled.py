@@ -4,7 +4,6 @@ Composite values with hidden fields: what is hidden does not leave by any way th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import pytest_twisted
 
 from service.errors import DatabaseRefused, InvalidArgument
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of
+from tests.db.hubs import ANYONE, Callee
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE people (id int PRIMARY KEY, name text, secret text);
@@ -46,19 +45,6 @@ CREATE PROCEDURE unknown_too(OUT r record) LANGUAGE plpgsql
 CREATE FUNCTION guests() RETURNS TABLE (who people, n int) STABLE
     LANGUAGE sql AS 'SELECT p, id FROM people p ORDER BY id';
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them."""
-    async with serving(dsn) as callee:
-        yield callee
 
 
 ADA = {"id": 1, "name": "Ada"}

@@ -4,7 +4,6 @@ Writing through the hub: what is kept, what is refused, what comes back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from service.errors import (
 )
 from tests.conftest import execute
 from tests.db.hubs import ANYONE, Callee, serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -57,25 +56,14 @@ CREATE VIEW small AS SELECT id, name, size, -size AS less FROM things WHERE size
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
-@pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve them, with two owners and three things."""
-    execute(
-        dsn,
-        "TRUNCATE things, owners, pairs, log, stamped, counters RESTART IDENTITY;"
-        " INSERT INTO owners VALUES (1, 'Ada'), (2, 'Bob');"
-        " INSERT INTO things (name, size, mood, owner)"
-        " VALUES ('one', 1, 'ok', 1), ('two', 2, NULL, 1), ('three', 3, 'sad', NULL);"
-        " INSERT INTO pairs VALUES (1, 2, 'x')",
-    )
-    async with serving(dsn, max_bytes=100_000) as callee:
-        yield callee
+pytestmark = pytest.mark.serving(max_bytes=100_000)
+BEFORE_EACH = (
+    "TRUNCATE things, owners, pairs, log, stamped, counters RESTART IDENTITY;"
+    " INSERT INTO owners VALUES (1, 'Ada'), (2, 'Bob');"
+    " INSERT INTO things (name, size, mood, owner)"
+    " VALUES ('one', 1, 'ok', 1), ('two', 2, NULL, 1), ('three', 3, 'sad', NULL);"
+    " INSERT INTO pairs VALUES (1, 2, 'x')"
+)
 
 
 @pytest_twisted.ensureDeferred

@@ -18,7 +18,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 
 from service.db.thread import in_thread
-from tests.conftest import ROOT, Router, free_port, until
+from tests.conftest import ROOT, Router, free_port, wait_until
 from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program, tool
 from tests.wamp.service import served
@@ -31,7 +31,7 @@ def neighbor(migrated: str, tmp_path: Path) -> Iterator[str]:
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "DATABASE_URL": migrated}
     app = str(ROOT / "examples" / "neighbor" / "neighbor.py")
     with program(environ, tool("flask"), "--app", app, "run", "--port", port) as started:
-        until(lambda: port_open(port), 60, lambda: started.output)
+        wait_until(lambda: port_open(port), 60, lambda: started.output)
         yield f"http://127.0.0.1:{port}"
 
 

@@ -37,8 +37,8 @@ from twisted.internet.defer import (
 from tests.conftest import execute
 from tests.db.lag import LagProbe
 from tests.db.relay import Relay
-from tests.db.rooms import failure_of, pause, until
 from tests.db.served import registry
+from tests.deferreds import failure_of, pause, until
 
 transaction = utils.transaction  # noqa: TID251 - it is what is shown
 Defect = Callable[[str], Awaitable[None]]

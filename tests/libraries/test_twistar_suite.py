@@ -25,7 +25,7 @@ from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.models.model import Model
 from service.models.registry import Models
-from tests.db.rooms import database_at
+from tests.db.served import database_at
 
 registered = Registry.DBPOOL
 from twistar.tests import postgres_config  # noqa: E402 - it registers a pool of its own

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import until
+from tests.conftest import wait_until
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # as a shell leaves it that puts the tests into the background; programs would inherit it
@@ -51,7 +51,7 @@ class Program:
 
     def says(self, words: str) -> None:
         """Wait until it prints these words."""
-        until(lambda: words in self.output or not self.running(), 60, lambda: self.output)
+        wait_until(lambda: words in self.output or not self.running(), 60, lambda: self.output)
         assert words in self.output, self.output
 
     def running(self) -> bool:
@@ -103,7 +103,7 @@ def gone(processes: list[psutil.Process], within: float = 8.0) -> None:
     def left() -> list[psutil.Process]:
         return [process for process in processes if alive(process)]
 
-    until(lambda: not left(), within, lambda: str(left()))
+    wait_until(lambda: not left(), within, lambda: str(left()))
 
 
 def alive(process: psutil.Process) -> bool:

@@ -13,8 +13,8 @@ from twisted.internet.defer import CancelledError, gatherResults
 from twisted.python.failure import Failure
 
 from service.wamp.accounts import Bounds
-from tests.conftest import Router, execute
-from tests.db.rooms import until
+from tests.conftest import Router
+from tests.deferreds import until
 from tests.wamp.callers import Caller, join
 from tests.wamp.conftest import Edge, Join, StartEdge
 from tests.wamp.service import served
@@ -26,12 +26,6 @@ CREATE TABLE small AS SELECT i AS id FROM generate_series(1, 10) i;
 ALTER TABLE small ADD PRIMARY KEY (id);
 CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(0.01);
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
 
 
 class Calls:

@@ -22,8 +22,8 @@ from service.errors import Canceled, OutcomeUnknown, StatementTimeout
 from service.models.registry import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
-from tests.db.rooms import pause, until
 from tests.db.test_cancel import running
+from tests.deferreds import pause, until
 from tests.wamp.callers import Caller, join
 
 SCHEMA = """
@@ -87,12 +87,6 @@ WRITTEN = {
     "slowly": keep_slowly,
     "half": keep_half,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,7 +25,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from service.wamp.auth import Cryptosign, Ticket
 from service.wamp.client import WampClient, WampConfig
-from tests.conftest import Router, crossbar, free_port, until
+from tests.conftest import Router, crossbar, free_port, wait_until
 from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.test_session import Listening
 
@@ -248,7 +248,7 @@ def locked() -> Iterator[tuple[Path, int]]:
     with (home / "log").open("wb") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        until(lambda: accepts(port), 60, lambda: (home / "log").read_text()[-2000:])
+        wait_until(lambda: accepts(port), 60, lambda: (home / "log").read_text()[-2000:])
         yield home, port
     finally:
         child.terminate()

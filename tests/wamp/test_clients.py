@@ -12,19 +12,21 @@ import pytest_twisted
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
-from tests.conftest import Router, execute
+from tests.conftest import Router
 from tests.node import NODE, modules
 from tests.node import program as node_program
+from tests.wamp import scenario
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join
-from tests.wamp.scenario import FILE, SCHEMA, read, run
+from tests.wamp.scenario import FILE, read, run
 from tests.wamp.service import served
+
+SCHEMA = scenario.SCHEMA
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
     """Serve the scenario's relations."""
-    execute(dsn, SCHEMA)
     async with served(dsn, router) as serving:
         yield serving
 

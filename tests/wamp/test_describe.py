@@ -24,12 +24,13 @@ from service.app import Serving, service_line
 from service.settings import Settings
 from tests.conftest import Router, execute
 from tests.db.described import Described, plain
-from tests.db.rooms import pause, until
+from tests.deferreds import pause, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
-from tests.wamp.test_values import TYPES, VALUES
+from tests.wamp.test_values import COLUMNS, TYPES, VALUES
 
-SCHEMA = """
+SCHEMA = f"""
+{TYPES}
 CREATE SCHEMA app; CREATE SCHEMA apart;
 CREATE TABLE app.owners (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name varchar(10) NOT NULL);
 COMMENT ON TABLE app.owners IS 'Who owns things';
@@ -52,6 +53,7 @@ CREATE TABLE public.unserved (id int PRIMARY KEY);
 INSERT INTO app.owners (name) VALUES ('Ada');
 INSERT INTO app.things (id, owner_id, price) VALUES (1, 1, 2), (2, NULL, NULL);
 INSERT INTO app.things (id, price, mood) VALUES (3, 'NaN', NULL), (4, -0.5, 'a "quoted" \\ word');
+CREATE TABLE app.kept (id bigserial PRIMARY KEY, {COLUMNS});
 """
 
 DOCUMENT = {
@@ -66,12 +68,6 @@ RELATION = {
 COLUMN = {
     *("type", "nullable", "default", "generated", "comment", "json_schema", "readable", "writable"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    columns = ", ".join(f'"{name}" {declared}' for name, (declared, _) in VALUES.items())
-    execute(dsn, f"{TYPES} {SCHEMA} CREATE TABLE app.kept (id bigserial PRIMARY KEY, {columns});")
 
 
 @pytest_twisted.async_yield_fixture(scope="module")

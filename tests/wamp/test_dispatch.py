@@ -21,7 +21,7 @@ from twisted.internet.task import Clock
 from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
 from service.wamp import callee as dispatch
 from tests.conftest import ROOT, Router
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.fakes import FakeHub
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge

@@ -26,7 +26,7 @@ from service.db.thread import in_thread
 from service.models.registry import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import ROOT, Router, execute
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
 
@@ -360,11 +360,6 @@ APART = {
 
 OTHER = "rowcast.other"
 """Prefix of services with settings of their own; errors keep their URIs under any prefix."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, SCHEMA)
 
 
 async def refused(call: Deferred[Any]) -> ApplicationError:

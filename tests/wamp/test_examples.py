@@ -20,7 +20,7 @@ from service.errors import NotAuthorized
 from service.request.arguments import Caller as Person
 from tests.conftest import Router, execute
 from tests.db.hubs import serving
-from tests.db.rooms import failure_of
+from tests.deferreds import failure_of
 from tests.test_docs import DOCS, code
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served

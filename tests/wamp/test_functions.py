@@ -11,8 +11,8 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 
-from tests.conftest import Router, execute
-from tests.db.rooms import failure_of
+from tests.conftest import Router
+from tests.deferreds import failure_of
 from tests.wamp.callers import KINDS, join
 from tests.wamp.service import served
 
@@ -25,12 +25,6 @@ CREATE FUNCTION app."odd. #%name"(timeout int) RETURNS TABLE (n int, half numeri
     LANGUAGE sql AS 'SELECT i, i / 2.0 FROM generate_series(1, timeout) i';
 CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the functions of this module."""
-    execute(dsn, SCHEMA)
 
 
 @pytest.mark.parametrize("how", KINDS)

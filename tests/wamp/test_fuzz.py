@@ -267,12 +267,6 @@ def documented() -> set[str]:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
 @pytest_twisted.async_yield_fixture
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
     """Serve them."""

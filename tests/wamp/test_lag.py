@@ -12,9 +12,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 
-from tests.conftest import Router, execute
+from tests.conftest import Router
 from tests.db.lag import LagProbe
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.callers import join
 from tests.wamp.service import served
 
@@ -27,11 +27,6 @@ CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(1);
 CREATE TABLE rows (id int PRIMARY KEY, name text, at timestamptz DEFAULT now());
 INSERT INTO rows SELECT i, 'row number ' || i FROM generate_series(1, 1000) i;
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, SCHEMA)
 
 
 def shown(what: str, probe: LagProbe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from service.app import Serving
 from service.db.cursors import CHUNK_BYTES
 from service.wamp.backpressure import HELD
 from tests.conftest import Router, execute
-from tests.db.rooms import pause, until
 from tests.db.test_streaming import transactions
+from tests.deferreds import pause, until
 from tests.wamp.callers import KINDS, Caller, join
 
 SCHEMA = """
@@ -29,12 +29,6 @@ CREATE TABLE copies (LIKE items INCLUDING ALL);
 CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_series(1, 60000) i;
 CREATE VIEW slow AS SELECT id, repeat('x', 1000) AS body, pg_sleep(0.001)::text AS nap FROM items;
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
 
 
 def open_transactions(dsn: str) -> list[tuple[object, ...]]:

@@ -17,7 +17,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 
 from service.embedded.crossbar import node
-from tests.conftest import ROOT, Router, crossbar, free_port, until
+from tests.conftest import ROOT, Router, crossbar, free_port, wait_until
 from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program
 
@@ -59,7 +59,7 @@ async def test_production_lets_the_service_in(migrated: str) -> None:
         }
         start = (crossbar(), "start", "--cbdir", home, "--config", str(PRODUCTION))
         with program(router, *start, "--loglevel", "warn") as node:
-            until(lambda: port_open(port) or not node.running(), 60, lambda: node.output)
+            wait_until(lambda: port_open(port) or not node.running(), 60, lambda: node.output)
             service = shared | {
                 "DATABASE_URL": migrated,
                 "ROWCAST_ROUTER_URL": f"ws://127.0.0.1:{port}/ws",

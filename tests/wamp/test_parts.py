@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from service.errors import TooLarge
 from service.wamp.session import Outflow
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge
 

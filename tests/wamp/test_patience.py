@@ -10,8 +10,8 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import Deferred
 
-from tests.conftest import Router, execute
-from tests.db.rooms import until
+from tests.conftest import Router
+from tests.deferreds import until
 from tests.wamp.callers import join
 from tests.wamp.service import served
 from tests.wamp.test_long_calls import open_transactions
@@ -19,12 +19,6 @@ from tests.wamp.test_long_calls import open_transactions
 SCHEMA = """
 CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_series(1, 60000) i;
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relation of this module."""
-    execute(dsn, SCHEMA)
 
 
 @pytest.mark.parametrize("verb", ["stream", "export"])

@@ -24,14 +24,15 @@ from service.app import Serving
 from service.catalog import Relation
 from service.db.thread import in_thread
 from tests.conftest import ROOT, Router, execute
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.callers import Caller
 from tests.wamp.service import served
 
 GATE = 61
 """Key of an advisory lock: who holds it keeps the calls of the view `gated` waiting."""
 
-SCHEMA = f"""
+TABLES = f"""
+DROP SCHEMA public CASCADE; CREATE SCHEMA public;
 CREATE TABLE steady (id int PRIMARY KEY, name text);
 INSERT INTO steady SELECT i, 'n' || i FROM generate_series(1, 10) i;
 CREATE TABLE shifting (id int PRIMARY KEY, name text, size int);
@@ -42,12 +43,12 @@ CREATE VIEW gated AS SELECT id, name FROM steady
 
 
 @pytest.fixture(autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, "DROP SCHEMA public CASCADE; CREATE SCHEMA public; " + SCHEMA)
+def tables(dsn: str) -> None:
+    execute(dsn, TABLES)
 
 
 @pytest_twisted.async_yield_fixture
-async def service(dsn: str, router: Router, schema: None) -> AsyncIterator[Serving]:
+async def service(dsn: str, router: Router, tables: None) -> AsyncIterator[Serving]:
     async with served(dsn, router, app=("app",)) as serving:
         await until(lambda: serving.listener.listening)
         yield serving

@@ -16,7 +16,7 @@ from twisted.internet.defer import DeferredList
 from service.api.leases import new_process
 from service.app import Serving
 from tests.conftest import Router, execute
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.conftest import Join
 from tests.wamp.replica import Replica

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from tests.conftest import ROOT, Router, crossbar, execute, free_port, until
+from tests.conftest import ROOT, Router, crossbar, execute, free_port, wait_until
 from tests.wamp.programs import alive, gone, parts, port_open, program, tool
 from tests.wamp.raw import refusals
 
@@ -218,7 +218,7 @@ def test_twistd_with_everything_embedded(environ: dict[str, str]) -> None:
     """After `alembic upgrade head` twistd works by itself, in front."""
     with program(environ, *TWISTD) as service:
         service.says("ready")
-        until(lambda: port_open(environ["PORT"]), 5)
+        wait_until(lambda: port_open(environ["PORT"]), 5)
         children, began = parts(service), time.monotonic()
         assert service.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
         assert time.monotonic() - began < STOPS_WITHIN
@@ -234,7 +234,7 @@ def test_twistd_logs_what_is_asked_for(
     command = ("--pidfile=", "-n", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
     own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "unix:/nowhere.sock"}
     with program(environ | own | {"ROWCAST_LOG_LEVEL": level}, tool("twistd"), *command) as service:
-        until(lambda: log.exists() and "no session at" in log.read_text(), 30, log.read_text)
+        wait_until(lambda: log.exists() and "no session at" in log.read_text(), 30, log.read_text)
         assert service.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
     assert ("#info]" in log.read_text()) is all_of_it
     assert "#debug]" not in log.read_text()
@@ -247,7 +247,7 @@ def test_twistd_as_a_daemon(environ: dict[str, str]) -> None:
     options = (f"--pidfile={pidfile}", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
     with program(environ, tool("twistd"), *options) as starter:
         assert starter.ends() == 0
-    until(lambda: log.exists() and "ready" in log.read_text(), 60)
+    wait_until(lambda: log.exists() and "ready" in log.read_text(), 60)
     daemon = psutil.Process(int(pidfile.read_text()))
     children = daemon.children(recursive=True)
     assert len(daemon.children()) == 2

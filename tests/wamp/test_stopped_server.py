@@ -31,7 +31,7 @@ from service.db.thread import in_thread
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import Router, execute
 from tests.db.relay import Relay
-from tests.db.rooms import pause, until
+from tests.deferreds import pause, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
 from tests.wamp.test_cancelling import kill

@@ -18,9 +18,10 @@ from twisted.internet import reactor
 from app.actions import Action
 from service.testing import FakeSession, Service, postgres, serving
 from tests.conftest import Router, execute
-from tests.db.rooms import until
+from tests.deferreds import until
+from tests.wamp import scenario
 from tests.wamp.callers import join
-from tests.wamp.scenario import FILE, SCHEMA, read, run
+from tests.wamp.scenario import FILE, read, run
 from tests.wamp.service import served
 
 MODULES = ("app", "tests.wamp.written")
@@ -30,7 +31,7 @@ ROW = {"action": "go", "path": "/home"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Run what an application's tests run: an embedded server, migrated, and some tables."""
-    with postgres(sql=SCHEMA) as dsn:
+    with postgres(sql=scenario.SCHEMA) as dsn:
         yield dsn
 
 

@@ -25,7 +25,7 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.test_client import logged, told
 from tests.wamp.test_session import Listening
 

@@ -60,12 +60,6 @@ async def by_hand_read(call: ProcedureCall) -> Any:
     return await call.database.statement("SELECT 1", retry=True, post=lambda *_: "x" * LIMIT)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the relations of this module."""
-    execute(dsn, SCHEMA)
-
-
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
     """Serve the module's database with small answers, and procedures written by hand."""

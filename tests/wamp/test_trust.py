@@ -28,7 +28,7 @@ from twisted.internet.threads import deferToThread
 from service.embedded.crossbar import node
 from service.wamp.session import Departures
 from tests.conftest import ROOT, Router, crossbar, free_port
-from tests.db.rooms import until
+from tests.deferreds import until
 from tests.wamp.conftest import Edge, Join, StartEdge
 from tests.wamp.raw import Raw, raw
 from tests.wamp.test_session import Listening

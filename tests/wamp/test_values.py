@@ -24,7 +24,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.db.thread import in_thread
-from tests.conftest import Router, execute
+from tests.conftest import Router
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
@@ -141,10 +141,8 @@ SENT: dict[str, list[tuple[Any, Any]]] = {
 """By column, other forms that an argument may have, and what is read then."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    columns = ", ".join(f'"{name}" {declared}' for name, (declared, _) in VALUES.items())
-    execute(dsn, f"{TYPES} CREATE TABLE kept (id bigserial PRIMARY KEY, {columns});")
+COLUMNS = ", ".join(f'"{name}" {declared}' for name, (declared, _) in VALUES.items())
+SCHEMA = f"{TYPES} CREATE TABLE kept (id bigserial PRIMARY KEY, {COLUMNS});"
 
 
 @pytest_twisted.async_yield_fixture(scope="module")

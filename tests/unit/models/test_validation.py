@@ -93,7 +93,7 @@ def test_what_hooks_set_is_written() -> None:
 def test_every_failing_column_is_named() -> None:
     """Validations are all asked before anything is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
-    error = failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3"))
+    error = result_of(failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3")))
     assert isinstance(error, InvalidRow)
     assert error.details["path"] == "values.3"
     assert error.details["fields"] == {
@@ -104,11 +104,11 @@ def test_every_failing_column_is_named() -> None:
 def test_a_hook_may_refuse() -> None:
     """By False, or by naming columns."""
     refusing = model(beforeSave=lambda self: False)
-    error = failure_of(bound(refusing).validate_insert({}, CODEC, "values"))
+    error = result_of(failure_of(bound(refusing).validate_insert({}, CODEC, "values")))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"*": ["refused by beforeSave"]}
     naming = model(beforeSave=lambda self: self.errors.add("owner", "is away."))
-    error = failure_of(bound(naming).validate_insert({}, CODEC, "values"))
+    error = result_of(failure_of(bound(naming).validate_insert({}, CODEC, "values")))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"owner": ["is away"]}
 
@@ -136,7 +136,9 @@ def test_a_change_is_validated_with_the_whole_row() -> None:
 
 def test_a_value_of_the_wrong_type() -> None:
     """It is refused before any rule looks at it, with its path."""
-    error = failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
+    error = result_of(
+        failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
+    )
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "values.0.owner"
 
@@ -177,12 +179,12 @@ def test_a_hook_may_refuse_a_delete() -> None:
     made = model(beforeDelete=lambda self: seen.append((self.id, self.made.year)))
     assert result_of(bound(made).validate_delete(current)) is None
     assert seen == [(1, 2026)]
-    error = failure_of(
-        bound(model(beforeDelete=lambda self: succeed(False))).validate_delete(current)
+    error = result_of(
+        failure_of(bound(model(beforeDelete=lambda self: succeed(False))).validate_delete(current))
     )
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"*": ["refused by beforeDelete"]}
     naming = model(beforeDelete=lambda self: self.errors.add("owner", "is away."))
-    error = failure_of(bound(naming).validate_delete(current))
+    error = result_of(failure_of(bound(naming).validate_delete(current)))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"owner": ["is away"]}
