@@ -151,7 +151,7 @@ def router() -> Iterator[Router]:
     with (home / "log").open("wb") as log:
         child = subprocess.Popen(start, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(port), 60, lambda: (home / "log").read_text()[-2000:])
+        wait_until(lambda: answers(port), 180, lambda: (home / "log").read_text()[-2000:])
         yield found
     finally:
         child.terminate()

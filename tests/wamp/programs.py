@@ -51,14 +51,14 @@ class Program:
 
     def says(self, words: str) -> None:
         """Wait until it prints these words."""
-        wait_until(lambda: words in self.output or not self.running(), 60, lambda: self.output)
+        wait_until(lambda: words in self.output or not self.running(), 120, lambda: self.output)
         assert words in self.output, self.output
 
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._child.poll() is None
 
-    def ends(self, number: int | None = None, within: float = 60) -> int:
+    def ends(self, number: int | None = None, within: float = 120) -> int:
         """Send a signal, if any, and wait for the end; gives the status."""
         if number is not None:
             self._child.send_signal(number)
