@@ -121,7 +121,8 @@ async def test_every_way_to_send_a_statement_is_timed(dsn: str) -> None:
         async with database_at(dsn, LOGGED) as database:
             await database.atomic(ways_txn)
             await gatherResults([database.statement("SELECT 1") for _ in range(5)])
-    assert [each["statement"] for each in found] == [
+    # On a busy machine the others are slow at times, too.
+    assert [each["statement"] for each in found if "sleep" in each["statement"]] == [
         "SELECT pg_sleep(?), ?",
         "pg_sleep",
         "SELECT pg_sleep(%s)",
