@@ -4,7 +4,6 @@ What the dispatcher does for every verb: the table is open, steps run where the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,21 +19,12 @@ from service.describe.document import describe
 from service.describe.grammar import record
 from service.describe.verbs import Verb
 from service.errors import NotFound, StatementTimeout
-from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.hubs import ANYONE, Callee
 
 SCHEMA = """
 CREATE TABLE items (id int PRIMARY KEY, name text NOT NULL);
 INSERT INTO items VALUES (1, 'one'), (2, 'two');
 """
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve some items."""
-    execute(dsn, SCHEMA)
-    async with serving(dsn) as callee:
-        yield callee
 
 
 def sleep_txn(connection: PgConnection, seconds: float) -> str:

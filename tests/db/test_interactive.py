@@ -30,7 +30,7 @@ from service.errors import (
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.hubs import Callee, serving
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 
 SCHEMA = """
 CREATE SCHEMA other;
@@ -88,11 +88,6 @@ async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin
 
         yield begin
         db.hub.stop()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, SCHEMA)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ Batches: operations of any verbs and functions in one transaction, all or nothin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -44,12 +43,7 @@ CREATE TABLE other.spot AS SELECT 'there' AS name;
 """
 
 
-@pytest_twisted.async_yield_fixture(scope="module")
-async def db(dsn: str) -> AsyncIterator[Callee]:
-    """Serve accounts."""
-    execute(dsn, SCHEMA)
-    async with serving(dsn, "public", "other", max_bytes=100_000) as callee:
-        yield callee
+pytestmark = pytest.mark.serving("public", "other", max_bytes=100_000)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from twisted.internet.defer import DeferredList, gatherResults
 
 from service.app import Serving
 from tests.conftest import ROOT, Router, execute
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 from tests.wamp.callers import KINDS, Caller, join
 from tests.wamp.conftest import Join
 from tests.wamp.replica import Replica
@@ -45,11 +45,6 @@ component.start(reactor)
 reactor.run()
 """
 """A client that holds two transactions, a statement running in one of them."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    execute(dsn, SCHEMA)
 
 
 @pytest.fixture(autouse=True)

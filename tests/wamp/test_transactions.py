@@ -10,7 +10,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 
 from tests.conftest import Router, execute
-from tests.db.rooms import failure_of, until
+from tests.deferreds import failure_of, until
 from tests.wamp.callers import KINDS, join
 from tests.wamp.service import served
 
@@ -20,12 +20,6 @@ CREATE FUNCTION nap(seconds float) RETURNS text LANGUAGE sql AS 'SELECT pg_sleep
 """
 NAPPING = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%nap%' AND state = 'active' AND pid <> "
 IN_TRANSACTION = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def schema(dsn: str) -> None:
-    """Make the table of this module."""
-    execute(dsn, SCHEMA)
 
 
 @pytest.mark.parametrize("how", KINDS)
