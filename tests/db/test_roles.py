@@ -439,9 +439,9 @@ async def test_what_a_definer_gives(dsn: str) -> None:
         " CREATE FUNCTION opened() RETURNS SETOF safe LANGUAGE sql SECURITY DEFINER"
         " AS 'SELECT * FROM safe';"
         " CREATE FUNCTION wanted(s safe) RETURNS int LANGUAGE sql AS 'SELECT s.pin';"
-        " CREATE FUNCTION serial() RETURNS int LANGUAGE sql AS 'SELECT 1';"
-        " REVOKE EXECUTE ON FUNCTION serial FROM public;"
-        " ALTER TABLE safe ADD number int DEFAULT serial();"
+        " CREATE FUNCTION next_pin() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+        " REVOKE EXECUTE ON FUNCTION next_pin FROM public;"
+        " ALTER TABLE safe ADD number int DEFAULT next_pin();"
         " GRANT SELECT (number) ON safe TO rc_anyone",
     )
     async with serving(dsn, roles=ROLES) as callee:
@@ -454,7 +454,7 @@ async def test_what_a_definer_gives(dsn: str) -> None:
             assert isinstance(refused, InvalidArgument), refused
             assert not re.search("pin|code", f"{refused} {refused.details}"), refused.details
         known = describe(callee.hub.served_to(STRANGER).catalog, "x", "0", callee.hub.verbs, {})
-        assert "serial" not in json.dumps(known)
+        assert "next_pin" not in json.dumps(known)
         assert known["relations"]["safe"]["columns"]["number"]["default"]
 
 
