@@ -62,7 +62,7 @@ class Step:
         shape: Makes the answer of what the function returns.
         timeout: Seconds that it may take, as the caller said.
         access: How it runs.
-        missing: Returns why no row was written, where there should have been one.
+        missing: Why no row was written, where there should have been one, or what looks for that.
     """
 
     function: Callable[..., Any]
@@ -70,7 +70,7 @@ class Step:
     shape: Callable[..., Any]
     timeout: float | None = None
     access: Access = "read"
-    missing: Callable[[], Awaitable[ServiceError]] | None = None
+    missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None
 
 
 @dataclass(slots=True)
@@ -80,9 +80,12 @@ class CallState:
 
     Args:
         begun: Whether something was done for it that must not be done twice.
+        sent: Whether all that it asks of the database is on its way, so that what comes after it
+            need not wait for its answer.
     """
 
     begun: bool = False
+    sent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Call:
         40P01). In a transaction neither does: that is for who began it.
 
         Raises:
-            ServiceError: What `missing` returns, where no row was written.
+            ServiceError: What `missing` says, where no row was written.
             OutcomeUnknown: A procedure is done, and its answer is too large.
         """
         if step.access == "read":
@@ -150,7 +153,8 @@ class Call:
         except NoRowWritten:
             if step.missing is None:
                 raise
-            raise await step.missing() from None
+            missing = await step.missing() if callable(step.missing) else step.missing
+            raise missing from None
         except TooLarge as error:
             if not ends or database.level is not None:
                 raise

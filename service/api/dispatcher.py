@@ -110,6 +110,7 @@ class Dispatcher:
         kwargs: Mapping[str, Any],
         caller: Caller,
         progress: Send | None = None,
+        state: CallState | None = None,
     ) -> Any:
         """
         Answer a call.
@@ -120,13 +121,15 @@ class Dispatcher:
             kwargs: As they came.
             caller: Who calls.
             progress: Sends parts of the answer, if the caller takes any.
+            state: Shows what changes meanwhile to one who looks.
 
         Raises:
             ServiceError: Any refusal.
         """
         if name.startswith(TX):
             return await self._in_transaction(name, args, kwargs, caller)
-        role, state, id = self._roles.of(caller), CallState(), f"{random.getrandbits(128):032x}"
+        state = state or CallState()
+        role, id = self._roles.of(caller), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
         if not inside:
@@ -192,7 +195,9 @@ class Dispatcher:
             raise no_operation(call.verb.name)
         step = call.verb.handler(call)  # request → plan → statement
         if isinstance(step, Step):
-            return step.shape(await call.run(step))
+            running = call.run(step)
+            call.state.sent = not callable(step.missing)
+            return step.shape(await running)
         return await step  # what takes several steps runs and shapes each by itself
 
     def _refusal(

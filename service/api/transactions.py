@@ -8,10 +8,13 @@ to be run again is run again as a whole, since nothing of it has reached the cal
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.api.call import no_operation, unwritten
+from twisted.internet.defer import Deferred
+
+from service.api.call import CallState, no_operation, unwritten
 from service.api.dispatcher import Dispatcher, Procedure
 from service.db.database import Database
 from service.db.transaction import retryable
@@ -88,16 +91,7 @@ class Batches:
         results: list[Any] = []
         try:
             async with self._database.transaction(request.isolation, request.read_only):
-                for at, operation in enumerate(request.operations):
-                    path = f"operations.{at}"
-                    try:
-                        given = resolve(operation.args, results, f"{path}.args")
-                        named = resolve(operation.kwargs, results, f"{path}.kwargs")
-                        results.append(await self._hub.answer(operation.name, given, named, caller))
-                    except ServiceError as error:
-                        found = unwritten(error) if request.read_only else error
-                        found.details["operation"] = at
-                        raise found from error.__cause__
+                await self._operate(caller, request, results)
                 fit(results, self._max_bytes)
                 if fails:
                     raise InjectedFailure("this attempt was to fail", retry=True)
@@ -107,3 +101,47 @@ class Batches:
         except DryRun:
             pass
         return results
+
+    async def _operate(self, caller: Caller, request: BatchRequest, results: list[Any]) -> None:
+        """
+        Make the operations, and append their results.
+
+        One that refers to no other is sent ahead, while those before it run: the worker of the
+        transaction takes them in their order.
+        """
+        ahead: deque[Deferred[Any]] = deque()
+        try:
+            for at, operation in enumerate(request.operations):
+                if operation.refers:
+                    await _all(ahead, results)
+                state = CallState()
+                work = self._operation(caller, request, at, results, state)
+                ahead.append(Deferred.fromCoroutine(work))
+                if not state.sent:
+                    await _all(ahead, results)
+            await _all(ahead, results)
+        finally:
+            for each in ahead:
+                each.addErrback(lambda _: None)
+                each.cancel()
+
+    async def _operation(
+        self, caller: Caller, request: BatchRequest, at: int, results: list[Any], state: CallState
+    ) -> Any:
+        operation, path = request.operations[at], f"operations.{at}"
+        args, kwargs = operation.args, operation.kwargs
+        try:
+            if operation.refers:
+                args = resolve(args, results, f"{path}.args")
+                kwargs = resolve(kwargs, results, f"{path}.kwargs")
+            return await self._hub.answer(operation.name, args, kwargs, caller, state=state)
+        except ServiceError as error:
+            found = unwritten(error) if request.read_only else error
+            found.details["operation"] = at
+            raise found from error.__cause__
+
+
+async def _all(ahead: deque[Deferred[Any]], results: list[Any]) -> None:
+    """Wait for what was sent ahead; the first error is that of the first operation that fails."""
+    while ahead:
+        results.append(await ahead.popleft())

@@ -136,7 +136,7 @@ def writing(
     max_affected: int | None,
     one: bool,
     shape: Callable[[Written], Any],
-    missing: Callable[[], Awaitable[ServiceError]] | None = None,
+    missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None,
     access: Access | None = None,
 ) -> Step:
     """
@@ -149,7 +149,7 @@ def writing(
         max_affected: How many rows may be written.
         one: Whether it is for one row, which has to be written.
         shape: Makes the answer.
-        missing: Returns why the one row was not written; nothing is kept then.
+        missing: Why the one row was not written, or what looks for that; nothing is kept then.
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
     """
     returning: Returning = parsed.request.returning
@@ -219,11 +219,9 @@ def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
         statement = snapshot.statement(_create, relation, request)
         make = lambda: statement  # noqa: E731
 
-    async def missing() -> ServiceError:
-        return NotChanged(relation.name)
-
     one = not request.many and request.conflict is None
     shape = partial(answered, returning=request.returning, many=request.many)
+    missing = NotChanged(relation.name)
     return writing(call, parsed, make, request.max_affected, one, shape, missing)
 
 

@@ -26,11 +26,13 @@ class Operation:
         name: Of the procedure, less the prefix.
         args: By position, references in them.
         kwargs: By name, references in them.
+        refers: Whether there are any.
     """
 
     name: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    refers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def _operation(value: Any, path: str) -> Operation:
         raise InvalidArgument('"args" is a list', path=f"{path}.args")
     if not isinstance(kwargs, Mapping | None):
         raise InvalidArgument('"kwargs" is a dict', path=f"{path}.kwargs")
-    return Operation(name, args or (), _named(kwargs or {}, f"{path}.kwargs"))
+    named = _named(kwargs or {}, f"{path}.kwargs")
+    return Operation(name, args or (), named, _refers(args) or _refers(named))
 
 
 def _named(value: Mapping[Any, Any], path: str) -> Mapping[str, Any]:
@@ -116,6 +119,12 @@ def _failures(inject: Any) -> int:
             '"inject" is how many attempts fail, as in {"serialization_failure": 2}', path="inject"
         )
     return many
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return REFERENCE in value or any(map(_refers, value.values()))
+    return isinstance(value, list | tuple) and any(map(_refers, value))
 
 
 def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
