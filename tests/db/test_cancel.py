@@ -129,7 +129,7 @@ async def test_no_bystander_is_hit(dsn: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
     """While a cancel request is on its way, everything else goes on."""
-    with Relay(dsn, slow_cancel=0.5) as relay:
+    with Relay(dsn, slow_cancel=2) as relay:
         async with database_at(relay.dsn) as database:
             call = database.statement("SELECT pg_sleep(13)")
             await until(lambda: running(dsn, "pg_sleep(13)"))
@@ -138,7 +138,7 @@ async def test_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
                 assert isinstance(await failure_of(call), CancelledError)
                 await pause(0.3)
                 assert await database.statement("SELECT 1") == [(1,)]
-            assert probe.own(1) < 0.2
+            assert probe.own(1) < 1
             await until(lambda: not running(dsn, "pg_sleep(13)"))
 
 
