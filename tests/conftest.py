@@ -4,6 +4,7 @@ The parts that tests stand on: a real PostgreSQL, a database for each module, a 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -68,6 +69,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if absent or reporter.stats.get("skipped") or reporter.stats.get("deselected"):
         reporter.write_line(f"\nCI runs every test; left out: {', '.join(absent) or 'some'}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_behind() -> Iterator[None]:
+    """
+    Collect the garbage of a module when all else of it is over.
+
+    What it left open (a socket, a coroutine that nobody awaited) then fails its last test, and not
+    whichever test of another module runs when Python happens to collect.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
