@@ -46,7 +46,7 @@ class Stage:
 
     Args:
         url: Where callers connect with RawSocket.
-        websocket: Where they do with WebSocket, which Crossbar sends without Nagle's delay.
+        websocket: Where they do with WebSocket.
         service: Process id.
         router: Process id of the worker.
         dsn: The way to the database.
