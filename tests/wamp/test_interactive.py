@@ -132,6 +132,23 @@ async def test_calls_sent_ahead_arrive_in_order_at_their_process(
         assert kept(dsn) == []
 
 
+@pytest.mark.parametrize("how", ["rawsocket cbor", "websocket cbor"])
+@pytest_twisted.ensureDeferred
+async def test_answers_that_follow_each_other_are_not_held_back(
+    how: str, one: Serving, router: Router
+) -> None:
+    """Nagle's algorithm in the router would have every second one wait for 40 ms and more."""
+    caller = await join(router, how)
+    tx = await begin(caller)
+    taken = []
+    for _ in range(20):
+        began = monotonic()
+        await gatherResults([caller.call(tx, "items.count") for _ in range(3)])
+        taken.append(monotonic() - began)
+    assert min(taken) < 0.035
+    await caller.close()
+
+
 @pytest_twisted.ensureDeferred
 async def test_transactions_of_two_services_are_each_in_its_own(
     dsn: str, two: list[Serving], call_from: Join
