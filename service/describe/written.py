@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -111,38 +112,54 @@ OWN: Mapping[str, dict[str, Any]] = {
 """The service's own procedures."""
 
 
-def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
+class Parameters:
     """
-    Describe a procedure written by hand: its first parameter is the call, the rest are arguments.
+    What a procedure written by hand takes: its parameters less the first one, which is the call.
 
-    What an annotation does not say as a simple type is anything.
+    Args:
+        function: The procedure.
+
+    Attributes:
+        signature: Of all of it.
+        call: The name of the first parameter.
+        names: Of those that are arguments of their own, in their order.
+        positional: Those of them that go by position, too.
+        required: Those of them without a default.
+        rest, others: The names of `*args` and `**kwargs`; None where there is no such parameter.
+        hints: Annotations by name, as far as they can be resolved.
     """
-    _, *parameters = inspect.signature(function).parameters.values()
-    hints = hints_of(function)
-    named = [
-        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
-    arguments = record(
-        {**TIMEOUT, **{each.name: _schema(hints.get(each.name, Any)) for each in named}},
-        [each.name for each in named if each.default is each.empty],
-    )
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.signature = inspect.signature(function)
+        first, *parameters = self.signature.parameters.values()
+        self.call = first.name
+        by_kind = {each.kind: each.name for each in parameters}
+        self.rest = by_kind.get(inspect.Parameter.VAR_POSITIONAL)
+        self.others = by_kind.get(inspect.Parameter.VAR_KEYWORD)
+        named = [each for each in parameters if each.name not in (self.rest, self.others)]
+        self.names = [each.name for each in named]
+        self.positional = [each.name for each in named if each.kind is not each.KEYWORD_ONLY]
+        self.required = [each.name for each in named if each.default is each.empty]
+        self.hints: Mapping[str, Any] = {}
+        # a name that is there for type checkers alone cannot be resolved
+        with suppress(NameError, TypeError):
+            self.hints = get_type_hints(function)
+
+
+def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
+    """Describe a procedure written by hand; an annotation that is no simple type is anything."""
+    takes = Parameters(function)
+    schemas = {name: _schema(takes.hints.get(name, Any)) for name in takes.names}
+    arguments = record({**TIMEOUT, **schemas}, takes.required)
+    if takes.others:
         del arguments["additionalProperties"]
     return {
         "comment": inspect.getdoc(function),
-        "positional": [each.name for each in named if each.kind is not each.KEYWORD_ONLY],
+        "positional": takes.positional,
         "arguments": arguments,
-        "result": _schema(hints.get("return", Any)),
+        "result": _schema(takes.hints.get("return", Any)),
         "errors": reference("errors.written"),
     }
-
-
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a procedure, as far as they can be resolved."""
-    try:
-        return get_type_hints(function)
-    except (NameError, TypeError):  # a name that is there for type checkers alone
-        return {}
 
 
 def _schema(hint: Any) -> Schema:

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from service.db.encode import integer_text, unfit
-from service.describe.written import hints_of
+from service.describe.written import Parameters
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 
@@ -39,21 +39,13 @@ class Signature:
 
     Args:
         name: Of the procedure.
-        function: It.
+        function: The procedure itself.
     """
 
     def __init__(self, name: str, function: Function) -> None:
-        self._signature = inspect.signature(function)
-        self._call, *parameters = self._signature.parameters.values()
-        self._hints = hints_of(function)
-        self._rest = [each for each in parameters if each.kind is each.VAR_POSITIONAL]
-        self._others = [each for each in parameters if each.kind is each.VAR_KEYWORD]
-        named = [each for each in parameters if each not in self._rest + self._others]
-        self._names = [each.name for each in named]
-        self._leading = [each.name for each in named if each.kind is not each.KEYWORD_ONLY]
-        self._needed = [each.name for each in named if each.default is each.empty]
-        spelled = [each if each in self._needed else f"[{each}]" for each in self._names]
-        self._takes = f"it is {name}({', '.join(spelled)})"
+        self._parameters = takes = Parameters(function)
+        shown = [each if each in takes.required else f"[{each}]" for each in takes.names]
+        self._usage = f"it is {name}({', '.join(shown)})"
 
     def bind(
         self, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -65,22 +57,23 @@ class Signature:
             InvalidArgument: One is missing, unknown, given twice or of another type than its
                 annotation; `path` names it.
         """
-        most = len(self._leading) if self._rest else len(args)
-        known = [*self._names, *(kwargs if self._others else ())]
-        given = Arguments(args[:most], kwargs, self._leading, known, self._takes)
-        for name in self._needed:
+        takes = self._parameters
+        most = len(takes.positional) if takes.rest else len(args)
+        known = [*takes.names, *(kwargs if takes.others else ())]
+        given = Arguments(args[:most], kwargs, takes.positional, known, self._usage)
+        for name in takes.required:
             given.required(name)
-        values = {self._call.name: call}
-        for name in self._names:
+        values = {takes.call: call}
+        for name in takes.names:
             if name in given:
-                values[name] = fitting(self._hints.get(name, Any), given.value(name), name)
-        for rest in self._rest:
-            values[rest.name] = tuple(args[most:])
-        for others in self._others:
-            names = kwargs.keys() - {*self._names, "timeout"}
-            values[others.name] = {name: kwargs[name] for name in names}
-        seconds = None if "timeout" in self._names else given.timeout()
-        bound = inspect.BoundArguments(self._signature, OrderedDict(values))
+                values[name] = fitting(takes.hints.get(name, Any), given.value(name), name)
+        if takes.rest:
+            values[takes.rest] = tuple(args[most:])
+        if takes.others:
+            names = kwargs.keys() - {*takes.names, "timeout"}
+            values[takes.others] = {name: kwargs[name] for name in names}
+        seconds = None if "timeout" in takes.names else given.timeout()
+        bound = inspect.BoundArguments(takes.signature, OrderedDict(values))
         bound.apply_defaults()
         return bound, seconds
 
