@@ -259,7 +259,7 @@ def data_type(schema: str, name: str, category: str = "") -> DataType:
     Args:
         schema: That holds it.
         name: Its `typname`.
-        category: Its `typcategory`, by which a type without a row is judged.
+        category: Its `typcategory`, which says what a type without a row is.
     """
     found = TYPES.get(name)
     if found is not None and (found.extension or schema == "pg_catalog"):

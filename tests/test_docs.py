@@ -218,7 +218,7 @@ def test_limits() -> None:
         aggregate.MAX_MEASURES,
         read.MAX_GROUPS,
         read.MAX_CHUNK,
-        write.MAX_JUDGED,
+        write.MAX_VALIDATED,
         csv.MAX_RECORD,
         payload.MAX_DEPTH,
         payload.MAX_DEPTH - payload.ENVELOPE,

@@ -3,8 +3,8 @@ The verb import: rows of any number, in one call or in many, as one COPY in a tr
 
 The calls of an upload belong to one session, and to the process that has its transaction open until
 the call that says `done`: another replica that gets one passes it on. What ends a lease, or an
-error, ends the upload, and nothing is kept. Rows whose model has validations are judged each by
-itself, as those of `create`.
+error, ends the upload, and nothing is kept. Rows whose model has validations are validated one by
+one, as those of `create`.
 """
 
 from __future__ import annotations
@@ -396,17 +396,17 @@ class RowValidator:
     async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
         row, texts = fields
         try:
-            return await self._admitted(self._named(row, path), texts, path)
+            return await self._validated(self._named(row, path), texts, path)
         except (InvalidRow, InvalidArgument) as refusal:
             refusal.details["line"] = line
             raise
 
-    async def _admitted(
+    async def _validated(
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
-        admitted = await self._model.validate_insert(given, self._snapshot.codec, path)
-        return {**row, **texts, **made_of(self._snapshot, self._relation, given, admitted)}
+        validated = await self._model.validate_insert(given, self._snapshot.codec, path)
+        return {**row, **texts, **made_of(self._snapshot, self._relation, given, validated)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):

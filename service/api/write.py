@@ -64,9 +64,8 @@ from service.sql.select import select
 from service.sql.statement import Statement
 from service.sql.write import modify
 
-Breathe = Callable[[int], Awaitable[None]]
-"""Called after each row, with its number."""
-
+Pause = Callable[[int], Awaitable[None]]
+"""Called after each row, with its number: lets the reactor run now and then."""
 
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
 
@@ -74,8 +73,8 @@ MANY = 100
 """Rows of one call from which on they are read in a pool thread, not in the reactor's."""
 
 
-MAX_JUDGED = 5000
-"""Rows that a model judges in one call: each becomes an object in the reactor's thread."""
+MAX_VALIDATED = 5000
+"""Rows that a model validates in one call: each becomes an object in the reactor's thread."""
 UNBOUNDED = 2**63
 """Bytes: rows that only a model sees may weigh what they weigh."""
 
@@ -161,8 +160,10 @@ def writing(
     )
     if access is None:
         # what fails by itself keeps nothing, but it takes an open transaction with it
-        sure = not (one and relation.side_effects) or (database.level is None and make().certain)
-        alone = sure and small and max_affected is None
+        fails_alone = not (one and relation.side_effects) or (
+            database.level is None and make().must_write
+        )
+        alone = fails_alone and small and max_affected is None
         access = "write" if alone else "atomic"
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
     last = database.level is None
@@ -197,15 +198,15 @@ async def _many_rows(call: Call, parse: Parse) -> Any:
 
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
     """Write new rows as their model left them."""
-    breathe = call.backend.database.yield_to_reactor
-    step = _creating(call, await admit_create(call.snapshot, _relation(call), parsed, breathe))
+    pause = call.backend.database.yield_to_reactor
+    step = _creating(call, await validate_new_rows(call.snapshot, _relation(call), parsed, pause))
     return step.shape(await call.run(step))
 
 
 async def _no_rows(call: Call, request: CreateRequest) -> Any:
     """Answer that no row of none was written."""
-    bare = replace(request, conflict=None)  # of no rows, none is there already
-    columns = answered_columns(_create(call.snapshot.catalog, _relation(call), bare))
+    unconditional = replace(request, conflict=None)  # of no rows, none is there already
+    columns = answered_columns(_create(call.snapshot.catalog, _relation(call), unconditional))
     return answered(Written([], 0, columns), request.returning, many=True)
 
 
@@ -257,7 +258,7 @@ async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     database, relation = call.backend.database, _relation(call)
     async with database.transaction():
         current = await _locked(call, parsed)
-        calls = await admit_update(
+        calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
         if len(calls) == 1:
@@ -314,12 +315,12 @@ async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
     Read the rows of a target whole, and keep them as they are.
 
     Raises:
-        TooManyRows: More than `max_affected`, or than can be judged in one call.
+        TooManyRows: More than `max_affected`, or than are validated in one call.
     """
     request: UpdateRequest | DeleteRequest = parsed.request
     relation = _relation(call)
-    most = MAX_JUDGED if request.max_affected is None else request.max_affected
-    most = min(most, MAX_JUDGED)
+    most = MAX_VALIDATED if request.max_affected is None else request.max_affected
+    most = min(most, MAX_VALIDATED)
     values = Values(parsed.values)
     limit = Operand(values.add(most + 1), "max_affected")
     asked = request.target, Returning(order=request.returning.order), limit
@@ -327,7 +328,7 @@ async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
     args = (call.snapshot.codec, statement, values.freeze(), most, Shape("dicts", UNBOUNDED))
     page: Page = await call.run(Step(page_txn, args, list, parsed.timeout, "write"))
     if page.more:
-        hint = "the model of this relation judges each row, so many rows want several calls"
+        hint = "the model of this relation validates each row: write so many in several calls"
         raise TooManyRows(
             f"this would write more than {most} rows",
             hint="nothing was written" if most == request.max_affected else hint,
@@ -430,8 +431,8 @@ def _refuse(
         raise InvalidRow(relation.name, faults, path)
 
 
-async def admit_create(
-    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], breathe: Breathe
+async def validate_new_rows(
+    snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], pause: Pause
 ) -> Parsed[CreateRequest]:
     """
     Validate new rows by the model; return the call with the rows as the model left them.
@@ -446,18 +447,18 @@ async def admit_create(
     for at, row in enumerate(call.request.rows):
         path = f"values.{at}" if call.request.many else "values"
         given = given_of(row, call.values)
-        admitted = await model.validate_insert(given, snapshot.codec, path)
-        rows.append(_merged(relation, row, given, admitted, path, values, snapshot))
-        await breathe(at)
+        validated = await model.validate_insert(given, snapshot.codec, path)
+        rows.append(_merged(relation, row, given, validated, path, values, snapshot))
+        await pause(at)
     return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
 
 
-async def admit_update(
+async def validate_changes(
     snapshot: Snapshot,
     relation: Relation,
     call: Parsed[UpdateRequest],
     current: Sequence[Mapping[str, Any]],
-    breathe: Breathe,
+    pause: Pause,
 ) -> list[Parsed[UpdateRequest]]:
     """
     Validate the changes of rows by the model.
@@ -467,7 +468,7 @@ async def admit_update(
         relation: Whose rows.
         call: The update.
         current: The rows as they are, whole, as dicts of wire values.
-        breathe: Lets the reactor turn, now and then.
+        pause: Lets the reactor run.
 
     Returns:
         The calls to make instead: one, unless the model made something else of each row.
@@ -478,20 +479,20 @@ async def admit_update(
     """
     model, changes = snapshot.model(relation), call.request.changes
     given = given_of(changes, call.values)
-    said: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
     for at, row in enumerate(current):
-        admitted = await model.validate_update(row, given, snapshot.codec, "changes")
-        said.append({name: snapshot.codec.wire(value) for name, value in admitted.items()})
+        validated = await model.validate_update(row, given, snapshot.codec, "changes")
+        results.append({name: snapshot.codec.wire(value) for name, value in validated.items()})
         values = Values(call.values)
-        merged = _merged(relation, changes, given, admitted, "changes", values, snapshot)
+        merged = _merged(relation, changes, given, validated, "changes", values, snapshot)
         target = Target(_key(relation, row, values), (), EVERYTHING)
         request = replace(call.request, target=target, changes=merged)
         found.append(replace(call, request=request, values=values.freeze()))
-        await breathe(at)
+        await pause(at)
     if not found:
         return [call]
-    if all(each == said[0] for each in said):
+    if all(each == results[0] for each in results):
         request = replace(found[0].request, target=call.request.target)
         return [replace(found[0], request=request)]
     return found
@@ -537,7 +538,7 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
 
 
 def made_of(
-    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], admitted: Mapping[str, Any]
+    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], validated: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
     Return, as wire values, the columns of a row that its model has set or changed.
@@ -547,7 +548,7 @@ def made_of(
     """
     made = {
         name: snapshot.codec.wire(value)
-        for name, value in admitted.items()
+        for name, value in validated.items()
         if name not in given or value is not given[name]
     }
     if not made.keys() <= relation.columns.keys():
@@ -559,13 +560,13 @@ def _merged(
     relation: Relation,
     row: Sequence[Assignment],
     given: Mapping[str, Any],
-    admitted: Mapping[str, Any],
+    validated: Mapping[str, Any],
     path: str,
     values: Values,
     snapshot: Snapshot,
 ) -> tuple[Assignment, ...]:
     """Keep what the model left alone as it came, and take over what it changed."""
-    changed = made_of(snapshot, relation, given, admitted)
+    changed = made_of(snapshot, relation, given, validated)
     kept = tuple(each for each in row if each.column not in changed)
     return kept + assignments(changed, path, values)
 

@@ -3,7 +3,7 @@ The one codec: PostgreSQL's text ↔ wire values ↔ Python values.
 
 Answers and arguments all pass here, so a value has one form
 wherever it appears (docs/values.md). PostgreSQL's text is the middle: what comes in is
-written as text for PostgreSQL to judge, what goes out is read from its text, and nothing on
+written as text for PostgreSQL to check, what goes out is read from its text, and nothing on
 the way to the wire becomes a date or a Decimal.
 
 Rows in a `record` come as JSON with all fields in their order: those that are of a relation with

@@ -235,7 +235,7 @@ def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relatio
         found.details["column"] = names[0]
 
 
-def class_42(error: psycopg2.Error) -> ServiceError | None:
+def syntax_or_access_rule(error: psycopg2.Error) -> ServiceError | None:
     """Return the error of class 42: an operand, a dropped name, a bug of ours or of a function."""
     if raised(error) or error.diag.context is not None:
         return refused(error)
@@ -285,7 +285,7 @@ def unsupported(error: psycopg2.Error) -> ServiceError:
 def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
     """Return the error of an upsert whose columns are no unique key to PostgreSQL."""
     if error.diag.source_function != "infer_arbiter_indexes":
-        return class_42(error)
+        return syntax_or_access_rule(error)
     return InvalidArgument(
         "there is no unique key over these columns", path="on_conflict", sqlstate=error.pgcode
     )
@@ -353,7 +353,7 @@ _EXACT: dict[str, Make] = {
     "25P04": lambda _: StatementTimeout(clock="transaction"),
     "2D000": _transaction_end,
     "26000": _unavailable("the session was exchanged for another", 0.0),
-    "3F000": class_42,
+    "3F000": syntax_or_access_rule,
     "40003": lambda _: OutcomeUnknown(),
     "42501": _forbidden,
     "428C9": _generated,
@@ -371,7 +371,7 @@ _CLASSES: dict[str, Make] = {
     "28": _unavailable("the service cannot log in to the database", 5.0),
     "3D": _unavailable("there is no such database", 5.0),
     "40": _conflict,
-    "42": class_42,
+    "42": syntax_or_access_rule,
     "53": _unavailable("the database is out of resources", 5.0),
     "57": _unavailable("the database is shutting down or starting up", 2.0),
 }

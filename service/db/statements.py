@@ -151,7 +151,7 @@ def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[
     """Return each row as one JSON text, made of the texts of its values."""
     width = len(statement.columns)
     keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
-    text = "%s" if statement.bare else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
+    text = "%s" if statement.scalar else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
     found = [text % row[:width] for row in rows]
     if sum(map(len, found)) + len(found) > max_bytes:
         raise TooLarge(max_bytes)
@@ -326,7 +326,7 @@ def write_txn(
     try:
         cursor = execute(connection, codec, statement, values)
     except psycopg2.Error as error:
-        if statement.certain and error.pgcode == "22P02" and MISSED in str(error):
+        if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
         raise
     affected: int = cursor.rowcount
@@ -337,8 +337,10 @@ def write_txn(
     if shape is None:
         return Written([], affected, ())
     # rows of which nothing is wanted are rows all the same
-    rows: list[Row] = cursor.fetchall() if statement.columns or statement.picks else [()] * affected
-    if statement.picks:
+    rows: list[Row] = (
+        cursor.fetchall() if statement.columns or statement.flagged else [()] * affected
+    )
+    if statement.flagged:
         rows = [row for row in rows if row[-1]]
     found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
     fit([found, columns], shape.max_bytes)

@@ -38,8 +38,8 @@ def reread(
         An equal one, if RETURNING is enough.
     """
     relation = scope.relation
-    certain = one and relation.side_effects and not relation.has_rules  # which no WITH takes
-    returning = replace(returning, certain=certain)
+    must_write = one and relation.side_effects and not relation.has_rules  # which no WITH takes
+    returning = replace(returning, must_write=must_write)
     if not (returning.outputs or returning.embeds or returning.inner):
         return returning
     kinds = set(kinds)

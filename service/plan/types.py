@@ -297,7 +297,7 @@ class PlannedReturning:
         embeds: Related rows, inside each row.
         inner: What a row must be related to so as to come back; it is written all the same.
         reread: How all of that is read after the write; None where RETURNING does it.
-        certain: Whether it is an error that no row was written.
+        must_write: Whether it is an error that no row was written.
         json: As of a `ReadPlan`.
     """
 
@@ -306,7 +306,7 @@ class PlannedReturning:
     embeds: tuple[PlannedEmbed, ...] = ()
     inner: tuple[Exists, ...] = ()
     reread: Reread | None = None
-    certain: bool = False
+    must_write: bool = False
     json: bool = False
 
 

@@ -25,7 +25,7 @@ def call(plan: CallPlan, limit: int) -> Statement:
         columns=plan.columns,
         writes=not plan.call.function.reads,
         untyped=plan.untyped and not plan.json,
-        bare=plan.columns == ("answer",),
+        scalar=plan.columns == ("answer",),
     )
 
 

@@ -24,20 +24,20 @@ pg_catalog.json_array_elements(\
 CAST(pg_catalog.current_setting('rowcast.written') AS json)) WITH ORDINALITY AS "w" ("v", "n")"""
 
 
-def save_rows(rows: Composable, certain: bool = False) -> Composable:
+def save_rows(rows: Composable, must_write: bool = False) -> Composable:
     """
     Build a statement that hands on the rows of another one.
 
     Args:
         rows: A statement that returns `saved_values` of each.
-        certain: Whether the statement behind is to fail if there are none.
+        must_write: Whether the statement behind is to fail if there are none.
     """
     # HAVING is there for its effect: no row of it is sent
     return SQL(
         'WITH "w" ("v") AS ({rows}) SELECT FROM "w"'
         " HAVING pg_catalog.set_config('rowcast.written',"
         ' coalesce(CAST(pg_catalog.json_agg("w"."v") AS text), {none}), true) IS NULL; '
-    ).format(rows=rows, none=Literal(MISSED if certain else "[]"))  # the former is no JSON
+    ).format(rows=rows, none=Literal(MISSED if must_write else "[]"))  # the former is no JSON
 
 
 def saved_values(reread: Reread, relation: Relation) -> Composable:

@@ -67,12 +67,12 @@ class Statement:
         embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
         marks: Places in the text.
-        picks: Whether a last column tells which of the rows are answered.
+        flagged: Whether a last column says of each row whether it is answered.
         untyped: Whether its values are JSON, as text, of rows of no known type.
-        certain: Whether it fails, by `MISSED`, where it would write no row.
+        must_write: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
-        bare: Whether its one column, as JSON, is what is answered for each row.
+        scalar: Whether its one column, as JSON, is what is answered for each row.
     """
 
     text: str
@@ -82,12 +82,12 @@ class Statement:
     embeds: tuple[PlannedEmbed, ...] = ()
     writes: bool = False
     marks: tuple[Mark, ...] = ()
-    picks: bool = False
+    flagged: bool = False
     untyped: bool = False
-    certain: bool = False
+    must_write: bool = False
     head: int = 0
     pure: bool = False
-    bare: bool = False
+    scalar: bool = False
 
     def prefixed(self, words: str) -> Statement:
         """Return the statement with SQL before the one, or the second one, that returns rows."""

@@ -55,8 +55,8 @@ def modify(plan: WritePlan) -> Statement:
         written = SQL("{write} RETURNING {values}").format(
             write=_write(plan), values=saved_values(returning.reread, plan.relation)
         )
-        ahead, rows = save_rows(written, returning.certain), _reread(plan)
-    elif returning.certain:
+        ahead, rows = save_rows(written, returning.must_write), _reread(plan)
+    elif returning.must_write:
         rows = _certain(plan)
     else:
         rows = _write(plan)
@@ -71,8 +71,8 @@ def modify(plan: WritePlan) -> Statement:
         columns=names,
         embeds=embeds,
         writes=True,
-        picks=bool(returning.inner),
-        certain=returning.certain,
+        flagged=bool(returning.inner),
+        must_write=returning.must_write,
         pure=is_pure(plan, plan.relation),
     )
 

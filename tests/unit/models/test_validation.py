@@ -56,9 +56,9 @@ def test_a_model_knows_whether_it_has_rules() -> None:
 def test_untouched_values_are_the_very_wire_values() -> None:
     """The very wire values come back, so that they are written as they were sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
-    admitted = result_of(bound(model()).validate_insert(values, CODEC, "values"))
-    assert admitted == values
-    assert all(admitted[name] is values[name] for name in values)
+    validated = result_of(bound(model()).validate_insert(values, CODEC, "values"))
+    assert validated == values
+    assert all(validated[name] is values[name] for name in values)
 
 
 def test_rules_see_python_values() -> None:
@@ -84,10 +84,10 @@ def test_what_hooks_set_is_written() -> None:
         return succeed(None)
 
     made = model(beforeCreate=before_create, beforeSave=before_save)
-    admitted = result_of(
+    validated = result_of(
         bound(made).validate_insert({"action": "a", "mood": "ok"}, CODEC, "values")
     )
-    assert admitted == {"action": "A", "mood": "ok", "owner": 7}
+    assert validated == {"action": "A", "mood": "ok", "owner": 7}
 
 
 def test_every_failing_column_is_named() -> None:
@@ -122,16 +122,16 @@ def test_a_change_is_validated_with_the_whole_row() -> None:
 
     current = {"id": 1, "action": "go", "status": False, "owner": 1, "doc": {"n": 1}}
     made = model(beforeUpdate=before_update)
-    admitted = result_of(bound(made).validate_update(current, {"status": True}, CODEC, "changes"))
-    assert admitted == {"status": True, "action": "go!"}
+    validated = result_of(bound(made).validate_update(current, {"status": True}, CODEC, "changes"))
+    assert validated == {"status": True, "action": "go!"}
 
     def in_place(self: Any) -> None:
         self.doc["n"] += 1
 
-    admitted = result_of(
+    validated = result_of(
         bound(model(beforeSave=in_place)).validate_update(current, {"owner": 2}, CODEC, "changes")
     )
-    assert admitted == {"owner": 2, "doc": {"n": 2}}
+    assert validated == {"owner": 2, "doc": {"n": 2}}
 
 
 def test_a_value_of_the_wrong_type() -> None:

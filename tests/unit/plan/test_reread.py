@@ -45,7 +45,7 @@ def test_rows_of_a_plain_table_come_by_returning() -> None:
     """Nothing changes them after they are written."""
     for returning in (created(VEHICLES), updated(VEHICLES, {"seats": 4}), deleted(VEHICLES)):
         assert returning.reread is None
-        assert not returning.certain
+        assert not returning.must_write
         assert len(returning.outputs) == 5
 
 
@@ -108,11 +108,11 @@ def test_row_without_a_key_to_find_it_is_taken_as_written() -> None:
 def test_write_that_may_be_swallowed_is_certain() -> None:
     """One row is to be written, or nothing else either; a rule allows no WITH."""
     touchy = vehicles(side_effects=True)
-    assert created(touchy).certain
-    assert updated(touchy, {"seats": 1}).certain
-    assert deleted(touchy).certain
-    assert not created(touchy, values=[{"plate": "B", "model": "bus"}]).certain
-    assert not created(vehicles(side_effects=True, has_rules=True)).certain
+    assert created(touchy).must_write
+    assert updated(touchy, {"seats": 1}).must_write
+    assert deleted(touchy).must_write
+    assert not created(touchy, values=[{"plate": "B", "model": "bus"}]).must_write
+    assert not created(vehicles(side_effects=True, has_rules=True)).must_write
 
 
 def test_write_that_returns_nothing_reads_nothing() -> None:
