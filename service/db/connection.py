@@ -96,17 +96,20 @@ class PgCursor(extensions.cursor):
         Raises:
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
         """
-        self._refuse_stopped()
+        connection = self.connection
+        if connection.stopped:
+            self._refuse_stopped()
         if not clean:
-            self.connection.touch()
-        with self.connection.waits(query):
-            self._send(query, vars)
+            connection.touch()
+        with connection.waits(query):
+            if connection.opening is None:
+                super().execute(query, vars)
+            else:
+                self._send(query, vars)
 
     def _send(self, query: Words, vars: Parameters) -> None:
         connection = self.connection
-        if connection.opening is None:
-            super().execute(query, vars)
-            return
+        assert connection.opening is not None
         if self.name is not None:  # psycopg2 makes a DECLARE of the text, all of it
             connection.command("")
             super().execute(query, vars)
@@ -391,10 +394,6 @@ class PgConnection(extensions.connection):
     def pooled(self) -> bool:
         """Whether a transaction pooler stands between us and the server."""
         return bool(self.settings)
-
-    def usable(self, max_age: float) -> bool:
-        """Return whether the session may be used, without asking the server."""
-        return time.monotonic() - self.opened_at <= max_age and self.alive()
 
     def touch(self) -> None:
         """

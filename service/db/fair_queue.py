@@ -34,22 +34,27 @@ PARTY: ContextVar[Party | None] = ContextVar("rowcast_party", default=None)
 
 
 class FairQueue:
-    """Jobs that wait."""
+    """
+    Jobs that wait.
+
+    Attributes:
+        queues: By party, in the order in which they are served; of no party without jobs.
+    """
 
     def __init__(self) -> None:
-        self._queues: dict[Party | None, deque[Job]] = {}
+        self.queues: dict[Party | None, deque[Job]] = {}
 
     def add(self, job: Job) -> None:
         """Add a job at the end of its party's queue."""
-        self._queues.setdefault(job.party, deque()).append(job)
+        self.queues.setdefault(job.party, deque()).append(job)
 
     def next(self, blocked_too: bool = False) -> Job | None:
         """Remove and return the job whose turn it is; None if none may begin."""
-        for party, queue in self._queues.items():
+        for party, queue in self.queues.items():
             if blocked_too or party is None or not party.blocked:
                 job = queue.popleft()
-                del self._queues[party]
+                del self.queues[party]
                 if queue:  # at the end of the line
-                    self._queues[party] = queue
+                    self.queues[party] = queue
                 return job
         return None

@@ -222,18 +222,16 @@ class Scheduler:
         What has been done counts until its caller has it: a caller who then has enough waits.
         """
         most, all_of_them = self.limits.most, not self.accepting
-        while self._pinned < max(1, most - 1) and (job := self._held.next(all_of_them)):
+        held, waiting = self._held, self._waiting
+        while held.queues and self._pinned < max(1, most - 1) and (job := held.next(all_of_them)):
             self._pinned += 1
             self.queue.put(job)
         ready = most - self._pinned + READY
-        while self._assigned < ready and (job := self._waiting.next(all_of_them)):
-            self._count(job, 1)
+        while waiting.queues and self._assigned < ready and (job := waiting.next(all_of_them)):
+            self._assigned += 1
+            if job.party is not None:
+                job.party.given += 1
             self.queue.put(job)
-
-    def _count(self, job: Job, more: int) -> None:
-        self._assigned += more
-        if job.party is not None:
-            job.party.given += more
 
     def _drain(self) -> None:
         self._waking = False
@@ -242,13 +240,16 @@ class Scheduler:
         self.assign()
 
     def _finish(self, job: Job) -> None:
-        job.stop_timer()
+        if job.timer is not None:
+            job.stop_timer()
         if job in self._jobs:
             del self._jobs[job]
             if job.lane is not None:
                 self._pinned -= 1
             else:
-                self._count(job, -1)
+                self._assigned -= 1
+                if job.party is not None:
+                    job.party.given -= 1
         if job.error is None:
             job.succeed(job.result)
         else:

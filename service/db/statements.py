@@ -195,17 +195,17 @@ def weight(rows: Sequence[Row], width: int) -> int:
     for column in list(zip(*rows, strict=False))[:width]:
         sample = next(filter(None, column), None)
         if isinstance(sample, str | bytes):
-            weight += _length(column)
+            try:
+                weight += sum(map(len, filter(None, column)))
+            except TypeError:  # json, of many kinds
+                weight += _as_json_weighs(column)
         elif isinstance(sample, list | dict):
-            weight += sum(len(json.dumps(value, default=str)) for value in column)
+            weight += _as_json_weighs(column)
     return weight
 
 
-def _length(column: Sequence[Any]) -> int:
-    try:
-        return sum(map(len, filter(None, column)))
-    except TypeError:  # json, of many kinds
-        return sum(len(json.dumps(value, default=str)) for value in column)
+def _as_json_weighs(column: Sequence[Any]) -> int:
+    return sum(len(json.dumps(value, default=str)) for value in column)
 
 
 def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -> None:

@@ -144,11 +144,6 @@ class Job:
             return False
         return True
 
-    def begin(self) -> bool:
-        """Begin the job, or begin it again; return False if it was given up before."""
-        self.begun = self.begun or self.take()
-        return self.begun
-
     def succeed(self, result: Any) -> None:
         """Send the caller the result, unless it has an outcome already."""
         if self.deferred is not None and not self.deferred.called:
@@ -271,7 +266,8 @@ class Worker:
         """
         # A job that has begun may be stopped while its connection is replaced. The canceler then
         # finds none; from here on it does.
-        if not job.begin() or job.reason is not None:
+        job.begun = job.begun or job.take()
+        if not job.begun or job.reason is not None:
             raise QueryCanceledError("stopped before it began")
         return job.function(connection, *job.args)
 
@@ -295,7 +291,8 @@ class Worker:
         connection = self.connection
         if connection is not None:
             if self._usable(connection):
-                return self._current(connection)
+                due = time.monotonic() - connection.checked_at >= self.pool.limits.recheck
+                return self._current(connection) if due else connection
             self._discard()
         end = time.monotonic() + self.pool.limits.connect_wait
         pause = 0.05
@@ -311,7 +308,9 @@ class Worker:
 
     def _usable(self, connection: PgConnection) -> bool:
         """Return whether a session may be used; one that is not known to be clean is cleaned."""
-        if not connection.usable(self.pool.limits.max_age):
+        if time.monotonic() - connection.opened_at > self.pool.limits.max_age:
+            return False
+        if not connection.alive():
             return False
         if connection.epoch == self.pool.epoch:
             return True
@@ -323,10 +322,7 @@ class Worker:
 
     def _current(self, connection: PgConnection) -> PgConnection:
         """Replace a session if its credentials have changed, and the new ones are good."""
-        now = time.monotonic()
-        if now - connection.checked_at < self.pool.limits.recheck:
-            return connection
-        connection.checked_at = now
+        connection.checked_at = time.monotonic()
         if not self.pool.moved(connection):
             return connection
         try:

@@ -161,9 +161,9 @@ class Accounts:
             self._set(account, 0)
         self._of = {}
 
-    def full(self, account: Account, size: int) -> Unavailable | None:
+    def full(self, session: int | None, size: int) -> Unavailable | None:
         """Return a refusal if there is no room for one more call, with arguments of that size."""
-        bounds = self.bounds
+        bounds, account = self.bounds, self._of.get(session) or self.of(session)
         if account.calls >= min(bounds.session_calls, bounds.total_calls - self._calls):
             return Unavailable(
                 f"as many calls are under way as may be ({account.calls} of this session)"

@@ -306,11 +306,10 @@ class Callee:
         return outcome
 
     def _full(self, session: SafeSession, caller: int | None, size: int) -> Unavailable | None:
-        account = self._accounts.of(caller)
-        refused = self._accounts.full(account, size)
+        refused = self._accounts.full(caller, size)
         if refused is not None:
             self.meter.refused()
-            session.sizes.weigh = account.weigh
+            session.sizes.weigh = self._accounts.of(caller).weigh
         return refused
 
     def _left(self, result: Any, session: SafeSession, account: Account, size: int) -> Any:
