@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred
 from service.api.call import CallState, no_operation, unwritten
 from service.api.dispatcher import Dispatcher, Procedure
 from service.db.database import Database
-from service.db.transaction import retryable
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import fit
 from service.request.arguments import Caller
@@ -31,7 +30,16 @@ class InjectedFailure(Conflict):
 
 
 class DryRun(Exception):
-    """The end of a batch that is to be rolled back."""
+    """
+    The end of a batch that is to be rolled back.
+
+    Args:
+        results: What it answers all the same.
+    """
+
+    def __init__(self, results: list[Any]) -> None:
+        super().__init__()
+        self.results = results
 
 
 class Batches:
@@ -78,28 +86,25 @@ class Batches:
             return await self._attempt(caller, request, attempts <= request.failures)
 
         try:
-            found: list[Any] = await self._database.within(
-                request.timeout, self._database.again(attempt)
+            found: list[Any] = await self._database.transact(
+                attempt,
+                isolation=request.isolation,
+                read_only=request.read_only,
+                timeout=request.timeout,
             )
-        except ServiceError as error:
-            if retryable(error):
-                error.details["attempts"] = attempts
-            raise
+        except DryRun as done:
+            found = done.results
         return found
 
     async def _attempt(self, caller: Caller, request: BatchRequest, fails: bool) -> list[Any]:
         results: list[Any] = []
-        try:
-            async with self._database.transaction(request.isolation, request.read_only):
-                await self._operate(caller, request, results)
-                fit(results, self._max_bytes)
-                if fails:
-                    raise InjectedFailure("this attempt was to fail", retry=True)
-                if request.dry_run:  # what would be checked at COMMIT is checked now
-                    await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
-                    raise DryRun
-        except DryRun:
-            pass
+        await self._operate(caller, request, results)
+        fit(results, self._max_bytes)
+        if fails:
+            raise InjectedFailure("this attempt was to fail", retry=True)
+        if request.dry_run:  # what would be checked at COMMIT is checked now
+            await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
+            raise DryRun(results)
         return results
 
     async def _operate(self, caller: Caller, request: BatchRequest, results: list[Any]) -> None:

@@ -37,7 +37,7 @@ from service.db.transaction import (
     statement_txn,
 )
 from service.db.worker import Job
-from service.errors import StatementTimeout
+from service.errors import ServiceError, StatementTimeout
 
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
@@ -185,17 +185,19 @@ class Database:
         """
         Run a function in one transaction, in one go in one worker.
 
-        Inside a transaction it runs in a savepoint, and under that transaction's isolation.
-        With `retry`, which is for reads, it is repeated if the connection died under it.
+        Inside a transaction it runs in a savepoint, as that of `transaction`. With `retry`, which
+        is for reads, it is repeated if the connection died under it.
 
         Raises:
+            InvalidArgument: The transaction around it is isolated less than `isolation`.
             OutcomeUnknown: The connection was lost during COMMIT.
         """
+        words = begin_statement(isolation, read_only)
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            return level.run(nested_txn, function, *args, actor=actor, timeout=timeout)
-        words = begin_statement(isolation, read_only), actor.identity.words
-        job = Job(atomic_txn, (*words, function, *args), retry)
+            work = nested_txn, isolation, read_only, function, *args
+            return level.run(*work, actor=actor, timeout=timeout)
+        job = Job(atomic_txn, (words, actor.identity.words, function, *args), retry)
         return self._submit(job, actor, timeout, read_only)
 
     def _submit(
@@ -216,18 +218,19 @@ class Database:
         It takes a worker with its first statement. The body's error rolls it back.
 
         Args:
-            isolation: Of the transaction.
-            read_only: Whether the server refuses writes in it.
+            isolation: Of the transaction; the one around it has at least to have it.
+            read_only: Whether the server refuses writes in the body.
             name: What the log calls it.
 
         Raises:
+            InvalidArgument: The transaction around it is isolated less than `isolation`.
             OutcomeUnknown: The connection was lost during COMMIT.
             TransactionAborted: The body swallowed the error of a statement.
         """
         outer = self._level.get()
         words = begin_statement(isolation, read_only)
         level = (
-            Savepoint(outer)
+            Savepoint(outer, isolation, read_only)
             if outer
             else Transaction(self.pool.scheduler, words, self._actor.get())
         )
@@ -257,30 +260,38 @@ class Database:
         isolation: str | None = None,
         read_only: bool = False,
         retries: int = RETRIES,
+        timeout: float | None = None,
         name: str = "",
     ) -> Deferred[Any]:
         """
-        Run a coroutine function in a transaction, again if PostgreSQL asks for it.
+        Run a coroutine function in a `transaction`, again if PostgreSQL asks for it.
 
         Args:
             function: May run more than once, so it should touch nothing but the database.
             args: For the function.
-            isolation: Of the transaction.
+            isolation: As that of `transaction`.
             read_only: Whether the server refuses writes in it.
             retries: How often to try again after 40001 and 40P01; never inside a
                 transaction, where the outermost one has to be run again.
+            timeout: Seconds for all of it, pauses included; then it is rolled back.
             name: What the log calls the transaction.
+
+        Raises:
+            StatementTimeout: `timeout` has passed.
+            OutcomeUnknown: The connection was lost during COMMIT; that is never run again.
         """
 
         async def attempt() -> Any:
             async with self.transaction(isolation, read_only, name):
                 return await function(*args)
 
-        return Deferred.fromCoroutine(self.again(attempt, retries))
+        return Deferred.fromCoroutine(self.within(timeout, self.again(attempt, retries)))
 
     async def again(self, attempt: Callable[[], Awaitable[Any]], retries: int = RETRIES) -> Any:
         """
         Run an attempt, and again after 40001 and 40P01, with pauses that grow.
+
+        The error of the last one says how many there were, as `attempts`.
 
         Args:
             attempt: One transaction, or one statement.
@@ -294,7 +305,13 @@ class Database:
                 return await attempt()
             except Exception as error:
                 tried += 1
-                if tried > retries or not retryable(error):
+                if not retryable(error):
+                    raise
+                if tried > retries:
+                    if isinstance(error, ServiceError):
+                        error.details["attempts"] = tried
+                    else:  # `refusal` reads it
+                        error.attempts = tried  # type: ignore[attr-defined]
                     raise
             await deferLater(self.reactor, random.uniform(0, 0.01) * 2**tried)
 

@@ -332,7 +332,8 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 def _conflict(error: psycopg2.Error) -> ServiceError:
     details = words(error, "it met another transaction's changes; the same call may succeed")
     clock = "lock" if error.pgcode == "55P03" and not raised(error) else None
-    return Conflict(**details, clock=clock, retry=True)
+    attempts = getattr(error, "attempts", None)  # as `Database.again` has counted them
+    return Conflict(**details, clock=clock, attempts=attempts, retry=True)
 
 
 def _canceled(error: psycopg2.Error) -> ServiceError:

@@ -24,9 +24,10 @@ from service.db.connection import PgConnection
 from service.db.scheduler import Scheduler
 from service.db.session import OWN_IDENTITY, Identity
 from service.db.worker import Job
-from service.errors import OutcomeUnknown, Unavailable
+from service.errors import InvalidArgument, OutcomeUnknown, Unavailable
 
-ISOLATION_LEVELS = ("read committed", "repeatable read", "serializable")
+ISOLATION_LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
+"""From the weakest on; in PostgreSQL the first is the second by another name."""
 
 
 class TransactionClosed(Exception):
@@ -140,9 +141,15 @@ def acting_txn(
     return function(connection, *args)
 
 
-def nested_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function inside a savepoint of the open transaction."""
-    connection.command("SAVEPOINT atomic")
+def nested_txn(
+    connection: PgConnection,
+    isolation: str | None,
+    read_only: bool,
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Run a function inside a savepoint of the open transaction, as `savepoint_txn` sets it."""
+    savepoint_txn(connection, "atomic", isolation, read_only)
     try:
         result = function(connection, *args)
     except BaseException:
@@ -215,6 +222,27 @@ def rollback_txn(connection: PgConnection) -> None:
         connection.clean()
 
 
+def savepoint_txn(
+    connection: PgConnection, savepoint: str, isolation: str | None = None, read_only: bool = False
+) -> None:
+    """
+    Set a savepoint, behind which the server refuses writes if it is to; its end permits them again.
+
+    Raises:
+        InvalidArgument: The transaction is isolated less than `isolation` demands, and PostgreSQL
+            cannot change that once a statement has run.
+    """
+    if isolation is not None:
+        (found,) = statement_txn(connection, "SELECT current_setting('transaction_isolation')")[0]
+        if ISOLATION_LEVELS.index(isolation) > ISOLATION_LEVELS.index(found):
+            raise InvalidArgument(
+                f"this is to run {isolation}, and is called in a transaction that is {found}",
+                hint=f'begin that transaction with isolation "{isolation}"',
+            )
+    only = "; SET TRANSACTION READ ONLY" if read_only else ""
+    connection.command(f"SAVEPOINT {savepoint}{only}")
+
+
 def undo_txn(connection: PgConnection, savepoint: str) -> None:
     """
     Roll back to a savepoint.
@@ -237,9 +265,14 @@ def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
 
 
 def retryable(error: BaseException) -> bool:
-    """Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01)."""
+    """
+    Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01).
+
+    Not so if something may be kept of it, whatever that was caused by: half of a CALL, say, that
+    ended in a serialization failure after it had committed.
+    """
     seen: BaseException | None = error
-    while seen is not None:
+    while seen is not None and not isinstance(seen, OutcomeUnknown):
         if getattr(seen, "pgcode", None) in ("40001", "40P01"):
             return True
         seen = seen.__cause__
@@ -482,11 +515,21 @@ class Transaction(Level):
 
 
 class Savepoint(Level):
-    """A level inside another; its end gives way to its parent."""
+    """
+    A level inside another; its end gives way to its parent.
 
-    def __init__(self, parent: Level) -> None:
+    Args:
+        parent: The other one.
+        isolation: What the transaction has to be isolated at least.
+        read_only: Whether the server refuses writes in it.
+    """
+
+    def __init__(
+        self, parent: Level, isolation: str | None = None, read_only: bool = False
+    ) -> None:
         super().__init__(parent.depth + 1, parent.actor)
         self._parent = parent
+        self._kind = isolation, read_only
         self._name = f"scope_{self.depth}"
 
     def send(
@@ -502,7 +545,7 @@ class Savepoint(Level):
         try:
             if self._parent.closed:
                 raise TransactionClosed("the transaction has already ended")
-            await self.send(PgConnection.command, f"SAVEPOINT {self._name}")
+            await self.send(savepoint_txn, self._name, *self._kind)
         except BaseException:
             self._leave()
             raise

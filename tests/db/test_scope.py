@@ -14,17 +14,36 @@ import pytest
 import pytest_twisted
 from psycopg2.extras import DictCursor
 from psycopg2.sql import SQL, Identifier
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    ensureDeferred,
+    gatherResults,
+)
 
 from service.db.connection import PgConnection
 from service.db.database import Database
+from service.db.errors import refusal
 from service.db.session import SessionSettings
-from service.db.transaction import TransactionAborted, TransactionClosed
-from service.errors import OutcomeUnknown, Unavailable
+from service.db.transaction import TransactionAborted, TransactionClosed, statement_txn
+from service.errors import Conflict, InvalidArgument, OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.served import database_at
 from tests.deferreds import failure_of, pause, until
+
+DIE = """
+CREATE OR REPLACE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER die AFTER INSERT ON kept DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION die();
+"""
+"""Loses the connection during COMMIT."""
+SLEEPING = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+    " AND query LIKE 'SELECT pg_sleep%'"
+)
 
 
 class Boom(Exception):
@@ -346,9 +365,116 @@ async def test_retries_end(dsn: str) -> None:
             attempts.append(1)
             await database.statement("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
 
-        with pytest.raises(psycopg2.errors.SerializationFailure):
+        with pytest.raises(psycopg2.errors.SerializationFailure) as caught:
             await database.transact(never, retries=2)
     assert len(attempts) == 3
+    refused = refusal(caught.value)
+    assert isinstance(refused, Conflict)
+    assert refused.details["attempts"] == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_of_unknown_outcome_is_not_run_again(dsn: str) -> None:
+    """Not even where a serialization failure is the cause: half of a CALL may be kept."""
+    execute(
+        dsn,
+        "CREATE PROCEDURE half() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO kept VALUES (1);"
+        " COMMIT; RAISE SQLSTATE '40001'; END $$",
+    )
+    async with database_at(dsn) as database:
+        with pytest.raises(OutcomeUnknown):
+            await database.again(lambda: database.run(statement_txn, "CALL half()", ending=True))
+        assert kept(dsn) == [1]
+        execute(dsn, DIE)
+        attempts = []
+
+        async def lost() -> None:
+            attempts.append(1)
+            await insert(database, 2)
+
+        with pytest.raises(OutcomeUnknown):
+            await database.transact(lost)
+    assert len(attempts) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_over_its_time_limit_is_rolled_back(dsn: str) -> None:
+    """The limit is for all attempts together, and stops the statement at the server."""
+    async with database_at(dsn) as database:
+
+        async def slow() -> None:
+            await insert(database, 1)
+            await database.statement("SELECT pg_sleep(20)")
+
+        async def never() -> None:
+            await insert(database, 2)
+            await database.statement("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+        with pytest.raises(StatementTimeout):
+            await database.transact(slow, timeout=0.2)
+        with pytest.raises(StatementTimeout):
+            await database.transact(never, retries=1000, timeout=0.2)
+        await until(lambda: database.pool.stats().busy == 0)
+    assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_transaction_is_rolled_back_and_not_run_again(dsn: str) -> None:
+    attempts = []
+    async with database_at(dsn) as database:
+
+        async def slow() -> None:
+            attempts.append(1)
+            await insert(database, 1)
+            await database.statement("SELECT pg_sleep(20)")
+
+        work = database.transact(slow)
+        await until(lambda: bool(execute(dsn, SLEEPING)))
+        work.cancel()
+        assert isinstance(await failure_of(work), CancelledError)
+        await until(lambda: database.pool.stats().busy == 0)
+        assert execute(dsn, SLEEPING) == []
+    assert (kept(dsn), attempts) == ([], [1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_savepoint_that_is_read_only_refuses_writes_until_its_end(dsn: str) -> None:
+    """Whether it is kept or undone; a function in a worker has the same."""
+
+    def insert_txn(connection: PgConnection) -> None:
+        connection.command("INSERT INTO kept VALUES (9)")
+
+    async with database_at(dsn) as database, database.transaction():
+        await insert(database, 1)
+        async with database.transaction(read_only=True):
+            assert await database.statement("SELECT id FROM kept") == [(1,)]
+        await insert(database, 2)
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            async with database.transaction(read_only=True):
+                await insert(database, 3)
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+            await database.atomic(insert_txn, read_only=True)
+        await insert(database, 4)
+    assert kept(dsn) == [1, 2, 4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_savepoint_of_stronger_isolation_than_its_transaction_is_refused(dsn: str) -> None:
+    """PostgreSQL cannot change it under way; what is as strong or stronger will do."""
+    async with database_at(dsn) as database, database.transaction(isolation="repeatable read"):
+        await insert(database, 1)
+        with pytest.raises(InvalidArgument, match="run serializable") as caught:
+            async with database.transaction(isolation="serializable"):
+                await insert(database, 2)
+        assert (
+            caught.value.details["hint"] == 'begin that transaction with isolation "serializable"'
+        )
+        with pytest.raises(InvalidArgument):
+            await database.atomic(lambda _: None, isolation="serializable")
+        for isolation in ("read committed", "repeatable read"):
+            async with database.transaction(isolation=isolation):
+                await insert(database, 3 + isolation.count("able"))
+    assert kept(dsn) == [1, 3, 4]
 
 
 @pytest_twisted.ensureDeferred
@@ -405,13 +531,7 @@ async def test_a_deferred_constraint_fails_the_commit(dsn: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_connection_lost_in_commit_is_an_unknown_outcome(dsn: str) -> None:
     """Nobody can tell whether it was kept, and nobody claims to."""
-    execute(
-        dsn,
-        "CREATE OR REPLACE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;"
-        "CREATE CONSTRAINT TRIGGER die AFTER INSERT ON kept DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION die()",
-    )
+    execute(dsn, DIE)
     async with database_at(dsn) as database:
         with pytest.raises(OutcomeUnknown):
             async with database.transaction():
