@@ -30,6 +30,7 @@ ANALYZE;
 CALLS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "large": (150, "rowcast.wide.find", {"limit": 1000}),
     "many": (20_000, "rowcast.small.find", {"limit": 100}),
+    "gets": (10_000, "rowcast.small.get", {"key": 1}),
 }
 
 

@@ -288,6 +288,16 @@ class Serving(Service):
         self.catalogs.reload()
 
 
+GC_THRESHOLDS = (5_000, 20, 10)
+"""
+Objects that are new, and collections of those, before Python looks for garbage in them.
+
+Its own (700, 10, 10) has it look through the calls that wait, again and again: with 10,000 of one
+caller, which nobody can collect, that was four fifths of what taking a call cost (70 µs, now 30); of
+a `get` with 64 in flight a seventh (221 µs of the service's CPU, now 186).
+"""
+
+
 def settle(_: object = None) -> None:
     """
     Exclude the objects that exist by now from every later garbage collection.
@@ -298,6 +308,7 @@ def settle(_: object = None) -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def stopped(part: object, stop: Callable[[], Any]) -> None:
