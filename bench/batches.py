@@ -25,7 +25,7 @@ from schema.database import Place
 from service.api.dispatcher import Dispatcher
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import serving
+from tests.db.dispatchers import serving
 
 CALLER = Caller(None, None, None, "realm1")
 READS: list[tuple[str, list[Any]]] = [("items.get", [at]) for at in range(1, 6)]

@@ -14,9 +14,9 @@ from service.errors import NoSuchProcedure, nearest
 from service.request.arguments import Caller
 
 
-class FakeHub:
+class FakeDispatcher:
     """
-    A hub without a database: answers what the edge's tests ask for.
+    A dispatcher without a database, which answers what the edge's tests ask for.
 
     `echo` gives its argument back, `arguments` all of them, `caller` who called, `parts` sends a
     list part by part and answers how many were taken, `wait` lasts until `release` or

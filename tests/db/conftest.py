@@ -10,11 +10,11 @@ import pytest
 import pytest_twisted
 
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 
 
 @pytest_twisted.async_yield_fixture
-async def db(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Callee]:
+async def db(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[DirectCaller]:
     """Run the SQL of the module's BEFORE_EACH, and serve its database as its mark `serving` says."""
     if rows := getattr(request.module, "BEFORE_EACH", ""):
         execute(dsn, rows)

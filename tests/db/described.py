@@ -28,20 +28,20 @@ FORMING = {"select", "embed", "form", "returning"}
 
 class Descriptions:
     """
-    The descriptions of what a hub serves, each made when it is first needed.
+    The descriptions of what a dispatcher serves, each made when it is first needed.
 
     Args:
-        hub: Knows the verbs.
+        dispatcher: Knows the verbs.
     """
 
-    def __init__(self, hub: Dispatcher) -> None:
-        self._hub = hub
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
         self._made: WeakKeyDictionary[Catalog, Described] = WeakKeyDictionary()
 
     def of(self, catalog: Catalog) -> Described:
         """Give the description of a catalog."""
         if catalog not in self._made:
-            document = describe(catalog, "rowcast", "0", self._hub.verbs, {})
+            document = describe(catalog, "rowcast", "0", self._dispatcher.verbs, {})
             self._made[catalog] = Described(document)
         return self._made[catalog]
 

@@ -1,5 +1,5 @@
 """
-Aggregates through the hub: every answer is what SQL itself answers.
+Aggregates through the dispatcher: every answer is what SQL itself answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest_twisted
 
 from service.errors import InvalidArgument, TooLarge
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -83,7 +83,7 @@ MEASURES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("measure", "sql"), MEASURES)
 @pytest_twisted.ensureDeferred
-async def test_measure(db: Callee, dsn: str, measure: dict[str, Any], sql: str) -> None:
+async def test_measure(db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str) -> None:
     """A function gives what SQL gives, over all rows, over groups, and over none."""
     for condition, where in (("true", None), ("amount > 2", {"amount": {"gt": 2}}), ("false", {"id": 0})):  # fmt: skip
         rows = execute(dsn, f"SELECT {sql} FROM sales WHERE {condition}")
@@ -113,7 +113,7 @@ GROUPS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("group", "sql"), GROUPS)
 @pytest_twisted.ensureDeferred
-async def test_group(db: Callee, dsn: str, group: Any, sql: str) -> None:
+async def test_group(db: DirectCaller, dsn: str, group: Any, sql: str) -> None:
     """Groups are those of SQL; the same call gives them in the same order."""
     width = 1 if isinstance(group, str) else len(group)
     places = ", ".join(str(at) for at in range(1, width + 1))
@@ -146,7 +146,7 @@ QUESTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kwargs", "sql"), QUESTIONS)
 @pytest_twisted.ensureDeferred
-async def test_question(db: Callee, dsn: str, kwargs: dict[str, Any], sql: str) -> None:
+async def test_question(db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql: str) -> None:
     """Which groups, in which order, as SQL has it."""
     where, rest = ("WHERE seller = 2", "") if sql == "WHERE" else ("", sql)
     rows = execute(
@@ -159,7 +159,7 @@ async def test_question(db: Callee, dsn: str, kwargs: dict[str, Any], sql: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_bytes(db: Callee) -> None:
+async def test_bytes(db: DirectCaller) -> None:
     """Bytes are joined by the bytes of a separator."""
     measure = {"string_agg": "data", "distinct": True, "separator": "é"}
     measures = {"m": measure, "text": {**measure, "cast": "text"}}
@@ -168,7 +168,7 @@ async def test_bytes(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_view(db: Callee) -> None:
+async def test_a_view(db: DirectCaller) -> None:
     """Any relation can be aggregated, and groups alone are the distinct rows."""
     found = await db.call("paid.aggregate", {}, group=["seller"])
     assert found == [{"seller": 1}, {"seller": 2}, {"seller": 3}, {"seller": None}]
@@ -176,7 +176,7 @@ async def test_a_view(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_bounds(db: Callee) -> None:
+async def test_bounds(db: DirectCaller) -> None:
     """An answer weighs so much."""
     refused = await failure_of(
         db.call("sales.aggregate", {str(at): {"array_agg": "doc"} for at in range(100)})
@@ -221,7 +221,7 @@ async def test_groups_are_not_left_out(name: str, dsn: str) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_what_does_not_fit(
-    db: Callee, measures: dict[str, Any], kwargs: dict[str, Any], path: str
+    db: DirectCaller, measures: dict[str, Any], kwargs: dict[str, Any], path: str
 ) -> None:
     """What a type lacks, or nobody may see, is refused with its place."""
     refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
@@ -249,7 +249,7 @@ async def test_what_does_not_fit(
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_what_does_not_fit_elsewhere(
-    db: Callee, name: str, kwargs: dict[str, Any], path: str
+    db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """A function or a cast that a type lacks has its place, wherever in a call it stands."""
     refused = await failure_of(db.call(name, **kwargs))
@@ -260,7 +260,7 @@ async def test_what_does_not_fit_elsewhere(
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_injection(db: Callee, dsn: str) -> None:
+async def test_no_injection(db: DirectCaller, dsn: str) -> None:
     """Whatever is written where a name, function or separator goes stays one."""
     evil = 'n"; DROP TABLE sales; --'
     good = {"string_agg": "mood::text", "distinct": True}
@@ -282,7 +282,7 @@ async def test_no_injection(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_embedded(db: Callee, dsn: str) -> None:
+async def test_embedded(db: DirectCaller, dsn: str) -> None:
     """An embed may be measures of the related rows, in groups or not."""
     measures = {"n": {"count": "*"}, "worth": {"sum": "price"}, "mean": {"avg": "amount"}}
     found = await db.call("people.find", select=["id"], embed={"sales": {"measures": measures}})
@@ -313,7 +313,7 @@ async def test_embedded(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_embedded_in_every_way(db: Callee) -> None:
+async def test_embedded_in_every_way(db: DirectCaller) -> None:
     """Beside rows of the same relation, spread, deeper, of one row, of none."""
     row = await db.call(
         "people.get",

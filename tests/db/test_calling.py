@@ -1,5 +1,5 @@
 """
-Functions and procedures through the hub: every answer is what SQL itself answers.
+Functions and procedures through the dispatcher: every answer is what SQL itself answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.errors import (
     UniqueViolation,
 )
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -204,7 +204,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
 @pytest.mark.parametrize(("name", "args", "kwargs", "expected"), CALLS)
 @pytest_twisted.ensureDeferred
 async def test_calls(
-    db: Callee, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
+    db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
 ) -> None:
     """Arguments reach the function, and its result has the form of its kind."""
     found = await db.call(f"fn.{name}", *args, **kwargs)
@@ -214,7 +214,7 @@ async def test_calls(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: Callee) -> None:
+async def test_rows(db: DirectCaller) -> None:
     """Rows of a relation are as everywhere: hidden columns are not among them."""
     found = await db.call("fn.everyone")
     assert found[0] == ADA
@@ -256,7 +256,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
 @pytest.mark.parametrize(("name", "args", "kwargs", "path"), REFUSED)
 @pytest_twisted.ensureDeferred
 async def test_refused(
-    db: Callee, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
+    db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
 ) -> None:
     """Arguments that no function takes are refused, and where they stand is told."""
     refused = await failure_of(db.call(f"fn.{name}", *args, **kwargs))
@@ -279,7 +279,7 @@ async def test_refused(
     [("same", "v"), ("any_count", "v"), ("echo", ""), ("moody", "m"), ("pair", "p"), ("add", "a")],
 )
 @pytest_twisted.ensureDeferred
-async def test_hostile_values(db: Callee, name: str, by_name: str, value: Any) -> None:
+async def test_hostile_values(db: DirectCaller, name: str, by_name: str, value: Any) -> None:
     """Whatever is given is answered, or refused as a call; never a bug of ours."""
     args, kwargs = ((), {by_name: value}) if by_name else ((value,), {})
     with suppress(InvalidArgument):
@@ -287,7 +287,7 @@ async def test_hostile_values(db: Callee, name: str, by_name: str, value: Any) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_record_with_two_columns_of_one_name_is_refused(db: Callee) -> None:
+async def test_record_with_two_columns_of_one_name_is_refused(db: DirectCaller) -> None:
     refused = await failure_of(db.call("fn.unnamed"))
     assert isinstance(refused, DatabaseRefused)
     assert refused.message == 'the function returns two columns with the name "?column?"'
@@ -296,7 +296,7 @@ async def test_record_with_two_columns_of_one_name_is_refused(db: Callee) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_deep_values(db: Callee) -> None:
+async def test_deep_values(db: DirectCaller) -> None:
     """A value nested beyond all measure is refused."""
     deep: list[Any] = []
     for _ in range(20_000):
@@ -313,7 +313,7 @@ async def test_deep_values(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_ambiguous(db: Callee) -> None:
+async def test_ambiguous(db: DirectCaller) -> None:
     """Functions that take the same names are told, not guessed."""
     refused = await failure_of(db.call("fn.twin", a=None))
     assert isinstance(refused, InvalidArgument)
@@ -327,7 +327,7 @@ async def test_ambiguous(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names(db: Callee) -> None:
+async def test_names(db: DirectCaller) -> None:
     """Functions of other schemas, and of any name, are reached; a relation "fn" as well."""
     assert await db.call('app.fn.odd%20"%25name%2Ex', **{'a "%s(': 5}) == 5
     assert await db.call("app.fn.other") == "function"
@@ -341,7 +341,7 @@ async def test_names(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_constraints_of_domains(db: Callee) -> None:
+async def test_constraints_of_domains(db: DirectCaller) -> None:
     """A value that a domain refuses is refused as such."""
     refused = await failure_of(db.call("fn.moody", m="ok", s=11))
     assert isinstance(refused, CheckViolation)
@@ -349,7 +349,7 @@ async def test_constraints_of_domains(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_errors(db: Callee) -> None:
+async def test_errors(db: DirectCaller) -> None:
     """What a function raises comes through in its own words."""
     raised = await failure_of(db.call("fn.angry"))
     assert isinstance(raised, Raised)
@@ -360,7 +360,7 @@ async def test_errors(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stable_functions_only_read(db: Callee, dsn: str) -> None:
+async def test_stable_functions_only_read(db: DirectCaller, dsn: str) -> None:
     """What promises not to write runs where it could not."""
     refused = await failure_of(db.call("fn.sneaky"))
     assert isinstance(refused, DatabaseRefused)
@@ -371,7 +371,7 @@ async def test_stable_functions_only_read(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_too_many(db: Callee, dsn: str) -> None:
+async def test_too_many(db: DirectCaller, dsn: str) -> None:
     """Over the limits nothing is kept, and the refusal names the way out."""
     many = await failure_of(db.call("fn.numbers", n=51))
     assert isinstance(many, TooLarge)
@@ -392,7 +392,7 @@ async def test_too_many(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_bound_that_cannot_hold(db: Callee) -> None:
+async def test_a_bound_that_cannot_hold(db: DirectCaller) -> None:
     """Where no rows come back, a bound for them is refused rather than forgotten."""
     assert await db.call("fn.nothing") is None
     for call in (
@@ -407,7 +407,7 @@ async def test_a_bound_that_cannot_hold(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures(db: Callee, dsn: str) -> None:
+async def test_procedures(db: DirectCaller, dsn: str) -> None:
     """A procedure may commit; what comes back of it is its OUT arguments."""
     assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
     assert await db.call("fn.work", who=61, n=1, form="lists") == {
@@ -419,7 +419,7 @@ async def test_procedures(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_procedure_whose_session_dies(db: Callee, dsn: str) -> None:
+async def test_a_procedure_whose_session_dies(db: DirectCaller, dsn: str) -> None:
     """Nobody knows what it has committed by then, and nobody is told to try it again."""
     refused = await failure_of(db.call("fn.dying", who=80))
     assert isinstance(refused, OutcomeUnknown)
@@ -427,7 +427,7 @@ async def test_a_procedure_whose_session_dies(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_in_a_transaction(db: Callee, dsn: str) -> None:
+async def test_in_a_transaction(db: DirectCaller, dsn: str) -> None:
     """A function is part of the transaction that it is called in."""
     database = db.database
     with suppress(RuntimeError):
@@ -439,7 +439,7 @@ async def test_in_a_transaction(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dropped_function(db: Callee, dsn: str) -> None:
+async def test_a_dropped_function(db: DirectCaller, dsn: str) -> None:
     """A function that is gone is refused, and looked for again."""
     execute(dsn, "CREATE FUNCTION brief() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     async with serving(dsn) as other:

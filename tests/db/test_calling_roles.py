@@ -26,7 +26,7 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of, until
 
 ROLES = Roles({"clerk": "fn_clerk"}, "fn_anyone")
@@ -79,9 +79,9 @@ pytestmark = pytest.mark.serving("public", "fn_other", roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights(db: Callee, dsn: str) -> None:
+async def test_rights(db: DirectCaller, dsn: str) -> None:
     """A function runs as the role, sees what the role sees, and is there if it may be called."""
-    answer = db.hub.answer
+    answer = db.dispatcher.answer
     assert await answer("fn.whoami", (), {}, CLERK) == "fn_clerk"
     assert await answer("fn.whoami", (), {}, STRANGER) == "fn_anyone"
     assert [row["id"] for row in await answer("fn.mine", (), {}, CLERK)] == [1, 4]
@@ -93,7 +93,7 @@ async def test_rights(db: Callee, dsn: str) -> None:
     assert execute(dsn, "SELECT who FROM log") == [("xfn_clerk",)]
 
 
-async def sessions(db: Callee) -> set[tuple[str, str, str]]:
+async def sessions(db: DirectCaller) -> set[tuple[str, str, str]]:
     """Tell who the sessions of the pool are, of all of them at once."""
     sql = (
         "SELECT current_user::text, coalesce(current_setting('rowcast.authid', true), ''),"
@@ -102,7 +102,7 @@ async def sessions(db: Callee) -> set[tuple[str, str, str]]:
     return {row for rows in await of_all(db, sql) for row in rows}
 
 
-async def of_all(db: Callee, sql: str) -> list[list[Any]]:
+async def of_all(db: DirectCaller, sql: str) -> list[list[Any]]:
     """Ask all sessions of the pool: none is asked twice, since each waits for the others."""
     many = db.pool.scheduler.limits.most
     barrier = threading.Barrier(many)
@@ -116,10 +116,10 @@ async def of_all(db: Callee, sql: str) -> list[list[Any]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures_that_commit(db: Callee, dsn: str) -> None:
+async def test_procedures_that_commit(db: DirectCaller, dsn: str) -> None:
     """They do so as the caller, who is gone from the session however they end."""
     own = {("postgres", "", '"public", "fn_other", "$user", public')}
-    answer = db.hub.answer
+    answer = db.dispatcher.answer
     assert await answer("fn.stepwise", (), {"many": 2}, CLERK) == {"who": "fn_clerk 2"}
     assert await sessions(db) == own
     assert await answer("fn_other.fn.stepwise", (), {"n": 7}, CLERK) == {"n": 1}
@@ -143,10 +143,10 @@ async def test_procedures_that_commit(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures_in_a_transaction(db: Callee) -> None:
+async def test_procedures_in_a_transaction(db: DirectCaller) -> None:
     """One that commits where it cannot is refused, and told when it may."""
     async with db.database.transaction() as level:
-        refused = await failure_of(db.hub.answer("fn.stepwise", (), {"many": 1}, CLERK))
+        refused = await failure_of(db.dispatcher.answer("fn.stepwise", (), {"many": 1}, CLERK))
         assert isinstance(refused, DatabaseRefused)
         assert refused.details["sqlstate"] == "2D000"
         assert "alone" in refused.details["hint"]
@@ -154,7 +154,7 @@ async def test_procedures_in_a_transaction(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
+async def test_a_session_that_stays_somebody_is_closed(db: DirectCaller) -> None:
     """Where a session cannot be made itself again, nobody ever gets it."""
 
     async def pids() -> set[int]:
@@ -172,9 +172,9 @@ async def test_a_session_that_stays_somebody_is_closed(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_columns(db: Callee) -> None:
+async def test_computed_columns(db: DirectCaller) -> None:
     """A function of a row is there for a role that may read the whole row."""
-    answer = db.hub.answer
+    answer = db.dispatcher.answer
     found = await answer("notes.find", (), {"select": ["twice"], "order": ["-twice"]}, CLERK)
     assert found["rows"] == [{"twice": 8}, {"twice": 2}]
     for kwargs in ({"select": ["raised"]}, {"select": ["id"], "where": {"raised": 6}},
@@ -185,10 +185,10 @@ async def test_computed_columns(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_described(db: Callee) -> None:
+async def test_described(db: DirectCaller) -> None:
     """A role is told of the functions that it may call."""
-    catalog = db.hub.served_to(CLERK).catalog
-    document = describe(catalog, "rowcast", "0", db.hub.verbs, {})
+    catalog = db.dispatcher.served_to(CLERK).catalog
+    document = describe(catalog, "rowcast", "0", db.dispatcher.verbs, {})
     functions = document["functions"]
     assert document["relations"]["notes"]["computed"].keys() == {"twice"}
     assert document["relations"]["wages"]["computed"] == {}

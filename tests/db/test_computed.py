@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -98,7 +98,7 @@ FOUND: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), FOUND)
 @pytest_twisted.ensureDeferred
 async def test_find(
-    db: Callee, relation: str, kwargs: dict[str, Any], expected: list[dict[str, Any]]
+    db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:
     """A computed column goes wherever a column goes, a computed relationship likewise."""
     found = await db.call(f"{relation}.find", **kwargs)
@@ -106,7 +106,7 @@ async def test_find(
 
 
 @pytest_twisted.ensureDeferred
-async def test_not_by_default(db: Callee) -> None:
+async def test_not_by_default(db: DirectCaller) -> None:
     """Nobody gets what is computed without asking; and a name may come out by keyset pages."""
     row = await db.call("people.get", 1)
     assert set(row) == {"id", "first", "last", "boss", "t", "pay"}
@@ -119,7 +119,7 @@ async def test_not_by_default(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_aggregates(db: Callee) -> None:
+async def test_aggregates(db: DirectCaller) -> None:
     """What is computed can be counted and grouped."""
     found = await db.call(
         "people.aggregate", {"n": {"count": "*"}, "most": {"max": "full_name"}}, group=["size"]
@@ -128,7 +128,7 @@ async def test_aggregates(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes(db: Callee) -> None:
+async def test_writes(db: DirectCaller) -> None:
     """The rows that a write gives back are computed as they are then."""
     made = await db.call(
         "people.create", {"id": 9, "first": "Dot", "last": "Oh", "boss": 1}, select=["full_name"]
@@ -178,13 +178,13 @@ async def test_writes(db: Callee) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused(db: Callee, verb: str, kwargs: dict[str, Any]) -> None:
+async def test_refused(db: DirectCaller, verb: str, kwargs: dict[str, Any]) -> None:
     """What is hidden, of other rows, or no column at all is refused, and nothing is written."""
     assert isinstance(await failure_of(db.call(f"people.{verb}", **kwargs)), InvalidArgument)
 
 
 @pytest_twisted.ensureDeferred
-async def test_hint(db: Callee) -> None:
+async def test_hint(db: DirectCaller) -> None:
     """The nearest name may be a computed one."""
     refused = await failure_of(db.call("people.find", select=["ful_name"]))
     assert refused.details["hint"] == 'did you mean "full_name"?'  # type: ignore[attr-defined]

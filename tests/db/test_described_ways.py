@@ -20,7 +20,7 @@ from service.describe.document import describe
 from service.errors import InvalidArgument
 from service.plan.relationships import Relationship, relationships
 from tests.conftest import ROOT, execute, missing
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -108,10 +108,10 @@ def served_as(catalog: Catalog, relation: Relation) -> str:
     return relation.name if short else f"{relation.schema}.{relation.name}"
 
 
-async def checked(db: Callee, dsn: str) -> int:
+async def checked(db: DirectCaller, dsn: str) -> int:
     """Check each described relationship; gives how many there were."""
-    catalog = db.hub.served.catalog
-    described = describe(catalog, "rowcast", "1", db.hub.verbs, {})["relations"]
+    catalog = db.dispatcher.served.catalog
+    described = describe(catalog, "rowcast", "1", db.dispatcher.verbs, {})["relations"]
     known = 0
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         for relation in catalog.relations.values():
@@ -126,7 +126,7 @@ async def checked(db: Callee, dsn: str) -> int:
 
 
 async def check(
-    db: Callee, relation: Relation, name: str, way: Relationship, said: Any, rows: list[Any]
+    db: DirectCaller, relation: Relation, name: str, way: Relationship, said: Any, rows: list[Any]
 ) -> None:
     """Compare what a relationship gives, by each of its names, with the rows of the join."""
     expected = sorted(json.dumps([here, sorted(there, key=str)]) for here, there in rows)
@@ -152,7 +152,9 @@ async def check(
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_described_relationship_gives_the_rows_of_its_join(db: Callee, dsn: str) -> None:
+async def test_each_described_relationship_gives_the_rows_of_its_join(
+    db: DirectCaller, dsn: str
+) -> None:
     """Self references, junctions with several keys, views on all sides, functions, partitions."""
     assert await checked(db, dsn) > 100
 
@@ -172,7 +174,7 @@ AMBIGUOUS = [
 
 @pytest.mark.parametrize(("relation", "name"), AMBIGUOUS)
 @pytest_twisted.ensureDeferred
-async def test_refusal_lists_what_is_accepted(db: Callee, relation: str, name: str) -> None:
+async def test_refusal_lists_what_is_accepted(db: DirectCaller, relation: str, name: str) -> None:
     """Each candidate goes behind a `!` and into `via`, in every verb; they are different ways."""
     where = {f'"{name}"': {"is": "not null"}}
     refused = await failure_of(db.call(f"{relation}.count", where=where))
@@ -197,12 +199,12 @@ async def test_refusal_lists_what_is_accepted(db: Callee, relation: str, name: s
             assert found["count"] == n
         none = {"where": {**query["where"], "id": -1}}
         for verb, changes in (("update", {"changes": {"id": 1}}), ("delete", {})):
-            if db.hub.served.catalog.relations["public", relation].deletable:
+            if db.dispatcher.served.catalog.relations["public", relation].deletable:
                 assert (await db.call(f"{relation}.{verb}", **none, **changes))["affected"] == 0
 
 
 @pytest_twisted.ensureDeferred
-async def test_path_of_two_keys_names_a_way_through_a_junction(db: Callee) -> None:
+async def test_path_of_two_keys_names_a_way_through_a_junction(db: DirectCaller) -> None:
     """By constraints or by columns, as far as it is needed; a sort key and a condition too."""
     for via in (
         "home!spare",

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from service.describe.document import describe
 from service.errors import InvalidArgument, NoSuchProcedure
 from tests.db.described import Described
-from tests.db.hubs import ANYONE, Callee
+from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -61,13 +61,13 @@ CALLS: list[tuple[str, int, dict[str, Any]]] = [
 pytestmark = pytest.mark.serving("public", "app")
 
 
-def described(db: Callee) -> dict[str, Any]:
+def described(db: DirectCaller) -> dict[str, Any]:
     """Describe what is served."""
-    return describe(db.hub.served.catalog, "rowcast", "0", db.hub.verbs, {})
+    return describe(db.dispatcher.served.catalog, "rowcast", "0", db.dispatcher.verbs, {})
 
 
 @pytest_twisted.ensureDeferred
-async def test_functions(db: Callee) -> None:
+async def test_functions(db: DirectCaller) -> None:
     """Each overload is there with its arguments; nothing that is hidden is."""
     functions = described(db)["functions"]
     assert "fn.hushed" not in functions
@@ -88,7 +88,7 @@ async def test_functions(db: Callee) -> None:
 
 @pytest.mark.parametrize(("name", "overload", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
-async def test_schemas(db: Callee, name: str, overload: int, kwargs: dict[str, Any]) -> None:
+async def test_schemas(db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]) -> None:
     """The schemas hold for what is given and for what is answered."""
     document = described(db)
     Draft202012Validator.check_schema(document)
@@ -114,28 +114,30 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "kwargs"), REFUSED)
 @pytest_twisted.ensureDeferred
 async def test_what_a_function_does_not_take_is_not_described(
-    db: Callee, name: str, kwargs: dict[str, Any]
+    db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     document = described(db)
     (found,) = document["functions"][name]
-    error = await failure_of(db.hub.answer(name, [], kwargs, ANYONE))
+    error = await failure_of(db.dispatcher.answer(name, [], kwargs, ANYONE))
     assert isinstance(error, InvalidArgument)
     assert Described(document).faults(found["arguments"], kwargs)
 
 
 @pytest_twisted.ensureDeferred
-async def test_verbs_are_described_of_functions_that_return_rows_alone(db: Callee) -> None:
+async def test_verbs_are_described_of_functions_that_return_rows_alone(db: DirectCaller) -> None:
     functions = described(db)["functions"]
     with_verbs = {name for name, (found, *_) in functions.items() if found["verbs"]}
     assert with_verbs == {"fn.everyone", "fn.person", "fn.outs"}
     found = await db.call("fn.outs.find", args={"n": 2})
     assert len(found["rows"]) == 1
-    error = await failure_of(db.hub.answer("app.fn.work.find", [], {"args": {"a": 1}}, ANYONE))
+    error = await failure_of(
+        db.dispatcher.answer("app.fn.work.find", [], {"args": {"a": 1}}, ANYONE)
+    )
     assert isinstance(error, NoSuchProcedure)
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_columns(db: Callee) -> None:
+async def test_computed_columns(db: DirectCaller) -> None:
     """What is computed stands beside the columns, with its comment."""
     assert described(db)["relations"]["people"]["computed"] == {
         "label": {
@@ -176,7 +178,9 @@ TAKEN: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "fits"), TAKEN)
 @pytest_twisted.ensureDeferred
-async def test_what_a_call_takes(db: Callee, name: str, kwargs: dict[str, Any], fits: bool) -> None:
+async def test_what_a_call_takes(
+    db: DirectCaller, name: str, kwargs: dict[str, Any], fits: bool
+) -> None:
     """`args` is a list of what has no name, or all of it by name, unless an argument is called so."""
     document = described(db)
     schema = document["functions"][name][0]["arguments"]

@@ -19,7 +19,7 @@ from service.describe.document import describe
 from service.describe.grammar import record
 from service.describe.verbs import Verb
 from service.errors import NotFound, StatementTimeout
-from tests.db.hubs import ANYONE, Callee
+from tests.db.dispatchers import ANYONE, DirectCaller
 
 SCHEMA = """
 CREATE TABLE items (id int PRIMARY KEY, name text NOT NULL);
@@ -56,15 +56,15 @@ DOZE = Verb(
 
 
 @pytest_twisted.ensureDeferred
-async def test_verb_that_is_registered_is_served_and_described(db: Callee) -> None:
+async def test_verb_that_is_registered_is_served_and_described(db: DirectCaller) -> None:
     """One row is all that a verb takes."""
-    db.hub.register(DOZE)
+    db.dispatcher.register(DOZE)
     try:
-        assert await db.hub.answer("items.doze", [0.01], {}, ANYONE) == ["items", "slept"]
-        document = describe(db.hub.served.catalog, "rowcast", "0", db.hub.verbs, {})
+        assert await db.dispatcher.answer("items.doze", [0.01], {}, ANYONE) == ["items", "slept"]
+        document = describe(db.dispatcher.served.catalog, "rowcast", "0", db.dispatcher.verbs, {})
     finally:
-        del db.hub.verbs["doze"]
-        db.hub.served_to(ANYONE).routes.clear()
+        del db.dispatcher.verbs["doze"]
+        db.dispatcher.served_to(ANYONE).routes.clear()
     assert document["verbs"]["doze"]["positional"] == ["seconds"]
     described = document["relations"]["items"]["verbs"]["doze"]
     assert described["result"] == reference("result.doze")
@@ -72,19 +72,19 @@ async def test_verb_that_is_registered_is_served_and_described(db: Callee) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_step_past_the_deadline_of_its_call_is_stopped(db: Callee) -> None:
+async def test_step_past_the_deadline_of_its_call_is_stopped(db: DirectCaller) -> None:
     """Though the step itself may take its time."""
-    db.hub.register(replace(DOZE, handler=doze_late))
+    db.dispatcher.register(replace(DOZE, handler=doze_late))
     try:
         with pytest.raises(StatementTimeout):
-            await db.hub.answer("items.doze", [30], {}, ANYONE)
+            await db.dispatcher.answer("items.doze", [30], {}, ANYONE)
     finally:
-        del db.hub.verbs["doze"]
-        db.hub.served_to(ANYONE).routes.clear()
+        del db.dispatcher.verbs["doze"]
+        db.dispatcher.served_to(ANYONE).routes.clear()
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: Callee) -> None:
+async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: DirectCaller) -> None:
     """Whether a step runs alone or in a transaction is for who begins one."""
 
     async def several() -> None:
@@ -100,10 +100,10 @@ async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: Callee)
 
 
 @pytest_twisted.ensureDeferred
-async def test_routes_that_are_kept_are_bounded(db: Callee, monkeypatch: Any) -> None:
+async def test_routes_that_are_kept_are_bounded(db: DirectCaller, monkeypatch: Any) -> None:
     """A name can be written in many ways, and each is a route."""
     monkeypatch.setattr(snapshot, "MAX_ROUTES", 3)
-    db.hub.served_to(ANYONE).routes.clear()
+    db.dispatcher.served_to(ANYONE).routes.clear()
     for name in ("items.get", "item%73.get", "ite%6Ds.get", "it%65ms.get"):
         assert (await db.call(name, 1))["name"] == "one"
-        assert 1 <= len(db.hub.served_to(ANYONE).routes) <= 3
+        assert 1 <= len(db.dispatcher.served_to(ANYONE).routes) <= 3

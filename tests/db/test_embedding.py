@@ -12,7 +12,7 @@ import pytest_twisted
 from service.describe.document import describe
 from service.errors import InvalidArgument
 from tests.conftest import execute
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of, until
 
 SCHEMA = """
@@ -163,7 +163,9 @@ SHAPES: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), SHAPES)
 @pytest_twisted.ensureDeferred
-async def test_shapes(db: Callee, relation: str, kwargs: dict[str, Any], expected: Any) -> None:
+async def test_shapes(
+    db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
+) -> None:
     """Each relationship is found by name, and gives a row, null, or a list."""
     assert await db.call(f"{relation}.get", **kwargs) == expected
     key = kwargs.pop("key")
@@ -173,7 +175,7 @@ async def test_shapes(db: Callee, relation: str, kwargs: dict[str, Any], expecte
 
 
 @pytest_twisted.ensureDeferred
-async def test_values(db: Callee) -> None:
+async def test_values(db: DirectCaller) -> None:
     """An embedded value has the form that it has anywhere."""
     whole = await db.call("people.find")
     by_id = {row["id"]: row for row in whole["rows"]}
@@ -192,7 +194,7 @@ async def test_values(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lists(db: Callee) -> None:
+async def test_lists(db: DirectCaller) -> None:
     """In the form of lists, spread columns have names of their own."""
     found = await db.call(
         "visits.find",
@@ -205,14 +207,14 @@ async def test_lists(db: Callee) -> None:
     assert found["rows"] == [[1, "Ada", {"note": "n1"}]]
 
 
-async def titles(db: Callee, **kwargs: Any) -> list[str]:
+async def titles(db: DirectCaller, **kwargs: Any) -> list[str]:
     """Give the titles of the projects that a find finds."""
     found = await db.call("projects.find", select=["title"], **kwargs)
     return [row["title"] for row in found["rows"]]
 
 
 @pytest_twisted.ensureDeferred
-async def test_filters_across(db: Callee) -> None:
+async def test_filters_across(db: DirectCaller) -> None:
     """A filter on related rows asks whether one of them matches."""
     assert await titles(db, where={"lead.name": "Ada"}) == ["Alpha", "Beta"]
     assert await titles(db, where={"lead.name": {"neq": "Ada"}}) == ["Gamma"]
@@ -243,7 +245,7 @@ async def test_filters_across(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_inner(db: Callee) -> None:
+async def test_inner(db: DirectCaller) -> None:
     """An inner embed leaves out rows without a match; without columns it does no more."""
     inner = {"select": ["name"], "inner": True, "where": {"name": "Ada"}}
     found = await db.call("projects.find", select=["id"], embed={"lead": inner}, count="exact")
@@ -266,7 +268,7 @@ async def test_inner(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_order_across(db: Callee) -> None:
+async def test_order_across(db: DirectCaller) -> None:
     """Rows are sorted by a column of the one related row, and paged by it too."""
     expected = ["Gamma", "Beta", "Alpha", "Delta"]
     order = [{"by": "lead.name", "desc": True, "nulls": "last"}, "-title"]
@@ -287,7 +289,7 @@ async def test_order_across(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_order_by_what_is_embedded(db: Callee) -> None:
+async def test_order_by_what_is_embedded(db: DirectCaller) -> None:
     """Rows are sorted by the row that is embedded, which is none where the embed asks for more."""
     lead = {"relation": "people", "via": "projects_lead", "where": {"name": {"neq": "Ada"}}}
     plain = {"relation": "people", "via": "projects_lead"}
@@ -326,7 +328,7 @@ async def test_order_by_what_is_embedded(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes_answer_embeds(db: Callee, dsn: str) -> None:
+async def test_writes_answer_embeds(db: DirectCaller, dsn: str) -> None:
     """Written rows come back with what is related to them."""
     embed = {"lead": NAME, "members": {"select": ["role"]}}
     made = await db.call(
@@ -365,7 +367,7 @@ async def test_writes_answer_embeds(db: Callee, dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused(db: Callee, relation: str, embed: Any, path: str) -> None:
+async def test_refused(db: DirectCaller, relation: str, embed: Any, path: str) -> None:
     """What is no embed is refused with its place."""
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
     assert isinstance(refused, InvalidArgument), refused
@@ -430,13 +432,15 @@ VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), VIEWS)
 @pytest_twisted.ensureDeferred
-async def test_views(db: Callee, relation: str, kwargs: dict[str, Any], expected: Any) -> None:
+async def test_views(
+    db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
+) -> None:
     """A view is related as the tables are whose columns it shows, also those not served."""
     assert (await db.call(f"{relation}.find", **kwargs))["rows"] == expected
 
 
 @pytest_twisted.ensureDeferred
-async def test_candidates(db: Callee) -> None:
+async def test_candidates(db: DirectCaller) -> None:
     """Of several ways between two relations, the refusal names each."""
     refused = await failure_of(db.call("people.find", embed={"projects": True}))
     assert isinstance(refused, InvalidArgument)
@@ -446,7 +450,7 @@ async def test_candidates(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_depth(db: Callee) -> None:
+async def test_depth(db: DirectCaller) -> None:
     """Embeds nest as deep as is allowed, and a statement of them is one."""
     embed: dict[str, Any] = {}
     for _ in range(8):
@@ -457,7 +461,7 @@ async def test_depth(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
+async def test_columns_called_like_aliases(db: DirectCaller, dsn: str) -> None:
     """No name of a column is mistaken for one of the statement's own."""
     columns = ", ".join(f'"{name}" int' for name in ("r", "v", "t", "t1", "et1", "e1"))
     execute(
@@ -467,7 +471,7 @@ async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
         "INSERT INTO ones (id, r) VALUES (1, 5); INSERT INTO manies (id, one, r) VALUES (2, 1, 6)",
     )
     db.catalogs.reload()
-    await until(lambda: ("public", "manies") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "manies") in db.dispatcher.served.catalog.relations)
     found = await db.call("ones.get", 1, embed={"manies": {"select": ["id", "r"]}})
     assert found["manies"] == [{"id": 2, "r": 6}]
     found = await db.call("manies.get", 2, select=[], embed={"one": {"select": ["r", "t"]}})
@@ -475,10 +479,10 @@ async def test_columns_called_like_aliases(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_described(db: Callee) -> None:
+async def test_described(db: DirectCaller) -> None:
     """Each relationship that describe lists can be embedded as it says."""
-    served = db.hub.served
-    document = describe(served.catalog, "rowcast", "1", db.hub.verbs, {})
+    served = db.dispatcher.served
+    document = describe(served.catalog, "rowcast", "1", db.dispatcher.verbs, {})
     known = 0
     for name, relation in document["relations"].items():
         for way in relation["relationships"]:

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -63,7 +63,7 @@ ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("kwargs", "expected"), ANSWERS)
 @pytest_twisted.ensureDeferred
-async def test_names(db: Callee, kwargs: dict[str, Any], expected: list[Any]) -> None:
+async def test_names(db: DirectCaller, kwargs: dict[str, Any], expected: list[Any]) -> None:
     """Each value stands under its own name."""
     found = await db.call("trips.find", where={"id": 1}, **kwargs)
     assert found["rows"] == expected
@@ -83,7 +83,7 @@ async def test_names(db: Callee, kwargs: dict[str, Any], expected: list[Any]) ->
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_refused(db: Callee, kwargs: dict[str, Any], path: str) -> None:
+async def test_refused(db: DirectCaller, kwargs: dict[str, Any], path: str) -> None:
     """Two names that could not be told apart are refused."""
     refused = await failure_of(db.call("trips.find", **kwargs))
     assert isinstance(refused, InvalidArgument)

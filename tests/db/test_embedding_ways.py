@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -88,7 +88,7 @@ WAYS: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("relation", "embed", "expected"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_ways(db: Callee, relation: str, embed: dict[str, Any], expected: Any) -> None:
+async def test_ways(db: DirectCaller, relation: str, embed: dict[str, Any], expected: Any) -> None:
     """Each way leads to the rows that it says."""
     found = await db.call(f"{relation}.find", select=[], embed=embed)
     (name,) = embed
@@ -108,7 +108,7 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("relation", "embed", "candidates"), REFUSED)
 @pytest_twisted.ensureDeferred
 async def test_candidates(
-    db: Callee, relation: str, embed: dict[str, Any], candidates: list[str]
+    db: DirectCaller, relation: str, embed: dict[str, Any], candidates: list[str]
 ) -> None:
     """A refusal names the ways to what was asked for, each by what tells it from the others."""
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
@@ -123,7 +123,7 @@ async def test_candidates(
 
 @pytest.mark.parametrize(("relation", "name"), [("tools", "fittings"), ("fittings", "tools")])
 @pytest_twisted.ensureDeferred
-async def test_there_and_back(db: Callee, relation: str, name: str) -> None:
+async def test_there_and_back(db: DirectCaller, relation: str, name: str) -> None:
     """A table and its view are not related by the one foreign key that leads to both."""
     refused = await failure_of(db.call(f"{relation}.find", embed={name: True}))
     assert isinstance(refused, InvalidArgument)

@@ -14,7 +14,7 @@ from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import FilterParser, holds_always
 from tests.db import test_filtering
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = test_filtering.SCHEMA
@@ -61,7 +61,7 @@ def always(where: Any) -> bool:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(where=TREES)
-async def test_filter_that_always_holds_has_every_row(db: Callee, where: Any) -> None:
+async def test_filter_that_always_holds_has_every_row(db: DirectCaller, where: Any) -> None:
     """What is judged to hold of every row does in PostgreSQL, and its negation of none."""
     if always(where):
         assert await db.call("hotels.count", where=where) == 4

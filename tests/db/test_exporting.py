@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError
 
 from service.errors import Canceled, InvalidArgument, ServiceError, StatementTimeout
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.test_streaming import Taker, transactions
 from tests.deferreds import failure_of, until
 
@@ -51,7 +51,7 @@ def copied(dsn: str, query: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv(dsn: str, db: Callee) -> None:
+async def test_csv(dsn: str, db: DirectCaller) -> None:
     """CSV is what COPY writes, less what is hidden; the answer counts rows and bytes."""
     taker = Taker(db)
     answer = await taker.call("items.export", format="csv")
@@ -64,7 +64,7 @@ async def test_csv(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_arguments(dsn: str, db: Callee) -> None:
+async def test_arguments(dsn: str, db: DirectCaller) -> None:
     """An export takes what stream takes; values of the call are bound, not pasted."""
     taker = Taker(db)
     answer = await taker.call(
@@ -111,7 +111,7 @@ async def test_csv_with_columns_of_related_rows_names_them_in_its_head(dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_empty(db: Callee) -> None:
+async def test_empty(db: DirectCaller) -> None:
     """Without rows there is the header of CSV, and nothing of JSON lines."""
     taker = Taker(db)
     answer = await taker.call("items.export", where={"id": 0}, select=["id"])
@@ -124,7 +124,7 @@ async def test_empty(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_ndjson(db: Callee) -> None:
+async def test_ndjson(db: DirectCaller) -> None:
     """Each line is a row in its wire form; bytes are base64."""
     taker = Taker(db)
     answer = await taker.call("items.export", format="ndjson", chunk=300, embed={"parents": True})
@@ -140,7 +140,7 @@ async def test_ndjson(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_long_rows(dsn: str, db: Callee) -> None:
+async def test_long_rows(dsn: str, db: DirectCaller) -> None:
     """A row longer than a block is cut, between characters."""
     taker = Taker(db)
     answer = await taker.call("wide.export")
@@ -162,7 +162,7 @@ async def test_long_rows(dsn: str, db: Callee) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused_arguments(db: Callee, arguments: dict[str, Any], path: str) -> None:
+async def test_refused_arguments(db: DirectCaller, arguments: dict[str, Any], path: str) -> None:
     """A malformed call is refused before anything is sent."""
     refused = await failure_of(Taker(db).call("items.export", **arguments))
     assert isinstance(refused, InvalidArgument)
@@ -170,7 +170,7 @@ async def test_refused_arguments(db: Callee, arguments: dict[str, Any], path: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_asks_for_progressive_results(db: Callee) -> None:
+async def test_asks_for_progressive_results(db: DirectCaller) -> None:
     """A call that takes a single answer is told what to ask for."""
     refused = await failure_of(db.call("items.export"))
     assert isinstance(refused, InvalidArgument)
@@ -180,7 +180,7 @@ async def test_asks_for_progressive_results(db: Callee) -> None:
 @pytest.mark.parametrize("format", ["csv", "ndjson"])
 @pytest.mark.parametrize("when", ["reading", "sending"])
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: Callee, when: str, format: str) -> None:
+async def test_cancelled(dsn: str, db: DirectCaller, when: str, format: str) -> None:
     """A caller that cancels or leaves frees the connection at once, whatever it waits for."""
     taker = Taker(db)
     taker.open = False
@@ -194,7 +194,7 @@ async def test_cancelled(dsn: str, db: Callee, when: str, format: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_caller_that_is_behind(dsn: str, db: Callee) -> None:
+async def test_a_caller_that_is_behind(dsn: str, db: DirectCaller) -> None:
     """While nothing is taken the COPY stands still, with a block read ahead."""
     taker = Taker(db)
     taker.open = False
@@ -214,7 +214,7 @@ async def test_a_caller_that_is_behind(dsn: str, db: Callee) -> None:
 
 @pytest.mark.parametrize("format", ["csv", "ndjson"])
 @pytest_twisted.ensureDeferred
-async def test_error_on_the_way(dsn: str, db: Callee, format: str) -> None:
+async def test_error_on_the_way(dsn: str, db: DirectCaller, format: str) -> None:
     """An error in the middle ends the export as an error."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.export", format=format))
@@ -225,7 +225,7 @@ async def test_error_on_the_way(dsn: str, db: Callee, format: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_timeout(dsn: str, db: Callee) -> None:
+async def test_timeout(dsn: str, db: DirectCaller) -> None:
     """The caller's own time limit ends an export."""
     taker = Taker(db)
     refused = await failure_of(taker.call("slow.export", timeout=0.2))

@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument, TooManyRows
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -91,7 +91,7 @@ MEANT: list[tuple[dict[str, Any], list[int]]] = [
 
 @pytest.mark.parametrize(("where", "expected"), MEANT)
 @pytest_twisted.ensureDeferred
-async def test_filter_means_these_rows(db: Callee, where: Any, expected: list[int]) -> None:
+async def test_filter_means_these_rows(db: DirectCaller, where: Any, expected: list[int]) -> None:
     """Every verb means the same rows, those that write too."""
     found = await db.call("hotels.find", where=where, select=["id"])
     assert [row["id"] for row in found["rows"]] == expected
@@ -127,7 +127,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str | None]] = [
 @pytest.mark.parametrize(("where", "path", "message", "hint"), REFUSED)
 @pytest_twisted.ensureDeferred
 async def test_filter_that_means_nothing_is_refused_where_it_stands(
-    db: Callee, where: Any, path: str, message: str, hint: str | None
+    db: DirectCaller, where: Any, path: str, message: str, hint: str | None
 ) -> None:
     """The path points at the word, also of what is in a list behind a null."""
     refused = await failure_of(db.call("hotels.count", where=where))
@@ -138,7 +138,7 @@ async def test_filter_that_means_nothing_is_refused_where_it_stands(
 
 
 @pytest_twisted.ensureDeferred
-async def test_having_with_null_in_a_list_is_null(db: Callee) -> None:
+async def test_having_with_null_in_a_list_is_null(db: DirectCaller) -> None:
     """The same holds for measures."""
     groups = await db.call(
         "rooms.aggregate", {"sum": {"sum": "price"}}, group=["hotel"], having={"sum": [109, None]}
@@ -152,7 +152,7 @@ async def test_having_with_null_in_a_list_is_null(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_expected_null_holds_of_null(db: Callee) -> None:
+async def test_expected_null_holds_of_null(db: DirectCaller) -> None:
     """An expected value that is null is compared as one, in a column of any type."""
     for column in ("name", "doc", "raw", "tags", "at"):
         assert (await db.call("hotels.update", 3, {"in": 3}, expect={column: None}))["in"] == 3
@@ -160,7 +160,7 @@ async def test_expected_null_holds_of_null(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_terms_on_an_embed_see_the_rows_that_its_where_leaves(db: Callee) -> None:
+async def test_terms_on_an_embed_see_the_rows_that_its_where_leaves(db: DirectCaller) -> None:
     """One related row has to pass both."""
     embed = {"rooms": {"select": ["id"], "where": {"price": {"lt": 50}}}}
     found = await db.call("hotels.find", where={"rooms": {"stars": 3}}, select=["id"], embed=embed)
@@ -169,7 +169,9 @@ async def test_terms_on_an_embed_see_the_rows_that_its_where_leaves(db: Callee) 
 
 @pytest.mark.parametrize("page", [{"offset": 9}, {"limit": 0}, {"limit": 1, "offset": 1}])
 @pytest_twisted.ensureDeferred
-async def test_inner_with_an_offset_past_the_matches_keeps_the_row(db: Callee, page: Any) -> None:
+async def test_inner_with_an_offset_past_the_matches_keeps_the_row(
+    db: DirectCaller, page: Any
+) -> None:
     """Matches count before limit and offset, so the list may be empty."""
     embed = {"rooms": {"select": ["id"], "where": {"stars": 3}, "inner": True, **page}}
     found = await db.call("hotels.find", select=["id"], embed=embed)

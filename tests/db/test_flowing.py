@@ -12,7 +12,7 @@ import pytest_twisted
 
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee
+from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.db.test_exporting import copied
 from tests.db.test_streaming import Taker, transactions
 from tests.deferreds import failure_of, until
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.serving(max_rows=10)
 
 
 @pytest_twisted.ensureDeferred
-async def test_stream(db: Callee) -> None:
+async def test_stream(db: DirectCaller) -> None:
     """Rows come in chunks beyond any ceiling, picked, shaped and embedded as find would."""
     taker = Taker(db)
     assert await taker.call("fn.cheap.stream", args={"most": 9999}, chunk=200) == {"rows": 1500}
@@ -62,12 +62,12 @@ async def test_stream(db: Callee) -> None:
         [[19, {"name": 'B"o,\nb'}], [18, {"name": "Ada"}], [17, {"name": 'B"o,\nb'}]]
     ]
     taker = Taker(db)
-    answering = db.hub.answer("fn.whole.stream", ({"a": 1},), {}, ANYONE, taker.take)
+    answering = db.dispatcher.answer("fn.whole.stream", ({"a": 1},), {}, ANYONE, taker.take)
     assert (await answering, taker.parts) == ({"rows": 1}, [[{"k": "a"}]])
 
 
 @pytest_twisted.ensureDeferred
-async def test_export(dsn: str, db: Callee) -> None:
+async def test_export(dsn: str, db: DirectCaller) -> None:
     """CSV is what COPY writes, less what is hidden; JSON lines are the rows in their wire form."""
     taker = Taker(db)
     answer = await taker.call("fn.everyone.export")
@@ -88,7 +88,7 @@ async def test_export(dsn: str, db: Callee) -> None:
     ("verb", "kwargs"), [("stream", {}), ("export", {}), ("export", {"format": "ndjson"})]
 )
 @pytest_twisted.ensureDeferred
-async def test_what_it_wrote(dsn: str, db: Callee, verb: str, kwargs: dict[str, Any]) -> None:
+async def test_what_it_wrote(dsn: str, db: DirectCaller, verb: str, kwargs: dict[str, Any]) -> None:
     """It is kept if the caller has taken all rows, and not if the caller leaves before."""
     execute(dsn, "TRUNCATE log")
     taker = Taker(db)
@@ -106,7 +106,7 @@ async def test_what_it_wrote(dsn: str, db: Callee, verb: str, kwargs: dict[str, 
 
 @pytest.mark.parametrize("kwargs", [{}, {"format": "ndjson"}])
 @pytest_twisted.ensureDeferred
-async def test_promises(db: Callee, kwargs: dict[str, Any]) -> None:
+async def test_promises(db: DirectCaller, kwargs: dict[str, Any]) -> None:
     """A function that promises only to read runs where it could not write."""
     verb = "export" if kwargs else "stream"
     refused = await failure_of(Taker(db).call(f"fn.sneaky.{verb}", **kwargs))
@@ -134,7 +134,7 @@ async def test_promises(db: Callee, kwargs: dict[str, Any]) -> None:
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_refused(
-    db: Callee, name: str, kwargs: dict[str, Any], refusal: type[Exception], path: str | None
+    db: DirectCaller, name: str, kwargs: dict[str, Any], refusal: type[Exception], path: str | None
 ) -> None:
     """What these verbs do not take is refused, and where it stands is told."""
     refused = await failure_of(Taker(db).call(f"fn.{name}", **kwargs))

@@ -13,7 +13,7 @@ import pytest_twisted
 
 from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooManyRows
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
 from tests.deferreds import failure_of
 
@@ -34,14 +34,14 @@ BEFORE_EACH = (
 )
 
 
-def guard(db: Callee, hook: Callable[..., Any], name: str = "beforeDelete") -> None:
+def guard(db: DirectCaller, hook: Callable[..., Any], name: str = "beforeDelete") -> None:
     """Give the model of boxes a hook."""
-    served = db.hub.served
+    served = db.dispatcher.served
     setattr(served.model(served.catalog.relation("public", "boxes")).model, name, hook)
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_refused_by_the_hook_keeps_all_rows(db: Callee) -> None:
+async def test_delete_refused_by_the_hook_keeps_all_rows(db: DirectCaller) -> None:
     """What the hook refuses stays, and all that was to go with it."""
     guard(db, lambda self: not self.sealed)
     refused = await failure_of(db.call("boxes.delete", 4))
@@ -57,7 +57,7 @@ async def test_delete_refused_by_the_hook_keeps_all_rows(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_with_a_hook_refuses_like_one_without(db: Callee) -> None:
+async def test_delete_with_a_hook_refuses_like_one_without(db: DirectCaller) -> None:
     """No row, another row than expected, and too many are told in the same way."""
     asked: list[int] = []
     guard(db, lambda self: asked.append(self.id))
@@ -72,7 +72,9 @@ async def test_delete_with_a_hook_refuses_like_one_without(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_hook_runs_in_the_transaction_of_the_delete(db: Callee, dsn: str) -> None:
+async def test_delete_hook_runs_in_the_transaction_of_the_delete(
+    db: DirectCaller, dsn: str
+) -> None:
     """What the hook does is of the same transaction: it stays if the row goes, and only then."""
 
     async def empty(self: Any) -> None:
@@ -90,7 +92,7 @@ async def test_delete_hook_runs_in_the_transaction_of_the_delete(db: Callee, dsn
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_matches_meanwhile_is_conflict(db: Callee, dsn: str) -> None:
+async def test_row_that_matches_meanwhile_is_conflict(db: DirectCaller, dsn: str) -> None:
     """A row that nobody was asked about is not deleted; the caller may try again."""
 
     def meanwhile(self: Any) -> None:
@@ -105,7 +107,7 @@ async def test_row_that_matches_meanwhile_is_conflict(db: Callee, dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_of_a_row_not_validated_is_conflict(db: Callee, dsn: str) -> None:
+async def test_update_of_a_row_not_validated_is_conflict(db: DirectCaller, dsn: str) -> None:
     """Likewise, a row that no rule has seen is not changed."""
 
     def meanwhile(self: Any) -> None:
@@ -122,7 +124,7 @@ async def test_update_of_a_row_not_validated_is_conflict(db: Callee, dsn: str) -
 @pytest.mark.parametrize("name", ["labl", "secret", "made"])
 @pytest_twisted.ensureDeferred
 async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
-    db: Callee, name: str
+    db: DirectCaller, name: str
 ) -> None:
     """A column that is unknown, hidden or generated is refused before the model sees a row."""
     asked: list[Any] = []
@@ -144,7 +146,7 @@ async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_an_import_failed(db: Callee) -> None:
+async def test_where_an_import_failed(db: DirectCaller) -> None:
     """Refusals of a model, and of what it cannot be shown, tell the line in the whole import."""
 
     def refuse(self: Any) -> bool:
@@ -178,7 +180,7 @@ async def test_where_an_import_failed(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: Callee) -> None:
+async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: DirectCaller) -> None:
     """Each is written by a statement of its own, whose values are JSON like those of others."""
 
     def label(self: Any) -> None:

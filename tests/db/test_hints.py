@@ -13,7 +13,7 @@ from service.api.roles import Roles
 from service.errors import DatabaseRefused, NoSuchProcedure, NotAuthorized, ServiceError
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = r"""
@@ -37,7 +37,9 @@ CREATE TABLE counted (id serial PRIMARY KEY, t text);
 """
 
 
-async def refused(db: Callee, name: str, args: list[Any], kwargs: dict[str, Any]) -> ServiceError:
+async def refused(
+    db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
+) -> ServiceError:
     """Make a call that is refused."""
     error = await failure_of(db.call(name, *args, **kwargs))
     assert isinstance(error, ServiceError), error
@@ -69,7 +71,7 @@ POINTED: list[tuple[str, dict[str, Any], str, str | None]] = [
 @pytest.mark.parametrize(("name", "kwargs", "sqlstate", "path"), POINTED)
 @pytest_twisted.ensureDeferred
 async def test_refusal_points_at_what_is_to_blame_and_at_nothing_else(
-    db: Callee, name: str, kwargs: dict[str, Any], sqlstate: str, path: str | None
+    db: DirectCaller, name: str, kwargs: dict[str, Any], sqlstate: str, path: str | None
 ) -> None:
     error = await refused(db, name, [], kwargs)
     assert (error.details["sqlstate"], error.details.get("path")) == (sqlstate, path)
@@ -145,13 +147,13 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "args", "kwargs", "hint"), HINTED)
 @pytest_twisted.ensureDeferred
 async def test_refusal_names_the_way_out(
-    db: Callee, name: str, args: list[Any], kwargs: dict[str, Any], hint: str
+    db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
     assert (await refused(db, name, args, kwargs)).details["hint"] == hint
 
 
 @pytest_twisted.ensureDeferred
-async def test_path_is_where_the_word_stands(db: Callee) -> None:
+async def test_path_is_where_the_word_stands(db: DirectCaller) -> None:
     """What is no list has no places in it; a type stands beside its column, not in it."""
     for kwargs, path in (
         ({"order": "n descending"}, "order"),
@@ -165,7 +167,7 @@ async def test_path_is_where_the_word_stands(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_of_a_relation_without_one_is_not_asked_for(db: Callee) -> None:
+async def test_key_of_a_relation_without_one_is_not_asked_for(db: DirectCaller) -> None:
     """Its verb is not there, with a key or without."""
     for args in ([], [1]):
         error = await refused(db, "keyless.get", args, {})
@@ -174,7 +176,7 @@ async def test_key_of_a_relation_without_one_is_not_asked_for(db: Callee) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_in_a_hint_is_a_call_of_the_relation(db: Callee) -> None:
+async def test_example_in_a_hint_is_a_call_of_the_relation(db: DirectCaller) -> None:
     """It is one that runs, once its values are filled in."""
     error = await refused(db, "things.find", [], {"sort": "n"})
     hint = error.details["hint"]
@@ -185,14 +187,14 @@ async def test_example_in_a_hint_is_a_call_of_the_relation(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_dict_for_a_column_that_is_not_there_is_an_unknown_column(db: Callee) -> None:
+async def test_dict_for_a_column_that_is_not_there_is_an_unknown_column(db: DirectCaller) -> None:
     error = await refused(db, "things.find", [], {"where": {"nam": {"x": 1}}})
     assert error.message == 'no column "nam" in relation "things"'
     assert error.details["path"] == "where.nam"
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_of_records_has_no_verbs_and_says_why(db: Callee) -> None:
+async def test_function_of_records_has_no_verbs_and_says_why(db: DirectCaller) -> None:
     """Its answer is what it gives; only columns that are declared can be asked for."""
     assert await db.call("fn.records") == [{"a": 1, "b": 2}]
     error = await refused(db, "fn.records.find", [], {})
@@ -202,7 +204,9 @@ async def test_function_of_records_has_no_verbs_and_says_why(db: Callee) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_rule_without_returning_is_refused_with_what_works(db: Callee, dsn: str) -> None:
+async def test_rule_without_returning_is_refused_with_what_works(
+    db: DirectCaller, dsn: str
+) -> None:
     error = await refused(db, "ruled.create", [{"id": 7, "t": "x"}], {})
     assert isinstance(error, DatabaseRefused)
     assert "returning: false" in error.details["hint"]
@@ -212,7 +216,7 @@ async def test_rule_without_returning_is_refused_with_what_works(db: Callee, dsn
 
 
 @pytest_twisted.ensureDeferred
-async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: Callee) -> None:
+async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: DirectCaller) -> None:
     """The right to write rows is not the right to the sequence that numbers them."""
     execute(dsn, "CREATE ROLE hinted; GRANT SELECT, INSERT ON counted TO hinted")
     person = Caller(1, "ada", "clerk", "realm1")

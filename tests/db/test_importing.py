@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.db.test_streaming import transactions
 from tests.deferreds import failure_of, until
 
@@ -58,7 +58,7 @@ def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tup
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(dsn: str, db: Callee) -> None:
+async def test_rows(dsn: str, db: DirectCaller) -> None:
     """Values take their wire forms; what one row lacks and another gives is its default."""
     given = [
         {
@@ -87,7 +87,7 @@ async def test_rows(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_as_lists(dsn: str, db: Callee) -> None:
+async def test_rows_as_lists(dsn: str, db: DirectCaller) -> None:
     """Rows may be lists, if the columns are named; names are identifiers, whatever they hold."""
     answer = await db.call("items.import", [[1, "a"], [2, "b"]], columns=["id", "name"])
     assert answer == {"rows": 2}
@@ -100,7 +100,7 @@ async def test_rows_as_lists(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv(dsn: str, db: Callee) -> None:
+async def test_csv(dsn: str, db: DirectCaller) -> None:
     """CSV is read by PostgreSQL; its header names the columns, unless the call does."""
     assert await db.call("items.import", csv="id,name\n9,NULL\n") == {"rows": 1}
     assert (await db.call("items.delete", 9))["name"] == "NULL"
@@ -148,7 +148,7 @@ async def test_csv(dsn: str, db: Callee) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_refused_arguments(
-    dsn: str, db: Callee, arguments: dict[str, Any], path: str
+    dsn: str, db: DirectCaller, arguments: dict[str, Any], path: str
 ) -> None:
     """A malformed call is refused, and writes nothing."""
     refused = await failure_of(db.call("items.import", **arguments))
@@ -171,7 +171,7 @@ async def test_refused_arguments(
 )
 @pytest_twisted.ensureDeferred
 async def test_where_it_failed(
-    dsn: str, db: Callee, bad: dict[str, Any], kind: type[ServiceError], column: str
+    dsn: str, db: DirectCaller, bad: dict[str, Any], kind: type[ServiceError], column: str
 ) -> None:
     """An error tells line and column, and shows nothing of the row."""
     given = [{"id": 1, "name": "the secret"}, {"id": 2}, {"name": "the secret", **bad}, {"id": 4}]
@@ -184,13 +184,13 @@ async def test_where_it_failed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_gone(dsn: str, db: Callee) -> None:
+async def test_what_is_gone(dsn: str, db: DirectCaller) -> None:
     """A column or a table that was dropped meanwhile is worth another try."""
     execute(dsn, "CREATE TABLE passing (id int PRIMARY KEY, name text)")
     db.catalogs.reload()
-    await until(lambda: ("public", "passing") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "passing") in db.dispatcher.served.catalog.relations)
     for drop in ("ALTER TABLE passing DROP COLUMN name", "DROP TABLE passing"):
-        db.hub.refresh = lambda: succeed(True)  # what is served stays as it was
+        db.dispatcher.refresh = lambda: succeed(True)  # what is served stays as it was
         execute(dsn, drop)
         refused = await failure_of(db.call("passing.import", [{"id": 1, "name": "a"}]))
         assert isinstance(refused, Unavailable)
@@ -198,7 +198,7 @@ async def test_what_is_gone(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_csv_failed(dsn: str, db: Callee) -> None:
+async def test_where_csv_failed(dsn: str, db: DirectCaller) -> None:
     """Lines of CSV are counted as an editor counts them, header included."""
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))
     assert isinstance(refused, InvalidArgument)
@@ -214,7 +214,7 @@ async def test_where_csv_failed(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_on_conflict(dsn: str, db: Callee) -> None:
+async def test_on_conflict(dsn: str, db: DirectCaller) -> None:
     """Rows that are there already take over what is given, what is named, or nothing."""
     execute(dsn, "INSERT INTO items (id, name, price) VALUES (1, 'old', 1)")
     given = [{"id": 1, "name": "new", "price": 2}, {"id": 2, "name": "two", "price": 2}]
@@ -236,7 +236,7 @@ async def test_on_conflict(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_and_row_security(dsn: str, db: Callee) -> None:
+async def test_views_and_row_security(dsn: str, db: DirectCaller) -> None:
     """What COPY itself cannot write to is written all the same."""
     assert await db.call("dear.import", [{"id": 1, "name": "gold", "price": 200}]) == {"rows": 1}
     refused = await failure_of(db.call("dear.import", [{"id": 2, "name": "tin", "price": 1}]))
@@ -246,7 +246,7 @@ async def test_views_and_row_security(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload(dsn: str, db: Callee) -> None:
+async def test_upload(dsn: str, db: DirectCaller) -> None:
     """Many calls are one COPY: nothing is there before the last, all of it after."""
     begun = await db.call("items.import", done=False)
     assert list(begun) == ["upload"]
@@ -263,7 +263,7 @@ async def test_upload(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_of_csv(dsn: str, db: Callee) -> None:
+async def test_upload_of_csv(dsn: str, db: DirectCaller) -> None:
     """CSV may be cut anywhere, and calls need not wait for each other."""
     text = "id,name\n" + "".join(f'{n},"é ""{n}""\n"\n' for n in range(500))
     begun = await db.call("items.import", csv=text[:20], done=False)
@@ -278,7 +278,7 @@ async def test_upload_of_csv(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_after_the_last(dsn: str, db: Callee) -> None:
+async def test_after_the_last(dsn: str, db: DirectCaller) -> None:
     """A call that comes while the last one is under way finds the upload done, and is told so."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     last, late, later = (
@@ -294,7 +294,7 @@ async def test_after_the_last(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_header_in_pieces(dsn: str, db: Callee) -> None:
+async def test_header_in_pieces(dsn: str, db: DirectCaller) -> None:
     """CSV may be cut within its header, too; one that never ends is refused."""
     begun = await db.call("items.import", csv="\ufeffid,na", done=False)
     for piece in ('me,"pri', 'ce"\r', "\n1,a,2\r\n2"):
@@ -309,7 +309,7 @@ async def test_header_in_pieces(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_columns_are_named_apart(dsn: str, db: Callee) -> None:
+async def test_many_columns_are_named_apart(dsn: str, db: DirectCaller) -> None:
     """Rows of a large call may each name other columns; one that is no row is pointed out."""
     given: list[Any] = [{"id": n} for n in range(500)]
     given[400]["name"] = "named"
@@ -322,14 +322,14 @@ async def test_many_columns_are_named_apart(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_without_rows(dsn: str, db: Callee) -> None:
+async def test_upload_without_rows(dsn: str, db: DirectCaller) -> None:
     """An upload may turn out to hold nothing."""
     begun = await db.call("items.import", done=False, columns=["id"])
     assert await db.call("items.import", done=True, **begun) == {"rows": 0}
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_that_fails(dsn: str, db: Callee) -> None:
+async def test_upload_that_fails(dsn: str, db: DirectCaller) -> None:
     """An error ends the upload; lines are counted over all of its calls."""
     begun = await db.call("items.import", [{"id": 1}, {"id": 2}], done=False)
     refused = await failure_of(db.call("items.import", [{"id": "x"}], **begun))
@@ -385,7 +385,7 @@ async def test_others_get_their_turn(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_idle_upload(dsn: str, db: Callee) -> None:
+async def test_idle_upload(dsn: str, db: DirectCaller) -> None:
     """An upload that lies idle is dropped, and its connection free."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     assert transactions(dsn)
@@ -398,14 +398,14 @@ async def test_idle_upload(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_gone(dsn: str, db: Callee) -> None:
+async def test_session_gone(dsn: str, db: DirectCaller) -> None:
     """A session that is gone takes its uploads along, and nobody else's."""
     one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
     mine = await db.call_as(one, "items.import", [{"id": 1}], done=False)
     theirs = await db.call_as(two, "items.import", [{"id": 2}], done=False)
     refused = await failure_of(db.call_as(two, "items.import", done=True, **mine))
     assert isinstance(refused, NotAuthorized)
-    db.hub.departed(1)
+    db.dispatcher.departed(1)
     assert isinstance(
         await failure_of(db.call_as(one, "items.import", done=True, **mine)), InvalidArgument
     )
@@ -415,7 +415,7 @@ async def test_session_gone(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_cannot_take_every_upload(db: Callee) -> None:
+async def test_session_cannot_take_every_upload(db: DirectCaller) -> None:
     """Half of what there may be is one session's; others begin theirs, and one that ends is free."""
     one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
     mine = [await db.call_as(one, "items.import", done=False) for _ in range(2)]
@@ -431,7 +431,7 @@ async def test_session_cannot_take_every_upload(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_of_another_relation(dsn: str, db: Callee) -> None:
+async def test_upload_of_another_relation(dsn: str, db: DirectCaller) -> None:
     """An upload goes into one relation."""
     begun = await db.call("items.import", done=False)
     refused = await failure_of(db.call("rows_of.import", [{"id": 1}], **begun))
@@ -440,7 +440,7 @@ async def test_upload_of_another_relation(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_as_many_as_may_be(dsn: str, db: Callee) -> None:
+async def test_as_many_as_may_be(dsn: str, db: DirectCaller) -> None:
     """Uploads leave connections to others."""
     begun = [await db.call("items.import", [{"id": n}], done=False) for n in range(3)]
     refused = await failure_of(db.call("items.import", done=False))
@@ -454,13 +454,13 @@ async def test_as_many_as_may_be(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: Callee) -> None:
+async def test_cancelled(dsn: str, db: DirectCaller) -> None:
     """A call that is cancelled ends its import."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS lazy (id int CHECK (pg_sleep(0.05) IS NOT NULL))")
     db.catalogs.reload()
-    await until(lambda: ("public", "lazy") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "lazy") in db.dispatcher.served.catalog.relations)
     given = [{"id": n} for n in range(1000)]
-    call = Deferred.fromCoroutine(db.hub.answer("lazy.import", [given], {}, ANYONE))
+    call = Deferred.fromCoroutine(db.dispatcher.answer("lazy.import", [given], {}, ANYONE))
     await until(lambda: transactions(dsn))
     call.cancel()
     assert isinstance(await failure_of(call), CancelledError | Canceled)

@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of, until
 
 SCHEMA = """
@@ -55,7 +55,7 @@ class Held:
         uri: What `transaction.begin` has answered.
     """
 
-    def __init__(self, db: Callee, caller: Caller, uri: str) -> None:
+    def __init__(self, db: DirectCaller, caller: Caller, uri: str) -> None:
         self.db = db
         self.caller = caller
         self.name = uri.removeprefix("rowcast.")
@@ -67,7 +67,9 @@ class Held:
     def ask(self, command: str, *args: Any, caller: Caller | None = None) -> Deferred[Any]:
         """Call the transaction's URI, or one below it."""
         name = f"{self.name}.{command}" if command else self.name
-        return Deferred.fromCoroutine(self.db.hub.answer(name, args, {}, caller or self.caller))
+        return Deferred.fromCoroutine(
+            self.db.dispatcher.answer(name, args, {}, caller or self.caller)
+        )
 
 
 Begin = Callable[..., Any]
@@ -78,16 +80,16 @@ async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin
     """Serve the database with limits of its own; gives the function that begins a transaction."""
     async with serving(dsn, "public", "other", most=most) as db:
         interactive = Interactive(
-            db.database, TransactionLimits(**limits), new_process(), "rowcast", db.hub.answer
+            db.database, TransactionLimits(**limits), new_process(), "rowcast", db.dispatcher.answer
         )
-        db.hub.hold(interactive)
+        db.dispatcher.hold(interactive)
 
         async def begin(caller: Caller = ANN, **kwargs: Any) -> Held:
             answer = await db.call_as(caller, "transaction.begin", **kwargs)
             return Held(db, caller, answer["tx"])
 
         yield begin
-        db.hub.stop()
+        db.dispatcher.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -366,8 +368,10 @@ async def test_first_statement_waits_for_a_connection(dsn: str) -> None:
     async with serving(dsn, most=2) as db:
         db.pool.scheduler.limits = type(db.pool.scheduler.limits)(most=2, acquire_timeout=0.3)
         limits = TransactionLimits()
-        interactive = Interactive(db.database, limits, new_process(), "rowcast", db.hub.answer)
-        db.hub.hold(interactive)
+        interactive = Interactive(
+            db.database, limits, new_process(), "rowcast", db.dispatcher.answer
+        )
+        db.dispatcher.hold(interactive)
         one, two = [
             Held(db, caller, (await db.call_as(caller, "transaction.begin"))["tx"])
             for caller in (ANN, BOB)
@@ -398,7 +402,7 @@ async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Be
         await each.call("fn.pid")
     running, queued = two.call("slow.find"), two.call("items.count")
     await until(lambda: any("slow" in query for _, query in transactions(dsn)))
-    one.db.hub.departed(1)
+    one.db.dispatcher.departed(1)
     began = reactor.seconds()
     await until(lambda: len(transactions(dsn)) == 1)
     assert reactor.seconds() - began < 1
@@ -415,7 +419,7 @@ async def test_stop_ends_what_lies_and_lets_what_runs_end(dsn: str, begin: Begin
     lies, runs = await begin(), await begin()
     await lies.call("items.create", {"id": 1})
     call = runs.call("items.create", {"id": 2})
-    lies.db.hub.stop()
+    lies.db.dispatcher.stop()
     assert await conflict(lies.ask("commit")) == ("stopped", None)
     assert (await call)["id"] == 2
     assert await conflict(runs.ask("commit")) == ("stopped", None)

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 
 from tests.conftest import execute
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 
 SCHEMA = """
 CREATE TYPE part AS (doc jsonb, n numeric, raw json);
@@ -52,7 +52,7 @@ def _exactly(text: Any) -> Any:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest_twisted.ensureDeferred
-async def test_document_read_and_written_is_the_same(db: Callee, dsn: str, text: str) -> None:
+async def test_document_read_and_written_is_the_same(db: DirectCaller, dsn: str, text: str) -> None:
     quoted = text.replace("'", "''")
     execute(
         dsn,
@@ -90,13 +90,13 @@ async def test_document_read_and_written_is_the_same(db: Callee, dsn: str, text:
 
 
 @pytest_twisted.ensureDeferred
-async def test_record_of_no_known_type_as_text_has_its_digits(db: Callee) -> None:
+async def test_record_of_no_known_type_as_text_has_its_digits(db: DirectCaller) -> None:
     assert await db.call("fn.untyped", form="json") == '{"f1":1,"f2":2.50}'
     assert await db.call("fn.unnamed", form="json") == '{"?column?":1,"?column?":2}'
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_look_like_numbers_are_rows(db: Callee, dsn: str) -> None:
+async def test_rows_that_look_like_numbers_are_rows(db: DirectCaller, dsn: str) -> None:
     execute(dsn, """INSERT INTO numbers VALUES ('12', 1, 1), ('x', 1, 2)""")
     for text in ('{"$number": "1"}', "12345678901234567890123", '{"a": 1}'):
         execute(dsn, f"DELETE FROM odd; INSERT INTO odd VALUES ('{text}', 1, 1)")

@@ -14,7 +14,7 @@ import pytest_twisted
 
 from service.errors import Conflict, InvalidArgument, TooLarge
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 LONG = "n" * 70
@@ -112,7 +112,7 @@ CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "args", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
 async def test_answer_as_text_is_the_default_answer(
-    db: Callee, name: str, args: list[Any], kwargs: dict[str, Any]
+    db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     answers = []
     for form in ({}, {"form": "json"}):
@@ -135,7 +135,7 @@ class _Undone(Exception):
 
 
 @pytest_twisted.ensureDeferred
-async def test_digits_are_those_that_are_stored(db: Callee) -> None:
+async def test_digits_are_those_that_are_stored(db: DirectCaller) -> None:
     row = await db.call("things.get", 3, form="json")
     for part in (
         '"price":15.50',
@@ -149,7 +149,7 @@ async def test_digits_are_those_that_are_stored(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_as_text_follow_each_other(db: Callee) -> None:
+async def test_pages_as_text_follow_each_other(db: DirectCaller) -> None:
     seen, after = [], None
     while True:
         page = json.loads(await db.call("things.find", form="json", limit=1, after=after))
@@ -161,7 +161,7 @@ async def test_pages_as_text_follow_each_other(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_that_cannot_be_is_refused(db: Callee, dsn: str) -> None:
+async def test_text_that_cannot_be_is_refused(db: DirectCaller, dsn: str) -> None:
     for name, kwargs in (
         ("things.stream", {}),
         ("fn.proc", {"a": 1}),

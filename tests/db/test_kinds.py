@@ -8,7 +8,7 @@ import pytest_twisted
 
 from service.errors import CheckViolation, DatabaseRefused, NotFound, Raised, ServiceError
 from tests.conftest import execute
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -44,9 +44,12 @@ BEFORE_EACH = "TRUNCATE events, seen, animals, dogs, stock RESTART IDENTITY"
 
 
 @pytest_twisted.ensureDeferred
-async def test_partitions(db: Callee, dsn: str) -> None:
+async def test_partitions(db: DirectCaller, dsn: str) -> None:
     """Rows go where they belong, and move; only the parent is served."""
-    assert not {name for _, name in db.hub.served.catalog.relations} & {"events_25", "events_26"}
+    assert not {name for _, name in db.dispatcher.served.catalog.relations} & {
+        "events_25",
+        "events_26",
+    }
     rows = await db.call(
         "events.create", [{"day": "2025-05-05"}, {"day": "2026-06-06", "note": "x"}]
     )
@@ -74,7 +77,7 @@ async def test_partitions(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_heirs(db: Callee, dsn: str) -> None:
+async def test_heirs(db: DirectCaller, dsn: str) -> None:
     """A parent has its heirs' rows too, and writes reach them, as in SQL."""
     await db.call("animals.create", {"id": 1, "name": "cat"})
     dog = await db.call("dogs.create", {"id": 2, "name": "rex", "tricks": ["sit"]})
@@ -89,7 +92,7 @@ async def test_heirs(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_with_triggers(db: Callee) -> None:
+async def test_views_with_triggers(db: DirectCaller) -> None:
     """What a trigger makes of a write comes back; it may refuse, and leave a row alone."""
     made = await db.call("shelf.create", [{"name": "Tea", "amount": 5}, {"name": "rum"}])
     assert made == [{"id": 1, "name": "TEA", "amount": 5}, {"id": 2, "name": "RUM", "amount": 1}]

@@ -19,7 +19,7 @@ from service.db.statements import value_txn
 from service.request.arguments import Caller
 from service.sql.statement import Statement
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.db.relay import Relay
 from tests.deferreds import failure_of, until
 
@@ -136,7 +136,7 @@ SELECT json_build_object(
 """
 
 
-async def state(db: Callee) -> dict[str, Any]:
+async def state(db: DirectCaller) -> dict[str, Any]:
     """Tell all that there is to a session; a number is another matter."""
     ((found,),) = await db.database.statement(STATE)
     try:
@@ -147,7 +147,7 @@ async def state(db: Callee) -> dict[str, Any]:
 
 
 @pytest_twisted.async_yield_fixture
-async def db(dsn: str) -> AsyncIterator[Callee]:
+async def db(dsn: str) -> AsyncIterator[DirectCaller]:
     """Serve it, with one session for all."""
     async with serving(dsn, roles=ROLES, most=1) as callee:
 
@@ -158,7 +158,7 @@ async def db(dsn: str) -> AsyncIterator[Callee]:
             async with callee.database.transaction():
                 await callee.database.statement("SELECT leave()")
 
-        callee.hub.add({"by.hand": by_hand, "by.hand_in_scope": by_hand_in_scope})
+        callee.dispatcher.add({"by.hand": by_hand, "by.hand_in_scope": by_hand_in_scope})
         yield callee
 
 
@@ -187,37 +187,39 @@ def order(dsn: str, words: str) -> None:
 
 @pytest.mark.parametrize("code", CODE)
 @pytest_twisted.ensureDeferred
-async def test_code_of_any_kind_leaves_nothing(db: Callee, dsn: str, code: str) -> None:
+async def test_code_of_any_kind_leaves_nothing(db: DirectCaller, dsn: str, code: str) -> None:
     """Whatever state it is, and whatever code: the next caller has the session as it was."""
     name, kwargs = CODE[code]
     before = await state(db)
     for left, words in LEFT.items():
         order(dsn, words)
-        await db.hub.answer(name, (), kwargs, ANYONE)
+        await db.dispatcher.answer(name, (), kwargs, ANYONE)
         assert await state(db) == before, left
 
 
 @pytest_twisted.ensureDeferred
-async def test_policies_and_cascades_leave_nothing(db: Callee, dsn: str) -> None:
+async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -> None:
     """A policy runs for whoever reads, a trigger of another table where a delete leads."""
     before = await state(db)
     for words in (LEFT["custom setting"], LEFT["work_mem"], LEFT["advisory lock"]):
         order(dsn, words)
-        assert len((await db.hub.answer("policed.find", (), {}, CLERK))["rows"]) == 1
+        assert len((await db.dispatcher.answer("policed.find", (), {}, CLERK))["rows"]) == 1
         assert await state(db) == before, words
-        await db.hub.answer("parents.create", (), {"values": {"id": 1}}, ANYONE)
-        await db.hub.answer("children.create", (), {"values": {"id": 1, "parent": 1}}, ANYONE)
-        await db.hub.answer("parents.delete", (1,), {}, ANYONE)
+        await db.dispatcher.answer("parents.create", (), {"values": {"id": 1}}, ANYONE)
+        await db.dispatcher.answer(
+            "children.create", (), {"values": {"id": 1, "parent": 1}}, ANYONE
+        )
+        await db.dispatcher.answer("parents.delete", (1,), {}, ANYONE)
         assert await state(db) == before, words
 
 
 @pytest.mark.parametrize("caller", [ANYONE, CLERK], ids=["superuser", "role"])
 @pytest_twisted.ensureDeferred
-async def test_no_setting_stays(db: Callee, caller: Caller) -> None:
+async def test_no_setting_stays(db: DirectCaller, caller: Caller) -> None:
     """Every setting that can be set at all has its own value again, for every next caller."""
     before = await state(db)
     backend = await db.database.statement("SELECT pg_backend_pid()")
-    changed = await db.hub.answer("fn.set_all", (), {}, caller)
+    changed = await db.dispatcher.answer("fn.set_all", (), {}, caller)
     assert changed > (170 if caller is ANYONE else 120)
     assert await state(db) == before
     assert await db.database.statement("SELECT pg_backend_pid()") == backend
@@ -225,20 +227,20 @@ async def test_no_setting_stays(db: Callee, caller: Caller) -> None:
 
 @pytest.mark.parametrize("left", LEFT)
 @pytest_twisted.ensureDeferred
-async def test_calls_that_fail_leave_nothing(db: Callee, dsn: str, left: str) -> None:
+async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: str) -> None:
     """An error undoes settings and no locks; a call that takes too long is no other matter."""
     before = await state(db)
     order(dsn, LEFT[left])
-    assert await failure_of(db.hub.answer("fn.leave_and_fail", (), {}, ANYONE))
+    assert await failure_of(db.dispatcher.answer("fn.leave_and_fail", (), {}, ANYONE))
     assert await state(db) == before
-    late = db.hub.answer("fn.leave_and_sleep", (), {"timeout": 0.05}, ANYONE)
+    late = db.dispatcher.answer("fn.leave_and_sleep", (), {"timeout": 0.05}, ANYONE)
     assert await failure_of(late)
     await until(lambda: db.pool.stats().busy == 0)
     assert await state(db) == before
 
     async def scope() -> None:
         async with db.database.transaction():
-            await db.hub.answer("fn.leave", (), {}, ANYONE)
+            await db.dispatcher.answer("fn.leave", (), {}, ANYONE)
             raise KeyError
 
     assert isinstance(await failure_of(scope()), KeyError)
@@ -246,13 +248,13 @@ async def test_calls_that_fail_leave_nothing(db: Callee, dsn: str, left: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_lock_is_free_when_the_answer_is_there(db: Callee, dsn: str) -> None:
+async def test_a_lock_is_free_when_the_answer_is_there(db: DirectCaller, dsn: str) -> None:
     """Whoever has the answer, or the refusal, can take what the function had locked."""
     order(dsn, LEFT["advisory lock"])
     free = "SELECT pg_try_advisory_lock(7)"
     for name in ("leave", "leave_and_commit", "leave_and_fail"):
         try:
-            await db.hub.answer(f"fn.{name}", (), {}, ANYONE)
+            await db.dispatcher.answer(f"fn.{name}", (), {}, ANYONE)
         except Exception:
             assert name == "leave_and_fail"
         assert execute(dsn, free) == [(True,)], name
@@ -260,14 +262,14 @@ async def test_a_lock_is_free_when_the_answer_is_there(db: Callee, dsn: str) -> 
     assert execute(dsn, free) == [(True,)]
 
 
-async def _failing(db: Callee) -> None:
+async def _failing(db: DirectCaller) -> None:
     async with db.database.transaction():
-        await db.hub.answer("fn.leave", (), {}, ANYONE)
+        await db.dispatcher.answer("fn.leave", (), {}, ANYONE)
         raise KeyError
 
 
 @pytest_twisted.ensureDeferred
-async def test_policies_read_what_is_the_callers_own(db: Callee, dsn: str) -> None:
+async def test_policies_read_what_is_the_callers_own(db: DirectCaller, dsn: str) -> None:
     """What one caller's function sets chooses no rows for another."""
     order(dsn, "SET app.tenant = 'red'")
     await db.call_as(CLERK, "fn.leave")
@@ -275,7 +277,7 @@ async def test_policies_read_what_is_the_callers_own(db: Callee, dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_numbers_of_rows_are_not_told(db: Callee) -> None:
+async def test_numbers_of_rows_are_not_told(db: DirectCaller) -> None:
     """`lastval` does not know of a row that another call has created."""
     assert (await db.call("numbered.create", {"tenant": "x"}))["tenant"] == "x"
     assert "lastval" in str(await failure_of(db.call("fn.last_number")))
@@ -287,7 +289,7 @@ async def test_numbers_of_rows_are_not_told(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_random_numbers_cannot_be_foretold(db: Callee, dsn: str) -> None:
+async def test_random_numbers_cannot_be_foretold(db: DirectCaller, dsn: str) -> None:
     """A seed that a function sets is the seed of nobody else."""
     order(dsn, "SELECT setseed(0.5)")
     found = set()
@@ -342,29 +344,29 @@ async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
         return connection.ask("SHOW work_mem")
 
     async with serving(dsn, most=2) as db:
-        old = db.hub.served
+        old = db.dispatcher.served
         await gatherResults([db.database.run(unknown_txn) for _ in range(2)])
         db.catalogs.reload()
-        await until(lambda: db.hub.served is not old)
+        await until(lambda: db.dispatcher.served is not old)
         asked = [db.database.run(asked_txn) for _ in range(2)]
         assert await gatherResults(asked) == [("4MB",), ("4MB",)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_call_that_began_before_is_cleaned_up_after(db: Callee) -> None:
+async def test_a_call_that_began_before_is_cleaned_up_after(db: DirectCaller) -> None:
     """What is certain by a catalog is so for as long as that is the last one."""
     sets = Statement("SELECT set_config('work_mem', '7MB', false)", (), "x", ("a",), pure=True)
-    old = db.hub.served
+    old = db.dispatcher.served
     await db.database.run(value_txn, old.codec, sets, ())
     assert await db.database.statement("SHOW work_mem") == [("7MB",)]
     db.catalogs.reload()
-    await until(lambda: db.hub.served is not old)
+    await until(lambda: db.dispatcher.served is not old)
     await db.database.run(value_txn, old.codec, sets, ())
     assert await db.database.statement("SHOW work_mem") == [("4MB",)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_of_languages_with_memory_end(db: Callee, dsn: str) -> None:
+async def test_sessions_of_languages_with_memory_end(db: DirectCaller, dsn: str) -> None:
     """Where code can keep what no statement takes away, its session is closed."""
     execute(dsn, "CREATE LANGUAGE left_perl HANDLER plpgsql_call_handler")
     assert await db.catalogs.refresh()

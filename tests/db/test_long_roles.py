@@ -24,7 +24,7 @@ from service.errors import (
 from service.models.model import Model
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.test_streaming import transactions
 from tests.deferreds import failure_of, until
 
@@ -44,14 +44,14 @@ CREATE TABLE watched (id int PRIMARY KEY, name text, doc jsonb, slug text);
 """
 
 
-async def parts(db: Callee, name: str, **kwargs: Any) -> list[Any]:
+async def parts(db: DirectCaller, name: str, **kwargs: Any) -> list[Any]:
     """Take all parts of an answer to the clerk."""
     taken: list[Any] = []
 
     async def take(part: Any) -> None:
         taken.append(part)
 
-    await db.hub.answer(name, [], kwargs, CLERK, take)
+    await db.dispatcher.answer(name, [], kwargs, CLERK, take)
     return taken
 
 

@@ -11,7 +11,7 @@ import pytest_twisted
 
 from service.api.roles import Roles
 from service.errors import InvalidArgument
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
@@ -54,7 +54,7 @@ CLERK = caller("clerk")
 pytestmark = pytest.mark.serving("app", roles=Roles({"clerk": "nh_clerk"}))
 
 
-async def _refused(db: Callee, name: str, *args: Any, **kwargs: Any) -> InvalidArgument:
+async def _refused(db: DirectCaller, name: str, *args: Any, **kwargs: Any) -> InvalidArgument:
     error = await failure_of(db.call_as(CLERK, name, *args, **kwargs))
     assert isinstance(error, InvalidArgument), error
     return error
@@ -70,7 +70,7 @@ REFUSED = """
 
 @pytest.mark.parametrize("type", REFUSED.split())
 @pytest_twisted.ensureDeferred
-async def test_cast_to_type_that_looks_up_names_refused(db: Callee, type: str) -> None:
+async def test_cast_to_type_that_looks_up_names_refused(db: DirectCaller, type: str) -> None:
     cast = type if '"' not in type else "oid"
     refused = await _refused(db, "things.find", select=["id", f"word::{type}"])
     assert refused.details["path"] == "select.1"
@@ -97,7 +97,7 @@ async def test_cast_to_type_that_looks_up_names_refused(db: Callee, type: str) -
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_cast_to_plain_type_answered(db: Callee, type: str, value: Any) -> None:
+async def test_cast_to_plain_type_answered(db: DirectCaller, type: str, value: Any) -> None:
     item = f"x:number::{type}"
     if value is None:  # nothing is read of a null, whatever it is cast to
         item = f"x:pair->>n::{type}"
@@ -107,7 +107,9 @@ async def test_cast_to_plain_type_answered(db: Callee, type: str, value: Any) ->
 
 @pytest.mark.parametrize("name", ["app.secret", "secret", "pg_class", "nothing_at_all", "1"])
 @pytest_twisted.ensureDeferred
-async def test_name_of_hidden_relation_as_value_refused_as_any_other(db: Callee, name: str) -> None:
+async def test_name_of_hidden_relation_as_value_refused_as_any_other(
+    db: DirectCaller, name: str
+) -> None:
     told = set()
     for kwargs in (
         {"where": {"rel": name}},
@@ -131,7 +133,7 @@ async def test_name_of_hidden_relation_as_value_refused_as_any_other(db: Callee,
 
 
 @pytest_twisted.ensureDeferred
-async def test_name_of_served_relation_as_value_taken(db: Callee) -> None:
+async def test_name_of_served_relation_as_value_taken(db: DirectCaller) -> None:
     for name in ("things", "app.things", '"things"', '"app"."things"'):
         found = await db.call_as(CLERK, "things.find", where={"rel": name}, select=["rel"])
         assert found["rows"] == [{"rel": "things"}]
@@ -142,7 +144,7 @@ async def test_name_of_served_relation_as_value_taken(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_sorted_by_names_have_no_text_for_the_database(db: Callee) -> None:
+async def test_pages_sorted_by_names_have_no_text_for_the_database(db: DirectCaller) -> None:
     await db.call_as(CLERK, "things.create", [{"id": 4, "rel": "guarded"}, {"id": 5}])
     seen, after = [], None
     while True:
@@ -176,7 +178,7 @@ async def test_pages_sorted_by_names_have_no_text_for_the_database(db: Callee) -
 )
 @pytest_twisted.ensureDeferred
 async def test_planned_count_over_policies_refused(
-    db: Callee, mode: str, name: str, kwargs: dict[str, Any]
+    db: DirectCaller, mode: str, name: str, kwargs: dict[str, Any]
 ) -> None:
     refused = await _refused(db, name, count=mode, **kwargs)
     assert (refused.details["path"], refused.details["hint"]) == (
@@ -188,5 +190,5 @@ async def test_planned_count_over_policies_refused(
 
 @pytest.mark.parametrize("name", ["things.find", "plain.find"])
 @pytest_twisted.ensureDeferred
-async def test_planned_count_without_policies_answered(db: Callee, name: str) -> None:
+async def test_planned_count_without_policies_answered(db: DirectCaller, name: str) -> None:
     assert (await db.call_as(CLERK, name, count="planned"))["count"] == 1

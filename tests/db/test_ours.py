@@ -15,7 +15,7 @@ import pytest_twisted
 from psycopg2.extensions import make_dsn
 
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.test_streaming import Taker
 from tests.deferreds import failure_of
 
@@ -67,7 +67,7 @@ OWNERS = (
 """What decides about other things than values, and is the database's to say."""
 
 
-async def answers(db: Callee) -> list[Any]:
+async def answers(db: DirectCaller) -> list[Any]:
     """Write and read values of all kinds, by every way that there is."""
     call = db.call
     taker = Taker(db)

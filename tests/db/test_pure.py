@@ -8,7 +8,7 @@ import pytest_twisted
 
 from service.catalog import Relation
 from tests.conftest import execute
-from tests.db.hubs import Callee
+from tests.db.dispatchers import DirectCaller
 from tests.deferreds import until
 
 SCHEMA = """
@@ -91,13 +91,13 @@ READABLE = """triggered switched_off defaulted default_sets ruled stored parted 
 grandchild over_triggered over_view"""
 
 
-def relations(db: Callee) -> dict[str, Relation]:
+def relations(db: DirectCaller) -> dict[str, Relation]:
     """Give what is served now, by name."""
-    return {name: each for (_, name), each in db.hub.served.catalog.relations.items()}
+    return {name: each for (_, name), each in db.dispatcher.served.catalog.relations.items()}
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_certain(db: Callee) -> None:
+async def test_what_is_certain(db: DirectCaller) -> None:
     """Only what runs nothing but harmless functions of PostgreSQL's own is certain."""
     found = relations(db)
     pure = {name for name, each in found.items() if each.pure_reads and each.pure_writes}
@@ -109,12 +109,12 @@ async def test_what_is_certain(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_others_make_of_text_counts(db: Callee, dsn: str) -> None:
+async def test_what_others_make_of_text_counts(db: DirectCaller, dsn: str) -> None:
     """A cast or an operator of text that runs code makes every use of text uncertain."""
     execute(dsn, CAST)
-    old = db.hub.served
+    old = db.dispatcher.served
     db.catalogs.reload()
-    await until(lambda: db.hub.served is not old)
+    await until(lambda: db.dispatcher.served is not old)
     found = relations(db)
     assert not found["numbered"].pure_reads
     assert found["down"].pure_reads

@@ -1,5 +1,5 @@
 """
-Reading through the hub: every answer is what SQL itself answers.
+Reading through the dispatcher: every answer is what SQL itself answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.errors import (
     TooLarge,
 )
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import failure_of, until
 
 SCHEMA = """
@@ -54,14 +54,14 @@ INSERT INTO blobs SELECT i, repeat('x', 10000) FROM generate_series(1, 20) i;
 pytestmark = pytest.mark.serving("public", "app", max_rows=100, max_bytes=100_000)
 
 
-async def ids(db: Callee, **kwargs: Any) -> list[int]:
+async def ids(db: DirectCaller, **kwargs: Any) -> list[int]:
     """Give the ids that a find finds."""
     found = await db.call("things.find", select=["id"], **kwargs)
     return [row["id"] for row in found["rows"]]
 
 
 @pytest_twisted.ensureDeferred
-async def test_get(db: Callee) -> None:
+async def test_get(db: DirectCaller) -> None:
     """A row by key, whole or in part; the hidden column is not there."""
     row = await db.call("things.get", 3)
     assert "secret" not in row
@@ -77,7 +77,7 @@ async def test_get(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names(db: Callee) -> None:
+async def test_names(db: DirectCaller) -> None:
     """Any name can be served; hidden and reserved ones cannot, except under their schema."""
     key = "6b0c0e1e-0000-4000-8000-000000000001"
     row = await db.call("app.Odd%2E%20na%25me.get", key)
@@ -165,7 +165,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("where", "sql"), FILTERS)
 @pytest_twisted.ensureDeferred
-async def test_filter(db: Callee, dsn: str, where: dict[str, Any], sql: str) -> None:
+async def test_filter(db: DirectCaller, dsn: str, where: dict[str, Any], sql: str) -> None:
     """Every operator finds the rows that SQL finds, and count and exists agree."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things WHERE {sql} ORDER BY id")]
     assert await ids(db, where=where) == expected
@@ -191,7 +191,7 @@ ORDERS: list[tuple[list[Any], str]] = [
 @pytest.mark.parametrize(("order", "sql"), ORDERS)
 @pytest.mark.parametrize("limit", [1, 7, 60])
 @pytest_twisted.ensureDeferred
-async def test_pages(db: Callee, dsn: str, order: list[Any], sql: str, limit: int) -> None:
+async def test_pages(db: DirectCaller, dsn: str, order: list[Any], sql: str, limit: int) -> None:
     """Pages follow each other without gaps and repeats, whatever the order and its nulls."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things ORDER BY {sql}")]
     found: list[int] = []
@@ -207,7 +207,7 @@ async def test_pages(db: Callee, dsn: str, order: list[Any], sql: str, limit: in
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_is_stable(db: Callee, dsn: str) -> None:
+async def test_a_page_is_stable(db: DirectCaller, dsn: str) -> None:
     """A row that comes before the end of a page does not shift the next one."""
     first = await db.call("pairs.find", limit=2, select=["a", "b"])
     execute(dsn, "INSERT INTO pairs VALUES (0, 'a')")
@@ -217,7 +217,7 @@ async def test_a_page_is_stable(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tokens(db: Callee) -> None:
+async def test_tokens(db: DirectCaller) -> None:
     """A token goes with its question alone."""
     first = await db.call("things.find", limit=1, where={"size": 1})
     for other in ({"where": {"size": 2}}, {"where": {"size": 1}, "order": ["name"]}, {}):
@@ -227,7 +227,7 @@ async def test_tokens(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_limits_and_offsets(db: Callee) -> None:
+async def test_limits_and_offsets(db: DirectCaller) -> None:
     """Zero rows, offsets past the end, and the ceiling."""
     empty = await db.call("things.find", limit=0)
     assert empty["rows"] == []
@@ -242,7 +242,7 @@ async def test_limits_and_offsets(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_of_rows_without_a_key(db: Callee) -> None:
+async def test_pages_of_rows_without_a_key(db: DirectCaller) -> None:
     """Rows that the sort keys do not tell apart neither repeat nor get lost between pages."""
     for key in ("size", "-size"):
         seen: list[str] = []
@@ -254,7 +254,7 @@ async def test_pages_of_rows_without_a_key(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_counts(db: Callee) -> None:
+async def test_counts(db: DirectCaller) -> None:
     """Exact, planned, and estimated, which is exact for few rows."""
     where = {"size": {"gt": 3}}
     exact = await db.call("things.find", where=where, limit=1, count="exact")
@@ -301,7 +301,7 @@ async def test_an_estimate_is_no_less_than_what_was_seen(dsn: str) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_a_type_with_a_match_of_its_own(
-    db: Callee, condition: dict[str, Any], found: list[int]
+    db: DirectCaller, condition: dict[str, Any], found: list[int]
 ) -> None:
     """Match is the type's own where it has one; the other patterns see its text."""
     page = await db.call("shelves.find", where={"place": condition}, select=["id"])
@@ -309,7 +309,7 @@ async def test_a_type_with_a_match_of_its_own(
 
 
 @pytest_twisted.ensureDeferred
-async def test_distinct(db: Callee, dsn: str) -> None:
+async def test_distinct(db: DirectCaller, dsn: str) -> None:
     """Distinct rows, and one row for each value."""
     found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
     rows = execute(dsn, "SELECT DISTINCT open, mood FROM things ORDER BY mood DESC, open")
@@ -336,7 +336,7 @@ async def test_distinct(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_select(db: Callee) -> None:
+async def test_select(db: DirectCaller) -> None:
     """Casts, aliases and steps give what they say."""
     select = [
         "id",
@@ -391,7 +391,9 @@ async def test_select(db: Callee) -> None:
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_operands_that_do_not_fit(db: Callee, kwargs: dict[str, Any], path: str) -> None:
+async def test_operands_that_do_not_fit(
+    db: DirectCaller, kwargs: dict[str, Any], path: str
+) -> None:
     """An operand that does not fit is refused with its place, by us or by PostgreSQL."""
     refused = await failure_of(db.call("things.find", **kwargs))
     assert isinstance(refused, InvalidArgument), refused
@@ -399,7 +401,7 @@ async def test_operands_that_do_not_fit(db: Callee, kwargs: dict[str, Any], path
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_injection(db: Callee, dsn: str) -> None:
+async def test_no_injection(db: DirectCaller, dsn: str) -> None:
     """Whatever is written where a name or a value goes stays a name or a value."""
     evil = 'id"; DROP TABLE things; --'
     for kwargs in (
@@ -422,7 +424,7 @@ async def test_no_injection(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answers_are_bounded(db: Callee) -> None:
+async def test_answers_are_bounded(db: DirectCaller) -> None:
     """An answer that would be too large says so, and what to do."""
     refused = await failure_of(db.call("blobs.find"))
     assert isinstance(refused, TooLarge)
@@ -431,14 +433,14 @@ async def test_answers_are_bounded(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_time_limit(db: Callee, dsn: str) -> None:
+async def test_time_limit(db: DirectCaller, dsn: str) -> None:
     """A call that takes longer than it may is stopped on the server."""
     execute(
         dsn,
         "CREATE OR REPLACE VIEW slow AS SELECT pg_sleep(10)::text AS waited; NOTIFY rowcast_schema",
     )
     db.catalogs.reload()
-    await until(lambda: ("public", "slow") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "slow") in db.dispatcher.served.catalog.relations)
     refused = await failure_of(db.call("slow.find", timeout=0.1))
     assert isinstance(refused, StatementTimeout)
     running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%slow%' AND state = 'active'"
@@ -446,11 +448,11 @@ async def test_time_limit(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_changed_catalog(db: Callee, dsn: str) -> None:
+async def test_a_changed_catalog(db: DirectCaller, dsn: str) -> None:
     """A call that trips over a dropped column is answered without it."""
     execute(dsn, "CREATE TABLE fleeting (id int PRIMARY KEY, a int, b int)")
     db.catalogs.reload()
-    await until(lambda: ("public", "fleeting") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "fleeting") in db.dispatcher.served.catalog.relations)
     execute(dsn, "INSERT INTO fleeting VALUES (1, 2, 3); ALTER TABLE fleeting DROP COLUMN b")
-    assert await db.hub.answer("fleeting.get", [1], {}, ANYONE) == {"id": 1, "a": 2}
-    assert "b" not in db.hub.served.catalog.relations["public", "fleeting"].columns
+    assert await db.dispatcher.answer("fleeting.get", [1], {}, ANYONE) == {"id": 1, "a": 2}
+    assert "b" not in db.dispatcher.served.catalog.relations["public", "fleeting"].columns

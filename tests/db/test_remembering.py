@@ -11,7 +11,7 @@ import pytest_twisted
 
 from service.catalog import Relation
 from service.errors import InvalidArgument
-from tests.db.hubs import serving
+from tests.db.dispatchers import serving
 from tests.deferreds import failure_of
 
 SCHEMA = """

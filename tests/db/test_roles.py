@@ -33,7 +33,7 @@ from service.errors import (
 from service.models.model import Model
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
 from tests.deferreds import failure_of
 
@@ -84,7 +84,7 @@ pytestmark = pytest.mark.serving(roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: Callee) -> None:
+async def test_rows(db: DirectCaller) -> None:
     """Each sees, counts and changes the rows that policies show them."""
     mine = await db.call_as(CLERK, "notes.find")
     assert [row["id"] for row in mine["rows"]] == [1, 4, 7, 10]
@@ -105,7 +105,7 @@ async def test_rows(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns(db: Callee) -> None:
+async def test_columns(db: DirectCaller) -> None:
     """A column that a role may not read does not leave, and is not filtered or sorted by."""
     row = await db.call_as(CLERK, "notes.get", 1)
     assert set(row) == {"id", "owner", "text"}
@@ -118,7 +118,7 @@ async def test_columns(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_relations(db: Callee) -> None:
+async def test_relations(db: DirectCaller) -> None:
     """A relation that a role may not use is not there, nor in what is embedded."""
     assert await db.call_as(STRANGER, "news.count") == 1
     assert isinstance(await failure_of(db.call_as(STRANGER, "notes.find")), NoSuchProcedure)
@@ -128,7 +128,7 @@ async def test_relations(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_claims(db: Callee) -> None:
+async def test_claims(db: DirectCaller) -> None:
     """Policies can ask who calls; nothing is left behind for the next call."""
     odd = caller("clerk", "o'hara %s \\ \" ; --", 2**53 - 1)
     assert (await db.call_as(odd, "me.find"))["rows"] == [
@@ -196,7 +196,7 @@ async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure
 
 
 @pytest_twisted.ensureDeferred
-async def test_side_by_side(db: Callee) -> None:
+async def test_side_by_side(db: DirectCaller) -> None:
     """Many calls of different roles at once never take each other's."""
 
     async def count(who: Caller, expected: int) -> None:
@@ -347,8 +347,8 @@ async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
     )
     unseen = [name for name in TREES if not rights[name]]
     async with serving(dsn, roles=ROLES) as callee:
-        catalog = callee.hub.served_to(CLERK).catalog
-        document = str(describe(catalog, "rowcast", "0", callee.hub.verbs, {}))
+        catalog = callee.dispatcher.served_to(CLERK).catalog
+        document = str(describe(catalog, "rowcast", "0", callee.dispatcher.verbs, {}))
         assert not [each for each in unseen if each in document]
         for name, kwargs in NEAR:
             try:
@@ -415,8 +415,8 @@ async def test_random_descriptions(dsn: str, rights: dict[str, set[str]], run: s
                if name not in run]  # fmt: skip
     execute(dsn, beds() + "".join([*grants, *revoked]))
     async with serving(dsn, "beds", roles=ROLES) as callee:
-        catalog = callee.hub.served_to(CLERK).catalog
-        document = json.dumps(describe(catalog, "rowcast", "0", callee.hub.verbs, {}))
+        catalog = callee.dispatcher.served_to(CLERK).catalog
+        document = json.dumps(describe(catalog, "rowcast", "0", callee.dispatcher.verbs, {}))
     execute(dsn, "DROP SCHEMA beds CASCADE")
     for name, found in rights.items():
         soil = name.split("_")[0]
@@ -446,20 +446,24 @@ async def test_what_a_definer_gives(dsn: str) -> None:
     )
     async with serving(dsn, roles=ROLES) as callee:
         assert await callee.call_as(CLERK, "fn.opened") == [{"code": "a", "pin": 2, "number": 1}]
-        document = describe(callee.hub.served_to(CLERK).catalog, "x", "0", callee.hub.verbs, {})
+        document = describe(
+            callee.dispatcher.served_to(CLERK).catalog, "x", "0", callee.dispatcher.verbs, {}
+        )
         assert set(document["$defs"]["row.fn.opened.0"]["properties"]) == {"code", "pin", "number"}
         assert "fn.wanted" not in document["functions"]
         for kwargs in ({"args": [{"pim": 1}]}, {"s": {"cod": 1}}, {"s": ["a", "b", 1]}):
             refused = await failure_of(callee.call_as(STRANGER, "fn.wanted", **kwargs))
             assert isinstance(refused, InvalidArgument), refused
             assert not re.search("pin|code", f"{refused} {refused.details}"), refused.details
-        known = describe(callee.hub.served_to(STRANGER).catalog, "x", "0", callee.hub.verbs, {})
+        known = describe(
+            callee.dispatcher.served_to(STRANGER).catalog, "x", "0", callee.dispatcher.verbs, {}
+        )
         assert "next_pin" not in json.dumps(known)
         assert known["relations"]["safe"]["columns"]["number"]["default"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_pool_of_twistar(db: Callee) -> None:
+async def test_the_pool_of_twistar(db: DirectCaller) -> None:
     """What a procedure asks the Registry's pool runs as its caller, in its caller's transaction."""
     who = "SELECT current_user::text, current_setting('rowcast.authid', true)"
 
@@ -482,12 +486,12 @@ async def test_the_pool_of_twistar(db: Callee) -> None:
                 raise KeyError
         return [*found, await pool.runQuery("SELECT id FROM notes WHERE id = 70")]
 
-    db.hub.add({"asking": asking})
+    db.dispatcher.add({"asking": asking})
     assert await db.call_as(CLERK, "asking") == [[("rc_clerk", "p1")]] * 3 + [[(70,)], []]
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_trigger_stumbles_over(db: Callee) -> None:
+async def test_what_a_trigger_stumbles_over(db: DirectCaller) -> None:
     """The key of a row that somebody else writes, and the caller may not see, is not shown."""
     calls = [db.call_as(CLERK, "news.create", {"id": 9}), db.call_as(CLERK, "fn.stashed")]
     for call in calls:

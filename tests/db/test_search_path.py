@@ -12,7 +12,7 @@ import pytest_twisted
 
 from service.api.roles import Roles
 from service.request.arguments import Caller
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 
 ODD = 'o"dd %s'
 
@@ -56,7 +56,7 @@ def shop(dsn: str) -> str:
 
 
 @pytest_twisted.async_yield_fixture(params=[False, True], ids=["service", "role"])
-async def db(shop: str, request: pytest.FixtureRequest) -> AsyncIterator[Callee]:
+async def db(shop: str, request: pytest.FixtureRequest) -> AsyncIterator[DirectCaller]:
     roles = Roles({"buyer": "path_buyer"}) if request.param else Roles()
     async with serving(shop, "shop", ODD, roles=roles) as callee:
         yield callee
@@ -67,7 +67,9 @@ BUYER = Caller(1, "ann", "buyer", "realm1")
 
 @pytest.mark.parametrize(("prefix", "place"), PLACES)
 @pytest_twisted.ensureDeferred
-async def test_the_schema_of_the_call_comes_first(db: Callee, prefix: str, place: str) -> None:
+async def test_the_schema_of_the_call_comes_first(
+    db: DirectCaller, prefix: str, place: str
+) -> None:
     """Bodies find what is beside them, in reads and writes; then what the session's path has."""
     name = f"of {place}"
     assert await db.call_as(BUYER, f"{prefix}fn.names") == [name]
@@ -82,14 +84,16 @@ async def test_the_schema_of_the_call_comes_first(db: Callee, prefix: str, place
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_session_goes_back_to_the_first_schema(db: Callee) -> None:
+async def test_a_session_goes_back_to_the_first_schema(db: DirectCaller) -> None:
     """What another schema's call looked up first holds for that call alone."""
     for prefix, place in PLACES * 3:
         assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_operations_of_one_transaction_have_the_path_of_their_schemas(db: Callee) -> None:
+async def test_operations_of_one_transaction_have_the_path_of_their_schemas(
+    db: DirectCaller,
+) -> None:
     """Each finds what is beside it, after any other, and after a savepoint was rolled back."""
 
     async def fails() -> None:

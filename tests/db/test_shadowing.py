@@ -20,7 +20,7 @@ from service.errors import ServiceError
 from service.plan.filters import SEARCH_FUNCTIONS, SQL_OPERATORS
 from service.request.aggregate import FUNCTIONS
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import database_at, load, model, registry
 from tests.db.test_roles import caller
 
@@ -159,7 +159,7 @@ def made(dsn: str) -> str:
 
 
 @pytest_twisted.async_yield_fixture(params=[True, False], ids=["role", "service"])
-async def db(made: str, request: Any) -> AsyncIterator[Callee]:
+async def db(made: str, request: Any) -> AsyncIterator[DirectCaller]:
     """Serve the schema, as a role or as the service's own."""
     execute(made, "DELETE FROM app.things WHERE id > 'b'")
     roles = Roles({"clerk": "sh_clerk"}) if request.param else Roles()
@@ -167,7 +167,7 @@ async def db(made: str, request: Any) -> AsyncIterator[Callee]:
         yield callee
 
 
-async def _call(db: Callee, name: str, *args: Any, **kwargs: Any) -> Any:
+async def _call(db: DirectCaller, name: str, *args: Any, **kwargs: Any) -> Any:
     return await db.call_as(CLERK, name, *args, **kwargs)
 
 
@@ -188,9 +188,9 @@ def test_planted_operator_in_plain_statement_runs(made: str, sql: str) -> None:
 
 @pytest.mark.parametrize("db", [True], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_filters_not_run(db: Callee) -> None:
+async def test_planted_operators_in_filters_not_run(db: DirectCaller) -> None:
     """Whether a filter goes with a type or not, nothing of what was planted is run."""
-    columns = list(db.hub.served_to(CLERK).catalog.relations["app", "things"].columns)
+    columns = list(db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns)
     fitted = 0
     values: list[Any] = ["1", ["1"], {"a": 1}, "2020-01-01", "[1,2)", None, {"any": ["ok", "1"]}]
     for column in columns:
@@ -227,7 +227,7 @@ READS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "kwargs"), READS)
 @pytest_twisted.ensureDeferred
 async def test_planted_functions_in_reads_not_run(
-    db: Callee, name: str, kwargs: dict[str, Any]
+    db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     answer = await _call(db, name, **kwargs)
     while isinstance(answer, dict) and answer.get("next"):
@@ -236,9 +236,9 @@ async def test_planted_functions_in_reads_not_run(
 
 @pytest.mark.parametrize("db", [True], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_planted_functions_over_rows_not_run(db: Callee) -> None:
+async def test_planted_functions_over_rows_not_run(db: DirectCaller) -> None:
     fitted = 0
-    for column in db.hub.served_to(CLERK).catalog.relations["app", "things"].columns:
+    for column in db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns:
         for name in FUNCTIONS:
             measure = {name: column} | ({"separator": ","} if name == "string_agg" else {})
             for distinct in ({}, {"distinct": True}):
@@ -251,7 +251,7 @@ async def test_planted_functions_over_rows_not_run(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_writes_not_run(db: Callee) -> None:
+async def test_planted_operators_in_writes_not_run(db: DirectCaller) -> None:
     rows = [{"id": "x", "kind": "k", "mood": "ok"}, {"id": "y", "word": "v"}]
     await _call(db, "things.create", rows, embed={"kinds": {"via": "kind"}}, order=["id"])
     await _call(db, "things.upsert", [{"id": "x", "text": "t"}, {"id": "y", "int4": 1}])
@@ -287,7 +287,7 @@ async def test_planted_operators_in_writes_not_run(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_operators_of_extensions_outside_of_the_search_path_used(db: Callee) -> None:
+async def test_operators_of_extensions_outside_of_the_search_path_used(db: DirectCaller) -> None:
     async def ids(where: dict[str, Any]) -> list[str]:
         found = await _call(db, "things.find", where=where, select=["id"], order=["id"])
         return [row["id"] for row in found["rows"]]

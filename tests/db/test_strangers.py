@@ -19,7 +19,7 @@ from service.models.registry import Models
 from service.procedures.application import load
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import model, registry
 from tests.deferreds import failure_of, until
 
@@ -42,25 +42,27 @@ def tables(dsn: str) -> None:
 
 
 @asynccontextmanager
-async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[Callee]:
+async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[DirectCaller]:
     """Serve a database, with procedures written by hand and `describe`."""
     with registry():
         async with serving(dsn, written=written or DEMO.models) as db:
-            hub, database = db.hub, db.database
+            dispatcher, database = db.dispatcher, db.database
             declared = {**DEMO.procedures, **{name: Declared(each) for name, each in more.items()}}
-            by_hand = procedures(database, Models(database), lambda: hub.served.codec, declared)
+            by_hand = procedures(
+                database, Models(database), lambda: dispatcher.served.codec, declared
+            )
             written = lambda: {n: d.function for n, d in declared.items() if d.available}  # noqa: E731
-            status = StatusProcedures(hub, database, "rowcast", "1", {}, dict, written)
-            hub.add(status.procedures())
-            hub.add(by_hand)
+            status = StatusProcedures(dispatcher, database, "rowcast", "1", {}, dict, written)
+            dispatcher.add(status.procedures())
+            dispatcher.add(by_hand)
             yield db
 
 
-async def reloaded(db: Callee) -> None:
+async def reloaded(db: DirectCaller) -> None:
     """Read the catalog again."""
-    version = db.hub.served.catalog.version
+    version = db.dispatcher.served.catalog.version
     db.catalogs.reload()
-    await until(lambda: db.hub.served.catalog.version > version)
+    await until(lambda: db.dispatcher.served.catalog.version > version)
 
 
 @pytest_twisted.ensureDeferred
@@ -143,13 +145,13 @@ async def test_a_call_is_judged_by_the_catalog_that_it_began_with(dsn: str) -> N
 async def test_a_relation_of_an_older_catalog(dsn: str) -> None:
     """Models of one catalog know its own relations, whichever they are asked with."""
     async with whole(dsn) as db:
-        before = db.hub.served
+        before = db.dispatcher.served
         old = before.catalog.relation("public", "things")
         execute(dsn, "ALTER TABLE things ADD extra text")
         await reloaded(db)
-        assert db.hub.served.model(old).meta.columns == ("id", "note", "extra")
+        assert db.dispatcher.served.model(old).meta.columns == ("id", "note", "extra")
         assert before.model(old).meta.columns == ("id", "note")
         execute(dsn, "DROP TABLE things")
         await reloaded(db)
         with pytest.raises(NoSuchProcedure):
-            db.hub.served.model(old)
+            db.dispatcher.served.model(old)

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from service.db.cursors import CHUNK_BYTES
 from service.errors import Canceled, InvalidArgument, ServiceError, TooLarge
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import failure_of, until
 
 SCHEMA = """
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.serving(max_rows=100, max_bytes=4 << 20)
 class Taker:
     """A caller that takes parts, each when it is let."""
 
-    def __init__(self, callee: Callee) -> None:
+    def __init__(self, callee: DirectCaller) -> None:
         self.callee = callee
         self.parts: list[Any] = []
         self.gates: list[Deferred[None]] = []
@@ -52,7 +52,7 @@ class Taker:
 
     def call(self, name: str, **kwargs: Any) -> Deferred[Any]:
         """Call a procedure in parts."""
-        answering = self.callee.hub.answer(name, [], kwargs, ANYONE, self.take)
+        answering = self.callee.dispatcher.answer(name, [], kwargs, ANYONE, self.take)
         return Deferred.fromCoroutine(answering)
 
 
@@ -67,7 +67,7 @@ def transactions(dsn: str) -> list[tuple[object, ...]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: Callee) -> None:
+async def test_rows(db: DirectCaller) -> None:
     """All rows come, as find gives them, in chunks of the asked size and in order."""
     taker = Taker(db)
     assert await taker.call("items.stream", chunk=700) == {"rows": 2500}
@@ -78,7 +78,7 @@ async def test_rows(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_arguments(db: Callee) -> None:
+async def test_arguments(db: DirectCaller) -> None:
     """What find takes, stream takes, with no ceiling on its limit; pages it has not."""
     taker = Taker(db)
     answer = await taker.call(
@@ -118,7 +118,7 @@ async def test_arguments(db: Callee) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused_arguments(db: Callee, arguments: dict[str, Any], path: str) -> None:
+async def test_refused_arguments(db: DirectCaller, arguments: dict[str, Any], path: str) -> None:
     """A malformed call is refused before anything is sent."""
     taker = Taker(db)
     refused = await failure_of(taker.call("items.stream", **arguments))
@@ -128,7 +128,7 @@ async def test_refused_arguments(db: Callee, arguments: dict[str, Any], path: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_asks_for_progressive_results(db: Callee) -> None:
+async def test_asks_for_progressive_results(db: DirectCaller) -> None:
     """A call that takes a single answer is told what to ask for."""
     refused = await failure_of(db.call("items.stream"))
     assert isinstance(refused, InvalidArgument)
@@ -136,7 +136,7 @@ async def test_asks_for_progressive_results(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_chunks_are_bounded_by_bytes(db: Callee) -> None:
+async def test_chunks_are_bounded_by_bytes(db: DirectCaller) -> None:
     """Heavy rows come in chunks of fewer, whatever the rows before them weighed."""
     taker = Taker(db)
     assert await taker.call("uneven.stream") == {"rows": 400}
@@ -156,7 +156,7 @@ async def test_a_row_too_large(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_holds_two_chunks(dsn: str, db: Callee) -> None:
+async def test_holds_two_chunks(dsn: str, db: DirectCaller) -> None:
     """While a caller is behind, one chunk is read ahead, and no more."""
     taker = Taker(db)
     taker.open = False
@@ -170,7 +170,7 @@ async def test_holds_two_chunks(dsn: str, db: Callee) -> None:
 
 @pytest.mark.parametrize("when", ["reading", "sending"])
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: Callee, when: str) -> None:
+async def test_cancelled(dsn: str, db: DirectCaller, when: str) -> None:
     """A caller that cancels or leaves frees the cursor and the connection at once."""
     taker = Taker(db)
     taker.open = False
@@ -187,7 +187,7 @@ async def test_cancelled(dsn: str, db: Callee, when: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_on_the_way(dsn: str, db: Callee) -> None:
+async def test_error_on_the_way(dsn: str, db: DirectCaller) -> None:
     """An error in the middle ends the stream as an error; what came before has come."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.stream", order=["id"], chunk=100))
@@ -198,12 +198,12 @@ async def test_error_on_the_way(dsn: str, db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_of_the_callers_side(dsn: str, db: Callee) -> None:
+async def test_error_of_the_callers_side(dsn: str, db: DirectCaller) -> None:
     """A part that cannot be sent ends the stream too."""
 
     async def take(part: Any) -> None:
         raise TooLarge(1)
 
-    answering = db.hub.answer("items.stream", [], {}, ANYONE, take)
+    answering = db.dispatcher.answer("items.stream", [], {}, ANYONE, take)
     assert isinstance(await failure_of(answering), TooLarge)
     assert not transactions(dsn)

@@ -13,7 +13,7 @@ import pytest_twisted
 from schema.seed import sow
 from service.errors import InvalidArgument, NoSuchProcedure, ServiceError
 from service.request.synonyms import SYNONYMS, Synonym, letters
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.db.test_streaming import Taker
 from tests.deferreds import failure_of
 
@@ -44,7 +44,7 @@ def renamed(value: Any, ours: str, word: str) -> Any:
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def db(migrated: str) -> AsyncIterator[Callee]:
+async def db(migrated: str) -> AsyncIterator[DirectCaller]:
     """Serve the tables that come with the project, with their rows."""
     sow(migrated)
     async with serving(migrated) as callee:
@@ -53,7 +53,7 @@ async def db(migrated: str) -> AsyncIterator[Callee]:
 
 @pytest.mark.parametrize("row", SYNONYMS, ids=lambda row: f"{row.kind}-{row.ours}")
 @pytest_twisted.ensureDeferred
-async def test_synonym_is_refused_with_an_example_that_runs(db: Callee, row: Synonym) -> None:
+async def test_synonym_is_refused_with_an_example_that_runs(db: DirectCaller, row: Synonym) -> None:
     """The example is a call, and the same with the other word is refused with this hint."""
     page = await db.call("actions.find", limit=2)
     name, args, kwargs = call_of(row.example, page)
@@ -61,7 +61,9 @@ async def test_synonym_is_refused_with_an_example_that_runs(db: Callee, row: Syn
     hints = []
     for word in row.words:
         if row.kind == "verb":
-            refused = await failure_of(db.hub.answer(f"{relation}.{word}", args, kwargs, ANYONE))
+            refused = await failure_of(
+                db.dispatcher.answer(f"{relation}.{word}", args, kwargs, ANYONE)
+            )
             assert isinstance(refused, NoSuchProcedure)
         else:
             typed = renamed(kwargs, row.ours, word)
@@ -115,7 +117,7 @@ TYPED: list[tuple[str, list[Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("verb", "args", "kwargs", "hint"), TYPED)
 @pytest_twisted.ensureDeferred
 async def test_call_as_other_tools_have_it_gets_a_hint(
-    db: Callee, verb: str, args: list[Any], kwargs: dict[str, Any], hint: str
+    db: DirectCaller, verb: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
     """What is typed is said again as it is written here."""
     refused = await failure_of(db.call(f"actions.{verb}", *args, **kwargs))

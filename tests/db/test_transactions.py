@@ -25,7 +25,7 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 
 SCHEMA = """
 CREATE TABLE accounts (id int PRIMARY KEY, owner text NOT NULL, balance int CHECK (balance >= 0));
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.serving("public", "other", max_bytes=100_000)
 
 
 @pytest.fixture(autouse=True)
-def accounts(db: Callee, dsn: str) -> None:
+def accounts(db: DirectCaller, dsn: str) -> None:
     """Put the accounts back to what they were."""
     execute(
         dsn,
@@ -61,26 +61,26 @@ def op(name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"call": name, "args": list(args), "kwargs": kwargs}
 
 
-async def batch(db: Callee, *operations: Any, **options: Any) -> Any:
+async def batch(db: DirectCaller, *operations: Any, **options: Any) -> Any:
     """Make a batch."""
     return await db.call("transaction", list(operations), **options)
 
 
-async def refusal_of(db: Callee, *operations: Any, **options: Any) -> ServiceError:
+async def refusal_of(db: DirectCaller, *operations: Any, **options: Any) -> ServiceError:
     """Make a batch that is refused, and return the refusal."""
     with pytest.raises(ServiceError) as caught:
         await batch(db, *operations, **options)
     return caught.value
 
 
-async def balances(db: Callee) -> list[int]:
+async def balances(db: DirectCaller) -> list[int]:
     """Return what the accounts hold."""
     page = await db.call("accounts.find", select="balance", order="id")
     return [row["balance"] for row in page["rows"]]
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_answers_the_result_of_each_operation(db: Callee) -> None:
+async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> None:
     """Each is what the call would answer by itself."""
     found = await batch(
         db,
@@ -114,7 +114,7 @@ async def test_batch_answers_the_result_of_each_operation(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_references_are_values_of_earlier_results(db: Callee) -> None:
+async def test_references_are_values_of_earlier_results(db: DirectCaller) -> None:
     """In values, keys, filters and arguments of functions."""
     found = await batch(
         db,
@@ -144,7 +144,7 @@ async def test_references_are_values_of_earlier_results(db: Callee) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_reference_to_nothing_is_refused(db: Callee, reference: Any, path: str) -> None:
+async def test_reference_to_nothing_is_refused(db: DirectCaller, reference: Any, path: str) -> None:
     refused = await refusal_of(
         db, op("accounts.get", 1), op("accounts.get", {"id": {"$ref": reference}})
     )
@@ -154,7 +154,7 @@ async def test_reference_to_nothing_is_refused(db: Callee, reference: Any, path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_names_its_operation_and_nothing_is_kept(db: Callee) -> None:
+async def test_error_names_its_operation_and_nothing_is_kept(db: DirectCaller) -> None:
     """Whatever kind of error it is."""
     taken = op("accounts.update", 1, {"balance": 0})
     for wrong, kind in (
@@ -171,7 +171,7 @@ async def test_error_names_its_operation_and_nothing_is_kept(db: Callee) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_at_commit_keeps_nothing(db: Callee) -> None:
+async def test_error_at_commit_keeps_nothing(db: DirectCaller) -> None:
     """It is of no operation."""
     refused = await refusal_of(db, op("entries.create", {"account_id": 9, "amount": 1}))
     assert isinstance(refused, ForeignKeyViolation)
@@ -180,7 +180,7 @@ async def test_error_at_commit_keeps_nothing(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_dry_run_answers_and_keeps_nothing(db: Callee) -> None:
+async def test_dry_run_answers_and_keeps_nothing(db: DirectCaller) -> None:
     """What would fail at COMMIT fails, too."""
     assert await batch(db, op("accounts.update", 1, {"balance": 0}), dry_run=True) == [
         {"id": 1, "owner": "Ada", "balance": 0}
@@ -191,7 +191,7 @@ async def test_dry_run_answers_and_keeps_nothing(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_read_only_batch_refuses_to_write(db: Callee) -> None:
+async def test_read_only_batch_refuses_to_write(db: DirectCaller) -> None:
     refused = await refusal_of(db, op("accounts.get", 1), op("accounts.delete", 1), read_only=True)
     assert isinstance(refused, DatabaseRefused)
     assert refused.details["sqlstate"] == "25006"
@@ -199,7 +199,7 @@ async def test_read_only_batch_refuses_to_write(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_that_is_too_large_keeps_nothing(db: Callee) -> None:
+async def test_answer_that_is_too_large_keeps_nothing(db: DirectCaller) -> None:
     """Each result would fit by itself."""
     long = op("accounts.upsert", {"id": 3, "owner": "x" * 40_000, "balance": 0})
     assert isinstance(await refusal_of(db, *[long] * 3), TooLarge)
@@ -207,7 +207,7 @@ async def test_answer_that_is_too_large_keeps_nothing(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_contending_batches_are_run_again(db: Callee) -> None:
+async def test_contending_batches_are_run_again(db: DirectCaller) -> None:
     """Serializable writers that read what they write: none is refused, and no money is lost."""
 
     async def move(source: int, target: int) -> None:
@@ -248,7 +248,7 @@ async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None
     ["accounts.stream", "accounts.export", "accounts.import", "fn.add.stream", "transaction"],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_sends_parts_or_spans_calls_is_no_operation(db: Callee, name: str) -> None:
+async def test_what_sends_parts_or_spans_calls_is_no_operation(db: DirectCaller, name: str) -> None:
     refused = await refusal_of(db, {"call": name})
     assert isinstance(refused, InvalidArgument)
     assert refused.details["operation"] == 0
@@ -273,14 +273,16 @@ async def test_what_sends_parts_or_spans_calls_is_no_operation(db: Callee, name:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_malformed_batch_is_refused(db: Callee, arguments: dict[str, Any], path: str) -> None:
+async def test_malformed_batch_is_refused(
+    db: DirectCaller, arguments: dict[str, Any], path: str
+) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await db.call("transaction", **arguments)
     assert caught.value.details["path"] == path
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_operation_has_the_schema_of_its_name(db: Callee) -> None:
+async def test_each_operation_has_the_schema_of_its_name(db: DirectCaller) -> None:
     """Functions look for names where they would in a call of their own."""
     found = await batch(db, op("fn.place"), op("other.fn.place"), op("fn.place"))
     assert found == ["here", "there", "here"]
@@ -304,7 +306,9 @@ async def test_batch_of_a_role_has_its_rights(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_with_what_is_new_in_the_database_is_answered(db: Callee, dsn: str) -> None:
+async def test_batch_with_what_is_new_in_the_database_is_answered(
+    db: DirectCaller, dsn: str
+) -> None:
     """The whole of it, again: nothing of the first attempt is kept."""
     execute(dsn, "ALTER TABLE entries ADD note text")
     first, second = await batch(
@@ -317,7 +321,7 @@ async def test_batch_with_what_is_new_in_the_database_is_answered(db: Callee, ds
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_that_takes_too_long_keeps_nothing(db: Callee) -> None:
+async def test_batch_that_takes_too_long_keeps_nothing(db: DirectCaller) -> None:
     refused = await refusal_of(
         db, op("accounts.update", 1, {"balance": 0}), op("fn.nap", seconds=30.0), timeout=0.3
     )
@@ -326,7 +330,7 @@ async def test_batch_that_takes_too_long_keeps_nothing(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedure_written_by_hand_is_part_of_the_batch(db: Callee) -> None:
+async def test_procedure_written_by_hand_is_part_of_the_batch(db: DirectCaller) -> None:
     """Its transactions are savepoints of the batch's."""
 
     async def spend(caller: Caller, args: Any, kwargs: Any) -> Any:
@@ -334,11 +338,11 @@ async def test_procedure_written_by_hand_is_part_of_the_batch(db: Callee) -> Non
             await db.database.statement("UPDATE accounts SET balance = balance - 1", fetch=False)
         return "spent"
 
-    db.hub.add({"accounts.spend": spend})
+    db.dispatcher.add({"accounts.spend": spend})
     assert await batch(db, op("accounts.spend"), op("accounts.get", 2)) == [
         "spent",
         {"id": 2, "owner": "Bob", "balance": 49},
     ]
     await refusal_of(db, op("accounts.spend"), op("accounts.get", 9))
     assert await balances(db) == [99, 49]
-    assert await db.hub.answer("accounts.spend", [], {}, ANYONE) == "spent"
+    assert await db.dispatcher.answer("accounts.spend", [], {}, ANYONE) == "spent"

@@ -26,7 +26,7 @@ from service.errors import (
     UnknownName,
 )
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.db.relay import Relay
 from tests.deferreds import failure_of, until
 
@@ -56,7 +56,7 @@ def tables(dsn: str) -> None:
 
 
 @pytest_twisted.async_yield_fixture
-async def db(dsn: str, tables: None) -> AsyncIterator[Callee]:
+async def db(dsn: str, tables: None) -> AsyncIterator[DirectCaller]:
     """Serve them, looking for changes when a caller is refused alone."""
     async with serving(dsn) as callee:
         yield callee
@@ -151,7 +151,7 @@ TAKEN: list[Found] = [
 @pytest.mark.parametrize(("change", "name", "args", "kwargs", "answer"), [*NAMED, *TAKEN])
 @pytest_twisted.ensureDeferred
 async def test_a_change_is_answered_at_once(
-    db: Callee,
+    db: DirectCaller,
     dsn: str,
     change: str,
     name: str,
@@ -162,14 +162,14 @@ async def test_a_change_is_answered_at_once(
     """What the database has, or takes, by now is there for the first call that asks for it."""
     execute(dsn, change)
     if answer is None:
-        refused = await failure_of(db.hub.answer(name, args, kwargs, ANYONE))
+        refused = await failure_of(db.dispatcher.answer(name, args, kwargs, ANYONE))
         assert refused.uri == "rowcast.error.not_found", refused
         return
-    assert await db.hub.answer(name, args, kwargs, ANYONE) == answer
+    assert await db.dispatcher.answer(name, args, kwargs, ANYONE) == answer
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_new_table_after_a_miss(db: Callee, dsn: str) -> None:
+async def test_a_new_table_after_a_miss(db: DirectCaller, dsn: str) -> None:
     """However lately a name was missed, it is there as soon as the database has it."""
     for number in range(3):
         name = f"pins_{number}"
@@ -179,25 +179,25 @@ async def test_a_new_table_after_a_miss(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refusal_that_stands_reads_nothing(db: Callee) -> None:
+async def test_a_refusal_that_stands_reads_nothing(db: DirectCaller) -> None:
     """What the database would refuse too is refused, plainly, and costs no reading."""
-    version = db.hub.served.catalog.version
+    version = db.dispatcher.served.catalog.version
     for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):
         refused = await failure_of(call)
         assert isinstance(refused, ServiceError)
         assert "retry" not in refused.details
-    assert db.hub.served.catalog.version == version
+    assert db.dispatcher.served.catalog.version == version
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_upload_is_refused_once(db: Callee) -> None:
+async def test_an_upload_is_refused_once(db: DirectCaller) -> None:
     """A call of an upload is not made twice: its refusal has ended the upload."""
     upload = await db.call("hats.import", done=False)
     assert isinstance(await failure_of(db.call("hats.import", [{"x": 1}], **upload)), UnknownName)
 
 
 @pytest_twisted.ensureDeferred
-async def test_parts_are_sent_once(db: Callee, dsn: str) -> None:
+async def test_parts_are_sent_once(db: DirectCaller, dsn: str) -> None:
     """A stream that fails on its way is not begun again, though the catalog has changed."""
     parts: list[Any] = []
 
@@ -206,16 +206,16 @@ async def test_parts_are_sent_once(db: Callee, dsn: str) -> None:
             execute(dsn, "CREATE TABLE meanwhile (id int)")
         parts.extend(part)
 
-    call = db.hub.answer("broken.stream", (), {"chunk": 100}, ANYONE, take)
+    call = db.dispatcher.answer("broken.stream", (), {"chunk": 100}, ANYONE, take)
     refused = await failure_of(call)
     assert isinstance(refused, ServiceError)
     assert parts, refused
     assert [row["i"] for row in parts] == list(range(1, len(parts) + 1))
-    await until(lambda: ("public", "meanwhile") in db.hub.served.catalog.relations)
+    await until(lambda: ("public", "meanwhile") in db.dispatcher.served.catalog.relations)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_procedure_runs_once(db: Callee, dsn: str) -> None:
+async def test_a_procedure_runs_once(db: DirectCaller, dsn: str) -> None:
     """A procedure that fails after it has committed is not called again from a new catalog."""
     assert isinstance(await failure_of(db.call("fn.half")), ServiceError)
     assert execute(dsn, "SELECT count(*) FROM bare WHERE id = 77") == [(1,)]
@@ -249,7 +249,7 @@ async def test_a_database_that_is_away(dsn: str, postgres: str) -> None:
         assert isinstance(refused, NoSuchProcedure)
         assert (refused.details["retry"], refused.details["retry_after"]) == (True, 1.0)
         execute(dsn, "CREATE TABLE pins (id int)")
-        await until(lambda: ("public", "pins") in db.hub.served.catalog.relations, 20)
+        await until(lambda: ("public", "pins") in db.dispatcher.served.catalog.relations, 20)
         assert await db.call("pins.count") == 0
 
 
@@ -278,10 +278,12 @@ async def test_what_is_hidden_or_revoked_ends(
     )
     try:
         async with serving(dsn, roles=Roles({}, "hatter"), every=0.05) as db:
-            before = sorted(_names(db.hub.served_to(ANYONE).catalog))
+            before = sorted(_names(db.dispatcher.served_to(ANYONE).catalog))
             await db.call(name, **kwargs)
             execute(dsn, change)
-            await until(lambda: sorted(_names(db.hub.served_to(ANYONE).catalog)) != before, 20)
+            await until(
+                lambda: sorted(_names(db.dispatcher.served_to(ANYONE).catalog)) != before, 20
+            )
             answered: Any = await _answered(db, name, kwargs)
             assert isinstance(answered, NoSuchProcedure) or "label" not in answered["rows"][0]
     finally:
@@ -295,7 +297,7 @@ def _names(catalog: Catalog) -> set[str]:
     return columns | {name for _, name in catalog.functions}
 
 
-async def _answered(db: Callee, name: str, kwargs: dict[str, Any]) -> Any:
+async def _answered(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
     try:
         return await db.call(name, **kwargs)
     except ServiceError as error:
@@ -310,7 +312,7 @@ async def test_a_role_that_went(dsn: str) -> None:
     async with serving(dsn, roles=Roles({}, "hatter")) as db:
 
         async def call(name: str, *args: Any) -> Any:
-            return await db.hub.answer(name, args, {}, ANYONE)
+            return await db.dispatcher.answer(name, args, {}, ANYONE)
 
         assert await call("hats.get", 1) == HAT
         execute(dsn, "REVOKE SELECT ON hats FROM hatter; GRANT SELECT (id, size) ON hats TO hatter")
@@ -332,20 +334,20 @@ async def test_dropped_role_is_refused_and_keeps_no_other_from_what_is_new(dsn: 
 
     async def new_table(name: str) -> None:
         execute(dsn, f"CREATE TABLE {name} (id int); GRANT SELECT ON {name} TO hatter")
-        assert await db.hub.answer(f"{name}.count", [], {}, hatter) == 0
+        assert await db.dispatcher.answer(f"{name}.count", [], {}, hatter) == 0
 
     async with serving(dsn, roles=roles, every=0.05) as db:
         await new_table("first")
-        refused = await failure_of(db.hub.answer("hats.count", [], {}, capper))
+        refused = await failure_of(db.dispatcher.answer("hats.count", [], {}, capper))
         assert isinstance(refused, NotAuthorized)
         assert "capper" not in str(refused)
         execute(dsn, "CREATE ROLE capper; GRANT USAGE ON SCHEMA public TO capper")
         execute(dsn, "GRANT SELECT ON hats TO capper")
-        await until(lambda: "capper" in db.hub.served_roles, 20)
-        assert await db.hub.answer("hats.count", [], {}, capper) == 1
+        await until(lambda: "capper" in db.dispatcher.served_roles, 20)
+        assert await db.dispatcher.answer("hats.count", [], {}, capper) == 1
         execute(dsn, "DROP OWNED BY capper; DROP ROLE capper")
-        await until(lambda: "capper" not in db.hub.served_roles, 20)
-        refused = await failure_of(db.hub.answer("hats.count", [], {}, capper))
+        await until(lambda: "capper" not in db.dispatcher.served_roles, 20)
+        refused = await failure_of(db.dispatcher.answer("hats.count", [], {}, capper))
         assert isinstance(refused, NotAuthorized)
         await new_table("second")
     execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")

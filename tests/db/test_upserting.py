@@ -1,5 +1,5 @@
 """
-Upsert through the hub: new rows come, rows that are there change, each once.
+Upsert through the dispatcher: new rows come, rows that are there change, each once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.internet.defer import DeferredList, ensureDeferred
 from service.describe.document import describe
 from service.errors import InvalidArgument, InvalidRow, TooManyRows, UniqueViolation
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -69,7 +69,7 @@ PICK: dict[str, Any] = {"select": ["id", "size", "note"]}
 
 
 @pytest_twisted.ensureDeferred
-async def test_one(db: Callee) -> None:
+async def test_one(db: DirectCaller) -> None:
     """A row comes or changes, and is answered as it is then."""
     new = await db.call("items.upsert", {"id": 9, "code": "n", "size": 5}, **PICK)
     assert new == {"id": 9, "size": 5, "note": None}
@@ -89,14 +89,14 @@ async def test_one(db: Callee) -> None:
 
 @pytest.mark.parametrize("key", [["code"], "code", "items_code_key"])
 @pytest_twisted.ensureDeferred
-async def test_by_another_key(db: Callee, key: Any) -> None:
+async def test_by_another_key(db: DirectCaller, key: Any) -> None:
     """Any unique key tells which row it is; the row keeps its primary key."""
     row = await db.call("items.upsert", {"code": "b", "size": 8}, on_conflict=key, **PICK)
     assert row == {"id": 2, "size": 8, "note": "two"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_by_an_index(db: Callee) -> None:
+async def test_by_an_index(db: DirectCaller) -> None:
     """A unique index that is no constraint will do, by its columns and by its name."""
     for note, key in (("x", ["name"]), ("y", "bare_name")):
         row = await db.call("bare.upsert", {"name": "n", "note": note}, on_conflict=key)
@@ -107,7 +107,7 @@ async def test_by_an_index(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many(db: Callee) -> None:
+async def test_many(db: DirectCaller) -> None:
     """A list comes back in its order; a row keeps what its new one does not speak of."""
     rows = await db.call(
         "items.upsert",
@@ -132,7 +132,7 @@ async def test_many(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_as_they_are_stored(db: Callee) -> None:
+async def test_keys_as_they_are_stored(db: DirectCaller) -> None:
     """What the type of a key makes of a value tells which row it is."""
     key = {"a": "1.26", "b": 1.26, "c": "2026-01-01T00:00:00.7", "d": "x"}
     rows = [{**key, "note": "n"}, {**key, "a": 2, "extra": "e"}]
@@ -147,7 +147,7 @@ async def test_keys_as_they_are_stored(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update(db: Callee) -> None:
+async def test_update(db: DirectCaller) -> None:
     """Only the named columns are taken over; with none, rows that are there stay."""
     values = {"id": 1, "code": "z", "size": 50, "note": "z"}
     row = await db.call("items.upsert", values, update=["size", "hits"], **PICK)
@@ -165,7 +165,7 @@ async def test_update(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_comes_back(db: Callee) -> None:
+async def test_what_comes_back(db: DirectCaller) -> None:
     """Rows come back sorted and with related ones, as of any write."""
     rows = await db.call(
         "items.upsert",
@@ -178,7 +178,7 @@ async def test_what_comes_back(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_refused(db: Callee) -> None:
+async def test_refused(db: DirectCaller) -> None:
     """What cannot be is said, with its place, and nothing is written."""
     twice = [{"id": 5, "code": "x"}, {"id": 5, "code": "y"}]
     refused = await failure_of(db.call("items.upsert", twice))
@@ -207,7 +207,7 @@ async def test_refused(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views(db: Callee) -> None:
+async def test_views(db: DirectCaller) -> None:
     """A view has the keys of its table, if PostgreSQL finds them."""
     for note in ("x", "y"):
         row = await db.call("labels.upsert", {"code": "v", "note": note}, on_conflict=["code"])
@@ -219,7 +219,7 @@ async def test_views(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_partitions(db: Callee, dsn: str) -> None:
+async def test_partitions(db: DirectCaller, dsn: str) -> None:
     """A row goes to its partition, whether it is there already or not."""
     rows = [{"y": 1999, "id": 1, "note": "a"}, {"y": 2001, "id": 1, "note": "b"}]
     for _ in range(2):
@@ -228,7 +228,7 @@ async def test_partitions(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_at_once(db: Callee) -> None:
+async def test_at_once(db: DirectCaller) -> None:
     """Of many callers at once each is answered, and there is one row."""
     calls = [
         ensureDeferred(db.call("pairs.upsert", {"a": 5, "b": "x", "note": str(at)}))
@@ -243,7 +243,7 @@ async def test_at_once(db: Callee) -> None:
     "on_conflict", [None, "id", ["id"], "late_pkey", "a", "late_a"], ids=lambda key: str(key)
 )
 @pytest_twisted.ensureDeferred
-async def test_a_deferrable_key(db: Callee, on_conflict: Any) -> None:
+async def test_a_deferrable_key(db: DirectCaller, on_conflict: Any) -> None:
     """PostgreSQL upserts by no key that is checked late: that is known before it is asked."""
     row = {"id": 1, "code": 1, "a": 1}
     key = {} if on_conflict is None else {"on_conflict": on_conflict}
@@ -257,7 +257,7 @@ async def test_a_deferrable_key(db: Callee, on_conflict: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_key_with_nulls(db: Callee, dsn: str) -> None:
+async def test_a_key_with_nulls(db: DirectCaller, dsn: str) -> None:
     """Where NULL is a value like others, a row that has it in its key keeps its own, too."""
     execute(
         dsn, "INSERT INTO gaps VALUES (NULL, 'x', 'kept'), (NULL, NULL, 'kept'), (1, 'x', 'old')"
@@ -269,7 +269,7 @@ async def test_a_key_with_nulls(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_partial_index_on_expressions_by_name(db: Callee, dsn: str) -> None:
+async def test_partial_index_on_expressions_by_name(db: DirectCaller, dsn: str) -> None:
     """Rows are met by the expression, and only those that the index is on."""
     by: dict[str, Any] = {"on_conflict": "people_email", "select": ["id", "email", "note", "team"]}
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
@@ -299,7 +299,7 @@ async def test_partial_index_on_expressions_by_name(db: Callee, dsn: str) -> Non
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_index_by_name(db: Callee, dsn: str, name: str, row: dict[str, Any]) -> None:
+async def test_index_by_name(db: DirectCaller, dsn: str, name: str, row: dict[str, Any]) -> None:
     """Every unique index that PostgreSQL can go by is gone by, in an import as well."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     made = await db.call("people.upsert", row, on_conflict=name)
@@ -310,7 +310,7 @@ async def test_index_by_name(db: Callee, dsn: str, name: str, row: dict[str, Any
 
 
 @pytest_twisted.ensureDeferred
-async def test_exclusion_constraint_leaves_rows_alone(db: Callee, dsn: str) -> None:
+async def test_exclusion_constraint_leaves_rows_alone(db: DirectCaller, dsn: str) -> None:
     """By an exclusion constraint rows can be skipped, and not be changed."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     row = {"during": "[1,5)"}
@@ -342,14 +342,16 @@ async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says
         assert isinstance(refused, InvalidArgument)
         assert says in refused.message
         assert refused.details["path"] == "on_conflict"
-        described = describe(callee.hub.served.catalog, "rowcast", "0", callee.hub.verbs, {})
+        described = describe(
+            callee.dispatcher.served.catalog, "rowcast", "0", callee.dispatcher.verbs, {}
+        )
     listed = [each["name"] for each in described["relations"][relation]["unique_indexes"]]
     assert name not in listed
     assert ("people_email" in listed) == (relation == "people")
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_without_columns_is_refused(db: Callee) -> None:
+async def test_key_without_columns_is_refused(db: DirectCaller) -> None:
     """Of a view, too, whose keys the service does not know."""
     for relation in ("items", "labels"):
         refused = await failure_of(db.call(f"{relation}.upsert", {"code": "a"}, on_conflict=[]))

@@ -11,7 +11,7 @@ import pytest_twisted
 
 from service.errors import DatabaseRefused, InvalidArgument
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee
+from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -52,7 +52,7 @@ ROW = {"id": 1, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyo
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_there(db: Callee) -> None:
+async def test_what_is_there(db: DirectCaller) -> None:
     """Such a value is answered without the field, and its other fields go anywhere."""
     assert await db.call("visits.get", 1) == ROW
     found = await db.call("hosts.find", embed={"visits": {"limit": 1}})
@@ -114,14 +114,16 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "path"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_no_way_out(db: Callee, name: str, kwargs: dict[str, Any], path: str | None) -> None:
+async def test_no_way_out(
+    db: DirectCaller, name: str, kwargs: dict[str, Any], path: str | None
+) -> None:
     """The hidden field is not there; nor is what would look at all of the value."""
     parts: list[Any] = []
 
     async def take(part: Any) -> None:
         parts.append(part)
 
-    refused = await failure_of(db.hub.answer(name, [], kwargs, ANYONE, take))
+    refused = await failure_of(db.dispatcher.answer(name, [], kwargs, ANYONE, take))
     assert isinstance(refused, InvalidArgument), refused
     assert not parts
     if path is not None:
@@ -149,7 +151,7 @@ EVIL = "(9,Eve,evil)"
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_no_way_in(db: Callee, name: str, kwargs: dict[str, Any], path: str) -> None:
+async def test_no_way_in(db: DirectCaller, name: str, kwargs: dict[str, Any], path: str) -> None:
     """PostgreSQL's text of such a value, which would set the hidden field, is not taken."""
     refused = await failure_of(db.call(name, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
@@ -157,7 +159,7 @@ async def test_no_way_in(db: Callee, name: str, kwargs: dict[str, Any], path: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_written_by_parts(db: Callee, dsn: str) -> None:
+async def test_written_by_parts(db: DirectCaller, dsn: str) -> None:
     """What is given part by part is written; the hidden field stays without a value."""
     new = {"id": 9, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyone": ADA}
     assert await db.call("visits.create", {**new, "host": 1}) == {**ROW, "id": 9}
@@ -167,20 +169,20 @@ async def test_written_by_parts(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_exported_as_json_lines(db: Callee) -> None:
+async def test_exported_as_json_lines(db: DirectCaller) -> None:
     """JSON lines are read by the codec, as every answer is."""
     parts: list[Any] = []
 
     async def take(part: Any) -> None:
         parts.append(part)
 
-    await db.hub.answer("visits.export", [], {"format": "ndjson"}, ANYONE, take)
+    await db.dispatcher.answer("visits.export", [], {"format": "ndjson"}, ANYONE, take)
     assert "Ada" in parts[0]
     assert "xyzzy" not in parts[0]
 
 
 @pytest_twisted.ensureDeferred
-async def test_records(db: Callee) -> None:
+async def test_records(db: DirectCaller) -> None:
     """Rows in a record, of which nobody says what they are, are answered without the field."""
     bob = {"id": 2, "name": "Bob"}
     told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}
@@ -205,7 +207,7 @@ async def test_records(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_array_of_what_no_column_is_an_array_of(db: Callee) -> None:
+async def test_array_of_what_no_column_is_an_array_of(db: DirectCaller) -> None:
     """The type of an array that only an aggregate makes is known all the same."""
     for column, value in (("duo", {"who": ADA, "n": 1}), ("anyone", ADA), ("friends", [ADA])):
         measures = {"all": {"array_agg": column}}

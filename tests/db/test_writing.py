@@ -1,5 +1,5 @@
 """
-Writing through the hub: what is kept, what is refused, what comes back.
+Writing through the dispatcher: what is kept, what is refused, what comes back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.errors import (
     UniqueViolation,
 )
 from tests.conftest import execute
-from tests.db.hubs import ANYONE, Callee, serving
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -67,7 +67,7 @@ BEFORE_EACH = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_create(db: Callee, dsn: str) -> None:
+async def test_create(db: DirectCaller, dsn: str) -> None:
     """A new row comes back with what the database made of it."""
     row = await db.call(
         "things.create", {"name": "new", "doc": {"a": [1, None]}, "data": b"\0\xff"}
@@ -94,7 +94,7 @@ async def test_create(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_many(db: Callee) -> None:
+async def test_create_many(db: DirectCaller) -> None:
     """A list of rows comes back in its order; a missing key is the default."""
     rows = await db.call(
         "things.create",
@@ -128,7 +128,7 @@ async def test_create_many(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_of_defaults(db: Callee) -> None:
+async def test_many_rows_of_defaults(db: DirectCaller) -> None:
     """As many rows come as the list has dicts, also if none of them says anything."""
     assert await db.call("log.create", [{}, {}, {}]) == [{"note": None}] * 3
     assert await db.call("log.count") == 3
@@ -138,7 +138,7 @@ async def test_many_rows_of_defaults(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_or_nothing(db: Callee) -> None:
+async def test_all_or_nothing(db: DirectCaller) -> None:
     """One bad row keeps a whole list out."""
     refused = await failure_of(db.call("things.create", [{"name": "ok"}, {"name": "one"}]))
     assert isinstance(refused, UniqueViolation)
@@ -146,7 +146,7 @@ async def test_all_or_nothing(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_key(db: Callee) -> None:
+async def test_update_by_key(db: DirectCaller) -> None:
     """Changes by key answer the row; without changes it is answered as it is."""
     changed = await db.call("things.update", 1, {"size": 9}, select=["id", "size", "twice"])
     assert changed == {"id": 1, "size": 9, "twice": 18}
@@ -164,7 +164,7 @@ async def test_update_by_key(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_expect(db: Callee) -> None:
+async def test_expect(db: DirectCaller) -> None:
     """What is expected of a row is checked with the write; else the row as it is comes back."""
     same = {"size": 1, "doc": None, "raw": None}
     assert await db.call("things.update", 1, {"size": 2}, expect=same, select=["size"]) == {
@@ -186,7 +186,7 @@ async def test_expect(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_filter(db: Callee) -> None:
+async def test_update_by_filter(db: DirectCaller) -> None:
     """Changes to many rows say which and how many; a bound keeps all of them out."""
     answer = await db.call(
         "things.update",
@@ -212,7 +212,7 @@ async def test_update_by_filter(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete(db: Callee) -> None:
+async def test_delete(db: DirectCaller) -> None:
     """A deleted row comes back whole; many say how many."""
     row = await db.call("things.delete", 2, select=["id", "name"])
     assert row == {"id": 2, "name": "two"}
@@ -232,7 +232,9 @@ async def test_delete(db: Callee) -> None:
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_invalid_rows(db: Callee, values: dict[str, Any], fields: dict[str, Any]) -> None:
+async def test_invalid_rows(
+    db: DirectCaller, values: dict[str, Any], fields: dict[str, Any]
+) -> None:
     """Every failing column comes back at once, before anything is sent."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidRow)
@@ -257,7 +259,7 @@ async def test_invalid_rows(db: Callee, values: dict[str, Any], fields: dict[str
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_values_that_do_not_fit(db: Callee, values: dict[str, Any], path: str) -> None:
+async def test_values_that_do_not_fit(db: DirectCaller, values: dict[str, Any], path: str) -> None:
     """A value that is none of its column is refused with its place."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidArgument), refused
@@ -265,7 +267,7 @@ async def test_values_that_do_not_fit(db: Callee, values: dict[str, Any], path: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_constraints(db: Callee) -> None:
+async def test_constraints(db: DirectCaller) -> None:
     """The database's own word, with the constraint and its columns."""
     refused = await failure_of(db.call("things.create", {"name": "one"}))
     assert isinstance(refused, UniqueViolation)
@@ -287,7 +289,7 @@ async def test_constraints(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_triggers(db: Callee) -> None:
+async def test_triggers(db: DirectCaller) -> None:
     """A trigger may fill a required column, say no, and drop a row."""
     assert await db.call("stamped.create", {"id": 1}) == {"id": 1, "by": "trigger"}
     refused = await failure_of(db.call("stamped.create", {"id": -1}))
@@ -299,7 +301,7 @@ async def test_triggers(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views(db: Callee) -> None:
+async def test_views(db: DirectCaller) -> None:
     """A view that PostgreSQL can write through is written through."""
     assert await db.call("small.create", {"name": "v", "size": 5}, select=["name", "size"]) == {
         "name": "v",
@@ -319,7 +321,7 @@ async def test_views(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_that_take_no_writes(db: Callee, dsn: str) -> None:
+async def test_views_that_take_no_writes(db: DirectCaller, dsn: str) -> None:
     """What PostgreSQL cannot write through has no such verb, until a trigger does it."""
     for relation, column in (("sizes", "size"), ("kept", "id")):
         for verb, kwargs in (
@@ -337,13 +339,13 @@ async def test_views_that_take_no_writes(db: Callee, dsn: str) -> None:
         "CREATE FUNCTION resize() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN old; END';"
         " CREATE TRIGGER resize INSTEAD OF DELETE ON sizes FOR EACH ROW EXECUTE FUNCTION resize()",
     )
-    gone = await db.hub.answer("sizes.delete", (), {"where": {"size": 1}}, ANYONE)
+    gone = await db.dispatcher.answer("sizes.delete", (), {"where": {"size": 1}}, ANYONE)
     assert gone["affected"] == 1
     assert isinstance(await failure_of(db.call("sizes.create", {"size": 1})), NoSuchProcedure)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_write_with_too_large_an_answer_is_not_kept(db: Callee) -> None:
+async def test_a_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> None:
     """What cannot be answered is rolled back."""
     refused = await failure_of(
         db.call("things.create", {"name": "huge", "doc": {"x": "y" * 200_000}})
@@ -357,7 +359,7 @@ async def test_a_write_with_too_large_an_answer_is_not_kept(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_concurrent_expectations(db: Callee) -> None:
+async def test_concurrent_expectations(db: DirectCaller) -> None:
     """Of many writers that expect the same, one wins and the others hear of it."""
     calls = [
         ensureDeferred(db.call("things.update", 1, {"size": 10 + at}, expect={"size": 1}))
@@ -369,7 +371,7 @@ async def test_concurrent_expectations(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_deadlocks_are_tried_again(db: Callee) -> None:
+async def test_deadlocks_are_tried_again(db: DirectCaller) -> None:
     """Two writes that lock each other out both succeed, one of them at a later try."""
     execute_all = [
         ensureDeferred(
@@ -387,7 +389,7 @@ async def test_deadlocks_are_tried_again(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_narrow_row_is_one_message(db: Callee) -> None:
+async def test_one_narrow_row_is_one_message(db: DirectCaller) -> None:
     """A write by key whose answer cannot be large needs no transaction around it."""
     database = db.catalogs._database
     atomic, calls = database.atomic, []
@@ -411,7 +413,7 @@ async def test_rows_of_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_which_nothing_is_wanted(db: Callee) -> None:
+async def test_rows_of_which_nothing_is_wanted(db: DirectCaller) -> None:
     """A written row of which nothing is selected is a row all the same."""
     nothing: dict[str, Any] = {"select": [], "embed": {"owners": {"select": [], "inner": True}}}
     assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}
@@ -420,7 +422,7 @@ async def test_rows_of_which_nothing_is_wanted(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_without_a_match_are_not_answered(db: Callee) -> None:
+async def test_rows_without_a_match_are_not_answered(db: DirectCaller) -> None:
     """An inner embed picks what is answered of the written rows, not what is written."""
     ada = {"owners": {"select": ["name"], "where": {"name": "Ada"}, "inner": True}}
     back: dict[str, Any] = {"select": ["name"], "embed": ada}
@@ -446,7 +448,7 @@ async def test_rows_without_a_match_are_not_answered(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_defaults_of_what_the_database_makes(db: Callee) -> None:
+async def test_defaults_of_what_the_database_makes(db: DirectCaller) -> None:
     """A column that the database makes takes its default, as PostgreSQL has it, and no value."""
     default = {"$default": True}
     row = {"id": 1, "n": 2, "twice": default, "at": default}

@@ -25,7 +25,7 @@ from service.errors import (
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
-from tests.db.hubs import Callee, serving
+from tests.db.dispatchers import DirectCaller, serving
 from tests.db.test_streaming import Taker
 from tests.deferreds import failure_of
 
@@ -118,7 +118,7 @@ LOG = {"order_log": {"select": ["what", "note"], "order": ["id"]}}
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_embeds_what_its_trigger_wrote(db: Callee) -> None:
+async def test_create_embeds_what_its_trigger_wrote(db: DirectCaller) -> None:
     """Computed columns and embeds of a new row are those after its triggers."""
     made = await db.call(
         "orders.create", {"note": "a"}, select=["id", "n_logs"], embed={"order_log": True}
@@ -129,7 +129,7 @@ async def test_create_embeds_what_its_trigger_wrote(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_many_keeps_the_order(db: Callee) -> None:
+async def test_create_many_keeps_the_order(db: DirectCaller) -> None:
     """Rows of a bulk come back as they were given, each with its own."""
     made = await db.call(
         "orders.create",
@@ -148,7 +148,7 @@ async def test_create_many_keeps_the_order(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_embeds_what_its_trigger_wrote(db: Callee) -> None:
+async def test_update_embeds_what_its_trigger_wrote(db: DirectCaller) -> None:
     """So are those of a changed row, by key and by a filter, and of an upserted one."""
     changed = await db.call("orders.update", 1, {"note": "b"}, select=["n_logs"], embed=LOG)
     assert changed == {
@@ -166,7 +166,7 @@ async def test_update_embeds_what_its_trigger_wrote(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_is_as_triggers_left_it(db: Callee) -> None:
+async def test_row_is_as_triggers_left_it(db: DirectCaller) -> None:
     """An AFTER trigger of the row's own table, of a deferred kind, or of a partition changes it."""
     made = await db.call("stamps.create", {"id": 1, "name": "a", "doc": None, "data": b"\0\xff"})
     assert (made["seen"], made["doc"], made["data"]) == (1, None, b"\0\xff")
@@ -189,7 +189,7 @@ async def test_row_is_as_triggers_left_it(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_total_of_a_parent_is_embedded_fresh(db: Callee) -> None:
+async def test_total_of_a_parent_is_embedded_fresh(db: DirectCaller) -> None:
     """A to-one row is as the statement's triggers left it."""
     embed = {"orders": {"select": ["total"]}}
     made = await db.call("lines.create", {"order": 1, "n": 5}, select=["n"], embed=embed)
@@ -199,7 +199,7 @@ async def test_total_of_a_parent_is_embedded_fresh(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_answers_the_row_as_it_was(db: Callee) -> None:
+async def test_delete_answers_the_row_as_it_was(db: DirectCaller) -> None:
     """Of a deleted row its columns stay; what is related to it is what is left."""
     gone = await db.call(
         "orders.delete", 1, select=["id", "note", "total", "n_logs"], embed={"lines": True}
@@ -223,7 +223,7 @@ WIDE = {
 
 @pytest.mark.parametrize("name", ["gone", "moved"])
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_gone_is_as_it_was_written(db: Callee, name: str) -> None:
+async def test_row_that_is_gone_is_as_it_was_written(db: DirectCaller, name: str) -> None:
     """A trigger that moves the row on leaves what was written as the answer."""
     row = {**WIDE, "name": name}
     made = await db.call("stamps.create", row)
@@ -232,14 +232,14 @@ async def test_row_that_is_gone_is_as_it_was_written(db: Callee, name: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_out_of_a_view_is_as_it_was_written(db: Callee) -> None:
+async def test_row_out_of_a_view_is_as_it_was_written(db: DirectCaller) -> None:
     """A view that does not show the row any more answers it all the same."""
     made = await db.call("shown.create", {"id": 1, "name": "hidden"})
     assert made == {"id": 1, "name": "hidden", "seen": 0}
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_that_writes_is_read_afterwards(db: Callee) -> None:
+async def test_function_that_writes_is_read_afterwards(db: DirectCaller) -> None:
     """Rows that a function inserts have their related rows, in each form of find."""
     ways: list[dict[str, Any]] = [{}, {"count": "exact"}, {"where": {"order_log.what": "insert"}}]
     for at, way in enumerate(ways):
@@ -264,7 +264,7 @@ async def test_function_that_writes_is_read_afterwards(db: Callee) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_flows_of_a_function_that_writes_are_read_afterwards(db: Callee) -> None:
+async def test_flows_of_a_function_that_writes_are_read_afterwards(db: DirectCaller) -> None:
     """Streams and exports of such rows have what is related to them, too."""
     taker = Taker(db)
     await taker.call("fn.place.stream", args={"note": "50%"}, select=["note"], embed=LOG)
@@ -276,7 +276,7 @@ async def test_flows_of_a_function_that_writes_are_read_afterwards(db: Callee) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_within_a_transaction_deferred_triggers_wait(db: Callee, dsn: str) -> None:
+async def test_within_a_transaction_deferred_triggers_wait(db: DirectCaller, dsn: str) -> None:
     """A write that is part of more leaves deferred constraints for the end of it."""
     async with db.database.transaction():
         assert (await db.call("late.create", {"id": 1})) == {"id": 1, "n": 0}
@@ -332,7 +332,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], type[ServiceError]]] =
 @pytest.mark.parametrize("inside", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_refused_write_has_written_nothing(
-    db: Callee,
+    db: DirectCaller,
     dsn: str,
     name: str,
     args: tuple[Any, ...],
@@ -358,7 +358,7 @@ async def test_refused_write_has_written_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bulk_answers_what_was_written(db: Callee, dsn: str) -> None:
+async def test_bulk_answers_what_was_written(db: DirectCaller, dsn: str) -> None:
     """A write of many rows is no refusal, whatever a trigger leaves out."""
     made = await db.call("kept.create", [{"id": 5, "n": 13}, {"id": 6, "n": 2}])
     assert made == [{"id": 6, "n": 2}]
@@ -369,7 +369,9 @@ async def test_bulk_answers_what_was_written(db: Callee, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_short_row_is_one_message(db: Callee, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_short_row_is_one_message(
+    db: DirectCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Triggers make no second round trip: what is refused fails in the message itself."""
     sent: list[str] = []
     execute_one = PgCursor.execute
@@ -415,21 +417,21 @@ async def test_rows_that_may_not_be_read_are_written(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_a_trigger_changes_is_followed(db: Callee, dsn: str) -> None:
+async def test_key_that_a_trigger_changes_is_followed(db: DirectCaller, dsn: str) -> None:
     """A cascade comes back to the row though the call does not name the key."""
     execute(dsn, "DELETE FROM renamed; INSERT INTO renamed VALUES (1, 1, 1)")
     assert await db.call("renamed.update", 1, {"name": 4}) == {"id": 4, "name": 4, "root": 4}
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_of_a_join_is_not_mistaken_for_another(db: Callee) -> None:
+async def test_row_of_a_join_is_not_mistaken_for_another(db: DirectCaller) -> None:
     """A view that shows one key many times answers the row that its trigger wrote."""
     made = await db.call("order_lines.create", {"id": 1, "n": 9}, order=["n"])
     assert made == {"id": 1, "n": 9, "note": None}
 
 
 @pytest_twisted.ensureDeferred
-async def test_cast_in_what_picks_the_rows_is_pointed_at(db: Callee) -> None:
+async def test_cast_in_what_picks_the_rows_is_pointed_at(db: DirectCaller) -> None:
     """An error in the first of two statements names its place in the call."""
     refused = await failure_of(
         db.call(
@@ -457,9 +459,9 @@ async def test_key_that_may_not_be_read_is_not_asked_for(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_judged_apart_are_counted_as_written(db: Callee) -> None:
+async def test_rows_judged_apart_are_counted_as_written(db: DirectCaller) -> None:
     """Of rows of which a model makes something different, those count that were changed."""
-    served = db.hub.served
+    served = db.dispatcher.served
     model = served.model(served.catalog.relation("public", "kept")).model
 
     def apart(self: Any) -> None:

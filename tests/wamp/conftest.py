@@ -1,5 +1,5 @@
 """
-A service at the edge alone, with a fake hub behind it, and callers of every kind.
+A service at the edge alone, with a fake dispatcher behind it, and callers of every kind.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
 from service.wamp.session import SessionObserver
 from tests.conftest import Router
-from tests.fakes import FakeHub
+from tests.fakes import FakeDispatcher
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
 
@@ -28,13 +28,13 @@ class Edge:
     Args:
         client: Its place on the router.
         dispatch: Its calls.
-        hub: What answers them.
+        dispatcher: What answers them.
     """
 
-    def __init__(self, client: WampClient, dispatch: Callee, hub: FakeHub) -> None:
+    def __init__(self, client: WampClient, dispatch: Callee, dispatcher: FakeDispatcher) -> None:
         self.client = client
         self.dispatch = dispatch
-        self.hub = hub
+        self.dispatcher = dispatcher
 
 
 StartEdge = Callable[..., Awaitable[Edge]]
@@ -74,9 +74,9 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         bounds: Bounds = Bounds(),  # noqa: B008 - frozen
         **config: Any,
     ) -> Edge:
-        hub = FakeHub()
+        dispatcher = FakeDispatcher()
         dispatch = Callee(
-            reactor, hub.answer, router.prefix, shared=shared, drain=drain, bounds=bounds
+            reactor, dispatcher.answer, router.prefix, shared=shared, drain=drain, bounds=bounds
         )
         config = {"first_delay": 0.05, "max_delay": 0.2, "realm": router.realm, **config}
         client = WampClient(
@@ -88,7 +88,7 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
         client.startService()
         if wait:
             await client.when_joined()
-        return Edge(client, dispatch, hub)
+        return Edge(client, dispatch, dispatcher)
 
     yield start
     for client in started:

@@ -12,12 +12,12 @@ from twisted.internet import reactor
 
 from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
-from tests.fakes import FakeHub
+from tests.fakes import FakeDispatcher
 
 
 def main(url: str, realm: str, prefix: str, how: str = "shared") -> None:
     """Serve until killed."""
-    dispatch = Callee(reactor, FakeHub().answer, prefix, shared=how == "shared")
+    dispatch = Callee(reactor, FakeDispatcher().answer, prefix, shared=how == "shared")
     client = WampClient(reactor, WampConfig([url], realm), [dispatch])
     client.startService()
     client.when_joined().addCallback(lambda _: print("joined", flush=True))

@@ -50,8 +50,8 @@ class Calls:
         self.refused.append(why.value)
 
     async def seen(self, edge: Edge, running: int, refused: int) -> None:
-        """Wait until so many have begun with the hub, and so many were refused."""
-        await until(lambda: (len(edge.hub.waiting), len(self.refused)) == (running, refused))
+        """Wait until so many have begun with the dispatcher, and so many were refused."""
+        await until(lambda: (len(edge.dispatcher.waiting), len(self.refused)) == (running, refused))
 
 
 @pytest_twisted.ensureDeferred
@@ -63,10 +63,10 @@ async def test_calls_of_a_session_beyond_the_bound_are_refused(
     caller, other = await call_from(), await call_from()
     calls = Calls(caller, 7, "rowcast.wait")
     await calls.seen(edge, 5, 2)
-    assert edge.hub.calls == 5
+    assert edge.dispatcher.calls == 5
     assert calls.refused[0].args == ("as many calls are under way as may be (5 of this session)",)
     assert await other.call("rowcast.echo", 1) == 1
-    edge.hub.release()
+    edge.dispatcher.release()
     await gatherResults(calls.all)
     assert calls.answered == 5
     assert await caller.call("rowcast.echo", 2) == 2
@@ -85,7 +85,7 @@ async def test_calls_of_all_leave_room_for_another_session(
         running += more
         await calls.seen(edge, running, 6 - more)
         all_calls.append(calls)
-    edge.hub.release()
+    edge.dispatcher.release()
     for calls in all_calls:
         await gatherResults(calls.all)
     last = await call_from()
@@ -104,16 +104,16 @@ async def test_calls_beyond_those_that_run_wait_in_order(
     ends: list[int] = []
     rest = [caller.call("rowcast.echo", n).addCallback(ends.append) for n in range(100)]
     await until(lambda: edge.dispatch.meter.in_progress == 103)
-    assert edge.hub.calls == 2
+    assert edge.dispatcher.calls == 2
     given_up.cancel()
     with pytest.raises(CancelledError):
         await given_up
     await until(lambda: edge.dispatch.meter.in_progress == 102)
     assert not ends
-    edge.hub.release()
+    edge.dispatcher.release()
     await gatherResults([*calls.all, *rest])
     assert ends == [*range(100)]
-    assert edge.hub.calls == 102
+    assert edge.dispatcher.calls == 102
 
 
 @pytest_twisted.ensureDeferred
@@ -122,11 +122,11 @@ async def test_call_that_waits_too_long_is_refused(start_edge: StartEdge, call_f
     edge = await start_edge(bounds=Bounds(running=2, wait=0.3))
     calls = Calls(await call_from(), 5, "rowcast.wait")
     await calls.seen(edge, 2, 3)
-    assert edge.hub.calls == 2
+    assert edge.dispatcher.calls == 2
     assert calls.refused[0].args == (
         "2 calls of this session are running; this one has waited too long",
     )
-    edge.hub.release()
+    edge.dispatcher.release()
     await gatherResults(calls.all)
     assert calls.answered == 2
 
@@ -142,7 +142,7 @@ async def test_arguments_beyond_the_bound_are_refused(
     await calls.seen(edge, 1, 2)
     assert calls.refused[0].args == ("the arguments of calls under way weigh as much as may be",)
     assert len(await other.call("rowcast.echo", "x" * 3 * MIB)) == 3 * MIB
-    edge.hub.release()
+    edge.dispatcher.release()
     await gatherResults(calls.all)
     assert len(await caller.call("rowcast.echo", "x" * 3 * MIB)) == 3 * MIB
 
@@ -163,7 +163,7 @@ async def test_caller_that_reads_nothing_is_sent_no_more(
 ) -> None:
     """Its calls wait, then are refused, while others are served; when it reads, it is served."""
     edge = await start_edge(bounds=Bounds(session_bytes=4 * MIB, wait=1.0))
-    edge.hub.on("give", lambda: "x" * MIB)
+    edge.dispatcher.on("give", lambda: "x" * MIB)
     caller, other = await call_from(), await call_from()
     stop_reading(caller)
     calls = Calls(caller, 100, "rowcast.give")
@@ -186,7 +186,7 @@ async def test_callers_that_read_nothing_leave_room_for_another_session(
 ) -> None:
     """The bound of all holds for any number of sessions, and one that reads is served."""
     edge = await start_edge(bounds=Bounds(total_bytes=16 * MIB, wait=1.0))
-    edge.hub.on("give", lambda: "x" * (MIB // 4))
+    edge.dispatcher.on("give", lambda: "x" * (MIB // 4))
     idle = [await call_from() for _ in range(3)]
     other = await call_from()
     for caller in idle:

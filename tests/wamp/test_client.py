@@ -281,7 +281,7 @@ async def test_large_result_by_websocket(locked: tuple[Path, int], start_edge: S
     edge = await start_edge(urls=[url], login=login, observers=[observer], max_bytes=2**30)
     assert observer.session is not None
     for size in (17, 1):
-        edge.hub.on("give", lambda size=size: "x" * size * 2**20)
+        edge.dispatcher.on("give", lambda size=size: "x" * size * 2**20)
         try:
             assert len(await observer.session.call("rowcast.give")) == 2**20
         except ApplicationError as error:

@@ -1,5 +1,5 @@
 """
-Calls reach the hub as they were made, can be cancelled, and are seen off when the service stops.
+Calls reach the dispatcher as they were made, can be cancelled, and are seen off when the service stops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
 from service.wamp import callee as dispatch
 from tests.conftest import ROOT, Router
 from tests.deferreds import until
-from tests.fakes import FakeHub
+from tests.fakes import FakeDispatcher
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge
 
@@ -39,7 +39,7 @@ async def test_arguments_arrive(how: str, start_edge: StartEdge, call_from: Join
 
 @pytest_twisted.ensureDeferred
 async def test_who_calls(start_edge: StartEdge, call_from: Join) -> None:
-    """The hub is told the caller's session, role and realm."""
+    """The dispatcher is told the caller's session, role and realm."""
     await start_edge()
     caller = await call_from()
     got = await caller.call("rowcast.caller")
@@ -58,7 +58,7 @@ async def test_refusal_arrives(start_edge: StartEdge, call_from: Join) -> None:
     def give() -> Any:
         raise Conflict("it has changed", row={"id": 1, "name": "\0x"}, retry=True)
 
-    edge.hub.on("give", give)
+    edge.dispatcher.on("give", give)
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.give")
     assert caught.value.error == "rowcast.error.conflict"
@@ -71,7 +71,7 @@ async def test_bug_leaves_as_an_id(start_edge: StartEdge, call_from: Join) -> No
     """What went wrong inside stays inside."""
     edge = await start_edge()
     caller = await call_from()
-    edge.hub.on("give", lambda: {}["secret"])
+    edge.dispatcher.on("give", lambda: {}["secret"])
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.give")
     assert caught.value.error == InternalError.uri
@@ -80,10 +80,10 @@ async def test_bug_leaves_as_an_id(start_edge: StartEdge, call_from: Join) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
-    """Cancelling a call cancels what the hub is doing for it."""
+    """Cancelling a call cancels what the dispatcher is doing for it."""
     edge = await start_edge()
     caller = await call_from()
-    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
     call = caller.call("rowcast.wait")
     await begun
     call.cancel()
@@ -99,13 +99,13 @@ async def test_caller_leaves(start_edge: StartEdge, call_from: Join) -> None:
     """A caller who goes takes its running calls along."""
     edge = await start_edge()
     caller = await call_from()
-    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
     call = caller.call("rowcast.wait").addErrback(lambda failure: None)
     await begun
     caller._transport.abort()
     await stopped
     await call
-    assert edge.hub.cancelled == 1
+    assert edge.dispatcher.cancelled == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -113,7 +113,7 @@ async def test_stop_waits_for_calls(start_edge: StartEdge, call_from: Join) -> N
     """A stopping service answers what runs and refuses what comes, to be tried again."""
     edge = await start_edge()
     caller = await call_from()
-    begun = edge.hub.begun()
+    begun = edge.dispatcher.begun()
     call = caller.call("rowcast.wait")
     await begun
     stopping = edge.client.stopService()
@@ -122,7 +122,7 @@ async def test_stop_waits_for_calls(start_edge: StartEdge, call_from: Join) -> N
     assert caught.value.error == Unavailable.uri
     assert caught.value.kwargs["retry"] is True
     assert not edge.dispatch.serving
-    edge.hub.release()
+    edge.dispatcher.release()
     assert await call == "released"
     await stopping
 
@@ -132,7 +132,7 @@ async def test_stop_cancels_what_lasts(start_edge: StartEdge, call_from: Join) -
     """What outlasts the drain is cancelled, and its caller told."""
     edge = await start_edge(drain=0.05)
     caller = await call_from()
-    begun = edge.hub.begun()
+    begun = edge.dispatcher.begun()
     call = caller.call("rowcast.wait")
     await begun
     await edge.client.stopService()
@@ -159,7 +159,7 @@ async def test_stop_leaves_behind_what_does_not_end(
             await cancelled
         return await ends
 
-    edge.hub.when("stubborn", go_on)
+    edge.dispatcher.when("stubborn", go_on)
     call = caller.call("rowcast.stubborn").addErrback(lambda failure: failure.value.error)
     await until(lambda: edge.dispatch.meter.in_progress == 1)
     await edge.client.stopService()
@@ -172,7 +172,7 @@ async def test_stop_leaves_behind_what_does_not_end(
 def test_a_router_that_does_not_confirm() -> None:
     """Leaving waits for the router to confirm, for a while."""
     clock = Clock()
-    leaver = dispatch.Callee(clock, FakeHub().answer, "rowcast", shared=True)
+    leaver = dispatch.Callee(clock, FakeDispatcher().answer, "rowcast", shared=True)
     leaver._registration = SimpleNamespace(id=1, unregister=Deferred)
     left = Deferred.fromCoroutine(leaver.leaving())
     clock.advance(dispatch.UNREGISTER_TIMEOUT)
@@ -185,7 +185,7 @@ async def test_lost_connection_cancels_calls(start_edge: StartEdge, call_from: J
     """Without a router there is nobody to answer; the queries stop."""
     edge = await start_edge()
     caller = await call_from()
-    begun, stopped = edge.hub.begun(), edge.hub.stopped()
+    begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
     call = caller.call("rowcast.wait")
     await begun
     edge.client._abort("the test")
@@ -202,15 +202,15 @@ async def test_second_service_takes_over(start_edge: StartEdge, call_from: Join)
     """A restarted service gets its prefix though its predecessor still holds it."""
     old = await start_edge()
     caller = await call_from()
-    begun = old.hub.begun()
+    begun = old.dispatcher.begun()
     call = caller.call("rowcast.wait")
     await begun
     new = await start_edge()
-    new.hub.on("who", lambda: "new")
+    new.dispatcher.on("who", lambda: "new")
     assert await caller.call("rowcast.who") == "new"
     assert new.dispatch.serving
     assert not old.dispatch.serving
-    old.hub.release("from the old")
+    old.dispatcher.release("from the old")
     assert await call == "from the old"
     await old.client.stopService()
     assert await caller.call("rowcast.who") == "new"
@@ -223,7 +223,7 @@ async def test_shared_services_take_turns(start_edge: StartEdge, call_from: Join
     caller = await call_from()
     for n in range(10):
         await caller.call("rowcast.echo", n)
-    assert (one.hub.calls, two.hub.calls) == (5, 5)
+    assert (one.dispatcher.calls, two.dispatcher.calls) == (5, 5)
     calls = [caller.call("rowcast.echo", n) for n in range(100)]
     stopping = one.client.stopService()
     calls += [caller.call("rowcast.echo", n) for n in range(100)]
@@ -240,7 +240,7 @@ async def test_single_replaces_shared(start_edge: StartEdge, call_from: Join) ->
     single = await start_edge(shared=False)
     caller = await call_from()
     await caller.call("rowcast.echo", 1)
-    assert (shared.hub.calls, single.hub.calls) == (0, 1)
+    assert (shared.dispatcher.calls, single.dispatcher.calls) == (0, 1)
 
 
 class Child(ProcessProtocol):
@@ -280,13 +280,13 @@ async def test_kill_one_of_two(router: Router, start_edge: StartEdge, call_from:
     process = reactor.spawnProcess(child, sys.executable, arguments, env=os.environ, path=str(ROOT))
     await child.ready
     waiting = [caller.call("rowcast.wait") for _ in range(8)]
-    while edge.hub.calls < 4:
-        await edge.hub.begun()
+    while edge.dispatcher.calls < 4:
+        await edge.dispatcher.begun()
     os.kill(process.pid, signal.SIGKILL)
     await child.ended
     outcomes = []
     for call in waiting:
-        edge.hub.release()
+        edge.dispatcher.release()
         outcomes.append(await call.addErrback(lambda failure: failure.value.error))
     assert sorted(outcomes) == ["released"] * 4 + ["wamp.error.canceled"] * 4
     for n in range(20):

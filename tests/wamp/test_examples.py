@@ -19,7 +19,7 @@ from service.app import Serving
 from service.errors import NotAuthorized
 from service.request.arguments import Caller as Person
 from tests.conftest import Router, execute
-from tests.db.hubs import serving
+from tests.db.dispatchers import serving
 from tests.deferreds import failure_of
 from tests.test_docs import DOCS, code
 from tests.wamp.callers import Caller, join

@@ -37,7 +37,7 @@ async def test_parts_arrive(how: str, start_edge: StartEdge, call_from: Join) ->
 
 @pytest_twisted.ensureDeferred
 async def test_nobody_asked(start_edge: StartEdge, call_from: Join) -> None:
-    """The hub is told when a caller takes no parts."""
+    """The dispatcher is told when a caller takes no parts."""
     await start_edge()
     caller = await call_from()
     assert await caller.call("rowcast.parts", [1, 2]) is None
@@ -77,7 +77,7 @@ async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
         await call
     assert await caller.call("rowcast.echo", 1) == 1
     await until(lambda: not edge.dispatch.meter.in_progress)
-    assert edge.hub.sent < 60
+    assert edge.dispatcher.sent < 60
 
 
 class Sink(Protocol):

@@ -85,7 +85,7 @@ async def test_result_that_no_serializer_carries(
     caller = await call_from(how)
     session = session_of(edge)
     for name, give in UNSAFE.items():
-        edge.hub.on("give", give)
+        edge.dispatcher.on("give", give)
         error = await refused(caller, "give")
         assert error.error == InternalError.uri, name
         assert set(error.kwargs) == {"id"}, name
@@ -99,7 +99,7 @@ async def test_result_too_large(size: int, start_edge: StartEdge, call_from: Joi
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
-    edge.hub.on("give", lambda: "x" * size)
+    edge.dispatcher.on("give", lambda: "x" * size)
     error = await refused(caller, "give")
     assert error.error == TooLarge.uri
     assert "limit" in error.kwargs["hint"]
@@ -113,10 +113,10 @@ async def test_result_too_deep(start_edge: StartEdge, call_from: Join) -> None:
     edge = await start_edge()
     caller = await call_from("rawsocket json")
     session = session_of(edge)
-    edge.hub.on("give", lambda: nested(100))
+    edge.dispatcher.on("give", lambda: nested(100))
     assert await caller.call("rowcast.give") == nested(100)
     for levels in (121, 500, 5000):
-        edge.hub.on("give", lambda levels=levels: nested(levels))
+        edge.dispatcher.on("give", lambda levels=levels: nested(levels))
         error = await refused(caller, "give")
         assert error.error == TooLarge.uri
     await unharmed(edge, caller, session)
@@ -176,15 +176,15 @@ async def test_odd_arguments(how: str, start_edge: StartEdge, call_from: Join) -
     if "json" not in how:
         odd.append("\0abc")  # WAMP's JSON would take it for binary
     for value in odd:
-        edge.hub.calls = 0
+        edge.dispatcher.calls = 0
         await raw_call(caller, "rowcast.caller", [value], {"key": value})
-        assert edge.hub.calls == 1, value
+        assert edge.dispatcher.calls == 1, value
     await unharmed(edge, caller, session)
 
 
 @pytest_twisted.ensureDeferred
 async def test_uris_at_the_edge_of_the_grammar(start_edge: StartEdge, call_from: Join) -> None:
-    """Names of any script and length reach the hub, which refuses them with a hint."""
+    """Names of any script and length reach the dispatcher, which refuses them with a hint."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
@@ -303,7 +303,7 @@ async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
     session = observer.session
     assert session is not None
     pending = session.call("rowcast.wait")
-    await edge.hub.begun()
+    await edge.dispatcher.begun()
     edge.client._abort("the test")
     with pytest.raises(ApplicationError) as caught:
         await pending

@@ -83,7 +83,7 @@ async def test_caller_of_a_forwarded_call_is_refused(
     client = await join_raw()
     client.send(CALL, 1, {"forward_for": hops, "receive_progress": True}, "rowcast.caller")
     assert (await answer(client))[4] == "wamp.error.not_authorized"
-    assert edge.hub.calls == 0
+    assert edge.dispatcher.calls == 0
     own = {"caller": 1, "caller_authid": "admin", "caller_authrole": "boss", "forward_for": []}
     client.send(CALL, 2, own, "rowcast.caller")
     said = (await answer(client))[3][0]
@@ -106,7 +106,7 @@ async def test_caller_behind_a_link_is_the_one_it_names(
         call = link.call("rowcast.caller", options=claimed)
     with pytest.raises(ApplicationError, match="not_authorized"):
         await call
-    assert edge.hub.calls == len(links)
+    assert edge.dispatcher.calls == len(links)
 
 
 @pytest_twisted.ensureDeferred
@@ -138,15 +138,15 @@ async def test_call_of_another_cannot_be_answered(
     """A client that answers for the service loses its session; the caller gets the true answer."""
     edge = await start_edge()
     victim, client = await call_from(), await join_raw()
-    begun, parts = edge.hub.begun(), []
+    begun, parts = edge.dispatcher.begun(), []
     call = victim.call("rowcast.wait", options=CallOptions(on_progress=parts.append))
     await begun
     client.send(*FORGED[what](await invocation(edge)))
     assert await answer(client) == []
-    edge.hub.release("true")
+    edge.dispatcher.release("true")
     assert await call == "true"
     assert not parts
-    assert not edge.hub.cancelled
+    assert not edge.dispatcher.cancelled
 
 
 @pytest_twisted.ensureDeferred
@@ -165,7 +165,7 @@ async def test_call_of_another_cannot_be_cancelled(
     """A CANCEL is for calls of its own session."""
     edge = await start_edge()
     victim, client = await call_from(), await join_raw()
-    begun = edge.hub.begun()
+    begun = edge.dispatcher.begun()
     call = victim.call("rowcast.wait")
     await begun
     (request,) = victim._call_reqs
@@ -173,8 +173,8 @@ async def test_call_of_another_cannot_be_cancelled(
         client.send(CANCEL, request, {"mode": mode, "forward_for": [BOSS]})
     client.send(CALL, 1, {}, "rowcast.echo", ["there"])
     assert await answer(client) == [RESULT, 1, *(await said(edge)), ["there"]]
-    assert not edge.hub.cancelled
-    edge.hub.release("true")
+    assert not edge.dispatcher.cancelled
+    edge.dispatcher.release("true")
     assert await call == "true"
 
 
@@ -280,7 +280,7 @@ async def test_request_id_in_use_is_refused(
     """A second call of one request id cannot keep the service's registration when it leaves."""
     edge = await start_edge(shared=True)
     client, caller = await join_raw(), await call_from()
-    begun = edge.hub.begun()
+    begun = edge.dispatcher.begun()
     client.send(CALL, 7, {}, "rowcast.wait")
     await begun
     client.send(CALL, 7, {}, "rowcast.wait")
@@ -305,13 +305,13 @@ async def test_call_that_was_cancelled_and_left_is_forgotten(
     before = process.memory_info().rss
     for departed in range(1, 11):
         client = await join_raw()
-        begun = edge.hub.begun()
+        begun = edge.dispatcher.begun()
         await deferToThread(client.send, CALL, 1, {}, "rowcast.wait", [bytes(8 * 2**20)])
         await begun
         client.send(CANCEL, 1, {"mode": "skip"})
         client.close()
         await until(lambda count=departed: len(gone) == count)
-        edge.hub.release()
+        edge.dispatcher.release()
     caller = await join_raw()
     caller.send(CALL, 1, {}, "rowcast.echo", [1])
     assert (await answer(caller))[3] == [1]

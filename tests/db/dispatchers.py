@@ -1,5 +1,5 @@
 """
-A hub over a real database, without a router in front of it.
+A dispatcher over a real database, without a router in front of it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tests.db.served import database_at
 ANYONE = Caller(None, None, None, "realm1")
 
 
-class Callee:
+class DirectCaller:
     """Calls procedures as a caller would, less the router."""
 
-    def __init__(self, hub: Dispatcher, catalogs: Catalogs, database: Database) -> None:
-        self.hub = hub
+    def __init__(self, dispatcher: Dispatcher, catalogs: Catalogs, database: Database) -> None:
+        self.dispatcher = dispatcher
         self.catalogs = catalogs
         self.database = database
         self.pool = database.pool
-        self._descriptions = Descriptions(hub)
+        self._descriptions = Descriptions(dispatcher)
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
@@ -43,10 +43,10 @@ class Callee:
 
     async def call_as(self, caller: Caller, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure as somebody; the call, its answer or its refusal are as described."""
-        catalog = self.hub.served_to(caller).catalog if self.hub.ready else None
+        catalog = self.dispatcher.served_to(caller).catalog if self.dispatcher.ready else None
         described = self._descriptions.of(catalog) if catalog is not None else None
         try:
-            answer = await self.hub.answer(name, args, kwargs, caller)
+            answer = await self.dispatcher.answer(name, args, kwargs, caller)
         except ServiceError as error:
             if described is not None:
                 described.check_refusal(name, error)
@@ -68,21 +68,21 @@ async def serving(
     most: int = 5,
     every: float | None = None,
     inject: bool = False,
-) -> AsyncIterator[Callee]:
+) -> AsyncIterator[DirectCaller]:
     """Serve a database for the length of the body."""
     session = SessionSettings(schemas=schemas or ("public",))
     async with database_at(dsn, session, most=most) as database:
-        hub = Dispatcher(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
+        dispatcher = Dispatcher(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)
         catalogs = Catalogs(
-            reactor, database, schemas or ("public",), hub, models, roles or Roles(), every
+            reactor, database, schemas or ("public",), dispatcher, models, roles or Roles(), every
         )
-        hub.refresh = catalogs.refresh
-        hub.add(Batches(hub, database, max_bytes, inject).procedures(), once=False)
+        dispatcher.refresh = catalogs.refresh
+        dispatcher.add(Batches(dispatcher, database, max_bytes, inject).procedures(), once=False)
         catalogs.startService()
         await catalogs.loaded()
         try:
-            yield Callee(hub, catalogs, database)
+            yield DirectCaller(dispatcher, catalogs, database)
         finally:
             await (catalogs.stopService() or _done())
 
