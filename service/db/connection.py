@@ -492,7 +492,7 @@ class PgConnection(extensions.connection):
         self.opening = words + identity
 
     def allow_idle(self, seconds: float) -> None:
-        """Have the transaction whose BEGIN is noted lie idle for so long, past the session's limit."""
+        """Set the time that the transaction may lie idle whose BEGIN is noted, past the session's."""
         self.idle = seconds
         limit = f"SET LOCAL idle_in_transaction_session_timeout={round(seconds * 1000)};"
         self.opening = f"{self.opening}{limit}"
@@ -504,7 +504,7 @@ class PgConnection(extensions.connection):
         Nothing is sent, as the next statement takes it along; nothing at all for the actor of the
         statement before. Another actor of the same identity sets it anew where what ran since may
         have set something itself: a function can, and neither it nor a trigger may say as whom
-        somebody else's statement runs.
+        another one's statement runs.
         """
         if actor is self.actor:
             return

@@ -217,7 +217,7 @@ class Listener(Service):
         self._sync()
 
     def _sync(self) -> None:
-        """Have the server know the channels that are wanted, then watch."""
+        """Send LISTEN and UNLISTEN for what has changed, then watch."""
         if self._watched is None or self._asking:
             return
         wanted = self._wanted

@@ -22,10 +22,9 @@ from twisted.python.failure import Failure
 from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
-from service.db.fair_queue import FairQueue
 from service.db.guard import GUARD
 from service.db.session import Sessions
-from service.db.worker import UNREACHABLE, Job, PoolLimits, PoolStats, Worker
+from service.db.worker import UNREACHABLE, Job, JobOwner, PoolLimits, PoolStats, Worker
 from service.errors import StatementTimeout, Unavailable
 
 READY = 2
@@ -34,6 +33,35 @@ SWEEP = 0.25
 """Seconds between two looks for callers that have waited too long for a connection."""
 INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
 """How a job ends that was stopped and keeps nothing; what may be kept is `OutcomeUnknown`."""
+
+
+class FairQueue:
+    """
+    Jobs that wait, in a queue for each owner; owners are served in turn.
+
+    So a caller with thousands of calls delays another by one of them, not by all.
+
+    Attributes:
+        queues: By owner, in the order in which they are served; of no owner without jobs.
+    """
+
+    def __init__(self) -> None:
+        self.queues: dict[JobOwner | None, deque[Job]] = {}
+
+    def add(self, job: Job) -> None:
+        """Add a job at the end of its owner's queue."""
+        self.queues.setdefault(job.owner, deque()).append(job)
+
+    def next(self, blocked_too: bool = False) -> Job | None:
+        """Remove and return the job whose turn it is; None if none may begin."""
+        for owner, queue in self.queues.items():
+            if blocked_too or owner is None or not owner.blocked:
+                job = queue.popleft()
+                del self.queues[owner]
+                if queue:  # at the end of the line
+                    self.queues[owner] = queue
+                return job
+        return None
 
 
 class Scheduler:
@@ -229,8 +257,8 @@ class Scheduler:
         ready = most - self._pinned + READY
         while waiting.queues and self._assigned < ready and (job := waiting.next(all_of_them)):
             self._assigned += 1
-            if job.party is not None:
-                job.party.given += 1
+            if job.owner is not None:
+                job.owner.given += 1
             self.queue.put(job)
 
     def _drain(self) -> None:
@@ -248,8 +276,8 @@ class Scheduler:
                 self._pinned -= 1
             else:
                 self._assigned -= 1
-                if job.party is not None:
-                    job.party.given -= 1
+                if job.owner is not None:
+                    job.owner.given -= 1
         if job.error is None:
             job.succeed(job.result)
         else:
@@ -273,7 +301,7 @@ class Scheduler:
         for job in late:
             if job.take():
                 self._timeouts += 1
-                blocked = job.party.blocked if job.party is not None else ""
+                blocked = job.owner.blocked if job.owner is not None else ""
                 if blocked or job.worker is not None:
                     job.fail(Unavailable(blocked or UNREACHABLE))
                 else:

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -25,7 +25,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.fair_queue import PARTY
 from service.db.slow import ORIGIN, report
 from service.errors import OutcomeUnknown, Unavailable
 
@@ -75,6 +74,25 @@ class PoolStats:
     slow: int = 0
 
 
+class JobOwner(Protocol):
+    """
+    On whose behalf jobs run: a caller's session.
+
+    Attributes:
+        given: Jobs of its own that workers have, transactions left aside.
+    """
+
+    given: int
+
+    @property
+    def blocked(self) -> str:
+        """Why none of them may begin now; empty if they may."""
+
+
+JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default=None)
+"""On whose behalf jobs are made; None for the service itself."""
+
+
 class Job:
     """
     A function that runs once in a worker thread, with that worker's connection.
@@ -89,7 +107,7 @@ class Job:
 
     Attributes:
         begun: Whether a worker has it on a session.
-        party: On whose behalf it runs.
+        owner: On whose behalf it runs.
         reason: Why it was stopped, if it was.
     """
 
@@ -102,7 +120,7 @@ class Job:
         "error",
         "function",
         "lane",
-        "party",
+        "owner",
         "reason",
         "result",
         "retry",
@@ -129,7 +147,7 @@ class Job:
         self.reason: BaseException | None = None
         # Plain callbacks would lose the caller's context variables, and so its transaction.
         self.context = copy_context()
-        self.party = PARTY.get()
+        self.owner = JOB_OWNER.get()
         self.deferred: Deferred[Any] | None = None
         self.timer: IDelayedCall | None = None
         self.worker: Worker | None = None

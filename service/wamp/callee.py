@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from service.api.call import Send
 from service.cancellation import CooperativeDeferred
-from service.db.fair_queue import PARTY
+from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
 from service.errors import (
     Conflict,
@@ -362,7 +362,7 @@ class Callee:
                 raise Unavailable("the service is stopping")
             await self._accounts.begin(account)
             try:
-                PARTY.set(account)
+                JOB_OWNER.set(account)
                 result = await answer(progress)
             finally:
                 self._accounts.end(account)

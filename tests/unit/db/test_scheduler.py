@@ -1,4 +1,4 @@
-"""Jobs of several parties are taken in turn."""
+"""Jobs of several owners are taken in turn."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from contextvars import copy_context
 
 import pytest
 
-from service.db.fair_queue import PARTY, FairQueue, Party
-from service.db.worker import Job
+from service.db.scheduler import FairQueue
+from service.db.worker import JOB_OWNER, Job, JobOwner
 
 
 class Someone:
-    """A party that says whether it is blocked."""
+    """An owner that says whether it is blocked."""
 
     def __init__(self, blocked: str = "") -> None:
         self.blocked = blocked
         self.given = 0
 
 
-def job_of(party: Party | None) -> Job:
-    """Build a job in the context of a party."""
+def job_of(owner: JobOwner | None) -> Job:
+    """Build a job in the context of an owner."""
 
     def build() -> Job:
-        PARTY.set(party)
+        JOB_OWNER.set(owner)
         return Job(print)
 
     return copy_context().run(build)
@@ -36,20 +36,20 @@ def taken(queue: FairQueue, blocked_too: bool = False) -> list[Job]:
     return found
 
 
-def test_parties_are_served_in_turn() -> None:
-    """One job of each, in the order in which they came; each party's own in order."""
-    queue, parties = FairQueue(), [Someone(), None, Someone()]
-    jobs = [job_of(parties[at]) for at in (0, 0, 0, 1, 2, 2)]
+def test_owners_are_served_in_turn() -> None:
+    """One job of each, in the order in which they came; each owner's own in order."""
+    queue, owners = FairQueue(), [Someone(), None, Someone()]
+    jobs = [job_of(owners[at]) for at in (0, 0, 0, 1, 2, 2)]
     for job in jobs:
         queue.add(job)
     assert taken(queue) == [jobs[at] for at in (0, 3, 4, 1, 5, 2)]
 
 
 @pytest.mark.parametrize("blocked_too", [False, True])
-def test_blocked_party_is_passed_over(blocked_too: bool) -> None:
+def test_blocked_owner_is_passed_over(blocked_too: bool) -> None:
     """Its jobs wait until it is not blocked any more, or the end has come."""
     queue, full, other = FairQueue(), Someone("full"), Someone()
-    jobs = [job_of(party) for party in (full, other, other)]
+    jobs = [job_of(owner) for owner in (full, other, other)]
     for job in jobs:
         queue.add(job)
     expected = [0, 1, 2] if blocked_too else [1, 2]
