@@ -13,6 +13,7 @@ import gc
 import os
 from collections.abc import Callable
 from importlib import metadata
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
@@ -82,6 +83,12 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
         atexit.register(os._exit, 1)
         reactor.stop()
 
+    def stop_once() -> None:
+        # Heroku sends SIGTERM more than once; the reactor would log each further one as a failure.
+        for number in (SIGINT, SIGTERM):
+            signal(number, SIG_IGN)
+
+    reactor.addSystemEventTrigger("before", "shutdown", stop_once)
     service.when_ready().addCallbacks(settle, give_up)
     return service
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 
 from service.app import make_service
 from service.settings import Settings
@@ -48,7 +48,7 @@ def thawed() -> Any:
 
 def test_a_service_that_is_ready() -> None:
     """Once it answers calls, a collection no longer looks at what it stands on."""
-    service = make_service(Settings(), Clock())
+    service = make_service(Settings(), MemoryReactorClock())
     assert gc.get_freeze_count() == 0
     service.when_ready().callback(None)
     assert gc.get_freeze_count() > 1000
