@@ -30,6 +30,7 @@ from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
 from service.errors import (
+    Canceled,
     Conflict,
     InvalidArgument,
     NotAuthorized,
@@ -114,7 +115,7 @@ class Callee:
         self._process = ""
         self._forwarded: Forwarded | None = None
         self._drain = drain
-        self._draining = False
+        self._draining = self._cutting = False
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
         self._accounts = Accounts(reactor, bounds, self._held, freed)
         self._session: SafeSession | None = None
@@ -139,7 +140,7 @@ class Callee:
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register the prefix."""
-        self._draining = False
+        self._draining = self._cutting = False
         self._pace.begin()
         self._session = session
         session.full = partial(self._full, session)
@@ -177,7 +178,7 @@ class Callee:
         if not self.meter.in_progress:
             return
         self._idle = Deferred()
-        late = self._reactor.callLater(self._drain, self._cancel)
+        late = self._reactor.callLater(self._drain, self._cut)
         try:
             await self._idle.addTimeout(self._drain + CANCEL_TIMEOUT, self._reactor)
         except Late:
@@ -372,6 +373,9 @@ class Callee:
             outcome = _outcome(error)
             if session.lost:
                 return None
+            if self._cutting and isinstance(error, CancelledError | Canceled):
+                # By us: the caller has not asked for it, nothing is kept, and another service may.
+                error = Unavailable("the service is stopping")
             refused = refusal(error, uri)
             failed = refused.error
             raise refused from None
@@ -383,6 +387,10 @@ class Callee:
         """Ask the router how much it holds for a caller."""
         session = self._session
         return 0 if session is None else await self._pace.held(session, caller)
+
+    def _cut(self) -> None:
+        self._cutting = True
+        self._cancel()
 
     def _cancel(self) -> None:
         for running in list(self._running):

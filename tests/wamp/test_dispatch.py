@@ -138,7 +138,7 @@ async def test_stop_cancels_what_lasts(start_edge: StartEdge, call_from: Join) -
     await edge.client.stopService()
     with pytest.raises(ApplicationError) as caught:
         await call
-    assert caught.value.error == ApplicationError.CANCELED
+    assert caught.value.error == Unavailable.uri
     assert edge.dispatch.meter.in_progress == 0
 
 

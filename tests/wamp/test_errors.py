@@ -526,13 +526,16 @@ async def test_canceled(service: Serving, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_canceled_by_a_stop(router: Router, caller: Caller, dsn: str) -> None:
-    """What a stopping service has no more time for ends in the same error, and on the server."""
+async def test_call_that_outlasts_the_drain_is_unavailable_and_stops_on_the_server(
+    router: Router, caller: Caller, dsn: str
+) -> None:
+    """It kept nothing, and the caller may call another service."""
     async with served(dsn, router, prefix=OTHER):
         pending = caller.call(f"{OTHER}.slow.find")
         await until(lambda: running(dsn, "slow"))
     error = await refused(pending)
-    assert (error.error, error.kwargs) == ("wamp.error.canceled", {})
+    assert error.error == "rowcast.error.unavailable"
+    assert error.kwargs == {"retry": True, "retry_after": 1.0}
     assert not running(dsn, "slow")
 
 
