@@ -33,7 +33,7 @@ from service.embedded.crossbar import node
 
 ROOT = Path(__file__).parent.parent
 BRIDGE = "call-for-tests"
-TIERS = ("unit", "db", "wamp", "examples", "libraries")
+TIERS = ("unit", "db", "wamp", "faults", "examples", "libraries")
 """Folders of tests, by what they need; in CI each has to have run."""
 WORKER_MEMORY = 700 << 20
 """Bytes of a process of tests with its PostgreSQL, its router, and what its tests start."""

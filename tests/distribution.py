@@ -11,6 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 FIRST = (
+    "tests/faults/test_faults.py",
     "tests/wamp/test_fuzz.py::test_hostile_calls_leave_the_service_as_it_was[20261121]",
     "tests/wamp/test_fuzz.py",
     "tests/db/test_shadowing.py::test_planted_operators_in_filters_not_run",

@@ -1,0 +1,1 @@
+"""What callers see, and what is kept, when processes die and connections break."""

@@ -1,0 +1,175 @@
+"""
+What is done to the processes and the connections between them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
+
+from tests.conftest import execute
+from tests.deferreds import pause
+from tests.faults.house import House, Part
+from tests.faults.proxy import Proxy
+
+Fault = Callable[[House, random.Random], Awaitable[None]]
+FAULTS: dict[str, Fault] = {}
+"""By name; each returns when it is over, a killed process aside: that is started again."""
+STALL = 2.0
+"""Seconds that something stands still."""
+
+
+def fault(name: str) -> Callable[[Fault], Fault]:
+    """Name a fault."""
+
+    def add(function: Fault) -> Fault:
+        FAULTS[name] = function
+        return function
+
+    return add
+
+
+@fault("none")
+async def nothing(house: House, chance: random.Random) -> None:
+    """Do nothing."""
+
+
+@fault("service: kill -9")
+async def kill_service(house: House, chance: random.Random) -> None:
+    """Kill one service."""
+    chance.choice(house.services).signal(SIGKILL)
+
+
+@fault("both services: kill -9")
+async def kill_services(house: House, chance: random.Random) -> None:
+    """Kill both."""
+    for each in house.services:
+        each.signal(SIGKILL)
+
+
+@fault("service: SIGTERM")
+async def stop_service(house: House, chance: random.Random) -> None:
+    """Stop one service in order."""
+    chance.choice(house.services).signal(SIGTERM)
+
+
+@fault("service: SIGSTOP")
+async def freeze_service(house: House, chance: random.Random) -> None:
+    """Let one service stand still."""
+    await freeze(chance.choice(house.services))
+
+
+@fault("router: kill -9")
+async def kill_router(house: House, chance: random.Random) -> None:
+    """Kill the router."""
+    house.crossbar.signal_all(SIGKILL)
+
+
+@fault("router: SIGTERM")
+async def stop_router(house: House, chance: random.Random) -> None:
+    """Stop the router in order."""
+    house.crossbar.signal(SIGTERM)
+
+
+@fault("router: SIGSTOP")
+async def freeze_router(house: House, chance: random.Random) -> None:
+    """Let the router stand still."""
+    await freeze(house.crossbar)
+
+
+@fault("backend: kill -9")
+async def kill_backend(house: House, chance: random.Random) -> None:
+    """Kill one server process, upon which PostgreSQL ends all and recovers."""
+    found = execute(
+        house.dsn,
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+    )
+    with suppress(ProcessLookupError):
+        os.kill(int(str(chance.choice(found)[0])), SIGKILL)
+
+
+@fault("postmaster: kill -9")
+async def kill_postmaster(house: House, chance: random.Random) -> None:
+    """Kill the postmaster."""
+    house.postgres.signal(SIGKILL)
+
+
+@fault("PostgreSQL: restart")
+async def restart_postgres(house: House, chance: random.Random) -> None:
+    """Stop PostgreSQL in mode fast."""
+    house.postgres.signal(SIGINT)
+
+
+@fault("PostgreSQL: SIGSTOP")
+async def freeze_postgres(house: House, chance: random.Random) -> None:
+    """Let PostgreSQL stand still, all of it."""
+    await freeze(house.postgres)
+
+
+async def freeze(part: Part) -> None:
+    """Let a part stand still for a while."""
+    part.signal_all(SIGSTOP)
+    await pause(STALL)
+    part.signal_all(SIGCONT)
+
+
+def _cut(name: str, wire: Callable[[House], Proxy]) -> None:
+    async def cut(house: House, chance: random.Random) -> None:
+        for _ in range(3):
+            wire(house).cut()
+            await pause(chance.uniform(0.05, 0.3))
+
+    async def stall(house: House, chance: random.Random) -> None:
+        wire(house).stall()
+        await pause(STALL)
+        wire(house).flow()
+
+    async def stall_then_cut(house: House, chance: random.Random) -> None:
+        wire(house).stall()
+        await pause(STALL)
+        wire(house).cut()
+        wire(house).flow()
+
+    async def trickle(house: House, chance: random.Random) -> None:
+        wire(house).trickle()
+        await pause(STALL)
+        wire(house).flow()
+
+    fault(f"{name}: cut")(cut)
+    fault(f"{name}: stalled")(stall)
+    fault(f"{name}: stalled, cut")(stall_then_cut)
+    fault(f"{name}: byte by byte")(trickle)
+
+
+_cut("clients", lambda house: house.clients)
+_cut("services", lambda house: house.links)
+_cut("database", lambda house: house.wires)
+
+
+@fault("database: cut in COMMIT")
+async def cut_in_commit(house: House, chance: random.Random) -> None:
+    """Cut each connection that commits, once PostgreSQL has got the COMMIT."""
+    house.wires.trap = b"COMMIT"
+    await pause(STALL)
+    house.wires.trap = b""
+
+
+@fault("disk full")
+async def fill_disk(house: House, chance: random.Random) -> None:
+    """Fill the disk of PostgreSQL: only where that is one of its own."""
+    path = house.home / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        await pause(STALL)
+    with suppress(FileNotFoundError):
+        path.unlink()

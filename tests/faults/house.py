@@ -1,0 +1,270 @@
+"""
+PostgreSQL, a router and two services: processes that are started again when they end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+import psycopg2
+from alembic import command
+from alembic.config import Config
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+from twisted.internet.defer import TimeoutError, ensureDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+
+from schema.database import Place
+from schema.embedded import Cluster
+from service.embedded.crossbar import node
+from tests.conftest import ROOT, Router, crossbar, execute, free_port
+from tests.deferreds import pause
+from tests.faults.proxy import Proxy
+from tests.wamp.callers import join
+from tests.wamp.programs import tool
+
+ACCOUNTS, BALANCE = 20, 1000
+SCHEMA = f"""
+CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL);
+INSERT INTO accounts SELECT i, {BALANCE} FROM generate_series(1, {ACCOUNTS}) i;
+CREATE TABLE moves (id serial PRIMARY KEY, token text NOT NULL, source int NOT NULL,
+    target int NOT NULL, amount int NOT NULL);
+CREATE TABLE notes (id serial PRIMARY KEY, token text NOT NULL);
+CREATE FUNCTION same(value text) RETURNS text LANGUAGE sql RETURN value;
+CREATE FUNCTION nap(seconds float) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(seconds)';
+CREATE FUNCTION pay(account int, amount int) RETURNS void LANGUAGE sql
+    BEGIN ATOMIC UPDATE accounts SET balance = balance + amount WHERE id = account; END;
+CREATE FUNCTION move(token text, source int, target int, amount int) RETURNS int LANGUAGE sql
+    BEGIN ATOMIC
+        UPDATE accounts SET balance = balance - amount WHERE id = source;
+        UPDATE accounts SET balance = balance + amount WHERE id = target;
+        INSERT INTO moves (token, source, target, amount)
+            VALUES (token, source, target, amount) RETURNING id;
+    END;
+"""
+PATIENCE = 120.0
+"""Seconds in which all is up again, on a machine that has much else to do."""
+DRAIN = 10
+
+
+class Part:
+    """
+    One process, and those that it starts.
+
+    Args:
+        name: In messages.
+        log: What it prints.
+        command: Returns its command.
+        environ: Its environment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        log: Path,
+        command: Callable[[], Sequence[str]],
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = command
+        self._environ = environ
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def keep(self) -> None:
+        """Start it, unless it runs."""
+        if self._child is None or self._child.poll() is not None:
+            with self.log.open("ab") as log:
+                self._child = subprocess.Popen(
+                    self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    env=self._environ, cwd=ROOT,
+                )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """The process id of the one that runs."""
+        assert self._child is not None
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it does."""
+        return self._child is not None and self._child.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it alone."""
+        if self.running:
+            os.kill(self.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to it and to all that it has started."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(number)
+        self.signal(number)
+
+    def end(self) -> None:
+        """Be sure that it is gone, and all of it."""
+        if self._child is None:
+            return
+        self.signal_all(signal.SIGCONT)
+        self.signal_all(signal.SIGKILL)
+        self._child.wait()
+
+
+class House:
+    """
+    All of it. Use `house`.
+
+    Args:
+        home: A directory of its own.
+
+    Attributes:
+        clients: The wire between clients and the router.
+        links: The wire between the services and the router.
+        wires: The wire between the services and PostgreSQL.
+        router: Where clients connect, through their wire.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._cluster = Cluster(home)
+        self._cluster.prepare()
+        sockets = self._cluster.sockets / ".s.PGSQL.5432"
+        port, private = free_port(), home / "service.sock"
+        self.clients = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.links = Proxy(lambda: UNIXClientEndpoint(reactor, str(private)))
+        self.wires = Proxy(lambda: UNIXClientEndpoint(reactor, str(sockets)))
+        self.dsn = psycopg2.extensions.make_dsn(**self._cluster.parameters)
+        config = node("realm1", "rowcast", port, private, code=str(ROOT / "router"))
+        (home / "config.json").write_text(json.dumps(config))
+        self._crossbar = crossbar()
+        front = self.clients.port
+        self.router = Router(
+            f"ws://127.0.0.1:{front}/ws", f"rs://127.0.0.1:{front}", "", front, private
+        )
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{self.wires.port}/postgres"
+            "?sslmode=disable&gssencmode=disable",
+            "ROWCAST_ROUTER_URL": f"rs://127.0.0.1:{self.links.port}",
+            "ROWCAST_SHARED": "true",
+            "ROWCAST_STATE": str(home / "state"),
+            "ROWCAST_DRAIN_TIMEOUT": str(DRAIN),
+            "ROWCAST_STATEMENT_TIMEOUT": "5",
+            "ROWCAST_LOCK_TIMEOUT": "3",
+        }
+        twistd = [tool("twistd"), "--nodaemon", "--pidfile=", "-y", "twistd.tac"]
+        self.postgres = Part("postgres", home / "postgres.log", self._cluster.command)
+        self.crossbar = Part("router", home / "router.log", self._start_router)
+        self.services = [
+            Part(name, home / f"{name}.log", lambda: twistd, environ) for name in ("one", "two")
+        ]
+        self.parts = [self.postgres, self.crossbar, *self.services]
+        self._keeping = LoopingCall(self._keep)
+
+    def _start_router(self) -> Sequence[str]:
+        # A process id that is another's by now keeps Crossbar from starting.
+        (self.home / "node.pid").unlink(missing_ok=True)
+        home, level = str(self.home), "warn"
+        return [self._crossbar, "start", "--cbdir", home, "--loglevel", level, "--color", "false"]
+
+    def _keep(self) -> None:
+        for part in self.parts:
+            part.keep()
+
+    async def start(self) -> None:
+        """Start everything, over a database with the tables of the traffic."""
+        self.postgres.keep()
+        await self.until(self._database_answers)
+        attributes = {"place": Place(url=self.dsn), "configure_logging": False}
+        await deferToThread(
+            command.upgrade, Config(ROOT / "alembic.ini", attributes=attributes), "head"
+        )
+        execute(self.dsn, SCHEMA)
+        self._keeping.start(0.05)
+        await self.whole()
+
+    async def whole(self, within: float = PATIENCE) -> None:
+        """Wait until the database answers, and both services take calls."""
+        await self.until(self._database_answers, within)
+        end = reactor.seconds() + within
+        while (found := await self._callees()) != len(self.services):
+            assert reactor.seconds() < end, f"{found} services\n{self.said()}"
+            await pause(0.1)
+
+    async def until(self, true: Callable[[], bool], within: float = PATIENCE) -> None:
+        """Wait for something that nothing but asking can tell."""
+        end = reactor.seconds() + within
+        while not true():
+            assert reactor.seconds() < end, self.said()
+            await pause(0.05)
+
+    def _database_answers(self) -> bool:
+        try:
+            psycopg2.connect(self.dsn, connect_timeout=2).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    async def _callees(self) -> int:
+        """Return how many services the router has."""
+        try:
+            joining = ensureDeferred(join(self.router, "service cbor"))
+            asker = await joining.addTimeout(5, reactor)
+        except (ConnectError, ConnectionError, TimeoutError):
+            return 0
+        try:
+            id = await asker.call("wamp.registration.lookup", "rowcast.", {"match": "prefix"})
+            count: int = await asker.call("wamp.registration.count_callees", id) if id else 0
+            return count
+        except ApplicationError:
+            return 0
+        finally:
+            await asker.close()
+
+    def said(self) -> str:
+        """Return what the parts have said last."""
+        ends = (f"{each.name}: {each.log.read_text()[-1500:]}" for each in self.parts)
+        return "\n".join(ends)
+
+    def failures(self) -> list[str]:
+        """Return the lines with which tracebacks in the services' logs begin."""
+        lines = [line for each in self.services for line in each.log.read_text().splitlines()]
+        return [line for line in lines if "Traceback" in line or "Unhandled" in line]
+
+    async def stop(self) -> None:
+        """End everything."""
+        if self._keeping.running:
+            self._keeping.stop()
+        for part in reversed(self.parts):
+            part.end()
+        for proxy in (self.clients, self.links, self.wires):
+            await proxy.close()
+
+
+@asynccontextmanager
+async def house(within: Path | None = None) -> AsyncIterator[House]:
+    """Run all of it for the length of the body, in a directory below this one."""
+    home = Path(tempfile.mkdtemp(prefix="rowcast-faults-", dir=within))
+    running = House(home)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.stop()
+        shutil.rmtree(home, ignore_errors=True)

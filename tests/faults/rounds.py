@@ -1,0 +1,105 @@
+"""
+A fault in the midst of traffic, and what came of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from signal import SIGTERM
+
+from twisted.internet import reactor
+
+from tests.deferreds import pause
+from tests.faults.faults import FAULTS
+from tests.faults.house import PATIENCE, House
+from tests.faults.traffic import Found, Tally, Traffic, check
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    What came of one.
+
+    Args:
+        name: Of the fault.
+        tally: What callers were answered.
+        found: What the database has of it.
+    """
+
+    name: str
+    tally: Tally
+    found: Found
+
+    def wrong(self) -> list[str]:
+        """Return the promises that were broken."""
+        found, tally = self.found, self.tally
+        broken = {
+            f"lost: {found.lost}": found.lost,
+            f"doubled: {found.doubled}": found.doubled,
+            f"kept though refused: {found.kept}": found.kept,
+            "accounts have not what was moved": not found.balanced,
+            f"not to be explained: {tally.odd[:3]}": tally.odd,
+            f"hangs: {tally.hangs}": tally.hangs,
+        }
+        return [words for words, is_so in broken.items() if is_so]
+
+    def cells(self) -> list[str]:
+        """Return the round's line of the table."""
+        tally, found, back = self.tally, self.found, sorted(self.tally.back.values())
+        errors = ", ".join(
+            f"{uri.rpartition('.')[2]} {count}" for uri, count in tally.errors.most_common()
+        )
+        return [
+            self.name,
+            str(tally.calls),
+            errors or "-",
+            str(len(found.lost)),
+            str(len(found.doubled)),
+            str(len(tally.hangs)),
+            f"{back[0]:.1f}–{back[-1]:.1f} s" if back else "-",
+        ]
+
+
+HEAD = ["fault", "calls", "errors", "lost", "doubled", "hangs", "answers again after"]
+
+
+async def strike(house: House, name: str, seed: int, before: float, after: float) -> Round:
+    """Run traffic for so many seconds, then the fault, and as many after it."""
+    chance = random.Random(f"{seed} {name}")
+    traffic = Traffic(house, seed)
+    await pause(before)
+    await FAULTS[name](house, chance)
+    traffic.over()
+    end = reactor.seconds() + PATIENCE
+    while not traffic.recovered:
+        assert reactor.seconds() < end, f"no answers again\n{house.said()}"
+        await pause(0.02)
+    await pause(after)
+    traffic.stop()
+    tally = await traffic.end()
+    await house.whole()
+    return Round(name, tally, check(house, tally))
+
+
+async def rolling(house: House, seed: int, calls: int) -> Round:
+    """Restart both services one after the other, as often as it takes for so many calls."""
+    traffic = Traffic(house, seed)
+    while traffic.tally.calls < calls:
+        for service in house.services:
+            old = service.pid
+            service.signal(SIGTERM)
+            await pause(0.05)
+            service.signal(SIGTERM)  # as Heroku does, more than once
+            await house.until(lambda: service.running and service.pid != old)  # noqa: B023
+            await house.whole()
+    traffic.stop()
+    tally = await traffic.end()
+    return Round("rolling restart", tally, check(house, tally))
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """Return the rounds as a table in Markdown."""
+    lines = [HEAD, ["---"] * len(HEAD), *(each.cells() for each in rounds)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,66 @@
+"""
+A short run of what `make faults` does for longer: whatever fails, nothing is lost or done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_twisted
+
+from tests.faults.house import House, house
+from tests.faults.rounds import rolling, strike
+from tests.faults.storm import storm
+
+SEED = 9
+SHORT = (
+    "service: kill -9",
+    "router: kill -9",
+    "backend: kill -9",
+    "postmaster: kill -9",
+    "PostgreSQL: SIGSTOP",
+    "clients: cut",
+    "clients: byte by byte",
+    "services: cut",
+    "database: stalled, cut",
+    "database: cut in COMMIT",
+)
+"""Those that differ most; the others are for `make faults`."""
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def running() -> AsyncIterator[House]:
+    """Run all of it once for this module."""
+    async with house() as all_of_it:
+        yield all_of_it
+
+
+@pytest_twisted.ensureDeferred
+async def test_rolling_restart_loses_no_call(running: House) -> None:
+    """Both services stop and start again, told so twice, and callers see no error at all."""
+    found = await rolling(running, SEED, 500)
+    assert found.wrong() == []
+    assert not found.tally.errors
+    assert running.failures() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
+    """Cancels at random moments end their own calls, or none."""
+    found = await storm(running, SEED, 500)
+    assert found.failed == []
+    assert found.wrong == []
+    assert found.ends["answered"] > 20
+    assert found.ends["wamp.error.canceled"] > 20
+    assert running.failures() == []
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest_twisted.ensureDeferred
+async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> None:
+    """Answered writes are there once, refused ones are not, and every call ends."""
+    found = await strike(running, name, SEED, 0.3, 0.3)
+    assert found.wrong() == []
