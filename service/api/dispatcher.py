@@ -345,8 +345,10 @@ class Dispatcher:
         return self._union is not None
 
     def register(self, verb: Verb) -> None:
-        """Serve one more verb of relations."""
+        """Serve one more verb of relations, or another one of the same name."""
         self.verbs[verb.name] = verb
+        for each in self._served.values():
+            each.routes.clear()
 
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
         """Serve procedures by name, of which some run once; they win over generated ones."""
