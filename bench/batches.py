@@ -35,16 +35,16 @@ WRITES: list[tuple[str, list[Any]]] = [
 CALLS, AT_ONCE = 400, (1, 16)
 
 
-async def one_by_one(hub: Dispatcher, calls: list[tuple[str, list[Any]]]) -> None:
+async def one_by_one(dispatcher: Dispatcher, calls: list[tuple[str, list[Any]]]) -> None:
     """Make each call when the one before it is answered."""
     for name, args in calls:
-        await hub.answer(name, args, {}, CALLER)
+        await dispatcher.answer(name, args, {}, CALLER)
 
 
-async def together(hub: Dispatcher, calls: list[tuple[str, list[Any]]]) -> None:
+async def together(dispatcher: Dispatcher, calls: list[tuple[str, list[Any]]]) -> None:
     """Make one batch of them."""
     operations = [{"call": name, "args": args} for name, args in calls]
-    await hub.answer("transaction", [operations], {}, CALLER)
+    await dispatcher.answer("transaction", [operations], {}, CALLER)
 
 
 async def costs(work: Callable[[], Awaitable[None]], at_once: int) -> tuple[float, float]:
@@ -66,8 +66,8 @@ async def measure(dsn: str, rounds: int) -> None:
         for kind, calls in (("get", READS), ("update", WRITES)):
             for at_once in AT_ONCE:
                 ways: dict[str, Callable[[], Awaitable[None]]] = {
-                    "five calls": lambda calls=calls: one_by_one(callee.hub, calls),
-                    "one batch": lambda calls=calls: together(callee.hub, calls),
+                    "five calls": lambda calls=calls: one_by_one(callee.dispatcher, calls),
+                    "one batch": lambda calls=calls: together(callee.dispatcher, calls),
                 }
                 found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
                 for _ in range(rounds):

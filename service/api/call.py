@@ -144,7 +144,9 @@ class Call:
         reads, ends = step.access == "read only", step.access == "procedure"
         run: Callable[..., Awaitable[Any]] = database.run
         how: dict[str, Any] = {"ending": ends, "last": step.access == "last", "timeout": seconds}
-        if reads or step.access == "atomic":
+        level = database.level
+        strict = level is not None and level.all_or_nothing and not callable(step.missing)
+        if (reads or step.access == "atomic") and not strict:
             run = database.atomic
             how = {"read_only": reads, "retry": reads, "timeout": seconds}
         attempt = partial(run, step.function, *step.args, **how)

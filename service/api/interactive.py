@@ -198,6 +198,7 @@ class Interactive:
         read_only = given.flag("read_only")
         idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle
         level = self._database.hold(self._limits.idle, isolation, read_only)
+        level.all_or_nothing = True  # or back to a savepoint of the caller's
         held = HeldTransaction(level, read_only)
         lease = self.open.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(

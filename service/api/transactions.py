@@ -98,6 +98,9 @@ class Batches:
 
     async def _attempt(self, caller: Caller, request: BatchRequest, fails: bool) -> list[Any]:
         results: list[Any] = []
+        level = self._database.level
+        assert level is not None
+        level.all_or_nothing = True
         await self._operate(caller, request, results)
         fit(results, self._max_bytes)
         if fails:

@@ -152,7 +152,7 @@ def writing(
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
     """
     returning: Returning = parsed.request.returning
-    relation, database = _relation(call), call.backend.database
+    relation, level = _relation(call), call.backend.database.level
     small = not returning.rows or (
         _is_one(parsed.request)
         and not returning.embeds
@@ -160,13 +160,12 @@ def writing(
     )
     if access is None:
         # what fails by itself keeps nothing, but it takes an open transaction with it
-        fails_alone = not (one and relation.side_effects) or (
-            database.level is None and make().must_write
-        )
-        alone = fails_alone and small and max_affected is None
+        fails_alone = not (one and relation.side_effects) or (level is None and make().must_write)
+        undone = level is not None and level.all_or_nothing
+        alone = fails_alone and (undone or (small and max_affected is None))
         access = "write" if alone else "atomic"
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
-    last = database.level is None
+    last = level is None
     args = (call.snapshot.codec, make, parsed.values, max_affected, form, one, last)
     return Step(write_txn, args, shape, parsed.timeout, access, missing)
 

@@ -307,7 +307,15 @@ IDLE = "the transaction lay idle for too long and was rolled back"
 
 
 class Level(ABC):
-    """A transaction or a savepoint: what its statements run in."""
+    """
+    A transaction or a savepoint: what its statements run in.
+
+    Attributes:
+        all_or_nothing: Whether who began it keeps nothing of it once anything in it was refused,
+            so that what can be refused needs no savepoint.
+    """
+
+    all_or_nothing = False
 
     def __init__(self, depth: int, actor: Actor) -> None:
         self.depth = depth

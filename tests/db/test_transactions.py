@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.api.roles import Roles
+from service.db.connection import PgConnection
 from service.errors import (
     CheckViolation,
     Conflict,
@@ -22,6 +23,7 @@ from service.errors import (
     ServiceError,
     StatementTimeout,
     TooLarge,
+    TooManyRows,
 )
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -346,3 +348,34 @@ async def test_procedure_written_by_hand_is_part_of_the_batch(db: DirectCaller) 
     await refusal_of(db, op("accounts.spend"), op("accounts.get", 9))
     assert await balances(db) == [99, 49]
     assert await db.dispatcher.answer("accounts.spend", [], {}, ANYONE) == "spent"
+
+
+@pytest_twisted.ensureDeferred
+async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
+    db: DirectCaller, monkeypatch: Any
+) -> None:
+    """One is for a statement that can fail where another one then looks why."""
+    sent: list[str] = []
+    command = PgConnection.command
+
+    def noted(connection: PgConnection, words: str) -> str:
+        sent.append(words)
+        return command(connection, words)
+
+    monkeypatch.setattr(PgConnection, "command", noted)
+    await batch(
+        db,
+        op("accounts.create", [{"id": at, "owner": "x", "balance": 1} for at in (5, 6)]),
+        op("accounts.update", where={"id": 5}, changes={"owner": "y"}, max_affected=1),
+        op("accounts.update", 6, {"owner": "z"}),
+        op("fn.add", a=1, b=2),
+        op("fn.nap", seconds=0.0),
+    )
+    assert [words for words in sent if "SAVEPOINT" in words] == []
+    refused = await refusal_of(
+        db,
+        op("accounts.create", {"id": 7, "owner": "x", "balance": 1}),
+        op("accounts.update", where={"balance": 1}, changes={"owner": "y"}, max_affected=1),
+    )
+    assert isinstance(refused, TooManyRows)
+    assert await db.call("accounts.count") == 4
