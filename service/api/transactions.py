@@ -91,6 +91,7 @@ class Batches:
                 isolation=request.isolation,
                 read_only=request.read_only,
                 timeout=request.timeout,
+                kind=frozenset(each.name for each in request.operations),
             )
         except DryRun as done:
             found = done.results

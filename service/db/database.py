@@ -8,8 +8,7 @@ outlive a scope must be started with a clean context (`contextvars.Context().run
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -20,6 +19,7 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
 from service.db.pool import PgPool
+from service.db.retry import RETRIES, Retries
 from service.db.session import Identity
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
@@ -32,15 +32,12 @@ from service.db.transaction import (
     begin_statement,
     nested_txn,
     procedure_txn,
-    retryable,
     single_txn,
     statement_txn,
 )
 from service.db.worker import Job
-from service.errors import ServiceError, StatementTimeout
+from service.errors import StatementTimeout
 
-RETRIES = 5
-"""Further attempts at a transaction that PostgreSQL asks to be run again."""
 STEPS = 50
 """Steps of some 20 µs between two turns of the reactor: a millisecond."""
 
@@ -57,6 +54,7 @@ class Database:
     def __init__(self, pool: PgPool, reactor: Any) -> None:
         self.pool = pool
         self.reactor = reactor
+        self._retries = Retries(reactor)
         self._level: ContextVar[Level | None] = ContextVar("rowcast_scope", default=None)
         itself = Actor()
         self._actor: ContextVar[Actor] = ContextVar("rowcast_actor", default=itself)
@@ -262,6 +260,7 @@ class Database:
         retries: int = RETRIES,
         timeout: float | None = None,
         name: str = "",
+        kind: Hashable = None,
     ) -> Deferred[Any]:
         """
         Run a coroutine function in a `transaction`, again if PostgreSQL asks for it.
@@ -275,6 +274,8 @@ class Database:
                 transaction, where the outermost one has to be run again.
             timeout: Seconds for all of it, pauses included; then it is rolled back.
             name: What the log calls the transaction.
+            kind: Equal for transactions that may meet in the same rows, so that those which are
+                run again take turns; without one it is the function's code.
 
         Raises:
             StatementTimeout: `timeout` has passed.
@@ -285,35 +286,19 @@ class Database:
             async with self.transaction(isolation, read_only, name):
                 return await function(*args)
 
-        return Deferred.fromCoroutine(self.within(timeout, self.again(attempt, retries)))
+        kind = getattr(function, "__code__", None) if kind is None else kind
+        return Deferred.fromCoroutine(self.within(timeout, self.again(attempt, retries, kind)))
 
-    async def again(self, attempt: Callable[[], Awaitable[Any]], retries: int = RETRIES) -> Any:
-        """
-        Run an attempt, and again after 40001 and 40P01, with pauses that grow.
-
-        The error of the last one says how many there were, as `attempts`.
-
-        Args:
-            attempt: One transaction, or one statement.
-            retries: How often again; never inside a transaction.
-        """
+    async def again(
+        self,
+        attempt: Callable[[], Awaitable[Any]],
+        retries: int = RETRIES,
+        kind: Hashable = None,
+    ) -> Any:
+        """Run an attempt as `Retries.run` does; inside a transaction once, as a part of that one."""
         if self._level.get() is not None:
             return await attempt()
-        tried = 0
-        while True:
-            try:
-                return await attempt()
-            except Exception as error:
-                tried += 1
-                if not retryable(error):
-                    raise
-                if tried > retries:
-                    if isinstance(error, ServiceError):
-                        error.details["attempts"] = tried
-                    else:  # `refusal` reads it
-                        error.attempts = tried  # type: ignore[attr-defined]
-                    raise
-            await deferLater(self.reactor, random.uniform(0, 0.01) * 2**tried)
+        return await self._retries.run(attempt, retries, kind)
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

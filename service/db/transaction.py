@@ -264,21 +264,6 @@ def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
     connection.actor = None
 
 
-def retryable(error: BaseException) -> bool:
-    """
-    Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01).
-
-    Not so if something may be kept of it, whatever that was caused by: half of a CALL, say, that
-    ended in a serialization failure after it had committed.
-    """
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, OutcomeUnknown):
-        if getattr(seen, "pgcode", None) in ("40001", "40P01"):
-            return True
-        seen = seen.__cause__
-    return False
-
-
 class Actor:
     """
     Who sends statements: one call of a procedure, say, and all that it starts.
