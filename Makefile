@@ -55,7 +55,8 @@ migrations:
 	unset DATABASE_URL; $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
 	@rm -rf $(ROWCAST_STATE)
 
-PYTEST = pytest -n $(WORKERS)
+# On a busy machine of CI a test that fails runs once more; the closing line counts those.
+PYTEST = pytest -n $(WORKERS) $(if $(CI),--reruns 1 -r R)
 
 tests:
 ifdef COVERAGE
