@@ -25,7 +25,7 @@ from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
-from service.errors import Canceled, InvalidArgument, InvalidRow
+from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.plan.write import plan_import, writable
 from service.request.arguments import Caller
 from service.request.names import encode
@@ -123,9 +123,12 @@ class Importing:
         Raises:
             InvalidArgument: There is none.
             NotAuthorized: It is another session's.
+            Conflict: The service is stopping, and has ended it.
         """
         lease = self.uploads.find(id, session) if isinstance(id, str) else None
         if lease is None:
+            if isinstance(id, str) and self.uploads.reason(id) == "stopped":
+                raise Conflict("the service that had the upload is stopping", reason="stopped")
             raise _no_such_upload()
         return lease
 

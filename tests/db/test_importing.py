@@ -16,6 +16,7 @@ from service.api.import_ import LONGEST, YIELD
 from service.errors import (
     Canceled,
     CheckViolation,
+    Conflict,
     ForeignKeyViolation,
     InvalidArgument,
     NotAuthorized,
@@ -475,3 +476,20 @@ async def test_service_stops(dsn: str) -> None:
         await db.call("items.import", [{"id": 70}], done=False)
     await until(lambda: not transactions(dsn))
     assert rows(dsn, "id", "items WHERE id = 70") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopping_service_ends_uploads_that_no_call_is_at(dsn: str) -> None:
+    """Its caller is told why; an upload in the midst of a call ends with that."""
+    async with serving(dsn) as db:
+        one, two = [await db.call("items.import", [{"id": n}], done=False) for n in (1, 2)]
+        running = Deferred.fromCoroutine(db.call("items.import", [{"id": 3}], **two))
+        db.dispatcher.stop()
+        assert await running == two
+        for upload in (one, two):
+            refused = await failure_of(db.call("items.import", done=True, **upload))
+            assert isinstance(refused, Conflict)
+            assert refused.details["reason"] == "stopped"
+        assert isinstance(await failure_of(db.call("items.import", done=False)), Unavailable)
+        await until(lambda: not transactions(dsn))
+    assert rows(dsn) == []
