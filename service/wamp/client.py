@@ -72,7 +72,7 @@ class WampConfig:
     login: Login = field(default_factory=Anonymous)
     max_bytes: int = 8 * 2**20
     first_delay: float = 0.5
-    max_delay: float = 8.0
+    max_delay: float = 2.0
     links: Container[str] = ()
 
 
