@@ -320,26 +320,29 @@ async def test_isolation_and_read_only_are_postgresqls(dsn: str, begin: Begin) -
     await tx.ask("rollback")
 
 
+@pytest.mark.parametrize(
+    ("idle", "arguments"),
+    [(0.2, {}), (60.0, {"idle_timeout": 0.2}), (0.2, {"idle_timeout": 60})],
+)
 @pytest_twisted.ensureDeferred
-async def test_idle_transaction_is_rolled_back(dsn: str) -> None:
+async def test_idle_transaction_is_rolled_back(
+    dsn: str, idle: float, arguments: dict[str, Any]
+) -> None:
     """After the service's time, or the call's if that is less; its connection goes on."""
-    async with holding(dsn, idle=0.4) as begin:
-        for kwargs in ({}, {"idle_timeout": 0.1}, {"idle_timeout": 50}):
-            tx = await begin(**kwargs)
-            pid = await tx.call("fn.pid")
-            began = reactor.seconds()
-            await until(lambda: not transactions(dsn))
-            took = reactor.seconds() - began
-            assert took >= 0.05
-            assert (took < 0.3) is (kwargs.get("idle_timeout") == 0.1)
-            assert await conflict(tx.ask("commit")) == ("idle_timeout", "idle")
-            assert execute(dsn, f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}") == [(1,)]
+    async with holding(dsn, idle=idle) as begin:
+        tx = await begin(**arguments)
+        pid = await tx.call("fn.pid")
+        began = reactor.seconds()
+        await until(lambda: not transactions(dsn))
+        assert reactor.seconds() - began > 0.1
+        assert await conflict(tx.ask("commit")) == ("idle_timeout", "idle")
+        assert execute(dsn, f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_lasts_too_long_is_rolled_back(dsn: str) -> None:
     """Between calls, and in the midst of one, whose statement is stopped."""
-    async with holding(dsn, whole=0.5) as begin:
+    async with holding(dsn, whole=1.5) as begin:
         tx = await begin()
         await tx.call("items.create", {"id": 1})
         assert await conflict(tx.call("slow.find")) == ("failed", "transaction")
@@ -403,9 +406,7 @@ async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Be
     running, queued = two.call("slow.find"), two.call("items.count")
     await until(lambda: any("slow" in query for _, query in transactions(dsn)))
     one.db.dispatcher.departed(1)
-    began = reactor.seconds()
     await until(lambda: len(transactions(dsn)) == 1)
-    assert reactor.seconds() - began < 1
     assert await conflict(running) == ("session_left", None)
     assert await conflict(queued) == ("session_left", None)
     assert await conflict(one.ask("commit")) == ("session_left", None)

@@ -140,12 +140,14 @@ async def test_answers_that_follow_each_other_are_not_held_back(
     """Nagle's algorithm in the router would have every second one wait for 40 ms and more."""
     caller = await join(router, how)
     tx = await begin(caller)
-    taken = []
-    for _ in range(20):
+    least = 1.0
+    for _ in range(200):  # of which one is not disturbed by whatever else the machine does
         began = monotonic()
         await gatherResults([caller.call(tx, "items.count") for _ in range(3)])
-        taken.append(monotonic() - began)
-    assert min(taken) < 0.035
+        least = min(least, monotonic() - began)
+        if least < 0.035:
+            break
+    assert least < 0.035
     await caller.close()
 
 
