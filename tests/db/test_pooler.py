@@ -224,3 +224,25 @@ async def test_deferred_triggers_leave_nothing_behind_a_pooler(dsn: str, pooler:
             (True, 1)
         ]
         assert await database.statement("SHOW work_mem") != [("7MB",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_is_held_has_each_operations_identity(dsn: str, pooler: str) -> None:
+    """Set anew where the pooler's session has none of ours; the path is the session's own again."""
+    who = (
+        "SELECT current_user::text, current_setting('rowcast.authid', true),"
+        " current_setting('search_path'), current_setting('idle_in_transaction_session_timeout')"
+    )
+    first = identity_of("pg_monitor", {"authid": "p1"})
+    second = identity_of("pg_read_all_data", {"authid": "p2"}, "pg_temp")
+    session = SessionSettings(schemas=("public",), grace=3.0)
+    async with database_at(pooler, session, most=2) as database:
+        held = database.hold(7.0)
+        for identity, found in (
+            (first, ("pg_monitor", "p1", "\"public\", \"$user\", public")),
+            (second, ("pg_read_all_data", "p2", "\"pg_temp\", \"public\", \"$user\", public")),
+            (first, ("pg_monitor", "p1", "\"public\", \"$user\", public")),
+        ):  # fmt: skip
+            with database.identity(identity), database.inside(held):
+                assert await database.statement(who) == [(*found, "10s")]
+        await held.commit()
