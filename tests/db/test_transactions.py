@@ -18,6 +18,7 @@ from service.errors import (
     DatabaseRefused,
     ForeignKeyViolation,
     InvalidArgument,
+    InvalidRow,
     NotAuthorized,
     NotFound,
     ServiceError,
@@ -379,3 +380,40 @@ async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
     )
     assert isinstance(refused, TooManyRows)
     assert await db.call("accounts.count") == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None:
+    """A hook may change a row and write others; all of that ends with the batch."""
+    served = db.dispatcher.served
+    model = served.model(served.catalog.relation("public", "accounts")).model
+
+    async def note(self: Any) -> bool:
+        await db.database.statement(
+            "INSERT INTO entries (account_id, amount) VALUES (%s, %s)",
+            [self.id, self.balance],
+            fetch=False,
+        )
+        self.owner = self.owner.title()
+        return self.balance < 1000
+
+    model.beforeSave = note
+    try:
+        found = await batch(
+            db,
+            op("accounts.create", {"id": 3, "owner": "eve", "balance": 1}),
+            op("accounts.update", 3, {"owner": "adam"}),
+            op("entries.count"),
+        )
+        assert [found[0]["owner"], found[1]["owner"], found[2]] == ["Eve", "Adam", 2]
+        refused = await refusal_of(
+            db,
+            op("accounts.update", 3, {"balance": 2}),
+            op("accounts.create", {"id": 4, "owner": "zoe", "balance": 2000}),
+        )
+    finally:
+        del model.beforeSave
+    assert isinstance(refused, InvalidRow)
+    assert refused.details["operation"] == 1
+    assert await balances(db) == [100, 50, 1]
+    assert await db.call("entries.count") == 2
