@@ -404,6 +404,6 @@ def _secret(value: SecretStr | None) -> str | None:
 
 
 def _shown(value: object) -> str:
-    if value is None or value == ():
+    if value in (None, (), ""):
         return "-"
     return ",".join(value) if isinstance(value, tuple) else str(value)

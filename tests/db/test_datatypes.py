@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -129,6 +130,14 @@ def test_modifier_is_a_length_and_four(server: Server, name: str) -> None:
 def test_forms_have_functions_of_known_names() -> None:
     assert {*READERS, *WRITERS, *BY_TEXT} <= FORMS.keys()
     assert {each.form for each in TYPES.values()} == FORMS.keys()
+
+
+def test_page_has_a_type_of_each_form() -> None:
+    """docs/values.md says how values look that are not PostgreSQL's text."""
+    page = (Path(__file__).parents[2] / "docs" / "values.md").read_text("utf-8")
+    for form in FORMS.keys() - {"text"}:
+        names = {each for row in rows(form) for each in (row.name, *row.aliases)}
+        assert any(f"`{name}`" in page for name in names), form
 
 
 def test_type_of_ones_own_with_a_known_name_is_text() -> None:

@@ -5,6 +5,7 @@ What the environment may say, and what is answered when it makes no sense.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from pathlib import Path
@@ -151,7 +152,15 @@ def test_the_page_has_every_setting() -> None:
     for name, value, _ in Settings().lines():
         shown = value.replace(str(ROOT) + "/", "")
         default = "" if shown == "-" else f"`{shown}`"
-        assert f"| `{name}` | {default} |" in page, name
+        assert f"| `{name}` | {default} |" in page, f"docs/settings.md lacks {name}"
+
+
+def test_every_setting_is_read() -> None:
+    """By a part of the service, or by a property of the settings that is."""
+    modules = [*(ROOT / "service").rglob("*.py"), ROOT / "twistd.tac"]
+    code = "".join(module.read_text("utf-8") for module in modules)
+    read = set(re.findall(r"\b(?:settings|self)\.(\w+)", code))
+    assert Settings.model_fields.keys() <= read
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError, InvalidUriError, TransportLost
 from twisted.internet.defer import DeferredList, ensureDeferred
 
+from service.api.verbs import VERBS
 from service.app import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.wamp.callers import Caller, join
@@ -75,8 +76,7 @@ INJECTIONS = [
     ".",
     "a" * 2000,
 ]
-VERBS = ["get", "find", "count", "exists", "aggregate", "create", "update", "upsert", "delete",
-         "stream", "export", "drop", ""]  # fmt: skip
+WORDS = [*sorted(VERBS.keys() - {"import"}), "drop", ""]
 MEASURES = ["count", "sum", "avg", "min", "max", "bool_and", "array_agg", "string_agg", "zzz"]
 RELATIONS = ["things", "seen", "canary", "public.things", "pg_catalog.pg_class", "th%69ngs", "%",
              "%ff", "pg_authid", "a.b", "", "fn", "tx", "transaction"]  # fmt: skip
@@ -96,7 +96,7 @@ class Generator:
             if self.random.random() < 0.1
             else choose(["things", "things", "parts", "seen"])
         )
-        verb = choose(VERBS)
+        verb = choose(WORDS)
         arguments = {
             "key": self.key,
             "where": lambda: self.where(3),
@@ -146,11 +146,11 @@ class Generator:
             "create": ["values", "select", "returning"],
             "update": ["key", "changes", "expect", "select"],
             "delete": ["where", "max_affected", "select", "order"],
-        }.get(verb, list(arguments))
+        }.get(verb) or list(VERBS[verb].arguments["properties"] if verb in VERBS else arguments)
         names = [name for name in fitting if self.random.random() < 0.6]
         if self.random.random() < 0.2:
             names.append(choose(list(arguments)))
-        kwargs = {name: arguments[name]() for name in names}
+        kwargs = {name: arguments.get(name, lambda: self.value(1))() for name in names}
         args = [self.value(2)] if self.random.random() < 0.05 else []
         return f"rowcast.{relation}.{verb}", args, kwargs
 
