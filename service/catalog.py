@@ -21,6 +21,8 @@ NOWHERE = ""
 """The schema of what is like a relation, and is none: nothing can be called like it."""
 TEXT = 25
 """The oid of `text`, the same in every PostgreSQL (pg_type.dat)."""
+QualifiedName = tuple[str, str]
+"""A schema, and a name in it."""
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
@@ -396,9 +398,9 @@ class Catalog:
 
     version: int
     schemas: tuple[str, ...]
-    relations: Mapping[tuple[str, str], Relation]
+    relations: Mapping[QualifiedName, Relation]
     types: Mapping[int, Type]
-    functions: Mapping[tuple[str, str], tuple[Function, ...]] = field(default_factory=dict)
+    functions: Mapping[QualifiedName, tuple[Function, ...]] = field(default_factory=dict)
     hidden_fields: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
     operators: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
     aggregates: Mapping[tuple[str, int], str] = field(default_factory=dict)

@@ -11,14 +11,12 @@ from functools import cache, cached_property
 from math import inf
 from typing import Any
 
-from service.catalog import Catalog, Column, Function, Relation, Type
+from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
 from service.db.codec import Codec
 from service.describe.verbs import Verb
 from service.models.registry import LoadedModels
 from service.request.types import Item
 from service.sql.statement import Statement
-
-Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +79,10 @@ class Snapshot:
         request: Hashable,
     ) -> Statement:
         """
-        Plan and spell a request, once for each shape that is in use; in the reactor thread.
+        Plan a request and build its statement, once for each shape in use; in the reactor thread.
 
         Args:
-            make: Plans and spells.
+            make: Plans it, and builds the statement.
             subject: The relation or function that it is about.
             request: The shape.
         """
@@ -131,20 +129,20 @@ def union_of(catalogs: Sequence[Catalog]) -> Catalog:
     if not rest:
         return first
     types: dict[int, Type] = {}
-    relations: dict[Place, list[Relation]] = defaultdict(list)
-    functions: dict[Place, dict[tuple[int, ...], Function]] = defaultdict(dict)
+    relations: dict[QualifiedName, list[Relation]] = defaultdict(list)
+    functions: dict[QualifiedName, dict[tuple[int, ...], Function]] = defaultdict(dict)
     for catalog in catalogs:
         types |= catalog.types
-        for place, relation in catalog.relations.items():
-            relations[place].append(relation)
-        for place, overloads in catalog.functions.items():
+        for name, relation in catalog.relations.items():
+            relations[name].append(relation)
+        for name, overloads in catalog.functions.items():
             for each in overloads:
-                functions[place].setdefault(tuple(it.type for it in each.inputs), each)
+                functions[name].setdefault(tuple(it.type for it in each.inputs), each)
     return replace(
         first,
-        relations={place: _relation(alike) for place, alike in relations.items()},
+        relations={name: _relation(alike) for name, alike in relations.items()},
         types=types,
-        functions={place: tuple(alike.values()) for place, alike in functions.items()},
+        functions={name: tuple(alike.values()) for name, alike in functions.items()},
     )
 
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
-from service.catalog import ForeignKey
+from service.catalog import ForeignKey, QualifiedName
 
-Place = tuple[str, str]
 Origins = Mapping[int, tuple[int, int]]
 """Column number of a view to the oid and column number that it shows."""
 Shown = Mapping[int, Sequence[str]]
@@ -97,8 +96,8 @@ def derived_keys(
     unique_keys: Iterable[Any],
     origins: Mapping[int, Origins],
     names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, Place],
-) -> Mapping[Place, tuple[ForeignKey, ...]]:
+    homes: Mapping[int, QualifiedName],
+) -> Mapping[QualifiedName, tuple[ForeignKey, ...]]:
     """
     Return the foreign keys that relations have because views show the columns of real ones.
 
@@ -113,7 +112,7 @@ def derived_keys(
     unique: dict[int, list[set[int]]] = defaultdict(list)
     for row in unique_keys:
         unique[row.relation].append(set(row.columns))
-    found: dict[Place, list[ForeignKey]] = defaultdict(list)
+    found: dict[QualifiedName, list[ForeignKey]] = defaultdict(list)
     for row in foreign_keys:
         single = any(key <= set(row.columns) for key in unique[row.relation])
         for here, mine in _exposures(row.relation, shows, names, homes):
@@ -128,15 +127,15 @@ def derived_keys(
                     for columns in _spelled(row.columns, mine)
                     for targets in _spelled(row.target_columns, theirs)
                 )
-    return {place: tuple(keys) for place, keys in found.items()}
+    return {name: tuple(keys) for name, keys in found.items()}
 
 
 def shown_keys(
     unique_keys: Iterable[Any],
     origins: Mapping[int, Origins],
     names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, Place],
-) -> Mapping[Place, tuple[tuple[str, ...], ...]]:
+    homes: Mapping[int, QualifiedName],
+) -> Mapping[QualifiedName, tuple[tuple[str, ...], ...]]:
     """
     Return the unique keys of tables that views show all of, by the views' names of the columns.
 
@@ -147,14 +146,16 @@ def shown_keys(
         homes: Of served relations.
     """
     shows = _shows(origins, names, homes)
-    found: dict[Place, list[tuple[str, ...]]] = defaultdict(list)
+    found: dict[QualifiedName, list[tuple[str, ...]]] = defaultdict(list)
     for row in unique_keys:
         for view, columns in shows.get(row.relation, ()):
             found[view] += _spelled(row.columns, columns)
-    return {place: tuple(keys) for place, keys in found.items()}
+    return {name: tuple(keys) for name, keys in found.items()}
 
 
-def _called(row: Any, here: Place, there: Place, homes: Mapping[int, Place]) -> bool:
+def _called(
+    row: Any, here: QualifiedName, there: QualifiedName, homes: Mapping[int, QualifiedName]
+) -> bool:
     """Return whether an embed may go by the name of a key: to its table, or what stands for it."""
     if row.target in homes:
         return there == homes[row.target]
@@ -169,10 +170,10 @@ def _spelled(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
 def _shows(
     origins: Mapping[int, Origins],
     names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, Place],
-) -> Mapping[int, list[tuple[Place, Shown]]]:
+    homes: Mapping[int, QualifiedName],
+) -> Mapping[int, list[tuple[QualifiedName, Shown]]]:
     """Return, by table, the views that show it and their names for its columns."""
-    found: dict[int, list[tuple[Place, Shown]]] = defaultdict(list)
+    found: dict[int, list[tuple[QualifiedName, Shown]]] = defaultdict(list)
     for view, shown in origins.items():
         if view not in homes:
             continue
@@ -187,11 +188,11 @@ def _shows(
 
 def _exposures(
     table: int,
-    shows: Mapping[int, list[tuple[Place, Shown]]],
+    shows: Mapping[int, list[tuple[QualifiedName, Shown]]],
     names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, Place],
-) -> list[tuple[Place, Shown]]:
-    own: list[tuple[Place, Shown]] = []
+    homes: Mapping[int, QualifiedName],
+) -> list[tuple[QualifiedName, Shown]]:
+    own: list[tuple[QualifiedName, Shown]] = []
     if table in homes:
         own.append((homes[table], {number: [name] for number, name in names[table].items()}))
     return own + list(shows.get(table, ()))

@@ -19,6 +19,7 @@ from decimal import Decimal
 from typing import Any
 
 from service.errors import InvalidArgument, clip
+from service.request.arguments import UNSTORABLE
 
 MAX_DEPTH = 100
 """Levels of one JSON value; decoders of clients stop somewhere above."""
@@ -34,7 +35,6 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _MARKED = re.compile(r'"\\u0000([^"]*)"')
 """A number among the strings of an encoded text: NUL, which no string of a caller can have."""
 _HARMLESS = frozenset([bool, int, type(None)])
-_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -124,7 +124,7 @@ def check_text(value: str) -> str:
     """
     if "\0" in value:
         raise InvalidArgument("PostgreSQL's text cannot hold the character NUL")
-    if not value.isascii() and _UNSENDABLE.search(value):
+    if not value.isascii() and UNSTORABLE.search(value):
         raise InvalidArgument("not a valid Unicode text: a surrogate stands alone")
     return value
 
@@ -139,7 +139,7 @@ def within(refusal: InvalidArgument, step: object) -> InvalidArgument:
 
 def shown(word: object) -> str:
     """Return a caller's word at a bounded length, in characters that can be sent."""
-    return _UNSENDABLE.sub("\ufffd", clip(word))
+    return UNSTORABLE.sub("\ufffd", clip(word))
 
 
 def _has_wide_number(text: str) -> bool:
@@ -192,7 +192,7 @@ def _too_deep(text: str) -> bool:
 
 def _sendable(value: Any) -> Any:
     if isinstance(value, str):
-        return _UNSENDABLE.sub("\ufffd", value)
+        return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, list):
         return [_sendable(item) for item in value]
     if isinstance(value, dict):

@@ -47,9 +47,9 @@ class Junction:
 
 
 @dataclass(frozen=True, slots=True)
-class Relationship:
+class Join:
     """
-    A relationship of a relation to another.
+    A way from a relation to another: what an embed joins by.
 
     Args:
         target: The other relation.
@@ -81,7 +81,7 @@ class Computed:
     column: Column
 
 
-def related(catalog: Catalog, relation: Relation, embed: Embed) -> Relationship:
+def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
     """
     Return the relationship that an embed means.
 
@@ -113,13 +113,13 @@ def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
     return any(_is_named(each, name) for each in known)
 
 
-def relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
+def relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
     """Return every way from a relation to others."""
     # what only is like a relation has none, and is another one in each call
     return () if relation.schema == NOWHERE else _relationships(catalog, relation)
 
 
-def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
+def label_of(way: Join, ways: Sequence[Join]) -> str:
     """Return the first name that means this way and none of some others, quoted where it has to be."""
     names = [*way.names]
     label = next((name for name in names if closest_named(ways, name) == [way]), names[-1])
@@ -128,7 +128,7 @@ def label_of(way: Relationship, ways: Sequence[Relationship]) -> str:
     return label
 
 
-def closest_named(ways: Sequence[Relationship], via: str) -> list[Relationship]:
+def closest_named(ways: Sequence[Join], via: str) -> list[Join]:
     """Return those of some ways that a name means: a closer meaning hides a farther one."""
     named = [way for way in ways if via in way.names]
     closest = min((way.names[via] for way in named), default=0)
@@ -172,7 +172,7 @@ def keyless(_: Catalog, relation: Relation) -> Relation:
     return replace(relation, primary_key=(), unique_keys=())
 
 
-def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None]:
+def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
     """Return the name of an embed and the name of its way, which may be in the same text."""
     name, via = embed.relation or embed.name, embed.via
     marks = [at for at, character in enumerate(name) if character == "!" and via is None]
@@ -185,7 +185,7 @@ def _named(known: Sequence[Relationship], embed: Embed) -> tuple[str, str | None
     return name, via
 
 
-def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationship]:
+def _preferred(found: Sequence[Join], name: str) -> Sequence[Join]:
     """Return ways less those that a name means only if it means nothing closer."""
     # a name of its own beats the name of the target
     found = [each for each in found if name in each.embed_names] or found
@@ -199,7 +199,7 @@ def _preferred(found: Sequence[Relationship], name: str) -> Sequence[Relationshi
     return found
 
 
-def _fits(way: Relationship, embed: Embed, name: str, via: str | None) -> bool:
+def _fits(way: Join, embed: Embed, name: str, via: str | None) -> bool:
     if embed.direction not in (None, _direction(way)):
         return False
     if via is None:  # a function goes by its own name, never by that of the target
@@ -208,11 +208,11 @@ def _fits(way: Relationship, embed: Embed, name: str, via: str | None) -> bool:
     return via in way.names and (free or _is_named(way, name))
 
 
-def _is_named(way: Relationship, name: str) -> bool:
+def _is_named(way: Join, name: str) -> bool:
     return name in way.embed_names or _is_called(way.target, name)
 
 
-def _direction(way: Relationship) -> str:
+def _direction(way: Join) -> str:
     return "many" if way.many else "one"
 
 
@@ -230,9 +230,7 @@ def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
     return short or name == f"{encode(relation.schema)}.{coded}"
 
 
-def _unknown(
-    relation: Relation, known: Sequence[Relationship], embed: Embed, name: str
-) -> InvalidArgument:
+def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str) -> InvalidArgument:
     there = [way for way in known if _is_named(way, name)]
     if there:
         facing = [way for way in there if embed.direction in (None, _direction(way))]
@@ -254,8 +252,8 @@ def _unknown(
 
 
 @cached_per_catalog
-def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, ...]:
-    found: dict[Hashable, Relationship] = {}
+def _relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
+    found: dict[Hashable, Join] = {}
     for way in (
         *_to_one(catalog, relation),
         *_from_many(catalog, relation),
@@ -264,7 +262,7 @@ def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, 
     ):
         same = _rows(way)
         found[same] = _merged(found[same], way) if same in found else way
-    ways: dict[str, list[Relationship]] = {}
+    ways: dict[str, list[Join]] = {}
     for way in found.values():
         ways.setdefault(_full(way.target), []).append(way)
     return tuple(
@@ -272,7 +270,7 @@ def _relationships(catalog: Catalog, relation: Relation) -> tuple[Relationship, 
     )
 
 
-def _rows(way: Relationship) -> Hashable:
+def _rows(way: Join) -> Hashable:
     """Return what ways have in common that lead to the same rows."""
     junction, function = way.junction, way.function
     if junction is not None:
@@ -281,7 +279,7 @@ def _rows(way: Relationship) -> Hashable:
     return _full(way.target), frozenset(way.pairs), function.name if function else ""
 
 
-def _merged(way: Relationship, other: Relationship) -> Relationship:
+def _merged(way: Join, other: Join) -> Join:
     return replace(
         way,
         many=way.many and other.many,
@@ -290,7 +288,7 @@ def _merged(way: Relationship, other: Relationship) -> Relationship:
     )
 
 
-def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Join]:
     for key in (*relation.foreign_keys, *relation.view_foreign_keys):
         target = catalog.relations.get(key.target)
         if target is not None:
@@ -300,19 +298,19 @@ def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
                 called |= {*key.columns}
             own = (key.name, *_columns(key.columns), _spelled(pairs))
             names = _ranked((0, own), (1, _columns(key.target_columns)))
-            yield Relationship(target, False, pairs, None, names, frozenset(called))
+            yield Join(target, False, pairs, None, names, frozenset(called))
 
 
-def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Join]:
     for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
         pairs = tuple(zip(key.target_columns, key.columns, strict=True))
         columns = (*_columns(key.columns), *_columns(key.target_columns))
         names = _ranked((0, (key.name,)), (1, columns), (0, (_spelled(pairs),)))
         many = not other.refers_once(key)
-        yield Relationship(other, many, pairs, None, names, frozenset())
+        yield Join(other, many, pairs, None, names, frozenset())
 
 
-def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Join]:
     for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
         for there in (*middle.foreign_keys, *middle.view_foreign_keys):
             target = catalog.relations.get(there.target)
@@ -324,17 +322,17 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Relatio
                 tuple(zip(there.columns, there.target_columns, strict=True)),
             )
             names = _names_through(middle, here, there, junction)
-            yield Relationship(target, True, (), junction, names, frozenset())
+            yield Join(target, True, (), junction, names, frozenset())
 
 
-def _computed(catalog: Catalog, relation: Relation) -> Iterator[Relationship]:
+def _computed(catalog: Catalog, relation: Relation) -> Iterator[Join]:
     found = {
         each.name: (each, target) for each, target in computed_relationships(catalog, relation)
     }
     for name, (function, target) in found.items():
         many = function.many and not function.single
         names = _ranked((0, (name, f"{function.schema}.{name}")))
-        yield Relationship(target, many, (), None, names, frozenset({name}), function)
+        yield Join(target, many, (), None, names, frozenset({name}), function)
 
 
 def _names_through(

@@ -6,6 +6,7 @@ Values are kept apart from the shape of the call. Who calls stands here too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from service.request.synonyms import letters, synonym_hint
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes."""
+
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""What no string of PostgreSQL holds: NUL, and a surrogate that stands alone."""
 
 MAX_INTEGER = 2**63 - 1
 MAX_LISTED = 1000

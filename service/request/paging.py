@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Any
 
 from service.errors import InvalidArgument
+from service.request.arguments import UNSTORABLE
 
 MAX_TOKEN = 1 << 20
 """Characters; sort keys may be long strings."""
@@ -63,19 +64,15 @@ def read_token(token: Any, digest: str) -> list[str | None] | int:
             path="after",
             hint="a token goes with the same where, order and distinct as the page before",
         )
-    if isinstance(keys, list) and all(key is None or _is_text(key) for key in keys):
+    if isinstance(keys, list) and all(map(_is_key, keys)):
         return keys
     if isinstance(keys, int) and not isinstance(keys, bool) and 0 <= keys < 2**63:
         return keys
     raise _not_a_token()
 
 
-def _is_text(key: Any) -> bool:
-    return isinstance(key, str) and "\0" not in key and not _has_surrogates(key)
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _is_key(key: Any) -> bool:
+    return key is None or (isinstance(key, str) and not UNSTORABLE.search(key))
 
 
 def _not_a_token() -> InvalidArgument:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Values, listed, placed
+from service.request.arguments import UNSTORABLE, Values, listed, placed
 from service.request.synonyms import synonym_hint
-from service.request.types import Item, Key, Nulls, Operand, Reference, Step
+from service.request.types import Item, JsonStep, Key, Nulls, Operand, Reference
 
 MAX_LENGTH = 1000
 """Of an item, in characters: 63-byte names, and some room for JSON paths."""
@@ -108,7 +108,7 @@ def check_name(text: str, path: str) -> None:
     """
     if not text or len(text) > MAX_LENGTH:
         raise InvalidArgument(f"a name has 1 to {MAX_LENGTH} characters", path=path)
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if UNSTORABLE.search(text):
         raise InvalidArgument("a name has no NUL and no lone surrogate", path=path)
 
 
@@ -194,7 +194,7 @@ def _split_cast(tokens: list[Token], text: str, path: str) -> tuple[list[Token],
 
 def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Reference:
     names: list[str] = []
-    steps: list[Step] = []
+    steps: list[JsonStep] = []
     if not tokens or len(tokens) % 2 == 0:
         raise _bad(text, path)
     for at in range(0, len(tokens), 2):
@@ -205,7 +205,7 @@ def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Ref
         elif mark in {"->", "->>"} and not (steps and steps[-1].text):
             index = tokens[at][0] == "word" and bool(_INDEX.fullmatch(name))
             operand = Operand(values.add(int(name) if index else name), path)
-            steps.append(Step(name, index, mark == "->>", operand))
+            steps.append(JsonStep(name, index, mark == "->>", operand))
         else:
             raise _bad(text, path)
     if len(names) > MAX_OWNERS + 1:

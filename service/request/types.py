@@ -23,7 +23,7 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class JsonStep:
     """One step into a JSON value: `->` or (text) `->>`, by key or (index) by position."""
 
     key: str
@@ -47,7 +47,7 @@ class Reference:
     name: str
     path: str
     owners: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[JsonStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pytest_twisted
 from service.catalog import Catalog, Relation
 from service.describe.document import describe
 from service.errors import InvalidArgument
-from service.plan.relationships import Relationship, relationships
+from service.plan.relationships import Join, relationships
 from tests.conftest import ROOT, execute, missing
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
@@ -84,7 +84,7 @@ def values(relation: Relation, alias: str) -> str:
     return f"json_build_array({each})"
 
 
-def joined(way: Relationship, relation: Relation) -> str:
+def joined(way: Join, relation: Relation) -> str:
     """Write the query of the rows of a relation with their related ones by hand."""
     on = [f't."{here}" = r."{there}"' for here, there in way.pairs]
     target, between = f'"{way.target.schema}"."{way.target.name}"', ""
@@ -126,7 +126,7 @@ async def checked(db: DirectCaller, dsn: str) -> int:
 
 
 async def check(
-    db: DirectCaller, relation: Relation, name: str, way: Relationship, said: Any, rows: list[Any]
+    db: DirectCaller, relation: Relation, name: str, way: Join, said: Any, rows: list[Any]
 ) -> None:
     """Compare what a relationship gives, by each of its names, with the rows of the join."""
     expected = sorted(json.dumps([here, sorted(there, key=str)]) for here, there in rows)

@@ -10,7 +10,7 @@ import pytest
 from service.catalog import Argument, Catalog, Column, ForeignKey, Function, Relation, UniqueKey
 from service.errors import InvalidArgument, UnknownName
 from service.plan.relationships import (
-    Relationship,
+    Join,
     computed_columns,
     is_related,
     keyless,
@@ -141,7 +141,7 @@ def test_labels_mean_one_relationship_each() -> None:
     for relation in (PEOPLE, CLUBS, MEMBERS, LETTERS):
         known = relationships(SCHEMA, relation)
         for each in known:
-            alike: list[Relationship] = [way for way in known if way.target is each.target]
+            alike: list[Join] = [way for way in known if way.target is each.target]
             via = label_of(each, alike).strip('"')
             assert related(SCHEMA, relation, embed(each.target.name, via=via)) == each
 
