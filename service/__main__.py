@@ -40,7 +40,7 @@ from service.describe import stubs
 from service.describe.document import describe as describe_catalog
 from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
-from service.logs import limited
+from service.logs import at_level
 from service.models.registry import fits
 from service.procedures.application import InvalidApplication
 from service.procedures.application import load as load_application
@@ -236,7 +236,7 @@ def start_log(settings: Settings) -> None:
     file = log.open("a")
     levels = [(sys.stderr, "warn"), (file, settings.log_level)]
     globalLogBeginner.beginLoggingTo(
-        [limited(textFileLogObserver(out), level) for out, level in levels],
+        [at_level(textFileLogObserver(out), level) for out, level in levels],
         redirectStandardIO=False,
     )
 

@@ -50,7 +50,7 @@ def _parts(origin: Origin) -> list[tuple[str, str, str]]:
     ]
 
 
-def limited(observer: ILogObserver, level: str) -> ILogObserver:
+def at_level(observer: ILogObserver, level: str) -> ILogObserver:
     """Return an observer of what is as severe as a level or more so, by call."""
     least = LogLevelFilterPredicate(LogLevel.levelWithName(level))
     found: ILogObserver = FilteringLogObserver(CallObserver(observer), [least])
@@ -66,7 +66,7 @@ def limit_log(level: str) -> None:
         discardBuffer: bool = False,
         redirectStandardIO: bool = True,
     ) -> None:
-        begin([limited(each, level) for each in observers], discardBuffer, redirectStandardIO)
+        begin([at_level(each, level) for each in observers], discardBuffer, redirectStandardIO)
 
     # twistd makes its observer after it has read twistd.tac, and has no option for the level.
     globalLogBeginner.beginLoggingTo = begin_limited  # type: ignore[method-assign]

@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any
 
 from service.api.call import Call, Step
-from service.api.json import listed
 from service.catalog import Catalog, Function
 from service.db.statements import (
     Shape,
     call_txn,
     fitting_txn,
+    json_list,
     read_only_txn,
     write_txn,
 )
-from service.plan.functions import Answer, answer_of, plan_call, result_columns
+from service.plan.functions import Answer, answer_kind, plan_call, result_columns
 from service.request.functions import CallRequest, parse_call
 from service.sql.functions import call as called
 from service.sql.statement import Statement
@@ -35,7 +35,7 @@ def call_function(call: Call) -> Step:
     request, function = parsed.request, parsed.request.function
     limit = backend.limits.max_rows
     statement = snapshot.statement(_call, function, (request, limit + 1))
-    answer = answer_of(snapshot.catalog, function)
+    answer = answer_kind(snapshot.catalog, function)
     form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
     shape = Shape(form, backend.max_bytes)
     shaped = partial(_answer, snapshot.catalog, request, statement, answer)
@@ -68,7 +68,7 @@ def _answer(
     if request.form == "json":
         if answer == "nothing":
             return "null"
-        return listed(rows) if answer in ("rows", "values") else rows[0]
+        return json_list(rows) if answer in ("rows", "values") else rows[0]
     if request.form == "lists":
         if answer in ("row", "rows"):
             return {"columns": list(statement.columns), "rows": rows}

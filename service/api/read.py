@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from service.api.call import Call, Step
-from service.api.json import listed, paged
 from service.catalog import Catalog, Function, Relation
 from service.db.statements import (
     Page,
@@ -18,6 +17,8 @@ from service.db.statements import (
     counted_txn,
     fitting_txn,
     groups_txn,
+    json_list,
+    json_page,
     page_txn,
     read_only_txn,
     value_txn,
@@ -98,7 +99,7 @@ def find(call: Call) -> Step | Awaitable[Any]:
         if total is not None:
             answer["count"] = total
         if request.form == "json":
-            return paged(found.rows, **answer)
+            return json_page(found.rows, **answer)
         if request.form == "lists":
             answer = {"columns": list(answered_columns(statement)), **answer}
         return {"rows": found.rows, **answer}
@@ -149,7 +150,7 @@ def aggregate(call: Call) -> Step:
     def groups(rows: list[Any]) -> Any:
         if form == "lists":
             return {"columns": list(statement.columns), "rows": rows}
-        return listed(rows) if form == "json" else rows
+        return json_list(rows) if form == "json" else rows
 
     shape = Shape(form, call.backend.max_bytes)
     return reading(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)

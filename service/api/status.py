@@ -14,7 +14,7 @@ from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.statements import compute_txn
-from service.describe.document import describe, weight
+from service.describe.document import describe, size_of
 from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments, Caller
 from service.request.read import WHOLE, DescribeRequest, parse_describe
@@ -101,7 +101,7 @@ class StatusProcedures:
         made = describe(
             catalog, self._prefix, self._version, self._hub.verbs, self._written(), part
         )
-        if weight(made) > self._max_bytes:
+        if size_of(made) > self._max_bytes:
             raise TooMuchToDescribe(self._max_bytes)
         return made
 

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from service.api.call import Access, Call, Step
-from service.api.json import listed, paged
 from service.api.snapshot import Snapshot
 from service.catalog import Catalog, Relation
 from service.db.statements import (
@@ -26,6 +25,8 @@ from service.db.statements import (
     Written,
     answered_columns,
     compute_txn,
+    json_list,
+    json_page,
     page_txn,
     write_txn,
 )
@@ -523,7 +524,9 @@ def _text(written: Written, returning: Returning, many: bool, counted: bool) -> 
         return json.dumps({"affected": written.affected})
     if not many:
         return str(written.rows[0]) if written.rows else "null"
-    return paged(written.rows, affected=written.affected) if counted else listed(written.rows)
+    return (
+        json_page(written.rows, affected=written.affected) if counted else json_list(written.rows)
+    )
 
 
 def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:

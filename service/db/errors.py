@@ -141,7 +141,7 @@ def raised(error: psycopg2.Error) -> bool:
     return error.diag.source_function == "exec_stmt_raise"
 
 
-def words(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
+def message_of(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
     """Return message and details: the author's if it was raised, else our message alone."""
     diag = error.diag
     if not raised(error):
@@ -160,7 +160,7 @@ def refused(error: psycopg2.Error) -> ServiceError:
     message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
     if code[:2] in _DATA_FREE and error.diag.context is None:
         message = clip(_primary(error) or message, 300)
-    return DatabaseRefused(**words(error, message))
+    return DatabaseRefused(**message_of(error, message))
 
 
 def _primary(error: psycopg2.Error) -> str:
@@ -171,14 +171,16 @@ def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> Serv
     """Return a violation that a trigger or function raised, with its own message."""
     diag = error.diag
     return type(broken)(
-        **words(error, broken.message), constraint=diag.constraint_name, column=diag.column_name
+        **message_of(error, broken.message),
+        constraint=diag.constraint_name,
+        column=diag.column_name,
     )
 
 
 def invalid(error: psycopg2.Error) -> ServiceError:
     """Return the error of an operand, with its value as the caller sent it."""
     if raised(error):
-        return InvalidArgument(**words(error, ""))
+        return InvalidArgument(**message_of(error, ""))
     message, bound = _primary(error), bound_of(error)
     if bound is None or error.diag.statement_position is None:
         # it may be the value of a row that a cast or function stumbled over
@@ -313,7 +315,7 @@ def _duplicate_key(error: psycopg2.Error) -> ServiceError:
 
 def _generated(error: psycopg2.Error) -> ServiceError:
     """Return the error of a value for a generated column, given through a view."""
-    return InvalidArgument(**words(error, "the database makes a column of these by itself"))
+    return InvalidArgument(**message_of(error, "the database makes a column of these by itself"))
 
 
 def _forbidden(error: psycopg2.Error) -> ServiceError:
@@ -321,7 +323,7 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
         said = "row-level security does not let this role write such a row"
     else:
         said = "the database's role may not do this"
-    found = NotAuthorized(**words(error, said))
+    found = NotAuthorized(**message_of(error, said))
     sequence = _SEQUENCE.fullmatch(error.diag.message_primary or "")
     if sequence is not None and error.diag.context is None and not raised(error):
         # a column's default takes its next value with the rights of the role that writes the row
@@ -330,7 +332,7 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 
 
 def _conflict(error: psycopg2.Error) -> ServiceError:
-    details = words(error, "it met another transaction's changes; the same call may succeed")
+    details = message_of(error, "it met another transaction's changes; the same call may succeed")
     clock = "lock" if error.pgcode == "55P03" and not raised(error) else None
     attempts = getattr(error, "attempts", None)  # as `Database.again` has counted them
     return Conflict(**details, clock=clock, attempts=attempts, retry=True)

@@ -231,7 +231,7 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: A
         kind=RELATION_KINDS[row.kind],
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
         unique_keys=tuple(key for _, key in unique_keys),
-        comment=shown(row.comment),
+        comment=visible_comment(row.comment),
         changed_by_triggers=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         auto_updatable=row.direct,
@@ -252,7 +252,7 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
         row.name: Column(
             nullable=not (row.required or types.required(row.type)),
             default=row.expression or (None if row.generated else types.default(row.type)),
-            comment=shown(row.comment),
+            comment=visible_comment(row.comment),
             max_length=types.max_length(row.type, row.modifier),
             **_values(row, "name", "type", "declared", "identity", "generated"),
             **_values(row, "selectable", "insertable", "updatable"),
@@ -418,7 +418,7 @@ class TypeRows:
         return row.kind in "erm" or row.ordered
 
 
-def shown(comment: str | None) -> str | None:
+def visible_comment(comment: str | None) -> str | None:
     """Return a comment less the lines that speak to the service."""
     lines = (comment or "").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
@@ -456,7 +456,7 @@ def _function(row: Any) -> Function:
     return Function(
         arguments=_arguments(row),
         volatility=VOLATILITIES[row.volatility],
-        comment=shown(row.comment),
+        comment=visible_comment(row.comment),
         **_values(row, "schema", "name", "result", "many", "single", "procedure", "definer"),
     )
 

@@ -24,7 +24,7 @@ from service.db.connection import KEEPS_STATE, PgConnection
 from service.sql.statement import quoted
 
 
-def assigned(settings: Mapping[str, str], local: bool = True) -> str:
+def set_statements(settings: Mapping[str, str], local: bool = True) -> str:
     """
     Return the statements that set settings.
 
@@ -101,7 +101,7 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
     settings = {"role": role, **claimed} if role else claimed
 
     def words(local: bool) -> str:
-        found = assigned(settings, local) if settings else ""
+        found = set_statements(settings, local) if settings else ""
         return found + (preferred(schema, local) if schema else "")
 
     undo = "".join(f"SET LOCAL {name} TO DEFAULT;" for name in settings)
@@ -183,7 +183,7 @@ class SessionSettings:
         """Return the statement for our timeout in a session that has a longer one, or none; else ""."""
         longer = self.statement_timeout and not 0 < limit <= self.statement_timeout
         ours = {"statement_timeout": self.limits()["statement_timeout"]}
-        return assigned(ours, local=False) if longer else ""
+        return set_statements(ours, local=False) if longer else ""
 
     def options(self, given: str = "") -> str:
         """Return all settings for `options`, around those that the connection string has."""
@@ -193,7 +193,7 @@ class SessionSettings:
     def words(self) -> str:
         """Return the statements for all settings, for the beginning of a transaction."""
         every = self.limits() | REQUIRED
-        return assigned(every)
+        return set_statements(every)
 
 
 class Sessions:
@@ -298,7 +298,8 @@ def _corrections(found: list[str]) -> str:
     """
     given = (value.replace(" ", "") for value in found)
     wanted = zip(REQUIRED.items(), given, strict=True)
-    return assigned({name: value for (name, value), now in wanted if now != value}, local=False)
+    changed = {name: value for (name, value), now in wanted if now != value}
+    return set_statements(changed, local=False)
 
 
 def _flags(values: dict[str, str]) -> str:

@@ -158,6 +158,17 @@ def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[
     return found
 
 
+def json_list(rows: Iterable[str]) -> str:
+    """Return the JSON of a list of rows that are JSON texts."""
+    return f"[{','.join(rows)}]"
+
+
+def json_page(rows: Iterable[str], **others: Any) -> str:
+    """Return the JSON of an object of such rows, and of what stands beside them."""
+    beside = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in others.items())
+    return f'{{"rows":{json_list(rows)}{beside}}}'
+
+
 def answered_columns(statement: Statement) -> tuple[str, ...]:
     """Return the columns of the answer: those of a spread embed stand for the embed."""
     if not statement.embeds:

@@ -77,7 +77,7 @@ def describe(
     }
 
 
-def weight(document: Mapping[str, Any]) -> int:
+def size_of(document: Mapping[str, Any]) -> int:
     """Return how many bytes a document is, as JSON."""
     return sum(
         len(_ENCODER.encode(each).encode())

@@ -13,7 +13,7 @@ from service.describe.grammar import record
 from service.describe.rows import Rows
 from service.describe.types import NULL, given, schema_of, value
 from service.describe.verbs import FORM, TIMEOUT, Verb, forms
-from service.plan.functions import answer_of, result_columns
+from service.plan.functions import answer_kind, result_columns
 from service.request.functions import ARGS
 from service.request.names import FN, encode
 
@@ -121,7 +121,7 @@ class _FunctionRows(Rows):
     def _arguments(self) -> Schema:
         """Return what a call takes by name; what has no name is in a list, as `args`."""
         function = self._function
-        nothing = function.procedure or answer_of(self.defs.catalog, function) == "nothing"
+        nothing = function.procedure or answer_kind(self.defs.catalog, function) == "nothing"
         # Without an answer there is nothing to count.
         options = {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
         others = {name: each for name, each in options.items() if name not in self._names}
@@ -144,7 +144,7 @@ class _FunctionRows(Rows):
     def _result(self) -> Schema:
         """Return what a call answers."""
         catalog, function = self.defs.catalog, self._function
-        answer = answer_of(catalog, function)
+        answer = answer_kind(catalog, function)
         if answer == "nothing":
             return {"anyOf": [NULL, reference("text")]}
         if self._columns is None:

@@ -40,7 +40,7 @@ def words(*each: str) -> Schema:
     return {"enum": [*each, None]}
 
 
-def listed(item: Schema, most: int, least: int = 0) -> Schema:
+def list_of(item: Schema, most: int, least: int = 0) -> Schema:
     """Return the schema of a list of items, of one item that stands for a list of it, or null."""
     items: Schema = {"type": "array", "items": item, "maxItems": most}
     if least:
@@ -147,10 +147,10 @@ LANGUAGE: Mapping[str, Schema] = {
             record({"by": NAME, "desc": FLAG, "nulls": words("first", "last")}, ["by"]),
         ],
     },
-    "select": listed(reference("item"), MAX_LISTED),
-    "order": listed(reference("key"), MAX_KEYS),
-    "columns": listed(NAME, MAX_LISTED),
-    "some_columns": listed(NAME, MAX_LISTED, least=1),
+    "select": list_of(reference("item"), MAX_LISTED),
+    "order": list_of(reference("key"), MAX_KEYS),
+    "columns": list_of(NAME, MAX_LISTED),
+    "some_columns": list_of(NAME, MAX_LISTED, least=1),
     "measure": _measure(),
     "measures": {
         "description": "functions over rows, by name",

@@ -348,11 +348,11 @@ class _Python(_Client):
             words = self._words(call) if call.template else {}
             patterns = self._patterns.get((call.template, call.verb), ())
             ways += [_filled(each, words) for each in patterns] or [self._way(call)]
-        attributes, titles = identifiers(groups), class_names(groups)
+        attributes, titles = unique_identifiers(groups), class_names(groups)
         # In its class the name of a method would stand for the method, no longer for the type.
         types = {*re.findall(r"\b[A-Z]\w+", self._head), *BUILTINS}
         for group, verbs in groups.items():
-            names = identifiers(verbs, types)
+            names = unique_identifiers(verbs, types)
             methods = {names[verb]: found for verb, found in verbs.items()}
             yield attributes[group], f"{titles[group]}Calls", methods
 
@@ -379,7 +379,7 @@ class _Python(_Client):
             if _may_be_argument(each.name)
         ]
         lost = len(by_name) < len(call.named)
-        others = identifiers(["options"], [each.name for each in call.named])["options"]
+        others = unique_identifiers(["options"], [each.name for each in call.named])["options"]
         rest = [*(["*"] if by_name else []), *by_name, *([f"**{others}: Any"] if lost else [])]
         takes = ", ".join(["self", *by_position, "/", *rest])
         return f"({takes}) -> {self.type(call.result)}: ..."
@@ -410,7 +410,7 @@ def class_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+def unique_identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Make identifiers of names, each another one, and none of those that are taken."""
     found: dict[str, str] = {}
     for name in names:

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from service.db.connection import PgConnection
 from service.errors import InvalidArgument
 from service.models.meta import Meta, keys_of
-from service.models.sql import Where, affected_txn, both, identifiers, rows_txn, table
+from service.models.sql import Where, affected_txn, conjunction, identifiers, rows_txn, table
 from service.sql.statement import quoted
 
 
@@ -157,7 +157,7 @@ class Relationship:
                 return succeed(list(found) if not self.one else found[0] if found else None)
         if self.otherklass is None or (self.one and None in self.values()):
             return succeed(None)
-        where = both(self.where(options.pop("join_where", None)), options.pop("where", None))
+        where = conjunction(self.where(options.pop("join_where", None)), options.pop("where", None))
         if self.one:
             options["limit"] = 1
         return self.otherklass.find(where=where, **options)
@@ -197,7 +197,7 @@ class ToMany(Relationship, ABC):
 
     def count(self, **options: Any) -> Deferred[int]:
         """Count the objects that fulfil `where` and, of the join table, `join_where`."""
-        where = both(self.where(options.get("join_where")), options.get("where"))
+        where = conjunction(self.where(options.get("join_where")), options.get("where"))
         return self.otherklass.count(where=where)
 
     def set(self, others: Sequence[Any]) -> Deferred[None]:
@@ -229,7 +229,7 @@ class HasMany(ToMany):
 
     def where(self, join_where: Where | None = None) -> Where:
         """Return the condition of the rows with this one's key."""
-        return both(super().where(join_where), self._kind(self.otherklass.meta()))
+        return conjunction(super().where(join_where), self._kind(self.otherklass.meta()))
 
     def join(self, other: Meta) -> Where:
         """Return what joins the rows to the keys."""
@@ -285,7 +285,9 @@ class HABTM(ToMany):
     def where(self, join_where: Where | None = None) -> Where:
         """Return the condition that the join table has the others' keys beside this one's."""
         mine, there = self._here("?" for _ in self.mine), self._there(self.otherklass.meta())
-        inner, *params = both([f"{mine} AND {there}", *self.encode(self.values())], join_where)
+        inner, *params = conjunction(
+            [f"{mine} AND {there}", *self.encode(self.values())], join_where
+        )
         return [f"EXISTS (SELECT FROM {self._junction} WHERE {inner})", *params]
 
     def join(self, other: Meta) -> Where:

@@ -108,7 +108,7 @@ def enclosed(where: Where) -> str:
     return f"({where[0]}\n)"
 
 
-def both(first: Where, second: Where | None) -> Where:
+def conjunction(first: Where, second: Where | None) -> Where:
     """Join two conditions; the second may be missing."""
     if not second:
         return first

@@ -22,7 +22,7 @@ from service.db.database import Database
 from service.db.transaction import cursor_txn
 from service.models.sql import (
     Where,
-    both,
+    conjunction,
     limit_of,
     order_by,
     placeholders,
@@ -139,7 +139,7 @@ class PgConfig(PostgreSQLDBConfig):
         if group is not None:
             raise ValueError("whole rows cannot be grouped")
         if id is not None:
-            where = both(["id OPERATOR(pg_catalog.=) ?", id], where)
+            where = conjunction(["id OPERATOR(pg_catalog.=) ?", id], where)
         text, params = where_of(where)
         sql = f"SELECT {select or '*'} FROM {table(tablename)}{text}"
         if orderby is not None:

@@ -50,7 +50,7 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
         InvalidArgument: There is a bound for rows, and none that could be counted.
     """
     function = request.function
-    answer = answer_of(catalog, function)
+    answer = answer_kind(catalog, function)
     if request.max_affected is not None and (function.procedure or answer == "nothing"):
         raise InvalidArgument(
             f'"{function.name}" returns no rows that could be counted', path="max_affected"
@@ -133,7 +133,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
     return FunctionCall(function, arguments, names)
 
 
-def answer_of(catalog: Catalog, function: Function) -> Answer:
+def answer_kind(catalog: Catalog, function: Function) -> Answer:
     """Return what a call of a function answers."""
     if function.procedure:
         return "row" if function.outputs else "nothing"

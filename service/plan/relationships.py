@@ -21,7 +21,7 @@ from service.catalog import (
 )
 from service.errors import InvalidArgument, UnknownName
 from service.request.names import encode
-from service.request.select import quoted
+from service.request.select import quoted_item
 from service.request.types import Embed
 
 UNANSWERED = frozenset([2249, 2278])
@@ -247,7 +247,7 @@ def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str)
     if name in relation.columns:
         hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
     elif dotted is not None:
-        hint = f"the column of that name is written {quoted(dotted)}, quotes and all"
+        hint = f"the column of that name is written {quoted_item(dotted)}, quotes and all"
     return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path, hint)
 
 

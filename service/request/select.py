@@ -225,10 +225,10 @@ def _bad(text: str, path: str) -> InvalidArgument:
         f'not a column: "{text[:80]}"',
         path=path,
         hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . " stands in'
-        f' "quotes", with each " in it doubled, as in {quoted(text[:80])}',
+        f' "quotes", with each " in it doubled, as in {quoted_item(text[:80])}',
     )
 
 
-def quoted(name: str) -> str:
+def quoted_item(name: str) -> str:
     """Return a name as an item of a list has it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'

@@ -14,7 +14,7 @@ from service.sql.expressions import (
     condition,
     expression,
     json_text,
-    limited,
+    limit_offset,
     order_by,
     output_list,
     schema_sql,
@@ -42,7 +42,7 @@ def aggregate(plan: AggregatePlan) -> Statement:
         ),
         having=where_clause(plan.having),
         order=order_by(plan.grouped.order),
-        page=limited(plan.limit, plan.offset),
+        page=limit_offset(plan.limit, plan.offset),
     )  # fmt: skip
     return build_statement(
         plan.name,

@@ -19,7 +19,7 @@ from service.sql.expressions import (
     expression,
     json_text,
     json_value,
-    limited,
+    limit_offset,
     order_by,
     output_list,
     related_rows,
@@ -73,7 +73,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
         rows=rows,
         order=order_by(embed.order),
         one=SQL("" if embed.many or embed.limit else " LIMIT 1"),
-        page=limited(embed.limit, embed.offset),
+        page=limit_offset(embed.limit, embed.offset),
         alias=Identifier(_alias(embed)),
     )
 

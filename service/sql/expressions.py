@@ -104,7 +104,7 @@ def order_by(keys: Sequence[SortKey], last: Composable | None = None) -> Composa
     return SQL(" ORDER BY {keys}").format(keys=COMMA.join(found)) if found else EMPTY
 
 
-def limited(limit: Bound | None, offset: Bound | None) -> Composable:
+def limit_offset(limit: Bound | None, offset: Bound | None) -> Composable:
     """Build LIMIT and OFFSET clauses, or nothing."""
     return Composed(
         SQL(template).format(Parameter(bound))

@@ -24,7 +24,7 @@ from service.sql.expressions import (
     condition,
     expression,
     json_text,
-    limited,
+    limit_offset,
     operator,
     order_by,
     where_clause,
@@ -113,7 +113,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
         embeds=embed_joins(plan.embeds, json),
         where=_where(plan),
         order=order_by(plan.order, last),
-        page=limited(plan.limit, plan.offset),
+        page=limit_offset(plan.limit, plan.offset),
         lock=SQL(' FOR UPDATE OF "t"' if plan.lock else ""),
     )  # fmt: skip
 

@@ -35,7 +35,7 @@ def pattern(prefix: str) -> str:
     return f"{prefix}."
 
 
-def procedure(prefix: str, *components: str) -> str:
+def procedure_uri(prefix: str, *components: str) -> str:
     """Return the URI of a procedure, each component encoded."""
     return ".".join([prefix, *map(encode, components)])
 

@@ -12,7 +12,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher, textFileLogObserver
 from twisted.python.failure import Failure
 
 from service.db.slow import ORIGIN, Origin
-from service.logs import limited
+from service.logs import at_level
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from service.logs import limited
 def test_event_of_call_begins_with_its_id(origin: Origin | None, head: str) -> None:
     """Text that looks like a field is no field, and a traceback follows as ever."""
     out, seen = StringIO(), []
-    publisher = LogPublisher(limited(textFileLogObserver(out), "warn"), seen.append)
+    publisher = LogPublisher(at_level(textFileLogObserver(out), "warn"), seen.append)
     log: Any = Logger("shop", observer=publisher)
     token = ORIGIN.set(origin)
     try:
@@ -47,7 +47,7 @@ def test_event_of_call_begins_with_its_id(origin: Origin | None, head: str) -> N
 def test_event_that_brings_its_origin_needs_no_context() -> None:
     """As one from another thread."""
     seen: list[Any] = []
-    observer = limited(seen.append, "info")
+    observer = at_level(seen.append, "info")
     event = {"log_level": LogLevel.info, "log_namespace": "shop", "log_format": "slow"}
     observer({**event, "origin": Origin("c0ffee")})
     assert (seen[0]["call_id"], seen[0]["log_format"]) == ("c0ffee", "[call {call_id}] slow")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.models.sql import both, limit_of, order_by, placeholders, table, where_of
+from service.models.sql import conjunction, limit_of, order_by, placeholders, table, where_of
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_order(orderby: str | list[str], text: str) -> None:
 
 def test_conditions_together() -> None:
     """Neither an OR nor a comment reaches out of its condition."""
-    where = both(["a = ? OR b = 1 -- or what", 1], ["c = ?", 2])
+    where = conjunction(["a = ? OR b = 1 -- or what", 1], ["c = ?", 2])
     assert where == ["(a = ? OR b = 1 -- or what\n) AND (c = ?\n)", 1, 2]
-    assert both(["a = ?", 1], None) == ["a = ?", 1]
+    assert conjunction(["a = ?", 1], None) == ["a = ?", 1]
     assert where_of(None) == ("", [])
     assert where_of(["a = ?", 1]) == (" WHERE (a = ?\n)", [1])
 

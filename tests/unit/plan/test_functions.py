@@ -9,7 +9,7 @@ import pytest
 
 from service.catalog import Argument, Catalog, Function, Type
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
-from service.plan.functions import answer_of, plan_call, plan_called, relation_of, result_columns
+from service.plan.functions import answer_kind, plan_call, plan_called, relation_of, result_columns
 from service.plan.types import CallPlan, ReadPlan
 from service.request.functions import parse_call, parse_called
 from service.request.read import Limits, parse_find
@@ -59,7 +59,7 @@ def test_answer_follows_from_what_a_function_returns(
     of: Function, answer: str, columns: Any
 ) -> None:
     """Rows have the columns of their type or of the OUT arguments; a value has one."""
-    assert answer_of(DEMO, of) == answer
+    assert answer_kind(DEMO, of) == answer
     plan = called(of)
     assert plan.columns == columns
     assert plan.rows is (answer in ("rows", "values"))

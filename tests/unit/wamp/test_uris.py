@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.errors import name_of, pattern, procedure
+from service.wamp.errors import name_of, pattern, procedure_uri
 
 
 def test_procedure() -> None:
     """Components are encoded where WAMP forbids a character."""
-    assert procedure("rowcast", "app", "my table", "get") == "rowcast.app.my%20table.get"
+    assert procedure_uri("rowcast", "app", "my table", "get") == "rowcast.app.my%20table.get"
     assert pattern("com.example.db") == "com.example.db."
 
 
