@@ -207,7 +207,7 @@ class Dispatcher:
         snapshot: Snapshot | None,
         relation: Relation | None,
     ) -> Exception:
-        """Return what a caller is told who got an error; the error itself if it is a bug."""
+        """Return the refusal that a caller gets for an error; the error itself if it is a bug."""
         if actor is not None and actor.committed:
             if isinstance(error, TooLarge):
                 error = committed_despite(error)

@@ -283,9 +283,9 @@ class Upload:
         self._written.addBoth(feed.over)
         return feed
 
-    async def _write(self, spelled: CopyIn, feed: Feed) -> int:
+    async def _write(self, statements: CopyIn, feed: Feed) -> int:
         async with self._database.transaction():
-            return int(await self._database.run(import_txn, spelled, feed))
+            return int(await self._database.run(import_txn, statements, feed))
 
     async def _columns(self, given: Any) -> list[tuple[str, str]]:
         """Return the columns of the import, each with the path that names it."""

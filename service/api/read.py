@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from service.api.call import Call, Step
-from service.catalog import Catalog, Function, Relation
+from service.catalog import Catalog, Relation
 from service.db.statements import (
     Page,
     Shape,
@@ -47,7 +47,6 @@ from service.sql.select import estimate, select
 from service.sql.select import exists as existing
 from service.sql.statement import Statement
 
-Subject = Relation | Function
 Found = FindRequest | CalledRequest[FindRequest]
 """A request for rows of a relation, or for those that a function returns."""
 

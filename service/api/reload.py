@@ -55,7 +55,7 @@ class Catalogs(Service):
         reactor: For pauses.
         database: To read it from.
         schemas: Those that are served.
-        hub: Serves each catalog.
+        dispatcher: Serves each catalog.
         roles: Of the database; each has a catalog of its own.
         models: Are loaded for each catalog.
         every: Seconds between two looks; None if it looks for callers alone.
@@ -66,7 +66,7 @@ class Catalogs(Service):
         reactor: IReactorTime,
         database: Database,
         schemas: tuple[str, ...],
-        hub: Dispatcher,
+        dispatcher: Dispatcher,
         models: Models,
         roles: Roles = Roles(),  # noqa: B008 - frozen
         every: float | None = EVERY,
@@ -74,7 +74,7 @@ class Catalogs(Service):
         self._reactor = reactor
         self._database = database
         self._schemas = schemas
-        self._hub = hub
+        self._dispatcher = dispatcher
         self._models = models
         self._roles = roles
         self._every = every
@@ -208,7 +208,7 @@ class Catalogs(Service):
         self._version += 1
         log.info(
             "serving {relations} relations of {schemas}, catalog {version}",
-            relations=len(self._hub.served.catalog.relations),
+            relations=len(self._dispatcher.served.catalog.relations),
             schemas=", ".join(self._schemas),
             version=self._version,
         )
@@ -271,7 +271,7 @@ class Catalogs(Service):
             role: Snapshot(catalog, codec if catalog is union else Codec(catalog), models)
             for role, catalog in catalogs.items()
         }
-        self._hub.serve(Snapshot(union, codec, models), served)
+        self._dispatcher.serve(Snapshot(union, codec, models), served)
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False

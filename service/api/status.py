@@ -28,7 +28,7 @@ Check = Callable[[], bool]
 class StatusProcedures:
     """
     Args:
-        hub: For the catalog and the verbs.
+        dispatcher: For the catalog and the verbs.
         database: Asked by `health`, counted by `stats`.
         prefix: Of the procedures' URIs.
         version: Of the service.
@@ -40,7 +40,7 @@ class StatusProcedures:
 
     def __init__(
         self,
-        hub: Dispatcher,
+        dispatcher: Dispatcher,
         database: Database,
         prefix: str,
         version: str,
@@ -49,7 +49,7 @@ class StatusProcedures:
         procedures: Callable[[], Mapping[str, Callable[..., Any]]],
         max_bytes: int = 8 << 20,
     ) -> None:
-        self._hub = hub
+        self._dispatcher = dispatcher
         self._database = database
         self._prefix = prefix
         self._version = version
@@ -85,7 +85,7 @@ class StatusProcedures:
             UnknownName: A part is asked for that is not there.
         """
         part, timeout = parse_describe(args, kwargs)
-        catalog = self._hub.served_to(caller).catalog
+        catalog = self._dispatcher.served_to(caller).catalog
         found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
             making = self._database.run(
@@ -99,7 +99,7 @@ class StatusProcedures:
     def _document(self, catalog: Catalog, part: DescribeRequest) -> Any:
         """Build a document, in a pool thread."""
         made = describe(
-            catalog, self._prefix, self._version, self._hub.verbs, self._written(), part
+            catalog, self._prefix, self._version, self._dispatcher.verbs, self._written(), part
         )
         if size_of(made) > self._max_bytes:
             raise TooMuchToDescribe(self._max_bytes)
@@ -108,7 +108,7 @@ class StatusProcedures:
     async def _health(self) -> Any:
         """Return that the service lives, and whether calls can be answered."""
         checks = {name: check() for name, check in self._checks.items()}
-        checks["catalog"] = self._hub.ready
+        checks["catalog"] = self._dispatcher.ready
         checks["postgres"] = await self._asked()
         return {"live": True, "ready": all(checks.values()), "checks": checks}
 

@@ -45,16 +45,16 @@ class DryRun(Exception):
 class Batches:
     """
     Args:
-        hub: Answers each operation.
+        dispatcher: Answers each operation.
         database: For the transaction.
         max_bytes: What an answer may weigh on the wire.
         inject: Whether callers may make attempts fail.
     """
 
     def __init__(
-        self, hub: Dispatcher, database: Database, max_bytes: int, inject: bool = False
+        self, dispatcher: Dispatcher, database: Database, max_bytes: int, inject: bool = False
     ) -> None:
-        self._hub = hub
+        self._dispatcher = dispatcher
         self._database = database
         self._max_bytes = max_bytes
         self._inject = inject
@@ -143,7 +143,7 @@ class Batches:
             if operation.refers:
                 args = resolve(args, results, f"{path}.args")
                 kwargs = resolve(kwargs, results, f"{path}.kwargs")
-            return await self._hub.answer(operation.name, args, kwargs, caller, state=state)
+            return await self._dispatcher.answer(operation.name, args, kwargs, caller, state=state)
         except ServiceError as error:
             found = unwritten(error) if request.read_only else error
             found.details["operation"] = at

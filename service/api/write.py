@@ -214,7 +214,7 @@ def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
     request, relation, snapshot = parsed.request, _relation(call), call.snapshot
     make: Callable[[], Statement]
-    if request.many:  # spelled in the pool thread, and seldom the same again
+    if request.many:  # built in the pool thread: it is long, and seldom the same again
         make = partial(_create, snapshot.catalog, relation, request)
     else:
         statement = snapshot.statement(_create, relation, request)

@@ -425,7 +425,7 @@ class Feed:
             self._pieces = self._encode(rows, self._defaults)
 
 
-def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
+def import_txn(connection: PgConnection, statements: CopyIn, feed: Feed) -> int:
     """
     Write the rows of a feed, and return the number of rows written.
 
@@ -435,13 +435,13 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
         ServiceError: What the feed found wrong with its rows.
         psycopg2.Error: What PostgreSQL did.
     """
-    copy = spelled.copy
-    defaults = spelled.copy_with_defaults is not None and connection.server_version >= 160000
-    if defaults and spelled.copy_with_defaults is not None:
-        copy = spelled.copy_with_defaults
+    copy = statements.copy
+    defaults = statements.copy_with_defaults is not None and connection.server_version >= 160000
+    if defaults and statements.copy_with_defaults is not None:
+        copy = statements.copy_with_defaults
     feed.attach(connection, defaults)
     with connection.cursor() as cursor:
-        before = f"; {spelled.before}" if spelled.before else ""
+        before = f"; {statements.before}" if statements.before else ""
         cursor.execute(f"SET LOCAL statement_timeout = 0{before}")
         try:
             cursor.copy_expert(copy, feed, CHUNK)
@@ -449,6 +449,6 @@ def import_txn(connection: PgConnection, spelled: CopyIn, feed: Feed) -> int:
             if feed.error is not None:
                 raise feed.error from None
             raise
-        if spelled.after is not None:
-            cursor.execute(spelled.after)
+        if statements.after is not None:
+            cursor.execute(statements.after)
         return int(cursor.rowcount)

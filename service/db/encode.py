@@ -231,7 +231,7 @@ def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[
     A hidden field has no name and cannot be set; one that is unreadable is named in no refusal.
     """
     names = [name for name, _ in type.fields if name]
-    told = [name for name in names if name not in type.unreadable_fields]
+    readable = [name for name in names if name not in type.unreadable_fields]
     settable = frozenset(names)
     steps = [
         (name, at if name in type.unreadable_fields else name, convert)
@@ -248,7 +248,7 @@ def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[
             raise InvalidArgument("expected a dict")
         if not settable.issuperset(given):
             name = next(name for name in given if name not in settable)
-            raise within(UnknownName("field", shown(name), told, f"type {type.name}"), name)
+            raise within(UnknownName("field", shown(name), readable, f"type {type.name}"), name)
         found: list[Any] = []
         for name, place, convert in steps:
             item = given.get(name) if name else None
@@ -330,10 +330,10 @@ def name_text(catalog: Catalog, type: Type) -> Write:
     elif type.name in ("regclass", "regproc"):
         homes = catalog.relations if type.name == "regclass" else catalog.functions
         for schema, name in homes:
-            spelled = f"{quoted(schema)}.{quoted(name)}"
-            known |= {f"{schema}.{name}": spelled, spelled: spelled}
+            qualified = f"{quoted(schema)}.{quoted(name)}"
+            known |= {f"{schema}.{name}": qualified, qualified: qualified}
             if schema == next(home for home in catalog.schemas if (home, name) in homes):
-                known |= {name: spelled, quoted(name): spelled}
+                known |= {name: qualified, quoted(name): qualified}
 
     def write(value: Any) -> str:
         word = word_text(value)

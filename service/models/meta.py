@@ -112,7 +112,7 @@ class Meta:
 
     def _equals(self, name: str) -> str:
         # A type of an extension has its operator where the extension is, which the search_path
-        # may not name; and a bare = may be one that somebody made.
+        # may not name; and an unqualified = may be one that a user of the database has made.
         oid = self._catalog.plain(self.types[name]).oid
         schema = self._catalog.operators.get(("=", oid, oid), PG_CATALOG)
         return f"OPERATOR({quoted(schema)}.=)"

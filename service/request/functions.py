@@ -233,11 +233,11 @@ def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catal
 
 def signature(function: Function, catalog: Catalog) -> str:
     """Return what a function takes: "add(a integer, [b integer])", brackets for a default."""
-    spelled = []
+    parameters = []
     for at, each in enumerate(function.inputs, 1):
         word = f"{each.name or f'${at}'} {catalog.type(each.type).sql}"
-        spelled.append(f"[{word}]" if each.has_default else word)
-    return f"{function.name}({', '.join(spelled)})"
+        parameters.append(f"[{word}]" if each.has_default else word)
+    return f"{function.name}({', '.join(parameters)})"
 
 
 def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
