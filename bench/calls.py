@@ -4,7 +4,7 @@ Calls per second of one procedure, beside an echo on the same router in the same
 `python -m bench.calls --url rs://127.0.0.1:8080 --procedure rowcast.actions.get --args '[1]' --echo`
 
 With `--echo` an echo procedure is called in turns with it, so that the ratio holds on a noisy
-machine. The echo is a service of ours without a hub; it wants a role that may register (default
+machine. The echo is a service of ours without a dispatcher; it wants a role that may register (default
 the router's own socket: `--service unix:.rowcast/router-8080/service.sock`). `--pid NAME=PID` adds
 the CPU time a call costs that process.
 """

@@ -44,9 +44,9 @@ NAMES: dict[str, tuple[str, Callable[[int], tuple[tuple[Any, ...], dict[str, Any
 
 
 @contextmanager
-def _cleaned(hub: Dispatcher, cleaned: bool | None) -> Iterator[None]:
+def _cleaned(dispatcher: Dispatcher, cleaned: bool | None) -> Iterator[None]:
     """Have every session be cleaned after each call, or none; None: where it is needed."""
-    codec, cleaning = hub.served.codec, PgConnection.cleaning
+    codec, cleaning = dispatcher.served.codec, PgConnection.cleaning
     codec.current = cleaned is None or not cleaned
     if cleaned is False:
         PgConnection.cleaning = property(lambda _: "")  # type: ignore[assignment, method-assign]
@@ -57,16 +57,16 @@ def _cleaned(hub: Dispatcher, cleaned: bool | None) -> Iterator[None]:
         PgConnection.cleaning = cleaning  # type: ignore[method-assign]
 
 
-async def _seconds(hub: Dispatcher, name: str, cleaned: bool | None) -> float:
+async def _seconds(dispatcher: Dispatcher, name: str, cleaned: bool | None) -> float:
     """Time the calls."""
     procedure, arguments = NAMES[name]
 
     async def some(first: int) -> None:
         for at in range(first, CALLS, AT_ONCE):
             args, kwargs = arguments(at)
-            await hub.answer(procedure, args, kwargs, CALLER)
+            await dispatcher.answer(procedure, args, kwargs, CALLER)
 
-    with _cleaned(hub, cleaned):
+    with _cleaned(dispatcher, cleaned):
         began = time.perf_counter()
         await gatherResults([ensureDeferred(some(first)) for first in range(AT_ONCE)])
         return time.perf_counter() - began
@@ -79,8 +79,8 @@ async def _main(dsn: str, rounds: int) -> None:
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
-    hub = Dispatcher(database, Limits(), 8 << 20)
-    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database))
+    dispatcher = Dispatcher(database, Limits(), 8 << 20)
+    catalogs = Catalogs(reactor, database, ("public",), dispatcher, Models(database))
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()
@@ -88,10 +88,10 @@ async def _main(dsn: str, rounds: int) -> None:
         for name in NAMES:
             found: dict[bool | None, list[float]] = {None: [], True: [], False: []}
             for cleaned in found:
-                await _seconds(hub, name, cleaned)
+                await _seconds(dispatcher, name, cleaned)
             for _ in range(rounds):
                 for cleaned, times in found.items():
-                    times.append(await _seconds(hub, name, cleaned))
+                    times.append(await _seconds(dispatcher, name, cleaned))
             as_it_is, always, never = (min(times) / CALLS * 1e6 for times in found.values())
             print(
                 f"{name:9} {as_it_is:5.0f} µs; never cleaned {never:5.0f} µs,"

@@ -37,20 +37,20 @@ CALLS, AT_ONCE = 4000, 16
 
 
 async def _hub(database: Database, roles: Roles) -> Dispatcher:
-    hub = Dispatcher(database, Limits(), 8 << 20, roles)
-    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), roles)
+    dispatcher = Dispatcher(database, Limits(), 8 << 20, roles)
+    catalogs = Catalogs(reactor, database, ("public",), dispatcher, Models(database), roles)
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()
-    return hub
+    return dispatcher
 
 
-async def _seconds(hub: Dispatcher, caller: Caller) -> float:
+async def _seconds(dispatcher: Dispatcher, caller: Caller) -> float:
     """Time the calls."""
 
     async def some(first: int) -> None:
         for at in range(first, CALLS, AT_ONCE):
-            await hub.answer("rowcast_bench.get", [1 + at % 1000], {}, caller)
+            await dispatcher.answer("rowcast_bench.get", [1 + at % 1000], {}, caller)
 
     began = time.perf_counter()
     await gatherResults([ensureDeferred(some(first)) for first in range(AT_ONCE)])

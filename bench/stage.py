@@ -156,7 +156,7 @@ def serve(dsn: str, url: str) -> None:
         probe.lags.clear()
         return found
 
-    serving.hub.add({"bench.lag": lag})
+    serving.dispatcher.add({"bench.lag": lag})
     serving.startService()
 
     async def run() -> None:

@@ -131,12 +131,12 @@ async def walked(walk: Walk, dsn: str) -> dict[str, list[tuple[str, str]]]:
     pool = PgPool(dsn, reactor, SessionSettings(schemas=("public",)))
     pool.start()
     database = Database(pool, reactor)
-    hub = Dispatcher(database, Limits(), 8 << 20)
-    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database), every=None)
-    hub.refresh = catalogs.refresh
+    dispatcher = Dispatcher(database, Limits(), 8 << 20)
+    catalogs = Catalogs(reactor, database, ("public",), dispatcher, Models(database), every=None)
+    dispatcher.refresh = catalogs.refresh
     catalogs.startService()
     await catalogs.loaded()
-    callee = Callee(reactor, hub.answer, "rowcast")
+    callee = Callee(reactor, dispatcher.answer, "rowcast")
     session = SafeSession("realm1", Anonymous(), callee.joined, lambda _: None)
     router = PlayedRouter(session)
     session.onOpen(router)

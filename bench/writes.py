@@ -1,5 +1,5 @@
 """
-What a write costs, through the hub, and by turns in another checkout of the code.
+What a write costs, through the dispatcher, and by turns in another checkout of the code.
 
     python -m bench.writes [--before ../rowcast-before] [--rounds 5]
 
@@ -75,8 +75,10 @@ async def _measure(dsn: str) -> None:
     pool = PgPool(dsn, reactor)
     pool.start()
     database = Database(pool, reactor)
-    hub = Dispatcher(database, Limits(), 8 << 20, Roles())
-    catalogs = Catalogs(reactor, database, ("public",), hub, Models(database, (Ruled,)), Roles())
+    dispatcher = Dispatcher(database, Limits(), 8 << 20, Roles())
+    catalogs = Catalogs(
+        reactor, database, ("public",), dispatcher, Models(database, (Ruled,)), Roles()
+    )
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()
@@ -84,7 +86,7 @@ async def _measure(dsn: str) -> None:
 
     async def some(first: int, name: str, args: Any, kwargs: Any, calls: int) -> None:
         for at in range(first, calls, AT_ONCE):
-            await hub.answer(name, args(at), kwargs, caller)
+            await dispatcher.answer(name, args(at), kwargs, caller)
 
     await gatherResults([database.statement("SELECT pg_sleep(0.2)") for _ in range(AT_ONCE)])
     pids = await database.statement(

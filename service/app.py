@@ -204,7 +204,7 @@ class Serving(Service):
         self.database = Database(self.pool, reactor)
         roles = Roles(settings.database_roles, settings.anonymous)
         process = new_process()
-        self.hub = Dispatcher(
+        self.dispatcher = Dispatcher(
             self.database,
             Limits(
                 settings.max_rows,
@@ -218,12 +218,14 @@ class Serving(Service):
         )
         app = load(settings.app)
         models = Models(self.database, app.models)
-        self.catalogs = Catalogs(reactor, self.database, settings.schemas, self.hub, models, roles)
+        self.catalogs = Catalogs(
+            reactor, self.database, settings.schemas, self.dispatcher, models, roles
+        )
         self.listener = Listener(reactor, place.direct_dsn)
         self.listener.subscribe(CHANNEL, self._heard, self.catalogs.reload)
         callee = Callee(
             reactor,
-            self.hub.answer,
+            self.dispatcher.answer,
             settings.prefix,
             settings.shared,
             settings.drain_timeout,
@@ -231,22 +233,26 @@ class Serving(Service):
             _bounds(settings),
             self.pool.scheduler.assign,
         )
-        callee.pin(process, self.hub.forwarded)
+        callee.pin(process, self.dispatcher.forwarded)
         if settings.shared:
-            self.hub.share(callee.forward)
-        self.hub.hold(
-            Interactive(self.database, _held(settings), process, settings.prefix, self.hub.answer)
+            self.dispatcher.share(callee.forward)
+        self.dispatcher.hold(
+            Interactive(
+                self.database, _held(settings), process, settings.prefix, self.dispatcher.answer
+            )
         )
 
         def departed(session: int | None) -> None:
-            self.hub.departed(session)
+            self.dispatcher.departed(session)
             if session is not None:
                 callee.departed(session)
 
         self.client = WampClient(reactor, config, [callee, Departures(departed)])
-        written = procedures(self.database, models, lambda: self.hub.served.codec, app.procedures)
+        written = procedures(
+            self.database, models, lambda: self.dispatcher.served.codec, app.procedures
+        )
         status = StatusProcedures(
-            self.hub,
+            self.dispatcher,
             self.database,
             settings.prefix,
             metadata.version("rowcast"),
@@ -257,12 +263,14 @@ class Serving(Service):
             },
             settings.max_bytes,
         )
-        self.hub.refresh = self.catalogs.refresh
-        batches = Batches(self.hub, self.database, settings.max_bytes, settings.embedded_router)
+        self.dispatcher.refresh = self.catalogs.refresh
+        batches = Batches(
+            self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
+        )
         own = {**status.procedures(), **batches.procedures()}
-        self.hub.add(own, once=False)
-        self.hub.add(written)
-        callee.meter.verbs = self.hub.verbs
+        self.dispatcher.add(own, once=False)
+        self.dispatcher.add(written)
+        callee.meter.verbs = self.dispatcher.verbs
         callee.meter.procedures = {*own, *written, BEGIN}
 
     def startService(self) -> None:
@@ -285,7 +293,7 @@ class Serving(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        self.hub.stop()
+        self.dispatcher.stop()
         await stopped(self.client, self.client.stopService)
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)
@@ -441,7 +449,7 @@ def schema_line(report: DatabaseReport) -> str:
 
 def service_line(settings: Settings, serving: Serving) -> str:
     """Return a line about the realm joined, and what can be called there."""
-    catalog, verbs = serving.hub.served.catalog, serving.hub.verbs
+    catalog, verbs = serving.dispatcher.served.catalog, serving.dispatcher.verbs
     many = sum(len(verbs_of(each, verbs)) for each in catalog.relations.values())
     relations, s = len(catalog.relations), "" if len(catalog.relations) == 1 else "s"
     served = f"{relations} relation{s} with {many} procedures as {settings.prefix}.*"

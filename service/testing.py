@@ -145,7 +145,7 @@ class FakeSession:
     def leave(self) -> None:
         """Leave: what the session has begun and not finished, such as an upload, is dropped."""
         assert self.caller.session is not None
-        self._service.serving.hub.departed(self.caller.session)
+        self._service.serving.dispatcher.departed(self.caller.session)
 
     async def _call(self, uri: str, args: Any, kwargs: dict[str, Any]) -> Any:
         report: Any = getattr(kwargs.pop("options", None), "on_progress", None)
@@ -159,7 +159,7 @@ class FakeSession:
                 raise NotAuthorized(f"the router lets nobody call '{uri}'")
             name = name_of(uri, self._service.prefix)
             args, kwargs = _carried([args, kwargs])
-            result = await self._service.serving.hub.answer(
+            result = await self._service.serving.dispatcher.answer(
                 name, args, kwargs, self.caller, send if report else None
             )
             check(result)

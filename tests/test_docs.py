@@ -243,7 +243,7 @@ def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
 async def test_verbs(service: Serving, caller: Caller) -> None:
     """Each verb is there, and takes the arguments that its rows name, and no others."""
     documented = verbs()
-    assert documented.keys() == service.hub.verbs.keys()
+    assert documented.keys() == service.dispatcher.verbs.keys()
     candidates = set().union(*(names for _, names in documented.values()), {"timeout", "nonsense"})
     for verb, (positional, names) in documented.items():
         taken = set()

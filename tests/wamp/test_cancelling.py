@@ -94,8 +94,8 @@ def written(service: Serving) -> None:
     """Serve procedures written by hand."""
     models = Models(service.database)
     declared = {name: Declared(each) for name, each in WRITTEN.items()}
-    codec = lambda: service.hub.served.codec  # noqa: E731
-    service.hub.add(procedures(service.database, models, codec, declared))
+    codec = lambda: service.dispatcher.served.codec  # noqa: E731
+    service.dispatcher.add(procedures(service.database, models, codec, declared))
 
 
 def kill(caller: Caller, mode: str | None = "kill") -> None:

@@ -91,7 +91,7 @@ async def test_start_line_counts_the_procedures_that_are_described(
     """Views and tables without a key have fewer verbs than others."""
     relations = (await caller.call("rowcast.describe"))["relations"]
     many = sum(len(each["verbs"]) for each in relations.values())
-    assert many < len(relations) * len(service.hub.verbs)
+    assert many < len(relations) * len(service.dispatcher.verbs)
     line = service_line(Settings(), service)
     assert line == f"joined realm1; 10 relations with {many} procedures as rowcast.*"
 

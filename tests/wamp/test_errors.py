@@ -633,10 +633,10 @@ async def test_internal(service: Serving, caller: Caller) -> None:
     functions = procedures(
         service.database,
         Models(service.database),
-        lambda: service.hub.served.codec,
+        lambda: service.dispatcher.served.codec,
         {"errors_test.divide": Declared(divide)},
     )
-    service.hub.add(functions)
+    service.dispatcher.add(functions)
     assert await caller.call("rowcast.errors_test.divide", 2) == 0.5
     logged: list[Any] = []
     globalLogPublisher.addObserver(logged.append)

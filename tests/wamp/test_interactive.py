@@ -253,7 +253,7 @@ async def test_service_that_stops_rolls_back_and_the_other_one_says_so(
         replica = Replica(dsn, router)
         await replica.ready
         held = [await begin(caller) for _ in range(4)]
-        own = stays.hub._importing.uploads.process
+        own = stays.dispatcher._importing.uploads.process
         here = next(tx for tx in held if own in tx)
         there = [tx for tx in held if own not in tx]
         for n, tx in enumerate(held):
@@ -271,7 +271,7 @@ async def test_service_that_stops_rolls_back_and_the_other_one_says_so(
         await until(lambda: transactions(dsn) <= 1)
         async with served(dsn, router, shared=True) as leaves:
             held = [await begin(caller) for _ in range(2)]
-            gone = next(tx for tx in held if leaves.hub._importing.uploads.process in tx)
+            gone = next(tx for tx in held if leaves.dispatcher._importing.uploads.process in tx)
             await caller.call(gone, "items.create", [{"id": 9}])
         assert await reason(caller.call(f"{gone}.commit")) == "stopped"
     assert len(kept(dsn)) == 1

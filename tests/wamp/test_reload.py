@@ -73,7 +73,7 @@ def waiting(dsn: str) -> bool:
 
 def relations(service: Serving) -> dict[str, Relation]:
     """Give the relations served now, by name."""
-    return {name: each for (_, name), each in service.hub.served.catalog.relations.items()}
+    return {name: each for (_, name), each in service.dispatcher.served.catalog.relations.items()}
 
 
 async def change(service: Serving, dsn: str, sql: str) -> None:
@@ -171,11 +171,11 @@ async def test_busy(service: Serving, caller: Caller, dsn: str) -> None:
 async def test_many_notifications(service: Serving, caller: Caller, dsn: str) -> None:
     """A burst of notifications costs a few readings, and the last change is not missed."""
     await change(service, dsn, "SELECT 1")
-    before = service.hub.served.catalog.version
+    before = service.dispatcher.served.catalog.version
     for number in range(100):
         execute(dsn, f"COMMENT ON TABLE steady IS 'c{number}'; NOTIFY rowcast_schema")
     await until(lambda: relations(service)["steady"].comment == "c99")
-    assert service.hub.served.catalog.version - before < 10
+    assert service.dispatcher.served.catalog.version - before < 10
 
 
 @pytest_twisted.ensureDeferred

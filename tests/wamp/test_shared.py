@@ -39,7 +39,7 @@ async def two(dsn: str, router: Router, table: None) -> AsyncIterator[list[Servi
 
 def uploads(services: list[Serving]) -> list[int]:
     """Count the uploads that each service has open."""
-    return [len(each.hub._importing.uploads) for each in services]
+    return [len(each.dispatcher._importing.uploads) for each in services]
 
 
 def kept(dsn: str) -> list[Any]:
@@ -234,7 +234,7 @@ async def test_killed_service_takes_its_uploads_along(
         await replica.ready
         caller, other = await call_from(), await call_from()
         begun = [await caller.call(IMPORT, [{"id": n}], done=False) for n in range(4)]
-        own = here.hub._importing.uploads.process
+        own = here.dispatcher._importing.uploads.process
         ours, theirs = begun[::2], begun[1::2]
         if theirs[0]["upload"].startswith(own):
             ours, theirs = theirs, ours

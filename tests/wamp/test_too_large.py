@@ -66,9 +66,9 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
     async with served(dsn, router, max_bytes=LIMIT) as serving:
         models = Models(serving.database)
         written = {"hand": by_hand, "hand_deep": by_hand_deep, "hand_read": by_hand_read}
-        codec = lambda: serving.hub.served.codec  # noqa: E731
+        codec = lambda: serving.dispatcher.served.codec  # noqa: E731
         declared = {name: Declared(each) for name, each in written.items()}
-        serving.hub.add(procedures(serving.database, models, codec, declared))
+        serving.dispatcher.add(procedures(serving.database, models, codec, declared))
         yield serving
 
 
