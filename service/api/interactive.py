@@ -126,7 +126,7 @@ class HeldTransaction:
         return done
 
     def fail(self, cause: ServiceError | None) -> None:
-        """Note that a call has failed."""
+        """Record why a call has failed: those behind it fail with that."""
         if self.reason is None and self.failure is None:
             self.failure = {
                 "reason": "failed",
@@ -136,7 +136,7 @@ class HeldTransaction:
             }
 
     def over(self, reason: Reason) -> None:
-        """Note that it has ended."""
+        """Record why it has ended, and stop its clock."""
         self.reason = reason
         if self.clock is not None and self.clock.active():
             self.clock.cancel()

@@ -520,7 +520,7 @@ class PgConnection(extensions.connection):
         self.actor, self._identity, self._strayed = actor, identity, False
 
     def assume(self, identity: str) -> None:
-        """Note that each statement from now on stands alone, and under which identity."""
+        """Record that each statement from now on stands alone, and under which identity."""
         self.extra_time = 0.0
         self.opening = identity or None
 

@@ -229,7 +229,7 @@ class Blocks:
         return block
 
     def ended(self, outcome: Any) -> Any:
-        """Note that the COPY has ended, or how it failed."""
+        """Record that the COPY has ended, or how it failed."""
         self._outcome = outcome
         self._pump()
         return outcome
@@ -349,7 +349,7 @@ class Feed:
         self._queue.put(reason)
 
     def over(self, outcome: Any) -> Any:
-        """Note how the import ended; rows that were not read fail with it."""
+        """Record how the import ended; rows that were not read fail with it."""
         if isinstance(outcome, Failure):
             self._failure = outcome
             waiting, self._waiting = self._waiting, []

@@ -39,12 +39,12 @@ def read_float(text: str) -> float | str:
 
 
 def read_timestamp(text: str) -> str:
-    """Put the T of ISO 8601 between date and time."""
+    """Return a timestamp with the T of ISO 8601 between date and time."""
     return text.replace(" ", "T", 1)
 
 
 def read_timestamptz(text: str) -> str:
-    """Put T and Z into a moment, which sessions in UTC write with "+00"."""
+    """Return a moment with T and Z, which sessions in UTC write with a space and "+00"."""
     if text.endswith("+00"):
         return text[:-3].replace(" ", "T", 1) + "Z"
     return text.replace(" ", "T", 1).replace("+00 BC", "Z BC")

@@ -118,7 +118,7 @@ class Subscription:
         self._listener = listener
 
     def cancel(self) -> None:
-        """Hear nothing more."""
+        """Stop the subscription: nothing more is heard."""
         self._listener.unsubscribe(self)
 
 

@@ -280,7 +280,7 @@ class Actor:
         self.committed = False
 
     def commits(self, work: Deferred[Any]) -> Deferred[Any]:
-        """Note that work which commits what it does was done."""
+        """Record that work which commits what it does was done."""
         return work.addCallback(self._committed)
 
     def _committed(self, result: Any) -> Any:

@@ -304,7 +304,7 @@ class Worker:
         Return a session that is fit for use, the one at hand or a new one.
 
         Raises:
-            Unavailable: None could be had for `connect_wait` seconds.
+            Unavailable: None could be opened for `connect_wait` seconds.
         """
         connection = self.connection
         if connection is not None:

@@ -35,7 +35,7 @@ DATABASE: tuple[Kind, ...] = (
     errors.Raised,
     errors.DatabaseRefused,
 )
-"""Of all that asks the database: casts to domains check their constraints, locks may not be had."""
+"""Of all that asks the database: casts to domains check their constraints, a lock may not come in time."""
 
 ROWS: tuple[Kind, ...] = (*DATABASE, errors.TooLarge)
 VIOLATIONS: tuple[Kind, ...] = (

@@ -345,7 +345,7 @@ class BelongsTo(Relationship):
         return self._belong(key)
 
     def clear(self) -> Deferred[Any]:
-        """Have this row belong to nothing, and save it."""
+        """Make this row belong to nothing, and save it."""
         return self._belong([None] * len(self.mine))
 
     def _belong(self, key: Sequence[Any]) -> Deferred[Any]:

@@ -72,7 +72,7 @@ class Account:
         arguments: What their arguments weigh.
         given: Jobs of its calls that workers have.
         untaken: What answers weigh that it has not taken, for all that is known.
-        expected: What its next answer may weigh, to judge by the last ones.
+        expected: What its next answer may weigh, going by the last ones.
         weigh: Counts an answer that leaves, by its size.
     """
 

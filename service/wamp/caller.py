@@ -24,7 +24,7 @@ LARGEST = 15 * 2**20
 
 class NotJoined(Exception):
     """
-    There is no session to be had.
+    No session can be opened.
 
     Args:
         why: In a sentence.
@@ -90,7 +90,7 @@ async def call_once(
         The result; cancelling this cancels the call.
 
     Raises:
-        NotJoined: There is no session to be had.
+        NotJoined: No session can be opened.
         CallRefused: It was answered by an error, or the session was lost under it.
     """
     joined: Deferred[SafeSession] = Deferred()
