@@ -555,7 +555,8 @@ def unknown_function(name: str, known: Iterable[str]) -> NoSuchProcedure:
 def cached_per_catalog(
     find: Callable[[Catalog, Unpack[Key]], Found],
 ) -> Callable[[Catalog, Unpack[Key]], Found]:
-    """Return a look-up that computes each answer once for a catalog; no answer may refer to the catalog."""
+    """Return a look-up that computes each answer once for a catalog."""
+    # weak, so that a catalog goes with its last call: so no answer may refer to the catalog
     known: WeakKeyDictionary[Catalog, dict[Hashable, Any]] = WeakKeyDictionary()
 
     @wraps(find)

@@ -194,9 +194,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         env_prefix=PREFIX,
-        env_ignore_empty=True,
+        env_ignore_empty=True,  # as files of compose and of platforms have what is not set
         validate_by_name=True,
-        hide_input_in_errors=True,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     database_url: DatabaseUrl | None = Field(

@@ -92,6 +92,7 @@ class Catalogs(Service):
     def startService(self) -> None:
         """Begin to read."""
         super().startService()
+        # whoever starts us may be in a transaction, or act as a caller: the loop is in none
         self._keeping = Context().run(Deferred.fromCoroutine, self._keep())
 
     def stopService(self) -> Deferred[None] | None:

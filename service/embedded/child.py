@@ -31,15 +31,18 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 STEADY = 10.0
 """Seconds that a child has lived when its end says nothing about the next one's."""
 PATIENCE = 60.0
+"""Seconds that a child gets to be ready."""
 GRACE = 4.0
+"""Seconds that it gets to end, before it is killed."""
 GLANCE = 0.05
+"""Seconds between two looks at whether it is ready."""
 TAIL = 4096
 """Bytes at the end of a log in which we look for what was said last."""
 LARGEST_LOG = 1024 * 1024
 """Bytes; a larger one is put aside when it is opened."""
 
-
 COMMAND = [sys.executable, "-m", "schema.revision"]
+"""Takes a question as JSON on its input, and prints a `DatabaseReport` as JSON."""
 
 
 class NotReady(Exception):
@@ -183,6 +186,7 @@ class Supervised(Service, ABC):
         rotate(self.log)
         with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
             files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
+            # env: None hands our environment on; what is left out would be an empty one
             self._transport = self.reactor.spawnProcess(
                 self.child, command[0], command, env=None, childFDs=files
             )

@@ -150,6 +150,7 @@ class WampClient(Service):
                 await deferLater(self._reactor, self._delay(rounds), lambda: None)
 
     def _delay(self, rounds: int) -> float:
+        # bounded, since a float has an end; uneven, so that services do not come back all at once
         delay = self._config.first_delay * 1.5 ** min(rounds - 1, 20)
         return min(delay, self._config.max_delay) * random.uniform(0.7, 1.0)
 
