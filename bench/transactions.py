@@ -5,8 +5,8 @@ Prints the median time of a batch of 5 operations, of 5 calls, and of 5 calls in
 held open, waited for one by one and sent ahead; each in turn in every round, once beside the router
 and once behind a line with a delay (milliseconds each way). × is the ratio to one call of that line.
 
-Then 8 callers move money between the same 4 accounts, serializable: how many transfers were
-refused at last, how often PostgreSQL rolled one back, and whether the sum is what it was.
+Then 8 callers move money between the same 4 accounts, serializable, by a procedure, by one whose
+attempts take no turns, and by a batch: how many transfers were refused at last, how often PostgreSQL rolled one back, and whether the sum is what it was.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ ANALYZE;
 
 
 @procedure("bench.transfer")
-async def transfer(call: ProcedureCall, source: int, target: int) -> None:
-    """Move 1 from one account to another: read both, then write both."""
+async def transfer(call: ProcedureCall, source: int, target: int, turns: bool = True) -> None:
+    """Move 1 from one account to another: read both, and write both; perhaps without turns."""
     run = call.database.statement
 
     async def move() -> None:
@@ -54,7 +54,8 @@ async def transfer(call: ProcedureCall, source: int, target: int) -> None:
             balance = found[0][0] + more
             await run("UPDATE accounts SET balance = %s WHERE id = %s", [balance, account])
 
-    await call.database.transact(move, isolation="serializable")
+    kind = None if turns else object()
+    await call.database.transact(move, isolation="serializable", kind=kind)
 
 
 def transfer_batch(source: int, target: int) -> list[dict[str, Any]]:
@@ -129,6 +130,7 @@ class Bench(Guest):
         await self.compare(what, far, self.given.rounds // 5)
         sessions = [await self.session(self.stage.websocket) for _ in range(CALLERS)]
         await self.contend("bench.transfer", sessions, lambda *pair: [*pair])
+        await self.contend("bench.transfer", sessions, lambda *pair: [*pair], turns=False)
         batch = lambda *pair: [transfer_batch(*pair)]  # noqa: E731
         await self.contend("transaction", sessions, batch, isolation="serializable")
 
@@ -182,7 +184,7 @@ class Bench(Guest):
         again = await self.rolled_back() - before
         (total,) = execute(self.stage.dsn, "SELECT sum(balance) FROM accounts")[0]
         print(
-            f"{CALLERS} callers of {what}: {dict(ended)}, {again} rolled back,"
+            f"{CALLERS} callers of {what} {options or ''}: {dict(ended)}, {again} rolled back,"
             f" {sum(ended.values()) / seconds:.0f}/s, sum {total}"
         )
 

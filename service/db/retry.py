@@ -22,7 +22,7 @@ from service.errors import OutcomeUnknown, ServiceError
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
 PAUSE = 0.01
-"""Seconds of the first pause, at half of its most; each may be twice as long as the one before."""
+"""Seconds that the first pause would last at most; each may be twice as long as the one before."""
 TURN = 2.0
 """Seconds for which a turn is waited for: whoever has it may be waiting for this very transaction."""
 
@@ -44,7 +44,7 @@ class Retries:
         kind: Hashable = None,
     ) -> Any:
         """
-        Run an attempt, and again after 40001 and 40P01, with pauses that grow.
+        Run an attempt, and again after 40001 and 40P01: in its turn, then after pauses that grow.
 
         The error of the last one says how many there were, as `attempts`.
 
@@ -69,10 +69,11 @@ class Retries:
                     if tried > retries:
                         _count(error, tried)
                         raise
-                await deferLater(self._reactor, random.uniform(0, PAUSE) * 2**tried)
-                if kind is not None and turn is None:
+                if kind is not None and tried == 1:  # the others of its kind are in its way
                     wanted = self._turns.setdefault(kind, DeferredLock())
                     turn = wanted if await self._taken(wanted) else None
+                else:
+                    await deferLater(self._reactor, random.uniform(0, PAUSE) * 2**tried)
         finally:
             if turn is not None:
                 self._end(kind, turn)
