@@ -129,8 +129,8 @@ class Bench(Guest):
         what = f"behind a line of {2 * self.given.delay:g} ms there and back"
         await self.compare(what, far, self.given.rounds // 5)
         sessions = [await self.session(self.stage.websocket) for _ in range(CALLERS)]
-        await self.contend("bench.transfer", sessions, lambda *pair: [*pair])
-        await self.contend("bench.transfer", sessions, lambda *pair: [*pair], turns=False)
+        for turns in (True, False) * 3:
+            await self.contend("bench.transfer", sessions, lambda *pair: [*pair], turns=turns)
         batch = lambda *pair: [transfer_batch(*pair)]  # noqa: E731
         await self.contend("transaction", sessions, batch, isolation="serializable")
 
@@ -276,7 +276,7 @@ def main() -> None:
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--delay", type=float, default=10.0)
-    options.add_argument("--transfers", type=int, default=50, help="of each caller")
+    options.add_argument("--transfers", type=int, default=40, help="of each caller")
     given = options.parse_args()
     os.environ |= {"ROWCAST_APP": "bench.transactions", "ROWCAST_POOL_MAX": f"{CALLERS + 2}"}
     with staged(given.crossbar, SCHEMA) as stage:

@@ -22,7 +22,7 @@ from service.errors import OutcomeUnknown, ServiceError
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
 PAUSE = 0.01
-"""Seconds that the first pause would last at most; each may be twice as long as the one before."""
+"""Seconds; the pause after n attempts is at most 2ⁿ times as long."""
 TURN = 2.0
 """Seconds for which a turn is waited for: whoever has it may be waiting for this very transaction."""
 
