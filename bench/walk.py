@@ -34,7 +34,7 @@ from service.models.registry import Models
 from service.request.read import Limits
 from service.wamp.auth import Anonymous
 from service.wamp.callee import Callee
-from service.wamp.errors import refusal
+from service.wamp.errors import application_error
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
 from tests.conftest import ROOT, execute
@@ -78,7 +78,7 @@ class PlayedRouter:
     """
 
     def __init__(self, session: SafeSession) -> None:
-        self._serializer = SafeSerializer(refusal, 8 << 20)
+        self._serializer = SafeSerializer(application_error, 8 << 20)
         session.sizes = self._serializer.sizes
         self.session = session
         self.answered: Deferred[Any] = Deferred()

@@ -42,8 +42,7 @@ from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
 from service.logs import at_level
 from service.models.registry import fits
-from service.procedures.application import InvalidApplication
-from service.procedures.application import load as load_application
+from service.procedures.application import InvalidApplication, load_application
 from service.settings import InvalidSettings, Settings, load
 
 SHORT_DRAIN = 2.0

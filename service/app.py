@@ -45,7 +45,7 @@ from service.embedded.child import (
 from service.embedded.crossbar import Crossbar, obstacle
 from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.models.registry import Models
-from service.procedures.application import InvalidApplication, load
+from service.procedures.application import InvalidApplication, load_application
 from service.procedures.registry import procedures
 from service.request.read import Limits
 from service.settings import Settings
@@ -216,7 +216,7 @@ class Serving(Service):
             roles,
             process=process,
         )
-        app = load(settings.app)
+        app = load_application(settings.app)
         models = Models(self.database, app.models)
         self.catalogs = Catalogs(
             reactor, self.database, settings.schemas, self.dispatcher, models, roles
@@ -377,7 +377,7 @@ def obstacles(settings: Settings) -> None:
         NotReady: It cannot start.
     """
     try:
-        load(settings.app)
+        load_application(settings.app)
     except InvalidApplication as error:
         raise NotReady(str(error)) from error
     holder = settings.place.cluster.claim.held() if settings.place.embedded else ""

@@ -33,11 +33,11 @@ from schema.database import PROJECT, Place
 from service.app import Serving
 from service.errors import NotAuthorized
 from service.payload import check
-from service.procedures.application import load
+from service.procedures.application import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
 from service.wamp.client import WampConfig
-from service.wamp.errors import name_of, refusal
+from service.wamp.errors import application_error, name_of
 
 REALM = "realm1"
 _SESSIONS = count(1)
@@ -90,7 +90,7 @@ async def serving(reactor: Any, dsn: str, *modules: str, **settings: Any) -> Asy
             Registry.DBPOOL, Registry.IMPL, registration = known
             Registry.REGISTRATION.clear()
             Registry.REGISTRATION.update(registration)
-            for model in load(modules).models:
+            for model in load_application(modules).models:
                 model.META = None
 
 
@@ -165,7 +165,7 @@ class FakeSession:
             check(result)
             return _carried(result)
         except Exception as error:
-            raise refusal(error, uri) from None
+            raise application_error(error, uri) from None
 
 
 def _carried(value: Any) -> Any:

@@ -21,7 +21,7 @@ from service.db.connection import PgConnection
 from service.db.database import Database
 from service.models.meta import Meta
 from service.models.relationships import preload
-from service.models.sql import Where, enclosed, limit_of, order_by, rows_txn, where_of
+from service.models.sql import Where, enclosed, limit_of, order_clause, rows_txn, where_of
 from service.sql.statement import quoted
 
 NO_KEY: Final = object()
@@ -263,7 +263,7 @@ class Record(DBObject):
         if conditions:
             sql += " WHERE " + " AND ".join(conditions)
         if orderby is not None:
-            sql += order_by(orderby, meta.columns)
+            sql += order_clause(orderby, meta.columns)
         sql += text + (" FOR UPDATE" if for_update else "")
         found = cls.database().run(
             objects_txn, cls, meta, sql, params + numbers, retry=not for_update

@@ -60,7 +60,7 @@ def table(name: str) -> str:
     return ".".join(quoted(part) for part in name.split("."))
 
 
-def order_by(orderby: str | Iterable[str], columns: Iterable[str] | None = None) -> str:
+def order_clause(orderby: str | Iterable[str], columns: Iterable[str] | None = None) -> str:
     """
     Read "name DESC, other" and write it anew: twistar takes any text, a second statement too.
 

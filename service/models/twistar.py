@@ -24,7 +24,7 @@ from service.models.sql import (
     Where,
     conjunction,
     limit_of,
-    order_by,
+    order_clause,
     placeholders,
     table,
     where_of,
@@ -143,7 +143,7 @@ class PgConfig(PostgreSQLDBConfig):
         text, params = where_of(where)
         sql = f"SELECT {select or '*'} FROM {table(tablename)}{text}"
         if orderby is not None:
-            sql += order_by(orderby)
+            sql += order_clause(orderby)
         ending, numbers = limit_of(limit)
         one = id is not None or (not isinstance(limit, tuple) and limit == 1)
         return self.database.statement(

@@ -24,7 +24,7 @@ from service.plan.conditions import Bound, Condition, Present
 from service.plan.filters import both
 from service.plan.hidden import has_hidden_field
 from service.plan.read import plan_all, plan_find
-from service.plan.relationships import keyless, rows_of
+from service.plan.relationships import keyless, returned_relation
 from service.plan.reread import follows
 from service.plan.types import CallPlan, FunctionCall, PlannedArgument, ReadPlan
 from service.request.functions import CalledRequest, CallRequest
@@ -173,7 +173,7 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
     Raises:
         NoSuchProcedure: It returns no rows, or a procedure gave them.
     """
-    served = rows_of(catalog, function)
+    served = returned_relation(catalog, function)
     if served is not None:
         return keyless(catalog, served)
     columns = result_columns(catalog, function)
@@ -294,7 +294,7 @@ def _argument(
 def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
     """Return whether a function may write what the rows that it gives are related to."""
     function = request.call.function
-    return not function.reads and rows_of(catalog, function) is not None
+    return not function.reads and returned_relation(catalog, function) is not None
 
 
 def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:

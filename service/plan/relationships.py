@@ -147,12 +147,12 @@ def computed_relationships(
 ) -> Iterator[tuple[Function, Relation]]:
     """Return the functions of a relation's rows that return rows of a served one."""
     for function in _of_row(catalog, relation):
-        target = rows_of(catalog, function)
+        target = returned_relation(catalog, function)
         if target is not None:
             yield function, keyless(catalog, target)
 
 
-def rows_of(catalog: Catalog, function: Function) -> Relation | None:
+def returned_relation(catalog: Catalog, function: Function) -> Relation | None:
     """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
     if function.procedure or function.outputs:
         return None
@@ -393,7 +393,7 @@ def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Comp
         for function in _of_row(catalog, relation)
         if not function.many
         and function.result not in UNANSWERED
-        and rows_of(catalog, function) is None
+        and returned_relation(catalog, function) is None
         and function.name not in relation.columns
     }
 

@@ -42,7 +42,7 @@ class Application:
     procedures: Mapping[str, Declared] = field(default_factory=dict)
 
 
-def load(names: Iterable[str]) -> Application:
+def load_application(names: Iterable[str]) -> Application:
     """
     Import modules, and return the models and procedures that they declare or import by name.
 

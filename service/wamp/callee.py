@@ -46,8 +46,8 @@ from service.wamp.backpressure import Pace
 from service.wamp.errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
+    application_error,
     pattern,
-    refusal,
 )
 from service.wamp.metrics import Meter
 from service.wamp.session import DETAILS, SafeSession
@@ -185,7 +185,7 @@ class Callee:
             self._idle = None
             log.warn("{calls} calls do not end: left behind", calls=self.meter.in_progress)
             for answer in list(self._running):
-                answer.errback(refusal(OutcomeUnknown(LEFT_BEHIND), "leaving"))
+                answer.errback(application_error(OutcomeUnknown(LEFT_BEHIND), "leaving"))
         finally:
             if late.active():
                 late.cancel()
@@ -376,7 +376,7 @@ class Callee:
             if self._cutting and isinstance(error, CancelledError | Canceled):
                 # By us: the caller has not asked for it, nothing is kept, and another service may.
                 error = Unavailable("the service is stopping")
-            refused = refusal(error, uri)
+            refused = application_error(error, uri)
             failed = refused.error
             raise refused from None
         finally:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from service.wamp.auth import Anonymous, Login
 from service.wamp.client import CONNECT_TIMEOUT, RouterAddress
-from service.wamp.errors import refusal
+from service.wamp.errors import application_error
 from service.wamp.serializer import SafeSerializer
 from service.wamp.session import SafeSession
 
@@ -100,7 +100,7 @@ async def call_once(
 
     session = SafeSession(place.realm, place.login, has_joined, lambda _: None)
     router = RouterAddress.from_url(place.url)
-    factory = router.factory(reactor, lambda: session, SafeSerializer(refusal, LARGEST))
+    factory = router.factory(reactor, lambda: session, SafeSerializer(application_error, LARGEST))
     try:
         protocol: Any = await router.endpoint(reactor).connect(factory)
     except Exception as error:

@@ -34,7 +34,7 @@ from service.errors import in_line
 from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
-from service.wamp.errors import refusal
+from service.wamp.errors import application_error
 from service.wamp.serializer import MessageSizes, SafeSerializer
 from service.wamp.session import SafeSession, SessionObserver
 
@@ -158,7 +158,7 @@ class WampClient(Service):
         """Connect, and stay until the connection is lost."""
         self._reason = ""
         try:
-            serializer = SafeSerializer(refusal, self._config.max_bytes)
+            serializer = SafeSerializer(application_error, self._config.max_bytes)
             make = partial(self._make_session, serializer.sizes)
             factory = router.factory(self._reactor, make, serializer)
             protocol: Any = await router.endpoint(self._reactor).connect(factory)

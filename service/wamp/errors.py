@@ -53,7 +53,7 @@ def name_of(uri: str, prefix: str) -> str:
     return uri[len(head) :]
 
 
-def refusal(error: BaseException, doing: str) -> ApplicationError:
+def application_error(error: BaseException, doing: str) -> ApplicationError:
     """
     Return an exception as the WAMP error that may leave.
 

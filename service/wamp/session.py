@@ -33,7 +33,7 @@ from zope.interface import implementer
 from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError, in_line
 from service.wamp.auth import Login
-from service.wamp.errors import CANNOT_AUTHENTICATE, refusal
+from service.wamp.errors import CANNOT_AUTHENTICATE, application_error
 from service.wamp.serializer import MessageSizes, Undecodable, error_of
 
 log = Logger()
@@ -189,7 +189,7 @@ class SafeSession(ApplicationSession):
         return None if msg.payload is None else InvalidArgument("opaque arguments are not served")
 
     def _refuse(self, request: int, problem: ServiceError) -> None:
-        self._open.send(error_of(request, refusal(problem, "decoding")))
+        self._open.send(error_of(request, application_error(problem, "decoding")))
 
 
 class SessionObserver(Protocol):

@@ -15,14 +15,14 @@ from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeout
 from service.models.registry import Models
-from service.procedures.application import load
+from service.procedures.application import load_application
 from service.procedures.registry import Declared, procedures
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.served import database_at, registry
 from tests.deferreds import failure_of
 
-DEMO = load(["app"])
+DEMO = load_application(["app"])
 CALLER = Caller(1, "ada", "anonymous", "realm1")
 
 

@@ -16,7 +16,7 @@ from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.registry import Models
-from service.procedures.application import load
+from service.procedures.application import load_application
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
@@ -33,7 +33,7 @@ INSERT INTO things (note) VALUES ('a'), ('b');
 """
 
 
-DEMO = load(["app"])
+DEMO = load_application(["app"])
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.models.sql import conjunction, limit_of, order_by, placeholders, table, where_of
+from service.models.sql import conjunction, limit_of, order_clause, placeholders, table, where_of
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_placeholders(condition: str, text: str) -> None:
 )
 def test_order(orderby: str | list[str], text: str) -> None:
     """Columns with their directions are written anew."""
-    assert order_by(orderby, ["name", "id", 'odd "name']) == text
+    assert order_clause(orderby, ["name", "id", 'odd "name']) == text
 
 
 def test_conditions_together() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.procedures.application import Application, InvalidApplication, load
+from service.procedures.application import Application, InvalidApplication, load_application
 
 HEAD = """
 from service.models.model import Model
@@ -54,7 +54,7 @@ def held(app: Application) -> tuple[set[str], set[str]]:
 def refusal(*names: str) -> str:
     """Return what loading says."""
     with pytest.raises(InvalidApplication) as caught:
-        load(names)
+        load_application(names)
     return str(caught.value)
 
 
@@ -63,16 +63,16 @@ def test_load_without_names_is_empty() -> None:
     import app.actions
 
     assert app.actions.Action
-    assert load(()) == Application()
+    assert load_application(()) == Application()
 
 
 def test_load_of_module_has_models_and_procedures(write: Write) -> None:
     """The module lies in the working directory, which need not be on Python's path."""
     write("shop.py", ITEMS)
-    app = load(["shop"])
+    app = load_application(["shop"])
     assert held(app) == ({"Item"}, {"items.sell"})
     assert app.procedures["items.sell"].needs == app.models
-    assert load(["shop"]).models == app.models, "once more: the same classes"
+    assert load_application(["shop"]).models == app.models, "once more: the same classes"
 
 
 def test_load_of_package_has_all_its_modules_but_tests(write: Write) -> None:
@@ -85,8 +85,10 @@ def test_load_of_package_has_all_its_modules_but_tests(write: Write) -> None:
     for name in ("test_items", "tests", "conftest", "__main__"):
         write(f"shop/{name}.py", "raise AssertionError")
     found = {"Item", "Deed", "Toy"}, {"items.sell", "deeds.sell", "toys.sell"}
-    assert held(load(["shop"])) == found
-    assert held(load(["shop.sub"])) == ({"Deed"}, {"deeds.sell"}), "nothing of the other modules"
+    assert held(load_application(["shop"])) == found
+    assert held(load_application(["shop.sub"])) == ({"Deed"}, {"deeds.sell"}), (
+        "nothing of the other modules"
+    )
 
 
 def test_load_takes_what_is_imported_by_name(write: Write) -> None:
@@ -94,22 +96,22 @@ def test_load_takes_what_is_imported_by_name(write: Write) -> None:
     write("rules.py", ITEMS)
     write("shop.py", "from rules import Item, sell")
     write("other.py", "import rules")
-    assert held(load(["shop"])) == ({"Item"}, {"items.sell"})
-    assert held(load(["other"])) == (set(), set())
-    assert held(load(["shop", "rules"])) == ({"Item"}, {"items.sell"})
+    assert held(load_application(["shop"])) == ({"Item"}, {"items.sell"})
+    assert held(load_application(["other"])) == (set(), set())
+    assert held(load_application(["shop", "rules"])) == ({"Item"}, {"items.sell"})
 
 
 def test_load_leaves_out_what_is_no_table_of_its_own(write: Write) -> None:
     """A base of several models, and classes made inside of functions."""
     text = f"{HEAD}class Base(Model): ...\nclass Item(Base): TABLENAME = 'items'\n"
     write("shop.py", f"{text}def make():\n    class Inner(Model): TABLENAME = 'inner'\nmake()")
-    assert held(load(["shop"])) == ({"Item"}, set())
+    assert held(load_application(["shop"])) == ({"Item"}, set())
 
 
 def test_declared_function_stays_a_function(write: Write) -> None:
     """It can be called by others, and may have two names."""
     write("shop.py", f"{HEAD}@procedure('a')\n@procedure('b')\ndef sell(call): return call\n")
-    assert held(load(["shop"]))[1] == {"a", "b"}
+    assert held(load_application(["shop"]))[1] == {"a", "b"}
     assert sys.modules["shop"].sell(7) == 7
 
 

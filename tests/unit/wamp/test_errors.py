@@ -11,7 +11,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from service.errors import DatabaseRefused, InvalidRow, Unavailable
 from service.payload import TooDeep
-from service.wamp.errors import refusal
+from service.wamp.errors import application_error
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def logged() -> Iterator[list[str]]:
 
 def test_service_error(logged: list[str]) -> None:
     """A refusal keeps URI, message and details; nothing is logged."""
-    error = refusal(Unavailable("no free connection", 2.5), "rowcast.actions.get")
+    error = application_error(Unavailable("no free connection", 2.5), "rowcast.actions.get")
     assert error.error == "rowcast.error.unavailable"
     assert error.args == ("no free connection",)
     assert error.kwargs == {"retry": True, "retry_after": 2.5}
@@ -39,17 +39,19 @@ def test_service_error(logged: list[str]) -> None:
 def test_details_are_safe(logged: list[str]) -> None:
     """A caller's own odd word is made harmless, an unsafe detail left out and told of."""
     odd = InvalidRow("actions", {"\0path": ["is not \ud800"]})
-    error = refusal(odd, "rowcast.actions.create")
+    error = application_error(odd, "rowcast.actions.create")
     assert error.kwargs["fields"] == {"\\0path": ["is not \\ud800"]}
-    error = refusal(DatabaseRefused("no", row={"at": object()}, hint="h"), "rowcast.actions.create")
+    error = application_error(
+        DatabaseRefused("no", row={"at": object()}, hint="h"), "rowcast.actions.create"
+    )
     assert error.kwargs == {"hint": "h"}
     assert len(logged) == 1
 
 
 def test_canceled_and_too_deep() -> None:
     """Cancellation and depth have words of their own."""
-    assert refusal(CancelledError(), "x").error == "wamp.error.canceled"
-    error = refusal(TooDeep(120), "x")
+    assert application_error(CancelledError(), "x").error == "wamp.error.canceled"
+    error = application_error(TooDeep(120), "x")
     assert error.error == "rowcast.error.too_large"
     assert error.args == ("the answer is nested deeper than 120 levels",)
 
@@ -63,7 +65,7 @@ def test_bug_is_logged_without_rows(logged: list[str]) -> None:
         except KeyError as error:
             raise ValueError(bug) from error
     except ValueError as error:
-        sent = refusal(error, "rowcast.actions.get")
+        sent = application_error(error, "rowcast.actions.get")
     assert sent.error == "rowcast.error.internal"
     assert set(sent.kwargs) == {"id"}
     (line,) = logged
@@ -80,7 +82,7 @@ def test_bug_with_control_characters_is_logged_as_escapes(logged: list[str]) -> 
     except KeyError as error:
         cause = ValueError("e\x1b[31m\rforged")
         cause.__cause__ = error
-    sent = refusal(cause, "rowcast.x\x1b[2J\nforged\r.get")
+    sent = application_error(cause, "rowcast.x\x1b[2J\nforged\r.get")
     assert sent.error == "rowcast.error.internal"
     (line,) = logged
     assert "rowcast.x\\x1b[2J\\nforged\\x0d.get" in line
