@@ -155,9 +155,9 @@ def refusal(error: psycopg2.ProgrammingError, role: str) -> str:
             " alembic stamp REVISION (or head)"
         )
     if isinstance(error, psycopg2.errors.InsufficientPrivilege):
-        schema = re.search(r"schema (.+)$", said)
-        if schema:
-            return f'{said} → GRANT CREATE ON SCHEMA {schema[1]} TO "{role}"'
+        home = re.search(r"(schema|database) (.+)$", said)
+        if home:
+            return f'{said} → GRANT CREATE ON {home[1].upper()} {home[2]} TO "{role}"'
         return f'{said} → migrate as the owner, or grant "{role}" the right'
     return said
 

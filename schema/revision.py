@@ -29,7 +29,12 @@ MARK = "Revision of rowcast's migrations\n@hidden"
 
 FACTS = """
 SELECT current_setting('server_version'), current_user::text,
-       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+       array_remove(ARRAY[
+           CASE WHEN coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) THEN NULL
+                ELSE 'SCHEMA public' END,
+           CASE WHEN to_regnamespace('rowcast') IS NOT NULL
+                  OR has_database_privilege(current_database(), 'CREATE') THEN NULL
+                ELSE 'DATABASE ' || quote_ident(current_database()) END], NULL),
        least(
            current_setting('max_connections')::int
                - current_setting('superuser_reserved_connections')::int,
@@ -38,7 +43,7 @@ SELECT current_setting('server_version'), current_user::text,
        ),
        (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname <> 'alembic_version'
-           AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'),
+           AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'rowcast')),
        to_regclass('alembic_version') IS NOT NULL,
        obj_description(to_regclass('alembic_version'))
 """
@@ -52,7 +57,7 @@ class Facts:
     Args:
         server: The version of PostgreSQL.
         role: Who we are in there.
-        creates: Whether the role may create tables.
+        closed: Where the role would have to create things and may not, as GRANT names it.
         limit: Connections that the role may open.
         relations: How many there are, Alembic's own table aside.
         versions: The revisions it is at.
@@ -61,7 +66,7 @@ class Facts:
 
     server: str
     role: str
-    creates: bool
+    closed: tuple[str, ...]
     limit: int
     relations: int
     versions: tuple[str, ...]
@@ -139,7 +144,7 @@ def look(dsn: str, known: Iterable[str]) -> Facts:
     try:
         with connection.cursor() as cursor:
             cursor.execute(FACTS)
-            server, role, creates, limit, relations, versioned, mark = cursor.fetchone() or ()
+            server, role, closed, limit, relations, versioned, mark = cursor.fetchone() or ()
             versions: tuple[str, ...] = ()
             if versioned:
                 cursor.execute("SELECT version_num FROM alembic_version ORDER BY 1")
@@ -147,7 +152,7 @@ def look(dsn: str, known: Iterable[str]) -> Facts:
     finally:
         connection.close()
     ours = mark == MARK or not set(versions).isdisjoint(known)
-    return Facts(server.split()[0], role, creates, limit, relations, versions, ours)
+    return Facts(server.split()[0], role, tuple(closed), limit, relations, versions, ours)
 
 
 def _objection(
@@ -182,10 +187,9 @@ def _objection(
         return None
     if not upgrade:
         return f"the database is at revision {at}, the code at {heads[0]} → alembic upgrade head"
-    if not found.creates:
-        return (
-            f'{found.role} may not create tables → GRANT CREATE ON SCHEMA public TO "{found.role}"'
-        )
+    if found.closed:
+        grants = "; ".join(f'GRANT CREATE ON {where} TO "{found.role}"' for where in found.closed)
+        return f"{found.role} may not create tables → {grants}"
     return None
 
 

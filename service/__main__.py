@@ -1,5 +1,5 @@
 """
-The command line: `rowcast`, or `python -m service`: run, call, settings, seed, describe, types.
+The command line: `rowcast`, or `python -m service`: run, call, settings, seed, track, describe, types.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from twisted.internet import reactor as installed
 from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 
+from schema.changes import LEVELS, TrackingRefused, track_table, untrack_table
 from schema.database import EmbeddedFailed
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
@@ -73,6 +74,31 @@ def seed() -> None:
         with place.running() as dsn:
             print(sow(dsn))
     except (EmbeddedFailed, SeedRefused, OSError) as error:
+        fail(str(error))
+
+
+@main.command(help="Log each change of a table from here on, whoever makes it.")
+@click.argument("table")
+@click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], show_default=True)
+@click.option("--no-wake", is_flag=True, help="Notify nobody: PREPARE TRANSACTION refuses NOTIFY.")
+def track(table: str, level: str, no_wake: bool) -> None:
+    """Track a table."""
+    _track(track_table, table, level, not no_wake)
+
+
+@main.command(help="Log the changes of a table no longer.")
+@click.argument("table")
+def untrack(table: str) -> None:
+    """Untrack a table."""
+    _track(untrack_table, table)
+
+
+def _track(act: Callable[..., str], *what: object) -> None:
+    settings = read()
+    try:
+        with settings.place.running() as dsn:
+            print(act(dsn, *what, schemas=settings.schemas))
+    except (EmbeddedFailed, TrackingRefused, OSError) as error:
         fail(str(error))
 
 

@@ -300,6 +300,13 @@ class Settings(BaseSettings):
     def _lower(cls, level: object) -> object:
         return level.strip().lower() if isinstance(level, str) else level
 
+    @field_validator("schemas")
+    @classmethod
+    def _served(cls, schemas: tuple[str, ...]) -> tuple[str, ...]:
+        if "rowcast" in schemas:
+            raise ValueError("may not name rowcast: the schema of the service's own tables")
+        return schemas
+
     @field_validator("state", "crossbar")
     @classmethod
     def _absolute(cls, path: Path) -> Path:

@@ -27,11 +27,14 @@ import psycopg2
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from schema.database import Place
 from service.embedded.crossbar import node
 
 ROOT = Path(__file__).parent.parent
+HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
+"""The revision to which `alembic upgrade head` brings a database."""
 BRIDGE = "call-for-tests"
 TIERS = ("unit", "db", "wamp", "faults", "examples", "libraries")
 """Folders of tests, by what they need; in CI each has to have run."""

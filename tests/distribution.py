@@ -29,6 +29,8 @@ FIRST = (
     "tests/db/test_described_ways.py::test_each",
     "tests/db/test_described_ways.py",
     "tests/db/test_migrating.py",
+    "tests/db/test_capture_tracking.py",
+    "tests/db/test_capture_torture.py",
     "tests/db/test_remembering.py",
     "tests/db/test_unannounced.py",
     "tests/db/test_names_hidden.py",

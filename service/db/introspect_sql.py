@@ -12,6 +12,10 @@ from __future__ import annotations
 HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
 """Whether a comment has the line that takes its object out of the service."""
 
+CAPTURE = """(SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                WHERE n.nspname = 'rowcast')"""
+"""Functions of triggers that write the log of changes: they change neither rows nor the session."""
+
 RELATIONS = f"""
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        c.relrowsecurity AS row_security, d.description AS comment,
@@ -49,7 +53,8 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
                 SELECT count(*) > 0 AS stirred,
                        coalesce(bit_or(CASE WHEN g.tgtype & 66 = 0 THEN g.tgtype & 20 END), 0) AS after
                   FROM family f JOIN pg_trigger g ON g.tgrelid = f.oid
-                 WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')) s,
+                 WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+                   AND g.tgfoid NOT IN {CAPTURE}) s,
        LATERAL (WITH RECURSIVE under AS (
                   SELECT c.oid WHERE c.relkind = 'v'
                   UNION
@@ -459,7 +464,7 @@ impure_function AS MATERIALIZED (
 ), stirred AS (  -- what no one can write without risk
   SELECT i.oid FROM impure i WHERE i.class = 'pg_class'::regclass
    UNION
-  SELECT tgrelid FROM pg_trigger WHERE NOT tgisinternal
+  SELECT tgrelid FROM pg_trigger WHERE NOT tgisinternal AND tgfoid NOT IN {CAPTURE}
    UNION
   SELECT ev_class FROM pg_rewrite WHERE ev_type <> '1'
    UNION

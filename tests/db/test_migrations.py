@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from schema.database import Place
 from schema.revision import inspect
 from schema.seed import sow
-from tests.conftest import ROOT, execute
+from tests.conftest import HEAD, ROOT, execute
 
 LEFT = """
 SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
@@ -134,6 +134,27 @@ def test_sql_without_a_database() -> None:
     )
 
 
+def test_sql_without_a_database_builds_the_same(postgres: str) -> None:
+    """Run by psql it brings a database to head, and the way down leaves nothing."""
+    written = io.StringIO()
+    config = Config(
+        ROOT / "alembic.ini", attributes={"configure_logging": False}, output_buffer=written
+    )
+    with database(postgres, "SELECT 1") as at:
+        command.upgrade(config, "head", sql=True)
+        execute(at, written.getvalue())
+        command.check(alembic(at))
+        execute(at, "INSERT INTO drivers (name) VALUES ('Ada')")
+        assert execute(at, "SELECT op, new ->> 'name' FROM rowcast.log") == [("I", "Ada")]
+        written.seek(0)
+        written.truncate()
+        command.downgrade(config, f"{HEAD}:base", sql=True)
+        execute(at, written.getvalue())
+        assert execute(at, "SELECT to_regnamespace('rowcast'), to_regclass('drivers')") == [
+            (None, None)
+        ]
+
+
 def test_seeding_is_done_once(base: str) -> None:
     """The demo rows are made where there are none, and not again."""
     assert sow(base) == "made 6 drivers, 8 vehicles, 40 actions"
@@ -145,15 +166,15 @@ def test_inspect_at_head(base: str) -> None:
     """A database at the code's revision can be served."""
     report = inspect(Place(url=base))
     assert report.problem is None
-    assert (report.revision, report.relations) == ("0001", 3)
-    assert report.title == "Actions, drivers and vehicles"
+    assert (report.revision, report.relations) == (HEAD, 3)
+    assert report.title
 
 
 def test_inspect_behind(base: str) -> None:
     """One that is behind is refused, with the command; or brought there."""
     command.downgrade(alembic(base), "base")
     assert inspect(Place(url=base)).problem == (
-        "the database is at revision none, the code at 0001 → alembic upgrade head"
+        f"the database is at revision none, the code at {HEAD} → alembic upgrade head"
     )
     assert inspect(Place(url=base), upgrade=True, demo=True).problem is None
 
@@ -167,7 +188,7 @@ def test_inspect_ahead(base: str) -> None:
                 "the database is at revision f00, which this code does not know → update the code"
             )
     finally:
-        execute(base, "UPDATE alembic_version SET version_num = '0001'")
+        execute(base, f"UPDATE alembic_version SET version_num = '{HEAD}'")
 
 
 def test_a_stranger_is_left_alone(postgres: str) -> None:
@@ -187,7 +208,10 @@ def test_a_role_that_may_not_create(postgres: str) -> None:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
         try:
             problem = inspect(place, upgrade=True, demo=True).problem
-            assert problem == 'poor may not create tables → GRANT CREATE ON SCHEMA public TO "poor"'
+            assert problem == (
+                'poor may not create tables → GRANT CREATE ON SCHEMA public TO "poor";'
+                ' GRANT CREATE ON DATABASE stranger TO "poor"'
+            )
             problem = inspect(place, connections=6).problem
             assert problem == ("poor may open 3 connections, 6 are wanted → ROWCAST_POOL_MAX=2")
         finally:
@@ -203,7 +227,7 @@ def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
         assert inspect(Place(url=at), upgrade=True, demo=False).problem is None
         assert names(at) == []
         made = inspect(Place(url=at), upgrade=True, demo=True)
-        assert (made.problem, made.revision, made.relations) == (None, "0001", 3)
+        assert (made.problem, made.revision, made.relations) == (None, HEAD, 3)
         assert execute(at, "SELECT count(*) FROM actions") == [(40,)]
 
 
@@ -230,6 +254,12 @@ def test_upgrade_without_create_in_schema_says_what_to_grant(postgres: str) -> N
                 'permission denied for schema public → GRANT CREATE ON SCHEMA public TO "poor"'
             )
             execute(at, 'GRANT CREATE ON SCHEMA public TO "poor"')
+            with pytest.raises(CommandError) as refused:
+                command.upgrade(alembic(poor), "head")
+            assert str(refused.value) == (
+                'permission denied for database stranger → GRANT CREATE ON DATABASE stranger TO "poor"'
+            )
+            execute(at, 'GRANT CREATE ON DATABASE stranger TO "poor"')
             command.upgrade(alembic(poor), "head")
         finally:
             execute(at, "DROP OWNED BY poor; DROP ROLE poor")

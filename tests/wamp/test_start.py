@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from tests.conftest import ROOT, Router, crossbar, execute, free_port, wait_until
+from tests.conftest import HEAD, ROOT, Router, crossbar, execute, free_port, wait_until
 from tests.wamp.programs import alive, gone, parts, port_open, program, tool
 from tests.wamp.raw import refusals
 
@@ -308,7 +308,7 @@ def test_a_database_behind(environ: dict[str, str], migrated: str) -> None:
             assert service.ends() == 1
             assert "is at revision f00, which this code does not know" in service.output
     finally:
-        execute(migrated, "UPDATE alembic_version SET version_num = '0001'")
+        execute(migrated, f"UPDATE alembic_version SET version_num = '{HEAD}'")
 
 
 def test_the_settings_are_printed(environ: dict[str, str]) -> None:

@@ -1,15 +1,15 @@
 """rooms
 
-Revision ID: 0002
-Revises: 0001
+Revision ID: 7c2f9d0a41be
+Revises: 0002
 Create Date: 2026-11-29
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "7c2f9d0a41be"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 

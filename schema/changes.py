@@ -1,0 +1,521 @@
+"""
+Capture: every change of a tracked table is a row of a log, written in the same transaction.
+
+Triggers write the log, so it holds what anybody does to a table, and nothing that was rolled back.
+Whoever reads it asks which rows are visible in this snapshot and were not in the last one (a
+stored `pg_snapshot`): a sequence would not do, since transactions do not end in the order in which
+they took their numbers.
+
+All of it is SQL in a schema of its own, made by a migration or by `track` of the command line.
+It needs the right to create a schema and to put triggers on the tables: no superuser, no
+extension, no replication.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg2
+from psycopg2 import errors, sql
+
+from schema.database import reason
+
+LEVELS = ("full", "keys", "touch")
+"""What the log holds of a change: whole rows, the primary key alone, or that there was one."""
+
+CHANNEL = "rowcast_changes"
+"""Where a reader that sleeps is notified."""
+
+ASLEEP = 0x726F776361737401
+"""
+The advisory lock of a reader that sleeps; writers notify nobody else.
+
+NOTIFY on each commit would make commits wait for each other: PostgreSQL takes a lock of the whole
+server for it, until after the flush (331 instead of 1,491 commits a second, with 4 clients on a
+disk that takes 2 ms). To fall asleep, a reader takes this lock, reads on while anybody else holds
+a lock on the log, and then once more. A writer locks the log before it looks for the reader, so
+either it sees the reader asleep, or the reader sees its lock.
+"""
+
+INSTALLING = 0x726F776361737402
+"""The advisory lock of the one who makes or replaces what is here."""
+
+LOCK_TIMEOUT = "5s"
+"""How long `track` may keep writers waiting behind itself where a table is busy."""
+
+TABLES = r"""
+DO $$ BEGIN
+    -- IF NOT EXISTS would ask for the right to create one even where it exists
+    IF to_regnamespace('rowcast') IS NULL THEN CREATE SCHEMA rowcast; END IF;
+END $$;
+CREATE TABLE IF NOT EXISTS rowcast.tracked (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relation regclass NOT NULL UNIQUE,
+    name text NOT NULL,
+    level text NOT NULL CHECK (level IN ('full', 'keys', 'touch')),
+    wake boolean NOT NULL,
+    since xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    shape text NOT NULL,
+    noticed text NOT NULL,
+    problem text
+);
+-- CACHE above 1 would give two changes of one row numbers in the wrong order
+CREATE SEQUENCE IF NOT EXISTS rowcast.log_seq CACHE 1;
+CREATE TABLE IF NOT EXISTS rowcast.log (
+    seq bigint NOT NULL DEFAULT nextval('rowcast.log_seq'),
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    relation int NOT NULL,
+    op "char" NOT NULL,
+    old json,
+    new json
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
+CREATE INDEX IF NOT EXISTS log_xid_seq ON rowcast.log (xid, seq);
+CREATE TABLE IF NOT EXISTS rowcast.epochs (
+    epoch int PRIMARY KEY,
+    system bigint NOT NULL,
+    timeline int NOT NULL,
+    first_tick bigint NOT NULL,
+    pruned_below xid8 NOT NULL
+);
+CREATE TABLE IF NOT EXISTS rowcast.ticks (
+    tick bigint PRIMARY KEY,
+    epoch int NOT NULL,
+    snapshot pg_snapshot NOT NULL,
+    changes int NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+ALTER SEQUENCE rowcast.log_seq OWNED BY rowcast.log.seq;
+COMMENT ON TABLE rowcast.tracked IS 'Tables whose changes are in the log';
+COMMENT ON TABLE rowcast.log IS 'Changes of tracked tables';
+COMMENT ON TABLE rowcast.ticks IS 'Snapshots up to which the log has been read';
+COMMENT ON TABLE rowcast.epochs IS 'Times within which transaction numbers mean the same';
+"""
+
+# The writer's session says neither which operators and functions are meant nor how values are
+# written: floats would lose digits, times would be in its zone.
+PINNED = (
+    "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'"
+    " SET extra_float_digits = 1 SET bytea_output = 'hex' SET intervalstyle = 'postgres'"
+    " SET datestyle = 'ISO'"
+    # a plan made for two rows is kept for a million
+    " SET enable_nestloop = off"
+)
+KEY = "(SELECT json_object_agg(c, to_jsonb({}) -> c) FROM unnest(TG_ARGV[1:]) c)"
+LOG = "INSERT INTO rowcast.log (relation, op, old, new)"
+
+
+def _trigger_functions() -> Iterator[tuple[str, str]]:
+    """
+    Yield the name and the body of each function that writes the log; one each is fastest.
+
+    Those of statements (`log_inserts` beside `log_insert`) take half the time where there are many
+    rows. What a statement changes through a parent of the table does not reach them.
+    """
+    for suffix, image in (("", "row_to_json({})"), ("_key", KEY)):
+        # "o.*" is the row, where "o" might be a column
+        old, new = image.format("o.*"), image.format("n.*")
+        before, after = image.format("OLD"), image.format("NEW")
+        yield f"log_insert{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'I', NULL, {after});"
+        yield f"log_update{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'U', {before}, {after});"
+        yield f"log_delete{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'D', {before}, NULL);"
+        logged = f"{LOG} SELECT TG_ARGV[0]::int4,"
+        yield f"log_inserts{suffix}", f"{logged} 'I', NULL, {new} FROM new_rows n;"
+        yield f"log_deletes{suffix}", f"{logged} 'D', {old}, NULL FROM old_rows o;"
+        # to pair one with one is some 20 µs cheaper
+        yield (
+            f"log_updates{suffix}",
+            f"""IF (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) r) < 2 THEN
+        {logged} 'U', {old}, {new} FROM old_rows o, new_rows n;
+    ELSE
+        {logged} 'U', o.image, n.image
+          FROM (SELECT {old} AS image, row_number() OVER () AS at FROM old_rows o) o
+          JOIN (SELECT {new} AS image, row_number() OVER () AS at FROM new_rows n) n USING (at);
+    END IF;""",
+        )
+    # of a whole statement; the trigger says of which kind
+    yield (
+        "log_statement",
+        'INSERT INTO rowcast.log (relation, op) VALUES (TG_ARGV[0]::int4, TG_ARGV[1]::"char");',
+    )
+
+
+FUNCTIONS = r"""
+CREATE OR REPLACE FUNCTION rowcast.wake() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_lock_shared({asleep}) THEN
+        PERFORM pg_advisory_unlock_shared({asleep});
+    ELSE
+        NOTIFY {channel};
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION rowcast.tree(relation oid) RETURNS SETOF oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE tree (oid) AS (
+        SELECT $1 UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
+    SELECT oid FROM tree
+$$;
+
+-- What changes with every DDL that changes rows without a trigger, or stops the triggers.
+CREATE OR REPLACE FUNCTION rowcast.shape(relation oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT md5(concat_ws(' ', c.relnamespace, c.relname, (
+            SELECT string_agg(i.inhparent::text, ',') FROM pg_inherits i WHERE i.inhrelid = c.oid
+        ), (
+            SELECT string_agg(i.indkey::text, ',') FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+        ), (
+            -- its xmin: ALTER … TYPE … USING may rewrite values and leave all else as it was
+            SELECT string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.xmin), ',' ORDER BY a.attrelid, a.attnum)
+              FROM rowcast.tree(c.oid) t JOIN pg_attribute a ON a.attrelid = t AND a.attnum > 0
+        ), (
+            -- its xmin: they may have been disabled meanwhile
+            SELECT string_agg(concat_ws(' ', g.tgrelid, g.tgname, g.tgenabled, g.xmin), ',' ORDER BY g.tgrelid, g.tgname)
+              FROM rowcast.tree(c.oid) t JOIN pg_trigger g ON g.tgrelid = t AND g.tgname ~ '^[!~]rowcast_'
+        ), (
+            -- a partition that came later has no trigger of its own for TRUNCATE, but gets a new file
+            SELECT string_agg(concat_ws(' ', k.oid, k.relfilenode), ',' ORDER BY k.oid)
+              FROM rowcast.tree(c.oid) t JOIN pg_class k ON k.oid = t AND k.relkind = 'r'
+             WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgname = '!rowcast_truncate')
+        )))
+      FROM pg_class c WHERE c.oid = shape.relation
+$$;
+
+-- Returns why changes are no longer logged, if so.
+CREATE OR REPLACE FUNCTION rowcast.problem(relation oid, level text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1) THEN 'it is gone'
+        WHEN EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = $1)
+         AND EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = $1 AND g.tgname ~ '^!rowcast_'
+                        AND (g.tgnewtable IS NOT NULL OR g.tgoldtable IS NOT NULL))
+            THEN 'it has become a part of another table'
+        WHEN EXISTS (SELECT FROM rowcast.tree($1) t JOIN pg_trigger g ON g.tgrelid = t
+                      WHERE g.tgname ~ '^!rowcast_' AND g.tgenabled NOT IN ('O', 'A'))
+          OR (SELECT count(*) FROM pg_trigger g WHERE g.tgrelid = $1 AND g.tgname ~ '^!rowcast_')
+             <> CASE level WHEN 'touch' THEN 2 ELSE 4 END
+            THEN 'its triggers are disabled'
+    END
+$$;
+
+CREATE OR REPLACE FUNCTION rowcast.reset(id int) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO rowcast.log (relation, op) VALUES (id, 'R')
+$$;
+
+-- Returns the tracked relations that are no longer what they were, and logs that they are to be
+-- read again; what keeps the changes since then out of the log is their problem. A reader asks in the snapshot in which it reads the log.
+CREATE OR REPLACE FUNCTION rowcast.notice() RETURNS SETOF int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT t.id, t.relation, coalesce(rowcast.shape(t.relation), 'gone') AS shape
+          FROM rowcast.tracked t WHERE t.noticed <> coalesce(rowcast.shape(t.relation), 'gone')
+    LOOP
+        UPDATE rowcast.tracked t
+           SET noticed = found.shape,
+               problem = rowcast.problem(t.relation, t.level),
+               name = CASE found.shape WHEN 'gone' THEN t.name ELSE found.relation::text END
+         WHERE t.id = found.id;
+        PERFORM rowcast.reset(found.id);
+        RETURN NEXT found.id;
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION rowcast.untie(relation regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT g.tgname, g.tgrelid::regclass AS home FROM rowcast.tree(relation) t
+          JOIN pg_trigger g ON g.tgrelid = t AND g.tgname ~ '^[!~]rowcast_' AND g.tgparentid = 0
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', found.tgname, found.home);
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION rowcast.track(
+    relation regclass, level text DEFAULT 'full', wake boolean DEFAULT true
+) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    class record;
+    known record;
+    root int;
+    key text[];
+    args text;
+    suffix text := '';
+    part regclass;
+    op text;
+    rows text;
+    each_row boolean;
+BEGIN
+    SELECT c.*, n.nspname INTO class
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+    IF class IS NULL THEN
+        RAISE undefined_table USING MESSAGE = format('there is no relation %s', relation);
+    ELSIF level NOT IN ('full', 'keys', 'touch') THEN
+        RAISE invalid_parameter_value USING
+            MESSAGE = format('there is no level "%s"', level), HINT = 'full, keys or touch';
+    ELSIF class.relkind NOT IN ('r', 'p') THEN
+        RAISE wrong_object_type USING
+            MESSAGE = format('%s is no table, and has no changes of its own', relation),
+            HINT = 'track the tables under it';
+    ELSIF class.nspname IN ('pg_catalog', 'information_schema', 'rowcast') THEN
+        RAISE wrong_object_type USING MESSAGE = format('tables of the schema %s cannot be tracked', class.nspname);
+    ELSIF class.relpersistence <> 'p' THEN
+        RAISE wrong_object_type USING
+            MESSAGE = format('%s is %s: it loses its rows without a change', relation,
+                             CASE class.relpersistence WHEN 't' THEN 'temporary' ELSE 'unlogged' END);
+    ELSIF class.relispartition THEN
+        RAISE wrong_object_type USING
+            MESSAGE = format('%s is a partition', relation),
+            HINT = format('track %s', pg_partition_root(relation)::regclass);
+    ELSIF class.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = relation) THEN
+        RAISE wrong_object_type USING
+            MESSAGE = format('%s has children by inheritance, whose rows fire no trigger of it', relation),
+            HINT = 'track the children';
+    END IF;
+    IF level = 'keys' THEN
+        SELECT array_agg(a.attname ORDER BY array_position(i.indkey::int2[], a.attnum)) INTO key
+          FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+         WHERE i.indrelid = relation AND i.indisprimary;
+        IF key IS NULL THEN
+            RAISE wrong_object_type USING
+                MESSAGE = format('%s has no primary key', relation), HINT = 'level full or touch';
+        END IF;
+        suffix := '_key';
+    END IF;
+    SELECT * INTO known FROM rowcast.tracked t WHERE t.relation = track.relation;
+    IF known.level = level AND known.wake = wake AND known.shape = rowcast.shape(relation) THEN
+        RETURN format('%s is tracked already (%s)', relation, level);
+    END IF;
+    IF known IS NULL THEN
+        -- made anew, a table goes on as the one that it was
+        SELECT * INTO known FROM rowcast.tracked t
+         WHERE t.name = track.relation::text AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.relation)
+         ORDER BY t.id DESC LIMIT 1;
+    END IF;
+    PERFORM rowcast.untie(relation);
+    -- parts that were tracked before they became that are now logged as the whole
+    DELETE FROM rowcast.tracked t
+     WHERE t.relation IN (SELECT rowcast.tree(track.relation)) AND t.relation <> track.relation;
+    IF known IS NULL THEN
+        INSERT INTO rowcast.tracked (relation, name, level, wake, shape, noticed)
+        VALUES (relation, relation::text, level, wake, '', '') RETURNING id INTO root;
+    ELSE
+        root := known.id;
+        UPDATE rowcast.tracked t
+           SET relation = track.relation, level = track.level, wake = track.wake,
+               name = track.relation::text, problem = NULL, since = pg_current_xact_id()
+         WHERE t.id = root;
+        PERFORM rowcast.reset(root);
+    END IF;
+    -- "!" sorts before the names of other triggers, so the log is mostly in their order too
+    args := quote_literal(root);
+    IF level <> 'touch' THEN
+        SELECT args || coalesce(string_agg(', ' || quote_literal(c), '' ORDER BY at), '') INTO args
+          FROM unnest(key) WITH ORDINALITY AS u (c, at);
+        each_row := class.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = relation);
+        FOR op, rows IN VALUES ('insert', 'NEW TABLE AS new_rows'), ('delete', 'OLD TABLE AS old_rows'),
+                               ('update', 'OLD TABLE AS old_rows NEW TABLE AS new_rows') LOOP
+            EXECUTE format(
+                'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION rowcast.%I(%s)',
+                '!rowcast_' || op, op, relation,
+                CASE WHEN each_row THEN 'FOR EACH ROW' ELSE 'REFERENCING ' || rows || ' FOR EACH STATEMENT' END,
+                'log_' || op || CASE WHEN each_row THEN '' ELSE 's' END || suffix, args);
+        END LOOP;
+    END IF;
+    -- of statements, which partitions do not take over from their root
+    FOR part IN SELECT t::regclass FROM rowcast.tree(relation) t JOIN pg_class c ON c.oid = t
+                 WHERE c.relkind IN ('r', 'p') LOOP
+        EXECUTE format(
+            'CREATE TRIGGER "!rowcast_truncate" AFTER TRUNCATE ON %s FOR EACH STATEMENT'
+            ' EXECUTE FUNCTION rowcast.log_statement(%L, %L)',
+            part, root, CASE part WHEN relation THEN 'T' ELSE 'R' END);
+        IF level = 'touch' THEN
+            EXECUTE format(
+                'CREATE TRIGGER "!rowcast_touch" AFTER INSERT OR UPDATE OR DELETE ON %s'
+                ' FOR EACH STATEMENT EXECUTE FUNCTION rowcast.log_statement(%L, ''C'')', part, root);
+        END IF;
+        IF wake THEN
+            EXECUTE format(
+                'CREATE TRIGGER "~rowcast_wake" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s'
+                ' FOR EACH STATEMENT EXECUTE FUNCTION rowcast.wake()', part);
+        END IF;
+    END LOOP;
+    UPDATE rowcast.tracked t SET (shape, noticed) = (SELECT s, s FROM rowcast.shape(t.relation) s)
+     WHERE t.id = root;
+    RETURN format('%s is tracked (%s)', relation, level);
+END $$;
+
+CREATE OR REPLACE FUNCTION rowcast.untrack(relation regclass) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known text;
+BEGIN
+    DELETE FROM rowcast.tracked t WHERE t.relation = untrack.relation RETURNING t.name INTO known;
+    IF known IS NULL THEN
+        RETURN relation::text || ' is not tracked';
+    END IF;
+    PERFORM rowcast.untie(relation);
+    RETURN format('%s is no longer tracked', known);
+END $$;
+
+DO $$
+DECLARE
+    each regprocedure;
+BEGIN
+    -- who could name a function that writes the log could fill it by a table of theirs
+    FOR each IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', each);
+    END LOOP;
+END $$;
+"""
+
+REMOVE = r"""
+DO $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN SELECT relation FROM rowcast.tracked LOOP
+        PERFORM rowcast.untrack(found.relation);
+    END LOOP;
+END $$;
+DROP FUNCTION {functions};
+DROP TABLE rowcast.log, rowcast.ticks, rowcast.epochs, rowcast.tracked;
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass
+                      AND refobjid = 'rowcast'::regnamespace) THEN
+        DROP SCHEMA rowcast;
+    END IF;
+END $$;
+"""
+
+
+def install() -> str:
+    """Return the SQL that makes the log and its functions, or brings them up to date."""
+    written = "".join(
+        f"CREATE OR REPLACE FUNCTION rowcast.{name}() RETURNS trigger LANGUAGE plpgsql {PINNED}"
+        f" AS $$\n#variable_conflict use_variable\nBEGIN\n    {body}\n    RETURN NULL;\nEND $$;\n"
+        for name, body in _trigger_functions()
+    )
+    fixed = FUNCTIONS.replace("{asleep}", str(ASLEEP)).replace("{channel}", CHANNEL)
+    return TABLES + written + fixed
+
+
+def remove() -> str:
+    """Return the SQL that ends all tracking and drops the log; the schema too, if left empty."""
+    names = re.findall(r"FUNCTION (rowcast\.\w+)\(", install())
+    return REMOVE.replace("{functions}", ", ".join(dict.fromkeys(names)))
+
+
+def track(table: str, level: str = "full", *, schema: str | None = None, wake: bool = True) -> None:
+    """
+    Log the changes of a table from here on, in a migration.
+
+    Args:
+        table: Its name.
+        level: One of LEVELS.
+        schema: Where it is, if not where the migration creates tables.
+        wake: Whether writers notify a reader that sleeps. PostgreSQL refuses to prepare a
+            transaction (`PREPARE TRANSACTION`) that has notified: without it, the reader polls.
+    """
+    from alembic import op  # not of what serves, which shares this module's constants
+
+    op.execute(f"SELECT rowcast.track({_literal(table, schema)}, '{level}', {str(wake).lower()})")
+
+
+def untrack(table: str, *, schema: str | None = None) -> None:
+    """Log the changes of a table no longer, in a migration."""
+    from alembic import op
+
+    op.execute(f"SELECT rowcast.untrack({_literal(table, schema)})")
+
+
+def _literal(table: str, schema: str | None) -> str:
+    parts = [part.replace('"', '""') for part in (schema, table) if part]
+    name = ".".join(f'"{part}"' for part in parts).replace("'", "''")
+    return f"'{name}'"
+
+
+class TrackingRefused(Exception):
+    """A table cannot be tracked, or not by this role; says why, and what to do."""
+
+
+def track_table(dsn: str, table: str, level: str, wake: bool, schemas: tuple[str, ...] = ()) -> str:
+    """
+    Log the changes of a table from here on; make the log if there is none.
+
+    Args:
+        dsn: Of the database.
+        table: Its name, as psql would read it.
+        level: One of LEVELS.
+        wake: As `track` has it.
+        schemas: Where names without a schema are looked for first.
+
+    Returns:
+        A sentence about what was done.
+
+    Raises:
+        TrackingRefused: It was not.
+    """
+    return _run(dsn, schemas, "SELECT rowcast.track(%s::regclass, %s, %s)", [table, level, wake])
+
+
+def untrack_table(dsn: str, table: str, schemas: tuple[str, ...] = ()) -> str:
+    """Log the changes of a table no longer, whether or not it still is there; as `track_table`."""
+    statement = (
+        "SELECT coalesce(rowcast.untrack(found), %s || ' is not tracked') FROM (SELECT coalesce("
+        "to_regclass(%s), (SELECT relation FROM rowcast.tracked WHERE name = %s)) AS found) f"
+    )
+    return _run(dsn, schemas, statement, [table] * 3)
+
+
+OURS = """
+SELECT to_regnamespace('rowcast') IS NULL OR coalesce(
+    (SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'rowcast'), false)
+"""
+
+
+def _run(dsn: str, schemas: tuple[str, ...], statement: str, values: list[object]) -> str:
+    try:
+        connection = psycopg2.connect(dsn)
+    except psycopg2.OperationalError as error:
+        raise TrackingRefused(reason(error)) from error
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [INSTALLING])
+            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            cursor.execute(OURS)
+            if cursor.fetchone() == (True,):
+                cursor.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+                cursor.execute(install())
+            path = sql.SQL(", ").join(map(sql.Identifier, schemas or ("public",)))
+            cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+            cursor.execute(statement, values)
+            ((done,),) = cursor.fetchall()
+            return str(done)
+    except psycopg2.Error as error:
+        raise TrackingRefused(_refusal(error, connection.info.user)) from error
+    finally:
+        connection.close()
+
+
+def _refusal(error: psycopg2.Error, role: str) -> str:
+    said = error.diag.message_primary or str(error).strip()
+    if isinstance(error, errors.LockNotAvailable):
+        return f"the table is busy: {LOCK_TIMEOUT} were not enough → try again"
+    if isinstance(error, errors.InsufficientPrivilege):
+        if found := re.search(r"for database (.+)$", said):
+            return f'{said} → GRANT CREATE ON DATABASE {found[1]} TO "{role}"'
+        if found := re.search(r"for table (.+)$", said):
+            return f'{said} → GRANT TRIGGER ON {found[1]} TO "{role}", or track it as its owner'
+        return f"{said} → track it as the owner of the schema rowcast"
+    return f"{said} → {error.diag.message_hint}" if error.diag.message_hint else said

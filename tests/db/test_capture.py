@@ -1,0 +1,406 @@
+"""
+Capture: what is in the log after each kind of change, whoever makes it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.schema import ForeignKey
+
+from schema.changes import ASLEEP, CHANNEL, install
+from schema.database import engine
+from tests.conftest import execute
+from tests.db.captured import SnapshotReader, connect, net
+
+SCHEMA = f"""
+CREATE TABLE owners (id int PRIMARY KEY, name text);
+CREATE TABLE pets (
+    id int PRIMARY KEY, owner int REFERENCES owners ON DELETE CASCADE ON UPDATE CASCADE, name text);
+CREATE TABLE sums (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED);
+CREATE TABLE loose (a int, b text);
+CREATE TABLE coded (b int, a text, note text, PRIMARY KEY (a, b));
+CREATE TABLE counters (id int PRIMARY KEY, n int);
+CREATE TABLE logs (id int, day int, note text, PRIMARY KEY (id, day)) PARTITION BY LIST (day);
+CREATE TABLE logs_1 PARTITION OF logs FOR VALUES IN (1);
+CREATE TABLE logs_2 PARTITION OF logs FOR VALUES IN (2);
+CREATE TABLE named (
+    id int PRIMARY KEY, o int, n int, c int, r int, at int, image int, tg_argv int, old int, new int,
+    relation int, old_rows int, new_rows int, row_to_json int);
+CREATE TABLE named_too (LIKE named INCLUDING ALL);
+CREATE TABLE quiet (id int PRIMARY KEY);
+CREATE TABLE kinds (
+    id int PRIMARY KEY, f float8, r float4, b bytea, i interval, t timestamptz, d date,
+    m numeric(30, 10), j jsonb, a text[], big bigint);
+{install()}
+SELECT rowcast.track(name::regclass) FROM unnest(
+    '{{owners, pets, sums, loose, logs, kinds}}'::text[]) name;
+SELECT rowcast.track('named'), rowcast.track('named_too', 'keys');
+SELECT rowcast.track('coded', 'keys'), rowcast.track('counters', 'touch'),
+       rowcast.track('quiet', 'full', false);
+"""
+EMPTY = "TRUNCATE owners, pets, sums, loose, coded, counters, logs, quiet, kinds, named, named_too"
+
+
+@pytest.fixture
+def log(dsn: str) -> Iterator[SnapshotReader]:
+    """Empty the tables, and read what comes after that."""
+    execute(dsn, EMPTY)
+    reader = SnapshotReader(dsn)
+    yield reader
+    reader.connection.close()
+
+
+def test_insert_update_delete_have_the_images_before_and_after(
+    dsn: str, log: SnapshotReader
+) -> None:
+    execute(dsn, "INSERT INTO owners VALUES (1, 'Ada')")
+    execute(dsn, "UPDATE owners SET name = 'Bob'")
+    execute(dsn, "DELETE FROM owners")
+    entries = log.read()
+    ada, bob = {"id": 1, "name": "Ada"}, {"id": 1, "name": "Bob"}
+    assert [entry.change for entry in entries] == [
+        ("I", None, ada),
+        ("U", ada, bob),
+        ("D", bob, None),
+    ]
+    assert {entry.relation for entry in entries} == {"public.owners"}
+    assert len({entry.xid for entry in entries}) == 3
+    assert log.read() == []
+
+
+def test_copy_is_logged_row_by_row_in_one_transaction(dsn: str, log: SnapshotReader) -> None:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.copy_expert("COPY owners FROM STDIN", io.StringIO("1\tAda\n2\tBob\n3\t\\N\n"))
+    connection.close()
+    entries = log.read()
+    assert [entry.new for entry in entries] == [
+        {"id": 1, "name": "Ada"},
+        {"id": 2, "name": "Bob"},
+        {"id": 3, "name": None},
+    ]
+    assert len({entry.xid for entry in entries}) == 1
+
+
+def test_cascade_is_logged_with_its_cause(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO owners VALUES (1, 'Ada'); INSERT INTO pets VALUES (7, 1, 'Rex')")
+    log.read()
+    execute(dsn, "UPDATE owners SET id = 2")
+    execute(dsn, "DELETE FROM owners")
+    entries = log.read()
+    assert sorted((entry.relation, entry.op) for entry in entries) == [
+        ("public.owners", "D"),
+        ("public.owners", "U"),
+        ("public.pets", "D"),
+        ("public.pets", "U"),
+    ]
+    assert len({entry.xid for entry in entries}) == 2
+    assert [entry.old for entry in entries if entry.change[0] == "D"][-1] == (
+        {"id": 7, "owner": 2, "name": "Rex"}
+    )
+
+
+def test_orm_flush_is_logged_as_one_transaction(dsn: str, log: SnapshotReader) -> None:
+    """As Flask-SQLAlchemy writes: objects and a session."""
+
+    class Declared(DeclarativeBase):
+        pass
+
+    class Owner(Declared):
+        __tablename__ = "owners"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        pets: Mapped[list[Pet]] = relationship(cascade="all, delete-orphan")
+
+    class Pet(Declared):
+        __tablename__ = "pets"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner: Mapped[int] = mapped_column(ForeignKey("owners.id"))
+        name: Mapped[str]
+
+    globals()["Pet"] = Pet  # where SQLAlchemy looks for what annotations name
+    with Session(engine(dsn)) as session:
+        ada = Owner(id=1, name="Ada", pets=[Pet(id=7, name="Rex"), Pet(id=8, name="Tom")])
+        session.add(ada)
+        session.commit()
+        made = log.read()
+        ada.name = "Eve"
+        ada.pets.pop()
+        session.commit()
+        assert session.scalar(text("SELECT count(*) FROM pets")) == 1
+    assert [(entry.relation, entry.op) for entry in made] == [
+        ("public.owners", "I"),
+        ("public.pets", "I"),
+        ("public.pets", "I"),
+    ]
+    changed = log.read()
+    assert sorted((entry.relation, entry.op) for entry in changed) == [
+        ("public.owners", "U"),
+        ("public.pets", "D"),
+    ]
+    assert len({entry.xid for entry in changed}) == 1
+
+
+def test_what_is_rolled_back_is_not_in_the_log(dsn: str, log: SnapshotReader) -> None:
+    connection = connect(dsn)
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO owners VALUES (1, 'kept'); SAVEPOINT s")
+        cursor.execute("INSERT INTO owners VALUES (2, 'gone'); UPDATE owners SET name = 'gone'")
+        cursor.execute("ROLLBACK TO s; SAVEPOINT s; INSERT INTO owners VALUES (3, 'kept')")
+        cursor.execute("RELEASE s")
+        connection.commit()
+        cursor.execute("DELETE FROM owners")
+        connection.rollback()
+    connection.close()
+    entries = log.read()
+    assert [entry.new for entry in entries] == [
+        {"id": 1, "name": "kept"},
+        {"id": 3, "name": "kept"},
+    ]
+    assert len({entry.xid for entry in entries}) == 1, "savepoints have numbers of their own"
+
+
+def test_transaction_that_commits_late_is_read_once(dsn: str, log: SnapshotReader) -> None:
+    """It has the lower number and sequence; a reader that remembers the highest would miss it."""
+    slow = connect(dsn)
+    with slow.cursor() as cursor:
+        cursor.execute("INSERT INTO owners VALUES (1, 'slow')")
+        execute(dsn, "INSERT INTO owners VALUES (2, 'quick')")
+        (quick,) = log.read()
+        assert quick.new == {"id": 2, "name": "quick"}
+        assert log.read() == []
+        slow.commit()
+    slow.close()
+    (late,) = log.read()
+    assert late.new == {"id": 1, "name": "slow"}
+    assert (late.seq, late.xid) < (quick.seq, quick.xid)
+    assert log.read() == []
+
+
+def test_changed_key_has_both_keys(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO owners VALUES (1, 'Ada')")
+    log.read()
+    execute(dsn, "UPDATE owners SET id = 5")
+    entries = log.read()
+    ada, moved = {"id": 1, "name": "Ada"}, {"id": 5, "name": "Ada"}
+    assert [entry.change for entry in entries] == [("U", ada, moved)]
+    assert net(entries, "id") == {1: (ada, None), 5: (None, moved)}
+
+
+def test_generated_columns_are_as_they_were_stored(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO sums (id, a) VALUES (1, 4); UPDATE sums SET a = 5")
+    assert log.changes() == [
+        ("I", None, {"id": 1, "a": 4, "twice": 8}),
+        ("U", {"id": 1, "a": 4, "twice": 8}, {"id": 1, "a": 5, "twice": 10}),
+    ]
+
+
+def test_relation_without_a_key_is_logged_copy_by_copy(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO loose VALUES (1, 'x'), (1, 'x'); DELETE FROM loose")
+    row = {"a": 1, "b": "x"}
+    assert log.changes() == [("I", None, row)] * 2 + [("D", row, None)] * 2
+
+
+def test_level_keys_logs_the_primary_key_alone(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO coded VALUES (1, 'x', 'secret')")
+    execute(dsn, "UPDATE coded SET note = 'other'; UPDATE coded SET b = 2; DELETE FROM coded")
+    one, two = {"a": "x", "b": 1}, {"a": "x", "b": 2}
+    assert log.changes() == [("I", None, one), ("U", one, one), ("U", one, two), ("D", two, None)]
+
+
+def test_level_touch_logs_a_row_per_statement(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO counters SELECT i, 0 FROM generate_series(1, 1000) i")
+    execute(dsn, "UPDATE counters SET n = 1; TRUNCATE counters")
+    assert log.changes() == [("C", None, None), ("C", None, None), ("T", None, None)]
+
+
+def test_truncate_is_logged_with_what_came_after_it(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO owners VALUES (1, 'Ada')")
+    execute(dsn, "TRUNCATE owners CASCADE; INSERT INTO owners VALUES (2, 'Bob')")
+    assert [(entry.relation, entry.op) for entry in log.read()] == [
+        ("public.owners", "I"),
+        ("public.owners", "T"),
+        ("public.pets", "T"),
+        ("public.owners", "I"),
+    ]
+
+
+def test_partitioned_table_is_logged_as_its_root(dsn: str, log: SnapshotReader) -> None:
+    """Whether written through the root or at a partition; a row that moves goes and comes."""
+    execute(dsn, "INSERT INTO logs VALUES (1, 1, 'a'); INSERT INTO logs_2 VALUES (2, 2, 'b')")
+    execute(dsn, "UPDATE logs SET day = 2 WHERE id = 1")
+    entries = log.read()
+    one, two = {"id": 1, "day": 1, "note": "a"}, {"id": 2, "day": 2, "note": "b"}
+    assert [entry.change for entry in entries] == [
+        ("I", None, one),
+        ("I", None, two),
+        ("D", one, None),
+        ("I", None, one | {"day": 2}),
+    ]
+    assert {entry.relation for entry in entries} == {"public.logs"}
+    execute(dsn, "CREATE TABLE logs_3 PARTITION OF logs FOR VALUES IN (3)")
+    execute(dsn, "INSERT INTO logs_3 VALUES (3, 3, 'c')")
+    assert log.changes() == [("I", None, {"id": 3, "day": 3, "note": "c"})]
+    execute(dsn, "DROP TABLE logs_3")
+
+
+def test_truncated_partition_asks_to_read_again(dsn: str, log: SnapshotReader) -> None:
+    """A part of the rows is gone, and which ones the log does not know."""
+    execute(dsn, "TRUNCATE logs_1")
+    assert [(entry.relation, entry.op) for entry in log.read()] == [("public.logs", "R")]
+    execute(dsn, "TRUNCATE logs")
+    assert ("T", None, None) in log.changes()
+
+
+def test_update_of_many_rows_pairs_them(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO owners SELECT i, 'o' || i FROM generate_series(1, 30000) i")
+    log.read()
+    few = "UPDATE owners SET name = name WHERE id < 3; "
+    execute(dsn, f"SET statement_timeout = '60s'; {few * 8} UPDATE owners SET name = name || '!'")
+    entries = log.read()[16:]
+    assert len(entries) == 30000
+    for _, old, new in (entry.change for entry in entries):
+        assert old is not None
+        assert new == old | {"name": f"{old['name']}!"}
+
+
+def test_columns_may_have_the_names_that_capture_uses(dsn: str, log: SnapshotReader) -> None:
+    for name in ("named", "named_too"):
+        execute(dsn, f"INSERT INTO {name} (id, o, n) VALUES (1, 2, 3)")
+        execute(dsn, f"UPDATE {name} SET tg_argv = 4; INSERT INTO {name} (id) VALUES (2)")
+        execute(dsn, f"UPDATE {name} SET c = 5; DELETE FROM {name}")
+        entries = log.read()
+        assert [entry.op for entry in entries] == [*"IUIUUDD"]
+        assert [entry.new["id"] for entry in entries if entry.new] == [1, 1, 2, 1, 2]
+        assert [entry.old["id"] for entry in entries if entry.old] == [1, 1, 2, 1, 2]
+
+
+def test_upsert_merge_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> None:
+    upsert = (
+        "INSERT INTO owners VALUES (1, 'a'), (2, 'b') ON CONFLICT (id) DO UPDATE SET name = 'c'"
+    )
+    execute(dsn, upsert)
+    execute(dsn, upsert)
+    execute(dsn, "WITH d AS (DELETE FROM owners WHERE id = 1 RETURNING *)"
+                 " INSERT INTO owners SELECT id + 8, name FROM d")  # fmt: skip
+    entries = log.read()
+    assert [entry.op for entry in entries[:4]] == ["I", "I", "U", "U"]
+    assert sorted(entry.op for entry in entries[4:]) == ["D", "I"]
+    moved = net(entries[4:], "id")
+    assert moved == {1: ({"id": 1, "name": "c"}, None), 9: (None, {"id": 9, "name": "c"})}
+
+
+HOSTILE = """
+SET extra_float_digits = -10; SET bytea_output = 'escape'; SET intervalstyle = 'iso_8601';
+SET datestyle = 'German'; SET timezone = 'Asia/Tokyo'; SET search_path = pg_temp;
+"""
+VALUES = """
+INSERT INTO public.kinds VALUES (1, 0.1::float8 + 0.2::float8, 0.1::float4, '\\x00ff', '1 mon 2 days 03:04:05',
+    '2026-01-02 03:04:05.678901+00', '2026-01-02', 12345678901234567890.0123456789, '{"a": [1]}',
+    '{a,NULL}', 9007199254740993)
+"""
+
+
+def test_images_do_not_depend_on_the_settings_of_the_writer(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, VALUES)
+    ((_, _, plain),) = log.changes()
+    execute(dsn, "DELETE FROM kinds")
+    log.read()
+    execute(dsn, HOSTILE + VALUES)
+    ((_, _, hostile),) = log.changes()
+    assert plain == hostile
+    assert plain["f"] == 0.30000000000000004
+    assert (plain["b"], plain["i"]) == ("\\x00ff", "1 mon 2 days 03:04:05")
+    assert plain["t"] == "2026-01-02T03:04:05.678901+00:00"
+    assert plain["big"] == 9007199254740993
+    written = "SELECT new ->> 'm' FROM rowcast.log WHERE new ->> 'm' IS NOT NULL"
+    assert set(execute(dsn, written)) == {("12345678901234567890.0123456789",)}
+
+
+def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> None:
+    """The functions have more rights than the writer, and run none of the writer's code."""
+    execute(
+        dsn,
+        """
+        CREATE FUNCTION pg_temp.row_to_json(anyelement) RETURNS json LANGUAGE sql AS 'SELECT NULL::json';
+        CREATE FUNCTION pg_temp.int4(text) RETURNS int LANGUAGE sql AS 'SELECT 0';
+        SET search_path = pg_temp, pg_catalog; INSERT INTO public.owners VALUES (1, 'Ada')
+        """,
+    )
+    assert log.changes() == [("I", None, {"id": 1, "name": "Ada"})]
+
+
+def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: SnapshotReader) -> None:
+    """One that writes to the same table turns the order of the log around."""
+    execute(
+        dsn,
+        """
+        CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            UPDATE owners SET name = name || '!' WHERE id = new.id + 1 AND name !~ '!'; RETURN NULL; END $$;
+        CREATE TRIGGER "  first" AFTER INSERT ON owners FOR EACH ROW EXECUTE FUNCTION again();
+        INSERT INTO owners VALUES (1, 'a'), (2, 'b');
+        DROP TRIGGER "  first" ON owners;
+        """,
+    )
+    entries = log.read()
+    assert [entry.op for entry in entries] == ["U", "I", "I"], "no longer turned around"
+    assert net(entries, "id") == {
+        1: (None, {"id": 1, "name": "a"}),
+        2: (None, {"id": 2, "name": "b!"}),
+    }
+
+
+def test_writers_notify_only_a_reader_that_sleeps(dsn: str, log: SnapshotReader) -> None:
+    """And none that track without it, so that they can prepare transactions."""
+    reader = connect(dsn)
+    reader.autocommit = True
+
+    def heard(statement: str) -> int:
+        execute(dsn, statement)
+        with reader.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        found = len(reader.notifies)
+        reader.notifies.clear()
+        return found
+
+    with reader.cursor() as cursor:
+        cursor.execute(f"LISTEN {CHANNEL}")
+        assert heard("INSERT INTO owners VALUES (1)") == 0
+        cursor.execute("SELECT pg_advisory_lock(%s)", [ASLEEP])
+        assert heard("INSERT INTO owners VALUES (2), (3)") == 1
+        assert heard("INSERT INTO logs_1 VALUES (3, 1)") == 1
+        assert heard("TRUNCATE owners CASCADE") == 1
+        assert heard("BEGIN; INSERT INTO owners VALUES (4); ROLLBACK") == 0
+        assert heard("INSERT INTO quiet VALUES (1)") == 0
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [ASLEEP])
+        assert heard("INSERT INTO owners VALUES (5)") == 0
+    reader.close()
+    assert len(log.read()) == 8
+
+
+def test_log_cannot_be_read_or_written_by_writers(dsn: str, log: SnapshotReader) -> None:
+    """It holds hidden columns, too; a writer has no rights there, and needs none."""
+    execute(dsn, "COMMENT ON COLUMN owners.name IS '@hidden'")
+    execute(dsn, "CREATE ROLE writer; GRANT SELECT, INSERT, UPDATE ON owners TO writer")
+    execute(dsn, "CREATE SCHEMA AUTHORIZATION writer")
+    as_writer = "SET ROLE writer; "
+    execute(dsn, as_writer + "INSERT INTO owners VALUES (1, 'Ada')")
+    assert log.changes() == [("I", None, {"id": 1, "name": "Ada"})]
+    forging = "CREATE TABLE writer.t (); CREATE TRIGGER t AFTER INSERT ON writer.t EXECUTE FUNCTION"
+    for statement in (
+        "SELECT * FROM rowcast.log",
+        "INSERT INTO rowcast.log (relation, op) VALUES (1, 'R')",
+        "SELECT rowcast.reset(1)",
+        f"{forging} rowcast.log_statement('1', 'T')",
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            execute(dsn, as_writer + statement)
+    execute(dsn, "GRANT USAGE ON SCHEMA rowcast TO writer")
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        execute(dsn, as_writer + f"{forging} rowcast.log_statement('1', 'T')")
+    execute(dsn, "REVOKE ALL ON owners FROM writer; DROP OWNED BY writer")

@@ -1,0 +1,332 @@
+"""
+Tracking tables: by command, by migration, and what is noticed of tables that are altered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from psycopg2.extensions import make_dsn
+
+from schema.changes import (
+    LOCK_TIMEOUT,
+    TrackingRefused,
+    install,
+    remove,
+    track,
+    track_table,
+    untrack,
+    untrack_table,
+)
+from schema.database import engine
+from service.db.introspect import read_catalog
+from service.settings import InvalidSettings, load
+from tests.conftest import ROOT, execute
+from tests.db.captured import SnapshotReader, connect
+from tests.wamp.programs import program
+
+SCHEMA = """
+CREATE SCHEMA app;
+CREATE TABLE app."Odd ""'name" (id int PRIMARY KEY);
+CREATE TABLE things (id int PRIMARY KEY, n int, note text);
+CREATE TABLE keyless (n int);
+CREATE VIEW seen AS SELECT * FROM keyless;
+CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
+CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY LIST (id);
+CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child () INHERITS (parent);
+"""
+TRIGGERS = "SELECT count(*) FROM pg_trigger WHERE tgname ~ 'rowcast' AND tgparentid = 0"
+
+
+@pytest.fixture
+def tracked(dsn: str) -> Iterator[str]:
+    """Track `things`, made anew, and nothing else."""
+    execute(dsn, "DROP TABLE IF EXISTS things CASCADE")
+    execute(dsn, "CREATE TABLE things (id int PRIMARY KEY, n int, note text)")
+    execute(dsn, "INSERT INTO things VALUES (1, 1, 'a')")
+    track_table(dsn, "things", "full", True)
+    yield dsn
+    execute(dsn, remove())
+
+
+def refused(dsn: str, table: str, level: str = "full") -> str:
+    """Return why a table is not tracked."""
+    with pytest.raises(TrackingRefused) as caught:
+        track_table(dsn, table, level, True)
+    return str(caught.value)
+
+
+def test_command_tracks_and_untracks_a_database_that_is_not_ours(dsn: str) -> None:
+    environ = {"DATABASE_URL": dsn, "HOME": str(ROOT), "PATH": os.environ["PATH"]}
+
+    def run(*words: str, status: int = 0) -> str:
+        with program(environ, sys.executable, "-m", "service", *words) as command:
+            assert command.ends() == status, command.output
+            return command.output.strip()
+
+    assert run("track", "parts") == "public.parts is tracked (full)"
+    assert run("track", "parts") == "public.parts is tracked already (full)"
+    assert run("track", "PARTS", "--level", "keys") == "public.parts is tracked (keys)"
+    execute(dsn, "INSERT INTO parts VALUES (1)")
+    assert execute(dsn, "SELECT op, new FROM rowcast.log WHERE op <> 'R'") == [("I", {"id": 1})]
+    assert run("track", "nowhere", status=1) == 'relation "nowhere" does not exist'
+    assert run("untrack", "parts") == "public.parts is no longer tracked"
+    assert run("untrack", "parts") == "public.parts is not tracked"
+    assert execute(dsn, TRIGGERS) == [(0,)]
+    execute(dsn, "TRUNCATE parts")
+    execute(dsn, remove())
+    assert execute(dsn, "SELECT to_regnamespace('rowcast')") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    ("table", "level", "why"),
+    [
+        ("seen", "full", "public.seen is no table, and has no changes of its own"
+                         " → track the tables under it"),
+        ("fleeting", "full", "public.fleeting is unlogged: it loses its rows without a change"),
+        ("part", "full", "public.part is a partition → track public.parts"),
+        ("parent", "full", "public.parent has children by inheritance, whose rows fire no trigger"
+                           " of it → track the children"),
+        ("keyless", "keys", "public.keyless has no primary key → level full or touch"),
+        ("keyless", "all", 'there is no level "all" → full, keys or touch'),
+        ("pg_class", "full", "tables of the schema pg_catalog cannot be tracked"),
+        ("rowcast.log", "full", "tables of the schema rowcast cannot be tracked"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tracked_is_refused(tracked: str, table: str, level: str, why: str) -> None:
+    assert refused(tracked, table, level) == why
+
+
+def test_migration_tracks_by_name_and_schema(dsn: str) -> None:
+    """And what it has written is what `track` of the command line would."""
+    with engine(dsn).connect() as connection:
+        context = MigrationContext.configure(connection)
+        with Operations.context(context), context.begin_transaction():
+            Operations(context).execute(install())
+            track("things")
+            track("Odd \"'name", "keys", schema="app", wake=False)
+        found = execute(dsn, "SELECT name, level, wake FROM rowcast.tracked ORDER BY id")
+        assert found == [
+            ("public.things", "full", True),
+            ('app."Odd ""\'name"', "keys", False),
+        ]
+        with Operations.context(context), context.begin_transaction():
+            untrack("Odd \"'name", schema="app")
+            untrack("things")
+            Operations(context).execute(remove())
+    assert execute(dsn, "SELECT to_regnamespace('rowcast')") == [(None,)]
+
+
+def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
+    """Without being a superuser, and with the grants that the refusals name."""
+    execute(dsn, "CREATE ROLE plain LOGIN; GRANT CREATE ON SCHEMA public TO plain")
+    at = make_dsn(dsn, user="plain")
+    ((name,),) = execute(dsn, "SELECT current_database()")
+    execute(at, "CREATE TABLE mine (id int PRIMARY KEY)")
+    cure = f'GRANT CREATE ON DATABASE {name} TO "plain"'
+    assert refused(at, "mine") == f"permission denied for database {name} → {cure}"
+    execute(dsn, cure)
+    assert track_table(at, "mine", "full", True) == "public.mine is tracked (full)"
+    execute(at, "INSERT INTO mine VALUES (1)")
+    assert execute(at, "SELECT new FROM rowcast.log") == [({"id": 1},)]
+    cure = 'GRANT TRIGGER ON things TO "plain", or track it as its owner'
+    assert refused(at, "things") == f"permission denied for table things → {cure}"
+    execute(dsn, 'GRANT TRIGGER ON things TO "plain"')
+    assert track_table(at, "things", "full", True) == "public.things is tracked (full)"
+    execute(dsn, "CREATE ROLE other LOGIN; GRANT CREATE ON SCHEMA public TO other")
+    other = make_dsn(dsn, user="other")
+    execute(other, "CREATE TABLE theirs (id int)")
+    assert refused(other, "theirs") == (
+        "permission denied for schema rowcast → track it as the owner of the schema rowcast"
+    )
+    execute(dsn, remove() + "DROP OWNED BY other, plain")
+
+
+def test_busy_table_is_not_waited_for_long(tracked: str) -> None:
+    """While a lock is waited for, writers wait behind it."""
+    busy = connect(tracked)
+    with busy.cursor() as cursor:
+        cursor.execute("INSERT INTO keyless VALUES (1)")
+        assert refused(tracked, "keyless") == (
+            f"the table is busy: {LOCK_TIMEOUT} were not enough → try again"
+        )
+    busy.rollback()
+    busy.close()
+    assert track_table(tracked, "keyless", "full", True) == "public.keyless is tracked (full)"
+
+
+NOTICED = {
+    "renamed column": "ALTER TABLE things RENAME note TO remark",
+    "new column": "ALTER TABLE things ADD extra int DEFAULT 3",
+    "dropped column": "ALTER TABLE things DROP note",
+    "rewritten values": "ALTER TABLE things ALTER n TYPE int USING n + 1",
+    "another type": "ALTER TABLE things ALTER n TYPE bigint",
+    "renamed table": "ALTER TABLE things RENAME TO things_2; ALTER TABLE things_2 RENAME TO t",
+    "key gone": "ALTER TABLE things DROP CONSTRAINT things_pkey",
+    "triggers off for a while": "ALTER TABLE things DISABLE TRIGGER USER; UPDATE things SET n = 9;"
+    " ALTER TABLE things ENABLE TRIGGER USER",
+    "dropped": "DROP TABLE things",
+    "made anew": "DROP TABLE things; CREATE TABLE things (id int PRIMARY KEY)",
+}
+
+
+@pytest.mark.parametrize("ddl", NOTICED.values(), ids=NOTICED)
+def test_ddl_that_changes_rows_without_a_trigger_is_noticed(tracked: str, ddl: str) -> None:
+    """Once; and readers that resume from before find in the log that they have to read again."""
+    ((id,),) = execute(tracked, "SELECT id FROM rowcast.tracked")
+    notice = "SELECT rowcast.notice()"
+    assert execute(tracked, notice) == []
+    reader = SnapshotReader(tracked)
+    execute(tracked, ddl)
+    assert execute(tracked, notice) == [(id,)]
+    assert execute(tracked, notice) == []
+    assert [entry.op for entry in reader.read()] == ["R"]
+    reader.connection.close()
+    execute(tracked, "DROP TABLE IF EXISTS t, things CASCADE")
+
+
+UNNOTICED = [
+    "INSERT INTO things SELECT i FROM generate_series(2, 2000) i; ANALYZE things",
+    "VACUUM FULL things",
+    "TRUNCATE things",
+    "CREATE INDEX ON things (n); REINDEX TABLE things",
+    "GRANT SELECT ON things TO PUBLIC",
+    "CREATE TRIGGER own BEFORE UPDATE ON things FOR EACH ROW"
+    " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+]
+
+
+@pytest.mark.parametrize("statement", UNNOTICED)
+def test_what_leaves_rows_alone_is_not_noticed(tracked: str, statement: str) -> None:
+    connection = connect(tracked)
+    connection.autocommit = True  # VACUUM would not run among other statements
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.close()
+    assert execute(tracked, "SELECT rowcast.notice()") == []
+
+
+def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
+    track_table(tracked, "parts", "full", True)
+    notice = "SELECT count(*) FROM rowcast.notice()"
+    execute(tracked, "CREATE TABLE apart (id int NOT NULL); INSERT INTO apart VALUES (2)")
+    for ddl in (
+        "ALTER TABLE parts ATTACH PARTITION apart FOR VALUES IN (2)",
+        "TRUNCATE apart",  # which has no trigger for it yet
+        "ALTER TABLE parts DETACH PARTITION part",
+        "ALTER TABLE parts ATTACH PARTITION part FOR VALUES IN (1)",
+        "ALTER TABLE part DISABLE TRIGGER USER",
+        "ALTER TABLE part ENABLE TRIGGER USER",
+    ):
+        assert execute(tracked, notice) == [(0,)]
+        execute(tracked, ddl)
+        assert execute(tracked, notice) == [(1,)], ddl
+    track_table(tracked, "parts", "full", False)
+    assert execute(tracked, notice) == [(0,)]
+    execute(tracked, "DROP TABLE apart")
+
+
+def test_table_that_becomes_a_part_of_another_says_so(tracked: str) -> None:
+    """What is written through the other does not reach it, until either is tracked."""
+    problem = "SELECT problem FROM rowcast.tracked WHERE name = 'public.things'"
+    execute(tracked, "CREATE TABLE above (id int, n int, note text)")
+    execute(tracked, "ALTER TABLE things INHERIT above; SELECT rowcast.notice()")
+    assert execute(tracked, problem) == [("it has become a part of another table",)]
+    assert track_table(tracked, "things", "full", True) == "public.things is tracked (full)"
+    assert execute(tracked, problem) == [(None,)]
+    reader = SnapshotReader(tracked)
+    execute(tracked, "UPDATE above SET n = 5")
+    assert [entry.op for entry in reader.read()] == ["U"]
+    execute(tracked, "ALTER TABLE things NO INHERIT above; DROP TABLE above")
+    execute(tracked, "CREATE TABLE whole (LIKE things) PARTITION BY LIST (id)")
+    track_table(tracked, "things", "full", True)
+    execute(tracked, "ALTER TABLE whole ATTACH PARTITION things FOR VALUES IN (1)")
+    execute(tracked, "SELECT rowcast.notice()")
+    assert execute(tracked, problem) == [("it has become a part of another table",)]
+    assert track_table(tracked, "whole", "full", True) == "public.whole is tracked (full)"
+    assert execute(tracked, "SELECT name FROM rowcast.tracked") == [("public.whole",)]
+    reader.read()
+    execute(tracked, "UPDATE whole SET n = 6; UPDATE things SET n = 7")
+    assert [(entry.relation, entry.op) for entry in reader.read()] == [("public.whole", "U")] * 2
+    reader.connection.close()
+    execute(tracked, "DROP TABLE whole")
+
+
+def test_disabled_triggers_are_mended_by_tracking_again(tracked: str) -> None:
+    execute(tracked, "ALTER TABLE things DISABLE TRIGGER USER; SELECT rowcast.notice()")
+    problem = "SELECT problem FROM rowcast.tracked"
+    assert execute(tracked, problem) == [("its triggers are disabled",)]
+    assert track_table(tracked, "things", "full", True) == "public.things is tracked (full)"
+    execute(tracked, "UPDATE things SET n = 5")
+    assert execute(tracked, "SELECT op FROM rowcast.log ORDER BY seq DESC LIMIT 1") == [("U",)]
+    assert execute(tracked, problem) == [(None,)]
+    execute(tracked, "DROP TABLE things; SELECT rowcast.notice()")
+    assert execute(tracked, problem) == [("it is gone",)]
+
+
+def test_table_made_anew_goes_on_under_its_number(tracked: str) -> None:
+    ((id,),) = execute(tracked, "SELECT id FROM rowcast.tracked")
+    execute(tracked, "DROP TABLE things; CREATE TABLE things (id int PRIMARY KEY)")
+    execute(tracked, "INSERT INTO things VALUES (1)")
+    assert track_table(tracked, "things", "full", True) == "public.things is tracked (full)"
+    execute(tracked, "INSERT INTO things VALUES (2)")
+    logged = "SELECT relation, op, new FROM rowcast.log ORDER BY seq"
+    assert execute(tracked, logged) == [(id, "R", None), (id, "I", {"id": 2})]
+    execute(tracked, "DROP TABLE things")
+    assert untrack_table(tracked, "public.things") == "public.things is no longer tracked"
+
+
+def test_tracking_again_with_another_level_asks_to_read_again(tracked: str) -> None:
+    reader = SnapshotReader(tracked)
+    for level, change in (("touch", "C"), ("keys", "U"), ("full", "U")):
+        track_table(tracked, "things", level, True)
+        execute(tracked, "UPDATE things SET n = n + 1")
+        assert [entry.op for entry in reader.read()] == ["R", change]
+    reader.connection.close()
+
+
+def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
+    """Capture never is a reason for a write to fail, whatever the table has become."""
+    track_table(tracked, "things", "keys", True)
+    execute(tracked, "ALTER TABLE things RENAME id TO number")
+    execute(tracked, "UPDATE things SET n = 5")
+    assert execute(tracked, "SELECT count(*) FROM rowcast.notice()") == [(1,)]
+    track_table(tracked, "things", "keys", True)
+    execute(tracked, "UPDATE things SET n = 6")
+    last = "SELECT new FROM rowcast.log ORDER BY seq DESC LIMIT 1"
+    assert execute(tracked, last) == [({"number": 1},)]
+
+
+def test_what_is_installed_is_not_served(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither are its tables and functions, nor do its triggers make writes more careful."""
+    catalog = read_catalog(tracked, ("public",))
+    assert {schema for schema, _ in catalog.relations} == {"public"}
+    assert {each.schema for each in catalog.functions.values()} <= {"public"}
+    things = catalog.relations["public", "things"]
+    assert (things.side_effects, things.pure_writes) == (False, True)
+    assert things.changed_by_triggers == frozenset()
+    monkeypatch.setenv("ROWCAST_SCHEMAS", "public,rowcast")
+    with pytest.raises(InvalidSettings, match="ROWCAST_SCHEMAS may not name rowcast"):
+        load()
+
+
+def test_install_again_keeps_what_is_there(tracked: str) -> None:
+    execute(tracked, "UPDATE things SET n = 7")
+    execute(tracked, install())
+    assert execute(tracked, "SELECT op FROM rowcast.log") == [("U",)]
+    assert execute(tracked, "SELECT name FROM rowcast.tracked") == [("public.things",)]
+
+
+def test_schema_that_others_use_is_left(tracked: str) -> None:
+    execute(tracked, "CREATE TABLE rowcast.theirs ()")
+    execute(tracked, remove())
+    assert execute(tracked, TRIGGERS) == [(0,)]
+    assert execute(tracked, "SELECT to_regclass('rowcast.theirs') IS NOT NULL") == [(True,)]
+    execute(tracked, install() + "DROP TABLE rowcast.theirs")
