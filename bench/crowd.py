@@ -1,21 +1,23 @@
 """
-One caller that asks for much at once: `python -m bench.crowd [--what large|many] [--hold 15]`.
+One caller that asks for much at once: `python -m bench.crowd [--what large|many|flood] [--hold 15]`.
 
 `large`: 150 calls in flight whose answers are 8 MB each, from a caller that reads nothing for so
 many seconds, and then everything. `many`: 20,000 calls in flight whose answers are 100 rows each,
-all read. Prints what it costs the service and the router in memory, how its calls ended, and the
+all read. `flood`: 10,000 calls of `get` in flight for so many seconds, one sent for each that
+ends. Prints what it costs the service and the router in memory, how its calls ended, and the
 latency of other callers' `get` before and meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections import Counter
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from bench.stage import staged
@@ -30,6 +32,7 @@ ANALYZE;
 CALLS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "large": (150, "rowcast.wide.find", {"limit": 1000}),
     "many": (20_000, "rowcast.small.find", {"limit": 100}),
+    "flood": (10_000, "rowcast.small.get", {"key": 1}),
     "gets": (10_000, "rowcast.small.get", {"key": 1}),
 }
 
@@ -58,13 +61,26 @@ class Crowd(Guest):
     async def go(self, session: Any) -> None:
         """Call, read nothing for a while if the answers are large, and count how all ended."""
         number, uri, arguments = CALLS[self.given.what]
-        began = time.monotonic()
+        began, end = time.monotonic(), time.monotonic() + self.given.hold
         ended: Counter[str] = Counter()
 
         def count(result: Any) -> None:
             ended[getattr(getattr(result, "value", None), "error", "answered")] += 1
 
-        calls = [session.call(uri, **arguments).addBoth(count) for _ in range(number)]
+        def call() -> Deferred[None]:
+            return session.call(uri, **arguments).addBoth(count)
+
+        async def go_on() -> None:
+            while time.monotonic() < end:
+                refused = ended["rowcast.error.unavailable"]
+                await call()
+                if ended["rowcast.error.unavailable"] > refused:  # retry_after
+                    await deferLater(reactor, random.uniform(0.5, 1.5))
+
+        if self.given.what == "flood":
+            calls = [Deferred.fromCoroutine(go_on()) for _ in range(number)]
+        else:
+            calls = [call() for _ in range(number)]
         if self.given.what == "large":
             await deferLater(reactor, 0.05)
             session._open.transport.pauseProducing()

@@ -145,7 +145,7 @@ class Others(Guest):
         with Peaks(pids) as peaks:
             taker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             beside = await self.gets(None, taker)
-        print(f"get beside:  {quantiles(beside)}")
+        print(f"get beside:  {quantiles(beside)}; p99 {p99(beside) / p99(alone):.1f} × alone")
         print(f"loop lag:    {words(await session.call('rowcast.bench.lag'))}")
         print(f"memory:      {peaks.words()}")
         assert taker.stdout is not None
@@ -166,6 +166,11 @@ class Others(Guest):
 
         await gatherResults([Deferred.fromCoroutine(loop(each)) for each in self.sessions])
         return taken
+
+
+def p99(taken: list[float]) -> float:
+    """Give the seconds within which 99 % were answered."""
+    return sorted(taken)[int(0.99 * (len(taken) - 1))]
 
 
 def words(lag: list[float]) -> str:

@@ -270,21 +270,27 @@ class Accounts:
             account.running += 1
             turn.callback(None)
 
-    def _sweep_later(self) -> None:
+    def _sweep_later(self, pause: float = SWEEP) -> None:
         if not self._sweeping:
             self._sweeping = True
-            deferLater(self._reactor, SWEEP, self._sweep)
+            deferLater(self._reactor, pause, self._sweep)
 
     def _sweep(self) -> None:
-        """Refuse the calls that have waited too long."""
+        """Refuse the calls that have waited too long, for `SLICE` at most."""
         self._sweeping = False
         now = self._reactor.seconds()
         for account in [each for each in self._of.values() if each.waiting]:
             self._go(account)
-            late = [turn for turn, end in account.waiting.items() if end <= now]
             why = account.blocked or f"{account.running} calls of this session are running"
-            for turn in late:
-                if account.waiting.pop(turn, None) is not None:
-                    turn.errback(Unavailable(f"{why}; this one has waited too long"))
-            if account.waiting:
-                self._sweep_later()
+            while account.waiting:
+                turn, end = next(iter(account.waiting.items()))  # they wait equally long
+                if end > now:
+                    self._sweep_later()
+                    break
+                # Thousands that came at once are late at once: refused in one go, they would keep
+                # the reactor for seconds.
+                if self._reactor.seconds() > now + SLICE:
+                    self._sweep_later(0)
+                    return
+                del account.waiting[turn]
+                turn.errback(Unavailable(f"{why}; this one has waited too long"))
