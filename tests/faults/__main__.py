@@ -1,7 +1,8 @@
 """
 Every fault, for longer: `python -m tests.faults [--seed N] [--seconds 10] [--only NAME]…`.
 
-Prints a line for each, and at the end the table; the status is 1 if a promise was broken.
+Before them a rolling restart, and cancels at random moments (`--calls` of each). Prints a line for
+each, and at the end the table; the status is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from tests.faults.faults import FAULTS
-from tests.faults.house import house
+from tests.faults.house import House, house
 from tests.faults.rounds import Round, rolling, strike, table
+from tests.faults.storm import storm
 
-DISK, ROLLING = "disk full", "rolling restart"
+DISK, ROLLING, CANCELS = "disk full", "rolling restart", "cancels"
 
 
 def main() -> None:
@@ -33,8 +35,8 @@ def main() -> None:
     )
     options.add_argument("--seed", type=int, default=random.randrange(10**6))
     options.add_argument("--seconds", type=float, default=10.0, help="of traffic for each fault")
-    options.add_argument("--restart", type=int, default=10_000, help="calls of a rolling restart")
-    options.add_argument("--only", action="append", choices=[ROLLING, *FAULTS])
+    options.add_argument("--calls", type=int, default=10_000)
+    options.add_argument("--only", action="append", choices=[ROLLING, CANCELS, *FAULTS])
     given = options.parse_args()
     with small_disk() as disk:
         react(lambda _: Deferred.fromCoroutine(run(given, disk)))
@@ -57,23 +59,38 @@ def small_disk() -> Iterator[Path | None]:
 async def run(given: Any, disk: Path | None) -> None:
     """Run each fault."""
     print(f"seed {given.seed}", flush=True)
-    rounds: list[Round] = []
+    rounds, broken = list[Round](), False
     async with house(disk) as running:
-        for name in given.only or [ROLLING, *FAULTS]:
+        for name in given.only or [ROLLING, CANCELS, *FAULTS]:
             if name == DISK and disk is None:
                 print("disk full: left out, no disk can be mounted here")
                 continue
             seed, half = given.seed + len(rounds), given.seconds / 2
+            if name == CANCELS:
+                broken |= not await cancels(running, seed, given.calls)
+                continue
             if name == ROLLING:
-                rounds.append(await rolling(running, seed, given.restart))
+                rounds.append(await rolling(running, seed, given.calls))
             else:
                 rounds.append(await strike(running, name, seed, half, half))
             print(" · ".join(rounds[-1].cells()), *rounds[-1].wrong(), flush=True)
         for line in running.failures():
             print(f"in a log: {line}")
     print(table(rounds))
-    if any(each.wrong() for each in rounds):
+    if broken or any(each.wrong() for each in rounds):
         sys.exit(1)
+
+
+async def cancels(running: House, seed: int, calls: int) -> bool:
+    """Cancel so many calls among as many others; return whether none of those had harm."""
+    found = await storm(running, seed, calls)
+    print(
+        f"cancels · {found.cancels} sent, their calls {dict(found.ends)} · of {found.innocent}"
+        f" others {len(found.failed)} failed · {len(found.wrong)} writes wrong",
+        *found.failed[:3],
+        flush=True,
+    )
+    return not (found.failed or found.wrong)
 
 
 if __name__ == "__main__":

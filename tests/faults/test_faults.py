@@ -50,7 +50,7 @@ async def test_rolling_restart_loses_no_call(running: House) -> None:
 @pytest_twisted.ensureDeferred
 async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
     """Cancels at random moments end their own calls, or none."""
-    found = await storm(running, SEED, 500)
+    found = await storm(running, SEED, 1000)
     assert found.failed == []
     assert found.wrong == []
     assert found.ends["answered"] > 20
