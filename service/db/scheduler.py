@@ -151,15 +151,15 @@ class Scheduler:
             self._start_worker()
         if self._sweeping is None:
             self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
-        (self._waiting if job.lane is None else self._held).add(job)
+        (self._waiting if job.queue is None else self._held).add(job)
         self.assign()
         return self._promise(job, timeout)
 
     def submit_to(
-        self, lane: SimpleQueue[Job | None], job: Job, timeout: float | None = None
+        self, queue: SimpleQueue[Job | None], job: Job, timeout: float | None = None
     ) -> Deferred[Any]:
         """Run a job in the worker that serves a transaction."""
-        lane.put(job)
+        queue.put(job)
         return self._promise(job, timeout)
 
     def stop(self, job: Job, reason: BaseException, wait: bool = False) -> None:
@@ -199,12 +199,12 @@ class Scheduler:
     def stop_all(self) -> None:
         """Stop every job, and end every transaction that lies open."""
         for job in list(self._jobs):
-            if job.lane is None:
+            if job.queue is None:
                 self.stop(job, _shutting_down())
                 continue
             if job.take():
                 job.fail(_shutting_down())
-            job.lane.put(None)
+            job.queue.put(None)
         for worker in self.workers:
             inner = worker.job
             if inner is not None:
@@ -272,7 +272,7 @@ class Scheduler:
             job.stop_timer()
         if job in self._jobs:
             del self._jobs[job]
-            if job.lane is not None:
+            if job.queue is not None:
                 self._pinned -= 1
             else:
                 self._assigned -= 1

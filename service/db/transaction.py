@@ -399,7 +399,7 @@ class Transaction(Level):
         self._idle = idle
         self._scheduler = scheduler
         self._words = words
-        self._lane: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
         self._failure: Failure | None = None
         self._open: set[Job] = set()
@@ -415,19 +415,19 @@ class Transaction(Level):
 
     def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
         if self._server is None:
-            self._server = Job(self._serve_txn, lane=self._lane)
+            self._server = Job(self._serve_txn, queue=self._queue)
             self._scheduler.submit(self._server).addBoth(self._ended)
         if self._failure is not None:
             return fail(self._failure)
         self._open.add(job)
-        return self._scheduler.submit_to(self._lane, job, timeout).addBoth(self._done, job)
+        return self._scheduler.submit_to(self._queue, job, timeout).addBoth(self._done, job)
 
     def _done(self, outcome: Any, job: Job) -> Any:
         self._open.discard(job)
         return outcome
 
     def _serve_txn(self, connection: PgConnection) -> None:
-        """Run what comes through the lane, in the worker, until the end mark."""
+        """Run what comes from the queue, in the worker, until the end mark."""
         server = self._server
         assert server is not None
         assert server.worker is not None
@@ -446,7 +446,7 @@ class Transaction(Level):
         """
         limit = connection.idle + connection.grace if connection.idle else None
         try:
-            return self._lane.get(timeout=limit)
+            return self._queue.get(timeout=limit)
         except Empty:
             raise Unavailable(IDLE, 0.0, clock="idle") from None
 
@@ -495,7 +495,7 @@ class Transaction(Level):
         if self._close():
             if self._server is not None and self._server.take():  # still waiting for a worker
                 self._ended(Failure(CancelledError()))
-            self._lane.put(None)
+            self._queue.put(None)
 
     def _close(self) -> bool:
         was_open, self.closed = not self.closed, True
@@ -503,7 +503,7 @@ class Transaction(Level):
 
     def _last(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
         done = self._put(job, timeout)
-        self._lane.put(None)
+        self._queue.put(None)
         return done
 
 

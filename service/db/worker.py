@@ -101,7 +101,7 @@ class Job:
         function: Called with the connection and `args`.
         args: For the function.
         retry: Whether it may run a second time if the connection died under it.
-        lane: The queue of the transaction that it serves, if it keeps its worker for one.
+        queue: The queue of the transaction that it serves, if it keeps its worker for one.
         commits: Whether what it does may be kept once it is done. Who stops such a job, once it
             has begun, learns what came of it, and when it has.
 
@@ -119,8 +119,8 @@ class Job:
         "deferred",
         "error",
         "function",
-        "lane",
         "owner",
+        "queue",
         "reason",
         "result",
         "retry",
@@ -134,13 +134,13 @@ class Job:
         function: Callable[..., Any],
         args: tuple[Any, ...] = (),
         retry: bool = False,
-        lane: SimpleQueue[Job | None] | None = None,
+        queue: SimpleQueue[Job | None] | None = None,
         commits: bool = False,
     ) -> None:
         self.function = function
         self.args = args
         self.retry = retry
-        self.lane = lane
+        self.queue = queue
         self.commits = commits
         self.token = [None]
         self.begun = False
