@@ -22,7 +22,7 @@ from service.errors import OutcomeUnknown, ServiceError
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
 PAUSE = 0.01
-"""Seconds; the pause after n attempts is at most 2ⁿ times as long."""
+"""Seconds; the pause after n attempts is up to 2ⁿ times as long, or as long as the last of them."""
 TURN = 2.0
 """Seconds for which a turn is waited for: whoever has it may be waiting for this very transaction."""
 
@@ -60,6 +60,7 @@ class Retries:
         turn = None
         try:
             while True:
+                began = self._reactor.seconds()
                 try:
                     return await attempt()
                 except Exception as error:
@@ -69,11 +70,12 @@ class Retries:
                     if tried > retries:
                         _count(error, tried)
                         raise
-                if kind is not None and tried == 1:  # the others of its kind are in its way
+                if kind is not None and turn is None:  # the others of its kind are in its way
                     wanted = self._turns.setdefault(kind, DeferredLock())
                     turn = wanted if await self._taken(wanted) else None
-                else:
-                    await deferLater(self._reactor, random.uniform(0, PAUSE) * 2**tried)
+                else:  # at least until those are done which began with this one
+                    most = max(PAUSE * 2**tried, self._reactor.seconds() - began)
+                    await deferLater(self._reactor, random.uniform(0.5, 1) * most)
         finally:
             if turn is not None:
                 self._end(kind, turn)

@@ -55,8 +55,11 @@ class Transactions:
         dict(self.running)[name].callback(None)
 
     def refuse(self, name: str) -> None:
-        """End one in a serialization failure, and let its pause pass."""
+        """End one in a serialization failure."""
         dict(self.running)[name].errback(Refused("again", retry=True))
+
+    def pause(self) -> None:
+        """Let the longest pause of those that fail at once pass."""
         self.clock.advance(PAUSE * 2**RETRIES)
 
 
@@ -72,6 +75,7 @@ def test_transactions_that_are_run_again_take_turns_and_new_ones_wait_behind_the
     known.start("other", kind="another")
     assert known.names == ["b", "other"]
     known.refuse("b")  # which keeps its turn
+    known.pause()
     assert known.names == ["other", "b"]
     known.commit("b")
     assert known.names == ["other", "c"]
@@ -118,6 +122,7 @@ def test_attempts_end_and_are_counted() -> None:
     work = known.start("a")
     for _ in range(RETRIES + 1):
         known.refuse("a")
+        known.pause()
     with pytest.raises(Refused) as caught:
         result_of(work)
     assert caught.value.details["attempts"] == RETRIES + 1
