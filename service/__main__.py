@@ -1,5 +1,5 @@
 """
-The command line: `rowcast`, or `python -m service`: run, call, settings, seed, track, describe, types.
+The command line, `rowcast` or `python -m service`: run, call, settings, init, seed, track and more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from schema.changes import LEVELS, TrackingRefused, track_table, untrack_table
 from schema.database import EmbeddedFailed
+from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
 from service.app import Rowcast, obstacles, settle
@@ -75,6 +76,18 @@ def seed() -> None:
             print(sow(dsn))
     except (EmbeddedFailed, SeedRefused, OSError) as error:
         fail(str(error))
+
+
+@main.command(help="Make what the service keeps in a database without our migrations.")
+def init() -> None:
+    """Make the schema `rowcast`."""
+    place = read().place
+    try:
+        with place.running() as dsn:
+            make(dsn)
+    except (EmbeddedFailed, NotMade, OSError) as error:
+        fail(str(error))
+    print("the schema rowcast is there")
 
 
 @main.command(help="Log each change of a table from here on, whoever makes it.")

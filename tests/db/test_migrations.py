@@ -16,6 +16,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from schema.database import Place
+from schema.own import NotMade, make
 from schema.revision import inspect
 from schema.seed import sow
 from tests.conftest import HEAD, ROOT, execute
@@ -73,6 +74,38 @@ def test_down_leaves_nothing(base: str) -> None:
     }
     command.upgrade(alembic(base), "head")
     command.check(alembic(base))
+
+
+GRANTS = """
+SELECT count(*) FROM pg_class c, aclexplode(c.relacl) acl
+WHERE c.oid = 'rowcast.idempotency_keys'::regclass AND acl.grantee <> c.relowner
+"""
+
+
+def test_kept_keys_are_nobody_elses_whatever_the_default_privileges(postgres: str) -> None:
+    """Nor is a right that was granted later taken by another run."""
+    generous = (
+        "CREATE ROLE curious; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO curious, PUBLIC"
+    )
+    with database(postgres, generous) as at:
+        make(at)
+        assert execute(at, GRANTS) == [(0,)]
+        execute(at, "GRANT SELECT ON rowcast.idempotency_keys TO curious")
+        make(at)
+        assert execute(at, GRANTS) == [(1,)]
+        command.upgrade(alembic(at), "head")
+        assert execute(at, GRANTS) == [(1,)]
+        execute(at, "DROP OWNED BY curious; DROP ROLE curious")
+
+
+def test_schema_of_another_role_is_not_taken_for_ours(postgres: str) -> None:
+    """Its owner could put a table in the place of ours."""
+    with database(postgres, "CREATE ROLE sly; CREATE SCHEMA rowcast AUTHORIZATION sly") as at:
+        with pytest.raises(NotMade, match=r"^rowcast is another role's schema → "):
+            make(at)
+        with pytest.raises(CommandError, match="rowcast is another role's schema"):
+            command.upgrade(alembic(at), "head")
+        execute(at, "DROP OWNED BY sly CASCADE; DROP ROLE sly")
 
 
 def test_dropped_checks_are_seen(base: str) -> None:

@@ -94,7 +94,7 @@ def test_migrations_page_snippets_migrate_and_agree_with_the_declarations(
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_actions_status'::regclass"
     assert execute(dsn, valid) == [(True,)]
 
-    project.alembic("downgrade", "0001")
+    project.alembic("downgrade", "0003")
     left = "SELECT to_regclass('depots'), to_regclass('ix_actions_status')"
     assert execute(dsn, left) == [(None, None)]
     due = (

@@ -27,5 +27,5 @@ def test_table_migrates_and_agrees_with_its_declaration(dsn: str, tmp_path: Path
     execute(dsn, "INSERT INTO rooms (name, seats, updated_at) VALUES ('Ada', 12, '2020-01-01')")
     execute(dsn, "UPDATE rooms SET seats = 14")
     assert execute(dsn, "SELECT updated_at > '2020-01-02' FROM rooms") == [(True,)]
-    project.alembic("downgrade", "0002")
+    project.alembic("downgrade", "0003")
     assert execute(dsn, "SELECT to_regclass('rooms')") == [(None,)]

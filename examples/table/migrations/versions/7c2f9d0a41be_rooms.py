@@ -1,7 +1,7 @@
 """rooms
 
 Revision ID: 7c2f9d0a41be
-Revises: 0002
+Revises: 0003
 Create Date: 2026-11-29
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "7c2f9d0a41be"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,77 @@
+"""
+What the service keeps for itself in the database that it serves, in a schema `rowcast`.
+
+It is no part of what is declared: Alembic compares the schema `public` alone, so autogenerate
+leaves it out. A migration makes it, and in databases without our migrations `python -m service
+init`. The statement may run again, as a later part is added to it.
+"""
+
+from __future__ import annotations
+
+import psycopg2
+
+from schema.database import reason
+
+# Default privileges of the owner may give others a right on each new table. What is kept here are
+# the answers of every caller, so it is taken from all, once: what is granted later stays. Who owns
+# the schema could put another table in the place of ours.
+MAKE = """
+DO $$
+DECLARE
+    grantee text;
+BEGIN
+    IF to_regnamespace('rowcast') IS NULL THEN
+        CREATE SCHEMA rowcast;
+    ELSIF NOT EXISTS (SELECT FROM pg_namespace
+                       WHERE nspname = 'rowcast' AND nspowner = current_user::regrole) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'rowcast is another role''s schema';
+    END IF;
+    IF to_regclass('rowcast.idempotency_keys') IS NULL THEN
+        CREATE TABLE rowcast.idempotency_keys (
+            id bytea PRIMARY KEY,
+            call bytea NOT NULL,
+            result bytea,
+            kept_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+        ) WITH (fillfactor = 70);
+        CREATE INDEX ON rowcast.idempotency_keys (kept_at);
+        COMMENT ON TABLE rowcast.idempotency_keys IS 'Results of calls with an idempotency key';
+        COMMENT ON COLUMN rowcast.idempotency_keys.id IS 'SHA-256 of realm, authid and key';
+        COMMENT ON COLUMN rowcast.idempotency_keys.call IS 'SHA-256 of role, procedure and arguments';
+        COMMENT ON COLUMN rowcast.idempotency_keys.result IS 'as CBOR; null while its call is under way';
+        FOR grantee IN
+            SELECT DISTINCT CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
+              FROM pg_class c, aclexplode(c.relacl) acl
+             WHERE c.oid = 'rowcast.idempotency_keys'::regclass AND acl.grantee <> c.relowner
+        LOOP
+            EXECUTE 'REVOKE ALL ON rowcast.idempotency_keys FROM ' || grantee;
+        END LOOP;
+    END IF;
+END $$
+"""
+
+DROP = "DROP TABLE rowcast.idempotency_keys"
+
+
+class NotMade(Exception):
+    """The database refused; says why."""
+
+
+def make(dsn: str) -> None:
+    """
+    Make what is not there yet.
+
+    Raises:
+        NotMade: The database cannot be reached, or its role may not.
+    """
+    try:
+        connection = psycopg2.connect(dsn)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(MAKE)
+        finally:
+            connection.close()
+    except psycopg2.OperationalError as error:
+        raise NotMade(reason(error)) from error
+    except psycopg2.ProgrammingError as error:
+        said = str(error).splitlines()[0]
+        raise NotMade(f"{said} → run this as a role that may CREATE in the database") from error
