@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.api.dispatcher import Dispatcher
+from service.api.idempotency import Pruner
 from service.api.interactive import BEGIN, Interactive, TransactionLimits
 from service.api.leases import new_process
 from service.api.reload import Catalogs
@@ -238,7 +239,12 @@ class Serving(Service):
             self.dispatcher.share(callee.forward)
         self.dispatcher.hold(
             Interactive(
-                self.database, _held(settings), process, settings.prefix, self.dispatcher.answer
+                self.database,
+                _held(settings),
+                process,
+                settings.prefix,
+                self.dispatcher.answer,
+                self.dispatcher.keyed,
             )
         )
 
@@ -264,6 +270,7 @@ class Serving(Service):
             settings.max_bytes,
         )
         self.dispatcher.refresh = self.catalogs.refresh
+        self.pruner = Pruner(self.database, settings.idempotency_keep)
         batches = Batches(
             self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
         )
@@ -279,6 +286,7 @@ class Serving(Service):
         self.pool.start()
         self.catalogs.startService()
         self.listener.startService()
+        self.pruner.startService()
 
     async def joined(self) -> None:
         """Join the router, once there is something to serve."""
@@ -295,6 +303,7 @@ class Serving(Service):
     async def _stop(self) -> None:
         self.dispatcher.stop()
         await stopped(self.client, self.client.stopService)
+        await stopped(self.pruner, self.pruner.stopService)
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)
         await stopped(self.pool, self.pool.close)

@@ -75,9 +75,16 @@ def fit(answer: Any, max_bytes: int) -> None:
         TooLarge: It is larger, or has more levels than `check` lets pass.
         Unsafe: It holds something that cannot be sent.
     """
+    packed(answer, max_bytes)
+
+
+def packed(answer: Any, max_bytes: int) -> bytes:
+    """Return an answer as CBOR; raises as `fit` does."""
     check(answer)
-    if len(cbor2.dumps(answer)) + ROOM > max_bytes:
+    found = cbor2.dumps(answer)
+    if len(found) + ROOM > max_bytes:
         raise TooLarge(max_bytes)
+    return found
 
 
 def _check(items: Any, levels: int) -> None:

@@ -260,6 +260,9 @@ class Settings(BaseSettings):
         default=None, description="transactions that callers hold open; unset: POOL_MAX less two"
     )
     max_transactions_per_session: Count = Field(default=2, description="those of one session")
+    idempotency_keep: Seconds = Field(
+        default=86_400, description="seconds an idempotency key is kept"
+    )
     max_rows: Count = Field(default=1000, description="rows in one answer")
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one answer"

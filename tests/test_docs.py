@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 import pytest_twisted
@@ -288,7 +289,7 @@ def test_test_of_an_application_is_the_one_of_the_example() -> None:
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
     """The batch of the page does what it says."""
-    shown, _ = code(DOCS / "transactions.md", "python")
+    shown, *_ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.replace("await", "return await", 1).splitlines()]
     exec("\n".join(["async def batch(session):", *lines]), made)
@@ -303,13 +304,31 @@ async def test_example_of_a_transaction_held_open(
     actions: None, caller: Caller, migrated: str
 ) -> None:
     """It changes the row by what it has read of it."""
-    _, shown = code(DOCS / "transactions.md", "python")
+    _, shown, _ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.splitlines()]
     exec("\n".join(["async def transact(session):", *lines]), made)
     execute(migrated, "UPDATE actions SET status = false WHERE id = 1")
     await made["transact"](caller)
     assert execute(migrated, "SELECT status FROM actions WHERE id = 1") == [(True,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_an_idempotency_key(
+    service: Serving, router: Router, migrated: str
+) -> None:
+    """Called again, it makes no other row."""
+    *_, shown = code(DOCS / "transactions.md", "python")
+    first, call = shown.splitlines()
+    made: dict[str, Any] = {"uuid4": uuid4}
+    exec(first, made)
+    exec(f"async def write(session):\n    return {call}", made)
+    session = await join(router, "service cbor")
+    found = [await made["write"](session) for _ in range(2)]
+    await session.close()
+    assert found[0] == found[1]
+    assert execute(migrated, "SELECT count(*) FROM vehicles") == [(1,)]
+    execute(migrated, "TRUNCATE vehicles")
 
 
 @pytest_twisted.ensureDeferred

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from service.api.snapshot import Snapshot
 from service.catalog import Function, Relation
 from service.db.database import Database
+from service.db.keys import Keyed
 from service.db.statements import READ_ONLY, NoRowWritten
 from service.describe.verbs import Verb
 from service.errors import (
@@ -27,11 +28,12 @@ from service.request.read import Limits
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
 
-Access = Literal["read", "read only", "write", "last", "atomic", "procedure"]
+Access = Literal["read", "read only", "write", "last", "atomic", "procedure", "whole"]
 """
 How a step runs, outside of a transaction: a read by itself, or in a transaction that can only read;
 a write that commits by itself, or in a transaction that an error undoes; a CALL, which may commit.
-The last write of a verb's own transaction is committed in the same job.
+The last write of a verb's own transaction is committed in the same job. A whole one begins and ends
+a transaction itself, and takes as whom it runs.
 """
 
 
@@ -106,7 +108,7 @@ class Call:
         state: The one part that changes.
         progress: Sends parts of the answer, if the caller asked for progressive results.
         deadline: When the operation of a batch has to be done, in seconds of the reactor's clock.
-        idempotency_key: Under which a write is done once.
+        keyed: The idempotency key, under which it writes once.
     """
 
     id: str
@@ -121,7 +123,7 @@ class Call:
     state: CallState
     progress: Send | None = None
     deadline: float | None = None
-    idempotency_key: str | None = None
+    keyed: Keyed | None = None
 
     def run(self, step: Step) -> Awaitable[Any]:
         """
@@ -149,6 +151,8 @@ class Call:
         if (reads or step.access == "atomic") and not strict:
             run = database.atomic
             how = {"read_only": reads, "retry": reads, "timeout": seconds}
+        elif step.access == "whole":
+            run, how = database.acting, {"timeout": seconds}
         attempt = partial(run, step.function, *step.args, **how)
         try:
             return await (attempt() if ends else database.again(attempt))

@@ -18,6 +18,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, succeed
 
 from service.api.call import Backend, Call, CallState, Send, Step, no_operation
+from service.api.idempotency import key_id, no_key, once, under_key
 from service.api.import_ import Forward, Importing
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
@@ -27,6 +28,7 @@ from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.database import Database
 from service.db.errors import STALE, refusal
+from service.db.keys import Keyed
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import Actor
 from service.describe.verbs import Verb
@@ -47,7 +49,14 @@ from service.errors import (
     nearest,
 )
 from service.payload import fit
-from service.request.arguments import Caller, UnknownArgument
+from service.request.arguments import (
+    IDEMPOTENCY_KEY,
+    Caller,
+    UnknownArgument,
+    idempotency_key_of,
+    seconds_of,
+)
+from service.request.functions import given_option
 from service.request.names import FN, FunctionName, Name, encode, parse_name
 from service.request.read import Limits
 from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
@@ -193,12 +202,70 @@ class Dispatcher:
         """
         if call.verb.alone and self._backend.database.level is not None:
             raise no_operation(call.verb.name)
+        if IDEMPOTENCY_KEY in call.kwargs:
+            call = self._under_key(call)
+        return await self._perform(call)
+
+    async def _perform(self, call: Call) -> Any:
         step = call.verb.handler(call)  # request → plan → statement
         if isinstance(step, Step):
+            if call.keyed is not None:
+                step = under_key(step, call.keyed)
             running = call.run(step)
             call.state.sent = not callable(step.missing)
             return step.shape(await running)
-        return await step  # what takes several steps runs and shapes each by itself
+        if call.keyed is None:
+            return await step  # what takes several steps runs and shapes each by itself
+        step.close()  # each attempt at the transaction makes its own
+        database, bare = self._backend.database, replace(call, keyed=None)
+
+        async def attempt() -> Any:
+            assert database.level is not None
+            database.level.all_or_nothing = True
+            return await once(database, call.keyed, lambda: self._perform(bare))
+
+        seconds = seconds_of(call.kwargs.get("timeout"))
+        return await database.transact(attempt, timeout=seconds, kind=call.keyed.procedure)
+
+    def _under_key(self, call: Call) -> Call:
+        verb, about = call.verb, call.relation or call.functions[0]
+        key = None
+        if verb is FUNCTION:
+            key = given_option(call.functions, call.kwargs, IDEMPOTENCY_KEY)
+        elif verb.writes:
+            key = call.kwargs[IDEMPOTENCY_KEY]
+        if key is not None and self._backend.database.level is not None:
+            raise no_key("an operation of a transaction has no key of its own", "the whole has one")
+        procedure = (about.schema, about.name, verb.name)
+        return replace(call, keyed=self.keyed(procedure, call.args, call.kwargs, key, call.caller))
+
+    def keyed(
+        self,
+        procedure: Sequence[str],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        key: Any,
+        caller: Caller,
+    ) -> Keyed | None:
+        """
+        Return what a call is kept as; None without a key.
+
+        Raises:
+            InvalidArgument: The key is no key.
+            NotAuthorized: The caller is anonymous.
+        """
+        key = idempotency_key_of(key)
+        if key is None:
+            return None
+        if self._roles.anonymous_is(caller):
+            raise NotAuthorized(
+                "an anonymous caller has no idempotency keys",
+                hint="log in: a key belongs to an authid, and an anonymous session gets another one"
+                " each time",
+            )
+        rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
+        role, most = self._roles.of(caller), self._backend.max_bytes
+        return Keyed(key_id(caller, key), role, procedure, args, rest, most)
 
     def _refusal(
         self,

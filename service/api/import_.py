@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 
 from service.api.call import Call
 from service.api.csv import Record, header_of, split, whole
+from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.snapshot import Snapshot
 from service.api.write import made_of
@@ -27,7 +28,7 @@ from service.db.database import Database
 from service.db.statements import compute_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.plan.write import plan_import, writable
-from service.request.arguments import Caller
+from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.names import encode
 from service.request.read import Limits
 from service.request.write import ImportRequest, parse_import
@@ -91,6 +92,8 @@ class Importing:
         """
         request, caller, relation = parse_import(call.args, call.kwargs), call.caller, call.relation
         assert relation is not None
+        if call.kwargs.get(IDEMPOTENCY_KEY) is not None and (request.upload or not request.done):
+            raise no_key("an upload has no idempotency key", "a call that brings all rows has")
         if request.upload is None and request.done:
             upload = Upload(self._database, call.snapshot, relation, request)
             return await self._whole(upload, request)
@@ -228,12 +231,12 @@ class Upload:
         text = call.csv if self._begun else call.csv.removeprefix(MARK)
         self._begun = True
         await self._put(
-            await self._validator.of_csv(text) if self._validator else self._headed(text)
+            await self._validator.of_csv(text, call.done) if self._validator else self._headed(text)
         )
 
     async def finish(self) -> int:
         """Commit; return the number of rows written."""
-        if self._csv and self._validator:
+        if self._csv and self._validator and not self._validator.ended:
             await self._put(await self._validator.of_csv("", last=True))
         if self._head:  # and no rows
             await self._put(self._head)
@@ -344,6 +347,9 @@ class RowValidator:
         snapshot: The catalog, and the model.
         relation: Whose rows.
         columns: What rows that are lists, and CSV without a header, are made of.
+
+    Attributes:
+        ended: Whether all of the CSV has come.
     """
 
     def __init__(
@@ -360,6 +366,7 @@ class RowValidator:
         self._names = columns
         self._rest = ""
         self._line = 0
+        self.ended = False
 
     async def of_rows(self, rows: Sequence[Any]) -> Rows:
         """
@@ -380,11 +387,14 @@ class RowValidator:
         """
         Validate the rows that a piece of CSV completes; return them as the model left them.
 
+        In the transaction of an idempotency key none may come after the first were sent to COPY,
+        since what a model asks of the database would wait for the end of that.
+
         Args:
             text: The piece.
             last: Whether no more comes.
         """
-        text, self._rest = self._rest + text, ""
+        text, self._rest, self.ended = self._rest + text, "", last
         take = partial(_taken, self._snapshot, self._relation, text, last, self._names, self._line)
         taken = (
             take() if len(text) < SMALL else await self._database.run(compute_txn, take, retry=True)

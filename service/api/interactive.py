@@ -17,10 +17,12 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 
 from service.api.call import no_operation, unwritten
+from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.errors import refusal
+from service.db.keys import Keyed, ending_txn
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
     Transaction,
@@ -36,7 +38,7 @@ from service.errors import (
     ServiceError,
     nearest,
 )
-from service.request.arguments import Arguments, Caller, seconds_of
+from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Caller, seconds_of
 from service.request.transaction import ISOLATION
 from service.sql.statement import quoted
 
@@ -157,6 +159,7 @@ class Interactive:
         process: Which has those that begin here.
         prefix: Of the procedures' URIs.
         answer: Answers an operation.
+        keyed: Returns what a call is kept as.
     """
 
     def __init__(
@@ -166,11 +169,13 @@ class Interactive:
         process: str,
         prefix: str,
         answer: Answer,
+        keyed: Callable[..., Keyed | None],
     ) -> None:
         self._database = database
         self._limits = limits
         self._prefix = prefix
         self._answer = answer
+        self._keyed = keyed
         self.open: Leases[HeldTransaction] = Leases(
             *(database.reactor, process, "transaction", limits.total, limits.session),
             "commit or roll back one of them",
@@ -269,8 +274,13 @@ class Interactive:
             raise ended(held.reason)
         if command:
             names = ["name"] if command in NAMED else []
-            given = Arguments(args, kwargs, names, [])
-            work = self._commands[command](lease, given)
+            known = [IDEMPOTENCY_KEY] if command == "commit" else []
+            given = Arguments(args, kwargs, names, known)
+            key = self._keyed(("tx.commit",), (), {}, given.value(IDEMPOTENCY_KEY), caller)
+            if key is None:
+                work = self._commands[command](lease, given)
+            else:
+                work = self._commit_once(lease, given, key)
             return await self._database.within(given.timeout(), work)
         if held.failure is not None:
             raise Conflict(FAILED, **held.failure)
@@ -304,6 +314,19 @@ class Interactive:
                 raise ended("failed") from error
             raise
         self._end(lease, "committed")
+
+    async def _commit_once(
+        self, lease: Lease[HeldTransaction], given: Arguments, key: Keyed
+    ) -> None:
+        """Commit under a key; where a transaction has committed under it before, roll back."""
+        held = lease.held
+        if held.read_only:
+            raise no_key("a transaction that is read_only keeps no idempotency key")
+        if held.failure is None and await held.level.send(ending_txn, key):
+            self._end(lease, "committed")
+            await held.level.rollback()
+        else:
+            await self._commit(lease, given)
 
     async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
         self._end(lease, "rolled_back")

@@ -12,6 +12,8 @@ from service.db.session import Identity, identity_of
 from service.errors import NotAuthorized
 from service.request.arguments import Caller
 
+ANONYMOUS = "anonymous"
+"""The authrole that routers give, by custom, to who does not log in."""
 SERVICE = ""
 """Stands for the service's own role, which every call has where no roles are mapped."""
 
@@ -37,6 +39,11 @@ class Roles:
         """Return the setting that names a database role, as an operator has written it."""
         pairs = [f"{authrole}={name}" for authrole, name in self.mapped.items() if name == role]
         return f"ROWCAST_ROLES ({', '.join(pairs)})" if pairs else "ROWCAST_ANONYMOUS"
+
+    def anonymous_is(self, caller: Caller) -> bool:
+        """Return whether nobody knows who a caller is, the next time that it comes."""
+        unmapped = self.names != (SERVICE,) and caller.authrole not in self.mapped
+        return caller.authid is None or caller.authrole == ANONYMOUS or unmapped
 
     def of(self, caller: Caller) -> str:
         """

@@ -16,10 +16,12 @@ from twisted.internet.defer import Deferred
 
 from service.api.call import CallState, no_operation, unwritten
 from service.api.dispatcher import Dispatcher, Procedure
+from service.api.idempotency import no_key, once
 from service.db.database import Database
+from service.db.keys import Keyed
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import fit
-from service.request.arguments import Caller
+from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.transaction import BatchRequest, parse_batch, resolve
 
 
@@ -76,6 +78,10 @@ class Batches:
         if self._database.level is not None:
             raise no_operation("transaction")
         request = parse_batch(args, kwargs)
+        key = kwargs.get(IDEMPOTENCY_KEY)
+        whole = self._dispatcher.keyed(("transaction",), args, kwargs, key, caller)
+        if whole is not None and (request.read_only or request.dry_run):
+            raise no_key("a batch that writes nothing has no idempotency key")
         if request.failures and not self._inject:
             raise InvalidArgument("attempts are made to fail in development alone", path="inject")
         attempts = 0
@@ -83,7 +89,7 @@ class Batches:
         async def attempt() -> list[Any]:
             nonlocal attempts
             attempts += 1
-            return await self._attempt(caller, request, attempts <= request.failures)
+            return await self._attempt(caller, request, whole, attempts <= request.failures)
 
         try:
             found: list[Any] = await self._database.transact(
@@ -97,19 +103,27 @@ class Batches:
             found = done.results
         return found
 
-    async def _attempt(self, caller: Caller, request: BatchRequest, fails: bool) -> list[Any]:
+    async def _attempt(
+        self, caller: Caller, request: BatchRequest, whole: Keyed | None, fails: bool
+    ) -> list[Any]:
         results: list[Any] = []
         level = self._database.level
         assert level is not None
         level.all_or_nothing = True
-        await self._operate(caller, request, results)
-        fit(results, self._max_bytes)
-        if fails:
-            raise InjectedFailure("this attempt was to fail", retry=True)
+
+        async def operate() -> list[Any]:
+            await self._operate(caller, request, results)
+            if whole is None:
+                fit(results, self._max_bytes)
+            if fails:
+                raise InjectedFailure("this attempt was to fail", retry=True)
+            return results
+
+        found: list[Any] = await once(self._database, whole, operate)
         if request.dry_run:  # what would be checked at COMMIT is checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
             raise DryRun(results)
-        return results
+        return found
 
     async def _operate(self, caller: Caller, request: BatchRequest, results: list[Any]) -> None:
         """

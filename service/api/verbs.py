@@ -21,6 +21,7 @@ from service.describe.verbs import (
     EXPORT,
     FIND,
     FORM,
+    KEY,
     NAMES,
     PAGE,
     PAGED,
@@ -204,6 +205,7 @@ _ROWS = (
                     "done": FLAG,
                     **CONFLICT,
                     **TIMEOUT,
+                    **KEY,
                 }
             ),
             "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],

@@ -222,6 +222,7 @@ class PgConnection(extensions.connection):
         lock: Held while it is closed, and while libpq reads from it where to send a cancel.
         opening: The BEGIN that the next statement takes along, or None; or, for statements
             that stand alone, what each of them takes along.
+        ending: Statements that COMMIT takes along.
         stopped: When a canceler has asked the job that has the connection to end; 0 before.
         waiting: Since when its thread waits for the server, if it does.
         time_limit: Seconds that the server may let it wait, the limit of a statement; 0 if there is
@@ -246,6 +247,7 @@ class PgConnection(extensions.connection):
     """
 
     opening: str | None = None
+    ending = ""
     stopped = 0.0
     waiting: float | None = None
     time_limit = 5.0
@@ -482,7 +484,7 @@ class PgConnection(extensions.connection):
 
         A pooler may have given the session to others since, whose defaults would be BEGIN's.
         """
-        self.extra_time = 0.0
+        self.extra_time, self.ending = 0.0, ""
         self.idle = self.idle_limit
         self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:

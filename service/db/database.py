@@ -198,6 +198,13 @@ class Database:
         job = Job(atomic_txn, (words, actor.identity.words, function, *args), retry)
         return self._submit(job, actor, timeout, read_only)
 
+    def acting(
+        self, function: Callable[..., Any], *args: Any, timeout: float | None = None
+    ) -> Deferred[Any]:
+        """Run a function that begins and commits a transaction by itself; it takes the actor, too."""
+        actor = self._actor.get()
+        return self._submit(Job(function, (actor, *args)), actor, timeout)
+
     def _submit(
         self, job: Job, actor: Actor, timeout: float | None, read_only: bool = False
     ) -> Deferred[Any]:

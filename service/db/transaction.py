@@ -205,7 +205,7 @@ def commit_txn(connection: PgConnection) -> None:
     if connection.touched and connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
         cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning}"
     try:
-        answer = connection.command(f"{cleaning}COMMIT")
+        answer = connection.command(f"{connection.ending}{cleaning}COMMIT")
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         if connection.closed:
             raise OutcomeUnknown from error

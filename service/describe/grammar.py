@@ -12,7 +12,7 @@ from service.describe.definitions import Schema, reference
 from service.describe.types import DEFAULT, NULL
 from service.request import aggregate as measures
 from service.request import filters
-from service.request.arguments import MAX_INTEGER, MAX_LISTED
+from service.request.arguments import IDEMPOTENCY_KEY, MAX_INTEGER, MAX_KEY, MAX_LISTED
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
 from service.request.select import MAX_KEYS, MAX_LENGTH
@@ -102,6 +102,12 @@ LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
+    IDEMPOTENCY_KEY: {
+        "description": "a second call with it, and the same arguments, is answered as the first",
+        "type": ["string", "null"],
+        "minLength": 1,
+        "maxLength": MAX_KEY,
+    },
     "token": {"type": ["string", "null"], "maxLength": MAX_TOKEN},
     "where": {
         "description": "a filter: all its terms hold; the keys are columns, and, or, not",

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from service.datatypes import PYTHON, TYPESCRIPT
 from service.describe.types import NULL
+from service.request.arguments import IDEMPOTENCY_KEY
 from service.request.names import decode
 
 Schema = Mapping[str, Any]
@@ -211,7 +212,7 @@ class _Client(ABC):
         taken = {each.name for each in fields}
         options = [
             Field(each, known[each], False)
-            for each in ("max_affected", "timeout")
+            for each in ("max_affected", "timeout", IDEMPOTENCY_KEY)
             if known.get(each, NULL) != NULL and each not in taken
         ]
         result = _usual(function["result"])

@@ -14,6 +14,7 @@ from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, LANGUAGE, record, words
 from service.describe.types import NULL
 from service.errors import ServiceError
+from service.request.arguments import IDEMPOTENCY_KEY
 from service.request.read import COUNTS, FORMATS, FORMS, MAX_CHUNK
 
 Right = Literal["select", "insert", "update", "delete"]
@@ -76,10 +77,11 @@ NAMES: Schema = {"type": "array", "items": {"type": "string"}}
 WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 
 TIMEOUT = {"timeout": reference("seconds")}
+KEY = {IDEMPOTENCY_KEY: reference(IDEMPOTENCY_KEY)}
 FORM = {"form": words(*FORMS)}
 SHOWN = {"select": reference("select"), "embed": reference("embed")}
 PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
-RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG}
+RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **KEY}
 TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
 FIND = {

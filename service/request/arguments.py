@@ -20,6 +20,12 @@ OPTIONS = frozenset({"timeout"})
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """What no string of PostgreSQL holds: NUL, and a surrogate that stands alone."""
 
+IDEMPOTENCY_KEY = "idempotency_key"
+"""The keyword of what writes, so that a second call with its value does not write again."""
+
+MAX_KEY = 255
+"""Characters of an idempotency key."""
+
 MAX_INTEGER = 2**63 - 1
 MAX_LISTED = 1000
 """Items of a list that is to be planned: PostgreSQL itself takes 1,664 columns of an answer."""
@@ -188,6 +194,20 @@ def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
     if found is None and "where" in names and "measures" not in names:
         found = GROUPED if letters(name) in _GROUPING else None
     return found
+
+
+def idempotency_key_of(value: Any) -> str | None:
+    """
+    Return an idempotency key; None is none.
+
+    Raises:
+        InvalidArgument: It is no string, or has not from 1 to 255 characters.
+    """
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_KEY):
+        raise InvalidArgument(
+            f"an idempotency key is a string of 1 to {MAX_KEY} characters", path=IDEMPOTENCY_KEY
+        )
+    return value
 
 
 def integer_of(value: Any, name: str, path: str) -> int | None:

@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar
 from service.catalog import Argument, Catalog, Function, Type
 from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import Arguments, Values
+from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Values
 from service.request.paging import digest_of
 from service.request.read import Parsed, parse_form
 from service.request.types import AggregateRequest, FindRequest, Form, Operand
 
 Request = TypeVar("Request", FindRequest, AggregateRequest)
-OPTIONS = ("form", "max_affected", "timeout")
+OPTIONS = ("form", "max_affected", "timeout", IDEMPOTENCY_KEY)
 ARGS = "args"
 
 
@@ -94,6 +94,11 @@ def parse_call(
         functions, given, values, catalog, parse_form(call), call.integer("max_affected")
     )
     return Parsed(request, values.freeze(), call.timeout())
+
+
+def given_option(functions: Sequence[Function], kwargs: Mapping[str, Any], name: str) -> Any:
+    """Return an option of a plain call, unless the keyword is an argument of the function."""
+    return _split(functions, kwargs)[1].get(name)
 
 
 def parse_called(

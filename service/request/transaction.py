@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, clip
-from service.request.arguments import Arguments
+from service.request.arguments import IDEMPOTENCY_KEY, Arguments
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
 """Operations of one batch: all of them hold one connection."""
 REFERENCE = "$ref"
+KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     Raises:
         InvalidArgument: They are malformed; `path` points at the operation.
     """
-    given = Arguments(args, kwargs, ["operations"], ["isolation", "read_only", "dry_run", "inject"])
+    given = Arguments(args, kwargs, ["operations"], KNOWN)
     operations = given.required("operations")
     if not isinstance(operations, list | tuple):
         raise InvalidArgument(

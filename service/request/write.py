@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.arguments import Arguments, Values, row_of, rows_of
+from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Values, row_of, rows_of
 from service.request.filters import FilterParser, holds_always
 from service.request.read import (
     Limits,
@@ -31,7 +31,7 @@ from service.request.types import (
     UpdateRequest,
 )
 
-RETURNING = ("select", "order", "embed", "returning", "form")
+RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY)
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
 """What the first call says for the other calls of an upload."""
@@ -119,7 +119,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
 
     A call that brings rows and names no upload is a complete import, unless it says otherwise.
     """
-    given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", *START])
+    given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", IDEMPOTENCY_KEY, *START])
     rows, csv = given.value("rows"), given.value("csv")
     if isinstance(rows, str) and csv is None:
         rows, csv = None, rows

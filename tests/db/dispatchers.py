@@ -67,10 +67,11 @@ async def serving(
     idle: float = 10.0,
     most: int = 5,
     every: float | None = None,
+    lock_timeout: float = 10.0,
     inject: bool = False,
 ) -> AsyncIterator[DirectCaller]:
     """Serve a database for the length of the body."""
-    session = SessionSettings(schemas=schemas or ("public",))
+    session = SessionSettings(lock_timeout=lock_timeout, schemas=schemas or ("public",))
     async with database_at(dsn, session, most=most) as database:
         dispatcher = Dispatcher(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)

@@ -27,6 +27,7 @@ class Relay:
         dsn: To connect through the relay.
         messages: The text of every simple query that went to the server.
         flows: While it is not set, nothing passes, though all that comes is acknowledged.
+        lost: Whether the connection was cut that `lose` waits for.
     """
 
     def __init__(self, dsn: str, slow_cancel: float = 0.0) -> None:
@@ -44,11 +45,17 @@ class Relay:
         self.messages: list[bytes] = []
         self.flows = threading.Event()
         self.flows.set()
+        self._losing: tuple[bytes, bool] | None = None
+        self.lost = False
 
     @property
     def statements(self) -> list[bytes]:
         """The messages less those that only clean the session after others."""
         return [each for each in self.messages if not each.startswith(CLEANING)]
+
+    def lose(self, word: bytes, arrives: bool) -> None:
+        """Cut the connection of the next query that has a word, before or after the server had it."""
+        self._losing, self.lost = (word, arrives), False
 
     def __enter__(self) -> Relay:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,6 +91,16 @@ class Relay:
                 if head[:1] == b"Q":
                     self.messages.append(body[:-1])
                 self.flows.wait()
+                losing = self._losing
+                if losing is not None and head[:1] == b"Q" and losing[0] in body:
+                    self._losing = None
+                    client.shutdown(socket.SHUT_RDWR)
+                    if losing[1]:
+                        server.sendall(head + body)
+                        server.shutdown(socket.SHUT_WR)
+                        back.join(5)  # it has answered, and gone
+                    self.lost = True
+                    return
                 server.sendall(head + body)
         if back.ident is not None:
             back.join(5)

@@ -80,7 +80,12 @@ async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin
     """Serve the database with limits of its own; gives the function that begins a transaction."""
     async with serving(dsn, "public", "other", most=most) as db:
         interactive = Interactive(
-            db.database, TransactionLimits(**limits), new_process(), "rowcast", db.dispatcher.answer
+            db.database,
+            TransactionLimits(**limits),
+            new_process(),
+            "rowcast",
+            db.dispatcher.answer,
+            db.dispatcher.keyed,
         )
         db.dispatcher.hold(interactive)
 
@@ -372,7 +377,8 @@ async def test_first_statement_waits_for_a_connection(dsn: str) -> None:
         db.pool.scheduler.limits = type(db.pool.scheduler.limits)(most=2, acquire_timeout=0.3)
         limits = TransactionLimits()
         interactive = Interactive(
-            db.database, limits, new_process(), "rowcast", db.dispatcher.answer
+            *(db.database, limits, new_process(), "rowcast"),
+            *(db.dispatcher.answer, db.dispatcher.keyed),
         )
         db.dispatcher.hold(interactive)
         one, two = [

@@ -120,7 +120,8 @@ async def use(session: Caller) -> None:
     assert_type(faced["face"], Literal["😀", "None", "null", ""])
     assert_type(await service.fn.str_(d=None), bool | None)
     assert_type(await service.fn.int_("a"), str | None)
-    await service.fn.list_(**{"self": 1, "options": 1, "_0": 1, "class": 1, "__a": 1})
+    odd: dict[str, Any] = {"self": 1, "options": 1, "_0": 1, "class": 1, "__a": 1}
+    await service.fn.list_(**odd)
     await service.fn.take({"a": 1})
     assert_type(await service.hello.greet("Ada", 2, loud=True), list[str])
     await service.service.health()

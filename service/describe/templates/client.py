@@ -120,6 +120,7 @@ class Returned(Options, total=False):
 
     order: Order | None
     max_affected: int | None
+    idempotency_key: str | None
 
 
 class Targeted(Returned, total=False):
@@ -145,6 +146,7 @@ class Imported(Options, total=False):
     update: Names | None
     upload: str | None
     done: bool | None
+    idempotency_key: str | None
 
 
 class Caller(Protocol):

@@ -109,6 +109,7 @@ export interface Returned extends Shown {
   order?: OneOrMany<Sorting> | null;
   returning?: boolean | null;
   max_affected?: number | null;
+  idempotency_key?: string | null;
 }
 
 export interface Upserted extends Returned {
@@ -123,6 +124,7 @@ export interface Imported extends Timeout {
   update?: OneOrMany<string> | null;
   upload?: string | null;
   done?: boolean | null;
+  idempotency_key?: string | null;
 }
 
 export interface Expected<Row> extends Returned {

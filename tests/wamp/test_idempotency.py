@@ -1,0 +1,153 @@
+"""
+Idempotency keys through a real router: calls that are made again after something has broken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import Deferred, gatherResults
+
+from schema.own import MAKE
+from service.app import Serving
+from tests.conftest import Router, execute
+from tests.db.relay import Relay
+from tests.deferreds import failure_of, until
+from tests.wamp.callers import KINDS, join
+from tests.wamp.conftest import Join
+from tests.wamp.replica import Replica
+from tests.wamp.service import served
+
+SCHEMA = (
+    MAKE
+    + """;
+CREATE TABLE notes (id serial PRIMARY KEY, note text, raw bytea, n numeric, lot float DEFAULT random());
+CREATE FUNCTION slow(seconds float) RETURNS float LANGUAGE sql AS $$
+    INSERT INTO notes (note) VALUES ('slow'); SELECT random() FROM pg_sleep(seconds) $$;
+"""
+)
+SLEEPING = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+)
+NAMED = "service cbor"
+"""The way of a caller that is not anonymous."""
+
+
+@pytest.fixture(autouse=True)
+def empty(dsn: str) -> None:
+    execute(dsn, "TRUNCATE notes, rowcast.idempotency_keys RESTART IDENTITY")
+
+
+def count(dsn: str) -> Any:
+    return execute(dsn, "SELECT count(*) FROM notes")[0][0]
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_anonymous_caller_is_refused(
+    dsn: str, service: Serving, router: Router, how: str
+) -> None:
+    """As all are at the router of development, whose authid is another one each time."""
+    caller = await join(router, how)
+    try:
+        call = caller.call("rowcast.notes.create", {"note": "x"}, idempotency_key="k")
+        error = await failure_of(call)
+        assert isinstance(error, ApplicationError)
+        assert error.error == "wamp.error.not_authorized"
+        assert count(dsn) == 0
+    finally:
+        await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_answer_is_the_first(dsn: str, service: Serving, call_from: Join) -> None:
+    caller = await call_from(NAMED)
+    row = {"note": "x", "raw": b"\0\xff", "n": "12.50"}
+    for form in ("dicts", "lists", "json"):
+        one, two = [
+            await caller.call("rowcast.notes.create", row, form=form, idempotency_key=form)
+            for _ in range(2)
+        ]
+        assert one == two
+    assert count(dsn) == 3
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_call_again_after_the_connection_was_lost_during_commit(
+    dsn: str, router: Router, call_from: Join, batch: bool
+) -> None:
+    """Whether COMMIT has arrived or not, the write is there once in the end, and answered."""
+    caller = await call_from(NAMED)
+    call = [{"call": "notes.create", "args": [{"note": "x"}], "kwargs": {"select": ["note"]}}]
+    with Relay(dsn) as relay:
+        async with served(relay.dsn, router, pool_max=1) as serving:
+            for arrives in (False, True):
+
+                def make(key: str) -> Deferred[Any]:
+                    if batch:
+                        return caller.call("rowcast.transaction", call, idempotency_key=key)
+                    args = {"note": "x"}
+                    name = "rowcast.notes.create"
+                    return caller.call(name, args, select=["note"], idempotency_key=key)
+
+                key, before = f"{arrives}", count(dsn)
+                relay.lose(b"idempotency_keys SET", arrives)
+                error = await failure_of(make(key))
+                assert isinstance(error, ApplicationError)
+                assert error.error == "rowcast.error.outcome_unknown"
+                await until(lambda: relay.lost)
+                assert count(dsn) == before + arrives
+                await until(lambda: serving.dispatcher.ready)
+                found = await make(key)
+                assert found == ([{"note": "x"}] if batch else {"note": "x"})
+                assert count(dsn) == before + 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_again_after_its_service_was_killed(
+    dsn: str, router: Router, call_from: Join
+) -> None:
+    """The other service does the work of a call that was under way, and no other's again."""
+    caller = await call_from(NAMED)
+    first = Replica(dsn, router)
+    await first.ready
+    done = await caller.call("rowcast.notes.create", {"note": "x"}, idempotency_key="done")
+    running = caller.call("rowcast.fn.slow", seconds=60.0, idempotency_key="running")
+    await until(lambda: execute(dsn, SLEEPING))
+    await first.kill()
+    assert isinstance(await failure_of(running), ApplicationError)
+    second = Replica(dsn, router)
+    await second.ready
+    try:
+        assert (
+            await caller.call("rowcast.notes.create", {"note": "x"}, idempotency_key="done") == done
+        )
+        assert count(dsn) == 1
+        await until(lambda: not execute(dsn, SLEEPING))
+        found = await gatherResults(
+            [
+                caller.call("rowcast.fn.slow", seconds=0.1, idempotency_key="running")
+                for _ in range(4)
+            ]
+        )
+        assert len(set(found)) == 1
+        assert count(dsn) == 2
+    finally:
+        await second.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_duplicates_at_two_services_are_one_call(
+    dsn: str, router: Router, call_from: Join
+) -> None:
+    caller = await call_from(NAMED)
+    async with served(dsn, router, shared=True), served(dsn, router, shared=True):
+        found = await gatherResults(
+            [caller.call("rowcast.fn.slow", seconds=0.3, idempotency_key="k") for _ in range(8)]
+        )
+    assert len(set(found)) == 1
+    assert count(dsn) == 1
