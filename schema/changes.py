@@ -126,9 +126,9 @@ def _trigger_functions() -> Iterator[tuple[str, str]]:
         # to pair one with one is some 20 µs cheaper
         yield (
             f"log_updates{suffix}",
-            f"""IF (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) r) < 2 THEN
-        {logged} 'U', {old}, {new} FROM old_rows o, new_rows n;
-    ELSE
+            f"""{logged} 'U', {old}, {new} FROM old_rows o, new_rows n
+     WHERE (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) r) = 1;
+    IF NOT FOUND THEN
         {logged} 'U', o.image, n.image
           FROM (SELECT {old} AS image, row_number() OVER () AS at FROM old_rows o) o
           JOIN (SELECT {new} AS image, row_number() OVER () AS at FROM new_rows n) n USING (at);
