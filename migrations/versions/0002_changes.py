@@ -1,5 +1,5 @@
 """
-The log of changes, and actions, drivers and vehicles in it.
+The log of changes. No table is tracked by it: `track` in a later revision does that.
 
 Revision: 0002
 Follows: 0001
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from schema.changes import install, remove, track
+from schema.changes import install, remove
 
 revision = "0002"
 down_revision = "0001"
@@ -20,8 +20,6 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute(install())
-    for table in ("actions", "drivers", "vehicles"):
-        track(table)
 
 
 def downgrade() -> None:

@@ -177,6 +177,7 @@ def test_sql_without_a_database_builds_the_same(postgres: str) -> None:
         command.upgrade(config, "head", sql=True)
         execute(at, written.getvalue())
         command.check(alembic(at))
+        execute(at, "SELECT rowcast.track('drivers')")
         execute(at, "INSERT INTO drivers (name) VALUES ('Ada')")
         assert execute(at, "SELECT op, new ->> 'name' FROM rowcast.log") == [("I", "Ada")]
         written.seek(0)
