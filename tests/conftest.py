@@ -61,6 +61,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(distribution)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests of generated examples once: pytest-twisted would wrap them twice."""
+    for item in items:
+        if hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker(pytest.mark.flaky(reruns=0))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run of CI that has left out a tier, or any test."""

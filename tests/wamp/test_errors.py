@@ -304,7 +304,7 @@ CASES = [
         "raising.create",
         [{"id": 3}],
         message="serialization_failure",
-        details={"sqlstate": "40001", "retry": True},
+        details={"sqlstate": "40001", "attempts": 6, "retry": True},
     ),
     Case(
         "rowcast.error.too_many_rows",

@@ -24,6 +24,7 @@ from service.describe.errors import CARRIED
 from service.describe.types import given as given_for
 from service.describe.verbs import errors_by_procedure, shared
 from service.errors import DETAILS, InvalidArgument
+from service.request.arguments import IDEMPOTENCY_KEY, idempotency_key_of
 from service.request.read import (
     Limits,
     check_format,
@@ -157,6 +158,7 @@ def described() -> Described:
 def takes(verb, kwargs):
     """Tell whether a verb takes these arguments, as far as it looks at them by themselves."""
     try:
+        idempotency_key_of(kwargs.get(IDEMPOTENCY_KEY))  # as the dispatcher does
         PARSERS[verb]((), kwargs)
     except InvalidArgument:
         return False
