@@ -31,14 +31,14 @@ def asked(router: Router, method: str, path: str, **headers: str) -> tuple[int, 
 
 @pytest.mark.parametrize("path", ["/", "/call", "/call-", "/ws", "/../call-for-test"])
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT"])
-def test_a_page_finds_no_bridge(router: Router, method: str, path: str) -> None:
+def test_call_of_a_web_page_finds_no_bridge(router: Router, method: str, path: str) -> None:
     """Wherever a page sends its calls, nobody takes them, and nothing shows the way."""
     status, headers = asked(router, method, path, **{"Content-Type": "application/json"})
     assert status >= 400
     assert "access-control-allow-origin" not in headers
 
 
-def test_a_page_gets_no_websocket(router: Router) -> None:
+def test_websocket_of_a_foreign_page_is_refused(router: Router) -> None:
     """The WebSocket takes pages of this machine, and no others."""
     shake = {
         "Connection": "Upgrade",
@@ -51,12 +51,12 @@ def test_a_page_gets_no_websocket(router: Router) -> None:
     assert asked(router, "GET", "/ws", **shake | {"Origin": "http://localhost:3000"})[0] == 101
 
 
-def test_who_knows_the_path_may_call(router: Router) -> None:
+def test_call_by_the_secret_path_is_answered(router: Router) -> None:
     """The bridge is there."""
     assert asked(router, "POST", urlsplit(router.http).path)[0] == 200
 
 
-def test_the_path_is_a_secret(tmp_path: Path) -> None:
+def test_path_of_the_bridge_is_random_private_and_kept(tmp_path: Path) -> None:
     """It is random, its file is its owner's alone, and it stays the same."""
     path = bridge(tmp_path / "a")
     assert len(path) >= len("call-") + 32
@@ -66,7 +66,7 @@ def test_the_path_is_a_secret(tmp_path: Path) -> None:
     assert file.read_text() == path
 
 
-def test_a_path_that_others_know_is_given_up(tmp_path: Path) -> None:
+def test_path_that_others_may_read_is_made_anew(tmp_path: Path) -> None:
     """A file that others may read, or an empty one, is written anew."""
     path = bridge(tmp_path)
     (tmp_path / FILE).chmod(0o644)

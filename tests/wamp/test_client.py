@@ -51,7 +51,9 @@ def told(events: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("way", ["unix", "websocket", "rawsocket"])
 @pytest_twisted.ensureDeferred
-async def test_join_by(way: str, router: Router, start_edge: StartEdge) -> None:
+async def test_service_by_a_public_port_joins_and_may_not_register(
+    way: str, router: Router, start_edge: StartEdge
+) -> None:
     """A service joins by socket; by the public port it joins too, and may not register."""
     urls = {
         "unix": f"unix:{router.socket}",
@@ -72,7 +74,9 @@ async def test_join_by(way: str, router: Router, start_edge: StartEdge) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_failover(router: Router, start_edge: StartEdge, call_from: Join) -> None:
+async def test_router_that_is_not_there_is_passed_over(
+    router: Router, start_edge: StartEdge, call_from: Join
+) -> None:
     """Routers that are not there are passed over at once."""
     nobody = [f"rs://127.0.0.1:{free_port()}", "unix:/nowhere.sock"]
     edge = await start_edge(urls=[*nobody, f"unix:{router.socket}"], first_delay=60, max_delay=60)
@@ -82,7 +86,9 @@ async def test_failover(router: Router, start_edge: StartEdge, call_from: Join) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rejoin(start_edge: StartEdge, call_from: Join) -> None:
+async def test_service_that_lost_its_connection_is_registered_again(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A service that lost its connection is back, registered, and says so."""
     edge = await start_edge()
     caller = await call_from()
@@ -95,7 +101,7 @@ async def test_rejoin(start_edge: StartEdge, call_from: Join) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_before_joined(start_edge: StartEdge) -> None:
+async def test_stop_without_a_router_ends(start_edge: StartEdge) -> None:
     """Stopping works at any time: while there is no router, while it does not answer, twice."""
     edge = await start_edge(urls=["unix:/nowhere.sock"], wait=False)
     await edge.client.stopService()
@@ -185,7 +191,7 @@ async def test_failures_are_told_once(start_edge: StartEdge, logged: list[dict[s
 
 
 @pytest_twisted.ensureDeferred
-async def test_registration_refused(
+async def test_registration_of_a_role_without_the_right_is_told(
     router: Router, start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
     """A role that may not register is told so, and the service tries on."""
@@ -259,7 +265,7 @@ def locked() -> Iterator[tuple[Path, int]]:
 @pytest.mark.parametrize("url", ["rs://127.0.0.1:{}", "ws://127.0.0.1:{}/ws"])
 @pytest.mark.parametrize("method", ["ticket", "raw", "openssh", "pem", "hex", "crossbar"])
 @pytest_twisted.ensureDeferred
-async def test_log_in(
+async def test_service_with_a_ticket_or_a_key_is_let_in(
     url: str, method: str, locked: tuple[Path, int], start_edge: StartEdge
 ) -> None:
     """A service with a ticket or a key gets in, by RawSocket and by WebSocket."""
@@ -291,7 +297,7 @@ async def test_large_result_by_websocket(locked: tuple[Path, int], start_edge: S
 
 @pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])
 @pytest_twisted.ensureDeferred
-async def test_wrong_credentials(
+async def test_login_with_wrong_credentials_is_told_once_without_the_secret(
     login: Ticket | None,
     locked: tuple[Path, int],
     start_edge: StartEdge,
@@ -310,7 +316,9 @@ async def test_wrong_credentials(
 
 
 @pytest_twisted.ensureDeferred
-async def test_leave_is_clean(start_edge: StartEdge, call_from: Join) -> None:
+async def test_procedures_of_a_stopped_service_are_gone(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A stopped service has said goodbye: its procedures are gone when the stop is over."""
     edge = await start_edge()
     caller = await call_from()

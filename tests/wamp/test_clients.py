@@ -33,7 +33,9 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_python(how: str, service: Serving, call_from: Join) -> None:
+async def test_scenario_from_autobahn_python_is_answered_as_written(
+    how: str, service: Serving, call_from: Join
+) -> None:
     """autobahn-python, by RawSocket and WebSocket, in CBOR, JSON and MessagePack."""
     wrong = await run(await call_from(how), "rowcast", read(FILE.read_text()))
     assert wrong == [], "\n".join(wrong)
@@ -48,7 +50,9 @@ def node() -> str:
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
 @pytest_twisted.ensureDeferred
-async def test_javascript(serializer: str, node: str, router: Router, service: Serving) -> None:
+async def test_scenario_from_autobahn_javascript_is_answered_as_written(
+    serializer: str, node: str, router: Router, service: Serving
+) -> None:
     """Npm autobahn in Node, by WebSocket."""
     program = [str(NODE / "scenario.js"), router.websocket, router.realm, router.prefix]
     out, err, _ = await getProcessOutputAndValue(node, [*program, serializer, str(FILE)])

@@ -97,7 +97,7 @@ async def test_start_line_counts_the_procedures_that_are_described(
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_document(caller: Caller) -> None:
+async def test_description_of_a_service_names_what_calls_name(caller: Caller) -> None:
     """It says whose it is, and has what is served under the names that calls use."""
     document = await caller.call("rowcast.describe")
     assert document.keys() >= DOCUMENT
@@ -117,7 +117,7 @@ async def test_the_document(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_relation(caller: Caller) -> None:
+async def test_description_of_a_relation_has_kinds_keys_and_defaults(caller: Caller) -> None:
     """Kinds, comments, keys, defaults and what the database makes itself are told."""
     relations = (await caller.call("rowcast.describe"))["relations"]
     owners, things = relations["owners"], relations["things"]
@@ -154,7 +154,7 @@ async def test_a_relation(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_verbs(caller: Caller) -> None:
+async def test_verbs_of_a_relation_are_those_that_work(caller: Caller) -> None:
     """Exactly the verbs that work are listed."""
     relations = (await caller.call("rowcast.describe"))["relations"]
     reading = {"find", "count", "exists"}
@@ -166,7 +166,7 @@ async def test_verbs(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_hidden(caller: Caller) -> None:
+async def test_relation_that_is_hidden_or_unserved_is_not_described(caller: Caller) -> None:
     """What is hidden, or not served, is not there, nor named by what refers to it."""
     document = await caller.call("rowcast.describe")
     assert not document["relations"]["held"]["foreign_keys"]
@@ -175,7 +175,7 @@ async def test_hidden(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_json_schemas(caller: Caller) -> None:
+async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
     """Each column's JSON Schema is one, and holds for the rows that are really answered."""
     for name, values in VALUES.items():
         for value in values[1]:
@@ -235,7 +235,9 @@ def clerk(dsn: str) -> Iterator[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_privileges(router: Router, clerk: str, caller: Caller) -> None:
+async def test_relation_without_rights_is_not_described(
+    router: Router, clerk: str, caller: Caller
+) -> None:
     """Nothing is described that the service's role may not use, and no verb that it may not."""
     async with served(clerk, router, prefix="rowcast.clerk", schemas=("app", "apart")):
         relations = (await caller.call("rowcast.clerk.describe"))["relations"]
@@ -256,7 +258,7 @@ async def test_privileges(router: Router, clerk: str, caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stats(caller: Caller) -> None:
+async def test_stats_after_calls_count_outcomes_and_verbs(caller: Caller) -> None:
     """Calls are counted by how they ended, and by verb; the pool has gauges and counters."""
     before = await caller.call("rowcast.stats")
     await caller.call("rowcast.owners.find")
@@ -287,7 +289,7 @@ async def test_stats(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_parts(caller: Caller) -> None:
+async def test_description_of_a_part_is_as_in_the_whole(caller: Caller) -> None:
     """Some relations and functions alone are described as they are in the whole; all are named."""
     whole = await caller.call("rowcast.describe")
     Draft202012Validator.check_schema(whole)
@@ -308,7 +310,9 @@ async def test_parts(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_too_large(dsn: str, router: Router, caller: Caller) -> None:
+async def test_description_over_the_limit_is_refused_with_what_to_ask(
+    dsn: str, router: Router, caller: Caller
+) -> None:
     """What does not fit into one answer is refused, and says how to ask for a part."""
     async with served(dsn, router, prefix="rowcast.small", schemas=("app",), max_bytes=60_000):
         with pytest.raises(ApplicationError) as caught:
@@ -376,7 +380,7 @@ async def test_parts_are_as_described(caller: Caller, verb: str, kwargs: dict[st
 
 @pytest.mark.parametrize("name", ["describe", "health", "stats"])
 @pytest_twisted.ensureDeferred
-async def test_no_arguments(caller: Caller, name: str) -> None:
+async def test_call_with_arguments_but_a_timeout_is_refused(caller: Caller, name: str) -> None:
     """They take a timeout, as all do, and nothing else."""
     await caller.call(f"rowcast.{name}", timeout=5)
     for args, kwargs in (([1], {}), ([], {"x": 1}), ([], {"timeout": "x"})):
@@ -386,7 +390,7 @@ async def test_no_arguments(caller: Caller, name: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_health(router: Router, caller: Caller) -> None:
+async def test_health_without_postgresql_is_not_ready(router: Router, caller: Caller) -> None:
     """While PostgreSQL is gone the service lives and is not ready; afterwards it is again."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-health-"))
     place = Place(state=home)

@@ -29,7 +29,9 @@ from tests.wamp.conftest import Join, StartEdge
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_arguments_arrive(how: str, start_edge: StartEdge, call_from: Join) -> None:
+async def test_arguments_over_any_transport_arrive_as_sent(
+    how: str, start_edge: StartEdge, call_from: Join
+) -> None:
     """Positional and keyword arguments arrive over every transport and serializer."""
     await start_edge()
     caller = await call_from(how)
@@ -38,7 +40,9 @@ async def test_arguments_arrive(how: str, start_edge: StartEdge, call_from: Join
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_calls(start_edge: StartEdge, call_from: Join) -> None:
+async def test_dispatcher_of_a_call_is_told_its_caller(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """The dispatcher is told the caller's session, role and realm."""
     await start_edge()
     caller = await call_from()
@@ -50,7 +54,9 @@ async def test_who_calls(start_edge: StartEdge, call_from: Join) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusal_arrives(start_edge: StartEdge, call_from: Join) -> None:
+async def test_refusal_of_a_call_has_uri_message_and_details(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A refusal arrives under its URI, with its message and details."""
     edge = await start_edge()
     caller = await call_from("websocket json")
@@ -79,7 +85,9 @@ async def test_bug_leaves_as_an_id(start_edge: StartEdge, call_from: Join) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
+async def test_call_that_is_cancelled_is_stopped_in_the_dispatcher(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Cancelling a call cancels what the dispatcher is doing for it."""
     edge = await start_edge()
     caller = await call_from()
@@ -95,7 +103,9 @@ async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_leaves(start_edge: StartEdge, call_from: Join) -> None:
+async def test_call_of_a_caller_that_left_is_stopped(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A caller who goes takes its running calls along."""
     edge = await start_edge()
     caller = await call_from()
@@ -234,7 +244,9 @@ async def test_shared_services_take_turns(start_edge: StartEdge, call_from: Join
 
 
 @pytest_twisted.ensureDeferred
-async def test_single_replaces_shared(start_edge: StartEdge, call_from: Join) -> None:
+async def test_service_alone_beside_a_shared_one_takes_its_calls(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Changing the setting does not keep a new service out."""
     shared = await start_edge(shared=True)
     single = await start_edge(shared=False)

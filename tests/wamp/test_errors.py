@@ -404,7 +404,7 @@ def declared() -> set[str]:
     }
 
 
-def test_all_of_them() -> None:
+def test_errors_of_the_page_are_those_declared_and_raised() -> None:
     """What is documented is what the classes declare, and is raised below."""
     page = documented()
     assert len(page) == len(set(page))
@@ -412,7 +412,7 @@ def test_all_of_them() -> None:
     assert set(page) == {case.uri for case in CASES} | APART
 
 
-def test_documented_details() -> None:
+def test_details_of_the_page_are_those_of_the_classes() -> None:
     """The page names the keyword arguments that an error may carry, all of them."""
     first = (ROOT / "docs" / "errors.md").read_text("utf-8").split("| URI |")[0]
     assert set(re.findall(r"`(\w+)`", first)) - {"args", "kwargs"} == errors.DETAILS
@@ -420,7 +420,9 @@ def test_documented_details() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{c.uri.split('.')[-1]}-{c.call}" for c in CASES])
 @pytest_twisted.ensureDeferred
-async def test_refused(service: Serving, caller: Caller, case: Case) -> None:
+async def test_call_that_is_refused_has_uri_message_and_details(
+    service: Serving, caller: Caller, case: Case
+) -> None:
     """The caller reads the URI, a sentence, and the details that help, no more."""
     error = await refused(caller.call(f"rowcast.{case.call}", *case.args, **case.kwargs))
     assert (error.error, error.kwargs) == (case.uri, case.details)
@@ -428,7 +430,9 @@ async def test_refused(service: Serving, caller: Caller, case: Case) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_was_written(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_delete_over_max_affected_keeps_its_rows(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """Rows are as they were after a write that was refused for their number."""
     kwargs = {"where": {"id": {"lt": 4}}, "max_affected": 2}
     assert (await refused(caller.call("rowcast.things.delete", **kwargs))).kwargs
@@ -463,7 +467,9 @@ SLEEPING = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_deadlock(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_write_in_a_deadlock_is_tried_again(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """Of two that wait for each other, the service gives way, and tries again by itself."""
     other = psycopg2.connect(dsn)
     with other.cursor() as cursor:
@@ -494,7 +500,9 @@ def reader(dsn: str) -> Iterator[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_not_authorized(router: Router, caller: Caller, dsn: str, reader: str) -> None:
+async def test_call_without_rights_is_not_authorized(
+    router: Router, caller: Caller, dsn: str, reader: str
+) -> None:
     """What the service's role may not do is refused, and what it may not see does not exist."""
     async with served(reader, router, prefix=OTHER):
         error = await refused(caller.call(f"{OTHER}.things.create", {"id": 9}))
@@ -512,7 +520,9 @@ async def test_not_authorized(router: Router, caller: Caller, dsn: str, reader: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_canceled(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_call_that_is_cancelled_is_told_after_its_query_stopped(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A caller who cancels is told so, once the service has let go, and the query is stopped."""
     pending = caller.call("rowcast.slow.find")
     await until(lambda: running(dsn, "slow"))
@@ -540,7 +550,9 @@ async def test_call_that_outlasts_the_drain_is_unavailable_and_stops_on_the_serv
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled_and_left(service: Serving, router: Router, dsn: str) -> None:
+async def test_call_of_a_deferred_cancelled_or_connection_lost_is_stopped(
+    service: Serving, router: Router, dsn: str
+) -> None:
     """A Deferred that is cancelled, and a connection that breaks, stop the query as well."""
     session = await join(router, "rawsocket cbor")
     pending = session.call("rowcast.slow.find")
@@ -556,7 +568,9 @@ async def test_cancelled_and_left(service: Serving, router: Router, dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_timeout(router: Router, caller: Caller, dsn: str) -> None:
+async def test_timeout_of_a_call_is_bounded_by_the_services(
+    router: Router, caller: Caller, dsn: str
+) -> None:
     """The service's own limit holds for who names none, and for who names a longer one."""
     async with served(dsn, router, prefix=OTHER, statement_timeout=1):
         for kwargs in ({}, {"timeout": 20}):
@@ -566,7 +580,9 @@ async def test_statement_timeout(router: Router, caller: Caller, dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_too_large(router: Router, caller: Caller, dsn: str) -> None:
+async def test_answer_over_the_limit_is_refused_and_its_write_undone(
+    router: Router, caller: Caller, dsn: str
+) -> None:
     """An answer over the limit is not sent; of a write with such an answer nothing is kept."""
     async with served(dsn, router, prefix=OTHER, max_bytes=20_000):
         for name, args, kwargs in (
@@ -585,7 +601,9 @@ async def test_too_large(router: Router, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pool_exhausted(router: Router, caller: Caller, dsn: str) -> None:
+async def test_call_in_vain_for_a_connection_is_unavailable_with_retry_after(
+    router: Router, caller: Caller, dsn: str
+) -> None:
     """Who waits in vain for a connection is told to come back, and when."""
     async with served(dsn, router, prefix=OTHER, pool_max=1, pool_timeout=0.3):
         holding = caller.call(f"{OTHER}.slow.find")
@@ -599,7 +617,7 @@ async def test_pool_exhausted(router: Router, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_database(
+async def test_call_without_a_database_is_unavailable_until_it_is_back(
     router: Router, caller: Caller, dsn: str, postgres: str, service: Serving
 ) -> None:
     """While the database takes no connections calls may be tried again; then they succeed."""
@@ -624,7 +642,9 @@ async def test_no_database(
 
 
 @pytest_twisted.ensureDeferred
-async def test_internal(service: Serving, caller: Caller) -> None:
+async def test_bug_in_a_procedure_is_internal_with_an_id_alone(
+    service: Serving, caller: Caller
+) -> None:
     """Of a bug the caller gets the id alone; the log has the rest under it."""
 
     async def divide(call: ProcedureCall, by: int) -> float:

@@ -95,7 +95,7 @@ async def _done(tree: ast.AST, mode: str, names: dict[str, Any]) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures(caller: Caller) -> None:
+async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Caller) -> None:
     """Every example of the page runs, and answers what it says."""
     parts: list[Any] = []
     rows = [{"action": "run", "path": f"/{at}"} for at in range(2000)]
@@ -112,7 +112,7 @@ async def test_procedures(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_filters(caller: Caller) -> None:
+async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) -> None:
     """The filters of the page mean the rows that they should."""
     text, related = code(DOCS / "filters.md", "python")
     rows = [
@@ -137,7 +137,7 @@ async def test_filters(caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_roles(dsn: str) -> None:
+async def test_policy_of_the_roles_page_shows_a_clerk_own_notes_alone(dsn: str) -> None:
     """The policy of the page shows a clerk their own notes alone, to read and to change."""
     (text,) = code(DOCS / "roles.md", "sql")
     notes = "CREATE TABLE notes (id int PRIMARY KEY, owner text, text text);"

@@ -29,7 +29,9 @@ CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_calls(how: str, dsn: str, router: Router) -> None:
+async def test_function_by_any_transport_has_the_same_answer(
+    how: str, dsn: str, router: Router
+) -> None:
     """A call has the same answer whatever carries it."""
     async with served(dsn, router, schemas="public,app"):
         caller = await join(router, how)

@@ -38,7 +38,7 @@ def shown(what: str, probe: LagProbe, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("connections", [SLOW, 5])
 @pytest_twisted.ensureDeferred
-async def test_slow_calls(
+async def test_slow_calls_in_a_pool_leave_the_reactor_free(
     dsn: str, router: Router, connections: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sixteen slow calls, each with a connection or in a queue for one, leave the reactor free."""

@@ -38,7 +38,9 @@ def open_transactions(dsn: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_there_and_back(how: str, dsn: str, service: Serving, router: Router) -> None:
+async def test_rows_streamed_and_imported_are_the_same(
+    how: str, dsn: str, service: Serving, router: Router
+) -> None:
     """What is streamed can be imported as it came, over every transport and serializer."""
     execute(dsn, "TRUNCATE copies")
     caller = await join(router, how)
@@ -85,7 +87,7 @@ async def test_asks_for_progressive_results(caller: Caller) -> None:
 @pytest.mark.parametrize("how", ["cancels", "leaves", "vanishes"])
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
-async def test_the_caller_goes(
+async def test_call_whose_caller_goes_frees_its_connection(
     how: str, verb: str, dsn: str, service: Serving, router: Router
 ) -> None:
     """A caller that cancels or leaves frees cursor and connection at once."""
@@ -114,7 +116,9 @@ SAMPLES = 20
 
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
-async def test_a_slow_caller(verb: str, dsn: str, service: Serving, router: Router) -> None:
+async def test_caller_that_takes_nothing_is_read_no_more_rows_for(
+    verb: str, dsn: str, service: Serving, router: Router
+) -> None:
     """While a caller takes nothing, nothing more is read; the router holds little for it."""
     caller = await join(router, "rawsocket cbor")
     own = await join(router, "service cbor")
@@ -141,7 +145,9 @@ async def test_a_slow_caller(verb: str, dsn: str, service: Serving, router: Rout
 
 @pytest.mark.parametrize("how", ["leaves", "vanishes"])
 @pytest_twisted.ensureDeferred
-async def test_the_importer_goes(how: str, dsn: str, service: Serving, router: Router) -> None:
+async def test_upload_whose_session_goes_keeps_nothing(
+    how: str, dsn: str, service: Serving, router: Router
+) -> None:
     """The uploads of a session end with it, and nothing of them is kept."""
     execute(dsn, "TRUNCATE copies")
     caller = await join(router, "rawsocket cbor")

@@ -33,7 +33,7 @@ def test_development_is_what_runs() -> None:
 
 
 @pytest.mark.parametrize("config", [DEVELOPMENT, PRODUCTION], ids=lambda path: path.stem)
-def test_crossbar_takes_it(config: Path, tmp_path: Path) -> None:
+def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path: Path) -> None:
     """Crossbar finds nothing wrong with either."""
     checked = subprocess.run(
         [crossbar(), "check", "--cbdir", tmp_path, "--config", config],

@@ -40,7 +40,7 @@ def sql(dsn: str, query: str) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_table(caller: Caller, dsn: str) -> None:
+async def test_table_of_northwind_has_all_its_rows_page_by_page(caller: Caller, dsn: str) -> None:
     """Each table has its procedures, its count, and all its rows page by page."""
     described = await caller.call("rowcast.describe")
     relations = described["relations"]
@@ -70,7 +70,9 @@ async def test_every_table(caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_described(caller: Caller, tmp_path: Path) -> None:
+async def test_description_of_northwind_is_valid_and_its_types_compile(
+    caller: Caller, tmp_path: Path
+) -> None:
     """The description is valid JSON Schema and true, and compilers take the types made of it."""
     document = await caller.call("rowcast.describe")
     Draft202012Validator.check_schema(document)
@@ -143,7 +145,7 @@ QUERIES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "query"), QUERIES)
 @pytest_twisted.ensureDeferred
-async def test_queries(
+async def test_query_over_wamp_finds_what_psql_finds(
     caller: Caller, dsn: str, relation: str, kwargs: dict[str, Any], query: str
 ) -> None:
     """A query over WAMP finds what the same query finds in psql."""
@@ -154,7 +156,9 @@ async def test_queries(
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes(caller: Caller, dsn: str) -> None:
+async def test_row_of_a_table_without_a_model_is_created_updated_deleted(
+    caller: Caller, dsn: str
+) -> None:
     """A row is made, changed and deleted in a table that no model was written for."""
     made = await caller.call(
         "rowcast.shippers.create", {"shipper_id": 99, "company_name": "Rowboat", "phone": None}

@@ -24,7 +24,9 @@ from tests.wamp.conftest import Join, StartEdge
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_parts_arrive(how: str, start_edge: StartEdge, call_from: Join) -> None:
+async def test_parts_for_any_client_arrive_once_in_order(
+    how: str, start_edge: StartEdge, call_from: Join
+) -> None:
     """Every part arrives once and in order, then the answer, for every kind of client."""
     await start_edge()
     caller = await call_from(how)
@@ -36,7 +38,9 @@ async def test_parts_arrive(how: str, start_edge: StartEdge, call_from: Join) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_asked(start_edge: StartEdge, call_from: Join) -> None:
+async def test_call_without_on_progress_tells_the_dispatcher(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """The dispatcher is told when a caller takes no parts."""
     await start_edge()
     caller = await call_from()
@@ -44,7 +48,9 @@ async def test_nobody_asked(start_edge: StartEdge, call_from: Join) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_part_that_cannot_be_sent(start_edge: StartEdge, call_from: Join) -> None:
+async def test_part_over_the_limit_ends_the_call_with_too_large(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A part that is too large ends the call with an error, and the session goes on."""
     edge = await start_edge(max_bytes=50_000)
     caller = await call_from()
@@ -60,7 +66,9 @@ async def test_a_part_that_cannot_be_sent(start_edge: StartEdge, call_from: Join
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_cancels(start_edge: StartEdge, call_from: Join) -> None:
+async def test_call_cancelled_between_parts_sends_no_more(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A call that is cancelled between two parts sends no more of them."""
     edge = await start_edge()
     caller = await call_from()
@@ -127,7 +135,7 @@ async def test_outflow_waits_for_the_other_side() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_outflow_of_a_lost_connection() -> None:
+async def test_outflow_of_a_lost_connection_waits_no_longer() -> None:
     """Whoever waits for a connection that is lost goes on, to find that out."""
     factory = Factory.forProtocol(Sink)
     factory.made = Deferred()

@@ -23,7 +23,9 @@ CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_ser
 
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
-async def test_a_caller_that_takes_nothing(verb: str, dsn: str, router: Router) -> None:
+async def test_call_whose_caller_takes_nothing_is_timeout(
+    verb: str, dsn: str, router: Router
+) -> None:
     """After the idle time its transaction is ended, for others wait for the connection."""
     async with served(dsn, router, tx_idle_timeout=0.3) as service:
         caller = await join(router, "rawsocket cbor")

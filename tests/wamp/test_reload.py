@@ -93,7 +93,9 @@ async def refusal(call: Deferred[Any]) -> ApplicationError:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_new_table(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_table_created_and_dropped_is_served_meanwhile(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A table can be called once it is there, and no more once it is gone."""
     error = await refusal(caller.call("rowcast.fresh.find"))
     assert error.error == "wamp.error.no_such_procedure"
@@ -110,7 +112,9 @@ async def test_a_new_table(service: Serving, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_column_dropped_or_added_is_refused_or_answered(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A dropped column vanishes from answers and from what a call may name; a new one appears."""
     assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one", "size": 1}
     await change(service, dsn, "ALTER TABLE shifting DROP COLUMN size")
@@ -133,7 +137,9 @@ async def test_columns(service: Serving, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_under_way(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_call_under_way_is_answered_by_the_catalog_it_began_with(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A call answers with the catalog it began with, though its relation is gone meanwhile."""
     with shut(dsn):
         call = caller.call("rowcast.gated.find", limit=1)
@@ -146,7 +152,9 @@ async def test_calls_under_way(service: Serving, caller: Caller, dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_busy(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_calls_of_other_tables_during_changes_are_answered(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """Callers of other tables see nothing of twenty changes, not even one that fails."""
     done = False
     answered = 0
@@ -168,7 +176,9 @@ async def test_busy(service: Serving, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_notifications(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_notifications_in_a_burst_cost_few_readings(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A burst of notifications costs a few readings, and the last change is not missed."""
     await change(service, dsn, "SELECT 1")
     before = service.dispatcher.served.catalog.version
@@ -179,7 +189,9 @@ async def test_many_notifications(service: Serving, caller: Caller, dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_unannounced(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_change_nobody_announced_is_found_by_a_call(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """A change that nobody told of is found out by a call that trips over it, and by itself."""
     await change(service, dsn, "SELECT 1")
     execute(dsn, "ALTER TABLE shifting DROP COLUMN size")
@@ -193,7 +205,7 @@ async def test_unannounced(service: Serving, caller: Caller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_unservable(
+async def test_catalog_that_failed_to_load_is_read_again(
     service: Serving, caller: Caller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A catalog of which nothing could be made is read again."""
@@ -213,7 +225,9 @@ async def test_unservable(
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_comes_back(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_change_without_a_listener_is_read_when_it_is_back(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """What changed while nobody listened is read when the listener is back."""
     await change(service, dsn, "SELECT 1")
     execute(
@@ -228,7 +242,9 @@ async def test_listener_comes_back(service: Serving, caller: Caller, dsn: str) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_migration(service: Serving, caller: Caller, dsn: str) -> None:
+async def test_migration_up_and_down_is_told_to_services(
+    service: Serving, caller: Caller, dsn: str
+) -> None:
     """`alembic upgrade` tells running services, and so does `downgrade`."""
     config = Config(
         ROOT / "alembic.ini", attributes={"place": Place(url=dsn), "configure_logging": False}

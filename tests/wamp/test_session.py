@@ -94,7 +94,9 @@ async def test_result_that_no_serializer_carries(
 
 @pytest.mark.parametrize("size", [9 * MEBIBYTE, 17 * MEBIBYTE])
 @pytest_twisted.ensureDeferred
-async def test_result_too_large(size: int, start_edge: StartEdge, call_from: Join) -> None:
+async def test_result_over_the_limit_is_refused_with_a_hint(
+    size: int, start_edge: StartEdge, call_from: Join
+) -> None:
     """A result over the limit is refused, in few words, with what to do."""
     edge = await start_edge()
     caller = await call_from()
@@ -108,7 +110,7 @@ async def test_result_too_large(size: int, start_edge: StartEdge, call_from: Joi
 
 
 @pytest_twisted.ensureDeferred
-async def test_result_too_deep(start_edge: StartEdge, call_from: Join) -> None:
+async def test_result_nested_too_deep_is_refused(start_edge: StartEdge, call_from: Join) -> None:
     """A result that the router's decoder would choke on is refused; a deep one passes."""
     edge = await start_edge()
     caller = await call_from("rawsocket json")
@@ -124,7 +126,9 @@ async def test_result_too_deep(start_edge: StartEdge, call_from: Join) -> None:
 
 @pytest.mark.parametrize("how", ["rawsocket json", "websocket json", "rawsocket msgpack"])
 @pytest_twisted.ensureDeferred
-async def test_argument_too_deep(how: str, start_edge: StartEdge, call_from: Join) -> None:
+async def test_argument_nested_too_deep_is_refused_to_its_sender(
+    how: str, start_edge: StartEdge, call_from: Join
+) -> None:
     """A deep argument is refused to the one who sent it."""
     edge = await start_edge()
     caller = await call_from(how)
@@ -140,7 +144,9 @@ async def test_argument_too_deep(how: str, start_edge: StartEdge, call_from: Joi
 
 
 @pytest_twisted.ensureDeferred
-async def test_keywords_that_clash(start_edge: StartEdge, call_from: Join) -> None:
+async def test_keyword_named_as_one_of_autobahns_arrives(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A keyword may have any name: those of autobahn's own parameters too."""
     edge = await start_edge()
     caller = await call_from()
@@ -167,7 +173,9 @@ async def test_maps_with_integer_keys(start_edge: StartEdge, call_from: Join) ->
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_odd_arguments(how: str, start_edge: StartEdge, call_from: Join) -> None:
+async def test_arguments_of_odd_values_leave_the_session_joined(
+    how: str, start_edge: StartEdge, call_from: Join
+) -> None:
     """Strings with NUL, NaN, long integers: whatever comes, the service stays."""
     edge = await start_edge()
     caller = await call_from(how)
@@ -210,7 +218,9 @@ class Cipher:
 
 
 @pytest_twisted.ensureDeferred
-async def test_opaque_arguments(start_edge: StartEdge, call_from: Join) -> None:
+async def test_arguments_that_are_encrypted_are_refused(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Encrypted payloads are refused in our own words."""
     edge = await start_edge()
     caller = await call_from()

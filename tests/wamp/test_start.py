@@ -97,7 +97,7 @@ def test_one_command_is_enough(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_a_second_run_says_so(environ: dict[str, str]) -> None:
+def test_a_second_run_beside_the_first_is_refused_with_its_pid(environ: dict[str, str]) -> None:
     """Beside a running one a second one ends with a sentence; Alembic finds the database."""
     with program(environ, *RUN) as first:
         first.says("ready")
@@ -112,7 +112,7 @@ def test_a_second_run_says_so(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_the_second_run_is_quick(
+def test_second_run_with_all_in_place_is_ready_soon(
     environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all in place it is ready within ten seconds, on a machine that is not busy."""
@@ -131,7 +131,7 @@ def test_the_second_run_is_quick(
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_a_misspelled_schema_is_told(environ: dict[str, str]) -> None:
+def test_a_schema_that_is_not_there_is_told_at_the_start(environ: dict[str, str]) -> None:
     """It starts, and says of which schema it has nothing."""
     with program(environ | {"ROWCAST_SCHEMAS": "publik,public"}, *RUN) as service:
         service.says("procedures as rowcast.*; nothing of publik")
@@ -154,7 +154,7 @@ def test_killed_it_leaves_nothing(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("which", ["controller", "worker"])
 @pytest.mark.usefixtures("migrated_home")
-def test_a_dead_router_is_replaced(which: str, environ: dict[str, str]) -> None:
+def test_a_router_that_died_is_started_again(which: str, environ: dict[str, str]) -> None:
     """A router that dies comes back; callers are told to try again until the service has joined."""
     with program(environ, *RUN) as service:
         service.says("ready")
@@ -172,7 +172,7 @@ def test_a_dead_router_is_replaced(which: str, environ: dict[str, str]) -> None:
         assert service.ends(signal.SIGINT) == 0
 
 
-def test_the_port_is_taken(environ: dict[str, str]) -> None:
+def test_port_that_is_taken_is_told_with_the_way_out(environ: dict[str, str]) -> None:
     """The port is named, and the command that takes another."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", int(environ["PORT"])))
@@ -195,7 +195,7 @@ def test_all_bad_settings_at_once(environ: dict[str, str]) -> None:
             assert second == "ROWCAST_POOL_MAX should be a valid integer"
 
 
-def test_nobody_answers(environ: dict[str, str]) -> None:
+def test_database_that_is_not_there_is_told_without_the_password(environ: dict[str, str]) -> None:
     """A database that is not there is told in one sentence."""
     away = environ | {"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"}
     for command in (RUN, TWISTD):
@@ -205,7 +205,7 @@ def test_nobody_answers(environ: dict[str, str]) -> None:
             assert "s3cret" not in service.output
 
 
-def test_no_router_installed(environ: dict[str, str]) -> None:
+def test_router_that_is_not_installed_is_told_with_the_way_out(environ: dict[str, str]) -> None:
     """A missing router is told, with both ways to have one."""
     with program(environ | {"ROWCAST_CROSSBAR": "/nowhere/crossbar"}, *RUN) as service:
         assert service.ends() == 1
@@ -256,7 +256,7 @@ def test_twistd_as_a_daemon(environ: dict[str, str]) -> None:
     assert not pidfile.exists()
 
 
-def test_twistd_wants_migrations(environ: dict[str, str]) -> None:
+def test_twistd_with_an_empty_database_says_what_to_run(environ: dict[str, str]) -> None:
     """On a fresh embedded database twistd says what to run first."""
     with tempfile.TemporaryDirectory() as fresh:
         with program(environ | {"ROWCAST_STATE": fresh}, *TWISTD) as service:
@@ -285,7 +285,7 @@ LOCKED = Ed25519PrivateKey.generate().private_bytes(
     [(b"0123456789\n", "ssh-keygen -t ed25519"), (LOCKED, "ssh-keygen -p -N ''")],
     ids=["none", "locked"],
 )
-def test_a_key_that_is_none(
+def test_a_key_that_cannot_be_read_ends_the_start(
     environ: dict[str, str], migrated: str, content: bytes, cure: str
 ) -> None:
     """A key that cannot be read is told at the start, not tried for ever."""
@@ -300,7 +300,9 @@ def test_a_key_that_is_none(
             assert len(service.output.splitlines()) == 1
 
 
-def test_a_database_behind(environ: dict[str, str], migrated: str) -> None:
+def test_a_database_of_another_revision_is_refused_by_twistd(
+    environ: dict[str, str], migrated: str
+) -> None:
     """Twistd refuses a database that is not at the code's revision."""
     execute(migrated, "UPDATE alembic_version SET version_num = 'f00'")
     try:
@@ -311,7 +313,7 @@ def test_a_database_behind(environ: dict[str, str], migrated: str) -> None:
         execute(migrated, f"UPDATE alembic_version SET version_num = '{HEAD}'")
 
 
-def test_the_settings_are_printed(environ: dict[str, str]) -> None:
+def test_settings_command_prints_sources_and_no_secret(environ: dict[str, str]) -> None:
     """`python -m service settings` prints names, values and sources, and no secret."""
     own = environ | {"DATABASE_URL": "postgres://u:s3cret@h/d"}
     with program(own, sys.executable, "-m", "service", "settings") as command:

@@ -70,7 +70,7 @@ def test_every_part_is_stopped(kind: type[Part]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_pool_is_closed(
+async def test_pool_beside_a_listener_that_fails_is_closed(
     migrated: str, router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections do not stay open because of a listener that does not end."""

@@ -272,7 +272,9 @@ STREAMS: dict[str, Callable[[Caller, CallOptions], Any]] = {
 
 @pytest.mark.parametrize("how", STREAMS)
 @pytest_twisted.ensureDeferred
-async def test_stalled_stream_ends(how: str, relay: Relay, behind: Serving, client: Caller) -> None:
+async def test_stream_from_a_stalled_server_ends_within_the_bound(
+    how: str, relay: Relay, behind: Serving, client: Caller
+) -> None:
     """What has begun to be sent is given up in the middle, within the bound."""
     begun: Deferred[None] = Deferred()
 

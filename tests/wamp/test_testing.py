@@ -126,7 +126,7 @@ async def test_value_arrives_as_by_a_connection(value: Any, arrives: Any, sessio
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_in_parts(session: Any) -> None:
+async def test_stream_in_a_test_arrives_in_parts(session: Any) -> None:
     await session.call("rowcast.actions.create", [ROW] * 5)
     parts: list[Any] = []
     options = CallOptions(on_progress=parts.append)
@@ -136,7 +136,7 @@ async def test_answer_in_parts(session: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_time_limit(session: Any) -> None:
+async def test_call_over_its_timeout_is_refused(session: Any) -> None:
     error, *_ = await refusal(session.call("rowcast.sleep", 30, timeout=0.1))
     assert error == "rowcast.error.timeout"
 

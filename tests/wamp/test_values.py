@@ -169,7 +169,9 @@ def alike(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("column", VALUES)
 @pytest_twisted.ensureDeferred
-async def test_there_and_back(callers: dict[str, Caller], column: str) -> None:
+async def test_value_written_by_a_client_is_read_and_found_by_all(
+    callers: dict[str, Caller], column: str
+) -> None:
     """What one client writes it reads, every other client reads it too, and it is found by it."""
     values = [*VALUES[column][1], None]
     for caller in callers.values():
@@ -190,7 +192,9 @@ async def test_there_and_back(callers: dict[str, Caller], column: str) -> None:
 
 @pytest.mark.parametrize("column", SENT)
 @pytest_twisted.ensureDeferred
-async def test_other_forms(callers: dict[str, Caller], column: str) -> None:
+async def test_value_in_another_form_is_answered_in_the_one_form(
+    callers: dict[str, Caller], column: str
+) -> None:
     """Arguments may come as PostgreSQL takes them; the answer has the one form."""
     sent, read = zip(*SENT[column], strict=True)
     for caller in callers.values():
@@ -235,7 +239,9 @@ ROWS = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("how", KINDS[:3])
 @pytest_twisted.ensureDeferred
-async def test_anything(callers: dict[str, Caller], how: str) -> None:
+async def test_row_of_any_values_is_read_as_written_by_all(
+    callers: dict[str, Caller], how: str
+) -> None:
     """Whatever is written is read, whoever reads it."""
     readers = [caller for kind, caller in callers.items() if kind != how]
 
@@ -301,7 +307,7 @@ async def javascript(
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
 @pytest_twisted.ensureDeferred
-async def test_javascript(
+async def test_value_written_by_javascript_is_read_by_python_the_same(
     callers: dict[str, Caller],
     node: str,
     router: Router,
