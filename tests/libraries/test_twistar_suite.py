@@ -144,14 +144,14 @@ async def pool(dsn: str) -> AsyncIterator[None]:
     Registry.REGISTRATION.update(before[1])
 
 
-def test_the_suite_is_whole() -> None:
+def test_suite_of_twistar_has_all_its_tests() -> None:
     """All of twistar 2.0's tests are run."""
     assert len(SUITE) == 60
 
 
 @pytest.mark.parametrize(("case", "name"), SUITE, ids=[name for _, name in SUITE])
 @pytest_twisted.ensureDeferred
-async def test_suite(pool: None, case: type, name: str) -> None:
+async def test_suite_test_with_our_classes_passes(pool: None, case: type, name: str) -> None:
     """One of twistar's tests."""
     test = case(name)
     await maybeDeferred(test.setUp)

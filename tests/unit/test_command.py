@@ -35,7 +35,7 @@ from service.wamp.auth import Anonymous, Cryptosign, Ticket
         (("name=",), [], {"name": ""}),
     ],
 )
-def test_arguments_are_read(
+def test_arguments_as_json_or_relaxed_are_read(
     words: tuple[str, ...], args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     """As JSON or relaxed, positional and by keyword."""

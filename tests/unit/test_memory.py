@@ -46,7 +46,7 @@ def thawed() -> Any:
     gc.unfreeze()
 
 
-def test_a_service_that_is_ready() -> None:
+def test_service_that_is_ready_freezes_its_memory() -> None:
     """Once it answers calls, a collection no longer looks at what it stands on."""
     service = make_service(Settings(), MemoryReactorClock())
     assert gc.get_freeze_count() == 0
@@ -54,7 +54,7 @@ def test_a_service_that_is_ready() -> None:
     assert gc.get_freeze_count() > 1000
 
 
-def test_a_router_with_our_component() -> None:
+def test_router_with_our_component_freezes_its_memory() -> None:
     """So it is in the router's process, with its Python."""
     python = Path(crossbar()).with_name("python")
     said = subprocess.check_output([python, "-c", JOINED], cwd=ROOT / "router", text=True)

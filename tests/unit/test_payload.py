@@ -30,7 +30,7 @@ def nested(levels: int) -> Any:
     "value",
     [None, True, 0, 2**64 - 1, -(2**63), 1.5, "", "é", b"\0", [], {}, (1,), {"a": [{"b": None}]}],
 )
-def test_plain(value: object) -> None:
+def test_value_that_serializers_carry_passes(value: object) -> None:
     """What every serializer carries passes."""
     check(value)
 
@@ -53,14 +53,14 @@ def test_plain(value: object) -> None:
         object(),
     ],
 )
-def test_not_plain(value: object) -> None:
+def test_value_that_some_serializer_does_not_carry_is_unsafe(value: object) -> None:
     """What some serializer does not carry is found, at the top and within."""
     for holding in (value, [1, value], {"a": {"b": [value]}}):
         with pytest.raises(Unsafe):
             check(holding)
 
 
-def test_depth() -> None:
+def test_value_nested_deeper_than_promised_is_too_deep() -> None:
     """As deep as promised and no deeper; a value that holds itself is too deep."""
     check(nested(MAX_DEPTH - ENVELOPE))
     with pytest.raises(TooDeep):

@@ -55,7 +55,9 @@ def test_place_hides_its_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hidden" not in f"{settings!r} {settings.place!r} {list(settings.lines())}"
 
 
-def test_values_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_from_the_environment_are_split_and_stripped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Lists are split at commas, blanks do not count, an empty value is none."""
     monkeypatch.setenv("ROWCAST_SCHEMAS", " public , app ")
     monkeypatch.setenv("ROWCAST_ROUTER_URL", "wss://a/ws, rs://b:9000,unix:/run/router.sock")
@@ -128,7 +130,7 @@ def test_two_answers_to_one_question(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ]
 
 
-def test_secrets_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_settings_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the list of settings nor a representation gives a secret away."""
     monkeypatch.setenv("DATABASE_URL", "postgres://u:s3cret@h/d")
     monkeypatch.setenv("ROWCAST_AUTHID", "rowcast")
@@ -146,7 +148,7 @@ def test_settings_do_not_change() -> None:
         Settings().port = 1
 
 
-def test_the_page_has_every_setting() -> None:
+def test_page_of_settings_has_each_with_its_default() -> None:
     """docs/settings.md names each setting with its default."""
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
     for name, value, _ in Settings().lines():
@@ -287,7 +289,7 @@ def test_every_other_name_stands_for_a_setting() -> None:
     assert len(others) == len(set(others))
 
 
-def test_the_file_is_read_again(tmp_path: Path) -> None:
+def test_url_in_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     """A rotated password is found at the next connection."""
     file = tmp_path / "url"
     file.write_text("postgres://u:old@h/d\n")
@@ -304,14 +306,14 @@ def test_dead_peers_are_noticed() -> None:
     assert "keepalives_idle=5" in Place(url="postgres://h/d?keepalives_idle=5").dsn()
 
 
-def test_past_the_pooler() -> None:
+def test_direct_url_beside_a_pooler_goes_past_it() -> None:
     """LISTEN and migrations go past a pooler when told how."""
     place = Place(url="postgres://pooler/d", direct="postgres://server/d")
     assert "host=pooler" in place.dsn()
     assert "host=server" in place.direct_dsn()
 
 
-def test_a_server_without_ssl() -> None:
+def test_server_without_ssl_is_told_with_the_way_out() -> None:
     """Who insists on SSL where there is none is told what to change."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = threading.Thread(target=refuse_ssl, args=(server,))

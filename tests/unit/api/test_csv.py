@@ -19,7 +19,7 @@ FIELDS = st.lists(
 )
 
 
-def test_records() -> None:
+def test_records_with_quotes_and_nulls_are_read() -> None:
     """Quotes, ends of lines, nulls."""
     text = 'a,"b ""c"" , d"\r\n,""\n"x\ny",z'
     assert list(records(text)) == [["a", 'b "c" , d'], [None, ""], ["x\ny", "z"]]
@@ -30,7 +30,7 @@ def test_records() -> None:
         list(records('a"b,c\n'))
 
 
-def test_header() -> None:
+def test_header_of_csv_is_its_first_record() -> None:
     """The first record."""
     assert header_of('id,"a,b"\n1,2\n') == ["id", "a,b"]
 
@@ -51,7 +51,7 @@ def test_header() -> None:
         ('a,""\n"', 5),
     ],
 )
-def test_whole(text: str, end: int) -> None:
+def test_record_inside_quotes_does_not_end_with_its_line(text: str, end: int) -> None:
     """A record ends with its line, but not inside quotes, nor between the two ends of a line."""
     assert whole(text) == end
 
@@ -65,7 +65,7 @@ def test_a_quote_that_is_not_closed() -> None:
 
 
 @given(FIELDS, st.integers(1, 7))
-def test_cut_anywhere(rows: list[list[str]], size: int) -> None:
+def test_csv_cut_anywhere_is_read_as_it_was_written(rows: list[list[str]], size: int) -> None:
     """What the standard library writes is read back, whatever the pieces."""
     out = io.StringIO()
     csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)

@@ -29,7 +29,7 @@ class Maker:
         return Statement("x" * request, (), "test")
 
 
-def test_a_shape_is_planned_once():
+def test_call_of_a_known_shape_is_planned_once():
     """The second call of a shape has its statement already."""
     served, make = Snapshot(catalog(), None, NoModels()), Maker()
     assert served.statement(make, "actions", 5) is served.statement(make, "actions", 5)
@@ -55,7 +55,7 @@ def test_what_is_kept_is_bounded():
     assert make.made == made + 2
 
 
-def test_narrow_relations():
+def test_weight_of_rows_with_short_columns_alone_is_known():
     """What a row can weigh is known of plain columns of short types."""
     served = Snapshot(catalog(), None, NoModels())
     relations = served.catalog.relations

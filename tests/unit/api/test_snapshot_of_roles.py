@@ -52,7 +52,7 @@ def roles() -> tuple[Catalog, Catalog]:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_whole(turned: bool) -> None:
+def test_union_of_roles_has_all_their_rights_and_functions(turned: bool) -> None:
     """Relations, their rights and keys, and functions of every role are there."""
     found = union_of(roles()[::-1] if turned else roles())
     assert set(found.relations) == set(catalog().relations)
@@ -73,7 +73,7 @@ def test_whole(turned: bool) -> None:
     assert found.functions["public", "g"] == (OTHER,)
 
 
-def test_one_role() -> None:
+def test_union_of_one_role_is_its_catalog() -> None:
     """What one role may use is the whole as it is."""
     alone = catalog()
     assert union_of([alone]) is alone

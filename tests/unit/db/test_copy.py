@@ -23,7 +23,7 @@ def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:
         yield row
 
 
-def test_rests() -> None:
+def test_feed_after_each_piece_rests_as_long_as_it_wrote() -> None:
     """Other threads get as long as the writing took, a piece at a time."""
     rested: list[float] = []
     feed = Feed(Here(), slowly, rested.append)

@@ -74,7 +74,7 @@ EAST = timezone(timedelta(hours=2))
         ({Word("a"): [Decimal(1)]}, {"a": ["1"]}),
     ],
 )
-def test_wire(value: Any, form: Any) -> None:
+def test_value_on_the_wire_has_a_type_serializers_know(value: Any, form: Any) -> None:
     """A value has the form of the wire, in exactly the types that serializers know."""
     found = wire(value)
     assert found == form
@@ -82,7 +82,7 @@ def test_wire(value: Any, form: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, {1}, [1j], {"a": range(3)}])
-def test_unknown(value: Any) -> None:
+def test_value_without_a_wire_form_is_a_type_error(value: Any) -> None:
     """What has no form is an error of ours."""
     with pytest.raises(TypeError, match="no wire form"):
         wire(value)

@@ -30,14 +30,14 @@ values = st.recursive(
 
 @settings(deadline=None)
 @given(values)
-def test_round_trip(value: Any) -> None:
+def test_document_written_and_read_is_the_same(value: Any) -> None:
     """What is written is read."""
     assert read_json(write_json(value)) == value
 
 
 @settings(deadline=None)
 @given(values)
-def test_escapes_change_nothing(value: Any) -> None:
+def test_document_with_escapes_is_read_the_same(value: Any) -> None:
     """The careful way of reading gives the same."""
     assert read_json(json.dumps([value, "\u00fc", 1e300])) == [value, "\u00fc", 1e300]
 
@@ -73,7 +73,7 @@ def test_what_no_serializer_carries(text: str, value: Any) -> None:
     assert read_json(text) == value
 
 
-def test_depth() -> None:
+def test_document_nested_too_deep_is_its_text() -> None:
     """A value is as deep as serializers allow, or it comes as its text."""
     deep, deeper = ("[" * n + '"]}"' + "]" * n for n in (MAX_DEPTH, MAX_DEPTH + 1))
     assert read_json(deep) == json.loads(deep)
@@ -95,14 +95,14 @@ def test_depth() -> None:
         ({"a": {1, 2}}, "a"),
     ],
 )
-def test_refused(value: Any, path: str | None) -> None:
+def test_value_that_json_cannot_hold_is_refused_with_its_path(value: Any, path: str | None) -> None:
     """What JSON or PostgreSQL cannot hold is refused, with its place."""
     with pytest.raises(InvalidArgument) as refused:
         write_json(value)
     assert refused.value.details.get("path") == path
 
 
-def test_refused_size() -> None:
+def test_value_too_deep_or_endless_is_refused() -> None:
     """An endless value is refused, a deep one, and an endless number."""
     endless: list[Any] = []
     endless.append(endless)

@@ -24,19 +24,19 @@ maybe = st.none() | texts
 
 
 @given(st.lists(maybe) | st.lists(st.lists(maybe, min_size=1), min_size=1))
-def test_arrays(value: list[object]) -> None:
+def test_array_of_any_values_is_read_as_written(value: list[object]) -> None:
     """Any array is read as it was written."""
     assert read_array(write_array(value), str) == value
 
 
 @given(st.lists(st.none() | texts.filter(bool)))
-def test_arrays_of_boxes(value: list[object]) -> None:
+def test_array_parted_by_semicolons_is_read_as_written(value: list[object]) -> None:
     """Elements may be parted by something else than a comma."""
     assert read_array(write_array(value, ";"), str, ";") == value
 
 
 @given(texts, maybe)
-def test_hstore(key: str, item: str | None) -> None:
+def test_hstore_of_any_pair_is_read_as_written(key: str, item: str | None) -> None:
     """Any pair of an hstore is read as it was written."""
     pair = write_hstore({key: item})
     assert read_hstore(pair) == {key: item}
@@ -54,7 +54,7 @@ def test_hstore(key: str, item: str | None) -> None:
         (r'{"a\"b\\c"}', ['a"b\\c']),
     ],
 )
-def test_written_arrays(text: str, value: list[object]) -> None:
+def test_array_with_bounds_nulls_and_quotes_is_read(text: str, value: list[object]) -> None:
     """Bounds, nulls and quotes have their meaning."""
     assert read_array(text, str) == value
 
@@ -75,7 +75,7 @@ def test_what_is_no_array(text: str) -> None:
         ("(1,(2))", ["1", "(2)"]),
     ],
 )
-def test_written_rows(text: str, value: list[object]) -> None:
+def test_row_with_nulls_and_quotes_is_read(text: str, value: list[object]) -> None:
     """Nulls are nothing at all, and quotes and backslashes come in pairs."""
     assert read_composite(text) == value
 
@@ -87,7 +87,7 @@ def test_what_is_no_row(text: str) -> None:
         read_composite(text)
 
 
-def test_rows_are_written() -> None:
+def test_row_with_a_null_is_written_with_quotes_but_for_it() -> None:
     """Every field is quoted, but for a null."""
     assert write_composite(["a", None, ""]) == '("a",,"")'
 
@@ -99,7 +99,7 @@ def test_what_is_no_hstore() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"%s"}', "{%s}"])
-def test_a_large_element(text: str) -> None:
+def test_element_of_megabytes_is_passed_over_at_once(text: str) -> None:
     """One of megabytes is passed over at once: no other thread has its turn meanwhile."""
     began = time.thread_time()
     assert read_array(text % ("y" * 8_000_000), len) == [8_000_000]

@@ -28,7 +28,9 @@ def literal(value: str | None) -> str:
 
 
 @given(values)
-def test_parameters_are_found(given_values: list[str | None]) -> None:
+def test_parameters_of_any_values_are_found_where_they_stand(
+    given_values: list[str | None],
+) -> None:
     """Whatever the parameters hold, each is found where it stands."""
     text = "SELECT '%%s' " + "".join(", CAST(%s AS text)" for _ in given_values)
     literals = [literal(value) for value in given_values]
@@ -36,7 +38,7 @@ def test_parameters_are_found(given_values: list[str | None]) -> None:
     assert [sent[start:end] for start, end in _spans(sent, _pieces(text))] == literals
 
 
-def test_another_statement() -> None:
+def test_parameters_in_another_statement_are_not_found() -> None:
     """In the text of another statement nothing is found."""
     assert _spans("SELECT 'a'", _pieces("DELETE %s")) == []
     assert _spans("SELECT 'a' AND", _pieces("SELECT %s OR")) == []
@@ -44,7 +46,9 @@ def test_another_statement() -> None:
 
 
 @given(values, st.sampled_from(["", "BEGIN;", "SELECT set_config('role', 'é%%', true);"]))
-def test_marks_are_found(given_values: list[str | None], words: str) -> None:
+def test_mark_after_anything_is_found_where_it_stands(
+    given_values: list[str | None], words: str
+) -> None:
     """A mark is found where it stands, whatever goes before it: parameters, and other words."""
     bounds = [Bound(at, TEXT, "") for at, _ in enumerate(given_values)]
     first, last = Mark("first", "a"), Mark("last", "b")
@@ -67,7 +71,7 @@ def test_marks_are_found(given_values: list[str | None], words: str) -> None:
 
 
 @pytest.mark.parametrize("begin", ["'", " E'"])
-def test_a_large_parameter(begin: str) -> None:
+def test_parameter_of_megabytes_is_passed_over_at_once(begin: str) -> None:
     """One of megabytes is passed over at once: no other thread has its turn meanwhile."""
     sent = f"SELECT {begin}{'y' * 8_000_000}', 'a'"
     began = time.thread_time()

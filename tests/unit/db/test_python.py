@@ -92,7 +92,9 @@ def named(name: str) -> Type:
         ("hstore", '"a"=>"b"', {"a": "b"}),
     ],
 )
-def test_seen(codec: Codec, name: str, sent: Any, seen: Any) -> None:
+def test_value_for_a_model_is_what_python_holds(
+    codec: Codec, name: str, sent: Any, seen: Any
+) -> None:
     """A model sees what Python can hold."""
     assert codec.python(named(name), sent, "v") == seen
 
@@ -116,7 +118,9 @@ def test_seen(codec: Codec, name: str, sent: Any, seen: Any) -> None:
         ("hstore", {"a": 1}, "v.a"),
     ],
 )
-def test_refused(codec: Codec, name: str, sent: Any, path: str) -> None:
+def test_value_not_of_its_type_is_refused_with_its_path(
+    codec: Codec, name: str, sent: Any, path: str
+) -> None:
     """What is no value of the type is refused where it stands."""
     with pytest.raises(InvalidArgument) as refused:
         codec.python(named(name), sent, "v")

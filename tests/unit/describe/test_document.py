@@ -32,7 +32,7 @@ NOTES = RELATIONS["public", "notes"]
         (replace(ACTIONS, deletable=False), {"delete"}),
     ],
 )
-def test_verbs(relation, lacking):
+def test_verbs_without_their_right_or_key_are_not_described(relation, lacking):
     """A verb needs a right, and some need a key."""
     assert verbs_of(relation, VERBS) == [verb for verb in VERBS if verb not in lacking]
 
@@ -59,7 +59,7 @@ async def unresolved(call: Nowhere, a: int) -> str:  # noqa: F821
     pass
 
 
-def test_a_procedure():
+def test_procedure_with_annotations_has_their_types():
     """Its parameters are its arguments, with the types that are plain to say."""
     found = described_procedure(rich)
     assert found["comment"] == "Do much."
@@ -79,7 +79,7 @@ def test_a_procedure():
 
 
 @pytest.mark.parametrize("function", [poor, unresolved])
-def test_a_procedure_that_says_little(function):
+def test_procedure_without_annotations_takes_anything(function):
     """What is not said, or cannot be looked up, is anything; names are always known."""
     found = described_procedure(function)
     assert found["result"] == {}

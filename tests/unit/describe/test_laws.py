@@ -285,7 +285,7 @@ def test_one_item_stands_for_a_list_of_it(verb, kwargs):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_positions(verb):
+def test_positional_arguments_beyond_those_named_are_refused(verb):
     """As many arguments go by position as are named."""
     many = len(VERBS[verb].positional)
     takes = f"takes {many or 'no'} positional argument{'s'[many == 1 :]}, got 9"
@@ -295,7 +295,7 @@ def test_positions(verb):
 
 @settings(max_examples=300, deadline=None)
 @given(type=st.sampled_from(list(catalog().types.values())), value=ANYTHING)
-def test_values(type, value):
+def test_value_that_the_codec_takes_fits_its_schema(type, value):
     """A value that the codec takes for a type fits its schema."""
     held = catalog()
     defs = Definitions(held, shared(VERBS))
@@ -437,7 +437,7 @@ def test_arguments_are_those_and_no_others(verb):
         ("default", [{"$default": True}], [{}, {"$default": False}, {"$default": True, "a": 1}]),
     ],
 )  # fmt: skip
-def test_shared_parts(name, fits, does_not):
+def test_shared_schema_takes_what_it_should_and_nothing_else(name, fits, does_not):
     """What answers and arguments are made of takes what it should, and nothing else."""
     judge = judge_of(name)
     assert [each for each in fits if not judge.is_valid(each)] == []

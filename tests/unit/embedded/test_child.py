@@ -95,7 +95,7 @@ def test_a_large_log_is_put_aside(reactor: Processes, child: Child) -> None:
     assert child.log.with_name("child.log.1").stat().st_size == LARGEST_LOG + 1
 
 
-def test_last_words(child: Child) -> None:
+def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
     """The last line is quoted, and found without reading what was said for years."""
     assert child.last_words() == "it said nothing"
     child.log.write_bytes(b"said long ago\n" * 1_000_000 + b"the reason \xff\n\n")

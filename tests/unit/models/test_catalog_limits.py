@@ -33,7 +33,7 @@ ACTIONS = CATALOG.relation("public", "actions")
         ({"action": 5, "mood": "glad", "status": None}, False, None),
     ],
 )
-def test_faults(
+def test_row_with_faults_names_every_failing_column(
     values: dict[str, Any], creating: bool, faults: dict[str, list[str]] | None
 ) -> None:
     """Every failing column is named, and none that may be as it is."""
@@ -47,7 +47,7 @@ def test_a_default_that_is_not_there() -> None:
     assert found == {"action": ["has no default"]}
 
 
-def test_a_trigger_may_fill_in() -> None:
+def test_column_that_a_trigger_may_fill_is_no_fault() -> None:
     """Where a trigger comes before the row, only PostgreSQL can tell what is missing."""
     filled = replace(ACTIONS, has_insert_triggers=True)
     assert catalog_faults(filled, CATALOG, {"status": None}, True) == {}

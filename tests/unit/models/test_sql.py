@@ -25,7 +25,7 @@ from service.models.sql import conjunction, limit_of, order_clause, placeholders
         ("a = ? -- why?\nAND b = ? /* ? */", "a = %s -- why?\nAND b = %s /* ? */"),
     ],
 )
-def test_placeholders(condition: str, text: str) -> None:
+def test_placeholder_in_a_condition_becomes_that_of_psycopg2(condition: str, text: str) -> None:
     """Each parameter becomes psycopg2's, and nothing else does."""
     assert placeholders(condition) == text
 
@@ -39,12 +39,12 @@ def test_placeholders(condition: str, text: str) -> None:
         ('"odd ""name" DESC', ' ORDER BY "odd ""name" DESC'),
     ],
 )
-def test_order(orderby: str | list[str], text: str) -> None:
+def test_order_of_columns_is_written_with_quoted_names(orderby: str | list[str], text: str) -> None:
     """Columns with their directions are written anew."""
     assert order_clause(orderby, ["name", "id", 'odd "name']) == text
 
 
-def test_conditions_together() -> None:
+def test_conditions_joined_stay_in_their_parentheses() -> None:
     """Neither an OR nor a comment reaches out of its condition."""
     where = conjunction(["a = ? OR b = 1 -- or what", 1], ["c = ?", 2])
     assert where == ["(a = ? OR b = 1 -- or what\n) AND (c = ?\n)", 1, 2]
@@ -53,7 +53,7 @@ def test_conditions_together() -> None:
     assert where_of(["a = ?", 1]) == (" WHERE (a = ?\n)", [1])
 
 
-def test_tables_and_limits() -> None:
+def test_table_with_a_dot_is_quoted_apart_and_limit_is_bound() -> None:
     """A dotted name is schema and table; limits are numbers."""
     assert table("app.things") == '"app"."things"'
     assert table('"a.b"') == '"a.b"'

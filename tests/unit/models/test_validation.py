@@ -101,7 +101,7 @@ def test_every_failing_column_is_named() -> None:
     }
 
 
-def test_a_hook_may_refuse() -> None:
+def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
     """By False, or by naming columns."""
     refusing = model(beforeSave=lambda self: False)
     error = result_of(failure_of(bound(refusing).validate_insert({}, CODEC, "values")))
@@ -158,7 +158,7 @@ def test_wire_form_of_an_object() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "  ", None])
-def test_blank(value: str | None) -> None:
+def test_value_of_white_space_is_blank(value: str | None) -> None:
     """White space is no text."""
     made = model(VALIDATIONS=[not_blank("action")])
     subject = made(action=value)

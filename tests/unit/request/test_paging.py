@@ -16,7 +16,7 @@ KEYS = st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_charact
 
 
 @given(KEYS | st.integers(0, 2**63 - 1))
-def test_token_reads_back(keys):
+def test_token_of_the_same_query_has_its_keys(keys):
     """What a token was written for comes back, with the same question."""
     assert read_token(write_token("d", keys), "d") == keys
 

@@ -52,14 +52,14 @@ def test_a_child_has_a_session_of_its_own() -> None:
     assert told.stdout == b"True\n"
 
 
-def test_an_orphan_does_not_begin() -> None:
+def test_child_of_a_dead_parent_does_not_begin() -> None:
     """A child whose parent is gone already ends before it begins."""
     command = bound_to_parent(["/bin/true"], signal.SIGTERM)
     command[4] = "1"
     assert subprocess.run(command, check=False).returncode == 3
 
 
-def test_short_paths_stay() -> None:
+def test_socket_directory_of_a_short_path_is_that_path() -> None:
     """A directory in which the socket fits is taken as it is."""
     wanted = Path("/run/rowcast")
     assert socket_directory(wanted, "s") == wanted

@@ -10,7 +10,7 @@ from pathlib import Path
 from schema.claim import Claim
 
 
-def test_one_holds_it(tmp_path: Path) -> None:
+def test_claim_held_by_one_is_refused_to_another(tmp_path: Path) -> None:
     """The second is told who the first is, and gets it when it is given back."""
     first, second = Claim(tmp_path / "lock"), Claim(tmp_path / "lock")
     assert second.held() == ""
@@ -25,7 +25,7 @@ def test_one_holds_it(tmp_path: Path) -> None:
     second.release()
 
 
-def test_nobody_ever_did(tmp_path: Path) -> None:
+def test_claim_never_made_has_no_holder(tmp_path: Path) -> None:
     """Nobody holds a claim that was never made; asking makes none."""
     claim = Claim(tmp_path / "lock")
     assert claim.holder() == claim.held() == ""

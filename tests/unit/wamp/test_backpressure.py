@@ -48,7 +48,7 @@ def sent(clock: Clock, pace: Pace, router: Any, caller: int | None = 7) -> Defer
     return done
 
 
-def test_nothing_held() -> None:
+def test_part_after_a_router_that_holds_little_may_follow() -> None:
     """When the router has dealt with a part and holds little, the next may follow."""
     clock, asked = Clock(), Deferred[Any]()
     router = Router(lambda uri: asked)
@@ -61,7 +61,7 @@ def test_nothing_held() -> None:
     assert done.called
 
 
-def test_a_slow_caller() -> None:
+def test_router_that_holds_much_is_asked_ever_more_seldom() -> None:
     """While the router holds much, it is asked again and again, ever more seldom."""
     clock = Clock()
     held = [5 * HELD, 4 * HELD, 3 * HELD, 2 * HELD, HELD]
@@ -74,7 +74,7 @@ def test_a_slow_caller() -> None:
     assert done.called
 
 
-def test_a_caller_that_takes_nothing() -> None:
+def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
     """A caller that takes nothing for too long is given up; one that takes a little is not."""
     clock, held = Clock(), 1_000_000
     router = Router(lambda uri: succeed(held))
@@ -91,7 +91,7 @@ def test_a_caller_that_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("caller", [7, None])
-def test_a_router_that_cannot_tell(caller: int | None) -> None:
+def test_router_that_cannot_tell_paces_by_any_answer(caller: int | None) -> None:
     """Without the component, or without disclosure, any answer paces; another router is asked."""
     clock = Clock()
     unknown = ApplicationError(ApplicationError.NO_SUCH_PROCEDURE)
@@ -105,7 +105,7 @@ def test_a_router_that_cannot_tell(caller: int | None) -> None:
     assert router.asked[2:] == ["p.backlog"]
 
 
-def test_cancelled() -> None:
+def test_stream_that_is_cancelled_leaves_the_question_as_it_is() -> None:
     """A stream that is cancelled leaves the question to the router as it is."""
     clock, asked = Clock(), Deferred[Any](lambda _: pytest.fail("it was cancelled"))
     done = sent(clock, Pace(clock, "p.backlog", 10), Router(lambda uri: asked))
@@ -116,7 +116,7 @@ def test_cancelled() -> None:
     asked.callback(0)
 
 
-def test_nobody_left() -> None:
+def test_session_that_is_gone_asks_nobody() -> None:
     """When the session is gone, nobody is asked."""
     clock, router = Clock(), Router(lambda uri: pytest.fail("it was asked"))
     router.lost = True

@@ -27,7 +27,7 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)
 
 
-def test_service_error(logged: list[str]) -> None:
+def test_refusal_of_a_call_keeps_its_details_and_is_not_logged(logged: list[str]) -> None:
     """A refusal keeps URI, message and details; nothing is logged."""
     error = application_error(Unavailable("no free connection", 2.5), "rowcast.actions.get")
     assert error.error == "rowcast.error.unavailable"
@@ -36,7 +36,7 @@ def test_service_error(logged: list[str]) -> None:
     assert logged == []
 
 
-def test_details_are_safe(logged: list[str]) -> None:
+def test_details_that_cannot_be_sent_are_escaped_or_left_out(logged: list[str]) -> None:
     """A caller's own odd word is made harmless, an unsafe detail left out and told of."""
     odd = InvalidRow("actions", {"\0path": ["is not \ud800"]})
     error = application_error(odd, "rowcast.actions.create")
