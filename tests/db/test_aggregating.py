@@ -83,7 +83,9 @@ MEASURES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("measure", "sql"), MEASURES)
 @pytest_twisted.ensureDeferred
-async def test_measure(db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str) -> None:
+async def test_measure_over_any_groups_gives_what_sql_gives(
+    db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str
+) -> None:
     """A function gives what SQL gives, over all rows, over groups, and over none."""
     for condition, where in (("true", None), ("amount > 2", {"amount": {"gt": 2}}), ("false", {"id": 0})):  # fmt: skip
         rows = execute(dsn, f"SELECT {sql} FROM sales WHERE {condition}")
@@ -113,7 +115,9 @@ GROUPS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("group", "sql"), GROUPS)
 @pytest_twisted.ensureDeferred
-async def test_group(db: DirectCaller, dsn: str, group: Any, sql: str) -> None:
+async def test_groups_of_a_call_are_those_of_sql_in_order(
+    db: DirectCaller, dsn: str, group: Any, sql: str
+) -> None:
     """Groups are those of SQL; the same call gives them in the same order."""
     width = 1 if isinstance(group, str) else len(group)
     places = ", ".join(str(at) for at in range(1, width + 1))
@@ -146,7 +150,9 @@ QUESTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kwargs", "sql"), QUESTIONS)
 @pytest_twisted.ensureDeferred
-async def test_question(db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql: str) -> None:
+async def test_aggregate_with_filter_and_order_is_as_sql_has_it(
+    db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql: str
+) -> None:
     """Which groups, in which order, as SQL has it."""
     where, rest = ("WHERE seller = 2", "") if sql == "WHERE" else ("", sql)
     rows = execute(
@@ -159,7 +165,7 @@ async def test_question(db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql:
 
 
 @pytest_twisted.ensureDeferred
-async def test_bytes(db: DirectCaller) -> None:
+async def test_string_agg_of_bytes_joins_by_the_bytes_of_the_separator(db: DirectCaller) -> None:
     """Bytes are joined by the bytes of a separator."""
     measure = {"string_agg": "data", "distinct": True, "separator": "é"}
     measures = {"m": measure, "text": {**measure, "cast": "text"}}
@@ -168,7 +174,7 @@ async def test_bytes(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_view(db: DirectCaller) -> None:
+async def test_aggregate_of_a_view_gives_its_distinct_groups(db: DirectCaller) -> None:
     """Any relation can be aggregated, and groups alone are the distinct rows."""
     found = await db.call("paid.aggregate", {}, group=["seller"])
     assert found == [{"seller": 1}, {"seller": 2}, {"seller": 3}, {"seller": None}]
@@ -176,7 +182,7 @@ async def test_a_view(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_bounds(db: DirectCaller) -> None:
+async def test_aggregate_over_the_limit_is_too_large(db: DirectCaller) -> None:
     """An answer weighs so much."""
     refused = await failure_of(
         db.call("sales.aggregate", {str(at): {"array_agg": "doc"} for at in range(100)})
@@ -260,7 +266,7 @@ async def test_what_does_not_fit_elsewhere(
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_injection(db: DirectCaller, dsn: str) -> None:
+async def test_aggregate_with_sql_in_its_names_runs_none_of_it(db: DirectCaller, dsn: str) -> None:
     """Whatever is written where a name, function or separator goes stays one."""
     evil = 'n"; DROP TABLE sales; --'
     good = {"string_agg": "mood::text", "distinct": True}
@@ -282,7 +288,9 @@ async def test_no_injection(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_embedded(db: DirectCaller, dsn: str) -> None:
+async def test_embed_with_measures_gives_those_of_the_related_rows(
+    db: DirectCaller, dsn: str
+) -> None:
     """An embed may be measures of the related rows, in groups or not."""
     measures = {"n": {"count": "*"}, "worth": {"sum": "price"}, "mean": {"avg": "amount"}}
     found = await db.call("people.find", select=["id"], embed={"sales": {"measures": measures}})

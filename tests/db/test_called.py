@@ -101,7 +101,9 @@ FOUND: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "expected"), FOUND)
 @pytest_twisted.ensureDeferred
-async def test_find(db: DirectCaller, name: str, kwargs: dict[str, Any], expected: Any) -> None:
+async def test_find_of_a_function_selects_sorts_and_embeds(
+    db: DirectCaller, name: str, kwargs: dict[str, Any], expected: Any
+) -> None:
     """A find picks, names, sorts and embeds; without an order the function's own stays."""
     if "distinct" in kwargs:
         kwargs["order"] = ["n"]
@@ -114,20 +116,20 @@ async def test_find(db: DirectCaller, name: str, kwargs: dict[str, Any], expecte
 
 
 @pytest_twisted.ensureDeferred
-async def test_domains_of_rows(db: DirectCaller) -> None:
+async def test_rows_of_a_domain_are_answered_without_hidden_columns(db: DirectCaller) -> None:
     """Rows that come as a domain are rows, hidden columns apart."""
     assert await db.call("fn.one_domained", key=3) == {"id": 3, "name": "Cyd", "boss": 1}
     assert (await db.call("fn.domained"))[0] == {"id": 1, "name": "Ada", "boss": None}
 
 
 @pytest_twisted.ensureDeferred
-async def test_positional(db: DirectCaller) -> None:
+async def test_find_with_positional_args_passes_them_by_place(db: DirectCaller) -> None:
     """What goes by position in a call, goes by position in a find."""
     assert (await db.call("fn.of_json.find", {"a": 1}))["rows"] == [{"k": "a"}]
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages(db: DirectCaller) -> None:
+async def test_pages_of_a_function_follow_each_other(db: DirectCaller) -> None:
     """Pages follow one another, also where a row comes twice, and belong to one question."""
     seen: list[int] = []
     token = None
@@ -148,7 +150,7 @@ async def test_pages(db: DirectCaller) -> None:
 
 @pytest.mark.parametrize("mode", ["exact", "estimated", "planned"])
 @pytest_twisted.ensureDeferred
-async def test_count(db: DirectCaller, dsn: str, mode: str) -> None:
+async def test_count_of_a_function_calls_it_once(db: DirectCaller, dsn: str, mode: str) -> None:
     """Rows are counted without calling twice what may not be called twice."""
     found = await db.call("fn.everyone.find", count=mode, limit=1, where={"id": {"gt": 1}})
     assert isinstance(found["count"], int)
@@ -169,7 +171,7 @@ async def test_count(db: DirectCaller, dsn: str, mode: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_count_of_many(db: DirectCaller) -> None:
+async def test_count_of_many_rows_takes_little_memory(db: DirectCaller) -> None:
     """The rows around a page are counted where they are, however many there are."""
     many = {"many": 300_000}
     tracemalloc.start()
@@ -189,7 +191,9 @@ async def test_count_of_many(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tried_again(db: DirectCaller, dsn: str) -> None:
+async def test_function_that_postgresql_asks_to_retry_is_tried_again(
+    db: DirectCaller, dsn: str
+) -> None:
     """What PostgreSQL asks to be tried again is tried again."""
     assert await db.call("fn.unlucky") == [{"n": 2}]
     execute(dsn, "ALTER SEQUENCE tries RESTART")
@@ -199,7 +203,7 @@ async def test_tried_again(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_aggregate(db: DirectCaller) -> None:
+async def test_aggregate_of_a_function_counts_and_sums_its_rows(db: DirectCaller) -> None:
     """The rows of a function are counted and summed like those of a relation."""
     found = await db.call(
         "fn.logged.aggregate", args={"many": 5}, measures={"n": {"count": "*"}},
@@ -225,7 +229,7 @@ async def test_aggregate(db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused(
+async def test_find_of_hidden_columns_or_without_rows_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], refusal: type[Exception]
 ) -> None:
     """Hidden columns stay hidden, and what has no rows has no verbs."""
@@ -246,7 +250,7 @@ async def test_what_cannot_be_distinct(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_arguments_belong(db: DirectCaller) -> None:
+async def test_argument_outside_args_is_refused_with_its_place(db: DirectCaller) -> None:
     """An argument of the function in the place of one of find is told where to go."""
     refused = await failure_of(db.call("fn.everyone.find", lowest=1))
     assert refused.details["hint"] == 'arguments of the function go into "args"'  # type: ignore[attr-defined]

@@ -203,7 +203,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "expected"), CALLS)
 @pytest_twisted.ensureDeferred
-async def test_calls(
+async def test_call_of_a_function_has_the_result_of_its_kind(
     db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
 ) -> None:
     """Arguments reach the function, and its result has the form of its kind."""
@@ -214,7 +214,7 @@ async def test_calls(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: DirectCaller) -> None:
+async def test_rows_of_a_relation_from_a_function_lack_hidden_columns(db: DirectCaller) -> None:
     """Rows of a relation are as everywhere: hidden columns are not among them."""
     found = await db.call("fn.everyone")
     assert found[0] == ADA
@@ -255,7 +255,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "path"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_refused(
+async def test_arguments_that_no_function_takes_are_refused_with_their_path(
     db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
 ) -> None:
     """Arguments that no function takes are refused, and where they stand is told."""
@@ -279,7 +279,9 @@ async def test_refused(
     [("same", "v"), ("any_count", "v"), ("echo", ""), ("moody", "m"), ("pair", "p"), ("add", "a")],
 )
 @pytest_twisted.ensureDeferred
-async def test_hostile_values(db: DirectCaller, name: str, by_name: str, value: Any) -> None:
+async def test_values_of_any_kind_are_answered_or_refused(
+    db: DirectCaller, name: str, by_name: str, value: Any
+) -> None:
     """Whatever is given is answered, or refused as a call; never a bug of ours."""
     args, kwargs = ((), {by_name: value}) if by_name else ((value,), {})
     with suppress(InvalidArgument):
@@ -296,7 +298,7 @@ async def test_record_with_two_columns_of_one_name_is_refused(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_deep_values(db: DirectCaller) -> None:
+async def test_value_nested_too_deep_is_refused(db: DirectCaller) -> None:
     """A value nested beyond all measure is refused."""
     deep: list[Any] = []
     for _ in range(20_000):
@@ -313,7 +315,7 @@ async def test_deep_values(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_ambiguous(db: DirectCaller) -> None:
+async def test_call_of_two_functions_alike_is_refused_with_candidates(db: DirectCaller) -> None:
     """Functions that take the same names are told, not guessed."""
     refused = await failure_of(db.call("fn.twin", a=None))
     assert isinstance(refused, InvalidArgument)
@@ -327,7 +329,7 @@ async def test_ambiguous(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names(db: DirectCaller) -> None:
+async def test_function_of_any_schema_and_name_is_called(db: DirectCaller) -> None:
     """Functions of other schemas, and of any name, are reached; a relation "fn" as well."""
     assert await db.call('app.fn.odd%20"%25name%2Ex', **{'a "%s(': 5}) == 5
     assert await db.call("app.fn.other") == "function"
@@ -341,7 +343,7 @@ async def test_names(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_constraints_of_domains(db: DirectCaller) -> None:
+async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> None:
     """A value that a domain refuses is refused as such."""
     refused = await failure_of(db.call("fn.moody", m="ok", s=11))
     assert isinstance(refused, CheckViolation)
@@ -349,7 +351,7 @@ async def test_constraints_of_domains(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_errors(db: DirectCaller) -> None:
+async def test_error_raised_by_a_function_keeps_its_words(db: DirectCaller) -> None:
     """What a function raises comes through in its own words."""
     raised = await failure_of(db.call("fn.angry"))
     assert isinstance(raised, Raised)
@@ -371,7 +373,7 @@ async def test_stable_functions_only_read(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_too_many(db: DirectCaller, dsn: str) -> None:
+async def test_rows_over_the_limit_are_refused_and_not_kept(db: DirectCaller, dsn: str) -> None:
     """Over the limits nothing is kept, and the refusal names the way out."""
     many = await failure_of(db.call("fn.numbers", n=51))
     assert isinstance(many, TooLarge)
@@ -392,7 +394,7 @@ async def test_too_many(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_bound_that_cannot_hold(db: DirectCaller) -> None:
+async def test_max_affected_without_rows_to_return_is_refused(db: DirectCaller) -> None:
     """Where no rows come back, a bound for them is refused rather than forgotten."""
     assert await db.call("fn.nothing") is None
     for call in (
@@ -407,7 +409,7 @@ async def test_a_bound_that_cannot_hold(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_that_commits_answers_its_out_arguments(db: DirectCaller, dsn: str) -> None:
     """A procedure may commit; what comes back of it is its OUT arguments."""
     assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
     assert await db.call("fn.work", who=61, n=1, form="lists") == {
@@ -419,7 +421,7 @@ async def test_procedures(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_procedure_whose_session_dies(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_whose_session_dies_is_outcome_unknown(db: DirectCaller, dsn: str) -> None:
     """Nobody knows what it has committed by then, and nobody is told to try it again."""
     refused = await failure_of(db.call("fn.dying", who=80))
     assert isinstance(refused, OutcomeUnknown)
@@ -427,7 +429,7 @@ async def test_a_procedure_whose_session_dies(db: DirectCaller, dsn: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_in_a_transaction(db: DirectCaller, dsn: str) -> None:
+async def test_function_in_a_transaction_is_rolled_back_with_it(db: DirectCaller, dsn: str) -> None:
     """A function is part of the transaction that it is called in."""
     database = db.database
     with suppress(RuntimeError):
@@ -439,7 +441,7 @@ async def test_in_a_transaction(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dropped_function(db: DirectCaller, dsn: str) -> None:
+async def test_function_that_was_dropped_is_refused(db: DirectCaller, dsn: str) -> None:
     """A function that is gone is refused, and looked for again."""
     execute(dsn, "CREATE FUNCTION brief() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     async with serving(dsn) as other:

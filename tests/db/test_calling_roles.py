@@ -79,7 +79,7 @@ pytestmark = pytest.mark.serving("public", "fn_other", roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights(db: DirectCaller, dsn: str) -> None:
+async def test_function_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: str) -> None:
     """A function runs as the role, sees what the role sees, and is there if it may be called."""
     answer = db.dispatcher.answer
     assert await answer("fn.whoami", (), {}, CLERK) == "fn_clerk"
@@ -116,7 +116,7 @@ async def of_all(db: DirectCaller, sql: str) -> list[list[Any]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures_that_commit(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_that_commits_runs_as_its_caller_alone(db: DirectCaller, dsn: str) -> None:
     """They do so as the caller, who is gone from the session however they end."""
     own = {("postgres", "", '"public", "fn_other", "$user", public')}
     answer = db.dispatcher.answer
@@ -172,7 +172,7 @@ async def test_a_session_that_stays_somebody_is_closed(db: DirectCaller) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_columns(db: DirectCaller) -> None:
+async def test_computed_column_without_the_whole_row_is_refused(db: DirectCaller) -> None:
     """A function of a row is there for a role that may read the whole row."""
     answer = db.dispatcher.answer
     found = await answer("notes.find", (), {"select": ["twice"], "order": ["-twice"]}, CLERK)
@@ -185,7 +185,7 @@ async def test_computed_columns(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_described(db: DirectCaller) -> None:
+async def test_functions_described_to_a_role_are_those_it_may_call(db: DirectCaller) -> None:
     """A role is told of the functions that it may call."""
     catalog = db.dispatcher.served_to(CLERK).catalog
     document = describe(catalog, "rowcast", "0", db.dispatcher.verbs, {})

@@ -60,7 +60,7 @@ async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cancelled_function_never_commits(dsn: str) -> None:
+async def test_function_that_is_cancelled_commits_nothing(dsn: str) -> None:
     """A function that was between two statements is stopped at the next, and rolled back."""
 
     def slow_txn(connection: PgConnection) -> None:
@@ -79,7 +79,7 @@ async def test_a_cancelled_function_never_commits(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cancelled_scope_rolls_back(dsn: str) -> None:
+async def test_transaction_that_is_cancelled_is_rolled_back(dsn: str) -> None:
     """A task that is cancelled inside a transaction leaves nothing of it."""
     async with database_at(dsn) as database:
         await database.statement("CREATE TABLE undone (id int)")

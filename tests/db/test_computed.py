@@ -97,7 +97,7 @@ FOUND: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), FOUND)
 @pytest_twisted.ensureDeferred
-async def test_find(
+async def test_computed_column_in_a_find_goes_where_columns_go(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:
     """A computed column goes wherever a column goes, a computed relationship likewise."""
@@ -106,7 +106,7 @@ async def test_find(
 
 
 @pytest_twisted.ensureDeferred
-async def test_not_by_default(db: DirectCaller) -> None:
+async def test_computed_column_not_asked_for_is_not_answered(db: DirectCaller) -> None:
     """Nobody gets what is computed without asking; and a name may come out by keyset pages."""
     row = await db.call("people.get", 1)
     assert set(row) == {"id", "first", "last", "boss", "t", "pay"}
@@ -119,7 +119,7 @@ async def test_not_by_default(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_aggregates(db: DirectCaller) -> None:
+async def test_computed_column_in_an_aggregate_is_counted_and_grouped(db: DirectCaller) -> None:
     """What is computed can be counted and grouped."""
     found = await db.call(
         "people.aggregate", {"n": {"count": "*"}, "most": {"max": "full_name"}}, group=["size"]
@@ -128,7 +128,7 @@ async def test_aggregates(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes(db: DirectCaller) -> None:
+async def test_computed_column_of_a_written_row_is_as_after_the_write(db: DirectCaller) -> None:
     """The rows that a write gives back are computed as they are then."""
     made = await db.call(
         "people.create", {"id": 9, "first": "Dot", "last": "Oh", "boss": 1}, select=["full_name"]
@@ -178,13 +178,15 @@ async def test_writes(db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused(db: DirectCaller, verb: str, kwargs: dict[str, Any]) -> None:
+async def test_computed_column_that_is_hidden_or_none_is_refused(
+    db: DirectCaller, verb: str, kwargs: dict[str, Any]
+) -> None:
     """What is hidden, of other rows, or no column at all is refused, and nothing is written."""
     assert isinstance(await failure_of(db.call(f"people.{verb}", **kwargs)), InvalidArgument)
 
 
 @pytest_twisted.ensureDeferred
-async def test_hint(db: DirectCaller) -> None:
+async def test_computed_column_misspelled_is_in_the_hint(db: DirectCaller) -> None:
     """The nearest name may be a computed one."""
     refused = await failure_of(db.call("people.find", select=["ful_name"]))
     assert refused.details["hint"] == 'did you mean "full_name"?'  # type: ignore[attr-defined]

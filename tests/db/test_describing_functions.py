@@ -67,7 +67,7 @@ def described(db: DirectCaller) -> dict[str, Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_functions(db: DirectCaller) -> None:
+async def test_functions_with_overloads_are_described_without_hidden_ones(db: DirectCaller) -> None:
     """Each overload is there with its arguments; nothing that is hidden is."""
     functions = described(db)["functions"]
     assert "fn.hushed" not in functions
@@ -88,7 +88,9 @@ async def test_functions(db: DirectCaller) -> None:
 
 @pytest.mark.parametrize(("name", "overload", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
-async def test_schemas(db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]) -> None:
+async def test_schemas_of_a_function_hold_for_its_arguments_and_answers(
+    db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]
+) -> None:
     """The schemas hold for what is given and for what is answered."""
     document = described(db)
     Draft202012Validator.check_schema(document)
@@ -137,7 +139,7 @@ async def test_verbs_are_described_of_functions_that_return_rows_alone(db: Direc
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_columns(db: DirectCaller) -> None:
+async def test_computed_column_with_a_comment_is_described(db: DirectCaller) -> None:
     """What is computed stands beside the columns, with its comment."""
     assert described(db)["relations"]["people"]["computed"] == {
         "label": {
@@ -178,7 +180,7 @@ TAKEN: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "fits"), TAKEN)
 @pytest_twisted.ensureDeferred
-async def test_what_a_call_takes(
+async def test_schema_of_a_call_holds_for_fitting_arguments_alone(
     db: DirectCaller, name: str, kwargs: dict[str, Any], fits: bool
 ) -> None:
     """`args` is a list of what has no name, or all of it by name, unless an argument is called so."""

@@ -49,7 +49,7 @@ def test_a_visit_leaves_it_as_it_was(state: Path) -> None:
         assert execute(dsn, "SELECT one FROM kept") == [(1,)]
 
 
-def test_a_long_way_to_it(state: Path) -> None:
+def test_server_with_too_long_a_socket_path_gets_a_short_one(state: Path) -> None:
     """A socket path that is too long for the system gets a short one."""
     place = Place(state=state / ("x" * 120))
     with place.running() as dsn:
@@ -65,7 +65,7 @@ def test_half_made_data_are_made_anew(state: Path) -> None:
         assert execute(dsn, "SELECT 1") == [(1,)]
 
 
-def test_text_is_unicode(state: Path) -> None:
+def test_server_in_any_locale_has_utf8(state: Path) -> None:
     """Whatever the locale of the machine is, text is UTF-8 and has upper case."""
     with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT upper('é'), current_setting('server_encoding')") == [
@@ -104,7 +104,7 @@ def test_a_killed_visit_is_cleared_away(state: Path) -> None:
         assert execute(dsn, "SELECT 1") == [(1,)]
 
 
-def test_an_orphan_is_ended(state: Path) -> None:
+def test_server_that_nobody_holds_is_stopped_and_started_anew(state: Path) -> None:
     """A server that nobody holds is stopped, and started by the one who needs it."""
     cluster = Cluster(state)
     cluster.prepare()
@@ -117,7 +117,7 @@ def test_an_orphan_is_ended(state: Path) -> None:
         assert orphan.wait(5) == 0
 
 
-def test_an_orphan_that_is_leaving(state: Path) -> None:
+def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
     """A server that listens no more, but still has its data, is waited for."""
     cluster = Cluster(state)
     cluster.prepare()
@@ -131,7 +131,7 @@ def test_an_orphan_that_is_leaving(state: Path) -> None:
         assert not lock.exists()
 
 
-def test_a_server_that_cannot_start(state: Path) -> None:
+def test_server_that_cannot_start_is_told_with_its_last_words(state: Path) -> None:
     """What the server said last is part of the refusal."""
     cluster = Cluster(state)
     cluster.prepare()
@@ -141,7 +141,7 @@ def test_a_server_that_cannot_start(state: Path) -> None:
         pass
 
 
-def test_a_service_shares_its_server(state: Path) -> None:
+def test_server_of_a_service_is_shared_and_left_running(state: Path) -> None:
     """While a service holds it, a command uses the service's server, and leaves it running."""
     cluster = Cluster(state)
     assert cluster.claim.take("the service")

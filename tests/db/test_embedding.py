@@ -163,7 +163,7 @@ SHAPES: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), SHAPES)
 @pytest_twisted.ensureDeferred
-async def test_shapes(
+async def test_embed_of_any_relationship_is_a_row_null_or_list(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
 ) -> None:
     """Each relationship is found by name, and gives a row, null, or a list."""
@@ -175,7 +175,7 @@ async def test_shapes(
 
 
 @pytest_twisted.ensureDeferred
-async def test_values(db: DirectCaller) -> None:
+async def test_values_in_an_embed_have_their_usual_form(db: DirectCaller) -> None:
     """An embedded value has the form that it has anywhere."""
     whole = await db.call("people.find")
     by_id = {row["id"]: row for row in whole["rows"]}
@@ -194,7 +194,7 @@ async def test_values(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lists(db: DirectCaller) -> None:
+async def test_columns_spread_in_lists_have_their_own_names(db: DirectCaller) -> None:
     """In the form of lists, spread columns have names of their own."""
     found = await db.call(
         "visits.find",
@@ -214,7 +214,7 @@ async def titles(db: DirectCaller, **kwargs: Any) -> list[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_filters_across(db: DirectCaller) -> None:
+async def test_filter_on_related_rows_holds_if_one_matches(db: DirectCaller) -> None:
     """A filter on related rows asks whether one of them matches."""
     assert await titles(db, where={"lead.name": "Ada"}) == ["Alpha", "Beta"]
     assert await titles(db, where={"lead.name": {"neq": "Ada"}}) == ["Gamma"]
@@ -245,7 +245,7 @@ async def test_filters_across(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_inner(db: DirectCaller) -> None:
+async def test_embed_that_is_inner_leaves_out_rows_without_a_match(db: DirectCaller) -> None:
     """An inner embed leaves out rows without a match; without columns it does no more."""
     inner = {"select": ["name"], "inner": True, "where": {"name": "Ada"}}
     found = await db.call("projects.find", select=["id"], embed={"lead": inner}, count="exact")
@@ -268,7 +268,7 @@ async def test_inner(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_order_across(db: DirectCaller) -> None:
+async def test_order_by_a_column_of_a_related_row_sorts_and_pages(db: DirectCaller) -> None:
     """Rows are sorted by a column of the one related row, and paged by it too."""
     expected = ["Gamma", "Beta", "Alpha", "Delta"]
     order = [{"by": "lead.name", "desc": True, "nulls": "last"}, "-title"]
@@ -328,7 +328,7 @@ async def test_order_by_what_is_embedded(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes_answer_embeds(db: DirectCaller, dsn: str) -> None:
+async def test_write_with_embed_answers_the_related_rows(db: DirectCaller, dsn: str) -> None:
     """Written rows come back with what is related to them."""
     embed = {"lead": NAME, "members": {"select": ["role"]}}
     made = await db.call(
@@ -367,7 +367,9 @@ async def test_writes_answer_embeds(db: DirectCaller, dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused(db: DirectCaller, relation: str, embed: Any, path: str) -> None:
+async def test_embed_that_is_malformed_is_refused_with_its_path(
+    db: DirectCaller, relation: str, embed: Any, path: str
+) -> None:
     """What is no embed is refused with its place."""
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
     assert isinstance(refused, InvalidArgument), refused
@@ -432,7 +434,7 @@ VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), VIEWS)
 @pytest_twisted.ensureDeferred
-async def test_views(
+async def test_embed_of_a_view_is_related_as_its_tables(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
 ) -> None:
     """A view is related as the tables are whose columns it shows, also those not served."""
@@ -440,7 +442,7 @@ async def test_views(
 
 
 @pytest_twisted.ensureDeferred
-async def test_candidates(db: DirectCaller) -> None:
+async def test_embed_of_several_ways_is_refused_with_candidates(db: DirectCaller) -> None:
     """Of several ways between two relations, the refusal names each."""
     refused = await failure_of(db.call("people.find", embed={"projects": True}))
     assert isinstance(refused, InvalidArgument)
@@ -450,7 +452,7 @@ async def test_candidates(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_depth(db: DirectCaller) -> None:
+async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
     """Embeds nest as deep as is allowed, and a statement of them is one."""
     embed: dict[str, Any] = {}
     for _ in range(8):
@@ -479,7 +481,7 @@ async def test_columns_called_like_aliases(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_described(db: DirectCaller) -> None:
+async def test_relationships_as_described_can_be_embedded(db: DirectCaller) -> None:
     """Each relationship that describe lists can be embedded as it says."""
     served = db.dispatcher.served
     document = describe(served.catalog, "rowcast", "1", db.dispatcher.verbs, {})

@@ -63,7 +63,9 @@ ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("kwargs", "expected"), ANSWERS)
 @pytest_twisted.ensureDeferred
-async def test_names(db: DirectCaller, kwargs: dict[str, Any], expected: list[Any]) -> None:
+async def test_value_of_an_embed_stands_under_its_own_name(
+    db: DirectCaller, kwargs: dict[str, Any], expected: list[Any]
+) -> None:
     """Each value stands under its own name."""
     found = await db.call("trips.find", where={"id": 1}, **kwargs)
     assert found["rows"] == expected
@@ -83,7 +85,9 @@ async def test_names(db: DirectCaller, kwargs: dict[str, Any], expected: list[An
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_refused(db: DirectCaller, kwargs: dict[str, Any], path: str) -> None:
+async def test_names_that_clash_in_an_embed_are_refused(
+    db: DirectCaller, kwargs: dict[str, Any], path: str
+) -> None:
     """Two names that could not be told apart are refused."""
     refused = await failure_of(db.call("trips.find", **kwargs))
     assert isinstance(refused, InvalidArgument)

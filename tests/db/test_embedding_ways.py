@@ -88,7 +88,9 @@ WAYS: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("relation", "embed", "expected"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_ways(db: DirectCaller, relation: str, embed: dict[str, Any], expected: Any) -> None:
+async def test_way_of_an_embed_leads_to_the_rows_it_says(
+    db: DirectCaller, relation: str, embed: dict[str, Any], expected: Any
+) -> None:
     """Each way leads to the rows that it says."""
     found = await db.call(f"{relation}.find", select=[], embed=embed)
     (name,) = embed
@@ -107,7 +109,7 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("relation", "embed", "candidates"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_candidates(
+async def test_candidates_of_a_refused_embed_can_be_embedded(
     db: DirectCaller, relation: str, embed: dict[str, Any], candidates: list[str]
 ) -> None:
     """A refusal names the ways to what was asked for, each by what tells it from the others."""
@@ -123,7 +125,9 @@ async def test_candidates(
 
 @pytest.mark.parametrize(("relation", "name"), [("tools", "fittings"), ("fittings", "tools")])
 @pytest_twisted.ensureDeferred
-async def test_there_and_back(db: DirectCaller, relation: str, name: str) -> None:
+async def test_table_and_its_view_by_one_foreign_key_are_not_related(
+    db: DirectCaller, relation: str, name: str
+) -> None:
     """A table and its view are not related by the one foreign key that leads to both."""
     refused = await failure_of(db.call(f"{relation}.find", embed={name: True}))
     assert isinstance(refused, InvalidArgument)

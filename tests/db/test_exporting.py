@@ -51,7 +51,7 @@ def copied(dsn: str, query: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv(dsn: str, db: DirectCaller) -> None:
+async def test_export_as_csv_is_what_copy_writes(dsn: str, db: DirectCaller) -> None:
     """CSV is what COPY writes, less what is hidden; the answer counts rows and bytes."""
     taker = Taker(db)
     answer = await taker.call("items.export", format="csv")
@@ -64,7 +64,9 @@ async def test_csv(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_arguments(dsn: str, db: DirectCaller) -> None:
+async def test_export_with_arguments_of_stream_binds_their_values(
+    dsn: str, db: DirectCaller
+) -> None:
     """An export takes what stream takes; values of the call are bound, not pasted."""
     taker = Taker(db)
     answer = await taker.call(
@@ -111,7 +113,7 @@ async def test_csv_with_columns_of_related_rows_names_them_in_its_head(dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_empty(db: DirectCaller) -> None:
+async def test_export_without_rows_is_the_header_or_nothing(db: DirectCaller) -> None:
     """Without rows there is the header of CSV, and nothing of JSON lines."""
     taker = Taker(db)
     answer = await taker.call("items.export", where={"id": 0}, select=["id"])
@@ -124,7 +126,7 @@ async def test_empty(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_ndjson(db: DirectCaller) -> None:
+async def test_export_as_ndjson_has_rows_in_wire_form(db: DirectCaller) -> None:
     """Each line is a row in its wire form; bytes are base64."""
     taker = Taker(db)
     answer = await taker.call("items.export", format="ndjson", chunk=300, embed={"parents": True})
@@ -140,7 +142,9 @@ async def test_ndjson(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_long_rows(dsn: str, db: DirectCaller) -> None:
+async def test_row_longer_than_a_block_is_cut_between_characters(
+    dsn: str, db: DirectCaller
+) -> None:
     """A row longer than a block is cut, between characters."""
     taker = Taker(db)
     answer = await taker.call("wide.export")
@@ -162,7 +166,9 @@ async def test_long_rows(dsn: str, db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused_arguments(db: DirectCaller, arguments: dict[str, Any], path: str) -> None:
+async def test_export_with_malformed_arguments_is_refused(
+    db: DirectCaller, arguments: dict[str, Any], path: str
+) -> None:
     """A malformed call is refused before anything is sent."""
     refused = await failure_of(Taker(db).call("items.export", **arguments))
     assert isinstance(refused, InvalidArgument)
@@ -180,7 +186,9 @@ async def test_asks_for_progressive_results(db: DirectCaller) -> None:
 @pytest.mark.parametrize("format", ["csv", "ndjson"])
 @pytest.mark.parametrize("when", ["reading", "sending"])
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: DirectCaller, when: str, format: str) -> None:
+async def test_export_that_is_cancelled_frees_its_connection(
+    dsn: str, db: DirectCaller, when: str, format: str
+) -> None:
     """A caller that cancels or leaves frees the connection at once, whatever it waits for."""
     taker = Taker(db)
     taker.open = False
@@ -194,7 +202,9 @@ async def test_cancelled(dsn: str, db: DirectCaller, when: str, format: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_caller_that_is_behind(dsn: str, db: DirectCaller) -> None:
+async def test_export_whose_caller_is_behind_reads_one_block_ahead(
+    dsn: str, db: DirectCaller
+) -> None:
     """While nothing is taken the COPY stands still, with a block read ahead."""
     taker = Taker(db)
     taker.open = False
@@ -225,7 +235,7 @@ async def test_error_on_the_way(dsn: str, db: DirectCaller, format: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_timeout(dsn: str, db: DirectCaller) -> None:
+async def test_export_over_its_timeout_is_ended(dsn: str, db: DirectCaller) -> None:
     """The caller's own time limit ends an export."""
     taker = Taker(db)
     refused = await failure_of(taker.call("slow.export", timeout=0.2))

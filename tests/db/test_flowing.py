@@ -45,7 +45,7 @@ pytestmark = pytest.mark.serving(max_rows=10)
 
 
 @pytest_twisted.ensureDeferred
-async def test_stream(db: DirectCaller) -> None:
+async def test_stream_of_a_function_has_all_rows_in_chunks(db: DirectCaller) -> None:
     """Rows come in chunks beyond any ceiling, picked, shaped and embedded as find would."""
     taker = Taker(db)
     assert await taker.call("fn.cheap.stream", args={"most": 9999}, chunk=200) == {"rows": 1500}
@@ -67,7 +67,7 @@ async def test_stream(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_export(dsn: str, db: DirectCaller) -> None:
+async def test_export_of_a_function_is_csv_or_json_lines(dsn: str, db: DirectCaller) -> None:
     """CSV is what COPY writes, less what is hidden; JSON lines are the rows in their wire form."""
     taker = Taker(db)
     answer = await taker.call("fn.everyone.export")
@@ -88,7 +88,9 @@ async def test_export(dsn: str, db: DirectCaller) -> None:
     ("verb", "kwargs"), [("stream", {}), ("export", {}), ("export", {"format": "ndjson"})]
 )
 @pytest_twisted.ensureDeferred
-async def test_what_it_wrote(dsn: str, db: DirectCaller, verb: str, kwargs: dict[str, Any]) -> None:
+async def test_writes_of_a_streamed_function_are_kept_if_all_is_taken(
+    dsn: str, db: DirectCaller, verb: str, kwargs: dict[str, Any]
+) -> None:
     """It is kept if the caller has taken all rows, and not if the caller leaves before."""
     execute(dsn, "TRUNCATE log")
     taker = Taker(db)
@@ -106,7 +108,9 @@ async def test_what_it_wrote(dsn: str, db: DirectCaller, verb: str, kwargs: dict
 
 @pytest.mark.parametrize("kwargs", [{}, {"format": "ndjson"}])
 @pytest_twisted.ensureDeferred
-async def test_promises(db: DirectCaller, kwargs: dict[str, Any]) -> None:
+async def test_function_not_volatile_that_writes_is_refused(
+    db: DirectCaller, kwargs: dict[str, Any]
+) -> None:
     """A function that promises only to read runs where it could not write."""
     verb = "export" if kwargs else "stream"
     refused = await failure_of(Taker(db).call(f"fn.sneaky.{verb}", **kwargs))
@@ -133,7 +137,7 @@ async def test_promises(db: DirectCaller, kwargs: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_refused(
+async def test_stream_with_arguments_it_does_not_take_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], refusal: type[Exception], path: str | None
 ) -> None:
     """What these verbs do not take is refused, and where it stands is told."""

@@ -59,7 +59,9 @@ def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tup
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(dsn: str, db: DirectCaller) -> None:
+async def test_rows_with_missing_columns_are_imported_with_defaults(
+    dsn: str, db: DirectCaller
+) -> None:
     """Values take their wire forms; what one row lacks and another gives is its default."""
     given = [
         {
@@ -88,7 +90,7 @@ async def test_rows(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_as_lists(dsn: str, db: DirectCaller) -> None:
+async def test_rows_as_lists_with_named_columns_are_imported(dsn: str, db: DirectCaller) -> None:
     """Rows may be lists, if the columns are named; names are identifiers, whatever they hold."""
     answer = await db.call("items.import", [[1, "a"], [2, "b"]], columns=["id", "name"])
     assert answer == {"rows": 2}
@@ -101,7 +103,7 @@ async def test_rows_as_lists(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv(dsn: str, db: DirectCaller) -> None:
+async def test_csv_with_or_without_a_header_is_imported(dsn: str, db: DirectCaller) -> None:
     """CSV is read by PostgreSQL; its header names the columns, unless the call does."""
     assert await db.call("items.import", csv="id,name\n9,NULL\n") == {"rows": 1}
     assert (await db.call("items.delete", 9))["name"] == "NULL"
@@ -148,7 +150,7 @@ async def test_csv(dsn: str, db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused_arguments(
+async def test_import_with_malformed_arguments_writes_nothing(
     dsn: str, db: DirectCaller, arguments: dict[str, Any], path: str
 ) -> None:
     """A malformed call is refused, and writes nothing."""
@@ -171,7 +173,7 @@ async def test_refused_arguments(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_where_it_failed(
+async def test_import_that_fails_tells_line_and_column_alone(
     dsn: str, db: DirectCaller, bad: dict[str, Any], kind: type[ServiceError], column: str
 ) -> None:
     """An error tells line and column, and shows nothing of the row."""
@@ -185,7 +187,7 @@ async def test_where_it_failed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_gone(dsn: str, db: DirectCaller) -> None:
+async def test_import_into_what_was_dropped_may_be_retried(dsn: str, db: DirectCaller) -> None:
     """A column or a table that was dropped meanwhile is worth another try."""
     execute(dsn, "CREATE TABLE passing (id int PRIMARY KEY, name text)")
     db.catalogs.reload()
@@ -199,7 +201,7 @@ async def test_what_is_gone(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_csv_failed(dsn: str, db: DirectCaller) -> None:
+async def test_csv_that_fails_tells_its_line(dsn: str, db: DirectCaller) -> None:
     """Lines of CSV are counted as an editor counts them, header included."""
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))
     assert isinstance(refused, InvalidArgument)
@@ -215,7 +217,7 @@ async def test_where_csv_failed(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_on_conflict(dsn: str, db: DirectCaller) -> None:
+async def test_import_with_on_conflict_updates_what_is_named(dsn: str, db: DirectCaller) -> None:
     """Rows that are there already take over what is given, what is named, or nothing."""
     execute(dsn, "INSERT INTO items (id, name, price) VALUES (1, 'old', 1)")
     given = [{"id": 1, "name": "new", "price": 2}, {"id": 2, "name": "two", "price": 2}]
@@ -247,7 +249,7 @@ async def test_views_and_row_security(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload(dsn: str, db: DirectCaller) -> None:
+async def test_upload_in_many_calls_is_there_after_the_last(dsn: str, db: DirectCaller) -> None:
     """Many calls are one COPY: nothing is there before the last, all of it after."""
     begun = await db.call("items.import", done=False)
     assert list(begun) == ["upload"]
@@ -264,7 +266,7 @@ async def test_upload(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_of_csv(dsn: str, db: DirectCaller) -> None:
+async def test_upload_of_csv_cut_anywhere_is_imported(dsn: str, db: DirectCaller) -> None:
     """CSV may be cut anywhere, and calls need not wait for each other."""
     text = "id,name\n" + "".join(f'{n},"é ""{n}""\n"\n' for n in range(500))
     begun = await db.call("items.import", csv=text[:20], done=False)
@@ -279,7 +281,7 @@ async def test_upload_of_csv(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_after_the_last(dsn: str, db: DirectCaller) -> None:
+async def test_call_after_the_last_of_an_upload_is_refused(dsn: str, db: DirectCaller) -> None:
     """A call that comes while the last one is under way finds the upload done, and is told so."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     last, late, later = (
@@ -295,7 +297,7 @@ async def test_after_the_last(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_header_in_pieces(dsn: str, db: DirectCaller) -> None:
+async def test_csv_with_its_header_in_pieces_is_imported(dsn: str, db: DirectCaller) -> None:
     """CSV may be cut within its header, too; one that never ends is refused."""
     begun = await db.call("items.import", csv="\ufeffid,na", done=False)
     for piece in ('me,"pri', 'ce"\r', "\n1,a,2\r\n2"):
@@ -323,14 +325,16 @@ async def test_many_columns_are_named_apart(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_without_rows(dsn: str, db: DirectCaller) -> None:
+async def test_upload_without_rows_ends_with_none(dsn: str, db: DirectCaller) -> None:
     """An upload may turn out to hold nothing."""
     begun = await db.call("items.import", done=False, columns=["id"])
     assert await db.call("items.import", done=True, **begun) == {"rows": 0}
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_that_fails(dsn: str, db: DirectCaller) -> None:
+async def test_upload_that_fails_keeps_nothing_and_tells_its_line(
+    dsn: str, db: DirectCaller
+) -> None:
     """An error ends the upload; lines are counted over all of its calls."""
     begun = await db.call("items.import", [{"id": 1}, {"id": 2}], done=False)
     refused = await failure_of(db.call("items.import", [{"id": "x"}], **begun))
@@ -386,7 +390,7 @@ async def test_others_get_their_turn(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_idle_upload(dsn: str, db: DirectCaller) -> None:
+async def test_upload_that_lies_idle_is_dropped(dsn: str, db: DirectCaller) -> None:
     """An upload that lies idle is dropped, and its connection free."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     assert transactions(dsn)
@@ -399,7 +403,7 @@ async def test_idle_upload(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_gone(dsn: str, db: DirectCaller) -> None:
+async def test_uploads_of_a_session_that_is_gone_are_dropped(dsn: str, db: DirectCaller) -> None:
     """A session that is gone takes its uploads along, and nobody else's."""
     one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
     mine = await db.call_as(one, "items.import", [{"id": 1}], done=False)
@@ -455,7 +459,7 @@ async def test_as_many_as_may_be(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: DirectCaller) -> None:
+async def test_import_that_is_cancelled_keeps_nothing(dsn: str, db: DirectCaller) -> None:
     """A call that is cancelled ends its import."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS lazy (id int CHECK (pg_sleep(0.05) IS NOT NULL))")
     db.catalogs.reload()
@@ -470,7 +474,7 @@ async def test_cancelled(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_stops(dsn: str) -> None:
+async def test_upload_to_a_service_that_stops_keeps_nothing(dsn: str) -> None:
     """A service that stops does not wait for an upload, and keeps nothing of it."""
     async with serving(dsn, idle=60) as db:
         await db.call("items.import", [{"id": 70}], done=False)

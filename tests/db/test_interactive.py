@@ -148,7 +148,7 @@ async def test_operations_see_each_other_and_commit_keeps_them(dsn: str, begin: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rollback_keeps_nothing(dsn: str, begin: Begin) -> None:
+async def test_rollback_after_a_write_keeps_nothing(dsn: str, begin: Begin) -> None:
     tx = await begin()
     await tx.call("items.create", {"id": 1})
     await tx.ask("rollback")
@@ -304,7 +304,9 @@ async def test_unknown_command_leaves_the_transaction_as_it_is(begin: Begin) -> 
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_begin_refuses_arguments(begin: Begin, arguments: dict[str, Any], path: str) -> None:
+async def test_begin_with_malformed_arguments_is_refused(
+    begin: Begin, arguments: dict[str, Any], path: str
+) -> None:
     error = await failure_of(begin(**arguments))
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == path

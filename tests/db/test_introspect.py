@@ -109,7 +109,7 @@ def cars(catalog: Catalog) -> Relation:
     return catalog.relation("app", "cars")
 
 
-def test_served_relations(catalog: Catalog) -> None:
+def test_relations_of_any_kind_but_hidden_are_served(catalog: Catalog) -> None:
     """All kinds of relations are served; partitions and hidden ones are not."""
     kinds = {name: each.kind for (_, name), each in catalog.relations.items()}
     assert kinds == {
@@ -132,7 +132,7 @@ def test_served_relations(catalog: Catalog) -> None:
     assert (catalog.version, catalog.schemas) == (7, ("app",))
 
 
-def test_other_schemas(connected: connection) -> None:
+def test_schemas_of_which_nothing_is_served_are_named(connected: connection) -> None:
     """A schema of which nothing is served is named, and so is the one that has a relation."""
     catalog = catalog_txn(connected, ("away", "app", "nowhere"), 1)
     assert catalog.empty_schemas == ("away", "nowhere")
@@ -141,7 +141,7 @@ def test_other_schemas(connected: connection) -> None:
     assert refused.value.details["hint"] == 'did you mean "app.cars"?'
 
 
-def test_columns(cars: Relation) -> None:
+def test_columns_of_a_relation_tell_type_default_and_limits(cars: Relation) -> None:
     """A column tells its type, default and limits; hidden and dropped ones are not there."""
     assert list(cars.columns) == [
         *("id", "maker_id", "plate", "Name", "fixed", "mood", "pairs", "span", "doc", "code"),
@@ -162,13 +162,13 @@ def test_columns(cars: Relation) -> None:
     assert cars.columns["doc"].comment == "Papers"
 
 
-def test_identity(catalog: Catalog) -> None:
+def test_column_of_identity_is_not_one_with_a_default(catalog: Catalog) -> None:
     """Identity columns are told apart from defaults."""
     identity = catalog.relation("app", "makers").columns["id"]
     assert (identity.identity, identity.default, identity.has_default) == ("a", None, True)
 
 
-def test_keys(catalog: Catalog, cars: Relation) -> None:
+def test_keys_of_a_relation_have_the_primary_one_first(catalog: Catalog, cars: Relation) -> None:
     """Keys are whole unique constraints and indexes, the primary key first."""
     assert cars.primary_key == ("id",)
     assert cars.unique_keys == (
@@ -189,7 +189,7 @@ def test_hidden_columns_hide_keys(catalog: Catalog) -> None:
     assert pointing.columns["almost"].comment == "the word @hidden within a line"
 
 
-def test_foreign_keys(catalog: Catalog, cars: Relation) -> None:
+def test_foreign_keys_of_partitions_are_not_repeated(catalog: Catalog, cars: Relation) -> None:
     """Foreign keys pair their columns; partitions do not repeat them."""
     assert cars.foreign_keys == (
         ForeignKey("cars_maker_id_fkey", ("maker_id",), ("app", "makers"), ("id",)),
@@ -198,7 +198,7 @@ def test_foreign_keys(catalog: Catalog, cars: Relation) -> None:
     assert notes.foreign_keys == (ForeignKey("noted", ("n", "day"), ("app", "days"), ("n", "day")),)
 
 
-def test_constraints(cars: Relation) -> None:
+def test_constraints_with_a_hidden_column_are_not_there(cars: Relation) -> None:
     """Constraints name their columns, and are not there if one of these is hidden."""
     shown = {"apart": ("span",), "named": ("Name",), "cars_maker_id_fkey": ("maker_id",)}
     assert shown.items() <= cars.constraints.items()
@@ -206,13 +206,13 @@ def test_constraints(cars: Relation) -> None:
     assert "hushed" not in cars.constraints
 
 
-def test_comments(catalog: Catalog, cars: Relation) -> None:
+def test_comments_for_the_service_are_not_shown(catalog: Catalog, cars: Relation) -> None:
     """Lines that speak to the service are not shown."""
     assert cars.comment == "Cars.\nAnd vans."
     assert catalog.relation("app", "notes").comment is None
 
 
-def test_row_security(catalog: Catalog, cars: Relation) -> None:
+def test_row_security_of_a_relation_is_known(catalog: Catalog, cars: Relation) -> None:
     assert catalog.relation("app", "notes").row_security
     assert not cars.row_security
 
@@ -236,14 +236,14 @@ def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
     assert catalog.relation("app", "joined").accepted_writes == {"insert", "update"}
 
 
-def test_odd_names(catalog: Catalog) -> None:
+def test_relation_of_an_odd_name_is_served(catalog: Catalog) -> None:
     """Any name that PostgreSQL takes is served."""
     odd = catalog.relation("app", 'odd ".% näme')
     assert list(odd.columns) == ["co.l %s", "UPPER"]
     assert odd.primary_key == ("co.l %s",)
 
 
-def test_types(catalog: Catalog, cars: Relation) -> None:
+def test_types_of_columns_come_with_their_parts(catalog: Catalog, cars: Relation) -> None:
     """Types of columns come with all that they are made of, wherever they live."""
     mood = catalog.type(cars.columns["mood"].type)
     assert (mood.sql, mood.kind, mood.labels) == ('app."Mood"', "enum", ("sad", "fine", "ok"))
@@ -279,12 +279,14 @@ def test_row_types_keep_hidden_places(catalog: Catalog) -> None:
         *[("json[]", False), ("away.pair", True), ("app.cars", True), ("jsonb", True)],
     ],
 )
-def test_comparable(catalog: Catalog, name: str, comparable: bool) -> None:
+def test_type_that_postgresql_can_sort_is_comparable(
+    catalog: Catalog, name: str, comparable: bool
+) -> None:
     """Only what PostgreSQL can sort is called comparable."""
     assert catalog.type_named(name).comparable is comparable
 
 
-def test_privileges(connected: connection, dsn: str) -> None:
+def test_privileges_of_a_role_are_known_by_column(connected: connection, dsn: str) -> None:
     """A role sees what it may use, column by column."""
     execute(
         dsn,
@@ -344,7 +346,7 @@ def test_in_a_transaction_of_the_pool(dsn: str, connected: connection) -> None:
         made.close()
 
 
-def test_empty_schema(connected: connection) -> None:
+def test_schema_without_relations_serves_nothing(connected: connection) -> None:
     """A schema without anything in it, or that does not exist, serves nothing."""
     catalog = catalog_txn(connected, ("nowhere",), 1)
     assert catalog.relations == {}
@@ -373,7 +375,9 @@ def test_views_in_a_circle(dsn: str) -> None:
     assert {name for _, name in catalog.relations} == {"base", "one", "two", "lone"}
 
 
-def test_a_thousand_relations(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_catalog_of_a_thousand_relations_is_read_soon(
+    dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A big schema is read in a handful of statements, in a second or two."""
     execute(
         dsn,

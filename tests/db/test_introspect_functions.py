@@ -65,7 +65,7 @@ def catalog(connected: connection) -> Catalog:
     return catalog_txn(connected, ("public", "app"), 1)
 
 
-def test_what_is_served(catalog: Catalog) -> None:
+def test_functions_of_extensions_or_hidden_are_not_served(catalog: Catalog) -> None:
     """Nothing of extensions, no triggers and aggregates, nothing hidden, no other schema."""
     assert {name: len(found) for (_, name), found in catalog.functions.items()} == {
         "add": 2,
@@ -80,7 +80,7 @@ def test_what_is_served(catalog: Catalog) -> None:
     assert ("app", 'odd "%name') in catalog.functions
 
 
-def test_arguments(catalog: Catalog) -> None:
+def test_arguments_of_a_function_are_as_declared(catalog: Catalog) -> None:
     """Names, types, modes and defaults are as declared."""
     (plain, texts) = catalog.function("public", "add")
     assert plain.arguments == (Argument("a", 23), Argument("b", 23, has_default=True))
@@ -99,7 +99,7 @@ def test_arguments(catalog: Catalog) -> None:
     assert unnamed.unnamed == 2
 
 
-def test_results(catalog: Catalog) -> None:
+def test_results_of_a_function_have_known_types(catalog: Catalog) -> None:
     """Sets, tables and the types of other schemas that they speak of are known."""
     (rows_of,) = catalog.function("public", "rows_of")
     assert rows_of.many
@@ -114,14 +114,14 @@ def test_results(catalog: Catalog) -> None:
     assert [each.has_default for each in work.inputs] == [False, True]
 
 
-def test_unknown(catalog: Catalog) -> None:
+def test_function_that_is_unknown_is_refused_with_the_nearest(catalog: Catalog) -> None:
     """A name that nobody has is refused with the nearest that somebody has."""
     with pytest.raises(NoSuchProcedure) as refused:
         catalog.function("public", "evryone")
     assert refused.value.details["hint"] == 'did you mean "everyone"?'
 
 
-def test_privileges(connected: connection) -> None:
+def test_function_without_execute_right_is_not_there(connected: connection) -> None:
     """What our role may not execute is not there."""
     execute(connected.dsn, "CREATE ROLE nobody_special")
     try:
@@ -135,7 +135,7 @@ def test_privileges(connected: connection) -> None:
     assert ("public", "forbidden") not in catalog.functions
 
 
-def test_a_thousand_functions(dsn: str, connected: connection) -> None:
+def test_catalog_of_a_thousand_functions_is_read_soon(dsn: str, connected: connection) -> None:
     """Many functions are read in one statement, in no time."""
     execute(
         dsn,
