@@ -44,7 +44,9 @@ BEFORE_EACH = "TRUNCATE events, seen, animals, dogs, stock RESTART IDENTITY"
 
 
 @pytest_twisted.ensureDeferred
-async def test_partitions(db: DirectCaller, dsn: str) -> None:
+async def test_rows_of_partitions_are_written_through_their_parent(
+    db: DirectCaller, dsn: str
+) -> None:
     """Rows go where they belong, and move; only the parent is served."""
     assert not {name for _, name in db.dispatcher.served.catalog.relations} & {
         "events_25",
@@ -77,7 +79,9 @@ async def test_partitions(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_heirs(db: DirectCaller, dsn: str) -> None:
+async def test_rows_of_heirs_are_read_and_written_through_the_parent(
+    db: DirectCaller, dsn: str
+) -> None:
     """A parent has its heirs' rows too, and writes reach them, as in SQL."""
     await db.call("animals.create", {"id": 1, "name": "cat"})
     dog = await db.call("dogs.create", {"id": 2, "name": "rex", "tricks": ["sit"]})
@@ -92,7 +96,7 @@ async def test_heirs(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_with_triggers(db: DirectCaller) -> None:
+async def test_write_to_a_view_with_triggers_is_what_they_make_of_it(db: DirectCaller) -> None:
     """What a trigger makes of a write comes back; it may refuse, and leave a row alone."""
     made = await db.call("shelf.create", [{"name": "Tea", "amount": 5}, {"name": "rum"}])
     assert made == [{"id": 1, "name": "TEA", "amount": 5}, {"id": 2, "name": "RUM", "amount": 1}]

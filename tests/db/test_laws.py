@@ -204,7 +204,7 @@ async def whole(db: DirectCaller, relation: str, **query: Any) -> list[Any]:
 @pytest_twisted.ensureDeferred
 @lawful(200)
 @given(where=WHERE)
-async def test_a_filter(db: DirectCaller, where: Any) -> None:
+async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: Any) -> None:
     """Every verb takes the same filter and means the same rows; its negation means others."""
     rows = await whole(db, "people", where=where, select=["id"])
     n = len(rows)
@@ -225,7 +225,9 @@ async def test_a_filter(db: DirectCaller, where: Any) -> None:
 @pytest_twisted.ensureDeferred
 @lawful(200)
 @given(where=WHERE, order=ORDERS, limit=st.integers(1, 12))
-async def test_pages(db: DirectCaller, where: Any, order: Any, limit: int) -> None:
+async def test_pages_in_any_order_are_the_stream_in_pieces(
+    db: DirectCaller, where: Any, order: Any, limit: int
+) -> None:
     """Pages by token are the stream in pieces, whatever the order; so are pages by offset."""
     rows = await whole(db, "people", where=where, order=order, select=["id"])
     paged: list[Any] = []
@@ -247,7 +249,9 @@ async def test_pages(db: DirectCaller, where: Any, order: Any, limit: int) -> No
 @pytest_twisted.ensureDeferred
 @lawful(200)
 @given(where=WHERE, select=SELECTS, embed=EMBEDS, order=ORDERS)
-async def test_forms(db: DirectCaller, where: Any, select: Any, embed: Any, order: Any) -> None:
+async def test_rows_in_any_form_are_the_same(
+    db: DirectCaller, where: Any, select: Any, embed: Any, order: Any
+) -> None:
     """Rows are the same as dicts, as lists, streamed, exported, and one by one."""
     query = {"where": where, "select": [*select, "key:id"], "embed": embed, "order": order}
     found = (await db.call("people.find", **query))["rows"]
@@ -267,7 +271,9 @@ async def test_forms(db: DirectCaller, where: Any, select: Any, embed: Any, orde
 @pytest_twisted.ensureDeferred
 @lawful(100)
 @given(where=WHERE, related=st.sampled_from([{}, {"year": {"gt": 2007}}, {"note": None}]))
-async def test_embeds(db: DirectCaller, where: Any, related: Any) -> None:
+async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
+    db: DirectCaller, where: Any, related: Any
+) -> None:
     """What is counted, listed and filtered by of a relationship is the same rows."""
     by = {"relation": "visits", "where": related}
     rows = await whole(
@@ -296,7 +302,9 @@ async def test_embeds(db: DirectCaller, where: Any, related: Any) -> None:
         unique=True, max_size=2,
     ),
 )  # fmt: skip
-async def test_groups(db: DirectCaller, where: Any, group: Any) -> None:
+async def test_groups_under_any_filter_add_up_to_the_whole(
+    db: DirectCaller, where: Any, group: Any
+) -> None:
     """Groups add up to the whole, and a condition on them takes some of them away."""
     measures = {"n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}}}  # fmt: skip
     groups = await db.call("people.aggregate", measures, where=where, group=group)

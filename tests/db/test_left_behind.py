@@ -215,7 +215,7 @@ async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -
 
 @pytest.mark.parametrize("caller", [ANYONE, CLERK], ids=["superuser", "role"])
 @pytest_twisted.ensureDeferred
-async def test_no_setting_stays(db: DirectCaller, caller: Caller) -> None:
+async def test_settings_changed_by_a_call_are_put_back(db: DirectCaller, caller: Caller) -> None:
     """Every setting that can be set at all has its own value again, for every next caller."""
     before = await state(db)
     backend = await db.database.statement("SELECT pg_backend_pid()")

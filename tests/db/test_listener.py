@@ -64,7 +64,7 @@ def descriptors() -> int:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_hears_in_order(dsn: str, heard: Heard) -> None:
+async def test_payloads_of_commits_arrive_once_in_order(dsn: str, heard: Heard) -> None:
     """Every payload arrives, once, in the order of commits, and says so when it begins."""
     await until(lambda: heard.resyncs == 1)
     notify(dsn, *map(str, range(500)))
@@ -73,7 +73,7 @@ async def test_it_hears_in_order(dsn: str, heard: Heard) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_failing_hearer_is_heard_about_but_not_the_end(dsn: str, heard: Heard) -> None:
+async def test_hearer_that_fails_is_logged_and_others_still_hear(dsn: str, heard: Heard) -> None:
     """What goes wrong with one notification leaves the next one alone."""
     await until(lambda: heard.listener.listening)
     notify(dsn, "bad", "good")
@@ -81,7 +81,7 @@ async def test_a_failing_hearer_is_heard_about_but_not_the_end(dsn: str, heard: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_comes_back(dsn: str, heard: Heard) -> None:
+async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Heard) -> None:
     """Its session is terminated again and again; it listens again, says so, leaks nothing."""
     await until(lambda: heard.resyncs == 1)
     before = descriptors()
@@ -94,7 +94,7 @@ async def test_it_comes_back(dsn: str, heard: Heard) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_waits_for_a_database(dsn: str) -> None:
+async def test_listener_without_a_database_tries_until_it_is_there(dsn: str) -> None:
     """It goes on trying until the database is there, and stops when told to."""
     where = ["dbname=no_such_database host=/nowhere"]
     heard = Heard(lambda: where[0])
@@ -109,7 +109,7 @@ async def test_it_waits_for_a_database(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stop_while_it_connects(dsn: str) -> None:
+async def test_listener_stopped_while_it_connects_is_closed(dsn: str) -> None:
     """A connection that comes too late is closed again."""
     heard = Heard(dsn)
     heard.listener.startService()

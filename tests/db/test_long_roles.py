@@ -56,7 +56,7 @@ async def parts(db: DirectCaller, name: str, **kwargs: Any) -> list[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_reading(dsn: str) -> None:
+async def test_stream_and_export_by_a_role_obey_its_rights(dsn: str) -> None:
     """Policies and grants hold for what is streamed and exported."""
     async with serving(dsn, roles=ROLES) as db:
         (rows,) = await parts(db, "notes.stream")
@@ -71,7 +71,7 @@ async def test_reading(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_importing(dsn: str) -> None:
+async def test_import_by_a_role_obeys_its_rights(dsn: str) -> None:
     """Policies and grants hold for what is imported."""
     async with serving(dsn, roles=ROLES) as db:
         given = [{"id": 20, "owner": "p1"}, {"id": 21, "owner": "p1"}]
@@ -99,7 +99,7 @@ Watched.validatesPresenceOf("name")
 
 
 @pytest_twisted.ensureDeferred
-async def test_rules(dsn: str) -> None:
+async def test_import_into_a_model_with_rules_is_validated(dsn: str) -> None:
     """A model with rules judges each row, of CSV too, and what it makes of them is written."""
     async with serving(dsn, written=(Watched,)) as db:
         given = [{"id": n, "name": f"N{n}"} for n in range(500)]
@@ -127,7 +127,7 @@ async def test_rules(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rules_for_csv(dsn: str) -> None:
+async def test_csv_for_a_model_with_rules_is_refused_if_malformed(dsn: str) -> None:
     """A column named twice is refused, and a quote that is not closed holds nobody up."""
     async with serving(dsn, written=(Watched,)) as db:
         refused = await failure_of(db.call("watched.import", csv="id,name,name\n960,a,b\n"))
@@ -161,7 +161,7 @@ async def test_rules_for_csv(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_upload_that_ends_while_it_is_judged(dsn: str) -> None:
+async def test_upload_cancelled_while_its_rows_are_judged_ends(dsn: str) -> None:
     """What ends an upload ends it, though its first rows have not reached the database yet."""
     async with serving(dsn, written=(Watched,), idle=60) as db:
         begun = await db.call("watched.import", done=False)

@@ -54,7 +54,7 @@ def alembic(dsn: str) -> Config:
     return Config(ROOT / "alembic.ini", attributes=attributes)
 
 
-def test_the_host_that_is_there(dsn: str, tmp_path: Path) -> None:
+def test_engine_for_several_hosts_takes_the_one_that_answers(dsn: str, tmp_path: Path) -> None:
     """Of several hosts SQLAlchemy gets the one that answers, as libpq does."""
     parameters = parse_dsn(dsn)
     hosts, port = f"{tmp_path},{parameters['host']}", parameters.get("port", "5432")
@@ -66,7 +66,7 @@ def test_the_host_that_is_there(dsn: str, tmp_path: Path) -> None:
         )
 
 
-def test_two_at_once(dsn: str, tmp_path: Path) -> None:
+def test_migrations_at_once_run_one_after_the_other(dsn: str, tmp_path: Path) -> None:
     """Of two migrations that race one waits for the other, and finds nothing left to do."""
     environ = {"DATABASE_URL": dsn, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     upgrade = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")
@@ -91,7 +91,7 @@ def test_two_at_once(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("moods")
-def test_a_new_label_is_seen(migrated: str) -> None:
+def test_label_missing_from_an_enum_is_seen_by_autogenerate(migrated: str) -> None:
     """Autogenerate knows the labels of enums."""
     with pytest.raises(CommandError, match="happy"):
         command.check(alembic(migrated))

@@ -60,12 +60,12 @@ def names(dsn: str) -> list[object]:
     return [row[0] for row in execute(dsn, LEFT)]
 
 
-def test_nothing_to_generate(base: str) -> None:
+def test_migrations_at_head_agree_with_the_declarations(base: str) -> None:
     """The migrations make what the classes declare, checks and comments included."""
     command.check(alembic(base))
 
 
-def test_down_leaves_nothing(base: str) -> None:
+def test_downgrade_to_base_leaves_alembics_table_alone(base: str) -> None:
     """After the way down only Alembic's own table is left, and the way up is open again."""
     command.downgrade(alembic(base), "base")
     assert {str(name).lstrip("_") for name in names(base)} == {
@@ -116,7 +116,7 @@ def test_dropped_checks_are_seen(base: str) -> None:
     command.downgrade(alembic(base), "base")
 
 
-def test_times_are_kept(base: str) -> None:
+def test_updated_at_of_a_changed_row_is_kept_by_the_database(base: str) -> None:
     """The database keeps updated_at, and a client cannot forge it; no change is no change."""
     execute(base, "INSERT INTO actions (action, path, updated_at) VALUES ('a', '/', 'epoch')")
     execute(base, "UPDATE actions SET action = action")
@@ -146,7 +146,9 @@ def test_times_are_kept(base: str) -> None:
         ),
     ],
 )
-def test_constraints_hold(base: str, statement: str, constraint: str) -> None:
+def test_row_against_a_constraint_is_refused_by_its_name(
+    base: str, statement: str, constraint: str
+) -> None:
     """Rows that make no sense are refused, by a constraint that is named for it."""
     with pytest.raises(psycopg2.IntegrityError) as refused:
         execute(base, statement)
@@ -196,7 +198,7 @@ def test_seeding_is_done_once(base: str) -> None:
     assert execute(base, "SELECT count(*) FROM vehicles WHERE driver_id IS NULL") == [(1,)]
 
 
-def test_inspect_at_head(base: str) -> None:
+def test_inspect_of_a_database_at_head_has_no_problem(base: str) -> None:
     """A database at the code's revision can be served."""
     report = inspect(Place(url=base))
     assert report.problem is None
@@ -204,7 +206,7 @@ def test_inspect_at_head(base: str) -> None:
     assert report.title
 
 
-def test_inspect_behind(base: str) -> None:
+def test_inspect_of_a_database_behind_says_what_to_run(base: str) -> None:
     """One that is behind is refused, with the command; or brought there."""
     command.downgrade(alembic(base), "base")
     assert inspect(Place(url=base)).problem == (
@@ -213,7 +215,7 @@ def test_inspect_behind(base: str) -> None:
     assert inspect(Place(url=base), upgrade=True, demo=True).problem is None
 
 
-def test_inspect_ahead(base: str) -> None:
+def test_inspect_of_a_database_ahead_says_update_the_code(base: str) -> None:
     """One that is newer than the code is refused, upgrade or not."""
     execute(base, "UPDATE alembic_version SET version_num = 'f00'")
     try:
@@ -225,7 +227,7 @@ def test_inspect_ahead(base: str) -> None:
         execute(base, f"UPDATE alembic_version SET version_num = '{HEAD}'")
 
 
-def test_a_stranger_is_left_alone(postgres: str) -> None:
+def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
     """A database with relations and migrations of its own is served as it is."""
     with database(
         postgres, "CREATE TABLE t (); CREATE TABLE alembic_version (version_num text)"
@@ -236,7 +238,7 @@ def test_a_stranger_is_left_alone(postgres: str) -> None:
         assert "actions" not in names(at)
 
 
-def test_a_role_that_may_not_create(postgres: str) -> None:
+def test_role_that_may_not_create_is_told_what_to_grant(postgres: str) -> None:
     """Who may not make tables is told what to grant."""
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
@@ -324,7 +326,7 @@ def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str)
     assert problem.endswith(f" → {cure}")
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_inspect_of_an_unreachable_database_names_it_without_the_password(tmp_path: Path) -> None:
     """A database that cannot be reached is told in one sentence."""
     url = f"postgresql://u:s3cret@/d?host={tmp_path}"
     problem = inspect(Place(url=url)).problem
@@ -333,7 +335,7 @@ def test_nobody_answers(tmp_path: Path) -> None:
     assert "s3cret" not in problem
 
 
-def test_two_heads(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_of_two_heads_says_how_to_merge(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two heads are told, with the command that joins them."""
     monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["0001", "0002"])
     problem = inspect(Place(url=base)).problem

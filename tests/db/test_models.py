@@ -184,7 +184,9 @@ async def test_reserved_names_are_quoted(dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_conditions(dsn: str, where: list[Any], count: int) -> None:
+async def test_condition_with_a_placeholder_or_percent_finds_its_rows(
+    dsn: str, where: list[Any], count: int
+) -> None:
     """A `?` is a parameter where it stands alone, and a `%` is itself."""
     Documents = model("documents")
     execute(dsn, "INSERT INTO documents (doc, words) VALUES ('{\"a\": 1}', '50%')")
@@ -392,7 +394,7 @@ async def test_save_of_an_invalid_object_raises_unless_not_strict(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_uniqueness_is_validated(dsn: str) -> None:
+async def test_uniqueness_of_a_taken_value_is_refused(dsn: str) -> None:
     """It holds against other rows, and an error of the database is no answer."""
     Uniques = model("uniques")
     Uniques.validatesUniquenessOf("name")

@@ -30,7 +30,9 @@ def roles(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_credentials_that_change(dsn: str, roles: None, tmp_path: Path) -> None:
+async def test_credentials_that_change_are_used_by_the_next_call(
+    dsn: str, roles: None, tmp_path: Path
+) -> None:
     """The next calls use the new ones, though the sessions of the old ones still stand."""
     file = tmp_path / "url"
     file.write_text(make_dsn(dsn, user="moving_1"))

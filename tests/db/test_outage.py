@@ -74,7 +74,7 @@ def server(postgres: str) -> Iterator[Server]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_killed_server(server: Server) -> None:
+async def test_write_in_flight_on_a_killed_server_fails_once(server: Server) -> None:
     """Reads wait it out, writes in flight fail once, the listener says what it may miss."""
     execute(server.dsn, "CREATE TABLE survivors (id int)")
     resyncs: list[int] = []

@@ -39,7 +39,7 @@ def begun(dsn: str, part: str) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_statement_is_one_message(dsn: str) -> None:
+async def test_statement_in_autocommit_is_one_message(dsn: str) -> None:
     """A single statement runs in autocommit; no BEGIN, no COMMIT, and the session is cleaned."""
     with Relay(dsn) as relay:
         async with database_at(relay.dsn, most=1) as database:
@@ -184,7 +184,7 @@ async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_read_outlives_its_connection(dsn: str) -> None:
+async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
     """A read is run again when its connection dies under it; a write is not."""
     async with database_at(dsn, most=2) as database:
         read = database.statement("SELECT pg_sleep(0.5), 'read'", retry=True)

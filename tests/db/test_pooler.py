@@ -104,7 +104,9 @@ async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures(dsn: str, pooler: str) -> None:
+async def test_procedure_behind_a_pooler_runs_as_its_caller_and_may_not_commit(
+    dsn: str, pooler: str
+) -> None:
     """One is called as the caller; one that commits is refused, and no session stays somebody."""
     execute(
         dsn,
@@ -127,7 +129,7 @@ async def test_procedures(dsn: str, pooler: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes_are_kept(dsn: str, pooler: str) -> None:
+async def test_write_behind_a_pooler_is_committed(dsn: str, pooler: str) -> None:
     """A single statement is committed; a failing one leaves the connection fit for use."""
     execute(dsn, "DROP TABLE IF EXISTS pooled; CREATE TABLE pooled (id int PRIMARY KEY)")
     async with database_at(pooler, most=2) as database:

@@ -398,7 +398,7 @@ async def test_preload_of_many_rows_leaves_the_reactor_free(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cancelled_preload_keeps_nothing(dsn: str) -> None:
+async def test_preload_that_is_cancelled_keeps_nothing(dsn: str) -> None:
     """Its statement is stopped, and rows get what they ask for by themselves."""
     async with counted(dsn) as _:
         lines = await Line.find(orderby="id")

@@ -48,7 +48,7 @@ async def served(database: Database, functions: Any = None) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_complete(dsn: str) -> None:
+async def test_complete_of_an_action_answers_its_row(dsn: str) -> None:
     """The action is done, and answered as any row is."""
     with registry():
         async with database_at(dsn) as database:
@@ -193,7 +193,7 @@ async def test_rule_of_a_model_holds_in_procedures(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_time_limit(dsn: str) -> None:
+async def test_procedure_over_its_timeout_is_undone(dsn: str) -> None:
     """A procedure takes a time limit like any other; its transaction is undone."""
 
     async def slow(call: Any) -> None:

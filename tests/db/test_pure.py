@@ -97,7 +97,7 @@ def relations(db: DirectCaller) -> dict[str, Relation]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_certain(db: DirectCaller) -> None:
+async def test_relations_of_harmless_functions_alone_are_pure(db: DirectCaller) -> None:
     """Only what runs nothing but harmless functions of PostgreSQL's own is certain."""
     found = relations(db)
     pure = {name for name, each in found.items() if each.pure_reads and each.pure_writes}

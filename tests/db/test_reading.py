@@ -61,7 +61,7 @@ async def ids(db: DirectCaller, **kwargs: Any) -> list[int]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_get(db: DirectCaller) -> None:
+async def test_get_by_key_answers_the_row_without_hidden_columns(db: DirectCaller) -> None:
     """A row by key, whole or in part; the hidden column is not there."""
     row = await db.call("things.get", 3)
     assert "secret" not in row
@@ -77,7 +77,7 @@ async def test_get(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names(db: DirectCaller) -> None:
+async def test_relation_of_any_name_but_hidden_is_served(db: DirectCaller) -> None:
     """Any name can be served; hidden and reserved ones cannot, except under their schema."""
     key = "6b0c0e1e-0000-4000-8000-000000000001"
     row = await db.call("app.Odd%2E%20na%25me.get", key)
@@ -165,7 +165,9 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("where", "sql"), FILTERS)
 @pytest_twisted.ensureDeferred
-async def test_filter(db: DirectCaller, dsn: str, where: dict[str, Any], sql: str) -> None:
+async def test_filter_by_any_operator_finds_what_sql_finds(
+    db: DirectCaller, dsn: str, where: dict[str, Any], sql: str
+) -> None:
     """Every operator finds the rows that SQL finds, and count and exists agree."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things WHERE {sql} ORDER BY id")]
     assert await ids(db, where=where) == expected
@@ -191,7 +193,9 @@ ORDERS: list[tuple[list[Any], str]] = [
 @pytest.mark.parametrize(("order", "sql"), ORDERS)
 @pytest.mark.parametrize("limit", [1, 7, 60])
 @pytest_twisted.ensureDeferred
-async def test_pages(db: DirectCaller, dsn: str, order: list[Any], sql: str, limit: int) -> None:
+async def test_pages_in_any_order_follow_each_other(
+    db: DirectCaller, dsn: str, order: list[Any], sql: str, limit: int
+) -> None:
     """Pages follow each other without gaps and repeats, whatever the order and its nulls."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things ORDER BY {sql}")]
     found: list[int] = []
@@ -207,7 +211,7 @@ async def test_pages(db: DirectCaller, dsn: str, order: list[Any], sql: str, lim
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_is_stable(db: DirectCaller, dsn: str) -> None:
+async def test_page_after_an_insert_before_it_is_the_same(db: DirectCaller, dsn: str) -> None:
     """A row that comes before the end of a page does not shift the next one."""
     first = await db.call("pairs.find", limit=2, select=["a", "b"])
     execute(dsn, "INSERT INTO pairs VALUES (0, 'a')")
@@ -217,7 +221,7 @@ async def test_a_page_is_stable(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tokens(db: DirectCaller) -> None:
+async def test_token_of_another_query_is_refused(db: DirectCaller) -> None:
     """A token goes with its question alone."""
     first = await db.call("things.find", limit=1, where={"size": 1})
     for other in ({"where": {"size": 2}}, {"where": {"size": 1}, "order": ["name"]}, {}):
@@ -227,7 +231,7 @@ async def test_tokens(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_limits_and_offsets(db: DirectCaller) -> None:
+async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> None:
     """Zero rows, offsets past the end, and the ceiling."""
     empty = await db.call("things.find", limit=0)
     assert empty["rows"] == []
@@ -254,7 +258,7 @@ async def test_pages_of_rows_without_a_key(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_counts(db: DirectCaller) -> None:
+async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) -> None:
     """Exact, planned, and estimated, which is exact for few rows."""
     where = {"size": {"gt": 3}}
     exact = await db.call("things.find", where=where, limit=1, count="exact")
@@ -309,7 +313,7 @@ async def test_a_type_with_a_match_of_its_own(
 
 
 @pytest_twisted.ensureDeferred
-async def test_distinct(db: DirectCaller, dsn: str) -> None:
+async def test_distinct_in_a_find_gives_what_sql_gives(db: DirectCaller, dsn: str) -> None:
     """Distinct rows, and one row for each value."""
     found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
     rows = execute(dsn, "SELECT DISTINCT open, mood FROM things ORDER BY mood DESC, open")
@@ -336,7 +340,7 @@ async def test_distinct(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_select(db: DirectCaller) -> None:
+async def test_select_with_casts_aliases_and_paths_gives_their_values(db: DirectCaller) -> None:
     """Casts, aliases and steps give what they say."""
     select = [
         "id",
@@ -401,7 +405,9 @@ async def test_operands_that_do_not_fit(
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_injection(db: DirectCaller, dsn: str) -> None:
+async def test_find_with_sql_in_its_names_and_values_runs_none_of_it(
+    db: DirectCaller, dsn: str
+) -> None:
     """Whatever is written where a name or a value goes stays a name or a value."""
     evil = 'id"; DROP TABLE things; --'
     for kwargs in (
@@ -424,7 +430,7 @@ async def test_no_injection(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answers_are_bounded(db: DirectCaller) -> None:
+async def test_answer_over_the_limit_is_too_large(db: DirectCaller) -> None:
     """An answer that would be too large says so, and what to do."""
     refused = await failure_of(db.call("blobs.find"))
     assert isinstance(refused, TooLarge)
@@ -433,7 +439,7 @@ async def test_answers_are_bounded(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_time_limit(db: DirectCaller, dsn: str) -> None:
+async def test_find_over_its_timeout_is_stopped_on_the_server(db: DirectCaller, dsn: str) -> None:
     """A call that takes longer than it may is stopped on the server."""
     execute(
         dsn,
@@ -448,7 +454,9 @@ async def test_time_limit(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_changed_catalog(db: DirectCaller, dsn: str) -> None:
+async def test_get_after_a_dropped_column_is_answered_without_it(
+    db: DirectCaller, dsn: str
+) -> None:
     """A call that trips over a dropped column is answered without it."""
     execute(dsn, "CREATE TABLE fleeting (id int PRIMARY KEY, a int, b int)")
     db.catalogs.reload()

@@ -77,7 +77,7 @@ def tables(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_drivers_have_vehicles(dsn: str) -> None:
+async def test_vehicles_of_a_driver_are_related_both_ways(dsn: str) -> None:
     """The relationship that comes with the project, both ways."""
     async with served(dsn, Driver, Vehicle):
         driver = await Driver(name="Ada").save()
@@ -185,7 +185,7 @@ async def test_polymorphic_relationship_keeps_the_class(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_errors_of_relationships(dsn: str) -> None:
+async def test_relationship_of_an_unsaved_object_is_refused(dsn: str) -> None:
     """An unsaved object has none; a load that fails fails."""
     async with served(dsn, *MODELS):
         with pytest.raises(ReferenceNotSavedError):

@@ -84,7 +84,7 @@ pytestmark = pytest.mark.serving(roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: DirectCaller) -> None:
+async def test_rows_of_a_role_are_those_its_policies_show(db: DirectCaller) -> None:
     """Each sees, counts and changes the rows that policies show them."""
     mine = await db.call_as(CLERK, "notes.find")
     assert [row["id"] for row in mine["rows"]] == [1, 4, 7, 10]
@@ -105,7 +105,7 @@ async def test_rows(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns(db: DirectCaller) -> None:
+async def test_column_that_a_role_may_not_read_is_refused(db: DirectCaller) -> None:
     """A column that a role may not read does not leave, and is not filtered or sorted by."""
     row = await db.call_as(CLERK, "notes.get", 1)
     assert set(row) == {"id", "owner", "text"}
@@ -118,7 +118,7 @@ async def test_columns(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_relations(db: DirectCaller) -> None:
+async def test_relation_that_a_role_may_not_use_is_not_there(db: DirectCaller) -> None:
     """A relation that a role may not use is not there, nor in what is embedded."""
     assert await db.call_as(STRANGER, "news.count") == 1
     assert isinstance(await failure_of(db.call_as(STRANGER, "notes.find")), NoSuchProcedure)
@@ -128,7 +128,7 @@ async def test_relations(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_claims(db: DirectCaller) -> None:
+async def test_claims_of_a_caller_are_seen_by_policies_and_gone_after(db: DirectCaller) -> None:
     """Policies can ask who calls; nothing is left behind for the next call."""
     odd = caller("clerk", "o'hara %s \\ \" ; --", 2**53 - 1)
     assert (await db.call_as(odd, "me.find"))["rows"] == [
@@ -151,7 +151,7 @@ async def test_claims(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_message(dsn: str) -> None:
+async def test_call_with_a_role_is_one_message(dsn: str) -> None:
     """The role and the claims travel with the statement: a call stays one round trip."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn, roles=ROLES) as db:
@@ -166,7 +166,7 @@ async def test_one_message(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody(dsn: str) -> None:
+async def test_caller_without_a_role_is_not_authorized(dsn: str) -> None:
     """A caller without a role gets nothing."""
     async with serving(dsn, roles=Roles({"clerk": "rc_clerk"})) as callee:
         for name in ("notes.find", "news.find", "nope.find"):
@@ -196,7 +196,7 @@ async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure
 
 
 @pytest_twisted.ensureDeferred
-async def test_side_by_side(db: DirectCaller) -> None:
+async def test_calls_of_roles_at_once_keep_their_own(db: DirectCaller) -> None:
     """Many calls of different roles at once never take each other's."""
 
     async def count(who: Caller, expected: int) -> None:
@@ -233,7 +233,7 @@ ORDERS = st.sampled_from([[], ["-id"], ["owner", "-text"], ["-owner"]])
 @given(visible=POLICY, columns=st.sampled_from(["id", "id, owner", "id, owner, text"]),
        where=FILTERS, order=ORDERS)  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_random_policies(
+async def test_policies_at_random_show_nothing_beyond_them(
     dsn: str, visible: list[int], columns: str, where: Any, order: Any
 ) -> None:
     """Whatever the policy and the grants, nobody sees, counts, filters or sorts beyond them."""
@@ -330,7 +330,9 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 )
 @given(rights=st.fixed_dictionaries({name: RIGHTS for name in ("id", *TREES)}))
 @pytest_twisted.ensureDeferred
-async def test_random_rights(dsn: str, rights: dict[str, set[str]]) -> None:
+async def test_rights_at_random_are_named_by_no_refusal(
+    dsn: str, rights: dict[str, set[str]]
+) -> None:
     """No refusal names a column on which a role has no right at all, nor does describe."""
     grants = [f"{right} ({name})" for name, found in rights.items() for right in sorted(found)]
     execute(
@@ -404,7 +406,9 @@ def beds() -> str:
     run=st.sets(st.sampled_from(FUNCTIONS)),
 )
 @pytest_twisted.ensureDeferred
-async def test_random_descriptions(dsn: str, rights: dict[str, set[str]], run: set[str]) -> None:
+async def test_descriptions_under_random_rights_name_nothing_beyond_them(
+    dsn: str, rights: dict[str, set[str]], run: set[str]
+) -> None:
     """Nothing is described by a name on which the role has no right, in any part of it."""
     grants = [
         f"GRANT {right} ({name}) ON beds.{name.split('_')[0]} TO rc_clerk;"
@@ -463,7 +467,7 @@ async def test_what_a_definer_gives(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_pool_of_twistar(db: DirectCaller) -> None:
+async def test_statement_by_twistars_pool_runs_as_the_caller(db: DirectCaller) -> None:
     """What a procedure asks the Registry's pool runs as its caller, in its caller's transaction."""
     who = "SELECT current_user::text, current_setting('rowcast.authid', true)"
 

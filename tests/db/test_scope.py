@@ -358,7 +358,7 @@ async def test_transaction_whose_body_words_a_serialization_failure_is_run_again
 
 
 @pytest_twisted.ensureDeferred
-async def test_retries_end(dsn: str) -> None:
+async def test_transaction_that_always_fails_ends_as_conflict(dsn: str) -> None:
     """A transaction that never gets through fails as PostgreSQL said it."""
     attempts = []
     async with database_at(dsn) as database:

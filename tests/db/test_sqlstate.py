@@ -220,7 +220,7 @@ OPERANDS: list[tuple[str, list[tuple[str, str, str | None]], str, dict[str, Any]
 
 
 @pytest.mark.parametrize(("text", "values", "message", "details"), OPERANDS)
-def test_operands(
+def test_operand_that_postgresql_refuses_has_its_path(
     connected: connection,
     catalog: Catalog,
     text: str,
@@ -339,7 +339,7 @@ VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("sql", "kind", "message", "details"), VIOLATIONS)
 @pytest.mark.parametrize("acted_on", ["cars", "makers", None])
-def test_violations(
+def test_violation_of_a_constraint_names_it_without_rows(
     connected: connection,
     catalog: Catalog,
     sql: str,
@@ -396,7 +396,7 @@ OTHERS: list[tuple[str, type[ServiceError], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("sql", "kind", "details"), OTHERS)
-def test_others(
+def test_error_of_any_sqlstate_has_its_refusal(
     connected: connection,
     catalog: Catalog,
     sql: str,
@@ -430,7 +430,9 @@ def test_states_of_the_server_that_an_author_raises(
     assert "retry" not in found.details
 
 
-def test_a_bug_of_a_function(connected: connection, catalog: Catalog) -> None:
+def test_error_inside_a_function_is_not_blamed_on_its_argument(
+    connected: connection, catalog: Catalog
+) -> None:
     """What goes wrong inside a function is not blamed on its argument."""
     found = refused(
         connected, catalog, "SELECT broken() WHERE 1 = CAST(%s AS int)", [("a", "int4", "1")]
@@ -440,7 +442,9 @@ def test_a_bug_of_a_function(connected: connection, catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("kind", ["class", "type", "namespace", "role", "config", "proc"])
-def test_names_in_rows(connected: connection, catalog: Catalog, kind: str) -> None:
+def test_value_that_is_no_name_is_an_invalid_argument(
+    connected: connection, catalog: Catalog, kind: str
+) -> None:
     """A value that is to be a name, and is none, is no change of the schema; nor is it shown."""
     found = refused(connected, catalog, f"SELECT secret::reg{kind} FROM cars")
     assert type(found) is InvalidArgument
@@ -455,7 +459,9 @@ def test_sql_of_ours_that_is_wrong(connected: connection, catalog: Catalog) -> N
     assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
 
 
-def test_a_locked_row(connected: connection, catalog: Catalog, dsn: str) -> None:
+def test_wait_for_a_locked_row_is_conflict(
+    connected: connection, catalog: Catalog, dsn: str
+) -> None:
     """Waiting for a lock too long may be tried again."""
     other = psycopg2.connect(dsn)
     try:
@@ -467,7 +473,7 @@ def test_a_locked_row(connected: connection, catalog: Catalog, dsn: str) -> None
     assert type(found) is Conflict
 
 
-def test_lost_connection(dsn: str, catalog: Catalog) -> None:
+def test_connection_that_is_lost_is_unavailable(dsn: str, catalog: Catalog) -> None:
     """A connection that ends under a statement, or before it, may be tried again."""
     made = psycopg2.connect(dsn)
     found = refused(made, catalog, "SELECT pg_terminate_backend(pg_backend_pid())")

@@ -67,7 +67,7 @@ def transactions(dsn: str) -> list[tuple[object, ...]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows(db: DirectCaller) -> None:
+async def test_stream_in_chunks_has_all_rows_in_order(db: DirectCaller) -> None:
     """All rows come, as find gives them, in chunks of the asked size and in order."""
     taker = Taker(db)
     assert await taker.call("items.stream", chunk=700) == {"rows": 2500}
@@ -78,7 +78,7 @@ async def test_rows(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_arguments(db: DirectCaller) -> None:
+async def test_stream_with_arguments_of_find_takes_them_without_ceiling(db: DirectCaller) -> None:
     """What find takes, stream takes, with no ceiling on its limit; pages it has not."""
     taker = Taker(db)
     answer = await taker.call(
@@ -118,7 +118,9 @@ async def test_arguments(db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_refused_arguments(db: DirectCaller, arguments: dict[str, Any], path: str) -> None:
+async def test_stream_with_malformed_arguments_is_refused(
+    db: DirectCaller, arguments: dict[str, Any], path: str
+) -> None:
     """A malformed call is refused before anything is sent."""
     taker = Taker(db)
     refused = await failure_of(taker.call("items.stream", **arguments))
@@ -147,7 +149,7 @@ async def test_chunks_are_bounded_by_bytes(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_row_too_large(dsn: str) -> None:
+async def test_row_over_the_limit_ends_the_stream(dsn: str) -> None:
     """A single row that may not be sent ends the stream."""
     async with serving(dsn, max_bytes=20_000) as db:
         taker = Taker(db)
@@ -156,7 +158,9 @@ async def test_a_row_too_large(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_holds_two_chunks(dsn: str, db: DirectCaller) -> None:
+async def test_stream_whose_caller_is_behind_reads_one_chunk_ahead(
+    dsn: str, db: DirectCaller
+) -> None:
     """While a caller is behind, one chunk is read ahead, and no more."""
     taker = Taker(db)
     taker.open = False
@@ -170,7 +174,9 @@ async def test_holds_two_chunks(dsn: str, db: DirectCaller) -> None:
 
 @pytest.mark.parametrize("when", ["reading", "sending"])
 @pytest_twisted.ensureDeferred
-async def test_cancelled(dsn: str, db: DirectCaller, when: str) -> None:
+async def test_stream_that_is_cancelled_frees_its_connection(
+    dsn: str, db: DirectCaller, when: str
+) -> None:
     """A caller that cancels or leaves frees the cursor and the connection at once."""
     taker = Taker(db)
     taker.open = False

@@ -215,7 +215,7 @@ def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_python(document: Any, tmp_path: Path) -> None:
+def test_stubs_for_python_are_taken_by_mypy(document: Any, tmp_path: Path) -> None:
     """Mypy takes the module, knows the types in it, and refuses what does not fit."""
     (tmp_path / "made.py").write_text(python(document))
     (tmp_path / "use.py").write_text(USE_PY)
@@ -230,7 +230,7 @@ def test_python(document: Any, tmp_path: Path) -> None:
         assert f"use.py:{at}: error" in said, (wrong, said)
 
 
-def test_typescript(document: Any, tmp_path: Path) -> None:
+def test_stubs_for_typescript_are_taken_by_tsc(document: Any, tmp_path: Path) -> None:
     """Tsc takes the declarations, knows the types in them, and refuses what does not fit."""
     (tmp_path / "made.ts").write_text(typescript(document))
     (tmp_path / "use.ts").write_text(USE_TS)
@@ -360,7 +360,7 @@ def test_every_verb_has_a_signature(document: Any) -> None:
         assert {uri for uri in uris if json.dumps(uri) not in made} == set()
 
 
-def test_calls_of_python(document: Any) -> None:
+def test_methods_of_python_stubs_make_their_calls(document: Any) -> None:
     """The methods call what they are called after, with what they are given."""
     space: dict[str, Any] = {"__name__": "made"}
     exec(python(document), space)

@@ -190,7 +190,7 @@ async def test_a_refusal_that_stands_reads_nothing(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_upload_is_refused_once(db: DirectCaller) -> None:
+async def test_call_of_an_upload_that_fails_is_not_made_twice(db: DirectCaller) -> None:
     """A call of an upload is not made twice: its refusal has ended the upload."""
     upload = await db.call("hats.import", done=False)
     assert isinstance(await failure_of(db.call("hats.import", [{"x": 1}], **upload)), UnknownName)
@@ -215,14 +215,14 @@ async def test_parts_are_sent_once(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_procedure_runs_once(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_that_fails_after_a_commit_runs_once(db: DirectCaller, dsn: str) -> None:
     """A procedure that fails after it has committed is not called again from a new catalog."""
     assert isinstance(await failure_of(db.call("fn.half")), ServiceError)
     assert execute(dsn, "SELECT count(*) FROM bare WHERE id = 77") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_looks_are_shared(dsn: str) -> None:
+async def test_refusals_at_once_share_few_looks_at_the_catalog(dsn: str) -> None:
     """Callers who are refused in crowds have the catalog looked at a few times."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn) as db:
@@ -235,7 +235,7 @@ async def test_looks_are_shared(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_database_that_is_away(dsn: str, postgres: str) -> None:
+async def test_refusal_while_the_database_is_away_may_be_retried(dsn: str, postgres: str) -> None:
     """Who is refused while nobody can tell how the database is may try again, and then is not."""
     (name,) = execute(dsn, "SELECT current_database()")[0]
     async with serving(dsn, every=0.05) as db:
@@ -305,7 +305,7 @@ async def _answered(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_role_that_went(dsn: str) -> None:
+async def test_column_whose_right_was_revoked_is_refused_or_left_out(dsn: str) -> None:
     """What a role may read no longer is refused, or left out, at the first call."""
     execute(dsn, "DROP ROLE IF EXISTS hatter; CREATE ROLE hatter")
     execute(dsn, "GRANT USAGE ON SCHEMA public TO hatter; GRANT SELECT ON hats TO hatter")
@@ -408,7 +408,7 @@ STILL = [
 ]
 
 
-def test_the_fingerprint_tells_changes(dsn: str) -> None:
+def test_fingerprint_after_a_change_differs(dsn: str) -> None:
     """Each change of what can be served makes another fingerprint, and nothing else does."""
     execute(dsn, "DROP ROLE IF EXISTS fp_role; CREATE ROLE fp_role")
     execute(dsn, "CREATE TEMP TABLE first (id int)")

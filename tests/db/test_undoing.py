@@ -158,7 +158,7 @@ async def test_a_savepoint_whose_body_swallowed_an_error(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_dropped_savepoint(dsn: str) -> None:
+async def test_savepoint_of_a_dropped_task_leaves_nothing(dsn: str) -> None:
     """A task that nobody holds any more leaves nothing in a transaction that goes on."""
     async with database_at(dsn) as database:
         at: list[bool] = []
@@ -180,7 +180,7 @@ async def test_a_dropped_savepoint(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rollback_is_sent(dsn: str) -> None:
+async def test_rollback_of_a_function_is_sent_by_itself(dsn: str) -> None:
     """It is the function's own end that undoes, not only the worker that tidies up after it."""
 
     def undone_txn(connection: PgConnection) -> tuple[int, int]:

@@ -69,7 +69,7 @@ PICK: dict[str, Any] = {"select": ["id", "size", "note"]}
 
 
 @pytest_twisted.ensureDeferred
-async def test_one(db: DirectCaller) -> None:
+async def test_upsert_of_one_row_inserts_or_updates_it(db: DirectCaller) -> None:
     """A row comes or changes, and is answered as it is then."""
     new = await db.call("items.upsert", {"id": 9, "code": "n", "size": 5}, **PICK)
     assert new == {"id": 9, "size": 5, "note": None}
@@ -89,14 +89,16 @@ async def test_one(db: DirectCaller) -> None:
 
 @pytest.mark.parametrize("key", [["code"], "code", "items_code_key"])
 @pytest_twisted.ensureDeferred
-async def test_by_another_key(db: DirectCaller, key: Any) -> None:
+async def test_upsert_by_another_unique_key_keeps_the_primary_key(
+    db: DirectCaller, key: Any
+) -> None:
     """Any unique key tells which row it is; the row keeps its primary key."""
     row = await db.call("items.upsert", {"code": "b", "size": 8}, on_conflict=key, **PICK)
     assert row == {"id": 2, "size": 8, "note": "two"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_by_an_index(db: DirectCaller) -> None:
+async def test_upsert_by_a_unique_index_updates_its_row(db: DirectCaller) -> None:
     """A unique index that is no constraint will do, by its columns and by its name."""
     for note, key in (("x", ["name"]), ("y", "bare_name")):
         row = await db.call("bare.upsert", {"name": "n", "note": note}, on_conflict=key)
@@ -107,7 +109,7 @@ async def test_by_an_index(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many(db: DirectCaller) -> None:
+async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> None:
     """A list comes back in its order; a row keeps what its new one does not speak of."""
     rows = await db.call(
         "items.upsert",
@@ -147,7 +149,7 @@ async def test_keys_as_they_are_stored(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update(db: DirectCaller) -> None:
+async def test_upsert_with_update_takes_over_the_named_columns(db: DirectCaller) -> None:
     """Only the named columns are taken over; with none, rows that are there stay."""
     values = {"id": 1, "code": "z", "size": 50, "note": "z"}
     row = await db.call("items.upsert", values, update=["size", "hits"], **PICK)
@@ -165,7 +167,7 @@ async def test_update(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_comes_back(db: DirectCaller) -> None:
+async def test_upsert_with_order_and_embed_answers_both(db: DirectCaller) -> None:
     """Rows come back sorted and with related ones, as of any write."""
     rows = await db.call(
         "items.upsert",
@@ -178,7 +180,7 @@ async def test_what_comes_back(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_refused(db: DirectCaller) -> None:
+async def test_upsert_that_cannot_be_is_refused_and_writes_nothing(db: DirectCaller) -> None:
     """What cannot be is said, with its place, and nothing is written."""
     twice = [{"id": 5, "code": "x"}, {"id": 5, "code": "y"}]
     refused = await failure_of(db.call("items.upsert", twice))
@@ -207,7 +209,7 @@ async def test_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views(db: DirectCaller) -> None:
+async def test_upsert_into_a_view_goes_by_the_keys_of_its_table(db: DirectCaller) -> None:
     """A view has the keys of its table, if PostgreSQL finds them."""
     for note in ("x", "y"):
         row = await db.call("labels.upsert", {"code": "v", "note": note}, on_conflict=["code"])
@@ -219,7 +221,7 @@ async def test_views(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_partitions(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_into_partitions_goes_to_the_right_one(db: DirectCaller, dsn: str) -> None:
     """A row goes to its partition, whether it is there already or not."""
     rows = [{"y": 1999, "id": 1, "note": "a"}, {"y": 2001, "id": 1, "note": "b"}]
     for _ in range(2):
@@ -228,7 +230,7 @@ async def test_partitions(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_at_once(db: DirectCaller) -> None:
+async def test_upserts_at_once_make_one_row(db: DirectCaller) -> None:
     """Of many callers at once each is answered, and there is one row."""
     calls = [
         ensureDeferred(db.call("pairs.upsert", {"a": 5, "b": "x", "note": str(at)}))
@@ -243,7 +245,7 @@ async def test_at_once(db: DirectCaller) -> None:
     "on_conflict", [None, "id", ["id"], "late_pkey", "a", "late_a"], ids=lambda key: str(key)
 )
 @pytest_twisted.ensureDeferred
-async def test_a_deferrable_key(db: DirectCaller, on_conflict: Any) -> None:
+async def test_upsert_by_a_deferrable_key_is_refused(db: DirectCaller, on_conflict: Any) -> None:
     """PostgreSQL upserts by no key that is checked late: that is known before it is asked."""
     row = {"id": 1, "code": 1, "a": 1}
     key = {} if on_conflict is None else {"on_conflict": on_conflict}
@@ -257,7 +259,7 @@ async def test_a_deferrable_key(db: DirectCaller, on_conflict: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_key_with_nulls(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_by_a_key_with_nulls_keeps_its_row(db: DirectCaller, dsn: str) -> None:
     """Where NULL is a value like others, a row that has it in its key keeps its own, too."""
     execute(
         dsn, "INSERT INTO gaps VALUES (NULL, 'x', 'kept'), (NULL, NULL, 'kept'), (1, 'x', 'old')"
@@ -299,7 +301,9 @@ async def test_partial_index_on_expressions_by_name(db: DirectCaller, dsn: str) 
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_index_by_name(db: DirectCaller, dsn: str, name: str, row: dict[str, Any]) -> None:
+async def test_upsert_by_the_name_of_an_index_updates_its_row(
+    db: DirectCaller, dsn: str, name: str, row: dict[str, Any]
+) -> None:
     """Every unique index that PostgreSQL can go by is gone by, in an import as well."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     made = await db.call("people.upsert", row, on_conflict=name)

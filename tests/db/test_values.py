@@ -180,7 +180,7 @@ ROUND = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in ROUND.items() for value in values]
 )
-def test_round_trip(bench: Bench, name: str, value: Any) -> None:
+def test_value_of_any_type_comes_back_as_it_went(bench: Bench, name: str, value: Any) -> None:
     """What goes in comes out, and again."""
     once = bench.back(name, value)
     assert once == value
@@ -224,7 +224,7 @@ def test_round_trip(bench: Bench, name: str, value: Any) -> None:
         ("'2026-01-01'::date + time '10:00'", "2026-01-01T10:00:00"),
     ],
 )
-def test_reading(bench: Bench, sql: str, value: Any) -> None:
+def test_value_that_no_argument_makes_is_read(bench: Bench, sql: str, value: Any) -> None:
     """Values that no argument makes are read as well."""
     assert bench.read(f"SELECT {sql}") == value
 
@@ -252,7 +252,7 @@ def test_escape_format_of_bytea(bench: Bench) -> None:
     bench.cursor.execute("SET bytea_output = hex")
 
 
-def test_a_changed_row_type(bench: Bench) -> None:
+def test_value_of_a_changed_row_type_is_not_misread(bench: Bench) -> None:
     """A row type that changed since the catalog was read is not misread."""
     bench.cursor.execute("BEGIN")
     try:
@@ -306,7 +306,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "sent", "kept"), ACCEPTED)
-def test_accepted(bench: Bench, name: str, sent: Any, kept: Any) -> None:
+def test_argument_in_another_form_is_taken(bench: Bench, name: str, sent: Any, kept: Any) -> None:
     """Arguments may come in other forms than answers do."""
     assert bench.back(name, sent) == kept
 
@@ -414,7 +414,7 @@ def attempt(way: Callable[[Type, Any, str], Any], type: Type, value: Any) -> Any
 
 
 @pytest.mark.parametrize("name", [*ROUND, "kept", "record", "void"])
-def test_hostile_arguments(bench: Bench, name: str) -> None:
+def test_argument_of_any_kind_is_encoded_or_refused(bench: Bench, name: str) -> None:
     """Whatever is sent is either text for PostgreSQL or refused, with a path."""
     type = next((t for t in bench.catalog.types.values() if t.name == name), None)
     type = type or bench.type(name)
@@ -475,7 +475,9 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "path"), REFUSED)
-def test_refused(bench: Bench, name: str, value: Any, path: str) -> None:
+def test_value_of_the_wrong_type_is_refused_with_its_path(
+    bench: Bench, name: str, value: Any, path: str
+) -> None:
     """A value of the wrong sort is refused where it stands."""
     with pytest.raises(InvalidArgument) as refused:
         bench.codec.encode(bench.type(name), value, "v")
@@ -483,13 +485,13 @@ def test_refused(bench: Bench, name: str, value: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["numeric", "jsonb", "text", "float8"])
-def test_too_many_digits(bench: Bench, name: str) -> None:
+def test_integer_of_too_many_digits_is_refused(bench: Bench, name: str) -> None:
     """An integer that Python does not write is refused, not an error."""
     with pytest.raises(InvalidArgument, match="too many digits"):
         bench.codec.encode(bench.type(name), 10**5000, "v")
 
 
-def test_parameters(bench: Bench) -> None:
+def test_parameters_of_a_statement_are_bound_in_its_order(bench: Bench) -> None:
     """Values are bound in the order of the statement; text of a token is passed on."""
     integer, text = bench.type("int4"), bench.type("text")
     bounds = [Bound(1, text, "b"), Bound(0, integer, "a"), Bound(2, integer, "c", raw=True)]
@@ -509,7 +511,7 @@ HSTORES: list[dict[str, str | None]] = [
 
 
 @pytest.mark.parametrize("value", HSTORES)
-def test_hstore(bench: Bench, value: dict[str, str | None]) -> None:
+def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str | None]) -> None:
     """An hstore is a dict of strings and nulls, where the server has the extension."""
     connection = bench.cursor.connection
     with connection.cursor() as cursor:

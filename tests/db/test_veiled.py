@@ -52,7 +52,7 @@ ROW = {"id": 1, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyo
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_there(db: DirectCaller) -> None:
+async def test_value_with_a_hidden_field_is_answered_without_it(db: DirectCaller) -> None:
     """Such a value is answered without the field, and its other fields go anywhere."""
     assert await db.call("visits.get", 1) == ROW
     found = await db.call("hosts.find", embed={"visits": {"limit": 1}})
@@ -114,7 +114,7 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "path"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_no_way_out(
+async def test_hidden_field_by_any_path_is_not_answered(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str | None
 ) -> None:
     """The hidden field is not there; nor is what would look at all of the value."""
@@ -151,7 +151,9 @@ EVIL = "(9,Eve,evil)"
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_no_way_in(db: DirectCaller, name: str, kwargs: dict[str, Any], path: str) -> None:
+async def test_text_of_a_value_with_a_hidden_field_is_refused(
+    db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
+) -> None:
     """PostgreSQL's text of such a value, which would set the hidden field, is not taken."""
     refused = await failure_of(db.call(name, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
@@ -159,7 +161,9 @@ async def test_no_way_in(db: DirectCaller, name: str, kwargs: dict[str, Any], pa
 
 
 @pytest_twisted.ensureDeferred
-async def test_written_by_parts(db: DirectCaller, dsn: str) -> None:
+async def test_value_given_by_parts_is_written_without_the_hidden_field(
+    db: DirectCaller, dsn: str
+) -> None:
     """What is given part by part is written; the hidden field stays without a value."""
     new = {"id": 9, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyone": ADA}
     assert await db.call("visits.create", {**new, "host": 1}) == {**ROW, "id": 9}
@@ -182,7 +186,7 @@ async def test_exported_as_json_lines(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_records(db: DirectCaller) -> None:
+async def test_record_of_no_known_type_is_answered_without_hidden_fields(db: DirectCaller) -> None:
     """Rows in a record, of which nobody says what they are, are answered without the field."""
     bob = {"id": 2, "name": "Bob"}
     told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}

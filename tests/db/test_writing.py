@@ -67,7 +67,7 @@ BEFORE_EACH = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_create(db: DirectCaller, dsn: str) -> None:
+async def test_create_of_a_row_answers_it_as_stored(db: DirectCaller, dsn: str) -> None:
     """A new row comes back with what the database made of it."""
     row = await db.call(
         "things.create", {"name": "new", "doc": {"a": [1, None]}, "data": b"\0\xff"}
@@ -94,7 +94,7 @@ async def test_create(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_many(db: DirectCaller) -> None:
+async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
     """A list of rows comes back in its order; a missing key is the default."""
     rows = await db.call(
         "things.create",
@@ -138,7 +138,7 @@ async def test_many_rows_of_defaults(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_or_nothing(db: DirectCaller) -> None:
+async def test_create_of_a_list_with_one_bad_row_keeps_none(db: DirectCaller) -> None:
     """One bad row keeps a whole list out."""
     refused = await failure_of(db.call("things.create", [{"name": "ok"}, {"name": "one"}]))
     assert isinstance(refused, UniqueViolation)
@@ -146,7 +146,7 @@ async def test_all_or_nothing(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_key(db: DirectCaller) -> None:
+async def test_update_by_key_answers_the_changed_row(db: DirectCaller) -> None:
     """Changes by key answer the row; without changes it is answered as it is."""
     changed = await db.call("things.update", 1, {"size": 9}, select=["id", "size", "twice"])
     assert changed == {"id": 1, "size": 9, "twice": 18}
@@ -164,7 +164,7 @@ async def test_update_by_key(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_expect(db: DirectCaller) -> None:
+async def test_update_with_stale_expect_is_conflict(db: DirectCaller) -> None:
     """What is expected of a row is checked with the write; else the row as it is comes back."""
     same = {"size": 1, "doc": None, "raw": None}
     assert await db.call("things.update", 1, {"size": 2}, expect=same, select=["size"]) == {
@@ -186,7 +186,7 @@ async def test_expect(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_filter(db: DirectCaller) -> None:
+async def test_update_by_filter_answers_rows_and_their_number(db: DirectCaller) -> None:
     """Changes to many rows say which and how many; a bound keeps all of them out."""
     answer = await db.call(
         "things.update",
@@ -212,7 +212,7 @@ async def test_update_by_filter(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete(db: DirectCaller) -> None:
+async def test_delete_by_key_or_filter_answers_what_was_deleted(db: DirectCaller) -> None:
     """A deleted row comes back whole; many say how many."""
     row = await db.call("things.delete", 2, select=["id", "name"])
     assert row == {"id": 2, "name": "two"}
@@ -232,7 +232,7 @@ async def test_delete(db: DirectCaller) -> None:
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_invalid_rows(
+async def test_create_of_invalid_rows_names_every_failing_column(
     db: DirectCaller, values: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     """Every failing column comes back at once, before anything is sent."""
@@ -267,7 +267,7 @@ async def test_values_that_do_not_fit(db: DirectCaller, values: dict[str, Any], 
 
 
 @pytest_twisted.ensureDeferred
-async def test_constraints(db: DirectCaller) -> None:
+async def test_write_against_a_constraint_names_it(db: DirectCaller) -> None:
     """The database's own word, with the constraint and its columns."""
     refused = await failure_of(db.call("things.create", {"name": "one"}))
     assert isinstance(refused, UniqueViolation)
@@ -289,7 +289,7 @@ async def test_constraints(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_triggers(db: DirectCaller) -> None:
+async def test_write_under_a_trigger_is_filled_refused_or_dropped(db: DirectCaller) -> None:
     """A trigger may fill a required column, say no, and drop a row."""
     assert await db.call("stamped.create", {"id": 1}) == {"id": 1, "by": "trigger"}
     refused = await failure_of(db.call("stamped.create", {"id": -1}))
@@ -301,7 +301,7 @@ async def test_triggers(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views(db: DirectCaller) -> None:
+async def test_write_through_a_view_reaches_its_table(db: DirectCaller) -> None:
     """A view that PostgreSQL can write through is written through."""
     assert await db.call("small.create", {"name": "v", "size": 5}, select=["name", "size"]) == {
         "name": "v",
@@ -359,7 +359,7 @@ async def test_a_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_concurrent_expectations(db: DirectCaller) -> None:
+async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller) -> None:
     """Of many writers that expect the same, one wins and the others hear of it."""
     calls = [
         ensureDeferred(db.call("things.update", 1, {"size": 10 + at}, expect={"size": 1}))
@@ -403,7 +403,7 @@ async def test_one_narrow_row_is_one_message(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_nothing(dsn: str) -> None:
+async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
     """A written row that has no column is a row all the same; an empty list selects all."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS blank ()")
     async with serving(dsn) as db:
