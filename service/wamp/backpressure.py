@@ -69,6 +69,8 @@ class Pace:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             held = await self.held(session, caller)
+            # Patience begins anew with whatever is taken: a slow caller is served, one that stands
+            # still is not.
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:
@@ -88,6 +90,7 @@ class Pace:
             await kept(session.call(ANYTHING))
         except ApplicationError as error:
             if error.error == ApplicationError.NO_SUCH_PROCEDURE:
+                # Not asked again at this router: each question in vain is a round trip.
                 self._answers = False
         return 0
 

@@ -146,6 +146,8 @@ class Callee:
         session.full = partial(self._full, session)
         take = partial(self._take, session, details.realm or "")
         if self._process:
+            # Before the shared prefix: the first call that comes by that may begin a transaction,
+            # whose next call needs this.
             own = f"{self._head}tx.{self._process}"
             options = RegisterOptions(match="prefix", details_arg=DETAILS)
             await session.register(take, f"{own}.", options=options)
@@ -174,6 +176,7 @@ class Callee:
             registration, self._registration = self._registration, None
             with suppress(Late, ApplicationError):
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
+        # Only now: what the router sent before it confirmed is ours, and no other service gets it.
         self._draining = True
         if not self.meter.in_progress:
             return
@@ -269,6 +272,8 @@ class Callee:
             raise Unavailable("the router is gone")
         uri = f"{self._head}tx.{process}"
         try:
+            # A value each: spread, a caller's `options` would be taken for the options of
+            # autobahn's call.
             return await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
         except PayloadExceededError:
             raise InvalidArgument(
@@ -276,6 +281,8 @@ class Callee:
             ) from None
         except ApplicationError as error:
             words = str(error.args[0]) if error.args else ""
+            # The URI is that of every cancelled call; only Crossbar's words say that the callee is
+            # gone.
             if words == CALLEE_GONE:
                 if kwargs.get("done"):
                     raise OutcomeUnknown(f"{STOPPED}; what it was to keep may be kept") from error
@@ -290,6 +297,7 @@ class Callee:
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Deferred[Any]:
         """Begin a call: count it, and let it be cancelled."""
+        # Read at once: the connection has one such figure, and the next message replaces it.
         size = session.sizes.received
         account = self._accounts.of(details.caller)
         session.sizes.weigh = account.weigh
@@ -319,6 +327,7 @@ class Callee:
         return result
 
     def _insist(self, running: Deferred[Any]) -> None:
+        # `called` is not "done": a Deferred that was returned by a callback is still waited for.
         if not running.called or isinstance(running.result, Deferred):
             running.cancel()
             self._reactor.callLater(INSIST, self._insist, running)
@@ -355,12 +364,15 @@ class Callee:
         progress: Send | None = None,
     ) -> Any:
         began = self._reactor.seconds()
+        # Before its turn: a service that stops waits for the calls that wait, too.
         self.meter.begin()
         outcome, failed = "answered", ""
         try:
             # What a transaction that has ended says of itself is known to the dispatcher alone.
             if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
+            # Outside the inner `try`: a call that was cancelled before its turn has nothing to
+            # `end`.
             await self._accounts.begin(account)
             try:
                 JOB_OWNER.set(account)
@@ -369,6 +381,7 @@ class Callee:
                 self._accounts.end(account)
             check(result)
             return result
+        # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.
         except Exception as error:
             outcome = _outcome(error)
             if session.lost:
@@ -393,6 +406,7 @@ class Callee:
         self._cancel()
 
     def _cancel(self) -> None:
+        # A copy: a call that ends at its cancel takes itself out of the set.
         for running in list(self._running):
             running.cancel()
 

@@ -144,8 +144,11 @@ class WampClient(Service):
             if not self.running:
                 return
             lasted = self._reactor.seconds() - began
+            # A router that lets us in and closes at once counts as away, or it would be tried
+            # without a pause.
             failures = 0 if lasted >= self._config.max_delay else failures + 1
             rounds, rest = divmod(failures, len(self._routers))
+            # No pause within a round: the next address may be there while this one is not.
             if rounds and not rest:
                 await deferLater(self._reactor, self._delay(rounds), lambda: None)
 
@@ -352,6 +355,8 @@ def keep_alive(transport: Any) -> None:
     handle = transport.socket
     if handle.family == socket.AF_UNIX:
         return
+    # Nagle's algorithm would keep the second of two small answers until the first is acknowledged,
+    # which a peer without anything to send delays by some 40 ms.
     transport.setTcpNoDelay(True)
     transport.setTcpKeepAlive(True)
     for option, value in (

@@ -71,6 +71,7 @@ def application_error(error: BaseException, doing: str) -> ApplicationError:
 def internal(error: BaseException, doing: str) -> InternalError:
     """Log a bug whole, without what the data says, and return the error that stands for it."""
     origin = ORIGIN.get()
+    # The call's own id where there is one, so that one search finds all the lines about it.
     id = origin.call if origin is not None and origin.call else uuid4().hex
     log.error(
         "failed in {doing}, id {id}: {reason}\n{frames}",
@@ -94,6 +95,7 @@ def _frames(error: BaseException) -> Iterator[str]:
     if cause is not None:
         yield from _frames(cause)
         yield f"  {_reason(cause)}\n"
+    # Frames alone: `format_exception` adds the whole message, and with it the values of rows.
     yield from traceback.format_tb(error.__traceback__)
 
 

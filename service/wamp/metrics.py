@@ -72,6 +72,7 @@ class Meter:
             verb = UNKNOWN
         buckets = self._buckets.get(verb)
         if buckets is None:
+            # One more than bounds, for what took longer than the last.
             buckets = self._buckets[verb] = [0] * (len(_BOUNDS) + 1)
             self._errors[verb] = Counter()
         buckets[bisect_left(_BOUNDS, seconds)] += 1
@@ -109,4 +110,5 @@ def quantile(buckets: Sequence[int], part: float) -> float | None:
     wanted = part * sum(buckets)
     if not wanted:
         return None
+    # The last bucket has no upper bound: what lies in it is told as the longest that there is.
     return _BOUNDS[min(bisect_left(list(accumulate(buckets)), wanted), len(_BOUNDS) - 1)]

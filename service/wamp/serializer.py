@@ -76,6 +76,7 @@ class SafeSerializer(CBORSerializer):
     """
 
     def __init__(self, refuse: Refuse, max_bytes: int) -> None:
+        # Past CBORSerializer's, which makes an object serializer without a limit to the depth.
         Serializer.__init__(self, _Objects())
         self._refuse = refuse
         self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
@@ -96,6 +97,8 @@ class SafeSerializer(CBORSerializer):
         except Exception as error:
             if not _is_last_answer(msg):
                 raise
+            # autobahn's own error would quote the whole result, be too large in turn, and never be
+            # sent: the caller would wait for ever.
             refusal = self._refuse(error, "encoding an answer")
             payload, binary = super().serialize(error_of(msg.request, refusal))
         if isinstance(msg, (message.Yield, message.Error)):
@@ -138,6 +141,7 @@ def _untag(tag: Any, immutable: bool) -> Any:
 def _salvage(payload: bytes, error: Exception) -> list[Any]:
     """Keep of an undecodable message what the session needs; re-raise if that is all of it."""
     decoder = cbor2.CBORDecoder(io.BytesIO(payload[1:]))  # the head of the message is one byte
+    # WAMP puts ids before arguments, so the ids can be read even if what follows cannot.
     kind = decoder.decode()
     if kind == message.Invocation.MESSAGE_TYPE:
         return [Undecodable(decoder.decode(), _reason(error))]

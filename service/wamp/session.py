@@ -107,6 +107,7 @@ class SafeSession(ApplicationSession):
         """
         self.sizes.weigh = lambda size: None  # no answer of ours to anybody
         asked = self.call(uri, *args)
+        # autobahn does not return the id that it gave the request: it is the last in its table.
         requests = [next(reversed(self._call_reqs))]
 
         def cancel() -> None:
@@ -275,6 +276,7 @@ class Outflow:
     ) -> None:
         self._users -= 1
         if not self._users:
+            # Twisted resumes no producer that it no longer knows: what waits is let go by us.
             self._transport.unregisterProducer()
             self.resumeProducing()
 
