@@ -260,6 +260,7 @@ def inspect_database(place: Place, connections: int) -> DatabaseReport:
         NotReady: The database cannot be served.
     """
     question = _question(place, connections, upgrade=False)
+    # `-m` finds the module by the working directory, and the service may be started in any.
     child = subprocess.run(COMMAND, input=question, capture_output=True, cwd=PROJECT, check=False)
     return _answer(child.stdout, child.stderr, child.returncode)
 

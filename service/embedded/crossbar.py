@@ -81,7 +81,7 @@ class Crossbar(Supervised):
 
     async def prepare(self) -> list[str]:
         """Write the configuration, and clear away what a killed node left."""
-        # In a thread: whoever has the port is looked for among all processes of the machine.
+        # In a thread: it looks at files, which may lie on a disk that is slow to answer.
         threads = self.reactor.getThreadPool()
         problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
@@ -101,7 +101,9 @@ class Crossbar(Supervised):
         (self._home / "node.pid").unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
         crossbar = [str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
+        # At `info` Crossbar logs 128 lines at its start and several for each session.
         options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
+        # A service that was killed could not end its router, which would keep the port.
         return bound_to_parent([*crossbar, *options], SIGTERM)
 
     async def ready(self, pid: int) -> bool:
@@ -177,6 +179,8 @@ def obstacle(settings: Settings) -> str | None:
             " or ROWCAST_ROUTER_URL=ws://host/ws for one of your own"
         )
     with socket.socket() as probe:
+        # Connections of a router that has just ended stay in TIME_WAIT; without this its port
+        # seems taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", settings.port))
@@ -206,6 +210,7 @@ def bridge(state: Path) -> str:
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(path)
+    # Renamed into place, so that no other start reads half a path.
     new.rename(file)
     return path
 
@@ -234,6 +239,8 @@ def node(
             # A page from elsewhere must not reach the database through its reader's browser.
             "allowed_origins": ["http://127.0.0.1:*", "http://localhost:*"],
             "allow_null_origin": False,
+            # Crossbar keeps without a bound what a client does not take; a ping finds one that
+            # stands still.
             "auto_ping_interval": 20_000,
             "auto_ping_timeout": 10_000,
             "max_frame_size": LARGEST_MESSAGE,
@@ -253,6 +260,8 @@ def node(
     private = {
         "type": "rawsocket",
         "endpoint": {"type": "unix", "path": str(socket)},
+        # CBOR alone: a client's integer keys end a connection in MessagePack, and a string of its
+        # that begins with NUL one in JSON.
         "serializers": ["cbor"],
         "auth": service,
     }
@@ -282,7 +291,10 @@ def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
         "uri": prefix,
         "match": "prefix",
         "allow": dict.fromkeys(allowed, True),
+        # Crossbar tells who calls by this alone; a CALL that asks for it is not enough.
         "disclose": {"caller": True, "publisher": True},
+        # The key is role, URI and action, without an expiry: right for roles that are static, as
+        # these.
         "cache": True,
     }
     return {"name": name, "permissions": [permission]}

@@ -32,6 +32,7 @@ class Postgres(Supervised):
         end = self.reactor.seconds() + PATIENCE
         while self.running and not self._cluster.claim.take(HOLDER):
             holder = self._cluster.claim.holder()
+            # Any other holder, a command for one, is done soon; a service is not.
             if holder.startswith(HOLDER):
                 raise NotReady(already_runs(holder))
             if self.reactor.seconds() > end:
