@@ -147,6 +147,8 @@ class Call:
         run: Callable[..., Awaitable[Any]] = database.run
         how: dict[str, Any] = {"ending": ends, "last": step.access == "last", "timeout": seconds}
         level = database.level
+        # A savepoint costs two round trips, and is of no use where a refusal undoes all. A
+        # `missing` that looks for itself needs a transaction that still takes statements.
         strict = level is not None and level.all_or_nothing and not callable(step.missing)
         if (reads or step.access == "atomic") and not strict:
             run = database.atomic
@@ -155,6 +157,7 @@ class Call:
             run, how = database.acting, {"timeout": seconds}
         attempt = partial(run, step.function, *step.args, **how)
         try:
+            # A procedure may have committed half of what it does: it never goes again.
             return await (attempt() if ends else database.again(attempt))
         except NoRowWritten:
             if step.missing is None:
@@ -187,6 +190,8 @@ class Call:
             )
 
         async def send(part: Any) -> None:
+            # From here on the call cannot be answered anew from a newer catalog: the caller has
+            # rows.
             self.state.begun = True
             await progress(part)
 

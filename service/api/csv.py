@@ -17,6 +17,8 @@ What lacks its end is kept, and read again with the piece that follows: a quote 
 closes must not make us keep, and read, ever more.
 """
 
+# Possessive (`*+`): otherwise a quote that is never closed is tried in every way to take the
+# pairs.
 _FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]
@@ -33,6 +35,7 @@ def whole(text: str) -> int:
     place = len(text) - text.endswith("\r")  # whose "\n" may be still to come
     quotes = text.count('"')
     least = len(text) - MAX_RECORD
+    # From the end: where a piece is cut, its last whole record ends close by.
     while place > least:
         behind, place = place, text.rfind(ending, 0, place)
         quotes -= text.count('"', place + 1, behind)
@@ -91,5 +94,6 @@ def records(text: str) -> Iterator[Record]:
         if end != ",":
             yield record
             record = []
+        # A comma ends the text: the empty field behind it has no text of its own to match.
         elif place == len(text):
             yield [*record, None]

@@ -285,6 +285,7 @@ class Dispatcher:
         if not isinstance(error, ServiceError):
             found = refusal(error, snapshot.catalog if snapshot else None, relation)
             if found is None:
+                # An error that nothing explains may come of a catalog that is out of date.
                 self.refresh()
             return found or error
         if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
@@ -304,6 +305,7 @@ class Dispatcher:
         """
         if not (isinstance(error, ServiceError) and depends_on_catalog(error)):
             return False
+        # Even for a call that is not repeated: the next one then meets the newer catalog.
         current = self.refresh()
         if not may_repeat:
             return False
@@ -415,6 +417,7 @@ class Dispatcher:
         """Serve one more verb of relations, or another one of the same name."""
         self.verbs[verb.name] = verb
         for each in self._served.values():
+            # A route has the verb itself, not its name.
             each.routes.clear()
 
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:

@@ -250,6 +250,7 @@ class Upload:
         self.over = True
         if self._feed is not None and self._written is not None:
             self._feed.fail(Canceled())
+            # Nobody waits for it any more, and Twisted would log its failure as an unhandled one.
             self._written.addErrback(lambda _: None)
             self._written.cancel()
 

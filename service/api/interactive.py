@@ -210,6 +210,7 @@ class Interactive:
             self._limits.whole, self.open.drop, lease, "timeout"
         )
         with self.open.use(lease):
+            # The end of this `use` starts the idle time, before any call has come.
             return {"tx": f"{self._prefix}.{TX}{lease.id}"}
 
     async def answer(
@@ -329,6 +330,7 @@ class Interactive:
             await self._commit(lease, given)
 
     async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+        # Before the wait: a call that comes meanwhile is told that the transaction has ended.
         self._end(lease, "rolled_back")
         await lease.held.level.rollback()
 

@@ -85,6 +85,7 @@ def find(call: Call) -> Step | Awaitable[Any]:
     """Prepare `find`: a page of rows, the token of the next one, perhaps a count."""
     parsed = parsed_rows(call, call.kwargs, parse_find)
     request: FindRequest = wanted(parsed.request)
+    # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
     shape = Shape(request.form, call.backend.max_bytes)
     function = None if call.relation else parsed.request.call.function
@@ -233,6 +234,7 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
         if mode == "exact" or found <= most:
             return found
     (document,) = await call.run(reading(call, parsed, list, value_txn, estimate(plan)))
+    # The planner may guess less than what was counted.
     return max(found, int(document["Plan"]["Plan Rows"]))
 
 

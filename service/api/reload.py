@@ -156,10 +156,13 @@ class Catalogs(Service):
         Returns:
             Whether what is served is up to date, and the seconds to rest if no caller asks.
         """
+        # An order to read outlives a look that fails.
         self._behind, self._ordered = self._behind or self._ordered, False
         read = False
         try:
             last = self._fingerprint
+            # Before the reading: what changes between the two is found by the next look, read
+            # twice at worst.
             found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
             self._behind = self._behind or last is None or last.value != found.value
             if self._behind:
@@ -257,6 +260,8 @@ class Catalogs(Service):
                 catalog_txn,
                 self._schemas,
                 self._version + 1,
+                # One snapshot for all queries, or a migration that commits between two leaves a
+                # catalog that never was.
                 isolation="repeatable read",
                 read_only=True,
             )
@@ -282,6 +287,7 @@ class Catalogs(Service):
 def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
     """Answer callers who wait for a look: whether what is served is up to date."""
     for each in asking:
+        # Its caller may have lost patience before.
         if not each.called:
             each.callback(known)
 

@@ -86,6 +86,7 @@ class Snapshot:
             subject: The relation or function that it is about.
             request: The shape.
         """
+        # `make` belongs to it: count and exists have equal requests, and different statements.
         key = make, subject, request
         found = self._statements.get(key)
         if found is not None:
@@ -120,6 +121,7 @@ class Snapshot:
     def _column(self, column: Column) -> float:
         if column.max_length is None and not (self.catalog.type(column.type).data_type.short):
             return inf
+        # A character is up to four bytes in UTF-8.
         return 64 + 4 * (len(column.name) + (column.max_length or 0))
 
 

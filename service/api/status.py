@@ -57,6 +57,8 @@ class StatusProcedures:
         self._calls = calls
         self._written = procedures
         self._max_bytes = max_bytes
+        # Weak, so that a document goes with its catalog: one that referred to it would keep both
+        # for ever.
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:

@@ -551,6 +551,8 @@ def made_of(
     made = {
         name: snapshot.codec.wire(value)
         for name, value in validated.items()
+        # By identity, since 1 == True == 1.0: what the model left alone goes on exactly as it
+        # came.
         if name not in given or value is not given[name]
     }
     if not made.keys() <= relation.columns.keys():
