@@ -138,6 +138,8 @@ class Dispatcher:
         if name.startswith(TX):
             return await self._in_transaction(name, args, kwargs, caller)
         state = state or CallState()
+        # An id to search the log for, no secret: uuid4 would ask the kernel for random bytes at
+        # each call.
         role, id = self._roles.of(caller), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
@@ -154,6 +156,8 @@ class Dispatcher:
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
                         result = await procedure(caller, args, kwargs)
+                        # Here it can still be said that the changes are kept; the serializer would
+                        # say too large alone.
                         if actor.committed and name in self._once:
                             fit(result, self._backend.max_bytes)
                         return result
@@ -212,6 +216,8 @@ class Dispatcher:
             if call.keyed is not None:
                 step = under_key(step, call.keyed)
             running = call.run(step)
+            # What looks for a missing row sends one more statement, which has to come before those
+            # of later operations.
             call.state.sent = not callable(step.missing)
             return step.shape(await running)
         if call.keyed is None:
