@@ -96,6 +96,7 @@ class Meta:
 
     def cast(self, name: str) -> str:
         """Return a parameter of a column's type."""
+        # PostgreSQL does not find the type of an empty list or of one of enums or uuids by itself.
         return f"CAST(? AS {self.types[name].sql})"
 
     def compare(self, names: Sequence[str], left: Iterable[str], right: Iterable[str]) -> str:

@@ -126,6 +126,7 @@ class Record(DBObject):
         meta = self._meta or self.META
         at = None if meta is None else meta.position.get(name)
         if meta is None or at is None:
+            # A column that our role may not read: it can be set, and so must be an attribute.
             if meta is not None and name in meta.named:
                 return None
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
@@ -138,6 +139,8 @@ class Record(DBObject):
         """Load the row as the server has it, in place of all that was set."""
         own = self.__dict__
         for attribute in meta.position:
+            # `__getattr__` is asked only for what is not there: an attribute of the old row would
+            # stay.
             own.pop(attribute, None)
         self._row = row
         self._meta = meta

@@ -43,6 +43,7 @@ def placeholders(condition: str) -> str:
             return "%s"
         if token.startswith("??"):
             return token[1:]
+        # In literals and comments, too: psycopg2 formats the text without reading it as SQL.
         return token.replace("%", "%%")
 
     return _TOKENS.sub(convert, condition)

@@ -111,6 +111,8 @@ class PgConfig(PostgreSQLDBConfig):
     def executeTxn(self, txn: Any, query: str, args: Sequence[Any] | None = None) -> Any:
         """Run a statement with a cursor, in a worker."""
         self.log(query, (), {})
+        # psycopg2 formats for an empty list, too, where LIKE '5%' would fail; for None it does
+        # not.
         return txn.execute(query, args or None)
 
     def whereToString(self, where: Where) -> tuple[str, list[Any]]:
@@ -173,6 +175,7 @@ class PgConfig(PostgreSQLDBConfig):
         names = list(vals[0]) if vals else []
         if any(set(each) != set(names) for each in vals):
             raise ValueError("the rows have different columns")
+        # execute_values formats the statement, names and all: a percent sign in one is doubled.
         columns = placeholders(", ".join(quoted(name) for name in names))
         sql = f"INSERT INTO {placeholders(table(tablename))} ({columns}) VALUES %s"
         rows = [[each[name] for name in names] for each in vals]

@@ -175,6 +175,7 @@ class BoundModel:
             names = list(dict.fromkeys([*values, *subject.dirty()]))
         found = {name: own[meta.attributes[name]] for name in names}
         return {
+            # By identity: a hook may have set an equal value of another type, 1 for True.
             name: values[name] if name in given and value is given[name] else value
             for name, value in found.items()
         }
