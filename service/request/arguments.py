@@ -236,6 +236,7 @@ def seconds_of(value: Any, name: str = "timeout") -> float | None:
     """Return a time limit in seconds; None is none."""
     if value is None:
         return None
+    # As one chain, since NaN is neither above nor below anything; True is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise InvalidArgument(f'"{name}" is a number of seconds, above 0 and below 10^9', path=name)
     return float(value)

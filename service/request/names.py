@@ -30,6 +30,7 @@ FN = "fn"
 """What stands before the name of a function."""
 
 _FORBIDDEN = re.compile(r"[\s.#%]")
+# All that follow one another at once: a character has an escape for each of its bytes in UTF-8.
 _ESCAPE = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
 

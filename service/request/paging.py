@@ -34,6 +34,7 @@ def digest_of(*query: Any) -> str:
         text = repr(query)
     except RecursionError:
         raise InvalidArgument("a value of this call is nested too deep") from None
+    # A caller's string may hold half a surrogate pair, which has no UTF-8.
     return blake2b(text.encode(errors="replace"), digest_size=9).hexdigest()
 
 
@@ -56,6 +57,8 @@ def read_token(token: Any, digest: str) -> list[str | None] | int:
     try:
         found = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         theirs, keys = found
+    # A token may be any text of a caller's: lists nested deep enough are a RecursionError to
+    # `json`.
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise _not_a_token() from None
     if theirs != digest:

@@ -132,6 +132,8 @@ def parse_find(
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
     distinct = _distinct(given, values)
+    # The token is bound to embeds only where the rows are sorted by them: another `where` in one
+    # would give its keys another meaning.
     asked = values.freeze()
     embeds = parse_embed(given, values, limits)
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
@@ -142,6 +144,7 @@ def parse_find(
     if given.value("after") is not None:
         keys = read_token(given.value("after"), digest_of(*query))
         if isinstance(keys, int):
+            # PostgreSQL's OFFSET is a bigint, which the sum of two of them need not be.
             offset = min(offset + keys, 2**63 - 1)
         else:
             after = After(
@@ -155,6 +158,7 @@ def parse_find(
         select=parse_select(given.value("select"), values),
         order=order,
         distinct=distinct,
+        # One row more, which is not answered: it tells whether another page follows.
         limit=Operand(values.add(page + 1), "limit"),
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
@@ -312,6 +316,8 @@ def parse_key(key: Any, values: Values) -> KeyMatch:
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path="key")
+        # Sorted, so that however a caller orders the columns, it is one shape with one kept
+        # statement.
         parts = [(name, value, f"key.{name}") for name, value in sorted(key.items())]
         columns = tuple(name for name, _, _ in parts)
     else:
