@@ -253,6 +253,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
         # Ctrl-C comes twice when a parent passes it on; the reactor would complain.
         for number in (SIGINT, SIGTERM):
             signal(number, SIG_IGN)
+        # As from another thread, since it wakes the reactor, which may be waiting for its sockets.
         reactor.callFromThread(reactor.stop)
 
     def begin() -> None:
@@ -260,6 +261,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
             signal(number, stop_once)
         service.startService()
 
+    # Not before: the reactor puts its own signal handlers in place when it starts to run.
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
@@ -275,6 +277,7 @@ def start_log(settings: Settings) -> None:
     levels = [(sys.stderr, "warn"), (file, settings.log_level)]
     globalLogBeginner.beginLoggingTo(
         [at_level(textFileLogObserver(out), level) for out, level in levels],
+        # Else Twisted takes over stdout, and each `print` becomes a line of the log.
         redirectStandardIO=False,
     )
 

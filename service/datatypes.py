@@ -262,6 +262,7 @@ def data_type(schema: str, name: str, category: str = "") -> DataType:
         category: Its `typcategory`, which says what a type without a row is.
     """
     found = TYPES.get(name)
+    # A type of one's own may be called json, too; an extension may be in any schema.
     if found is not None and (found.extension or schema == "pg_catalog"):
         return found
     return _OTHERS.get(category) or _OTHERS[""]

@@ -111,5 +111,6 @@ def _check_number(number: float) -> None:
     if type(number) is int:
         if not _LEAST <= number <= _MOST:
             raise Unsafe("an integer beyond 64 bits")
+    # Of all floats NaN and the infinities alone do not give 0 here.
     elif number - number != 0.0:
         raise Unsafe("a float that is not finite")

@@ -85,6 +85,7 @@ def _place(url: str) -> tuple[str, int | None]:
     except ValueError:
         return "", None
     try:
+        # urlsplit reads the port only here, and raises for a wrong one.
         return host, parts.port
     except ValueError:  # not a number, or too large
         return host, 0
@@ -129,6 +130,7 @@ def _is_mapping(pairs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Uri = Annotated[str, AfterValidator(_is_uri)]
+# NoDecode: pydantic-settings would otherwise take the text of a tuple for JSON.
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 RouterUrls = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
