@@ -79,6 +79,7 @@ def request_cancel(connection: PgConnection) -> bool:
     with connection.lock:
         if connection.closed:
             return True
+        # A copy of the address: from here on the connection may be closed meanwhile.
         handle = ctypes.c_void_p(_LIBPQ.PQcancelCreate(connection.pgconn_ptr))
     try:
         return bool(_LIBPQ.PQcancelBlocking(handle))
@@ -89,7 +90,9 @@ def request_cancel(connection: PgConnection) -> bool:
 def _load() -> ctypes.CDLL | None:
     """Find the libpq of psycopg2 itself; None if it does not show it, or is older than 17."""
     try:
+        # By psycopg2's own module: another libpq, as the system's, must not be given its pointers.
         libpq = ctypes.CDLL(_psycopg.__file__)
+        # ctypes takes what is returned for an int of 32 bits, and would cut the pointer short.
         libpq.PQcancelCreate.restype = ctypes.c_void_p
         libpq.PQcancelCreate.argtypes = [ctypes.c_void_p]
         libpq.PQcancelBlocking.argtypes = [ctypes.c_void_p]

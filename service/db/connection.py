@@ -56,6 +56,8 @@ MAX_CODECS = 32
 """Cursors kept by one connection, one for each codec: as many roles as are in use."""
 
 
+# RESET ALL leaves role and session_authorization alone, so they are reset by name.
+# After a caller's setseed() the next caller's random() could be foretold.
 CLEANING = (
     "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;CLOSE ALL;DEALLOCATE ALL;UNLISTEN *;"
     "DISCARD TEMP;DISCARD SEQUENCES;SELECT pg_catalog.pg_advisory_unlock_all(),"
@@ -97,6 +99,7 @@ class PgCursor(extensions.cursor):
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
         """
         connection = self.connection
+        # A cancel that reaches the server between two statements stops nothing there.
         if connection.stopped:
             self._refuse_stopped()
         if not clean:
@@ -161,6 +164,7 @@ class PgCursor(extensions.cursor):
         """Send the noted BEGIN, and wait for the server in the body."""
         self._refuse_stopped()
         self.connection.touch()
+        # An empty statement: what is sent is the noted BEGIN alone.
         if self.connection.opening is not None:
             self.connection.command("")
         with self.connection.waits(query):
@@ -211,6 +215,7 @@ def _waiting(kind: type[extensions.cursor], named: bool) -> type[extensions.curs
     ours = NamedCursor if named else PgCursor
     if issubclass(kind, ours):
         return kind
+    # Ours stands first, so that its execute is the one met, and reaches the other by super().
     return ours if issubclass(ours, kind) else type(kind.__name__, (ours, kind), {})
 
 
@@ -275,6 +280,7 @@ class PgConnection(extensions.connection):
         self.lock = threading.Lock()
         self._socket = -1
         self._connected_at: float | None = None
+        # Watched from before the connect: psycopg2 may wait in it for the server, without a clock.
         GUARD.add(self)
         try:
             super().__init__(dsn, **options)
@@ -284,6 +290,7 @@ class PgConnection(extensions.connection):
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
         self.slow: list[tuple[Words, float]] = []
+        # Not select(), which refuses descriptors from 1024 on.
         self._idle = select.poll()
         # libpq closes its own by itself, and another file may have the number then.
         self._socket = os.dup(self.fileno())
@@ -293,6 +300,7 @@ class PgConnection(extensions.connection):
         with self.lock, self.waits():
             super().close()
         GUARD.remove(self)
+        # Unwatched first: the guard would shut down whatever has the number next.
         if self._socket >= 0:
             os.close(self._socket)
             self._socket = -1
@@ -313,6 +321,8 @@ class PgConnection(extensions.connection):
         try:
             yield
         except psycopg2.DatabaseError as error:
+            # The class itself, without a code: so psycopg2 tells of a connection that was lost, and
+            # `closed` may still be 0 then.
             if type(error) is psycopg2.DatabaseError and error.pgcode is None:
                 raise psycopg2.OperationalError(str(error)) from error
             raise
@@ -339,13 +349,16 @@ class PgConnection(extensions.connection):
 
     def overdue(self, now: float) -> bool:
         """Return whether the server will not be waited for any more."""
+        # No duplicate yet: psycopg2 is still setting the session up.
         if self._socket < 0:
             return self._stuck(now)
+        # Read once: the worker's thread changes both while the guard's looks.
         since, stopped = self.waiting, self.stopped
         if since is None:
             return False
         if stopped:
             return now > max(since, stopped) + self.grace
+        # One grace more than `late`, within which the scheduler has had a cancel sent, in vain.
         return self.late(now - self.grace)
 
     def shut(self) -> None:
@@ -353,6 +366,8 @@ class PgConnection(extensions.connection):
         self.given_up = True
         with suppress(OSError, psycopg2.Error):
             number = self.fileno() if self._socket < 0 else self._socket
+            # The object closes the descriptor that it is given; shutdown() ends the connection that
+            # all duplicates share.
             with socket.socket(fileno=os.dup(number)) as ours:
                 ours.shutdown(socket.SHUT_RDWR)
 
@@ -404,6 +419,7 @@ class PgConnection(extensions.connection):
         It must not see the `lastval` of another caller's row.
         """
         self.touched = self._strayed = True
+        # In a transaction they are numbers of the caller's own rows: BEGIN drops those of others.
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
                 self.command(DISCARD_SEQUENCES)
@@ -424,6 +440,7 @@ class PgConnection(extensions.connection):
             psycopg2.Error: Something is left; the session must not be used again.
         """
         open = self.get_transaction_status() != TRANSACTION_STATUS_IDLE
+        # As text: in autocommit psycopg2's own rollback() does nothing.
         words = "ROLLBACK;" if open else ""
         if self.touched and (open or not self.pooled):  # behind a pooler, COMMIT has given it away
             words += self.cleaning
@@ -488,6 +505,7 @@ class PgConnection(extensions.connection):
         self.idle = self.idle_limit
         self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:
+            # The cleaning ends before BEGIN, which reads the defaults that it has reset.
             words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
         else:
             words += f";{DISCARD_SEQUENCES if self.counted else ''}"
@@ -515,6 +533,7 @@ class PgConnection(extensions.connection):
         if not begun and self.actor is None:
             self.opening = f"{self.opening or ''}{identity.words}"
         elif self.actor is None or identity != before or (self._strayed and identity.words):
+            # Where the same settings are set anew, nothing needs to be taken back first.
             undo = "" if self._undo == identity.undo else self._undo
             self.opening = f"{self.opening or ''}{self.path_words}{undo}{identity.words}"
         if identity.undo not in self._undo:

@@ -57,6 +57,7 @@ class Guard:
             time.sleep(INTERVAL)
             now = time.monotonic()
             with self._lock:
+                # Under the lock, so that an `add` that comes now starts the next thread.
                 if not self._sessions:
                     self._thread = None
                     return

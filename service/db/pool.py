@@ -42,6 +42,7 @@ class PgPool(adbapi.ConnectionPool):
         limits: PoolLimits | None = None,
     ) -> None:
         limits = limits or PoolLimits()
+        # With the reactor running, adbapi calls `_start` right here, before there is a scheduler.
         super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
         sessions = Sessions(dsn, session or SessionSettings())
         self.scheduler = Scheduler(reactor, limits, sessions)
@@ -79,6 +80,7 @@ class PgPool(adbapi.ConnectionPool):
         scheduler.stop_all()
         await scheduler.settled(1.0)
         scheduler.dismiss()
+        # Joined by another thread: adbapi's close() stopped the reactor for 2.8 s, and more.
         await in_thread(self._reactor, "pg-close", scheduler.join, 0.5)
         self.running = False
 
@@ -98,6 +100,7 @@ class PgPool(adbapi.ConnectionPool):
 
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
+        # What a function does is not known here: it counts as a write, and is never run twice.
         call = partial(func, **kw) if kw else func
         return self.scheduler.submit(Job(single_txn, (OWN_IDENTITY, call, *args), commits=True))
 

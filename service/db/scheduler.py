@@ -57,6 +57,7 @@ class FairQueue:
         for owner, queue in self.queues.items():
             if blocked_too or owner is None or not owner.blocked:
                 job = queue.popleft()
+                # Changed while it is walked, which is safe only since the loop ends here.
                 del self.queues[owner]
                 if queue:  # at the end of the line
                     self.queues[owner] = queue
@@ -115,6 +116,7 @@ class Scheduler:
 
     def open(self) -> PgConnection:
         """Open a session for a worker."""
+        # Read before connecting: a change that comes meanwhile has the session cleaned again.
         epoch = self.epoch
         connection = self._sessions.open()
         connection.epoch = epoch
@@ -127,6 +129,8 @@ class Scheduler:
 
     def post(self, job: Job) -> None:
         """Send a finished job to the reactor."""
+        # Appended before the flag is read: a wake-up on its way then finds the job in any case.
+        # Two workers may both see the flag unset; the second wake-up has nothing to do.
         self._finished.append(job)
         if not self._waking:
             self._waking = True
@@ -149,6 +153,7 @@ class Scheduler:
         self._jobs[job] = self._reactor.seconds() + self.limits.acquire_timeout
         if len(self._jobs) > len(self.workers) and len(self.workers) < self.limits.most:
             self._start_worker()
+        # One sweep for all: a timer for each job would be set and cancelled in every call.
         if self._sweeping is None:
             self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
         (self._waiting if job.queue is None else self._held).add(job)
@@ -206,6 +211,7 @@ class Scheduler:
                 job.fail(_shutting_down())
             job.queue.put(None)
         for worker in self.workers:
+            # What a transaction runs just now came by its own queue, and is none of `_jobs`.
             inner = worker.job
             if inner is not None:
                 self.stop(inner, _shutting_down())
@@ -263,6 +269,7 @@ class Scheduler:
 
     def _drain(self) -> None:
         self._waking = False
+        # The flag is down before the last look: whoever posts after that wakes the reactor again.
         while self._finished:
             self._finish(self._finished.popleft())
         self.assign()
@@ -295,12 +302,15 @@ class Scheduler:
         now = self._reactor.seconds()
         for job, end in self._jobs.items():
             if end is not None and end <= now:
+                # A value, no key: that may change while the dict is walked.
                 self._jobs[job] = None
+        # A list, since failing a job runs its caller, which may submit the next one.
         late = [job for job, end in self._jobs.items() if end is None]
         self._sweeping = self._reactor.callLater(SWEEP, self._sweep) if self._jobs else None
         for job in late:
             if job.take():
                 self._timeouts += 1
+                # Held by a worker, and yet not begun: that one is still trying to connect.
                 blocked = job.owner.blocked if job.owner is not None else ""
                 if blocked or job.worker is not None:
                     job.fail(Unavailable(blocked or UNREACHABLE))
@@ -314,6 +324,7 @@ def _outcome(job: Job, error: Failure) -> Failure | BaseException:
     """Return what the caller of a job gets that has failed, perhaps since it was stopped."""
     if job.reason is None or not error.check(*INTERRUPTED):
         return error
+    # It did not heed the cancel: the server was silent, rather than the statement long.
     if isinstance(job.reason, StatementTimeout) and not error.check(QueryCanceledError):
         return Unavailable("the database did not answer, and the connection was given up")
     return job.reason

@@ -41,6 +41,7 @@ class Origin:
 ORIGIN: ContextVar[Origin | None] = ContextVar("rowcast_origin", default=None)
 """Of whatever runs now, in the reactor thread; None for the service's own."""
 
+# Comments and strings before all else: a quote in the one, or dashes in the other, open nothing.
 _TOKENS = re.compile(
     r"""
     (?P<comment> --[^\n]* | /\*.*?\*/ )

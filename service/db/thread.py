@@ -21,6 +21,7 @@ def in_thread(
     done: Deferred[Result] = Deferred()
 
     def finish(outcome: Any) -> None:
+        # Whoever waited may have cancelled it, and that has fired it.
         if not done.called:
             done.callback(outcome)
 
@@ -31,5 +32,6 @@ def in_thread(
             outcome = Failure()
         reactor.callFromThread(finish, outcome)
 
+    # Not deferToThread: a reactor that stops waits for the threads of its pool.
     threading.Thread(target=run, name=name, daemon=True).start()
     return done

@@ -226,6 +226,7 @@ class Worker:
         self.job: Job | None = None
         self.busy = False
         self.connection: PgConnection | None = None
+        # Daemon: one that waits for a silent server must not hold up the end of the process.
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def _loop(self) -> None:
@@ -238,16 +239,19 @@ class Worker:
 
     def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
         """Run one job if it is still wanted, and post it."""
+        # One that was given up in the queue is posted, too: the scheduler counts what comes back.
         if job.token:
             job.worker = self
             self.job = job
             try:
                 job.result = how(job)
             except BaseException:
+                # Raised on, it would end the thread, and the caller would wait for ever.
                 job.error = Failure()
             with self.lock:  # a canceler that is at it now cannot hit the next job
                 self.job = None
                 if self.connection is not None:
+                    # A cancel that came after the job's last statement is not for the next.
                     self.connection.stopped = 0.0
             if self.connection is not None and self.connection.slow:
                 self._report(self.connection, job)
@@ -272,6 +276,7 @@ class Worker:
             if not (again and job.retry and lost) or job.reason is not None:
                 raise
         finally:
+            # Before the caller has its answer: its next call must not meet what this one left.
             self._tidy(connection)
         return self._run(job, again=False)
 
@@ -319,15 +324,18 @@ class Worker:
                 self.connection = self.pool.open()
                 return self.connection
             except CONNECT_ERRORS as error:
+                # Not sleep(): a pool that closes meanwhile ends this wait at once.
                 if time.monotonic() > end or self.pool.stopping.wait(pause):
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
                     raise Unavailable(UNREACHABLE) from error
+                # Jittered, or all workers would knock at once when the server is back.
                 pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
 
     def _usable(self, connection: PgConnection) -> bool:
         """Return whether a session may be used; one that is not known to be clean is cleaned."""
         if time.monotonic() - connection.opened_at > self.pool.limits.max_age:
             return False
+        # A look at the idle socket, some 1 µs, in place of a round trip with SELECT 1.
         if not connection.alive():
             return False
         if connection.epoch == self.pool.epoch:
@@ -344,6 +352,7 @@ class Worker:
         if not self.pool.moved(connection):
             return connection
         try:
+            # The new one first: while a password is being changed, the old session still answers.
             fresh = self.pool.open()
         except CONNECT_ERRORS as error:
             self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
@@ -355,6 +364,7 @@ class Worker:
 
     def _discard(self) -> None:
         with self.lock:
+            # A canceler that has the lock uses the connection until the server has its request.
             connection, self.connection = self.connection, None
         if connection is not None:
             if connection.slow and self.job is not None:
