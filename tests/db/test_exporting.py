@@ -176,7 +176,7 @@ async def test_export_with_malformed_arguments_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_asks_for_progressive_results(db: DirectCaller) -> None:
+async def test_export_without_progressive_results_is_refused_with_a_hint(db: DirectCaller) -> None:
     """A call that takes a single answer is told what to ask for."""
     refused = await failure_of(db.call("items.export"))
     assert isinstance(refused, InvalidArgument)
@@ -224,7 +224,9 @@ async def test_export_whose_caller_is_behind_reads_one_block_ahead(
 
 @pytest.mark.parametrize("format", ["csv", "ndjson"])
 @pytest_twisted.ensureDeferred
-async def test_error_on_the_way(dsn: str, db: DirectCaller, format: str) -> None:
+async def test_export_with_an_error_in_the_middle_ends_with_it(
+    dsn: str, db: DirectCaller, format: str
+) -> None:
     """An error in the middle ends the export as an error."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.export", format=format))

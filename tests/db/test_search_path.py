@@ -67,7 +67,7 @@ BUYER = Caller(1, "ann", "buyer", "realm1")
 
 @pytest.mark.parametrize(("prefix", "place"), PLACES)
 @pytest_twisted.ensureDeferred
-async def test_the_schema_of_the_call_comes_first(
+async def test_schema_of_a_call_is_searched_first(
     db: DirectCaller, prefix: str, place: str
 ) -> None:
     """Bodies find what is beside them, in reads and writes; then what the session's path has."""
@@ -84,7 +84,7 @@ async def test_the_schema_of_the_call_comes_first(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_session_goes_back_to_the_first_schema(db: DirectCaller) -> None:
+async def test_session_after_a_call_of_another_schema_goes_back(db: DirectCaller) -> None:
     """What another schema's call looked up first holds for that call alone."""
     for prefix, place in PLACES * 3:
         assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]

@@ -412,7 +412,9 @@ def test_error_of_any_sqlstate_has_its_refusal(
     assert "SELECT" not in words
 
 
-def test_own_words_of_raise(connected: connection, catalog: Catalog) -> None:
+def test_error_by_raise_keeps_the_words_of_its_author(
+    connected: connection, catalog: Catalog
+) -> None:
     """What an author wrote in RAISE is what the caller reads."""
     for code in ("P0001", "PT402", "42501", "22023", "40001", "P0003"):
         assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
@@ -493,7 +495,7 @@ def test_failed_connect_names_nobody() -> None:
     assert not any(word in words for word in ("127.0.0.1", "somebody", "pass"))
 
 
-def test_what_is_not_of_the_database() -> None:
+def test_error_not_of_the_database_is_none_of_its_refusals() -> None:
     """Other errors are none of its business, and its own refusals pass."""
     mine = NotFound("cars")
     assert refusal(mine) is mine

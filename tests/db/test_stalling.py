@@ -152,7 +152,7 @@ async def test_silent_server_keeps_no_worker(
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_at_commit_is_unknown(dsn: str, relay: Relay) -> None:
+async def test_silence_at_commit_is_outcome_unknown(dsn: str, relay: Relay) -> None:
     """Nobody knows whether the server has it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
 
@@ -197,7 +197,9 @@ async def test_silence_before_a_session_stands(dsn: str, relay: Relay) -> None:
 
 @pytest.mark.parametrize("moment", ["first", "between", "end"])
 @pytest_twisted.ensureDeferred
-async def test_silence_during_an_import(moment: str, dsn: str, relay: Relay) -> None:
+async def test_silence_during_an_import_ends_it_and_keeps_nothing(
+    moment: str, dsn: str, relay: Relay
+) -> None:
     """It ends, keeps nothing, and frees its worker; a slow caller alone does not end it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         feed = Feed(reactor, lambda rows, _: iter([rows]))

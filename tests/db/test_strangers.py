@@ -110,7 +110,7 @@ async def test_procedures_that_lack_their_relation(dsn: str, without: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_procedure_that_did_not_say_what_it_needs(dsn: str) -> None:
+async def test_procedure_of_a_missing_relation_is_no_such_procedure(dsn: str) -> None:
     """It is told apart from a bug all the same."""
     Missing = model("missing")
 
@@ -123,7 +123,7 @@ async def test_a_procedure_that_did_not_say_what_it_needs(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_call_is_judged_by_the_catalog_that_it_began_with(dsn: str) -> None:
+async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -> None:
     """A catalog that comes while a model thinks is for the calls after it."""
     seen: list[Any] = []
 
@@ -142,7 +142,7 @@ async def test_a_call_is_judged_by_the_catalog_that_it_began_with(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_relation_of_an_older_catalog(dsn: str) -> None:
+async def test_relation_of_an_older_catalog_has_its_own_model(dsn: str) -> None:
     """Models of one catalog know its own relations, whichever they are asked with."""
     async with whole(dsn) as db:
         before = db.dispatcher.served

@@ -130,7 +130,7 @@ async def test_stream_with_malformed_arguments_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_asks_for_progressive_results(db: DirectCaller) -> None:
+async def test_stream_without_progressive_results_is_refused_with_a_hint(db: DirectCaller) -> None:
     """A call that takes a single answer is told what to ask for."""
     refused = await failure_of(db.call("items.stream"))
     assert isinstance(refused, InvalidArgument)
@@ -193,7 +193,7 @@ async def test_stream_that_is_cancelled_frees_its_connection(
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_on_the_way(dsn: str, db: DirectCaller) -> None:
+async def test_stream_with_an_error_in_the_middle_ends_with_it(dsn: str, db: DirectCaller) -> None:
     """An error in the middle ends the stream as an error; what came before has come."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.stream", order=["id"], chunk=100))
@@ -204,7 +204,7 @@ async def test_error_on_the_way(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_of_the_callers_side(dsn: str, db: DirectCaller) -> None:
+async def test_stream_whose_part_cannot_be_sent_ends(dsn: str, db: DirectCaller) -> None:
     """A part that cannot be sent ends the stream too."""
 
     async def take(part: Any) -> None:

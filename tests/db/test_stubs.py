@@ -316,7 +316,7 @@ def compiler() -> list[str]:
     return [program(), str(modules() / "typescript" / "bin" / "tsc")]
 
 
-def test_every_relation_has_a_name_of_its_own(document: Any) -> None:
+def test_relations_of_odd_names_have_types_of_their_own(document: Any) -> None:
     """Relations whose names differ in odd characters alone have different types."""
     made = typescript(document)
     names = re.findall(r"^export interface (\w+)", made, re.M)
@@ -324,7 +324,7 @@ def test_every_relation_has_a_name_of_its_own(document: Any) -> None:
     assert {"ABRow", "AB_Row", "ClassRow", "R1stRow", "FewRow", "FnFares0Row"} <= set(names)
 
 
-def test_relations_called_like_types(document: Any) -> None:
+def test_relations_called_like_types_have_their_own_schemas(document: Any) -> None:
     """A table and a type of one name are two things, in the parts that schemas refer to as well."""
     parts = document["$defs"]
     for name in ("date", "text", "int4", "new"):

@@ -251,7 +251,9 @@ async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None
     ["accounts.stream", "accounts.export", "accounts.import", "fn.add.stream", "transaction"],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_sends_parts_or_spans_calls_is_no_operation(db: DirectCaller, name: str) -> None:
+async def test_call_that_sends_parts_is_refused_as_an_operation(
+    db: DirectCaller, name: str
+) -> None:
     refused = await refusal_of(db, {"call": name})
     assert isinstance(refused, InvalidArgument)
     assert refused.details["operation"] == 0
@@ -285,7 +287,7 @@ async def test_malformed_batch_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_operation_has_the_schema_of_its_name(db: DirectCaller) -> None:
+async def test_operation_of_another_schema_searches_that_first(db: DirectCaller) -> None:
     """Functions look for names where they would in a call of their own."""
     found = await batch(db, op("fn.place"), op("other.fn.place"), op("fn.place"))
     assert found == ["here", "there", "here"]

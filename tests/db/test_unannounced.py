@@ -150,7 +150,7 @@ TAKEN: list[Found] = [
 
 @pytest.mark.parametrize(("change", "name", "args", "kwargs", "answer"), [*NAMED, *TAKEN])
 @pytest_twisted.ensureDeferred
-async def test_a_change_is_answered_at_once(
+async def test_change_nobody_announced_is_answered_at_once(
     db: DirectCaller,
     dsn: str,
     change: str,
@@ -169,7 +169,7 @@ async def test_a_change_is_answered_at_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_new_table_after_a_miss(db: DirectCaller, dsn: str) -> None:
+async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str) -> None:
     """However lately a name was missed, it is there as soon as the database has it."""
     for number in range(3):
         name = f"pins_{number}"
@@ -179,7 +179,7 @@ async def test_a_new_table_after_a_miss(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refusal_that_stands_reads_nothing(db: DirectCaller) -> None:
+async def test_refusal_that_stands_reads_no_catalog(db: DirectCaller) -> None:
     """What the database would refuse too is refused, plainly, and costs no reading."""
     version = db.dispatcher.served.catalog.version
     for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):
@@ -266,7 +266,7 @@ ENDED = [
 
 @pytest.mark.parametrize(("change", "name", "kwargs"), ENDED)
 @pytest_twisted.ensureDeferred
-async def test_what_is_hidden_or_revoked_ends(
+async def test_relation_hidden_or_revoked_without_notice_ends(
     dsn: str, change: str, name: str, kwargs: dict[str, Any]
 ) -> None:
     """A comment or a lost right takes effect with nobody calling and nobody notifying."""
@@ -426,7 +426,7 @@ def test_fingerprint_after_a_change_differs(dsn: str) -> None:
     assert _fingerprint(dsn, last).value != last.value
 
 
-def test_the_fingerprint_tells_what_ends_late(dsn: str) -> None:
+def test_fingerprint_after_a_late_commit_differs(dsn: str) -> None:
     """A change is not missed for a transaction that began later and ended before."""
     early, late = psycopg2.connect(dsn), psycopg2.connect(dsn)
     with early.cursor() as first, late.cursor() as second:
@@ -451,7 +451,7 @@ def _fingerprint(dsn: str, last: fingerprint.Fingerprint | None = None) -> finge
         connection.close()
 
 
-def test_all_that_is_read_is_watched() -> None:
+def test_catalogs_that_are_read_are_all_watched() -> None:
     """No statement that reads the catalog asks a part of it whose changes would be missed."""
     modules = (introspect, introspect_sql, introspect_functions, introspect_views)
     texts = [

@@ -63,7 +63,7 @@ async def ended(database: Database) -> None:
 
 @pytest.mark.parametrize("inner", [given_up, ended])
 @pytest_twisted.ensureDeferred
-async def test_a_cancel_at_the_end_of_a_savepoint(
+async def test_savepoint_cancelled_at_its_end_is_undone(
     dsn: str, inner: Callable[[Database], Awaitable[None]]
 ) -> None:
     """The cancel is heard, and the savepoint is undone, whatever the outer scope goes on to do."""
@@ -88,7 +88,7 @@ async def test_a_cancel_at_the_end_of_a_savepoint(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_time_limit_at_the_end_of_a_savepoint(dsn: str) -> None:
+async def test_savepoint_over_its_time_limit_at_its_end_is_undone(dsn: str) -> None:
     """A part of a transaction that took too long leaves nothing behind."""
     async with database_at(dsn) as database, database.transaction():
         with pytest.raises(StatementTimeout):
@@ -98,7 +98,7 @@ async def test_a_time_limit_at_the_end_of_a_savepoint(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cancel_while_a_transaction_is_rolled_back(dsn: str) -> None:
+async def test_transaction_cancelled_during_its_rollback_is_cancelled(dsn: str) -> None:
     """It is heard as well."""
     async with database_at(dsn) as database:
         task = ensureDeferred(given_up(database))
@@ -110,7 +110,7 @@ async def test_a_cancel_while_a_transaction_is_rolled_back(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_savepoint_that_cannot_be_undone(dsn: str) -> None:
+async def test_savepoint_that_cannot_be_undone_fails_its_transaction(dsn: str) -> None:
     """The whole transaction is undone, though its scope goes on."""
     async with database_at(dsn) as database:
 
@@ -142,7 +142,7 @@ def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_savepoint_whose_body_swallowed_an_error(dsn: str) -> None:
+async def test_savepoint_whose_body_swallowed_an_error_is_undone(dsn: str) -> None:
     """It fails, and is undone; the outer scope may go on."""
     async with database_at(dsn) as database:
 

@@ -530,7 +530,7 @@ def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str 
         assert refused.value.details["path"] == path
 
 
-def test_every_wire_value_has_a_python_form(bench: Bench) -> None:
+def test_value_of_the_wire_has_a_python_form(bench: Bench) -> None:
     """Models see every value, and what they give back is the same on the wire."""
     for name, values in ROUND.items():
         for value in values:

@@ -128,7 +128,7 @@ async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_of_defaults(db: DirectCaller) -> None:
+async def test_create_of_many_empty_rows_inserts_as_many(db: DirectCaller) -> None:
     """As many rows come as the list has dicts, also if none of them says anything."""
     assert await db.call("log.create", [{}, {}, {}]) == [{"note": None}] * 3
     assert await db.call("log.count") == 3
@@ -259,7 +259,9 @@ async def test_create_of_invalid_rows_names_every_failing_column(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_values_that_do_not_fit(db: DirectCaller, values: dict[str, Any], path: str) -> None:
+async def test_create_with_a_value_not_of_its_type_is_refused(
+    db: DirectCaller, values: dict[str, Any], path: str
+) -> None:
     """A value that is none of its column is refused with its place."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidArgument), refused
@@ -321,7 +323,7 @@ async def test_write_through_a_view_reaches_its_table(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_that_take_no_writes(db: DirectCaller, dsn: str) -> None:
+async def test_view_without_writes_has_no_such_verb(db: DirectCaller, dsn: str) -> None:
     """What PostgreSQL cannot write through has no such verb, until a trigger does it."""
     for relation, column in (("sizes", "size"), ("kept", "id")):
         for verb, kwargs in (
@@ -345,7 +347,7 @@ async def test_views_that_take_no_writes(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> None:
+async def test_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> None:
     """What cannot be answered is rolled back."""
     refused = await failure_of(
         db.call("things.create", {"name": "huge", "doc": {"x": "y" * 200_000}})
@@ -389,7 +391,7 @@ async def test_deadlocks_are_tried_again(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_narrow_row_is_one_message(db: DirectCaller) -> None:
+async def test_write_of_one_narrow_row_is_one_message(db: DirectCaller) -> None:
     """A write by key whose answer cannot be large needs no transaction around it."""
     database = db.catalogs._database
     atomic, calls = database.atomic, []

@@ -369,7 +369,7 @@ async def test_bulk_answers_what_was_written(db: DirectCaller, dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_short_row_is_one_message(
+async def test_write_of_one_short_row_is_one_message(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triggers make no second round trip: what is refused fails in the message itself."""

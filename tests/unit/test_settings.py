@@ -37,7 +37,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
     return refused.value.problems
 
 
-def test_nothing_set_means_embedded() -> None:
+def test_settings_without_a_word_mean_embedded() -> None:
     """Without a word the database and the router are the embedded ones."""
     settings = load()
     assert settings.place.embedded
@@ -45,7 +45,7 @@ def test_nothing_set_means_embedded() -> None:
     assert (settings.port, settings.realm, settings.prefix) == (8080, "realm1", "rowcast")
 
 
-def test_place_hides_its_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_with_passwords_are_hidden_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the settings nor the place that is made of them show a password."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hidden1@h/db")
     monkeypatch.setenv("ROWCAST_DIRECT_URL", "postgresql://u:hidden2@h/db")
@@ -73,7 +73,7 @@ def test_settings_from_the_environment_are_split_and_stripped(
     assert not settings.embedded_router
 
 
-def test_every_problem_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_with_problems_are_told_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One start tells all that is wrong, in the words of the environment."""
     said = problems(
         monkeypatch,
@@ -93,7 +93,7 @@ def test_every_problem_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["ws://h:99999/ws", "rs://h:0", "ws://h,http://h", "unix:", "h:1"])
-def test_routers_that_cannot_be(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_url_of_no_router_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """What is refused here is what the client could not read, neither more nor less."""
     (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
     assert said.startswith("ROWCAST_ROUTER_URL should ")
@@ -113,14 +113,16 @@ def test_router_url_with_password_is_refused_without_it(
     assert "s3cret" not in said
 
 
-def test_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slip of the pen does not pass in silence."""
     assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [
         "ROWCAST_POOLMAX is not a setting: did you mean ROWCAST_POOL_MAX?"
     ]
 
 
-def test_two_answers_to_one_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_database_given_in_two_places_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Neither of two places of the database wins by chance."""
     file = tmp_path / "url"
     file.write_text("postgres://h/d")
@@ -157,7 +159,7 @@ def test_page_of_settings_has_each_with_its_default() -> None:
         assert f"| `{name}` | {default} |" in page, f"docs/settings.md lacks {name}"
 
 
-def test_every_setting_is_read() -> None:
+def test_settings_of_any_name_are_read_by_the_service() -> None:
     """By a part of the service, or by a property of the settings that is."""
     modules = [*(ROOT / "service").rglob("*.py"), ROOT / "twistd.tac"]
     code = "".join(module.read_text("utf-8") for module in modules)
@@ -178,12 +180,12 @@ def test_every_setting_is_read() -> None:
         ("host=/run/postgresql dbname=d sslmode=require", {"sslmode": "require"}),
     ],
 )
-def test_urls_that_libpq_takes(url: str, expected: dict[str, str]) -> None:
+def test_url_that_libpq_takes_is_taken(url: str, expected: dict[str, str]) -> None:
     """Every form of PostgreSQL's is taken, and SQLAlchemy's too."""
     assert expected.items() <= parse(url).items()
 
 
-def test_urls_that_nobody_takes() -> None:
+def test_url_that_libpq_refuses_is_refused_without_the_password() -> None:
     """The complaint names the parameter, and never the password."""
     with pytest.raises(InvalidUrl, match='has the parameter "pgbouncer"'):
         parse("postgres://u:s3cret@h/d?pgbouncer=true")

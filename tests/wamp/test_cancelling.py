@@ -248,7 +248,9 @@ async def test_cancelled_call_stops_on_the_server(verb: str, dsn: str, caller: C
 
 @pytest.mark.parametrize("mode", ["skip", "killnowait", None])
 @pytest_twisted.ensureDeferred
-async def test_other_modes_answer_at_once(mode: str | None, dsn: str, caller: Caller) -> None:
+async def test_cancel_by_another_mode_is_answered_at_once(
+    mode: str | None, dsn: str, caller: Caller
+) -> None:
     """The caller hears "canceled" while the write goes on, or is stopped; the session stays."""
     id = next(IDS)
     end = ensureDeferred(end_of(caller.call("rowcast.kept.create", {"id": id, "note": "slow"})))

@@ -143,7 +143,9 @@ async def test_stop_while_router_is_silent(start_edge: StartEdge) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_and_start_again(start_edge: StartEdge, call_from: Join) -> None:
+async def test_service_that_was_stopped_can_be_started_again(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A stopped service may be started again."""
     edge = await start_edge()
     await edge.client.stopService()
@@ -155,7 +157,7 @@ async def test_stop_and_start_again(start_edge: StartEdge, call_from: Join) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_login_has_a_time_limit(
+async def test_login_at_a_silent_router_is_given_up(
     start_edge: StartEdge, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A router that accepts and says nothing is given up; a session that stands is not."""
@@ -179,7 +181,9 @@ async def test_login_has_a_time_limit(
 
 
 @pytest_twisted.ensureDeferred
-async def test_failures_are_told_once(start_edge: StartEdge, logged: list[dict[str, Any]]) -> None:
+async def test_router_away_for_long_is_told_once(
+    start_edge: StartEdge, logged: list[dict[str, Any]]
+) -> None:
     """A router that is away for long is one line in the log, not one a try."""
     edge = await start_edge(
         urls=["unix:/nowhere.sock"], wait=False, first_delay=0.001, max_delay=0.001

@@ -73,7 +73,9 @@ async def test_refusal_of_a_call_has_uri_message_and_details(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bug_leaves_as_an_id(start_edge: StartEdge, call_from: Join) -> None:
+async def test_bug_in_a_call_is_answered_by_an_id_alone(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """What went wrong inside stays inside."""
     edge = await start_edge()
     caller = await call_from()
@@ -119,7 +121,7 @@ async def test_call_of_a_caller_that_left_is_stopped(
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_waits_for_calls(start_edge: StartEdge, call_from: Join) -> None:
+async def test_stop_during_calls_answers_them_first(start_edge: StartEdge, call_from: Join) -> None:
     """A stopping service answers what runs and refuses what comes, to be tried again."""
     edge = await start_edge()
     caller = await call_from()
@@ -138,7 +140,7 @@ async def test_stop_waits_for_calls(start_edge: StartEdge, call_from: Join) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_cancels_what_lasts(start_edge: StartEdge, call_from: Join) -> None:
+async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_from: Join) -> None:
     """What outlasts the drain is cancelled, and its caller told."""
     edge = await start_edge(drain=0.05)
     caller = await call_from()
@@ -179,7 +181,7 @@ async def test_stop_leaves_behind_what_does_not_end(
     assert edge.dispatch.meter.in_progress == 0
 
 
-def test_a_router_that_does_not_confirm() -> None:
+def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
     """Leaving waits for the router to confirm, for a while."""
     clock = Clock()
     leaver = dispatch.Callee(clock, FakeDispatcher().answer, "rowcast", shared=True)
@@ -280,7 +282,9 @@ class Child(ProcessProtocol):
 
 
 @pytest_twisted.ensureDeferred
-async def test_kill_one_of_two(router: Router, start_edge: StartEdge, call_from: Join) -> None:
+async def test_service_killed_beside_another_fails_its_running_calls_alone(
+    router: Router, start_edge: StartEdge, call_from: Join
+) -> None:
     """Kill -9 of one of two services fails its running calls at once and no later one."""
     from twisted.internet import reactor
 

@@ -63,7 +63,9 @@ async def test_anonymous_caller_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_answer_is_the_first(dsn: str, service: Serving, call_from: Join) -> None:
+async def test_second_call_with_a_key_is_answered_as_the_first(
+    dsn: str, service: Serving, call_from: Join
+) -> None:
     caller = await call_from(NAMED)
     row = {"note": "x", "raw": b"\0\xff", "n": "12.50"}
     for form in ("dicts", "lists", "json"):

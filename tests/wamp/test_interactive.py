@@ -98,7 +98,7 @@ def transactions(dsn: str) -> int:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_transaction_by_every_transport(
+async def test_transaction_by_any_transport_is_kept_at_its_commit(
     how: str, dsn: str, one: Serving, router: Router
 ) -> None:
     caller = await join(router, how)

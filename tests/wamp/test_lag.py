@@ -64,7 +64,7 @@ async def test_slow_calls_in_a_pool_leave_the_reactor_free(
 
 
 @pytest_twisted.ensureDeferred
-async def test_quick_calls_beside_slow_ones(
+async def test_quick_calls_beside_slow_ones_are_answered_soon(
     dsn: str, router: Router, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While fifteen slow calls run, others are answered through the connection that is left."""

@@ -57,7 +57,7 @@ async def test_rows_streamed_and_imported_are_the_same(
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv_there_and_back(dsn: str, caller: Caller) -> None:
+async def test_csv_exported_and_imported_is_the_same(dsn: str, caller: Caller) -> None:
     """So can an export."""
     execute(dsn, "TRUNCATE copies")
     parts: list[str] = []
@@ -76,7 +76,7 @@ async def test_csv_there_and_back(dsn: str, caller: Caller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_asks_for_progressive_results(caller: Caller) -> None:
+async def test_stream_without_progressive_results_is_refused_with_a_hint(caller: Caller) -> None:
     """A plain call is told what to ask for."""
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.items.stream")

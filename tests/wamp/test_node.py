@@ -26,7 +26,7 @@ METHODS = {"authmethods": ["ticket"]}
 DEVELOPMENT = ROOT / "router" / "development.json"
 
 
-def test_development_is_what_runs() -> None:
+def test_configuration_of_development_is_the_one_the_service_writes() -> None:
     """The page in router/ is the configuration that the service writes."""
     written = node("realm1", "rowcast", 8080, Path("service.sock"))
     assert json.loads(DEVELOPMENT.read_text("utf-8")) == written
@@ -46,7 +46,7 @@ def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path
 
 
 @pytest_twisted.ensureDeferred
-async def test_production_lets_the_service_in(migrated: str) -> None:
+async def test_router_of_production_lets_the_service_join(migrated: str) -> None:
     """With its ticket the service joins over WebSocket, and is told of slow callers."""
     port = str(free_port())
     with tempfile.TemporaryDirectory(prefix="rowcast-node-") as home:

@@ -77,7 +77,7 @@ UNSAFE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("how", ["rawsocket cbor", "rawsocket json", "websocket msgpack"])
 @pytest_twisted.ensureDeferred
-async def test_result_that_no_serializer_carries(
+async def test_result_of_a_wrong_type_is_internal_with_an_id(
     how: str, start_edge: StartEdge, call_from: Join
 ) -> None:
     """A result of a wrong type is an internal error with an id, not silence."""
@@ -158,7 +158,7 @@ async def test_keyword_named_as_one_of_autobahns_arrives(
 
 
 @pytest_twisted.ensureDeferred
-async def test_maps_with_integer_keys(start_edge: StartEdge, call_from: Join) -> None:
+async def test_maps_with_integer_keys_are_refused(start_edge: StartEdge, call_from: Join) -> None:
     """Keys that are no strings, in the keywords or within, end in an error to the caller."""
     edge = await start_edge()
     caller = await call_from()
@@ -270,7 +270,9 @@ class Listening:
 
 
 @pytest_twisted.ensureDeferred
-async def test_events_that_break_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
+async def test_event_nested_too_deep_is_dropped_and_the_session_stays(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """An event too deep is dropped, one with odd keywords heard, and the session goes on."""
     observer = Listening("rowcast.test.topic")
     edge = await start_edge(observers=[observer])
@@ -292,7 +294,9 @@ async def test_events_that_break_a_subscriber(start_edge: StartEdge, call_from: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_login_that_breaks_a_subscriber(start_edge: StartEdge, call_from: Join) -> None:
+async def test_login_with_deep_details_leaves_the_session_joined(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A greeting with a deep `authextra` reaches everyone who follows logins; we stay."""
     observer = Listening("wamp.session.on_join")
     edge = await start_edge(observers=[observer])
@@ -322,7 +326,9 @@ async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_own_calls_get_undecodable_results(start_edge: StartEdge, call_from: Join) -> None:
+async def test_own_call_with_a_result_too_deep_fails(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A result or an error too deep fails the call that asked for it."""
     observer = Listening()
     edge = await start_edge(observers=[observer])

@@ -179,7 +179,7 @@ def waiting(dsn: str) -> list[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_but_the_service_passes_calls_on(
+async def test_call_passed_on_by_a_client_is_not_authorized(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
     """A client that knows an upload, its process and its session gets nothing by it."""

@@ -77,7 +77,7 @@ def called(printed: str) -> dict[str, object]:
         return result
 
 
-def test_one_command_is_enough(environ: dict[str, str]) -> None:
+def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str]) -> None:
     """`make run` says each step with its time, answers, and stops within five seconds."""
     with program(environ, *RUN) as service:
         service.says("Ctrl-C stops everything")
@@ -140,7 +140,7 @@ def test_a_schema_that_is_not_there_is_told_at_the_start(environ: dict[str, str]
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_killed_it_leaves_nothing(environ: dict[str, str]) -> None:
+def test_service_that_is_killed_leaves_no_process(environ: dict[str, str]) -> None:
     """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
     with program(environ, *RUN) as service:
         service.says("ready")
@@ -184,7 +184,7 @@ def test_port_that_is_taken_is_told_with_the_way_out(environ: dict[str, str]) ->
                 assert f"port {port} is taken → PORT={port + 1} make run" in service.output
 
 
-def test_all_bad_settings_at_once(environ: dict[str, str]) -> None:
+def test_settings_that_are_bad_are_told_all_at_once(environ: dict[str, str]) -> None:
     """Neither command starts, and both tell all that is wrong."""
     bad = environ | {"ROWCAST_POOL_MAX": "none", "DATABASE_URL": "mysql://u:s3cret@h/d"}
     for command in (RUN, TWISTD):
@@ -214,7 +214,7 @@ def test_router_that_is_not_installed_is_told_with_the_way_out(environ: dict[str
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_twistd_with_everything_embedded(environ: dict[str, str]) -> None:
+def test_twistd_with_everything_embedded_is_ready(environ: dict[str, str]) -> None:
     """After `alembic upgrade head` twistd works by itself, in front."""
     with program(environ, *TWISTD) as service:
         service.says("ready")
@@ -241,7 +241,7 @@ def test_twistd_logs_what_is_asked_for(
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_twistd_as_a_daemon(environ: dict[str, str]) -> None:
+def test_daemon_of_twistd_stops_with_its_parts(environ: dict[str, str]) -> None:
     """Without -n it goes to the background; its parts start there and stop with it."""
     pidfile, log = Path(environ["HOME"]) / "twistd.pid", Path(environ["HOME"]) / "twistd.log"
     options = (f"--pidfile={pidfile}", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
@@ -265,7 +265,9 @@ def test_twistd_with_an_empty_database_says_what_to_run(environ: dict[str, str])
         assert not Path(fresh, "pg", "postmaster.pid").exists()
 
 
-def test_all_of_ones_own(environ: dict[str, str], migrated: str, router: Router) -> None:
+def test_service_with_own_database_and_router_starts_nothing_embedded(
+    environ: dict[str, str], migrated: str, router: Router
+) -> None:
     """With a database and a router of one's own nothing embedded starts."""
     own = environ | {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
     for command in (TWISTD, RUN):

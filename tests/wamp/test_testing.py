@@ -65,14 +65,14 @@ async def refusal(call: Any) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_scenario_of_all_clients(service: Service) -> None:
+async def test_scenario_by_the_fake_session_is_answered_as_by_clients(service: Service) -> None:
     """What each transport and language gives, the fake session gives too."""
     wrong = await run(service.join(), "rowcast", read(FILE.read_text()))  # type: ignore[arg-type]
     assert wrong == [], "\n".join(wrong)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rule_and_procedure_hold(session: Any) -> None:
+async def test_call_of_a_model_with_rules_is_validated(session: Any) -> None:
     row = await session.call("rowcast.actions.create", ROW)
     assert (await session.call("rowcast.actions.complete", key=row["id"]))["status"] is True
     assert await refusal(session.call("rowcast.actions.create", {**ROW, "action": " "})) == (
@@ -212,6 +212,6 @@ async def test_roles_and_settings_are_those_given(server: str) -> None:
         assert error == "wamp.error.no_such_procedure", "for pg_monitor there is no such relation"
 
 
-def test_fake_session_is_small() -> None:
+def test_fake_session_has_only_what_calls_need() -> None:
     """What is not the way of a call, it does not have."""
     assert {name for name in vars(FakeSession) if not name.startswith("_")} == {"call", "leave"}

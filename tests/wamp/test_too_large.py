@@ -148,7 +148,7 @@ async def test_answer_that_is_too_large_after_a_commit_says_so(
 
 
 @pytest_twisted.ensureDeferred
-async def test_largest_answers_are_sent(dsn: str, caller: Caller) -> None:
+async def test_answer_just_within_the_limit_is_sent(dsn: str, caller: Caller) -> None:
     """What fits is kept and sent; so is what nobody wants to see; a read is merely refused."""
     fits = "€" * (LIMIT // 3 - 50)
     row = await caller.call("rowcast.notes.create", {"id": 201, "body": fits})

@@ -344,7 +344,7 @@ def big(value: Any) -> bool:
     ("serializer", "exact"), [("json", False), ("msgpack", False), ("cbor", True)]
 )
 @pytest_twisted.ensureDeferred
-async def test_large_integers_in_javascript(
+async def test_large_integers_in_javascript_are_exact_as_text_or_cbor(
     callers: dict[str, Caller],
     node: str,
     router: Router,

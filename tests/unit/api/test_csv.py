@@ -56,7 +56,7 @@ def test_record_inside_quotes_does_not_end_with_its_line(text: str, end: int) ->
     assert whole(text) == end
 
 
-def test_a_quote_that_is_not_closed() -> None:
+def test_record_with_an_unclosed_quote_is_refused_at_a_length() -> None:
     """It is refused at some length, and found out in one go over the text."""
     for text in ('a\n"' + "\n" * 4_000_000, '"' * 4_000_000 + '"', "x" * (MAX_RECORD + 1)):
         with pytest.raises(InvalidArgument, match="longer"):

@@ -133,7 +133,7 @@ def test_reasons_of_many_leases_are_bounded(leases: Leases[Thing]) -> None:
     assert leases.reason(first.id) is None
 
 
-def test_id_names_its_process() -> None:
+def test_id_of_a_lease_names_its_process() -> None:
     """Whatever else a client sends as an id names none."""
     leases: Leases[Thing] = Leases(Clock(), new_process(), "thing", 1, 1, "")
     id = leases.open(ANN, Thing(), IDLE).id

@@ -38,7 +38,7 @@ def test_call_of_a_known_shape_is_planned_once():
     assert make.made == 2
 
 
-def test_what_is_kept_is_bounded():
+def test_statements_beyond_the_bound_are_not_kept():
     """Long statements are not kept, and of the others those that are in use."""
     served, make = Snapshot(catalog(), None, NoModels()), Maker()
     for _ in range(2):

@@ -39,7 +39,7 @@ def wait_for(condition: object) -> None:
         time.sleep(0.01)
 
 
-def test_overdue_session_is_shut() -> None:
+def test_session_that_is_overdue_is_shut() -> None:
     """One that is not stays open; one that is no longer watched, too."""
     guard, late, other = Guard(), Session(late=True), Session()
     guard.add(other)

@@ -68,7 +68,7 @@ def test_document_with_escapes_is_read_the_same(value: Any) -> None:
         (r'"\\u0000"', "\\u0000"),
     ],
 )
-def test_what_no_serializer_carries(text: str, value: Any) -> None:
+def test_value_that_no_serializer_carries_is_text(text: str, value: Any) -> None:
     """Wide numbers come as text, characters that cannot be sent are replaced."""
     assert read_json(text) == value
 

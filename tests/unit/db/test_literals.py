@@ -60,7 +60,7 @@ def test_array_with_bounds_nulls_and_quotes_is_read(text: str, value: list[objec
 
 
 @pytest.mark.parametrize("text", ["", "a", "{", "{a", "}", "{}}", "{}{}", 'x{"', "{},a", '{"a}'])
-def test_what_is_no_array(text: str) -> None:
+def test_text_of_no_array_is_refused(text: str) -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="not an array"):
         read_array(text, str)
@@ -81,7 +81,7 @@ def test_row_with_nulls_and_quotes_is_read(text: str, value: list[object]) -> No
 
 
 @pytest.mark.parametrize("text", ["", "1,2", "(", '("a"b)', '("a)'])
-def test_what_is_no_row(text: str) -> None:
+def test_text_of_no_row_is_refused(text: str) -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="not a row"):
         read_composite(text)
@@ -92,7 +92,7 @@ def test_row_with_a_null_is_written_with_quotes_but_for_it() -> None:
     assert write_composite(["a", None, ""]) == '("a",,"")'
 
 
-def test_what_is_no_hstore() -> None:
+def test_text_of_no_hstore_is_refused() -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="not an hstore"):
         read_hstore("a")

@@ -177,7 +177,7 @@ def database():
     return Database(PgPool("", reactor), reactor)
 
 
-def test_all_verbs_are_here():
+def test_verbs_of_the_service_are_all_tested():
     """No verb is left out."""
     assert VERBS.keys() == PARSERS.keys(), "PARSERS of this module has what parses each verb"
     assert VERBS.keys() == Dispatcher(database(), LIMITS, 1).verbs.keys()
@@ -185,7 +185,7 @@ def test_all_verbs_are_here():
 
 @settings(max_examples=500, deadline=None)
 @given(verb=st.sampled_from(list(VERBS)), data=st.data())
-def test_what_is_taken_is_described(verb, data):
+def test_argument_that_is_taken_is_described(verb, data):
     """Arguments that a verb takes fit; so what does not fit is refused."""
     names = sorted(VERBS[verb].arguments["properties"])
     needed = VERBS[verb].arguments.get("required", [])
@@ -264,7 +264,7 @@ def test_what_is_taken_is_described(verb, data):
         ("import", {"csv": 1}),
     ],
 )  # fmt: skip
-def test_what_is_not_described_is_refused(verb, kwargs):
+def test_argument_not_described_is_refused(verb, kwargs):
     """The schemas say something."""
     assert faults(verb, kwargs)
     assert not takes(verb, kwargs)
@@ -279,7 +279,7 @@ def test_what_is_not_described_is_refused(verb, kwargs):
         ("upsert", {"values": {"id": 1}, "on_conflict": "id", "update": "a"}),
     ],
 )
-def test_one_item_stands_for_a_list_of_it(verb, kwargs):
+def test_item_in_place_of_a_list_is_taken(verb, kwargs):
     assert takes(verb, kwargs)
     assert not faults(verb, kwargs)
 

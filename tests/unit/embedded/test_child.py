@@ -67,7 +67,7 @@ def child(reactor: Processes, tmp_path: Path) -> Child:
     return Child(reactor, "the child", tmp_path / "child.log")
 
 
-def test_pauses_grow_and_begin_anew(reactor: Processes, child: Child) -> None:
+def test_pauses_between_starts_grow_and_begin_anew(reactor: Processes, child: Child) -> None:
     """One that ends at once waits longer each time; one that lived for a while does not."""
     child.startService()
     for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE):
@@ -83,7 +83,7 @@ def test_pauses_grow_and_begin_anew(reactor: Processes, child: Child) -> None:
     assert stopped.called
 
 
-def test_a_large_log_is_put_aside(reactor: Processes, child: Child) -> None:
+def test_log_of_a_large_size_is_put_aside(reactor: Processes, child: Child) -> None:
     """A log does not grow for ever; the one before is kept."""
     child.log.write_bytes(b"x" * LARGEST_LOG)
     child.startService()
@@ -105,7 +105,7 @@ def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
     tracemalloc.stop()
 
 
-def test_who_has_the_port_is_found_in_a_thread(
+def test_process_that_has_the_port_is_found_in_a_thread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Looking through the processes of the machine does not keep the reactor."""

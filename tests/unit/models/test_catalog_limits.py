@@ -41,7 +41,7 @@ def test_row_with_faults_names_every_failing_column(
     assert found == faults if faults is not None else found.keys() == {"mood", "status"}
 
 
-def test_a_default_that_is_not_there() -> None:
+def test_default_of_a_column_without_one_is_a_fault() -> None:
     """A column can take its default only if it has one."""
     found = catalog_faults(ACTIONS, CATALOG, {}, False, defaulted=("action", "status"))
     assert found == {"action": ["has no default"]}

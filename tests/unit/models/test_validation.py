@@ -36,7 +36,7 @@ def bound(made: type[Model]) -> BoundModel:
     return BoundModel(made, made.meta())
 
 
-def test_a_model_knows_whether_it_has_rules() -> None:
+def test_model_with_validations_or_hooks_has_rules() -> None:
     """Without validations and hooks of that kind of write no object need be built, no row read."""
 
     def kinds(made: type[Model]) -> list[bool]:
@@ -113,7 +113,7 @@ def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
     assert error.details["fields"] == {"owner": ["is away"]}
 
 
-def test_a_change_is_validated_with_the_whole_row() -> None:
+def test_change_of_a_row_is_validated_with_the_whole_row() -> None:
     """Rules see the row as it would be; what hooks change beside the changes is added."""
 
     def before_update(self: Any) -> None:
@@ -134,7 +134,7 @@ def test_a_change_is_validated_with_the_whole_row() -> None:
     assert validated == {"owner": 2, "doc": {"n": 2}}
 
 
-def test_a_value_of_the_wrong_type() -> None:
+def test_value_of_the_wrong_type_is_refused_with_its_path() -> None:
     """It is refused before any rule looks at it, with its path."""
     error = result_of(
         failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
@@ -143,7 +143,7 @@ def test_a_value_of_the_wrong_type() -> None:
     assert error.details["path"] == "values.0.owner"
 
 
-def test_wire_form_of_an_object() -> None:
+def test_object_that_was_changed_has_its_wire_form() -> None:
     """What was read goes out as it came, what was set in its wire form."""
     made = model()
     (found,) = made.hydrate(
@@ -165,14 +165,14 @@ def test_value_of_white_space_is_blank(value: str | None) -> None:
     assert result_of(subject.isValid()) is False
 
 
-def test_a_model_knows_whether_it_has_a_delete_hook() -> None:
+def test_model_with_a_delete_hook_knows_it() -> None:
     """Without a hook before a delete no row need be read."""
     assert not model(beforeSave=lambda self: None).has_delete_hook()
     assert model(beforeDelete=lambda self: None).has_delete_hook()
     assert not Model.has_delete_hook()
 
 
-def test_a_hook_may_refuse_a_delete() -> None:
+def test_hook_that_refuses_a_delete_makes_it_invalid() -> None:
     """By False, or by saying why; it sees the row."""
     current = {"id": 1, "action": "go", "made": "2026-11-21T14:03:00Z"}
     seen: list[Any] = []

@@ -110,7 +110,7 @@ def test_condition_on_related_rows_is_exists() -> None:
     assert none.condition.condition is None
 
 
-def test_each_related_row_has_an_alias_of_its_own() -> None:
+def test_conditions_on_related_rows_have_an_alias_each() -> None:
     """Two conditions on them may hold of two rows."""
     found = planned({"vehicles.seats": 4, "vehicles.model": "bus"}, DEMO, "drivers")
     assert isinstance(found, BoolExpr)

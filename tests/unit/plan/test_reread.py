@@ -58,7 +58,7 @@ def test_rows_of_a_plain_table_come_by_returning() -> None:
         {"order": ["plate"]},
     ],
 )
-def test_what_is_related_to_a_row_is_read_afterwards(kwargs: Any) -> None:
+def test_related_rows_of_a_written_row_are_read_afterwards(kwargs: Any) -> None:
     """The row is found by its key, which is all that is handed on."""
     reread = created(VEHICLES, **kwargs).reread
     assert reread is not None

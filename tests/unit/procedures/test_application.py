@@ -148,7 +148,7 @@ def test_module_that_raises_is_named_with_line(
     assert refusal("shop").startswith(start + cure)
 
 
-def test_two_of_one_name_are_refused(write: Write) -> None:
+def test_procedures_of_one_name_are_refused(write: Write) -> None:
     """Which of them would be served is not left to chance."""
     write("one.py", ITEMS)
     write("two.py", ITEMS.replace("items.sell", "sell"))

@@ -87,7 +87,7 @@ def test_integer_is_what_a_bigint_holds_and_not_negative(value: int) -> None:
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, [1]])
-def test_what_is_no_integer_is_refused(value: Any) -> None:
+def test_argument_that_is_no_integer_is_refused(value: Any) -> None:
     """True is no number here."""
     with pytest.raises(InvalidArgument, match="whole number"):
         integer_of(value, "limit", "limit")
@@ -131,7 +131,7 @@ def test_row_by_itself_is_no_list_of_rows() -> None:
 
 
 @given(st.lists(st.integers()))
-def test_slots_count_the_values(values: list[int]) -> None:
+def test_slots_of_values_are_counted_in_order(values: list[int]) -> None:
     """A request refers to them in the order in which they came."""
     found = Values(values[:1])
     slots = [found.add(value) for value in values[1:]]

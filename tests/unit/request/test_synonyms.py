@@ -15,7 +15,7 @@ from service.request.synonyms import (
 
 
 @pytest.mark.parametrize("synonym", SYNONYMS, ids=lambda each: f"{each.kind}-{each.ours}")
-def test_each_word_leads_to_ours(synonym: Synonym) -> None:
+def test_word_of_another_system_leads_to_ours(synonym: Synonym) -> None:
     """However it is written; but for one that is ours already, which is meant then."""
     for word in synonym.words:
         for written in (word, word.upper(), f"${word}"):
@@ -44,7 +44,7 @@ def test_word_is_compared_by_its_letters() -> None:
         ("nothing", None),
     ],
 )
-def test_what_is_no_column_may_be_a_spelling_of_others(name: str, hint: str | None) -> None:
+def test_name_of_no_column_is_hinted_as_a_spelling_of_others(name: str, hint: str | None) -> None:
     """Sort orders and lists in one text, operators of Django and of Mongo."""
     assert column_hint(name, ["name", "id", "seats"], ["gt", "gte"]) == hint
 

@@ -33,7 +33,7 @@ def test_reference_is_replaced_by_what_it_refers_to(reference: str, found: Any) 
 
 
 @pytest.mark.parametrize("value", [{"$ref": "0.id", "more": 1}, {"ref": "0.id"}, "0.id", None, []])
-def test_what_is_no_reference_stays(value: Any) -> None:
+def test_value_that_is_no_reference_stays(value: Any) -> None:
     assert resolve(value, RESULTS, "x") == value
 
 

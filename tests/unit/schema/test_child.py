@@ -27,7 +27,7 @@ time.sleep(60)
 """
 
 
-def test_a_child_ends_with_its_parent() -> None:
+def test_child_of_a_killed_parent_ends() -> None:
     """A parent that is killed takes its child along."""
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -45,7 +45,7 @@ def ends(descriptor: int) -> None:
     assert ended
 
 
-def test_a_child_has_a_session_of_its_own() -> None:
+def test_child_of_a_terminal_has_its_own_session() -> None:
     """Ctrl-C in the terminal does not reach it, and its words pass."""
     command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
     told = subprocess.run(bound_to_parent(command, signal.SIGTERM), capture_output=True, check=True)
@@ -77,7 +77,9 @@ def test_long_paths_get_a_short_one(tmp_path: Path) -> None:
         short.rmdir()
 
 
-def test_nobody_can_lay_a_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_in_place_of_the_short_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link in the place of the short directory is refused."""
     monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
     wanted = tmp_path / ("x" * 120)

@@ -46,7 +46,7 @@ def where_of(condition):
     return text.removesuffix(") AS counted"), [call.values[each.slot] for each in statement.bounds]
 
 
-def test_get_is_one_comparison():
+def test_get_by_key_is_one_comparison():
     """A row by key is one comparison; the columns that may be read are named."""
     call = parse_get([5], {"select": ["id", "n:action"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))

@@ -29,7 +29,7 @@ def created(values, **kwargs):
     )
 
 
-def test_create_returns_the_row():
+def test_create_of_a_row_returns_it():
     """A new row comes back with what the database made of it."""
     assert created({"action": "a", "status": {"$default": True}}).text == (
         'INSERT INTO "public"."actions" AS "t" ("action", "status") VALUES (%s, DEFAULT)'

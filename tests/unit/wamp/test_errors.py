@@ -48,7 +48,7 @@ def test_details_that_cannot_be_sent_are_escaped_or_left_out(logged: list[str]) 
     assert len(logged) == 1
 
 
-def test_canceled_and_too_deep() -> None:
+def test_cancellation_and_depth_have_their_own_errors() -> None:
     """Cancellation and depth have words of their own."""
     assert application_error(CancelledError(), "x").error == "wamp.error.canceled"
     error = application_error(TooDeep(120), "x")
