@@ -148,6 +148,7 @@ def _lacking(name: str) -> InvalidArgument:
 
 
 def _escaped(text: str) -> str:
+    # Backslashes first, or those of the other escapes would be doubled.
     if "\\" in text:
         text = text.replace("\\", "\\\\")
     if "\n" in text:
@@ -222,6 +223,7 @@ class Blocks:
 
     def next(self) -> Deferred[str]:
         """Ask for a block; it fires with an empty string at the end."""
+        # Cancelled, it leaves the line, so that no block goes to where nobody takes it.
         block: Deferred[str] = Deferred(self._waiting.remove)
         self._waiting.append(block)
         self._credit.release()
@@ -387,6 +389,7 @@ class Feed:
         return block
 
     def _fill(self, size: int) -> None:
+        # Its own CPU time: what was spent waiting for rows, or for the interpreter, earns no rest.
         began = time.thread_time()
         try:
             while len(self._buffer) < size and not self._ended:
@@ -446,6 +449,7 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: Feed) -> int:
         try:
             cursor.copy_expert(copy, feed, CHUNK)
         except psycopg2.Error:
+            # PostgreSQL and psycopg2 know no more than an "error in .read() call".
             if feed.error is not None:
                 raise feed.error from None
             raise

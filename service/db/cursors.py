@@ -80,6 +80,7 @@ class Reader:
         """
         if not self._open:
             execute(connection, self._codec, self._statement.prefixed(DECLARE), self._values)
+            # Ours as well as the server's, or the worker would end what waits for its caller.
             connection.idle = 0.0
             self._open = True
         rows, self._spare = self._spare, []
@@ -88,6 +89,7 @@ class Reader:
             rows += self._fetch(connection, min(self._step, self._rows - len(rows)))
             weighed = self._weight(rows)
             fitting = self._bytes * len(rows) // max(1, weighed)
+            # No more than doubled: the rows to come may be heavier than those that were weighed.
             self._step = max(1, min(2 * self._step, fitting, self._rows))
         fits = self._fitting(rows)
         rows, self._spare = rows[:fits], rows[fits:]

@@ -117,6 +117,7 @@ class Database:
         """
         if seconds is None:
             return await work
+        # `ensureDeferred` takes coroutines and Deferreds, and not whatever can be awaited.
         running = ensureDeferred(_awaited(work))
         running.addTimeout(seconds, self.reactor)
         try:
@@ -247,6 +248,8 @@ class Database:
         try:
             yield level
         except GeneratorExit:  # the task was dropped: nothing may be awaited any more
+            # Nor is the token reset: whoever closes the generator may do so in another context,
+            # where reset() raises.
             level.abandon()
             raise
         except BaseException:
@@ -293,6 +296,7 @@ class Database:
             async with self.transaction(isolation, read_only, name):
                 return await function(*args)
 
+        # A closure is another function in each call, and has the same code.
         kind = getattr(function, "__code__", None) if kind is None else kind
         return Deferred.fromCoroutine(self.within(timeout, self.again(attempt, retries, kind)))
 

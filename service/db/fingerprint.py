@@ -75,6 +75,7 @@ _PARTS = ", ".join(
     ]
 )
 
+# pg_temp is named, and last: unnamed, PostgreSQL would look for relations and types there first.
 FINGERPRINT = f"""
 SET LOCAL search_path TO pg_catalog, pg_temp;
 SELECT m.moment, CASE WHEN m.moment = %s AND NOT pg_is_in_recovery() THEN NULL

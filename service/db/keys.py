@@ -40,6 +40,7 @@ LOOK = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
 # at its neighbors, and so in conflict with whoever inserts a key meanwhile.
 KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}};"
 MISSING = psycopg2.errors.UndefinedTable | psycopg2.errors.InvalidSchemaName
+# SKIP LOCKED: several services prune, and none should wait for another's rows, or for a call.
 PRUNE = """
 DELETE FROM rowcast.idempotency_keys WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM rowcast.idempotency_keys
@@ -78,6 +79,7 @@ class Keyed:
         """
         call = [self.role, self.procedure, self.args, dict(self.kwargs)]
         try:
+            # Canonical: the same call may have its dicts in another order.
             return sha256(cbor2.dumps(call, canonical=True)).digest()
         except (cbor2.CBOREncodeError, ValueError, TypeError, RecursionError) as error:
             raise InvalidArgument(
@@ -224,8 +226,10 @@ def _is_ours(error: psycopg2.Error) -> bool:
     """Return whether an error is one of the claim, rather than of what came with it."""
     diag = error.diag
     if isinstance(error, psycopg2.errors.UniqueViolation):
+        # With a context it comes out of somebody's function, which wrote there itself.
         return f"{diag.schema_name}.{diag.table_name}" == TABLE and diag.context is None
     if isinstance(error, psycopg2.errors.LockNotAvailable):
+        # The context of a lock that was waited for names the index; its words are translated.
         return "idempotency_keys_pkey" in (diag.context or "")
     known = isinstance(error, MISSING | psycopg2.errors.InsufficientPrivilege)
     return known and diag.context is None and "rowcast" in (diag.message_primary or "")

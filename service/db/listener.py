@@ -28,6 +28,7 @@ from service.sql.statement import quoted
 
 PAUSES = (0.05, 5.0)
 """Seconds between two attempts to connect: first, and at most."""
+# Keepalives of TCP do not tell: the kernel answers them for a server that is stopped.
 PULSE = 10.0
 """Seconds between two looks whether a server that says nothing is still there."""
 PULSE_TIMEOUT = 2.0
@@ -186,6 +187,7 @@ class Listener(Service):
         subscription = Subscription(self, channel, heard, missed)
         self._subscriptions.append(subscription)
         if channel in self._live:
+            # Not at once: the subscriber does not have its subscription yet.
             self._reactor.callLater(0, self._begin, {channel}, subscription)
         self._sync()
         return subscription
@@ -229,6 +231,7 @@ class Listener(Service):
             return
 
         def done() -> None:
+            # Only an answer counts: else no pause grew for a server that accepts and hangs up.
             self._attempts = 0
             self._live = wanted
             self._sync()
@@ -257,6 +260,7 @@ class Listener(Service):
             self._pulse = None
 
         def answered(outcome: Any) -> None:
+            # Else it was given up meanwhile, and another one may be under way by now.
             if watched is self._watched:
                 self._asking = False
                 self._down(outcome) if isinstance(outcome, Failure) else done()
@@ -266,6 +270,7 @@ class Listener(Service):
 
     def _begin(self, channels: set[str], only: Subscription | None = None) -> None:
         """Call subscribers whose channels begin to be heard."""
+        # Of a copy, and asked again: what is called may subscribe and cancel.
         for each in [only] if only else list(self._subscriptions):
             if each.channel in channels & self._live and each in self._subscriptions:
                 self._call(each.missed)

@@ -55,6 +55,7 @@ class Retries:
         """
         tried = 0
         turn = self._turns.get(kind)
+        # Waited for, and given back at once: those before are done, and this one blocks nobody.
         if turn is not None and await self._taken(turn):
             self._end(kind, turn)
         turn = None
@@ -89,6 +90,7 @@ class Retries:
 
     def _end(self, kind: Hashable, turn: DeferredLock) -> None:
         turn.release()
+        # One that others wait for stays; kept for ever, there would be one for each kind ever met.
         if not turn.locked and self._turns.get(kind) is turn:
             del self._turns[kind]
 

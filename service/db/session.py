@@ -60,9 +60,11 @@ def _searched(path: str, local: bool) -> str:
 
 def _literal(text: str) -> str:
     """Quote a text; `standard_conforming_strings` is on in every session."""
+    # NUL and lone surrogates of a claim would raise in the worker, and not as psycopg2's error.
     clean = text.replace("\0", "").encode("utf-8", "replace").decode().replace("'", "''")
     if "%" not in clean:
         return f"'{clean}'"
+    # psycopg2 wants a percent sign doubled where there are parameters, and as it is where not.
     escaped = clean.replace("\\", "\\\\").replace("%", "\\0025")
     return f"U&'{escaped}'"
 
@@ -117,16 +119,16 @@ REQUIRED = {
     "datestyle": "ISO,MDY",
     "intervalstyle": "iso_8601",
     "bytea_output": "hex",
-    "extra_float_digits": "1",
+    "extra_float_digits": "1",  # 0 rounds to 15 digits
     "xmlbinary": "base64",
     "xmloption": "content",
-    "array_nulls": "on",
-    "transform_null_equals": "off",
+    "array_nulls": "on",  # off: NULL in an array's text is the word
+    "transform_null_equals": "off",  # on: "= NULL" means IS NULL
     "standard_conforming_strings": "on",
     "backslash_quote": "safe_encoding",
-    "quote_all_identifiers": "off",
-    "row_security": "on",
-    "exit_on_error": "off",
+    "quote_all_identifiers": "off",  # on: regclass and the like come in quotes
+    "row_security": "on",  # off: what a policy would filter is refused
+    "exit_on_error": "off",  # on: any error ends the session
 }
 """
 What the value codec and our statements rely on.
@@ -187,6 +189,7 @@ class SessionSettings:
 
     def options(self, given: str = "") -> str:
         """Return all settings for `options`, around those that the connection string has."""
+        # Of two flags for one setting the last one counts: the URL has its way with limits alone.
         parts = [_flags(self.limits()), given, _flags(REQUIRED)]
         return " ".join(part for part in parts if part)
 
@@ -237,11 +240,13 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     Raises:
         psycopg2.Error: No session can be opened there now.
     """
+    # As a parameter: one in the URL, or PGCLIENTENCODING, would go over that in `options`.
     given = parse_dsn(dsn) | {"client_encoding": REQUIRED["client_encoding"]}
     options = settings.options(given.pop("options", ""))
     try:
         connection = _connect(given | {"options": options})
     except psycopg2.OperationalError as error:
+        # What PgBouncer says of `options`, unless it is configured to ignore them.
         if "unsupported startup parameter" not in str(error):
             raise
         connection = _connect(given)
@@ -275,6 +280,7 @@ def _connect(parameters: dict[str, str]) -> PgConnection:
     chosen = DEFAULTS | parameters
     timeout = chosen.get("connect_timeout", "0")
     if timeout.startswith(("0", "-")):  # to libpq, for ever
+        # libpq counts it for each host anew: silent ones before the one that answers add up.
         hosts = chosen.get("host", chosen.get("hostaddr", "")).count(",") + 1
         chosen["connect_timeout"] = str(max(MIN_HOST_TIMEOUT, CONNECT_TIMEOUT // hosts))
     return psycopg2.connect(make_dsn(**chosen), connection_factory=PgConnection)
@@ -296,6 +302,7 @@ def _corrections(found: list[str]) -> str:
     Args:
         found: The values of the settings of `REQUIRED`.
     """
+    # The server tells "ISO, MDY" where it was given "ISO,MDY".
     given = (value.replace(" ", "") for value in found)
     wanted = zip(REQUIRED.items(), given, strict=True)
     changed = {name: value for (name, value), now in wanted if now != value}

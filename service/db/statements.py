@@ -131,12 +131,14 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
     columns = statement.columns
     if shape.form == "json":
         return _as_json(rows, statement, shape.max_bytes)
+    # Weighed before there are dicts, which would be made of refused rows for nothing.
     names_weigh = 0 if shape.form == "lists" else len(rows) * sum(map(len, columns))
     if names_weigh + weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
     if shape.form == "lists" and not statement.embeds:
         width = len(columns)
         return [list(row[:width]) for row in rows]
+    # Not strict: sort keys for the next page, or a flag, stand behind the columns.
     found = [dict(zip(columns, row, strict=False)) for row in rows]
     if statement.embeds:
         read_texts(found, statement.embeds)
@@ -150,6 +152,7 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
 def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
     """Return each row as one JSON text, made of the texts of its values."""
     width = len(statement.columns)
+    # Doubled, since the text is a template below, and a column may have any name.
     keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
     text = "%s" if statement.scalar else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
     found = [text % row[:width] for row in rows]
@@ -189,6 +192,7 @@ def execute(
         psycopg2.Error: With a note of the parameter that it points at.
     """
     cursor = connection.wire(codec)
+    # By a catalog that is out of date nothing is certain: a function may be another one by now.
     pure = statement.pure and codec.current
     try:
         cursor.execute(statement.text, codec.parameters(statement.bounds, values), clean=pure)
@@ -196,6 +200,7 @@ def execute(
         point_out(error, statement)
         raise
     finally:
+        # When it is refused, too: no sequence is set back.
         connection.counted |= pure and statement.writes  # numbered by a sequence, perhaps
     return cursor
 
@@ -337,9 +342,11 @@ def write_txn(
     try:
         cursor = execute(connection, codec, statement, values)
     except psycopg2.Error as error:
+        # The words are in the server's language; the text that it could not read is quoted in all.
         if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
         raise
+    # Of several statements in one message, psycopg2 has the result of the last.
     affected: int = cursor.rowcount
     if one and not affected:
         raise NoRowWritten

@@ -67,6 +67,7 @@ def autocommit_write_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """Run a function whose one statement may write, and commits by itself."""
+    # Behind a pooler it is COMMIT that may be lost on its way, and `commit_txn` says so.
     first = () if connection.pooled else (autocommit_txn,)
     return single_txn(connection, identity, *first, function, *args)
 
@@ -83,6 +84,7 @@ def procedure_txn(
     if connection.pooled:
         return atomic_txn(connection, "BEGIN", identity.words, function, *args)
     connection.touch()
+    # A message of its own: in one with other statements, CALL may not end a transaction (2D000).
     if identity.session:
         connection.command(identity.session)
     return _committing_txn(connection, function, *args)
@@ -154,6 +156,7 @@ def nested_txn(
         result = function(connection, *args)
     except BaseException:
         if not connection.closed:
+            # The cursor would refuse ROLLBACK TO of a job that was stopped, as any statement.
             connection.stopped = 0.0
             undo_txn(connection, "atomic")
         raise
@@ -199,9 +202,11 @@ def commit_txn(connection: PgConnection) -> None:
     idle = connection.closed or connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
     if noted is not None and idle:
         return
+    # Before COMMIT is sent, a lost session is sure to be rolled back; afterwards nobody knows.
     if not connection.alive():
         raise Unavailable("the database connection was lost before COMMIT")
     cleaning = ""
+    # A transaction that has failed refuses all of this, and would hide how COMMIT was answered.
     if connection.touched and connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
         cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning}"
     try:
@@ -210,6 +215,7 @@ def commit_txn(connection: PgConnection) -> None:
         if connection.closed:
             raise OutcomeUnknown from error
         raise
+    # COMMIT of a transaction that has failed is no error to PostgreSQL: it answers ROLLBACK.
     if answer != "COMMIT":
         raise TransactionAborted(f"COMMIT was answered by {answer}")
     connection.touched = connection.touched and connection.single_use
@@ -331,9 +337,11 @@ class Level(ABC):
         work = acting_txn, actor, function, *args
         if self.child is None:
             return self._run(*work, timeout=timeout)
+        # The lock calls back in the context of whoever releases it, not in that of this caller.
         context = copy_context()
 
         def free(_: DeferredLock) -> Deferred[Any]:
+            # Not waited for before the release: the worker's queue keeps the order from here on.
             done = context.run(self._run, *work, timeout=timeout)
             self.lock.release()
             return done
@@ -417,6 +425,7 @@ class Transaction(Level):
         if self._server is None:
             self._server = Job(self._serve_txn, queue=self._queue)
             self._scheduler.submit(self._server).addBoth(self._ended)
+        # Asked after the submit, which fails at once when the pool is closing.
         if self._failure is not None:
             return fail(self._failure)
         self._open.add(job)
@@ -533,6 +542,8 @@ class Savepoint(Level):
 
     async def enter(self) -> None:
         """Wait until the parent has no other savepoint open, then set ours."""
+        # Of two savepoints side by side on one connection, the first one's end would take the
+        # second along: tasks in parallel have to take turns.
         await self._parent.lock.acquire()
         self._parent.child = self
         try:
@@ -548,6 +559,7 @@ class Savepoint(Level):
         if self.closed:
             return
         try:
+            # A task that is cancelled here gives the savepoint up: the parent must not commit it.
             await self.send(PgConnection.command, f"RELEASE SAVEPOINT {self._name}")
         except BaseException:
             self._undo()
