@@ -58,7 +58,7 @@ def read_txn(connection: PgConnection, params: Any = None) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_operation_has_its_own_role_claims_and_path(dsn: str) -> None:
+async def test_operation_after_others_has_its_own_role_claims_and_path(dsn: str) -> None:
     """Whatever came before it, and none of what came before it; the next transaction starts anew."""
     async with database_at(dsn, most=1) as database:
         for _ in range(2):

@@ -192,7 +192,7 @@ async def test_aggregate_over_the_limit_is_too_large(db: DirectCaller) -> None:
 
 @pytest.mark.parametrize("name", ["many.aggregate", "fn.many.aggregate"])
 @pytest_twisted.ensureDeferred
-async def test_groups_are_not_left_out(name: str, dsn: str) -> None:
+async def test_groups_beyond_a_page_are_all_answered(name: str, dsn: str) -> None:
     """All groups come, whatever a page of rows may hold; too many are refused, or come in parts."""
     async with serving(dsn, max_rows=30) as db:
         groups = {"measures": {}, "group": ["n"]}
@@ -226,7 +226,7 @@ async def test_groups_are_not_left_out(name: str, dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_does_not_fit(
+async def test_measure_that_does_not_fit_its_type_is_refused(
     db: DirectCaller, measures: dict[str, Any], kwargs: dict[str, Any], path: str
 ) -> None:
     """What a type lacks, or nobody may see, is refused with its place."""
@@ -254,7 +254,7 @@ async def test_what_does_not_fit(
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_what_does_not_fit_elsewhere(
+async def test_function_that_does_not_fit_anywhere_is_refused_with_its_path(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """A function or a cast that a type lacks has its place, wherever in a call it stands."""
@@ -321,7 +321,7 @@ async def test_embed_with_measures_gives_those_of_the_related_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_embedded_in_every_way(db: DirectCaller) -> None:
+async def test_embed_with_measures_goes_wherever_an_embed_goes(db: DirectCaller) -> None:
     """Beside rows of the same relation, spread, deeper, of one row, of none."""
     row = await db.call(
         "people.get",

@@ -237,7 +237,7 @@ async def test_find_of_hidden_columns_or_without_rows_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_cannot_be_distinct(db: DirectCaller) -> None:
+async def test_distinct_of_values_without_equality_is_refused(db: DirectCaller) -> None:
     """Values without an equality operator are refused where distinct ones are asked for."""
     for kwargs, path in (
         ({"distinct": True}, "distinct"),

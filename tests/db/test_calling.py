@@ -362,7 +362,7 @@ async def test_error_raised_by_a_function_keeps_its_words(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_stable_functions_only_read(db: DirectCaller, dsn: str) -> None:
+async def test_function_that_is_stable_may_not_write(db: DirectCaller, dsn: str) -> None:
     """What promises not to write runs where it could not."""
     refused = await failure_of(db.call("fn.sneaky"))
     assert isinstance(refused, DatabaseRefused)

@@ -143,7 +143,7 @@ async def test_procedure_that_commits_runs_as_its_caller_alone(db: DirectCaller,
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedures_in_a_transaction(db: DirectCaller) -> None:
+async def test_procedure_that_commits_in_a_transaction_is_refused(db: DirectCaller) -> None:
     """One that commits where it cannot is refused, and told when it may."""
     async with db.database.transaction() as level:
         refused = await failure_of(db.dispatcher.answer("fn.stepwise", (), {"many": 1}, CLERK))
@@ -154,7 +154,7 @@ async def test_procedures_in_a_transaction(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_session_that_stays_somebody_is_closed(db: DirectCaller) -> None:
+async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> None:
     """Where a session cannot be made itself again, nobody ever gets it."""
 
     async def pids() -> set[int]:

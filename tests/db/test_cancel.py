@@ -33,7 +33,7 @@ def running(dsn: str, part: str) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_cancelled_query_stops_on_the_server(dsn: str) -> None:
+async def test_query_that_is_cancelled_stops_on_the_server(dsn: str) -> None:
     """The caller is free at once, and so is the connection."""
     async with database_at(dsn, most=1) as database:
         call = database.statement("SELECT pg_sleep(11)")
@@ -98,7 +98,7 @@ async def test_transaction_that_is_cancelled_is_rolled_back(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_bystander_is_hit(dsn: str) -> None:
+async def test_query_beside_many_cancelled_ones_gets_its_own_answer(dsn: str) -> None:
     """Thousands of cancellations at random moments; every other query gets its own answer."""
     random.seed(4)
     cancelled = right = 0
@@ -127,7 +127,7 @@ async def test_no_bystander_is_hit(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
+async def test_cancel_over_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
     """While a cancel request is on its way, everything else goes on."""
     with Relay(dsn, slow_cancel=2) as relay:
         async with database_at(relay.dsn) as database:
@@ -143,7 +143,7 @@ async def test_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stopped_read_is_not_run_again(dsn: str) -> None:
+async def test_read_that_is_cancelled_is_not_run_again(dsn: str) -> None:
     """Cancelling is no reason to retry."""
     async with database_at(dsn) as database:
         call = database.statement("SELECT pg_sleep(14)", retry=True)
@@ -154,7 +154,7 @@ async def test_a_stopped_read_is_not_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
+async def test_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
     """A write whose caller was told that it took too long is not done after that."""
     execute(dsn, "CREATE TABLE too_late (id int)")
 
@@ -169,7 +169,9 @@ async def test_a_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_libpq_at_hand(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancel_without_libpq_stops_the_query(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where psycopg2 hides its libpq, its own `cancel` does the work."""
     monkeypatch.setattr(cancel, "_LIBPQ", None)
     async with database_at(dsn, most=1) as database:
@@ -181,7 +183,7 @@ async def test_without_libpq_at_hand(dsn: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_scope_given_up_before_it_began(dsn: str) -> None:
+async def test_transaction_cancelled_before_it_began_is_free_at_once(dsn: str) -> None:
     """A task that is cancelled while its transaction waits for a worker is free at once."""
     async with database_at(dsn, most=1) as database:
         slow = database.statement("SELECT pg_sleep(2)")

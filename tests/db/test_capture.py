@@ -146,7 +146,7 @@ def test_orm_flush_is_logged_as_one_transaction(dsn: str, log: SnapshotReader) -
     assert len({entry.xid for entry in changed}) == 1
 
 
-def test_what_is_rolled_back_is_not_in_the_log(dsn: str, log: SnapshotReader) -> None:
+def test_change_that_is_rolled_back_is_not_in_the_log(dsn: str, log: SnapshotReader) -> None:
     connection = connect(dsn)
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO owners VALUES (1, 'kept'); SAVEPOINT s")

@@ -100,7 +100,9 @@ def test_command_tracks_and_untracks_a_database_that_is_not_ours(dsn: str) -> No
         ("rowcast.log", "full", "tables of the schema rowcast cannot be tracked"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_tracked_is_refused(tracked: str, table: str, level: str, why: str) -> None:
+def test_table_that_cannot_be_tracked_is_refused(
+    tracked: str, table: str, level: str, why: str
+) -> None:
     assert refused(tracked, table, level) == why
 
 
@@ -204,7 +206,7 @@ UNNOTICED = [
 
 
 @pytest.mark.parametrize("statement", UNNOTICED)
-def test_what_leaves_rows_alone_is_not_noticed(tracked: str, statement: str) -> None:
+def test_ddl_that_leaves_rows_alone_is_not_noticed(tracked: str, statement: str) -> None:
     connection = connect(tracked)
     connection.autocommit = True  # VACUUM would not run among other statements
     with connection.cursor() as cursor:
@@ -304,7 +306,9 @@ def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
     assert execute(tracked, last) == [({"number": 1},)]
 
 
-def test_what_is_installed_is_not_served(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relations_of_capture_once_installed_are_not_served(
+    tracked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither are its tables and functions, nor do its triggers make writes more careful."""
     catalog = read_catalog(tracked, ("public",))
     assert {schema for schema, _ in catalog.relations} == {"public"}

@@ -115,7 +115,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "kwargs"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_what_a_function_does_not_take_is_not_described(
+async def test_arguments_that_a_function_refuses_are_not_described(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     document = described(db)

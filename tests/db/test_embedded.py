@@ -36,7 +36,7 @@ def state() -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_a_visit_leaves_it_as_it_was(state: Path) -> None:
+def test_server_after_a_visit_is_stopped_and_keeps_its_data(state: Path) -> None:
     """It runs while it is needed, keeps what was written, and is gone after that."""
     place = Place(state=state)
     assert place.cluster.fresh
@@ -73,7 +73,7 @@ def test_server_in_any_locale_has_utf8(state: Path) -> None:
         ]
 
 
-def test_two_visits_take_turns(state: Path) -> None:
+def test_visits_at_once_take_turns(state: Path) -> None:
     """A second command waits until the first one has stopped its server."""
     place = Place(state=state)
     command = [sys.executable, "-c", VISIT, str(state)]
@@ -91,7 +91,7 @@ def test_two_visits_take_turns(state: Path) -> None:
             assert first.poll() == 0 or first.wait(5) == 0
 
 
-def test_a_killed_visit_is_cleared_away(state: Path) -> None:
+def test_server_of_a_killed_visit_is_cleared_away(state: Path) -> None:
     """A command that was killed leaves no server in the way of the next."""
     command = [sys.executable, "-c", VISIT, str(state)]
     with subprocess.Popen(

@@ -105,7 +105,7 @@ async def test_served_function_reaches_no_keys(
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_what_a_function_leaves_in_its_transaction_is_not_taken_for_ours(
+async def test_leavings_of_a_function_are_not_taken_for_kept_answers(
     db: DirectCaller, dsn: str, batch: bool
 ) -> None:
     name, args = ("transaction", [[{"call": "fn.litter"}]]) if batch else ("fn.litter", [])

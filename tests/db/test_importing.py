@@ -239,7 +239,9 @@ async def test_import_with_on_conflict_updates_what_is_named(dsn: str, db: Direc
 
 
 @pytest_twisted.ensureDeferred
-async def test_views_and_row_security(dsn: str, db: DirectCaller) -> None:
+async def test_import_into_views_and_under_row_security_is_written(
+    dsn: str, db: DirectCaller
+) -> None:
     """What COPY itself cannot write to is written all the same."""
     assert await db.call("dear.import", [{"id": 1, "name": "gold", "price": 200}]) == {"rows": 1}
     refused = await failure_of(db.call("dear.import", [{"id": 2, "name": "tin", "price": 1}]))
@@ -312,7 +314,7 @@ async def test_csv_with_its_header_in_pieces_is_imported(dsn: str, db: DirectCal
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_columns_are_named_apart(dsn: str, db: DirectCaller) -> None:
+async def test_rows_that_name_other_columns_each_are_imported(dsn: str, db: DirectCaller) -> None:
     """Rows of a large call may each name other columns; one that is no row is pointed out."""
     given: list[Any] = [{"id": n} for n in range(500)]
     given[400]["name"] = "named"
@@ -372,7 +374,7 @@ class Watched(Clock):
 
 
 @pytest_twisted.ensureDeferred
-async def test_others_get_their_turn(dsn: str) -> None:
+async def test_upload_after_each_call_lets_others_have_their_turn(dsn: str) -> None:
     """A call of an upload is answered after half as long again, in which others have their turn."""
     async with serving(dsn) as db:
         clock = db.database.reactor = Watched()
@@ -436,7 +438,7 @@ async def test_session_cannot_take_every_upload(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_of_another_relation(dsn: str, db: DirectCaller) -> None:
+async def test_upload_into_another_relation_is_refused(dsn: str, db: DirectCaller) -> None:
     """An upload goes into one relation."""
     begun = await db.call("items.import", done=False)
     refused = await failure_of(db.call("rows_of.import", [{"id": 1}], **begun))
@@ -445,7 +447,7 @@ async def test_upload_of_another_relation(dsn: str, db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_as_many_as_may_be(dsn: str, db: DirectCaller) -> None:
+async def test_uploads_beyond_their_bound_are_refused(dsn: str, db: DirectCaller) -> None:
     """Uploads leave connections to others."""
     begun = [await db.call("items.import", [{"id": n}], done=False) for n in range(3)]
     refused = await failure_of(db.call("items.import", done=False))
@@ -483,7 +485,7 @@ async def test_upload_to_a_service_that_stops_keeps_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stopping_service_ends_uploads_that_no_call_is_at(dsn: str) -> None:
+async def test_uploads_of_a_stopping_service_end_as_conflict(dsn: str) -> None:
     """Its caller is told why; an upload in the midst of a call ends with that."""
     async with serving(dsn) as db:
         one, two = [await db.call("items.import", [{"id": n}], done=False) for n in (1, 2)]

@@ -320,7 +320,9 @@ def test_privileges_of_a_role_are_known_by_column(connected: connection, dsn: st
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_leaves_the_session_as_it_was(dsn: str, connected: connection, autocommit: bool) -> None:
+def test_session_after_reading_the_catalog_is_as_it_was(
+    dsn: str, connected: connection, autocommit: bool
+) -> None:
     """Reading the catalog changes neither the search path nor an open transaction."""
     made = psycopg2.connect(dsn, options="-c search_path=app,away")
     made.autocommit = autocommit
@@ -334,7 +336,7 @@ def test_leaves_the_session_as_it_was(dsn: str, connected: connection, autocommi
         made.close()
 
 
-def test_in_a_transaction_of_the_pool(dsn: str, connected: connection) -> None:
+def test_catalog_read_in_a_transaction_leaves_it_open(dsn: str, connected: connection) -> None:
     """A transaction whose BEGIN is still to be sent goes on after the reading."""
     made = PgConnection(dsn)
     try:
@@ -353,7 +355,7 @@ def test_schema_without_relations_serves_nothing(connected: connection) -> None:
     assert catalog.type_named("int").name == "int4"
 
 
-def test_views_in_a_circle(dsn: str) -> None:
+def test_views_in_a_circle_are_listed(dsn: str) -> None:
     """Views that PostgreSQL refuses to read, for they lead back to themselves, are only listed."""
     execute(
         dsn,

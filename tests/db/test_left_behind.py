@@ -248,7 +248,7 @@ async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: s
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_lock_is_free_when_the_answer_is_there(db: DirectCaller, dsn: str) -> None:
+async def test_lock_of_a_function_is_free_once_it_is_answered(db: DirectCaller, dsn: str) -> None:
     """Whoever has the answer, or the refusal, can take what the function had locked."""
     order(dsn, LEFT["advisory lock"])
     free = "SELECT pg_try_advisory_lock(7)"
@@ -300,7 +300,7 @@ async def test_random_numbers_cannot_be_foretold(db: DirectCaller, dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_clean_by_construction_is_not_cleaned(dsn: str) -> None:
+async def test_call_without_code_is_not_cleaned_up_after(dsn: str) -> None:
     """A read or write of a relation without code is one message, a function call is two."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn, most=1) as db:
@@ -353,7 +353,7 @@ async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_call_that_began_before_is_cleaned_up_after(db: DirectCaller) -> None:
+async def test_call_by_an_older_catalog_is_cleaned_up_after(db: DirectCaller) -> None:
     """What is certain by a catalog is so for as long as that is the last one."""
     sets = Statement("SELECT set_config('work_mem', '7MB', false)", (), "x", ("a",), pure=True)
     old = db.dispatcher.served

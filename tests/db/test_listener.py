@@ -167,7 +167,7 @@ async def test_second_subscriber_of_a_channel_is_told_at_once(dsn: str, heard: H
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_channel_is_heard_again_after_a_cut(dsn: str, heard: Heard) -> None:
+async def test_channels_after_a_cut_are_all_heard_again(dsn: str, heard: Heard) -> None:
     """Those too that began while the connection was down, whose subscribers are told once."""
     found: list[str] = []
     heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))

@@ -108,7 +108,7 @@ def test_schema_of_another_role_is_not_taken_for_ours(postgres: str) -> None:
         execute(at, "DROP OWNED BY sly CASCADE; DROP ROLE sly")
 
 
-def test_dropped_checks_are_seen(base: str) -> None:
+def test_check_that_was_dropped_is_seen_by_autogenerate(base: str) -> None:
     """A constraint that went missing in the database is noticed."""
     execute(base, "ALTER TABLE actions DROP CONSTRAINT ck_actions_path_absolute")
     with pytest.raises(CommandError, match="path_absolute"):
@@ -155,7 +155,7 @@ def test_row_against_a_constraint_is_refused_by_its_name(
     assert refused.value.diag.constraint_name == constraint
 
 
-def test_sql_without_a_database() -> None:
+def test_migrations_without_a_database_are_written_as_sql() -> None:
     """The migrations can be written as SQL where no database is."""
     output = io.StringIO()
     config = Config(
@@ -169,7 +169,7 @@ def test_sql_without_a_database() -> None:
     )
 
 
-def test_sql_without_a_database_builds_the_same(postgres: str) -> None:
+def test_migrations_written_as_sql_build_the_same(postgres: str) -> None:
     """Run by psql it brings a database to head, and the way down leaves nothing."""
     written = io.StringIO()
     config = Config(
@@ -191,7 +191,7 @@ def test_sql_without_a_database_builds_the_same(postgres: str) -> None:
         ]
 
 
-def test_seeding_is_done_once(base: str) -> None:
+def test_demo_rows_that_are_there_are_not_made_again(base: str) -> None:
     """The demo rows are made where there are none, and not again."""
     assert sow(base) == "made 6 drivers, 8 vehicles, 40 actions"
     assert sow(base) == "nothing to do: the demo tables hold rows already"

@@ -46,7 +46,7 @@ async def test_credentials_that_change_are_used_by_the_next_call(
 
 
 @pytest_twisted.ensureDeferred
-async def test_how_often_the_file_is_read(dsn: str) -> None:
+async def test_credentials_file_within_seconds_is_read_once(dsn: str) -> None:
     """Not for every call, but every few seconds; nothing is opened that need not be."""
     asked: list[str] = []
 
@@ -66,7 +66,7 @@ async def test_how_often_the_file_is_read(dsn: str) -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"postgresql:/", b"\xff\xfe", None])
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_being_written(
+async def test_credentials_file_being_written_makes_calls_wait(
     dsn: str, roles: None, tmp_path: Path, broken: bytes | None
 ) -> None:
     """A session goes on meanwhile; without one, a call waits, and is told to try again."""
@@ -96,7 +96,9 @@ async def test_a_file_that_is_being_written(
 
 
 @pytest_twisted.ensureDeferred
-async def test_credentials_that_are_not_good_yet(dsn: str, roles: None, tmp_path: Path) -> None:
+async def test_session_beside_credentials_not_good_yet_is_kept(
+    dsn: str, roles: None, tmp_path: Path
+) -> None:
     """A session that stands is kept for them."""
     file = tmp_path / "url"
     file.write_text(make_dsn(dsn, user="moving_1"))

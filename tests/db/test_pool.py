@@ -53,7 +53,7 @@ async def test_statement_in_autocommit_is_one_message(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_session_has_the_settings(dsn: str) -> None:
+async def test_session_of_any_age_has_the_settings(dsn: str) -> None:
     """Limits and formats hold for every session, and the user's own options stay."""
     given = psycopg2.extensions.make_dsn(
         dsn, options="-c timezone=Asia/Tokyo -c work_mem=7MB", application_name="mine"
@@ -97,7 +97,7 @@ async def test_served_schemas_come_first(dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_session_that_was_changed_is_put_right(dsn: str, words: str, name: str) -> None:
+async def test_session_that_was_changed_is_put_right(dsn: str, words: str, name: str) -> None:
     """What a function sets for its session does not reach the next caller."""
     async with database_at(dsn, SessionSettings(schemas=("app",)), most=1) as database:
         before = await database.statement(f"SHOW {name}")
@@ -140,7 +140,7 @@ async def test_slow_queries_leave_the_reactor_free(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_statement_runs_in_the_reactor_thread(dsn: str) -> None:
+async def test_statement_of_any_kind_runs_in_a_worker(dsn: str) -> None:
     """A function for the database runs in a worker."""
     async with database_at(dsn) as database:
         name = await database.run(lambda connection: threading.current_thread().name)
@@ -148,7 +148,7 @@ async def test_no_statement_runs_in_the_reactor_thread(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_caller_waits_for_a_connection_only_so_long(dsn: str) -> None:
+async def test_caller_in_vain_for_a_connection_is_refused_in_time(dsn: str) -> None:
     """A full pool refuses after `acquire_timeout`, and counts it."""
     async with database_at(dsn, most=1, acquire_timeout=0.2) as database:
         slow = database.statement("SELECT pg_sleep(2)")
@@ -163,7 +163,7 @@ async def test_a_caller_waits_for_a_connection_only_so_long(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_call_has_its_own_time_limit(dsn: str) -> None:
+async def test_call_over_its_own_time_limit_is_stopped(dsn: str) -> None:
     """A call over its own limit fails at once, and its query is stopped on the server."""
     async with database_at(dsn) as database:
         call = database.statement("SELECT pg_sleep(7)", timeout=0.2)
@@ -196,7 +196,7 @@ async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_database_is_unavailable(dsn: str) -> None:
+async def test_database_that_is_not_there_is_unavailable(dsn: str) -> None:
     """A database that is not there is refused after `connect_wait`, without its reason."""
     nowhere = psycopg2.extensions.make_dsn(dsn, dbname="no_such_database")
     async with database_at(nowhere, connect_wait=0.2) as database:
@@ -343,7 +343,7 @@ async def test_close_ends_an_open_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_adbapis_own_names_work(dsn: str) -> None:
+async def test_pool_by_the_names_of_adbapi_works(dsn: str) -> None:
     """Code that knows adbapi can use the pool; an interaction is one transaction."""
     async with database_at(dsn) as database:
         pool = database.pool

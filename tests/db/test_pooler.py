@@ -181,7 +181,7 @@ SELECT current_setting('app.tenant', true) IN ('', NULL), current_setting('DateS
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_others_leave_is_not_ours(dsn: str, pooler: str) -> None:
+async def test_settings_left_by_others_behind_a_pooler_are_not_found(dsn: str, pooler: str) -> None:
     """Other clients of a pooler may leave what they like: our calls do not find it."""
     execute(dsn, "CREATE SEQUENCE IF NOT EXISTS pooled_numbers")
     others = [psycopg2.connect(pooler) for _ in range(2)]

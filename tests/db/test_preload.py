@@ -279,7 +279,7 @@ async def test_conditions_are_never_answered_by_what_was_preloaded(dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_was_preloaded_is_kept_until_it_is_said_otherwise(dsn: str) -> None:
+async def test_relationship_once_preloaded_is_kept_until_it_changes(dsn: str) -> None:
     """`refresh`, `set`, `clear` and another key end it, a save of other columns does not."""
     async with counted(dsn) as (_, since):
         stops = await Stop.find(orderby="id", preload="line")

@@ -109,7 +109,9 @@ async def test_relations_of_harmless_functions_alone_are_pure(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_others_make_of_text_counts(db: DirectCaller, dsn: str) -> None:
+async def test_relation_of_text_with_a_cast_that_runs_code_is_not_pure(
+    db: DirectCaller, dsn: str
+) -> None:
     """A cast or an operator of text that runs code makes every use of text uncertain."""
     execute(dsn, CAST)
     old = db.dispatcher.served

@@ -272,7 +272,7 @@ async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_estimate_is_no_less_than_what_was_seen(dsn: str) -> None:
+async def test_estimate_below_the_counted_rows_is_not_answered(dsn: str) -> None:
     """The planner may expect fewer rows than were counted before it was asked."""
     execute(
         dsn,
@@ -304,7 +304,7 @@ async def test_an_estimate_is_no_less_than_what_was_seen(dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a_type_with_a_match_of_its_own(
+async def test_match_on_a_type_with_its_own_uses_that(
     db: DirectCaller, condition: dict[str, Any], found: list[int]
 ) -> None:
     """Match is the type's own where it has one; the other patterns see its text."""
@@ -395,7 +395,7 @@ async def test_select_with_casts_aliases_and_paths_gives_their_values(db: Direct
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_operands_that_do_not_fit(
+async def test_operand_that_does_not_fit_is_refused_with_its_path(
     db: DirectCaller, kwargs: dict[str, Any], path: str
 ) -> None:
     """An operand that does not fit is refused with its place, by us or by PostgreSQL."""

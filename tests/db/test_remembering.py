@@ -31,7 +31,7 @@ def relations() -> int:
 
 
 @pytest_twisted.ensureDeferred
-async def test_names_that_nobody_knows(dsn: str) -> None:
+async def test_refusal_of_unknown_names_leaves_nothing_behind(dsn: str) -> None:
     """A refused call leaves nothing behind, whatever it asked about."""
     async with serving(dsn) as db:
 

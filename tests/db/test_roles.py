@@ -275,7 +275,7 @@ class Paid(Model):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_rule_sets_what_is_not_there(dsn: str) -> None:
+async def test_rule_that_sets_a_column_beyond_the_role_is_refused(dsn: str) -> None:
     """A model writes no further than its caller may, and the refusal does not say what."""
     async with serving(dsn, roles=ROLES, written=(Paid,)) as callee:
         row = {"id": 80, "owner": "p1", "text": "x"}
@@ -435,7 +435,7 @@ async def test_descriptions_under_random_rights_name_nothing_beyond_them(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_definer_gives(dsn: str) -> None:
+async def test_rows_of_a_security_definer_are_whole_and_described(dsn: str) -> None:
     """A function with the rights of its owner gives whole rows, and they are described."""
     execute(
         dsn,
@@ -495,7 +495,7 @@ async def test_statement_by_twistars_pool_runs_as_the_caller(db: DirectCaller) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_trigger_stumbles_over(db: DirectCaller) -> None:
+async def test_violation_inside_a_trigger_shows_no_hidden_key(db: DirectCaller) -> None:
     """The key of a row that somebody else writes, and the caller may not see, is not shown."""
     calls = [db.call_as(CLERK, "news.create", {"id": 9}), db.call_as(CLERK, "fn.stashed")]
     for call in calls:

@@ -68,7 +68,7 @@ def kept(dsn: str) -> list[object]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_body_is_kept_or_undone_as_a_whole(dsn: str) -> None:
+async def test_transaction_at_its_end_is_kept_or_undone_as_a_whole(dsn: str) -> None:
     """The end of the body commits, an error in it rolls back and passes."""
     async with database_at(dsn) as database:
         async with database.transaction():
@@ -141,7 +141,7 @@ async def test_last_function_of_a_transaction_commits_with_it(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_other_tasks_stay_outside(dsn: str) -> None:
+async def test_task_beside_a_transaction_stays_outside(dsn: str) -> None:
     """Unrelated work at the same time is neither joined nor lost by the rollback."""
     async with database_at(dsn) as database:
 
@@ -164,7 +164,7 @@ async def test_other_tasks_stay_outside(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_two_transactions_at_once(dsn: str) -> None:
+async def test_transactions_at_once_end_on_their_own(dsn: str) -> None:
     """Each of two overlapping transactions ends on its own."""
     async with database_at(dsn) as database:
 
@@ -208,7 +208,7 @@ async def test_plain_callbacks_stay_in_the_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_scope_inside_a_scope_is_a_savepoint(dsn: str) -> None:
+async def test_transaction_inside_a_transaction_is_a_savepoint(dsn: str) -> None:
     """An inner failure undoes the inner scope alone."""
     async with database_at(dsn) as database, database.transaction():
         await insert(database, 1)
@@ -251,7 +251,7 @@ async def test_parallel_savepoints_take_turns(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_task_may_not_outlive_its_transaction(dsn: str) -> None:
+async def test_task_that_outlives_its_transaction_is_refused(dsn: str) -> None:
     """It is told so, instead of writing outside; with a clean context it is free."""
     async with database_at(dsn) as database:
 
@@ -269,7 +269,7 @@ async def test_a_task_may_not_outlive_its_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_swallowed_error_does_not_commit(dsn: str) -> None:
+async def test_transaction_with_a_swallowed_error_does_not_commit(dsn: str) -> None:
     """COMMIT of a broken transaction is a ROLLBACK, and says so."""
     async with database_at(dsn) as database:
 
@@ -284,7 +284,7 @@ async def test_a_swallowed_error_does_not_commit(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_first_statement_that_does_not_parse(dsn: str) -> None:
+async def test_statement_after_a_first_one_that_does_not_parse_has_a_begin(dsn: str) -> None:
     """It takes the BEGIN down with it; the next statement brings another one."""
     async with database_at(dsn) as database:
 
@@ -480,7 +480,7 @@ async def test_savepoint_of_stronger_isolation_than_its_transaction_is_refused(d
 
 
 @pytest_twisted.ensureDeferred
-async def test_more_scopes_than_workers(dsn: str) -> None:
+async def test_transactions_beyond_the_workers_all_end(dsn: str) -> None:
     """Twenty transactions on three workers all end, and plain statements still get through."""
     async with database_at(dsn, most=3) as database:
 
@@ -520,7 +520,7 @@ async def test_atomic_is_one_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_deferred_constraint_fails_the_commit(dsn: str) -> None:
+async def test_constraint_that_is_deferred_fails_the_commit(dsn: str) -> None:
     """An error that only COMMIT finds is the transaction's error."""
     async with database_at(dsn) as database:
         with pytest.raises(psycopg2.errors.UniqueViolation):
@@ -531,7 +531,7 @@ async def test_a_deferred_constraint_fails_the_commit(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_lost_in_commit_is_an_unknown_outcome(dsn: str) -> None:
+async def test_connection_lost_in_commit_is_outcome_unknown(dsn: str) -> None:
     """Nobody can tell whether it was kept, and nobody claims to."""
     execute(dsn, DIE)
     async with database_at(dsn) as database:
@@ -541,7 +541,7 @@ async def test_a_connection_lost_in_commit_is_an_unknown_outcome(dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_lost_before_commit_is_known_to_be_undone(dsn: str) -> None:
+async def test_connection_lost_before_commit_is_unavailable(dsn: str) -> None:
     """The server hung up before COMMIT was sent: nothing was kept, try again."""
     limits = SessionSettings(idle_in_transaction_session_timeout=0.1)
     async with database_at(dsn, limits) as database:
@@ -558,7 +558,7 @@ async def test_a_connection_lost_before_commit_is_known_to_be_undone(dsn: str) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_worker_no_transaction(dsn: str) -> None:
+async def test_transaction_without_a_worker_in_time_fails(dsn: str) -> None:
     """A transaction that gets no worker in time fails its first statement, and ends."""
     async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
         slow = database.statement("SELECT pg_sleep(0.7)")
@@ -572,7 +572,7 @@ async def test_no_worker_no_transaction(dsn: str) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_a_dropped_task_lets_its_worker_go(dsn: str, nested: bool) -> None:
+async def test_task_that_is_dropped_lets_its_worker_go(dsn: str, nested: bool) -> None:
     """A task that nobody holds any more does not keep a connection for ever."""
     async with database_at(dsn, most=2) as database:
 
@@ -596,7 +596,7 @@ async def test_a_dropped_task_lets_its_worker_go(dsn: str, nested: bool) -> None
 
 @pytest.mark.parametrize("form", ["text", "bytes", "composed", "many", "copy", "foreign"])
 @pytest_twisted.ensureDeferred
-async def test_whatever_comes_first_is_inside(dsn: str, form: str) -> None:
+async def test_statement_of_any_form_that_comes_first_is_inside(dsn: str, form: str) -> None:
     """Every way to begin with a statement takes BEGIN along."""
 
     def first_txn(connection: PgConnection) -> None:
@@ -628,7 +628,7 @@ async def test_whatever_comes_first_is_inside(dsn: str, form: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_nested_retry_is_the_outermost_ones(dsn: str) -> None:
+async def test_retry_inside_a_transaction_is_left_to_the_outermost(dsn: str) -> None:
     """Inside a transaction nothing is run again: the whole has to be."""
     attempts = []
     async with database_at(dsn) as database:
@@ -649,7 +649,7 @@ async def test_a_nested_retry_is_the_outermost_ones(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_savepoint_on_a_connection_that_died(dsn: str) -> None:
+async def test_savepoint_on_a_dead_connection_tells_the_first_error(dsn: str) -> None:
     """The first error is the one that is told."""
     async with database_at(dsn) as database:
 
@@ -665,7 +665,7 @@ async def test_a_savepoint_on_a_connection_that_died(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_worker_no_savepoint(dsn: str) -> None:
+async def test_savepoint_without_a_worker_in_time_fails(dsn: str) -> None:
     """A savepoint that cannot be set does not keep its transaction waiting."""
     async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
         slow = database.statement("SELECT pg_sleep(0.7)")

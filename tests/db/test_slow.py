@@ -105,7 +105,7 @@ async def test_statement_that_was_stopped_is_logged(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_way_to_send_a_statement_is_timed(dsn: str) -> None:
+async def test_statement_sent_in_any_way_is_timed(dsn: str) -> None:
     """Composed ones, functions, cursors of the server, many at once; not what waits for a caller."""
 
     def ways_txn(connection: Any) -> None:

@@ -359,7 +359,7 @@ def test_violation_of_a_constraint_names_it_without_rows(
     assert "secret" not in found.message
 
 
-def test_violations_without_a_catalog(connected: connection) -> None:
+def test_violation_without_a_catalog_keeps_its_kind(connected: connection) -> None:
     """Before a catalog is read nothing is named, yet the sort of error stays."""
     with connected.cursor() as cursor, pytest.raises(psycopg2.Error) as raised:
         cursor.execute("INSERT INTO makers VALUES (1)")
@@ -505,7 +505,9 @@ def test_error_not_of_the_database_is_none_of_its_refusals() -> None:
     assert refusal(psycopg2.ProgrammingError("can't adapt")) is None
 
 
-def test_another_statement_on_the_cursor(connected: connection, catalog: Catalog) -> None:
+def test_error_of_another_statement_on_the_cursor_points_at_nothing(
+    connected: connection, catalog: Catalog
+) -> None:
     """If the cursor has moved on, nothing wrong is pointed at."""
     statement = Statement("SELECT %s, %s", (Bound(0, catalog.type(23), "a"),) * 2, "test")
     with connected.cursor() as cursor:

@@ -182,7 +182,7 @@ async def test_silence_at_rollback_ends_the_scope(dsn: str, relay: Relay) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_before_a_session_stands(dsn: str, relay: Relay) -> None:
+async def test_silence_before_a_session_stands_is_not_waited_for(dsn: str, relay: Relay) -> None:
     """A server that accepts and says nothing is not waited for; another try succeeds."""
     relay.flows.clear()
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
@@ -235,7 +235,7 @@ async def test_silence_during_an_import_ends_it_and_keeps_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_during_an_export(dsn: str, relay: Relay) -> None:
+async def test_silence_during_an_export_ends_it(dsn: str, relay: Relay) -> None:
     """So does a COPY whose blocks stay away, and not one that nobody asks for blocks."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         blocks = Blocks(reactor)

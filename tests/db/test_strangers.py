@@ -90,7 +90,9 @@ async def test_tables_that_are_called_like_ours(dsn: str) -> None:
 
 @pytest.mark.parametrize("without", ["columns", "table"])
 @pytest_twisted.ensureDeferred
-async def test_procedures_that_lack_their_relation(dsn: str, without: str) -> None:
+async def test_procedure_that_lacks_its_relation_is_not_there_until_it_is(
+    dsn: str, without: str
+) -> None:
     """There is no such procedure, until the relation is there."""
     if without == "table":
         execute(dsn, "DROP TABLE actions")

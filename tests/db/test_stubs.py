@@ -338,7 +338,7 @@ def test_relations_called_like_types_have_their_own_schemas(document: Any) -> No
     assert not judge.is_valid({"id": "one", "dates": "2024-01-01"})
 
 
-def test_every_part_is_there(document: Any) -> None:
+def test_parts_that_schemas_refer_to_are_there(document: Any) -> None:
     """Whatever a schema refers to is among the parts."""
     names = {
         unquote(name).replace("~1", "/").replace("~0", "~")
@@ -347,7 +347,7 @@ def test_every_part_is_there(document: Any) -> None:
     assert names <= document["$defs"].keys()
 
 
-def test_every_verb_has_a_signature(document: Any) -> None:
+def test_verbs_of_any_relation_have_a_signature(document: Any) -> None:
     """Whatever can be called is there, in both languages."""
     uris = {
         *(f"rowcast.{name}.{verb}" for name, relation in document["relations"].items()

@@ -134,7 +134,7 @@ async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_as_they_are_stored(db: DirectCaller) -> None:
+async def test_upsert_by_a_key_its_type_rewrites_finds_its_row(db: DirectCaller) -> None:
     """What the type of a key makes of a value tells which row it is."""
     key = {"a": "1.26", "b": 1.26, "c": "2026-01-01T00:00:00.7", "d": "x"}
     rows = [{**key, "note": "n"}, {**key, "a": 2, "extra": "e"}]

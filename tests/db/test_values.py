@@ -245,7 +245,7 @@ def test_deeper_json_comes_as_text(bench: Bench, depth: int) -> None:
     assert bench.read(f"SELECT '{many}'::json") == json.loads(many)
 
 
-def test_escape_format_of_bytea(bench: Bench) -> None:
+def test_bytea_in_the_escape_format_is_read(bench: Bench) -> None:
     """A session that writes bytea in the old form is understood."""
     bench.cursor.execute("SET bytea_output = escape")
     assert bench.read(r"SELECT '\x00ff5c'::bytea") == b"\x00\xff\\"
@@ -357,7 +357,9 @@ PROPERTIES: list[tuple[str, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "values"), PROPERTIES)
-def test_round_trip_of_anything(bench: Bench, name: str, values: st.SearchStrategy[Any]) -> None:
+def test_value_of_any_kind_sent_comes_back(
+    bench: Bench, name: str, values: st.SearchStrategy[Any]
+) -> None:
     """Whatever is sent comes back."""
 
     @settings(

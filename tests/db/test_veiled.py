@@ -173,7 +173,7 @@ async def test_value_given_by_parts_is_written_without_the_hidden_field(
 
 
 @pytest_twisted.ensureDeferred
-async def test_exported_as_json_lines(db: DirectCaller) -> None:
+async def test_export_as_json_lines_lacks_hidden_fields(db: DirectCaller) -> None:
     """JSON lines are read by the codec, as every answer is."""
     parts: list[Any] = []
 
