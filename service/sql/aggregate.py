@@ -79,6 +79,7 @@ def _measure(measure: PlannedMeasure) -> Composable:
     separator = EMPTY
     if measure.separator is not None:
         bytes_ = measure.operand is not None and measure.operand.type.form == "binary"
+        # string_agg of bytea takes its separator as bytea.
         template = ", pg_catalog.convert_to({}, 'UTF8')" if bytes_ else ", {}"
         separator = SQL(template).format(Parameter(measure.separator))
     where = EMPTY

@@ -72,6 +72,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
         columns=aliased(inner),
         rows=rows,
         order=order_by(embed.order),
+        # A second match, where no constraint forbids one, would double the row around it.
         one=SQL("" if embed.many or embed.limit else " LIMIT 1"),
         page=limit_offset(embed.limit, embed.offset),
         alias=Identifier(_alias(embed)),
@@ -81,6 +82,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
 def _value(embed: PlannedEmbed) -> Composable:
     """Build the JSON document of an embed: NULL for no row."""
     value = Identifier(_alias(embed), "v")
+    # json_agg over no rows gives NULL.
     return SQL("coalesce({value}, '[]')").format(value=value) if embed.many else value
 
 

@@ -47,6 +47,7 @@ def expression(value: Expression) -> Composable:
     if value.links:
         first, *others = value.links
         there = replace(value, source=first.source, links=tuple(others))
+        # Without the limit, a second row would be an error (21000).
         return SQL("(SELECT {value} FROM {related} LIMIT 1)").format(
             value=expression(there), related=related_rows(first, first.where)
         )
@@ -135,6 +136,8 @@ def cast(value: Composable, type: str) -> Composable:
 
 def operator(found: Operator) -> Composable:
     """Build an operator, in its schema."""
+    # Unqualified, PostgreSQL prefers the one with the exact types wherever the search_path leads:
+    # whoever may create in a served schema would have his own run with every caller's rights.
     return SQL(f"OPERATOR({schema_sql(found.schema)}.{found.name})")
 
 
@@ -195,6 +198,7 @@ def json_value(value: Composable, type: Type) -> Composable:
     """Build a value whose JSON, as PostgreSQL writes it, is what is answered."""
     template = "{value}"
     if type.form == "binary":
+        # encode() breaks its lines after 76 characters.
         template = "pg_catalog.translate(pg_catalog.encode({value}, 'base64'), E'\\n', '')"
     elif type.schema == PG_CATALOG and type.name in ("timestamptz", "_timestamptz"):
         template = (
@@ -213,6 +217,7 @@ def json_text(value: Composable, type: Type) -> Composable:
 
 def _is_present(source: str) -> Composable:
     """Build the condition that a row is there: a function of one row gives nulls for none."""
+    # Not IS NOT NULL, which asks that no column of the row be null.
     return SQL("NOT ({row}.* IS NULL)").format(row=Identifier(source))
 
 
@@ -227,6 +232,7 @@ def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
 
 def _row_function(function: Function, source: str, row: str) -> Composable:
     """Build a call of a function of a row, or of the column `row` that holds one."""
+    # "t".* and not "t", which would mean a column of that name.
     return SQL("{function}({row})" if row else "{function}({row}.*)").format(
         function=Identifier(function.schema, function.name),
         row=Identifier(source, row) if row else Identifier(source),
@@ -270,6 +276,9 @@ def _search(test: Search) -> Composable:
 
 
 def _sort_key(key: SortKey) -> Composable:
+    # DISTINCT has rows ordered by what it selects alone, and a parameter that is spelled twice is
+    # two different ones to PostgreSQL.
     value = SQL(f"{key.position}") if key.position else expression(key.expression)
+    # Ascending, PostgreSQL has nulls last by itself; descending, first.
     nulls = f" NULLS {key.nulls.upper()}" if (key.nulls == "first") != key.descending else ""
     return SQL(f"{{value}}{' DESC' if key.descending else ''}{nulls}").format(value=value)

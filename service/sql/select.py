@@ -114,6 +114,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
         where=_where(plan),
         order=order_by(plan.order, last),
         page=limit_offset(plan.limit, plan.offset),
+        # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
         lock=SQL(' FOR UPDATE OF "t"' if plan.lock else ""),
     )  # fmt: skip
 

@@ -104,6 +104,7 @@ class Statement:
         if not self.head:
             return [self]
         ahead, behind = self.text[: self.head], self.text[self.head :]
+        # "%%s" is a percent sign and an s.
         taken = ahead.replace("%%", "").count("%s")
         return [
             replace(self, text=ahead, bounds=self.bounds[:taken], head=0, marks=()),

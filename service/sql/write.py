@@ -141,6 +141,7 @@ def _certain(plan: WritePlan) -> Composable:
         for value, each in zip((Identifier("w", name) for name in names), outputs, strict=True)
     ]
     return SQL(
+        # The join gives a row for no row, so that there is something for the cast to fail on.
         'WITH "w" AS ({write} RETURNING {values}) SELECT {columns} FROM (SELECT) AS "o"'
         ' LEFT JOIN "w" ON true WHERE CAST(coalesce("w"."v", {missed}) AS boolean)'
     ).format(
