@@ -211,6 +211,7 @@ class Codec:
     def _array(self, type: Type) -> TypeCodec:
         element = self._catalog.type(type.element)
         of, under = self._of(element), self._catalog.plain(element)
+        # The elements may be a domain over an array, or JSON: a list in the list is a value then.
         lists_are_elements = under.kind == "array" or under.form == "json"
         dimensions = 1 if lists_are_elements else MAX_DIMENSIONS
         write = array_text(of.write, under.delimiter, dimensions)

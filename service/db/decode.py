@@ -35,6 +35,7 @@ Caster = Any
 
 def read_float(text: str) -> float | str:
     """Read a float; the words NaN and Infinity stay words, since JSON has no form for them."""
+    # NaN and Infinity end in letters, which stand behind all digits.
     return text if text[-1] > "9" else float(text)
 
 
@@ -47,6 +48,7 @@ def read_timestamptz(text: str) -> str:
     """Return a moment with T and Z, which sessions in UTC write with a space and "+00"."""
     if text.endswith("+00"):
         return text[:-3].replace(" ", "T", 1) + "Z"
+    # Behind the offset of a year before 1 stands BC.
     return text.replace(" ", "T", 1).replace("+00 BC", "Z BC")
 
 
@@ -66,6 +68,8 @@ def read_nothing(_text: str) -> None:
     """Read void."""
 
 
+# No casters of psycopg2's for dates: they make infinity the year 9999, which would be written
+# back as such, and raise for years before 1 or beyond 9999, so that the row cannot be read.
 READERS: Mapping[FormName, Read] = {
     "binary": read_bytes,
     "boolean": read_boolean,
@@ -88,6 +92,7 @@ def row_reader(names: Sequence[str], reads: Sequence[Read]) -> Read:
     fields = list(zip(names, reads, strict=True))
 
     def read(text: str) -> dict[str, Any]:
+        # "()" is a row without fields as well as a row with one that is null.
         texts = read_composite(text) if fields else []
         if len(texts) != len(fields):
             raise Unavailable("the database's schema has just changed")

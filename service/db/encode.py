@@ -31,6 +31,7 @@ Convert = Callable[[Any], Any]
 """Makes something else of a value that is not None."""
 
 _DIGITS = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
+# Hexadecimal and the like, and underscores, are forms of PostgreSQL 16; before, it refuses them.
 _OTHER_FORM = re.compile(
     r"\s*[+-]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9]+(?:_[0-9]+)+)\s*", re.ASCII
 )
@@ -75,6 +76,7 @@ def integer_text(least: int, most: int) -> Write:
             raise unfit(value, "an integer")
         if not least <= value <= most:
             raise InvalidArgument(f"not between {least} and {most}")
+        # A subclass of int may have words of its own for str.
         return str(int(value))
 
     return write
@@ -88,6 +90,7 @@ def _integer_word(word: str, least: int, most: int) -> str:
             return word
         raise InvalidArgument("expected an integer, got a string that is none")
     sign, digits = found.groups()
+    # None with more digits fits; int() takes ever longer for them, and refuses beyond 4,300.
     value = int(sign + digits) if len(digits) < 20 else None
     if value is None or not least <= value <= most:
         raise InvalidArgument(f"not between {least} and {most}")
@@ -144,12 +147,14 @@ def bytes_of(value: Any) -> bytes:
     """Return the bytes of any form of binary that a serializer leaves."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
+    # Tag 64 is an array of octets (RFC 8746): what a Uint8Array becomes in CBOR.
     if type(value).__name__ == "CBORTag" and getattr(value, "tag", None) == 64:
         return bytes_of(value.value)
     if isinstance(value, str):
         try:
             if value.startswith("\\x"):
                 return bytes.fromhex(value[2:])
+            # WAMP's own form of binary in JSON.
             if value.startswith("\0"):
                 return base64.b64decode(value[1:].encode("ascii"), validate=True)
         except (ValueError, binascii.Error):
@@ -332,6 +337,7 @@ def name_text(catalog: Catalog, type: Type) -> Write:
         for schema, name in homes:
             qualified = f"{quoted(schema)}.{quoted(name)}"
             known |= {f"{schema}.{name}": qualified, qualified: qualified}
+            # Alone, a name means what the first of the served schemas has of it.
             if schema == next(home for home in catalog.schemas if (home, name) in homes):
                 known |= {name: qualified, quoted(name): qualified}
 

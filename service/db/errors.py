@@ -96,6 +96,7 @@ def _refusal(
 ) -> ServiceError | None:
     if error.pgcode is None:
         return _without_code(error)
+    # None of PostgreSQL's: RAISE takes any five letters and digits for a code.
     if error.pgcode not in _KNOWN:
         return _as_raised(error)
     broken = violation(error, catalog, relation)
@@ -138,6 +139,7 @@ def _as_raised(error: psycopg2.Error) -> ServiceError:
 
 def raised(error: psycopg2.Error) -> bool:
     """Return whether RAISE made the error: its message is the author's then, whatever its code."""
+    # The function of PL/pgSQL in C: the code proves nothing, as an author may raise any.
     return error.diag.source_function == "exec_stmt_raise"
 
 
@@ -158,6 +160,7 @@ def refused(error: psycopg2.Error) -> ServiceError:
     """Return the error that speaks of no argument, with PostgreSQL's message if it is harmless."""
     code = error.pgcode or ""
     message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
+    # With a context it is of a function's body, whose names are not the caller's.
     if code[:2] in _DATA_FREE and error.diag.context is None:
         message = clip(_primary(error) or message, 300)
     return DatabaseRefused(**message_of(error, message))
@@ -273,6 +276,7 @@ def schema_changed(error: psycopg2.Error) -> ServiceError:
 
 def unsupported(error: psycopg2.Error) -> ServiceError:
     """Return the error of what PostgreSQL cannot do, as with a plan that no longer fits."""
+    # "cached plan must not change result type", after a change of the schema.
     if error.diag.source_function == "RevalidateCachedQuery":
         return schema_changed(error)
     found = refused(error)
@@ -286,6 +290,7 @@ def unsupported(error: psycopg2.Error) -> ServiceError:
 
 def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
     """Return the error of an upsert whose columns are no unique key to PostgreSQL."""
+    # 42P10 is said of positions in GROUP BY and ORDER BY as well.
     if error.diag.source_function != "infer_arbiter_indexes":
         return syntax_or_access_rule(error)
     return InvalidArgument(
@@ -303,6 +308,7 @@ def _transaction_end(error: psycopg2.Error) -> ServiceError:
 
 def _duplicate_key(error: psycopg2.Error) -> ServiceError:
     """Return the error of an upsert that meets a row twice, or of another cardinality."""
+    # A subselect that gives more than one row has the same code, 21000.
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
         return refused(error)
     return InvalidArgument(

@@ -205,6 +205,7 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
         else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
     )
     with connection.cursor() as plain:  # of the connection's own kind, which sends the BEGIN
+        # pg_temp is named, and last: unnamed, it would come first for relations and types.
         plain.execute(f"{begin}; SET LOCAL search_path TO pg_catalog, pg_temp")
         try:
             with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
@@ -364,6 +365,7 @@ class TypeRows:
             if row.kind == "d":
                 modifier = row.modifier
             elif modifier > 4 and data_type(row.schema, row.name).max_length:
+                # The modifier counts the 4 bytes of a length (VARHDRSZ) with the characters.
                 return modifier - 4
         return None
 
@@ -468,6 +470,7 @@ def _arguments(row: Any) -> tuple[Argument, ...]:
     given = 0
     for name, oid, mode in zip(names, row.types, modes, strict=True):
         given += mode in "ibv"
+        # Defaults are those of the last arguments: PostgreSQL tells no more than their number.
         default = mode in "ibv" and given > row.inputs - row.defaults
         found.append(Argument(name, oid, MODES[mode], default))
     return tuple(found)

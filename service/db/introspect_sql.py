@@ -9,6 +9,7 @@ the server has none.
 
 from __future__ import annotations
 
+# With (?n), ^ and $ are the ends of a line.
 HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
 """Whether a comment has the line that takes its object out of the service."""
 

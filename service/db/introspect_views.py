@@ -26,6 +26,7 @@ SELECT r.ev_class AS relation, r.ev_action::text AS action
  WHERE r.rulename = '_RETURN' AND r.ev_class = ANY(%(relations)s::oid[])
 """
 
+# A brace in a name has a backslash before it, and nests nothing (outfuncs.c, outToken).
 _TOKEN = re.compile(
     r"\\.|(?P<open>\{)|(?P<close>\})|:(?P<field>resno|resorigtbl|resorigcol) (?P<number>-?\d+)"
 )
@@ -49,6 +50,7 @@ def origins_of(action: str) -> Origins:
             depth -= 1
         elif depth == 2 and token["field"]:
             entry[token["field"]] = int(token["number"])
+            # It comes last of the three.
             if token["field"] == "resorigcol":
                 if entry.get("resorigtbl"):
                     found[entry["resno"]] = entry["resorigtbl"], entry["resorigcol"]

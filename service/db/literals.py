@@ -20,6 +20,8 @@ MAX_DIMENSIONS = 6
 _SPACE = " \t\n\r\v\f"
 _BOUNDS = re.compile(r"^(?:\[[-+]?\d+(?::[-+]?\d+)?\])+=")
 
+# By runs, and possessive: character by character, one match of some megabytes held up every
+# other thread for seconds.
 _ARRAY_TOKENS = {
     delimiter: re.compile(
         rf'\s*(?:(?P<mark>[{{}}{delimiter}])|"(?P<quoted>[^"\\]*+(?:\\.[^"\\]*+)*+)"'
@@ -96,8 +98,10 @@ def read_composite(text: str) -> list[str | None]:
         assert field is not None
         quoted, plain = field.groups()
         if quoted is None:
+            # Null has no word here; a text that is empty comes in quotes.
             found.append(plain or None)
         else:
+            # A row doubles backslashes and quotes, where an array has a backslash before both.
             found.append(quoted.replace('""', '"').replace("\\\\", "\\"))
         place = field.end()
         if place == len(body):
@@ -153,4 +157,5 @@ def write_hstore(pairs: Mapping[str, str | None]) -> str:
 
 
 def _escaped(text: str) -> str:
+    # Always in quotes, so that no text is taken for NULL, a bracket or an end.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

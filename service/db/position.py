@@ -45,6 +45,7 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
     """
     if error.cursor is None or error.cursor.query is None:
         return
+    # PostgreSQL counts the place in characters, not in bytes.
     sent = error.cursor.query.decode("utf-8", "replace")
     pieces = _pieces(statement.text)
     spans = _spans(sent, pieces)

@@ -64,6 +64,7 @@ def wire(value: Any) -> Any:
 def python_text(value: Any) -> str | None:
     """Return PostgreSQL's text of a date, number, address or the like; None for other values."""
     for kind in type(value).__mro__:
+        # From the class itself on: a datetime is a date, too.
         write = _TEXTS.get(kind)
         if write is not None:
             return write(value)
@@ -73,6 +74,7 @@ def python_text(value: Any) -> str | None:
 def duration_text(value: timedelta) -> str:
     """Write an interval as PostgreSQL does with intervalstyle iso_8601."""
     sign = "-" if value < timedelta(0) else ""
+    # Python has -1 s as -1 day and 86,399 s; PostgreSQL gives each part its sign.
     value = abs(value)
     minutes, seconds = divmod(value.seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -107,6 +109,7 @@ def time_text(value: time) -> str:
 
 def decimal_text(value: Decimal) -> str:
     """Write a numeric without an exponent, as PostgreSQL does."""
+    # Without the limit, 1E+999999999 would become a text of a gigabyte.
     if value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
         return format(value, "f")
     return "NaN" if value.is_nan() else str(value)
@@ -153,6 +156,7 @@ def to_integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
+        # Second, since with base 0 a leading zero is refused: "010".
         return int(text, 0)
 
 

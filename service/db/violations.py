@@ -50,6 +50,7 @@ def _details(diag: Diagnostics, relation: Relation | None, sqlstate: str) -> dic
     return {
         "sqlstate": sqlstate,
         "relation": relation.name if relation else None,
+        # A domain's constraint is its type's, and so of no relation.
         "constraint": diag.constraint_name if known or diag.datatype_name else None,
     }
 
