@@ -155,6 +155,8 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         separator=separator,
         where=plan_filter(scope, measure.where),
         cast=cast,
+        # By schema: of all in the search_path PostgreSQL takes the one that fits best, whoever has
+        # made it.
         schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
     )
 

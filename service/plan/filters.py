@@ -27,6 +27,7 @@ from service.request.filters import KEYS, PATTERNS, unknown_operator
 from service.request.synonyms import container_hint
 from service.request.types import Comparison, Connective, Embed, Filter, Operand, Reference, Related
 
+# LIKE and the like by their operators: unlike the words, these can be named with a schema.
 SQL_OPERATORS = {
     "eq": "=",
     "neq": "<>",
@@ -225,6 +226,7 @@ def _test(left: Expression, where: Comparison) -> IsTest:
 
 def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
     vector = left.type.name != "tsvector"
+    # to_tsvector takes json as it is, and looks at the strings in it alone.
     if vector and left.type.form != "json":
         left = _as_text(scope, left)
     return Search(

@@ -54,6 +54,7 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
             )
         if any(expression.same(earlier.expression) for earlier in keys):
             continue
+        # PostgreSQL's own default: null is larger than every value.
         nulls = key.nulls or ("first" if key.descending else "last")
         keys.append(SortKey(expression, key.descending, nulls))
     return tuple(keys)
@@ -135,6 +136,7 @@ def _all(scope: Scope) -> tuple[Output, ...]:
 
 def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
     reference = item.reference
+    # A column may be called "*" in quotes.
     if reference.name == "*" and "*" not in scope.relation.columns:
         if reference.owners:
             raise InvalidArgument(

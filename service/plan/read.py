@@ -106,6 +106,7 @@ def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> R
 def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
     """Plan all rows of a find, without its pages and its order, to count them."""
     plan = plan_find(catalog, relation, replace(request, after=None, offset=None))
+    # Distinct rows are told apart by what is selected; of others nothing is wanted.
     outputs = plan.outputs if plan.distinct else ()
     return replace(plan, outputs=outputs, embeds=(), order=(), limit=None, keyset=False)
 

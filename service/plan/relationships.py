@@ -175,6 +175,7 @@ def keyless(_: Catalog, relation: Relation) -> Relation:
 def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
     """Return the name of an embed and the name of its way, which may be in the same text."""
     name, via = embed.relation or embed.name, embed.via
+    # A name may have a "!" of its own: the whole is tried first, then what stands before each.
     marks = [at for at, character in enumerate(name) if character == "!" and via is None]
     if marks and not any(_is_named(way, name) for way in known):
         ends = [at for at in marks if any(_is_named(way, name[:at]) for way in known)]

@@ -29,6 +29,7 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
         if isinstance(used, Relation):
             if used is written:
                 return used.pure_writes
+            # Of no schema are groups, say, which read nothing but what else stands in the plan.
             return used.pure_reads or used.schema == NOWHERE
         return isinstance(used, Type) and used.pure
 

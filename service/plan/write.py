@@ -259,6 +259,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         if name in settable and name not in stays
     ]
     if not updates:
+        # DO NOTHING would return no row for one that is there.
         updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
     return PlannedConflict(key, tuple(updates), scope.equals(key), nulls, target)
 
@@ -310,6 +311,7 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
         raise TypeError("a default cannot be expected")
     left = as_jsonb(scope, left)
     test = compare(scope, left, "=", scope.bound(each.operand, left.type))
+    # Null may be expected as well, and equals nothing.
     return replace(test, not_distinct=True)
 
 
