@@ -150,6 +150,7 @@ def bind_call(
         tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
         tuple(
             (name, Operand(values.add(given.named[name]), f"{given.path}{name}"))
+            # Sorted, so that calls which differ in the order of names have one kept statement.
             for name in sorted(given.named)
         ),
         generic,
@@ -369,9 +370,11 @@ def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
 
 def _own(value: Any) -> tuple[str, ...]:
     """Return the names of the types that a value is a form of, the closest first."""
+    # Before int, of which bool is a subclass.
     if isinstance(value, bool):
         return with_form("boolean")
     if isinstance(value, int):
+        # Beyond int4 only the second of them, int8, has room for it.
         return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *DECIMALS)
     if isinstance(value, float):
         return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))

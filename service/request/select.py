@@ -25,6 +25,7 @@ MAX_KEYS = 64
 _TOKEN = re.compile(
     r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
 )
+# Of ten digits it might not be an int4, which PostgreSQL has for positions; then it is a key.
 _INDEX = re.compile(r"-?[0-9]{1,9}")
 Token = tuple[str, str]
 """A kind ("name" for a quoted one, "word", or "mark") and its text."""
