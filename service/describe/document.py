@@ -79,6 +79,7 @@ def describe(
 
 def size_of(document: Mapping[str, Any]) -> int:
     """Return how many bytes a document is, as JSON."""
+    # Part by part, so that the text of all of it is not in memory at once.
     return sum(
         len(_ENCODER.encode(each).encode())
         for part in document.values()
