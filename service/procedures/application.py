@@ -62,6 +62,7 @@ def load_application(names: Iterable[str]) -> Application:
         for value in list(vars(module).values()):
             if isinstance(value, type) and issubclass(value, Model):
                 table = getattr(value, "TABLENAME", None)
+                # The same class comes up again where another module imports it by name.
                 if table and models.setdefault(table, value) is not value:
                     raise _twice("models are of the table", table, models[table], value)
             elif isinstance(value, FunctionType):

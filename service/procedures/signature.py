@@ -98,6 +98,7 @@ def fitting(hint: Any, value: Any, path: str) -> Any:
             return value
         if origin is int:
             return int(_INTEGER(value))
+        # Not isinstance, since True is an int.
         if origin is float and type(value) is int:
             return float(value)
         if not isinstance(value, origin):
