@@ -116,6 +116,7 @@ class Leases(Generic[Thing]):
         if self._stopping:
             raise Unavailable("the service is stopping")
         own = sum(each.owner.session == owner.session for each in self._open.values())
+        # A router that discloses no callers would have all of them share the bound of one session.
         if owner.session is not None and own >= self._session:
             raise Unavailable(
                 f"this session has {own} {self._kind}s open, as many as it may",
@@ -136,6 +137,7 @@ class Leases(Generic[Thing]):
             NotAuthorized: It is another session's, or was.
         """
         lease, ended = self._open.get(id), self._ended.get(id)
+        # One that has ended keeps its owner: nobody else is told why it did.
         owner = lease.owner.session if lease else ended[1] if ended else session
         if owner != session:
             raise NotAuthorized(f"the {self._kind} is another session's")

@@ -145,6 +145,8 @@ class Batches:
             await _all(ahead, results)
         finally:
             for each in ahead:
+                # After a failure nobody waits for these, and Twisted would log theirs as unhandled
+                # ones.
                 each.addErrback(lambda _: None)
                 each.cancel()
 
