@@ -282,6 +282,7 @@ async def upgrade_database(
         NotReady: The database cannot be served.
     """
     question = _question(place, connections, upgrade=True, demo=demo)
+    # env: what is left out would be an empty environment, with neither PATH nor HOME.
     output, errors, code = await getProcessOutputAndValue(
         COMMAND[0], COMMAND[1:], env=None, path=str(PROJECT), reactor=reactor, stdinBytes=question
     )
