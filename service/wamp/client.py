@@ -117,6 +117,8 @@ class WampClient(Service):
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
+        # A Deferred of its own for each who asks: what one adds to it, or cancels, is not
+        # another's.
         done: Deferred[None] = Deferred()
 
         def fire(result: Any) -> Any:
