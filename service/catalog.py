@@ -212,6 +212,7 @@ class UniqueIndex:
     fault: str = ""
 
 
+# Hashed by identity, since mappings have no hash: relations and functions are keys of caches.
 @dataclass(frozen=True, eq=False)
 class Relation:
     """
@@ -445,6 +446,7 @@ class Catalog:
 
     def looks_up(self, type: Type) -> bool:
         """Return whether PostgreSQL looks names up to read the text of a type."""
+        # `regclass` and its kin are read from names of objects, `aclitem` from names of roles.
         if type.schema == "pg_catalog" and type.kind == "base":
             return type.name.startswith("reg") or type.name == "aclitem"
         return any(self.looks_up(self.type(oid)) for oid in type.parts)

@@ -44,6 +44,7 @@ class BadArgument(ValueError):
 class Loader(yaml.SafeLoader):
     """YAML whose plain words are strings, but for JSON's numbers, true, false and null."""
 
+    # Not the base's, which are YAML 1.1: there `no` is false, 1:30 is 90, and 2026-01-01 a date.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
 
 
@@ -144,6 +145,7 @@ class Printer:
         are_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
         if self._table and are_rows:
             cells = [{visible(key): _cell(each) for key, each in row.items()} for row in rows]
+            # tabulate would take texts such as 007 or 1e5 for numbers, and write them anew.
             echo(tabulate(cells, headers="keys", disable_numparse=True))
             for key, value in answer.items() if isinstance(answer, dict) else ():
                 if key != "rows" and value is not None:
@@ -214,6 +216,7 @@ def complete(reactor: Any, settings: Settings, incomplete: str) -> list[str]:
     """Return the names of procedures that begin so: what the service describes to anonymous callers."""
     target = CallTarget(default_url(settings), settings.realm)
     uri = full_uri(settings.prefix, "describe")
+    # A complaint would stand in the middle of the line that somebody types.
     with redirect_stderr(StringIO()):
         document, status = _wait(reactor, call_once, target, uri, [], {}, None)
     if status != ANSWERED:

@@ -423,5 +423,6 @@ def in_line(text: object, length: int = 300) -> str:
 
 def nearest(name: object, known: Sequence[str]) -> str | None:
     """Return a hint with the nearest known name, or None if nothing is near."""
+    # A caller's name may be of any length, and difflib's time grows with it.
     close = get_close_matches(str(name)[:80].lower(), known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else None

@@ -112,6 +112,7 @@ def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_uri(value: str) -> str:
+    # WAMP's strict URIs, which a router may be set to insist on.
     if not re.fullmatch(r"[0-9a-z_]+(\.[0-9a-z_]+)*", value):
         raise ValueError("should be lower-case letters, digits and _, joined by dots")
     if value.split(".")[0] in ("wamp", "crossbar"):

@@ -77,6 +77,7 @@ async def serving(reactor: Any, dsn: str, *modules: str, **settings: Any) -> Asy
         modules: Of the application, as `ROWCAST_APP` would name them.
         settings: Others, by the names of `Settings`: `schemas="app"`, `roles="clerk=app_clerk"`.
     """
+    # twistar has one registry per process: what was there before is put back.
     known = Registry.DBPOOL, Registry.IMPL, dict(Registry.REGISTRATION)
     with _database(dsn, parse_dsn(dsn)["dbname"]) as copy:
         chosen = Settings(database_url=SecretStr(copy), app=modules, **settings)
@@ -170,6 +171,7 @@ class FakeSession:
 
 def _carried(value: Any) -> Any:
     """Return a value as it arrives at the other end of a connection."""
+    # A tuple arrives as a list, as it does by way of a router.
     return cbor2.loads(cbor2.dumps(value))
 
 
@@ -182,6 +184,7 @@ def _database(server: str, template: str) -> Iterator[str]:
     try:
         yield make_dsn(server, dbname=name.string)
     finally:
+        # FORCE: a server process may outlive the connection that was just closed by a moment.
         _execute(other, SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
