@@ -183,6 +183,8 @@ def _result(
     types = {output.name: output.expression.type for output in groups}
     types.update({measure.name: measure.type for measure in measures})
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
+    # Of no schema, so that the catalog keeps nothing about it: it is another relation in each
+    # call.
     return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)
 
 

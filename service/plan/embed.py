@@ -60,6 +60,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     )
     return PlannedEmbed(
         name=embed.name,
+        # PostgreSQL keeps 63 bytes of a name; in the answer it is whole.
         key=truncated(embed.name),
         link=link,
         # measures over all rows that join the outer row are values: there is one of each

@@ -99,6 +99,7 @@ def _condition(scope: Scope, where: Filter) -> Condition:
         if where.unknown_key is not None and not scope.has_relationship(where.name):
             raise _no_rows(scope, where, *where.unknown_key)
         link, inner, embed, _ = scope.linked(where.name, where.path)
+        # One EXISTS for all of it: asked apart, each operator could be met by another row.
         return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
 

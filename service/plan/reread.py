@@ -43,6 +43,7 @@ def reread(
     if not (returning.outputs or returning.embeds or returning.inner):
         return returning
     kinds = set(kinds)
+    # A deleted row is not there to be read by its key.
     key = () if "delete" in kinds else _key(relation)
     names = {column.name for column in written}
     cascades = (

@@ -244,6 +244,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
                 hint="name the columns of another unique key" if _keys(relation) else None,
                 candidates=_keys(relation),
             )
+        # With NULLS NOT DISTINCT a row whose key is null may be there already.
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
     if conflict.update is not None:
         columns = [
