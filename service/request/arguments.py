@@ -90,6 +90,7 @@ class Arguments:
         known: Collection[str],
         takes: str | None = None,
     ) -> None:
+        # Of a single argument this says nothing, and would hide a better hint.
         several = f"by position: {', '.join(leading)}" if len(leading) > 1 else None
         self._takes = takes or several
         if len(positional) > len(leading):

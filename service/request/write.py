@@ -173,6 +173,7 @@ def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assi
     found = []
     for column, value in row.items():
         here = f"{path}.{column}"
+        # Exactly this: any other dict is a value, of a json column for one.
         default = isinstance(value, Mapping) and len(value) == 1 and value.get("$default") is True
         found.append(
             Assignment(column, None if default else Operand(values.add(value), here), here)
@@ -209,6 +210,7 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
             '"expect" goes with a key', path="expect", hint='put conditions into "where"'
         )
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    # Read even if the filter leaves nothing to ask: what is no flag is refused.
     every = given.flag("all")
     if not every and holds_always(where, values.freeze()):
         raise InvalidArgument(
