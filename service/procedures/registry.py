@@ -82,6 +82,8 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
     """
 
     def declare(function: F) -> F:
+        # On the function itself: what is registered for the whole process, two services or two
+        # tests share.
         vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function
 
