@@ -125,6 +125,7 @@ class Leases(Generic[Thing]):
             )
         if len(self._open) >= self._total:
             raise Unavailable(f"as many {self._kind}s are open as may be", retry_after=5.0)
+        # 18 random bytes are the 24 characters of `_ID`.
         lease = Lease(f"{self.process}.{secrets.token_urlsafe(18)}", owner, held, idle)
         self._open[lease.id] = lease
         return lease

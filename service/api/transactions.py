@@ -140,6 +140,7 @@ class Batches:
                 state = CallState()
                 work = self._operation(caller, request, at, results, state)
                 ahead.append(Deferred.fromCoroutine(work))
+                # What it has yet to send would come after the statements of those behind it.
                 if not state.sent:
                     await _all(ahead, results)
             await _all(ahead, results)

@@ -407,6 +407,8 @@ def refuse_faults(
     """
     request = call.request
     if isinstance(request, CreateRequest):
+        # Before what is required: a misspelled name is told of rather than the column that it was
+        # meant for.
         refuse_names(relation, request.rows)
         for at, row in enumerate(request.rows):
             path = f"values.{at}" if request.many else None
