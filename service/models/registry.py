@@ -193,6 +193,7 @@ def _lacking(model: type[Model], relation: Relation) -> list[str]:
 
 
 def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Codec) -> BoundModel:
+    # A column that is called like a method would hide it: such names are reserved.
     model.META = Meta(relation, catalog, codec, frozenset(dir(model)))
     return BoundModel(model, model.META)
 
