@@ -40,6 +40,7 @@ def install(allowed):
     RouterSession.onOpen = open_without_delay
 
 
+# Kept at the import, before `install` puts ours, which call them, in their places.
 take_error, call = Dealer.processInvocationError, Dealer._call
 greet, open_session = RouterSession.onHello, RouterSession.onOpen
 

@@ -20,6 +20,7 @@ take_yield, take_cancel = Dealer.processYield, Dealer.processCancel
 def install():
     """Replace methods of Crossbar's, in every realm of this process; call it after the guard's."""
     Dealer.processYield = answered(take_yield)
+    # In place of the guard's own, which this one calls.
     Dealer.processInvocationError = answered(guard.error_of_callee)
     Dealer.processCancel = cancel_of_call
 
