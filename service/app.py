@@ -142,6 +142,7 @@ class Rowcast(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     def _failed(self, why: Failure) -> None:
+        # A start that is cancelled, since the service stops, has not failed.
         if why.check(CancelledError) is None:
             self._ready.errback(why)
 
