@@ -107,7 +107,7 @@ def test_native_json_is_what_to_json_writes(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name in VALUES])
-def test_values_fit_their_schemas(server: Server, name: str) -> None:
+def test_values_of_any_type_fit_their_schemas(server: Server, name: str) -> None:
     type = server.type(name)
     for value in VALUES[name]:
         if value is not None and not isinstance(value, bytes):

@@ -289,7 +289,7 @@ async def test_order_by_a_column_of_a_related_row_sorts_and_pages(db: DirectCall
 
 
 @pytest_twisted.ensureDeferred
-async def test_order_by_what_is_embedded(db: DirectCaller) -> None:
+async def test_order_by_an_embed_sorts_by_its_row(db: DirectCaller) -> None:
     """Rows are sorted by the row that is embedded, which is none where the embed asks for more."""
     lead = {"relation": "people", "via": "projects_lead", "where": {"name": {"neq": "Ada"}}}
     plain = {"relation": "people", "via": "projects_lead"}
@@ -463,7 +463,7 @@ async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns_called_like_aliases(db: DirectCaller, dsn: str) -> None:
+async def test_columns_called_like_aliases_are_not_mistaken(db: DirectCaller, dsn: str) -> None:
     """No name of a column is mistaken for one of the statement's own."""
     columns = ", ".join(f'"{name}" int' for name in ("r", "v", "t", "t1", "et1", "e1"))
     execute(

@@ -91,7 +91,9 @@ MEANT: list[tuple[dict[str, Any], list[int]]] = [
 
 @pytest.mark.parametrize(("where", "expected"), MEANT)
 @pytest_twisted.ensureDeferred
-async def test_filter_means_these_rows(db: DirectCaller, where: Any, expected: list[int]) -> None:
+async def test_filter_in_any_verb_finds_its_rows(
+    db: DirectCaller, where: Any, expected: list[int]
+) -> None:
     """Every verb means the same rows, those that write too."""
     found = await db.call("hotels.find", where=where, select=["id"])
     assert [row["id"] for row in found["rows"]] == expected

@@ -225,7 +225,7 @@ async def test_key_that_is_none_is_refused(db: DirectCaller, dsn: str, name: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_null_is_no_key(db: DirectCaller, dsn: str) -> None:
+async def test_call_with_a_null_key_is_run_each_time(db: DirectCaller, dsn: str) -> None:
     for caller in (ANN, Caller(None, None, None, "realm1")):
         await ask(db, "notes.create", {"note": "x"}, idempotency_key=None, caller=caller)
         await ask(db, "fn.ticket", idempotency_key=None, caller=caller)
@@ -252,7 +252,7 @@ async def test_keyword_of_a_function_of_that_name_is_the_functions(
     ("name", "args"), [("notes.get", [1]), ("notes.find", []), ("notes.count", [])]
 )
 @pytest_twisted.ensureDeferred
-async def test_read_takes_no_key(db: DirectCaller, name: str, args: list[Any]) -> None:
+async def test_read_with_a_key_is_refused(db: DirectCaller, name: str, args: list[Any]) -> None:
     error = await failure_of(db.dispatcher.answer(name, args, {"idempotency_key": "k"}, ANN))
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "idempotency_key"
@@ -272,7 +272,7 @@ async def test_read_takes_no_key(db: DirectCaller, name: str, args: list[Any]) -
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_failure_is_not_kept(
+async def test_call_that_fails_under_a_key_is_not_kept(
     db: DirectCaller, dsn: str, name: str, args: list[Any], kwargs: dict[str, Any], kind: type
 ) -> None:
     """A retry tries again, and another call may have the key."""
@@ -371,7 +371,7 @@ async def test_operation_of_a_batch_has_no_key_of_its_own(db: DirectCaller, dsn:
 
 @pytest.mark.parametrize("kwargs", [{"done": False}, {"rows": [{"note": "x"}], "done": False}])
 @pytest_twisted.ensureDeferred
-async def test_upload_has_no_key(db: DirectCaller, kwargs: dict[str, Any]) -> None:
+async def test_upload_with_a_key_is_refused(db: DirectCaller, kwargs: dict[str, Any]) -> None:
     error = await refused(db, "notes.import", **kwargs, idempotency_key="k")
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "idempotency_key"

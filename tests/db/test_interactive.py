@@ -228,7 +228,7 @@ async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoints_are_the_callers(dsn: str, begin: Begin) -> None:
+async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) -> None:
     """Of any name; rolled back to, one stays, and a failed transaction goes on."""
     tx = await begin()
     await tx.ask("savepoint", 'odd "name"')
@@ -396,7 +396,7 @@ async def test_first_statement_waits_for_a_connection(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_open_transactions_are_bounded(dsn: str) -> None:
+async def test_transactions_beyond_the_bound_are_refused(dsn: str) -> None:
     async with holding(dsn, total=3, session=2) as begin:
         one, _, _ = await begin(), await begin(), await begin(BOB)
         for caller in (ANN, BOB):

@@ -179,7 +179,7 @@ def test_keys_of_a_relation_have_the_primary_one_first(catalog: Catalog, cars: R
     assert catalog.relation("app", "days").primary_key == ("day", "n")
 
 
-def test_hidden_columns_hide_keys(catalog: Catalog) -> None:
+def test_keys_with_a_hidden_column_are_not_shown(catalog: Catalog) -> None:
     """A key or foreign key that uses something hidden is not shown."""
     keyed = catalog.relation("app", "keyed")
     assert (keyed.primary_key, keyed.unique_keys, keyed.foreign_keys) == ((), (), ())

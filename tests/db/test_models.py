@@ -150,7 +150,7 @@ async def test_find_for_update_keeps_others_waiting(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_reserved_names_are_quoted(dsn: str) -> None:
+async def test_columns_of_reserved_names_are_quoted(dsn: str) -> None:
     """Reserved words, capitals, percent signs and question marks are names like any other."""
     Order = model("order")
     async with served(dsn, Order) as database:
@@ -243,7 +243,7 @@ async def test_find_with_order_limit_and_offset(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_unknown_names_are_refused(dsn: str) -> None:
+async def test_keywords_of_unknown_names_are_refused(dsn: str) -> None:
     """A typing error in a keyword is an error."""
     Things = model("things")
     async with served(dsn, Things):
@@ -545,7 +545,7 @@ async def test_many_objects_leave_the_reactor_free(
 
 
 @pytest_twisted.ensureDeferred
-async def test_logging_shows_no_values(dsn: str) -> None:
+async def test_log_of_twistar_shows_no_values(dsn: str) -> None:
     """Twistar's LOG gives the statements, without what is bound to them."""
     seen: list[dict[str, Any]] = []
     globalLogPublisher.addObserver(seen.append)

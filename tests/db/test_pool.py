@@ -78,7 +78,7 @@ async def test_session_of_any_age_has_the_settings(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_served_schemas_come_first(dsn: str) -> None:
+async def test_schemas_that_are_served_are_searched_first(dsn: str) -> None:
     """Unqualified names are looked for in our schemas, then where the database itself would."""
     given = psycopg2.extensions.make_dsn(dsn, options="-c search_path=own")
     async with database_at(given, SessionSettings(schemas=("app", "o'dd \"%s"))) as database:
@@ -108,7 +108,7 @@ async def test_session_that_was_changed_is_put_right(dsn: str, words: str, name:
 
 
 @pytest_twisted.ensureDeferred
-async def test_libpq_defaults_give_way(dsn: str) -> None:
+async def test_parameters_of_a_connection_string_are_kept(dsn: str) -> None:
     """A parameter of libpq that the connection string has is never overridden."""
     given = psycopg2.extensions.make_dsn(dsn, connect_timeout=9, keepalives_idle=7)
     async with database_at(given) as database:
@@ -206,7 +206,7 @@ async def test_database_that_is_not_there_is_unavailable(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_old_session_is_replaced(dsn: str) -> None:
+async def test_session_older_than_its_age_is_replaced(dsn: str) -> None:
     """A session older than `max_age` is replaced before its next use, a younger one is kept."""
     pid = "SELECT pg_backend_pid()"
     async with database_at(dsn, most=1) as database:
@@ -274,7 +274,7 @@ def test_close_waits_for_the_canceler(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_close_stops_what_runs(dsn: str) -> None:
+async def test_close_during_a_query_stops_it(dsn: str) -> None:
     """With a 30 s query and an open transaction, close is done in 2 s and never blocks."""
     pool = PgPool(dsn, reactor, limits=PoolLimits(most=3))
     pool.start()

@@ -117,7 +117,7 @@ async def test_relationships_by_uuid_and_text_keys(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_relationship_is_one_statement(dsn: str) -> None:
+async def test_relationship_of_many_to_many_is_one_statement(dsn: str) -> None:
     """A many-to-many is one subselect; many objects' relations are one query."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=1):
@@ -140,7 +140,7 @@ async def test_relationship_is_one_statement(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_set_is_all_or_nothing(dsn: str) -> None:
+async def test_set_that_fails_half_way_changes_nothing(dsn: str) -> None:
     """A `set` that fails half way changes nothing."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
@@ -152,7 +152,7 @@ async def test_set_is_all_or_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_failed_delete_changes_nothing(dsn: str) -> None:
+async def test_delete_that_fails_changes_nothing(dsn: str) -> None:
     """Neither the object nor its places in join tables."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")

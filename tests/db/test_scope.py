@@ -87,7 +87,7 @@ async def test_transaction_at_its_end_is_kept_or_undone_as_a_whole(dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_begin_costs_no_message(dsn: str) -> None:
+async def test_begin_before_a_statement_costs_no_message(dsn: str) -> None:
     """BEGIN travels with the first statement, cleaning with COMMIT; an empty one sends nothing."""
     with Relay(dsn) as relay:
         async with database_at(relay.dsn, most=1) as database:
@@ -227,7 +227,7 @@ async def test_transaction_inside_a_transaction_is_a_savepoint(dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_parallel_savepoints_take_turns(dsn: str) -> None:
+async def test_savepoints_side_by_side_take_turns(dsn: str) -> None:
     """Scopes that a transaction opens side by side do not tear at each other, three deep."""
     async with database_at(dsn) as database:
 
@@ -320,7 +320,7 @@ async def test_serialization_failures_are_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_deadlocks_are_run_again(dsn: str) -> None:
+async def test_transactions_in_a_deadlock_are_run_again(dsn: str) -> None:
     """Two transactions that lock the same rows crosswise both succeed."""
     execute(dsn, "INSERT INTO kept VALUES (1, '0'), (2, '0')")
     async with database_at(dsn) as database:
@@ -496,7 +496,7 @@ async def test_transactions_beyond_the_workers_all_end(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_atomic_is_one_transaction(dsn: str) -> None:
+async def test_function_by_atomic_is_one_transaction(dsn: str) -> None:
     """A function in a worker is kept or undone as a whole; inside a scope, as a savepoint."""
 
     def two_txn(connection: PgConnection, first: int, second: int) -> str:

@@ -485,7 +485,7 @@ def test_connection_that_is_lost_is_unavailable(dsn: str, catalog: Catalog) -> N
     assert type(refusal(raised.value)) is Unavailable
 
 
-def test_failed_connect_names_nobody() -> None:
+def test_error_of_a_failed_connect_names_nobody() -> None:
     """Neither the host nor the user of a failed connect gets out."""
     with pytest.raises(psycopg2.OperationalError) as raised:
         psycopg2.connect("host=127.0.0.1 port=1 user=somebody password=pass")

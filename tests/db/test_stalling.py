@@ -285,7 +285,7 @@ async def test_close_of_a_pool_in_silence(dsn: str, relay: Relay) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_silent_listener_is_replaced(
+async def test_listener_at_a_silent_server_is_replaced(
     dsn: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that says nothing is asked now and then whether it is there."""

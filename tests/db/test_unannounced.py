@@ -197,7 +197,7 @@ async def test_call_of_an_upload_that_fails_is_not_made_twice(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_parts_are_sent_once(db: DirectCaller, dsn: str) -> None:
+async def test_parts_of_a_stream_that_fails_are_sent_once(db: DirectCaller, dsn: str) -> None:
     """A stream that fails on its way is not begun again, though the catalog has changed."""
     parts: list[Any] = []
 

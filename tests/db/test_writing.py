@@ -373,7 +373,7 @@ async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_deadlocks_are_tried_again(db: DirectCaller) -> None:
+async def test_writes_in_a_deadlock_are_tried_again(db: DirectCaller) -> None:
     """Two writes that lock each other out both succeed, one of them at a later try."""
     execute_all = [
         ensureDeferred(

@@ -97,7 +97,7 @@ def test_key_that_cannot_be_read_is_refused() -> None:
         call_target("ws://h/ws", "realm1", Cryptosign(None, Path("/nonexistent")))
 
 
-def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_a_row_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """A terminal does not obey what a row holds."""
     Printer(table=True).answer([{"a": "x\x1b]0;y\x07", "b": ["\x9b2J"]}])
     Printer(table=False).answer({"a": "\x1b\x9b2J"})

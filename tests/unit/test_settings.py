@@ -144,7 +144,7 @@ def test_secrets_in_settings_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) 
     assert lines["PORT"] == ("8080", "default")
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_once_read_do_not_change() -> None:
     """What was read once stays."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
@@ -282,7 +282,7 @@ def test_unknown_setting_like_no_other_has_no_hint(monkeypatch: pytest.MonkeyPat
     assert problems(monkeypatch, ROWCAST_QUUX="1") == ["ROWCAST_QUUX is not a setting"]
 
 
-def test_every_other_name_stands_for_a_setting() -> None:
+def test_names_of_settings_by_others_stand_for_ours() -> None:
     """The table names fields that there are, and no setting's own name as another's."""
     assert OTHER_NAMES.keys() <= Settings.model_fields.keys()
     own = {field.upper().replace("_", "") for field in Settings.model_fields}
@@ -302,7 +302,7 @@ def test_url_in_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert not place.embedded
 
 
-def test_dead_peers_are_noticed() -> None:
+def test_url_without_keepalives_gets_them() -> None:
     """Keepalives are set when a URL says nothing, and left as it says."""
     assert "keepalives_idle=30" in Place(url="postgres://h/d").dsn()
     assert "keepalives_idle=5" in Place(url="postgres://h/d?keepalives_idle=5").dsn()

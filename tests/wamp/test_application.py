@@ -121,7 +121,7 @@ async def test_log_names_the_call_and_its_transaction(
     assert stats["pool"]["slow"] >= 2
 
 
-def test_description_has_the_application(environ: dict[str, str]) -> None:
+def test_description_from_another_directory_has_the_application(environ: dict[str, str]) -> None:
     """The command goes by the same setting, from a script of another directory."""
     done = subprocess.run(
         [tool("rowcast"), "describe"],

@@ -282,7 +282,9 @@ async def test_service_with_a_ticket_or_a_key_is_let_in(
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_result_by_websocket(locked: tuple[Path, int], start_edge: StartEdge) -> None:
+async def test_large_result_by_websocket_keeps_the_connection(
+    locked: tuple[Path, int], start_edge: StartEdge
+) -> None:
     """A service that connects by WebSocket keeps its connection, whatever it answers."""
     _, port = locked
     observer = Listening()

@@ -152,7 +152,7 @@ async def test_call_into_full_disk_has_status_1(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_takes_a_timeout(router: Router) -> None:
+async def test_call_over_its_timeout_prints_the_error(router: Router) -> None:
     """Which the service keeps."""
     _, errors, status = await rowcast(router, "call", "fn.wait", "--timeout", "0.2")
     assert errors.startswith("rowcast.error.timeout: ")

@@ -213,7 +213,7 @@ async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_json_schemas_say_something(
+async def test_schema_of_a_column_refuses_what_no_answer_has(
     caller: Caller, relation: str, column: str, wrong: Any
 ) -> None:
     """They do not hold for what an answer cannot have."""
@@ -324,7 +324,7 @@ async def test_description_over_the_limit_is_refused_with_what_to_ask(
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_are_as_described(caller: Caller) -> None:
+async def test_calls_through_the_router_are_as_described(caller: Caller) -> None:
     """What is sent and answered through the router is what the schemas say."""
     described = Described(await caller.call("rowcast.describe"))
     for name, args, kwargs in (
@@ -362,7 +362,9 @@ async def test_calls_are_as_described(caller: Caller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_parts_are_as_described(caller: Caller, verb: str, kwargs: dict[str, Any]) -> None:
+async def test_parts_of_a_progressive_call_are_as_described(
+    caller: Caller, verb: str, kwargs: dict[str, Any]
+) -> None:
     """Each progressive result is what the schema of parts says, and so is the end."""
     described = Described(await caller.call("rowcast.describe", relations=["owners"]))
     parts: list[Any] = []

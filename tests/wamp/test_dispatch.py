@@ -193,7 +193,9 @@ def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lost_connection_cancels_calls(start_edge: StartEdge, call_from: Join) -> None:
+async def test_calls_of_a_lost_connection_are_cancelled(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Without a router there is nobody to answer; the queries stop."""
     edge = await start_edge()
     caller = await call_from()
@@ -210,7 +212,9 @@ async def test_lost_connection_cancels_calls(start_edge: StartEdge, call_from: J
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_service_takes_over(start_edge: StartEdge, call_from: Join) -> None:
+async def test_service_restarted_beside_its_predecessor_takes_over(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """A restarted service gets its prefix though its predecessor still holds it."""
     old = await start_edge()
     caller = await call_from()
@@ -229,7 +233,9 @@ async def test_second_service_takes_over(start_edge: StartEdge, call_from: Join)
 
 
 @pytest_twisted.ensureDeferred
-async def test_shared_services_take_turns(start_edge: StartEdge, call_from: Join) -> None:
+async def test_services_that_share_are_called_in_turn(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Two services that share are called in turn; one that stops leaves the other its calls."""
     one, two = await start_edge(shared=True), await start_edge(shared=True)
     caller = await call_from()

@@ -241,7 +241,7 @@ def test_twistd_logs_what_is_asked_for(
 
 
 @pytest.mark.usefixtures("migrated_home")
-def test_daemon_of_twistd_stops_with_its_parts(environ: dict[str, str]) -> None:
+def test_twistd_as_a_daemon_stops_with_its_parts(environ: dict[str, str]) -> None:
     """Without -n it goes to the background; its parts start there and stop with it."""
     pidfile, log = Path(environ["HOME"]) / "twistd.pid", Path(environ["HOME"]) / "twistd.log"
     options = (f"--pidfile={pidfile}", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))

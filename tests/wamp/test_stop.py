@@ -54,7 +54,7 @@ class Child(Part, Supervised):
 
 
 @pytest.mark.parametrize("kind", [Part, Child])
-def test_every_part_is_stopped(kind: type[Part]) -> None:
+def test_parts_beside_one_that_fails_are_stopped(kind: type[Part]) -> None:
     """Whichever fails, and however, the others stop, and so does the whole."""
     service = Rowcast(Settings(), Clock())
     parts = [kind(), kind(ValueError("at once")), kind(ValueError("later"), later=True), kind()]

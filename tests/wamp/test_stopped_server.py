@@ -294,7 +294,7 @@ async def test_stream_from_a_stalled_server_ends_within_the_bound(
 
 @pytest.mark.parametrize("how", ["cancelled", "left", "alone"])
 @pytest_twisted.ensureDeferred
-async def test_stalled_import_keeps_nothing(
+async def test_import_into_a_stalled_server_keeps_nothing(
     how: str, server: Server, relay: Relay, behind: Serving, client: Caller, router: Router
 ) -> None:
     """Whether its caller cancels it, leaves or waits: it ends, and its connection is free."""

@@ -178,7 +178,7 @@ async def test_upload_ends_with_its_session(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_service_has_database_as_it_was_made(server: str) -> None:
+async def test_service_after_another_has_its_database_as_it_was_made(server: str) -> None:
     """Whatever an earlier test has written; and twistar is left as it was found."""
     before = Registry.DBPOOL
     for _ in range(2):

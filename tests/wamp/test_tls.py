@@ -222,7 +222,7 @@ GOOD = {
 @pytest.mark.parametrize("case", GOOD)
 @pytest.mark.usefixtures("trust", "named")
 @pytest_twisted.ensureDeferred
-async def test_good_certificate_is_joined(
+async def test_server_with_a_good_certificate_is_joined(
     scheme: str, case: str, router: Router, logged: list[dict[str, Any]]
 ) -> None:
     """A trusted certificate with the host's name or address in its subjectAltName is joined."""

@@ -191,7 +191,9 @@ async def said(edge: Edge) -> list[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_registration_of_another_stays(start_edge: StartEdge, join_raw: JoinRaw) -> None:
+async def test_registration_of_a_service_is_kept_from_other_clients(
+    start_edge: StartEdge, join_raw: JoinRaw
+) -> None:
     """A client ends neither the service's registration nor its subscription, and makes none."""
     gone: list[int] = []
     edge = await start_edge(observers=[Departures(gone.append)])

@@ -350,7 +350,7 @@ def test_answer_has_its_keys_and_no_others(verb, answer, needed):
         assert not validator.is_valid({key: answer[key] for key in answer if key != name})
 
 
-def test_every_schema_is_one():
+def test_schema_of_every_part_is_valid():
     """A document is valid JSON Schema (2020-12), and all that it refers to is in it."""
     document = describe(catalog(), "rowcast", "1", VERBS, {})
     found = Described(document)
@@ -361,7 +361,7 @@ def test_every_schema_is_one():
         assert found.resolved({"$ref": each}) is not None
 
 
-def test_every_error_is_described():
+def test_errors_of_any_class_are_described():
     """What an error may carry is there, and every URI."""
     assert CARRIED.keys() == DETAILS
     known = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}

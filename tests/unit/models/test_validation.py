@@ -61,7 +61,7 @@ def test_untouched_values_are_the_very_wire_values() -> None:
     assert all(validated[name] is values[name] for name in values)
 
 
-def test_rules_see_python_values() -> None:
+def test_rules_on_wire_values_see_python_values() -> None:
     """A moment is a datetime and digits are a number, whatever the caller sent."""
     seen: dict[str, Any] = {}
 
@@ -73,7 +73,7 @@ def test_rules_see_python_values() -> None:
     assert seen == {"made": datetime(2026, 11, 21, 14, 3, tzinfo=UTC), "owner": 5, "status": None}
 
 
-def test_what_hooks_set_is_written() -> None:
+def test_values_set_by_hooks_are_written() -> None:
     """BeforeCreate and beforeSave may change a row and add to it, at once or later."""
 
     async def before_create(self: Any) -> None:
@@ -90,7 +90,7 @@ def test_what_hooks_set_is_written() -> None:
     assert validated == {"action": "A", "mood": "ok", "owner": 7}
 
 
-def test_every_failing_column_is_named() -> None:
+def test_columns_that_fail_are_all_named() -> None:
     """Validations are all asked before anything is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
     error = result_of(failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3")))

@@ -11,7 +11,7 @@ from service.request.names import FunctionName, Name, decode, encode, parse_name
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
-def test_any_name_survives_encoding(name):
+def test_name_of_any_characters_survives_encoding(name):
     """Whatever a relation is called, its component is one component, and reads back."""
     component = encode(name)
     assert decode(component) == name

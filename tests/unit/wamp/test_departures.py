@@ -37,7 +37,7 @@ def joined(answer: Deferred[Any], gone: list[int]) -> Session:
     return session
 
 
-def test_departure_is_passed_on() -> None:
+def test_departures_of_sessions_are_passed_on_once_in_order() -> None:
     """Each id once, in order; what is no id is not."""
     gone: list[int] = []
     session = joined(succeed(None), gone)
