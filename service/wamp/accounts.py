@@ -144,8 +144,7 @@ class Accounts:
         """Return the account of a session."""
         account = self._of.get(session)
         if account is None:
-            # What answers weigh is not lost with an account that goes: `_follow` holds on to it
-            # until they are taken.
+            # What its answers weigh is not lost: `_follow` has the account until they are taken.
             if len(self._of) >= IDLE:
                 self._of = {key: each for key, each in self._of.items() if each.calls}
             account = self._of[session] = Account(self, session)
@@ -172,8 +171,7 @@ class Accounts:
             )
         room = bounds.total_bytes - self._arguments
         more = account.arguments + size
-        # With nothing else under way any size comes in: refused then, it would be refused for
-        # ever.
+        # With nothing else under way any size comes in, or it would be refused for ever.
         if self._arguments and (
             size > room or (account.arguments and more > min(bounds.session_bytes, room))
         ):
@@ -217,8 +215,7 @@ class Accounts:
 
     def sent(self, account: Account, size: int) -> None:
         """Count an answer that leaves."""
-        # Halved, not replaced: one small answer among large ones is no reason to begin many at
-        # once.
+        # Halved, not replaced: after one small answer among large ones not many may begin at once.
         account.expected = max(size, account.expected // 2)
         untaken = account.untaken + size
         if untaken <= HELD:
@@ -271,8 +268,7 @@ class Accounts:
             if self._reactor.seconds() > end:
                 self._go_later(account)
                 return
-            # Counted and taken out before it runs: what `callback` starts may end, or ask for its
-            # turn, at once.
+            # Taken out and counted first: what `callback` starts may end, or wait, at once.
             turn = next(iter(account.waiting))
             del account.waiting[turn]
             account.running += 1

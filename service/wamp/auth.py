@@ -104,8 +104,7 @@ class Cryptosign:
         data = self.key_file.read_bytes()
         if len(data) == 32:
             return Ed25519PrivateKey.from_private_bytes(data)
-        # Crossbar's `key.priv` also has a line with the public key, of as many digits: hence the
-        # name.
+        # By name, since Crossbar's `key.priv` also has the public key, in as many digits.
         digits = re.search(
             rb"(?:\A|^private-key-ed25519:)\s*([0-9a-fA-F]{64})\s*(?:\Z|^)", data, re.M
         )
@@ -115,8 +114,7 @@ class Cryptosign:
             load = load_ssh_private_key if b"BEGIN OPENSSH" in data else load_pem_private_key
             key = load(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            # cryptography has no exception for a locked key alone: only its words tell it from no
-            # key.
+            # cryptography has no class for a locked key: its words tell it from no key.
             locked = "password" in str(error).lower()
             raise ValueError(LOCKED if locked else NO_KEY) from error
         if not isinstance(key, Ed25519PrivateKey):

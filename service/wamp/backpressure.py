@@ -69,8 +69,8 @@ class Pace:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             held = await self.held(session, caller)
-            # Patience begins anew with whatever is taken: a slow caller is served, one that stands
-            # still is not.
+            # Patience begins anew with whatever is taken: it is for callers who stand still, not
+            # slow ones.
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:

@@ -272,8 +272,7 @@ class Callee:
             raise Unavailable("the router is gone")
         uri = f"{self._head}tx.{process}"
         try:
-            # A value each: spread, a caller's `options` would be taken for the options of
-            # autobahn's call.
+            # A value each: autobahn would take a caller's keyword `options` for its own.
             return await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
         except PayloadExceededError:
             raise InvalidArgument(
@@ -281,7 +280,7 @@ class Callee:
             ) from None
         except ApplicationError as error:
             words = str(error.args[0]) if error.args else ""
-            # The URI is that of every cancelled call; only Crossbar's words say that the callee is
+            # The URI is that of every cancelled call: Crossbar's words alone tell the callee is
             # gone.
             if words == CALLEE_GONE:
                 if kwargs.get("done"):
@@ -371,8 +370,7 @@ class Callee:
             # What a transaction that has ended says of itself is known to the dispatcher alone.
             if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
-            # Outside the inner `try`: a call that was cancelled before its turn has nothing to
-            # `end`.
+            # Outside the inner `try`: a call that never had its turn has nothing to `end`.
             await self._accounts.begin(account)
             try:
                 JOB_OWNER.set(account)

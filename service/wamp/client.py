@@ -117,8 +117,7 @@ class WampClient(Service):
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
-        # A Deferred of its own for each who asks: what one adds to it, or cancels, is not
-        # another's.
+        # One for each who asks: what is added to it, or cancelled, is nobody else's.
         done: Deferred[None] = Deferred()
 
         def fire(result: Any) -> Any:
@@ -146,8 +145,7 @@ class WampClient(Service):
             if not self.running:
                 return
             lasted = self._reactor.seconds() - began
-            # A router that lets us in and closes at once counts as away, or it would be tried
-            # without a pause.
+            # One that lets us in and closes at once counts as away, or no pause would follow.
             failures = 0 if lasted >= self._config.max_delay else failures + 1
             rounds, rest = divmod(failures, len(self._routers))
             # No pause within a round: the next address may be there while this one is not.

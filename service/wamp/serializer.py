@@ -97,8 +97,8 @@ class SafeSerializer(CBORSerializer):
         except Exception as error:
             if not _is_last_answer(msg):
                 raise
-            # autobahn's own error would quote the whole result, be too large in turn, and never be
-            # sent: the caller would wait for ever.
+            # autobahn's own error would quote the whole result, be too large in turn, and so never
+            # be sent: the caller would wait for ever.
             refusal = self._refuse(error, "encoding an answer")
             payload, binary = super().serialize(error_of(msg.request, refusal))
         if isinstance(msg, (message.Yield, message.Error)):
