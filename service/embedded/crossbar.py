@@ -81,7 +81,7 @@ class Crossbar(Supervised):
 
     async def prepare(self) -> list[str]:
         """Write the configuration, and clear away what a killed node left."""
-        # In a thread: it looks at files, which may lie on a disk that is slow to answer.
+        # In a thread: what it asks of the file system may block.
         threads = self.reactor.getThreadPool()
         problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
@@ -179,8 +179,7 @@ def obstacle(settings: Settings) -> str | None:
             " or ROWCAST_ROUTER_URL=ws://host/ws for one of your own"
         )
     with socket.socket() as probe:
-        # Connections of a router that has just ended stay in TIME_WAIT; without this its port
-        # seems taken.
+        # Connections of a router that has just ended stay in TIME_WAIT: its port would seem taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", settings.port))
@@ -239,8 +238,7 @@ def node(
             # A page from elsewhere must not reach the database through its reader's browser.
             "allowed_origins": ["http://127.0.0.1:*", "http://localhost:*"],
             "allow_null_origin": False,
-            # Crossbar keeps without a bound what a client does not take; a ping finds one that
-            # stands still.
+            # Crossbar keeps whatever a client does not take; a ping finds one that stands still.
             "auto_ping_interval": 20_000,
             "auto_ping_timeout": 10_000,
             "max_frame_size": LARGEST_MESSAGE,
@@ -260,8 +258,8 @@ def node(
     private = {
         "type": "rawsocket",
         "endpoint": {"type": "unix", "path": str(socket)},
-        # CBOR alone: a client's integer keys end a connection in MessagePack, and a string of its
-        # that begins with NUL one in JSON.
+        # CBOR alone: integer keys of a client's end a connection in MessagePack, and a string that
+        # begins with NUL one in JSON.
         "serializers": ["cbor"],
         "auth": service,
     }
@@ -293,8 +291,7 @@ def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
         "allow": dict.fromkeys(allowed, True),
         # Crossbar tells who calls by this alone; a CALL that asks for it is not enough.
         "disclose": {"caller": True, "publisher": True},
-        # The key is role, URI and action, without an expiry: right for roles that are static, as
-        # these.
+        # Kept by role, URI and action, without an expiry: right for roles that are static.
         "cache": True,
     }
     return {"name": name, "permissions": [permission]}
