@@ -56,8 +56,7 @@ class Component(ApplicationSession):
             absent = await self.register(nobody, prefix, options=RegisterOptions(match="prefix"))
             self.absent = absent.id
         except ApplicationError as error:
-            # Not raised: that would not end the node either, and the guard works without these
-            # two.
+            # Not raised: the node would go on all the same, and the guard works without the two.
             self.log.error("the component cannot register: {error}", error=error)
 
     def onMessage(self, msg):
