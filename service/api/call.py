@@ -190,8 +190,7 @@ class Call:
             )
 
         async def send(part: Any) -> None:
-            # From here on the call cannot be answered anew from a newer catalog: the caller has
-            # rows.
+            # From here on no newer catalog can answer it anew: the caller has rows.
             self.state.begun = True
             await progress(part)
 

@@ -17,8 +17,7 @@ What lacks its end is kept, and read again with the piece that follows: a quote 
 closes must not make us keep, and read, ever more.
 """
 
-# Possessive (`*+`): otherwise a quote that is never closed is tried in every way to take the
-# pairs.
+# Possessive (`*+`): else a quote that is never closed is tried in every way to take the pairs.
 _FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]

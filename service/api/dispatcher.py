@@ -138,8 +138,8 @@ class Dispatcher:
         if name.startswith(TX):
             return await self._in_transaction(name, args, kwargs, caller)
         state = state or CallState()
-        # An id to search the log for, no secret: uuid4 would ask the kernel for random bytes at
-        # each call.
+        # Found in the log by it, and no secret: uuid4 would ask the kernel for random bytes each
+        # time.
         role, id = self._roles.of(caller), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
@@ -156,8 +156,8 @@ class Dispatcher:
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
                         result = await procedure(caller, args, kwargs)
-                        # Here it can still be said that the changes are kept; the serializer would
-                        # say too large alone.
+                        # It is committed, which can still be said here: the serializer would say
+                        # too large.
                         if actor.committed and name in self._once:
                             fit(result, self._backend.max_bytes)
                         return result

@@ -57,8 +57,8 @@ class StatusProcedures:
         self._calls = calls
         self._written = procedures
         self._max_bytes = max_bytes
-        # Weak, so that a document goes with its catalog: one that referred to it would keep both
-        # for ever.
+        # Weak: a document goes with its catalog, so it may not refer to it, or neither would ever
+        # go.
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:

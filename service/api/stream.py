@@ -145,8 +145,7 @@ async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
             ahead = read()
             await send(chunk)
     finally:
-        # Nobody waits for it after an error, and Twisted would log its failure as an unhandled
-        # one.
+        # Nobody waits for it after an error; Twisted would log its failure as an unhandled one.
         ahead.addErrback(lambda _: None)
         ahead.cancel()
 

@@ -146,7 +146,7 @@ class Batches:
             await _all(ahead, results)
         finally:
             for each in ahead:
-                # After a failure nobody waits for these, and Twisted would log theirs as unhandled
+                # After a failure nobody waits for these; Twisted would log theirs as unhandled
                 # ones.
                 each.addErrback(lambda _: None)
                 each.cancel()

@@ -407,8 +407,8 @@ def refuse_faults(
     """
     request = call.request
     if isinstance(request, CreateRequest):
-        # Before what is required: a misspelled name is told of rather than the column that it was
-        # meant for.
+        # Before what is required: a misspelled name is told of, not the column that it was meant
+        # for.
         refuse_names(relation, request.rows)
         for at, row in enumerate(request.rows):
             path = f"values.{at}" if request.many else None
@@ -553,8 +553,7 @@ def made_of(
     made = {
         name: snapshot.codec.wire(value)
         for name, value in validated.items()
-        # By identity, since 1 == True == 1.0: what the model left alone goes on exactly as it
-        # came.
+        # By identity, since 1 == True == 1.0: what the model left alone goes on as it came.
         if name not in given or value is not given[name]
     }
     if not made.keys() <= relation.columns.keys():
