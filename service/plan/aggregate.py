@@ -155,8 +155,7 @@ def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         separator=separator,
         where=plan_filter(scope, measure.where),
         cast=cast,
-        # By schema: of all in the search_path PostgreSQL takes the one that fits best, whoever has
-        # made it.
+        # By schema: unqualified, PostgreSQL takes the one that fits best, whoever has made it.
         schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
     )
 
@@ -183,8 +182,7 @@ def _result(
     types = {output.name: output.expression.type for output in groups}
     types.update({measure.name: measure.type for measure in measures})
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
-    # Of no schema, so that the catalog keeps nothing about it: it is another relation in each
-    # call.
+    # Of no schema, so that the catalog keeps nothing of what is another relation in each call.
     return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)
 
 

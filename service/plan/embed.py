@@ -53,8 +53,7 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
         order, _ = with_row_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
-        # All of an embed is JSON: what to_json writes in another way than the wire has it goes as
-        # text.
+        # All of an embed is JSON: what to_json writes otherwise than the wire has it goes as text.
         replace(output, text=not _is_json(scope.catalog, output.expression.type))
         for output in outputs
     )
