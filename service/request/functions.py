@@ -374,7 +374,7 @@ def _own(value: Any) -> tuple[str, ...]:
     if isinstance(value, bool):
         return with_form("boolean")
     if isinstance(value, int):
-        # Beyond int4 only the second of them, int8, has room for it.
+        # Beyond int4 it is taken for the second of them, int8.
         return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *DECIMALS)
     if isinstance(value, float):
         return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))

@@ -57,8 +57,7 @@ def read_token(token: Any, digest: str) -> list[str | None] | int:
     try:
         found = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         theirs, keys = found
-    # A token may be any text of a caller's: lists nested deep enough are a RecursionError to
-    # `json`.
+    # Any text may come for a token: `json` answers brackets without end with RecursionError.
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise _not_a_token() from None
     if theirs != digest:

@@ -316,8 +316,7 @@ def parse_key(key: Any, values: Values) -> KeyMatch:
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path="key")
-        # Sorted, so that however a caller orders the columns, it is one shape with one kept
-        # statement.
+        # Sorted: in whatever order a caller has the columns, it is one shape, with one statement.
         parts = [(name, value, f"key.{name}") for name, value in sorted(key.items())]
         columns = tuple(name for name, _, _ in parts)
     else:
