@@ -96,7 +96,6 @@ class Meta:
 
     def cast(self, name: str) -> str:
         """Return a parameter of a column's type."""
-        # PostgreSQL does not find the type of an empty list or of one of enums or uuids by itself.
         return f"CAST(? AS {self.types[name].sql})"
 
     def compare(self, names: Sequence[str], left: Iterable[str], right: Iterable[str]) -> str:
@@ -145,6 +144,7 @@ class Meta:
 
     def list_of(self, name: str) -> str:
         """Return a parameter that is a list of a column's values."""
+        # psycopg2 writes a list of texts as ARRAY['…'], which is text[] whatever its items mean.
         return f"CAST(? AS {self.types[name].sql}[])"
 
     def encode_all(self, name: str, values: Iterable[Any]) -> list[str | None]:

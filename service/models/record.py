@@ -139,8 +139,8 @@ class Record(DBObject):
         """Load the row as the server has it, in place of all that was set."""
         own = self.__dict__
         for attribute in meta.position:
-            # `__getattr__` is asked only for what is not there: an attribute of the old row would
-            # stay.
+            # An attribute of the old row would stay: `__getattr__` is asked only for what is not
+            # there.
             own.pop(attribute, None)
         self._row = row
         self._meta = meta
@@ -268,6 +268,7 @@ class Record(DBObject):
         if orderby is not None:
             sql += order_clause(orderby, meta.columns)
         sql += text + (" FOR UPDATE" if for_update else "")
+        # A lock is gone with its connection: what takes one is not run again on another.
         found = cls.database().run(
             objects_txn, cls, meta, sql, params + numbers, retry=not for_update
         )
@@ -316,6 +317,7 @@ class Record(DBObject):
                 raise ValueError(f"{cls.__name__} has no column {attribute}")
             if value is None:
                 terms.append(f"{quoted(name)} IS NULL")
+            # To an array column a list is one value.
             elif isinstance(value, (list, tuple, set)) and meta.types[name].kind != "array":
                 terms.append(meta.any_of(name))
                 params.append(meta.encode_all(name, value))

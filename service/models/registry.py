@@ -159,8 +159,8 @@ class Models:
         written = {}
         for model in self._written:
             Registry.register(model)
-            # A relation that this catalog lacks must not leave its model with what the last one
-            # knew.
+            # Of a relation that this catalog lacks nothing may be known, though the last one had
+            # it.
             model.META = None
             place = _place(model, catalog)
             relation = catalog.relations.get(place)

@@ -111,8 +111,7 @@ class PgConfig(PostgreSQLDBConfig):
     def executeTxn(self, txn: Any, query: str, args: Sequence[Any] | None = None) -> Any:
         """Run a statement with a cursor, in a worker."""
         self.log(query, (), {})
-        # psycopg2 formats for an empty list, too, where LIKE '5%' would fail; for None it does
-        # not.
+        # psycopg2 formats for an empty list, too, not for None: LIKE '5%' would fail.
         return txn.execute(query, args or None)
 
     def whereToString(self, where: Where) -> tuple[str, list[Any]]:
