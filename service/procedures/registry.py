@@ -82,8 +82,7 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
     """
 
     def declare(function: F) -> F:
-        # On the function itself: what is registered for the whole process, two services or two
-        # tests share.
+        # On the function itself: two services, or two tests, would share what the process keeps.
         vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function
 
