@@ -134,8 +134,7 @@ class Rowcast(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Stop every part, the last one started first; done when all have stopped."""
-        # Not by MultiService's own, which begins to stop all parts at once: each needs the one
-        # before.
+        # Not MultiService's, which begins to stop all parts at once: each needs the one before.
         self.running = 0
         if self._starting is not None:
             self._starting.cancel()
@@ -358,8 +357,7 @@ def _session(settings: Settings) -> SessionSettings:
 
 def _held(settings: Settings) -> TransactionLimits:
     return TransactionLimits(
-        # Each has a connection to itself for as long as it is open: two are left to all other
-        # calls.
+        # Each has a connection to itself while it is open: two are left to all other calls.
         settings.max_transactions or max(1, settings.pool_max - 2),
         settings.max_transactions_per_session,
         settings.tx_idle_timeout,
