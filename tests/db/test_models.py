@@ -197,7 +197,7 @@ async def test_condition_with_a_placeholder_or_percent_finds_its_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_by_null_list_and_unknown_column(dsn: str) -> None:
+async def test_find_by_null_or_list_matches_and_by_no_column_is_refused(dsn: str) -> None:
     """None is NULL, a list is any of its values, and only columns can be named."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
@@ -232,7 +232,7 @@ async def test_sql_in_orderby_limit_or_group_is_refused(dsn: str, orderby: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_with_order_limit_and_offset(dsn: str) -> None:
+async def test_find_with_order_limit_and_offset_answers_the_page(dsn: str) -> None:
     """Pages of rows in any order of columns."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
@@ -304,7 +304,7 @@ async def test_concurrent_find_or_create_is_one_row(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_insert_many_with_columns_in_any_order(dsn: str) -> None:
+async def test_insert_many_with_columns_in_any_order_writes_each_to_its_own(dsn: str) -> None:
     """Values go to the columns that they are named for, whatever their order."""
     Pairs = model("pairs")
     async with served(dsn, Pairs):

@@ -113,7 +113,7 @@ async def scope(database: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_credentials_change_in_a_file(server: Server, tmp_path: Path) -> None:
+async def test_credentials_changed_in_a_file_are_picked_up(server: Server, tmp_path: Path) -> None:
     """A new password is picked up where it is kept; at most what is cut off in flight fails."""
     execute(server.dsn, "CREATE ROLE rotated LOGIN PASSWORD 'old'")
     server.access("local all rotated scram-sha-256")

@@ -246,7 +246,7 @@ async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_of_rows_without_a_key(db: DirectCaller) -> None:
+async def test_pages_of_rows_without_a_key_lose_and_repeat_none(db: DirectCaller) -> None:
     """Rows that the sort keys do not tell apart neither repeat nor get lost between pages."""
     for key in ("size", "-size"):
         seen: list[str] = []

@@ -422,7 +422,7 @@ def test_error_by_raise_keeps_the_words_of_its_author(
 
 @pytest.mark.parametrize("code", ["28000", "28P01", "57014", "57P01", "53400", "08006", "25006",
                                   "2D000", "26000", "3D000", "40003", "55006"])  # fmt: skip
-def test_states_of_the_server_that_an_author_raises(
+def test_state_of_the_server_raised_by_an_author_is_not_retried(
     connected: connection, catalog: Catalog, code: str
 ) -> None:
     """They tell nothing of the server, so nobody is asked to try again."""
@@ -456,7 +456,7 @@ def test_value_that_is_no_name_is_an_invalid_argument(
     assert found.details["path"] == "a"
 
 
-def test_sql_of_ours_that_is_wrong(connected: connection, catalog: Catalog) -> None:
+def test_error_in_sql_of_ours_is_a_bug(connected: connection, catalog: Catalog) -> None:
     """A syntax error in our own SQL is a bug, not the caller's mistake."""
     assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
 

@@ -268,7 +268,7 @@ async def test_silence_during_an_export_ends_it(dsn: str, relay: Relay) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_close_of_a_pool_in_silence(dsn: str, relay: Relay) -> None:
+async def test_close_of_a_pool_in_silence_ends_within_the_bound(dsn: str, relay: Relay) -> None:
     """It takes no longer than any, says what is known, and leaves no thread behind."""
     before = set(workers())
     async with database_at(relay.dsn, connect_wait=0.1, most=3) as database:
@@ -371,7 +371,7 @@ def naps(dsn: str) -> None:
     "work", [dictionaries, called, called_by_name, many, fetched, copied_out, copied_in]
 )
 @pytest_twisted.ensureDeferred
-async def test_silence_under_any_way_to_send(
+async def test_silence_under_any_way_to_send_ends_the_statement(
     work: Callable[[PgConnection], Any], dsn: str, naps: None, relay: Relay
 ) -> None:
     """Every statement is waited for with a limit, by whatever cursor and method it is sent."""
@@ -460,7 +460,7 @@ async def test_limit_of_a_statement_is_ours(where: str, given: str, limit: str, 
         execute(dsn, "ALTER ROLE CURRENT_USER RESET statement_timeout")
 
 
-def test_silent_hosts_before_the_one_that_answers(relay: Relay) -> None:
+def test_host_that_answers_after_silent_ones_is_reached(relay: Relay) -> None:
     """The time to connect is for all hosts, so that the third is reached before it is over."""
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]

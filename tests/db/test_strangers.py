@@ -66,7 +66,7 @@ async def reloaded(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tables_that_are_called_like_ours(dsn: str) -> None:
+async def test_table_called_like_one_of_ours_is_served_without_its_rules(dsn: str) -> None:
     """They are served as any other, without rules that speak of columns they lack."""
     said: list[Any] = []
     globalLogPublisher.addObserver(said.append)

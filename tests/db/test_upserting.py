@@ -271,7 +271,9 @@ async def test_upsert_by_a_key_with_nulls_keeps_its_row(db: DirectCaller, dsn: s
 
 
 @pytest_twisted.ensureDeferred
-async def test_partial_index_on_expressions_by_name(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_by_a_partial_index_on_expressions_updates_its_row(
+    db: DirectCaller, dsn: str
+) -> None:
     """Rows are met by the expression, and only those that the index is on."""
     by: dict[str, Any] = {"on_conflict": "people_email", "select": ["id", "email", "note", "team"]}
     execute(dsn, "TRUNCATE people RESTART IDENTITY")

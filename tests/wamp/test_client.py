@@ -124,7 +124,7 @@ class Silent(Protocol):
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_while_router_is_silent(start_edge: StartEdge) -> None:
+async def test_stop_while_router_is_silent_ends(start_edge: StartEdge) -> None:
     """A router that never answers the greeting does not hold the stop up."""
     from twisted.internet import reactor
 

@@ -79,7 +79,7 @@ async def test_second_call_with_a_key_is_answered_as_the_first(
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_call_again_after_the_connection_was_lost_during_commit(
+async def test_call_again_after_a_commit_lost_its_connection_is_written_once(
     dsn: str, router: Router, call_from: Join, batch: bool
 ) -> None:
     """Whether COMMIT has arrived or not, the write is there once in the end, and answered."""
@@ -110,7 +110,7 @@ async def test_call_again_after_the_connection_was_lost_during_commit(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_again_after_its_service_was_killed(
+async def test_call_again_after_its_service_was_killed_is_written_once(
     dsn: str, router: Router, call_from: Join
 ) -> None:
     """The other service does the work of a call that was under way, and no other's again."""

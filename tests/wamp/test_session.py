@@ -191,7 +191,9 @@ async def test_arguments_of_odd_values_leave_the_session_joined(
 
 
 @pytest_twisted.ensureDeferred
-async def test_uris_at_the_edge_of_the_grammar(start_edge: StartEdge, call_from: Join) -> None:
+async def test_uri_at_the_edge_of_the_grammar_is_refused_with_a_hint(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     """Names of any script and length reach the dispatcher, which refuses them with a hint."""
     edge = await start_edge()
     caller = await call_from()

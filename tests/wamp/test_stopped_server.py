@@ -320,7 +320,7 @@ async def test_import_into_a_stalled_server_keeps_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_server_that_is_restarted_while_it_stands_still(router: Router) -> None:
+async def test_server_restarted_while_it_stands_still_is_used(router: Router) -> None:
     """A new one in its place is used by itself, though the old one never said goodbye."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-stopped-"))
     place = Place(state=home)
