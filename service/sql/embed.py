@@ -101,6 +101,7 @@ def _json_of(embeds: Sequence[PlannedEmbed]) -> Iterator[Composable]:
             else "coalesce(pg_catalog.json_extract_path({value}, {key}), 'null')"
         )
         for name in embed.columns:
+            # The JSON has names as PostgreSQL keeps them, cut after 63 bytes.
             yield SQL(template).format(value=value, key=Literal(truncated(name)))
 
 

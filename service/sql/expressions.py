@@ -253,7 +253,9 @@ def _compare(test: Compare) -> Composable:
 
 
 def _candidates(test: Compare, array: Composable) -> Composable:
+    # A null among them would have a negation match nothing; it is a test of its own beside this.
     present = SQL(" WHERE c IS NOT NULL" if test.nulls else "")
+    # PostgreSQL has no array of arrays: candidates that are arrays come as texts.
     if test.candidate is not None:
         return SQL("SELECT {value} FROM pg_catalog.unnest({array}) AS c{present}").format(
             value=cast(SQL("c"), test.candidate.sql), array=array, present=present

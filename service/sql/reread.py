@@ -58,6 +58,7 @@ def saved_rows(reread: Reread, relation: Relation) -> Composable:
         )
     row = [(reread.row, row_type(relation))] if reread.row else []
     values = [(each.name, each.type) for each in reread.saved] + row
+    # Behind UNION ALL: taken only where the row is not there as it is by now.
     as_written = SQL("SELECT {values} LIMIT 1").format(
         values=aliased((_saved(at, type), name) for at, (name, type) in enumerate(values))
     )
@@ -111,6 +112,7 @@ def _has_key(reread: Reread, source: str) -> Composable:
         SQL("{column} {equal} {value}").format(
             column=Identifier(source, each.name), equal=operator(equal), value=_saved(at, each.type)
         )
+        # Not strict: behind the key, more may have been saved.
         for at, (equal, each) in enumerate(zip(reread.equal, reread.saved, strict=False))
     )
 

@@ -146,6 +146,7 @@ def _certain(plan: WritePlan) -> Composable:
         ' LEFT JOIN "w" ON true WHERE CAST(coalesce("w"."v", {missed}) AS boolean)'
     ).format(
         write=_write(plan),
+        # A text: beside a boolean, the other word would be refused as one when it is parsed.
         values=aliased([*values, (SQL("CAST('true' AS text)"), "v")]),
         columns=aliased(found),
         missed=Literal(MISSED),
@@ -191,6 +192,7 @@ def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
         (Identifier(NEW, name), equal, Parameter(value))
         for name, equal, value in zip(conflict.key, conflict.equal, key, strict=True)
     ]
+    # With NULLS NOT DISTINCT a key may be null, and equality would be neither true nor false.
     if conflict.nulls:
         return AND.join(not_distinct(*part) for part in parts)
     return AND.join(
