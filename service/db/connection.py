@@ -338,6 +338,7 @@ class PgConnection(extensions.connection):
         try:
             yield
         finally:
+            # From now on: what the other party took is not the server's.
             self.waiting = time.monotonic()
 
     def late(self, now: float) -> bool:
@@ -387,6 +388,7 @@ class PgConnection(extensions.connection):
 
     def prepare(self, settings: str = "") -> None:
         """Prepare a new session for the pool."""
+        # A BEGIN of psycopg2's own would be a round trip more before each statement.
         self.autocommit = True
         self.settings = settings
         self.opened_at = self.checked_at = time.monotonic()

@@ -201,6 +201,7 @@ class Blocks:
 
     def flush(self) -> None:
         """Send what was gathered to the reactor, long rows in pieces."""
+        # Of whole rows, so that no character is cut in two.
         text = b"".join(self._held).decode()
         self._held.clear()
         self._weight = 0
@@ -238,6 +239,7 @@ class Blocks:
 
     def stop(self) -> None:
         """Stop reading: the thread must not wait for us."""
+        # Before the credit, which wakes the worker: it has to find this set.
         self._stopped = True
         self._credit.release()
 

@@ -72,6 +72,7 @@ def integer_text(least: int, most: int) -> Write:
             return _integer_word(value, least, most)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        # True is an int to Python, and would be stored as 1.
         if isinstance(value, bool) or not isinstance(value, int):
             raise unfit(value, "an integer")
         if not least <= value <= most:

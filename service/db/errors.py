@@ -102,6 +102,7 @@ def _refusal(
     broken = violation(error, catalog, relation)
     if broken is not None:
         return raised_violation(error, broken) if raised(error) else broken
+    # RAISE invalid_password, say, would pass for a database that cannot be reached.
     if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
         return refused(error)
     make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
@@ -233,6 +234,7 @@ def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relatio
         return
     tail = str(found.details.get("path", "")).rpartition(".")[2]
     names = [tail] if tail in relation.columns else []
+    # "value too long for type character varying(20)": PostgreSQL names no column, only its type.
     if error.pgcode == "22001" and not names:
         message = error.diag.message_primary or ""
         names = [c.name for c in relation.columns.values() if message.endswith(" " + c.declared)]
@@ -325,6 +327,7 @@ def _generated(error: psycopg2.Error) -> ServiceError:
 
 
 def _forbidden(error: psycopg2.Error) -> ServiceError:
+    # A policy that refuses a row has the code of a missing GRANT, 42501.
     if error.diag.source_function == "ExecWithCheckOptions":
         said = "row-level security does not let this role write such a row"
     else:

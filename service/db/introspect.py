@@ -91,6 +91,7 @@ def read_catalog(dsn: str, schemas: tuple[str, ...], role: str | None = None) ->
     except psycopg2.OperationalError as error:
         raise ConnectionError(reason(error)) from error
     try:
+        # `_snapshot` begins the transaction, which psycopg2 would otherwise do, at READ COMMITTED.
         connection.autocommit = True
         if role is not None:
             _become(connection, role)

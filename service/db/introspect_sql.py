@@ -184,6 +184,7 @@ A column of `indkey` is 0 where an expression stands; the expressions' own colum
 their stored form (nodes/primnodes.h, Var).
 """
 
+# Those with PERIOD (PostgreSQL 18) match by overlap; older servers lack the column.
 FOREIGN_KEYS = """
 SELECT c.conrelid AS relation, c.conname AS name, c.conkey AS columns,
        c.confrelid AS target, c.confkey AS target_columns

@@ -152,6 +152,7 @@ def keep_txn(connection: PgConnection, keyed: Keyed, place: str | None, result: 
     """
     value = _bytes(packed(result, keyed.max_bytes))
     connection.act(SERVICE)
+    # COMMIT drops what was noted for a next statement, so it is put into the ending instead.
     words, connection.opening = connection.opening, None
     where = f"id OPERATOR(pg_catalog.=) {_bytes(keyed.id)}"
     if place is not None:

@@ -312,4 +312,5 @@ class Listener(Service):
             self._pulse.cancel()
             self._pulse = None
         self._reactor.removeReader(watched)
+        # Only now: the reactor goes by the number, which is no more afterwards.
         watched.close()

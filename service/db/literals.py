@@ -17,6 +17,7 @@ Read = Callable[[str], Any]
 MAX_DIMENSIONS = 6
 """PostgreSQL's MAXDIM."""
 
+# What str.strip() takes besides these, as a no-break space, is text to PostgreSQL.
 _SPACE = " \t\n\r\v\f"
 _BOUNDS = re.compile(r"^(?:\[[-+]?\d+(?::[-+]?\d+)?\])+=")
 

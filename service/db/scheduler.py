@@ -209,6 +209,7 @@ class Scheduler:
                 continue
             if job.take():
                 job.fail(_shutting_down())
+            # An end mark: while it lies idle, there is nothing on the server to cancel.
             job.queue.put(None)
         for worker in self.workers:
             # What a transaction runs just now came by its own queue, and is none of `_jobs`.
@@ -277,6 +278,7 @@ class Scheduler:
     def _finish(self, job: Job) -> None:
         if job.timer is not None:
             job.stop_timer()
+        # What ran inside of a transaction is not counted: the job that keeps its worker is.
         if job in self._jobs:
             del self._jobs[job]
             if job.queue is not None:

@@ -209,6 +209,7 @@ def weight(rows: Sequence[Row], width: int) -> int:
     """Return the bytes of rows, roughly, column by column; a number counts as 4."""
     weight = len(rows) * width * 4
     for column in list(zip(*rows, strict=False))[:width]:
+        # A column has one type, so one value tells of all; json alone may have others behind it.
         sample = next(filter(None, column), None)
         if isinstance(sample, str | bytes):
             try:
@@ -272,6 +273,7 @@ def _call(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
     if all(key == name for key, name in names.items()):
         return
     for row in rows:
+        # In place, since whoever embeds these rows holds them already; in the order of the answer.
         named = {names.get(key, key): value for key, value in row.items()}
         row.clear()
         row.update(named)

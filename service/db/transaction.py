@@ -47,6 +47,7 @@ def begin_statement(isolation: str | None = None, read_only: bool = False) -> st
     """
     words = "BEGIN"
     if isolation is not None:
+        # It becomes a part of the SQL, so it is one of these words and no other.
         if isolation not in ISOLATION_LEVELS:
             raise ValueError(f"not an isolation level: {isolation}")
         words += f" ISOLATION LEVEL {isolation.upper()}"
@@ -218,6 +219,7 @@ def commit_txn(connection: PgConnection) -> None:
     # COMMIT of a transaction that has failed is no error to PostgreSQL: it answers ROLLBACK.
     if answer != "COMMIT":
         raise TransactionAborted(f"COMMIT was answered by {answer}")
+    # Cleaned in the same message; what no statement cleans is left for the worker to close.
     connection.touched = connection.touched and connection.single_use
 
 
@@ -362,6 +364,7 @@ class Level(ABC):
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
         if self.closed:
+            # Nor by itself: what a task that outlives its transaction does would be kept.
             return fail(TransactionClosed("the transaction has already ended"))
         return self.send(function, *args, timeout=timeout)
 

@@ -272,6 +272,7 @@ class Worker:
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
             # Asked before the session is cleaned, which may close it. A query that was canceled,
             # or waited too long for a lock, is an OperationalError, too.
+            # One that the guard has shut down was not lost: its server is there, and silent.
             lost = connection.closed and not connection.given_up
             if not (again and job.retry and lost) or job.reason is not None:
                 raise
