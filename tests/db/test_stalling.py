@@ -473,7 +473,7 @@ def test_host_that_answers_after_silent_ones_is_reached(relay: Relay) -> None:
         connection.close()
 
 
-def test_silence_while_a_session_is_set_up(relay: Relay) -> None:
+def test_silence_while_a_session_is_set_up_ends_the_connect(relay: Relay) -> None:
     """What psycopg2 sends of its own accord, once it is connected, is waited for with a limit."""
 
     class Seen(list[bytes]):
