@@ -69,8 +69,7 @@ class Pace:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             held = await self.held(session, caller)
-            # Patience begins anew with whatever is taken: it is for callers who stand still, not
-            # slow ones.
+            # Patience begins anew with whatever is taken: slow callers are served.
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:

@@ -280,8 +280,7 @@ class Callee:
             ) from None
         except ApplicationError as error:
             words = str(error.args[0]) if error.args else ""
-            # The URI is that of every cancelled call: Crossbar's words alone tell the callee is
-            # gone.
+            # The URI is that of every cancelled call: only the words tell them apart.
             if words == CALLEE_GONE:
                 if kwargs.get("done"):
                     raise OutcomeUnknown(f"{STOPPED}; what it was to keep may be kept") from error
