@@ -304,6 +304,7 @@ def _question(place: Place, connections: int, upgrade: bool, demo: bool | None =
 
 def _answer(output: bytes, errors: bytes, code: int) -> DatabaseReport:
     if code:
+        # The last line of a traceback is what was raised.
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         raise NotReady(f"the database's revision cannot be found: {' '.join(last)}")
     report = DatabaseReport(**json.loads(output))

@@ -74,6 +74,7 @@ class Crossbar(Supervised):
     @property
     def version(self) -> str:
         """Crossbar's version, as its environment names it."""
+        # It is in an environment of its own, which our `importlib.metadata` does not see.
         packages = self._settings.crossbar.parent.parent.glob(
             "lib/*/site-packages/crossbar-*.*-info"
         )
