@@ -138,8 +138,7 @@ class Dispatcher:
         if name.startswith(TX):
             return await self._in_transaction(name, args, kwargs, caller)
         state = state or CallState()
-        # Found in the log by it, and no secret: uuid4 would ask the kernel for random bytes each
-        # time.
+        # No secret, so no uuid4, which would ask the kernel for random bytes each time.
         role, id = self._roles.of(caller), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
@@ -156,8 +155,8 @@ class Dispatcher:
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
                         result = await procedure(caller, args, kwargs)
-                        # It is committed, which can still be said here: the serializer would say
-                        # too large.
+                        # Here it can still be said that the changes are kept; the serializer
+                        # cannot.
                         if actor.committed and name in self._once:
                             fit(result, self._backend.max_bytes)
                         return result
@@ -216,8 +215,8 @@ class Dispatcher:
             if call.keyed is not None:
                 step = under_key(step, call.keyed)
             running = call.run(step)
-            # What looks for a missing row sends one more statement, which has to come before those
-            # of later operations.
+            # What looks for a missing row sends a statement more, which operations behind it must
+            # not overtake: they wait for the answer.
             call.state.sent = not callable(step.missing)
             return step.shape(await running)
         if call.keyed is None:

@@ -34,8 +34,10 @@ def call_function(call: Call) -> Step:
     parsed = parse_call(call.functions, call.args, call.kwargs, snapshot.catalog)
     request, function = parsed.request, parsed.request.function
     limit = backend.limits.max_rows
+    # One row more than may be sent, to tell when there are too many.
     statement = snapshot.statement(_call, function, (request, limit + 1))
     answer = answer_kind(snapshot.catalog, function)
+    # Other answers are one column, "answer", of which `_answer` makes lists by itself.
     form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
     shape = Shape(form, backend.max_bytes)
     shaped = partial(_answer, snapshot.catalog, request, statement, answer)

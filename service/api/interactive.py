@@ -253,8 +253,7 @@ class Interactive:
                 if found is not None and held.read_only:
                     found = unwritten(found)
                 held.fail(found)
-                # What ended the transaction has cancelled this call, and is what its caller is
-                # told.
+                # What ended the transaction cancelled this call: its caller is told that.
                 if held.reason is not None and (found is None or isinstance(found, Canceled)):
                     raise ended(held.reason) from error
                 if found is None:

@@ -161,8 +161,7 @@ class Catalogs(Service):
         read = False
         try:
             last = self._fingerprint
-            # Before the reading: what changes between the two is found by the next look, read
-            # twice at worst.
+            # Before the reading: what changes between the two is found by the next look.
             found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
             self._behind = self._behind or last is None or last.value != found.value
             if self._behind:
@@ -260,8 +259,8 @@ class Catalogs(Service):
                 catalog_txn,
                 self._schemas,
                 self._version + 1,
-                # One snapshot for all queries, or a migration that commits between two leaves a
-                # catalog that never was.
+                # One snapshot: a migration that commits between two queries would leave half of
+                # each.
                 isolation="repeatable read",
                 read_only=True,
             )

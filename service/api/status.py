@@ -57,8 +57,7 @@ class StatusProcedures:
         self._calls = calls
         self._written = procedures
         self._max_bytes = max_bytes
-        # Weak: a document goes with its catalog, so it may not refer to it, or neither would ever
-        # go.
+        # Weak, so a document may not refer to its catalog, or neither would ever go.
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:

@@ -146,8 +146,7 @@ class Batches:
             await _all(ahead, results)
         finally:
             for each in ahead:
-                # After a failure nobody waits for these; Twisted would log theirs as unhandled
-                # ones.
+                # Nobody waits for these after a failure; Twisted would log theirs as unhandled.
                 each.addErrback(lambda _: None)
                 each.cancel()
 

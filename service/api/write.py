@@ -407,8 +407,7 @@ def refuse_faults(
     """
     request = call.request
     if isinstance(request, CreateRequest):
-        # Before what is required: a misspelled name is told of, not the column that it was meant
-        # for.
+        # Names first: a misspelled one is told of, not the column that it was meant for.
         refuse_names(relation, request.rows)
         for at, row in enumerate(request.rows):
             path = f"values.{at}" if request.many else None
