@@ -215,6 +215,7 @@ def integer_of(value: Any, name: str, path: str) -> int | None:
     """Return an integer of at least 0; None is none."""
     if value is None:
         return None
+    # Some clients of JavaScript send whole numbers as floats, wampy those beyond 32 bits.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
