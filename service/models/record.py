@@ -139,8 +139,7 @@ class Record(DBObject):
         """Load the row as the server has it, in place of all that was set."""
         own = self.__dict__
         for attribute in meta.position:
-            # An attribute of the old row would stay: `__getattr__` is asked only for what is not
-            # there.
+            # Else the old one would stay: `__getattr__` is asked only for what is not there.
             own.pop(attribute, None)
         self._row = row
         self._meta = meta

@@ -159,8 +159,7 @@ class Models:
         written = {}
         for model in self._written:
             Registry.register(model)
-            # Of a relation that this catalog lacks nothing may be known, though the last one had
-            # it.
+            # A relation may be gone from this catalog that the last one had.
             model.META = None
             place = _place(model, catalog)
             relation = catalog.relations.get(place)

@@ -255,6 +255,7 @@ class HasMany(ToMany):
                     *(*own, *kind[1:], *keys),
                 )
         for other in others:
+            # It holds its row as it was before, to which the next `save` would compare it.
             await other.refresh()
 
 
