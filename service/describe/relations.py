@@ -93,6 +93,7 @@ def described_relation(
 
 def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
     ways = relationships(catalog, relation)
+    # A name that several ways have means none of them.
     names = Counter(name for way in ways for name in way.embed_names)
     return {
         "foreign_keys": [
