@@ -26,10 +26,12 @@ ENVELOPE = 8
 ROOM = 64
 """Bytes that a message needs besides the rows of an answer."""
 
+# No memoryview, which psycopg2 has for bytea: CBOR would make a list of integers of it.
 _PLAIN = frozenset([str, bool, bytes, type(None)])
 _STR = frozenset([str])
 SAFE = 2**53
 """Numbers below it, and above its negative, are fine without a closer look."""
+# What MessagePack has: for a caller who speaks that, the router never answers with more.
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -98,6 +100,7 @@ def _check(items: Any, levels: int) -> None:
             if not -SAFE < item < SAFE:  # neither is NaN
                 _check_number(item)
         elif kind is dict:
+            # A key that is an integer ends the connection of a client with MessagePack.
             if not _STR.issuperset(map(type, item)):
                 raise Unsafe("a key that is not a string")
             _check(item.values(), levels - 1)

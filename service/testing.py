@@ -190,8 +190,10 @@ def _database(server: str, template: str) -> Iterator[str]:
 
 def _execute(dsn: str, sql: Any) -> list[tuple[Any, ...]]:
     with closing(psycopg2.connect(dsn)) as connection:
+        # CREATE DATABASE runs in no transaction.
         connection.autocommit = True
         with connection.cursor() as cursor:
+            # psycopg2 raises for a query that is empty.
             if sql.as_string(cursor):
                 cursor.execute(sql)
             return cursor.fetchall() if cursor.description else []
