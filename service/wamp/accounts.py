@@ -93,6 +93,7 @@ class Account:
         Empty if they may.
         """
         accounts, bounds = self._accounts, self._accounts.bounds
+        # Of so little the router is not asked, so that it may have been taken long ago.
         untaken = self.untaken if self.untaken > HELD else 0
         room = min(bounds.session_bytes, bounds.total_bytes // 2 - accounts.untaken)
         if untaken + self.given * self.expected < room:

@@ -305,6 +305,7 @@ class Callee:
             call() if details.progress is None else self._in_parts(session, account, details, call)
         )
         running.addBoth(self._left, session, account, size)
+        # What has ended by now needs nothing that could be cancelled.
         if running.called:
             return running
         outcome = CooperativeDeferred(partial(self._insist, running))

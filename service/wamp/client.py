@@ -180,6 +180,7 @@ class WampClient(Service):
             await closed
         finally:
             self._in_time()
+            # Also when the wait was cancelled, with the connection still open.
             self._abort(protocol.why)
             self._ended(router)
 
