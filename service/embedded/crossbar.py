@@ -100,6 +100,7 @@ class Crossbar(Supervised):
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
         (self._home / "node.pid").unlink(missing_ok=True)
+        # Nor can a socket be bound where a killed node has left its file.
         self.socket.unlink(missing_ok=True)
         crossbar = [str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
         # At `info` Crossbar logs 128 lines at its start and several for each session.
