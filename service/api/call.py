@@ -165,6 +165,7 @@ class Call:
             missing = await step.missing() if callable(step.missing) else step.missing
             raise missing from None
         except TooLarge as error:
+            # Outside of a transaction a procedure has committed by now.
             if not ends or database.level is not None:
                 raise
             raise committed_despite(error) from error

@@ -155,8 +155,7 @@ class Dispatcher:
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
                         result = await procedure(caller, args, kwargs)
-                        # Here it can still be said that the changes are kept; the serializer
-                        # cannot.
+                        # The last place to say that the changes are kept: the serializer cannot.
                         if actor.committed and name in self._once:
                             fit(result, self._backend.max_bytes)
                         return result
@@ -316,6 +315,7 @@ class Dispatcher:
         if not may_repeat:
             return False
         if not await current:
+            # The catalog may be old, and cannot be read just now.
             error.details |= {"retry": True, "retry_after": RETRY_AFTER}
             return False
         return self._union is not before

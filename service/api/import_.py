@@ -228,6 +228,7 @@ class Upload:
             rows = call.rows or ()
             await self._put(await self._validator.of_rows(rows) if self._validator else rows)
             return
+        # Anywhere but at the very beginning the mark is a character like others.
         text = call.csv if self._begun else call.csv.removeprefix(MARK)
         self._begun = True
         await self._put(
@@ -420,6 +421,8 @@ class RowValidator:
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
         validated = await self._model.validate_insert(given, self._snapshot.codec, path)
+        # In this order: a text is exacter than what the model saw, and what it has set is the last
+        # word.
         return {**row, **texts, **made_of(self._snapshot, self._relation, given, validated)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:

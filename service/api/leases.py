@@ -187,6 +187,7 @@ class Leases(Generic[Thing]):
 
     def departed(self, session: int | None = None) -> None:
         """Drop what a session holds that is gone; without one, what any does: the router is gone."""
+        # A copy, since `drop` takes it out.
         for lease in list(self._open.values()):
             if session is None or lease.owner.session == session:
                 self.drop(lease, "session_left")

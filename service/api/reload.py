@@ -137,6 +137,8 @@ class Catalogs(Service):
         asking: list[Deferred[bool]] = []
         try:
             while self.running:
+                # Who asks from here on waits for the next look: this one may miss what that caller
+                # met.
                 asking, self._asking = self._asking, []
                 began = self._reactor.seconds()
                 known, pause = await self._look()
@@ -169,6 +171,7 @@ class Catalogs(Service):
                 read = True
                 self._serve(catalogs)
                 self._announce()
+        # Twisted's is an Exception: below, a stop would be taken for a failure.
         except CancelledError:
             raise
         except Exception as error:
@@ -259,8 +262,7 @@ class Catalogs(Service):
                 catalog_txn,
                 self._schemas,
                 self._version + 1,
-                # One snapshot: a migration that commits between two queries would leave half of
-                # each.
+                # One snapshot: of a migration that commits meanwhile, a half would be read.
                 isolation="repeatable read",
                 read_only=True,
             )
