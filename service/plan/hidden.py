@@ -20,6 +20,7 @@ from service.request.types import Form, Reference
 def has_hidden_field(catalog: Catalog, oid: int) -> bool:
     """Return whether values of a type have a hidden field, at any depth."""
     type = catalog.type(oid)
+    # A hidden field keeps its place, without its name.
     if any(not name for name, _ in type.fields):
         return True
     return any(has_hidden_field(catalog, part) for part in type.parts)
