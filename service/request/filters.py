@@ -249,6 +249,7 @@ MAX_VARIABLES = 10
 """Variables of a filter; a term of more is taken to depend on the row, whatever it says."""
 
 ALL = (1 << (1 << MAX_VARIABLES)) - 1
+# The columns of a truth table: 2**at ones and 2**at zeros by turns.
 VARIABLES = [ALL // ((1 << (1 << at)) + 1) for at in range(MAX_VARIABLES)]
 OPPOSITES = {"neq": "eq", "gte": "lt", "gt": "lte"}
 """Operators that hold where another does not, of values that are not null."""
@@ -313,6 +314,7 @@ class _TruthTable:
             return ALWAYS if quantifier == "all" else NEVER
         found = self._either(_normal(where))
         true, false = _not(found) if where.operator in OPPOSITES else found
+        # Of a null a comparison is neither true nor false.
         return true & null[1], false & null[1]
 
     def _operand(self, where: Comparison) -> Any:

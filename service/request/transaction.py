@@ -152,6 +152,7 @@ def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
 
 def _referred(reference: Any, results: Sequence[Any], path: str) -> Any:
     first, _, rest = reference.partition(".") if isinstance(reference, str) else ("", "", "")
+    # isdecimal() alone takes the digits of every script.
     if not (first.isascii() and first.isdecimal()):
         raise InvalidArgument(
             "a reference begins with the number of an operation",

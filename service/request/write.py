@@ -200,6 +200,7 @@ def _new_rows(
 
 
 def _target(given: Arguments, values: Values, limits: Limits) -> Target:
+    # Given, be it null: taken for no key at all, that would be a write of many rows.
     if "key" in given:
         for name in ("where", "all"):
             if name in given:
