@@ -72,6 +72,7 @@ class Signature:
         if takes.others:
             names = kwargs.keys() - {*takes.names, "timeout"}
             values[takes.others] = {name: kwargs[name] for name in names}
+        # A procedure may have a parameter of this name, which is its own then.
         seconds = None if "timeout" in takes.names else given.timeout()
         bound = inspect.BoundArguments(takes.signature, OrderedDict(values))
         bound.apply_defaults()
