@@ -132,6 +132,7 @@ class Printer:
     def part(self, part: Any) -> None:
         """Print a progressive result: text as it is, rows as lines of JSON or as a table."""
         if isinstance(part, str):
+            # Into a file it goes as it is: only a terminal obeys what is in it.
             echo(visible(part) if sys.stdout.isatty() else part, nl=False)
         elif self._table:
             self.answer(part)
