@@ -114,7 +114,7 @@ class Cryptosign:
             load = load_ssh_private_key if b"BEGIN OPENSSH" in data else load_pem_private_key
             key = load(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            # cryptography has no class for a locked key: its words tell it from no key.
+            # cryptography has no class for a locked key: its words tell.
             locked = "password" in str(error).lower()
             raise ValueError(LOCKED if locked else NO_KEY) from error
         if not isinstance(key, Ed25519PrivateKey):

@@ -205,6 +205,7 @@ class Callee:
 
     async def _register(self, session: SafeSession, take: Any, force: bool) -> Any:
         options = RegisterOptions(
+            # One for all: a registration for each of 15,000 procedures took 2.5 s at every join.
             match="prefix",
             invoke="roundrobin" if self._shared else None,
             force_reregister=True if force else None,
