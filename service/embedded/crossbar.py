@@ -87,6 +87,8 @@ class Crossbar(Supervised):
         problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
             raise NotReady(problem)
+        # Crossbar makes its socket with mode 0666, without an option: the directory keeps others
+        # out.
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings, self._bridge = self._settings, bridge(self._settings.state)
         config = node(
@@ -249,6 +251,7 @@ def node(
     }
     public: dict[str, Any] = {
         "type": "universal",
+        # For this machine alone, since nobody has to log in here.
         "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
         "rawsocket": {"serializers": SERIALIZERS, "auth": everyone},
         "websocket": {"ws": websocket},
