@@ -269,6 +269,7 @@ class Dispatcher:
             )
         # By all else of the arguments it is told whether a second call is the same one.
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
+        # With the role: what one role was answered is not for another.
         role, most = self._roles.of(caller), self._backend.max_bytes
         return Keyed(key_id(caller, key), role, procedure, args, rest, most)
 

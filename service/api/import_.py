@@ -421,8 +421,7 @@ class RowValidator:
     ) -> Mapping[str, Any]:
         given = {name: value for name, value in row.items() if value != {"$default": True}}
         validated = await self._model.validate_insert(given, self._snapshot.codec, path)
-        # In this order: a text is exacter than what the model saw, and what it has set is the last
-        # word.
+        # A text is exacter than what the model saw; what the model has set is the last word.
         return {**row, **texts, **made_of(self._snapshot, self._relation, given, validated)}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:

@@ -137,8 +137,7 @@ class Catalogs(Service):
         asking: list[Deferred[bool]] = []
         try:
             while self.running:
-                # Who asks from here on waits for the next look: this one may miss what that caller
-                # met.
+                # Who asks from here on waits for the next look, which cannot miss what they met.
                 asking, self._asking = self._asking, []
                 began = self._reactor.seconds()
                 known, pause = await self._look()
@@ -282,6 +281,8 @@ class Catalogs(Service):
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False
+        # What is known to leave nothing behind in a session, so that it is not cleaned, was known
+        # of the old catalog.
         self._database.pool.clean()
 
 
