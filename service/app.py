@@ -273,6 +273,7 @@ class Serving(Service):
         )
         self.dispatcher.refresh = self.catalogs.refresh
         self.pruner = Pruner(self.database, settings.idempotency_keep)
+        # The embedded router is that of development, where callers may have attempts fail.
         batches = Batches(
             self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
         )
