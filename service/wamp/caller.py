@@ -129,6 +129,8 @@ async def call_once(
             if joined.called and session.is_attached():
                 session.leave()
             else:
+                # Without a session there is nobody to say goodbye to, and a peer that is silent
+                # would not close.
                 protocol.transport.abortConnection()
             await closed
 
