@@ -87,8 +87,7 @@ class Crossbar(Supervised):
         problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
             raise NotReady(problem)
-        # Crossbar makes its socket with mode 0666, without an option: the directory keeps others
-        # out.
+        # Crossbar makes its socket with mode 0666: the directory keeps others out.
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings, self._bridge = self._settings, bridge(self._settings.state)
         config = node(
