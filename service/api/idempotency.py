@@ -102,6 +102,7 @@ class Pruner(Service):
     async def prune(self) -> None:
         """Drop all that are old enough; other replicas may be at it, too."""
         try:
+            # Fewer than asked for were the last.
             while await self._database.run(prune_txn, self._seconds, BATCH) == BATCH:
                 pass
         except Exception as error:  # of a database that is away, say: there is a next time

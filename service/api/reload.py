@@ -281,8 +281,7 @@ class Catalogs(Service):
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False
-        # What is known to leave nothing behind in a session, so that it is not cleaned, was known
-        # of the old catalog.
+        # What was sure to leave nothing behind in a session was so by the old catalog.
         self._database.pool.clean()
 
 

@@ -122,6 +122,7 @@ class Batches:
         found: list[Any] = await once(self._database, whole, operate)
         if request.dry_run:  # what would be checked at COMMIT is checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
+            # Raised, so that the transaction is rolled back like any that fails.
             raise DryRun(results)
         return found
 

@@ -495,6 +495,7 @@ async def validate_changes(
         return [call]
     if all(each == results[0] for each in results):
         request = replace(found[0].request, target=call.request.target)
+        # Made the same of all: one statement for the whole target, instead of one for each row.
         return [replace(found[0], request=request)]
     return found
 
