@@ -51,6 +51,7 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     """
     function = request.function
     answer = answer_kind(catalog, function)
+    # Refused, since it is there to keep a write from going too far, and nothing would heed it.
     if request.max_affected is not None and (function.procedure or answer == "nothing"):
         raise InvalidArgument(
             f'"{function.name}" returns no rows that could be counted', path="max_affected"
