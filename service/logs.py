@@ -35,8 +35,7 @@ class CallObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """Hand an event on."""
-        # A worker's thread is in no call's context: what it logs of a statement brings its origin
-        # along.
+        # A worker's thread is in no call's context: what it logs brings its origin along.
         origin, text = event.get("origin") or ORIGIN.get(), event.get("log_format")
         if isinstance(origin, Origin) and isinstance(text, str):
             of = [f"{name} {{{field}}}" for name, field, value in _parts(origin) if value]
