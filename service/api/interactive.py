@@ -56,7 +56,7 @@ MAX_NAME = 63
 ENDED: Mapping[Reason, str] = {
     "idle_timeout": "the transaction lay idle for too long and was rolled back",
     "session_left": "the session that had the transaction has left; it was rolled back",
-    "stopped": "the service that had the transaction has stopped; it was rolled back",
+    "stopped": "the service that had the transaction has stopped: unless committed, it is rolled back",
     "failed": "the transaction has failed",
     "timeout": "the transaction took longer than it may and was rolled back",
     "committed": "the transaction has been committed",
@@ -238,9 +238,6 @@ class Interactive:
         lease = self.open.find(id, caller.session)
         if lease is None:
             raise ended(self.open.reason(id))
-        if command and command not in self._commands:
-            hint = nearest(command, list(self._commands))
-            raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
         held = lease.held
         with self.open.use(lease):
             done = await held.turn()
@@ -275,6 +272,11 @@ class Interactive:
         if held.reason is not None:
             raise ended(held.reason)
         if command:
+            # In its turn, so that it fails what was sent behind it: a mistyped rollback_to ends in
+            # no commit.
+            if command not in self._commands:
+                hint = nearest(command, list(self._commands))
+                raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
             names = ["name"] if command in NAMED else []
             known = [IDEMPOTENCY_KEY] if command == "commit" else []
             given = Arguments(args, kwargs, names, known)

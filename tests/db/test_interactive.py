@@ -207,6 +207,19 @@ async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_unknown_command_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
+    """A mistyped rollback_to that was sent ahead does not end in a commit."""
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    wrong, commit = tx.ask("rolback_to", "s"), tx.ask("commit")
+    error = await failure_of(wrong)
+    assert isinstance(error, NoSuchProcedure)
+    assert error.details["hint"] == 'did you mean "rollback_to"?'
+    assert await conflict(commit) == ("failed", None)
+    assert (kept(dsn), transactions(dsn)) == ([], [])
+
+
+@pytest_twisted.ensureDeferred
 async def test_commit_of_a_failed_transaction_rolls_back(dsn: str, begin: Begin) -> None:
     tx = await begin()
     await tx.call("items.create", {"id": 1})
@@ -281,16 +294,6 @@ async def test_transaction_is_its_sessions_alone(begin: Begin) -> None:
     assert await conflict(wrong.ask("commit")) == (None, None)
     other = Held(tx.db, ANN, f"tx.{new_process()}.abc")
     assert await conflict(other.ask("commit")) == ("stopped", None)
-
-
-@pytest_twisted.ensureDeferred
-async def test_unknown_command_leaves_the_transaction_as_it_is(begin: Begin) -> None:
-    tx = await begin()
-    error = await failure_of(tx.ask("comit"))
-    assert isinstance(error, NoSuchProcedure)
-    assert error.details["hint"] == 'did you mean "commit"?'
-    await tx.call("items.create", {"id": 1})
-    await tx.ask("commit")
 
 
 @pytest.mark.parametrize(
