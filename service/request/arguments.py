@@ -202,9 +202,12 @@ def idempotency_key_of(value: Any) -> str | None:
     Return an idempotency key; None is none.
 
     Raises:
-        InvalidArgument: It is no string, or has not from 1 to 255 characters.
+        InvalidArgument: It is no string, has not from 1 to 255 characters, or one of them is
+            NUL or half a surrogate pair.
     """
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_KEY):
+    if value is None:
+        return None
+    if not (isinstance(value, str) and 0 < len(value) <= MAX_KEY) or UNSTORABLE.search(value):
         raise InvalidArgument(
             f"an idempotency key is a string of 1 to {MAX_KEY} characters", path=IDEMPOTENCY_KEY
         )

@@ -213,7 +213,7 @@ async def test_anonymous_caller_is_refused(
     assert notes(dsn) == 0
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, 5, ["k"], b"k", True])
+@pytest.mark.parametrize("key", ["", "k" * 256, 5, ["k"], b"k", True, "k\0", "\ud800"])
 @pytest.mark.parametrize("name", ["notes.create", "fn.ticket", "transaction"])
 @pytest_twisted.ensureDeferred
 async def test_key_that_is_none_is_refused(db: DirectCaller, dsn: str, name: str, key: Any) -> None:
