@@ -412,7 +412,7 @@ async def test_silent_server_is_given_up_in_its_handshake(
     scheme: str, router: Router, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that accepts and says nothing is waited for as long as for a login."""
-    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 1.0)
     factory: Any = Factory.forProtocol(Protocol)
     factory.noisy = False
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
