@@ -1,0 +1,138 @@
+"""
+Reading the log of changes: what is visible in one snapshot and was not in another.
+
+The functions run in a worker, in a REPEATABLE READ transaction where two of them have to see the
+same. `schema/changes.py` says what writes the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from service.changes.positions import PgSnapshot
+from service.db.connection import PgConnection
+
+Op = Literal["I", "U", "D", "T", "C", "R"]
+"""Inserted, updated, deleted; truncated; written to (level `touch`); to be read again."""
+
+# Not `pg_visible_in_snapshot`, which no index answers. The second part is of transactions that ran
+# when the first snapshot was taken.
+READ = """
+SELECT seq, xid::text, at, relation, op, old::text, new::text FROM (
+    SELECT * FROM rowcast.log WHERE xid >= %(xmax)s::xid8
+    UNION ALL SELECT * FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
+) AS found ORDER BY seq LIMIT %(most)s
+"""
+
+TRACKED = """
+SELECT t.id, t.relation::oid::bigint, n.nspname, c.relname, t.level, t.since::text, t.problem
+  FROM rowcast.tracked t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relation
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """
+    A row of the log.
+
+    Args:
+        seq: Counts up; of two changes of one row the later one has the higher number.
+        xid: The transaction.
+        at: When it was written.
+        relation: Of what is tracked, by its number there.
+        op: What happened.
+        old: The row before, as JSON text; None where there was none, or it is not logged.
+        new: The row after it, likewise.
+    """
+
+    seq: int
+    xid: int
+    at: datetime
+    relation: int
+    op: Op
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """
+    A table whose changes are in the log.
+
+    Args:
+        id: By which the log names it.
+        oid: The table itself.
+        schema: Where it is.
+        name: Less the schema.
+        level: What the log has of a change: "full", "keys" or "touch".
+        since: The transaction that began to track it; nothing before that is logged.
+        problem: Why changes are no longer logged, if they are not.
+    """
+
+    id: int
+    oid: int
+    schema: str
+    name: str
+    level: str
+    since: int
+    problem: str | None
+
+
+def installed_txn(connection: PgConnection) -> bool:
+    """Return whether there is a log that we may read."""
+    # has_table_privilege of an OID is null where there is no such table
+    (found,) = connection.ask(
+        "SELECT coalesce(pg_catalog.has_schema_privilege('rowcast', 'USAGE')"
+        " AND pg_catalog.has_table_privilege(pg_catalog.to_regclass('rowcast.log'), 'SELECT'), false)"
+        " FROM (SELECT pg_catalog.to_regnamespace('rowcast')) AS n (oid) WHERE n.oid IS NOT NULL"
+        " UNION ALL SELECT false LIMIT 1"
+    )
+    return bool(found)
+
+
+def snapshot_txn(connection: PgConnection) -> PgSnapshot:
+    """Return the snapshot of the transaction that is open, or else of this moment."""
+    (text,) = connection.ask("SELECT pg_catalog.pg_current_snapshot()::text")
+    return PgSnapshot.parse(text)
+
+
+def read_txn(connection: PgConnection, since: PgSnapshot, most: int | None = None) -> list[LogRow]:
+    """
+    Return the rows of the log that are visible now and were not in a snapshot, by number.
+
+    Args:
+        connection: To the primary: on a standby snapshots do not say which transactions run.
+        since: A snapshot of this database, taken before.
+        most: How many rows to return at most: the first ones.
+    """
+    values = {
+        "xmax": str(since.xmax),
+        "running": [str(xid) for xid in since.running],
+        "most": most,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(READ, values, clean=True)
+        return [
+            LogRow(seq, int(xid), at, relation, op, old, new)
+            for seq, xid, at, relation, op, old, new in cursor.fetchall()
+        ]
+
+
+def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
+    """Return what is tracked and is there, by its number in the log."""
+    with connection.cursor() as cursor:
+        cursor.execute(TRACKED, clean=True)
+        return {
+            id: Tracked(id, oid, schema, name, level, int(since), problem)
+            for id, oid, schema, name, level, since, problem in cursor.fetchall()
+        }
+
+
+def epoch_txn(connection: PgConnection) -> int:
+    """Return the epoch that it is; 0 before the first."""
+    (epoch,) = connection.ask("SELECT coalesce(max(epoch), 0) FROM rowcast.epochs")
+    return int(epoch)

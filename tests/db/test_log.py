@@ -1,0 +1,82 @@
+"""
+The log as the feed and live queries read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from schema.changes import install
+from service.changes.log import (
+    installed_txn,
+    read_txn,
+    snapshot_txn,
+    tracked_txn,
+)
+from service.db.connection import PgConnection
+from service.db.session import SessionSettings, open_session
+from tests.conftest import execute
+
+SCHEMA = f"""
+CREATE TABLE items (id int PRIMARY KEY, n int);
+{install()}
+SELECT rowcast.track('items');
+"""
+
+
+@pytest.fixture
+def reader(dsn: str) -> Iterator[PgConnection]:
+    connection = open_session(dsn, SessionSettings())
+    yield connection
+    connection.close()
+
+
+def test_log_between_snapshots_has_each_commit_once(dsn: str, reader: PgConnection) -> None:
+    before = snapshot_txn(reader)
+    slow = psycopg2.connect(dsn)
+    with slow.cursor() as rows:
+        rows.execute("INSERT INTO items VALUES (1, 1)")
+        execute(dsn, "INSERT INTO items VALUES (2, 2)")
+        between = snapshot_txn(reader)
+        first = read_txn(reader, before)
+        slow.commit()
+    slow.close()
+    second = read_txn(reader, between)
+    assert [json.loads(row.new or "") for row in first] == [{"id": 2, "n": 2}]
+    assert [json.loads(row.new or "") for row in second] == [{"id": 1, "n": 1}]
+    # the later one took its number first: the highest number would have skipped it
+    assert second[0].seq < first[0].seq
+    assert [row.seq for row in read_txn(reader, before)] == [second[0].seq, first[0].seq]
+    assert len(read_txn(reader, before, 1)) == 1
+    assert read_txn(reader, snapshot_txn(reader)) == []
+
+
+def test_tracked_table_is_known_by_its_number(reader: PgConnection) -> None:
+    assert installed_txn(reader)
+    (table,) = tracked_txn(reader).values()
+    assert (table.schema, table.name, table.level, table.problem) == (
+        "public",
+        "items",
+        "full",
+        None,
+    )
+    assert read_txn(reader, snapshot_txn(reader)) == []
+    assert table.oid == reader.ask("SELECT 'items'::regclass::oid::bigint")[0]
+
+
+def test_log_without_its_schema_is_not_installed(dsn: str, reader: PgConnection) -> None:
+    execute(dsn, "ALTER SCHEMA rowcast RENAME TO elsewhere")
+    try:
+        assert not installed_txn(reader)
+    finally:
+        execute(dsn, "ALTER SCHEMA elsewhere RENAME TO rowcast")
+
+
+def test_log_of_another_role_is_not_installed(dsn: str, reader: PgConnection) -> None:
+    execute(dsn, "CREATE ROLE stranger_to_the_log")
+    reader.command("SET ROLE stranger_to_the_log")
+    assert not installed_txn(reader)
