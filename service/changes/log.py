@@ -26,11 +26,17 @@ SELECT seq, xid::text, at, relation, op, old::text, new::text FROM (
 ) AS found ORDER BY seq LIMIT %(most)s
 """
 
+# One that is gone is there by its name: its last row in the log says that it is to be read again.
 TRACKED = """
-SELECT t.id, t.relation::oid::bigint, n.nspname, c.relname, t.level, t.since::text, t.problem
+SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_ident(t.name))[1]),
+       coalesce(c.relname, (pg_catalog.parse_ident(t.name))[2]), t.level, t.since::text, t.problem,
+       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+              WHERE i.indrelid = t.relation AND i.indisprimary
+              ORDER BY pg_catalog.array_position(i.indkey::int2[], a.attnum))
   FROM rowcast.tracked t
-  JOIN pg_catalog.pg_class c ON c.oid = t.relation
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relation
+  LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
 
 
@@ -70,7 +76,8 @@ class Tracked:
         name: Less the schema.
         level: What the log has of a change: "full", "keys" or "touch".
         since: The transaction that began to track it; nothing before that is logged.
-        problem: Why changes are no longer logged, if they are not.
+        problem: Why changes are no longer logged, if they are not: it may be gone.
+        key: The columns of the primary key, in its order.
     """
 
     id: int
@@ -80,6 +87,7 @@ class Tracked:
     level: str
     since: int
     problem: str | None
+    key: tuple[str, ...] = ()
 
 
 def installed_txn(connection: PgConnection) -> bool:
@@ -123,12 +131,12 @@ def read_txn(connection: PgConnection, since: PgSnapshot, most: int | None = Non
 
 
 def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
-    """Return what is tracked and is there, by its number in the log."""
+    """Return what is tracked, by its number in the log."""
     with connection.cursor() as cursor:
         cursor.execute(TRACKED, clean=True)
         return {
-            id: Tracked(id, oid, schema, name, level, int(since), problem)
-            for id, oid, schema, name, level, since, problem in cursor.fetchall()
+            id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key))
+            for id, oid, schema, name, level, since, problem, key in cursor.fetchall()
         }
 
 

@@ -68,6 +68,19 @@ def test_tracked_table_is_known_by_its_number(reader: PgConnection) -> None:
     assert table.oid == reader.ask("SELECT 'items'::regclass::oid::bigint")[0]
 
 
+def test_tracked_table_has_the_key_in_its_order(dsn: str, reader: PgConnection) -> None:
+    execute(dsn, 'CREATE TABLE "Pairs.x" (b int, a int, x int, PRIMARY KEY (a, b))')
+    execute(dsn, "SELECT rowcast.track('\"Pairs.x\"')")
+    found = {each.name: each for each in tracked_txn(reader).values()}
+    assert found["Pairs.x"].key == ("a", "b")
+    assert found["items"].key == ("id",)
+    execute(dsn, 'DROP TABLE "Pairs.x"; SELECT rowcast.notice()')
+    (gone,) = (each for each in tracked_txn(reader).values() if each.name != "items")
+    assert (gone.schema, gone.name, gone.key) == ("public", "Pairs.x", ())
+    assert gone.problem == "it is gone"
+    execute(dsn, f"DELETE FROM rowcast.tracked WHERE id = {gone.id}")
+
+
 def test_log_without_its_schema_is_not_installed(dsn: str, reader: PgConnection) -> None:
     execute(dsn, "ALTER SCHEMA rowcast RENAME TO elsewhere")
     try:

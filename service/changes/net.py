@@ -1,0 +1,332 @@
+"""
+Net changes: what a transaction did to each key, from the rows that it wrote to the log.
+
+The order in which triggers write is not that of the statements where the application has triggers
+of its own: an insert may come after the update of what it inserted. Sums need no order. Of the
+images of a key, each was made as often as it was replaced, but for the one before the transaction
+and the one after it: those are left when equal ones are taken away.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from operator import itemgetter
+from typing import Any, Literal
+
+from service.changes.log import LogRow, Tracked
+from service.changes.positions import TickPosition
+
+Operation = Literal["insert", "update", "delete", "truncate", "touch", "reset"]
+Key = tuple[Any, ...]
+Image = Mapping[str, Any]
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """
+    What a transaction did to one key, or to all of a relation.
+
+    Args:
+        relation: By its number in `rowcast.tracked`.
+        op: "touch" says that a statement wrote to the relation, "reset" that it is to be read
+            again: which rows have changed is not known.
+        key: The values of the primary key, in its order; None where there is none.
+        old: The row before the transaction, as JSON read with exact numbers (integers and
+            `Decimal`); of a relation at level `keys`, its key alone.
+        new: The row after it.
+        xid: The transaction.
+        at: When the last of its rows was logged: RFC 3339, in UTC.
+        position: Where the change stands.
+        last: Whether it is the last one of its transaction.
+    """
+
+    relation: int
+    op: Operation
+    key: Key | None
+    old: Image | None
+    new: Image | None
+    xid: str
+    at: str
+    position: TickPosition
+    last: bool
+
+
+def net_changes(
+    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], epoch: int, tick: int, index: int = 0
+) -> Iterator[Change]:
+    """
+    Return the net changes of whole transactions, those of each together.
+
+    Transactions come in the order of their last numbers, which is that in which they wrote to rows
+    that more than one of them wrote to: the later one has waited for the end of the earlier.
+
+    Args:
+        rows: Of transactions that are there with all their rows, in any order.
+        tracked: What is tracked now; rows of what is not any more say nothing.
+        epoch: For the positions.
+        tick: For the positions.
+        index: Of the change before the first.
+    """
+    transactions: dict[int, list[LogRow]] = {}
+    for row in rows:
+        transactions.setdefault(row.xid, []).append(row)
+    for each in transactions.values():
+        each.sort(key=lambda row: row.seq)
+    for each in sorted(transactions.values(), key=lambda rows: rows[-1].seq):
+        xid, at = str(each[0].xid), _utc(each[-1].at)
+        found = list(_of_transaction(each, tracked))
+        for number, (relation, net) in enumerate(found, 1):
+            index += 1
+            place, last = TickPosition(epoch, tick, index), number == len(found)
+            yield Change(relation, net.op, net.key, net.old, net.new, xid, at, place, last)
+
+
+@dataclass(frozen=True, slots=True)
+class _Net:
+    op: Operation
+    key: Key | None = None
+    old: Image | None = None
+    new: Image | None = None
+
+
+class Unclear(Exception):
+    """The images of a relation do not say what a transaction did to it."""
+
+
+def _of_transaction(
+    rows: list[LogRow], tracked: Mapping[int, Tracked]
+) -> Iterator[tuple[int, _Net]]:
+    relations: dict[int, list[LogRow]] = {}
+    for row in rows:
+        relations.setdefault(row.relation, []).append(row)
+    for relation, own in relations.items():
+        if relation in tracked:
+            for net in _of_relation(own, tracked[relation]):
+                yield relation, net
+
+
+def _of_relation(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
+    """Return what a transaction did to a relation; a reset where that is not to be told."""
+    kinds = {row.op for row in rows}
+    if "R" in kinds:
+        return [_Net("reset")]
+    try:
+        net = _truncated(rows, tracked) if "T" in kinds else _cancelled(rows, tracked)
+        return [*net, _Net("touch")] if "C" in kinds else net
+    except Unclear:
+        return [_Net("reset")]
+
+
+def _truncated(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
+    """
+    Return a truncation and what was inserted after it.
+
+    Raises:
+        Unclear: Rows that were inserted before it, by the log, may have been inserted after it: a
+            trigger of TRUNCATE on one of several relations writes to the next before its
+            truncation is logged.
+    """
+    at = max(place for place, row in enumerate(rows) if row.op == "T")
+    if any(images.made > images.replaced for images in _by_key(rows[:at], tracked).values()):
+        raise Unclear
+    after = _cancelled(rows[at + 1 :], tracked)
+    if any(net.old is not None for net in after):
+        raise Unclear
+    return [_Net("truncate"), *after]
+
+
+def _cancelled(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
+    if not tracked.key:
+        return _of_rows(rows)
+    each = _keys_alone if tracked.level == "keys" else _of_key
+    found = (each(images) for images in _by_key(rows, tracked).values())
+    return [net for net in found if net is not None]
+
+
+@dataclass(slots=True)
+class _Images:
+    """The images of one key, as they are written in the log."""
+
+    key: Key
+    old: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    parsed: dict[str, Image] = field(default_factory=dict)
+
+    @property
+    def made(self) -> int:
+        return len(self.new)
+
+    @property
+    def replaced(self) -> int:
+        return len(self.old)
+
+
+def _by_key(rows: list[LogRow], tracked: Tracked) -> dict[str, _Images]:
+    """
+    Return the images of each key; of a relation without one, all of them under one.
+
+    Raises:
+        Unclear: An image lacks a column of the key: it was renamed since, or is another one.
+    """
+    found: dict[str, _Images] = {}
+    for row in rows:
+        for text, new in ((row.old, False), (row.new, True)):
+            if text is None:
+                continue
+            image = parse_image(text)
+            try:
+                key = tuple(image[column] for column in tracked.key)
+            except KeyError:
+                raise Unclear from None
+            images = found.setdefault(repr(key), _Images(key))
+            (images.new if new else images.old).append(text)
+            images.parsed[text] = image
+    return found
+
+
+def _of_key(images: _Images) -> _Net | None:
+    """
+    Return the net change of a key.
+
+    Raises:
+        Unclear: More than one image is left before or after: the relation itself was changed
+            in between.
+    """
+    old, new = images.old, images.new
+    if old and new:
+        old, new = _left(old, new)
+    # Of one length they may be the same, as of a row that has moved to a partition whose columns
+    # are in another order; and in between of more than one row.
+    if len(old) > 1 or len(new) > 1 or (old and new and len(old[0]) == len(new[0])):
+        ordered = {text: _in_order(image) for text, image in images.parsed.items()}
+        images.parsed |= {ordered[text]: image for text, image in images.parsed.items()}
+        old, new = _left(
+            [ordered[text] for text in images.old], [ordered[text] for text in images.new]
+        )
+        if len(old) > 1 or len(new) > 1:
+            raise Unclear
+    before = images.parsed[old[0]] if old else None
+    after = images.parsed[new[0]] if new else None
+    if before is None and after is None:
+        return None
+    return _Net(_operation(before, after), images.key, before, after)
+
+
+def _keys_alone(images: _Images) -> _Net | None:
+    """
+    Return the net change of a key whose rows are not in the log.
+
+    One that was made as often as it was replaced is an update, though it may have been made and
+    deleted again: the order, which would tell, is not to be relied on.
+    """
+    many = images.made - images.replaced
+    if abs(many) > 1:
+        raise Unclear
+    image = next(iter(images.parsed.values()))
+    before, after = (None if many > 0 else image), (None if many < 0 else image)
+    return _Net(_operation(before, after), images.key, before, after)
+
+
+def _of_rows(rows: list[LogRow]) -> list[_Net]:
+    """Return the net changes of a relation without a key: rows, each as often as there are copies."""
+    parsed = {
+        text: parse_image(text) for row in rows for text in (row.old, row.new) if text is not None
+    }
+    canonical = {text: _in_order(image) for text, image in parsed.items()}
+    images = {canonical[text]: image for text, image in parsed.items()}
+    pairs = [
+        (row.old and canonical[row.old], row.new and canonical[row.new])
+        for row in rows
+        if row.old is not None or row.new is not None
+    ]
+    before, after = map(
+        Counter,
+        _left(
+            [old for old, _ in pairs if old is not None],
+            [new for _, new in pairs if new is not None],
+        ),
+    )
+    found = []
+    # Which row became which does not matter to a copy; updates that are in the log are shown.
+    for old, new in pairs:
+        if old is not None and new is not None and before[old] and after[new]:
+            before[old] -= 1
+            after[new] -= 1
+            found.append(_Net("update", None, images[old], images[new]))
+    found += [_Net("delete", None, images[text], None) for text in before.elements()]
+    found += [_Net("insert", None, None, images[text]) for text in after.elements()]
+    return found
+
+
+def _left(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    """Return what is left of two lists when equal ones are taken away."""
+    counts: dict[str, int] = {}
+    for text in old:
+        counts[text] = counts.get(text, 0) - 1
+    for text in new:
+        counts[text] = counts.get(text, 0) + 1
+    before = [text for text, count in counts.items() for _ in range(-count)]
+    return before, [text for text, count in counts.items() for _ in range(count)]
+
+
+def _operation(old: Image | None, new: Image | None) -> Operation:
+    if old is None:
+        return "insert"
+    return "delete" if new is None else "update"
+
+
+def _in_order(image: Image) -> str:
+    """Return a text that equal images share; as numbers, 1.0 and 1.00 would be equal."""
+    return repr(sorted(image.items(), key=itemgetter(0)))
+
+
+def _utc(at: datetime) -> str:
+    text = at.astimezone(UTC).replace(tzinfo=None).isoformat()
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}Z"
+
+
+def parse_image(text: str) -> dict[str, Any]:
+    """
+    Parse an image of the log: its numbers are exact, as `int` and `Decimal`.
+
+    A value that is nested too deep to be parsed stands as its text.
+    """
+    try:
+        value: dict[str, Any] = json.loads(text, parse_float=Decimal)
+    except ValueError:  # int() takes no more than 4,300 digits
+        value = json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    except RecursionError:
+        value = _shallow(text)
+    return value
+
+
+def _shallow(text: str) -> dict[str, Any]:
+    """Parse an object whose values may be nested too deep: those stand as their texts."""
+    found: dict[str, Any] = {}
+    depth, began, name = 0, 0, ""
+    for token in _TOKEN.finditer(text):
+        word = token[0]
+        if depth == 1 and word in ",}" and name:
+            found[name] = _value(text[began : token.start()].strip())
+            name = ""
+        elif depth == 1 and not name and word != ",":
+            name = json.loads(word)
+        elif depth == 1 and word == ":":
+            began = token.end()
+        depth += (word in "[{") - (word in "]}")
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    except RecursionError:
+        return text
