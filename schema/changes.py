@@ -97,7 +97,7 @@ COMMENT ON TABLE rowcast.epochs IS 'Times within which transaction numbers mean 
 # written: floats would lose digits, times would be in its zone.
 PINNED = (
     "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'"
-    " SET extra_float_digits = 1 SET bytea_output = 'hex' SET intervalstyle = 'postgres'"
+    " SET extra_float_digits = 1 SET bytea_output = 'hex' SET intervalstyle = 'iso_8601'"
     " SET datestyle = 'ISO'"
     # a plan made for two rows is kept for a million
     " SET enable_nestloop = off"

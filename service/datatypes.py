@@ -4,8 +4,9 @@ PostgreSQL's data types: all that is known of each, as one row of one table.
 A type without a row goes in and out as PostgreSQL's text. To add one, add its row to `_ROWS`: describe,
 the typed clients, casts, sums, overloads and the codec read it there. If its values take a form that
 no other type has, name it in `FormName`, add its schemas to `FORMS`, and a function under that name
-to `READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it) and, where models see
-something else than the wire, `BY_TEXT` of db/python. Where one is missing, text is read and written.
+to `READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of
+changes/images (from the JSON of the log) and, where models see something else than the wire, `BY_TEXT`
+of db/python. Where one is missing, text is read and written.
 
 Arrays, composites, enums, ranges and domains have no rows: what they are made of has.
 """

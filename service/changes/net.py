@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -297,12 +297,13 @@ def parse_image(text: str) -> dict[str, Any]:
     """
     Parse an image of the log: its numbers are exact, as `int` and `Decimal`.
 
-    A value that is nested too deep to be parsed stands as its text.
+    A value that is nested too deep to be parsed stands as its text, and a number whose exponent has
+    more than 18 digits, which a column of type json can hold, as NaN.
     """
     try:
         value: dict[str, Any] = json.loads(text, parse_float=Decimal)
-    except ValueError:  # int() takes no more than 4,300 digits
-        value = json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    except (ValueError, InvalidOperation):  # int() takes no more than 4,300 digits
+        value = json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:
         value = _shallow(text)
     return value
@@ -327,6 +328,13 @@ def _shallow(text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+        return json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:
         return text
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("NaN")

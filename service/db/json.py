@@ -57,6 +57,39 @@ def read_json(text: str) -> Any:
     return _sendable(value) if escapes else value
 
 
+def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
+    """
+    Return what `read_json` makes of a document, of which the numbers were parsed as int and Decimal.
+
+    Of numbers that are sent as `{"$number": …}` the value is the same, and the spelling need not be.
+
+    Raises:
+        ValueError: It is deeper than `MAX_DEPTH`, or has a number that is none.
+    """
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, (list, dict)):
+        if not levels:
+            raise ValueError(f"JSON deeper than {MAX_DEPTH} levels")
+        if isinstance(value, list):
+            return [sendable_document(item, levels - 1) for item in value]
+        return _shown(
+            {
+                UNSTORABLE.sub("\ufffd", key): sendable_document(item, levels - 1)
+                for key, item in value.items()
+            }
+        )
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError("not a number")
+        # Not by format(): 1e999999999 has that many digits.
+        text = str(value)
+        return _number(text) if value.as_tuple().exponent else _integer(text)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if LEAST <= value <= MOST else {NUMBER: str(value)}
+    return value
+
+
 def repeated_key(text: str) -> str | None:
     """Return the first key that stands twice in an object, or None; not in what is in it."""
     pairs, _ = _SCAN_PAIRS(text, 0)

@@ -250,6 +250,12 @@ def test_image_has_exact_numbers() -> None:
     assert image["c"] == [Decimal("1e400")]
 
 
+def test_exponent_that_no_decimal_has_is_not_a_number() -> None:
+    image = parse_image('{"a": 1e99999999999999999999, "b": [1.50]}')
+    assert image["a"].is_nan()
+    assert image["b"] == [Decimal("1.50")]
+
+
 def test_image_with_more_digits_than_an_int_takes_is_read() -> None:
     assert parse_image(f'{{"id": 1, "n": {"9" * 5000}}}')["n"] == Decimal("9" * 5000)
 

@@ -1,0 +1,251 @@
+"""
+Images of the log → rows as `find` answers them.
+
+The log has a row as PostgreSQL's `row_to_json` wrote it, under settings that the triggers pin
+(schema/changes.py). That is not the form of the wire: a numeric is a JSON number there, bytea is a
+string. What cannot be told from an image exactly is not guessed: such a row is to be read by its
+key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from service.catalog import Catalog, Relation, Type, cached_per_catalog
+from service.changes.net import Image
+from service.datatypes import FormName
+from service.db.json import sendable_document
+
+ReadImage = Callable[[Any], Any]
+"""From the value of an image that is not null to that of the wire."""
+
+LONGEST = 200_000
+"""Digits of a numeric on either side of its point: PostgreSQL has 131,072 before it at most."""
+
+LONGEST_INTEGER = 21
+"""Characters of one of 64 bits, and one more."""
+
+
+class Unreadable(Exception):
+    """
+    An image does not have a value in a form that its type is read from.
+
+    Its type is another one since, or has a cast to json of its own (hstore's is known), or its text
+    depends on the session's `search_path` (regclass), or it is a document of too many levels.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReader:
+    """
+    Reads the rows of a relation.
+
+    Args:
+        columns: What reads the value of each column that is shown.
+    """
+
+    columns: Mapping[str, ReadImage]
+
+    def row(self, image: Image) -> dict[str, Any]:
+        """
+        Return the row of an image: of the columns that are shown, those that it has.
+
+        One that it lacks has come, or got its name, since.
+
+        Raises:
+            Unreadable: A value is in a form that its type does not have.
+        """
+        return {
+            name: None if image[name] is None else read(image[name])
+            for name, read in self.columns.items()
+            if name in image
+        }
+
+    def value(self, column: str, value: Any) -> Any:
+        """
+        Return the value of one column.
+
+        Raises:
+            Unreadable: It is in a form that its type does not have.
+        """
+        return None if value is None else self.columns[column](value)
+
+
+@cached_per_catalog
+def image_reader(catalog: Catalog, relation: Relation, columns: frozenset[str]) -> ImageReader:
+    """
+    Return the reader of a relation's images.
+
+    Args:
+        catalog: That has it.
+        relation: Whose rows they are.
+        columns: Those that are shown, as far as the catalog has them too: no hidden one. Virtual
+            generated columns are null in images, and so are left out.
+    """
+    return ImageReader(
+        {
+            name: _reader(catalog, catalog.type(column.type))
+            for name, column in relation.columns.items()
+            if name in columns and column.generated != "v"
+        }
+    )
+
+
+def _reader(catalog: Catalog, type: Type) -> ReadImage:
+    plain = catalog.plain(type)
+    if catalog.looks_up(plain):
+        return _nothing
+    if plain.kind == "array":
+        return _list_reader(catalog, plain)
+    if plain.kind == "composite":
+        return _record_reader(
+            {name: _reader(catalog, catalog.type(oid)) for name, oid in plain.fields}
+        )
+    return BY_FORM.get(plain.form, _string)
+
+
+def _list_reader(catalog: Catalog, type: Type) -> ReadImage:
+    """Build the reader of arrays: lists in lists are dimensions, or arrays as elements (domains)."""
+    element = catalog.plain(catalog.type(type.element))
+    while element.kind == "array":
+        element = catalog.plain(catalog.type(element.element))
+    # Of JSON a list may be an element, and is read like one in each case.
+    of = _reader(catalog, element)
+
+    def read(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise Unreadable
+        return [
+            None if each is None else read(each) if isinstance(each, list) else of(each)
+            for each in value
+        ]
+
+    return read
+
+
+def _record_reader(fields: Mapping[str, ReadImage]) -> ReadImage:
+    """Build the reader of composites, whose hidden fields have no name."""
+
+    def read(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or not all(name in value for name in fields if name):
+            raise Unreadable
+        return {
+            name: None if value[name] is None else of(value[name])
+            for name, of in fields.items()
+            if name
+        }
+
+    return read
+
+
+def _nothing(value: Any) -> Any:
+    raise Unreadable
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Unreadable
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Unreadable
+    return value
+
+
+def _integer(value: Any) -> int:
+    # An oid is a string, and a number a Decimal if another one of its row is too long for int().
+    if isinstance(value, str | Decimal):
+        text = str(value)
+        value = (
+            int(text)
+            if text.removeprefix("-").isdecimal() and len(text) < LONGEST_INTEGER
+            else None
+        )
+    found = _whole(value)
+    if not -(2**63) <= found < 2**63:
+        raise Unreadable
+    return found
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise Unreadable
+    return value
+
+
+def _decimal(value: Any) -> str:
+    if isinstance(value, str):
+        if value not in ("NaN", "Infinity", "-Infinity"):
+            raise Unreadable
+        return value
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < LONGEST:
+        return format(value, "f")
+    return str(_whole(value))
+
+
+def _float(value: Any) -> float | str:
+    if isinstance(value, str):
+        if value not in ("NaN", "Infinity", "-Infinity"):
+            raise Unreadable
+        return value
+    try:
+        found = float(value if isinstance(value, Decimal) else _whole(value))
+    except OverflowError:
+        raise Unreadable from None
+    if found - found != 0.0:
+        raise Unreadable
+    return found
+
+
+def _timestamptz(value: Any) -> str:
+    # Behind the offset of a year before 1 stands BC.
+    return _string(value).replace("+00:00", "Z")
+
+
+def _interval(value: Any) -> str:
+    text = _string(value)
+    if not text.startswith("P") and text.lstrip("-") != "infinity":
+        raise Unreadable  # of triggers from before `intervalstyle` was ISO's
+    return text
+
+
+def _binary(value: Any) -> bytes:
+    text = _string(value)
+    if not text.startswith("\\x"):
+        raise Unreadable
+    try:
+        return bytes.fromhex(text[2:])
+    except ValueError:
+        raise Unreadable from None
+
+
+def _hstore(value: Any) -> dict[str, str | None]:
+    if not isinstance(value, dict):
+        raise Unreadable
+    return value
+
+
+def _json(value: Any) -> Any:
+    try:
+        return sendable_document(value)
+    except ValueError:
+        raise Unreadable from None
+
+
+BY_FORM: Mapping[FormName, ReadImage] = {
+    "binary": _binary,
+    "boolean": _boolean,
+    "decimal": _decimal,
+    "float": _float,
+    "hstore": _hstore,
+    "integer": _integer,
+    "interval": _interval,
+    "json": _json,
+    "timestamptz": _timestamptz,
+}
+"""By form (service/datatypes), where it is not the string itself."""
