@@ -7,6 +7,7 @@ cannot decode it drops the service's connection. So a result is checked before i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cbor2
@@ -33,6 +34,28 @@ SAFE = 2**53
 """Numbers below it, and above its negative, are fine without a closer look."""
 # What MessagePack has: for a caller who speaks that, the router never answers with more.
 _LEAST, _MOST = -(2**63), 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipted:
+    """
+    The answer of a write, with a receipt.
+
+    Args:
+        answer: As it would be without.
+        tx: The id of the transaction that has it; None if nothing was written.
+    """
+
+    answer: Any
+    tx: str | None
+
+
+RECEIPT_TAG = 40_500
+"""
+Of the transaction in CBOR, behind the answer; nothing plain has a tag.
+
+Not of both: what is in a tag is decoded as tuples.
+"""
 
 
 class Unsafe(Exception):
@@ -81,11 +104,23 @@ def fit(answer: Any, max_bytes: int) -> None:
 
 
 def packed(answer: Any, max_bytes: int) -> bytes:
-    """Return an answer as CBOR; raises as `fit` does."""
-    check(answer)
+    """Return an answer as CBOR, with its receipt if it has one; raises as `fit` does."""
+    if isinstance(answer, Receipted):
+        check(answer.answer)
+        answer = [answer.answer, cbor2.CBORTag(RECEIPT_TAG, answer.tx)]
+    else:
+        check(answer)
     found = cbor2.dumps(answer)
     if len(found) + ROOM > max_bytes:
         raise TooLarge(max_bytes)
+    return found
+
+
+def unpacked(data: bytes) -> Any:
+    """Return an answer that was `packed`."""
+    found = cbor2.loads(data)
+    if isinstance(found, list) and found and isinstance(found[-1], cbor2.CBORTag):
+        return Receipted(found[0], found[1].value)
     return found
 
 

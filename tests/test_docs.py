@@ -304,13 +304,25 @@ async def test_example_of_a_transaction_held_open(
     actions: None, caller: Caller, migrated: str
 ) -> None:
     """It changes the row by what it has read of it."""
-    _, shown, _ = code(DOCS / "transactions.md", "python")
+    _, shown, *_ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.splitlines()]
     exec("\n".join(["async def transact(session):", *lines]), made)
     execute(migrated, "UPDATE actions SET status = false WHERE id = 1")
     await made["transact"](caller)
     assert execute(migrated, "SELECT status FROM actions WHERE id = 1") == [(True,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_a_receipt(caller: Caller, migrated: str) -> None:
+    """It names the transaction that has written the row."""
+    _, _, shown, _ = code(DOCS / "transactions.md", "python")
+    call, read = shown.splitlines()
+    made: dict[str, Any] = {}
+    exec(f"async def write(session):\n    {call}\n    return {read}", made)
+    row, tx = await made["write"](caller)
+    assert execute(migrated, "SELECT id, xmin::text FROM vehicles") == [(row["id"], tx)]
+    execute(migrated, "TRUNCATE vehicles")
 
 
 @pytest_twisted.ensureDeferred

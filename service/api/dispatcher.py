@@ -51,6 +51,7 @@ from service.errors import (
 from service.payload import fit
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
+    RECEIPT,
     Caller,
     UnknownArgument,
     idempotency_key_of,
@@ -202,8 +203,15 @@ class Dispatcher:
         Raises:
             InvalidArgument: It is made in one, and cannot be.
         """
-        if call.verb.alone and self._backend.database.level is not None:
+        inside = self._backend.database.level is not None
+        if call.verb.alone and inside:
             raise no_operation(call.verb.name)
+        if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
+            raise InvalidArgument(
+                "an operation of a transaction has no receipt of its own",
+                path=RECEIPT,
+                hint="the whole has one",
+            )
         if IDEMPOTENCY_KEY in call.kwargs:
             call = self._under_key(call)
         return await self._perform(call)
@@ -233,11 +241,7 @@ class Dispatcher:
 
     def _under_key(self, call: Call) -> Call:
         verb, about = call.verb, call.relation or call.functions[0]
-        key = None
-        if verb is FUNCTION:
-            key = given_option(call.functions, call.kwargs, IDEMPOTENCY_KEY)
-        elif verb.writes:
-            key = call.kwargs[IDEMPOTENCY_KEY]
+        key = _option(call, IDEMPOTENCY_KEY)
         if key is not None and self._backend.database.level is not None:
             raise no_key("an operation of a transaction has no key of its own", "the whole has one")
         procedure = (about.schema, about.name, verb.name)
@@ -478,6 +482,13 @@ class Dispatcher:
             raise NotAuthorized("only calls of an upload are passed on")
         lease = self._importing.of(kwargs.get("upload"), session)
         return await self.answer(name, args, kwargs, lease.owner)
+
+
+def _option(call: Call, name: str) -> Any:
+    """Return an option of what writes; None where it is none, as an argument of a function."""
+    if call.verb is FUNCTION:
+        return given_option(call.functions, call.kwargs, name)
+    return call.kwargs.get(name) if call.verb.writes else None
 
 
 def depends_on_catalog(error: ServiceError) -> bool:

@@ -4,6 +4,7 @@ Calls of database functions and procedures.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,15 @@ from service.db.statements import (
     fitting_txn,
     json_list,
     read_only_txn,
+    receipted_txn,
     write_txn,
 )
+from service.errors import InvalidArgument
+from service.payload import Receipted
 from service.plan.functions import Answer, answer_kind, plan_call, result_columns
+from service.request.arguments import RECEIPT
 from service.request.functions import CallRequest, parse_call
+from service.request.read import Parsed
 from service.sql.functions import call as called
 from service.sql.statement import Statement
 
@@ -30,8 +36,13 @@ def call_function(call: Call) -> Step:
     Raises:
         InvalidArgument: No function of the name takes these arguments, or several do.
     """
+    parsed = parse_call(call.functions, call.args, call.kwargs, call.snapshot.catalog)
+    step = _step(call, parsed)
+    return _receipted(call, parsed.request.function, step) if parsed.request.receipt else step
+
+
+def _step(call: Call, parsed: Parsed[CallRequest]) -> Step:
     snapshot, backend = call.snapshot, call.backend
-    parsed = parse_call(call.functions, call.args, call.kwargs, snapshot.catalog)
     request, function = parsed.request, parsed.request.function
     limit = backend.limits.max_rows
     # One row more than may be sent, to tell when there are too many.
@@ -56,6 +67,22 @@ def call_function(call: Call) -> Step:
     if function.reads:
         return Step(read_only_txn, args, shaped, parsed.timeout, "read only")
     return Step(fitting_txn, (backend.max_bytes, *args), shaped, parsed.timeout, "atomic")
+
+
+def _receipted(call: Call, function: Function, step: Step) -> Step:
+    """Return the step that answers a receipt as well: a statement more, as there may be no row."""
+    if function.procedure and call.keyed is None:
+        raise InvalidArgument(
+            "a procedure has no receipt: it may commit several transactions",
+            path=RECEIPT,
+            hint="with an idempotency_key it runs in one, and has one",
+        )
+    return replace(
+        step,
+        function=receipted_txn,
+        args=(step.function, *step.args),
+        shape=lambda found: Receipted(step.shape(found[0]), found[1]),
+    )
 
 
 def _call(catalog: Catalog, _: Function, shape: tuple[CallRequest, int]) -> Statement:

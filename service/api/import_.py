@@ -25,8 +25,9 @@ from service.api.write import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
-from service.db.statements import compute_txn
+from service.db.statements import compute_txn, transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
+from service.payload import Receipted
 from service.plan.write import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.names import encode
@@ -137,7 +138,7 @@ class Importing:
 
     async def _whole(self, upload: Upload, call: ImportRequest) -> Any:
         try:
-            return {"rows": await self._database.within(call.timeout, _all(upload, call))}
+            return await self._database.within(call.timeout, _all(upload, call))
         except BaseException:
             upload.drop()
             raise
@@ -152,12 +153,13 @@ class Importing:
                     if upload.over:  # what came before has failed, or was the last
                         raise _no_such_upload()
                     if call.done:
-                        rows = await self._database.within(call.timeout, _all(upload, call))
+                        answer = await self._database.within(call.timeout, _all(upload, call))
                         upload.over = True
                         self.uploads.end(lease, "committed")
-                        return {"rows": rows}
+                        return answer
                     await self._part(upload, call)
-                    return {"upload": lease.id}
+                    answer = {"upload": lease.id}
+                    return Receipted(answer, None) if call.receipt else answer
                 finally:
                     upload.lock.release()
             except BaseException:
@@ -187,6 +189,8 @@ class Upload:
     Attributes:
         lock: One call at a time, in their order.
         over: Whether it was finished or dropped.
+        receipt: Whether its transaction's id is wanted.
+        tx: That id, in the end.
     """
 
     def __init__(
@@ -195,6 +199,8 @@ class Upload:
         self.relation = relation
         self.lock = DeferredLock()
         self.over = False
+        self.receipt = False
+        self.tx: str | None = None
         self._database = database
         self._snapshot = snapshot
         self._first = first
@@ -290,7 +296,10 @@ class Upload:
 
     async def _write(self, statements: CopyIn, feed: Feed) -> int:
         async with self._database.transaction():
-            return int(await self._database.run(import_txn, statements, feed))
+            rows = int(await self._database.run(import_txn, statements, feed))
+            if self.receipt:
+                self.tx = await self._database.run(transaction_txn)
+            return rows
 
     async def _columns(self, given: Any) -> list[tuple[str, str]]:
         """Return the columns of the import, each with the path that names it."""
@@ -306,9 +315,12 @@ class Upload:
         return found
 
 
-async def _all(upload: Upload, call: ImportRequest) -> int:
+async def _all(upload: Upload, call: ImportRequest) -> Any:
+    """Write the rows of the last call and commit; return the answer."""
     await upload.take(call)
-    return await upload.finish()
+    upload.receipt = call.receipt
+    answer = {"rows": await upload.finish()}
+    return Receipted(answer, upload.tx) if call.receipt else answer
 
 
 def _no_such_upload() -> InvalidArgument:

@@ -24,6 +24,7 @@ from service.db.database import Database
 from service.db.errors import refusal
 from service.db.keys import Keyed, ending_txn
 from service.db.slow import ORIGIN, Origin
+from service.db.statements import transaction_txn
 from service.db.transaction import (
     Transaction,
     TransactionAborted,
@@ -38,7 +39,8 @@ from service.errors import (
     ServiceError,
     nearest,
 )
-from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Caller, seconds_of
+from service.payload import Receipted
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Caller, seconds_of
 from service.request.transaction import ISOLATION
 from service.sql.statement import quoted
 
@@ -180,7 +182,7 @@ class Interactive:
             *(database.reactor, process, "transaction", limits.total, limits.session),
             "commit or roll back one of them",
         )
-        self._commands: Mapping[str, Callable[..., Awaitable[None]]] = {
+        self._commands: Mapping[str, Callable[..., Awaitable[Any]]] = {
             "commit": self._commit,
             "rollback": self._rollback,
             "savepoint": self._savepoint,
@@ -278,9 +280,10 @@ class Interactive:
                 hint = nearest(command, list(self._commands))
                 raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
             names = ["name"] if command in NAMED else []
-            known = [IDEMPOTENCY_KEY] if command == "commit" else []
+            known = [IDEMPOTENCY_KEY, RECEIPT] if command == "commit" else []
             given = Arguments(args, kwargs, names, known)
-            key = self._keyed(("tx.commit",), (), {}, given.value(IDEMPOTENCY_KEY), caller)
+            told = {RECEIPT: True} if given.flag(RECEIPT) else {}
+            key = self._keyed(("tx.commit",), (), told, given.value(IDEMPOTENCY_KEY), caller)
             if key is None:
                 work = self._commands[command](lease, given)
             else:
@@ -303,14 +306,16 @@ class Interactive:
             work = self._answer(call, positional or (), named or {}, caller)
             return await self._database.within(given.timeout(), work)
 
-    async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+    async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> Receipted | None:
         """Commit; a transaction that has failed is rolled back, as PostgreSQL would."""
-        held = lease.held
+        held, receipt = lease.held, None
         if held.failure is not None:
             self._end(lease, "failed")
             await held.level.rollback()
             raise Conflict(FAILED, **held.failure)
         try:
+            if given.flag(RECEIPT):
+                receipt = Receipted(None, await held.level.send(transaction_txn))
             await held.level.commit()
         except BaseException as error:
             self._end(lease, "failed")
@@ -318,19 +323,23 @@ class Interactive:
                 raise ended("failed") from error
             raise
         self._end(lease, "committed")
+        return receipt
 
     async def _commit_once(
         self, lease: Lease[HeldTransaction], given: Arguments, key: Keyed
-    ) -> None:
+    ) -> Any:
         """Commit under a key; where a transaction has committed under it before, roll back."""
         held = lease.held
         if held.read_only:
             raise no_key("a transaction that is read_only keeps no idempotency key")
-        if held.failure is None and await held.level.send(ending_txn, key):
-            self._end(lease, "committed")
-            await held.level.rollback()
-        else:
-            await self._commit(lease, given)
+        kept = None
+        if held.failure is None:
+            kept = await held.level.send(ending_txn, key, given.flag(RECEIPT))
+        if kept is None:
+            return await self._commit(lease, given)
+        self._end(lease, "committed")
+        await held.level.rollback()
+        return kept.result
 
     async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
         # Before the wait: a call that comes meanwhile is told that the transaction has ended.

@@ -19,8 +19,9 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.database import Database
 from service.db.keys import Keyed
+from service.db.statements import transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
-from service.payload import fit
+from service.payload import Receipted, fit
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.transaction import BatchRequest, parse_batch, resolve
 
@@ -67,7 +68,7 @@ class Batches:
 
     async def _transaction(
         self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[Any]:
+    ) -> list[Any] | Receipted:
         """
         Answer `transaction`: the results of the operations, in their order.
 
@@ -86,13 +87,13 @@ class Batches:
             raise InvalidArgument("attempts are made to fail in development alone", path="inject")
         attempts = 0
 
-        async def attempt() -> list[Any]:
+        async def attempt() -> list[Any] | Receipted:
             nonlocal attempts
             attempts += 1
             return await self._attempt(caller, request, whole, attempts <= request.failures)
 
         try:
-            found: list[Any] = await self._database.transact(
+            found: list[Any] | Receipted = await self._database.transact(
                 attempt,
                 isolation=request.isolation,
                 read_only=request.read_only,
@@ -100,26 +101,30 @@ class Batches:
                 kind=frozenset(each.name for each in request.operations),
             )
         except DryRun as done:
-            found = done.results
+            found = Receipted(done.results, None) if request.receipt else done.results
         return found
 
     async def _attempt(
         self, caller: Caller, request: BatchRequest, whole: Keyed | None, fails: bool
-    ) -> list[Any]:
+    ) -> list[Any] | Receipted:
         results: list[Any] = []
         level = self._database.level
         assert level is not None
         level.all_or_nothing = True
 
-        async def operate() -> list[Any]:
+        async def operate() -> list[Any] | Receipted:
             await self._operate(caller, request, results)
             if whole is None:
                 fit(results, self._max_bytes)
             if fails:
                 raise InjectedFailure("this attempt was to fail", retry=True)
-            return results
+            if not request.receipt or request.dry_run:
+                return results
+            # With a key, what keeps that is the last statement.
+            tx = await self._database.run(transaction_txn, last=whole is None)
+            return Receipted(results, tx)
 
-        found: list[Any] = await once(self._database, whole, operate)
+        found: list[Any] | Receipted = await once(self._database, whole, operate)
         if request.dry_run:  # what would be checked at COMMIT is checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
             # Raised, so that the transaction is rolled back like any that fails.

@@ -21,7 +21,6 @@ from service.describe.verbs import (
     EXPORT,
     FIND,
     FORM,
-    KEY,
     NAMES,
     PAGE,
     PAGED,
@@ -32,6 +31,7 @@ from service.describe.verbs import (
     TARGET,
     TIMEOUT,
     WHERE,
+    WRITES,
     Verb,
     forms,
 )
@@ -205,7 +205,7 @@ _ROWS = (
                     "done": FLAG,
                     **CONFLICT,
                     **TIMEOUT,
-                    **KEY,
+                    **WRITES,
                 }
             ),
             "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],

@@ -40,6 +40,7 @@ from service.errors import (
     TooManyRows,
 )
 from service.models.validation import catalog_faults
+from service.payload import Receipted
 from service.plan.write import plan_create, plan_current, plan_delete, plan_update, refuse_names
 from service.request.arguments import Values
 from service.request.read import Limits, Parsed, parse_key
@@ -266,7 +267,8 @@ async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         written = [await call.run(_updating_each(call, each)) for each in calls]
     rows = [row for each in written for row in each.rows]
     affected = sum(each.affected for each in written)
-    together = Written(rows, affected, written[0].columns)
+    tx = next((each.tx for each in written if each.tx), None)
+    together = Written(rows, affected, written[0].columns, tx)
     return answered(together, parsed.request.returning, many=True, counted=True)
 
 
@@ -509,6 +511,11 @@ def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
     """Return a write's answer in its form; `counted` where the caller cannot know the number."""
+    answer = _answer(written, returning, many, counted)
+    return Receipted(answer, written.tx) if returning.receipt else answer
+
+
+def _answer(written: Written, returning: Returning, many: bool, counted: bool) -> Any:
     if returning.form == "json":
         return _text(written, returning, many, counted)
     if not returning.rows:

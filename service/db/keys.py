@@ -24,10 +24,10 @@ import psycopg2
 import psycopg2.errors
 
 from service.db.connection import PgConnection
-from service.db.statements import SETTLE
+from service.db.statements import SETTLE, transaction_txn
 from service.db.transaction import Actor, commit_txn, rollback_txn
 from service.errors import Conflict, InvalidArgument, NotAuthorized, ServiceError
-from service.payload import packed
+from service.payload import Receipted, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY
 
 SERVICE = Actor()
@@ -138,7 +138,7 @@ def claim_txn(connection: PgConnection, keyed: Keyed) -> Kept | str:
             path=IDEMPOTENCY_KEY,
             hint="a retry has the same procedure, arguments and options; another call, a new key",
         )
-    return Kept(cbor2.loads(bytes(found[1])))
+    return Kept(unpacked(bytes(found[1])))
 
 
 def keep_txn(connection: PgConnection, keyed: Keyed, place: str | None, result: Any) -> None:
@@ -161,9 +161,9 @@ def keep_txn(connection: PgConnection, keyed: Keyed, place: str | None, result: 
     connection.ending += KEEP.format(value, where)
 
 
-def ending_txn(connection: PgConnection, keyed: Keyed) -> bool:
+def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | None:
     """
-    Keep a key without a result, last in the open transaction; return whether it was kept before.
+    Keep a key and at most a receipt, last in the open transaction; return what was kept before.
 
     Raises:
         InvalidArgument: It was kept for another call.
@@ -171,9 +171,10 @@ def ending_txn(connection: PgConnection, keyed: Keyed) -> bool:
     connection.command(SETTLE)  # as whoever ran last, before the claim is made as the service
     claimed = claim_txn(connection, keyed)
     if isinstance(claimed, Kept):
-        return True
-    keep_txn(connection, keyed, claimed, None)
-    return False
+        return claimed
+    result = Receipted(None, transaction_txn(connection)) if receipt else None
+    keep_txn(connection, keyed, claimed, result)
+    return None
 
 
 def keyed_txn(

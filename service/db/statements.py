@@ -22,7 +22,7 @@ from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows
 from service.payload import fit
 from service.plan.types import PlannedEmbed, truncated
 from service.request.types import Form
-from service.sql.statement import MISSED, Statement
+from service.sql.statement import MISSED, TRANSACTION, Statement
 
 Row = tuple[Any, ...]
 
@@ -303,11 +303,13 @@ class Written:
         rows: What it read back, in the form of the answer.
         affected: How many rows were written.
         columns: The names of what was read back.
+        tx: The transaction's id, if the statement gives it and has written anything.
     """
 
     rows: list[Any]
     affected: int
     columns: tuple[str, ...]
+    tx: str | None = None
 
 
 def write_txn(
@@ -354,17 +356,32 @@ def write_txn(
         raise NoRowWritten
     if max_affected is not None and affected > max_affected:
         raise too_many_rows(affected, max_affected)
-    if shape is None:
+    if shape is None and not statement.receipt:
         return Written([], affected, ())
     # rows of which nothing is wanted are rows all the same
-    rows: list[Row] = (
-        cursor.fetchall() if statement.columns or statement.flagged else [()] * affected
-    )
+    read = statement.columns or statement.flagged or statement.receipt
+    rows: list[Row] = cursor.fetchall() if read else [()] * affected
+    tx = rows[0][len(statement.columns)] if statement.receipt and rows else None
+    if shape is None:
+        return Written([], affected, (), tx)
     if statement.flagged:
         rows = [row for row in rows if row[-1]]
     found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
     fit([found, columns], shape.max_bytes)
-    return Written(found, affected, columns)
+    return Written(found, affected, columns, tx)
+
+
+def transaction_txn(connection: PgConnection) -> str | None:
+    """Return the id of the open transaction; None while it has written nothing."""
+    found: str | None = connection.ask(f"SELECT {TRANSACTION.string}")[0]
+    return found
+
+
+def receipted_txn(
+    connection: PgConnection, function: Callable[..., Any], *args: Any
+) -> tuple[Any, str | None]:
+    """Run a function in the open transaction; return the transaction's id beside its result."""
+    return function(connection, *args), transaction_txn(connection)
 
 
 def fitting_txn(

@@ -12,12 +12,12 @@ from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.rows import Rows
 from service.describe.types import NULL, given, schema_of, value
-from service.describe.verbs import FORM, KEY, TIMEOUT, Verb, forms
+from service.describe.verbs import FORM, TIMEOUT, WRITES, Verb, forms
 from service.plan.functions import answer_kind, result_columns
 from service.request.functions import ARGS
 from service.request.names import FN, encode
 
-OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, **KEY, "max_affected": reference("whole")}
+OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, **WRITES, "max_affected": reference("whole")}
 
 
 def function_name(catalog: Catalog, home: tuple[str, str]) -> str:

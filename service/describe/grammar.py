@@ -12,7 +12,13 @@ from service.describe.definitions import Schema, reference
 from service.describe.types import DEFAULT, NULL
 from service.request import aggregate as measures
 from service.request import filters
-from service.request.arguments import IDEMPOTENCY_KEY, MAX_INTEGER, MAX_KEY, MAX_LISTED
+from service.request.arguments import (
+    IDEMPOTENCY_KEY,
+    MAX_INTEGER,
+    MAX_KEY,
+    MAX_LISTED,
+    RECEIPT,
+)
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
 from service.request.select import MAX_KEYS, MAX_LENGTH
@@ -107,6 +113,11 @@ LANGUAGE: Mapping[str, Schema] = {
         "type": ["string", "null"],
         "minLength": 1,
         "maxLength": MAX_KEY,
+    },
+    RECEIPT: {
+        "description": "the result has a keyword tx, too: the transaction's id, or null if"
+        " nothing was written",
+        "type": ["boolean", "null"],
     },
     "token": {"type": ["string", "null"], "maxLength": MAX_TOKEN},
     "where": {

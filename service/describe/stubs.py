@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from service.datatypes import PYTHON, TYPESCRIPT
 from service.describe.types import NULL
-from service.request.arguments import IDEMPOTENCY_KEY
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.names import decode
 
 Schema = Mapping[str, Any]
@@ -194,7 +194,12 @@ class _Client(ABC):
         own, shared = described["arguments"], self._resolved(described["arguments"])
         required = {*own.get("required", ()), *shared.get("required", ())}
         properties = {**shared["properties"], **own.get("properties", {})}
-        fields = {each: Field(each, found, each in required) for each, found in properties.items()}
+        # With a receipt the answer is autobahn's, which these are not typed for.
+        fields = {
+            each: Field(each, found, each in required)
+            for each, found in properties.items()
+            if each != RECEIPT
+        }
         positional = [fields.pop(each) for each in by_position]
         result = _usual(described["result"])
         return TypedCall(group, name, positional, [*fields.values()], result, template)

@@ -14,7 +14,7 @@ from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, LANGUAGE, record, words
 from service.describe.types import NULL
 from service.errors import ServiceError
-from service.request.arguments import IDEMPOTENCY_KEY
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.read import COUNTS, FORMATS, FORMS, MAX_CHUNK
 
 Right = Literal["select", "insert", "update", "delete"]
@@ -77,11 +77,12 @@ NAMES: Schema = {"type": "array", "items": {"type": "string"}}
 WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 
 TIMEOUT = {"timeout": reference("seconds")}
-KEY = {IDEMPOTENCY_KEY: reference(IDEMPOTENCY_KEY)}
+WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
+"""What everything that writes takes."""
 FORM = {"form": words(*FORMS)}
 SHOWN = {"select": reference("select"), "embed": reference("embed")}
 PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
-RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **KEY}
+RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **WRITES}
 TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
 FIND = {

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, record, words
 from service.describe.types import or_null
-from service.describe.verbs import KEY, TIMEOUT
+from service.describe.verbs import TIMEOUT, WRITES
 from service.request.transaction import ISOLATION, MAX_OPERATIONS
 
 TYPES: Mapping[Any, Schema] = {
@@ -89,7 +89,7 @@ OWN: Mapping[str, dict[str, Any]] = {
                     ]
                 },
                 **TIMEOUT,
-                **KEY,
+                **WRITES,
             },
             ["operations"],
         ),

@@ -299,6 +299,7 @@ class PlannedReturning:
         reread: How all of that is read after the write; None where RETURNING does it.
         must_write: Whether it is an error that no row was written.
         json: As of a `ReadPlan`.
+        receipt: Whether the transaction's id comes with each.
     """
 
     outputs: tuple[Output, ...] = ()
@@ -308,6 +309,7 @@ class PlannedReturning:
     reread: Reread | None = None
     must_write: bool = False
     json: bool = False
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

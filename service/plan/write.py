@@ -325,12 +325,13 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
 
 def _returned(scope: Scope, returning: Returning) -> PlannedReturning:
     if not returning.rows:
-        return PlannedReturning()
+        return PlannedReturning(receipt=returning.receipt)
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
     inner = inner_conditions(scope, returning.embeds)
     json = as_json(scope.catalog, returning.form, outputs, embeds)
     order = sort_keys(scope, returning.order)
-    return PlannedReturning(outputs, order, embeds, inner, json=json)
+    receipt = returning.receipt
+    return PlannedReturning(outputs, order, embeds, inner, json=json, receipt=receipt)
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:

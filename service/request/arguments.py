@@ -23,6 +23,9 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 IDEMPOTENCY_KEY = "idempotency_key"
 """The keyword of what writes, so that a second call with its value does not write again."""
 
+RECEIPT = "receipt"
+"""The keyword of what writes, so that it is answered with the id of its transaction, too."""
+
 MAX_KEY = 255
 """Characters of an idempotency key."""
 

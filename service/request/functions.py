@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar
 from service.catalog import Argument, Catalog, Function, Type
 from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Values
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values
 from service.request.paging import digest_of
 from service.request.read import Parsed, parse_form
 from service.request.types import AggregateRequest, FindRequest, Form, Operand
 
 Request = TypeVar("Request", FindRequest, AggregateRequest)
-OPTIONS = ("form", "max_affected", "timeout", IDEMPOTENCY_KEY)
+OPTIONS = ("form", "max_affected", "timeout", IDEMPOTENCY_KEY, RECEIPT)
 ARGS = "args"
 
 
@@ -52,6 +52,7 @@ class CallRequest:
         lists: Names and positions of what is given as a list for those.
         form: Of rows in the answer.
         max_affected: How many rows may come back.
+        receipt: Whether the transaction's id is answered, too.
     """
 
     function: Function
@@ -61,6 +62,7 @@ class CallRequest:
     lists: frozenset[str | int] = frozenset()
     form: Form = "dicts"
     max_affected: int | None = None
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,8 @@ def parse_call(
     given = _given(args, named, options.pop(ARGS, None))
     call = Arguments([], options, [], OPTIONS)
     values = Values()
-    request = bind_call(
-        functions, given, values, catalog, parse_form(call), call.integer("max_affected")
-    )
+    form, most, receipt = parse_form(call), call.integer("max_affected"), call.flag(RECEIPT)
+    request = bind_call(functions, given, values, catalog, form, most, receipt)
     return Parsed(request, values.freeze(), call.timeout())
 
 
@@ -141,6 +142,7 @@ def bind_call(
     catalog: Catalog,
     form: Form = "dicts",
     max_affected: int | None = None,
+    receipt: bool = False,
 ) -> CallRequest:
     """Build the request for the overload that arguments mean; they join the values of the call."""
     function = resolve_overload(functions, given, catalog)
@@ -157,6 +159,7 @@ def bind_call(
         lists,
         form,
         max_affected,
+        receipt,
     )
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, clip
-from service.request.arguments import IDEMPOTENCY_KEY, Arguments
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
 """Operations of one batch: all of them hold one connection."""
 REFERENCE = "$ref"
-KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY)
+KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY, RECEIPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class BatchRequest:
         read_only: Whether the server refuses writes in it.
         dry_run: Whether it is rolled back at the end.
         failures: How many attempts are made to fail, as by a conflict of transactions.
+        receipt: Whether the transaction's id is answered, too.
         timeout: The caller's time limit in seconds, if any.
     """
 
@@ -55,6 +56,7 @@ class BatchRequest:
     read_only: bool
     dry_run: bool
     failures: int
+    receipt: bool
     timeout: float | None
 
 
@@ -81,6 +83,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
         given.flag("read_only"),
         given.flag("dry_run"),
         _failures(given.value("inject")),
+        given.flag(RECEIPT),
         given.timeout(),
     )
 

@@ -323,6 +323,7 @@ class Returning:
         order: Of the rows.
         embeds: Related rows.
         form: Of the rows in the answer.
+        receipt: Whether the transaction's id is answered, too.
     """
 
     rows: bool = True
@@ -330,6 +331,7 @@ class Returning:
     order: tuple[Key, ...] = ()
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument
-from service.request.arguments import IDEMPOTENCY_KEY, Arguments, Values, row_of, rows_of
+from service.request.arguments import (
+    IDEMPOTENCY_KEY,
+    RECEIPT,
+    Arguments,
+    Values,
+    row_of,
+    rows_of,
+)
 from service.request.filters import FilterParser, holds_always
 from service.request.read import (
     Limits,
@@ -31,10 +38,11 @@ from service.request.types import (
     UpdateRequest,
 )
 
-RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY)
+RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
 """What the first call says for the other calls of an upload."""
+KNOWN_IMPORT = ("csv", "upload", "done", IDEMPOTENCY_KEY, RECEIPT, *START)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ class ImportRequest:
         conflict: What becomes of rows that are there already; None if that is an error.
         upload: The import that this call belongs to.
         done: Whether it is the last call of its import.
+        receipt: Whether the transaction's id is answered, too.
         timeout: The caller's time limit in seconds, if any.
     """
 
@@ -58,6 +67,7 @@ class ImportRequest:
     conflict: OnConflict | None
     upload: str | None
     done: bool
+    receipt: bool
     timeout: float | None
 
     @property
@@ -119,7 +129,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
 
     A call that brings rows and names no upload is a complete import, unless it says otherwise.
     """
-    given = Arguments(args, kwargs, ["rows"], ["csv", "upload", "done", IDEMPOTENCY_KEY, *START])
+    given = Arguments(args, kwargs, ["rows"], KNOWN_IMPORT)
     rows, csv = given.value("rows"), given.value("csv")
     if isinstance(rows, str) and csv is None:
         rows, csv = None, rows
@@ -150,6 +160,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
         _conflict(given),
         upload,
         given.flag("done", default=complete),
+        given.flag(RECEIPT),
         given.timeout(),
     )
 
@@ -239,6 +250,7 @@ def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
         parse_order(given.value("order"), values),
         parse_embed(given, values, limits),
         parse_form(given),
+        given.flag(RECEIPT),
     )
 
 

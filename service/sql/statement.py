@@ -21,6 +21,9 @@ from service.plan.types import PlannedEmbed
 MISSED = "rowcast_missed"
 """What an error speaks of where a statement had to write a row and wrote none."""
 
+TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")
+"""The id of the transaction, that of a savepoint's too; null while it has written nothing."""
+
 EMPTY: Composable = SQL("")
 COMMA, AND = SQL(", "), SQL(" AND ")
 
@@ -67,6 +70,7 @@ class Statement:
         embeds: What the embedded rows are made of.
         writes: False if running it twice does no harm.
         marks: Places in the text.
+        receipt: Whether the column behind those is the transaction's id.
         flagged: Whether a last column says of each row whether it is answered.
         untyped: Whether its values are JSON, as text, of rows of no known type.
         must_write: Whether it fails, by `MISSED`, where it would write no row.
@@ -82,6 +86,7 @@ class Statement:
     embeds: tuple[PlannedEmbed, ...] = ()
     writes: bool = False
     marks: tuple[Mark, ...] = ()
+    receipt: bool = False
     flagged: bool = False
     untyped: bool = False
     must_write: bool = False

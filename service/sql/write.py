@@ -37,6 +37,7 @@ from service.sql.statement import (
     COMMA,
     EMPTY,
     MISSED,
+    TRANSACTION,
     Parameter,
     Statement,
     build_statement,
@@ -60,9 +61,12 @@ def modify(plan: WritePlan) -> Statement:
         rows = _certain(plan)
     else:
         rows = _write(plan)
-        if returning.outputs:
-            columns = column_list(returning.outputs, (), returning.json)
-            rows = SQL("{write} RETURNING {columns}").format(write=rows, columns=columns)
+        columns = [column_list(returning.outputs, (), returning.json)] if returning.outputs else []
+        columns += [TRANSACTION] if returning.receipt else []
+        if columns:
+            rows = SQL("{write} RETURNING {columns}").format(
+                write=rows, columns=COMMA.join(columns)
+            )
     names, embeds = answer_of(returning)
     return build_statement(
         plan.name,
@@ -71,6 +75,7 @@ def modify(plan: WritePlan) -> Statement:
         columns=names,
         embeds=embeds,
         writes=True,
+        receipt=returning.receipt,
         flagged=bool(returning.inner),
         must_write=returning.must_write,
         pure=is_pure(plan, plan.relation),
@@ -140,6 +145,7 @@ def _certain(plan: WritePlan) -> Composable:
         (json_text(value, each.expression.type) if plan.returning.json else value, each.name)
         for value, each in zip((Identifier("w", name) for name in names), outputs, strict=True)
     ]
+    receipt = [TRANSACTION] if plan.returning.receipt else []
     return SQL(
         # The join gives a row for no row, so that there is something for the cast to fail on.
         'WITH "w" AS ({write} RETURNING {values}) SELECT {columns} FROM (SELECT) AS "o"'
@@ -148,7 +154,7 @@ def _certain(plan: WritePlan) -> Composable:
         write=_write(plan),
         # A text: beside a boolean, the other word would be refused as one when it is parsed.
         values=aliased([*values, (SQL("CAST('true' AS text)"), "v")]),
-        columns=aliased(found),
+        columns=COMMA.join([*([aliased(found)] if found else []), *receipt]),
         missed=Literal(MISSED),
     )
 
@@ -160,6 +166,8 @@ def _reread(plan: WritePlan) -> Composable:
     columns = []
     if returning.outputs or returning.embeds:
         columns.append(column_list(returning.outputs, returning.embeds, returning.json))
+    if returning.receipt:
+        columns.append(TRANSACTION)
     # not a WHERE: what was written is to be counted, whatever is answered of it
     if returning.inner:
         columns.append(condition(BoolExpr(False, returning.inner)))

@@ -18,7 +18,7 @@ from typing import Any
 
 from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import CallDetails, RegisterOptions, SessionDetails
+from autobahn.wamp.types import CallDetails, CallResult, RegisterOptions, SessionDetails
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.interfaces import IReactorTime
@@ -39,7 +39,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
-from service.payload import check
+from service.payload import Receipted, check
 from service.request.arguments import Caller
 from service.wamp.accounts import Account, Accounts, Bounds
 from service.wamp.backpressure import Pace
@@ -274,7 +274,10 @@ class Callee:
         uri = f"{self._head}tx.{process}"
         try:
             # A value each: autobahn would take a caller's keyword `options` for its own.
-            return await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
+            result = await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
+            if isinstance(result, CallResult):
+                return Receipted(result.results[0], result.kwresults["tx"])
+            return result
         except PayloadExceededError:
             raise InvalidArgument(
                 "the call is too large to be passed on", hint="send fewer rows in each call"
@@ -378,6 +381,9 @@ class Callee:
                 result = await answer(progress)
             finally:
                 self._accounts.end(account)
+            if isinstance(result, Receipted):
+                check(result.answer)
+                return CallResult(result.answer, tx=result.tx)
             check(result)
             return result
         # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.

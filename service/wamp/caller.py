@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import CallOptions, SessionDetails
+from autobahn.wamp.types import CallOptions, CallResult, SessionDetails
 from twisted.internet.defer import Deferred
 
 from service.wamp.auth import Anonymous, Login
@@ -87,7 +87,8 @@ async def call_once(
         progress: Takes the progressive results, if they are wanted.
 
     Returns:
-        The result; cancelling this cancels the call.
+        The result, as a dict of `args` and `kwargs` where it is not one value; cancelling this
+        cancels the call.
 
     Raises:
         NotJoined: No session can be opened.
@@ -120,7 +121,10 @@ async def call_once(
             CONNECT_TIMEOUT, reactor, lambda *_: _refuse(f"no answer to the {protocol.stage}")
         )
         options = CallOptions(on_progress=progress)
-        return await session.call(uri, *args, options=options, **kwargs)
+        answer = await session.call(uri, *args, options=options, **kwargs)
+        if isinstance(answer, CallResult):
+            return {"args": list(answer.results), "kwargs": answer.kwresults}
+        return answer
     except ApplicationError as error:
         message = " ".join(map(str, error.args))
         raise CallRefused(error.error, message, error.kwargs) from error

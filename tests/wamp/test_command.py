@@ -101,6 +101,15 @@ async def test_call_in_parts_prints_them(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_call_with_a_receipt_prints_the_keywords_too(router: Router) -> None:
+    output, _, status = await rowcast(
+        router, "call", "drivers.update", "where={id: 0}", "changes={}", "receipt=true"
+    )
+    answer = {"rows": [], "affected": 0}
+    assert (json.loads(output), status) == ({"args": [answer], "kwargs": {"tx": None}}, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_call_refused_prints_the_error_with_status_1(router: Router) -> None:
     """URI and message, then its details; nothing on the output."""
     output, errors, status = await rowcast(router, "call", "drivers.fnd")

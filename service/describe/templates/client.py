@@ -65,7 +65,11 @@ class Upload(TypedDict):
 
 
 class Options(TypedDict, total=False):
-    """Of every call; `timeout` is in seconds, `options` are autobahn's CallOptions."""
+    """
+    Of every call; `timeout` is in seconds, `options` are autobahn's CallOptions.
+
+    With a receipt a call is answered with autobahn's CallResult: make it by the session itself.
+    """
 
     timeout: float | None
     options: Any
@@ -121,6 +125,7 @@ class Returned(Options, total=False):
     order: Order | None
     max_affected: int | None
     idempotency_key: str | None
+    receipt: Literal[False] | None
 
 
 class Targeted(Returned, total=False):
@@ -147,6 +152,7 @@ class Imported(Options, total=False):
     upload: str | None
     done: bool | None
     idempotency_key: str | None
+    receipt: Literal[False] | None
 
 
 class Caller(Protocol):

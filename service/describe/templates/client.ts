@@ -110,6 +110,7 @@ export interface Returned extends Shown {
   returning?: boolean | null;
   max_affected?: number | null;
   idempotency_key?: string | null;
+  receipt?: boolean | null;
 }
 
 export interface Upserted extends Returned {
@@ -125,6 +126,7 @@ export interface Imported extends Timeout {
   upload?: string | null;
   done?: boolean | null;
   idempotency_key?: string | null;
+  receipt?: boolean | null;
 }
 
 export interface Expected<Row> extends Returned {
@@ -148,8 +150,16 @@ export type Chosen<Options> =
 export type Shape<Row, Options, Any = Loose> =
   [Chosen<Options>] extends [null | undefined] ? Row : Any;
 
+/** With `receipt: true`: autobahn's Result, with the transaction's id beside the answer. */
+export interface Receipt<Answer> {
+  args: [Answer];
+  kwargs: { tx: string | null };
+}
+
+export type Told<Answer, Options> = Options extends { receipt: true } ? Receipt<Answer> : Answer;
+
 export type Back<Answer, Options, Any> =
-  Options extends { returning: false } ? Affected : Shape<Answer, Options, Any>;
+  Told<Options extends { returning: false } ? Affected : Shape<Answer, Options, Any>, Options>;
 
 /** What an answer in parts is: the last argument of `then` gets each of them. */
 export interface Parts<Part, End> {
@@ -228,11 +238,11 @@ export interface RelationCalls {
       Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
   };
   import: {
-    call(
+    call<K extends Imported>(
       procedure: "URI",
       args?: None | [rows: RelationInsert[] | unknown[][] | null],
-      kwargs?: Imported | null,
-    ): Promise<{ rows: number } | { upload: string }>;
+      kwargs?: K | null,
+    ): Promise<Told<{ rows: number } | { upload: string }, K>>;
   };
 }
 
