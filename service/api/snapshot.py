@@ -107,7 +107,7 @@ class Snapshot:
 
     def _item(self, relation: Relation, item: Item) -> float:
         name = item.reference.name
-        if item.reference.owners or item.cast:
+        if item.reference.owners or item.reference.cast:
             return inf
         if name == "*":
             return self._all(relation)

@@ -65,6 +65,8 @@ def _operators() -> Schema:
     found["between"] = {"type": "array", "items": NOT_NULL, "minItems": 2, "maxItems": 2}
     found["is"] = {"type": ["null", "boolean", "string"]}
     found["not"] = reference("condition")
+    for name in filters.BESIDE:
+        found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
     return {**record(found), "minProperties": 1}
 
 
@@ -121,7 +123,8 @@ LANGUAGE: Mapping[str, Schema] = {
     },
     "token": {"type": ["string", "null"], "maxLength": MAX_TOKEN},
     "where": {
-        "description": "a filter: all its terms hold; the keys are columns, and, or, not",
+        "description": "a filter: all its terms hold; the keys are columns, perhaps with a path and"
+        " a cast, and, or, not",
         "type": "object",
         "properties": {
             "and": {"type": "array", "items": reference("where")},
@@ -158,7 +161,7 @@ LANGUAGE: Mapping[str, Schema] = {
         ],
     },
     "key": {
-        "description": "column, or -column for descending",
+        "description": "column[->key][->>key][::type], or with - before it for descending",
         "anyOf": [
             NAME,
             record({"by": NAME, "desc": FLAG, "nulls": words("first", "last")}, ["by"]),

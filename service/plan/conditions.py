@@ -4,7 +4,7 @@ Values and conditions of a plan: columns resolved, operators known, parameters t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.catalog import Column, Function, Relation, Type
@@ -126,7 +126,7 @@ class Expression:
         type: Of the expression, cast and steps included.
         as_json: Whether the column is made jsonb first.
         steps: Into its JSON value.
-        cast: What it is cast to at the end.
+        casts: What it is cast to at the end, one after the other.
         nullable: Whether it may be null.
         path: Where in the call it was named.
         source: The alias of its row.
@@ -139,7 +139,7 @@ class Expression:
     type: Type
     as_json: bool = False
     steps: tuple[PlannedStep, ...] = ()
-    cast: Type | None = None
+    casts: tuple[Type, ...] = ()
     nullable: bool = True
     path: str = ""
     source: str = "t"
@@ -147,12 +147,16 @@ class Expression:
     function: Function | None = None
     row: str = ""
 
+    def cast(self, type: Type, plain: Type | None = None) -> Expression:
+        """Return the value cast to a type, which may be a domain over a plain one."""
+        return replace(self, casts=(*self.casts, type), type=plain or type)
+
     def same(self, other: Expression) -> bool:
         """Return whether the other one always has the same value, wherever it was named."""
         return (
             (self.column is other.column or self.function is not None)
             and self.function is other.function
-            and self.cast == other.cast
+            and self.casts == other.casts
             and len(self.links) == len(other.links)
             and all(map(Link.same, self.links, other.links))
             and [(step.word, step.text, step.key.type) for step in self.steps]
@@ -168,7 +172,7 @@ class Compare:
     Args:
         left: The row's side.
         operator: Of PostgreSQL.
-        right: The parameter.
+        right: The parameter, or another value of the row.
         quantifier: "any" or "all" where the parameter is an array of candidates.
         candidate: What each of them is cast to, where they come as text.
         nulls: Whether nulls are left out of them.
@@ -177,7 +181,7 @@ class Compare:
 
     left: Expression
     operator: Operator
-    right: Bound
+    right: Bound | Expression
     quantifier: Literal["", "any", "all"] = ""
     candidate: Type | None = None
     nulls: bool = False

@@ -133,6 +133,8 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     if of_rows:
         raise _no_column(scope, reference)
     left = scope.expression(where.reference)
+    if where.column is not None:
+        return _of_columns(scope, left, where, scope.expression(where.column))
     if where.operand is None:
         raise TypeError(f"{where.operator} has no operand")
     if where.operator in SEARCH_FUNCTIONS:
@@ -150,7 +152,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
 
 
 def compare(
-    scope: Scope, left: Expression, name: str, right: Bound, type: Type | None = None
+    scope: Scope, left: Expression, name: str, right: Bound | Expression, type: Type | None = None
 ) -> Compare:
     """
     Build a comparison by the operator that the type of a value has.
@@ -163,16 +165,16 @@ def compare(
         type: Of that, or of each candidate.
     """
     operator = scope.operator(name, left.type, type or right.type)
-    domain = scope.catalog.type(left.column.type).kind == "domain"
-    if operator.schema != PG_CATALOG and domain and not (left.steps or left.cast):
-        left = replace(left, cast=left.type)  # lest an operator of the domain itself fit better
+    if operator.schema != PG_CATALOG:  # lest an operator of a domain itself fit better
+        left = _without_domain(scope, left)
+        right = right if isinstance(right, Bound) else _without_domain(scope, right)
     return Compare(left, operator, right)
 
 
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
     """Return a value that can be compared: json, which has no equality, becomes jsonb."""
     other = value.type.data_type.compared_as
-    return replace(value, cast=scope.named(other), type=scope.named(other)) if other else value
+    return value.cast(scope.named(other)) if other else value
 
 
 def both(*conditions: Condition | None) -> Condition | None:
@@ -183,7 +185,7 @@ def both(*conditions: Condition | None) -> Condition | None:
 
 def _is_of_rows(scope: Scope, reference: Reference) -> bool:
     """Return whether a name means related rows."""
-    if scope.has_column(reference.name) or reference.steps:
+    if scope.has_column(reference.name) or reference.steps or reference.cast:
         return False
     return scope.has_relationship(reference.name)
 
@@ -199,6 +201,24 @@ def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
         hint=f'null asks for none, {{"is": "not null"}} for at least one, and a filter for one'
         f' that matches, as in {{"{name}": {{"{column}": …}}}}',
     )
+
+
+def _without_domain(scope: Scope, value: Expression) -> Expression:
+    """Return a value of a plain type, cast if it is a column of a domain."""
+    domain = scope.catalog.type(value.column.type).kind == "domain"
+    return value.cast(value.type) if domain and not (value.steps or value.casts) else value
+
+
+def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
+    """Plan to compare two values of one row."""
+    if where.operator in PATTERNS:
+        left, right = _as_text(scope, left), _as_text(scope, right)
+    elif where.operator in KEYS:
+        left, right = _document(scope, left, where, right.path), _as_text(scope, right)
+    else:
+        left, right = as_jsonb(scope, left), as_jsonb(scope, right)
+    test = compare(scope, left, SQL_OPERATORS[where.operator], right)
+    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
 def _compare(
@@ -246,23 +266,28 @@ def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) 
 
 
 def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    left = as_jsonb(scope, left)
-    if left.type.form not in DOCUMENTS:
-        raise InvalidArgument(
-            f'"{where.operator}" asks for keys of json, jsonb and hstore;'
-            f' "{left.column.name}" is {left.type.sql}',
-            path=operand.path,
-            column=left.column.name,
-        )
+    left = _document(scope, left, where, operand.path)
     text = scope.named("text")
     type = text if where.operator == "has_key" else scope.named("_text")
     right = Bound(operand.slot, type, operand.path)
     return compare(scope, left, SQL_OPERATORS[where.operator], right)
 
 
+def _document(scope: Scope, left: Expression, where: Comparison, path: str) -> Expression:
+    """Return a value that has keys."""
+    left = as_jsonb(scope, left)
+    if left.type.form not in DOCUMENTS:
+        raise InvalidArgument(
+            f'"{where.operator}" asks for keys of json, jsonb and hstore;'
+            f' "{left.column.name}" is {left.type.sql}',
+            path=path,
+            column=left.column.name,
+        )
+    return left
+
+
 def _as_text(scope: Scope, left: Expression) -> Expression:
     """Return a value as text, so that it can be matched, if it is not text of a kind."""
     if left.type.category == "S":
         return left
-    text = scope.named("text")
-    return replace(left, cast=text, type=text)
+    return left.cast(scope.named("text"))

@@ -144,17 +144,11 @@ def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
                 path=reference.path,
                 hint=f'embed={{"{clip(reference.owners[0])}": true}} has all columns of related rows',
             )
-        if reference.steps or item.alias or item.cast:
+        if reference.steps or item.alias or reference.cast:
             raise InvalidArgument('"*" stands alone', path=reference.path)
         return _all(scope)
-    expression = _value(scope, reference)
-    if item.cast:
-        without_hidden_fields(scope.catalog, expression)
-        place = item.place or reference.path
-        cast = scope.catalog.type_named(item.cast, place)
-        expression = replace(expression, type=cast, cast=cast, path=place)
     last = reference.steps[-1].key if reference.steps else reference.name
-    return (Output(expression, item.alias or last),)
+    return (Output(_value(scope, reference), item.alias or last),)
 
 
 def _value(scope: Scope, reference: Reference) -> Expression:

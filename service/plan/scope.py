@@ -139,7 +139,16 @@ class Scope:
             found = self._stepped(column, reference)
         else:
             found = self.of_column(column, reference.path)
-        return replace(found, function=function) if function is not None else found
+        if function is not None:
+            found = replace(found, function=function)
+        return self._cast(found, reference, reference.cast) if reference.cast else found
+
+    def _cast(self, value: Expression, reference: Reference, name: str) -> Expression:
+        without_hidden_fields(self.catalog, value)
+        place = reference.place or reference.path
+        type = self.catalog.type_named(name, place)
+        # The null of a document is a value, and cast to another type it is NULL.
+        return replace(value.cast(type, self.catalog.plain(type)), nullable=True, path=place)
 
     def _column(self, reference: Reference) -> tuple[Column, Function | None]:
         """Return a column, and the function that computes it, if it is none of the relation's."""

@@ -29,6 +29,10 @@ PATTERNS = frozenset({"like", "ilike", "match", "imatch"})
 SEARCHES = frozenset({"fts", "plfts", "phfts", "wfts"})
 CONTAINMENT = frozenset({"cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj"})
 KEYS = frozenset({"has_key", "has_any", "has_all"})
+BESIDE = ORDERING | PATTERNS | CONTAINMENT | {"has_key"}
+"""Operators that take another column of the row, too."""
+COLUMN = "$column"
+"""The key of the dict that names it."""
 OPERATORS = ORDERING | PATTERNS | SEARCHES | CONTAINMENT | KEYS | {"in", "is", "between", "not"}
 WORDS = frozenset({"null", "not null", "true", "false", "unknown"})
 MAX_TERMS = 1000
@@ -93,9 +97,10 @@ class FilterParser:
         if value is None:
             return Comparison(reference, "is", word="null")
         if isinstance(value, Mapping):
-            if not value and reference.steps:
+            of_value = bool(reference.steps or reference.cast)
+            if not value and of_value:
                 raise InvalidArgument("a condition names an operator", path=path)
-            unknown_key = None if reference.steps else _unknown_key(value, path)
+            unknown_key = None if of_value else _unknown_key(value, path)
             if unknown_key is not None:
                 term = self._where(value, path, depth + 1)
                 return Related(reference.name, path, term, unknown_key)
@@ -142,6 +147,8 @@ class FilterParser:
             raise InvalidArgument(
                 f'"{name}" with null holds for no row', path=path, hint='use {"is": null}'
             )
+        if name in BESIDE and _is_column(operand):
+            return Comparison(reference, name, column=self._column(operand, path))
         element = name == "cs" and _is_element(operand)
         return Comparison(reference, name, self._operand(operand, path), element=element)
 
@@ -161,8 +168,12 @@ class FilterParser:
     def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
         if not _is_list(operand) or len(operand) != 2 or None in operand:
             raise InvalidArgument('"between" takes a list of the lowest and highest', path=path)
-        low, high = (self._operand(each, f"{path}.{at}") for at, each in enumerate(operand))
-        return _conjunction([Comparison(reference, "gte", low), Comparison(reference, "lte", high)])
+        return _conjunction(
+            [
+                self._comparison(reference, name, each, f"{path}.{at}")
+                for at, (name, each) in enumerate(zip(("gte", "lte"), operand, strict=True))
+            ]
+        )
 
     def _search(self, reference: Reference, name: str, operand: Any, path: str) -> Filter:
         config = None
@@ -182,12 +193,24 @@ class FilterParser:
     def _operand(self, value: Any, path: str) -> Operand:
         return Operand(self._values.add(value), path)
 
+    def _column(self, operand: Mapping[str, str], path: str) -> Reference:
+        found = parse_reference(operand[COLUMN], f"{path}.{COLUMN}", self._values)
+        if found.owners:
+            raise InvalidArgument(
+                "a column is compared with one of the same row",
+                path=found.path,
+                hint="a filter of one related row compares two columns of that row",
+            )
+        return found
+
 
 def unknown_operator(name: str, path: str) -> UnknownName:
     """Build the refusal of an operator that does not exist."""
     hint = synonym_hint("operator", name, OPERATORS)
     if name in {"any", "all"}:
         hint = f'"{name}" is an operand, as in {{"eq": {{"{name}": […]}}}}; "in" takes a list'
+    if name == COLUMN:
+        hint = f'a column is an operand, as in {{"eq": {{"{COLUMN}": "name"}}}}'
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
@@ -236,6 +259,11 @@ def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
+
+
+def _is_column(value: Any) -> bool:
+    """Return whether an operand is a column; a document that looks like one stands in a list."""
+    return isinstance(value, Mapping) and len(value) == 1 and isinstance(value.get(COLUMN), str)
 
 
 def _is_element(value: Any) -> bool:
@@ -305,6 +333,8 @@ class _TruthTable:
         if where.word:  # IS TRUE is never null
             holds = self._either(replace(where, word="true"))
             return _not(_or([null, holds if where.word == "false" else _not(holds)]))
+        if where.column is not None:
+            return self._of_columns(where, where.column, null)
         if where.operator == "isdistinct":
             if self._operand(where) is None:
                 return _not(null)
@@ -316,6 +346,18 @@ class _TruthTable:
         true, false = _not(found) if where.operator in OPPOSITES else found
         # Of a null a comparison is neither true nor false.
         return true & null[1], false & null[1]
+
+    def _of_columns(self, where: Comparison, column: Reference, null: Truth) -> Truth:
+        other_null = self._either(Comparison(column, "is", word="null"))
+        normal = _normal(where)
+        found = self._either(normal)
+        if null == other_null != DEPENDS and normal.operator in {"eq", "isdistinct", "lt", "lte"}:
+            # of a column with itself
+            found = ALWAYS if normal.operator in {"eq", "lte"} else NEVER
+        if where.operator == "isdistinct":
+            return found
+        true, false = _not(found) if where.operator in OPPOSITES else found
+        return true & null[1] & other_null[1], false & null[1] & other_null[1]
 
     def _operand(self, where: Comparison) -> Any:
         """Return what a column is compared with."""
@@ -342,8 +384,9 @@ class _TruthTable:
             return "not", self._shape(where.term, values)
         if isinstance(where, Related):
             return where.name, self._shape(where.term, values)
-        others = [where.config, *(step.operand for step in where.reference.steps)]
-        values += [self._values[each.slot] for each in others if each is not None]
+        names = [self._named(each, values) for each in (where.reference, where.column) if each]
+        if where.config is not None:
+            values.append(self._values[where.config.slot])
         value, quantifier = self._operand(where), where.quantifier
         if where.nulls:
             value = [each for each in value if each is not None]
@@ -351,11 +394,16 @@ class _TruthTable:
         if quantifier and len(value) == 1:
             quantifier, (value,) = "", value
         values.append(value)
-        steps = tuple((step.key, step.text) for step in where.reference.steps)
         return (
-            (where.reference.name, steps, where.operator, quantifier),
+            (*names, where.operator, quantifier),
             (where.word, where.element, where.config is None),
         )
+
+    def _named(self, reference: Reference, values: list[Any]) -> Any:
+        """Return what references that are alike have in common, and put their steps into a list."""
+        values += [self._values[step.operand.slot] for step in reference.steps]
+        steps = tuple((step.key, step.text) for step in reference.steps)
+        return reference.name, steps, reference.cast
 
 
 def _normal(where: Comparison) -> Comparison:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
@@ -61,7 +62,11 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         if value is not None:
             check_name(value, f"{path}.{name}")
     reference = parse_reference(column, f"{path}.column", values)
-    return Item(reference, alias, type_name, f"{path}.cast")
+    if type_name is not None:
+        if reference.cast is not None:
+            raise InvalidArgument("a type is named twice", path=f"{path}.cast")
+        reference = replace(reference, cast=type_name, place=f"{path}.cast")
+    return Item(reference, alias)
 
 
 def parse_item(text: str, path: str, values: Values) -> Item:
@@ -75,16 +80,15 @@ def parse_item(text: str, path: str, values: Values) -> Item:
     """
     if text.isidentifier() and len(text) <= MAX_LENGTH:
         return Item(Reference(text, path))
-    tokens, cast = _split_cast(_tokens(text, path), text, path)
-    alias = None
+    tokens, alias = _tokens(text, path), None
     if len(tokens) > 1 and tokens[1] == ("mark", ":"):
         alias = _name(tokens[0], text, path)
         tokens = tokens[2:]
-    return Item(_reference(tokens, text, path, values), alias, cast)
+    return Item(_reference(tokens, text, path, values), alias)
 
 
 def parse_reference(text: str, path: str, values: Values) -> Reference:
-    """Parse a column reference, as filters and sort keys have it."""
+    """Parse a column reference, as filters and sort keys have it: `column->path::type`."""
     if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
         return Reference(text, path)
     return _reference(_tokens(text, path), text, path, values)
@@ -185,15 +189,16 @@ def _split_cast(tokens: list[Token], text: str, path: str) -> tuple[list[Token],
     marks = [at for at, token in enumerate(tokens) if token == ("mark", "::")]
     if not marks:
         return tokens, None
-    cast = "".join(
+    type = "".join(
         f'"{word}"' if kind == "name" else word for kind, word in tokens[marks[0] + 1 :]
     ).strip()
-    if not cast or len(marks) > 1:
+    if not type or len(marks) > 1:
         raise _bad(text, path)
-    return tokens[: marks[0]], cast
+    return tokens[: marks[0]], type
 
 
 def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Reference:
+    tokens, cast = _split_cast(tokens, text, path)
     names: list[str] = []
     steps: list[JsonStep] = []
     if not tokens or len(tokens) % 2 == 0:
@@ -211,7 +216,7 @@ def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Ref
             raise _bad(text, path)
     if len(names) > MAX_OWNERS + 1:
         raise InvalidArgument(f"a name goes through {MAX_OWNERS} embeds at most", path=path)
-    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps))
+    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps), cast)
 
 
 def _name(token: Token, text: str, path: str) -> str:

@@ -42,12 +42,16 @@ class Reference:
         path: Where in the call.
         owners: The embeds before it, outermost first.
         steps: Into its JSON value.
+        cast: The type that it is cast to at the end, if it is.
+        place: Where in the call that type is named, if not beside the column.
     """
 
     name: str
     path: str
     owners: tuple[str, ...] = ()
     steps: tuple[JsonStep, ...] = ()
+    cast: str | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,10 @@ class Item:
     Args:
         reference: The column.
         alias: What it is called in the answer, if not as it is.
-        cast: The type that it is given in, if not in its own.
-        place: Where in the call the type is named, if not beside the column.
     """
 
     reference: Reference
     alias: str | None = None
-    cast: str | None = None
-    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Comparison:
     Args:
         reference: The column.
         operator: As the caller names it: "eq", "cs", "fts"…
-        operand: What it is compared with; None for `is`.
+        operand: What it is compared with; None for `is`, and where that is a column.
+        column: The other column of the row that it is compared with, if it is.
         quantifier: "any" or "all" where the operand is a list of candidates.
         word: The operand of `is`: "null", "not null", "true", "false" or "unknown".
         config: The text search configuration of `fts` and its kin.
@@ -97,6 +98,7 @@ class Comparison:
     reference: Reference
     operator: str
     operand: Operand | None = None
+    column: Reference | None = None
     quantifier: Literal["", "any", "all"] = ""
     word: str = ""
     config: Operand | None = None

@@ -67,10 +67,10 @@ def expression(value: Expression) -> Composable:
                 for step in value.steps
             ),
         )
-    if value.cast is None:
-        return column
     mark = Mark(value.path, value.column.name, cast=True)
-    return Composed([mark, cast(column, value.cast.sql)])
+    for type in value.casts:
+        column = Composed([mark, cast(column, type.sql)])
+    return column
 
 
 def condition(where: Condition) -> Composable:
@@ -146,16 +146,18 @@ def schema_sql(schema: str) -> str:
     return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
-def not_distinct(left: Composable, equal: Operator, right: Composable) -> Composable:
+def not_distinct(
+    left: Composable, equal: Operator, right: Composable, mark: Composable = EMPTY
+) -> Composable:
     """
     Build the condition that two values are equal, null being one like others.
 
     IS NOT DISTINCT FROM takes whatever operator it finds, and there is no way to name one.
     """
     return SQL(
-        "coalesce({left} {equal} {right},"
+        "coalesce({left} {mark}{equal} {right},"
         " pg_catalog.num_nulls({left}, {right}) OPERATOR(pg_catalog.=) 2)"
-    ).format(left=left, equal=operator(equal), right=right)
+    ).format(left=left, mark=mark, equal=operator(equal), right=right)
 
 
 def related_rows(
@@ -240,16 +242,28 @@ def _row_function(function: Function, source: str, row: str) -> Composable:
 
 
 def _compare(test: Compare) -> Composable:
-    left, right = expression(test.left), Parameter(test.right)  # type: Composable, Composable
+    left, right = expression(test.left), _operand(test.right)
     if test.not_distinct:
-        return not_distinct(left, test.operator, right)
+        return not_distinct(left, test.operator, right, _mark_between(test))
     if test.quantifier:
         right = SQL(f"{test.quantifier.upper()} ({{candidates}})").format(
             candidates=_candidates(test, right)
         )
-    return SQL("{left} {operator} {right}").format(
-        left=left, operator=operator(test.operator), right=right
+    return SQL("{left} {mark}{operator} {right}").format(
+        left=left, mark=_mark_between(test), operator=operator(test.operator), right=right
     )
+
+
+def _operand(value: Bound | Expression) -> Composable:
+    return Parameter(value) if isinstance(value, Bound) else expression(value)
+
+
+def _mark_between(test: Compare) -> Composable:
+    """Build a mark before an operator that the types of two columns may lack."""
+    if isinstance(test.right, Bound):
+        return EMPTY
+    name = test.right.column.name
+    return Mark(test.right.path, name, 'a cast may help, as in {"$column": "name::text"}')
 
 
 def _candidates(test: Compare, array: Composable) -> Composable:

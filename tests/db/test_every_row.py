@@ -24,7 +24,15 @@ ATOMS = st.one_of(
     *(
         st.sampled_from(conditions).map(lambda condition, column=column: {column: condition})
         for column, conditions in {
-            "id": [1, {"gt": 1}, {"lte": 1}, {"not": None}, [], {"not": [None]}, {"lt": {"all": []}}],
+            "id": [
+                1, {"gt": 1}, {"lte": 1}, {"not": None}, [], {"not": [None]}, {"lt": {"all": []}},
+                {"eq": {"$column": "id"}}, {"lt": {"$column": "id"}}, {"gte": {"$column": "maker"}},
+            ],
+            "maker": [
+                None, {"gte": {"$column": "maker"}}, {"isdistinct": {"$column": "maker"}},
+                {"eq": {"$column": "id"}}, {"neq": {"$column": "id"}}, {"isdistinct": {"$column": "id"}},
+            ],
+            "maker::text": [None, {"eq": {"$column": "maker::text"}}, {"eq": {"$column": "id::text"}}],
             "name": [
                 None, "Ann", {"neq": "Ann"}, {"isdistinct": "Ann"}, {"not": {"isdistinct": "Ann"}},
                 {"is": "not null"}, ["Ann", None], {"not": ["Ann"]}, {"eq": {"all": []}},

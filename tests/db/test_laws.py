@@ -69,6 +69,20 @@ OPERANDS: dict[str, Any] = {
     "boss_id.pay": st.sampled_from(["1.25", 30]),
     "visits.year": st.integers(2000, 2020),
     "visits.cities.name": st.sampled_from(["City 2"]),
+    "doc->>a::int": st.integers(-1, 4),
+    "raw->a::numeric": st.sampled_from(["1", 0.5]),
+    "boss_id.pay::text": st.sampled_from(["1.25", "x"]),
+}
+COLUMNS: dict[str, list[str]] = {
+    "id": ["id", "boss_id", "city_id", "pay", "doc->>a::int", "ratio"],
+    "pay": ["ratio", "id", "pay"],
+    "name": ["shout", "doc->>a", "name::varchar", "mood::text"],
+    "born": ["seen", "born"],
+    "mood": ["mood"],
+    "doc": ["raw", "doc", "doc->a"],
+    "doc->>a": ["name", "raw->>a"],
+    "visits.year": ["city_id"],
+    "visits.cities.name": ["name"],
 }
 PATTERNS = st.sampled_from(["n%", "N_", "%", "", "%'%", "n\\%"])
 SPECIAL = st.sampled_from(
@@ -119,8 +133,16 @@ def _conditions(column: str) -> st.SearchStrategy[dict[str, Any]]:
     return (condition | condition.map(lambda c: {"not": c})).map(lambda c: {column: c})
 
 
+def _compared(column: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Make a term of two columns."""
+    pair = st.tuples(st.sampled_from(COMPARISONS), st.sampled_from(COLUMNS[column]))
+    condition = pair.map(lambda each: {each[0]: {"$column": each[1]}})
+    return (condition | condition.map(lambda c: {"not": c})).map(lambda c: {column: c})
+
+
 TERMS = st.one_of(
     *[_conditions(column) for column in OPERANDS],
+    *[_compared(column) for column in COLUMNS],
     PATTERNS.map(lambda pattern: {"name": {"ilike": pattern}}),
     SPECIAL,
 )
@@ -140,6 +162,7 @@ ORDERS = st.lists(
         [
             *["id", "-name", "born", "-pay", "open", "-mood", "seen", "ratio", "doc->a", "shout"],
             *["-doc->>a", "city_id.name", "-boss_id.pay", "tags", "-span", "code"],
+            *["doc->>a::int", "-born::text", "raw->a::numeric", "-boss_id.pay::int"],
             {"by": "pay", "desc": True, "nulls": "last"},
             {"by": "ratio", "nulls": "first"},
             {"by": "city_id.name", "desc": True, "nulls": "last"},
@@ -298,7 +321,9 @@ async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
 @given(
     where=WHERE,
     group=st.lists(
-        st.sampled_from(["open", "mood", "place:city_id.name", "name", "doc->>a", "born"]),
+        st.sampled_from(
+            ["open", "mood", "place:city_id.name", "name", "doc->>a", "born", "k:doc->>a::int"]
+        ),
         unique=True, max_size=2,
     ),
 )  # fmt: skip

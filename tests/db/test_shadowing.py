@@ -193,6 +193,7 @@ async def test_planted_operators_in_filters_not_run(db: DirectCaller) -> None:
     columns = list(db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns)
     fitted = 0
     values: list[Any] = ["1", ["1"], {"a": 1}, "2020-01-01", "[1,2)", None, {"any": ["ok", "1"]}]
+    values += [{"$column": "id"}, {"$column": "texts"}, {"$column": "email"}]
     for column in columns:
         for name in (*SQL_OPERATORS, *SEARCH_FUNCTIONS):
             for value in values:
@@ -206,6 +207,10 @@ async def test_planted_operators_in_filters_not_run(db: DirectCaller) -> None:
 
 READS: list[tuple[str, dict[str, Any]]] = [
     ("things.find", {"order": ["kind"], "limit": 1}),
+    ("things.find", {"order": ["-label::varchar", "number::int"], "limit": 1}),
+    ("things.count", {"where": {"label": {"isdistinct": {"$column": "email"}}}}),
+    ("things.count", {"where": {"int4": {"lt": {"$column": "int8"}}}}),
+    ("things.count", {"where": {"jsonb->a::text": {"like": {"$column": "word"}}}}),
     ("things.find", {"order": ["-email", "mood"], "limit": 1}),
     ("things.find", {"order": ["label"], "limit": 1}),
     ("things.find", {"select": ["jsonb->a->0", "json->>a", "x:texts->0", "p:pair->a", "loud"]}),

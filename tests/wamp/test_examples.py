@@ -114,7 +114,7 @@ async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Calle
 @pytest_twisted.ensureDeferred
 async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) -> None:
     """The filters of the page mean the rows that they should."""
-    text, related = code(DOCS / "filters.md", "python")
+    text, columns, related = code(DOCS / "filters.md", "python")
     rows = [
         {"action": "deploy", "path": "/srv/app"},
         {"action": "deploy", "path": "/opt/app"},
@@ -123,6 +123,19 @@ async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) ->
     made = await caller.call("rowcast.actions.create", rows)
     found = await caller.call("rowcast.actions.find", where=ast.literal_eval(text))
     assert [row["id"] for row in found["rows"]] == [made[0]["id"]]
+    day, next_day = "2026-11-20T10:00:00Z", "2026-11-21T10:00:00Z"
+    (changed, same) = await caller.call(
+        "rowcast.actions.create",
+        [
+            {**rows[0], "created_at": day, "updated_at": next_day},
+            {**rows[0], "created_at": next_day, "updated_at": next_day},
+        ],
+        select=["id"],
+    )
+    for line in columns.splitlines():
+        own = {"id": [changed["id"], same["id"]], **ast.literal_eval(line)}
+        found = await caller.call("rowcast.actions.find", where=own, select=["id"])
+        assert found["rows"] == [changed], line
     driver = await caller.call("rowcast.drivers.create", {"name": "Flo"})
     vehicles = [
         {"plate": "B-RC 71", "model": "bus", "seats": 8, "driver_id": driver["id"]},

@@ -209,26 +209,34 @@ class Generator:
             operand = [self.value(0) for _ in range(self.random.randint(0, 3))]
         elif word < 0.3:
             operand = {self.random.choice(["any", "all", "query", "not"]): self.value(1)}
-        elif depth and word < 0.35:
+        elif word < 0.4:
+            operand = {"$column": self.random.choice([self.column(), self.cast(), self.value(0)])}
+        elif depth and word < 0.45:
             operand = self.condition(depth - 1)
         return {operator: operand}
 
     def column(self) -> str:
         """Make something like a column."""
         word = self.random.random()
-        if word < 0.7:
+        if word < 0.65:
             return self.random.choice(COLUMNS)
+        if word < 0.7:
+            return self.cast()
         if word < 0.85:
             path = self.random.choice(["->a", "->>a", "->0", "->a->1->>b", "->", "->>'x'"])
             return self.random.choice(COLUMNS) + path
         return self.random.choice(INJECTIONS)
 
+    def cast(self) -> str:
+        """Make something like a cast column."""
+        types = ["text", "text", "int", "nope", "text[]", "regclass", *INJECTIONS]
+        return f"{self.random.choice([*COLUMNS, 'doc->>a'])}::{self.random.choice(types)}"
+
     def item(self) -> Any:
         """Make something like a select item."""
         column = self.column()
         return self.random.choice(
-            [column, f"x{self.random.random():.2}:{column}", f"{column}::text",
-             f"{column}::{self.random.choice(['int', 'nope', 'text[]', INJECTIONS[0]])}",
+            [column, f"x{self.random.random():.2}:{column}", self.cast(),
              {"column": column, "as": self.random.choice(INJECTIONS)}, "*", 5]
         )  # fmt: skip
 

@@ -69,6 +69,6 @@ def test_weight_of_rows_with_short_columns_alone_is_known():
     for wide in (
         Item(Reference("computed", "select.0")),
         Item(Reference(name, "select.0", ("owner",))),
-        Item(Reference(name, "select.0"), cast="text"),
+        Item(Reference(name, "select.0", cast="text")),
     ):
         assert served.most(odd, [wide]) == inf

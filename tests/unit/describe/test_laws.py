@@ -91,7 +91,18 @@ KEYS = st.sampled_from(
         *("a", "b.c", "and", "or", "not", "eq", "gt", "in", "any", "between", "is", "fts", "query"),
         *("config", "column", "as", "cast", "by", "desc", "nulls", "relation", "via", "direction"),
         *("select", "where", "order", "limit", "embed", "inner", "measures", "group", "count"),
-        *("sum", "distinct", "separator", "$default", "like", "has_any", "cs", "isdistinct", ""),
+        *(
+            "sum",
+            "distinct",
+            "separator",
+            "$default",
+            "like",
+            "has_any",
+            "cs",
+            "isdistinct",
+            "",
+            "$column",
+        ),
     ]
 )
 ANYTHING = st.recursive(
@@ -99,7 +110,7 @@ ANYTHING = st.recursive(
     lambda each: st.one_of(st.lists(each, max_size=3), st.dictionaries(KEYS, each, max_size=3)),
     max_leaves=8,
 )
-COLUMN = st.sampled_from(["a", "b", "c.d", "a->b"])
+COLUMN = st.sampled_from(["a", "b", "c.d", "a->b", "a::int"])
 WHERE = st.dictionaries(
     COLUMN,
     st.one_of(

@@ -47,8 +47,29 @@ EVERY = [
     {"or": [{"x": {"neq": {"all": [1, 2]}}}, {"x": [1, 2]}, {"x": None}]},
     {"or": [{"b": {"x": 1}}, {"not": {"b.x": 1}}]},
     {"or": [{"b": None}, {"b": {"is": "not null"}}]},
+    {"or": [{"x": {"eq": {"$column": "x"}}}, {"x": None}]},
+    {"or": [{"x": {"gte": {"$column": "x"}}}, {"x": None}]},
+    {"or": [{"x->a": {"lte": {"$column": "x->a"}}}, {"x->a": None}]},
+    {"not": {"x": {"isdistinct": {"$column": "x"}}}},
+    {
+        "or": [
+            {"x": {"gt": {"$column": "y"}}},
+            {"x": {"lte": {"$column": "y"}}},
+            {"x": None},
+            {"y": None},
+        ]
+    },
+    {"or": [{"x::int": 1}, {"x::int": {"neq": 1}}, {"x::int": None}]},
 ]
 SOME = [
+    {"or": [{"x": {"eq": {"$column": "y"}}}, {"x": None}]},
+    {"or": [{"x": {"gt": {"$column": "x"}}}, {"x": None}]},
+    {"or": [{"x": {"neq": {"$column": "x"}}}, {"x": None}]},
+    {"or": [{"x->a": {"eq": {"$column": "x->b"}}}, {"x->a": None}]},
+    {"or": [{"x::int": {"eq": {"$column": "x"}}}, {"x": None}]},
+    {"or": [{"x::int": 1}, {"x": {"neq": 1}}, {"x": None}]},
+    {"x": {"isdistinct": {"$column": "x"}}},
+    {"not": {"x": {"isdistinct": {"$column": "y"}}}},
     {"x": 1},
     {"x": None},
     {"x": []},

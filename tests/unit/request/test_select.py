@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.select import parse_item, parse_reference
+from service.request.select import parse_item, parse_one, parse_reference
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
     assert item.alias == alias
     assert [*reference.owners, reference.name] == names
     assert [(step.key, step.index, step.text) for step in reference.steps] == steps
-    assert item.cast == cast
+    assert reference.cast == cast
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,8 @@ def test_steps_of_a_path_are_values():
     assert [step.operand.slot for step in reference.steps] == [0, 1]
 
 
-def test_filter_key_with_a_cast_is_refused():
-    """A cast belongs into select."""
-    with pytest.raises(InvalidArgument):
-        parse_reference("id::text", "where.id::text", Values())
+def test_cast_named_twice_is_refused():
+    """One stands beside the column, one in the long form."""
+    with pytest.raises(InvalidArgument) as refused:
+        parse_one({"column": "id::text", "cast": "int"}, "select.0", Values())
+    assert refused.value.details["path"] == "select.0.cast"
