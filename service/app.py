@@ -218,6 +218,7 @@ class Serving(Service):
             settings.max_bytes,
             roles,
             process=process,
+            prefix=settings.prefix,
         )
         app = load_application(settings.app)
         models = Models(self.database, app.models)

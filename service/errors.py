@@ -422,7 +422,10 @@ def in_line(text: object, length: int = 300) -> str:
 
 
 def nearest(name: object, known: Sequence[str]) -> str | None:
-    """Return a hint with the nearest known name, or None if nothing is near."""
+    """Return a hint with the nearest known name, or the one that begins so; None if there is none."""
     # A caller's name may be of any length, and difflib's time grows with it.
-    close = get_close_matches(str(name)[:80].lower(), known, n=1, cutoff=0.6)
-    return f'did you mean "{close[0]}"?' if close else None
+    word = str(name)[:80].lower()
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close and len(word) > 3:
+        close = [each for each in known if each.lower().startswith(word)]
+    return f'did you mean "{close[0]}"?' if len(close) == 1 else None

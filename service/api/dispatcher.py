@@ -88,6 +88,7 @@ class Dispatcher:
         refresh: Called when a call is refused as if the catalog were out of date; returns
             whether it is up to date then.
         process: The id of this process among those of the service.
+        prefix: Of the procedures' URIs, for hints.
 
     Attributes:
         verbs: Of relations, by name.
@@ -101,8 +102,10 @@ class Dispatcher:
         roles: Roles = Roles(),  # noqa: B008 - frozen
         refresh: Refresh = lambda: succeed(True),
         process: str = "0" * 16,
+        prefix: str = "rowcast",
     ) -> None:
         self.refresh = refresh
+        self._head = f"{prefix}."
         self._backend = Backend(database, limits, max_bytes)
         self._roles = roles
         self._procedures: dict[str, Procedure] = {}
@@ -332,7 +335,16 @@ class Dispatcher:
         Raises:
             NoSuchProcedure: There is nothing of that name; `hint` names the nearest.
         """
-        parsed = self._as_relation(snapshot, parse_name(name))
+        try:
+            return snapshot.keep(name, self._found(snapshot, name))
+        except NoSuchProcedure as error:
+            if name.startswith(self._head):
+                bare = clip(name.removeprefix(self._head))
+                error.details["hint"] = f'did you mean "{bare}", without the prefix?'
+            raise
+
+    def _found(self, snapshot: Snapshot, name: str) -> Route:
+        parsed = self._as_relation(snapshot, parse_name(name, self._procedures))
         first, *others = snapshot.catalog.schemas
         # sessions search the first schema as it is
         schema = parsed.schema if parsed.schema in others else ""
@@ -343,7 +355,7 @@ class Dispatcher:
         else:
             relation = snapshot.catalog.relation(home, parsed.relation)
             route = Route(self._verb(snapshot, relation, parsed.verb), relation, (), schema)
-        return snapshot.keep(name, route)
+        return route
 
     def _verb(self, snapshot: Snapshot, relation: Relation, name: str) -> Verb:
         verb = self.verbs.get(name)

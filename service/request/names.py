@@ -7,9 +7,10 @@ A component that WAMP would not carry is percent-encoded.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from service.errors import NoSuchProcedure, clip
+from service.errors import NoSuchProcedure, clip, nearest
 
 RESERVED = frozenset(
     {
@@ -25,6 +26,10 @@ RESERVED = frozenset(
     }
 )
 """Relations of these names are served under their schema-qualified form only."""
+
+COMMANDS = ("commit", "rollback", "savepoint", "release", "rollback_to")
+"""What a transaction that is held open takes, below its URI."""
+COMMANDS_HINT = 'it stands below the URI that transaction.begin answers, as in "<tx>.commit"'
 
 FN = "fn"
 """What stands before the name of a function."""
@@ -79,11 +84,15 @@ def decode(component: str) -> str:
         raise NoSuchProcedure(f'"{clip(component)}" is not UTF-8') from None
 
 
-def parse_name(name: str) -> Name | FunctionName:
+def parse_name(name: str, others: Collection[str] = ()) -> Name | FunctionName:
     """
     Parse a procedure's name.
 
     "app.fn.f" may also be the verb "f" of a relation that is called "fn".
+
+    Args:
+        name: Less the prefix.
+        others: Names of procedures that are about no relation, for the hint.
 
     Raises:
         NoSuchProcedure: It is none of these, or an escape is broken.
@@ -98,7 +107,10 @@ def parse_name(name: str) -> Name | FunctionName:
         return Name(*parts)
     raise NoSuchProcedure(
         f'no procedure "{clip(name)}"',
-        hint="procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
+        hint=COMMANDS_HINT
+        if parts[-1] in COMMANDS and set(parts[:-1]) <= {"transaction"}
+        else nearest(name, list(others))
+        or "procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
     )
 
 

@@ -4,17 +4,20 @@ The request of a batch: operations, and references from one into the results of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import InvalidArgument, clip
+from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
 """Operations of one batch: all of them hold one connection."""
 REFERENCE = "$ref"
+OPERATION = ("call", "args", "kwargs")
+_NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY, RECEIPT)
 
 
@@ -65,7 +68,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     Parse the arguments of `transaction`.
 
     Raises:
-        InvalidArgument: They are malformed; `path` points at the operation.
+        InvalidArgument: They are malformed; `path` points at the place, `operation` is the number.
     """
     given = Arguments(args, kwargs, ["operations"], KNOWN)
     operations = given.required("operations")
@@ -78,7 +81,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     if len(operations) > MAX_OPERATIONS:
         raise InvalidArgument(f"a batch has at most {MAX_OPERATIONS} operations", path="operations")
     return BatchRequest(
-        tuple(_operation(each, f"operations.{at}") for at, each in enumerate(operations)),
+        tuple(_operation(each, at) for at, each in enumerate(operations)),
         given.choice("isolation", ISOLATION),
         given.flag("read_only"),
         given.flag("dry_run"),
@@ -88,11 +91,23 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     )
 
 
-def _operation(value: Any, path: str) -> Operation:
+def _operation(value: Any, at: int) -> Operation:
+    try:
+        return _parsed(value, f"operations.{at}")
+    except InvalidArgument as error:
+        error.details["operation"] = at
+        raise
+
+
+def _parsed(value: Any, path: str) -> Operation:
     if not isinstance(value, Mapping):
         raise InvalidArgument("an operation is a dict", path=path)
-    known = Arguments((), _named(value, path), [], ["call", "args", "kwargs"])
-    name, args, kwargs = known.value("call"), known.value("args"), known.value("kwargs")
+    for each in _named(value, path):
+        if each not in OPERATION:
+            hint = "what is called takes its arguments, timeout included, from args and kwargs"
+            known = OPERATION
+            raise UnknownName("key", each, known, "an operation", f"{path}.{each}", hint)
+    name, args, kwargs = map(value.get, OPERATION)
     if not isinstance(name, str):
         raise InvalidArgument(
             "an operation names what it calls",
@@ -154,9 +169,8 @@ def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
 
 
 def _referred(reference: Any, results: Sequence[Any], path: str) -> Any:
-    first, _, rest = reference.partition(".") if isinstance(reference, str) else ("", "", "")
-    # isdecimal() alone takes the digits of every script.
-    if not (first.isascii() and first.isdecimal()):
+    first, dot, rest = reference.partition(".") if isinstance(reference, str) else ("", "", "")
+    if not _NUMBER.fullmatch(first):
         raise InvalidArgument(
             "a reference begins with the number of an operation",
             path=path,
@@ -165,13 +179,13 @@ def _referred(reference: Any, results: Sequence[Any], path: str) -> Any:
     if int(first) >= len(results):
         raise InvalidArgument("a reference is to an operation before its own", path=path)
     found = results[int(first)]
-    while rest:
+    while dot:
         if isinstance(found, Mapping) and rest in found:  # a name may have dots
             return found[rest]
-        name, _, rest = rest.partition(".")
+        name, dot, rest = rest.partition(".")
         if isinstance(found, Mapping) and name in found:
             found = found[name]
-        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+        elif isinstance(found, list) and _NUMBER.fullmatch(name) and int(name) < len(found):
             found = found[int(name)]
         else:
             raise InvalidArgument(

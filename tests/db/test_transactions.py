@@ -19,6 +19,7 @@ from service.errors import (
     ForeignKeyViolation,
     InvalidArgument,
     InvalidRow,
+    NoSuchProcedure,
     NotAuthorized,
     NotFound,
     ServiceError,
@@ -27,6 +28,7 @@ from service.errors import (
     TooManyRows,
 )
 from service.request.arguments import Caller
+from service.request.names import COMMANDS_HINT
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
 
@@ -143,6 +145,11 @@ async def test_references_are_values_of_earlier_results(db: DirectCaller) -> Non
         ("id", "operations.1.args.0.id"),
         ("", "operations.1.args.0.id"),
         ("²", "operations.1.args.0.id"),
+        ("00.id", "operations.1.args.0.id"),
+        ("0.", "operations.1.args.0.id"),
+        ("0..id", "operations.1.args.0.id"),
+        ("0.id.", "operations.1.args.0.id"),
+        ("9" * 5000, "operations.1.args.0.id"),
         (7, "operations.1.args.0.id"),
     ],
 )
@@ -270,6 +277,8 @@ async def test_call_that_sends_parts_is_refused_as_an_operation(
         ({"operations": [{"call": "accounts.get", "args": 1}]}, "operations.0.args"),
         ({"operations": [{"call": "accounts.get", "kwargs": []}]}, "operations.0.kwargs"),
         ({"operations": [{"call": "accounts.get", "kwargs": {1: 2}}]}, "operations.0.kwargs"),
+        ({"operations": [{"call": "accounts.get", "timeout": 1}]}, "operations.0.timeout"),
+        ({"operations": [{"call": "accounts.get", "key": 1}]}, "operations.0.key"),
         ({"operations": [], "isolation": "chaos"}, "isolation"),
         ({"operations": [], "read_only": 1}, "read_only"),
         ({"operations": [], "inject": 1}, "inject"),
@@ -284,6 +293,36 @@ async def test_malformed_batch_is_refused(
     with pytest.raises(InvalidArgument) as caught:
         await db.call("transaction", **arguments)
     assert caught.value.details["path"] == path
+    assert caught.value.details.get("operation") == (0 if path.startswith("operations.") else None)
+
+
+@pytest.mark.parametrize("reference", ["0.rows.00.id", "0.rows.1.id", "0.rows.٠.id", "0.rows.0."])
+@pytest_twisted.ensureDeferred
+async def test_reference_past_a_list_is_refused(db: DirectCaller, reference: str) -> None:
+    """Positions are written as JSON writes numbers."""
+    refused = await refusal_of(
+        db, op("accounts.find", limit=1), op("accounts.get", {"$ref": reference})
+    )
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "operations.1.args.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("rowcast.accounts.get", 'did you mean "accounts.get", without the prefix?'),
+        ("rowcast.fn.add", 'did you mean "fn.add", without the prefix?'),
+        ("transactions", 'did you mean "transaction"?'),
+        ("transaction.commit", COMMANDS_HINT),
+        ("rollback", COMMANDS_HINT),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_name_that_is_nearly_one_has_a_hint(db: DirectCaller, name: str, hint: str) -> None:
+    refused = await refusal_of(db, {"call": name})
+    assert isinstance(refused, NoSuchProcedure)
+    assert refused.details["hint"] == hint
+    assert refused.details["operation"] == 0
 
 
 @pytest_twisted.ensureDeferred
