@@ -30,6 +30,8 @@ Reason = Literal[
 REMEMBERED = 60.0
 """Seconds for which it is known why a lease ended."""
 
+BRIDGE = "callers of an HTTP bridge are one session together"
+
 MOST_REMEMBERED = 10_000
 """Ended leases that are remembered; a client that opens and ends them in a loop has no more."""
 
@@ -121,7 +123,8 @@ class Leases(Generic[Thing]):
             raise Unavailable(
                 f"this session has {own} {self._kind}s open, as many as it may",
                 retry_after=5.0,
-                hint=self._hint,
+                # A session of Crossbar's own, its HTTP bridge's say, has no authid.
+                hint=self._hint if owner.authid else f"{self._hint}; {BRIDGE}",
             )
         if len(self._open) >= self._total:
             raise Unavailable(f"as many {self._kind}s are open as may be", retry_after=5.0)

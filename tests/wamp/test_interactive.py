@@ -4,16 +4,19 @@ Transactions held open through the router, beside another service, and by caller
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import DeferredList, gatherResults
+from twisted.internet.threads import deferToThread
 
 from service.app import Serving
 from tests.conftest import ROOT, Router, execute
@@ -149,6 +152,29 @@ async def test_answers_that_follow_each_other_are_not_held_back(
             break
     assert least < 0.035
     await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_callers_of_the_bridge_share_their_bound_and_are_told_so(
+    one: Serving, router: Router
+) -> None:
+    """To the service all of them are one session."""
+
+    def asked(procedure: str) -> Any:
+        body = json.dumps({"procedure": procedure}).encode()
+        headers = {"Content-Type": "application/json"}
+        with urlopen(Request(router.http, body, headers), timeout=30) as answer:
+            return json.load(answer)
+
+    held = []
+    for _ in range(2):
+        answer = await deferToThread(asked, "rowcast.transaction.begin")
+        held.append(answer["args"][0]["tx"])
+    refused = await deferToThread(asked, "rowcast.transaction.begin")
+    assert refused["error"] == "rowcast.error.unavailable"
+    assert "HTTP bridge" in refused["kwargs"]["hint"]
+    for tx in held:
+        assert "error" not in await deferToThread(asked, f"{tx}.rollback")
 
 
 @pytest_twisted.ensureDeferred

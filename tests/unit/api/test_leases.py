@@ -7,12 +7,14 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
+from service.api.leases import BRIDGE as SHARED
 from service.api.leases import MOST_REMEMBERED, REMEMBERED, Lease, Leases, new_process, process_of
 from service.errors import NotAuthorized, Unavailable
 from service.request.arguments import Caller
 
 IDLE = 10.0
-ANN, BOB, NOBODY = (Caller(session, None, None, "realm1") for session in (1, 2, None))
+ANN, BOB, NOBODY = (Caller(session, "ann", None, "realm1") for session in (1, 2, None))
+BRIDGE = Caller(3, None, "anonymous", "realm1")
 
 
 class Thing:
@@ -104,6 +106,15 @@ def test_leases_are_bounded_by_session_and_in_all(leases: Leases[Thing]) -> None
     leases.drop(first, "failed")
     for _ in range(2):
         leases.drop(opened(leases, NOBODY), "failed")
+
+
+def test_callers_of_a_bridge_are_told_that_they_share_a_bound(leases: Leases[Thing]) -> None:
+    """The one who is refused may have none open himself."""
+    for _ in range(2):
+        opened(leases, BRIDGE)
+    with pytest.raises(Unavailable) as caught:
+        opened(leases, BRIDGE)
+    assert caught.value.details["hint"] == f"end one; {SHARED}"
 
 
 def test_another_session_is_refused_before_and_after_the_end(leases: Leases[Thing]) -> None:
