@@ -13,15 +13,9 @@ from service.api.snapshot import Snapshot
 from service.catalog import Function, Relation
 from service.db.database import Database
 from service.db.keys import Keyed
-from service.db.statements import READ_ONLY, NoRowWritten
+from service.db.statements import NoRowWritten
 from service.describe.verbs import Verb
-from service.errors import (
-    DatabaseRefused,
-    InvalidArgument,
-    ServiceError,
-    TooLarge,
-    committed_despite,
-)
+from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.request.arguments import Caller
 from service.request.read import Limits
 
@@ -196,13 +190,6 @@ class Call:
             await progress(part)
 
         return send
-
-
-def unwritten(error: ServiceError) -> ServiceError:
-    """Return the error of an operation of a `read_only` transaction; a write of one is its own fault."""
-    if error.details.get("sqlstate") != READ_ONLY:
-        return error
-    return DatabaseRefused("this would write, and the transaction is read_only", sqlstate=READ_ONLY)
 
 
 def no_operation(name: str) -> InvalidArgument:

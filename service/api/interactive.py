@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 
-from service.api.call import no_operation, unwritten
+from service.api.call import no_operation
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
 from service.db.connection import PgConnection
@@ -37,10 +37,13 @@ from service.errors import (
     InvalidArgument,
     NoSuchProcedure,
     ServiceError,
+    UnknownName,
+    clip,
     nearest,
 )
 from service.payload import Receipted
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Caller, seconds_of
+from service.request.names import COMMANDS
 from service.request.transaction import ISOLATION
 from service.sql.statement import quoted
 
@@ -66,6 +69,8 @@ ENDED: Mapping[Reason, str] = {
 }
 
 FAILED = "the transaction has failed: a call before this one was refused"
+WHOLE = "roll it back, begin another one, and make all of its calls again"
+"""What helps after an error with `retry`, which is of one call elsewhere."""
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
 """The dispatcher: the name of an operation without the prefix, its arguments, who calls."""
@@ -95,17 +100,18 @@ class HeldTransaction:
 
     Args:
         level: In the database; it takes a connection with its first statement.
-        read_only: Whether PostgreSQL refuses writes in it.
 
     Attributes:
+        savepoints: Names of those that are set, in their order; one may be there twice.
         failure: Details of what its calls get since one has failed.
         reason: Why it has ended, once it has.
     """
 
-    def __init__(self, level: Transaction, read_only: bool) -> None:
+    def __init__(self, level: Transaction) -> None:
         self.level = level
-        self.read_only = read_only
+        self.savepoints: list[str] = []
         self._last: Deferred[None] = succeed(None)
+        self._undone: Deferred[None] | None = None
         self.failure: Mapping[str, Any] | None = None
         self.reason: Reason | None = None
         self.running: Deferred[Any] | None = None
@@ -130,14 +136,50 @@ class HeldTransaction:
         return done
 
     def fail(self, cause: ServiceError | None) -> None:
-        """Record why a call has failed: those behind it fail with that."""
+        """
+        Record why a call has failed: those behind it fail with that.
+
+        Without a savepoint nothing but a rollback can follow, so it is rolled back at once: whoever
+        waits for its locks, as the other one of a deadlock does, need not wait for its caller, too.
+        """
         if self.reason is None and self.failure is None:
             self.failure = {
                 "reason": "failed",
                 "detail": f"{cause.uri}: {cause.message}" if cause else None,
                 "sqlstate": cause.details.get("sqlstate") if cause else None,
-                "hint": "roll it back, or back to a savepoint",
+                "hint": "roll it back, or back to a savepoint" if self.savepoints else WHOLE,
             }
+            if not self.savepoints:
+                self._undone = Deferred.fromCoroutine(self.level.rollback())
+
+    async def rollback(self) -> None:
+        """Roll back, or wait until that is done."""
+        await (self._undone or self.level.rollback())
+
+    def since(self, savepoint: str) -> int:
+        """
+        Return where the last savepoint of a name stands among those that are set.
+
+        Raises:
+            UnknownName: There is none.
+        """
+        for at in reversed(range(len(self.savepoints))):
+            if self.savepoints[at] == savepoint:
+                return at
+        refused = UnknownName("savepoint", savepoint, self.savepoints, path="name")
+        known = ", ".join(f'"{clip(each)}"' for each in self.savepoints[-5:])
+        refused.details.setdefault("hint", f"savepoints: {known}" if known else "none is set")
+        raise refused
+
+    def check(self) -> None:
+        """
+        Return if calls may go on.
+
+        Raises:
+            Conflict: One has failed before.
+        """
+        if self.failure is not None:
+            raise Conflict(FAILED, **self.failure)
 
     def over(self, reason: Reason) -> None:
         """Record why it has ended, and stop its clock."""
@@ -182,13 +224,10 @@ class Interactive:
             *(database.reactor, process, "transaction", limits.total, limits.session),
             "commit or roll back one of them",
         )
-        self._commands: Mapping[str, Callable[..., Awaitable[Any]]] = {
-            "commit": self._commit,
-            "rollback": self._rollback,
-            "savepoint": self._savepoint,
-            "release": self._release,
-            "rollback_to": self._rollback_to,
-        }
+        own = self._commit, self._rollback, self._savepoint, self._release, self._rollback_to
+        self._commands: Mapping[str, Callable[..., Awaitable[Any]]] = dict(
+            zip(COMMANDS, own, strict=True)
+        )
 
     async def begin(self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """
@@ -202,11 +241,10 @@ class Interactive:
             raise no_operation(BEGIN)
         given = Arguments(args, kwargs, [], ["isolation", "read_only", "idle_timeout"])
         isolation = given.choice("isolation", ISOLATION)
-        read_only = given.flag("read_only")
         idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle
-        level = self._database.hold(self._limits.idle, isolation, read_only)
+        level = self._database.hold(self._limits.idle, isolation, given.flag("read_only"))
         level.all_or_nothing = True  # or back to a savepoint of the caller's
-        held = HeldTransaction(level, read_only)
+        held = HeldTransaction(level)
         lease = self.open.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(
             self._limits.whole, self.open.drop, lease, "timeout"
@@ -249,8 +287,9 @@ class Interactive:
                 return await held.running
             except BaseException as error:
                 found = refusal(error)
-                if found is not None and held.read_only:
-                    found = unwritten(found)
+                if found is not None and found.details.get("retry"):
+                    locks = "; until then it keeps its locks" if held.savepoints else ""
+                    found.details.setdefault("hint", WHOLE + locks)
                 held.fail(found)
                 # What ended the transaction cancelled this call: its caller is told that.
                 if held.reason is not None and (found is None or isinstance(found, Canceled)):
@@ -277,7 +316,7 @@ class Interactive:
             # In its turn, so that it fails what was sent behind it: a mistyped rollback_to ends in
             # no commit.
             if command not in self._commands:
-                hint = nearest(command, list(self._commands))
+                hint = nearest(command, COMMANDS)
                 raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
             names = ["name"] if command in NAMED else []
             known = [IDEMPOTENCY_KEY, RECEIPT] if command == "commit" else []
@@ -289,8 +328,7 @@ class Interactive:
             else:
                 work = self._commit_once(lease, given, key)
             return await self._database.within(given.timeout(), work)
-        if held.failure is not None:
-            raise Conflict(FAILED, **held.failure)
+        held.check()
         given = Arguments(args, kwargs, ["call", "args", "kwargs"], [])
         call, positional, named = given.required("call"), given.value("args"), given.value("kwargs")
         if not isinstance(call, str):
@@ -311,7 +349,7 @@ class Interactive:
         held, receipt = lease.held, None
         if held.failure is not None:
             self._end(lease, "failed")
-            await held.level.rollback()
+            await held.rollback()
             raise Conflict(FAILED, **held.failure)
         try:
             if given.flag(RECEIPT):
@@ -330,7 +368,7 @@ class Interactive:
     ) -> Any:
         """Commit under a key; where a transaction has committed under it before, roll back."""
         held = lease.held
-        if held.read_only:
+        if held.level.read_only:
             raise no_key("a transaction that is read_only keeps no idempotency key")
         kept = None
         if held.failure is None:
@@ -338,34 +376,39 @@ class Interactive:
         if kept is None:
             return await self._commit(lease, given)
         self._end(lease, "committed")
-        await held.level.rollback()
+        await held.rollback()
         return kept.result
 
     async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
         # Before the wait: a call that comes meanwhile is told that the transaction has ended.
         self._end(lease, "rolled_back")
-        await lease.held.level.rollback()
+        await lease.held.rollback()
 
     def _end(self, lease: Lease[HeldTransaction], reason: Reason) -> None:
         self.open.end(lease, reason)
         lease.held.over(reason)
 
     async def _savepoint(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
-        await self._command(lease.held, f"SAVEPOINT {_name_of(given)}")
+        name, held = _name_of(given), lease.held
+        held.check()
+        await held.level.send(PgConnection.command, f"SAVEPOINT {quoted(name)}")
+        held.savepoints.append(name)
 
     async def _release(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
-        await self._command(lease.held, f"RELEASE SAVEPOINT {_name_of(given)}")
+        """Forget a savepoint, and those set since."""
+        name, held = _name_of(given), lease.held
+        held.check()
+        at = held.since(name)
+        await held.level.send(PgConnection.command, f"RELEASE SAVEPOINT {quoted(name)}")
+        del held.savepoints[at:]
 
     async def _rollback_to(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
         """Roll back to a savepoint, after which the transaction goes on, failed or not."""
-        held = lease.held
-        await held.level.send(rollback_to_txn, _name_of(given))
+        name, held = _name_of(given), lease.held
+        at = held.since(name)
+        await held.level.send(rollback_to_txn, quoted(name))
+        del held.savepoints[at + 1 :]
         held.failure = None
-
-    async def _command(self, held: HeldTransaction, words: str) -> None:
-        if held.failure is not None:
-            raise Conflict(FAILED, **held.failure)
-        await held.level.send(PgConnection.command, words)
 
 
 def ended(reason: Reason | None) -> Conflict:
@@ -382,4 +425,4 @@ def _name_of(given: Arguments) -> str:
         raise InvalidArgument(
             f"a savepoint's name is a string of 1 to {MAX_NAME} bytes", path="name"
         )
-    return quoted(name)
+    return name

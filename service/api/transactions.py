@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.api.call import CallState, no_operation, unwritten
+from service.api.call import CallState, no_operation
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.database import Database
@@ -167,9 +167,8 @@ class Batches:
                 kwargs = resolve(kwargs, results, f"{path}.kwargs")
             return await self._dispatcher.answer(operation.name, args, kwargs, caller, state=state)
         except ServiceError as error:
-            found = unwritten(error) if request.read_only else error
-            found.details["operation"] = at
-            raise found from error.__cause__
+            error.details["operation"] = at
+            raise
 
 
 async def _all(ahead: deque[Deferred[Any]], results: list[Any]) -> None:

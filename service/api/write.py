@@ -306,7 +306,7 @@ async def _known(
         return step.shape(await call.run(step))
     except TooManyRows:
         raise Conflict(
-            "other rows match by now; the same call may succeed",
+            "other rows match by now",
             relation=_relation(call).name,
             retry=True,
         ) from None

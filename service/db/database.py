@@ -14,9 +14,11 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+import psycopg2
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from service.db.pool import PgPool
 from service.db.retry import RETRIES, Retries
@@ -90,7 +92,7 @@ class Database:
             read_only: Whether the server refuses writes in it.
         """
         words = begin_statement(isolation, read_only)
-        return Transaction(self.pool.scheduler, words, self._actor.get(), idle)
+        return Transaction(self.pool.scheduler, words, self._actor.get(), read_only, idle)
 
     @contextmanager
     def inside(self, level: Level) -> Iterator[None]:
@@ -156,7 +158,7 @@ class Database:
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
             send = level.finish if last else level.run
-            return send(function, *args, actor=actor, timeout=timeout)
+            return _marked(send(function, *args, actor=actor, timeout=timeout), level.read_only)
         how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
 
@@ -195,9 +197,10 @@ class Database:
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
             work = nested_txn, isolation, read_only, function, *args
-            return level.run(*work, actor=actor, timeout=timeout)
+            done = level.run(*work, actor=actor, timeout=timeout)
+            return _marked(done, read_only or level.read_only)
         job = Job(atomic_txn, (words, actor.identity.words, function, *args), retry)
-        return self._submit(job, actor, timeout, read_only)
+        return _marked(self._submit(job, actor, timeout, read_only), read_only)
 
     def acting(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
@@ -238,7 +241,7 @@ class Database:
         level = (
             Savepoint(outer, isolation, read_only)
             if outer
-            else Transaction(self.pool.scheduler, words, self._actor.get())
+            else Transaction(self.pool.scheduler, words, self._actor.get(), read_only)
         )
         await level.enter()
         token = self._level.set(level)
@@ -310,6 +313,21 @@ class Database:
         if self._level.get() is not None:
             return await attempt()
         return await self._retries.run(attempt, retries, kind)
+
+
+def _marked(done: Deferred[Any], read_only: bool) -> Deferred[Any]:
+    """
+    Have the error of a write say whether it was its transaction that only reads.
+
+    A server that takes no writes at all, a standby say, has the same error, 25006.
+    """
+
+    def mark(failure: Failure) -> Failure:
+        if isinstance(failure.value, psycopg2.Error):
+            failure.value.read_only = True  # type: ignore[attr-defined]
+        return failure
+
+    return done.addErrback(mark) if read_only else done
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

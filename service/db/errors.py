@@ -341,10 +341,19 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 
 
 def _conflict(error: psycopg2.Error) -> ServiceError:
-    details = message_of(error, "it met another transaction's changes; the same call may succeed")
+    details = message_of(error, "it met another transaction's changes or locks")
     clock = "lock" if error.pgcode == "55P03" and not raised(error) else None
     attempts = getattr(error, "attempts", None)  # as `Database.again` has counted them
     return Conflict(**details, clock=clock, attempts=attempts, retry=True)
+
+
+def _read_only(error: psycopg2.Error) -> ServiceError:
+    if getattr(error, "read_only", False):  # as `Database.run` has noted
+        return DatabaseRefused(
+            "this would write, and the transaction is read_only", sqlstate=error.pgcode
+        )
+    message = "the database takes no writes here: it is read-only"
+    return Unavailable(message, 5.0, sqlstate=error.pgcode)
 
 
 def _canceled(error: psycopg2.Error) -> ServiceError:
@@ -360,7 +369,7 @@ def _unavailable(message: str, retry_after: float, clock: str | None = None) -> 
 _EXACT: dict[str, Make] = {
     "0A000": unsupported,
     "21000": _duplicate_key,
-    "25006": _unavailable("the database takes no writes here: it is read-only", 5.0),
+    "25006": _read_only,
     "25P03": _unavailable("the transaction lay idle for too long and was rolled back", 0.0, "idle"),
     "25P04": lambda _: StatementTimeout(clock="transaction"),
     "2D000": _transaction_end,

@@ -304,15 +304,17 @@ class Level(ABC):
     A transaction or a savepoint: what its statements run in.
 
     Attributes:
+        read_only: Whether the server refuses writes in it.
         all_or_nothing: Whether who began it keeps nothing of it once anything in it was refused,
             so that what can be refused needs no savepoint.
     """
 
     all_or_nothing = False
 
-    def __init__(self, depth: int, actor: Actor) -> None:
+    def __init__(self, depth: int, actor: Actor, read_only: bool = False) -> None:
         self.depth = depth
         self.actor = actor
+        self.read_only = read_only
         self.closed = False
         self.lock = DeferredLock()
         self.child: Level | None = None
@@ -399,14 +401,20 @@ class Transaction(Level):
         scheduler: Where its worker comes from.
         words: The BEGIN.
         actor: As whom it runs.
+        read_only: Whether the server refuses writes in it.
         idle: Seconds for which it may lie idle, if its holder ends it then. The server's own limit
             is put off, since it ends the session with the transaction.
     """
 
     def __init__(
-        self, scheduler: Scheduler, words: str, actor: Actor, idle: float | None = None
+        self,
+        scheduler: Scheduler,
+        words: str,
+        actor: Actor,
+        read_only: bool = False,
+        idle: float | None = None,
     ) -> None:
-        super().__init__(0, actor)
+        super().__init__(0, actor, read_only)
         self._idle = idle
         self._scheduler = scheduler
         self._words = words
@@ -532,7 +540,7 @@ class Savepoint(Level):
     def __init__(
         self, parent: Level, isolation: str | None = None, read_only: bool = False
     ) -> None:
-        super().__init__(parent.depth + 1, parent.actor)
+        super().__init__(parent.depth + 1, parent.actor, read_only or parent.read_only)
         self._parent = parent
         self._kind = isolation, read_only
         self._name = f"scope_{self.depth}"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
 from service.api.interactive import Interactive, TransactionLimits
 from service.api.leases import new_process
@@ -39,6 +39,9 @@ CREATE TABLE other.items (id int PRIMARY KEY, name text DEFAULT 'other''s');
 CREATE FUNCTION other.here() RETURNS text LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN (SELECT max(name) FROM items); END $$;
 CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(20);
+CREATE TABLE guarded (id int PRIMARY KEY, name text);
+CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER same BEFORE UPDATE ON guarded FOR EACH ROW EXECUTE FUNCTION same();
 CREATE FUNCTION pid() RETURNS int LANGUAGE sql STABLE AS 'SELECT pg_backend_pid()';
 """
 
@@ -256,7 +259,21 @@ async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) ->
     await tx.ask("rollback_to", "b")
     await tx.call("items.create", {"id": 4})
     await tx.ask("release", "b")
-    assert await failure_of(tx.ask("rollback_to", "b")) is not None
+    await tx.ask("savepoint", "late")
+    for command, name, hint in (
+        ("rollback_to", "b", "savepoints: "),
+        ("release", "lat", "is failed by now"),
+        ("rollback_to", "lat", 'did you mean "late"?'),
+    ):
+        wrong = await failure_of(tx.ask(command, name))
+        if command == "release":
+            assert isinstance(wrong, Conflict)
+            continue
+        assert isinstance(wrong, InvalidArgument)
+        assert wrong.message == f'no savepoint "{name}"'
+        assert wrong.details["hint"].startswith(hint)
+    await tx.ask("rollback_to", 'odd "name"')
+    assert isinstance(await failure_of(tx.ask("release", "late")), InvalidArgument)
     await tx.ask("rollback_to", 'odd "name"')
     await tx.call("items.create", {"id": 5})
     await tx.ask("commit")
@@ -265,6 +282,63 @@ async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) ->
         tx = await begin()
         assert isinstance(await failure_of(tx.ask("savepoint", name)), InvalidArgument)
         await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_savepoints_of_one_name_are_there_one_after_the_other(dsn: str, begin: Begin) -> None:
+    """As PostgreSQL has them: the last is meant, and its release uncovers the one before."""
+    tx = await begin()
+    for id in (1, 2):
+        await tx.ask("savepoint", "s")
+        await tx.call("items.create", {"id": id})
+    await tx.ask("release", "s")
+    assert await tx.call("items.count") == 2
+    await tx.ask("rollback_to", "s")
+    assert await tx.call("items.count") == 0
+    await tx.ask("release", "s")
+    assert isinstance(await failure_of(tx.ask("rollback_to", "s")), InvalidArgument)
+    assert await conflict(tx.ask("commit")) == ("failed", None)
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_victim_of_a_deadlock_without_savepoint_holds_nobody_up(
+    dsn: str, begin: Begin, savepoint: bool
+) -> None:
+    """It is rolled back at once; with a savepoint its caller may go on, and is told of the locks."""
+    execute(dsn, "TRUNCATE guarded; INSERT INTO guarded VALUES (1), (2)")
+    one, two = await begin(), await begin(BOB)
+    for tx, id in ((one, 1), (two, 2)):
+        await tx.call("guarded.update", id, {"name": "first"})
+        if savepoint:
+            await tx.ask("savepoint", "s")
+    # In a savepoint of the operation's own, since a trigger may write elsewhere what a refusal undoes.
+    work = [tx.call("guarded.update", id, {"name": "last"}) for tx, id in ((one, 2), (two, 1))]
+    outcomes = DeferredList([each.addErrback(lambda failure: failure.value) for each in work])
+    if savepoint:
+        await until(lambda: any(each.called for each in work))
+        (victim,) = [tx for tx, each in zip((one, two), work, strict=True) if each.called]
+        await victim.ask("rollback")
+    answers = [answer for _, answer in await outcomes]
+    (error,) = [each for each in answers if getattr(each, "details", {}).get("retry")]
+    assert error.details["sqlstate"] == "40P01"
+    assert error.details["hint"].startswith("roll it back, begin another one")
+    assert ("keeps its locks" in error.details["hint"]) is savepoint
+    (other,) = [each for each in answers if each is not error]
+    assert other["name"] == "last"
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_failed_gives_its_connection_back(dsn: str, begin: Begin) -> None:
+    """Nothing but a rollback could follow; what its caller sends has the answers that it had."""
+    tx = await begin()
+    await tx.call("items.create", {"id": 1})
+    assert isinstance(await failure_of(tx.call("items.get", 9)), NotFound)
+    await until(lambda: not tx.db.pool.stats().busy)
+    assert transactions(dsn) == []
+    assert await conflict(tx.call("items.count")) == ("failed", None)
+    assert await tx.ask("rollback") is None
+    assert await conflict(tx.ask("commit")) == ("rolled_back", None)
 
 
 @pytest_twisted.ensureDeferred
@@ -304,6 +378,7 @@ async def test_transaction_is_its_sessions_alone(begin: Begin) -> None:
         ({"idle_timeout": 0}, "idle_timeout"),
         ({"idle_timeout": True}, "idle_timeout"),
         ({"idle": 1}, "idle"),
+        ({"iso": "serializable"}, "iso"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -313,6 +388,8 @@ async def test_begin_with_malformed_arguments_is_refused(
     error = await failure_of(begin(**arguments))
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == path
+    if path == "idle":
+        assert error.details["hint"] == 'did you mean "idle_timeout"?'
 
 
 @pytest_twisted.ensureDeferred
@@ -327,7 +404,8 @@ async def test_isolation_and_read_only_are_postgresqls(dsn: str, begin: Begin) -
     refused = await failure_of(tx.call("items.create", {"id": 2}))
     assert isinstance(refused, DatabaseRefused)
     assert refused.details == {"sqlstate": "25006"}
-    await tx.ask("rollback")
+    for call in tx.call("items.count"), tx.ask("savepoint", "s"), tx.ask("commit"):
+        assert await conflict(call) == ("failed", None)
 
 
 @pytest.mark.parametrize(

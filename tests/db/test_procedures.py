@@ -6,14 +6,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
 
 from app.actions import Action
 from service.db.codec import Codec
 from service.db.database import Database
+from service.db.errors import refusal
 from service.db.introspect import catalog_txn
-from service.errors import InvalidArgument, InvalidRow, NotFound, StatementTimeout
+from service.db.transaction import statement_txn
+from service.errors import (
+    DatabaseRefused,
+    InvalidArgument,
+    InvalidRow,
+    NotFound,
+    StatementTimeout,
+    Unavailable,
+)
 from service.models.registry import Models
 from service.procedures.application import load_application
 from service.procedures.registry import Declared, procedures
@@ -100,6 +110,44 @@ async def test_missing_row_is_not_found(dsn: str, key: Any) -> None:
         async with database_at(dsn) as database:
             complete = (await served(database))["actions.complete"]
             assert isinstance(await failure_of(complete(CALLER, [key], {})), NotFound)
+
+
+@pytest_twisted.ensureDeferred
+async def test_write_where_only_reading_is_allowed_is_the_callers_fault(dsn: str) -> None:
+    """However the transaction was begun; a server that takes no writes is one to wait for."""
+    insert = "INSERT INTO actions (action, path) VALUES ('go', '/x')"
+
+    async def write(database: Database) -> None:
+        await database.statement(insert, fetch=False)
+
+    async def scope(database: Database) -> None:
+        async with database.transaction(read_only=True):
+            await write(database)
+
+    async def nested(database: Database) -> None:
+        async with database.transaction(), database.transaction(read_only=True):
+            await database.transact(write, database)
+
+    ways = (
+        scope,
+        nested,
+        lambda database: database.transact(write, database, read_only=True),
+        lambda database: database.atomic(statement_txn, insert, read_only=True),
+    )
+    async with database_at(dsn) as database:
+        for way in ways:
+            error = await failure_of(way(database))
+            assert error is not None
+            found = refusal(error)
+            assert isinstance(found, DatabaseRefused)
+            assert found.details == {"sqlstate": "25006"}
+        async with database.transaction():
+            await database.statement("SET TRANSACTION READ ONLY", fetch=False)
+            error = await failure_of(write(database))
+            assert isinstance(error, psycopg2.Error)
+            assert isinstance(refusal(error), Unavailable)
+            await database.statement("ROLLBACK", fetch=False)
+    assert execute(dsn, "SELECT count(*) FROM actions") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
