@@ -27,6 +27,7 @@ from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
 from service.app import Rowcast, obstacles, settle
+from service.changes.why import find_relation, table_checks_txn
 from service.command import (
     BadArgument,
     Printer,
@@ -36,16 +37,21 @@ from service.command import (
     full_uri,
     login,
     run_call,
+    run_why,
 )
 from service.db.introspect import read_catalog
+from service.db.session import SessionSettings, open_session
 from service.describe import stubs
 from service.describe.document import describe as describe_catalog
+from service.describe.relations import served_name
 from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
+from service.errors import InvalidArgument
 from service.logs import at_level
 from service.models.registry import fits
 from service.procedures.application import InvalidApplication, load_application
 from service.settings import InvalidSettings, Settings, load
+from service.wamp.caller import CallTarget
 
 SHORT_DRAIN = 2.0
 """Seconds that running calls get when Ctrl-C is pressed, whatever the settings say."""
@@ -115,6 +121,68 @@ def _track(act: Callable[..., str], *what: object) -> None:
         fail(str(error))
 
 
+WHERE = [
+    click.option("--url", help="Of the router; by default the one of the settings."),
+    click.option("--realm", help="By default that of the settings."),
+    click.option("--authid", envvar="WAMP_AUTHID", help="Who calls."),
+    click.option("--ticket", envvar="WAMP_TICKET", help="Its secret; rather in WAMP_TICKET."),
+    click.option(
+        "--key",
+        envvar="WAMP_KEY",
+        type=click.Path(dir_okay=False),
+        help="Its private key (a file).",
+    ),
+]
+"""Where the router is, and who is there."""
+
+
+def at_router(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the options of `WHERE`."""
+    for option in reversed(WHERE):
+        command = option(command)
+    return command
+
+
+def target_of(settings: Settings, **where: str | None) -> CallTarget:
+    """Return the router that options and settings name; ends the program if they name none."""
+    url, realm = where.pop("url"), where.pop("realm")
+    try:
+        return call_target(url or default_url(settings), realm or settings.realm, login(**where))
+    except BadArgument as error:
+        raise click.UsageError(str(error)) from None
+
+
+@main.command(help="Say why nothing is heard of a table's changes, check by check.")
+@click.argument("table")
+@click.option("--role", help="A role of the database, who would read; by default the service's.")
+@at_router
+def why(table: str, role: str | None, **where: str | None) -> None:
+    """Print a line for each check; exits with 1 if one fails."""
+    settings = read()
+    target = target_of(settings, **where)
+    try:
+        with settings.place.running() as dsn:
+            catalog = read_catalog(dsn, settings.schemas)
+            relation = find_relation(catalog, table)
+            connection = open_session(dsn, SessionSettings(schemas=settings.schemas))
+            try:
+                checks = table_checks_txn(connection, relation.schema, relation.name, role)
+            finally:
+                connection.close()
+    except InvalidArgument as error:
+        hint = error.details.get("hint")
+        served = f"{error.message}, or it is hidden or of a schema that is not served"
+        fail(f"{served} (ROWCAST_SCHEMAS){f' → {hint}' if hint else ''}")
+    except (EmbeddedFailed, OSError) as error:
+        fail(str(error))
+    for check in checks:
+        print(check.line(), flush=True)
+    found = run_why(reactor, target, settings.prefix, served_name(catalog, relation))
+    for check in found:
+        print(check.line())
+    sys.exit(any(check.ok is False for check in (*checks, *found)))
+
+
 def procedures(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Return the procedures whose names begin so, for the shell's completion; none on errors."""
     with suppress(Exception):
@@ -125,13 +193,7 @@ def procedures(_: click.Context, __: click.Parameter, incomplete: str) -> list[s
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("procedure", shell_complete=procedures)
 @click.argument("arguments", nargs=-1)
-@click.option("--url", help="Of the router; by default the one of the settings.")
-@click.option("--realm", help="By default that of the settings.")
-@click.option("--authid", envvar="WAMP_AUTHID", help="Who calls.")
-@click.option("--ticket", envvar="WAMP_TICKET", help="Its secret; rather in WAMP_TICKET.")
-@click.option(
-    "--key", envvar="WAMP_KEY", type=click.Path(dir_okay=False), help="Its private key (a file)."
-)
+@at_router
 @click.option("--progress", is_flag=True, help="Print progressive results as they come.")
 @click.option("--timeout", type=float, help="Seconds that the call may take.")
 @click.option(
@@ -158,9 +220,8 @@ def call(
     """
     settings = read()
     printer = Printer(sys.stdout.isatty() if output is None else output == "table")
-    url, realm = where.pop("url"), where.pop("realm")
+    target = target_of(settings, **where)
     try:
-        target = call_target(url or default_url(settings), realm or settings.realm, login(**where))
         uri = full_uri(settings.prefix, procedure)
         sys.exit(run_call(reactor, target, uri, arguments, printer, progress, timeout))
     except BadArgument as error:

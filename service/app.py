@@ -29,6 +29,7 @@ from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.status import StatusProcedures
 from service.api.transactions import Batches
+from service.changes.why import Check, WhyProcedure
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -278,7 +279,8 @@ class Serving(Service):
         batches = Batches(
             self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
         )
-        own = {**status.procedures(), **batches.procedures()}
+        why = WhyProcedure(self.dispatcher, self.database, roles, self._checks)
+        own = {**status.procedures(), **batches.procedures(), **why.procedures()}
         self.dispatcher.add(own, once=False)
         self.dispatcher.add(written)
         callee.meter.verbs = self.dispatcher.verbs
@@ -311,6 +313,18 @@ class Serving(Service):
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)
         await stopped(self.pool, self.pool.close)
+
+    def _checks(self) -> list[Check]:
+        """Return what `why` says of this service."""
+        if self.listener.listening:
+            return [Check(True, "the service listens to the database")]
+        return [
+            Check(
+                None,
+                "the service does not listen to the database: it looks now and then",
+                "ROWCAST_DIRECT_URL, past a transaction pooler",
+            )
+        ]
 
     def _heard(self, payload: str) -> None:
         self.catalogs.reload()

@@ -23,10 +23,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from service.api.verbs import VERBS
+from service.changes.why import Check
 from service.errors import visible
 from service.settings import Address, Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
-from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once
+from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once, subscribe_once
 
 KEYWORDS_ONLY = frozenset(verb.name for verb in VERBS.values() if not verb.positional)
 """Verbs that take no positional arguments, so that a dict given to them is of keywords."""
@@ -211,6 +212,45 @@ def run_call(
         else:
             printer.answer(answer)
     return status
+
+
+def run_why(reactor: Any, target: CallTarget, prefix: str, relation: str) -> list[Check]:
+    """
+    Run the reactor to find out what of the router has to hold for events of a relation.
+
+    Args:
+        reactor: Not running yet, and used up by this.
+        target: The router, and who would subscribe.
+        prefix: Of the service's procedures and topics.
+        relation: Its name in URIs.
+    """
+    found: list[Check] = []
+
+    async def look(reactor: Any) -> None:
+        try:
+            health = await call_once(reactor, target, f"{prefix}.health", [], {})
+            bad = [name for name, well in health["checks"].items() if not well]
+            why = f"the service says that it is not well: {', '.join(bad)}"
+            found.append(Check(not bad, why if bad else "a service answers, and is well"))
+        except CallRefused as error:
+            found.append(Check(False, f"no service answers: {error}", "start one (make run)"))
+        topic = f"{prefix}.{relation}.changed."
+        try:
+            await subscribe_once(reactor, target, topic)
+            found.append(Check(True, f"the router lets you subscribe to {topic}"))
+        except CallRefused as error:
+            permit = f'allow your role "subscribe" on {topic} in the router\'s configuration'
+            found.append(Check(False, f"you may not subscribe to {topic}: {error}", permit))
+
+    async def answer(reactor: Any) -> None:
+        try:
+            await look(reactor)
+        except NotJoined as error:
+            cure = "start it (make run), or say --url, --realm, --authid"
+            found.append(Check(False, f"no session at the router {target.url}: {error}", cure))
+
+    _wait(reactor, answer)
+    return found
 
 
 def complete(reactor: Any, settings: Settings, incomplete: str) -> list[str]:

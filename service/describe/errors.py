@@ -52,6 +52,7 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "describe": (*ANY, errors.TooLarge),
     "health": ANY,
     "stats": ANY,
+    "why": ANY,
     "transaction": ALL,
     "transaction.begin": ANY,
     "written": ALL,

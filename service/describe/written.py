@@ -59,6 +59,29 @@ OWN: Mapping[str, dict[str, Any]] = {
         "result": record({"calls": OBJECT, "pool": OBJECT}, ["calls", "pool"]),
         "errors": reference("errors.stats"),
     },
+    "why": {
+        "comment": "What has to hold for changes of a relation to be heard of, and whether it does",
+        "positional": ["relation"],
+        "arguments": record({"relation": {"type": "string"}, **TIMEOUT}, ["relation"]),
+        "result": record(
+            {
+                "ok": TRUTH,
+                "checks": {
+                    "type": "array",
+                    "items": record(
+                        {
+                            "ok": {"type": ["boolean", "null"]},
+                            "text": {"type": "string"},
+                            "mend": {"type": ["string", "null"]},
+                        },
+                        ["ok", "text", "mend"],
+                    ),
+                },
+            },
+            ["ok", "checks"],
+        ),
+        "errors": reference("errors.why"),
+    },
     "transaction": {
         "comment": "Operations in one transaction, all or nothing; the results of all of them",
         "positional": ["operations"],

@@ -4,12 +4,12 @@ The other side of a call: a session that joins, makes one call and leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import CallOptions, CallResult, SessionDetails
+from autobahn.wamp.types import CallOptions, CallResult, SessionDetails, SubscribeOptions
 from twisted.internet.defer import Deferred
 
 from service.wamp.auth import Anonymous, Login
@@ -94,6 +94,38 @@ async def call_once(
         NotJoined: No session can be opened.
         CallRefused: It was answered by an error, or the session was lost under it.
     """
+
+    async def call(session: SafeSession) -> Any:
+        options = CallOptions(on_progress=progress)
+        answer = await session.call(uri, *args, options=options, **kwargs)
+        if isinstance(answer, CallResult):
+            return {"args": list(answer.results), "kwargs": answer.kwresults}
+        return answer
+
+    return await once(reactor, place, call)
+
+
+async def subscribe_once(reactor: Any, place: CallTarget, topic: str) -> None:
+    """
+    Join, subscribe to all topics that begin so, leave; raises as `call_once` does.
+
+    Args:
+        reactor: Makes the connection.
+        place: Where.
+        topic: What they begin with.
+    """
+
+    async def subscribe(session: SafeSession) -> None:
+        options = SubscribeOptions(match="prefix")
+        await session.subscribe(lambda *_, **__: None, topic, options)
+
+    await once(reactor, place, subscribe)
+
+
+async def once(
+    reactor: Any, place: CallTarget, act: Callable[[SafeSession], Awaitable[Any]]
+) -> Any:
+    """Join, act, leave; raises as `call_once` does."""
     joined: Deferred[SafeSession] = Deferred()
 
     async def has_joined(session: SafeSession, _: SessionDetails) -> None:
@@ -120,11 +152,7 @@ async def call_once(
         await joined.addTimeout(
             CONNECT_TIMEOUT, reactor, lambda *_: _refuse(f"no answer to the {protocol.stage}")
         )
-        options = CallOptions(on_progress=progress)
-        answer = await session.call(uri, *args, options=options, **kwargs)
-        if isinstance(answer, CallResult):
-            return {"args": list(answer.results), "kwargs": answer.kwresults}
-        return answer
+        return await act(session)
     except ApplicationError as error:
         message = " ".join(map(str, error.args))
         raise CallRefused(error.error, message, error.kwargs) from error

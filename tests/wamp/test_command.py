@@ -110,6 +110,24 @@ async def test_call_with_a_receipt_prints_the_keywords_too(router: Router) -> No
 
 
 @pytest_twisted.ensureDeferred
+async def test_why_prints_a_line_for_each_check(router: Router, migrated: str) -> None:
+    """Of the database, without a service, and then of the router and the service."""
+    said, _, status = await rowcast(router, "why", "drivers", DATABASE_URL=migrated)
+    lines = said.splitlines()
+    assert status == 1
+    assert "[-] it is not tracked → rowcast track public.drivers" in lines
+    assert lines[-2:] == [
+        "[+] a service answers, and is well",
+        f"[+] the router lets you subscribe to {router.prefix}.drivers.changed.",
+    ]
+    away = f"ws://127.0.0.1:{free_port()}/ws"
+    said, _, status = await rowcast(router, "why", "drivers", "--url", away, DATABASE_URL=migrated)
+    assert f"[-] no session at the router {away}" in said.splitlines()[-1]
+    _, errors, status = await rowcast(router, "why", "driver", DATABASE_URL=migrated)
+    assert (status, "did you mean" in errors) == (1, True)
+
+
+@pytest_twisted.ensureDeferred
 async def test_call_refused_prints_the_error_with_status_1(router: Router) -> None:
     """URI and message, then its details; nothing on the output."""
     output, errors, status = await rowcast(router, "call", "drivers.fnd")

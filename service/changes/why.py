@@ -1,0 +1,328 @@
+"""
+Why nothing is heard of a table's changes: what has to hold for that, looked at one by one.
+
+A change becomes an event by way of triggers, the log, the feed, the router and the rights of who
+subscribes. Any of them may stop it without a word, so each has a line here, with what mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.api.dispatcher import Dispatcher, Procedure
+from service.api.roles import SERVICE, Roles
+from service.catalog import Catalog, Relation
+from service.changes.log import installed_txn
+from service.db.connection import PgConnection
+from service.db.database import Database
+from service.db.session import OWN_IDENTITY
+from service.describe.relations import served_name
+from service.errors import InvalidArgument, UnknownName
+from service.request.arguments import Arguments, Caller
+
+RECENT = 100_000
+"""Rows of the log, the newest, among which the last change of the table is looked for."""
+
+TABLE = """
+SELECT c.oid::bigint, c.relkind, c.relpersistence,
+       CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::regclass::text END,
+       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+       ARRAY(SELECT s.srsubid::text FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid),
+       pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT'),
+       c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
+           AND (c.relforcerowsecurity OR NOT pg_catalog.pg_has_role(r.oid, c.relowner, 'USAGE')),
+       r.rolname
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_roles r ON r.rolname = coalesce(%(role)s, current_user)
+ WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+"""
+
+TRACKED = """
+SELECT t.id, t.level,
+       CASE WHEN pg_catalog.has_function_privilege('rowcast.problem(oid, text)', 'EXECUTE')
+            THEN rowcast.problem(t.relation, t.level) ELSE t.problem END
+  FROM rowcast.tracked t WHERE t.relation = %(oid)s
+"""
+
+# A session of such a role or database fires no trigger that is not ALWAYS, and says nothing.
+REPLICA = """
+SELECT pg_catalog.current_setting('session_replication_role') = 'replica',
+       ARRAY(SELECT coalesce('role ' || r.rolname, 'database ' || d.datname)
+               FROM pg_catalog.pg_db_role_setting s
+               LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
+               LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+              WHERE 'session_replication_role=replica' = ANY (s.setconfig)
+                AND (s.setdatabase = 0 OR d.datname = current_database())),
+       pg_catalog.pg_is_in_recovery()
+"""
+
+LAST = """
+SELECT extract(epoch FROM clock_timestamp() - at)::float8 FROM (
+    SELECT relation, at FROM rowcast.log ORDER BY xid DESC, seq DESC LIMIT %(recent)s) AS newest
+ WHERE relation = %(id)s LIMIT 1
+"""
+
+# What was written after the newest tick was made.
+READ = """
+SELECT t.tick, extract(epoch FROM clock_timestamp() - t.at)::float8,
+       (SELECT extract(epoch FROM clock_timestamp() - min(l.at))::float8 FROM (
+            SELECT at FROM rowcast.log WHERE xid >= pg_catalog.pg_snapshot_xmax(t.snapshot)
+             LIMIT 1000) AS l)
+  FROM rowcast.ticks t ORDER BY t.tick DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """
+    One of the things that have to hold.
+
+    Args:
+        ok: Whether it does; None where it is no reason, but good to know.
+        text: What was found.
+        mend: What to do about it, a command where there is one.
+    """
+
+    ok: bool | None
+    text: str
+    mend: str | None = None
+
+    def line(self) -> str:
+        """Return it as a line for a terminal."""
+        mark = {True: "+", False: "-", None: " "}[self.ok]
+        return f"[{mark}] {self.text}" + (f" → {self.mend}" if self.mend else "")
+
+    def wire(self) -> dict[str, Any]:
+        """Return it as `why` answers it."""
+        return {"ok": self.ok, "text": self.text, "mend": self.mend}
+
+
+def table_checks_txn(
+    connection: PgConnection, schema: str, name: str, role: str | None
+) -> list[Check]:
+    """
+    Look at what of the database has to hold for events of a table.
+
+    Args:
+        connection: As the service itself; in a transaction, or by itself.
+        schema: Of the table.
+        name: Of the table.
+        role: Whose rights count; None for those of the service.
+    """
+    shown = f"{schema}.{name}"
+    found = _row(connection, TABLE, schema=schema, name=name, role=role)
+    if found is None:
+        return [Check(False, f"there is no {shown}, or no role {role}")]
+    oid, kind, persistence, root, has_key, subscriptions, readable, filtered, role = found
+    checks = [*_table(shown, kind, persistence, root), *_key(shown, has_key)]
+    if not installed_txn(connection):
+        checks.append(Check(False, "there is no log of changes", f"rowcast track {shown}"))
+    else:
+        tracked = _row(connection, TRACKED, oid=oid)
+        checks += _tracked(shown, tracked)
+        checks += _replica(connection, shown, subscriptions)
+        if tracked is not None:
+            last = _row(connection, LAST, id=tracked[0], recent=RECENT)
+            checks.append(_last(last))
+            checks += _read(_row(connection, READ))
+    return [*checks, *_rights(shown, role, readable, filtered)]
+
+
+def _row(connection: PgConnection, query: str, **values: Any) -> Sequence[Any] | None:
+    with connection.cursor() as cursor:
+        cursor.execute(query, values, clean=True)
+        found: Sequence[Any] | None = cursor.fetchone()
+        return found
+
+
+def _table(shown: str, kind: str, persistence: str, root: str | None) -> Iterator[Check]:
+    if kind not in "rp":
+        yield Check(
+            False, f"{shown} is no table, and has no changes of its own", "track those under it"
+        )
+    elif root is not None:
+        yield Check(
+            False, f"{shown} is a partition: its changes are those of {root}", f"rowcast why {root}"
+        )
+    elif persistence != "p":
+        yield Check(False, f"{shown} is unlogged", f"ALTER TABLE {shown} SET LOGGED")
+    else:
+        yield Check(True, f"{shown} is a table, and served")
+
+
+def _key(shown: str, has_key: bool) -> Iterator[Check]:
+    if has_key:
+        yield Check(True, "it has a primary key")
+    else:
+        yield Check(
+            None,
+            "it has no primary key: its events have no key",
+            f"ALTER TABLE {shown} ADD PRIMARY KEY (…)",
+        )
+
+
+def _tracked(shown: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
+    if tracked is None:
+        yield Check(False, "it is not tracked", f"rowcast track {shown}")
+        return
+    _, level, problem = tracked
+    if problem is not None:
+        yield Check(False, f"it is tracked, but {problem}", f"rowcast track {shown}")
+    elif level == "full":
+        yield Check(True, "it is tracked, whole rows; its triggers are there and enabled")
+    else:
+        less = {
+            "keys": "its events have keys and no rows",
+            "touch": "its events say no more than that",
+        }
+        yield Check(
+            None,
+            f"it is tracked at the level {level}: {less[level]}",
+            f"rowcast track {shown} --level full",
+        )
+
+
+def _replica(connection: PgConnection, shown: str, subscriptions: Sequence[str]) -> Iterator[Check]:
+    found = _row(connection, REPLICA)
+    assert found is not None
+    everywhere, some, standby = found
+    if standby:
+        yield Check(False, "this is a standby, where nothing is logged", "connect to the primary")
+    who = "every session" if everywhere else ", ".join(some)
+    if who:
+        yield Check(
+            False,
+            f"session_replication_role is replica for {who}: its writes fire no trigger",
+            "reset it (ALTER ROLE, ALTER DATABASE or ALTER SYSTEM … RESET session_replication_role)",
+        )
+    if subscriptions:
+        yield Check(
+            False,
+            "a subscription writes to it, which fires no trigger",
+            f"track it where it is published, or ALTER TABLE {shown} ENABLE ALWAYS TRIGGER …",
+        )
+    if not (standby or who or subscriptions):
+        yield Check(True, "its triggers are not bypassed (session_replication_role)")
+
+
+def _last(found: Sequence[Any] | None) -> Check:
+    if found is None:
+        return Check(None, "nothing was written to it lately: see it with an UPDATE in psql")
+    return Check(True, f"its last change was logged {_ago(found[0])} ago")
+
+
+def _read(found: Sequence[Any] | None) -> Iterator[Check]:
+    if found is None:
+        yield Check(False, "nobody has read the log yet", "start a service (make run)")
+        return
+    tick, since, waiting = found
+    if waiting is not None and waiting > LATE:
+        yield Check(
+            False,
+            f"the log is not read: changes wait for {_ago(waiting)} (position {tick})",
+            "is a service up? rowcast call health; its log says why not",
+        )
+    else:
+        yield Check(True, f"the log is read up to its end (tick {tick}, {_ago(since)} ago)")
+
+
+LATE = 5.0
+"""Seconds that a change may wait to be read, a takeover included."""
+
+
+def _rights(shown: str, role: str, readable: bool, filtered: bool) -> Iterator[Check]:
+    if not readable:
+        yield Check(
+            False, f"the role {role} may not read it", f'GRANT SELECT ON {shown} TO "{role}"'
+        )
+        return
+    yield Check(True, f"the role {role} may read it")
+    if filtered:
+        yield Check(
+            None,
+            f"row-level security holds for {role}: topics say only that it was touched",
+            f"watch it ({shown.removeprefix('public.')}.watch), which shows the rows that it may see",
+        )
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 0):.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+class WhyProcedure:
+    """
+    Answers `why`.
+
+    Args:
+        dispatcher: For what is served to a caller.
+        database: Looked at.
+        roles: For a caller's role.
+        parts: Returns what is to be said of the service itself.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        database: Database,
+        roles: Roles,
+        parts: Callable[[], Iterable[Check]],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._database = database
+        self._roles = roles
+        self._parts = parts
+
+    def procedures(self) -> dict[str, Procedure]:
+        """Return the procedure by name."""
+        return {"why": self._why}
+
+    async def _why(self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """
+        Answer `why`: what has to hold for a caller to hear of changes, and whether it does.
+
+        Raises:
+            UnknownName: Nothing of that name is served to the caller.
+        """
+        given = Arguments(args, kwargs, ["relation"], [])
+        relation = find_relation(
+            self._dispatcher.served_to(caller).catalog, given.required("relation")
+        )
+        role = self._roles.of(caller)
+        # As the service itself: callers have no right on the log.
+        with self._database.identity(OWN_IDENTITY):
+            checks = await self._database.run(
+                table_checks_txn,
+                relation.schema,
+                relation.name,
+                role if role != SERVICE else None,
+                retry=True,
+                timeout=given.timeout(),
+            )
+        checks += self._parts()
+        return {
+            "ok": all(check.ok is not False for check in checks),
+            "checks": [check.wire() for check in checks],
+        }
+
+
+def find_relation(catalog: Catalog, name: Any) -> Relation:
+    """
+    Return the relation of a name as it stands in URIs: "actions", "app.sessions".
+
+    Raises:
+        InvalidArgument: There is none; `hint` names the nearest.
+    """
+    if not isinstance(name, str):
+        raise InvalidArgument('a relation is named by a string, as in "actions"', path="relation")
+    known = {served_name(catalog, each): each for each in catalog.relations.values()}
+    found = known.get(name)
+    if found is None:
+        found = next((r for r in known.values() if f"{r.schema}.{r.name}" == name), None)
+    if found is None:
+        raise UnknownName("relation", name, known, path="relation")
+    return found

@@ -1,0 +1,177 @@
+"""
+`why`: each reason for which nothing is heard of a table's changes has its line, with what mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import pytest_twisted
+
+from schema.changes import remove, track_table
+from service.api.roles import Roles
+from service.changes.why import Check, WhyProcedure, table_checks_txn
+from service.db.session import SessionSettings, open_session
+from service.errors import UnknownName
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE TABLE things (id int PRIMARY KEY, note text);
+CREATE TABLE keyless (n int);
+CREATE VIEW seen AS SELECT * FROM things;
+CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
+CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY LIST (id);
+CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+DO $$ BEGIN
+    IF to_regrole('why_reader') IS NULL THEN CREATE ROLE why_reader; END IF;
+    IF to_regrole('why_nobody') IS NULL THEN CREATE ROLE why_nobody; END IF;
+END $$;
+GRANT SELECT ON things TO why_reader;
+"""
+
+ROLES = Roles({"reader": "why_reader", "nobody": "why_nobody"})
+pytestmark = pytest.mark.serving(roles=ROLES)
+
+
+@pytest.fixture
+def tracked(dsn: str) -> Iterator[str]:
+    """Track `things`, and nothing else."""
+    track_table(dsn, "things", "full", True)
+    yield dsn
+    execute(dsn, remove())
+
+
+def checks(dsn: str, name: str, role: str | None = None) -> list[Check]:
+    connection = open_session(dsn, SessionSettings())
+    try:
+        return table_checks_txn(connection, "public", name, role)
+    finally:
+        connection.close()
+
+
+def failing(dsn: str, name: str, role: str | None = None) -> list[str]:
+    return [check.line() for check in checks(dsn, name, role) if check.ok is False]
+
+
+def test_why_of_a_database_without_a_log_says_what_to_type(dsn: str) -> None:
+    assert failing(dsn, "things") == [
+        "[-] there is no log of changes → rowcast track public.things"
+    ]
+
+
+def test_why_of_a_tracked_table_has_nothing_to_mend_but_that_nobody_reads(tracked: str) -> None:
+    """A tick is as of a service that has read the log up to here."""
+    assert failing(tracked, "things") == [
+        "[-] nobody has read the log yet → start a service (make run)"
+    ]
+    execute(tracked, "INSERT INTO things VALUES (1, 'a')")
+    tick = "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes) VALUES ({}, 1, pg_current_snapshot(), 1)"
+    execute(tracked, tick.format(1))
+    found = [check.text for check in checks(tracked, "things")]
+    assert not failing(tracked, "things")
+    assert any(text.startswith("its last change was logged 0.") for text in found), found
+
+    execute(tracked, "INSERT INTO things VALUES (2, 'a')")
+    assert not failing(tracked, "things")
+    execute(tracked, "UPDATE rowcast.log SET at = at - interval '1 minute'")
+    (line,) = failing(tracked, "things")
+    assert "the log is not read: changes wait for 6" in line
+    execute(tracked, "TRUNCATE things")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "seen",
+            "[-] public.seen is no table, and has no changes of its own → track those under it",
+        ),
+        ("fleeting", "[-] public.fleeting is unlogged → ALTER TABLE public.fleeting SET LOGGED"),
+        (
+            "part",
+            "[-] public.part is a partition: its changes are those of parts → rowcast why parts",
+        ),
+        ("keyless", "[-] it is not tracked → rowcast track public.keyless"),
+    ],
+)
+def test_why_of_what_is_not_tracked_says_what_is(tracked: str, name: str, line: str) -> None:
+    assert line in failing(tracked, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "undo", "words"),
+    [
+        (
+            "ALTER TABLE things DISABLE TRIGGER USER",
+            "ALTER TABLE things ENABLE TRIGGER USER",
+            "it is tracked, but its triggers are disabled → rowcast track public.things",
+        ),
+        (
+            "ALTER ROLE why_reader SET session_replication_role = replica",
+            "ALTER ROLE why_reader RESET session_replication_role",
+            "session_replication_role is replica for role why_reader",
+        ),
+    ],
+)
+def test_why_finds_triggers_that_do_not_fire(
+    tracked: str, change: str, undo: str, words: str
+) -> None:
+    assert not any(words in line for line in failing(tracked, "things"))
+    execute(tracked, change)
+    try:
+        assert any(words in line for line in failing(tracked, "things"))
+    finally:
+        execute(tracked, undo)
+
+
+def test_why_tells_the_rights_of_a_role(tracked: str) -> None:
+    assert "[+] the role why_reader may read it" in [
+        check.line() for check in checks(tracked, "things", "why_reader")
+    ]
+    assert (
+        '[-] the role why_nobody may not read it → GRANT SELECT ON public.things TO "why_nobody"'
+        in failing(tracked, "things", "why_nobody")
+    )
+    execute(tracked, "ALTER TABLE things ENABLE ROW LEVEL SECURITY")
+    try:
+        lines = [check.line() for check in checks(tracked, "things", "why_reader")]
+        assert any("row-level security holds for why_reader" in line for line in lines)
+        # not for its owner
+        lines = [check.line() for check in checks(tracked, "things")]
+        assert not any("row-level security" in line for line in lines)
+    finally:
+        execute(tracked, "ALTER TABLE things DISABLE ROW LEVEL SECURITY")
+
+
+def test_why_tells_what_a_level_leaves_out(tracked: str) -> None:
+    for level, words in (("keys", "have keys and no rows"), ("touch", "say no more than that")):
+        track_table(tracked, "things", level, True)
+        (line,) = [each.line() for each in checks(tracked, "things") if "level" in each.text]
+        assert words in line
+        assert line.endswith("→ rowcast track public.things --level full")
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_answers_callers_of_what_they_may_use(tracked: str, db: DirectCaller) -> None:
+    """Who may not read a table is not told that it is there, nor of the log."""
+    said = Check(None, "of the service itself")
+    procedure = WhyProcedure(db.dispatcher, db.database, ROLES, lambda: [said])
+    db.dispatcher.add(procedure.procedures(), once=False)
+    reader, nobody = (Caller(1, None, name, "realm1") for name in ("reader", "nobody"))
+    found = await db.call_as(reader, "why", "things")
+    assert found["ok"] is False
+    assert found["checks"][-1] == said.wire()
+    assert {"ok": True, "text": "the role why_reader may read it", "mend": None} in found["checks"]
+    for caller, name in ((nobody, "things"), (reader, "keyless"), (reader, "thing")):
+        error = await failure_of(db.call_as(caller, "why", name))
+        assert isinstance(error, UnknownName)
+        assert error.details["path"] == "relation"
+    assert error.details["hint"] == 'did you mean "things"?'
+
+
+def test_why_of_a_role_that_is_not_there_says_so(tracked: str) -> None:
+    assert failing(tracked, "things", "none") == ["[-] there is no public.things, or no role none"]
