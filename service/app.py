@@ -12,6 +12,7 @@ import atexit
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any, TypeVar
@@ -29,6 +30,9 @@ from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.status import StatusProcedures
 from service.api.transactions import Batches
+from service.api.verbs import VERBS
+from service.changes.cycle import Cycle
+from service.changes.watch import Watches, WatchLimits
 from service.changes.why import Check, WhyProcedure
 from service.db.database import Database
 from service.db.listener import Listener
@@ -228,6 +232,17 @@ class Serving(Service):
         )
         self.listener = Listener(reactor, place.direct_dsn)
         self.listener.subscribe(CHANNEL, self._heard, self.catalogs.reload)
+        self.watches = Watches(
+            reactor,
+            self.database,
+            self.dispatcher,
+            Cycle(reactor, place.direct_dsn, _session(settings)),
+            WatchLimits(
+                settings.max_watches_per_session, settings.max_watch_rows, settings.max_bytes
+            ),
+            settings.statement_timeout,
+        )
+        self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
         callee = Callee(
             reactor,
             self.dispatcher.answer,
@@ -254,6 +269,7 @@ class Serving(Service):
 
         def departed(session: int | None) -> None:
             self.dispatcher.departed(session)
+            self.watches.departed(session)
             if session is not None:
                 callee.departed(session)
 
@@ -293,6 +309,7 @@ class Serving(Service):
         self.catalogs.startService()
         self.listener.startService()
         self.pruner.startService()
+        self.watches.startService()
 
     async def joined(self) -> None:
         """Join the router, once there is something to serve."""
@@ -308,7 +325,9 @@ class Serving(Service):
 
     async def _stop(self) -> None:
         self.dispatcher.stop()
+        self.watches.drain()
         await stopped(self.client, self.client.stopService)
+        await stopped(self.watches, self.watches.stopService)
         await stopped(self.pruner, self.pruner.stopService)
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)

@@ -19,6 +19,7 @@ Every refusal, by family.
     ├─ TooLarge             the answer may not be sent
     │  ├─ TooManyGroups     an aggregate has more groups than an answer holds
     │  ├─ TooManyToSend     a function gave more rows than an answer holds
+    │  ├─ TooManyWatched    a query has more rows than are watched
     │  └─ TooMuchToDescribe more is served than one answer describes
     ├─ StatementTimeout     over the time limit
     ├─ Unavailable          try again later
@@ -284,6 +285,22 @@ class TooManyGroups(TooLarge):
             f"there are more than {limit} groups, the most of one answer",
             hint="ask for a part with where or having, or for one after the other with limit"
             " and offset",
+        )
+
+
+class TooManyWatched(TooLarge):
+    """
+    A query has more rows than are watched.
+
+    Args:
+        limit: The most rows of one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        ServiceError.__init__(
+            self,
+            f"there are more than {limit} rows, the most of one that is watched",
+            hint="watch a part with where, or the first ones with order and limit",
         )
 
 

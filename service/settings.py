@@ -169,6 +169,8 @@ OTHER_NAMES = {
     "slow_statement": "SLOW SLOWQUERY SLOWQUERIES SLOWLOG LOGMINDURATION LOGMINDURATIONSTATEMENT",
     "tx_idle_timeout": "IDLETIMEOUT",
     "max_rows": "LIMIT MAXLIMIT PAGESIZE DBMAXROWS ROWLIMIT",
+    "max_watches_per_session": "MAXWATCHES WATCHES MAXSUBSCRIPTIONS SUBSCRIPTIONS LIVEQUERIES",
+    "max_watch_rows": "WATCHROWS MAXWATCHED MAXLIVEROWS",
     "max_bytes": "MAXSIZE BYTELIMIT",
     "shared": "REPLICAS CLUSTER SCALE",
     "drain_timeout": "SHUTDOWNTIMEOUT STOPTIMEOUT GRACE GRACEPERIOD",
@@ -267,6 +269,10 @@ class Settings(BaseSettings):
         default=86_400, description="seconds an idempotency key is kept"
     )
     max_rows: Count = Field(default=1000, description="rows in one answer")
+    max_watches_per_session: Count = Field(
+        default=100, description="queries that one session may watch"
+    )
+    max_watch_rows: Count = Field(default=10_000, description="rows of a query that is watched")
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one answer"
     )

@@ -5,6 +5,7 @@ One call as a verb gets it, and the steps that a verb makes of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +22,9 @@ from service.request.read import Limits
 
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
+
+STAND: ContextVar[Callable[[], None]] = ContextVar("rowcast_stand", default=lambda: None)
+"""Called by a call that goes on until its caller ends it: it takes no turn from others any more."""
 
 Access = Literal["read", "read only", "write", "last", "atomic", "procedure", "whole"]
 """

@@ -426,6 +426,22 @@ class Dispatcher:
             raise NotAuthorized("the database role of these callers is not there, or not ours")
         return snapshot
 
+    def renewed(self, call: Call) -> Call:
+        """
+        Return a call as it would be made by what is served now.
+
+        Raises:
+            NoSuchProcedure: What it is about is gone.
+            NotAuthorized, Unavailable: As those of `served_to`.
+        """
+        snapshot = self.served_to(call.caller)
+        if call.relation is not None:
+            relation = snapshot.catalog.relation(call.relation.schema, call.relation.name)
+            return replace(call, snapshot=snapshot, relation=relation)
+        first = call.functions[0]
+        functions = snapshot.catalog.function(first.schema, first.name)
+        return replace(call, snapshot=snapshot, functions=functions)
+
     @property
     def served_roles(self) -> Collection[str]:
         """Return the database roles whose callers are served now."""

@@ -30,6 +30,8 @@ from service.describe.verbs import (
     STREAM,
     TARGET,
     TIMEOUT,
+    WATCH,
+    WATCHED,
     WHERE,
     WRITES,
     Verb,
@@ -42,7 +44,7 @@ EXPECT = {"expect": {"type": ["object", "null"]}}
 
 
 def _unbound(call: Call) -> NoReturn:
-    """Refuse to be called: a dispatcher puts a handler of its own here, which keeps its uploads."""
+    """Refuse to be called: what keeps a state, as of uploads or watches, puts its handler here."""
     raise NotImplementedError(call.verb.name)
 
 
@@ -111,6 +113,16 @@ _ROWS = (
         result=record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
         errors=errors.ROWS,
         progress={"type": "string"},
+        on_functions=True,
+        alone=True,
+    ),
+    Verb(
+        "watch",
+        _unbound,
+        arguments=record(WATCH),
+        result=NULL,
+        errors=errors.ROWS,
+        progress=WATCHED,
         on_functions=True,
         alone=True,
     ),

@@ -66,6 +66,11 @@ class Database:
         """The transaction or savepoint that the caller is in, if any."""
         return self._level.get()
 
+    @property
+    def acting_as(self) -> Identity:
+        """The identity under which the caller's statements run."""
+        return self._actor.get().identity
+
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[Actor]:
         """

@@ -18,7 +18,14 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import bare_row, read_json
 from service.db.position import point_out
-from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyToSend
+from service.errors import (
+    DatabaseRefused,
+    TooLarge,
+    TooManyGroups,
+    TooManyRows,
+    TooManyToSend,
+    TooManyWatched,
+)
 from service.payload import fit
 from service.plan.types import PlannedEmbed, truncated
 from service.request.types import Form
@@ -86,6 +93,28 @@ def page_txn(
     width = len(statement.columns)
     end = rows[-1][width:] if more and rows else ()
     return Page(shaped(rows, statement, codec, shape), more, end)
+
+
+def keyed_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int,
+    shape: Shape,
+) -> tuple[list[Any], list[Row]]:
+    """
+    Read rows, and for each the values that stand after its columns: its key, or nothing.
+
+    Raises:
+        TooLarge: They weigh more than an answer may.
+        TooManyWatched: There are more than `limit`.
+    """
+    rows = execute(connection, codec, statement, values).fetchall()
+    if len(rows) > limit:
+        raise TooManyWatched(limit)
+    width = len(statement.columns)
+    return shaped(rows, statement, codec, shape), [row[width:] for row in rows]
 
 
 def groups_txn(

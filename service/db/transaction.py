@@ -266,6 +266,27 @@ def undo_txn(connection: PgConnection, savepoint: str) -> None:
     connection.actor = None  # as whom statements run was undone, too, if it was set since
 
 
+def apart_txn(
+    connection: PgConnection, actor: Actor, function: Callable[..., Any], *args: Any
+) -> Any:
+    """
+    Run one of several reads of a transaction, as an actor; its error leaves the others alone.
+
+    Its savepoint travels with its first statement.
+    """
+    connection.opening = f"{connection.opening or ''}SAVEPOINT apart;"
+    connection.act(actor)
+    try:
+        result = function(connection, *args)
+    except BaseException:
+        if not connection.closed:
+            undo_txn(connection, "apart")
+        raise
+    # Before the next statement, whatever that is.
+    connection.opening = f"RELEASE SAVEPOINT apart;{connection.opening or ''}"
+    return result
+
+
 def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
     """Roll back to a savepoint, which stays; as whom statements run may have been undone with it."""
     connection.command(f"ROLLBACK TO SAVEPOINT {savepoint}")

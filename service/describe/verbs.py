@@ -74,6 +74,7 @@ OBJECT: Schema = {"type": "object"}
 COUNTED: Schema = {"type": "integer", "minimum": 0}
 ROWS: Schema = {"type": "array", "items": OBJECT}
 NAMES: Schema = {"type": "array", "items": {"type": "string"}}
+ANYTHING: Schema = {"type": "array"}
 WHERE: Schema = {"anyOf": [reference("where"), NULL]}
 
 TIMEOUT = {"timeout": reference("seconds")}
@@ -103,6 +104,41 @@ EXPORT = {
     **{name: schema for name, schema in STREAM.items() if name not in FORM},
     "format": words(*FORMATS),
 }
+WATCH = {
+    **{name: schema for name, schema in FIND.items() if name not in FORM},
+    "measures": {"anyOf": [reference("measures"), NULL]},
+    "group": reference("select"),
+    "having": WHERE,
+    "since": {"type": ["string", "null"]},
+    "tx": FLAG,
+    "tables": {"anyOf": [NAMES, {"type": ["string", "null"]}]},
+}
+"""A find, or an aggregate in place of its `select`."""
+WATCHED = record(
+    {
+        "type": words("snapshot", "delta", "alive"),
+        "position": {"type": "string"},
+        "rows": ROWS,
+        "enter": ROWS,
+        "update": ROWS,
+        "leave": ANYTHING,
+        "key": NAMES,
+        "keys": {
+            "anyOf": [
+                ANYTHING,
+                record({"enter": ANYTHING, "update": ANYTHING}, ["enter", "update"]),
+            ]
+        },
+        "after": record({"enter": ANYTHING, "update": ANYTHING}, ["enter", "update"]),
+        "complete": {"const": True},
+        "reset": {"const": True},
+        "step": {"const": True},
+        "checksum": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        "covers": NAMES,
+    },
+    ["type", "position"],
+)
+"""A message to a watcher: docs/live.md."""
 EITHER: Schema = {
     "oneOf": [
         {"required": ["key"], "properties": {"where": False, "all": False}},

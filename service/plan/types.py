@@ -240,6 +240,7 @@ class ReadPlan:
         afterwards: Whether the rows of the call are read by a statement after it, since what they
             are related to may be its work.
         json: Whether the outputs and embeds are to be JSON.
+        keys: What the statement returns after all that, which tells the rows apart.
     """
 
     name: str
@@ -257,6 +258,7 @@ class ReadPlan:
     call: FunctionCall | None = None
     afterwards: bool = False
     json: bool = False
+    keys: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
     columns = [column_list(plan.outputs, plan.embeds, json)] if plan.outputs or plan.embeds else []
     if plan.keyset:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
+    columns += map(expression, plan.keys)
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
         "SELECT {distinct}{columns} FROM {source}{embeds}{where}{order}{page}{lock}"

@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import Send
+from service.api.call import STAND, Send
 from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
@@ -370,17 +370,27 @@ class Callee:
         # Before its turn: a service that stops waits for the calls that wait, too.
         self.meter.begin()
         outcome, failed = "answered", ""
+        stood: float | None = None
         try:
             # What a transaction that has ended says of itself is known to the dispatcher alone.
             if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
             # Outside the inner `try`: a call that never had its turn has nothing to `end`.
             await self._accounts.begin(account)
+
+            def stand() -> None:
+                nonlocal stood
+                if stood is None:
+                    stood = self._reactor.seconds()
+                    self._accounts.end(account)
+
             try:
                 JOB_OWNER.set(account)
+                STAND.set(stand)
                 result = await answer(progress)
             finally:
-                self._accounts.end(account)
+                if stood is None:
+                    self._accounts.end(account)
             if isinstance(result, Receipted):
                 check(result.answer)
                 return CallResult(result.answer, tx=result.tx)
@@ -399,7 +409,9 @@ class Callee:
             raise refused from None
         finally:
             name = uri.removeprefix(self._head)
-            self.meter.end(name, outcome, self._reactor.seconds() - began, failed)
+            # What lasts for as long as its caller likes says nothing about how fast we are.
+            ended = self._reactor.seconds() if stood is None else stood
+            self.meter.end(name, outcome, ended - began, failed)
 
     async def _held(self, caller: int | None) -> int:
         """Ask the router how much it holds for a caller."""

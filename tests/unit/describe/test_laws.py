@@ -36,6 +36,7 @@ from service.request.read import (
     parse_get,
     parse_unpaged,
 )
+from service.request.watch import parse_options, parse_watched
 from service.request.write import (
     parse_create,
     parse_delete,
@@ -61,6 +62,12 @@ def parse_export(args, kwargs):
     check_format(format, parse_stream(args, rest).request.embeds)
 
 
+def parse_watch(args, kwargs):
+    """Read the arguments of `watch`."""
+    _, rest = parse_options(kwargs)
+    parse_watched(args, rest, LIMITS, "x", 100)
+
+
 PARSERS = {
     "get": partial(parse_get, limits=LIMITS),
     "find": partial(parse_find, limits=LIMITS, relation="x"),
@@ -68,6 +75,7 @@ PARSERS = {
     "exists": partial(parse_count, limits=LIMITS),
     "stream": parse_stream,
     "export": parse_export,
+    "watch": parse_watch,
     "aggregate": partial(parse_aggregate, limits=LIMITS),
     "create": partial(parse_create, limits=LIMITS),
     "upsert": partial(parse_upsert, limits=LIMITS),
@@ -457,5 +465,6 @@ def test_shared_schema_takes_what_it_should_and_nothing_else(name, fits, does_no
 
 def test_table_of_verbs_has_a_schema_for_each_progressive_result():
     """Those that send parts, and those that span calls, stand in no batch."""
-    assert {name for name, verb in VERBS.items() if verb.progress} == {"stream", "export"}
-    assert {name for name, verb in VERBS.items() if verb.alone} == {"stream", "export", "import"}
+    assert {name for name, verb in VERBS.items() if verb.progress} == {"stream", "export", "watch"}
+    alone = {"stream", "export", "watch", "import"}
+    assert {name for name, verb in VERBS.items() if verb.alone} == alone

@@ -16,6 +16,8 @@ from service.db.cursors import DECLARE
 from service.plan.aggregate import plan_aggregate
 from service.plan.functions import plan_call, plan_called
 from service.plan.read import plan_all, plan_count, plan_find, plan_get
+from service.plan.types import ReadPlan
+from service.plan.watch import plan_watch
 from service.plan.write import plan_create, plan_delete, plan_import, plan_update
 from service.request.functions import parse_call, parse_called
 from service.request.read import (
@@ -26,6 +28,7 @@ from service.request.read import (
     parse_get,
     parse_unpaged,
 )
+from service.request.watch import parse_watched
 from service.request.write import (
     parse_create,
     parse_delete,
@@ -60,6 +63,14 @@ def streamed(name: str, kwargs: Mapping[str, Any]) -> list[str]:
     plan = plan_find(CATALOG, CATALOG.relation("public", name), request)
     statement = select(replace(plan, keyset=False)).prefixed(DECLARE)
     return statement.text.split(";")
+
+
+def watched(name: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statement of a query that is watched."""
+    request = parse_watched([], kwargs, LIMITS, name, 10_000).request
+    plan = plan_watch(CATALOG, CATALOG.relation("public", name), request).read
+    assert isinstance(plan, ReadPlan)
+    return [select(plan).text]
 
 
 def imported(name: str, kwargs: Mapping[str, Any]) -> list[str]:
@@ -98,7 +109,7 @@ VERBS: dict[str, tuple[Any, Any, Any]] = {
     "update": (parse_update, plan_update, modify),
     "delete": (parse_delete, plan_delete, modify),
 }
-SEVERAL = {"find": read, "stream": streamed, "import": imported}
+SEVERAL = {"find": read, "stream": streamed, "watch": watched, "import": imported}
 
 
 def statements(example: str) -> list[str]:

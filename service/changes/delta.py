@@ -1,0 +1,295 @@
+"""
+What a watcher of a query is told: its rows, and then what is different in them.
+
+Of the rows that a watcher has, the service keeps their keys and a hash of each. A client can check
+that it has the same ones: docs/live.md says how its checksum is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from base64 import b64encode
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from service.plan.watch import KeyForm
+
+Message = dict[str, Any]
+CHUNK = 500
+"""Rows of one message of a snapshot."""
+
+SAFE = 2**53
+"""Between its negative and it, every client has whole numbers as they are."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_SCALARS = frozenset([str, int, bytes])
+
+
+class Entry(NamedTuple):
+    """
+    A row that a watcher has.
+
+    Args:
+        key: As it goes over the wire.
+        hash: Of key and row: equal to that of another one if nothing is different.
+        check: The part of the checksum.
+    """
+
+    key: Any
+    hash: int
+    check: int
+
+
+class State:
+    """
+    The rows of a query at a moment, less what is in them.
+
+    Args:
+        entries: In their order, by what tells them apart.
+        ordered: Whether that order matters.
+    """
+
+    def __init__(self, entries: Mapping[Hashable, Entry], ordered: bool) -> None:
+        self.entries = entries
+        self.ordered = ordered
+
+    @cached_property
+    def checksum(self) -> int:
+        """What a client that has these rows computes, below 2^32."""
+        checks = (each.check for each in self.entries.values())
+        if self.ordered:
+            return sum(at * check for at, check in enumerate(checks, 1)) % 2**32
+        return sum(checks) % 2**32
+
+
+class Rows(NamedTuple):
+    """The state that a query was found in, and its rows by what tells them apart."""
+
+    state: State
+    rows: dict[Hashable, Any]
+
+
+class KeyRepeated(Exception):
+    """Two rows have one key: what says that it is a key, as a comment on a view, is mistaken."""
+
+
+def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -> Rows:
+    """
+    Return the rows that a query has given.
+
+    Args:
+        form: How they are told apart.
+        rows: In their order.
+        keys: For each the values of its key's columns, if they are not in the row.
+
+    Raises:
+        KeyRepeated: Two of them have one key.
+    """
+    entries: dict[Hashable, Entry] = {}
+    found: dict[Hashable, Any] = {}
+    copies: dict[str, int] = {}
+    own = form.kind == "row"
+    for row, values in zip(rows, keys, strict=True):
+        key = form.key(row, values)
+        text = canonical([None if own else key, row])
+        name: Hashable
+        if own:
+            copies[text] = copy = copies.get(text, 0) + 1
+            name = text if copy == 1 else (text, copy)
+        else:
+            name = key if type(key) in _SCALARS else canonical(key)
+            if name in entries:
+                raise KeyRepeated
+        entries[name] = Entry(key, hash(text), crc32(text.encode("utf-8", "surrogatepass")))
+        found[name] = row
+    return Rows(State(entries, form.ordered), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """
+    Between two states of a query.
+
+    Args:
+        enter, update: What tells the rows apart, in the order of the later state.
+        leave: Of those that are gone, in the order of the earlier one.
+        moved: Those of `update` that stand elsewhere among the others.
+    """
+
+    enter: tuple[Hashable, ...]
+    update: tuple[Hashable, ...]
+    leave: tuple[Hashable, ...]
+    moved: frozenset[Hashable] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Return whether there is any."""
+        return bool(self.enter or self.update or self.leave)
+
+
+def difference(before: State, now: State) -> Difference:
+    """Return what is different in a state."""
+    old, new = before.entries, now.entries
+    enter = tuple(name for name in new if name not in old)
+    leave = tuple(name for name in old if name not in new)
+    moved: frozenset[Hashable] = frozenset()
+    if now.ordered:
+        stay = [name for name in new if name in old]
+        if stay != [name for name in old if name in new]:
+            places = {name: at for at, name in enumerate(old)}
+            still = longest_rise([places[name] for name in stay])
+            moved = frozenset(name for at, name in enumerate(stay) if at not in still)
+    update = tuple(
+        name
+        for name, entry in new.items()
+        if name in old and (entry.hash != old[name].hash or name in moved)
+    )
+    return Difference(enter, update, leave, moved)
+
+
+def longest_rise(numbers: Sequence[int]) -> set[int]:
+    """Return the indexes of the most numbers, all different, that rise from first to last."""
+    ends: list[int] = []  # the least number at which a rise of each length ends
+    at_end: list[int] = []
+    before: list[int] = []
+    for at, number in enumerate(numbers):
+        length = bisect_left(ends, number)
+        before.append(at_end[length - 1] if length else -1)
+        if length == len(ends):
+            ends.append(number)
+            at_end.append(at)
+        else:
+            ends[length], at_end[length] = number, at
+    found: set[int] = set()
+    at = at_end[-1] if at_end else -1
+    while at >= 0:
+        found.add(at)
+        at = before[at]
+    return found
+
+
+def has_copies(state: State) -> bool:
+    """Return whether rows are alike, so that none of their keys says which of them is meant."""
+    return any(type(name) is tuple for name in state.entries)
+
+
+def snapshot_messages(
+    form: KeyForm, found: Rows, position: str, reset: bool = False
+) -> Iterator[Message]:
+    """
+    Yield the messages that give a watcher all rows.
+
+    Args:
+        form: Of the keys.
+        found: The rows, all that are in the state.
+        position: What they are a state of.
+        reset: Whether the watcher has others, of which nothing counts any more.
+    """
+    names = list(found.state.entries)
+    for start in range(0, len(names) or 1, CHUNK):
+        chunk = names[start : start + CHUNK]
+        message: Message = {"type": "snapshot", "rows": [found.rows[name] for name in chunk]}
+        if form.kind != "row" and form.columns is None:
+            message["keys"] = _keys(found.state, chunk)
+        if not start:
+            if form.columns is not None:
+                message["key"] = list(form.columns)
+            if reset:
+                message["reset"] = True
+        message["position"] = position
+        if start + CHUNK >= len(names):
+            message |= {"complete": True, "checksum": found.state.checksum}
+        yield message
+
+
+def delta_message(
+    form: KeyForm,
+    before: State,
+    now: State,
+    change: Difference,
+    rows: Mapping[Hashable, Any],
+    position: str,
+) -> Message:
+    """
+    Return the message that makes a watcher's rows those of a later state.
+
+    Args:
+        form: Of the keys.
+        before: What the watcher has.
+        now: What it is to have.
+        change: Between the two.
+        rows: At least those that enter or are updated.
+        position: What the later one is a state of.
+    """
+    message: Message = {
+        "type": "delta",
+        "enter": [rows[name] for name in change.enter],
+        "update": [rows[name] for name in change.update],
+        "leave": _keys(before, change.leave),
+        "position": position,
+    }
+    if form.kind != "row" and form.columns is None:
+        message["keys"] = {
+            "enter": _keys(now, change.enter),
+            "update": _keys(now, change.update),
+        }
+    if form.ordered and (change.enter or change.moved):
+        places = _places(now, {*change.enter, *change.moved})
+        message["after"] = {
+            "enter": [places[name] for name in change.enter],
+            "update": [places.get(name, False) for name in change.update],
+        }
+    return message
+
+
+def alive_message(state: State, position: str) -> Message:
+    """Return the message that nothing has changed up to a position."""
+    return {"type": "alive", "position": position, "checksum": state.checksum}
+
+
+def _keys(state: State, names: Iterable[Hashable]) -> list[Any]:
+    return [state.entries[name].key for name in names]
+
+
+def _places(state: State, wanted: set[Hashable]) -> dict[Hashable, Any]:
+    """Return the keys of the rows before those that are wanted, None before the first."""
+    found: dict[Hashable, Any] = {}
+    last = None
+    for name, entry in state.entries.items():
+        if name in wanted:
+            found[name] = last
+        last = entry.key
+    return found
+
+
+def canonical(value: Any) -> str:
+    """
+    Return the one text of a value, equal in every language and behind every serializer.
+
+    It is JSON without spaces, the keys of objects in the order of their UTF-16, numbers that are
+    not whole or not below 2^53 as the hexadecimal digits of their double, binary as WAMP has it in
+    JSON.
+    """
+    return _encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is int or kind is float:
+        if -SAFE < value < SAFE and value == int(value):
+            return int(value)
+        return struct.pack(">d", value).hex()
+    if kind is dict:
+        names = sorted(value)
+        if not "".join(names).isascii():
+            names.sort(key=lambda name: name.encode("utf-16-be", "surrogatepass"))
+        return {name: _plain(value[name]) for name in names}
+    if kind is bytes:
+        return "\0" + b64encode(value).decode()
+    return [_plain(each) for each in value]

@@ -1,0 +1,130 @@
+"""
+A copy of a query's rows, kept by the messages of a live query, as docs/live.md says.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from zlib import crc32
+
+from service.changes.delta import canonical
+
+
+class Copy:
+    """
+    The rows that a watcher has.
+
+    Attributes:
+        rows: Pairs of a key and a row, in their order.
+        position: What they are a state of.
+        complete: Whether all of them are there.
+        resets: How often all were sent anew.
+    """
+
+    def __init__(self, groups: bool = False) -> None:
+        self.rows: list[tuple[Any, Any]] = []
+        self.position = ""
+        self.complete = False
+        self.resets = 0
+        self._groups = groups
+        self._key: list[str] | None = None
+        self._own = True
+        self._ordered = False
+
+    @property
+    def values(self) -> list[Any]:
+        """Return the rows alone."""
+        return [row for _, row in self.rows]
+
+    def checksum(self, ordered: bool | None = None) -> int:
+        """Compute the checksum."""
+        ordered = self._ordered if ordered is None else ordered
+        checks = [
+            crc32(canonical([None if self._own else key, row]).encode()) for key, row in self.rows
+        ]
+        return sum(check * (at if ordered else 1) for at, check in enumerate(checks, 1)) % 2**32
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Apply a message, and check what it says."""
+        getattr(self, f"_take_{message['type']}")(message)
+        self.position = message["position"]
+        if "checksum" in message:
+            plain, ordered = self.checksum(ordered=False), self.checksum(ordered=True)
+            assert message["checksum"] in {plain, ordered}, message
+            self._ordered = self._ordered or (message["checksum"] != plain)
+
+    def _take_snapshot(self, message: dict[str, Any]) -> None:
+        if self.complete or message.get("reset"):
+            if self.complete:
+                assert message["reset"] is True
+            self.rows, self.complete = [], False
+            self.resets += bool(message.get("reset"))
+            self._key = None
+        self._key = message.get("key", self._key)
+        self._own = self._key is None and "keys" not in message
+        self.rows += zip(
+            self._keys(message["rows"], message.get("keys")), message["rows"], strict=True
+        )
+        self.complete = message.get("complete", False)
+
+    def _take_alive(self, message: dict[str, Any]) -> None:
+        assert self.complete
+
+    def _take_delta(self, message: dict[str, Any]) -> None:
+        assert self.complete
+        keys = message.get("keys", {})
+        enter = list(
+            zip(self._keys(message["enter"], keys.get("enter")), message["enter"], strict=True)
+        )
+        update = list(
+            zip(self._keys(message["update"], keys.get("update")), message["update"], strict=True)
+        )
+        for key in message["leave"]:
+            self.rows.pop(self._place(key))
+        for key, _ in enter:
+            assert self._own or not self._has(key)
+        after = message.get("after")
+        if after is None:
+            for key, row in update:
+                self.rows[self._place(key)] = (key, row)
+            self.rows += enter
+            return
+        self._ordered = True
+        moved = []
+        for (key, row), place in zip(update, after["update"], strict=True):
+            if place is False:
+                self.rows[self._place(key)] = (key, row)
+            else:
+                self.rows.pop(self._place(key))
+                moved.append((key, row, place))
+        entering = [(*pair, place) for pair, place in zip(enter, after["enter"], strict=True)]
+        lists = [entering, moved]
+        while any(lists):
+            head = next(
+                each for each in lists if each and (each[0][2] is None or self._has(each[0][2]))
+            )
+            key, row, place = head.pop(0)
+            self.rows.insert(0 if place is None else self._place(place) + 1, (key, row))
+
+    def _keys(self, rows: list[Any], keys: list[Any] | None) -> list[Any]:
+        if keys is not None:
+            return keys
+        if self._key is None:
+            return list(rows)
+        if self._groups:
+            return [{name: row[name] for name in self._key} for row in rows]
+        if len(self._key) == 1:
+            return [row[self._key[0]] for row in rows]
+        return [[row[name] for name in self._key] for row in rows]
+
+    def _has(self, key: Any) -> bool:
+        return any(each == key for each, _ in self.rows)
+
+    def _place(self, key: Any) -> int:
+        return next(at for at, (each, _) in enumerate(self.rows) if each == key)
+
+
+def as_set(rows: list[Any]) -> list[str]:
+    """Return rows in an order of their own, to compare those that have none."""
+    return sorted(json.dumps(row, sort_keys=True, default=str) for row in rows)

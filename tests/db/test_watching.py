@@ -1,0 +1,230 @@
+"""
+Live queries over a real database: every kind of query, whoever writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_twisted
+
+from schema import changes
+from service.api.roles import Roles
+from service.changes.watch import WatchLimits
+from service.errors import DatabaseRefused, TooLarge, Unavailable
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.watched import Live, living
+from tests.deferreds import until
+
+SCHEMA = f"""
+{changes.install()}
+CREATE TABLE teams (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE people (
+    id int PRIMARY KEY, team int REFERENCES teams ON UPDATE CASCADE, name text, score numeric, seen timestamptz,
+    extra jsonb, photo bytea
+);
+CREATE TABLE notes (body text, weight float8);
+CREATE TABLE untold (id int PRIMARY KEY);
+CREATE TABLE seats (place text, row int, taken boolean, PRIMARY KEY (place, row));
+CREATE TABLE mine (id int PRIMARY KEY, owner text, body text);
+CREATE TABLE members (who text PRIMARY KEY);
+SELECT rowcast.track(t) FROM unnest('{{teams,people,notes,seats,mine,members}}'::regclass[]) t;
+CREATE VIEW crew AS SELECT p.id, p.name, t.name AS team FROM people p JOIN teams t ON t.id = p.team;
+COMMENT ON VIEW crew IS '@key id';
+CREATE FUNCTION best(low numeric) RETURNS SETOF people STABLE LANGUAGE sql
+    AS 'SELECT * FROM people WHERE score >= low';
+CREATE ROLE watch_reader;
+GRANT SELECT ON mine, teams TO watch_reader;
+ALTER TABLE mine ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON mine USING (
+    owner = current_setting('rowcast.authid', true)
+    AND EXISTS (SELECT FROM members WHERE who = current_setting('rowcast.authid', true)));
+GRANT SELECT ON members TO watch_reader;
+"""
+
+BEFORE_EACH = """
+TRUNCATE teams, people, notes, seats, mine, members;
+INSERT INTO teams VALUES (1, 'red'), (2, 'blue');
+INSERT INTO people SELECT n, 1 + n % 2, 'p' || n, n * 1.5, '2026-01-01Z', '{"a": 1.5}', '\\x00ff'
+  FROM generate_series(1, 6) n;
+INSERT INTO notes VALUES ('a', 1), ('a', 1), ('b', 0.1);
+INSERT INTO seats VALUES ('x', 1, true), ('x', 2, false), ('y', 1, false);
+INSERT INTO mine VALUES (1, 'ann', 'a'), (2, 'bob', 'b'), (3, 'ann', 'c');
+INSERT INTO members VALUES ('ann'), ('bob');
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def live(dsn: str) -> AsyncIterator[Live]:
+    """Serve the module's database, with its rows as they were."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn, WatchLimits(session=5, rows=50)) as found:
+        yield found
+
+
+WRITES = (
+    "INSERT INTO people VALUES (10, 1, 'new', 7, NULL, NULL, NULL)",
+    "UPDATE people SET score = 0 WHERE id = 4",
+    "UPDATE people SET team = 3 - team WHERE id IN (1, 2, 3)",
+    "UPDATE people SET id = 20 WHERE id = 5",
+    "UPDATE teams SET name = name || '!'",
+    "UPDATE teams SET id = 9 WHERE id = 1",
+    "BEGIN; DELETE FROM people WHERE id = 2; INSERT INTO people VALUES (2, 2, 'again', 99); COMMIT",
+    "UPDATE people SET name = NULL, extra = '[1e400, {\"x\": null}]' WHERE id = 6",
+    "DELETE FROM people WHERE id < 4",
+    "TRUNCATE people",
+)
+
+QUERIES = {
+    "all": ("people", {}),
+    "filter": ("people", {"where": {"score": {"gte": 4}}, "select": ["id", "score"]}),
+    "keyless select": ("people", {"select": ["name"]}),
+    "ordered": ("people", {"order": ["-score", "name"]}),
+    "ordered by what is not shown": ("people", {"order": ["team.name"], "select": ["name"]}),
+    "window": ("people", {"order": ["score"], "limit": 3, "select": ["id", "name"]}),
+    "offset": ("people", {"order": ["-score"], "limit": 2, "offset": 1}),
+    "renamed key": ("people", {"select": ["nr:id", "name"]}),
+    "embedded": ("people", {"embed": {"teams": True}, "select": ["id"]}),
+    "children": ("teams", {"embed": {"people": {"order": ["score"], "select": ["name"]}}}),
+    "where of children": ("teams", {"where": {"people.score": {"gt": 7}}}),
+    "distinct": ("people", {"distinct": True, "select": ["team"]}),
+    "distinct ordered": ("people", {"distinct": True, "select": ["team"], "order": ["-team"]}),
+    "distinct on": ("people", {"distinct": ["team"], "order": ["team", "-score"]}),
+    "groups": ("people", {"measures": {"n": {"count": "*"}, "s": {"sum": "score"}}, "group": ["team"]}),
+    "groups having": (
+        "people",
+        {"measures": {"n": {"count": "*"}}, "group": ["team.name"], "having": {"n": {"gt": 2}}, "order": ["-n"]},
+    ),
+    "one group": ("people", {"measures": {"s": {"sum": "score"}}}),
+    "view": ("crew", {}),
+    "function": ("fn.best", {"args": {"low": 4}, "select": ["name"]}),
+    "function ordered": ("fn.best", {"args": {"low": 4}, "order": ["name"]}),
+    "function groups": ("fn.best", {"args": {"low": 1}, "measures": {"n": {"count": "*"}}, "group": ["team"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUERIES)
+@pytest_twisted.ensureDeferred
+async def test_copy_stays_what_find_answers(dsn: str, live: Live, kind: str) -> None:
+    """After each write of anybody, for each kind of query."""
+    name, asked = QUERIES[kind]
+    watcher = live.watch(name, **asked)
+    await watcher.first()
+    await watcher.same()
+    for write in WRITES:
+        execute(dsn, write)
+        await watcher.same()
+    assert watcher.copy.resets == 0
+    assert all(message["step"] for message in watcher.messages)
+    await watcher.cancel()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_without_a_key_are_their_own(dsn: str, live: Live) -> None:
+    """One of two that are alike leaves alone; in an order, all come again."""
+    watcher, ordered = live.watch("notes"), live.watch("notes", order=["body"])
+    await watcher.first()
+    await ordered.first()
+    execute(dsn, "DELETE FROM notes WHERE ctid = (SELECT min(ctid) FROM notes WHERE body = 'a')")
+    await watcher.same()
+    assert watcher.messages[-1]["leave"] == [{"body": "a", "weight": 1.0}]
+    assert "key" not in watcher.messages[0]
+    await ordered.same()
+    assert ordered.copy.resets == 1
+    execute(dsn, "INSERT INTO notes VALUES ('b', 0.1), ('c', 5)")
+    await watcher.same()
+    await ordered.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_of_several_columns_is_a_list(dsn: str, live: Live) -> None:
+    """In the order of the primary key."""
+    watcher = live.watch("seats", where={"taken": False})
+    await watcher.first()
+    execute(dsn, "UPDATE seats SET taken = NOT taken")
+    await watcher.same()
+    assert watcher.messages[0]["key"] == ["place", "row"]
+    assert sorted(watcher.messages[1]["leave"]) == [["x", 2], ["y", 1]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
+    """With what to do."""
+    with pytest.raises(DatabaseRefused, match="untold") as caught:
+        await live.watch("untold").first()
+    assert caught.value.details["hint"] == "rowcast track untold"
+
+
+@pytest_twisted.ensureDeferred
+async def test_identical_watches_share_one_query(dsn: str, live: Live) -> None:
+    """A later one gets the rows as they are, and both what changes; nothing is left of them."""
+    first = live.watch("people", where={"team": 1})
+    await first.first()
+    execute(dsn, "UPDATE people SET name = 'x' WHERE id = 2")
+    second = live.watch("people", where={"team": 1})
+    other = live.watch("people", where={"team": 2})
+    for each in (first, second, other):
+        await each.first()
+    assert live.watches.stats()["queries"] == 2
+    execute(dsn, "UPDATE people SET name = 'y' WHERE id = 4")
+    for each in (first, second, other):
+        await each.same()
+    for each in (first, second, other):
+        await each.cancel()
+    assert live.watches.stats() | {"cycles": 0} == {
+        "watches": 0,
+        "queries": 0,
+        "rows": 0,
+        "cycles": 0,
+    }
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_over_the_limit_are_too_large(dsn: str, live: Live) -> None:
+    """At the beginning, and when a watched query comes to have them."""
+    watcher = live.watch("people")
+    await watcher.first()
+    execute(dsn, "INSERT INTO people SELECT n FROM generate_series(100, 150) n")
+    await until(lambda: watcher.error is not None)
+    assert isinstance(watcher.error, TooLarge)
+    with pytest.raises(TooLarge):
+        await live.watch("people").first()
+    window = live.watch("people", limit=50)
+    assert len((await window.first()).rows) == 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_watches_over_the_limit_are_refused(live: Live) -> None:
+    """Of one session, and not of others."""
+    ann, bob = (Caller(each, None, None, "realm1") for each in (1, 2))
+    watchers = [live.watch("people", ann, limit=n) for n in range(5)]
+    for each in watchers:
+        await each.first()
+    with pytest.raises(Unavailable, match="5 watches"):
+        await live.watch("people", ann).first()
+    await live.watch("people", bob).first()
+    await watchers[0].cancel()
+    await live.watch("people", ann).first()
+
+
+@pytest_twisted.ensureDeferred
+async def test_callers_see_what_their_role_may(dsn: str) -> None:
+    """Rows come and go with the right to see them, which another table gives."""
+    execute(dsn, BEFORE_EACH)
+    roles = Roles({"user": "watch_reader"})
+    ann, bob = (Caller(n, name, "user", "realm1") for n, name in enumerate(("ann", "bob")))
+    async with living(dsn, roles=roles) as live:
+        watchers = [live.watch("mine", who) for who in (ann, bob)]
+        assert [row["id"] for row in (await watchers[0].first()).values] == [1, 3]
+        assert [row["id"] for row in (await watchers[1].first()).values] == [2]
+        execute(dsn, "UPDATE mine SET owner = 'bob' WHERE id = 3")
+        for each in watchers:
+            await each.same()
+        execute(dsn, "DELETE FROM members WHERE who = 'ann'")
+        await until(lambda: not watchers[0].copy.rows)
+        assert watchers[0].messages[-1]["leave"] == [1]
+        execute(dsn, "INSERT INTO members VALUES ('ann')")
+        await watchers[0].same()
+        assert watchers[0].copy.resets == 0

@@ -1,0 +1,120 @@
+"""
+Live queries without a router: a dispatcher with its cycles, and watchers that keep a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+
+from service.api.verbs import VERBS
+from service.changes.cycle import Cycle
+from service.changes.watch import Watches, WatchLimits
+from service.db.session import SessionSettings
+from service.request.arguments import Caller
+from tests.copies import Copy, as_set
+from tests.db.dispatchers import ANYONE, DirectCaller, serving
+from tests.deferreds import until
+
+
+class Watcher:
+    """
+    A call of `watch`, and the copy that it keeps.
+
+    Attributes:
+        messages: All that came.
+        copy: The rows.
+        error: What it ended with, if it has.
+        held: While it is not None, messages are not taken until it fires.
+    """
+
+    def __init__(self, live: Live, caller: Caller, name: str, kwargs: dict[str, Any]) -> None:
+        self.live = live
+        self.caller = caller
+        self.name = name
+        self.kwargs = kwargs
+        self.messages: list[dict[str, Any]] = []
+        self.copy = Copy(groups=any(each in kwargs for each in ("measures", "group")))
+        self.error: BaseException | None = None
+        self.held: Deferred[None] | None = None
+        verb = f"{name}.watch"
+        self.call = Deferred.fromCoroutine(
+            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take)
+        )
+        self.call.addBoth(self._ended)
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+        self.copy.take(message)
+        if self.held is not None:
+            await self.held
+
+    def _ended(self, result: Any) -> None:
+        self.error = result.value
+
+    async def first(self) -> Copy:
+        """Wait for all rows."""
+        await until(lambda: self.copy.complete or self.error is not None)
+        if self.error is not None:
+            raise self.error
+        return self.copy
+
+    async def same(self) -> None:
+        """Wait until the copy is what `find` answers now."""
+        rows = await self.find()
+        await until(lambda: self._is(rows) or self.error is not None)
+        assert self.error is None, self.error
+
+    async def find(self) -> list[Any]:
+        """Answer the query as it is now."""
+        asked = {k: v for k, v in self.kwargs.items() if k not in ("since", "tx", "tables")}
+        groups = "measures" in asked or "group" in asked
+        if groups:
+            asked = {"measures": {}, **asked}
+        verb = f"{self.name}.{'aggregate' if groups else 'find'}"
+        found = await self.live.served.call_as(self.caller, verb, **asked)
+        return found if groups else found["rows"]
+
+    def _is(self, rows: list[Any]) -> bool:
+        if self.kwargs.get("order"):
+            return self.copy.values == rows
+        return as_set(self.copy.values) == as_set(rows)
+
+    async def cancel(self) -> None:
+        """End the call, as its caller would."""
+        self.call.cancel()
+        await until(lambda: self.error is not None)
+        assert isinstance(self.error, CancelledError)
+
+
+class Live:
+    """A dispatcher with its live queries."""
+
+    def __init__(self, served: DirectCaller, watches: Watches) -> None:
+        self.served = served
+        self.watches = watches
+
+    def watch(self, name: str, /, caller: Caller = ANYONE, **kwargs: Any) -> Watcher:
+        """Watch a query."""
+        return Watcher(self, caller, name, kwargs)
+
+
+@asynccontextmanager
+async def living(dsn: str, limits: WatchLimits | None = None, **how: Any) -> AsyncIterator[Live]:
+    """Serve a database with its live queries for the length of the body."""
+    async with serving(dsn, **how) as served:
+        cycle = Cycle(reactor, dsn, SessionSettings())
+        watches = Watches(
+            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits()
+        )
+        served.dispatcher.register(replace(VERBS["watch"], handler=watches.take))
+        watches.startService()
+        try:
+            yield Live(served, watches)
+        finally:
+            await watches.stopService()
