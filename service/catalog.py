@@ -111,6 +111,7 @@ class Column:
         comment: From COMMENT ON, less the lines that speak to the service.
         max_length: In characters, where the type has such a limit.
         selectable, insertable, updatable: What our role may do with it, and a view can.
+        loose: Whether texts may be equal that do not look alike, by its collation.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Column:
     selectable: bool = True
     insertable: bool = True
     updatable: bool = True
+    loose: bool = False
 
     @property
     def generated_always(self) -> bool:

@@ -257,7 +257,7 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
             comment=visible_comment(row.comment),
             max_length=types.max_length(row.type, row.modifier),
             **_values(row, "name", "type", "declared", "identity", "generated"),
-            **_values(row, "selectable", "insertable", "updatable"),
+            **_values(row, "selectable", "insertable", "updatable", "loose"),
         )
         for row in rows
     }

@@ -107,7 +107,9 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
        has_column_privilege(c.oid, a.attnum, 'INSERT')
          AND (v.direct OR pg_relation_is_updatable(c.oid, false) & 8 = 0) AS insertable,
        has_column_privilege(c.oid, a.attnum, 'UPDATE')
-         AND (v.direct OR pg_relation_is_updatable(c.oid, false) & 4 = 0) AS updatable
+         AND (v.direct OR pg_relation_is_updatable(c.oid, false) & 4 = 0) AS updatable,
+       EXISTS (SELECT FROM pg_collation k
+                WHERE k.oid = a.attcollation AND NOT k.collisdeterministic) AS loose
   FROM pg_attribute a
   JOIN pg_class c ON c.oid = a.attrelid
   LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum

@@ -1,0 +1,293 @@
+"""
+Which rows of a live query the changes of a cycle can have touched.
+
+A changed row of the relation itself names its key, before and after. A row that is related to it
+names the values by which it is, before and after, and the rows that have them are looked up, one
+link at a time, in the snapshot that the changes were read in. That is enough: if a row between has
+changed too, its own images lead on to where it was. (If the rows were read in a later snapshot than
+the changes, or from the images after them alone, it would not be; the tests have both beside it.)
+
+What a query reads in another way than by its links (in a policy, in a function, a second time) touches
+all of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from service.catalog import Catalog
+from service.changes.dependencies import Dependencies, Scan
+from service.changes.log import LogRow, Op, Tracked
+from service.db.codec import Codec
+from service.db.connection import PgConnection
+from service.db.literals import write_array
+from service.plan.keyed import ROOT, KeyedRows, Way, is_known_by
+from service.sql.climb import climb
+from service.sql.statement import Statement
+
+Image = Mapping[str, Any]
+Key = tuple[Any, ...]
+"""The values of a key, as JSON has them."""
+
+MOST_KEYS = 10_000
+"""Of one query in one cycle; with more, all of its rows are read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """A row of the log with its images read; numbers with a point are exact."""
+
+    relation: int
+    op: Op
+    old: Image | None
+    new: Image | None
+
+    @property
+    def images(self) -> Sequence[Image]:
+        """The row before and after, as far as there is one."""
+        return [image for image in (self.old, self.new) if image is not None]
+
+
+def row_change(row: LogRow) -> RowChange:
+    """Return a row of the log with its images read."""
+    return RowChange(row.relation, row.op, _read(row.old), _read(row.new))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """
+    How the changes of a cycle lead to rows of a query.
+
+    Args:
+        rows: Of the query.
+        root: The relation that has them, by its number in the log; None where it is in none.
+        keyed: Of each relation in the log that it reads by links, by number, the aliases.
+        whole: The other ones that it reads.
+        steps: Of each way, the query for the rows that it leads to; None where that row is known.
+    """
+
+    rows: KeyedRows
+    root: int | None
+    keyed: Mapping[int, Sequence[str]]
+    whole: frozenset[int]
+    steps: Sequence[tuple[Way, Statement | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """
+    Rows of a query that may be others than they were.
+
+    Args:
+        rows: Those that may have come or gone.
+        related: Those in which something may have changed, if they are among the rows at all.
+    """
+
+    rows: frozenset[Key]
+    related: frozenset[Key]
+
+
+def key_plan(
+    catalog: Catalog, rows: KeyedRows, dependencies: Dependencies, tracked: Iterable[Tracked]
+) -> KeyPlan | None:
+    """Return how changes lead to the rows of a query; None where one cannot say what it reads."""
+    if dependencies.opaque:
+        return None
+    tracked = list(tracked)
+    logged = {(each.schema, each.name): each for each in tracked if each.level == "full"}
+    read = {ROOT: rows.relation, **{way.source: way.relation for way in rows.ways}}
+    aliases: dict[str, Tracked] = {}
+    keyed: dict[int, list[str]] = {}
+    for source, relation in read.items():
+        found = logged.get((relation.schema, relation.name))
+        if found is not None:
+            aliases[source] = found
+            keyed.setdefault(found.id, []).append(source)
+    others = [scan for scan in dependencies.scans if not _is_by_link(scan, aliases)]
+    whole = Dependencies(frozenset(others)).tracked(tracked)
+    steps = _steps(catalog, rows)
+    root = aliases[ROOT].id if ROOT in aliases else None
+    return None if steps is None else KeyPlan(rows, root, keyed, whole, steps)
+
+
+def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
+    """Return the keys, before and after, of changed rows of the relation itself; None for all rows."""
+    found: set[Key] = set()
+    for change in changes:
+        if change.relation == plan.root and not _add(found, change, plan.rows.key):
+            return None
+    return found
+
+
+def related_txn(
+    connection: PgConnection,
+    codec: Codec,
+    plan: KeyPlan,
+    changes: Iterable[RowChange],
+    most: int = MOST_KEYS,
+) -> Touched | None:
+    """
+    Return the rows to which changed rows are related, before or after; None for all rows.
+
+    Args:
+        connection: In the snapshot in which the changes were read, as somebody who sees what the
+            caller sees, at least.
+        codec: For values.
+        plan: Of the query.
+        changes: All of the cycle.
+        most: How many keys are too many.
+    """
+    met = _met(plan, changes)
+    if met is None:
+        return None
+    found: dict[bool, set[Key]] = {True: set(), False: set()}
+    for way, step in plan.steps:
+        # nothing equals null
+        values = {each for each in met.pop(way.source, ()) if None not in each}
+        if not values:
+            continue
+        columns = _columns(plan.rows, way.outer_source)
+        if len(values) > most:
+            return None
+        if step is None:
+            nearer = _named(way, columns, values)
+        else:
+            nearer = _climbed_txn(connection, codec, step, values, most)
+        if len(nearer) > most:
+            return None
+        if way.outer_source == ROOT:
+            found[way.decides] |= nearer
+        else:
+            met.setdefault(way.outer_source, set()).update(nearer)
+    return Touched(frozenset(found[True]), frozenset(found[False] - found[True]))
+
+
+def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[Tracked]) -> bool:
+    """Return whether whoever asks may read all rows on the ways, so that he can climb for anybody."""
+    oids = {(each.schema, each.name): each.oid for each in tracked}
+    climbed = {(w.outer.schema, w.outer.name) for w, step in plan.steps if step is not None}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT bool_and(has_table_privilege(oid, 'SELECT') AND NOT row_security_active(oid))"
+            " FROM unnest(%s::oid[]) AS oid",
+            [[oids[name] for name in climbed]],
+            clean=True,
+        )
+        ((found,),) = cursor.fetchall()
+    return found is not False
+
+
+def key_arrays(keys: Collection[Key], columns: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+    """
+    Return what the keys of a statement `with_keys` are bound to, and the columns that are null in one.
+
+    Args:
+        keys: At least one.
+        columns: Of the key.
+    """
+    arrays, nulls = [], set[str]()
+    for at, name in enumerate(columns):
+        values = {key[at] for key in keys}
+        if None in values:
+            nulls.add(name)
+        arrays.append(_array(value for value in values if value is not None))
+    return arrays, frozenset(nulls)
+
+
+def _steps(catalog: Catalog, rows: KeyedRows) -> list[tuple[Way, Statement | None]] | None:
+    steps: list[tuple[Way, Statement | None]] = []
+    for way in rows.ways:
+        columns = _columns(rows, way.outer_source)
+        step = None
+        if not is_known_by(catalog, way, columns):
+            step = climb(catalog, way, columns)
+            if step is None:
+                return None
+        steps.append((way, step))
+    return steps
+
+
+def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | None:
+    """Return, of each alias, what the changed rows are related by; None if all rows are touched."""
+    met: dict[str, set[Key]] = {}
+    leads = {way.source: _columns(plan.rows, way.source) for way in plan.rows.ways}
+    for change in changes:
+        if change.relation in plan.whole:
+            return None
+        for source in plan.keyed.get(change.relation, ()):
+            if change.op not in ("I", "U", "D"):
+                return None
+            if source != ROOT and not _add(met.setdefault(source, set()), change, leads[source]):
+                return None
+    return met
+
+
+def _add(found: set[Key], change: RowChange, columns: Sequence[str]) -> bool:
+    """Add the values that a row had and has in some columns; return whether they are known."""
+    for image in change.images:
+        try:
+            values = tuple([image[name] for name in columns])
+        except KeyError:  # of before the column was added
+            return False
+        if any(isinstance(value, list | dict) for value in values):
+            return False
+        found.add(values)
+    return bool(change.images)
+
+
+def _named(way: Way, columns: Sequence[str], values: Iterable[Key]) -> set[Key]:
+    """Return what rows that a way leads to are known by, which its own columns say."""
+    known = [there for there, _, _ in way.pairs]
+    places = [known.index(name) for name in columns]
+    return {tuple([each[place] for place in places]) for each in values}
+
+
+def _climbed_txn(
+    connection: PgConnection, codec: Codec, step: Statement, values: Collection[Key], most: int
+) -> set[Key]:
+    arrays = [_array({each[at] for each in values}) for at in range(len(step.bounds))]
+    with connection.cursor() as cursor:
+        parameters = codec.parameters(step.bounds, arrays)
+        cursor.execute(f"{step.text} LIMIT {most + 1:d}", parameters, clean=step.pure)
+        return {tuple(_loads(text)) for (text,) in cursor.fetchall()}
+
+
+def _columns(rows: KeyedRows, source: str) -> tuple[str, ...]:
+    """Return what has to be known of rows to go on from them, or at the end their key."""
+    if source == ROOT:
+        return rows.key
+    return next(tuple(here for _, here, _ in w.pairs) for w in rows.ways if w.source == source)
+
+
+def _is_by_link(scan: Scan, aliases: Mapping[str, Tracked]) -> bool:
+    """Return whether a table is read as one of the links of a plan; partitions get a number behind."""
+    if scan.alias is None:
+        return False
+    names = (scan.alias, re.sub(r"_[0-9]+$", "", scan.alias))
+    return any(name in aliases and aliases[name].oid in scan.tree for name in names)
+
+
+def _array(values: Iterable[Any]) -> str:
+    return write_array([_text(value) for value in values])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_float=Decimal)
+
+
+def _read(text: str | None) -> Image | None:
+    if text is None:
+        return None
+    image: Image = _loads(text)
+    return image

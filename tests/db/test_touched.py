@@ -1,0 +1,199 @@
+"""
+Which rows of a query changes touch, and which they leave alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from schema.changes import install
+from service.changes.log import read_txn, snapshot_txn
+from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
+from service.plan.keyed import keyed_rows
+from service.plan.read import plan_find
+from service.request.read import Limits, parse_find
+from tests.conftest import execute
+from tests.db.keeping import Kept, Reader
+
+SCHEMA = f"""
+CREATE TABLE teams (id int PRIMARY KEY, name text);
+CREATE TABLE people (id int PRIMARY KEY, team int REFERENCES teams, boss int REFERENCES people, name text);
+CREATE TABLE notes (id bigint PRIMARY KEY, person int REFERENCES people, body text);
+CREATE TABLE skills (code text PRIMARY KEY, name text);
+CREATE TABLE knows (person int REFERENCES people, skill text REFERENCES skills, PRIMARY KEY (person, skill));
+CREATE TABLE brief (id int PRIMARY KEY, person int REFERENCES people);
+CREATE TABLE plain (n int, m int);
+CREATE TABLE counted (id numeric PRIMARY KEY);
+CREATE TABLE asked (id int PRIMARY KEY, team int);
+CREATE VIEW seen AS SELECT * FROM people;
+CREATE TABLE parts (id int, day int, team int REFERENCES teams, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
+CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (10) TO (20);
+CREATE FUNCTION total(people) RETURNS bigint LANGUAGE sql STABLE BEGIN ATOMIC SELECT count(*) FROM notes WHERE person = $1.id; END;
+CREATE FUNCTION friends(people) RETURNS SETOF people LANGUAGE sql STABLE BEGIN ATOMIC SELECT * FROM people WHERE team = $1.team; END;
+CREATE ROLE t_ann;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO t_ann;
+ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
+CREATE POLICY n ON notes FOR SELECT TO t_ann USING (EXISTS (SELECT FROM asked WHERE team = 1));
+ALTER TABLE knows ENABLE ROW LEVEL SECURITY;
+CREATE POLICY k ON knows FOR SELECT TO t_ann USING (EXISTS (SELECT FROM people t1 WHERE t1.name = 'x'));
+INSERT INTO teams SELECT i, 't' || i FROM generate_series(1, 5) i;
+INSERT INTO people SELECT i, i % 5 + 1, NULLIF(i / 10, 0), 'p' || i FROM generate_series(1, 40) i;
+INSERT INTO notes SELECT i, i % 40 + 1, 'b' FROM generate_series(1, 80) i;
+INSERT INTO skills SELECT 's' || i, 'n' FROM generate_series(1, 5) i;
+INSERT INTO knows SELECT i, 's' || (i % 5 + 1) FROM generate_series(1, 40) i;
+INSERT INTO parts SELECT i, i % 20, i % 5 + 1 FROM generate_series(1, 40) i;
+{install()}
+SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['teams', 'people', 'notes', 'skills', 'knows', 'plain', 'counted', 'asked', 'parts']) t;
+SELECT rowcast.track('brief', 'keys');
+"""
+
+
+@pytest.fixture
+def reader(dsn: str) -> Iterator[Reader]:
+    found = Reader(dsn)
+    yield found
+    found.connection.close()
+
+
+def touched(
+    reader: Reader,
+    dsn: str,
+    change: str,
+    relation: str = "people",
+    role: str = "",
+    most: int = 1000,
+    **query: Any,
+) -> Any:
+    """Return the keys that a change touches: those of rows, and those of rows if there are any."""
+    kept = Kept(reader, relation, role, query)
+    with reader.snapshot():
+        kept.begin()
+        before = snapshot_txn(reader.connection)
+    if kept.key_plan is None:
+        return None
+    execute(dsn, change)
+    with reader.snapshot():
+        changes = [row_change(row) for row in read_txn(reader.connection, before)]
+        assert changes
+        own = own_keys(kept.key_plan, changes)
+        related = related_txn(reader.connection, reader.codec, kept.key_plan, changes, most)
+    if own is None or related is None:
+        return "all"
+    return {key for key in own | related.rows}, set(related.related)
+
+
+def test_changed_row_names_its_key_before_and_after(reader: Reader, dsn: str) -> None:
+    new = "INSERT INTO people VALUES (100, 1), (101, 1)"
+    assert touched(reader, dsn, new) == ({(100,), (101,)}, set())
+    moved = "UPDATE people SET id = 102 WHERE id = 101"
+    assert touched(reader, dsn, moved) == ({(101,), (102,)}, set())
+    assert touched(reader, dsn, "DELETE FROM people WHERE id = 102") == ({(102,)}, set())
+
+
+def test_related_row_names_the_rows_before_and_after(reader: Reader, dsn: str) -> None:
+    moved = "UPDATE notes SET person = 7 WHERE id = 3"
+    assert touched(reader, dsn, moved, embed={"notes": True}) == (set(), {(4,), (7,)})
+    assert touched(reader, dsn, moved.replace("7", "8")) == (set(), set())
+
+
+def test_row_that_is_in_many_touches_all_of_them(reader: Reader, dsn: str) -> None:
+    rows = {(i,) for i in range(1, 41) if i % 5 + 1 == 2}
+    renamed = "UPDATE teams SET name = 'new' WHERE id = 2"
+    assert touched(reader, dsn, renamed, embed={"teams": True}) == (set(), rows)
+    assert touched(reader, dsn, renamed, most=3, embed={"teams": True}) == "all"
+
+
+def test_row_that_decides_is_told_apart_from_one_that_is_shown(reader: Reader, dsn: str) -> None:
+    rows = {(i,) for i in range(1, 41) if i % 5 + 1 == 3}
+    renamed = "UPDATE teams SET name = 'again' WHERE id = 3"
+    for query in (
+        {"where": {"teams": {"name": "t3"}}},
+        {"order": "teams.name"},
+        {"embed": {"teams": {"inner": True}}},
+    ):
+        assert touched(reader, dsn, renamed, **query)[0] == rows, query
+
+
+def test_rows_through_a_junction_and_deeper_ones_are_climbed_to(reader: Reader, dsn: str) -> None:
+    named = "UPDATE skills SET name = 'x' WHERE code = 's2'"
+    knowing = {(i,) for i in range(1, 41) if i % 5 + 1 == 2}
+    assert touched(reader, dsn, named, embed={"skills": True}) == (set(), knowing)
+    assert touched(
+        reader, dsn, "UPDATE notes SET body = 'x' WHERE id = 3", "teams",
+        embed={"people": {"embed": {"notes": True}}},
+    ) == (set(), {(4,)})  # fmt: skip
+
+
+def test_relation_that_is_its_own_relative_is_met_twice(reader: Reader, dsn: str) -> None:
+    renamed = "UPDATE people SET name = 'x' WHERE id = 2"
+    embed = {"boss": {"relation": "people", "via": "boss", "direction": "one"}}
+    own, related = touched(reader, dsn, renamed, embed=embed)
+    assert (own, related) == ({(2,)}, {(i,) for i in range(20, 30)})
+
+
+def test_partitions_are_their_table(reader: Reader, dsn: str) -> None:
+    moved = "UPDATE parts SET day = 11 WHERE id = 1"
+    assert touched(reader, dsn, moved, "parts")[0] == {(1, 1), (1, 11)}
+
+
+@pytest.mark.parametrize(
+    ("change", "query"),
+    [
+        ("TRUNCATE notes", {"embed": {"notes": True}}),
+        ("SELECT rowcast.reset(id) FROM rowcast.tracked WHERE relation = 'notes'::regclass", {"embed": {"notes": True}}),
+        ("INSERT INTO brief VALUES (1, 1)", {"embed": {"brief": True}}),
+        ("INSERT INTO notes VALUES (1000, 1)", {"select": ["id", "total"]}),
+        ("INSERT INTO people VALUES (200, 1)", {"embed": {"friends": True}}),
+        ("INSERT INTO asked VALUES (1, 1)", {"role": "t_ann", "embed": {"notes": True}}),
+        ("INSERT INTO people VALUES (201, 1)", {"role": "t_ann", "relation": "skills", "embed": {"knows": True}}),
+        # the policy reads what the query reads too, and by the same alias
+        ("INSERT INTO people VALUES (202, 1)", {"role": "t_ann", "embed": {"knows": True}}),
+    ],
+)  # fmt: skip
+def test_change_that_names_no_rows_touches_all(
+    reader: Reader, dsn: str, change: str, query: dict[str, Any]
+) -> None:
+    assert touched(reader, dsn, change, **query) == "all"
+
+
+def test_change_of_what_is_not_read_touches_nothing(reader: Reader, dsn: str) -> None:
+    assert touched(reader, dsn, "INSERT INTO asked VALUES (50, 50)") == (set(), set())
+    assert touched(reader, dsn, "INSERT INTO brief VALUES (50, 1)") == (set(), set())
+
+
+@pytest.mark.parametrize(
+    ("relation", "query"),
+    [
+        ("plain", {}),
+        ("counted", {}),
+        ("seen", {}),
+        ("people", {"offset": 1}),
+        ("people", {"distinct": True, "select": ["team"]}),
+        ("people", {"distinct": ["team"]}),
+    ],
+)
+def test_rows_without_a_key_of_their_own_are_not_found_by_it(
+    reader: Reader, relation: str, query: dict[str, Any]
+) -> None:
+    found = reader.catalog.relation("public", relation)
+    plan = plan_find(reader.catalog, found, parse_find((), query, Limits(), relation).request)
+    assert keyed_rows(reader.catalog, plan) is None
+
+
+def test_who_sees_less_climbs_for_himself_alone(reader: Reader, dsn: str) -> None:
+    kept = Kept(reader, "teams", "t_ann", {"embed": {"people": {"embed": {"notes": True}}}})
+    tags = Kept(reader, "people", "t_ann", {"embed": {"skills": True}})
+    with reader.snapshot() as connection:
+        for each in (kept, tags):
+            each.begin()
+            assert each.key_plan is not None
+            assert sees_all_txn(connection, each.key_plan, reader.tracked)
+        reader.run("SET LOCAL ROLE t_ann")
+        assert kept.key_plan is not None
+        assert sees_all_txn(connection, kept.key_plan, reader.tracked)
+        assert tags.key_plan is not None
+        assert not sees_all_txn(connection, tags.key_plan, reader.tracked)

@@ -1,0 +1,244 @@
+"""
+Rows kept by the keys that changes touch are the rows of a new query, whatever writers do meanwhile.
+
+Wrong ways of keeping them run beside it and have to fail, or the writers would prove nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import psycopg2
+import pytest
+from psycopg2.extensions import cursor
+
+from schema.changes import install
+from service.changes.log import read_txn, snapshot_txn
+from service.changes.positions import PgSnapshot
+from service.changes.touched import RowChange, row_change
+from service.changes.window import Window
+from tests.db.captured import connect
+from tests.db.keeping import Kept, Reader
+
+SECONDS, WRITERS, SEED = 14.0, 5, 20
+PARENTS, CHILDREN, GRANDS = 120, 300, 500
+SCHEMA = f"""
+CREATE TABLE owners (id int PRIMARY KEY, name text, rank int);
+CREATE TABLE parents (id int PRIMARY KEY, owner int REFERENCES owners ON DELETE SET NULL,
+    region int, name text, score int);
+CREATE TABLE children (id int PRIMARY KEY,
+    parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, amount int);
+CREATE TABLE grands (id int PRIMARY KEY,
+    child int REFERENCES children ON DELETE CASCADE ON UPDATE CASCADE, v int);
+CREATE TABLE tags (id int PRIMARY KEY, word text);
+CREATE TABLE tagged (parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE,
+    tag int REFERENCES tags ON DELETE CASCADE, PRIMARY KEY (parent, tag));
+CREATE TABLE members (who text, region int, PRIMARY KEY (who, region));
+CREATE INDEX ON parents (owner); CREATE INDEX ON children (parent); CREATE INDEX ON grands (child);
+CREATE INDEX ON tagged (tag);
+INSERT INTO owners SELECT i, 'o' || i, i * 7 % 10 FROM generate_series(1, 12) i;
+INSERT INTO parents SELECT i, i % 12 + 1, i % 5, 'n' || i, i * 37 % 100 FROM generate_series(1, {PARENTS}) i;
+INSERT INTO children SELECT i, i % {PARENTS} + 1, i * 13 % 100 FROM generate_series(1, {CHILDREN}) i;
+INSERT INTO grands SELECT i, i % {CHILDREN} + 1, i * 7 % 100 FROM generate_series(1, {GRANDS}) i;
+INSERT INTO tags SELECT i, 'w' || i FROM generate_series(1, 6) i;
+INSERT INTO tagged SELECT DISTINCT i % {PARENTS} + 1, i % 6 + 1 FROM generate_series(1, 200) i;
+INSERT INTO members VALUES ('f_ann', 0), ('f_ann', 1), ('f_bob', 1), ('f_bob', 2);
+CREATE ROLE f_ann; CREATE ROLE f_bob;
+GRANT SELECT ON owners, parents, children, grands, tags, tagged, members TO f_ann, f_bob;
+ALTER TABLE parents ENABLE ROW LEVEL SECURITY;
+CREATE POLICY p ON parents FOR SELECT TO f_ann, f_bob
+    USING (region IN (SELECT region FROM members WHERE who = current_user));
+ALTER TABLE children ENABLE ROW LEVEL SECURITY;
+CREATE POLICY c ON children FOR SELECT TO f_ann, f_bob USING (amount < 80);
+{install()}
+SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['owners', 'parents', 'children', 'grands', 'tags', 'tagged', 'members']) t;
+"""
+
+DEEP = {
+    "children": {"where": {"amount": {"gt": 20}}, "embed": {"grands": {"where": {"v": {"gt": 20}}}}}
+}
+QUERIES = [
+    ("parents", {"where": {"score": {"gte": 30}}, "embed": DEEP}),
+    ("parents", {"where": {"region": 1}, "embed": {"owners": True, "tags": True}}),
+    ("parents", {"where": {"children": {"amount": {"gt": 60}}}}),
+    ("parents", {"embed": {"children": {"inner": True, "where": {"grands": {"v": {"lt": 30}}}}}}),
+    ("parents", {"select": ["id", "name", "of:owners.name"], "where": {"owners": {"rank": {"gt": 4}}}}),
+    ("parents", {"where": {"region": [0, 1, 2]}, "order": "-score", "limit": 10}),
+    ("parents", {"order": ["owners.rank", "-score"], "limit": 10, "embed": {"children": True}}),
+    ("children", {"order": "amount", "limit": 150, "embed": {"parents": {"embed": {"owners": True}}}}),
+    ("tagged", {"embed": {"parents": True, "tags": True}}),
+    ("parents", {"group": ["region"], "measures": {"n": {"count": "*"}, "sum": {"sum": "score"}}}),
+    ("parents", {"group": ["region", "owner"], "measures": {"n": {"count": "*"}, "r": {"max": "owners.rank"}},
+                 "having": {"n": {"gt": 1}}}),
+    ("children", {"group": ["parent"], "measures": {"sum": {"sum": "amount"}}, "where": {"parents": {"score": {"gt": 40}}}}),
+    ("grands", {"measures": {"n": {"count": "*"}, "sum": {"sum": "v"}}, "where": {"v": {"gt": 50}}}),
+    ("owners", {"embed": {"parents": {"measures": {"n": {"count": "*"}}, "group": ["region"]}}}),
+]  # fmt: skip
+
+
+def write(dsn: str, seed: int, stop: threading.Event) -> None:
+    """Run transactions of all kinds until told to stop, some rolled back, some slow."""
+    dice = random.Random(seed)
+    connection = connect(dsn)
+    with connection.cursor() as rows:
+        while not stop.is_set():
+            try:
+                for _ in range(dice.randint(1, 4)):
+                    _some(rows, dice)
+                    time.sleep(dice.choice((0, 0, 0.002, 0.02)))
+                if dice.random() < 0.15:
+                    connection.rollback()
+                else:
+                    connection.commit()
+            except psycopg2.Error:
+                connection.rollback()
+    connection.close()
+
+
+def _some(rows: cursor, dice: random.Random) -> None:
+    n = dice.randint
+    parent, child, grand = n(1, PARENTS + 20), n(1, CHILDREN + 40), n(1, GRANDS + 50)
+    region, owner, tag, hundred = n(0, 4), n(1, 13), n(1, 7), n(0, 99)
+    who = dice.choice(("f_ann", "f_bob"))
+    (text, values) = dice.choice(
+        [
+            ("UPDATE parents SET score = %s, region = %s WHERE id = %s", (hundred, region, parent)),
+            ("UPDATE parents SET owner = (SELECT id FROM owners WHERE id = %s) WHERE id = %s", (owner, parent)),
+            ("UPDATE parents SET region = NULL WHERE id = %s", (parent,)),
+            ("UPDATE owners SET rank = %s WHERE id = %s", (hundred % 10, owner)),
+            ("DELETE FROM owners WHERE id = %s", (owner,)),
+            ("INSERT INTO owners VALUES (%s, 'new', 5) ON CONFLICT DO NOTHING", (owner,)),
+            ("UPDATE children SET parent = %s, amount = %s WHERE id = %s AND EXISTS (SELECT FROM parents WHERE id = %s)", (parent, hundred, child, parent)),
+            ("UPDATE grands SET child = %s, v = %s WHERE id = %s AND EXISTS (SELECT FROM children WHERE id = %s)", (child, hundred, grand, child)),
+            ("DELETE FROM parents WHERE id = %s", (parent,)),
+            ("INSERT INTO parents VALUES (%s, NULL, %s, 'x', %s) ON CONFLICT DO NOTHING", (parent, region, hundred)),
+            ("INSERT INTO children SELECT %s, id, %s FROM parents WHERE id = %s ON CONFLICT DO NOTHING", (child, hundred, parent)),
+            ("INSERT INTO grands SELECT %s, id, %s FROM children WHERE id = %s ON CONFLICT DO NOTHING", (grand, hundred, child)),
+            ("UPDATE parents SET id = id + 1000 WHERE id = %s AND NOT EXISTS (SELECT FROM parents WHERE id = %s)", (parent, parent + 1000)),
+            ("UPDATE children SET id = id + 1000 WHERE id = %s AND NOT EXISTS (SELECT FROM children WHERE id = %s)", (child, child + 1000)),
+            ("DELETE FROM children WHERE id = %s", (child,)),
+            ("INSERT INTO tagged SELECT p.id, t.id FROM parents p, tags t WHERE p.id = %s AND t.id = %s ON CONFLICT DO NOTHING", (parent, tag)),
+            ("DELETE FROM tagged WHERE parent = %s", (parent,)),
+            ("UPDATE tags SET word = %s WHERE id = %s", (f"w{hundred}", tag)),
+            *[("DELETE FROM members WHERE who = %s AND region = %s", (who, region))] * (hundred < 4),
+            *[("INSERT INTO members VALUES (%s, %s) ON CONFLICT DO NOTHING", (who, region))] * (hundred < 4),
+        ]
+    )  # fmt: skip
+    rows.execute(text, values)
+
+
+class Way:
+    """
+    A way of keeping the queries, right or wrong.
+
+    Args:
+        dsn: Of the database.
+        change: What it makes of the changes of a cycle.
+        late: Whether it reads rows in a later snapshot than the changes.
+        blind: Whether it leaves out what is read by policies.
+        flag: Whether it knows if a window is all there is.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        change: Callable[[RowChange], RowChange] = lambda change: change,
+        late: bool = False,
+        blind: bool = False,
+        flag: bool = True,
+    ) -> None:
+        self.reader = Reader(dsn)
+        self.change, self.late, self.flag = change, late, flag
+        self.kept = [
+            Kept(self.reader, relation, role, query)
+            for relation, query in QUERIES
+            for role in ("", "f_ann", "f_bob")
+        ]
+        with self.reader.snapshot():
+            self.snapshot: PgSnapshot = snapshot_txn(self.reader.connection)
+            for each in self.kept:
+                each.begin()
+                assert each.key_plan is not None
+                if blind:
+                    each.key_plan = replace(each.key_plan, whole=frozenset())
+        self.wrong: list[tuple[str, str]] = []
+        self.compared = 0
+
+    def step(self) -> None:
+        """Run a cycle, and compare each query with a new one."""
+        with self.reader.snapshot():
+            now = snapshot_txn(self.reader.connection)
+            changes = self._changes()
+            if not self.late:
+                self._follow(changes)
+        self.snapshot = now
+        if self.late:
+            time.sleep(0.005)
+            with self.reader.snapshot():
+                self._follow(changes)
+
+    def _changes(self) -> list[RowChange]:
+        found = map(row_change, read_txn(self.reader.connection, self.snapshot))
+        return [self.change(each) for each in found]
+
+    def _follow(self, changes: Sequence[RowChange]) -> None:
+        for each in self.kept:
+            if not self.flag and each.window is not None:
+                each.window = Window(each.window.keys, True)
+            each.step(changes)
+            self.compared += 1
+            if each.differs():
+                self.wrong.append((each.role, str(each.query)))
+                each.again()
+
+
+@pytest.fixture
+def start_writers(dsn: str) -> Iterator[Callable[[], None]]:
+    """Return what starts the writers, which run to the end of the test."""
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=write, args=(dsn, SEED * 100 + number, stop))
+        for number in range(WRITERS)
+    ]
+
+    def start() -> None:
+        for thread in threads:
+            thread.start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
+
+
+def test_rows_kept_by_keys_are_those_of_a_new_query(
+    dsn: str, start_writers: Callable[[], None]
+) -> None:
+    right = Way(dsn)
+    wrong = {
+        "rows read later than the changes": Way(dsn, late=True),
+        "images after the change alone": Way(dsn, lambda change: replace(change, old=None)),
+        "windows taken for all there is": Way(dsn, flag=False),
+        "tables of policies left out": Way(dsn, blind=True),
+    }
+    start_writers()
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        right.step()
+    assert right.wrong == []
+    counts = {
+        kind: sum(kept.counts[kind] for kept in right.kept)
+        for kind in ("keyed", "whole", "nothing")
+    }
+    assert right.compared > 1000
+    assert counts["keyed"] > counts["whole"] > 0
+    for name, way in wrong.items():
+        end = time.monotonic() + 20
+        while not way.wrong:
+            way.step()
+            assert time.monotonic() < end, f"{name}: not found to be wrong in {way.compared}"
