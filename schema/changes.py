@@ -38,6 +38,12 @@ a lock on the log, and then once more. A writer locks the log before it looks fo
 either it sees the reader asleep, or the reader sees its lock.
 """
 
+LEADER = 0x726F776361737403
+"""The advisory lock of the reader that makes ticks and publishes."""
+
+TICKS = "rowcast_ticks"
+"""Where it notifies of each tick: it alone, so no commit waits for another."""
+
 INSTALLING = 0x726F776361737402
 """The advisory lock of the one who makes or replaces what is here."""
 

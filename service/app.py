@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
@@ -32,6 +32,8 @@ from service.api.status import StatusProcedures
 from service.api.transactions import Batches
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
+from service.changes.feed import Feed, FeedSettings
+from service.changes.net import Change
 from service.changes.watch import Watches, WatchLimits
 from service.changes.why import Check, WhyProcedure
 from service.db.database import Database
@@ -73,7 +75,8 @@ CHANNEL = "rowcast_schema"
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
-LISTENERS = 1
+APART = 3
+"""Connections beside the pool: one listens, one reads the log of changes, one is of live queries."""
 
 
 def make_service(settings: Settings, reactor: Any) -> Rowcast:
@@ -164,7 +167,7 @@ class Rowcast(MultiService):
 
     async def _prepare(self) -> None:
         settings, place = self.settings, self.settings.place
-        wanted = settings.pool_max + LISTENERS
+        wanted = settings.pool_max + APART
         if self._upgrade:
             report = await upgrade_database(self._reactor, place, wanted, settings.demo)
             self._progress("postgres", postgres_line(settings, report))
@@ -232,6 +235,8 @@ class Serving(Service):
         )
         self.listener = Listener(reactor, place.direct_dsn)
         self.listener.subscribe(CHANNEL, self._heard, self.catalogs.reload)
+        self.feed = Feed(reactor, place.direct_dsn, self.listener, _publish, _feed(settings))
+        self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(
             reactor,
             self.database,
@@ -243,6 +248,7 @@ class Serving(Service):
             settings.statement_timeout,
         )
         self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
+        self.feed.subscribe(self.watches.wake)
         callee = Callee(
             reactor,
             self.dispatcher.answer,
@@ -282,8 +288,12 @@ class Serving(Service):
             self.database,
             settings.prefix,
             metadata.version("rowcast"),
-            {"router": lambda: callee.serving, "listener": lambda: self.listener.listening},
-            callee.meter.snapshot,
+            {
+                "router": lambda: callee.serving,
+                "listener": lambda: self.listener.listening,
+                "changes": lambda: self.feed.well,
+            },
+            {"calls": callee.meter.snapshot, "changes": self.feed.stats},
             lambda: {
                 name: each.function for name, each in app.procedures.items() if each.available
             },
@@ -308,6 +318,7 @@ class Serving(Service):
         self.pool.start()
         self.catalogs.startService()
         self.listener.startService()
+        self.feed.startService()
         self.pruner.startService()
         self.watches.startService()
 
@@ -326,6 +337,7 @@ class Serving(Service):
     async def _stop(self) -> None:
         self.dispatcher.stop()
         self.watches.drain()
+        await stopped(self.feed, self.feed.stopService)
         await stopped(self.client, self.client.stopService)
         await stopped(self.watches, self.watches.stopService)
         await stopped(self.pruner, self.pruner.stopService)
@@ -400,6 +412,19 @@ def _held(settings: Settings) -> TransactionLimits:
     )
 
 
+def _feed(settings: Settings) -> FeedSettings:
+    return FeedSettings(
+        most=settings.changes_max,
+        poll=settings.changes_poll,
+        keep=settings.changes_keep,
+        keep_bytes=settings.changes_keep_bytes,
+    )
+
+
+async def _publish(changes: Sequence[Change]) -> None:
+    """Publish nothing: topics are not served yet."""
+
+
 def _bounds(settings: Settings) -> Bounds:
     return Bounds(
         settings.session_calls,
@@ -451,7 +476,7 @@ def preflight(settings: Settings) -> DatabaseReport:
         NotReady: It cannot start.
     """
     obstacles(settings)
-    return inspect_database(settings.place, settings.pool_max + LISTENERS)
+    return inspect_database(settings.place, settings.pool_max + APART)
 
 
 def wamp_config(settings: Settings, router: Crossbar | None) -> WampConfig:
@@ -482,7 +507,7 @@ def login(settings: Settings) -> Login:
 def postgres_line(settings: Settings, report: DatabaseReport) -> str:
     """Return a line about the server, and the connections taken of it."""
     where = "embedded, unix socket" if settings.place.embedded else "yours"
-    pool = f"pool {settings.pool_max} + {LISTENERS} listener"
+    pool = f"pool {settings.pool_max} + {APART} for changes"
     return f"{report.server}, {where}, {report.limit} connections; {pool}"
 
 

@@ -168,6 +168,8 @@ OTHER_NAMES = {
     "statement_timeout": "TIMEOUT QUERYTIMEOUT CALLTIMEOUT",
     "slow_statement": "SLOW SLOWQUERY SLOWQUERIES SLOWLOG LOGMINDURATION LOGMINDURATIONSTATEMENT",
     "tx_idle_timeout": "IDLETIMEOUT",
+    "changes_keep": "RETENTION CHANGESRETENTION LOGKEEP LOGRETENTION",
+    "changes_poll": "POLL POLLINTERVAL INTERVAL",
     "max_rows": "LIMIT MAXLIMIT PAGESIZE DBMAXROWS ROWLIMIT",
     "max_watches_per_session": "MAXWATCHES WATCHES MAXSUBSCRIPTIONS SUBSCRIPTIONS LIVEQUERIES",
     "max_watch_rows": "WATCHROWS MAXWATCHED MAXLIVEROWS",
@@ -250,7 +252,9 @@ class Settings(BaseSettings):
         default=(),
         description="modules of one's own with models and procedures, comma separated",
     )
-    pool_max: Count = Field(default=5, description="connections for calls; one more listens")
+    pool_max: Count = Field(
+        default=5, description="connections for calls; three more are for changes"
+    )
     pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")
     statement_timeout: Seconds = Field(default=15, description="seconds a statement may run")
     slow_statement: Seconds = Field(
@@ -267,6 +271,17 @@ class Settings(BaseSettings):
     max_transactions_per_session: Count = Field(default=2, description="those of one session")
     idempotency_keep: Seconds = Field(
         default=86_400, description="seconds an idempotency key is kept"
+    )
+    changes_keep: Seconds = Field(default=86_400, description="seconds the log of changes is kept")
+    changes_keep_bytes: Weight = Field(
+        default=2 * 2**30, description="bytes of it that are kept, roughly"
+    )
+    changes_max: Count = Field(
+        default=10_000, description="rows of the log of a transaction that are published one by one"
+    )
+    changes_poll: Seconds | None = Field(
+        default=None,
+        description="seconds between two looks for changes; unset: writers notify",
     )
     max_rows: Count = Field(default=1000, description="rows in one answer")
     max_watches_per_session: Count = Field(

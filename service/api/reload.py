@@ -4,7 +4,7 @@ The schema cache: keeps what is served up to date with the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 
 from twisted.application.service import Service
@@ -88,6 +88,11 @@ class Catalogs(Service):
         self._resting: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self._asking: list[Deferred[bool]] = []
+        self._subscribers: list[Callable[[], None]] = []
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Call a function each time that another catalog is served."""
+        self._subscribers.append(callback)
 
     def startService(self) -> None:
         """Begin to read."""
@@ -220,6 +225,8 @@ class Catalogs(Service):
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
+        for callback in self._subscribers:
+            callback()
 
     async def _catalogs(self) -> dict[str, Catalog]:
         """

@@ -33,7 +33,7 @@ class StatusProcedures:
         prefix: Of the procedures' URIs.
         version: Of the service.
         checks: By name, what else `health` asks: whether it is well.
-        calls: The figures of the calls so far.
+        figures: By name, what `stats` answers beside those of the pool.
         procedures: Returns the procedures written by hand, as far as they can be called now.
         max_bytes: What an answer may weigh on the wire.
     """
@@ -45,7 +45,7 @@ class StatusProcedures:
         prefix: str,
         version: str,
         checks: Mapping[str, Check],
-        calls: Callable[[], Mapping[str, Any]],
+        figures: Mapping[str, Callable[[], Mapping[str, Any]]],
         procedures: Callable[[], Mapping[str, Callable[..., Any]]],
         max_bytes: int = 8 << 20,
     ) -> None:
@@ -54,7 +54,7 @@ class StatusProcedures:
         self._prefix = prefix
         self._version = version
         self._checks = checks
-        self._calls = calls
+        self._figures = figures
         self._written = procedures
         self._max_bytes = max_bytes
         # Weak, so a document may not refer to its catalog, or neither would ever go.
@@ -121,7 +121,8 @@ class StatusProcedures:
         return True
 
     async def _stats(self) -> Any:
-        return {"calls": self._calls(), "pool": asdict(self._database.pool.stats())}
+        figures = {name: figure() for name, figure in self._figures.items()}
+        return {"pool": asdict(self._database.pool.stats()), **figures}
 
 
 def _ask_txn(connection: PgConnection) -> None:

@@ -33,7 +33,7 @@ SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_iden
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
                JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
               WHERE i.indrelid = t.relation AND i.indisprimary
-              ORDER BY pg_catalog.array_position(i.indkey::int2[], a.attnum))
+              ORDER BY pg_catalog.array_position(i.indkey::int2[], a.attnum)), t.wake
   FROM rowcast.tracked t
   LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relation
   LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -78,6 +78,7 @@ class Tracked:
         since: The transaction that began to track it; nothing before that is logged.
         problem: Why changes are no longer logged, if they are not: it may be gone.
         key: The columns of the primary key, in its order.
+        wake: Whether writers notify a reader that sleeps.
     """
 
     id: int
@@ -88,6 +89,7 @@ class Tracked:
     since: int
     problem: str | None
     key: tuple[str, ...] = ()
+    wake: bool = True
 
 
 def installed_txn(connection: PgConnection) -> bool:
@@ -135,8 +137,8 @@ def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
     with connection.cursor() as cursor:
         cursor.execute(TRACKED, clean=True)
         return {
-            id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key))
-            for id, oid, schema, name, level, since, problem, key in cursor.fetchall()
+            id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key), wake)
+            for id, oid, schema, name, level, since, problem, key, wake in cursor.fetchall()
         }
 
 

@@ -54,9 +54,11 @@ OWN: Mapping[str, dict[str, Any]] = {
         "errors": reference("errors.health"),
     },
     "stats": {
-        "comment": "The figures of the calls so far, latencies in seconds, and of the pool",
+        "comment": "The figures of the calls so far, latencies in seconds, of the pool and the changes",
         "arguments": record(TIMEOUT),
-        "result": record({"calls": OBJECT, "pool": OBJECT}, ["calls", "pool"]),
+        "result": record(
+            {"calls": OBJECT, "pool": OBJECT, "changes": OBJECT}, ["calls", "pool", "changes"]
+        ),
         "errors": reference("errors.stats"),
     },
     "why": {

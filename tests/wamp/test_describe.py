@@ -113,7 +113,9 @@ async def test_description_of_a_service_names_what_calls_name(caller: Caller) ->
         assert all(column.keys() >= COLUMN for column in relation["columns"].values())
         for verb in set(relation["verbs"]) & {"find", "count", "exists"}:
             await caller.call(f"rowcast.{name}.{verb}")
-    assert (await caller.call("rowcast.stats")).keys() == {"calls", "pool"}, "not the table"
+    assert (await caller.call("rowcast.stats")).keys() == {"calls", "pool", "changes"}, (
+        "not the table"
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -404,12 +406,13 @@ async def test_health_without_postgresql_is_not_ready(router: Router, caller: Ca
             scheduler.limits = replace(scheduler.limits, connect_wait=0.1)
             await until(lambda: service.listener.listening)
             found = await caller.call("rowcast.frail.health")
-            checks = {"router": True, "listener": True, "catalog": True, "postgres": True}
+            checks = dict.fromkeys(("router", "listener", "changes", "catalog", "postgres"), True)
+            await until(lambda: service.feed.well)
             assert found == {"live": True, "ready": True, "checks": checks}
             server.close()
-            await until(lambda: not service.listener.listening)
+            await until(lambda: not service.listener.listening and not service.feed.well)
             found = await caller.call("rowcast.frail.health")
-            gone = {**checks, "listener": False, "postgres": False}
+            gone = {**checks, "listener": False, "changes": False, "postgres": False}
             assert found == {"live": True, "ready": False, "checks": gone}
             with place.running():
                 while not found["ready"]:

@@ -1,0 +1,198 @@
+"""
+Epochs: how long a position means the same, and what of the log is still there.
+
+Numbers of transactions and ticks belong to one history of the database. A standby that is promoted
+without all that the old primary had uses them again for others, and in a restored dump they are
+those of another server. So a position names the epoch in which it was given, and a new epoch
+begins with each history that differs: another system identifier, another timeline, or fewer ticks
+than were known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.changes.positions import PgSnapshot, Position, TickPosition
+from service.changes.ticks import Tick, last_txn, ticks_txn
+from service.db.connection import PgConnection
+
+FIRST = PgSnapshot(3, 3, ())
+"""Sees no transaction: 3 is the lowest number that one ever had."""
+
+HISTORY = """
+SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+    ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
+END, (SELECT system_identifier FROM pg_catalog.pg_control_system())
+"""
+
+NEWEST = """
+SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
+"""
+
+
+class OnStandby(Exception):
+    """The server is a standby, where snapshots do not say which transactions run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "changes are read at the primary, and this is a standby → name the primary in the URL,"
+            " or all hosts with target_session_attrs=read-write"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """
+    A history of the database.
+
+    Args:
+        number: One more than that of the one before.
+        system: The system identifier of the cluster.
+        timeline: Of its WAL.
+        pruned_below: The log has all rows of transactions from this one on.
+    """
+
+    number: int
+    system: int
+    timeline: int
+    pruned_below: int
+
+
+def epoch_now_txn(connection: PgConnection) -> Epoch | None:
+    """
+    Return the epoch that it is; None if the history is another one, whose epoch nobody has begun.
+
+    Raises:
+        OnStandby: The server is one.
+    """
+    history = _history_txn(connection)
+    newest = _newest_txn(connection)
+    if newest is None or (newest.system, newest.timeline) != history:
+        return None
+    return newest
+
+
+def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
+    """
+    Return the epoch and the newest tick, of a new epoch if it has to begin.
+
+    Args:
+        connection: In autocommit, of the one that makes ticks.
+        known: The newest tick that was known; 0 if none was.
+
+    Raises:
+        OnStandby: The server is one.
+    """
+    history = _history_txn(connection)
+    newest, last = _newest_txn(connection), last_txn(connection)
+    same = newest is not None and newest.system == history[0]
+    if newest is None or not same or last is None:
+        return _start_txn(connection, newest, history, known)
+    if newest.timeline == history[1] and last.number >= known:
+        return newest, last
+    # What the ticks that are there have seen is there, too; positions in those that are not name
+    # the epoch before.
+    (pruned,) = connection.ask(
+        "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
+        f" VALUES ({newest.number + 1}, {history[0]}, {history[1]}, {last.number + 1},"
+        f" '{newest.pruned_below}') RETURNING pruned_below::text"
+    )
+    return Epoch(newest.number + 1, *history, int(pruned)), last
+
+
+def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
+    """
+    Return a snapshot before a position: what is not visible in it has all that comes after.
+
+    Args:
+        connection: In a REPEATABLE READ transaction, in which the log is read next.
+        position: Of a caller.
+
+    Returns:
+        None if the position is gone: of another history, or older than the log.
+
+    Raises:
+        OnStandby: The server is one.
+    """
+    epoch = epoch_now_txn(connection)
+    if epoch is None or position.epoch > epoch.number:
+        return None
+    if isinstance(position, TickPosition):
+        found = _before_txn(connection, position)
+    elif position.epoch == epoch.number or _survived_txn(
+        connection, position.epoch, position.snapshot
+    ):
+        found = position.snapshot
+    else:
+        found = None
+    return found if found is not None and found.xmin >= epoch.pruned_below else None
+
+
+def _before_txn(connection: PgConnection, position: TickPosition) -> PgSnapshot | None:
+    """Return the snapshot before a tick, if the tick is the one that the position means."""
+    # The end of all ticks is a position before the first change of one that is not there yet.
+    ends = ticks_txn(connection, position.tick - 1, 2)
+    before = next((tick for tick in ends if tick.number == position.tick - 1), None)
+    if before is None or before.epoch > position.epoch:
+        return None
+    tick = next((tick for tick in ends if tick.number == position.tick), None)
+    if position.index > 0 and (tick is None or tick.epoch != position.epoch):
+        return None
+    return before.snapshot
+
+
+def _survived_txn(connection: PgConnection, epoch: int, snapshot: PgSnapshot) -> bool:
+    """Return whether all that was visible in a snapshot of an earlier epoch is there."""
+    (text,) = connection.ask(
+        f"SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch}"
+        " ORDER BY tick DESC LIMIT 1)"
+    )
+    if text is None:
+        return False
+    tick = PgSnapshot.parse(text)
+    return snapshot.xmax <= tick.xmax and all(
+        xid >= snapshot.xmax or xid in snapshot.running for xid in tick.running
+    )
+
+
+def _start_txn(
+    connection: PgConnection, before: Epoch | None, history: tuple[int, int], known: int
+) -> tuple[Epoch, Tick]:
+    """Begin anew: with an empty log, unless it has been this server's from the start."""
+    (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
+    tick, epoch = max(number, known) + 1, 1 if before is None else before.number + 1
+    connection.command("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    try:
+        snapshot = FIRST
+        if before is not None:
+            # Numbers of transactions in it are those of another server.
+            snapshot = PgSnapshot.parse(connection.ask("SELECT pg_current_snapshot()::text")[0])
+            connection.command("DELETE FROM rowcast.log; DELETE FROM rowcast.ticks")
+        connection.command(
+            "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
+            f" VALUES ({epoch}, {history[0]}, {history[1]}, {tick}, '{snapshot.xmin}');"
+            "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
+            f" VALUES ({tick}, {epoch}, '{snapshot}', 0);"
+            "COMMIT"
+        )
+    except BaseException:
+        connection.command("ROLLBACK")
+        raise
+    return Epoch(epoch, *history, snapshot.xmin), Tick(epoch, tick, snapshot, snapshot, 0)
+
+
+def _history_txn(connection: PgConnection) -> tuple[int, int]:
+    timeline, system = connection.ask(HISTORY)
+    if timeline is None:
+        raise OnStandby
+    return system, timeline
+
+
+def _newest_txn(connection: PgConnection) -> Epoch | None:
+    with connection.cursor() as cursor:
+        cursor.execute(NEWEST, clean=True)
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    number, system, timeline, pruned = found
+    return Epoch(number, system, timeline, int(pruned))

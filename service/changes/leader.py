@@ -1,0 +1,118 @@
+"""
+One reader among replicas, that makes ticks and publishes; and how it falls asleep.
+
+It is the one whose session holds an advisory lock, the session that inserts the ticks: one whose
+session is gone cannot make another. The lock is tried for, not waited for: a session that waits
+in `pg_advisory_lock` keeps its snapshot, and VACUUM from all that was deleted since.
+
+A leader whose process stands still keeps its session, for its kernel goes on to answer. So its
+session is ended by those that try, once it has asked for nothing for as long as the lease.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from schema.changes import ASLEEP, LEADER
+from service.changes.log import installed_txn
+from service.db.connection import PgConnection
+
+LEASE = 3.0
+"""Seconds without a statement after which a leader is taken for one that stands still."""
+
+PREPARE = (
+    "SET search_path = pg_catalog, pg_temp;"
+    "SET default_transaction_isolation = 'read committed';"
+    "SET default_transaction_read_only = off;"
+    "SET idle_session_timeout = 0;"
+    # A plan made while the log was small is kept when it is not.
+    "SET enable_seqscan = off;"
+    # What was published may not be taken back by a crash. More than "on" may be set.
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+)
+
+HOLDER = f"""
+    FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+   WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+     AND l.classid = {LEADER >> 32} AND l.objid = {LEADER & 0xFFFFFFFF}
+     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+"""
+
+# One that is active works for it, or has sent an answer that nobody takes. Of sessions of other
+# roles, which we may not end, `state_change` is not shown.
+BREAK = f"""
+SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(l.pid)) {HOLDER}
+   AND (a.state <> 'active' OR a.wait_event = 'ClientWrite')
+   AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => {{lease}})
+   AND pg_catalog.pg_has_role(a.usesysid, 'USAGE')
+"""
+
+WRITERS = """
+SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
+ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+   AND relation = 'rowcast.log'::pg_catalog.regclass AND pid <> pg_catalog.pg_backend_pid()
+"""
+
+
+class Part(Enum):
+    """What a reader has to do."""
+
+    NOTHING = "nothing is tracked"
+    LEAD = "leading"
+    FOLLOW = "following"
+
+
+def prepare_txn(connection: PgConnection) -> None:
+    """Set what ticks rely on, for the session."""
+    connection.command(PREPARE)
+
+
+def part_txn(connection: PgConnection, lease: float = LEASE) -> Part:
+    """Return which part this session has, after a try at the lead."""
+    if not installed_txn(connection) or not _tracked_txn(connection):
+        return Part.NOTHING
+    if _try_txn(connection):
+        return Part.LEAD
+    connection.ask(BREAK.format(lease=lease))
+    return Part.FOLLOW
+
+
+def _tracked_txn(connection: PgConnection) -> bool:
+    (found,) = connection.ask("SELECT EXISTS (SELECT FROM rowcast.tracked)")
+    return bool(found)
+
+
+def _try_txn(connection: PgConnection) -> bool:
+    (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({LEADER})")
+    return bool(taken)
+
+
+def resign_txn(connection: PgConnection) -> None:
+    """Give up the lead."""
+    connection.ask(f"SELECT pg_catalog.pg_advisory_unlock({LEADER})")
+
+
+def fall_asleep_txn(connection: PgConnection) -> set[str] | None:
+    """
+    Have writers notify from now on.
+
+    Returns:
+        Transactions that may have looked before, and so will not: the log is to be read on until
+        they have ended, and then once more. None if a writer looked at this very moment.
+    """
+    (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({ASLEEP})")
+    return writers_txn(connection) if taken else None
+
+
+def writers_txn(connection: PgConnection) -> set[str]:
+    """Return the transactions that have written to the log and have not ended."""
+    # An orphaned prepared transaction has no process, and may stay for days.
+    (found,) = connection.ask(WRITERS)
+    return set(found or ())
+
+
+def awaken_txn(connection: PgConnection) -> None:
+    """Have writers notify no more."""
+    connection.ask(f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})")

@@ -1,0 +1,93 @@
+"""
+Feeds of the tests: what one publishes is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
+
+from service.changes.feed import Feed, FeedSettings
+from service.changes.net import Change
+from service.db.listener import Listener
+from tests.conftest import execute
+from tests.deferreds import until
+
+Told = tuple[str, Any, Any, Any]
+
+
+class Kept:
+    """
+    A feed with a listener of its own, and what it has published.
+
+    Attributes:
+        batches: As they came.
+        calls: Of its subscriber.
+        refuses: What publishing fails with, if it is to.
+    """
+
+    def __init__(self, dsn: Any, settings: FeedSettings) -> None:
+        self.batches: list[list[Change]] = []
+        self.calls = 0
+        self.refuses: Exception | None = None
+        self.listener = Listener(reactor, dsn)
+        self.feed = Feed(reactor, dsn, self.listener, self._publish, settings)
+        self.feed.subscribe(self._called)
+
+    async def _publish(self, changes: Sequence[Change]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.batches.append(list(changes))
+
+    def _called(self) -> None:
+        self.calls += 1
+
+    @property
+    def changes(self) -> list[Change]:
+        """All that was published."""
+        return [change for batch in self.batches for change in batch]
+
+    @property
+    def told(self) -> list[Told]:
+        """What was published, without where it stands."""
+        return [(each.op, each.key, each.old, each.new) for each in self.changes]
+
+    def start(self) -> None:
+        """Start both."""
+        self.listener.startService()
+        self.feed.startService()
+
+    async def stop(self) -> None:
+        """Stop both."""
+        await maybeDeferred(self.feed.stopService)
+        await maybeDeferred(self.listener.stopService)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the feed leads, and writers notify it."""
+        return self.feed.asleep
+
+
+@asynccontextmanager
+async def feeding(
+    dsn: Any, leads: bool = True, start: bool = True, **settings: Any
+) -> AsyncIterator[Kept]:
+    """Run a feed; wait until it leads."""
+    kept = Kept(dsn, FeedSettings(**settings))
+    if start:
+        kept.start()
+    try:
+        if leads and start:
+            await until(lambda: kept.feed.leading and kept.listener.listening)
+        yield kept
+    finally:
+        await kept.stop()
+
+
+def forget(dsn: str) -> None:
+    """Empty the log, as before the first feed."""
+    execute(dsn, "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks; DELETE FROM rowcast.epochs")

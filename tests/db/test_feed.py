@@ -1,0 +1,269 @@
+"""
+The feed: what is committed is published, once and in order, by one of those that run.
+"""
+
+from __future__ import annotations
+
+import psycopg2
+import pytest
+import pytest_twisted
+
+from schema.changes import ASLEEP, install
+from tests.conftest import execute
+from tests.db.feeds import feeding, forget
+from tests.deferreds import pause, until
+
+SCHEMA = f"""
+CREATE TABLE items (id int PRIMARY KEY, n int);
+CREATE TABLE notes (id int PRIMARY KEY, note text);
+CREATE TABLE plain (id int);
+{install()}
+SELECT rowcast.track('items'), rowcast.track('notes');
+"""
+
+
+@pytest.fixture(autouse=True)
+def emptied(dsn: str) -> None:
+    """Begin each test with nothing."""
+    execute(dsn, "TRUNCATE items, notes, plain")
+    forget(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_commit_is_published_once(dsn: str) -> None:
+    async with feeding(dsn) as kept:
+        execute(dsn, "INSERT INTO items VALUES (1, 1)")
+        await until(lambda: kept.batches)
+        execute(dsn, "UPDATE items SET n = 2")
+        execute(dsn, "BEGIN; INSERT INTO items VALUES (9, 9); ROLLBACK")
+        execute(dsn, "DELETE FROM items")
+        await until(lambda: len(kept.changes) >= 3)
+        assert kept.told == [
+            ("insert", (1,), None, {"id": 1, "n": 1}),
+            ("update", (1,), {"id": 1, "n": 1}, {"id": 1, "n": 2}),
+            ("delete", (1,), {"id": 1, "n": 2}, None),
+        ]
+        assert kept.feed.stats()["changes"] == 3
+        assert kept.feed.well
+        assert kept.calls >= 1
+    places = [each.position for each in kept.changes]
+    assert places == sorted(set(places))
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_while_no_feed_runs_are_published_by_the_next(dsn: str) -> None:
+    execute(dsn, "INSERT INTO items VALUES (1, 1)")
+    async with feeding(dsn) as kept:
+        await until(lambda: kept.batches)
+    execute(dsn, "INSERT INTO items VALUES (2, 2)")
+    async with feeding(dsn) as later:
+        await until(lambda: later.batches)
+        await until(lambda: later.asleep)
+        assert [each.key for each in kept.changes + later.changes] == [(1,), (2,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_change_that_was_not_published_is_published_again_at_its_position(dsn: str) -> None:
+    async with feeding(dsn) as kept:
+        kept.refuses = RuntimeError("the router is away")
+        execute(dsn, "INSERT INTO items VALUES (1, 1)")
+        await until(lambda: kept.feed.problem)
+        assert not kept.feed.well
+        assert kept.feed.stats()["part"] == "away"
+        kept.refuses = None
+        await until(lambda: kept.batches)
+        execute(dsn, "INSERT INTO items VALUES (2, 2)")
+        await until(lambda: len(kept.changes) == 2)
+        assert kept.feed.well
+        assert [each.key for each in kept.changes] == [(1,), (2,)]
+        one, two = (each.position for each in kept.changes)
+        assert (two.tick, two.index) == (one.tick + 1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_feed_that_stops_leaves_nothing_to_publish_again(dsn: str) -> None:
+    async with feeding(dsn) as kept:
+        execute(dsn, "INSERT INTO items VALUES (1, 1)")
+        await until(lambda: kept.batches)
+    async with feeding(dsn) as later:
+        await until(lambda: later.asleep)
+        assert later.batches == []
+        execute(dsn, "INSERT INTO items VALUES (2, 2)")
+        await until(lambda: later.batches)
+        assert later.changes[0].position > kept.changes[-1].position
+
+
+@pytest_twisted.ensureDeferred
+async def test_large_tick_is_published_in_pages_in_order(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.changes.ticks.PAGE_ROWS", 50)
+    monkeypatch.setattr("service.changes.ticks.TRANSACTIONS", 7)
+    slow = psycopg2.connect(dsn)
+    with slow.cursor() as rows:
+        rows.execute("INSERT INTO items SELECT i, 0 FROM generate_series(1001, 1010) i")
+        for start in range(0, 400, 20):
+            execute(
+                dsn, f"INSERT INTO items SELECT i, 0 FROM generate_series({start}, {start + 19}) i"
+            )
+        slow.commit()
+    slow.close()
+    async with feeding(dsn) as kept:
+        await until(lambda: len(kept.changes) == 410)
+        assert len(kept.batches) >= 8
+        assert max(map(len, kept.batches)) <= 50
+        assert {each.position.tick for each in kept.changes} == {2}
+        assert [each.position.index for each in kept.changes] == list(range(1, 411))
+        # in the order of their numbers, though the first to write was the last to commit
+        keys = [key for each in kept.changes for key in (each.key or ())]
+        assert keys == [*range(1001, 1011), *range(400)]
+        assert sum(each.last for each in kept.changes) == 21
+        # each batch has whole transactions
+        assert all(batch[-1].last for batch in kept.batches)
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_with_too_many_rows_is_a_reset_of_each_relation(dsn: str) -> None:
+    async with feeding(dsn, most=10) as kept:
+        execute(
+            dsn,
+            "BEGIN; INSERT INTO items SELECT i, 0 FROM generate_series(1, 9) i;"
+            "INSERT INTO notes VALUES (1, 'x'), (2, 'y'); COMMIT",
+        )
+        execute(dsn, "INSERT INTO items VALUES (10, 0)")
+        await until(lambda: len(kept.changes) == 3)
+        assert [each.op for each in kept.changes] == ["reset", "reset", "insert"]
+        assert len({each.relation for each in kept.changes[:2]}) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_with_too_many_rows_of_a_large_tick_is_a_reset(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.changes.ticks.PAGE_ROWS", 8)
+    execute(dsn, "INSERT INTO items SELECT i, 0 FROM generate_series(1, 30) i")
+    execute(dsn, "INSERT INTO items VALUES (31, 0)")
+    async with feeding(dsn, most=10) as kept:
+        await until(lambda: len(kept.changes) == 2)
+        assert [(each.op, each.key) for each in kept.changes] == [
+            ("reset", None),
+            ("insert", (31,)),
+        ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_with_too_many_bytes_is_a_reset(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 100_000)
+    dense = "SELECT i, string_agg(md5(i::text || j), '') FROM generate_series(1, 5) i, generate_series(1, 2000) j GROUP BY i"
+    async with feeding(dsn) as kept:
+        execute(dsn, f"INSERT INTO notes {dense}")
+        execute(dsn, "INSERT INTO items VALUES (1, 0)")
+        await until(lambda: len(kept.changes) == 2)
+        assert [each.op for each in kept.changes] == ["reset", "insert"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_feed_that_has_nothing_to_do_sleeps_until_a_writer_notifies(dsn: str) -> None:
+    """With no look of its own, so each commit has to have told."""
+    async with feeding(dsn, fallback=600.0) as kept:
+        for number in range(20):
+            await until(lambda: kept.asleep)
+            assert asleep(dsn)
+            execute(dsn, f"INSERT INTO items VALUES ({number}, 0)")
+            await until(lambda many=number + 1: len(kept.changes) == many)  # type: ignore[misc]
+
+
+@pytest_twisted.ensureDeferred
+async def test_writer_that_saw_the_feed_awake_is_waited_for(dsn: str) -> None:
+    async with feeding(dsn, fallback=600.0) as kept:
+        slow = psycopg2.connect(dsn)
+        with slow.cursor() as rows:
+            execute(dsn, "INSERT INTO items VALUES (1, 0)")
+            await until(lambda: kept.batches)
+            rows.execute("INSERT INTO items VALUES (2, 0)")
+            await until(lambda: asleep(dsn))
+            await pause(0.3)
+            slow.commit()
+            await until(lambda: len(kept.changes) == 2)
+        slow.close()
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("how", ["setting", "table"])
+async def test_feed_polls_where_writers_do_not_notify(dsn: str, how: str) -> None:
+    if how == "table":
+        execute(dsn, "SELECT rowcast.track('items', 'full', false)")
+    try:
+        poll = 0.02 if how == "setting" else None
+        async with feeding(dsn, fallback=600.0, poll=poll) as kept:
+            execute(dsn, "INSERT INTO items VALUES (1, 0)")
+            await until(lambda: len(kept.changes) >= 1)
+            assert kept.feed.stats()["polling"]
+            await pause(0.1)
+            assert not asleep(dsn)
+            execute(dsn, "INSERT INTO items VALUES (2, 0)")
+            await until(lambda: kept.changes[-1].key == (2,))
+    finally:
+        execute(dsn, "SELECT rowcast.track('items')")
+
+
+@pytest_twisted.ensureDeferred
+async def test_ddl_that_fires_no_trigger_is_a_reset(dsn: str) -> None:
+    async with feeding(dsn) as kept:
+        await until(lambda: kept.asleep)
+        execute(dsn, "ALTER TABLE notes ADD COLUMN more int DEFAULT 7")
+        kept.feed.look()
+        await until(lambda: kept.batches)
+        assert kept.told == [("reset", None, None, None)]
+        execute(dsn, "INSERT INTO notes VALUES (1, 'x')")
+        await until(lambda: len(kept.changes) == 2)
+        assert kept.changes[-1].new == {"id": 1, "note": "x", "more": 7}
+
+
+@pytest_twisted.ensureDeferred
+async def test_ddl_is_not_waited_for(dsn: str) -> None:
+    """One that tracks a table in a long transaction keeps nothing from being read."""
+    holder = psycopg2.connect(dsn)
+    with holder.cursor() as rows:
+        rows.execute("SELECT rowcast.track('plain')")
+        rows.execute("UPDATE rowcast.tracked SET noticed = noticed")
+        async with feeding(dsn) as kept:
+            execute(dsn, "ALTER TABLE items ADD COLUMN IF NOT EXISTS later int")
+            kept.feed.look()
+            execute(dsn, "INSERT INTO items VALUES (1, 0)")
+            await until(lambda: kept.batches)
+            assert kept.told[0][0] == "insert"
+            holder.rollback()
+            await until(lambda: kept.told[-1][0] == "reset")
+    holder.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_feed_without_a_log_waits_for_one(dsn: str) -> None:
+    execute(dsn, "ALTER SCHEMA rowcast RENAME TO elsewhere")
+    try:
+        async with feeding(dsn, leads=False) as kept:
+            await until(lambda: kept.feed.well)
+            assert not kept.feed.leading
+            assert kept.feed.stats()["part"] == "nothing is tracked"
+            execute(dsn, "ALTER SCHEMA elsewhere RENAME TO rowcast")
+            kept.feed.look()
+            await until(lambda: kept.feed.leading)
+    finally:
+        execute(
+            dsn,
+            "DO $$ BEGIN IF to_regnamespace('elsewhere') IS NOT NULL THEN"
+            " ALTER SCHEMA elsewhere RENAME TO rowcast; END IF; END $$",
+        )
+
+
+def asleep(dsn: str) -> bool:
+    """Whether a reader has writers notify it."""
+    held = (
+        f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = {ASLEEP & 0xFFFFFFFF}"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND granted AND mode = 'ExclusiveLock'"
+    )
+    return bool(execute(dsn, held))
