@@ -170,7 +170,7 @@ async def walked(walk: Walk, router: PlayedRouter) -> dict[str, list[tuple[str, 
     found: dict[str, list[tuple[str, str]]] = {}
     for name, (args, kwargs) in CALLS.items():
         for at in range(6):
-            await deferLater(reactor, 0.05)
+            await deferLater(reactor, 0.01)
             walk.entered, walk.frames = [], set()
             walk.on = at == 5
             await router.call(100 + at, f"actions.{name}", args, kwargs)

@@ -293,7 +293,7 @@ class Serving(Service):
                 "listener": lambda: self.listener.listening,
                 "changes": lambda: self.feed.well,
             },
-            {"calls": callee.meter.snapshot, "changes": self.feed.stats},
+            {"calls": callee.stats, "changes": self.feed.stats},
             lambda: {
                 name: each.function for name, each in app.procedures.items() if each.available
             },

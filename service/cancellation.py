@@ -14,17 +14,15 @@ class CooperativeDeferred(Deferred[Any]):
     """
     A Deferred that a cancel does not end, as it ends every other one.
 
-    Args:
+    Attributes:
         request: Requests that the work ends; called at each cancel.
     """
 
-    def __init__(self, request: Callable[[], None]) -> None:
-        super().__init__()
-        self._request = request
+    request: Callable[[], None]
 
     def cancel(self) -> None:
         """Request that the work ends."""
         if self.called:
             super().cancel()
         else:
-            self._request()
+            self.request()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
@@ -108,6 +109,7 @@ class Dispatcher:
         self._head = f"{prefix}."
         self._backend = Backend(database, limits, max_bytes)
         self._roles = roles
+        self._role_of = lru_cache(1024)(roles.of_authrole)
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
         self._interactive: Interactive | None = None
@@ -143,7 +145,7 @@ class Dispatcher:
             return await self._in_transaction(name, args, kwargs, caller)
         state = state or CallState()
         # No secret, so no uuid4, which would ask the kernel for random bytes each time.
-        role, id = self._roles.of(caller), f"{random.getrandbits(128):032x}"
+        role, id = self._role_of(caller.authrole), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
         inside = self._backend.database.level is not None  # and repeated by who began that
         if not inside:
@@ -158,11 +160,9 @@ class Dispatcher:
                 identity = identity_for(role, caller, route.schema)
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
-                        result = await procedure(caller, args, kwargs)
-                        # The last place to say that the changes are kept: the serializer cannot.
-                        if actor.committed and name in self._once:
-                            fit(result, self._backend.max_bytes)
-                        return result
+                        answer = await procedure(caller, args, kwargs)
+                        self._check_kept(name, actor, answer)
+                        return answer
                     assert snapshot is not None
                     call = Call(
                         id,
@@ -177,7 +177,9 @@ class Dispatcher:
                         state,
                         progress,
                     )
-                    return await self.perform(call)
+                    if inside or IDEMPOTENCY_KEY in kwargs:
+                        call = self._admitted(call)
+                    return await self._perform(call)
             except Exception as error:
                 found = self._refusal(error, actor, snapshot, route.relation)
                 may_repeat = not (last or state.begun or name in self._once)
@@ -186,6 +188,11 @@ class Dispatcher:
                         raise
                     raise found from error
         raise AssertionError(name)
+
+    def _check_kept(self, name: str, actor: Actor, answer: Any) -> None:
+        """Check the size of an answer whose changes are kept: the serializer could not say so."""
+        if actor.committed and name in self._once:
+            fit(answer, self._backend.max_bytes)
 
     async def _in_transaction(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
@@ -199,53 +206,50 @@ class Dispatcher:
         ORIGIN.set(Origin(id, "tx", self._roles.of(caller), "interactive"))
         return await self._interactive.answer(name, args, kwargs, caller)
 
-    async def perform(self, call: Call) -> Any:
-        """
-        Answer a call of a verb: alone, or in the transaction that it is made in.
-
-        Raises:
-            InvalidArgument: It is made in one, and cannot be.
-        """
-        inside = self._backend.database.level is not None
-        if call.verb.alone and inside:
-            raise no_operation(call.verb.name)
-        if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
-            raise InvalidArgument(
-                "an operation of a transaction has no receipt of its own",
-                path=RECEIPT,
-                hint="the whole has one",
-            )
-        if IDEMPOTENCY_KEY in call.kwargs:
-            call = self._under_key(call)
-        return await self._perform(call)
-
     async def _perform(self, call: Call) -> Any:
+        """Answer a call of a verb: alone, or in the transaction that it is made in."""
         step = call.verb.handler(call)  # request → plan → statement
-        if isinstance(step, Step):
-            if call.keyed is not None:
-                step = under_key(step, call.keyed)
-            running = call.run(step)
-            # What looks for a missing row sends a statement more, which operations behind it must
-            # not overtake: they wait for the answer.
-            call.state.sent = not callable(step.missing)
-            return step.shape(await running)
-        if call.keyed is None:
+        if call.keyed is not None:
+            step = self._once_only(call, call.keyed, step)
+        if not isinstance(step, Step):
             return await step  # what takes several steps runs and shapes each by itself
+        running = call.run(step)
+        # What looks for a missing row sends a statement more, which operations behind it must
+        # not overtake: they wait for the answer.
+        call.state.sent = not callable(step.missing)
+        return step.shape(await running)
+
+    def _once_only(self, call: Call, keyed: Keyed, step: Any) -> Step | Awaitable[Any]:
+        """Return what a call does, if that was not done under its key before."""
+        if isinstance(step, Step):
+            return under_key(step, keyed)
         step.close()  # each attempt at the transaction makes its own
         database, bare = self._backend.database, replace(call, keyed=None)
 
         async def attempt() -> Any:
             assert database.level is not None
             database.level.all_or_nothing = True
-            return await once(database, call.keyed, lambda: self._perform(bare))
+            return await once(database, keyed, lambda: self._perform(bare))
 
         seconds = seconds_of(call.kwargs.get("timeout"))
-        return await database.transact(attempt, timeout=seconds, kind=call.keyed.procedure)
+        return database.transact(attempt, timeout=seconds, kind=keyed.procedure)
 
-    def _under_key(self, call: Call) -> Call:
+    def _admitted(self, call: Call) -> Call:
+        """Return a call with its key, if it can be made in the transaction around it."""
+        inside = self._backend.database.level is not None
         verb, about = call.verb, call.relation or call.functions[0]
+        if inside and verb.alone:
+            raise no_operation(verb.name)
+        if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
+            raise InvalidArgument(
+                "an operation of a transaction has no receipt of its own",
+                path=RECEIPT,
+                hint="the whole has one",
+            )
+        if IDEMPOTENCY_KEY not in call.kwargs:
+            return call
         key = _option(call, IDEMPOTENCY_KEY)
-        if key is not None and self._backend.database.level is not None:
+        if key is not None and inside:
             raise no_key("an operation of a transaction has no key of its own", "the whole has one")
         procedure = (about.schema, about.name, verb.name)
         return replace(call, keyed=self.keyed(procedure, call.args, call.kwargs, key, call.caller))

@@ -76,9 +76,9 @@ def get(call: Call) -> Step:
             return {"columns": list(answered_columns(statement)), "rows": page.rows}
         return page.rows[0]
 
-    return reading(
-        call, parsed, row, page_txn, statement, None, Shape(form, call.backend.max_bytes)
-    )
+    shape = Shape(form, call.backend.max_bytes)
+    args = (call.snapshot.codec, statement, parsed.values, None, shape)
+    return Step(page_txn, args, row, parsed.timeout)
 
 
 def find(call: Call) -> Step | Awaitable[Any]:

@@ -46,17 +46,21 @@ class Roles:
         return caller.authid is None or caller.authrole == ANONYMOUS or unmapped
 
     def of(self, caller: Caller) -> str:
+        """Return the database role of a caller; raises as `of_authrole` does."""
+        return self.of_authrole(caller.authrole)
+
+    def of_authrole(self, authrole: str | None) -> str:
         """
-        Return the database role of a caller.
+        Return the database role of callers with a WAMP authrole.
 
         Raises:
-            NotAuthorized: It has none.
+            NotAuthorized: They have none.
         """
         if not self.mapped and self.anonymous is None:
             return SERVICE
-        role = self.mapped.get(caller.authrole or "", self.anonymous)
+        role = self.mapped.get(authrole or "", self.anonymous)
         if role is None:
-            raise NotAuthorized(f'callers of the role "{caller.authrole}" have no rights here')
+            raise NotAuthorized(f'callers of the role "{authrole}" have no rights here')
         return role
 
 

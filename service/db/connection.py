@@ -241,6 +241,7 @@ class PgConnection(extensions.connection):
         given_up: Whether its socket was shut down, since the server was silent for too long.
         address: The DSN that it was opened with.
         checked_at: When it was last asked whether that DSN is still the one.
+        pooled: Whether a transaction pooler stands between us and the server.
         settings: SET LOCAL statements that every transaction needs, or "" if the session
             has its settings for good.
         own_settings: Statements that set again what `RESET ALL` resets.
@@ -261,6 +262,7 @@ class PgConnection(extensions.connection):
     grace = 3.0
     idle_limit = idle = 0.0
     given_up = False
+    pooled = False
     settings = ""
     own_settings = ""
     touched = False
@@ -390,7 +392,7 @@ class PgConnection(extensions.connection):
         """Prepare a new session for the pool."""
         # A BEGIN of psycopg2's own would be a round trip more before each statement.
         self.autocommit = True
-        self.settings = settings
+        self.settings, self.pooled = settings, bool(settings)
         self.opened_at = self.checked_at = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
 
@@ -408,11 +410,6 @@ class PgConnection(extensions.connection):
         name, kind = options.pop("name", name), options.pop("cursor_factory", kind)
         kind = _waiting(kind or self.cursor_factory, name is not None)
         return super().cursor(name, kind, *rest, **options)
-
-    @property
-    def pooled(self) -> bool:
-        """Whether a transaction pooler stands between us and the server."""
-        return bool(self.settings)
 
     def touch(self) -> None:
         """

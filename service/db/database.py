@@ -164,8 +164,11 @@ class Database:
         if level is not None:
             send = level.finish if last else level.run
             return _marked(send(function, *args, actor=actor, timeout=timeout), level.read_only)
-        how = single_txn if retry else procedure_txn if ending else autocommit_write_txn
-        return self._submit(Job(how, (actor.identity, function, *args), retry), actor, timeout)
+        if retry:
+            job = Job(single_txn, (actor.identity, function, *args), True)
+            return self.pool.scheduler.submit(job, timeout)
+        how = procedure_txn if ending else autocommit_write_txn
+        return self._submit(Job(how, (actor.identity, function, *args)), actor, timeout)
 
     def statement(
         self,

@@ -91,6 +91,7 @@ class Scheduler:
         self._held = FairQueue()
         self._assigned = 0
         self._pinned = 0
+        self._ready = limits.most + READY
         self._finished: deque[Job] = deque()
         self._waking = False
         self._sweeping: IDelayedCall | None = None
@@ -156,8 +157,15 @@ class Scheduler:
         # One sweep for all: a timer for each job would be set and cancelled in every call.
         if self._sweeping is None:
             self._sweeping = self._reactor.callLater(SWEEP, self._sweep)
-        (self._waiting if job.queue is None else self._held).add(job)
-        self.assign()
+        waiting, owner = self._waiting, job.owner
+        if job.queue is not None:
+            self._held.add(job)
+            self.assign()
+        elif waiting.queues or self._assigned >= self._ready or (owner and owner.blocked):
+            waiting.add(job)
+            self.assign()
+        else:  # as most do, where nobody waits: it is its turn
+            self._give(job)
         return self._promise(job, timeout)
 
     def submit_to(
@@ -239,7 +247,8 @@ class Scheduler:
             worker.thread.join(max(0.0, end - time.monotonic()))
 
     def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
-        job.deferred = deferred = CooperativeDeferred(lambda: self.stop(job, CancelledError()))
+        job.deferred = deferred = CooperativeDeferred()
+        deferred.request = lambda: self.stop(job, CancelledError())
         if timeout is not None:
             job.timer = self._reactor.callLater(timeout, self.stop, job, StatementTimeout())
         return deferred
@@ -261,12 +270,18 @@ class Scheduler:
         while held.queues and self._pinned < max(1, most - 1) and (job := held.next(all_of_them)):
             self._pinned += 1
             self.queue.put(job)
-        ready = most - self._pinned + READY
-        while waiting.queues and self._assigned < ready and (job := waiting.next(all_of_them)):
-            self._assigned += 1
-            if job.owner is not None:
-                job.owner.given += 1
-            self.queue.put(job)
+        self._ready = most - self._pinned + READY
+        while waiting.queues and self._assigned < self._ready:
+            job = waiting.next(all_of_them)
+            if job is None:
+                break
+            self._give(job)
+
+    def _give(self, job: Job) -> None:
+        self._assigned += 1
+        if job.owner is not None:
+            job.owner.given += 1
+        self.queue.put(job)
 
     def _drain(self) -> None:
         self._waking = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -293,20 +294,18 @@ def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
     connection.actor = None
 
 
+@dataclass(slots=True, eq=False)
 class Actor:
     """
     Who sends statements: one call of a procedure, say, and all that it starts.
 
     Args:
         identity: As whom the statements run.
-
-    Attributes:
         committed: Whether something that may have been a change was.
     """
 
-    def __init__(self, identity: Identity = OWN_IDENTITY) -> None:
-        self.identity = identity
-        self.committed = False
+    identity: Identity = OWN_IDENTITY
+    committed: bool = False
 
     def commits(self, work: Deferred[Any]) -> Deferred[Any]:
         """Record that work which commits what it does was done."""

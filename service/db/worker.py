@@ -12,13 +12,13 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 import psycopg2
-from psycopg2.extensions import QueryCanceledError
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, QueryCanceledError
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -93,6 +93,7 @@ JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default
 """On whose behalf jobs are made; None for the service itself."""
 
 
+@dataclass(slots=True, eq=False)
 class Job:
     """
     A function that runs once in a worker thread, with that worker's connection.
@@ -111,48 +112,22 @@ class Job:
         reason: Why it was stopped, if it was.
     """
 
-    __slots__ = (
-        "args",
-        "begun",
-        "commits",
-        "context",
-        "deferred",
-        "error",
-        "function",
-        "owner",
-        "queue",
-        "reason",
-        "result",
-        "retry",
-        "timer",
-        "token",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        retry: bool = False,
-        queue: SimpleQueue[Job | None] | None = None,
-        commits: bool = False,
-    ) -> None:
-        self.function = function
-        self.args = args
-        self.retry = retry
-        self.queue = queue
-        self.commits = commits
-        self.token = [None]
-        self.begun = False
-        self.reason: BaseException | None = None
-        # Plain callbacks would lose the caller's context variables, and so its transaction.
-        self.context = copy_context()
-        self.owner = JOB_OWNER.get()
-        self.deferred: Deferred[Any] | None = None
-        self.timer: IDelayedCall | None = None
-        self.worker: Worker | None = None
-        self.result: Any = None
-        self.error: Failure | None = None
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    retry: bool = False
+    queue: SimpleQueue[Job | None] | None = None
+    commits: bool = False
+    token: list[None] = field(default_factory=[None].copy, init=False)
+    begun: bool = field(default=False, init=False)
+    reason: BaseException | None = field(default=None, init=False)
+    # Plain callbacks would lose the caller's context variables, and so its transaction.
+    context: Context = field(default_factory=copy_context, init=False)
+    owner: JobOwner | None = field(default_factory=JOB_OWNER.get, init=False)
+    deferred: Deferred[Any] | None = field(default=None, init=False)
+    timer: IDelayedCall | None = field(default=None, init=False)
+    worker: Worker | None = field(default=None, init=False)
+    result: Any = field(default=None, init=False)
+    error: Failure | None = field(default=None, init=False)
 
     def take(self) -> bool:
         """Return whether the job was taken by this call, to run it or to give it up."""
@@ -186,6 +161,8 @@ class Job:
 CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
 """Errors of an attempt to connect that is repeated; a ValueError while a URL is being written."""
 UNREACHABLE = "the database cannot be reached"
+CHECKED = 0.25
+"""Seconds for which a session that was looked at is taken for fit, by reads: they can go again."""
 MOVE_RETRY = 10.0
 """Seconds that a session goes on when there is a new address that does not answer."""
 
@@ -216,6 +193,7 @@ class Worker:
     Attributes:
         job: What runs on the connection now; guarded by `lock` while a canceler looks.
         busy: Whether the thread is taken, if only by a transaction that lies idle.
+        fit_until: When reads look at the session again before they use it.
     """
 
     log = Logger()
@@ -225,6 +203,7 @@ class Worker:
         self.lock = threading.Lock()
         self.job: Job | None = None
         self.busy = False
+        self.fit_until = 0.0
         self.connection: PgConnection | None = None
         # Daemon: one that waits for a silent server must not hold up the end of the process.
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -266,7 +245,15 @@ class Worker:
 
     def _run(self, job: Job, again: bool = True) -> Any:
         """Run a job on a session, which is cleaned; a read once more if its connection was lost."""
-        connection = self.connect()
+        connection, unseen = self.connection, True
+        if (
+            connection is None
+            or connection.closed
+            or not job.retry
+            or connection.epoch != self.pool.epoch
+            or time.monotonic() >= self.fit_until
+        ):
+            connection, unseen = self.connect(), False
         try:
             return self.perform(job, connection)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
@@ -279,7 +266,8 @@ class Worker:
         finally:
             # Before the caller has its answer: its next call must not meet what this one left.
             self._tidy(connection)
-        return self._run(job, again=False)
+        # One that was lost before anybody looked does not count: the next one may be lost, too.
+        return self._run(job, again=unseen)
 
     def perform(self, job: Job, connection: PgConnection) -> Any:
         """
@@ -299,7 +287,9 @@ class Worker:
         """Clean the session of what the job has done; what cannot be cleaned is closed."""
         connection.opening = None
         connection.stopped = 0.0
-        if not connection.closed:
+        if not connection.closed and (
+            connection.touched or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE
+        ):
             try:
                 connection.clean()
             except psycopg2.Error:
@@ -315,7 +305,9 @@ class Worker:
         connection = self.connection
         if connection is not None:
             if self._usable(connection):
-                due = time.monotonic() - connection.checked_at >= self.pool.limits.recheck
+                now, recheck = time.monotonic(), self.pool.limits.recheck
+                self.fit_until = now + min(CHECKED, recheck)
+                due = now - connection.checked_at >= recheck
                 return self._current(connection) if due else connection
             self._discard()
         end = time.monotonic() + self.pool.limits.connect_wait

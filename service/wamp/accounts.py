@@ -122,6 +122,7 @@ class Accounts:
         freed: Called when a session has taken something.
 
     Attributes:
+        calls: Those that were not answered yet.
         untaken: What answers weigh that lie at the router, for all that is known.
     """
 
@@ -138,7 +139,7 @@ class Accounts:
         self._freed = freed
         self._of: dict[int | None, Account] = {}
         self.untaken = 0
-        self._calls = self._arguments = 0
+        self.calls = self._arguments = 0
         self._sweeping = False
 
     def of(self, session: int | None) -> Account:
@@ -166,7 +167,7 @@ class Accounts:
     def full(self, session: int | None, size: int) -> Unavailable | None:
         """Return a refusal if there is no room for one more call, with arguments of that size."""
         bounds, account = self.bounds, self._of.get(session) or self.of(session)
-        if account.calls >= min(bounds.session_calls, bounds.total_calls - self._calls):
+        if account.calls >= min(bounds.session_calls, bounds.total_calls - self.calls):
             return Unavailable(
                 f"as many calls are under way as may be ({account.calls} of this session)"
             )
@@ -179,40 +180,41 @@ class Accounts:
             return Unavailable("the arguments of calls under way weigh as much as may be")
         return None
 
-    def enter(self, account: Account, size: int) -> None:
-        """Count a call that came, and its arguments."""
+    def enter(self, session: int | None, size: int) -> Account:
+        """Count a call that came, and its arguments; returns the account of its session."""
+        account = self._of.get(session) or self.of(session)
         account.calls += 1
         account.arguments += size
-        self._calls += 1
+        self.calls += 1
         self._arguments += size
+        return account
 
-    def leave(self, account: Account, size: int) -> None:
-        """Count a call that ended."""
-        account.calls -= 1
-        account.arguments -= size
-        self._calls -= 1
-        self._arguments -= size
-
-    async def begin(self, account: Account) -> None:
+    def begin(self, account: Account) -> Deferred[None] | None:
         """
-        Wait until a call may run; `end` ends it.
+        Let a call run: now, or once the Deferred fires that is returned.
 
-        Raises:
-            Unavailable: It has waited too long.
+        It fails with Unavailable where the call has waited too long.
         """
         if account.waiting or account.running >= self.bounds.running or account.blocked:
             turn: Deferred[None] = Deferred(account.given_up)
             account.waiting[turn] = self._reactor.seconds() + self.bounds.wait
             self._sweep_later()
-            await turn
-        else:
-            account.running += 1
+            return turn
+        account.running += 1
+        return None
 
     def end(self, account: Account) -> None:
         """Count a call that has run; the next one follows when this one's answer has left."""
         account.running -= 1
         if account.waiting:
             self._go_later(account)
+
+    def leave(self, account: Account, size: int) -> None:
+        """Count a call that ended, whether it had its turn or not."""
+        account.calls -= 1
+        account.arguments -= size
+        self.calls -= 1
+        self._arguments -= size
 
     def sent(self, account: Account, size: int) -> None:
         """Count an answer that leaves."""

@@ -41,7 +41,7 @@ from service.errors import (
 )
 from service.payload import Receipted, check
 from service.request.arguments import Caller
-from service.wamp.accounts import Account, Accounts, Bounds
+from service.wamp.accounts import Accounts, Bounds
 from service.wamp.backpressure import Pace
 from service.wamp.errors import (
     PROCEDURE_EXISTS,
@@ -134,6 +134,15 @@ class Callee:
         self._process, self._forwarded = process, forwarded
 
     @property
+    def in_progress(self) -> int:
+        """Return how many calls are under way."""
+        return self._accounts.calls
+
+    def stats(self) -> dict[str, Any]:
+        """Return the figures of all calls as `stats` answers them, latencies in seconds."""
+        return {"in_progress": self.in_progress, **self.meter.snapshot()}
+
+    @property
     def serving(self) -> bool:
         """Return whether calls reach us."""
         return self._registration is not None and not self._draining
@@ -143,7 +152,7 @@ class Callee:
         self._draining = self._cutting = False
         self._pace.begin()
         self._session = session
-        session.full = partial(self._full, session)
+        session.full, session.refused = self._accounts.full, partial(self._refused, session)
         take = partial(self._take, session, details.realm or "")
         if self._process:
             # Before the shared prefix: the first call that comes by that may begin a transaction,
@@ -178,7 +187,7 @@ class Callee:
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
         # Only now: what the router sent before it confirmed is ours, and no other service gets it.
         self._draining = True
-        if not self.meter.in_progress:
+        if not self.in_progress:
             return
         self._idle = Deferred()
         late = self._reactor.callLater(self._drain, self._cut)
@@ -186,7 +195,7 @@ class Callee:
             await self._idle.addTimeout(self._drain + CANCEL_TIMEOUT, self._reactor)
         except Late:
             self._idle = None
-            log.warn("{calls} calls do not end: left behind", calls=self.meter.in_progress)
+            log.warn("{calls} calls do not end: left behind", calls=self.in_progress)
             for answer in list(self._running):
                 answer.errback(application_error(OutcomeUnknown(LEFT_BEHIND), "leaving"))
         finally:
@@ -298,36 +307,23 @@ class Callee:
         details: CallDetails,
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Deferred[Any]:
-        """Begin a call: count it, and let it be cancelled."""
-        # Read at once: the connection has one such figure, and the next message replaces it.
-        size = session.sizes.received
-        account = self._accounts.of(details.caller)
-        session.sizes.weigh = account.weigh
-        self._accounts.enter(account, size)
-        call = partial(self._call, session, account, details.procedure or "", answer)
-        running = Deferred.fromCoroutine(
-            call() if details.progress is None else self._in_parts(session, account, details, call)
-        )
-        running.addBoth(self._left, session, account, size)
+        """Begin a call, and let it be cancelled."""
+        call = self._call if details.progress is None else self._in_parts
+        running = Deferred.fromCoroutine(call(session, details, answer))
         # What has ended by now needs nothing that could be cancelled.
         if running.called:
             return running
-        outcome = CooperativeDeferred(partial(self._insist, running))
+        outcome = CooperativeDeferred()
+        outcome.request = partial(self._insist, running)
         self._running.add(outcome)
         running.addBoth(self._finished, outcome)
         return outcome
 
-    def _full(self, session: SafeSession, caller: int | None, size: int) -> Unavailable | None:
-        refused = self._accounts.full(caller, size)
-        if refused is not None:
-            self.meter.refused()
-            session.sizes.weigh = self._accounts.of(caller).weigh
-        return refused
-
-    def _left(self, result: Any, session: SafeSession, account: Account, size: int) -> Any:
-        self._accounts.leave(account, size)
-        session.sizes.weigh = account.weigh  # the answer is sent right after this
-        return result
+    def _refused(self, session: SafeSession, caller: int | None) -> None:
+        self.meter.refused()
+        session.sizes.weigh = self._accounts.of(
+            caller
+        ).weigh  # the refusal is sent right after this
 
     def _insist(self, running: Deferred[Any]) -> None:
         # `called` is not "done": a Deferred that was returned by a callback is still waited for.
@@ -339,15 +335,19 @@ class Callee:
         self._running.discard(answer)
         if not answer.called:  # left behind
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
-        if self._idle is not None and not self.meter.in_progress:
+        if self._idle is not None and not self.in_progress:
             # Later, since the answer is sent after this.
             self._reactor.callLater(0, self._idle.callback, None)
             self._idle = None
 
     async def _in_parts(
-        self, session: SafeSession, account: Account, details: CallDetails, call: Any
+        self,
+        session: SafeSession,
+        details: CallDetails,
+        answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Any:
         """Make a call whose caller takes parts of the answer, as fast as they are taken."""
+        account = self._accounts.of(details.caller)
         with session.outflow():
 
             async def send(part: Any) -> None:
@@ -356,41 +356,41 @@ class Callee:
                 details.progress(part)
                 await self._pace.sent(session, details.caller)
 
-            return await call(send)
+            return await self._call(session, details, answer, send)
 
     async def _call(
         self,
         session: SafeSession,
-        account: Account,
-        uri: str,
+        details: CallDetails,
         answer: Callable[[Send | None], Awaitable[Any]],
         progress: Send | None = None,
     ) -> Any:
-        began = self._reactor.seconds()
+        """Make a call when its session has room for it, and count it until it ends."""
+        began, uri = self._reactor.seconds(), details.procedure or ""
+        # Read at once: the connection has one such figure, and the next message replaces it.
+        size = session.sizes.received
         # Before its turn: a service that stops waits for the calls that wait, too.
-        self.meter.begin()
-        outcome, failed = "answered", ""
+        account = self._accounts.enter(details.caller, size)
+        outcome, failed, running = "answered", "", False
         stood: float | None = None
+
+        def stand() -> None:
+            nonlocal stood, running
+            if stood is None:
+                stood, running = self._reactor.seconds(), False
+                self._accounts.end(account)
+
         try:
             # What a transaction that has ended says of itself is known to the dispatcher alone.
             if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
-            # Outside the inner `try`: a call that never had its turn has nothing to `end`.
-            await self._accounts.begin(account)
-
-            def stand() -> None:
-                nonlocal stood
-                if stood is None:
-                    stood = self._reactor.seconds()
-                    self._accounts.end(account)
-
-            try:
-                JOB_OWNER.set(account)
-                STAND.set(stand)
-                result = await answer(progress)
-            finally:
-                if stood is None:
-                    self._accounts.end(account)
+            turn = self._accounts.begin(account)
+            if turn is not None:
+                await turn
+            running = True
+            JOB_OWNER.set(account)
+            STAND.set(stand)
+            result = await answer(progress)
             if isinstance(result, Receipted):
                 check(result.answer)
                 return CallResult(result.answer, tx=result.tx)
@@ -412,6 +412,10 @@ class Callee:
             # What lasts for as long as its caller likes says nothing about how fast we are.
             ended = self._reactor.seconds() if stood is None else stood
             self.meter.end(name, outcome, ended - began, failed)
+            if running:
+                self._accounts.end(account)
+            self._accounts.leave(account, size)
+            session.sizes.weigh = account.weigh  # the answer is sent right after this
 
     async def _held(self, caller: int | None) -> int:
         """Ask the router how much it holds for a caller."""

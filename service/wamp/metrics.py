@@ -40,18 +40,13 @@ class Meter:
     procedures: Container[str] = ()
 
     def __init__(self) -> None:
-        self.in_progress = 0
         self.outcomes: Counter[str] = Counter()
         self._buckets: dict[str, list[int]] = {}
         self._errors: dict[str, Counter[str]] = {}
 
-    def begin(self) -> None:
-        """Count a call that begins."""
-        self.in_progress += 1
-
     def end(self, name: str, outcome: str, seconds: float, error: str = "") -> None:
         """
-        Count its end.
+        Count a call that has ended.
 
         Args:
             name: Of the procedure, less the prefix.
@@ -59,7 +54,6 @@ class Meter:
             seconds: What it took.
             error: The URI of its error.
         """
-        self.in_progress -= 1
         self.outcomes[outcome] += 1
         verb = name.rpartition(".")[2]
         if name in self.procedures:
@@ -84,10 +78,9 @@ class Meter:
         self.outcomes["refused"] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the figures as `stats` answers them, latencies in seconds."""
+        """Return the figures, latencies in seconds."""
         every = [sum(counts) for counts in zip(*self._buckets.values(), strict=True)]
         return {
-            "in_progress": self.in_progress,
             "outcomes": dict(self.outcomes),
             "latency": _latency(every),
             "verbs": {

@@ -65,6 +65,7 @@ class SafeSession(ApplicationSession):
 
     Attributes:
         full: Asked whether a call may come in; what it returns is the refusal.
+        refused: Called with the session whose call was refused so.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SafeSession(ApplicationSession):
         self._displaced = displaced
         self.sizes = sizes or MessageSizes()
         self.full: Full = lambda caller, size: None
+        self.refused: Callable[[int | None], None] = lambda caller: None
         self._links = links
         self._open: Any = None
         self._outflow: Outflow | None = None
@@ -114,7 +116,8 @@ class SafeSession(ApplicationSession):
             if requests and self._open is not None:  # once, however often it is asked for
                 self._open.send(message.Cancel(requests.pop(), message.Cancel.KILL))
 
-        answer = CooperativeDeferred(cancel)
+        answer = CooperativeDeferred()
+        answer.request = cancel
         asked.addCallbacks(answer.callback, answer.errback)
         return answer
 
@@ -153,6 +156,8 @@ class SafeSession(ApplicationSession):
             problem = self._problem(msg) if msg.forward_for or msg.payload is not None else None
             if problem is None and isinstance(msg, message.Invocation):
                 problem = self.full(msg.caller, self.sizes.received)
+                if problem is not None:
+                    self.refused(msg.caller)
             if problem is not None:
                 if isinstance(msg, message.Invocation):
                     self._refuse(msg.request, problem)

@@ -183,6 +183,22 @@ async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
         assert await database.statement("SELECT count(*) FROM lively") == [(8,)]
 
 
+@pytest.mark.parametrize("retry", [True, False], ids=["read", "write"])
+@pytest_twisted.ensureDeferred
+async def test_session_lost_right_after_a_look_fails_no_query(dsn: str, retry: bool) -> None:
+    """Reads do not look at a session that was looked at just now; writes always do."""
+    async with database_at(dsn, most=1) as database:
+        for _ in range(5):
+            before = [
+                await database.statement("SELECT pg_backend_pid()", retry=True) for _ in "abc"
+            ]
+            assert before[0] == before[2]
+            kill_sessions(dsn)
+            await until(lambda: not execute(dsn, f"SELECT 1 {SESSIONS}"))
+            query = "SELECT pg_backend_pid()"
+            assert await database.statement(query, retry=retry) != before[0]
+
+
 @pytest_twisted.ensureDeferred
 async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
     """A read is run again when its connection dies under it; a write is not."""

@@ -103,12 +103,12 @@ async def test_calls_beyond_those_that_run_wait_in_order(
     given_up = caller.call("rowcast.wait")
     ends: list[int] = []
     rest = [caller.call("rowcast.echo", n).addCallback(ends.append) for n in range(100)]
-    await until(lambda: edge.dispatch.meter.in_progress == 103)
+    await until(lambda: edge.dispatch.in_progress == 103)
     assert edge.dispatcher.calls == 2
     given_up.cancel()
     with pytest.raises(CancelledError):
         await given_up
-    await until(lambda: edge.dispatch.meter.in_progress == 102)
+    await until(lambda: edge.dispatch.in_progress == 102)
     assert not ends
     edge.dispatcher.release()
     await gatherResults([*calls.all, *rest])
@@ -170,7 +170,7 @@ async def test_caller_that_reads_nothing_is_sent_no_more(
     await until(lambda: edge.dispatch.meter.outcomes["refused"] > 0, 10)
     assert await other.call("rowcast.echo", 1) == 1
     assert len(await other.call("rowcast.give")) == MIB
-    await until(lambda: not edge.dispatch.meter.in_progress, 10)
+    await until(lambda: not edge.dispatch.in_progress, 10)
     read_on(caller)
     await gatherResults(calls.all)
     # The kernel's buffers take some, too.
@@ -195,7 +195,7 @@ async def test_callers_that_read_nothing_leave_room_for_another_session(
     await until(lambda: edge.dispatch.meter.outcomes["refused"] > 0, 10)
     for _ in range(10):
         assert len(await other.call("rowcast.give")) == MIB // 4
-    await until(lambda: not edge.dispatch.meter.in_progress, 10)
+    await until(lambda: not edge.dispatch.in_progress, 10)
     for caller in idle:
         read_on(caller)
     for calls in crowd:

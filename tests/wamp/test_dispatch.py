@@ -151,7 +151,7 @@ async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_fr
     with pytest.raises(ApplicationError) as caught:
         await call
     assert caught.value.error == Unavailable.uri
-    assert edge.dispatch.meter.in_progress == 0
+    assert edge.dispatch.in_progress == 0
 
 
 @pytest_twisted.ensureDeferred
@@ -173,12 +173,12 @@ async def test_stop_leaves_behind_what_does_not_end(
 
     edge.dispatcher.when("stubborn", go_on)
     call = caller.call("rowcast.stubborn").addErrback(lambda failure: failure.value.error)
-    await until(lambda: edge.dispatch.meter.in_progress == 1)
+    await until(lambda: edge.dispatch.in_progress == 1)
     await edge.client.stopService()
     assert stubborn.called
     assert await call == OutcomeUnknown.uri
     ends.callback("late")
-    assert edge.dispatch.meter.in_progress == 0
+    assert edge.dispatch.in_progress == 0
 
 
 def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:

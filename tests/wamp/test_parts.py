@@ -84,7 +84,7 @@ async def test_call_cancelled_between_parts_sends_no_more(
     with pytest.raises(CancelledError):
         await call
     assert await caller.call("rowcast.echo", 1) == 1
-    await until(lambda: not edge.dispatch.meter.in_progress)
+    await until(lambda: not edge.dispatch.in_progress)
     assert edge.dispatcher.sent < 60
 
 

@@ -16,7 +16,6 @@ def taken(*calls: Any) -> Meter:
     meter = Meter()
     meter.verbs, meter.procedures = {"get", "find"}, {"stats", "actions.complete", "fn.odd"}
     for call in calls:
-        meter.begin()
         meter.end(*call)
     return meter
 
@@ -24,7 +23,7 @@ def taken(*calls: Any) -> Meter:
 def test_service_without_calls_says_so() -> None:
     """There is no latency then."""
     latency = {"p50": None, "p90": None, "p95": None, "p99": None}
-    expected = {"in_progress": 0, "outcomes": {}, "latency": latency, "verbs": {}}
+    expected = {"outcomes": {}, "latency": latency, "verbs": {}}
     assert Meter().snapshot() == expected
 
 
@@ -35,17 +34,14 @@ def test_quantiles_are_within_a_fifth() -> None:
         assert found["latency"]["p50"] == pytest.approx(0.5, rel=0.2)
         assert found["latency"]["p99"] == pytest.approx(0.99, rel=0.2)
     for _ in range(100):
-        meter.begin()
         meter.end("a.find", "refused", 1e6)
     assert meter.snapshot()["latency"]["p95"] == pytest.approx(105, rel=0.01)
     assert meter.snapshot()["verbs"]["get"]["latency"]["p99"] == pytest.approx(0.99, rel=0.2)
 
 
-def test_outcomes_and_calls_in_progress_are_counted() -> None:
+def test_outcomes_are_counted() -> None:
     meter = taken(*[("a.get", outcome, 0.001) for outcome in ("answered", "refused", "answered")])
-    meter.begin()
     meter.refused()
-    assert meter.in_progress == 1
     assert meter.snapshot()["outcomes"] == {"answered": 2, "refused": 2}
 
 
