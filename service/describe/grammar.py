@@ -63,11 +63,20 @@ def _operators() -> Schema:
     found |= {"in": array, "has_any": keys, "has_all": keys}
     found |= {name: text for name in sorted(filters.SEARCHES)}
     found["between"] = {"type": "array", "items": NOT_NULL, "minItems": 2, "maxItems": 2}
+    found |= {name: _texts() for name in filters.AFFIXES}
+    found |= {name: TEXT for name in sorted(filters.PATHS)}
+    found["length"] = reference("condition")
     found["is"] = {"type": ["null", "boolean", "string"]}
     found["not"] = reference("condition")
     for name in filters.BESIDE:
         found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
     return {**record(found), "minProperties": 1}
+
+
+def _texts() -> Schema:
+    """Return the schema of a text, or of several of which any or all are meant."""
+    several = {"type": "array", "items": TEXT}
+    return {"anyOf": [TEXT, *(record({word: several}, [word]) for word in ("any", "all"))]}
 
 
 def _measure() -> Schema:

@@ -192,7 +192,7 @@ def _order(
     """Plan sort keys; the groups follow them, so that the order is one."""
     named = [Key(_named(scope, result, groups, key), key.descending, key.nulls) for key in order]
     keys = sort_keys(result, named)
-    bare = [key.expression for key in keys if not (key.expression.steps or key.expression.casts)]
+    bare = [key.expression for key in keys if not (key.expression.steps or key.expression.applied)]
     taken = {expression.column.name for expression in bare}
     rest = [Key(Reference(output.name, "group")) for output in groups if output.name not in taken]
     return keys + sort_keys(result, rest)

@@ -117,16 +117,23 @@ class PlannedStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """A function of PostgreSQL's, applied to a value; one of a fixed list."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
 class Expression:
     """
-    A value of a row: a column, perhaps a step into it, perhaps cast.
+    A value of a row: a column, perhaps a step into it, perhaps cast or given to a function.
 
     Args:
         column: Of the relation.
-        type: Of the expression, cast and steps included.
+        type: Of the expression, all that is done with it included.
         as_json: Whether the column is made jsonb first.
         steps: Into its JSON value.
-        casts: What it is cast to at the end, one after the other.
+        applied: What is done with it at the end, one after the other: a cast to a type, or a function.
         nullable: Whether it may be null.
         path: Where in the call it was named.
         source: The alias of its row.
@@ -139,7 +146,7 @@ class Expression:
     type: Type
     as_json: bool = False
     steps: tuple[PlannedStep, ...] = ()
-    casts: tuple[Type, ...] = ()
+    applied: tuple[Type | Applied, ...] = ()
     nullable: bool = True
     path: str = ""
     source: str = "t"
@@ -149,14 +156,18 @@ class Expression:
 
     def cast(self, type: Type, plain: Type | None = None) -> Expression:
         """Return the value cast to a type, which may be a domain over a plain one."""
-        return replace(self, casts=(*self.casts, type), type=plain or type)
+        return replace(self, applied=(*self.applied, type), type=plain or type)
+
+    def apply(self, function: str, result: Type) -> Expression:
+        """Return what a function gives for the value."""
+        return replace(self, applied=(*self.applied, Applied(function)), type=result)
 
     def same(self, other: Expression) -> bool:
         """Return whether the other one always has the same value, wherever it was named."""
         return (
             (self.column is other.column or self.function is not None)
             and self.function is other.function
-            and self.casts == other.casts
+            and self.applied == other.applied
             and len(self.links) == len(other.links)
             and all(map(Link.same, self.links, other.links))
             and [(step.word, step.text, step.key.type) for step in self.steps]

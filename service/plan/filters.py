@@ -4,7 +4,7 @@ Filters against a relation's columns: which operator of PostgreSQL, and what its
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Type
@@ -23,7 +23,7 @@ from service.plan.conditions import (
     Search,
 )
 from service.plan.scope import Scope
-from service.request.filters import KEYS, PATTERNS, unknown_operator
+from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS, unknown_operator
 from service.request.synonyms import container_hint
 from service.request.types import Comparison, Connective, Embed, Filter, Operand, Reference, Related
 
@@ -41,6 +41,12 @@ SQL_OPERATORS = {
     "ilike": "~~*",
     "match": "~",
     "imatch": "~*",
+    "starts": "~~",
+    "ends": "~~",
+    "contains": "~~",
+    "istarts": "~~*",
+    "iends": "~~*",
+    "icontains": "~~*",
     "cs": "@>",
     "cd": "<@",
     "ov": "&&",
@@ -52,6 +58,8 @@ SQL_OPERATORS = {
     "has_key": "?",
     "has_any": "?|",
     "has_all": "?&",
+    "jsonpath": "@?",
+    "jsonpath_match": "@@",
 }
 SEARCH_FUNCTIONS = {
     "fts": "to_tsquery",
@@ -137,18 +145,8 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         return _of_columns(scope, left, where, scope.expression(where.column))
     if where.operand is None:
         raise TypeError(f"{where.operator} has no operand")
-    if where.operator in SEARCH_FUNCTIONS:
-        return _search(scope, left, where, where.operand)
-    if where.operator in PATTERNS:
-        return _match(scope, left, where, where.operand)
-    if where.operator in KEYS:
-        return _has(scope, left, where, where.operand)
-    left = as_jsonb(scope, left)
-    type = left.type
-    if where.element and type.kind in {"range", "multirange"}:
-        type = scope.catalog.type(type.base)
-    test = _compare(left, type, scope, where, where.operand)
-    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
+    plan = next((plan for names, plan in _KINDS if where.operator in names), _compared)
+    return plan(scope, left, where, where.operand)
 
 
 def compare(
@@ -185,7 +183,7 @@ def both(*conditions: Condition | None) -> Condition | None:
 
 def _is_of_rows(scope: Scope, reference: Reference) -> bool:
     """Return whether a name means related rows."""
-    if scope.has_column(reference.name) or reference.steps or reference.cast:
+    if scope.has_column(reference.name) or reference.is_value:
         return False
     return scope.has_relationship(reference.name)
 
@@ -206,7 +204,7 @@ def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
 def _without_domain(scope: Scope, value: Expression) -> Expression:
     """Return a value of a plain type, cast if it is a column of a domain."""
     domain = scope.catalog.type(value.column.type).kind == "domain"
-    return value.cast(value.type) if domain and not (value.steps or value.casts) else value
+    return value.cast(value.type) if domain and not (value.steps or value.applied) else value
 
 
 def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
@@ -218,6 +216,15 @@ def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expres
     else:
         left, right = as_jsonb(scope, left), as_jsonb(scope, right)
     test = compare(scope, left, SQL_OPERATORS[where.operator], right)
+    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
+
+
+def _compared(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Condition:
+    left = as_jsonb(scope, left)
+    type = left.type
+    if where.element and type.kind in {"range", "multirange"}:
+        type = scope.catalog.type(type.base)
+    test = _compare(left, type, scope, where, operand)
     return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
@@ -265,6 +272,29 @@ def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) 
     return _compare(_as_text(scope, left), scope.named("text"), scope, where, operand)
 
 
+def _affixed(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    if left.type.form in DOCUMENTS or left.type.kind in {"array", "range", "multirange"}:
+        raise InvalidArgument(
+            f'"{where.operator}" is for text; "{left.column.name}" is {left.type.sql}',
+            path=operand.path,
+            column=left.column.name,
+            hint=container_hint(left.column.name, where.operator),
+        )
+    return _compare(_as_text(scope, left), scope.named("text"), scope, where, operand)
+
+
+def _follows_path(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    left = as_jsonb(scope, left)
+    if left.type.form != "json":
+        raise InvalidArgument(
+            f'"{where.operator}" looks into json and jsonb; "{left.column.name}" is {left.type.sql}',
+            path=operand.path,
+            column=left.column.name,
+        )
+    right = scope.bound(operand, scope.named("jsonpath"))
+    return compare(scope, left, SQL_OPERATORS[where.operator], right)
+
+
 def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     left = _document(scope, left, where, operand.path)
     text = scope.named("text")
@@ -291,3 +321,13 @@ def _as_text(scope: Scope, left: Expression) -> Expression:
     if left.type.category == "S":
         return left
     return left.cast(scope.named("text"))
+
+
+_KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
+    (SEARCH_FUNCTIONS, _search),
+    (PATTERNS, _match),
+    (AFFIXES, _affixed),
+    (PATHS, _follows_path),
+    (KEYS, _has),
+)
+"""What plans operators that are more than one of PostgreSQL's between values of the types given."""

@@ -141,7 +141,23 @@ class Scope:
             found = self.of_column(column, reference.path)
         if function is not None:
             found = replace(found, function=function)
-        return self._cast(found, reference, reference.cast) if reference.cast else found
+        if reference.cast:
+            found = self._cast(found, reference, reference.cast)
+        return self._length(found, reference) if reference.length else found
+
+    def _length(self, value: Expression, reference: Reference) -> Expression:
+        if value.type.kind == "array":
+            without_hidden_fields(self.catalog, value)
+            return value.apply("cardinality", self.named("int4"))
+        if value.type.category == "S":
+            if value.type.name != "text":  # a bpchar has blanks at its end, and citext no length
+                value = value.cast(self.named("text"))
+            return value.apply("length", self.named("int4"))
+        raise InvalidArgument(
+            f'"{value.column.name}" is {value.type.sql}: text and arrays have a length',
+            path=reference.path,
+            column=value.column.name,
+        )
 
     def _cast(self, value: Expression, reference: Reference, name: str) -> Expression:
         without_hidden_fields(self.catalog, value)

@@ -5,6 +5,7 @@ The filter grammar: `where` dictionaries to `Filter` trees (docs/filters.md).
 from __future__ import annotations
 
 import marshal
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -12,7 +13,7 @@ from typing import Any, Literal, cast
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Values
 from service.request.select import parse_reference
-from service.request.synonyms import synonym_hint
+from service.request.synonyms import container_hint, synonym_hint
 from service.request.types import (
     EVERYTHING,
     Comparison,
@@ -26,17 +27,36 @@ from service.request.types import (
 
 ORDERING = frozenset({"eq", "neq", "gt", "gte", "lt", "lte", "isdistinct"})
 PATTERNS = frozenset({"like", "ilike", "match", "imatch"})
+AFFIXES: Mapping[str, tuple[str, str]] = {
+    "starts": ("", "%"),
+    "ends": ("%", ""),
+    "contains": ("%", "%"),
+    "istarts": ("", "%"),
+    "iends": ("%", ""),
+    "icontains": ("%", "%"),
+}
+"""What stands around a text in the pattern that it is found by; with an i, in any case."""
+PATHS = frozenset({"jsonpath", "jsonpath_match"})
 SEARCHES = frozenset({"fts", "plfts", "phfts", "wfts"})
 CONTAINMENT = frozenset({"cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj"})
 KEYS = frozenset({"has_key", "has_any", "has_all"})
 BESIDE = ORDERING | PATTERNS | CONTAINMENT | {"has_key"}
 """Operators that take another column of the row, too."""
+QUANTIFIED = (ORDERING - {"isdistinct"}) | PATTERNS | AFFIXES.keys()
+"""Operators that take one of some values, or all of them, too."""
 COLUMN = "$column"
 """The key of the dict that names it."""
-OPERATORS = ORDERING | PATTERNS | SEARCHES | CONTAINMENT | KEYS | {"in", "is", "between", "not"}
+OPERATORS = (
+    ORDERING | PATTERNS | AFFIXES.keys() | SEARCHES | CONTAINMENT | KEYS | PATHS
+    | {"in", "is", "between", "length", "not"}
+)  # fmt: skip
 WORDS = frozenset({"null", "not null", "true", "false", "unknown"})
 MAX_TERMS = 1000
 """Of one filter: enough for any form, and a bound on the work of planning it."""
+
+
+_SPECIAL = re.compile(r"[\\%_]")
+"""What means something in a pattern of LIKE."""
 
 
 class FilterParser:
@@ -97,10 +117,9 @@ class FilterParser:
         if value is None:
             return Comparison(reference, "is", word="null")
         if isinstance(value, Mapping):
-            of_value = bool(reference.steps or reference.cast)
-            if not value and of_value:
+            if not value and reference.is_value:
                 raise InvalidArgument("a condition names an operator", path=path)
-            unknown_key = None if of_value else _unknown_key(value, path)
+            unknown_key = None if reference.is_value else _unknown_key(value, path)
             if unknown_key is not None:
                 term = self._where(value, path, depth + 1)
                 return Related(reference.name, path, term, unknown_key)
@@ -124,6 +143,10 @@ class FilterParser:
             raise InvalidArgument(f"a filter may be nested {self._max_depth} deep", path=path[:200])
         if name == "not":
             return Negation(self._condition(reference, operand, path, depth + 1))
+        if name == "length":
+            if reference.length:
+                raise InvalidArgument("a length has none of its own", path=path)
+            return self._condition(replace(reference, length=True), operand, path, depth + 1)
         if name == "is":
             return Comparison(reference, "is", word=_word(operand, path))
         if name == "between":
@@ -138,6 +161,11 @@ class FilterParser:
                 raise InvalidArgument(f'"{name}" takes a list', path=path)
             return self._candidates(Comparison(reference, name), operand, path)
         quantifier, operand, path = _quantified(name, operand, path)
+        if name in AFFIXES:
+            operand = _patterns(reference, name, operand, path, bool(quantifier))
+        if name in PATHS and not isinstance(operand, str):
+            hint = 'as in {"jsonpath": "$.items[*] ? (@.price > 5)"}'
+            raise InvalidArgument(f'"{name}" takes a path of SQL/JSON', path=path, hint=hint)
         if quantifier:
             found = Comparison(reference, name, quantifier=quantifier)
             return self._candidates(found, operand, path)
@@ -250,7 +278,7 @@ def _word(operand: Any, path: str) -> str:
 def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", "all"], Any, str]:
     if isinstance(operand, Mapping) and len(operand) == 1:
         word, candidates = next(iter(operand.items()))
-        if word in {"any", "all"} and name in ORDERING | PATTERNS and name != "isdistinct":
+        if word in {"any", "all"} and name in QUANTIFIED:
             if not _is_list(candidates):
                 raise InvalidArgument(f'"{word}" takes a list', path=f"{path}.{word}")
             return cast(Literal["any", "all"], word), candidates, f"{path}.{word}"
@@ -259,6 +287,19 @@ def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
+
+
+def _patterns(reference: Reference, name: str, text: Any, path: str, several: bool) -> Any:
+    """Return the pattern of LIKE that finds a text, whatever is in it, or those of several texts."""
+    if several:
+        found = enumerate(text)
+        return [_patterns(reference, name, each, f"{path}.{at}", False) for at, each in found]
+    if not isinstance(text, str):
+        inside = text is not None and not isinstance(text, bool | int | float)
+        hint = container_hint(reference.name, name) if inside else None
+        raise InvalidArgument(f'"{name}" takes a string', path=path, hint=hint)
+    before, behind = AFFIXES[name]
+    return before + _SPECIAL.sub(r"\\\g<0>", text) + behind
 
 
 def _is_column(value: Any) -> bool:
@@ -403,7 +444,7 @@ class _TruthTable:
         """Return what references that are alike have in common, and put their steps into a list."""
         values += [self._values[step.operand.slot] for step in reference.steps]
         steps = tuple((step.key, step.text) for step in reference.steps)
-        return reference.name, steps, reference.cast
+        return reference.name, steps, reference.cast, reference.length
 
 
 def _normal(where: Comparison) -> Comparison:

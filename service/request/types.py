@@ -44,6 +44,7 @@ class Reference:
         steps: Into its JSON value.
         cast: The type that it is cast to at the end, if it is.
         place: Where in the call that type is named, if not beside the column.
+        length: Whether its length is meant.
     """
 
     name: str
@@ -52,6 +53,12 @@ class Reference:
     steps: tuple[JsonStep, ...] = ()
     cast: str | None = None
     place: str | None = None
+    length: bool = False
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is more than a name, so that it cannot be that of related rows."""
+        return bool(self.steps or self.cast or self.length)
 
 
 @dataclass(frozen=True, slots=True)

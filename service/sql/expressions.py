@@ -68,8 +68,11 @@ def expression(value: Expression) -> Composable:
             ),
         )
     mark = Mark(value.path, value.column.name, cast=True)
-    for type in value.casts:
-        column = Composed([mark, cast(column, type.sql)])
+    for each in value.applied:
+        if isinstance(each, Type):
+            column = Composed([mark, cast(column, each.sql)])
+        else:
+            column = SQL(f"pg_catalog.{each.function}({{value}})").format(value=column)
     return column
 
 

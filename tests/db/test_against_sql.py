@@ -96,9 +96,48 @@ CASTS: list[tuple[dict[str, Any], str]] = [
     ({"raw->n::jsonb": 1}, "(raw->'n')::jsonb = '1'"),
     ({"doc->>n::numeric": {"between": ["0.5", 2]}}, "(doc->>'n')::numeric BETWEEN 0.5 AND 2"),
 ]  # fmt: skip
+TEXTS: list[tuple[dict[str, Any], str]] = [
+    ({"name": {"starts": "a%"}}, "starts_with(name, 'a%')"),
+    ({"name": {"starts": "a_"}}, "starts_with(name, 'a_')"),
+    ({"name": {"starts": "n"}}, "starts_with(name, 'n')"),
+    ({"name": {"istarts": "N"}}, "starts_with(lower(name), 'n')"),
+    ({"name": {"ends": "\\y"}}, "right(name, 2) = '\\y'"),
+    ({"name": {"ends": "%"}}, "right(name, 1) = '%'"),
+    ({"name": {"iends": "_B"}}, "right(lower(name), 2) = '_b'"),
+    ({"name": {"contains": "\\"}}, "position('\\' in name) > 0"),
+    ({"name": {"contains": ""}}, "true"),
+    ({"name": {"icontains": "A"}}, "position('a' in lower(name)) > 0"),
+    ({"name": {"not": {"contains": "n"}}}, "position('n' in name) = 0"),
+    ({"name": {"starts": {"any": ["a%", "N"]}}}, "name ^@ 'a%' OR name ^@ 'N'"),
+    ({"name": {"contains": {"all": ["_", "a"]}}}, "position('_' in name) > 0 AND position('a' in name) > 0"),
+    ({"name": {"starts": {"any": []}}}, "false"),
+    ({"nick": {"starts": "n%"}}, "nick ^@ 'n%'"),
+    ({"mail": {"starts": "n"}}, "mail LIKE 'n%'"),
+    ({"id": {"starts": "1"}, "doc->>s": {"ends": "1"}}, "id::text ^@ '1' AND right(doc->>'s', 1) = '1'"),
+    ({"firm.name": {"iends": "M 2"}}, "firm = 2"),
+    ({"name": {"length": 2}}, "length(name) = 2"),
+    ({"name": {"length": {"gt": 2}}}, "length(name) > 2"),
+    ({"name": {"length": {"between": [1, 2]}}}, "length(name) BETWEEN 1 AND 2"),
+    ({"name": {"length": [0, 3, None]}}, "length(name) IN (0, 3)"),
+    ({"nick": {"length": None}}, "nick IS NULL"),
+    ({"nick": {"not": {"length": {"lt": 2}}}}, "length(nick) >= 2"),
+    ({"nick": {"length": {"not": {"lt": 2}}}}, "length(nick) >= 2"),
+    ({"mail": {"length": 1}}, "length(mail) = 1"),
+    ({"tags": {"length": 0}}, "cardinality(tags) = 0"),
+    ({"tags": {"length": {"gte": 1}, "cs": ["b"]}}, "cardinality(tags) >= 1 AND tags @> '{b}'"),
+    ({"tags": {"length": {"lt": {"$column": "low"}}}}, "cardinality(tags) < low"),
+    ({"id::text": {"length": 2}}, "id > 9"),
+    ({"firm.name": {"length": {"gt": 9}}}, "false"),
+    ({"doc": {"jsonpath": "$.n ? (@ > 1)"}}, "(doc->>'n')::int > 1"),
+    ({"doc": {"jsonpath": "$.nothing"}}, "doc IS NOT NULL AND doc ? 'nothing'"),
+    ({"doc": {"jsonpath_match": "$.n == 1 || $.on == true"}}, "doc->'n' = '1' OR doc->'on' = 'true'"),
+    ({"doc": {"not": {"jsonpath_match": "$.n == 1"}}}, "doc->'n' <> '1'"),
+    ({"raw": {"jsonpath": "$ ? (@.n == 0)"}}, "raw->>'n' = '0'"),
+    ({"doc->s": {"jsonpath": '$ ? (@ starts with "n1")'}}, "doc->>'s' = 'n1'"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "condition"), [*COLUMNS, *CASTS])
+@pytest.mark.parametrize(("where", "condition"), [*COLUMNS, *CASTS, *TEXTS])
 @pytest_twisted.ensureDeferred
 async def test_filter_in_any_verb_means_the_rows_of_its_sql(
     db: DirectCaller, dsn: str, where: Any, condition: str
@@ -120,7 +159,7 @@ async def test_filter_in_any_verb_means_the_rows_of_its_sql(
     )
 
 
-@pytest.mark.parametrize("where", [each for each, _ in COLUMNS + CASTS][::3])
+@pytest.mark.parametrize("where", [each for each, _ in COLUMNS + CASTS + TEXTS][::3])
 @pytest_twisted.ensureDeferred
 async def test_filter_of_related_rows_means_the_rows_of_its_sql(
     db: DirectCaller, where: Any
@@ -205,6 +244,25 @@ async def test_cast_in_group_distinct_and_measures_is_that_of_its_sql(
         ({"name::int": {"gt": 1}}, "where.name::int"),
         ({"low::text": {}}, "where.low::text"),
         ({"low::text": {"lik": 1}}, "where.low::text.lik"),
+        ({"name": {"starts": 1}}, "where.name.starts"),
+        ({"name": {"starts": None}}, "where.name.starts"),
+        ({"name": {"ends": ["a"]}}, "where.name.ends"),
+        ({"name": {"contains": {"any": ["a", 1]}}}, "where.name.contains.any.1"),
+        ({"name": {"contains": {"$column": "nick"}}}, "where.name.contains"),
+        ({"name": {"contains": "a\0"}}, "where.name.contains"),
+        ({"tags": {"contains": "a"}}, "where.tags.contains"),
+        ({"doc": {"starts": "{"}}, "where.doc.starts"),
+        ({"low": {"length": 1}}, "where.low"),
+        ({"name": {"length": "x"}}, "where.name.length"),
+        ({"name": {"length": {"length": 1}}}, "where.name.length.length"),
+        ({"name": {"length": {"like": "%"}, "nope": 1}}, "where.name.nope"),
+        ({"name": {"length": {}}}, "where.name.length"),
+        ({"firm": {"length": 1}}, "where.firm"),
+        ({"doc": {"jsonpath": "$["}}, "where.doc.jsonpath"),
+        ({"doc": {"jsonpath": 1}}, "where.doc.jsonpath"),
+        ({"doc": {"jsonpath": {"any": ["$"]}}}, "where.doc.jsonpath"),
+        ({"name": {"jsonpath": "$"}}, "where.name.jsonpath"),
+        ({"doc": {"jsonpath_match": "'; DROP TABLE people; --"}}, "where.doc.jsonpath_match"),
     ],
 )
 @pytest_twisted.ensureDeferred

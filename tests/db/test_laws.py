@@ -120,6 +120,15 @@ SPECIAL = st.sampled_from(
         {"name": {"like": {"any": ["n1", "%2"]}}},
         {"id": {"gt": {"all": [3, 4]}}},
         {"id": {"between": [3, 12]}},
+        {"name": {"starts": "n"}},
+        {"name": {"not": {"iends": {"any": ["1", "%"]}}}},
+        {"id": {"contains": "1"}},
+        {"visits.note": {"icontains": "Z"}},
+        {"tags": {"length": {"gt": 2}}},
+        {"name": {"length": {"lt": {"$column": "id"}}}},
+        {"visits.note": {"not": {"length": [1, None]}}},
+        {"doc": {"jsonpath": "$.b[*] ? (@ > 9)"}},
+        {"raw": {"not": {"jsonpath_match": "$.a == 2"}}},
     ]
 )
 

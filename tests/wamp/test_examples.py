@@ -128,7 +128,7 @@ async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) ->
         "rowcast.actions.create",
         [
             {**rows[0], "created_at": day, "updated_at": next_day},
-            {**rows[0], "created_at": next_day, "updated_at": next_day},
+            {**rows[0], "path": "/srv/other", "created_at": next_day, "updated_at": next_day},
         ],
         select=["id"],
     )

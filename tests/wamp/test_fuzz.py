@@ -52,7 +52,8 @@ COLUMNS = ["id", "name", "size", "price", "ratio", "open", "mood", "tags", "doc"
            "seen", "day", "wait", "data", "code", "net", "bits", "spot", "body"]  # fmt: skip
 OPERATORS = ["eq", "neq", "gt", "gte", "lt", "lte", "like", "ilike", "match", "imatch", "in", "is",
              "isdistinct", "fts", "plfts", "phfts", "wfts", "cs", "cd", "ov", "sl", "sr", "nxr",
-             "nxl", "adj", "between", "has_key", "has_any", "has_all", "not", "any", "zzz"]  # fmt: skip
+             "nxl", "adj", "between", "has_key", "has_any", "has_all", "not", "any", "starts", "iends",
+             "contains", "icontains", "length", "jsonpath", "jsonpath_match", "zzz"]  # fmt: skip
 INJECTIONS = [
     "'; DROP TABLE canary; --",
     '"; DROP TABLE canary; --',

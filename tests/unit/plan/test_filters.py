@@ -71,7 +71,7 @@ def test_operator_of_an_extension_is_named_in_its_schema() -> None:
         },
     )
     found = compared({"action": "x"}, known)
-    assert (found.operator.schema, found.left.casts) == ("ext", (citext,))
+    assert (found.operator.schema, found.left.applied) == ("ext", (citext,))
     assert compared({"action": {"gt": "x"}}, known).operator.schema == "pg_catalog"
 
 
