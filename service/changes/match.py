@@ -270,7 +270,7 @@ def _operand(codec: Codec, form: ValueForm, type: Any, value: Any) -> Any:
 
 def _form(catalog: Catalog, value: Expression) -> ValueForm | None:
     """Return how the values of a column of the row itself compare; None for anything else."""
-    if value.source != ROOT or value.links or value.steps or value.casts or value.function:
+    if value.source != ROOT or value.links or value.steps or value.applied or value.function:
         return None
     if value.row or value.column.loose:
         return None

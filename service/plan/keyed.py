@@ -156,7 +156,7 @@ def array_bound(catalog: Catalog, type: Type, slot: int) -> Bound | None:
 
 def _is_plain(output: Output) -> bool:
     value = output.expression
-    return not (value.links or value.steps or value.casts or value.function)
+    return not (value.links or value.steps or value.applied or value.function)
 
 
 def _is_key_type(catalog: Catalog, column: Column | None) -> bool:
