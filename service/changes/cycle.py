@@ -2,31 +2,30 @@
 The refresh cycle: all queries that are watched, as they are in one snapshot.
 
 A cycle is one REPEATABLE READ transaction on a session of its own. It reads what the log has that
-was not visible in the cycle before, and runs those queries again whose rows may be others, each
-under its role and claims. So what watchers are told is a state that the database really had, the
+was not visible in the cycle before, and reads again those rows that may be others of the queries that
+they concern, each under its role and claims. So what watchers are told is a state that the database really had, the
 same for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from service.changes.delta import Rows, State, difference, rows_of
+from service.changes.delta import Rows, State, difference
 from service.changes.log import LogRow, read_txn
 from service.changes.positions import PgSnapshot, SnapshotPosition
-from service.db.codec import Codec
+from service.changes.refresh import Run, by_keys_txn, whole_txn
+from service.changes.standing import Standing, touched_txn
+from service.changes.touched import Key, row_change
 from service.db.connection import PgConnection
 from service.db.session import Dsn, SessionSettings, open_session
-from service.db.statements import Shape, keyed_txn, read_only_txn
 from service.db.thread import in_thread
-from service.db.transaction import Actor, apart_txn, begin_statement, commit_txn, rollback_txn
-from service.plan.watch import WatchPlan
-from service.sql.statement import Statement
+from service.db.transaction import begin_statement, commit_txn, rollback_txn
 
 MOST_ROWS = 10_000
 """Rows of the log that are looked at: with more of them every query is run again."""
@@ -44,36 +43,6 @@ FLUSH = (
     "BEGIN; SET LOCAL synchronous_commit = 'on';"
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """
-    How a query is run.
-
-    Args:
-        plan: What it reads, and how its rows are told apart.
-        statement: Reads them.
-        codec: For the values, both ways.
-        values: Of the call.
-        most: Rows that it may have.
-        max_bytes: What they may weigh.
-        actor: As whom it runs.
-        timeout: Seconds that it may take.
-        guarded: Whether it calls a function that promises only to read.
-        reads: What of the log may change its rows: numbers of tracked relations.
-    """
-
-    plan: WatchPlan
-    statement: Statement
-    codec: Codec
-    values: Sequence[Any]
-    most: int
-    max_bytes: int
-    actor: Actor
-    timeout: float
-    guarded: bool
-    reads: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +91,8 @@ class Outcome:
     read: int
 
 
-Touched = frozenset[Hashable] | bool
-"""Of what a query gives: whether all may be different, or which keys."""
-
-
-def touched_txn(connection: PgConnection, order: Order, rows: Sequence[LogRow]) -> Touched:
-    """Return what of a query may be different after changes that were logged."""
-    reads = order.run.reads
-    return any(row.relation in reads for row in rows)
+Touched = Mapping[Run, Collection[Key] | None]
+"""Keys of rows that may be different, of each query that a change concerns; None for all rows."""
 
 
 class Cycle:
@@ -147,6 +110,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
+        self._standing = Standing()
 
     def run(self, orders: Sequence[Order], since: SnapshotPosition | None) -> Deferred[Outcome]:
         """
@@ -168,7 +132,7 @@ class Cycle:
             self._close()
             connection = self._connection = open_session(self._dsn(), self._session)
         try:
-            return cycle_txn(connection, orders, since)
+            return cycle_txn(connection, self._standing, orders, since)
         except BaseException:
             self._close()
             raise
@@ -180,7 +144,10 @@ class Cycle:
 
 
 def cycle_txn(
-    connection: PgConnection, orders: Sequence[Order], since: SnapshotPosition | None
+    connection: PgConnection,
+    standing: Standing,
+    orders: Sequence[Order],
+    since: SnapshotPosition | None,
 ) -> Outcome:
     """Find what has changed in queries, and wait until that cannot be lost any more."""
     connection.begin(begin_statement("repeatable read", read_only=True))
@@ -190,7 +157,8 @@ def cycle_txn(
         rows = None
         if since is not None and since.epoch == epoch:
             rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
-        found = [_found_txn(connection, order, rows) for order in orders]
+        touched = _touched_txn(connection, standing, orders, rows)
+        found = [_found_txn(connection, order, touched) for order in orders]
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -202,51 +170,57 @@ def cycle_txn(
     return Outcome(position, found, len(rows or ()))
 
 
-def _found_txn(
-    connection: PgConnection, order: Order, rows: Sequence[LogRow] | None
-) -> Found | Failure | None:
-    known = order.before is not None and not order.whole
-    looked = known and rows is not None and len(rows) <= MOST_ROWS
+def _touched_txn(
+    connection: PgConnection,
+    standing: Standing,
+    orders: Sequence[Order],
+    rows: Sequence[LogRow] | None,
+) -> Touched:
+    """Return which keys the log names, of each query that it concerns; None for all of its rows."""
+    if rows is None or len(rows) > MOST_ROWS:
+        return {order.run: None for order in orders}
+    if not rows:
+        return {}
+    standing.keep(order.run for order in orders)
+    changes = list(map(row_change, rows))
+    states = {order.run: order.before for order in orders if order.before is not None}
+    return touched_txn(connection, standing.concern(changes), changes, states)
+
+
+def _found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:
+    run, before = order.run, order.before
     try:
-        if looked and not touched_txn(connection, order, rows or ()):
+        if before is None or order.whole:
+            return _whole_txn(connection, order)
+        if run not in touched:
             return None
-        found = whole_txn(connection, order.run)
+        keys = touched[run]
+        found = None if keys is None else by_keys_txn(connection, run, before, keys)
+        return _whole_txn(connection, order) if found is None else _different(before, found)
     except Exception:
         if connection.closed:
             raise
         return Failure()
+
+
+def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
+    found = whole_txn(connection, order.run)
     if order.before is None:
         return Found(found.state, found.rows)
-    change = difference(order.before, found.state)
+    change = _different(order.before, found)
+    if not order.whole:
+        return change
     # A state that is the same stays the same object, by which watchers know it.
-    state = found.state if change else order.before
-    if order.whole:
-        return Found(state, found.rows)
-    if not change:
-        return None
-    return Found(state, {name: found.rows[name] for name in (*change.enter, *change.update)})
+    return Found(change.state if change else order.before, found.rows)
 
 
-def whole_txn(connection: PgConnection, run: Run) -> Rows:
-    """
-    Return all rows of a query, in the open transaction.
-
-    Raises:
-        TooManyWatched, TooLarge: There are more than are watched, or they weigh too much.
-        KeyRepeated: Two of them have one key.
-    """
-    limit = f"SET LOCAL statement_timeout={round(run.timeout * 1000)};"
-    connection.opening = f"{connection.opening or ''}{limit}"
-    ahead = (read_only_txn,) if run.guarded else ()
-    rows, keys = apart_txn(
-        connection,
-        run.actor,
-        *ahead,
-        keyed_txn,
-        run.codec,
-        run.statement,
-        run.values,
-        run.most,
-        Shape("dicts", run.max_bytes),
-    )
-    return rows_of(run.plan.form, rows, keys)
+def _different(before: State, found: Rows) -> Found | None:
+    """Return the rows that are different from those of a state, and the new state, if any are."""
+    change = difference(before, found.state)
+    if change:
+        return Found(
+            found.state, {name: found.rows[name] for name in (*change.enter, *change.update)}
+        )
+    # what is kept behind the last row has nothing to do with it
+    before.window = found.state.window
+    return None

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from service.changes.window import Window
 from service.plan.watch import KeyForm
 
 Message = dict[str, Any]
@@ -52,11 +53,18 @@ class State:
     Args:
         entries: In their order, by what tells them apart.
         ordered: Whether that order matters.
+        window: The keys of the rows in their order, and of some behind them, where that is kept.
     """
 
-    def __init__(self, entries: Mapping[Hashable, Entry], ordered: bool) -> None:
+    def __init__(
+        self,
+        entries: Mapping[Hashable, Entry],
+        ordered: bool,
+        window: Window[tuple[Any, ...]] | None = None,
+    ) -> None:
         self.entries = entries
         self.ordered = ordered
+        self.window = window
 
     @cached_property
     def checksum(self) -> int:
@@ -76,6 +84,11 @@ class Rows(NamedTuple):
 
 class KeyRepeated(Exception):
     """Two rows have one key: what says that it is a key, as a comment on a view, is mistaken."""
+
+
+def name_of(key: Any) -> Hashable:
+    """Return what tells the row of a key apart: the key, or its one text."""
+    return key if type(key) in _SCALARS else canonical(key)
 
 
 def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -> Rows:
@@ -102,7 +115,7 @@ def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -
             copies[text] = copy = copies.get(text, 0) + 1
             name = text if copy == 1 else (text, copy)
         else:
-            name = key if type(key) in _SCALARS else canonical(key)
+            name = name_of(key)
             if name in entries:
                 raise KeyRepeated
         entries[name] = Entry(key, hash(text), crc32(text.encode("utf-8", "surrogatepass")))

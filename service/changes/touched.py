@@ -77,6 +77,11 @@ class KeyPlan:
     whole: frozenset[int]
     steps: Sequence[tuple[Way, Statement | None]]
 
+    @property
+    def related(self) -> frozenset[int]:
+        """The relations whose rows lead to others."""
+        return frozenset(each for each, sources in self.keyed.items() if {*sources} - {ROOT})
+
 
 @dataclass(frozen=True, slots=True)
 class Touched:

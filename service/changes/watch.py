@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from service.api.call import STAND, Call, Send
 from service.api.dispatcher import Dispatcher, depends_on_catalog
 from service.api.read import parsed_rows
-from service.changes.cycle import Cycle, Found, Order, Run
+from service.changes.cycle import Cycle, Found, Order
 from service.changes.delta import (
     KeyRepeated,
     Message,
@@ -38,6 +38,8 @@ from service.changes.delta import (
 from service.changes.dependencies import Dependencies, dependencies_txn
 from service.changes.log import Tracked, installed_txn, tracked_txn
 from service.changes.positions import SnapshotPosition, parse_position
+from service.changes.refresh import Run, keyed_of
+from service.changes.touched import sees_all_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.errors import refusal
@@ -379,17 +381,32 @@ class Watches(Service):
         reads = await run(dependencies_txn, statement, parameters, retry=True, timeout=timeout)
         with self._database.identity(OWN_IDENTITY):
             tracked = await run(_tracked_txn, retry=True, timeout=timeout)
+        values = list(parsed.values)
+        catalog, logged = (
+            call.snapshot.catalog,
+            _logged(call, reads, tracked.values(), options.tables),
+        )
+        keyed = keyed_of(catalog, codec, plan, values, reads, tracked.values(), most)
+        if keyed is not None:
+            with self._database.identity(OWN_IDENTITY):
+                shared = await run(
+                    sees_all_txn, keyed.plan, tracked.values(), retry=True, timeout=timeout
+                )
+            keyed = replace(keyed, shared=shared)
+            if keyed.shown is not None and plan.read.limit is not None:
+                values[plan.read.limit.slot] = keyed.shown + keyed.spare
         return Run(
             plan,
             statement,
             codec,
-            parsed.values,
+            values,
             most,
             self._limits.max_bytes,
             Actor(self._database.acting_as),
             min(self._timeout, parsed.timeout or self._timeout),
             isinstance(parsed.request, CalledRequest),
-            _logged(call, reads, tracked.values(), options.tables),
+            logged,
+            keyed,
         )
 
     def _add(self, call: Call, send: Send, run: Run) -> Watch:

@@ -100,7 +100,7 @@ def keyed_txn(
     codec: Codec,
     statement: Statement,
     values: Sequence[Any],
-    limit: int,
+    limit: int | None,
     shape: Shape,
 ) -> tuple[list[Any], list[Row]]:
     """
@@ -111,7 +111,7 @@ def keyed_txn(
         TooManyWatched: There are more than `limit`.
     """
     rows = execute(connection, codec, statement, values).fetchall()
-    if len(rows) > limit:
+    if limit is not None and len(rows) > limit:
         raise TooManyWatched(limit)
     width = len(statement.columns)
     return shaped(rows, statement, codec, shape), [row[width:] for row in rows]

@@ -1,0 +1,320 @@
+"""
+One query that is watched: how all of its rows are read, and how those that changes have touched.
+
+Only the rows of some keys are read where the changes tell the keys, where these are not so many that
+all rows were cheaper, and where it does not take longer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.catalog import Catalog
+from service.changes.delta import Rows, State, difference, name_of, rows_of
+from service.changes.dependencies import Dependencies
+from service.changes.log import Tracked
+from service.changes.match import Term, terms_of
+from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
+from service.changes.window import Window
+from service.db.codec import Codec
+from service.db.connection import PgConnection
+from service.db.statements import Shape, keyed_txn, read_only_txn
+from service.db.transaction import Actor, apart_txn
+from service.errors import TooManyWatched
+from service.plan.aggregate import AggregatePlan
+from service.plan.keyed import keyed_rows, order_of_keys, with_keys
+from service.plan.types import ReadPlan
+from service.plan.watch import KeyForm, WatchPlan
+from service.sql.aggregate import aggregate
+from service.sql.select import select
+from service.sql.statement import Statement
+
+LEAST_SPARE, MOST_SPARE = 10, 100
+"""Rows that are kept behind those that are shown: as many, within these bounds."""
+
+FEW_KEYS = 50
+"""Keys that are looked up whatever the number of rows; of more, at most half as many as rows."""
+
+MOST_ORDERED = 1_000
+"""Rows whose order is asked for by their keys; with more of them, all are read again."""
+
+SLOW = 0.005
+"""Seconds that rows by key may take, even if all rows took less."""
+
+PAUSE = 20
+"""How often all rows are read after rows by key took longer than those had."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keyed:
+    """
+    How a query's rows are read by key.
+
+    Args:
+        catalog: For types.
+        plan: How changes lead to keys.
+        terms: That hold of each row of the relation itself that concerns the query.
+        shown: How many of the first rows are watched; None for all.
+        spare: How many more are kept.
+        shared: Whether the service may look for the keys as itself, for all who ask the same.
+        statements: That read rows by key, once they are built.
+    """
+
+    catalog: Catalog
+    plan: KeyPlan
+    terms: Sequence[Term]
+    shown: int | None
+    spare: int
+    shared: bool = False
+    statements: dict[Hashable, Statement] = field(default_factory=dict)
+
+    def orders(self, form: KeyForm) -> bool:
+        """Return whether it matters where a row stands among the others."""
+        return form.ordered or self.shown is not None
+
+    def statement(self, name: Hashable, build: Callable[[], Statement]) -> Statement:
+        """Return a statement, built once."""
+        found = self.statements.get(name)
+        if found is None:
+            found = self.statements[name] = build()
+        return found
+
+
+@dataclass(slots=True)
+class Pace:
+    """
+    How long the reads of a query take.
+
+    Attributes:
+        whole: Seconds that the last read of all rows took.
+        resting: How many more times all rows are read before rows by key are tried again.
+    """
+
+    whole: float = 0.0
+    resting: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """
+    How a query is run.
+
+    Args:
+        plan: What it reads, and how its rows are told apart.
+        statement: Reads them.
+        codec: For the values, both ways.
+        values: Of the call.
+        most: Rows that it may have.
+        max_bytes: What they may weigh.
+        actor: As whom it runs.
+        timeout: Seconds that it may take.
+        guarded: Whether it calls a function that promises only to read.
+        reads: What of the log may change its rows: numbers of tracked relations.
+        keyed: How its rows are read by key; None where changes name none.
+        pace: How long it takes.
+    """
+
+    plan: WatchPlan
+    statement: Statement
+    codec: Codec
+    values: Sequence[Any]
+    most: int
+    max_bytes: int
+    actor: Actor
+    timeout: float
+    guarded: bool
+    reads: frozenset[int]
+    keyed: Keyed | None = None
+    pace: Pace = field(default_factory=Pace)
+
+
+def keyed_of(
+    catalog: Catalog,
+    codec: Codec,
+    plan: WatchPlan,
+    values: Sequence[Any],
+    reads: Dependencies,
+    tracked: Iterable[Tracked],
+    most: int,
+) -> Keyed | None:
+    """
+    Return how the rows of a query are read by key; None where changes name none.
+
+    Args:
+        catalog: By which it was planned.
+        codec: For its values.
+        plan: Of the query.
+        values: Of the call.
+        reads: What it reads.
+        tracked: What is in the log.
+        most: Rows that it may have.
+    """
+    read = plan.read
+    rows = keyed_rows(catalog, read)
+    if rows is None or plan.form.kind == "row":
+        return None
+    assert read.limit is not None
+    limit = values[read.limit.slot]
+    shown = limit if limit <= most else None
+    if isinstance(read, AggregatePlan) and (plan.form.ordered or shown is not None):
+        return None
+    spare = 0 if shown is None else min(max(shown, LEAST_SPARE), MOST_SPARE, most - shown)
+    if (shown or 0) + spare > MOST_ORDERED:
+        return None
+    way = key_plan(catalog, rows, reads, tracked)
+    if way is None:
+        return None
+    return Keyed(catalog, way, terms_of(catalog, codec, read.where, values), shown, spare)
+
+
+def whole_txn(connection: PgConnection, run: Run) -> Rows:
+    """
+    Return all rows of a query, in the open transaction.
+
+    Raises:
+        TooManyWatched, TooLarge: There are more than are watched, or they weigh too much.
+        KeyRepeated: Two of them have one key.
+    """
+    began = time.monotonic()
+    rows, keys = _read_txn(connection, run, run.statement, run.values, run.most)
+    run.pace.whole = time.monotonic() - began
+    keyed = run.keyed
+    if keyed is None or not keyed.orders(run.plan.form):
+        return rows_of(run.plan.form, rows, keys)
+    most = run.most + 1 if keyed.shown is None else keyed.shown + keyed.spare
+    window = Window.of(keys, most) if len(keys) <= MOST_ORDERED else None
+    if keyed.shown is not None:
+        del rows[keyed.shown :], keys[keyed.shown :]
+    state, found = rows_of(run.plan.form, rows, keys)
+    return Rows(State(state.entries, state.ordered, window), found)
+
+
+def by_keys_txn(
+    connection: PgConnection, run: Run, state: State, keys: Collection[Key]
+) -> Rows | None:
+    """
+    Return the rows of a query after some of them may have come, gone or changed.
+
+    Args:
+        connection: In the open transaction.
+        run: The query.
+        state: What it was found in last.
+        keys: Of all rows that it may concern.
+
+    Returns:
+        The state, and of its rows at least those that are different; None where all rows have to be
+        read.
+
+    Raises:
+        TooManyWatched, TooLarge: As `whole_txn`.
+    """
+    keyed, pace = run.keyed, run.pace
+    if keyed is None or len(keys) > max(FEW_KEYS, len(state.entries) // 2):
+        return None
+    if pace.resting:
+        pace.resting -= 1
+        return None
+    began = time.monotonic()
+    if keyed.orders(run.plan.form):
+        found = _ordered_txn(connection, run, keyed, state, frozenset(keys))
+    else:
+        found = _unordered_txn(connection, run, keyed, state, keys)
+    if found is not None and len(found.state.entries) > run.most:
+        raise TooManyWatched(run.most)
+    if time.monotonic() - began > max(SLOW, pace.whole):
+        pace.resting = PAUSE
+    return found
+
+
+def names_of(run: Run, keys: Iterable[Key]) -> dict[Hashable, Key]:
+    """Return keys by what tells the rows of a query apart."""
+    form, columns = run.plan.form, run.plan.form.columns or ()
+    return {
+        name_of(form.key(dict(zip(columns, key, strict=False)), key)): key for key in keys
+    }  # of groups a key is a dict, which the row has
+
+
+def _unordered_txn(
+    connection: PgConnection, run: Run, keyed: Keyed, state: State, keys: Collection[Key]
+) -> Rows:
+    found = _of_keys_txn(connection, run, keyed, keys)
+    gone = names_of(run, keys)
+    entries = {name: each for name, each in state.entries.items() if name not in gone}
+    entries.update(found.state.entries)
+    return Rows(State(entries, state.ordered), found.rows)
+
+
+def _ordered_txn(
+    connection: PgConnection, run: Run, keyed: Keyed, state: State, keys: frozenset[Key]
+) -> Rows | None:
+    """Return ordered rows, of which some may be others or elsewhere: their keys come first."""
+    window = state.window
+    if window is None or len(window.keys) + len(keys) > MOST_ORDERED:
+        return None
+    plan = run.plan.read
+    assert isinstance(plan, ReadPlan)
+    asked = keys.union(window.keys)
+    arrays, _ = key_arrays(asked, keyed.plan.rows.key)
+    ordered = keyed.statement(
+        "order", lambda: select(order_of_keys(keyed.catalog, plan, keyed.plan.rows))
+    )
+    _, order = _read_txn(connection, run, ordered, [*run.values, *arrays], None)
+    shown = run.most if keyed.shown is None else keyed.shown
+    moved = window.moved(keys, [key for key in order if key in asked], shown, shown + keyed.spare)
+    if moved is None:
+        return None
+    names = names_of(run, moved.keys[:shown])
+    fresh = [key for name, key in names.items() if key in keys or name not in state.entries]
+    found = _of_keys_txn(connection, run, keyed, fresh)
+    entries = {
+        name: found.state.entries[name] if name in found.rows else state.entries[name]
+        for name in names
+    }
+    now = State(entries, state.ordered, moved)
+    # one that stayed where it was may be told to have moved, as the others around it have
+    stayed = [names[name] for name in difference(state, now).moved if name not in found.rows]
+    return Rows(now, found.rows | _of_keys_txn(connection, run, keyed, stayed).rows)
+
+
+def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collection[Key]) -> Rows:
+    """Return the rows of some keys, and perhaps others."""
+    if not keys:
+        return rows_of(run.plan.form, [], [])
+    arrays, nulls = key_arrays(keys, keyed.plan.rows.key)
+
+    def build() -> Statement:
+        plan, rows = run.plan.read, keyed.plan.rows
+        if isinstance(plan, AggregatePlan):
+            return aggregate(with_keys(keyed.catalog, plan, rows, nulls))
+        return select(with_keys(keyed.catalog, plan, rows, nulls))
+
+    statement = keyed.statement(nulls, build)
+    found = _read_txn(connection, run, statement, [*run.values, *arrays], None)
+    return rows_of(run.plan.form, *found)
+
+
+def _read_txn(
+    connection: PgConnection,
+    run: Run,
+    statement: Statement,
+    values: Sequence[Any],
+    most: int | None,
+) -> tuple[list[Any], list[Key]]:
+    limit = f"SET LOCAL statement_timeout={round(run.timeout * 1000)};"
+    connection.opening = f"{connection.opening or ''}{limit}"
+    ahead = (read_only_txn,) if run.guarded else ()
+    found: tuple[list[Any], list[Key]] = apart_txn(
+        connection,
+        run.actor,
+        *ahead,
+        keyed_txn,
+        run.codec,
+        statement,
+        values,
+        most,
+        Shape("dicts", run.max_bytes),
+    )
+    return found

@@ -1,0 +1,165 @@
+"""
+The queries that are watched, by what concerns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.changes.delta import State
+from service.changes.match import Index
+from service.changes.refresh import Run, names_of
+from service.changes.touched import Key, RowChange, Touched, own_keys, related_txn
+from service.db.connection import PgConnection
+from service.db.session import OWN_IDENTITY
+from service.db.transaction import Actor, apart_txn
+
+
+@dataclass
+class Concern:
+    """
+    What the changes of a cycle mean for queries.
+
+    Attributes:
+        whole: Those of which any row may be another.
+        own: Keys of changed rows of the relation itself, of the queries that they may concern.
+        related: Of queries that ask the same of other values, those to whose rows others are related
+            that have changed.
+    """
+
+    whole: set[Run] = field(default_factory=set)
+    own: dict[Run, set[Key]] = field(default_factory=dict)
+    related: dict[Hashable, set[Run]] = field(default_factory=dict)
+
+
+class Standing:
+    """
+    The queries that are watched.
+
+    It belongs to the thread of the cycles.
+    """
+
+    def __init__(self) -> None:
+        self._runs: set[Run] = set()
+        self._index: Index[Run] = Index()
+        self._reading: dict[int, set[Run]] = {}
+        self._whole: dict[int, set[Run]] = {}
+        self._related: dict[int, dict[Hashable, set[Run]]] = {}
+
+    def keep(self, runs: Iterable[Run]) -> None:
+        """Have these queries, and no others."""
+        wanted = set(runs)
+        for run in self._runs - wanted:
+            self._change(run, add=False)
+        for run in wanted - self._runs:
+            self._change(run, add=True)
+        self._runs = wanted
+
+    def concern(self, changes: Sequence[RowChange]) -> Concern:
+        """Return which queries changes concern, and in what."""
+        found = Concern()
+        for change in changes:
+            relation = change.relation
+            if change.op not in ("I", "U", "D"):
+                found.whole |= self._reading.get(relation, set())
+                continue
+            found.whole |= self._whole.get(relation, set())
+            for run in self._index.matching(relation, change.old, change.new):
+                assert run.keyed is not None
+                keys = own_keys(run.keyed.plan, [change])
+                if keys is None:
+                    found.whole.add(run)
+                else:
+                    found.own.setdefault(run, set()).update(keys)
+            found.related.update(self._related.get(relation, {}))
+        return found
+
+    def _change(self, run: Run, add: bool) -> None:
+        for relation in run.reads:
+            _put(self._reading, relation, run, add)
+        keyed = run.keyed
+        for relation in run.reads - (keyed.plan.keyed.keys() if keyed else set()):
+            _put(self._whole, relation, run, add)
+        if keyed is None:
+            return
+        for relation in keyed.plan.whole & keyed.plan.keyed.keys():
+            _put(self._whole, relation, run, add)
+        if keyed.plan.root is not None:
+            if add:
+                self._index.add(run, keyed.plan.root, keyed.terms)
+            else:
+                self._index.remove(run)
+        for relation in keyed.plan.related:
+            shapes = self._related.setdefault(relation, {})
+            _put(shapes, _shape(run), run, add)
+            if not shapes:
+                del self._related[relation]
+
+
+def touched_txn(
+    connection: PgConnection,
+    concern: Concern,
+    changes: Sequence[RowChange],
+    states: Mapping[Run, State],
+) -> dict[Run, set[Key] | None]:
+    """
+    Return the keys that changes have touched, of each query that they concern; None for all.
+
+    Args:
+        connection: In the snapshot in which the changes were read.
+        concern: Of the changes.
+        changes: All of the cycle.
+        states: What the queries were found in last.
+    """
+    found: dict[Run, set[Key] | None] = dict(concern.own)
+    for runs in concern.related.values():
+        rest = [run for run in runs if run not in concern.whole and run in states]
+        if rest:
+            touched = _related_txn(connection, rest[0], changes)
+            for run, keys in _each(rest, touched, states):
+                before = found.get(run, set())
+                found[run] = None if keys is None or before is None else before | keys
+    found.update(dict.fromkeys(concern.whole))
+    return found
+
+
+def _related_txn(
+    connection: PgConnection, run: Run, changes: Sequence[RowChange]
+) -> Touched | None:
+    keyed = run.keyed
+    assert keyed is not None
+    actor = Actor(OWN_IDENTITY) if keyed.shared else run.actor
+    return apart_txn(connection, actor, related_txn, run.codec, keyed.plan, changes)
+
+
+def _each(
+    runs: Sequence[Run], touched: Touched | None, states: Mapping[Run, State]
+) -> Iterator[tuple[Run, set[Key] | None]]:
+    if touched is None:
+        yield from ((run, None) for run in runs)
+        return
+    related = names_of(runs[0], touched.related)
+    for run in runs:
+        held = related.keys() & states[run].entries.keys()
+        keys = touched.rows | {related[name] for name in held}
+        if keys:
+            yield run, set(keys)
+
+
+def _shape(run: Run) -> Hashable:
+    """Return what queries have in common that differ in their values alone."""
+    keyed = run.keyed
+    assert keyed is not None
+    whose = None if keyed.shared else run.actor.identity
+    return run.statement.text, keyed.plan.whole, run.plan.form, whose
+
+
+def _put(places: dict[Any, set[Run]], name: Hashable, run: Run, add: bool) -> None:
+    if add:
+        places.setdefault(name, set()).add(run)
+        return
+    places[name].discard(run)
+    if not places[name]:
+        del places[name]
