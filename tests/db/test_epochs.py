@@ -1,0 +1,267 @@
+"""
+Epochs: which positions still mean what they meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from schema.changes import install
+from service.changes.epochs import Epoch, begin_txn, epoch_now_txn, resume_txn
+from service.changes.leader import prepare_txn
+from service.changes.log import read_txn, snapshot_txn
+from service.changes.positions import SnapshotPosition, TickPosition
+from service.changes.ticks import Tick, end_txn, last_txn, next_txn, ticks_txn
+from service.changes.upkeep import Upkeep, announce_txn
+from service.db.connection import PgConnection
+from service.db.session import SessionSettings, open_session
+from tests.conftest import execute
+from tests.db.feeds import forget
+
+SCHEMA = f"""
+CREATE TABLE items (id serial PRIMARY KEY, n int);
+{install()}
+SELECT rowcast.track('items');
+"""
+
+
+class History:
+    """A reader, tick by tick."""
+
+    def __init__(self, connection: PgConnection, dsn: str) -> None:
+        self.connection = connection
+        self.dsn = dsn
+        self.epoch, self.last = begin_txn(connection, 0)
+
+    def write(self, many: int = 1) -> None:
+        """Commit some rows, each by itself."""
+        for _ in range(many):
+            execute(self.dsn, "INSERT INTO items (n) VALUES (1)")
+
+    def tick(self) -> Tick:
+        """Write a row, and make the tick that has it."""
+        self.write()
+        found = next_txn(self.connection, self.last, self.epoch.number, 100, "ticks")
+        assert found is not None
+        self.last, _ = found
+        return self.last
+
+    def begin(self, known: int | None = None) -> Epoch:
+        """Begin as another leader."""
+        self.epoch, self.last = begin_txn(
+            self.connection, self.last.number if known is None else known
+        )
+        return self.epoch
+
+    def resumes(self, position: TickPosition | SnapshotPosition) -> int | None:
+        """Return how many rows of the log a client gets; None if its position is gone."""
+        found = resume_txn(self.connection, position)
+        return None if found is None else len(read_txn(self.connection, found))
+
+    def elsewhere(self, column: str) -> None:
+        """Have the database be one of another history."""
+        execute(self.dsn, f"UPDATE rowcast.epochs SET {column} = {column} + 1")
+
+
+@pytest.fixture
+def history(dsn: str) -> Iterator[History]:
+    forget(dsn)
+    connection = open_session(dsn, SessionSettings())
+    prepare_txn(connection)
+    yield History(connection, dsn)
+    connection.close()
+
+
+def test_first_epoch_begins_with_all_that_was_logged(dsn: str, history: History) -> None:
+    assert (history.epoch.number, history.epoch.pruned_below) == (1, 3)
+    assert history.tick().rows == 1
+    assert history.begin() == history.epoch
+    assert epoch_now_txn(history.connection) == history.epoch
+
+
+def test_position_of_a_tick_resumes_before_it(history: History) -> None:
+    ticks = [history.tick() for _ in range(3)]
+    for at, tick in enumerate(ticks):
+        assert history.resumes(TickPosition(1, tick.number, 1)) == 3 - at
+        assert history.resumes(TickPosition(1, tick.number, 0)) == 3 - at
+    end = end_txn(history.connection, 1)
+    assert history.resumes(end) == 0
+    history.write()
+    assert history.resumes(end) == 1
+    history.tick()
+    assert history.resumes(end) == 2
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        TickPosition(1, 500, 1),
+        TickPosition(1, 500, 0),
+        TickPosition(2, 2, 1),
+        TickPosition(1, 0, 0),
+        TickPosition(0, 2, 1),
+        TickPosition(2**31 - 1, 2**63 - 1, 2**31 - 1),
+    ],
+)
+def test_position_that_nobody_gave_is_gone(history: History, position: TickPosition) -> None:
+    history.tick()
+    assert history.resumes(position) is None
+
+
+def test_tick_between_two_others_has_what_it_had(history: History) -> None:
+    history.tick()
+    middle = history.tick()
+    history.tick()
+    found = ticks_txn(history.connection, middle.number, 1)
+    assert found == [middle]
+    assert last_txn(history.connection) == history.last
+
+
+def test_position_outlives_a_promotion_that_lost_nothing(history: History) -> None:
+    tick = history.tick()
+    seen = SnapshotPosition(1, snapshot_txn(history.connection))
+    history.tick()
+    history.elsewhere("timeline")
+    assert epoch_now_txn(history.connection) is None
+    assert history.resumes(TickPosition(1, tick.number, 1)) is None, "nobody has begun the epoch"
+    assert history.begin().number == 2
+    assert history.last.number == tick.number + 1
+    assert history.resumes(TickPosition(1, tick.number, 1)) == 2
+    assert history.resumes(seen) == 1
+    assert history.resumes(end_txn(history.connection, 2)) == 0
+    assert history.tick().epoch == 2
+    assert history.resumes(TickPosition(1, tick.number, 1)) == 3
+
+
+def test_position_in_a_tick_that_a_promotion_lost_is_gone(dsn: str, history: History) -> None:
+    kept, lost = history.tick(), history.tick()
+    seen = SnapshotPosition(1, snapshot_txn(history.connection))
+    end = end_txn(history.connection, 1)
+    execute(dsn, f"DELETE FROM rowcast.ticks WHERE tick = {lost.number}")
+    history.elsewhere("timeline")
+    history.begin(known=0)
+    for _ in range(2):  # before and after its number is another tick's
+        assert history.resumes(TickPosition(1, lost.number, 1)) is None
+        assert history.resumes(end) is None
+        assert history.resumes(seen) is None
+        assert history.resumes(TickPosition(1, kept.number, 1)) is not None
+        history.tick()
+    assert history.last.number == lost.number + 1
+
+
+def test_fewer_ticks_than_were_known_begin_an_epoch(dsn: str, history: History) -> None:
+    """A volume that was set back: the same server by all that it says."""
+    lost = history.tick()
+    execute(dsn, f"DELETE FROM rowcast.ticks WHERE tick = {lost.number}")
+    assert history.begin().number == 2
+    assert history.tick().number == lost.number
+    assert history.resumes(TickPosition(1, lost.number, 1)) is None
+
+
+def test_dump_restored_elsewhere_begins_with_an_empty_log(dsn: str, history: History) -> None:
+    tick = history.tick()
+    seen = SnapshotPosition(1, snapshot_txn(history.connection))
+    execute(dsn, "UPDATE rowcast.log SET xid = '9000000000'")
+    history.elsewhere("system")
+    writer = psycopg2.connect(dsn)
+    with writer.cursor() as rows:
+        rows.execute("INSERT INTO items (n) VALUES (1)")
+        assert history.begin().number == 2
+        writer.commit()
+    writer.close()
+    assert history.last.number > tick.number
+    assert history.resumes(TickPosition(1, tick.number, 1)) is None
+    assert history.resumes(seen) is None
+    # what was under way meanwhile is not lost
+    assert history.tick().rows == 2
+
+
+def test_snapshot_with_more_than_the_last_tick_of_its_epoch_is_gone(
+    dsn: str, history: History
+) -> None:
+    writer = psycopg2.connect(dsn)
+    with writer.cursor() as rows:
+        rows.execute("INSERT INTO items (n) VALUES (1)")
+        history.tick()
+        writer.commit()
+    writer.close()
+    # of the same highest number, and one more that is visible
+    seen = snapshot_txn(history.connection)
+    history.elsewhere("timeline")
+    history.begin()
+    assert history.resumes(SnapshotPosition(1, seen)) is None
+    assert history.resumes(SnapshotPosition(1, history.last.snapshot)) == 1
+
+
+def test_pruned_positions_are_gone_and_others_have_all_that_follows(
+    dsn: str, history: History
+) -> None:
+    early = snapshot_txn(history.connection)
+    old = [history.tick() for _ in range(3)]
+    late = snapshot_txn(history.connection)
+    execute(dsn, "UPDATE rowcast.ticks SET at = at - interval '1 day'")
+    new = [history.tick() for _ in range(2)]
+    upkeep = Upkeep(3600.0, 1 << 30)
+    assert upkeep.due(1e9)
+    while upkeep.due(1e9):
+        upkeep.run_txn(history.connection, 1e9)
+    assert upkeep.pruned == 3
+    assert execute(dsn, "SELECT count(*) FROM rowcast.log") == [(2,)]
+    assert execute(dsn, "SELECT count(*) FROM rowcast.ticks") == [(3,)]
+    for tick in old:
+        assert history.resumes(TickPosition(1, tick.number, 1)) is None
+    assert history.resumes(SnapshotPosition(1, early)) is None
+    assert history.resumes(SnapshotPosition(1, late)) == 2
+    assert history.resumes(TickPosition(1, old[-1].number + 1, 0)) == 2
+    assert history.resumes(TickPosition(1, new[0].number, 1)) == 2
+    assert history.resumes(TickPosition(1, new[1].number, 1)) == 1
+    assert ticks_txn(history.connection, new[0].number, 5) == new
+
+
+def test_what_no_tick_has_yet_is_not_pruned(dsn: str, history: History) -> None:
+    history.tick()
+    history.write(3)
+    execute(dsn, "UPDATE rowcast.ticks SET at = at - interval '1 day'")
+    execute(dsn, "UPDATE rowcast.log SET at = at - interval '1 day'")
+    upkeep = Upkeep(1.0, 1)
+    while upkeep.due(1e9):
+        upkeep.run_txn(history.connection, 1e9)
+    found = next_txn(history.connection, history.last, 1, 100, "ticks")
+    assert found is not None
+    assert found[0].rows == 3
+
+
+def test_log_above_its_size_is_pruned_from_its_beginning(dsn: str, history: History) -> None:
+    for _ in range(20):
+        history.tick()
+    execute(dsn, "ANALYZE rowcast.log")
+    first, below = announce_txn(history.connection, 1e6, 1 << 30)
+    assert below is None
+    upkeep = Upkeep(1e6, 800)
+    while upkeep.due(1e9):
+        upkeep.run_txn(history.connection, 1e9)
+    ((left,),) = execute(dsn, "SELECT count(*) FROM rowcast.log")
+    assert 3 <= int(str(left)) <= 17
+    assert upkeep.pruned == 20 - int(str(left))
+    assert history.resumes(TickPosition(1, history.last.number, 1)) == 1
+    assert first == 1
+
+
+def test_position_that_is_being_pruned_keeps_all_that_follows(dsn: str, history: History) -> None:
+    """What a transaction has found to be there is there until its end."""
+    ticks = [history.tick() for _ in range(3)]
+    reader = open_session(dsn, SessionSettings())
+    reader.command("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    found = resume_txn(reader, TickPosition(1, ticks[0].number, 1))
+    execute(dsn, "UPDATE rowcast.ticks SET at = at - interval '1 day'")
+    history.tick()
+    upkeep = Upkeep(1.0, 1 << 30)
+    while upkeep.due(1e9):
+        upkeep.run_txn(history.connection, 1e9)
+    assert upkeep.pruned == 3
+    assert found is not None
+    assert len(read_txn(reader, found)) == 3
+    reader.close()

@@ -1,0 +1,178 @@
+"""
+Several readers: one publishes, and another goes on where it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from schema.changes import LEADER, install
+from tests.conftest import execute, wait_until
+from tests.db.captured import connect
+from tests.db.feeds import feeding, forget
+from tests.db.readers import Readers, delivered, readers
+from tests.deferreds import pause, until
+
+SCHEMA = f"""
+CREATE TABLE items (id serial PRIMARY KEY, n int);
+CREATE TABLE untracked (id int);
+{install()}
+SELECT rowcast.track('items');
+"""
+LEASE = 3.0
+HOLDER = f"""
+SELECT a.pid, a.backend_xmin, a.backend_xid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+ WHERE l.locktype = 'advisory' AND l.objid = {LEADER & 0xFFFFFFFF} AND l.granted
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+class Writers:
+    """Threads that insert rows, one each few milliseconds, until they are stopped."""
+
+    def __init__(self, dsn: str, many: int = 3) -> None:
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._write) for _ in range(many)]
+        for thread in self._threads:
+            thread.start()
+
+    def _write(self) -> None:
+        connection = connect(self._dsn)
+        connection.autocommit = True
+        with connection.cursor() as rows:
+            while not self._stop.is_set():
+                rows.execute("INSERT INTO items (n) VALUES (1)")
+                self._stop.wait(0.01)
+        connection.close()
+
+    def stop(self) -> None:
+        """Stop them."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def writers(dsn: str) -> Iterator[Writers]:
+    forget(dsn)
+    made = Writers(dsn)
+    yield made
+    made.stop()
+
+
+def test_readers_that_end_in_any_way_lose_and_double_nothing(
+    dsn: str, writers: Writers, tmp_path: Path
+) -> None:
+    """Killed, standing still with their connections open, and their sessions ended."""
+    dice, took = random.Random(7), dict[str, list[float]]()
+    with readers(dsn, tmp_path / "lines", "a", "b", "c", lease=LEASE) as found:
+        wait_until(lambda: bool(found.lines()), 60)
+        for turn in range(9):
+            how = ("killed", "stopped", "ended")[turn % 3]
+            leader, began = found.last.name, time.time()
+            if how == "killed":
+                found.kill(leader)
+            elif how == "stopped":
+                found.stand_still(leader)
+            else:
+                execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({HOLDER}) AS holder")
+            _wait_for_other(found, began, leader, how)
+            took.setdefault(how, []).append(found.last.at - began)
+            time.sleep(dice.uniform(0.2, 0.8))
+            if how == "killed":
+                found.start(leader)
+            elif how == "stopped":
+                found.go_on(leader)
+        writers.stop()
+        ((written,),) = execute(dsn, "SELECT count(*) FROM items")
+        wait_until(lambda: len(delivered(found.lines())) >= int(str(written)), 30)
+        lines = found.lines()
+    kept = delivered(lines)
+    assert sorted(line.key[0] for line in kept) == sorted(
+        key for (key,) in execute(dsn, "SELECT id FROM items")
+    )
+    assert max(took["stopped"]) < LEASE + 5
+
+
+def _wait_for_other(found: Readers, began: float, leader: str, how: str) -> None:
+    """Wait until another reader publishes, or any where only its session was ended."""
+
+    def taken() -> bool:
+        last = found.last
+        return last.at > began + 0.01 and (last.name != leader or how == "ended")
+
+    wait_until(taken, 60)
+
+
+@pytest_twisted.ensureDeferred
+async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
+    forget(dsn)
+    async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
+        await until(lambda: follower.feed.well and follower.listener.listening)
+        before = follower.calls
+        execute(dsn, "INSERT INTO items (n) VALUES (1)")
+        await until(lambda: leader.batches and follower.calls > before)
+        await until(lambda: leader.asleep)
+        assert not follower.feed.leading
+        assert follower.feed.stats()["part"] == "following"
+        await pause(0.5)
+        assert follower.batches == []
+        await leader.stop()
+        await until(lambda: follower.feed.leading)
+        execute(dsn, "INSERT INTO items (n) VALUES (1)")
+        await until(lambda: follower.batches)
+        assert follower.changes[0].position > leader.changes[-1].position
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
+    forget(dsn)
+    async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
+        await until(lambda: follower.feed.well and leader.asleep)
+        held = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)"
+        )
+        found = []
+        for _ in range(10):
+            # by chance one of its statements runs at this moment
+            found.append(int(str((await deferToThread(execute, dsn, held))[0][0])))
+            await pause(0.05)
+        assert 0 in found[:5]
+        assert 0 in found[5:]
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_writes_elsewhere_delays_nothing(dsn: str) -> None:
+    """Neither one of this database nor one of another, which hold up what goes by the lowest xid."""
+    forget(dsn)
+
+    async def latencies(kept: list[float]) -> None:
+        async with feeding(dsn) as reader:
+            for _ in range(15):
+                many = len(reader.changes)
+                began = time.monotonic()
+                await deferToThread(execute, dsn, "INSERT INTO items (n) VALUES (1)")
+                await until(lambda many=many: len(reader.changes) > many)  # type: ignore[misc]
+                kept.append(time.monotonic() - began)
+
+    alone: list[float] = []
+    beside: list[float] = []
+    await latencies(alone)
+    other = connect(dsn)
+    with other.cursor() as rows:
+        rows.execute("INSERT INTO untracked VALUES (1)")
+        await latencies(beside)
+    other.rollback()
+    other.close()
+    assert sorted(beside)[7] < 5 * sorted(alone)[7] + 0.05
+    assert max(beside) < 5
