@@ -49,8 +49,7 @@ from service.request.read import Limits
 from service.wamp.auth import Anonymous
 from service.wamp.callee import Callee
 from service.wamp.errors import application_error
-from service.wamp.serializer import SafeSerializer
-from service.wamp.session import SafeSession
+from service.wamp.session import SafeSerializer, SafeSession
 from tests.conftest import ROOT, execute
 
 TABLE = """

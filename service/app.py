@@ -60,8 +60,7 @@ from service.settings import Settings
 from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.callee import Callee
-from service.wamp.client import WampClient, WampConfig
-from service.wamp.session import Departures
+from service.wamp.client import Departures, WampClient, WampConfig
 
 log = Logger()
 

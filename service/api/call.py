@@ -1,24 +1,29 @@
 """
-One call as a verb gets it, and the steps that a verb makes of it.
+One call as a verb gets it, with the snapshot that it is answered from, and the steps of a verb.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
+from math import inf
 from typing import Any, Literal
 
-from service.api.snapshot import Snapshot
-from service.catalog import Function, Relation
+from service.catalog import Catalog, Column, Function, Relation
+from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.statements import NoRowWritten
 from service.describe.verbs import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
+from service.models.registry import LoadedModels
 from service.request.arguments import Caller
 from service.request.read import Limits
+from service.request.types import Item
+from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer; done when the next part may follow."""
@@ -33,6 +38,112 @@ a write that commits by itself, or in a transaction that an error undoes; a CALL
 The last write of a verb's own transaction is committed in the same job. A whole one begins and ends
 a transaction itself, and takes as whom it runs.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """
+    What a name stands for.
+
+    Args:
+        verb: Which one.
+        relation: What it is about; None if that is functions.
+        functions: Those of one name.
+        schema: Where the statements of the call look for names first, if not where sessions do.
+    """
+
+    verb: Verb
+    relation: Relation | None
+    functions: Sequence[Function]
+    schema: str
+
+
+MAX_ROUTES = 4096
+"""Names that are kept per catalog: callers can write one in many ways, with percent escapes."""
+MAX_STATEMENTS = 1024
+"""Kept per catalog: an application has some hundred shapes."""
+MAX_TEXT = 16_384
+"""Characters of a statement that is kept: callers choose its shape, and shapes add up."""
+
+
+class Snapshot:
+    """
+    A catalog with what is made from it; replaced as a whole when the catalog changes.
+
+    Args:
+        catalog: What the database holds.
+        codec: Its values.
+        models: Of its relations, for the rules of their rows.
+
+    Attributes:
+        routes: Of names that were called before.
+    """
+
+    def __init__(self, catalog: Catalog, codec: Codec, models: LoadedModels) -> None:
+        self.catalog = catalog
+        self.codec = codec
+        self.model = models.bound
+        self.routes: dict[str, Route] = {}
+        self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
+
+    def keep(self, name: str, route: Route) -> Route:
+        """Keep the route of a name, and return it."""
+        if len(self.routes) >= MAX_ROUTES:
+            self.routes.clear()
+        self.routes[name] = route
+        return route
+
+    def statement(
+        self,
+        make: Callable[[Catalog, Any, Any], Statement],
+        subject: Hashable,
+        request: Hashable,
+    ) -> Statement:
+        """
+        Plan a request and build its statement, once for each shape in use; in the reactor thread.
+
+        Args:
+            make: Plans it, and builds the statement.
+            subject: The relation or function that it is about.
+            request: The shape.
+        """
+        # `make` belongs to it: count and exists have equal requests, and different statements.
+        key = make, subject, request
+        found = self._statements.get(key)
+        if found is not None:
+            self._statements.move_to_end(key)
+            return found
+        found = make(self.catalog, subject, request)
+        if len(found.text) <= MAX_TEXT:
+            self._statements[key] = found
+            if len(self._statements) > MAX_STATEMENTS:
+                self._statements.popitem(last=False)
+        return found
+
+    def most(self, relation: Relation, select: Sequence[Item] | None) -> float:
+        """Return what a row can weigh at most, in bytes; infinite if its types do not tell."""
+        if select is None:
+            return self._all(relation)
+        return sum(self._item(relation, each) for each in select)
+
+    def _item(self, relation: Relation, item: Item) -> float:
+        name = item.reference.name
+        if item.reference.owners or item.reference.cast:
+            return inf
+        if name == "*":
+            return self._all(relation)
+        column = relation.columns.get(name)
+        return inf if column is None else self._column(column) + 4 * len(item.alias or "")
+
+    @cached_property
+    def _all(self) -> Callable[[Relation], float]:
+        return cache(lambda relation: sum(map(self._column, relation.columns.values())))
+
+    def _column(self, column: Column) -> float:
+        if column.max_length is None and not (self.catalog.type(column.type).data_type.short):
+            return inf
+        # A character is up to four bytes in UTF-8.
+        return 64 + 4 * (len(column.name) + (column.max_length or 0))
 
 
 @dataclass(frozen=True, slots=True)

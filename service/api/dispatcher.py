@@ -18,13 +18,12 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import Backend, Call, CallState, Send, Step, no_operation
+from service.api.call import Backend, Call, CallState, Route, Send, Snapshot, Step, no_operation
 from service.api.idempotency import key_id, no_key, once, under_key
 from service.api.import_ import Forward, Importing
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
 from service.api.roles import Roles, identity_for
-from service.api.snapshot import Route, Snapshot
 from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.database import Database

@@ -12,9 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from service.api.call import Snapshot
 from service.api.dispatcher import Dispatcher
-from service.api.roles import SERVICE, Roles
-from service.api.snapshot import Snapshot, union_of
+from service.api.roles import SERVICE, Roles, union_of
 from service.catalog import Catalog
 from service.db.codec import Codec
 from service.db.database import Database

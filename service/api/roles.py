@@ -1,13 +1,17 @@
 """
 Whose rights a call has: the router's role of the caller to a role of the database.
+
+And what there is for any of them: the union of what each may use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
 from service.db.session import Identity, identity_of
 from service.errors import NotAuthorized
 from service.request.arguments import Caller
@@ -84,3 +88,64 @@ def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
         "session": session,
     }
     return identity_of(role, claims, schema)
+
+
+def union_of(catalogs: Sequence[Catalog]) -> Catalog:
+    """Join the catalogs of several roles: what any of them may use, in whatever order they come."""
+    first, *rest = catalogs
+    if not rest:
+        return first
+    types: dict[int, Type] = {}
+    relations: dict[QualifiedName, list[Relation]] = defaultdict(list)
+    functions: dict[QualifiedName, dict[tuple[int, ...], Function]] = defaultdict(dict)
+    for catalog in catalogs:
+        types |= catalog.types
+        for name, relation in catalog.relations.items():
+            relations[name].append(relation)
+        for name, overloads in catalog.functions.items():
+            for each in overloads:
+                functions[name].setdefault(tuple(it.type for it in each.inputs), each)
+    return replace(
+        first,
+        relations={name: _relation(alike) for name, alike in relations.items()},
+        types=types,
+        functions={name: tuple(alike.values()) for name, alike in functions.items()},
+    )
+
+
+def _relation(alike: Sequence[Relation]) -> Relation:
+    """Join what roles know of one relation: a key is known to whom all of its columns are."""
+    columns: dict[str, list[Column]] = defaultdict(list)
+    for relation in alike:
+        for name, column in relation.columns.items():
+            columns[name].append(column)
+    primary = next((each.primary_key for each in alike if each.primary_key), ())
+    indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
+    keys = {key.name: key for each in alike for key in each.unique_keys}.values()
+    return replace(
+        alike[0],
+        columns={name: _column(found) for name, found in columns.items()},
+        primary_key=primary,
+        unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
+        unique_indexes=tuple(indexes),
+        constraints={name: of for each in alike for name, of in each.constraints.items()},
+        foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
+        view_foreign_keys=tuple(
+            dict.fromkeys(key for each in alike for key in each.view_foreign_keys)
+        ),
+        view_keys=tuple(dict.fromkeys(key for each in alike for key in each.view_keys)),
+        selectable=any(each.selectable for each in alike),
+        insertable=any(each.insertable for each in alike),
+        updatable=any(each.updatable for each in alike),
+        deletable=any(each.deletable for each in alike),
+        readable=any(each.readable for each in alike),
+    )
+
+
+def _column(alike: Sequence[Column]) -> Column:
+    return replace(
+        alike[0],
+        selectable=any(each.selectable for each in alike),
+        insertable=any(each.insertable for each in alike),
+        updatable=any(each.updatable for each in alike),
+    )

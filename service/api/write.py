@@ -15,8 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Access, Call, Step
-from service.api.snapshot import Snapshot
+from service.api.call import Access, Call, Snapshot, Step
 from service.catalog import Catalog, Relation
 from service.db.statements import (
     NoRowWritten,

@@ -6,19 +6,27 @@ part follows the one before it when three things are so: that one has left our s
 router has dealt with it, and so with what others had sent meanwhile, which it tells by
 answering a call of ours; and it holds no more than a little for this caller, which is the
 answer, where `router/component` runs in it.
+
+WAMP has no backpressure. The only sign of a router that is behind is our own socket: Twisted
+pauses a producer when its buffer is full, and resumes it when everything has been handed to
+the kernel.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
+from zope.interface import implementer
 
 from service.errors import StatementTimeout
-from service.wamp.session import SafeSession
+
+if TYPE_CHECKING:
+    from service.wamp.session import SafeSession
 
 HELD = 128 * 1024
 """Bytes that the router may hold for a caller when the next part leaves."""
@@ -31,6 +39,70 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 
 ANYTHING = "wamp.session.count"
 """Called at a router without the procedure: that it answers is all that is wanted."""
+
+
+@implementer(IPushProducer)
+class Outflow:
+    """
+    The producer of one connection, registered while a call sends parts: use it with `with`.
+
+    A connection with a paused producer would not close, so it has none at other times.
+
+    Args:
+        transport: Of the connection.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._users = 0
+        self._paused = False
+        self._waiting: list[Deferred[None]] = []
+
+    def __enter__(self) -> Outflow:
+        self._users += 1
+        if self._users == 1:
+            self._transport.registerProducer(self, True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._users -= 1
+        if not self._users:
+            # Twisted resumes no producer that it no longer knows: what waits is let go by us.
+            self._transport.unregisterProducer()
+            self.resumeProducing()
+
+    def drained(self) -> Deferred[None]:
+        """Return a Deferred that fires when more may be sent; it can be cancelled."""
+        done: Deferred[None] = Deferred(self._waiting_no_more)
+        if self._paused:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def pauseProducing(self) -> None:
+        """Record that the buffer is full."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Fire what waits for the buffer."""
+        self._paused = False
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    def stopProducing(self) -> None:
+        """Fire what waits: it finds that the connection is lost."""
+        self.resumeProducing()
+
+    def _waiting_no_more(self, done: Deferred[None]) -> None:
+        if done in self._waiting:
+            self._waiting.remove(done)
 
 
 class Pace:

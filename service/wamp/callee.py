@@ -41,7 +41,7 @@ from service.errors import (
 )
 from service.payload import Receipted, check
 from service.request.arguments import Caller
-from service.wamp.accounts import Accounts, Bounds
+from service.wamp.accounts import Accounts, Bounds, Meter
 from service.wamp.backpressure import Pace
 from service.wamp.errors import (
     PROCEDURE_EXISTS,
@@ -49,7 +49,6 @@ from service.wamp.errors import (
     application_error,
     pattern,
 )
-from service.wamp.metrics import Meter
 from service.wamp.session import DETAILS, SafeSession
 
 log = Logger()

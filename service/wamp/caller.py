@@ -15,8 +15,7 @@ from twisted.internet.defer import Deferred
 from service.wamp.auth import Anonymous, Login
 from service.wamp.client import CONNECT_TIMEOUT, RouterAddress
 from service.wamp.errors import application_error
-from service.wamp.serializer import SafeSerializer
-from service.wamp.session import SafeSession
+from service.wamp.session import SafeSerializer, SafeSession
 
 LARGEST = 15 * 2**20
 """Bytes of a message: RawSocket takes 16 MiB."""

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory, WampRawSocketClientProtocol
 from autobahn.twisted.websocket import WampWebSocketClientFactory, WampWebSocketClientProtocol
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import SessionDetails
+from autobahn.wamp.types import SessionDetails, SubscribeOptions
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
@@ -35,8 +35,7 @@ from service.settings import Address
 from service.wamp import tls
 from service.wamp.auth import Anonymous, Login
 from service.wamp.errors import application_error
-from service.wamp.serializer import MessageSizes, SafeSerializer
-from service.wamp.session import SafeSession, SessionObserver
+from service.wamp.session import DETAILS, MessageSizes, SafeSerializer, SafeSession
 
 log = Logger()
 
@@ -50,6 +49,60 @@ PING_EVERY, PING_WITHIN = 20, 10
 
 LEAVE_TIMEOUT = 2.0
 """Seconds that a router gets to say goodbye."""
+
+TOPIC = "wamp.session.on_leave"
+
+
+class SessionObserver(Protocol):
+    """What is called as a session joins and leaves: it registers, subscribes, cleans up."""
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Register, subscribe. An error ends the session, to be tried again."""
+
+    def displaced(self, registration: int) -> None:
+        """Forget a registration that the router gave to another session."""
+
+    async def leaving(self) -> None:
+        """Finish while the session is still joined."""
+
+    def left(self) -> None:
+        """Cancel what cannot be answered any more; the session is gone."""
+
+
+class Departures:
+    """
+    Passes on the ids of sessions that are gone.
+
+    Where the router does not allow the subscription, what they have begun ends when it has been
+    idle for long enough.
+
+    Args:
+        departed: Called with each id, and with None when the router is: all are gone then.
+    """
+
+    def __init__(self, departed: Callable[[int | None], None]) -> None:
+        self._departed = departed
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Subscribe to the router's topic."""
+        try:
+            await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
+        except ApplicationError as error:
+            log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
+
+    def displaced(self, registration: int) -> None:
+        """Do nothing."""
+
+    async def leaving(self) -> None:
+        """Do nothing."""
+
+    def left(self) -> None:
+        """Pass on that all are gone."""
+        self._departed(None)
+
+    def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
+        if args and isinstance(args[0], int):
+            self._departed(args[0])
 
 
 @dataclass(frozen=True)

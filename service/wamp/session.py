@@ -1,40 +1,33 @@
 """
-A WAMP session that no single message can end, and what lives in it.
+A WAMP session, and its CBOR, that no single message can end: no caller's argument, no result of ours.
 
-What stock autobahn does with each of these, and what this session does, is tested message by
-message in `tests/wamp/test_session.py`.
-
-WAMP has no backpressure. The only sign of a router that is behind is our own socket: Twisted
-pauses a producer when its buffer is full, and resumes it when everything has been handed to
-the kernel.
+autobahn closes the connection over a message that it cannot decode, and leaves a call
+unanswered over a result that it cannot encode. Here the first becomes an answer to the one
+call it concerns, and so does the second. What stock autobahn does with each message, and what
+this session does, is tested one by one in `tests/wamp/test_session.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol
+import io
+from collections.abc import Awaitable, Callable, Container
+from typing import Any
 
+import cbor2
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import (
-    Challenge,
-    CloseDetails,
-    ComponentConfig,
-    SessionDetails,
-    SubscribeOptions,
-)
+from autobahn.wamp.serializer import CBORObjectSerializer, CBORSerializer, Serializer
+from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from service.cancellation import CooperativeDeferred
-from service.errors import InvalidArgument, NotAuthorized, ServiceError, in_line
+from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
+from service.payload import MAX_DEPTH
 from service.wamp.auth import Login
-from service.wamp.errors import CANNOT_AUTHENTICATE, application_error
-from service.wamp.serializer import MessageSizes, Undecodable, error_of
+from service.wamp.backpressure import Outflow
+from service.wamp.errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
 
 log = Logger()
 
@@ -44,7 +37,146 @@ Full = Callable[[int | None, int], ServiceError | None]
 DETAILS = "details"
 """The keyword under which an endpoint gets the call's details, after `args` and `kwargs`."""
 
-TOPIC = "wamp.session.on_leave"
+RAWSOCKET_MAX = 2**24
+"""The largest message of a RawSocket connection, in bytes."""
+
+_UNTYPED_BINARY = 64
+"""CBOR tag of a JavaScript Uint8Array (RFC 8746)."""
+
+Refuse = Callable[[Exception, str], Exception]
+"""Turns an exception into the WAMP error that may leave, with what it happened in."""
+
+
+class Undecodable:
+    """
+    An invocation whose arguments cannot be decoded.
+
+    Args:
+        request: Which invocation.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, request: int, reason: str) -> None:
+        self.request = request
+        self.reason = reason
+
+
+class MessageSizes:
+    """
+    What the messages of one connection weigh; autobahn copies serializers, copies share it.
+
+    Attributes:
+        received: What the last message weighed that came.
+        weigh: Called with what each answer weighs, and each part of one.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.weigh: Callable[[int], None] = lambda size: None
+
+
+class _Objects(CBORObjectSerializer):
+    def unserialize(self, payload: bytes) -> list[Any]:
+        return [cbor2.loads(payload, max_depth=MAX_DEPTH, tag_hook=_untag)]
+
+
+class SafeSerializer(CBORSerializer):
+    """
+    The serializer of one connection.
+
+    Args:
+        refuse: Turns what could not be sent into a WAMP error.
+        max_bytes: A larger answer is refused.
+    """
+
+    def __init__(self, refuse: Refuse, max_bytes: int) -> None:
+        # Past CBORSerializer's, which makes an object serializer without a limit to the depth.
+        Serializer.__init__(self, _Objects())
+        self._refuse = refuse
+        self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
+        self.sizes = MessageSizes()
+
+    def serialize(self, msg: Any) -> tuple[bytes, bool]:
+        """
+        Encode a message; a last answer that cannot be sent becomes one that says so.
+
+        Raises:
+            TooLarge: A part of an answer is too large; the procedure should stop.
+            Exception: Another message, or a part of an answer, cannot be encoded.
+        """
+        try:
+            payload, binary = super().serialize(msg)
+            if len(payload) > self._max_bytes and isinstance(msg, (message.Yield, message.Error)):
+                raise TooLarge(self._max_bytes)
+        except Exception as error:
+            if not _is_last_answer(msg):
+                raise
+            # autobahn's own error would quote the whole result, be too large in turn, and so never
+            # be sent: the caller would wait for ever.
+            refusal = self._refuse(error, "encoding an answer")
+            payload, binary = super().serialize(error_of(msg.request, refusal))
+        if isinstance(msg, (message.Yield, message.Error)):
+            self.sizes.weigh(len(payload))
+        return payload, binary
+
+    def unserialize(self, payload: bytes, isBinary: bool | None = None) -> list[Any]:
+        """
+        Decode a message.
+
+        Raises:
+            Exception: One that the session cannot go on without.
+        """
+        self.sizes.received = len(payload)
+        try:
+            return super().unserialize(payload, isBinary)
+        except Exception as error:
+            return _salvage(payload, error)
+
+
+def error_of(request: int, refusal: Any) -> Any:
+    """Return the message that answers an invocation with a WAMP error."""
+    return message.Error(
+        message.Invocation.MESSAGE_TYPE,
+        request,
+        refusal.error,
+        args=list(refusal.args),
+        kwargs=refusal.kwargs,
+    )
+
+
+def _is_last_answer(msg: Any) -> bool:
+    return isinstance(msg, message.Error) or (isinstance(msg, message.Yield) and not msg.progress)
+
+
+def _untag(tag: Any, immutable: bool) -> Any:
+    return tag.value if tag.tag == _UNTYPED_BINARY else tag
+
+
+def _salvage(payload: bytes, error: Exception) -> list[Any]:
+    """Keep of an undecodable message what the session needs; re-raise if that is all of it."""
+    decoder = cbor2.CBORDecoder(io.BytesIO(payload[1:]))  # the head of the message is one byte
+    # WAMP puts ids before arguments, so the ids can be read even if what follows cannot.
+    kind = decoder.decode()
+    if kind == message.Invocation.MESSAGE_TYPE:
+        return [Undecodable(decoder.decode(), _reason(error))]
+    if kind == message.Event.MESSAGE_TYPE:
+        log.warn("dropped an undecodable event: {reason}", reason=in_line(_reason(error)))
+        return []
+    if kind == message.Result.MESSAGE_TYPE:
+        call = message.Call.MESSAGE_TYPE
+        return [message.Error(call, decoder.decode(), INVALID_PAYLOAD, args=[_reason(error)])]
+    if kind == message.Error.MESSAGE_TYPE:
+        request_type, request = decoder.decode(), decoder.decode()
+        return [message.Error(request_type, request, INVALID_PAYLOAD, args=[_reason(error)])]
+    raise error
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a message, in our own words where its sender can mend it."""
+    text = str(error)
+    if "nesting depth" in text:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return text.rpartition("invalid serialization of WAMP message: ")[2][:300]
 
 
 class SafeSession(ApplicationSession):
@@ -196,119 +328,3 @@ class SafeSession(ApplicationSession):
 
     def _refuse(self, request: int, problem: ServiceError) -> None:
         self._open.send(error_of(request, application_error(problem, "decoding")))
-
-
-class SessionObserver(Protocol):
-    """What is called as a session joins and leaves: it registers, subscribes, cleans up."""
-
-    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Register, subscribe. An error ends the session, to be tried again."""
-
-    def displaced(self, registration: int) -> None:
-        """Forget a registration that the router gave to another session."""
-
-    async def leaving(self) -> None:
-        """Finish while the session is still joined."""
-
-    def left(self) -> None:
-        """Cancel what cannot be answered any more; the session is gone."""
-
-
-class Departures:
-    """
-    Passes on the ids of sessions that are gone.
-
-    Where the router does not allow the subscription, what they have begun ends when it has been
-    idle for long enough.
-
-    Args:
-        departed: Called with each id, and with None when the router is: all are gone then.
-    """
-
-    def __init__(self, departed: Callable[[int | None], None]) -> None:
-        self._departed = departed
-
-    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Subscribe to the router's topic."""
-        try:
-            await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
-        except ApplicationError as error:
-            log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
-
-    def displaced(self, registration: int) -> None:
-        """Do nothing."""
-
-    async def leaving(self) -> None:
-        """Do nothing."""
-
-    def left(self) -> None:
-        """Pass on that all are gone."""
-        self._departed(None)
-
-    def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
-        if args and isinstance(args[0], int):
-            self._departed(args[0])
-
-
-@implementer(IPushProducer)
-class Outflow:
-    """
-    The producer of one connection, registered while a call sends parts: use it with `with`.
-
-    A connection with a paused producer would not close, so it has none at other times.
-
-    Args:
-        transport: Of the connection.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-        self._users = 0
-        self._paused = False
-        self._waiting: list[Deferred[None]] = []
-
-    def __enter__(self) -> Outflow:
-        self._users += 1
-        if self._users == 1:
-            self._transport.registerProducer(self, True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._users -= 1
-        if not self._users:
-            # Twisted resumes no producer that it no longer knows: what waits is let go by us.
-            self._transport.unregisterProducer()
-            self.resumeProducing()
-
-    def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when more may be sent; it can be cancelled."""
-        done: Deferred[None] = Deferred(self._waiting_no_more)
-        if self._paused:
-            self._waiting.append(done)
-        else:
-            done.callback(None)
-        return done
-
-    def pauseProducing(self) -> None:
-        """Record that the buffer is full."""
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        """Fire what waits for the buffer."""
-        self._paused = False
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
-
-    def stopProducing(self) -> None:
-        """Fire what waits: it finds that the connection is lost."""
-        self.resumeProducing()
-
-    def _waiting_no_more(self, done: Deferred[None]) -> None:
-        if done in self._waiting:
-            self._waiting.remove(done)

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from service.api import snapshot
+from service.api import call as calls
 from service.api.call import Call, Step
 from service.db.connection import PgConnection
 from service.describe.definitions import reference
@@ -102,7 +102,7 @@ async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: DirectC
 @pytest_twisted.ensureDeferred
 async def test_routes_that_are_kept_are_bounded(db: DirectCaller, monkeypatch: Any) -> None:
     """A name can be written in many ways, and each is a route."""
-    monkeypatch.setattr(snapshot, "MAX_ROUTES", 3)
+    monkeypatch.setattr(calls, "MAX_ROUTES", 3)
     db.dispatcher.served_to(ANYONE).routes.clear()
     for name in ("items.get", "item%73.get", "ite%6Ds.get", "it%65ms.get"):
         assert (await db.call(name, 1))["name"] == "one"

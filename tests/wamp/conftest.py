@@ -13,8 +13,7 @@ import pytest_twisted
 from service.app import Serving
 from service.wamp.accounts import Bounds
 from service.wamp.callee import Callee
-from service.wamp.client import WampClient, WampConfig
-from service.wamp.session import SessionObserver
+from service.wamp.client import SessionObserver, WampClient, WampConfig
 from tests.conftest import Router
 from tests.fakes import FakeDispatcher
 from tests.wamp.callers import Caller, join

@@ -16,7 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, c
 from twisted.internet.protocol import Factory, Protocol
 
 from service.errors import TooLarge
-from service.wamp.session import Outflow
+from service.wamp.backpressure import Outflow
 from tests.deferreds import until
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge

@@ -26,7 +26,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from service.embedded.crossbar import node
-from service.wamp.session import Departures
+from service.wamp.client import Departures
 from tests.conftest import ROOT, Router, crossbar, free_port
 from tests.deferreds import until
 from tests.wamp.conftest import Edge, Join, StartEdge

@@ -10,7 +10,7 @@ import pytest
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, fail, succeed
 
-from service.wamp.session import TOPIC, Departures
+from service.wamp.client import TOPIC, Departures
 
 
 class Session:

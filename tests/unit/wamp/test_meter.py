@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.wamp.metrics import Meter
+from service.wamp.accounts import Meter
 
 NOT_FOUND = "rowcast.error.not_found"
 
