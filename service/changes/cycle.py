@@ -158,7 +158,7 @@ def cycle_txn(
         if since is not None and since.epoch == epoch:
             rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
         touched = _touched_txn(connection, standing, orders, rows)
-        found = [_found_txn(connection, order, touched) for order in orders]
+        found = [found_txn(connection, order, touched) for order in orders]
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -187,7 +187,8 @@ def _touched_txn(
     return touched_txn(connection, standing.concern(changes), changes, states)
 
 
-def _found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:
+def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:
+    """Return what is different in a query, if anything is, or why it is refused."""
     run, before = order.run, order.before
     try:
         if before is None or order.whole:

@@ -41,10 +41,10 @@ FEW_KEYS = 50
 MOST_ORDERED = 1_000
 """Rows whose order is asked for by their keys; with more of them, all are read again."""
 
-SLOW = 0.005
+SLOW = 0.02
 """Seconds that rows by key may take, even if all rows took less."""
 
-PAUSE = 20
+PAUSE = 8
 """How often all rows are read after rows by key took longer than those had."""
 
 
@@ -229,6 +229,12 @@ def by_keys_txn(
     return found
 
 
+def limit_time(connection: PgConnection, seconds: float) -> None:
+    """Set how long each statement may take from the next one on."""
+    limit = f"SET LOCAL statement_timeout={round(seconds * 1000)};"
+    connection.opening = f"{connection.opening or ''}{limit}"
+
+
 def names_of(run: Run, keys: Iterable[Key]) -> dict[Hashable, Key]:
     """Return keys by what tells the rows of a query apart."""
     form, columns = run.plan.form, run.plan.form.columns or ()
@@ -303,8 +309,7 @@ def _read_txn(
     values: Sequence[Any],
     most: int | None,
 ) -> tuple[list[Any], list[Key]]:
-    limit = f"SET LOCAL statement_timeout={round(run.timeout * 1000)};"
-    connection.opening = f"{connection.opening or ''}{limit}"
+    limit_time(connection, run.timeout)
     ahead = (read_only_txn,) if run.guarded else ()
     found: tuple[list[Any], list[Key]] = apart_txn(
         connection,

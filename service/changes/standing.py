@@ -10,11 +10,11 @@ from typing import Any
 
 from service.changes.delta import State
 from service.changes.match import Index
-from service.changes.refresh import Run, names_of
+from service.changes.refresh import Run, limit_time, names_of
 from service.changes.touched import Key, RowChange, Touched, own_keys, related_txn
 from service.db.connection import PgConnection
 from service.db.session import OWN_IDENTITY
-from service.db.transaction import Actor, apart_txn
+from service.db.transaction import Actor
 
 
 @dataclass
@@ -131,7 +131,13 @@ def _related_txn(
     keyed = run.keyed
     assert keyed is not None
     actor = Actor(OWN_IDENTITY) if keyed.shared else run.actor
-    return apart_txn(connection, actor, related_txn, run.codec, keyed.plan, changes)
+    limit_time(connection, run.timeout)
+    try:
+        return related_txn(connection, actor, run.codec, keyed.plan, changes)
+    except Exception:  # too slow, say; what is refused to the caller, a read of all rows tells
+        if connection.closed:
+            raise
+        return None
 
 
 def _each(

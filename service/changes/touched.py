@@ -26,6 +26,7 @@ from service.changes.log import LogRow, Op, Tracked
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
+from service.db.transaction import Actor, apart_txn
 from service.plan.keyed import ROOT, KeyedRows, Way, is_known_by
 from service.sql.climb import climb
 from service.sql.statement import Statement
@@ -131,6 +132,7 @@ def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
 
 def related_txn(
     connection: PgConnection,
+    actor: Actor,
     codec: Codec,
     plan: KeyPlan,
     changes: Iterable[RowChange],
@@ -140,8 +142,8 @@ def related_txn(
     Return the rows to which changed rows are related, before or after; None for all rows.
 
     Args:
-        connection: In the snapshot in which the changes were read, as somebody who sees what the
-            caller sees, at least.
+        connection: In the snapshot in which the changes were read.
+        actor: Who looks them up: the caller, or somebody who sees all that he sees.
         codec: For values.
         plan: Of the query.
         changes: All of the cycle.
@@ -162,7 +164,7 @@ def related_txn(
         if step is None:
             nearer = _named(way, columns, values)
         else:
-            nearer = _climbed_txn(connection, codec, step, values, most)
+            nearer = apart_txn(connection, actor, _climbed_txn, codec, step, values, most)
         if len(nearer) > most:
             return None
         if way.outer_source == ROOT:

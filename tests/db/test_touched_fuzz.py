@@ -9,22 +9,30 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extensions import cursor
+from twisted.python.failure import Failure
 
 from schema.changes import install
+from service.changes import cycle, refresh
+from service.changes.cycle import Found, Order, cycle_txn, found_txn
+from service.changes.delta import Rows, State
 from service.changes.log import read_txn, snapshot_txn
-from service.changes.positions import PgSnapshot
+from service.changes.positions import SnapshotPosition
+from service.changes.refresh import Run, by_keys_txn
+from service.changes.standing import Standing, touched_txn
 from service.changes.touched import RowChange, row_change
 from service.changes.window import Window
 from tests.db.captured import connect
 from tests.db.keeping import Kept, Reader
 
-SECONDS, WRITERS, SEED = 14.0, 5, 20
+SECONDS, LEAST, WRITERS, SEED = 14.0, 1000, 5, 20
 PARENTS, CHILDREN, GRANDS = 120, 300, 500
 SCHEMA = f"""
 CREATE TABLE owners (id int PRIMARY KEY, name text, rank int);
@@ -131,9 +139,49 @@ def _some(rows: cursor, dice: random.Random) -> None:
     rows.execute(text, values)
 
 
-class Way:
+class Keeper:
     """
-    A way of keeping the queries, right or wrong.
+    Keeps the queries by cycles.
+
+    Args:
+        dsn: Of the database.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.reader = Reader(dsn)
+        self.kept = [
+            Kept(self.reader, relation, role, query)
+            for relation, query in QUERIES
+            for role in ("", "f_ann", "f_bob")
+        ]
+        assert all(kept.run.keyed is not None for kept in self.kept)
+        self.standing = Standing()
+        self.position: SnapshotPosition | None = None
+        self.wrong: list[tuple[str, str]] = []
+        self.compared = 0
+
+    def step(self) -> None:
+        """Run a cycle, and compare each query with a new one, which the same cycle runs."""
+        orders = [kept.order for kept in self.kept]
+        orders += [Order(kept.plain, None, True) for kept in self.kept]
+        found = self._cycle(orders)
+        fresh = found[len(self.kept) :]
+        for kept, new, right in zip(self.kept, found, fresh, strict=False):
+            kept.take(new)
+            self.compared += 1
+            if kept.differs(right):
+                self.wrong.append((kept.role, str(kept.query)))
+                kept.state = None  # all rows the next time
+
+    def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
+        outcome = cycle_txn(self.reader.connection, self.standing, orders, self.position)
+        self.position = outcome.position
+        return outcome.found
+
+
+class WrongKeeper(Keeper):
+    """
+    Keeps them in a way that is wrong.
 
     Args:
         dsn: Of the database.
@@ -151,49 +199,43 @@ class Way:
         blind: bool = False,
         flag: bool = True,
     ) -> None:
-        self.reader = Reader(dsn)
+        super().__init__(dsn)
         self.change, self.late, self.flag = change, late, flag
-        self.kept = [
-            Kept(self.reader, relation, role, query)
-            for relation, query in QUERIES
-            for role in ("", "f_ann", "f_bob")
-        ]
-        with self.reader.snapshot():
-            self.snapshot: PgSnapshot = snapshot_txn(self.reader.connection)
-            for each in self.kept:
-                each.begin()
-                assert each.key_plan is not None
-                if blind:
-                    each.key_plan = replace(each.key_plan, whole=frozenset())
-        self.wrong: list[tuple[str, str]] = []
-        self.compared = 0
+        for kept in self.kept:
+            keyed = kept.run.keyed
+            if blind and keyed is not None:
+                plan = replace(keyed.plan, whole=frozenset())
+                reads = kept.run.reads & keyed.plan.keyed.keys()
+                kept.run = replace(kept.run, keyed=replace(keyed, plan=plan), reads=reads)
 
-    def step(self) -> None:
-        """Run a cycle, and compare each query with a new one."""
+    def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
+        connection = self.reader.connection
+        self.standing.keep(order.run for order in orders)
+        states = {order.run: order.before for order in orders if order.before is not None}
+        for state in states.values():
+            if state.window is not None and not self.flag:
+                state.window = Window(state.window.keys, True)
         with self.reader.snapshot():
-            now = snapshot_txn(self.reader.connection)
-            changes = self._changes()
+            now = snapshot_txn(connection)
+            changes = []
+            if self.position is not None:
+                rows = read_txn(connection, self.position.snapshot)
+                changes = [self.change(row_change(row)) for row in rows]
             if not self.late:
-                self._follow(changes)
-        self.snapshot = now
+                found = self._found(orders, changes, states)
+        self.position = SnapshotPosition(0, now)
         if self.late:
             time.sleep(0.005)
             with self.reader.snapshot():
-                self._follow(changes)
+                found = self._found(orders, changes, states)
+        return found
 
-    def _changes(self) -> list[RowChange]:
-        found = map(row_change, read_txn(self.reader.connection, self.snapshot))
-        return [self.change(each) for each in found]
-
-    def _follow(self, changes: Sequence[RowChange]) -> None:
-        for each in self.kept:
-            if not self.flag and each.window is not None:
-                each.window = Window(each.window.keys, True)
-            each.step(changes)
-            self.compared += 1
-            if each.differs():
-                self.wrong.append((each.role, str(each.query)))
-                each.again()
+    def _found(
+        self, orders: Sequence[Order], changes: Sequence[RowChange], states: dict[Run, State]
+    ) -> list[Found | Failure | None]:
+        connection = self.reader.connection
+        touched = touched_txn(connection, self.standing.concern(changes), changes, states)
+        return [found_txn(connection, order, touched) for order in orders]
 
 
 @pytest.fixture
@@ -217,28 +259,32 @@ def start_writers(dsn: str) -> Iterator[Callable[[], None]]:
 
 
 def test_rows_kept_by_keys_are_those_of_a_new_query(
-    dsn: str, start_writers: Callable[[], None]
+    dsn: str, start_writers: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = Way(dsn)
+    monkeypatch.setattr(refresh, "LEAST_SPARE", 2)
+    monkeypatch.setattr(refresh, "MOST_SPARE", 2)
+    right, by_keys = Keeper(dsn), Counter[bool]()
+
+    def counted(*args: Any) -> Rows | None:
+        found = by_keys_txn(*args)
+        by_keys[found is not None] += 1
+        return found
+
+    monkeypatch.setattr(cycle, "by_keys_txn", counted)
     wrong = {
-        "rows read later than the changes": Way(dsn, late=True),
-        "images after the change alone": Way(dsn, lambda change: replace(change, old=None)),
-        "windows taken for all there is": Way(dsn, flag=False),
-        "tables of policies left out": Way(dsn, blind=True),
+        "rows read later than the changes": WrongKeeper(dsn, late=True),
+        "images after the change alone": WrongKeeper(dsn, lambda each: replace(each, old=None)),
+        "windows taken for all there is": WrongKeeper(dsn, flag=False),
+        "tables of policies left out": WrongKeeper(dsn, blind=True),
     }
     start_writers()
     end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    while time.monotonic() < end or right.compared < LEAST:
         right.step()
     assert right.wrong == []
-    counts = {
-        kind: sum(kept.counts[kind] for kept in right.kept)
-        for kind in ("keyed", "whole", "nothing")
-    }
-    assert right.compared > 1000
-    assert counts["keyed"] > counts["whole"] > 0
+    assert by_keys[True] > by_keys[False]
     for name, way in wrong.items():
-        end = time.monotonic() + 20
+        end = time.monotonic() + 40
         while not way.wrong:
             way.step()
             assert time.monotonic() < end, f"{name}: not found to be wrong in {way.compared}"
