@@ -28,14 +28,12 @@ from sqlalchemy.exc import DBAPIError
 
 import schema
 from schema.base import Base
+from schema.changes import CATALOG
 from schema.database import EmbeddedFailed, InvalidUrl, Place, engine, here, reason
 from schema.revision import MARK
 
 # Any number, as long as it stays the same: "rowcast" in ASCII.
 LOCK = 0x726F7763617374
-
-# What a service hears when its catalog is to be read again, once the migration is committed.
-CHANGED = "rowcast_schema"
 
 EXISTS = (
     psycopg2.errors.DuplicateTable,
@@ -64,7 +62,7 @@ def mark(ctx: Any, **_: Any) -> None:
     """Mark the version table as ours, and tell running services that the catalog has changed."""
     quoted = MARK.replace("'", "''")
     ctx.execute(text(f"COMMENT ON TABLE {ctx.version_table} IS '{quoted}'"))
-    ctx.execute(text(f"NOTIFY {CHANGED}"))
+    ctx.execute(text(f"NOTIFY {CATALOG}"))
 
 
 def offline() -> None:

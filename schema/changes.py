@@ -44,6 +44,9 @@ LEADER = 0x726F776361737403
 TICKS = "rowcast_ticks"
 """Where it notifies of each tick: it alone, so no commit waits for another."""
 
+CATALOG = "rowcast_schema"
+"""Where services are notified that there is something else to serve, or to read."""
+
 INSTALLING = 0x726F776361737402
 """The advisory lock of the one who makes or replaces what is here."""
 
@@ -358,6 +361,7 @@ BEGIN
     END LOOP;
     UPDATE rowcast.tracked t SET (shape, noticed) = (SELECT s, s FROM rowcast.shape(t.relation) s)
      WHERE t.id = root;
+    NOTIFY {catalog};
     RETURN format('%s is tracked (%s)', relation, level);
 END $$;
 
@@ -371,6 +375,7 @@ BEGIN
         RETURN relation::text || ' is not tracked';
     END IF;
     PERFORM rowcast.untie(relation);
+    NOTIFY {catalog};
     RETURN format('%s is no longer tracked', known);
 END $$;
 
@@ -413,7 +418,7 @@ def install() -> str:
         for name, body in _trigger_functions()
     )
     fixed = FUNCTIONS.replace("{asleep}", str(ASLEEP)).replace("{channel}", CHANNEL)
-    return TABLES + written + fixed
+    return TABLES + written + fixed.replace("{catalog}", CATALOG)
 
 
 def remove() -> str:

@@ -22,6 +22,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults, mayb
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from schema.changes import CATALOG
 from service.api.dispatcher import Dispatcher
 from service.api.idempotency import Pruner
 from service.api.interactive import BEGIN, Interactive, TransactionLimits
@@ -66,9 +67,6 @@ log = Logger()
 
 RUNNING = 64
 """Calls of one session that run at once, and as many as there are connections twice over."""
-
-CHANNEL = "rowcast_schema"
-"""A NOTIFY here says that the catalog has changed; migrations send one."""
 
 
 Part = TypeVar("Part", bound=IService)
@@ -233,7 +231,7 @@ class Serving(Service):
             reactor, self.database, settings.schemas, self.dispatcher, models, roles
         )
         self.listener = Listener(reactor, place.direct_dsn)
-        self.listener.subscribe(CHANNEL, self._heard, self.catalogs.reload)
+        self.listener.subscribe(CATALOG, self._heard, self.catalogs.reload)
         self.feed = Feed(reactor, place.direct_dsn, self.listener, _publish, _feed(settings))
         self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(

@@ -14,6 +14,7 @@ from alembic.operations import Operations
 from psycopg2.extensions import make_dsn
 
 from schema.changes import (
+    CATALOG,
     LOCK_TIMEOUT,
     TrackingRefused,
     install,
@@ -124,6 +125,19 @@ def test_migration_tracks_by_name_and_schema(dsn: str) -> None:
             untrack("things")
             Operations(context).execute(remove())
     assert execute(dsn, "SELECT to_regnamespace('rowcast')") == [(None,)]
+
+
+def test_services_hear_that_a_table_is_tracked_and_no_longer(tracked: str) -> None:
+    listening = connect(tracked)
+    listening.autocommit = True
+    with listening.cursor() as rows:
+        rows.execute(f"LISTEN {CATALOG}; CREATE TABLE heard (id int)")
+        for word in ("track", "untrack"):
+            execute(tracked, f"SELECT rowcast.{word}('heard')")
+            rows.execute("DROP TABLE IF EXISTS none")
+            assert [each.channel for each in listening.notifies] == [CATALOG], word
+            listening.notifies.clear()
+    listening.close()
 
 
 def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
