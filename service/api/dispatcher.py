@@ -115,7 +115,8 @@ class Dispatcher:
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
         self._importing = Importing(database, limits, process)
-        self.verbs = {**VERBS, "import": replace(VERBS["import"], handler=self._importing.take)}
+        self.verbs = dict(VERBS)
+        self.register(replace(VERBS["import"], handler=self._importing.take))
 
     async def answer(
         self,
@@ -207,6 +208,7 @@ class Dispatcher:
 
     async def _perform(self, call: Call) -> Any:
         """Answer a call of a verb: alone, or in the transaction that it is made in."""
+        assert call.verb.handler is not None  # no name is a route to such a verb
         step = call.verb.handler(call)  # request → plan → statement
         if call.keyed is not None:
             step = self._once_only(call, call.keyed, step)
@@ -362,7 +364,7 @@ class Dispatcher:
 
     def _verb(self, snapshot: Snapshot, relation: Relation, name: str) -> Verb:
         verb = self.verbs.get(name)
-        if verb is None:
+        if verb is None or verb.handler is None:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name)}"',
                 relation=relation.name,
@@ -382,7 +384,7 @@ class Dispatcher:
         if name is None:
             return FUNCTION
         verb = self.verbs.get(name)
-        if verb is None or not verb.on_functions:
+        if verb is None or verb.handler is None or not verb.on_functions:
             known = [each for each, verb in self.verbs.items() if verb.on_functions]
             raise NoSuchProcedure(
                 f'a function has no verb "{clip(name)}"',

@@ -5,10 +5,8 @@ The verbs: one row for each, which calls, `describe` and the generated types rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
 
 from service.api import functions, read, stream, write
-from service.api.call import Call
 from service.catalog import Relation
 from service.describe import errors
 from service.describe.definitions import reference
@@ -41,11 +39,6 @@ from service.errors import InvalidRow, NotChanged, NotFound
 
 MAX_AFFECTED = {"max_affected": reference("whole")}
 EXPECT = {"expect": {"type": ["object", "null"]}}
-
-
-def _unbound(call: Call) -> NoReturn:
-    """Refuse to be called: what keeps a state, as of uploads or watches, puts its handler here."""
-    raise NotImplementedError(call.verb.name)
 
 
 def _has_arbiter(relation: Relation) -> bool:
@@ -118,7 +111,7 @@ _ROWS = (
     ),
     Verb(
         "watch",
-        _unbound,
+        None,  # what keeps its state registers it
         arguments=record(WATCH),
         result=NULL,
         errors=errors.ROWS,
@@ -206,7 +199,7 @@ _ROWS = (
     ),
     Verb(
         "import",
-        _unbound,
+        None,  # what keeps its state registers it
         arguments={
             **record(
                 {

@@ -32,7 +32,8 @@ class Verb:
     Args:
         name: The last part of its URIs.
         handler: Takes a `Call` of it, and returns the one step that answers it, or an awaitable
-            of the answer where that takes several.
+            of the answer where that takes several. None in the table where the handler keeps a state, as
+            of uploads: it is served once that is registered with the dispatcher.
         arguments: JSON Schema of what it takes, by name, whatever the relation.
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
@@ -50,7 +51,7 @@ class Verb:
     """
 
     name: str
-    handler: Callable[[Any], Any]
+    handler: Callable[[Any], Any] | None
     arguments: Schema
     result: Schema
     errors: tuple[type[ServiceError], ...]

@@ -18,8 +18,9 @@ from service.describe.definitions import reference
 from service.describe.document import describe
 from service.describe.grammar import record
 from service.describe.verbs import Verb
-from service.errors import NotFound, StatementTimeout
+from service.errors import NoSuchProcedure, NotFound, StatementTimeout
 from tests.db.dispatchers import ANYONE, DirectCaller
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE items (id int PRIMARY KEY, name text NOT NULL);
@@ -107,3 +108,10 @@ async def test_routes_that_are_kept_are_bounded(db: DirectCaller, monkeypatch: A
     for name in ("items.get", "item%73.get", "ite%6Ds.get", "it%65ms.get"):
         assert (await db.call(name, 1))["name"] == "one"
         assert 1 <= len(db.dispatcher.served_to(ANYONE).routes) <= 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_verb_that_nothing_has_registered_is_not_served(db: DirectCaller) -> None:
+    """A service without live queries has no `watch`."""
+    for name in ("items.watch", "fn.nothing.watch"):
+        assert isinstance(await failure_of(db.call(name)), NoSuchProcedure)
