@@ -20,7 +20,7 @@ from service.api.call import Call, Snapshot
 from service.api.csv import Record, header_of, split, whole
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
-from service.api.write import made_of
+from service.api.rules import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
