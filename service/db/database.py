@@ -20,15 +20,13 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.retry import RETRIES, Retries
 from service.db.session import Identity
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
     Actor,
-    Level,
-    Savepoint,
-    Transaction,
     atomic_txn,
     autocommit_write_txn,
     begin_statement,
