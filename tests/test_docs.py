@@ -249,7 +249,7 @@ async def test_verbs(service: Serving, caller: Caller) -> None:
     for verb, (positional, names) in documented.items():
         taken = set()
         for name in candidates:
-            said = await complaint(caller, verb, **{name: [[0]]})
+            said = await complaint(caller, verb, **{name: [[0, 0]]})
             if said != f'no argument "{name}"' and not said.startswith(f'"{name}" is for pages'):
                 taken.add(name)
         assert taken == names | {"timeout"}, verb

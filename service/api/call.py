@@ -128,6 +128,8 @@ class Snapshot:
 
     def _item(self, relation: Relation, item: Item) -> float:
         name = item.reference.name
+        if item.left_out:
+            return 0
         if item.reference.owners or item.reference.cast:
             return inf
         if name == "*":

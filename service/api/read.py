@@ -14,6 +14,7 @@ from service.db.statements import (
     Page,
     Shape,
     answered_columns,
+    by_keys_txn,
     counted_txn,
     fitting_txn,
     groups_txn,
@@ -56,7 +57,7 @@ Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits, str], Parsed[Any]]
 
 def get(call: Call) -> Step:
     """
-    Prepare `get`: the row.
+    Prepare `get`: the row, or those of several keys.
 
     Raises:
         NoSuchProcedure: The relation has no key.
@@ -68,6 +69,8 @@ def get(call: Call) -> Step:
     parsed = parse_get(call.args, call.kwargs, call.backend.limits)
     statement = call.snapshot.statement(_get, relation, parsed.request)
     form = parsed.request.form
+    if parsed.request.many:
+        return _get_many(call, parsed, statement)
 
     def row(page: Page) -> Any:
         if not page.rows:
@@ -79,6 +82,19 @@ def get(call: Call) -> Step:
     shape = Shape(form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
     return Step(page_txn, args, row, parsed.timeout)
+
+
+def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> Step:
+    form, operands = parsed.request.form, parsed.request.key.operands
+
+    def answer(rows: list[Any]) -> Any:
+        if form == "lists":
+            return {"columns": list(answered_columns(statement)), "rows": rows}
+        return json_list(row or "null" for row in rows) if form == "json" else rows
+
+    keys = len(parsed.values[operands[0].slot]) if operands else 0
+    shape = Shape(form, call.backend.max_bytes)
+    return reading(call, parsed, answer, by_keys_txn, statement, keys, shape)
 
 
 def find(call: Call) -> Step | Awaitable[Any]:

@@ -19,7 +19,10 @@ from service.describe.verbs import (
     EXPORT,
     FIND,
     FORM,
+    GOT,
+    GOT_LISTS,
     NAMES,
+    ONE_OR_MANY,
     PAGE,
     PAGED,
     RETURNING,
@@ -51,13 +54,21 @@ _ROWS = (
     Verb(
         "get",
         read.get,
-        arguments=record({"key": {}, **TIMEOUT, **SHOWN, **FORM}, ["key"]),
-        result=forms(reference("selected")),
+        arguments={
+            **record({"key": {}, "keys": {"type": "array"}, **TIMEOUT, **SHOWN, **FORM}),
+            **ONE_OR_MANY,
+        },
+        result={
+            "anyOf": [
+                *forms(reference("selected"), GOT)["anyOf"],
+                GOT_LISTS,
+            ]
+        },
         errors=(*errors.ROWS, NotFound),
         positional=("key",),
         fits=lambda relation: bool(relation.primary_key),
-        takes={"key": "key"},
-        answers=("row",),
+        takes={"key": "key", "keys": "keys"},
+        answers=("row", "got"),
     ),
     Verb(
         "find",

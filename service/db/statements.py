@@ -117,6 +117,38 @@ def keyed_txn(
     return shaped(rows, statement, codec, shape), [row[width:] for row in rows]
 
 
+def by_keys_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    keys: int,
+    shape: Shape,
+) -> list[Any]:
+    """
+    Read rows by their keys, in the order of those.
+
+    Args:
+        connection: To read them through.
+        codec: For the values, both ways.
+        statement: Gives the number of its key, from 1, behind the columns of each row.
+        values: Of the call.
+        keys: How many there are.
+        shape: Of the answer.
+
+    Returns:
+        A row for each key, or None where there is none.
+
+    Raises:
+        TooLarge: The rows weigh more than an answer may.
+    """
+    rows = execute(connection, codec, statement, values).fetchall()
+    found: list[Any] = [None] * keys
+    for row, shown in zip(rows, shaped(rows, statement, codec, shape), strict=True):
+        found[row[len(statement.columns)] - 1] = shown
+    return found
+
+
 def groups_txn(
     connection: PgConnection,
     codec: Codec,

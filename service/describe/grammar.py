@@ -163,7 +163,7 @@ LANGUAGE: Mapping[str, Schema] = {
     },
     "operators": _operators(),
     "item": {
-        "description": "[alias:]column[->key][->>key][::type]",
+        "description": '[alias:]column[->key][->>key][::type], "*", or "-column" beside it',
         "anyOf": [
             NAME,
             record({"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL}, ["column"]),

@@ -169,6 +169,7 @@ class _RelationRows(Rows):
                 "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
             },
             "key": self._key,
+            "keys": lambda: {"type": "array", "items": self.part("key")},
         }
 
     def verb(self, verb: Verb) -> dict[str, Any]:
@@ -177,7 +178,7 @@ class _RelationRows(Rows):
 
     def part(self, kind: str) -> Any:
         """Return a part; no key is right where there is none."""
-        if kind == "key" and not self._relation.primary_key:
+        if kind in ("key", "keys") and not self._relation.primary_key:
             return False
         if kind == "imported":  # a model may still add to its rows
             return {"items": {"anyOf": [self.part("new"), {"type": "array"}]}}

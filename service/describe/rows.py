@@ -31,6 +31,7 @@ class Rows(ABC):
         self.makers: dict[str, Callable[[], Schema]] = {
             "row": self.row,
             "rows": lambda: {"type": "array", "items": self.part("row")},
+            "got": lambda: {"type": "array", "items": {"anyOf": [self.part("row"), NULL]}},
         }
 
     @abstractmethod

@@ -38,9 +38,10 @@ class Verb:
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
         positional: What may be given by position, in its order.
-        takes: Arguments that are of the relation: its "key", new "values", an "update", or what
-            is "imported".
-        answers: What it answers first: a "row", "rows", "null", or rows in a "page" or as "written".
+        takes: Arguments that are of the relation: its "key" or "keys", new "values", an "update", or
+            what is "imported".
+        answers: What it answers first: a "row", "rows", those "got" by keys, "null", or rows in a
+            "page" or as "written".
         sends: What each progressive result is first.
         progress: Of each progressive result; None if it sends none.
         rights: What the caller's role must be allowed; the first one also says what kind of
@@ -147,6 +148,21 @@ EITHER: Schema = {
     ]
 }
 """Of update and delete: by key, or by filter."""
+
+
+ONE_OR_MANY: Schema = {
+    "oneOf": [
+        {"required": ["key"], "properties": {"keys": False}},
+        {"required": ["keys"], "properties": {"key": False}},
+    ]
+}
+"""Of get: by one key, or by several."""
+GOT: Schema = {"type": "array", "items": {"type": ["object", "null"]}}
+GOT_LISTS: Schema = record(
+    {"columns": NAMES, "rows": {"type": "array", "items": {"type": ["array", "null"]}}},
+    ["columns", "rows"],
+)
+"""Of get by several keys: null where there is no row."""
 
 
 def forms(*usual: Schema) -> Schema:

@@ -169,6 +169,15 @@ def compare(
     return Compare(left, operator, right)
 
 
+def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
+    """Return the type of a list of values, and what each is cast to then, if it has to be."""
+    found = scope.catalog.array_of(type)
+    if found is not None:
+        return found, None
+    # PostgreSQL has no array of arrays: they go as an array of text
+    return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
+
+
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
     """Return a value that can be compared: json, which has no equality, becomes jsonb."""
     other = value.type.data_type.compared_as
@@ -232,12 +241,7 @@ def _compare(
     left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
 ) -> Compare:
     quantifier = "any" if where.operator == "in" else where.quantifier
-    many, candidate = type, None
-    if quantifier:
-        found = scope.catalog.array_of(type)
-        # PostgreSQL has no array of arrays: the candidates go as an array of text
-        many = found or replace(scope.named("_text"), oid=-type.oid, element=type.oid)
-        candidate = None if found else type
+    many, candidate = list_of(scope, type) if quantifier else (type, None)
     test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
     return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
 

@@ -4,7 +4,7 @@ The columns of an answer and its sort keys, against the catalog.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
@@ -28,9 +28,10 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     """
     if select is None:
         return _all(scope)
+    left_out = {_left_out(scope, item, select) for item in select if item.left_out}
     found: dict[str, Output] = {}
     for item in select:
-        for output in _item(scope, item):
+        for output in _item(scope, item, left_out):
             earlier = found.setdefault(output.name, output)
             if not earlier.expression.same(output.expression):
                 raise InvalidArgument(
@@ -38,6 +39,8 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
                     path=item.reference.path,
                     hint='write "other_name:column" to tell them apart',
                 )
+    if left_out and not found:
+        raise InvalidArgument("no column is left", path=select[0].reference.path)
     return tuple(found.values())
 
 
@@ -134,8 +137,22 @@ def _all(scope: Scope) -> tuple[Output, ...]:
     )
 
 
-def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
+def _left_out(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
+    """Return the name of a column that is to be none of all, if all are asked for."""
+    name = scope.value(item.reference).column.name
+    if not any(each.reference.name == "*" for each in select):
+        raise InvalidArgument(
+            '"-" leaves a column out of "*"',
+            path=item.reference.path,
+            hint=f'as in ["*", "-{clip(name)}"]',
+        )
+    return name
+
+
+def _item(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, ...]:
     reference = item.reference
+    if item.left_out:
+        return ()
     # A column may be called "*" in quotes.
     if reference.name == "*" and "*" not in scope.relation.columns:
         if reference.owners:
@@ -146,7 +163,7 @@ def _item(scope: Scope, item: Item) -> tuple[Output, ...]:
             )
         if reference.steps or item.alias or reference.cast:
             raise InvalidArgument('"*" stands alone', path=reference.path)
-        return _all(scope)
+        return tuple(output for output in _all(scope) if output.name not in left_out)
     last = reference.steps[-1].key if reference.steps else reference.name
     return (Output(_value(scope, reference), item.alias or last),)
 

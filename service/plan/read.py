@@ -10,9 +10,9 @@ from dataclasses import replace
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.aggregate import comparable, comparable_outputs
-from service.plan.conditions import Condition, Expression
+from service.plan.conditions import BoolExpr, Compare, Condition, Expression
 from service.plan.embed import plan_columns
-from service.plan.filters import both, compare, inner_condition, plan_filter
+from service.plan.filters import both, compare, inner_condition, list_of, plan_filter
 from service.plan.hidden import as_json
 from service.plan.outputs import distinct_first, distinct_keys, referenced, sort_keys, with_row_key
 from service.plan.scope import Scope
@@ -25,8 +25,12 @@ from service.request.types import (
     GetRequest,
     Item,
     KeyMatch,
+    Operand,
     Reference,
 )
+
+NOTHING = BoolExpr(any=True, conditions=())
+"""Holds of no row."""
 
 
 def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:
@@ -38,11 +42,20 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
     """
     scope = Scope(catalog, relation, request.embeds)
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
+    given, by_keys = request.key, tuple[Compare, ...]()
+    key: Condition | None = None
+    if not given.operands:
+        key = NOTHING
+    elif request.many:
+        by_keys = _plan_keys(scope, given)
+    else:
+        key = plan_key(scope, given, "get")
     return ReadPlan(
         name=f"{relation.name}.get",
         relation=relation,
         outputs=outputs,
-        where=both(plan_key(scope, request.key, "get"), inner_condition(scope, request.embeds)),
+        where=both(key, inner_condition(scope, request.embeds)),
+        by_keys=by_keys,
         embeds=embeds,
         json=as_json(catalog, request.form, outputs, embeds),
     )
@@ -133,30 +146,49 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     Raises:
         NoSuchProcedure: The relation has no primary key.
     """
+    conditions = []
+    for expression, operand in _key_columns(scope, key, verb, "key"):
+        conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
+    return both(*conditions)
+
+
+def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
+    """Plan what compares the columns of keys with the lists of their values."""
+    found = []
+    for expression, operand in _key_columns(scope, key, "get", "keys"):
+        many, candidate = list_of(scope, expression.type)
+        test = compare(scope, expression, "=", scope.bound(operand, many), expression.type)
+        found.append(replace(test, candidate=candidate))
+    return tuple(found)
+
+
+def _key_columns(
+    scope: Scope, key: KeyMatch, verb: str, path: str
+) -> list[tuple[Expression, Operand]]:
+    """Return the columns of a key, each with what it is compared with."""
     relation = scope.relation
     check_keyed(relation, verb)
     columns = key.columns or relation.primary_key
     if key.columns:
         for name in key.columns:
-            relation.column(name, f"key.{name}")
+            relation.column(name, f"{path}.{name}")
         if scope.catalog.key_of(relation, key.columns) is None:
             raise InvalidArgument(
                 f"no unique key over {', '.join(key.columns)}",
-                path="key",
+                path=path,
                 candidates=[list(each.columns) for each in relation.unique_keys],
             )
     if len(columns) != len(key.operands):
         raise InvalidArgument(
             f'the key of "{relation.name}" is {", ".join(columns)}:'
             f" {len(columns)} values, got {len(key.operands)}",
-            path="key",
+            path=path,
             columns=list(columns),
         )
-    conditions = []
-    for name, operand in zip(columns, key.operands, strict=True):
-        expression = scope.expression(Reference(name, operand.path))
-        conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
-    return both(*conditions)
+    return [
+        (scope.expression(Reference(name, operand.path)), operand)
+        for name, operand in zip(columns, key.operands, strict=True)
+    ]
 
 
 def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:

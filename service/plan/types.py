@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.catalog import CatalogSQL, Column, Function, Relation, Type
-from service.plan.conditions import PG_CATALOG, Bound, Condition, Exists, Expression, Link, Operator
+from service.plan.conditions import (
+    PG_CATALOG,
+    Bound,
+    Compare,
+    Condition,
+    Exists,
+    Expression,
+    Link,
+    Operator,
+)
 from service.request.types import Nulls
 
 
@@ -228,6 +237,8 @@ class ReadPlan:
         relation: Whose rows.
         outputs: What of each row.
         where: Which rows; None for all.
+        by_keys: What compares columns with the lists of values of given keys, if the rows are got by
+            those: the statement then returns the number of its key, from 1, after the outputs.
         embeds: Related rows, inside each row.
         order: By what.
         distinct: True for distinct rows, or what to be distinct on.
@@ -249,6 +260,7 @@ class ReadPlan:
     where: Condition | None
     order: tuple[SortKey, ...] = ()
     distinct: bool | tuple[Expression, ...] = False
+    by_keys: tuple[Compare, ...] = ()
     embeds: tuple[PlannedEmbed, ...] = ()
     limit: Bound | None = None
     offset: Bound | None = None

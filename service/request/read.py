@@ -84,13 +84,18 @@ def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) ->
     """Parse the arguments of `get`."""
     if not kwargs and len(args) == 1 and isinstance(args[0], int | str):
         return Parsed(BY_BARE_KEY, (args[0],))  # most calls; 20 functions fewer
-    given = Arguments(args, kwargs, ["key"], ["select", "embed", "form"])
-    values = Values()
+    given = Arguments(args, kwargs, ["key"], ["keys", "select", "embed", "form"])
+    values, many = Values(), "keys" in given
+    if many and "key" in given:
+        raise InvalidArgument('"keys" stands in place of "key"', path="keys")
     request = GetRequest(
-        parse_key(given.required("key"), values),
+        _keys(given.value("keys"), values, limits.max_rows)
+        if many
+        else parse_key(given.required("key"), values),
         parse_select(given.value("select"), values),
         parse_embed(given, values, limits),
         parse_form(given),
+        many,
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -313,21 +318,41 @@ def parse_describe(
 
 def parse_key(key: Any, values: Values) -> KeyMatch:
     """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
+    columns, parts = _key_parts(key, "key")
+    return KeyMatch(columns, tuple(Operand(values.add(value), path) for value, path in parts))
+
+
+def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
+    """Parse keys, all in one form, into a list of values for each of their columns."""
+    if not isinstance(keys, list | tuple):
+        raise InvalidArgument('"keys" is a list of keys', path="keys")
+    if len(keys) > most:
+        raise InvalidArgument(f"a call gets at most {most} rows by their keys", path="keys")
+    parsed = [_key_parts(key, f"keys.{at}") for at, key in enumerate(keys)]
+    columns, parts = parsed[0] if parsed else ((), [])
+    for at, (others, there) in enumerate(parsed):
+        if others != columns or len(there) != len(parts):
+            raise InvalidArgument("keys are all in one form", path=f"keys.{at}")
+    lists = [[there[at][0] for _, there in parsed] for at in range(len(parts))]
+    return KeyMatch(columns, tuple(Operand(values.add(each), "keys") for each in lists))
+
+
+def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, str]]]:
+    """Return the columns of a key, none for those of the primary key, and its values with paths."""
+    columns: tuple[str, ...] = ()
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
-            raise InvalidArgument("a key names the columns of a unique key", path="key")
+            raise InvalidArgument("a key names the columns of a unique key", path=path)
         # Sorted: in whatever order a caller has the columns, it is one shape, with one statement.
-        parts = [(name, value, f"key.{name}") for name, value in sorted(key.items())]
-        columns = tuple(name for name, _, _ in parts)
+        parts = [(value, f"{path}.{name}") for name, value in sorted(key.items())]
+        columns = tuple(sorted(key))
+    elif isinstance(key, list | tuple):
+        parts = [(each, f"{path}.{at}") for at, each in enumerate(key)]
     else:
-        many = isinstance(key, list | tuple)
-        parts = (
-            [("", each, f"key.{at}") for at, each in enumerate(key)] if many else [("", key, "key")]
-        )
-        columns = ()
-    if not parts or any(value is None for _, value, _ in parts):
-        raise InvalidArgument("a key has a value for each of its columns", path="key")
-    return KeyMatch(columns, tuple(Operand(values.add(value), path) for _, value, path in parts))
+        parts = [(key, path)]
+    if not parts or any(value is None for value, _ in parts):
+        raise InvalidArgument("a key has a value for each of its columns", path=path)
+    return columns, parts
 
 
 def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:

@@ -80,11 +80,21 @@ def parse_item(text: str, path: str, values: Values) -> Item:
     """
     if text.isidentifier() and len(text) <= MAX_LENGTH:
         return Item(Reference(text, path))
+    if text.startswith("-") and not text.startswith("->"):
+        return _left_out(text[1:], path, values)
     tokens, alias = _tokens(text, path), None
     if len(tokens) > 1 and tokens[1] == ("mark", ":"):
         alias = _name(tokens[0], text, path)
         tokens = tokens[2:]
     return Item(_reference(tokens, text, path, values), alias)
+
+
+def _left_out(text: str, path: str, values: Values) -> Item:
+    reference = parse_reference(text, path, values)
+    if reference.owners or reference.is_value:
+        hint = f'a name that begins with "-" stands in quotes, as in {quoted_item("-" + text[:80])}'
+        raise InvalidArgument('"-" leaves a column out of "*"', path=path, hint=hint)
+    return Item(reference, left_out=True)
 
 
 def parse_reference(text: str, path: str, values: Values) -> Reference:

@@ -69,10 +69,12 @@ class Item:
     Args:
         reference: The column.
         alias: What it is called in the answer, if not as it is.
+        left_out: Whether it is to be none of all columns.
     """
 
     reference: Reference
     alias: str | None = None
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +245,16 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class GetRequest:
-    """A row by key."""
+    """
+    A row by key; or rows by keys (`many`), where each operand is a list of one value for each key, and
+    there are no operands if there are no keys.
+    """
 
     key: KeyMatch
     select: tuple[Item, ...] | None
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)

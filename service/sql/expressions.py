@@ -76,6 +76,11 @@ def expression(value: Expression) -> Composable:
     return column
 
 
+def parameter(value: Bound | Expression) -> Composable:
+    """Build what a value is compared with: a parameter, or another value of the row."""
+    return Parameter(value) if isinstance(value, Bound) else expression(value)
+
+
 def condition(where: Condition) -> Composable:
     """Build a condition, in parentheses where it could be read otherwise."""
     if isinstance(where, Compare):
@@ -245,7 +250,7 @@ def _row_function(function: Function, source: str, row: str) -> Composable:
 
 
 def _compare(test: Compare) -> Composable:
-    left, right = expression(test.left), _operand(test.right)
+    left, right = expression(test.left), parameter(test.right)
     if test.not_distinct:
         return not_distinct(left, test.operator, right, _mark_between(test))
     if test.quantifier:
@@ -255,10 +260,6 @@ def _compare(test: Compare) -> Composable:
     return SQL("{left} {mark}{operator} {right}").format(
         left=left, mark=_mark_between(test), operator=operator(test.operator), right=right
     )
-
-
-def _operand(value: Bound | Expression) -> Composable:
-    return Parameter(value) if isinstance(value, Bound) else expression(value)
 
 
 def _mark_between(test: Compare) -> Composable:

@@ -27,6 +27,7 @@ from service.sql.expressions import (
     limit_offset,
     operator,
     order_by,
+    parameter,
     where_clause,
 )
 from service.sql.reread import ORDER, row_source, save_function_rows
@@ -101,6 +102,8 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
         keys = COMMA.join(map(expression, plan.distinct))
         distinct = SQL("DISTINCT ON ({keys}) ").format(keys=keys)
     columns = [column_list(plan.outputs, plan.embeds, json)] if plan.outputs or plan.embeds else []
+    if plan.by_keys:
+        columns.append(ORDER)
     if plan.keyset:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
     columns += map(expression, plan.keys)
@@ -110,13 +113,36 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
     ).format(
         distinct=distinct,
         columns=COMMA.join(columns),
-        source=row_source(plan.relation, plan.call, plan.afterwards),
+        source=_by_keys(plan) if plan.by_keys else row_source(plan.relation, plan.call, plan.afterwards),
         embeds=embed_joins(plan.embeds, json),
         where=_where(plan),
         order=order_by(plan.order, last),
         page=limit_offset(plan.limit, plan.offset),
         # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
         lock=SQL(' FOR UPDATE OF "t"' if plan.lock else ""),
+    )  # fmt: skip
+
+
+def _by_keys(plan: ReadPlan) -> Composable:
+    """Build what the FROM clause reads of rows by keys: the keys, numbered as "w", and the rows."""
+    lists, equal = [], []
+    for at, test in enumerate(plan.by_keys):
+        name = Identifier("w", f"k{at}")
+        value = name if test.candidate is None else cast(name, test.candidate.sql)
+        lists.append(SQL("pg_catalog.unnest({list})").format(list=parameter(test.right)))
+        equal.append(
+            SQL("{column} {equal} {value}").format(
+                column=expression(test.left), equal=operator(test.operator), value=value
+            )
+        )
+    names = [Identifier(f"k{at}") for at in range(len(lists))]
+    return SQL(
+        'ROWS FROM ({lists}) WITH ORDINALITY AS "w" ({names}) JOIN {rows} ON {equal}'
+    ).format(
+        lists=COMMA.join(lists),
+        names=COMMA.join([*names, Identifier("n")]),
+        rows=row_source(plan.relation),
+        equal=AND.join(equal),
     )  # fmt: skip
 
 

@@ -182,12 +182,14 @@ ORDERS = st.lists(
 )
 SELECTS = st.lists(
     st.sampled_from(
-        ["*", "name", "x:pay", "pay::float8", "doc->a", "leaf:doc->b->>0", "shout", "born::text"]
+        ["*", "name", "x:pay", "pay::float8", "doc->a", "leaf:doc->b->>0", "shout", "born::text",
+         "-tags", "-id"]
     ),
     unique=True,
     max_size=4,
 ).filter(lambda items: not {"*", "name"} <= {*items} and not {"*", "born::text"} <= {*items}
-         and not {"*", "pay::float8"} <= {*items})  # fmt: skip
+         and not {"*", "pay::float8"} <= {*items}
+         and ("*" in items or not {"-tags", "-id"} & {*items}))  # fmt: skip
 EMBEDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
@@ -298,6 +300,9 @@ async def test_rows_in_any_form_are_the_same(
     for row in found[:2]:
         alone = await db.call("people.get", row["key"], select=[*select, "key:id"], embed=embed)
         assert alone == row
+    keys = [row["key"] for row in reversed(found)]
+    got = await db.call("people.get", keys=[*keys, 99], select=[*select, "key:id"], embed=embed)
+    assert got == [*reversed(found), None]
 
 
 @pytest_twisted.ensureDeferred

@@ -100,6 +100,7 @@ class Generator:
         verb = choose(WORDS)
         arguments = {
             "key": self.key,
+            "keys": lambda: [self.key() for _ in range(self.random.randint(0, 3))],
             "where": lambda: self.where(3),
             "select": lambda: [self.item() for _ in range(self.random.randint(0, 4))],
             "order": lambda: [self.order() for _ in range(self.random.randint(0, 3))],
@@ -126,7 +127,7 @@ class Generator:
             "timeout": lambda: choose([5, 1, 0, -1, "x", 1e300]),
         }
         fitting = {
-            "get": ["key", "select", "embed", "form"],
+            "get": [self.random.choice(["key", "keys"]), "select", "embed", "form"],
             "find": [
                 "where",
                 "select",
@@ -238,7 +239,7 @@ class Generator:
         column = self.column()
         return self.random.choice(
             [column, f"x{self.random.random():.2}:{column}", self.cast(),
-             {"column": column, "as": self.random.choice(INJECTIONS)}, "*", 5]
+             {"column": column, "as": self.random.choice(INJECTIONS)}, "*", f"-{column}", 5]
         )  # fmt: skip
 
     def order(self) -> Any:

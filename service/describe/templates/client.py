@@ -231,6 +231,28 @@ class RelationCalls(Protocol):
     ) -> dict[str, Any]: ...
 
     @overload
+    async def get(
+        self,
+        /,
+        *,
+        keys: Sequence[RelationKey],
+        select: None = ...,
+        embed: None = ...,
+        **options: Unpack[Options],
+    ) -> list[RelationRow | None]: ...
+
+    @overload
+    async def get(
+        self,
+        /,
+        *,
+        keys: Sequence[RelationKey],
+        select: Items | None = ...,
+        embed: Embeds | None = ...,
+        **options: Unpack[Options],
+    ) -> list[dict[str, Any] | None]: ...
+
+    @overload
     async def find(
         self, /, *, select: None = ..., embed: None = ..., **options: Unpack[Paged]
     ) -> Page[RelationRow]: ...

@@ -188,6 +188,8 @@ export interface RelationCalls {
   get: {
     call<K extends Shown>(procedure: "URI", args: [key: RelationKey], kwargs?: K | null):
       Promise<Shape<RelationRow, K>>;
+    call<K extends Shown & { keys: RelationKey[] }>(procedure: "URI", args: None, kwargs: K):
+      Promise<(Shape<RelationRow, K> | null)[]>;
   };
   find: {
     call<K extends Paged>(procedure: "URI", args?: None, kwargs?: K | null):

@@ -182,6 +182,7 @@ LIKELY = {
     "expect": ROW,
     "rows": st.lists(ROW, max_size=2),
     "key": st.integers(1, 9),
+    "keys": st.lists(st.integers(1, 9) | ROW, max_size=3),
     "all": st.booleans(),
 }
 
@@ -240,6 +241,9 @@ def test_argument_that_is_taken_is_described(verb, data):
     [
         ("get", {}),
         ("get", {"key": 1, "where": {}}),
+        ("get", {"key": 1, "keys": [1]}),
+        ("get", {"keys": 1}),
+        ("get", {"keys": None}),
         ("find", {"nonsense": 1}),
         ("find", {"limit": "3"}),
         ("find", {"limit": -1}),
@@ -457,6 +461,8 @@ def test_arguments_are_those_and_no_others(verb):
     kwargs = {name: given[name] for name in takes.get("required", ())}
     if verb == "import":  # takes rows in one of several ways, and nothing without them
         kwargs = {"rows": []}
+    if verb == "get":
+        kwargs = {"key": 1}
     judge = judge_of(f"arguments.{verb}")
     assert judge.is_valid(kwargs)
     assert not judge.is_valid({**kwargs, "mores": 1})
