@@ -11,7 +11,7 @@ after it was read: such a call is answered once more from a new one.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -446,11 +446,6 @@ class Dispatcher:
         first = call.functions[0]
         functions = snapshot.catalog.function(first.schema, first.name)
         return replace(call, snapshot=snapshot, functions=functions)
-
-    @property
-    def served_roles(self) -> Collection[str]:
-        """Return the database roles whose callers are served now."""
-        return self._served.keys()
 
     @property
     def ready(self) -> bool:

@@ -47,7 +47,6 @@ from service.wamp.errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
     application_error,
-    pattern,
 )
 from service.wamp.session import DETAILS, SafeSession
 
@@ -109,7 +108,7 @@ class Callee:
         self._reactor = reactor
         self._answer = answer
         self._prefix = prefix
-        self._head = pattern(prefix)
+        self._head = f"{prefix}."
         self._shared = shared
         self._process = ""
         self._forwarded: Forwarded | None = None

@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from service.db.slow import ORIGIN
 from service.errors import Canceled, InternalError, ServiceError, in_line
 from service.payload import Unsafe, check
-from service.request.names import encode
 
 log = Logger()
 
@@ -30,16 +29,6 @@ CANNOT_AUTHENTICATE = "wamp.error.cannot_authenticate"
 INVALID_PAYLOAD = "wamp.error.invalid_payload"
 
 
-def pattern(prefix: str) -> str:
-    """Return the prefix pattern that every procedure of a service matches."""
-    return f"{prefix}."
-
-
-def procedure_uri(prefix: str, *components: str) -> str:
-    """Return the URI of a procedure, each component encoded."""
-    return ".".join([prefix, *map(encode, components)])
-
-
 def name_of(uri: str, prefix: str) -> str:
     """
     Return a procedure's name, still encoded: its URI without the prefix.
@@ -47,7 +36,7 @@ def name_of(uri: str, prefix: str) -> str:
     Raises:
         ValueError: The URI is of another prefix.
     """
-    head = pattern(prefix)
+    head = f"{prefix}."
     if not uri.startswith(head):
         raise ValueError(f"not below {head!r}: {uri!r}")
     return uri[len(head) :]

@@ -1,16 +1,10 @@
-"""URIs are put together and taken apart in one way."""
+"""URIs are taken apart in one way."""
 
 from __future__ import annotations
 
 import pytest
 
-from service.wamp.errors import name_of, pattern, procedure_uri
-
-
-def test_uri_of_odd_names_is_encoded() -> None:
-    """Components are encoded where WAMP forbids a character."""
-    assert procedure_uri("rowcast", "app", "my table", "get") == "rowcast.app.my%20table.get"
-    assert pattern("com.example.db") == "com.example.db."
+from service.wamp.errors import name_of
 
 
 def test_name_behind_the_prefix_is_as_it_came() -> None:
