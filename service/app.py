@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from importlib import metadata
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
@@ -34,7 +34,7 @@ from service.api.transactions import Batches
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
 from service.changes.feed import Feed, FeedSettings
-from service.changes.net import Change
+from service.changes.topics import Topics
 from service.changes.watch import Watches, WatchLimits
 from service.changes.why import Check, WhyProcedure
 from service.db.database import Database
@@ -62,6 +62,8 @@ from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.callee import Callee
 from service.wamp.client import Departures, WampClient, WampConfig
+from service.wamp.publisher import Publisher
+from service.wamp.subscriptions import Subscriptions
 
 log = Logger()
 
@@ -232,7 +234,17 @@ class Serving(Service):
         )
         self.listener = Listener(reactor, place.direct_dsn)
         self.listener.subscribe(CATALOG, self._heard, self.catalogs.reload)
-        self.feed = Feed(reactor, place.direct_dsn, self.listener, _publish, _feed(settings))
+        publisher, subscriptions = Publisher(), Subscriptions(reactor)
+        topics = Topics(
+            self.database,
+            self.dispatcher,
+            roles,
+            settings.prefix,
+            settings.max_bytes,
+            publisher.send,
+            _every if settings.publish == "always" else subscriptions.wanted_of,
+        )
+        self.feed = Feed(reactor, place.direct_dsn, self.listener, topics.publish, _feed(settings))
         self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(
             reactor,
@@ -276,7 +288,9 @@ class Serving(Service):
             if session is not None:
                 callee.departed(session)
 
-        self.client = WampClient(reactor, config, [callee, Departures(departed)])
+        self.client = WampClient(
+            reactor, config, [callee, subscriptions, publisher, Departures(departed)]
+        )
         written = procedures(
             self.database, models, lambda: self.dispatcher.served.codec, app.procedures
         )
@@ -418,8 +432,9 @@ def _feed(settings: Settings) -> FeedSettings:
     )
 
 
-async def _publish(changes: Sequence[Change]) -> None:
-    """Publish nothing: topics are not served yet."""
+async def _every(heads: Collection[str]) -> Collection[str]:
+    """Return what is published where nothing depends on who is subscribed."""
+    return heads
 
 
 def _bounds(settings: Settings) -> Bounds:

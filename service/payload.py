@@ -7,6 +7,7 @@ cannot decode it drops the service's connection. So a result is checked before i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,36 @@ Of the transaction in CBOR, behind the answer; nothing plain has a tag.
 
 Not of both: what is in a tag is decoded as tuples.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """
+    Who of the subscribers gets an event; all of them, if nothing is said.
+
+    Args:
+        eligible: The authroles that get it.
+        excluded: Those that do not.
+    """
+
+    eligible: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """
+    An event for a topic.
+
+    Args:
+        topic: The whole URI.
+        event: The one argument.
+        audience: Who gets it.
+    """
+
+    topic: str
+    event: Mapping[str, Any]
+    audience: Audience = Audience()
 
 
 class Unsafe(Exception):

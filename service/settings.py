@@ -174,6 +174,7 @@ OTHER_NAMES = {
     "max_watches_per_session": "MAXWATCHES WATCHES MAXSUBSCRIPTIONS SUBSCRIPTIONS LIVEQUERIES",
     "max_watch_rows": "WATCHROWS MAXWATCHED MAXLIVEROWS",
     "max_bytes": "MAXSIZE BYTELIMIT",
+    "publish": "PUBLISHER PUBLISHING EVENTS TOPICS BROADCAST",
     "shared": "REPLICAS CLUSTER SCALE",
     "drain_timeout": "SHUTDOWNTIMEOUT STOPTIMEOUT GRACE GRACEPERIOD",
     "log_level": "LOG LOGGING VERBOSITY DEBUG",
@@ -290,6 +291,10 @@ class Settings(BaseSettings):
     max_watch_rows: Count = Field(default=10_000, description="rows of a query that is watched")
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one answer"
+    )
+    publish: Literal["subscribed", "always"] = Field(
+        default="subscribed",
+        description="which changes are published: of relations that somebody is subscribed to, or all",
     )
     session_calls: Count = Field(default=10_000, description="calls of one session under way")
     total_calls: Count = Field(default=50_000, description="calls of all sessions under way")

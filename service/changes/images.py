@@ -75,23 +75,28 @@ class ImageReader:
 
 
 @cached_per_catalog
-def image_reader(catalog: Catalog, relation: Relation, columns: frozenset[str]) -> ImageReader:
+def image_reader(
+    catalog: Catalog, relation: Relation, columns: frozenset[tuple[str, int]]
+) -> ImageReader:
     """
     Return the reader of a relation's images.
 
     Args:
         catalog: That has it.
         relation: Whose rows they are.
-        columns: Those that are shown, as far as the catalog has them too: no hidden one. Virtual
-            generated columns are null in images, and so are left out.
+        columns: Names and types of those that are shown. Virtual generated columns are null in
+            images, and so are left out; a column that the catalog does not have, or not of that type,
+            cannot be read.
     """
-    return ImageReader(
-        {
-            name: _reader(catalog, catalog.type(column.type))
-            for name, column in relation.columns.items()
-            if name in columns and column.generated != "v"
-        }
-    )
+    shown = dict(columns)
+    known = {
+        name: _reader(catalog, catalog.type(column.type))
+        for name, column in relation.columns.items()
+        if shown.get(name) == column.type
+    }
+    every = {name: known.get(name, _nothing) for name in [*known, *(shown.keys() - known.keys())]}
+    virtual = {name for name, column in relation.columns.items() if column.generated == "v"}
+    return ImageReader({name: read for name, read in every.items() if name not in virtual})
 
 
 def _reader(catalog: Catalog, type: Type) -> ReadImage:

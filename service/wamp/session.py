@@ -10,7 +10,7 @@ this session does, is tested one by one in `tests/wamp/test_session.py`.
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any
 
 import cbor2
@@ -221,11 +221,18 @@ class SafeSession(ApplicationSession):
         self._open: Any = None
         self._outflow: Outflow | None = None
         self.closing: CloseDetails | None = None
+        self._router: Mapping[str, Any] = {}
 
     @property
     def lost(self) -> bool:
         """Return whether the connection is gone, and answers with it."""
         return self._open is None
+
+    @property
+    def can_restrict(self) -> bool:
+        """Return whether the router can be told who of the subscribers gets an event."""
+        broker = self._router.get("broker")
+        return bool(getattr(broker, "subscriber_blackwhite_listing", False))
 
     def outflow(self) -> Outflow:
         """Return the producer of the connection, for calls that send much."""
@@ -274,6 +281,11 @@ class SafeSession(ApplicationSession):
     def onChallenge(self, challenge: Challenge) -> str:
         """Answer the router's challenge."""
         return self._login.answer(challenge)
+
+    def onWelcome(self, welcome: Any) -> Any:
+        """Keep what the router can do."""
+        self._router = welcome.roles
+        return super().onWelcome(welcome)
 
     def onJoin(self, details: SessionDetails) -> Any:
         """Call `joined` with the session."""

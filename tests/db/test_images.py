@@ -5,6 +5,7 @@ Images of the log: read, they are the row that `find` answers, for every type.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg2
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schema.changes import install
+from service.catalog import Relation
 from service.changes.images import ImageReader, Unreadable, image_reader
 from service.changes.net import parse_image
 from service.plan.conditions import Bound
@@ -114,7 +116,7 @@ class Tracking:
         """Give the reader of a table, for all of its columns."""
         catalog = self.db.dispatcher.served.catalog
         relation = catalog.relations["public", name]
-        return image_reader(catalog, relation, frozenset(relation.columns))
+        return image_reader(catalog, relation, _typed(relation, relation.columns))
 
     def image(self) -> dict[str, Any]:
         """Give the last row of the log."""
@@ -129,6 +131,10 @@ def tracking(db: DirectCaller, dsn: str) -> Any:
     made = Tracking(db, dsn)
     yield made
     made.connection.close()
+
+
+def _typed(relation: Relation, names: Iterable[str]) -> frozenset[tuple[str, int]]:
+    return frozenset((name, relation.columns[name].type) for name in names)
 
 
 def _parameter(db: DirectCaller, name: str, value: Any) -> tuple[str, str]:
@@ -278,5 +284,21 @@ async def test_row_is_cut_to_the_columns_that_may_be_read(tracking: Tracking) ->
     tracking.run(f"INSERT INTO {table} VALUES (1, 2, 3)")
     catalog = tracking.db.dispatcher.served.catalog
     relation = catalog.relations["public", table]
-    cut = image_reader(catalog, relation, frozenset({"id", "b", "nothing"}))
+    cut = image_reader(catalog, relation, _typed(relation, ["id", "b"]))
     assert cut.row(tracking.image()) == {"id": 1, "b": 3}
+
+
+@pytest_twisted.ensureDeferred
+async def test_column_that_the_catalog_does_not_have_so_is_not_read(tracking: Tracking) -> None:
+    (table,) = await tracking.tables("a int, b int")
+    tracking.run(f"INSERT INTO {table} VALUES (1, NULL, 3)")
+    catalog = tracking.db.dispatcher.served.catalog
+    relation = catalog.relations["public", table]
+    typed, image = _typed(relation, ["id", "b"]), tracking.image()
+    for more in ("c", 23), ("b", 25):
+        behind = image_reader(
+            catalog, relation, frozenset({**dict(typed), more[0]: more[1]}.items())
+        )
+        with pytest.raises(Unreadable):
+            behind.row({"id": 1, "b": 3, "c": 4})
+        assert behind.row({**image, more[0]: None})[more[0]] is None

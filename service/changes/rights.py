@@ -1,0 +1,77 @@
+"""
+Who may see which columns of a tracked relation, at this moment.
+
+The catalog that is served is a little behind the database. A caller's own statement is judged by
+PostgreSQL all the same, but what is read from the log is not: it belongs to the service. So rights
+are asked anew, after the changes were read and before they are shown, so that a row is never shown
+by rights that ended before it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from service.db.connection import PgConnection
+from service.db.introspect_sql import HIDDEN
+
+RIGHTS = f"""
+SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types
+  FROM rowcast.tracked t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relation
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_description d
+    ON d.objoid = c.oid AND d.classoid = 'pg_catalog.pg_class'::regclass AND d.objsubid = 0
+ CROSS JOIN pg_catalog.unnest(%(roles)s::text[]) AS r (role)
+  JOIN pg_catalog.pg_roles u ON u.rolname = CASE r.role WHEN '' THEN current_user ELSE r.role::name END
+ CROSS JOIN LATERAL (
+        SELECT pg_catalog.array_agg(a.attname::text) AS names, pg_catalog.array_agg(a.atttypid::bigint) AS types
+          FROM pg_catalog.pg_attribute a
+          LEFT JOIN pg_catalog.pg_description e
+            ON e.objoid = c.oid AND e.classoid = 'pg_catalog.pg_class'::regclass AND e.objsubid = a.attnum
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND NOT {HIDDEN.format("e")}
+           AND pg_catalog.has_column_privilege(u.oid, c.oid, a.attnum, 'SELECT')) of
+ WHERE t.id = ANY (%(ids)s) AND NOT {HIDDEN.format("d")} AND of.names IS NOT NULL
+   AND pg_catalog.has_schema_privilege(u.oid, n.oid, 'USAGE')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """
+    What of a tracked relation may be read.
+
+    Args:
+        schema: Of the relation.
+        name: Of the relation.
+        row_security: Whether row-level security is on, for whomever.
+        columns: Types of the columns that are not hidden, by database role and name; a role that may
+            read none is not in it.
+    """
+
+    schema: str
+    name: str
+    row_security: bool
+    columns: dict[str, Mapping[str, int]]
+
+
+def rights_txn(
+    connection: PgConnection, ids: Collection[int], roles: Collection[str]
+) -> dict[int, Rights]:
+    """
+    Return the rights on tracked relations, by their numbers in the log.
+
+    One that is not in it is gone, hidden, or nobody's to read.
+
+    Args:
+        connection: To the database, as the service itself.
+        ids: The relations.
+        roles: Of the database; "" is the service's own.
+    """
+    found: dict[int, Rights] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(RIGHTS, {"ids": list(ids), "roles": list(roles)}, clean=True)
+        for id, schema, name, row_security, role, names, types in cursor.fetchall():
+            rights = found.setdefault(id, Rights(schema, name, row_security, {}))
+            rights.columns[role] = dict(zip(names, types, strict=True))
+    return found

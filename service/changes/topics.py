@@ -1,0 +1,351 @@
+"""
+Changes as events on topics: what is published of which, and for whom.
+
+A topic is `<relation>.changed.<op>.<key>`, so that WAMP's own patterns choose the grain. All
+subscribers of one get the same event, so that only those may be among them who may read all of it:
+the router's configuration says who, and each event names the roles besides. Of a relation with
+row-level security, where that depends on the row, an event says only that something has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from json import JSONEncoder
+from typing import Any
+
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from service.api.dispatcher import Dispatcher
+from service.api.roles import SERVICE, Roles
+from service.catalog import Catalog
+from service.changes.images import ImageReader, Unreadable, image_reader
+from service.changes.net import Change, Image
+from service.changes.positions import TickPosition
+from service.changes.rights import Rights, rights_txn
+from service.db.database import Database
+from service.errors import TooLarge, Unavailable
+from service.payload import Audience, Publication, Unsafe, fit
+from service.request.names import RESERVED, encode
+
+log = Logger()
+
+CHANGED, TOUCHED = "changed", "touched"
+NO_KEY = "-"
+"""Stands for the key where there is none."""
+ENVELOPE = 1024
+"""Bytes that a message has besides its topic and its event."""
+CHUNK = 200
+"""Events that are made in one piece, between two turns of the reactor."""
+PAUSE = 0.1
+"""Seconds until the database is asked again that had no time."""
+
+
+def topic_head(prefix: str, first: str, schema: str, name: str) -> str:
+    """
+    Return what the topics of a relation begin with, as in "rowcast.actions".
+
+    Args:
+        prefix: Of all URIs.
+        first: The first served schema, whose relations stand without it.
+        schema: Of the relation.
+        name: Of the relation.
+    """
+    bare = schema == first and name not in RESERVED
+    return ".".join([prefix, *([] if bare else [encode(schema)]), encode(name)])
+
+
+def encode_key(values: Iterable[Any]) -> str:
+    """Return the values of a key as one component of a URI: never empty, and never "-"."""
+    text = ",".join(encode(_text(value)).replace(",", "%2C") for value in values)
+    # No component may be empty, and NUL is in no text of PostgreSQL.
+    return {"": "%00", NO_KEY: "%2D"}.get(text, text)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return value if isinstance(value, str) else _JSON.encode(value)
+
+
+_JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_text)
+"""Of arrays and composites."""
+
+
+def changed_columns(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row had in the columns in which another one differs."""
+    return {name: value for name, value in old.items() if _differs(value, new.get(name))}
+
+
+def _differs(one: Any, other: Any) -> bool:
+    if one != other or type(one) is not type(other):
+        return True
+    # True equals 1, and 1 equals 1.0, in a document too.
+    return isinstance(one, list | dict) and repr(one) != repr(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """
+    How the changes of a relation are shown to somebody.
+
+    Args:
+        schema: Of the relation.
+        name: Of the relation.
+        key: The columns of its primary key, if all are shown.
+        reader: Of its rows; None if nothing may be told but that there was a change.
+    """
+
+    schema: str
+    name: str
+    key: tuple[str, ...]
+    reader: ImageReader | None
+
+    def event(self, change: Change, max_bytes: int) -> dict[str, Any]:
+        """
+        Return a change as it is published and answered.
+
+        Args:
+            change: Of a relation whose rows may be shown.
+            max_bytes: What it may weigh; without its rows, and `large`, if it weighs more or if the
+                log does not have them exactly.
+        """
+        event = {
+            "op": change.op,
+            "schema": self.schema,
+            "relation": self.name,
+            "key": self._key(change),
+            "row": None,
+            "old": None,
+            "position": str(change.position),
+            "tx": change.xid,
+            "last": change.last,
+            "at": change.at,
+        }
+        try:
+            event["row"], event["old"] = self._rows(change)
+            fit(event, max_bytes - ENVELOPE)
+        except (Unreadable, TooLarge, Unsafe):
+            event |= {"row": None, "old": None, "large": True}
+        return event
+
+    def touched(self, change: Change) -> dict[str, Any]:
+        """Return that a relation has changed: neither how often nor what."""
+        place = change.position
+        # The index would tell how many changes there were.
+        return {
+            "relation": self.name,
+            "position": str(TickPosition(place.epoch, place.tick, 0)),
+        }
+
+    def _key(self, change: Change) -> dict[str, Any] | None:
+        assert self.reader is not None
+        if change.key is None or not self.key or len(change.key) != len(self.key):
+            return None
+        try:
+            return {
+                name: self.reader.value(name, value)
+                for name, value in zip(self.key, change.key, strict=True)
+            }
+        except Unreadable:
+            return None
+
+    def _rows(self, change: Change) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """
+        Return the row of a change, and what it was before.
+
+        Raises:
+            Unreadable: The log does not have them exactly.
+        """
+        new, old = self._row(change.new), self._row(change.old)
+        return new, changed_columns(old, new) if old is not None and new is not None else old
+
+    def _row(self, image: Image | None) -> dict[str, Any] | None:
+        assert self.reader is not None
+        # At the level `keys` an image is the key alone, and is no row.
+        if image is None or (self.key and set(image) == set(self.key) < set(self.reader.columns)):
+            return None
+        return self.reader.row(image)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """
+    Where the changes of a relation go.
+
+    Args:
+        head: What its topics begin with.
+        shown: What events tell.
+        audience: Who may read all of its rows, or of one with row-level security any; None if
+            nobody may.
+    """
+
+    head: str
+    shown: Shown
+    audience: Audience | None
+
+
+Send = Callable[[Sequence[Publication]], Awaitable[None]]
+Wanted = Callable[[Collection[str]], Awaitable[Collection[str]]]
+
+
+class Topics:
+    """
+    Publishes changes, in their order.
+
+    Args:
+        database: Says who may see what.
+        dispatcher: Has the catalog that is served.
+        roles: Of callers and of the database.
+        prefix: Of all URIs.
+        max_bytes: What an event may weigh.
+        send: Publishes events; they are published when it is done.
+        wanted: Returns those beginnings of topics to which somebody may be subscribed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        dispatcher: Dispatcher,
+        roles: Roles,
+        prefix: str,
+        max_bytes: int,
+        send: Send,
+        wanted: Wanted,
+    ) -> None:
+        self._database = database
+        self._dispatcher = dispatcher
+        self._roles = roles
+        self._prefix = prefix
+        self._max_bytes = max_bytes
+        self._send = send
+        self._wanted = wanted
+        self._catalog: Catalog | None = None
+        self._heads: dict[int, str] = {}
+        self._last: dict[int, str] = {}
+
+    async def publish(self, changes: Sequence[Change]) -> None:
+        """
+        Publish changes; done when the router has acknowledged each.
+
+        Changes of relations that nobody is subscribed to are not published.
+        """
+        topics = await self._topics({change.relation for change in changes})
+        touched: set[tuple[int, int]] = set()
+        for at in range(0, len(changes), CHUNK):
+            found = (
+                self._publication(change, topics.get(change.relation), touched)
+                for change in changes[at : at + CHUNK]
+            )
+            await self._send([each for each in found if each is not None])
+
+    def _publication(
+        self, change: Change, topic: Topic | None, touched: set[tuple[int, int]]
+    ) -> Publication | None:
+        position = str(change.position)
+        # Those that are not published count too: a subscriber who should have had one notices.
+        prev, self._last[change.relation] = self._last.get(change.relation), position
+        if topic is None or topic.audience is None:
+            return None
+        if topic.shown.reader is None or change.op == "touch":
+            tick = change.relation, change.position.tick
+            if tick in touched:
+                return None
+            touched.add(tick)
+            event = topic.shown.touched(change)
+            return Publication(f"{topic.head}.{TOUCHED}", event, topic.audience)
+        event = topic.shown.event(change, self._max_bytes)
+        key = NO_KEY if event["key"] is None else encode_key(event["key"].values())
+        uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
+        return Publication(uri, {**event, "prev": prev}, topic.audience)
+
+    async def _topics(self, ids: set[int]) -> dict[int, Topic]:
+        """Return the topics of relations, those that somebody may be subscribed to."""
+        while not self._dispatcher.ready:  # the catalog is being read for the first time
+            await deferLater(self._database.reactor, PAUSE)
+        if self._catalog is not self._dispatcher.served.catalog:
+            # Relations may have other names now.
+            self._heads.clear()
+        known = {id: self._heads[id] for id in ids if id in self._heads}
+        wanted = await self._wanted(set(known.values()))
+        asked = {id for id in ids if id not in known or known[id] in wanted}
+        if not asked:
+            return {}
+        rights = await self._rights(asked)
+        if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
+            await self._dispatcher.refresh()
+        catalog = self._catalog = self._dispatcher.served.catalog
+        heads = {
+            id: topic_head(self._prefix, catalog.schemas[0], each.schema, each.name)
+            for id, each in rights.items()
+            if (each.schema, each.name) in catalog.relations
+        }
+        self._heads |= heads
+        wanted = await self._wanted(set(heads.values()))
+        return {
+            id: self._topic(catalog, head, rights[id])
+            for id, head in heads.items()
+            if head in wanted
+        }
+
+    async def _rights(self, ids: set[int]) -> dict[int, Rights]:
+        while True:
+            try:
+                found: dict[int, Rights] = await self._database.run(
+                    rights_txn, ids, self._roles.names, retry=True
+                )
+            except Unavailable as error:
+                # All connections are taken: the changes wait, and so does the one who publishes.
+                log.warn("events wait: {error}", error=error.message)
+                await deferLater(self._database.reactor, PAUSE)
+            else:
+                return found
+
+    def _topic(self, catalog: Catalog, head: str, rights: Rights) -> Topic:
+        every = {name: type for each in rights.columns.values() for name, type in each.items()}
+        shown = shown_of(catalog, rights, every)
+        some = shown.reader is None
+
+        def may(role: str) -> bool:
+            return role in rights.columns and (some or rights.columns[role] == every)
+
+        return Topic(head, shown, self._audience(may))
+
+    def _audience(self, may: Callable[[str], bool]) -> Audience | None:
+        roles = self._roles
+        if roles.names == (SERVICE,):
+            return Audience() if may(SERVICE) else None
+        eligible = tuple(name for name, role in roles.mapped.items() if may(role))
+        if roles.anonymous is not None and may(roles.anonymous):
+            # Whoever has no role of his own has this one.
+            return Audience(excluded=tuple(name for name in roles.mapped if name not in eligible))
+        return Audience(eligible) if eligible else None
+
+
+def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Shown:
+    """
+    Return how a relation of a catalog is shown to who may read these columns.
+
+    Args:
+        catalog: That has the relation.
+        rights: On the relation.
+        columns: Names and types.
+    """
+    relation = catalog.relations[rights.schema, rights.name]
+    key = relation.primary_key if columns.keys() >= set(relation.primary_key) else ()
+    reader = image_reader(catalog, relation, frozenset(columns.items()))
+    return Shown(rights.schema, rights.name, key, None if rights.row_security else reader)
+
+
+def behind(catalog: Catalog, rights: Rights) -> bool:
+    """Return whether the database has more of a relation than the catalog knows, or other types."""
+    if rights.schema not in catalog.schemas:
+        return False
+    relation = catalog.relations.get((rights.schema, rights.name))
+    known = {} if relation is None else {name: each.type for name, each in relation.columns.items()}
+    return any(each.items() - known.items() for each in rights.columns.values())

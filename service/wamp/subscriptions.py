@@ -1,0 +1,241 @@
+"""
+What clients are subscribed to, as far as the router tells.
+
+It is a hint: what it leaves out is not published. So it errs towards more, and nothing that the
+router says is taken for the end of a subscription. Of a session that was lost Crossbar tells the
+wrong subscription, or none (its issues 1669 and 2084), and its list lacks the wildcards: what is
+left is asked for, one by one where need be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import SessionDetails, SubscribeOptions
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from service.errors import in_line
+from service.wamp.backpressure import ANYTHING, kept
+from service.wamp.session import DETAILS, SafeSession
+
+log = Logger()
+
+META = "wamp.subscription"
+GONE = ("wamp.error.no_such_subscription", "wamp.error.no_such_session")
+BEGINS = ("on_create", "on_subscribe")
+ENDS = ("on_unsubscribe", "on_delete")
+
+SETTLE = 1.0
+"""Seconds from the end of a subscription until the router is asked which are left."""
+EVERY = 30.0
+"""Seconds between two such questions at most."""
+AT_ONCE = 100
+"""Subscriptions that the router is asked about at a time."""
+
+
+def concerns(uri: str, match: str, head: str) -> bool:
+    """
+    Return whether a subscription may get an event of a topic that begins so.
+
+    Args:
+        uri: What is subscribed to.
+        match: How: "exact", "prefix" or "wildcard".
+        head: Whole components, without the dot behind them.
+    """
+    if match == "wildcard":
+        wanted = head.split(".")
+        pattern = uri.split(".")[: len(wanted)]
+        return len(pattern) == len(wanted) and all(
+            part in ("", component) for part, component in zip(pattern, wanted, strict=True)
+        )
+    below = f"{head}."
+    return uri.startswith(below) or (match == "prefix" and below.startswith(uri))
+
+
+class Subscriptions:
+    """
+    Follows what the router tells of subscriptions.
+
+    Args:
+        reactor: For the pauses.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._session: SafeSession | None = None
+        self._known: dict[int, tuple[str, str]] = {}
+        self._recent: set[int] = set()
+        self._wanted: dict[str, bool] = {}
+        self._complete = self._doubt = False
+        self._asking: Deferred[None] | None = None
+        self._later: IDelayedCall | None = None
+
+    def wanted(self, head: str) -> bool:
+        """Return whether somebody may be subscribed to topics that begin so; if unsure, true."""
+        if not self._complete:
+            return True
+        found = self._wanted.get(head)
+        if found is None:
+            found = any(concerns(*each, head) for each in self._known.values())
+            self._wanted[head] = found
+        return found
+
+    async def wanted_of(self, heads: Collection[str]) -> Collection[str]:
+        """
+        Return those heads to whose topics somebody may be subscribed.
+
+        None is left out of which a client knew, before this was called, that it is subscribed.
+        """
+        found = [head for head in heads if self.wanted(head)]
+        session = self._session
+        if len(found) == len(heads) or session is None:
+            return heads if session is None else found
+        # The router tells us of a subscription right after the client, and before it answers this.
+        with suppress(ApplicationError):
+            await kept(session.call(ANYTHING))
+        return [head for head in heads if self.wanted(head)]
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Subscribe to what the router tells, and ask for what there is."""
+        self._session = session
+        options = SubscribeOptions(details_arg=DETAILS)
+        try:
+            for name in BEGINS:
+                await session.subscribe(self._began, f"{META}.{name}", options)
+            for name in ENDS:
+                await session.subscribe(self._ended, f"{META}.{name}", options)
+        except ApplicationError as error:
+            log.info(
+                "the router does not tell who subscribes, so all is published: {error}",
+                error=in_line(error.error),
+            )
+        else:
+            self._ask()
+
+    def displaced(self, registration: int) -> None:
+        """Do nothing."""
+
+    async def leaving(self) -> None:
+        """Do nothing."""
+
+    def left(self) -> None:
+        """Forget all: another router has others."""
+        self._session = None
+        self._complete = False
+        self._known.clear()
+        self._wanted.clear()
+        if self._later is not None and self._later.active():
+            self._later.cancel()
+
+    def _began(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
+        found = args[1] if len(args) > 1 else None
+        if isinstance(found, Mapping):
+            self._add(found)
+        elif found not in self._known:
+            # Its creation was not told, or not heard.
+            self._complete, self._doubt = False, True
+            self._ask()
+
+    def _ended(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
+        self._ask_later(SETTLE)
+
+    def _add(self, found: Mapping[str, Any]) -> None:
+        id, uri, match = found["id"], str(found["uri"]), str(found.get("match", "exact"))
+        self._known[id] = uri, match
+        self._recent.add(id)
+        for head, wanted in self._wanted.items():
+            if not wanted and concerns(uri, match, head):
+                self._wanted[head] = True
+
+    def _ask_later(self, seconds: float) -> None:
+        if self._session is None:
+            return
+        due = self._reactor.seconds() + seconds
+        if self._later is not None and self._later.active():
+            if self._later.getTime() <= due:
+                return
+            self._later.cancel()
+        self._later = self._reactor.callLater(seconds, self._ask)
+
+    def _ask(self) -> None:
+        """Ask for all subscriptions there are; once more, if that is being done."""
+        session = self._session
+        if session is None:
+            return
+        if self._asking is not None:
+            self._ask_later(SETTLE)
+            return
+
+        def asked(result: Any) -> None:
+            self._asking = None
+            if session is self._session:
+                self._ask_later(EVERY)
+
+        self._asking = Deferred.fromCoroutine(self._resync(session))
+        self._asking.addErrback(
+            lambda why: None if session.lost else log.failure("cannot ask for subscriptions", why)
+        )
+        self._asking.addBoth(asked)
+
+    async def _resync(self, session: SafeSession) -> None:
+        # One that is created from here on may be told before the answers, which may lack it.
+        self._recent.clear()
+        self._doubt = False
+        wildcards = {id for id, (_, match) in self._known.items() if match == "wildcard"}
+        ids = await self._listed(session)
+        gone = self._known.keys() - ids - wildcards
+        # Those that are listed and not known, and the known ones that no list has.
+        asked = sorted((ids - self._known.keys()) | (wildcards - ids))
+        found = await self._each(asked, lambda id: self._get(session, id))
+        if session is not self._session:
+            return
+        gone |= {id for id, there in zip(asked, found, strict=True) if not there}
+        for id in gone - self._recent:
+            self._known.pop(id, None)
+        self._wanted.clear()
+        self._complete = not self._doubt
+
+    async def _listed(self, session: SafeSession) -> set[int]:
+        """Return the ids that the router lists; with all it has, where none are known yet."""
+        listed = await kept(session.call(f"{META}.list"))
+        ids = {id for each in listed.values() for id in each}
+        if self._complete:
+            return ids
+
+        # Crossbar's list of all has no wildcards; those of single sessions have.
+        async def of(one: int) -> Any:
+            return await self._unless_gone(session, f"{META}.list", one)
+
+        sessions = await kept(session.call("wamp.session.list"))
+        for each in await self._each(sessions, of):
+            ids |= set((each or {}).get("wildcard", ()))
+        return ids
+
+    async def _each(
+        self, items: Sequence[int], ask: Callable[[int], Coroutine[Any, Any, Any]]
+    ) -> list[Any]:
+        found: list[Any] = []
+        for at in range(0, len(items), AT_ONCE):
+            asking = [Deferred.fromCoroutine(ask(each)) for each in items[at : at + AT_ONCE]]
+            found += await gatherResults(asking)
+        return found
+
+    async def _get(self, session: SafeSession, id: int) -> bool:
+        """Ask what a subscription is to; return whether it is there."""
+        found = await self._unless_gone(session, f"{META}.get", id)
+        if found is not None and session is self._session and id not in self._known:
+            self._add(found)
+        return found is not None
+
+    async def _unless_gone(self, session: SafeSession, procedure: str, id: int) -> Any:
+        try:
+            return await kept(session.call(procedure, id))
+        except ApplicationError as error:
+            if session.lost or error.error not in GONE:
+                raise
+            return None

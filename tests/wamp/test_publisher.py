@@ -1,0 +1,252 @@
+"""
+Publishing through a router that takes its time, refuses, or goes away; and what it tells of
+subscriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.types import SubscribeOptions
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+
+from service.payload import Audience, Publication
+from service.wamp.publisher import Publisher
+from service.wamp.session import SafeSession
+from service.wamp.subscriptions import Subscriptions
+from tests.deferreds import until
+from tests.wamp.callers import Caller
+from tests.wamp.conftest import Edge, Join
+
+TOPIC = "rowcast.things.changed.update.1"
+HEAD = "rowcast.things"
+
+StartEdge = Callable[..., Awaitable[Edge]]
+
+
+def publications(numbers: range, audience: Audience = Audience()) -> list[Publication]:  # noqa: B008 - frozen
+    return [Publication(TOPIC, {"n": number}, audience) for number in numbers]
+
+
+async def heard_by(caller: Caller, uri: str = "rowcast.", match: str = "prefix") -> list[int]:
+    """Subscribe; return the list that grows by the number of each event that comes."""
+    found: list[int] = []
+    await caller.subscribe(
+        lambda event: found.append(event["n"]), uri, SubscribeOptions(match=match)
+    )
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_events_are_acknowledged_and_come_in_their_order(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    await publisher.send(publications(range(1000)))
+    assert publisher.published == 1000
+    await until(lambda: len(found) >= 1000)
+    assert found == list(range(1000))
+
+
+@pytest_twisted.ensureDeferred
+async def test_connection_that_is_lost_leaves_no_event_out_and_keeps_the_order(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    publisher = Publisher()
+    edge = await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    cuts = 0
+
+    def cut() -> None:
+        nonlocal cuts
+        if publisher.published < 5000:
+            if edge.client.joined and publisher.published > 500 * cuts:
+                cuts += 1
+                edge.client._transport.abortConnection()
+            reactor.callLater(0.005, cut)
+
+    reactor.callLater(0.005, cut)
+    await publisher.send(publications(range(5000)))
+    await until(lambda: found and found[-1] == 4999)
+    assert cuts > 2
+    assert list(dict.fromkeys(found)) == list(range(5000)), "each, in its order, the first time"
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_that_the_router_ends_leaves_no_event_out(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    """By a GOODBYE, after which the connection is there for a moment."""
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    killer = await call_from("service cbor")
+    sending = Deferred.fromCoroutine(publisher.send(publications(range(3000))))
+    session = publisher._session
+    assert session is not None
+    await killer.call("wamp.session.kill", session._session_id, reason="rowcast.test")
+    await sending
+    await until(lambda: found and found[-1] == 2999)
+    assert list(dict.fromkeys(found)) == list(range(3000))
+    assert publisher.refused == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> None:
+    publisher = Publisher()
+    edge = await start_edge(urls=["unix:/nowhere"], observers=[publisher], wait=False)
+    sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
+    assert not sending.called
+    sending.cancel()
+    with pytest.raises(CancelledError):
+        await sending
+    assert not publisher._waiting, "who stops waits no more"
+    assert not edge.client.joined
+
+
+@pytest_twisted.ensureDeferred
+async def test_publishing_that_is_cancelled_leaves_the_session_as_it_was(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    sending = Deferred.fromCoroutine(publisher.send(publications(range(2000))))
+    sending.cancel()
+    with pytest.raises(CancelledError):
+        await sending
+    await publisher.send(publications(range(5000, 5010)))
+    await until(lambda: found and found[-1] == 5009)
+    assert found[-10:] == list(range(5000, 5010))
+
+
+@pytest_twisted.ensureDeferred
+async def test_event_that_the_router_does_not_take_is_no_obstacle(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    refused = [
+        Publication("rowcast.things.changed..1", {"n": 1}),
+        Publication("rowcast.things .changed", {"n": 2}),
+        Publication("wamp.session.on_leave", {"n": 3}),
+        Publication(TOPIC, {"n": object()}),
+        Publication(TOPIC, {"n": "x" * (17 << 20)}),
+    ]
+    await publisher.send([*refused, *publications(range(1))])
+    await until(lambda: found == [0])
+    assert (publisher.published, publisher.refused) == (1, len(refused))
+
+
+@pytest_twisted.ensureDeferred
+async def test_event_comes_to_its_audience_alone(start_edge: StartEdge, call_from: Join) -> None:
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    anonymous = await heard_by(await call_from())
+    service = await heard_by(await call_from("service cbor"))
+    for number, audience in enumerate(
+        [
+            Audience(),
+            Audience(eligible=("anonymous",)),
+            Audience(eligible=("service",)),
+            Audience(eligible=("somebody",)),
+            Audience(excluded=("anonymous",)),
+            Audience(excluded=("somebody",)),
+            Audience(),
+        ]
+    ):
+        await publisher.send(publications(range(number, number + 1), audience))
+    await until(lambda: anonymous[-1:] == service[-1:] == [6])
+    assert anonymous == [0, 1, 5, 6]
+    assert service == [0, 2, 4, 5, 6]
+
+
+@pytest_twisted.ensureDeferred
+async def test_router_that_knows_no_audience_gets_no_event_that_has_one(
+    start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would give it to everybody."""
+    monkeypatch.setattr(SafeSession, "can_restrict", False)
+    publisher = Publisher()
+    await start_edge(observers=[publisher])
+    found = await heard_by(await call_from())
+    await publisher.send(publications(range(1), Audience(eligible=("anonymous",))))
+    await publisher.send(publications(range(1, 2)))
+    await until(lambda: found == [1])
+    assert publisher.refused == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscriptions_are_known_as_they_come_and_go(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    before = await call_from()
+    await heard_by(before, "rowcast.others.changed.", "prefix")
+    await heard_by(before, "rowcast.fourth.changed..", "wildcard")
+    subscriptions = Subscriptions(reactor)
+    assert subscriptions.wanted(HEAD), "nobody knows yet"
+    await start_edge(observers=[subscriptions])
+    await until(lambda: not subscriptions.wanted(HEAD))
+    assert subscriptions.wanted("rowcast.others"), "it was there before"
+    assert subscriptions.wanted("rowcast.fourth"), "though Crossbar does not list it"
+    for uri, match in (
+        (TOPIC, "exact"),
+        ("rowcast..changed..", "wildcard"),
+        ("rowcast.things.", "prefix"),
+    ):
+        goes = await call_from()
+        await heard_by(goes, "rowcast.third.")
+        await heard_by(goes, uri, match)
+        await until(lambda: subscriptions.wanted(HEAD))
+        goes.disconnect()
+        await goes.gone
+        await until(lambda: not subscriptions.wanted(HEAD))
+    assert subscriptions.wanted("rowcast.others")
+    assert subscriptions.wanted("rowcast.fourth")
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscription_that_is_ended_is_forgotten(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    subscriptions = Subscriptions(reactor)
+    await start_edge(observers=[subscriptions])
+    await until(lambda: not subscriptions.wanted(HEAD))
+    one, other = await call_from(), await call_from()
+    mine = await one.subscribe(print, TOPIC)
+    theirs = await other.subscribe(print, TOPIC)
+    await until(lambda: subscriptions.wanted(HEAD))
+    resync, done = subscriptions._resync, []
+
+    async def counted(session: SafeSession) -> None:
+        await resync(session)
+        done.append(session)
+
+    subscriptions._resync = counted  # type: ignore[method-assign]
+    await mine.unsubscribe()
+    await until(lambda: done)
+    assert subscriptions.wanted(HEAD), "the other one's is left"
+    await theirs.unsubscribe()
+    await until(lambda: not subscriptions.wanted(HEAD))
+    assert not any(uri == TOPIC for uri, _ in subscriptions._known.values())
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_router_and_at_another_one_all_is_wanted_until_it_is_known(
+    start_edge: StartEdge,
+) -> None:
+    subscriptions = Subscriptions(reactor)
+    edge = await start_edge(observers=[subscriptions])
+    await until(lambda: not subscriptions.wanted(HEAD))
+    edge.client._transport.abortConnection()
+    await until(lambda: subscriptions.wanted(HEAD))
+    await until(lambda: edge.client.joined and not subscriptions.wanted(HEAD))
+    await edge.client.stopService()
+    assert subscriptions.wanted(HEAD)
+    assert subscriptions._later is None or not subscriptions._later.active()
