@@ -1,222 +1,196 @@
 """
-A reader of the log beside many writers: nothing lost, nothing twice, every state a real one.
+Readers of the log beside many writers: nothing lost, nothing twice, every state a real one.
 
-The usual reader of such a table, which remembers the highest number, runs beside it and has to
-fail, or the writers would prove nothing.
+Three readers that one might write run beside ours and have to fail, or the writers would prove
+nothing.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
-from psycopg2.extensions import cursor
 
-from schema.changes import install
+from service.changes.log import tracked_txn
+from service.changes.net import net_changes
+from service.changes.positions import PgSnapshot
+from service.changes.ticks import Tick, page_txn, pages_txn, ticks_txn
+from service.db.connection import PgConnection
+from service.db.session import SessionSettings, open_session
 from tests.conftest import execute, wait_until
-from tests.db.captured import Entry, Image, SnapshotReader, connect, net
+from tests.db.readers import Line, Readers, delivered, readers
+from tests.db.servers import Server, servers
+from tests.db.torture import TABLES, Copy, Observer, State, Writers, WrongReader, content
 
-ACCOUNTS, WRITERS, TRANSACTIONS = 12, 6, 70
-SCHEMA = f"""
-CREATE TABLE accounts (id int PRIMARY KEY, amount int NOT NULL);
-CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL);
-CREATE TABLE untracked (id int);
-INSERT INTO accounts SELECT i, 100 FROM generate_series(1, {ACCOUNTS}) i;
-{install()}
-SELECT rowcast.track('accounts'), rowcast.track('items');
-"""
-TOTAL = 100 * ACCOUNTS
-
-State = dict[str, dict[Any, Image]]
+SECONDS = 25.0
+WRONG = {"above the highest number": "", "by transaction": "xid, seq", "by number": "seq"}
 
 
-class HighestReader:
-    """Reads what is above the highest number that it has seen."""
-
-    def __init__(self, dsn: str) -> None:
-        self.connection = psycopg2.connect(dsn)
-        self.connection.autocommit = True
-        self.highest = 0
-        self.seen: set[int] = set()
-
-    def read(self) -> None:
-        """Read what it takes for new."""
-        with self.connection.cursor() as rows:
-            rows.execute("SELECT seq FROM rowcast.log WHERE seq > %s", [self.highest])
-            found = {seq for (seq,) in rows.fetchall()}
-        self.seen |= found
-        self.highest = max(found, default=self.highest)
-
-
-class Replica:
-    """
-    A copy of the tables, kept by what the reader reads.
-
-    Args:
-        reader: Made before the first write.
-        start: What the tables held then.
-    """
-
-    def __init__(self, reader: SnapshotReader, start: State) -> None:
-        self.reader = reader
-        self.state = start
-        self.seen: list[int] = []
-        self.wrong: list[object] = []
-        self.batches = 0
-
-    def step(self) -> None:
-        """Read once and apply what has come, transaction by transaction."""
-        entries = self.reader.read()
-        self.seen += [entry.seq for entry in entries]
-        self.batches += bool(entries)
-        # of two transactions that wrote one row, the one that waited has the higher last number
-        last = {entry.xid: entry.seq for entry in entries}
-        for xid in sorted(last, key=lambda xid: last[xid]):
-            self._apply([entry for entry in entries if entry.xid == xid])
-        if sum(row["amount"] for row in self.state["accounts"].values()) != TOTAL:
-            self.wrong.append("the sum of all accounts, which no transaction changes")
-
-    def _apply(self, entries: list[Entry]) -> None:
-        for name, rows in self.state.items():
-            own = [entry for entry in entries if entry.relation == f"public.{name}"]
-            for key, (old, new) in net(own, "id").items():
-                if rows.get(key) != old:
-                    self.wrong.append((name, key, rows.get(key), old))
-                rows.pop(key, None)
-                if new is not None:
-                    rows[key] = new
+@pytest.mark.parametrize("seed", [3])
+def test_readers_that_are_killed_beside_writers_deliver_every_change_in_order(
+    seed: int, tmp_path: Path
+) -> None:
+    """And PostgreSQL crashes in the middle of it."""
+    dice = random.Random(seed)
+    with servers(1) as (server,):
+        start = prepared(server)
+        wrong = {name: WrongReader(server.dsn, start, order) for name, order in WRONG.items()}
+        writers, observer = Writers(server.dsn, seed), Observer(server.dsn)
+        with readers(server.dsn, tmp_path / "lines", "a", "b", poll=0.01) as found:
+            try:
+                kills = _disturb(server, found, dice)
+            finally:
+                writers.stop()
+                observer.stop()
+            final = settled(server, found)
+            for each in wrong.values():
+                each.stop()
+            lines = found.lines()
+        failures = {name: each.end(final) for name, each in wrong.items()}
+        kept = delivered(lines)
+        names = dict(execute(server.dsn, "SELECT id, relation::text FROM rowcast.tracked"))
+        assert kills > 5
+        assert writers.counts["committed"] > 200
+        assert writers.counts["prepared"] > 5
+        check_states(kept, names, start, final)
+        check_positions(kept)
+        check_snapshots(kept, names, start, final, observer.seen)
+        check_made_again(server, kept, names, start)
+    assert all(failures.values()), failures
 
 
-def tables(dsn: str) -> State:
+def prepared(server: Server) -> State:
+    """Return what is there in the beginning; transactions may be prepared."""
+    execute(server.dsn, "ALTER SYSTEM SET max_prepared_transactions = 20")
+    server.crash()
+    server.start()
+    execute(server.dsn, TABLES)
+    return state(server)
+
+
+def state(server: Server) -> State:
     """Return what the tables hold."""
-    found: State = {}
-    for name in ("accounts", "items"):
-        rows = execute(dsn, f"SELECT id, row_to_json(t) FROM {name} t")
-        found[name] = {key: image for key, image in rows if isinstance(image, dict)}
+    connection = psycopg2.connect(server.dsn)
+    with connection.cursor() as rows:
+        found = content(rows)
+    connection.close()
     return found
 
 
-def write(dsn: str, seed: int) -> None:
-    """Run transactions of all kinds, some rolled back, some slow."""
-    dice = random.Random(seed)
-    connection = connect(dsn)
-    with connection.cursor() as rows:
-        for _ in range(TRANSACTIONS):
-            try:
-                for _ in range(dice.randint(1, 3)):
-                    _some(rows, dice)
-                time.sleep(dice.choice((0, 0, 0.002, 0.01, 0.05)))
-                if dice.random() < 0.15:
-                    connection.rollback()
-                else:
-                    connection.commit()
-            except (psycopg2.errors.DeadlockDetected, psycopg2.errors.UniqueViolation):
-                connection.rollback()
+def _disturb(server: Server, found: Readers, dice: random.Random) -> int:
+    """Kill the reader that publishes, again and again, and once the server; return how often."""
+    wait_until(lambda: bool(found.lines()), 60)
+    ends, crashes, kills = time.monotonic() + SECONDS, time.monotonic() + SECONDS / 2, 0
+    while time.monotonic() < ends:
+        time.sleep(dice.uniform(0.3, 1.5))
+        leader = found.last.name
+        found.kill(leader)
+        found.start(leader)
+        kills += 1
+        if time.monotonic() > crashes:
+            crashes = ends
+            server.crash()
+            server.start()
+    return kills
+
+
+def settled(server: Server, found: Readers) -> State:
+    """Return what is there in the end, once all of it was published."""
+    for (name,) in execute(server.dsn, "SELECT gid FROM pg_prepared_xacts"):
+        execute(server.dsn, f"COMMIT PREPARED '{name}'")
+    behind = """
+    SELECT count(*) FROM rowcast.log, (SELECT snapshot FROM rowcast.ticks ORDER BY tick DESC LIMIT 1) AS last
+     WHERE NOT pg_visible_in_snapshot(xid, snapshot)
+    """
+    wait_until(lambda: execute(server.dsn, behind) == [(0,)], 60)
+    ((tick,),) = execute(server.dsn, "SELECT max(tick) FROM rowcast.ticks WHERE changes > 0")
+    # One with no net change is not published; the next commit shows that all before was.
+    execute(server.dsn, "UPDATE items SET n = n + 1 WHERE id = (SELECT min(id) FROM items)")
+    wait_until(lambda: found.last.tick > int(str(tick)), 60)
+    return state(server)
+
+
+def check_states(kept: list[Line], names: dict[Any, Any], start: State, final: State) -> None:
+    """Each row before is the one of the copy, and after each transaction the sum is as it was."""
+    copy = Copy(start)
+    for line in kept:
+        copy.apply(names[line.relation], line.old, line.new)
+        if line.last:
+            copy.end()
+    assert copy.wrong == []
+    assert copy.state == final
+
+
+def check_positions(kept: list[Line]) -> None:
+    """Within a tick the changes are counted from 1 on, and each transaction stands together."""
+    for before, line in pairwise(kept):
+        following = line.tick == before.tick and line.index == before.index + 1
+        assert following or (line.tick > before.tick and line.index == 1), (before, line)
+        assert before.last or (following and line.xid == before.xid)
+    assert kept[-1].last
+    last = [line.xid for line in kept if line.last]
+    assert len(last) == len(set(last))
+
+
+def check_snapshots(
+    kept: list[Line],
+    names: dict[Any, Any],
+    start: State,
+    final: State,
+    seen: list[tuple[PgSnapshot, State]],
+) -> None:
+    """What is visible in a snapshot leads to its rows, and the rest from there to the end."""
+    assert len(seen) > 20
+    for snapshot, there in seen:
+        before, after = Copy(start), Copy(there)
+        for line in kept:
+            copy = before if snapshot.sees(int(line.xid)) else after
+            copy.apply(names[line.relation], line.old, line.new)
+        assert before.wrong == []
+        assert before.state == there
+        assert after.wrong == []
+        assert after.state == final
+
+
+def check_made_again(server: Server, kept: list[Line], names: dict[Any, Any], start: State) -> None:
+    """Ticks are the same when they are made again, and any run of them can be had as one."""
+    connection = open_session(server.dsn, SessionSettings())
+    tracked = tracked_txn(connection)
+    copy, states = Copy(start), dict[int, State]()
+    for line in kept:
+        copy.apply(names[line.relation], line.old, line.new)
+        states[line.tick] = dict(copy.state)
+    ticks = [tick for tick in ticks_txn(connection, 1, 100_000) if tick.number in states]
+    assert len(ticks) > 50
+    dice = random.Random(1)
+    for tick in dice.sample(ticks, 30):
+        again = [
+            (each.position.index, str(each.key), each.op, each.xid)
+            for each in net_changes(rows_of(connection, tick), tracked, tick.epoch, tick.number)
+        ]
+        told = [
+            (each.index, each.key, each.op, each.xid) for each in kept if each.tick == tick.number
+        ]
+        assert [(i, key.strip("(),"), *rest) for i, key, *rest in again] == [
+            (i, str(key[0]), *rest) for i, key, *rest in told
+        ]
+    for _ in range(30):
+        first, last = sorted(dice.sample(ticks, 2), key=lambda tick: tick.number)
+        merged = Tick(1, last.number, first.snapshot, last.snapshot, 0)
+        copy = Copy(states[first.number])
+        for change in net_changes(rows_of(connection, merged), tracked, 1, last.number):
+            copy.apply(names[change.relation], change.old, change.new)
+        assert copy.wrong == []
+        assert copy.state == states[last.number]
     connection.close()
 
 
-def _some(rows: cursor, dice: random.Random) -> None:
-    one, other = dice.sample(range(1, ACCOUNTS + 1), 2)
-    key, moved = dice.randint(1, 30), dice.randint(1, 30)
-    kind = dice.randrange(8)
-    if kind < 3:
-        transfer = "UPDATE accounts SET amount = amount + %s WHERE id = %s"
-        rows.execute(transfer, [-kind, one])
-        rows.execute(transfer, [kind, other])
-    elif kind == 3:
-        rows.execute(
-            "INSERT INTO items VALUES (%s, 1) ON CONFLICT (id) DO UPDATE SET n = items.n + 1", [key]
-        )
-    elif kind == 4:
-        rows.execute("DELETE FROM items WHERE id = %s", [key])
-    elif kind == 5:
-        rows.execute("UPDATE items SET id = %s WHERE id = %s", [moved, key])
-    elif kind == 6:
-        rows.execute("WITH d AS (DELETE FROM items WHERE id = %s RETURNING n)"
-                     " INSERT INTO items SELECT %s, n FROM d ON CONFLICT DO NOTHING", [key, moved])  # fmt: skip
-    else:
-        rows.execute("SAVEPOINT s; UPDATE items SET n = n + 100 WHERE id < %s", [key])
-        rows.execute("ROLLBACK TO s" if dice.random() < 0.5 else "RELEASE s")
-
-
-@pytest.fixture
-def replica(dsn: str) -> Iterator[Replica]:
-    """Keep a copy from here on."""
-    reader = SnapshotReader(dsn)
-    yield Replica(reader, tables(dsn))
-    reader.connection.close()
-
-
-def test_reader_by_snapshots_beside_writers_loses_and_doubles_nothing(
-    dsn: str, replica: Replica
-) -> None:
-    naive = HighestReader(dsn)
-    idle = connect(dsn)  # a transaction that writes elsewhere holds nothing up
-    with idle.cursor() as rows:
-        rows.execute("INSERT INTO untracked VALUES (1)")
-    writers = [threading.Thread(target=write, args=(dsn, seed)) for seed in range(WRITERS)]
-    for writer in writers:
-        writer.start()
-    began = time.monotonic()
-    late = connect(dsn)
-    with late.cursor() as rows:
-        rows.execute("INSERT INTO items VALUES (99, 1)")
-        ((number,),) = execute(dsn, "SELECT last_value FROM rowcast.log_seq")
-
-        def passed() -> bool:
-            replica.step()
-            naive.read()
-            return naive.highest > int(str(number))
-
-        wait_until(passed, 60)
-        late.commit()
-    late.close()
-    while any(writer.is_alive() for writer in writers):
-        replica.step()
-        naive.read()
-        assert time.monotonic() < began + 240
-    for writer in writers:
-        writer.join()
-    replica.step()
-    naive.read()
-    idle.rollback()
-    idle.close()
-    naive.connection.close()
-
-    logged = {seq for (seq,) in execute(dsn, "SELECT seq FROM rowcast.log")}
-    assert len(logged) > 300
-    assert replica.batches > 20
-    assert len(replica.seen) == len(set(replica.seen)), "read twice"
-    assert set(replica.seen) == logged, "lost"
-    assert replica.wrong == []
-    assert replica.state == tables(dsn)
-    assert logged - naive.seen, "a reader that remembers the highest number would do"
-
-
-def test_resumed_reader_gets_what_the_steps_between_have_brought(
-    dsn: str, replica: Replica
-) -> None:
-    """From any earlier position, merged into one batch."""
-    positions = [replica.reader.snapshot]
-    steps: list[set[int]] = []
-    writers = [threading.Thread(target=write, args=(dsn, 50 + seed)) for seed in range(3)]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        steps.append({entry.seq for entry in replica.reader.read()})
-        positions.append(replica.reader.snapshot)
-    for writer in writers:
-        writer.join()
-    steps.append({entry.seq for entry in replica.reader.read()})
-    dice = random.Random(5)
-    for _ in range(25):
-        start = dice.randrange(len(positions))
-        replica.reader.snapshot = positions[start]
-        entries = [entry.seq for entry in replica.reader.read()]
-        assert len(entries) == len(set(entries))
-        assert set(entries) == set().union(*steps[start:])
+def rows_of(connection: PgConnection, tick: Tick) -> list[Any]:
+    """Return the rows of a tick, all pages of them."""
+    pages = pages_txn(connection, tick, 10_000)
+    return [row for page in pages for row in page_txn(connection, page)]

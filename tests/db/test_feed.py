@@ -4,9 +4,14 @@ The feed: what is committed is published, once and in order, by one of those tha
 
 from __future__ import annotations
 
+import random
+import time
+
 import psycopg2
 import pytest
 import pytest_twisted
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 
 from schema.changes import ASLEEP, install
 from tests.conftest import execute
@@ -188,6 +193,31 @@ async def test_writer_that_saw_the_feed_awake_is_waited_for(dsn: str) -> None:
             slow.commit()
             await until(lambda: len(kept.changes) == 2)
         slow.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_commit_is_slept_through(dsn: str) -> None:
+    """Of writers that commit while the feed falls asleep, and with no look of its own."""
+
+    def write(number: int) -> None:
+        dice, connection = random.Random(number), psycopg2.connect(dsn)
+        with connection.cursor() as rows:
+            for turn in range(60):
+                rows.execute("INSERT INTO items VALUES (%s, 0)", [number * 1000 + turn])
+                time.sleep(dice.choice((0, 0, 0.001, 0.005, 0.02, 0.03, 0.1)))
+                connection.commit()
+                time.sleep(dice.choice((0, 0.01, 0.03, 0.05, 0.2)))
+        connection.close()
+
+    sleeps = 0
+    async with feeding(dsn, fallback=600.0) as kept:
+        writing = gatherResults([deferToThread(write, number) for number in range(3)])
+        while not writing.called:
+            sleeps += kept.asleep
+            await pause(0.01)
+        await writing
+        await until(lambda: len(kept.changes) == 180)
+    assert sleeps > 20
 
 
 @pytest_twisted.ensureDeferred
