@@ -1,0 +1,169 @@
+"""
+What a cycle of live queries costs: all rows of a query again, or those alone that changes touch.
+
+    python -m bench.keyed [--rounds 7] [--watches 10000]
+
+First 200 queries of about 100 rows with an embed each, after some changes of embedded rows: both ways by
+turns, medians in milliseconds and the ratio. Then as many queries as asked for, each with a filter of
+its own: microseconds that the index takes for a change, and milliseconds of cycles after 50 changes.
+The database is one of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from schema.changes import install
+from schema.database import Place
+from service.changes.cycle import cycle_txn
+from service.changes.match import Index
+from service.changes.positions import SnapshotPosition
+from service.changes.standing import Standing
+from tests.conftest import execute
+from tests.db.keeping import Kept, Reader
+
+SETUP = f"""
+CREATE TABLE parents (id int PRIMARY KEY, region int, owner int, name text, score int);
+CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE, amount int);
+CREATE INDEX ON children (parent);
+CREATE INDEX ON parents (region);
+CREATE INDEX ON parents (owner);
+INSERT INTO parents SELECT i, i % 200, i % 10000, 'n' || i, i * 37 % 1000 FROM generate_series(1, 20000) i;
+INSERT INTO children SELECT i, i % 20000 + 1, i * 13 % 100 FROM generate_series(1, 60000) i;
+{install()}
+SELECT rowcast.track('parents'), rowcast.track('children');
+VACUUM ANALYZE;
+"""
+EMBED = {"children": {"where": {"amount": {"gt": 30}}}}
+
+
+class Cycles:
+    """Queries kept by cycles, of which each can be timed."""
+
+    def __init__(self, reader: Reader, kept: Sequence[Kept], whole: bool) -> None:
+        self.reader = reader
+        self.kept = kept
+        if whole:
+            for each in kept:
+                each.run = replace(each.run, keyed=None)
+        self.standing = Standing()
+        self.position: SnapshotPosition | None = None
+        self.step()
+
+    def step(self) -> tuple[float, int]:
+        """Run a cycle; return its milliseconds, and how many queries are different after it."""
+        orders = [each.order for each in self.kept]
+        began = time.perf_counter()
+        outcome = cycle_txn(self.reader.connection, self.standing, orders, self.position)
+        took = (time.perf_counter() - began) * 1000
+        self.position = outcome.position
+        told = 0
+        for each, found in zip(self.kept, outcome.found, strict=True):
+            told += found is not None
+            each.take(found)
+        return took, told
+
+
+def change(dsn: str, statement: str, values: Sequence[Any]) -> None:
+    """Change one row for each value, each in a transaction of its own."""
+    connection = psycopg2.connect(dsn)
+    connection.autocommit = True
+    with connection.cursor() as rows:
+        for value in values:
+            rows.execute(statement, [value])
+    connection.close()
+
+
+def by_turns(dsn: str, rounds: int, dice: random.Random) -> None:
+    """Compare all rows again with rows by key."""
+    asked = [{"where": {"region": region}, "embed": EMBED} for region in range(200)]
+    ways = []
+    for whole in (True, False):
+        reader = Reader(dsn)
+        ways.append(Cycles(reader, [Kept(reader, "parents", "", each) for each in asked], whole))
+    print("changed children     all rows      by key   ratio   queries told")
+    for number in (1, 10, 100, 1000):
+        took: list[list[float]] = [[], []]
+        told = 0
+        for _ in range(rounds):
+            ids = dice.sample(range(1, 60001), number)
+            change(dsn, "UPDATE children SET amount = 100 - amount WHERE id = %s", ids)
+            for way, times in zip(ways, took, strict=True):
+                milliseconds, told = way.step()
+                times.append(milliseconds)
+        whole_ms, keyed_ms = map(statistics.median, took)
+        print(
+            f"{number:16} {whole_ms:9.1f} ms {keyed_ms:8.1f} ms {whole_ms / keyed_ms:7.1f} {told:14}"
+        )
+
+
+def many(dsn: str, watches: int, rounds: int, dice: random.Random) -> None:
+    """Measure the index, and cycles, with many queries."""
+    reader = Reader(dsn)
+    began = time.perf_counter()
+    kinds: list[Any] = [
+        lambda at: {"where": {"owner": at}},
+        lambda at: {"where": {"region": at % 200, "score": {"gt": at % 1000}}},
+        lambda at: {"where": {"id": {"gte": at, "lt": at + 10}}},
+    ]
+    asked = [kinds[at % 3](at) for at in range(watches)]
+    kept = [Kept(reader, "parents", "", each) for each in asked]
+    print(f"\n{watches} queries planned in {time.perf_counter() - began:.1f} s")
+    index: Index[int] = Index()
+    terms = [each.run.keyed.terms for each in kept if each.run.keyed]
+    began = time.perf_counter()
+    for at, each in enumerate(terms):
+        index.add(at, 1, each)
+    print(f"index: {(time.perf_counter() - began) / watches * 1e6:.1f} µs to add one", end="")
+    for name, same in (("update", True), ("moved row", False)):
+        images = [
+            ({"id": i, "region": i % 200, "owner": i % 10000, "name": "n", "score": i * 37 % 1000})
+            for i in dice.sample(range(1, 20001), 2000)
+        ]
+        olds = images if same else images[1:] + images[:1]
+        began = time.perf_counter()
+        found = sum(len(index.matching(1, old, new)) for old, new in zip(olds, images, strict=True))
+        took = (time.perf_counter() - began) / len(images) * 1e6
+        print(f", {took:.1f} µs for an {name} ({found / len(images):.1f} found)", end="")
+    began = time.perf_counter()
+    for at in range(watches):
+        index.remove(at)
+    print(f", {(time.perf_counter() - began) / watches * 1e6:.1f} µs to remove one")
+    cycles = Cycles(reader, kept, whole=False)
+    for number in (0, 1, 50):
+        took_ms, told = [], 0
+        for _ in range(rounds):
+            ids = dice.sample(range(1, 20001), number)
+            change(dsn, "UPDATE parents SET name = name || 'x' WHERE id = %s", ids)
+            milliseconds, told = cycles.step()
+            took_ms.append(milliseconds)
+        print(f"cycle after {number:2} changes: {statistics.median(took_ms):.1f} ms ({told} told)")
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--watches", type=int, default=10_000)
+    given = parser.parse_args()
+    dice = random.Random(7)
+    home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
+    with Place(state=home).running() as dsn:
+        for statement in (SETUP.rpartition("VACUUM")[0], "VACUUM ANALYZE"):
+            execute(dsn, statement)
+        by_turns(dsn, given.rounds, dice)
+        many(dsn, given.watches, given.rounds, dice)
+
+
+if __name__ == "__main__":
+    main()
