@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import count, product
@@ -304,10 +305,10 @@ class Index(Generic[Watch]):
     """Queries by the terms of their filters; each operation takes O(log n) for what it finds."""
 
     def __init__(self) -> None:
-        self._relations: dict[int, dict[_Shape, _Group[Watch]]] = {}
-        self._places: dict[Watch, list[_Place[Watch]]] = {}
+        self._relations: dict[int, _Relation[Watch]] = {}
+        self._standing: dict[Watch, _Standing[Watch]] = {}
 
-    def add(self, watch: Watch, relation: int, terms: Iterable[Term]) -> None:
+    def add(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
         """
         Add a query.
 
@@ -316,34 +317,42 @@ class Index(Generic[Watch]):
             relation: Whose changes are asked about.
             terms: That all hold of a row that concerns it.
         """
-        columns, between = _chosen(terms := list(terms))
+        columns, between = _chosen(terms)
         rest = tuple(term for term in terms if term is not between and term not in columns)
         shape = _Shape(
             tuple((each.column, each.form) for each in columns),
             None if between is None else (between.column, between.form),
         )
-        group = self._relations.setdefault(relation, {}).setdefault(shape, _Group())
-        entry = _Entry(watch, rest)
-        self._places[watch] = [
-            group.add(key, between, entry) for key in product(*(each.values for each in columns))
-        ]
-        for place in self._places[watch]:
-            place.relation, place.shape = relation, shape
+        entry = _Entry(watch, rest, {term.column for term in terms})
+        known = self._relations.get(relation)
+        if known is None:
+            known = self._relations[relation] = _Relation(relation)
+        known.columns.update(entry.columns)
+        group = known.groups.get(shape)
+        if group is None:
+            group = known.groups[shape] = _Group()
+        keys = product(*(each.values for each in columns))
+        places = [group.add(key, between, entry) for key in keys]
+        self._standing[watch] = _Standing(known, shape, entry, places)
+        known.queries += 1
 
     def remove(self, watch: Watch) -> None:
         """Remove a query."""
-        for place in self._places.pop(watch):
-            groups = self._relations[place.relation]
-            group = groups[place.shape]
-            group.remove(place)
+        found = self._standing.pop(watch)
+        known, group = found.relation, found.relation.groups.get(found.shape)
+        if group is not None:  # without a value to ask for, it stands nowhere
+            for place in found.places:
+                group.remove(place)
             if not group.buckets:
-                del groups[place.shape]
-                if not groups:
-                    del self._relations[place.relation]
+                del known.groups[found.shape]
+        known.columns.subtract(found.entry.columns)
+        known.queries -= 1
+        if not known.queries:
+            del self._relations[known.number]
 
     def __len__(self) -> int:
         """Return how many queries there are."""
-        return len(self._places)
+        return len(self._standing)
 
     def matching(
         self, relation: int, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None
@@ -357,13 +366,33 @@ class Index(Generic[Watch]):
             new: The row after, likewise.
         """
         found: set[Watch] = set()
-        groups = self._relations.get(relation)
-        if groups is not None:
-            for image in (old, new):
-                if image is not None:
-                    for shape, group in groups.items():
-                        group.collect(shape, image, found)
+        known = self._relations.get(relation)
+        if known is None:
+            return found
+        images = [image for image in (old, new) if image is not None]
+        if old is not None and new is not None and known.is_same(old, new):
+            images.pop()
+        for image in images:
+            for shape, group in known.groups.items():
+                group.collect(shape, image, found)
         return found
+
+
+class _Relation(Generic[Watch]):
+    """The queries of one relation."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.groups: dict[_Shape, _Group[Watch]] = {}
+        self.columns: Counter[str] = Counter()
+        self.queries = 0
+
+    def is_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Return whether two images of a row are the same to all queries."""
+        for column, uses in self.columns.items():
+            if uses and old.get(column, UNKNOWN) != new.get(column, UNKNOWN):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,10 +405,11 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry(Generic[Watch]):
-    """A query, and what else has to hold of a row."""
+    """A query, what else has to hold of a row, and the columns of all terms."""
 
     watch: Watch
     rest: tuple[Term, ...]
+    columns: set[str]
 
     def holds(self, image: Mapping[str, Any]) -> bool:
         return all(term.holds(_value(image, term.column, term.form)) for term in self.rest)
@@ -393,8 +423,16 @@ class _Place(Generic[Watch]):
     entry: _Entry[Watch]
     between: Between | None
     number: int
-    relation: int = 0
-    shape: _Shape = field(default_factory=lambda: _Shape((), None))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Standing(Generic[Watch]):
+    """All places of a query."""
+
+    relation: _Relation[Watch]
+    shape: _Shape
+    entry: _Entry[Watch]
+    places: list[_Place[Watch]]
 
 
 class _Group(Generic[Watch]):

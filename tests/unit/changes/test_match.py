@@ -44,6 +44,16 @@ def test_null_is_between_nothing_and_equal_to_what_asks_for_it_alone() -> None:
     assert found(index, a=1) == {"null or 1", "range"}
 
 
+def test_queries_that_ask_for_no_value_come_and_go() -> None:
+    index: Index[str] = Index()
+    for name in ("one", "two"):
+        index.add(name, 1, [one_of("a")])
+    assert found(index, a=1) == set()
+    for name in ("one", "two"):
+        index.remove(name)
+    assert vars(index) == {"_relations": {}, "_standing": {}}
+
+
 @pytest.mark.parametrize(
     ("low", "high", "low_in", "high_in", "values"),
     [
@@ -124,7 +134,7 @@ def test_index_is_what_asking_each_query_would_be() -> None:
     for each in asked:
         index.remove(each)
     assert len(index) == 0
-    assert vars(index) == {"_relations": {}, "_places": {}}
+    assert vars(index) == {"_relations": {}, "_standing": {}}
 
 
 def test_list_of_many_values_is_not_copied_for_each_combination() -> None:
@@ -133,4 +143,4 @@ def test_list_of_many_values_is_not_copied_for_each_combination() -> None:
     index.add("x", 1, [one_of(column, *many) for column in "abc"])
     assert found(index, a=1, b=2, c=3) == {"x"}
     assert found(index, a=1, b=2, c=-3) == set()
-    assert len(index._places["x"]) == 1000
+    assert len(index._standing["x"].places) == 1000
