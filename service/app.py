@@ -34,8 +34,9 @@ from service.api.transactions import Batches
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
 from service.changes.feed import Feed, FeedSettings
+from service.changes.queries import RUN_LIMIT, WatchLimits
 from service.changes.topics import Topics
-from service.changes.watch import Watches, WatchLimits
+from service.changes.watch import Watches
 from service.changes.why import Check, WhyProcedure
 from service.db.database import Database
 from service.db.listener import Listener
@@ -252,9 +253,11 @@ class Serving(Service):
             self.dispatcher,
             Cycle(reactor, place.direct_dsn, _session(settings)),
             WatchLimits(
-                settings.max_watches_per_session, settings.max_watch_rows, settings.max_bytes
+                settings.max_watches_per_session,
+                settings.max_watch_rows,
+                settings.max_bytes,
+                min(RUN_LIMIT, settings.statement_timeout),
             ),
-            settings.statement_timeout,
         )
         self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
         self.feed.subscribe(self.watches.wake)
@@ -268,6 +271,7 @@ class Serving(Service):
             _bounds(settings),
             self.pool.scheduler.assign,
         )
+        callee.wrote = self.watches.wrote
         callee.pin(process, self.dispatcher.forwarded)
         if settings.shared:
             self.dispatcher.share(callee.forward)
@@ -304,7 +308,11 @@ class Serving(Service):
                 "listener": lambda: self.listener.listening,
                 "changes": lambda: self.feed.well,
             },
-            {"calls": callee.stats, "changes": self.feed.stats},
+            {
+                "calls": callee.stats,
+                "changes": self.feed.stats,
+                "watches": self.watches.stats,
+            },
             lambda: {
                 name: each.function for name, each in app.procedures.items() if each.available
             },

@@ -22,15 +22,17 @@ class Copy:
         resets: How often all were sent anew.
     """
 
-    def __init__(self, groups: bool = False) -> None:
-        self.rows: list[tuple[Any, Any]] = []
-        self.position = ""
-        self.complete = False
+    def __init__(self, groups: bool = False, since: Copy | None = None) -> None:
+        self.rows: list[tuple[Any, Any]] = list(since.rows) if since else []
+        self.position = since.position if since else ""
+        self.complete = since is not None
         self.resets = 0
         self._groups = groups
-        self._key: list[str] | None = None
-        self._own = True
-        self._ordered = False
+        self._key: list[str] | None = since._key if since else None
+        self._own = since._own if since else True
+        self._ordered = since._ordered if since else False
+        # Up to the first step, rows may be told of that are the same, or are gone already.
+        self._resuming = since is not None
 
     @property
     def values(self) -> list[Any]:
@@ -53,6 +55,8 @@ class Copy:
             plain, ordered = self.checksum(ordered=False), self.checksum(ordered=True)
             assert message["checksum"] in {plain, ordered}, message
             self._ordered = self._ordered or (message["checksum"] != plain)
+        if message.get("step"):
+            self._resuming = False
 
     def _take_snapshot(self, message: dict[str, Any]) -> None:
         if self.complete or message.get("reset"):
@@ -81,31 +85,44 @@ class Copy:
             zip(self._keys(message["update"], keys.get("update")), message["update"], strict=True)
         )
         for key in message["leave"]:
-            self.rows.pop(self._place(key))
+            self._take_out(key)
         for key, _ in enter:
             assert self._own or not self._has(key)
         after = message.get("after")
         if after is None:
             for key, row in update:
-                self.rows[self._place(key)] = (key, row)
+                self._put(key, row)
             self.rows += enter
             return
         self._ordered = True
         moved = []
         for (key, row), place in zip(update, after["update"], strict=True):
             if place is False:
-                self.rows[self._place(key)] = (key, row)
+                self._put(key, row)
             else:
-                self.rows.pop(self._place(key))
+                self._take_out(key)
                 moved.append((key, row, place))
         entering = [(*pair, place) for pair, place in zip(enter, after["enter"], strict=True)]
-        lists = [entering, moved]
+        self._set_in([entering, moved])
+
+    def _set_in(self, lists: list[list[tuple[Any, Any, Any]]]) -> None:
+        """Place rows, each behind another one, that may be placed itself."""
         while any(lists):
             head = next(
                 each for each in lists if each and (each[0][2] is None or self._has(each[0][2]))
             )
             key, row, place = head.pop(0)
             self.rows.insert(0 if place is None else self._place(place) + 1, (key, row))
+
+    def _put(self, key: Any, row: Any) -> None:
+        if self._resuming and not self._has(key):
+            self.rows.append((key, row))
+        else:
+            self.rows[self._place(key)] = (key, row)
+
+    def _take_out(self, key: Any) -> None:
+        if self._has(key) or not self._resuming:
+            self.rows.pop(self._place(key))
 
     def _keys(self, rows: list[Any], keys: list[Any] | None) -> list[Any]:
         if keys is not None:

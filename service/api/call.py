@@ -74,15 +74,20 @@ class Snapshot:
         catalog: What the database holds.
         codec: Its values.
         models: Of its relations, for the rules of their rows.
+        mark: Equal to that of another one, of whatever process, if nothing of the database's own
+            catalog has changed between the two.
 
     Attributes:
         routes: Of names that were called before.
     """
 
-    def __init__(self, catalog: Catalog, codec: Codec, models: LoadedModels) -> None:
+    def __init__(
+        self, catalog: Catalog, codec: Codec, models: LoadedModels, mark: str = ""
+    ) -> None:
         self.catalog = catalog
         self.codec = codec
         self.model = models.bound
+        self.mark = mark
         self.routes: dict[str, Route] = {}
         self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
 

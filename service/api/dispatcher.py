@@ -431,6 +431,15 @@ class Dispatcher:
             raise NotAuthorized("the database role of these callers is not there, or not ours")
         return snapshot
 
+    def role_of(self, caller: Caller) -> str:
+        """
+        Return the database role of a caller; "" for that of the service.
+
+        Raises:
+            NotAuthorized: It has none.
+        """
+        return self._roles.of(caller)
+
     def renewed(self, call: Call) -> Call:
         """
         Return a call as it would be made by what is served now.

@@ -173,7 +173,7 @@ class Catalogs(Service):
             if self._behind:
                 catalogs = await self._catalogs()
                 read = True
-                self._serve(catalogs)
+                self._serve(catalogs, found.value)
                 self._announce()
         # Twisted's is an Exception: below, a stop would be taken for a failure.
         except CancelledError:
@@ -274,17 +274,17 @@ class Catalogs(Service):
             )
         return catalog
 
-    def _serve(self, catalogs: Mapping[str, Catalog]) -> None:
+    def _serve(self, catalogs: Mapping[str, Catalog], mark: str) -> None:
         """Serve what was read, to each role what it may use."""
         nothing = Catalog(self._version + 1, self._schemas, {}, {})
         union = union_of(list(catalogs.values()) or [nothing])
         codec = Codec(union)
         models = self._models.load(union, codec)
         served = {
-            role: Snapshot(catalog, codec if catalog is union else Codec(catalog), models)
+            role: Snapshot(catalog, codec if catalog is union else Codec(catalog), models, mark)
             for role, catalog in catalogs.items()
         }
-        self._dispatcher.serve(Snapshot(union, codec, models), served)
+        self._dispatcher.serve(Snapshot(union, codec, models, mark), served)
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False

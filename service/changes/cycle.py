@@ -10,7 +10,7 @@ same for all of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -18,14 +18,14 @@ from twisted.python.failure import Failure
 
 from service.changes.delta import Rows, State, difference
 from service.changes.log import LogRow, read_txn
-from service.changes.positions import PgSnapshot, SnapshotPosition
-from service.changes.refresh import Run, by_keys_txn, whole_txn
+from service.changes.positions import PgSnapshot, Position, SnapshotPosition
+from service.changes.refresh import Run, by_keys_txn, whole_txn, wire_keys
 from service.changes.standing import Standing, touched_txn
-from service.changes.touched import Key, row_change
+from service.changes.touched import Key, own_keys, related_txn, row_change
 from service.db.connection import PgConnection
 from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
-from service.db.transaction import begin_statement, commit_txn, rollback_txn
+from service.db.transaction import Actor, begin_statement, commit_txn, rollback_txn
 
 MOST_ROWS = 10_000
 """Rows of the log that are looked at: with more of them every query is run again."""
@@ -44,6 +44,16 @@ FLUSH = (
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
 )
 
+KEPT = """
+SELECT coalesce((SELECT pruned_below FROM rowcast.epochs WHERE epoch = {epoch:d})::text, '0'),
+       ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
+"""
+TICK = """
+SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch:d} AND tick = {tick:d} - 1)
+"""
+
+OURSELVES = Actor()
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -54,11 +64,17 @@ class Order:
         run: How.
         before: What it was found in last; None the first time.
         whole: Whether all of its rows are wanted, whatever has changed.
+        stale: Whether they may be others whatever the log says.
+        check: Whether what the log leads to is to be compared with all of its rows.
+        resumes: Positions of which callers have rows.
     """
 
     run: Run
     before: State | None
-    whole: bool
+    whole: bool = False
+    stale: bool = False
+    check: bool = False
+    resumes: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +85,20 @@ class Found:
     Args:
         state: Of the query.
         rows: Those that are different, or all that were wanted.
+        resumed: For a position the keys of all rows that may be others since; None if that cannot
+            be said.
+        drifted: Whether it was checked, and the log had led to other rows.
     """
 
     state: State
     rows: Mapping[Hashable, Any]
+    resumed: Mapping[Position, Sequence[Any] | None] = field(default_factory=dict)
+    drifted: bool = False
+
+    @property
+    def weight(self) -> int:
+        """What the rows weigh, in characters."""
+        return sum(self.state.entries[name].weight for name in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +108,11 @@ class Outcome:
 
     Args:
         position: What it saw.
-        found: For each order what was found, None if nothing can have changed, or why it failed.
-        read: Rows of the log that were looked at.
+        found: For each order what was found, None if nothing has changed, or why it failed.
     """
 
     position: SnapshotPosition
     found: Sequence[Found | Failure | None]
-    read: int
 
 
 Touched = Mapping[Run, Collection[Key] | None]
@@ -158,7 +182,7 @@ def cycle_txn(
         if since is not None and since.epoch == epoch:
             rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
         touched = _touched_txn(connection, standing, orders, rows)
-        found = [found_txn(connection, order, touched) for order in orders]
+        found = [_answer_txn(connection, order, touched, position) for order in orders]
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -167,7 +191,7 @@ def cycle_txn(
     told = any(isinstance(each, Found) for each in found)
     if told and not connection.ask(FLUSHED.format(written))[0]:
         connection.command(FLUSH)
-    return Outcome(position, found, len(rows or ()))
+    return Outcome(position, found)
 
 
 def _touched_txn(
@@ -179,29 +203,58 @@ def _touched_txn(
     """Return which keys the log names, of each query that it concerns; None for all of its rows."""
     if rows is None or len(rows) > MOST_ROWS:
         return {order.run: None for order in orders}
-    if not rows:
-        return {}
-    standing.keep(order.run for order in orders)
-    changes = list(map(row_change, rows))
-    states = {order.run: order.before for order in orders if order.before is not None}
-    return touched_txn(connection, standing.concern(changes), changes, states)
+    found: dict[Run, Collection[Key] | None] = {}
+    if rows:
+        standing.keep(order.run for order in orders)
+        changes = list(map(row_change, rows))
+        states = {order.run: order.before for order in orders if order.before is not None}
+        found |= touched_txn(connection, standing.concern(changes), changes, states)
+    return found | {order.run: None for order in orders if order.stale}
 
 
 def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:
     """Return what is different in a query, if anything is, or why it is refused."""
-    run, before = order.run, order.before
     try:
-        if before is None or order.whole:
-            return _whole_txn(connection, order)
-        if run not in touched:
-            return None
-        keys = touched[run]
-        found = None if keys is None else by_keys_txn(connection, run, before, keys)
-        return _whole_txn(connection, order) if found is None else _different(before, found)
+        found = _found_txn(connection, order, touched)
+        if order.check and order.before is not None:
+            found = _checked_txn(connection, order, found)
+        return found
     except Exception:
         if connection.closed:
             raise
         return Failure()
+
+
+def _answer_txn(
+    connection: PgConnection, order: Order, touched: Touched, now: SnapshotPosition
+) -> Found | Failure | None:
+    """Return what was found of a query, and what callers have missed who come back to it."""
+    found = found_txn(connection, order, touched)
+    if not (isinstance(found, Found) and order.resumes):
+        return found
+    missed = {each: resumed_txn(connection, order.run, each, now) for each in order.resumes}
+    return replace(found, resumed=missed)
+
+
+def _found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | None:
+    run, before = order.run, order.before
+    if before is None or order.whole:
+        return _whole_txn(connection, order)
+    if run not in touched:
+        return None
+    keys = touched[run]
+    found = None if keys is None else by_keys_txn(connection, run, before, keys)
+    return _whole_txn(connection, order) if found is None else _different(before, found)
+
+
+def _checked_txn(connection: PgConnection, order: Order, found: Found | None) -> Found | None:
+    """Return what was found of a query, or if that is wrong, all of its rows."""
+    known = order.before if found is None else found.state
+    assert known is not None
+    every = whole_txn(connection, order.run)
+    if not difference(known, every.state):
+        return found
+    return Found(every.state, every.rows, drifted=True)
 
 
 def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
@@ -213,6 +266,51 @@ def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
         return change
     # A state that is the same stays the same object, by which watchers know it.
     return Found(change.state if change else order.before, found.rows)
+
+
+def resumed_txn(
+    connection: PgConnection, run: Run, since: Position, now: SnapshotPosition
+) -> Sequence[Any] | None:
+    """Return the keys of all rows that may be others than at a position; None if that is not known."""
+    rows = _since_txn(connection, run, since, now)
+    if not rows:
+        return rows
+    keyed, changes = run.keyed, list(map(row_change, rows or ()))
+    if keyed is None or keyed.shown is not None:
+        return None
+    actor = OURSELVES if keyed.shared else run.actor
+    own = own_keys(keyed.plan, changes)
+    related = related_txn(connection, actor, run.codec, keyed.plan, changes)
+    if own is None or related is None:
+        return None
+    return wire_keys(run, own | related.rows | related.related)
+
+
+def _since_txn(
+    connection: PgConnection, run: Run, since: Position, now: SnapshotPosition
+) -> list[LogRow] | None:
+    """Return what the log has of what a query reads since a position; None if it is not all there."""
+    connection.act(OURSELVES)
+    snapshot = _snapshot_txn(connection, since)
+    if snapshot is None or since.epoch != now.epoch or snapshot.xmax > now.snapshot.xmax:
+        return None
+    ids = ",".join(map(str, run.reads))
+    pruned, tracked = connection.ask(KEPT.format(epoch=now.epoch, ids=ids))
+    # Of what ended before it is all that is no longer kept; what came before tracking never was.
+    if snapshot.xmin < int(pruned) or not all(snapshot.sees(int(xid)) for xid in tracked):
+        return None
+    rows = read_txn(connection, snapshot, MOST_ROWS + 1)
+    if len(rows) > MOST_ROWS:
+        return None
+    return [row for row in rows if row.relation in run.reads]
+
+
+def _snapshot_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
+    """Return a snapshot in which all that comes after a position is not visible; None if it is lost."""
+    if isinstance(position, SnapshotPosition):
+        return position.snapshot
+    (text,) = connection.ask(TICK.format(epoch=position.epoch, tick=position.tick))
+    return None if text is None else PgSnapshot.parse(text)
 
 
 def _different(before: State, found: Rows) -> Found | None:

@@ -39,11 +39,13 @@ class Entry(NamedTuple):
         key: As it goes over the wire.
         hash: Of key and row: equal to that of another one if nothing is different.
         check: The part of the checksum.
+        weight: In characters.
     """
 
     key: Any
     hash: int
     check: int
+    weight: int
 
 
 class State:
@@ -118,7 +120,8 @@ def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -
             name = name_of(key)
             if name in entries:
                 raise KeyRepeated
-        entries[name] = Entry(key, hash(text), crc32(text.encode("utf-8", "surrogatepass")))
+        check = crc32(text.encode("utf-8", "surrogatepass"))
+        entries[name] = Entry(key, hash(text), check, len(text))
         found[name] = row
     return Rows(State(entries, form.ordered), found)
 
@@ -142,6 +145,10 @@ class Difference:
     def __bool__(self) -> bool:
         """Return whether there is any."""
         return bool(self.enter or self.update or self.leave)
+
+    def keys(self, before: State, now: State) -> list[Any]:
+        """Return the keys of all rows that are different."""
+        return [*_keys(now, (*self.enter, *self.update)), *_keys(before, self.leave)]
 
 
 def difference(before: State, now: State) -> Difference:
@@ -257,6 +264,28 @@ def delta_message(
             "update": [places.get(name, False) for name in change.update],
         }
     return message
+
+
+def resume_message(form: KeyForm, found: Rows, keys: Sequence[Any], position: str) -> Message:
+    """
+    Return the message that makes the rows of an earlier state, whatever they were, those of this one.
+
+    Args:
+        form: Of the keys.
+        found: All rows.
+        keys: Of all rows that may be others than in the earlier state.
+        position: What the rows are a state of.
+    """
+    names = {name_of(key): key for key in keys}
+    entries = found.state.entries
+    update = tuple(name for name in entries if name in names)
+    gone = tuple(name for name in names if name not in entries)
+    change = Difference((), update, (), frozenset(update))
+    message = delta_message(form, found.state, found.state, change, found.rows, position)
+    return message | {
+        "leave": [names[name] for name in gone],
+        "checksum": found.state.checksum,
+    }
 
 
 def alive_message(state: State, position: str) -> Message:

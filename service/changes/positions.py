@@ -21,6 +21,7 @@ MOST_CHARACTERS = 100_000
 _NUMBER = rf"[0-9]{{1,{MOST_DIGITS}}}"
 _TICK = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})", re.ASCII)
 _SNAPSHOT = re.compile(rf"({_NUMBER}):({_NUMBER}):((?:{_NUMBER}(?:,{_NUMBER})*)?)", re.ASCII)
+_QUERY = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +94,16 @@ class SnapshotPosition:
     Args:
         epoch: As that of `TickPosition`.
         snapshot: All that is visible in it is in the rows.
+        query: A digest of the query, and of the rights under which it ran; empty if not known.
     """
 
     epoch: int
     snapshot: PgSnapshot
+    query: str = ""
 
     def __str__(self) -> str:
         """Return what a client gets."""
-        return f"{self.epoch}.{self.snapshot}"
+        return f"{self.epoch}.{self.snapshot}" + (f"~{self.query}" if self.query else "")
 
 
 Position = TickPosition | SnapshotPosition
@@ -118,10 +121,17 @@ def parse_position(value: object, path: str = "since") -> Position:
             epoch, tick, index = map(int, found.groups())
             if max(epoch, index) < 2**31 and tick < 2**63:
                 return TickPosition(epoch, tick, index)
-        epoch_text, dot, snapshot = value.partition(".")
-        if dot and re.fullmatch(_NUMBER, epoch_text, re.ASCII) and int(epoch_text) < 2**31:
+        whole, mark, query = value.partition("~")
+        epoch_text, dot, snapshot = whole.partition(".")
+        known = not mark or _QUERY.fullmatch(query)
+        if (
+            dot
+            and known
+            and re.fullmatch(_NUMBER, epoch_text, re.ASCII)
+            and int(epoch_text) < 2**31
+        ):
             try:
-                return SnapshotPosition(int(epoch_text), PgSnapshot.parse(snapshot))
+                return SnapshotPosition(int(epoch_text), PgSnapshot.parse(snapshot), query)
             except ValueError:
                 pass
     raise InvalidArgument(

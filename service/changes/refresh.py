@@ -113,6 +113,7 @@ class Run:
         timeout: Seconds that it may take.
         guarded: Whether it calls a function that promises only to read.
         reads: What of the log may change its rows: numbers of tracked relations.
+        mark: A digest: equal to that of another one if both have the same rows at one position.
         keyed: How its rows are read by key; None where changes name none.
         pace: How long it takes.
     """
@@ -127,8 +128,18 @@ class Run:
     timeout: float
     guarded: bool
     reads: frozenset[int]
+    mark: str
     keyed: Keyed | None = None
     pace: Pace = field(default_factory=Pace)
+
+    def same_rows(self, other: Run) -> bool:
+        """Return whether rows of both are alike in form, so that they can be compared."""
+        mine, theirs = self.statement, other.statement
+        return (mine.text, mine.columns, self.plan.form) == (
+            theirs.text,
+            theirs.columns,
+            other.plan.form,
+        )
 
 
 def keyed_of(
@@ -237,10 +248,15 @@ def limit_time(connection: PgConnection, seconds: float) -> None:
 
 def names_of(run: Run, keys: Iterable[Key]) -> dict[Hashable, Key]:
     """Return keys by what tells the rows of a query apart."""
+    keys = list(keys)
+    return dict(zip(map(name_of, wire_keys(run, keys)), keys, strict=True))
+
+
+def wire_keys(run: Run, keys: Iterable[Key]) -> list[Any]:
+    """Return keys as they go over the wire."""
     form, columns = run.plan.form, run.plan.form.columns or ()
-    return {
-        name_of(form.key(dict(zip(columns, key, strict=False)), key)): key for key in keys
-    }  # of groups a key is a dict, which the row has
+    # of groups a key is a dict, which the row has
+    return [form.key(dict(zip(columns, key, strict=False)), key) for key in keys]
 
 
 def _unordered_txn(

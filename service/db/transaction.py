@@ -272,8 +272,8 @@ def apart_txn(
         if not connection.closed:
             undo_txn(connection, "apart")
         raise
-    # Before the next statement, whatever that is.
-    connection.opening = f"RELEASE SAVEPOINT apart;{connection.opening or ''}"
+    # With the next statement; if none was sent, behind all that one would have taken along.
+    connection.opening = f"{connection.opening or ''}RELEASE SAVEPOINT apart;"
     return result
 
 

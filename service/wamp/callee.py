@@ -91,7 +91,12 @@ class Callee:
         patience: Seconds that a caller of parts may take none of them.
         bounds: How much may be under way.
         freed: Called when a caller has taken answers, so that more may be made.
+
+    Attributes:
+        wrote: Called with the session that was given the receipt of a transaction, and its id.
     """
+
+    wrote: Callable[[int | None, str], None] = staticmethod(lambda session, tx: None)
 
     def __init__(
         self,
@@ -390,8 +395,7 @@ class Callee:
             STAND.set(stand)
             result = await answer(progress)
             if isinstance(result, Receipted):
-                check(result.answer)
-                return CallResult(result.answer, tx=result.tx)
+                return self._receipted(details.caller, result)
             check(result)
             return result
         # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.
@@ -414,6 +418,12 @@ class Callee:
                 self._accounts.end(account)
             self._accounts.leave(account, size)
             session.sizes.weigh = account.weigh  # the answer is sent right after this
+
+    def _receipted(self, caller: int | None, result: Receipted) -> CallResult:
+        check(result.answer)
+        if result.tx is not None:
+            self.wrote(caller, result.tx)
+        return CallResult(result.answer, tx=result.tx)
 
     async def _held(self, caller: int | None) -> int:
         """Ask the router how much it holds for a caller."""

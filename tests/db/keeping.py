@@ -99,7 +99,7 @@ class Kept:
                 keyed = replace(keyed, shared=shared)
         self.plain = Run(
             plan, statement, reader.codec, list(values), most, MOST_BYTES, actor, 60.0, False,
-            reads.tracked(reader.tracked),
+            reads.tracked(reader.tracked), "",
         )  # fmt: skip
         if keyed is not None and keyed.shown is not None:
             assert plan.read.limit is not None

@@ -14,7 +14,8 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
-from service.changes.watch import Watches, WatchLimits
+from service.changes.queries import WatchLimits
+from service.changes.watch import Watches
 from service.db.session import SessionSettings
 from service.request.arguments import Caller
 from tests.copies import Copy, as_set
@@ -33,13 +34,21 @@ class Watcher:
         held: While it is not None, messages are not taken until it fires.
     """
 
-    def __init__(self, live: Live, caller: Caller, name: str, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        live: Live,
+        caller: Caller,
+        name: str,
+        kwargs: dict[str, Any],
+        copy: Copy | None = None,
+    ) -> None:
         self.live = live
         self.caller = caller
         self.name = name
         self.kwargs = kwargs
         self.messages: list[dict[str, Any]] = []
-        self.copy = Copy(groups=any(each in kwargs for each in ("measures", "group")))
+        groups = any(each in kwargs for each in ("measures", "group"))
+        self.copy = Copy(groups, copy)
         self.error: BaseException | None = None
         self.held: Deferred[None] | None = None
         verb = f"{name}.watch"
@@ -59,13 +68,14 @@ class Watcher:
 
     async def first(self) -> Copy:
         """Wait for all rows."""
-        await until(lambda: self.copy.complete or self.error is not None)
+        await until(lambda: (self.messages and self.copy.complete) or self.error is not None)
         if self.error is not None:
             raise self.error
         return self.copy
 
     async def same(self) -> None:
         """Wait until the copy is what `find` answers now."""
+        await self.first()
         rows = await self.find()
         await until(lambda: self._is(rows) or self.error is not None)
         assert self.error is None, self.error
@@ -77,7 +87,7 @@ class Watcher:
         if groups:
             asked = {"measures": {}, **asked}
         verb = f"{self.name}.{'aggregate' if groups else 'find'}"
-        found = await self.live.served.call_as(self.caller, verb, **asked)
+        found = await self.live.served.dispatcher.answer(verb, (), asked, self.caller)
         return found if groups else found["rows"]
 
     def _is(self, rows: list[Any]) -> bool:
@@ -90,6 +100,13 @@ class Watcher:
         self.call.cancel()
         await until(lambda: self.error is not None)
         assert isinstance(self.error, CancelledError)
+
+    async def resumed(self, live: Live | None = None, caller: Caller | None = None) -> Watcher:
+        """End the call, and return another one that goes on from its position with its copy."""
+        if self.error is None:
+            await self.cancel()
+        kwargs = {**self.kwargs, "since": self.copy.position}
+        return Watcher(live or self.live, caller or self.caller, self.name, kwargs, self.copy)
 
 
 class Live:
@@ -110,7 +127,7 @@ async def living(dsn: str, limits: WatchLimits | None = None, **how: Any) -> Asy
     async with serving(dsn, **how) as served:
         cycle = Cycle(reactor, dsn, SessionSettings())
         watches = Watches(
-            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits()
+            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits(), poll=0.02
         )
         served.dispatcher.register(replace(VERBS["watch"], handler=watches.take))
         watches.startService()

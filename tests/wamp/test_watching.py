@@ -6,45 +6,52 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import pytest_twisted
 from autobahn.wamp.types import CallOptions
 
 from schema import changes
 from service.app import Serving
 from tests.conftest import execute
+from tests.copies import Copy
 from tests.deferreds import until
-from tests.wamp.callers import Caller
+from tests.wamp.callers import KINDS, Caller
+from tests.wamp.conftest import Join
 
 SCHEMA = f"""
 {changes.install()}
 CREATE TABLE drivers (id int PRIMARY KEY, name text NOT NULL, score float8);
-CREATE TABLE plain (id int PRIMARY KEY);
+CREATE TABLE values (id int PRIMARY KEY, f float8, big bigint, b bytea, j json);
+INSERT INTO values VALUES
+    (1, 0.1, 9007199254740993, '\\x00', '{{"10": 1e30, "9": [1.0, "é"], "": null}}'),
+    (2, 1e300, -9223372036854775808, '\\xfeff', '[1.5, {{"ab": false}}]'), (3, -0.0, 7, '', '"x"');
 INSERT INTO drivers SELECT n, 'driver ' || n, n / 2.0 FROM generate_series(1, 5) n;
-SELECT rowcast.track('drivers');
+SELECT rowcast.track('drivers'); SELECT rowcast.track('values');
 """
 
 
 class Watching:
-    """A call of `watch`, and the rows that its messages give."""
+    """A call of `watch`, and the copy that its messages keep."""
 
-    def __init__(self, caller: Caller, name: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        copy: Copy | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.rows: dict[Any, Any] = {}
+        self.copy = Copy(since=copy)
+        self.ended: list[Any] = []
         self.call = caller.call(
             f"rowcast.{name}.watch", **kwargs, options=CallOptions(on_progress=self.take)
         )
-        self.ended: list[Any] = []
         self.call.addErrback(self.ended.append)
 
     def take(self, message: dict[str, Any]) -> None:
         """Keep the rows."""
         self.messages.append(message)
-        if message["type"] == "snapshot":
-            self.rows |= {row["id"]: row for row in message["rows"]}
-        elif message["type"] == "delta":
-            self.rows |= {row["id"]: row for row in (*message["enter"], *message["update"])}
-            for key in message["leave"]:
-                del self.rows[key]
+        self.copy.take(message)
 
 
 @pytest_twisted.ensureDeferred
@@ -64,8 +71,79 @@ async def test_watch_gives_rows_and_then_what_changes(
     execute(
         dsn, "UPDATE drivers SET id = 30 WHERE id = 3; INSERT INTO drivers VALUES (0, 'Zoe', 1)"
     )
-    await until(lambda: set(live.rows) == {0, 1, 2})
+    await until(lambda: {key for key, _ in live.copy.rows} == {0, 1, 2})
     live.call.cancel()
     await until(lambda: not service.watches.stats()["watches"])
     assert service.watches.stats()["queries"] == 0
     execute(dsn, "DELETE FROM drivers WHERE id IN (0, 30); INSERT INTO drivers VALUES (3, 'x', 1)")
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_copy_behind_each_serializer_has_the_checksum(
+    dsn: str, service: Serving, call_from: Join, how: str
+) -> None:
+    """Whatever it makes of numbers and binary, the checksum is that of the service."""
+    caller = await call_from(how)
+    live = Watching(caller, "values", order=["-id"])
+    await until(lambda: live.copy.complete)
+    execute(dsn, "UPDATE values SET f = f / 3, big = big + 1, b = b || '\\xff' WHERE id > 1")
+    await until(lambda: len(live.messages) > 1)
+    live.call.cancel()
+    again = Watching(caller, "values", copy=live.copy, order=["-id"], since=live.copy.position)
+    await until(lambda: again.messages)
+    assert again.messages[0]["checksum"] == live.copy.checksum()
+    again.call.cancel()
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_that_leaves_frees_all(service: Serving, call_from: Join) -> None:
+    """Watches, queries, rows and sessions; by leaving, and by being cut off."""
+    for end in ("leave", "abort"):
+        caller = await call_from("rawsocket json")
+        for n in range(5):
+            Watching(caller, "drivers", where={"id": n})
+        await until(lambda: service.watches.stats()["watches"] == 5)
+        if end == "leave":
+            await caller.close()
+        else:
+            caller._transport.transport.abortConnection()
+        await until(lambda: not service.watches.stats()["watches"])
+        assert service.watches.stats()["queries"] == service.watches.stats()["rows"] == 0
+        assert not service.watches.open
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_watches_leave_room_for_calls(service: Serving, caller: Caller) -> None:
+    """A watch takes no turn of the session's once it stands."""
+    lives = [Watching(caller, "drivers", where={"id": n}) for n in range(100)]
+    await until(lambda: all(each.copy.complete for each in lives))
+    assert await caller.call("rowcast.drivers.count") == 5
+    over = Watching(caller, "drivers")
+    await until(lambda: over.ended)
+    assert over.ended[0].value.error == "rowcast.error.unavailable"
+    for each in lives:
+        each.call.cancel()
+    await until(lambda: not service.watches.stats()["watches"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_own_transactions_are_told_once_they_are_included(
+    dsn: str, service: Serving, caller: Caller
+) -> None:
+    """With the delta that shows them, and by themselves where nothing of the query has changed."""
+    live = Watching(caller, "drivers", where={"id": {"lt": 100}}, tx=True)
+    plain = Watching(caller, "drivers", where={"id": {"lt": 100}})
+    await until(lambda: live.copy.complete and plain.copy.complete)
+    shown = await caller.call("rowcast.drivers.create", {"id": 50, "name": "x"}, receipt=True)
+    await until(lambda: any(m.get("covers") for m in live.messages))
+    told = next(m for m in live.messages if m.get("covers"))
+    assert told["covers"] == [shown.kwresults["tx"]]
+    assert 50 in [key for key, _ in live.copy.rows]
+    hidden = await caller.call("rowcast.drivers.create", {"id": 500, "name": "x"}, receipt=True)
+    await until(lambda: live.messages[-1].get("covers") == [hidden.kwresults["tx"]])
+    assert live.messages[-1]["type"] == "alive"
+    assert not any("covers" in m for m in plain.messages)
+    execute(dsn, "DELETE FROM drivers WHERE id >= 50")
+    live.call.cancel()
+    plain.call.cancel()

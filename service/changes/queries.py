@@ -1,0 +1,167 @@
+"""
+Queries that are watched: from the arguments of a call to how a cycle runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+
+from service.api.call import Call
+from service.api.read import parsed_rows
+from service.api.roles import SERVICE
+from service.changes.dependencies import Dependencies, dependencies_txn
+from service.changes.log import Tracked, installed_txn, tracked_txn
+from service.changes.refresh import Run, keyed_of
+from service.changes.touched import sees_all_txn
+from service.db.connection import PgConnection
+from service.db.database import Database
+from service.db.session import OWN_IDENTITY
+from service.db.transaction import Actor
+from service.errors import DatabaseRefused, UnknownName
+from service.plan.aggregate import AggregatePlan
+from service.plan.watch import plan_watch
+from service.request.functions import CalledRequest
+from service.request.read import MAX_GROUPS
+from service.request.watch import parse_watched
+from service.sql.aggregate import aggregate
+from service.sql.select import select
+
+RUN_LIMIT = 5.0
+"""Seconds that one run of a query may take: all others wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """
+    How much may be watched.
+
+    Args:
+        session: Watches of one session.
+        rows: Of one result.
+        max_bytes: That one result, or what waits for one session, may weigh.
+        timeout: Seconds that one run may take.
+    """
+
+    session: int = 100
+    rows: int = 10_000
+    max_bytes: int = 8 << 20
+    timeout: float = RUN_LIMIT
+
+
+async def run_of(
+    call: Call, database: Database, limits: WatchLimits, role: str, tables: Sequence[str]
+) -> Run:
+    """
+    Parse and plan the query of a call, and find out what it reads.
+
+    Args:
+        call: Less the options of `watch`; its role and claims are those of this context.
+        database: To ask.
+        limits: Of what is watched.
+        role: Of the caller, in the database.
+        tables: What the caller says that a function reads.
+
+    Raises:
+        InvalidArgument: Among others, it calls a function that may write.
+        DatabaseRefused: Changes of something that it reads are not logged.
+    """
+    snapshot, most = call.snapshot, limits.rows
+    parsed = parsed_rows(
+        call,
+        call.kwargs,
+        lambda args, kwargs, _, rows: parse_watched(args, kwargs, call.backend.limits, rows, most),
+    )
+    plan = plan_watch(snapshot.catalog, call.relation, parsed.request)
+    if isinstance(plan.read, AggregatePlan):
+        statement, most = aggregate(plan.read), MAX_GROUPS
+    else:
+        statement = select(plan.read)
+    codec, timeout, values = snapshot.codec, parsed.timeout, list(parsed.values)
+    parameters = codec.parameters(statement.bounds, values)
+    actor, run = Actor(database.acting_as), partial(database.run, retry=True, timeout=timeout)
+    reads = await run(dependencies_txn, statement, parameters)
+    with database.identity(OWN_IDENTITY):
+        tracked = (await run(_tracked_txn)).values()
+        logged = _logged(call, reads, tracked, tables)
+        keyed = keyed_of(snapshot.catalog, codec, plan, values, reads, tracked, most)
+        if keyed is not None:
+            keyed = replace(keyed, shared=await run(sees_all_txn, keyed.plan, tracked))
+    caller = call.caller
+    # Less the session, which is another one when the caller comes back.
+    claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)
+    same = (statement.text, values, role, claims, sorted(logged), snapshot.mark)
+    mark = blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    if keyed is not None and keyed.shown is not None and plan.read.limit is not None:
+        values[plan.read.limit.slot] = keyed.shown + keyed.spare
+    return Run(
+        plan,
+        statement,
+        codec,
+        values,
+        most,
+        limits.max_bytes,
+        actor,
+        min(limits.timeout, timeout or limits.timeout),
+        isinstance(parsed.request, CalledRequest),
+        logged,
+        mark,
+        keyed,
+    )
+
+
+def _tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
+    return tracked_txn(connection) if installed_txn(connection) else {}
+
+
+def _logged(
+    call: Call, reads: Dependencies, tracked: Collection[Tracked], tables: Sequence[str]
+) -> frozenset[int]:
+    """
+    Return what of the log may change the rows of a query.
+
+    Raises:
+        DatabaseRefused: Changes of something that it reads are not logged.
+        UnknownName: The caller has named a table that is none.
+    """
+    catalog = call.snapshot.catalog
+    known = {name for schema, table in catalog.relations for name in (table, f"{schema}.{table}")}
+    untracked = reads.untracked(tracked)
+    if untracked:
+        # A policy, say, may ask a table that the caller does not know.
+        shown = [name for name in untracked if name.replace('"', "") in known]
+        raise DatabaseRefused(
+            f"changes of {shown[0]} are not logged, so it cannot be watched"
+            if shown
+            else "changes of a table that this reads are not logged, so it cannot be watched",
+            relation=shown[0] if shown else None,
+            hint=f"rowcast track {shown[0]}" if shown else "rowcast track …, of all that it reads",
+        )
+    found = reads.tracked(tracked)
+    if not reads.opaque:
+        return found
+    if not tables:
+        return frozenset(each.id for each in tracked)
+    return found | {
+        _declared(catalog.schemas[0], name, f"tables.{at}", catalog.relations, tracked)
+        for at, name in enumerate(tables)
+    }
+
+
+def _declared(
+    home: str,
+    table: str,
+    path: str,
+    relations: Collection[tuple[str, str]],
+    tracked: Collection[Tracked],
+) -> int:
+    schema, dot, name = table.rpartition(".")
+    place = (schema if dot else home, name)
+    if place not in relations:
+        raise UnknownName("table", table, [each for _, each in relations], path=path)
+    for each in tracked:
+        if (each.schema, each.name) == place:
+            return each.id
+    raise DatabaseRefused(f"changes of {table} are not logged", hint=f"rowcast track {table}")

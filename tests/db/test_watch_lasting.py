@@ -1,0 +1,266 @@
+"""
+Live queries that outlast what happens to the database: DDL, rights, lost connections; and to callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from schema import changes
+from service.api.roles import Roles
+from service.changes import watch as watch_module
+from service.changes.queries import WatchLimits
+from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.watched import Live, living
+from tests.deferreds import pause, until
+
+SCHEMA = f"{changes.install()} CREATE ROLE lasting_reader;"
+
+BEFORE_EACH = """
+DROP TABLE IF EXISTS items, others CASCADE;
+CREATE TABLE items (id int PRIMARY KEY, name text, note text);
+CREATE TABLE others (id int PRIMARY KEY, n int);
+INSERT INTO items SELECT n, 'i' || n, 'note' FROM generate_series(1, 5) n;
+INSERT INTO others SELECT n, n FROM generate_series(1, 5) n;
+SELECT rowcast.track('items'), rowcast.track('others');
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def live(dsn: str) -> AsyncIterator[Live]:
+    """Serve the module's database, which looks for changes of the catalog often."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn, WatchLimits(max_bytes=60_000), every=0.05) as found:
+        yield found
+
+
+@pytest_twisted.ensureDeferred
+async def test_column_that_comes_or_goes_starts_all_rows_anew(dsn: str, live: Live) -> None:
+    """And nothing of it changes what names its columns."""
+    every, named = live.watch("items"), live.watch("items", select=["id", "name"])
+    await every.first()
+    await named.first()
+    for ddl in (
+        "ALTER TABLE items ADD extra int DEFAULT 3",
+        "ALTER TABLE items DROP note",
+        "ALTER TABLE items RENAME extra TO more",
+        "ALTER TABLE items ALTER name TYPE varchar(50)",
+    ):
+        execute(dsn, ddl)
+        await live.served.dispatcher.refresh()
+        await every.same()
+        execute(dsn, "UPDATE items SET name = name || '.'")
+        await every.same()
+        await named.same()
+    assert every.copy.resets >= 3
+    assert every.error is None
+    assert named.copy.resets <= 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) -> None:
+    """A column that it names, and a table."""
+    column, table = live.watch("items", where={"note": "note"}), live.watch("others")
+    await column.first()
+    await table.first()
+    execute(dsn, "ALTER TABLE items RENAME note TO remark")
+    await until(lambda: column.error is not None)
+    assert isinstance(column.error, InvalidArgument)
+    assert "note" in str(column.error)
+    execute(dsn, "DROP TABLE others")
+    await until(lambda: table.error is not None)
+    assert isinstance(table.error, NoSuchProcedure)
+    assert not live.watches.open
+
+
+@pytest_twisted.ensureDeferred
+async def test_table_that_is_made_anew_is_watched_on(dsn: str, live: Live) -> None:
+    """In one transaction, tracked again."""
+    watcher = live.watch("others", order=["n"])
+    await watcher.first()
+    execute(
+        dsn,
+        "BEGIN; DROP TABLE others; CREATE TABLE others (id int PRIMARY KEY, n int);"
+        " INSERT INTO others VALUES (7, 7); SELECT rowcast.track('others'); COMMIT",
+    )
+    await watcher.same()
+    execute(dsn, "INSERT INTO others VALUES (8, 1)")
+    await watcher.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rights_that_change_change_the_rows(dsn: str) -> None:
+    """A policy and a grant, without any change of a row; what may not be read ends the watch."""
+    execute(dsn, BEFORE_EACH + "GRANT SELECT ON items TO lasting_reader")
+    ann = Caller(1, "ann", "user", "realm1")
+    roles = Roles({"user": "lasting_reader"})
+    async with living(dsn, WatchLimits(), roles=roles, every=0.05) as live:
+        watcher = live.watch("items", ann)
+        await watcher.first()
+        execute(dsn, "ALTER TABLE items ENABLE ROW LEVEL SECURITY")
+        await until(lambda: not watcher.copy.rows)
+        execute(dsn, "CREATE POLICY few ON items USING (id < 3)")
+        await until(lambda: [key for key, _ in watcher.copy.rows] == [1, 2])
+        assert watcher.copy.resets == 0
+        execute(dsn, "REVOKE SELECT ON items FROM lasting_reader")
+        execute(dsn, "GRANT SELECT (id) ON items TO lasting_reader")
+        await until(lambda: watcher.copy.values == [{"id": 1}, {"id": 2}])
+        execute(dsn, "REVOKE SELECT (id) ON items FROM lasting_reader")
+        await until(lambda: watcher.error is not None)
+        assert isinstance(watcher.error, NoSuchProcedure | NotAuthorized)
+
+
+@pytest_twisted.ensureDeferred
+async def test_watch_goes_on_after_a_lost_connection(dsn: str, live: Live) -> None:
+    """Without a reset, whatever happened meanwhile."""
+    watcher = live.watch("items")
+    await watcher.first()
+    for n in range(3):
+        execute(
+            dsn,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid();"
+            f"UPDATE items SET name = 'after {n}' WHERE id = {n + 1}",
+        )
+        await watcher.same()
+    assert watcher.copy.resets == 0
+    assert live.watches.drift == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
+    """Numbers of transactions mean nothing across it: all is read again, and compared."""
+    watcher = live.watch("items")
+    await watcher.first()
+    execute(dsn, "ALTER TABLE items DISABLE TRIGGER USER; DELETE FROM items WHERE id = 1")
+    execute(dsn, "ALTER TABLE items ENABLE TRIGGER USER")
+    execute(dsn, "INSERT INTO rowcast.epochs VALUES (5, 1, 2, 1, '3')")
+    await until(lambda: watcher.copy.position.startswith("5."))
+    await watcher.same()
+    assert watcher.copy.resets == 0
+    execute(dsn, "DELETE FROM rowcast.epochs")
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) -> None:
+    """Of all watches of its session at once, at one position; others do not wait for it."""
+    slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
+    held, beside = live.watch("items", slow), live.watch("others", slow)
+    other = live.watch("items", fast)
+    for each in (held, beside, other):
+        await each.first()
+    held.held = Deferred()
+    execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
+    await until(lambda: len(held.messages) == 2)
+    for n in range(20):
+        execute(dsn, f"UPDATE items SET name = 'n{n}' WHERE id = 2; UPDATE others SET n = {n}")
+        await other.same()
+    execute(dsn, "DELETE FROM items WHERE id = 3; INSERT INTO items VALUES (3, 'again')")
+    await other.same()
+    assert len(held.messages) == 2
+    assert len(beside.messages) == 1
+    waiting, held.held = held.held, None
+    waiting.callback(None)
+    await held.same()
+    await beside.same()
+    assert len(held.messages) == 3
+    assert len(beside.messages) == 2
+    assert (
+        held.messages[-1]["position"].partition("~")[0]
+        == beside.messages[-1]["position"].partition("~")[0]
+    )
+    steps = [each.messages[-1].get("step") for each in (held, beside)]
+    assert sorted(steps, key=str) == [None, True]
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_that_is_far_behind_gets_all_rows_anew(dsn: str, live: Live) -> None:
+    """What waits for it is bounded."""
+    held = live.watch("items")
+    other = live.watch("items", Caller(2, None, None, "realm1"))
+    await held.first()
+    await other.first()
+    held.held = Deferred()
+    execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
+    await until(lambda: len(held.messages) == 2)
+    for n in range(6):
+        execute(dsn, f"UPDATE items SET note = repeat('{n}', 9000) WHERE id = {1 + n % 5}")
+        await other.same()
+    (watch,) = [each for each in held_watches(live) if each.base is None]
+    assert not watch.changed
+    waiting, held.held = held.held, None
+    waiting.callback(None)
+    await held.same()
+    assert held.copy.resets == 1
+
+
+def held_watches(live: Live) -> list[watch_module.Watch]:
+    """Return all watches that there are."""
+    return [watch for query in live.watches._queries.values() for watch in query.watches]
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Live) -> None:
+    """As the pace of the connection says; the next watch of the session goes on."""
+    one, two = live.watch("items"), live.watch("others")
+    await one.first()
+    await two.first()
+    one.held = Deferred()
+    execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
+    await until(lambda: len(one.messages) == 2)
+    one.held.errback(StatementTimeout("the caller has taken nothing for too long", clock=None))
+    await until(lambda: one.error is not None)
+    execute(dsn, "UPDATE others SET n = 0")
+    await two.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_quiet_watch_hears_that_nothing_has_changed(
+    dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its position goes on, with what others write; the checksum is that of its rows."""
+    monkeypatch.setattr(watch_module, "ALIVE", 0.2)
+    watcher = live.watch("items", order=["-id"])
+    await watcher.first()
+    execute(dsn, "UPDATE others SET n = n + 1")
+    await until(lambda: len(watcher.messages) > 3)
+    assert {message["type"] for message in watcher.messages[1:]} == {"alive"}
+    assert watcher.messages[1]["position"] != watcher.messages[0]["position"]
+    assert watcher.messages[1]["checksum"] == watcher.copy.checksum()
+
+
+@pytest_twisted.ensureDeferred
+async def test_change_that_the_log_does_not_have_is_found_by_the_check(
+    dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted, and the watchers get what there is."""
+    monkeypatch.setattr(watch_module, "CHECK", 0.2)
+    watcher = live.watch("items")
+    await watcher.first()
+    await pause(0.5)
+    assert live.watches.stats()["drift"] == 0
+    execute(
+        dsn,
+        "BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM items WHERE id = 1; COMMIT",
+    )
+    await watcher.same()
+    assert live.watches.stats()["drift"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
+    """By what its rows have become; those beside it go on in the same cycle."""
+    failing = live.watch("others", select=["id", "x:n::smallint"])
+    beside = live.watch("others")
+    await failing.first()
+    await beside.first()
+    execute(dsn, "UPDATE others SET n = 100000 WHERE id = 1")
+    await until(lambda: failing.error is not None)
+    await beside.same()
+    assert beside.error is None

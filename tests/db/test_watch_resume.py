@@ -1,0 +1,222 @@
+"""
+Live queries that go on from a position: what the log says is enough, or all rows come anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from schema import changes
+from service.api.roles import Roles
+from service.changes.queries import WatchLimits
+from service.errors import InvalidArgument
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.watched import Live, living
+
+SCHEMA = f"""
+{changes.install()}
+CREATE TABLE people (id int PRIMARY KEY, team int, name text, secret text);
+CREATE TABLE pairs (a text, b date, n int, PRIMARY KEY (a, b));
+CREATE TABLE badges (id int PRIMARY KEY, person int REFERENCES people ON DELETE CASCADE, kind text);
+CREATE ROLE resume_reader;
+GRANT SELECT (id, team, name) ON people TO resume_reader;
+SELECT rowcast.track(t) FROM unnest('{{people,pairs,badges}}'::regclass[]) t;
+"""
+
+BEFORE_EACH = """
+DELETE FROM badges; DELETE FROM people; DELETE FROM pairs;
+INSERT INTO people SELECT n, n % 3, 'p' || n FROM generate_series(1, 9) n;
+INSERT INTO badges SELECT n, n, 'b' || n FROM generate_series(1, 9) n;
+INSERT INTO pairs VALUES ('x', '2026-01-01', 1), ('x', '2026-01-02', 2);
+"""
+
+
+@pytest_twisted.async_yield_fixture
+async def live(dsn: str) -> AsyncIterator[Live]:
+    """Serve the module's database, with its rows as they were."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn, WatchLimits()) as found:
+        yield found
+
+
+MISSED = """
+UPDATE people SET team = 1 WHERE id = 2;
+UPDATE people SET team = 2 WHERE id = 1;
+UPDATE people SET name = 'x' WHERE id = 4;
+DELETE FROM people WHERE id = 7;
+INSERT INTO people VALUES (20, 1, 'new'), (21, 2, 'other');
+UPDATE people SET id = 50 WHERE id = 20;
+"""
+
+
+@pytest.mark.parametrize("order", [None, ["-name"], ["team", "name"]])
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_gets_what_it_missed_and_no_more(
+    dsn: str, live: Live, order: list[str] | None
+) -> None:
+    """Of one table, at a service that knows nothing of it."""
+    asked = {"where": {"team": 1}} | ({"order": order} if order else {})
+    watcher = live.watch("people", **asked)
+    await watcher.first()
+    await watcher.cancel()
+    execute(dsn, MISSED)
+    async with living(dsn, WatchLimits()) as other:
+        again = await watcher.resumed(other)
+        await again.same()
+        (first,) = again.messages
+        assert first["enter"] == []
+        assert {row["id"] for row in first["update"]} == {2, 4, 50}
+        assert {1, 7, 20} <= set(first["leave"])
+        assert again.copy.resets == 0
+        assert again.copy.checksum() == first["checksum"]
+        execute(dsn, "UPDATE people SET name = 'z' WHERE id = 2")
+        await again.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_of_keys_in_parts_gets_what_it_missed(dsn: str, live: Live) -> None:
+    """Keys are those of the wire: dates as text."""
+    watcher = live.watch("pairs", select=["n"])
+    await watcher.first()
+    execute(dsn, "UPDATE pairs SET n = 9 WHERE n = 1; DELETE FROM pairs WHERE n = 2")
+    await watcher.same()
+    old = await watcher.resumed()
+    await old.same()
+    await old.cancel()
+    execute(dsn, "INSERT INTO pairs VALUES ('y', '2026-02-01', 3); DELETE FROM pairs WHERE a = 'x'")
+    again = await old.resumed()
+    await again.same()
+    assert again.messages[0]["leave"] == [["x", "2026-01-01"]]
+    assert again.messages[0]["keys"] == {"enter": [], "update": [["y", "2026-02-01"]]}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"embed": {"badges": {"order": ["id"]}}, "where": {"team": 1}},
+        {"where": {"badges.kind": {"lt": "b5"}}},
+        {"measures": {"n": {"count": "*"}}, "group": ["team"]},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
+    dsn: str, live: Live, asked: dict[str, Any]
+) -> None:
+    """By what leads from the changed rows to its own."""
+    watcher = live.watch("people", **asked)
+    await watcher.first()
+    await watcher.cancel()
+    execute(dsn, "UPDATE badges SET person = 4 WHERE id = 1; DELETE FROM badges WHERE id = 7")
+    execute(
+        dsn, "INSERT INTO badges VALUES (20, 9, 'a'); UPDATE badges SET kind = 'z' WHERE id = 2"
+    )
+    execute(dsn, MISSED)
+    again = await watcher.resumed()
+    await again.same()
+    assert again.copy.resets == 0
+    assert len(again.messages[0]["update"]) < 8
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live: Live) -> None:
+    """A window and groups too, since nothing that they read has changed."""
+    for asked in ({"limit": 2, "order": ["name"]}, {"measures": {"n": {"count": "*"}}}, {}):
+        watcher = live.watch("people", **asked)
+        await watcher.first()
+        execute(dsn, "UPDATE pairs SET n = n + 1")
+        again = await watcher.resumed()
+        await again.first()
+        (first,) = again.messages
+        assert (first["enter"], first["update"], first["leave"]) == ([], [], [])
+        assert first["step"] is True
+        assert again.copy.resets == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_is_sent_all_rows_where_the_log_does_not_say_which(
+    dsn: str, live: Live
+) -> None:
+    """Windows, distinct rows, what was truncated, and what is not kept."""
+    for asked, write in (
+        ({"limit": 2, "order": ["name"]}, "UPDATE people SET name = 'a' WHERE id = 9"),
+        ({"distinct": True, "select": ["team"]}, "DELETE FROM people WHERE id = 1"),
+        ({}, "BEGIN; TRUNCATE people CASCADE; INSERT INTO people VALUES (3); COMMIT"),
+        (
+            {"where": {"id": 3}},
+            "SELECT rowcast.reset(id) FROM rowcast.tracked WHERE name = 'public.people'",
+        ),
+    ):
+        watcher = live.watch("people", **asked)
+        await watcher.first()
+        await watcher.cancel()
+        execute(dsn, write)
+        again = await watcher.resumed()
+        await again.same()
+        assert again.messages[0].get("reset") is True
+        assert again.copy.resets == 1
+        await again.cancel()
+
+
+@pytest_twisted.ensureDeferred
+async def test_position_that_is_not_kept_or_not_ours_resets(dsn: str, live: Live) -> None:
+    """Never is a change left out in silence."""
+    watcher = live.watch("people")
+    await watcher.first()
+    await watcher.cancel()
+    mark = watcher.copy.position.partition("~")[2]
+    xmax = int(execute(dsn, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")[0][0])
+    for since in (
+        f"7.{xmax}:{xmax}:~{mark}",
+        f"0.{xmax + 5}:{xmax + 5}:~{mark}",
+        f"0.{xmax}:{xmax}:~{'0' * 16}",
+        "0.9.1",
+    ):
+        again = live.watch("people", since=since)
+        await again.first()
+        assert again.messages[0]["reset"] is True, since
+    execute(dsn, "INSERT INTO rowcast.epochs VALUES (1, 1, 1, 1, '1')")
+    try:
+        watcher.copy.position = f"1.{xmax}:{xmax}:~{mark}"
+        again = await watcher.resumed()
+        await again.first()
+        assert again.copy.resets == 0
+        await again.cancel()
+        execute(dsn, f"UPDATE rowcast.epochs SET pruned_below = '{xmax + 1}'")
+        pruned = live.watch("people", since=f"1.{xmax}:{xmax}:~{mark}")
+        await pruned.first()
+        assert pruned.copy.resets == 1
+    finally:
+        execute(dsn, "DELETE FROM rowcast.epochs")
+    with pytest.raises(InvalidArgument, match="not a position"):
+        await live.watch("people", since="yesterday").first()
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
+    """A grant in between changes what the caller may see; another session alone does not."""
+    execute(dsn, BEFORE_EACH)
+    roles = Roles({"user": "resume_reader"})
+    ann = Caller(1, "ann", "user", "realm1")
+    async with living(dsn, WatchLimits(), roles=roles) as live:
+        watcher = live.watch("people", ann)
+        assert "secret" not in (await watcher.first()).values[0]
+        again = await watcher.resumed(caller=Caller(2, "ann", "user", "realm1"))
+        await again.first()
+        assert again.copy.resets == 0
+        other = await again.resumed(caller=Caller(3, "bob", "user", "realm1"))
+        await other.first()
+        assert other.copy.resets == 1
+        await other.cancel()
+        execute(dsn, "GRANT SELECT ON people TO resume_reader")
+        await live.served.dispatcher.refresh()
+        more = await other.resumed()
+        await more.same()
+        assert more.copy.resets == 1
+        assert "secret" in more.copy.values[0]
+        execute(dsn, "REVOKE SELECT ON people FROM resume_reader")
+        execute(dsn, "GRANT SELECT (id, team, name) ON people TO resume_reader")
