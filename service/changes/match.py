@@ -64,7 +64,7 @@ def _boolean(text: str) -> Any:
 
 def _uuid(text: str) -> Any:
     try:
-        return str(UUID(text))
+        return UUID(text).int
     except ValueError:
         return UNKNOWN
 

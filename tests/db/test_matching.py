@@ -111,8 +111,8 @@ def terms(reader: Reader, where: Any) -> tuple[Any, list[Any], list[Any]]:
     return plan, values, terms_of(reader.catalog, reader.codec, plan.where, values)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(asked=some.lists(filters(), min_size=1, max_size=12), held=some.lists(rows, min_size=1, max_size=12))  # fmt: skip
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asked=some.lists(filters(), min_size=1, max_size=7), held=some.lists(rows, min_size=1, max_size=7))  # fmt: skip
 def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
     reader: Reader, asked: list[Any], held: list[dict[str, str | None]]
 ) -> None:
