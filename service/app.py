@@ -245,7 +245,14 @@ class Serving(Service):
             publisher.send,
             _every if settings.publish == "always" else subscriptions.wanted_of,
         )
-        self.feed = Feed(reactor, place.direct_dsn, self.listener, topics.publish, _feed(settings))
+        self.feed = Feed(
+            reactor,
+            place.direct_dsn,
+            self.listener,
+            topics.publish,
+            _feed(settings),
+            lambda: publisher.able,
+        )
         self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(
             reactor,

@@ -22,6 +22,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from schema.changes import CHANNEL, TICKS
 from service.changes.epochs import Epoch, OnStandby, begin_txn
@@ -124,7 +125,7 @@ class Feed(Service):
         publish: Publishes changes, of whole transactions; they count as published when it is done.
             If it fails, another one may lead.
         settings: Those of the feed.
-        session: What is set in its session.
+        able: Whether it could be published now: else another one leads, if there is one.
 
     Attributes:
         epoch: Of the lead; None in others.
@@ -141,14 +142,14 @@ class Feed(Service):
         listener: Listener,
         publish: Publish,
         settings: FeedSettings = FeedSettings(),
-        session: SessionSettings = SessionSettings(statement_timeout=STATEMENT_TIMEOUT),  # noqa: B008 - frozen
+        able: Callable[[], bool] = lambda: True,
     ) -> None:
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._listener = listener
         self._publish = publish
         self._settings = settings
-        self._session = session
+        self._able = able
         self._callbacks: list[Callable[[], None]] = []
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
@@ -243,8 +244,10 @@ class Feed(Service):
                 connection = await self._open()
                 await self._serve(connection)
                 self._failures = 0
-            except CancelledError:
-                return
+            except CancelledError as error:
+                if not self.running:
+                    return
+                self._failed(error)
             except Exception as error:
                 self._failed(error)
             finally:
@@ -271,7 +274,7 @@ class Feed(Service):
 
     def _connect(self) -> PgConnection:
         """Open a session, in a thread: names are resolved there too."""
-        connection = open_session(self._dsn(), self._session)
+        connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
         try:
             if connection.pooled:
                 raise NeedsSession
@@ -292,7 +295,8 @@ class Feed(Service):
         """Do what there is to do, with one session."""
         seen = 0
         while self.running:
-            part = await self._in_thread(part_txn, connection, self._settings.lease)
+            lease = self._settings.lease if self._able() else None
+            part = await self._in_thread(part_txn, connection, lease)
             if part is Part.LEAD:
                 await self._lead(connection)
                 return
@@ -403,12 +407,29 @@ class Feed(Service):
     async def _until_published(self, connection: PgConnection, changes: list[Change]) -> None:
         """Publish, however long it takes: the session shows signs of life meanwhile."""
         publishing = Deferred.fromCoroutine(_awaited(self._publish(changes)))
-        pulse = LoopingCall(self._in_thread, connection.ask, "SELECT 1")
+        since, broken = self._reactor.seconds(), list[Failure]()
+
+        async def beat() -> None:
+            nonlocal since
+            await self._in_thread(connection.ask, "SELECT 1")
+            now = self._reactor.seconds()
+            since = now if self._able() else since
+            if now > since + self._settings.lease:
+                raise CannotPublish
+
+        def give_up(why: Failure) -> None:
+            broken.append(why)
+            publishing.cancel()
+
+        pulse = LoopingCall(lambda: Deferred.fromCoroutine(beat()))
         pulse.clock = self._reactor
-        beating = pulse.start(PULSE, now=False)
-        beating.addErrback(lambda _: publishing.cancel())
+        beating = pulse.start(PULSE, now=False).addErrback(give_up)
         try:
             await publishing
+        except CancelledError:
+            if broken:
+                broken[0].raiseException()
+            raise
         finally:
             if pulse.running:
                 pulse.stop()
@@ -461,6 +482,13 @@ class Sleep:
         self.looks = 0
         self.deep = False
         self.awaited: set[str] = set()
+
+
+class CannotPublish(Exception):
+    """There is no way to publish by, and another one may have it."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no router to publish by")
 
 
 class NeedsSession(Exception):

@@ -69,10 +69,19 @@ def prepare_txn(connection: PgConnection) -> None:
     connection.command(PREPARE)
 
 
-def part_txn(connection: PgConnection, lease: float = LEASE) -> Part:
-    """Return which part this session has, after a try at the lead."""
+def part_txn(connection: PgConnection, lease: float | None) -> Part:
+    """
+    Return which part this session has, after a try at the lead.
+
+    Args:
+        connection: In autocommit.
+        lease: Seconds without a statement after which the lead of another one is ended; None
+            follows, whoever leads.
+    """
     if not installed_txn(connection) or not _tracked_txn(connection):
         return Part.NOTHING
+    if lease is None:
+        return Part.FOLLOW
     if _try_txn(connection):
         return Part.LEAD
     connection.ask(BREAK.format(lease=lease))

@@ -46,6 +46,11 @@ class Publisher:
         self._told: set[str] = set()
         self.published = self.refused = 0
 
+    @property
+    def able(self) -> bool:
+        """Whether there is a session to publish by."""
+        return self._session is not None
+
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Publish by this session."""
         self._session = session

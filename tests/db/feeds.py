@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from service.changes.feed import Feed, FeedSettings
 from service.changes.net import Change
@@ -28,19 +28,25 @@ class Kept:
         batches: As they came.
         calls: Of its subscriber.
         refuses: What publishing fails with, if it is to.
+        able: Whether it says that it could publish.
+        waits: What publishing waits for first, if for anything.
     """
 
     def __init__(self, dsn: Any, settings: FeedSettings) -> None:
         self.batches: list[list[Change]] = []
         self.calls = 0
         self.refuses: Exception | None = None
+        self.able = True
+        self.waits: Deferred[None] | None = None
         self.listener = Listener(reactor, dsn)
-        self.feed = Feed(reactor, dsn, self.listener, self._publish, settings)
+        self.feed = Feed(reactor, dsn, self.listener, self._publish, settings, lambda: self.able)
         self.feed.subscribe(self._called)
 
     async def _publish(self, changes: Sequence[Change]) -> None:
         if self.refuses is not None:
             raise self.refuses
+        if self.waits is not None:
+            await self.waits
         self.batches.append(list(changes))
 
     def _called(self) -> None:

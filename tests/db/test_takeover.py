@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from schema.changes import LEADER, install
@@ -131,6 +132,42 @@ async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
         execute(dsn, "INSERT INTO items (n) VALUES (1)")
         await until(lambda: follower.batches)
         assert follower.changes[0].position > leader.changes[-1].position
+
+
+@pytest_twisted.ensureDeferred
+async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) -> None:
+    forget(dsn)
+    async with feeding(dsn, lease=0.5) as leader, feeding(dsn, leads=False) as follower:
+        await until(lambda: follower.feed.well)
+        leader.able, leader.waits = False, Deferred()
+        execute(dsn, "INSERT INTO items (n) VALUES (1)")
+        await until(lambda: follower.batches)
+        assert leader.batches == []
+        assert not leader.feed.leading
+        await pause(0.5)
+        assert leader.feed.stats()["part"] == "following"
+        execute(dsn, "INSERT INTO items (n) VALUES (2)")
+        await until(lambda: len(follower.changes) == 2)
+        await follower.stop()
+        leader.able, leader.waits = True, None
+        execute(dsn, "INSERT INTO items (n) VALUES (3)")
+        await until(lambda: leader.batches)
+        assert [each.position.tick for each in follower.changes + leader.changes] == [2, 3, 5]
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_that_ends_while_it_publishes_is_replaced(dsn: str) -> None:
+    forget(dsn)
+    async with feeding(dsn) as leader:
+        leader.waits = Deferred()
+        execute(dsn, "INSERT INTO items (n) VALUES (1)")
+        await until(lambda: leader.feed.counters.ticks == 1)
+        execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({HOLDER}) AS holder")
+        await until(lambda: not leader.feed.well)
+        leader.waits = None
+        await until(lambda: leader.batches)
+        assert len(leader.changes) == 1
+        assert leader.feed.counters.takeovers == 2
 
 
 @pytest_twisted.ensureDeferred
