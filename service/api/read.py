@@ -98,7 +98,7 @@ def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> S
 
 
 def find(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `find`: a page of rows, the token of the next one, perhaps a count."""
+    """Prepare `find`: a page of rows, the tokens of those beside it, perhaps a count."""
     parsed = parsed_rows(call, call.kwargs, parse_find)
     request: FindRequest = wanted(parsed.request)
     # The statement reads a row more than the page has, which shows whether another page follows.
@@ -111,7 +111,7 @@ def find(call: Call) -> Step | Awaitable[Any]:
     statement = call.snapshot.statement(_unlimited if whole else _find, subject, parsed.request)
 
     def page(found: Page, total: int | None = None) -> Any:
-        answer: dict[str, Any] = {"next": _next(parsed, found, limit, request, call.kwargs)}
+        answer: dict[str, Any] = _tokens(parsed, found, limit, call.kwargs)
         if total is not None:
             answer["count"] = total
         if request.form == "json":
@@ -254,17 +254,37 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
     return max(found, int(document["Plan"]["Plan Rows"]))
 
 
-def _next(
-    parsed: Parsed[Any], page: Page, limit: int, request: FindRequest, kwargs: Mapping[str, Any]
-) -> str | None:
-    if not page.more:
-        return None
-    digest = digest_of(*parsed.query)
-    if page.end:
-        return write_token(digest, page.end)
-    if request.after:  # an empty page ends where the page before it did
-        return str(kwargs["after"])
-    return write_token(digest, parsed.offset + limit)
+def _tokens(
+    parsed: Parsed[Any], page: Page, limit: int, kwargs: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """Return the tokens of the page behind and, if a token led here, of the one before."""
+    digest = digest_of(*parsed.query) if page.more or parsed.reached else ""
+    here, keyset = parsed.reached, wanted(parsed.request).after is not None
+    given = str(kwargs[here]) if here else ""
+
+    def token(keys: Sequence[str | None] | int) -> str:
+        return write_token(digest, keys)
+
+    def behind() -> str:
+        if page.last:
+            return token(page.last)
+        if not keyset:
+            return token(parsed.offset + limit)
+        # An empty page begins and ends where the token says; without rows, it is all there is.
+        return given if page.more or here == "after" else token(0)
+
+    def before() -> str | None:
+        if page.first:
+            return token(page.first)
+        if not keyset:
+            return token(parsed.offset) if parsed.offset else None
+        return given if page.more or here == "before" else token([])
+
+    if here is None:
+        return {"next": behind() if page.more else None}
+    if here == "after":
+        return {"next": behind() if page.more else None, "prev": before()}
+    return {"next": behind(), "prev": before() if page.more or not keyset else None}
 
 
 def plan_find_on(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:

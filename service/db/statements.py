@@ -55,13 +55,14 @@ class Page:
 
     Args:
         rows: Dicts, or lists.
-        more: Whether there are rows after them.
-        end: The sort keys of the last row as text, where the statement gives them.
+        more: Whether there are rows after them; of rows that are read backwards, before them.
+        first, last: The sort keys of these rows as text, where the statement gives them.
     """
 
     rows: list[Any]
     more: bool = False
-    end: tuple[str | None, ...] = ()
+    first: tuple[str | None, ...] = ()
+    last: tuple[str | None, ...] = ()
 
 
 def page_txn(
@@ -90,9 +91,11 @@ def page_txn(
     more = limit is not None and len(rows) > limit
     if more:
         del rows[limit:]
+    if statement.backwards:
+        rows.reverse()
     width = len(statement.columns)
-    end = rows[-1][width:] if more and rows else ()
-    return Page(shaped(rows, statement, codec, shape), more, end)
+    first, last = (rows[0][width:], rows[-1][width:]) if rows else ((), ())
+    return Page(shaped(rows, statement, codec, shape), more, first, last)
 
 
 def keyed_txn(

@@ -96,7 +96,7 @@ FIND = {
     "distinct": {"anyOf": [{"type": "boolean"}, reference("some_columns")]},
     "where": WHERE,
 }
-PAGE = {"after": reference("token"), "count": words(*COUNTS)}
+PAGE = {"after": reference("token"), "before": reference("token"), "count": words(*COUNTS)}
 STREAM = {
     **FIND,
     **dict.fromkeys(PAGE, NULL),
@@ -205,6 +205,7 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
             "properties": {
                 "rows": ROWS,
                 "next": {"type": ["string", "null"]},
+                "prev": {"type": ["string", "null"]},
                 "count": COUNTED,
             },
             "required": ["rows", "next"],

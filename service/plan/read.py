@@ -25,6 +25,7 @@ from service.request.types import (
     GetRequest,
     Item,
     KeyMatch,
+    Nulls,
     Operand,
     Reference,
 )
@@ -81,6 +82,9 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         order, keyed = with_row_key(scope, distinct_first(distinct, order))
         # a token holds text for PostgreSQL to read, and a caller may have changed it
         keyset = keyed and not distinct and not _looked_up(catalog, order)
+    backwards = request.after is not None and request.after.backwards
+    if backwards:
+        order = tuple(map(_turned, order))
     return ReadPlan(
         name=f"{relation.name}.find",
         relation=relation,
@@ -91,7 +95,8 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         distinct=distinct,
         limit=scope.number(request.limit),
         offset=scope.number(request.offset),
-        after=_after(scope, request.after, order) if request.after else None,
+        after=_after(scope, request.after, order, keyset) if request.after else None,
+        backwards=backwards,
         keyset=keyset,
         json=as_json(catalog, request.form, outputs, embeds),
     )
@@ -191,9 +196,20 @@ def _key_columns(
     ]
 
 
-def _after(scope: Scope, after: After, order: tuple[SortKey, ...]) -> PlannedAfter:
-    if len(after.operands) != len(order) or _looked_up(scope.catalog, order):
-        raise InvalidArgument("not a token of these sort keys", path="after")
+def _turned(key: SortKey) -> SortKey:
+    """Return a sort key that turns its order round."""
+    nulls: Nulls = "first" if key.nulls == "last" else "last"
+    return replace(key, descending=not key.descending, nulls=nulls)
+
+
+def _after(
+    scope: Scope, after: After, order: tuple[SortKey, ...], keyset: bool
+) -> PlannedAfter | None:
+    if after.backwards and not after.operands and keyset:
+        return None
+    if len(after.operands) != len(order) or not keyset:
+        path = "before" if after.backwards else "after"
+        raise InvalidArgument("not a token of these sort keys", path=path)
     types = [key.expression.type for key in order]
     beyond = ["<" if key.descending else ">" for key in order]
     return PlannedAfter(

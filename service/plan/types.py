@@ -243,7 +243,8 @@ class ReadPlan:
         order: By what.
         distinct: True for distinct rows, or what to be distinct on.
         limit, offset: Parameters.
-        after: The end of the page before.
+        after: The end of the page before, in the order of the statement.
+        backwards: Whether the order is turned round, so that the rows come from the last to the first.
         keyset: Whether a page ends at its sort keys, which the statement then
             returns after the outputs, as text; otherwise at an offset.
         lock: Whether the rows are locked for the rest of the transaction.
@@ -265,6 +266,7 @@ class ReadPlan:
     limit: Bound | None = None
     offset: Bound | None = None
     after: PlannedAfter | None = None
+    backwards: bool = False
     keyset: bool = False
     lock: bool = False
     call: FunctionCall | None = None

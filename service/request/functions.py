@@ -132,7 +132,9 @@ def parse_called(
     values = Values(parsed.values)
     call = bind_call(functions, given, values, catalog)
     request = CalledRequest(call, parsed.request)
-    return Parsed(request, values.freeze(), parsed.timeout, parsed.query, parsed.offset)
+    return Parsed(
+        request, values.freeze(), parsed.timeout, parsed.query, parsed.offset, parsed.reached
+    )
 
 
 def bind_call(

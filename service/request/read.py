@@ -37,7 +37,7 @@ CHUNK, MAX_CHUNK = 500, 5000
 
 Format = Literal["csv", "ndjson"]
 FORMATS: tuple[Format, ...] = ("csv", "ndjson")
-_PAGING = ("after", "count")
+_PAGING = ("after", "before", "count")
 MAX_GROUPS = 5_000
 """The most groups of one answer; more rows are not handed through the reactor in one piece."""
 
@@ -71,6 +71,7 @@ class Parsed(Generic[Request]):
         timeout: The caller's time limit in seconds, if any.
         query: Of a find: what its `next` token is bound to.
         offset: Of a find: how many rows it skips, by `offset` or by a token.
+        reached: Of a find: the argument whose token led to the page, if one did.
     """
 
     request: Request
@@ -78,6 +79,7 @@ class Parsed(Generic[Request]):
     timeout: float | None = None
     query: tuple[Any, ...] = ()
     offset: int = 0
+    reached: Literal["after", "before"] | None = None
 
 
 def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) -> Parsed[GetRequest]:
@@ -127,6 +129,7 @@ def parse_find(
             "limit",
             "offset",
             "after",
+            "before",
             "count",
             "distinct",
             "embed",
@@ -144,20 +147,23 @@ def parse_find(
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
     by = tuple(each for each in embeds if each.name in owners)
     query = (relation, where, order, distinct, by, values.freeze() if by else asked)
-    offset = given.integer("offset") or 0
-    after = None
-    if given.value("after") is not None:
-        keys = read_token(given.value("after"), digest_of(*query))
-        if isinstance(keys, int):
-            # PostgreSQL's OFFSET is a bigint, which the sum of two of them need not be.
-            offset = min(offset + keys, 2**63 - 1)
-        else:
-            after = After(
-                tuple(Operand(values.add(key), "after") for key in keys),
-                tuple(key is None for key in keys),
-            )
     limit = given.integer("limit")
     page = limits.max_rows if limit is None else min(limit, limits.max_rows)
+    offset = given.integer("offset") or 0
+    reached, after = _reached(given), None
+    if reached is not None:
+        keys = read_token(given.value(reached), digest_of(*query), reached)
+        if not isinstance(keys, int):
+            after = After(
+                tuple(Operand(values.add(key), reached) for key in keys),
+                tuple(key is None for key in keys),
+                reached == "before",
+            )
+        elif reached == "before":
+            offset = max(0, keys - page)
+            page = keys - offset
+        else:  # PostgreSQL's OFFSET is a bigint, which the sum of two of them need not be.
+            offset = min(offset + keys, 2**63 - 1)
     request = FindRequest(
         where=where,
         select=parse_select(given.value("select"), values),
@@ -171,7 +177,17 @@ def parse_find(
         embeds=embeds,
         form=parse_form(given),
     )
-    return Parsed(request, values.freeze(), given.timeout(), query, offset)
+    return Parsed(request, values.freeze(), given.timeout(), query, offset, reached)
+
+
+def _reached(given: Arguments) -> Literal["after", "before"] | None:
+    """Return the argument whose token leads to the page, if one does."""
+    if given.value("before") is None:
+        return None if given.value("after") is None else "after"
+    for name in ("after", "offset"):
+        if given.value(name) is not None:
+            raise InvalidArgument(f'"before" goes without "{name}"', path="before")
+    return "before"
 
 
 def parse_count(

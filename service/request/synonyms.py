@@ -75,6 +75,8 @@ SYNONYMS: tuple[Synonym, ...] = (
         ("offset", "skip start page pagenumber startat begin", "actions.find(limit=20, offset=40)"),
         ("after", "cursor token next pagetoken nexttoken startingafter startafter aftercursor"
                   " continuation", 'actions.find(limit=2, after=page["next"])'),
+        ("before", "endingbefore endbefore beforecursor prev previous prevtoken",
+         'actions.find(limit=2, before=page["prev"])'),
         ("changes", "set data values patch body attributes update row record new payload",
          'actions.update(key=1, changes={"status": True})'),
         ("values", "data row rows record records body doc docs document object objects item items"

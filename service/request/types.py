@@ -232,15 +232,18 @@ class KeyMatch:
 @dataclass(frozen=True, slots=True)
 class After:
     """
-    Where the page before ended.
+    Where the page before ended; or, backwards, where the page behind began.
 
     Args:
-        operands: The values of its last row's sort keys, as PostgreSQL's text.
+        operands: The values of its last, or first, row's sort keys, as PostgreSQL's text; backwards,
+            none stand for the end of all rows.
         nulls: Which of them are null.
+        backwards: Whether rows before there are meant.
     """
 
     operands: tuple[Operand, ...]
     nulls: tuple[bool, ...]
+    backwards: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +272,7 @@ class FindRequest:
         distinct: True for distinct rows, or the columns to be distinct on.
         limit: An operand, one more than the page holds.
         offset: An operand.
-        after: The end of the page before.
+        after: The end of the page before, or the beginning of the one behind.
         count: How to count all matching rows, if at all.
         embeds: Related rows.
         form: Of the rows in the answer.

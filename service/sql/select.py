@@ -56,6 +56,7 @@ def select(plan: ReadPlan) -> Statement:
         columns=columns,
         embeds=embeds,
         pure=is_pure(plan),
+        backwards=plan.backwards,
     )
 
 

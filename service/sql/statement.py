@@ -77,6 +77,7 @@ class Statement:
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
         scalar: Whether its one column, as JSON, is what is answered for each row.
+        backwards: Whether its rows come from the last to the first.
     """
 
     text: str
@@ -93,6 +94,7 @@ class Statement:
     head: int = 0
     pure: bool = False
     scalar: bool = False
+    backwards: bool = False
 
     def prefixed(self, words: str) -> Statement:
         """Return the statement with SQL before the one, or the second one, that returns rows."""

@@ -276,6 +276,15 @@ async def test_pages_in_any_order_are_the_stream_in_pieces(
         if after is None:
             break
     assert paged == rows
+    back, before = page["rows"], page.get("prev")
+    while before is not None:
+        page = await db.call(
+            "people.find", where=where, order=order, select=["id"], limit=limit, before=before
+        )
+        assert len(page["rows"]) <= limit
+        assert page["next"] is not None
+        back, before = page["rows"] + back, page["prev"]
+    assert back == rows
     skipped = await db.call("people.find", where=where, order=order, select=["id"], offset=3)
     assert skipped["rows"] == rows[3:]
 

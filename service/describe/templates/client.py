@@ -31,10 +31,11 @@ Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
 
 
 class Page(TypedDict, Generic[Row]):
-    """A page of rows; `next` is for `after`."""
+    """A page of rows; `next` is for `after`, `prev` for `before`."""
 
     rows: list[Row]
     next: str | None
+    prev: NotRequired[str | None]
     count: NotRequired[int]
 
 
@@ -94,6 +95,7 @@ class Paged(Sorted, total=False):
 
     distinct: bool | Names | None
     after: str | None
+    before: str | None
     count: Literal["exact", "planned", "estimated"] | None
 
 

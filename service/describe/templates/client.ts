@@ -3,6 +3,7 @@
 export interface Page<Row> {
   rows: Row[];
   next: string | null;
+  prev?: string | null;
   count?: number;
 }
 
@@ -71,6 +72,7 @@ export interface Find extends Shown, Filtered, Sorted {
 
 export interface Paged extends Find {
   after?: string | null;
+  before?: string | null;
   count?: "exact" | "planned" | "estimated" | null;
 }
 

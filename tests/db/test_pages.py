@@ -1,0 +1,177 @@
+"""
+Pages forwards and backwards, while rows come and go.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument
+from service.request.paging import write_token
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+from tests.db.test_streaming import Taker
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE TABLE things (id int PRIMARY KEY, name text NOT NULL, rank int, at date);
+CREATE TABLE loose (name text, rank int);
+CREATE FUNCTION ranked(low int) RETURNS SETOF things LANGUAGE sql STABLE
+    AS 'SELECT * FROM things WHERE rank >= low';
+CREATE FUNCTION counted(low int) RETURNS SETOF things LANGUAGE sql VOLATILE
+    AS 'SELECT * FROM things WHERE rank >= low';
+"""
+BEFORE_EACH = """
+TRUNCATE things, loose;
+INSERT INTO things SELECT i, 'n' || i % 4, nullif(i % 5, 0), '2026-01-01'::date + i % 3
+    FROM generate_series(1, 23) i;
+INSERT INTO loose SELECT name, rank FROM things;
+"""
+
+ORDERS: list[tuple[list[Any], str]] = [
+    ([], "id"),
+    (["-id"], "id DESC"),
+    (["name"], "name, id"),
+    (["-name", "id"], "name DESC, id"),
+    (["rank"], "rank, id"),
+    (["-rank"], "rank DESC, id"),
+    ([{"by": "rank", "nulls": "first"}, "-at"], "rank NULLS FIRST, at DESC, id"),
+    ([{"by": "rank", "desc": True, "nulls": "last"}, "name"], "rank DESC NULLS LAST, name, id"),
+    (["-rank::text", "at"], "rank::text DESC, at, id"),
+]
+QUERIES: list[tuple[str, dict[str, Any], str]] = [
+    *(("things", {"order": order}, f"SELECT id FROM things ORDER BY {by}") for order, by in ORDERS),
+    ("things", {"where": {"rank": {"gt": 2}}, "order": ["at"]},
+     "SELECT id FROM things WHERE rank > 2 ORDER BY at, id"),
+    ("things", {"where": {"id": 99}}, "SELECT id FROM things WHERE false"),
+    ("things", {"distinct": ["name"], "order": ["name"]},
+     "SELECT DISTINCT ON (name) id FROM things ORDER BY name, id"),
+    ("fn.ranked", {"args": {"low": 2}, "order": ["id"]},
+     "SELECT id FROM things WHERE rank >= 2 ORDER BY id"),
+    ("fn.counted", {"args": {"low": 2}, "order": ["id"], "count": "exact"},
+     "SELECT id FROM things WHERE rank >= 2 ORDER BY id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [1, 4, 23, 30])
+@pytest.mark.parametrize(("relation", "query", "sql"), QUERIES)
+@pytest_twisted.ensureDeferred
+async def test_pages_there_and_back_are_the_rows_of_their_sql(
+    db: DirectCaller, dsn: str, relation: str, query: dict[str, Any], sql: str, limit: int
+) -> None:
+    """The pages back are those on the way there, in the same order."""
+    expected = [id for (id,) in execute(dsn, sql)]
+    query = {**query, "select": ["id"], "limit": limit}
+    page = await db.call(f"{relation}.find", **query)
+    assert "prev" not in page
+    pages = [page]
+    while pages[-1]["next"]:
+        pages.append(await db.call(f"{relation}.find", **query, after=pages[-1]["next"]))
+        assert pages[-1]["prev"]
+    assert [row["id"] for each in pages for row in each["rows"]] == expected
+    behind = pages.pop()
+    for earlier in reversed(pages):
+        page = await db.call(f"{relation}.find", **query, before=behind["prev"])
+        assert page["rows"] == earlier["rows"]
+        assert page.get("count") == earlier.get("count")
+        again = await db.call(f"{relation}.find", **query, after=page["next"])
+        assert again["rows"] == behind["rows"]
+        behind = page
+    assert behind.get("prev") is None
+
+
+@pytest.mark.parametrize("form", ["lists", "json"])
+@pytest_twisted.ensureDeferred
+async def test_page_before_in_any_form_is_the_same(db: DirectCaller, form: str) -> None:
+    query: dict[str, Any] = {"select": ["id"], "limit": 2, "form": form}
+
+    async def page(**token: Any) -> Any:
+        found = await db.call("things.find", **query, **token)
+        return json.loads(found) if form == "json" else found
+
+    first = await page()
+    second = await page(after=first["next"])
+    back = await page(before=second["prev"])
+    assert back["rows"] == first["rows"]
+    assert back["prev"] is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_come_and_go_are_neither_repeated_nor_skipped(
+    db: DirectCaller, dsn: str
+) -> None:
+    """Pages go by the rows at their ends, whether these are there or not."""
+    query: dict[str, Any] = {"select": ["id"], "limit": 3}
+    first = await db.call("things.find", **query)
+    second = await db.call("things.find", **query, after=first["next"])
+    execute(dsn, "DELETE FROM things WHERE id IN (2, 4); INSERT INTO things VALUES (0, 'new')")
+    back = await db.call("things.find", **query, before=second["prev"])
+    assert [row["id"] for row in back["rows"]] == [0, 1, 3]
+    assert back["prev"] is None
+    forth = await db.call("things.find", **query, after=back["next"])
+    assert [row["id"] for row in forth["rows"]] == [5, 6, 7]
+
+
+@pytest_twisted.ensureDeferred
+async def test_empty_page_leads_back_to_the_rows(db: DirectCaller, dsn: str) -> None:
+    """If all rows behind, or in front, have gone meanwhile, no row that is left is skipped."""
+    query: dict[str, Any] = {"select": ["id"], "limit": 3}
+    first = await db.call("things.find", **query)
+    second = await db.call("things.find", **query, after=first["next"])
+    execute(dsn, "DELETE FROM things WHERE id > 3")
+    empty = await db.call("things.find", **query, after=first["next"])
+    assert (empty["rows"], empty["next"]) == ([], None)
+    assert (await db.call("things.find", **query, before=empty["prev"]))["rows"] == first["rows"]
+    execute(dsn, "DELETE FROM things; INSERT INTO things VALUES (4, 'x'), (5, 'y')")
+    empty = await db.call("things.find", **query, before=second["prev"])
+    assert (empty["rows"], empty["prev"]) == ([], None)
+    left = await db.call("things.find", **query, after=empty["next"])
+    assert [row["id"] for row in left["rows"]] == [4, 5]
+
+
+@pytest_twisted.ensureDeferred
+async def test_page_of_no_rows_keeps_its_place(db: DirectCaller) -> None:
+    """A limit of 0 leads nowhere, either way."""
+    first = await db.call("things.find", select=["id"], limit=3)
+    none = await db.call("things.find", select=["id"], limit=0, after=first["next"])
+    assert none["next"] == first["next"]
+    second = await db.call("things.find", select=["id"], limit=3, after=first["next"])
+    none = await db.call("things.find", select=["id"], limit=0, before=second["prev"])
+    assert none["prev"] == second["prev"]
+
+
+@pytest.mark.parametrize(
+    ("relation", "kwargs", "path"),
+    [
+        ("things", {"before": "x"}, "before"),
+        ("things", {"before": 5}, "before"),
+        ("things", {"before": write_token("x", ["1"])}, "before"),
+        ("things", {"before": "T", "after": "T"}, "before"),
+        ("things", {"before": "T", "offset": 0}, "before"),
+        ("things", {"before": "T", "where": {"id": 1}}, "before"),
+        ("things", {"before": "T", "order": ["name"]}, "before"),
+        ("loose", {"before": "T"}, "before"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_token_of_another_query_is_refused_before_as_after(
+    db: DirectCaller, relation: str, kwargs: dict[str, Any], path: str
+) -> None:
+    first = await db.call("things.find", limit=3)
+    second = await db.call("things.find", limit=3, after=first["next"])
+    kwargs = {name: second["prev"] if value == "T" else value for name, value in kwargs.items()}
+    refused = await failure_of(db.call(f"{relation}.find", **kwargs))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == path
+
+
+@pytest.mark.parametrize("name", ["things.stream", "things.export"])
+@pytest_twisted.ensureDeferred
+async def test_stream_has_no_page_before(db: DirectCaller, name: str) -> None:
+    refused = await failure_of(Taker(db).call(name, before="x"))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "before"
