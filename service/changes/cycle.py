@@ -315,7 +315,7 @@ def _snapshot_txn(connection: PgConnection, position: Position) -> PgSnapshot | 
 
 def _different(before: State, found: Rows) -> Found | None:
     """Return the rows that are different from those of a state, and the new state, if any are."""
-    change = difference(before, found.state)
+    change = difference(before, found.state, found.rows)
     if change:
         return Found(
             found.state, {name: found.rows[name] for name in (*change.enter, *change.update)}

@@ -11,7 +11,7 @@ import json
 import struct
 from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -151,8 +151,16 @@ class Difference:
         return [*_keys(now, (*self.enter, *self.update)), *_keys(before, self.leave)]
 
 
-def difference(before: State, now: State) -> Difference:
-    """Return what is different in a state."""
+def difference(before: State, now: State, moving: Collection[Hashable] | None = None) -> Difference:
+    """
+    Return what is different in a state.
+
+    Args:
+        before: The earlier state.
+        now: The later one.
+        moving: Which rows may be told to have moved, since the others are in the same order among
+            themselves; None for any.
+    """
     old, new = before.entries, now.entries
     enter = tuple(name for name in new if name not in old)
     leave = tuple(name for name in old if name not in new)
@@ -163,6 +171,8 @@ def difference(before: State, now: State) -> Difference:
             places = {name: at for at, name in enumerate(old)}
             still = longest_rise([places[name] for name in stay])
             moved = frozenset(name for at, name in enumerate(stay) if at not in still)
+            if moving is not None and not moved.issubset(moving):
+                moved = frozenset(name for name in stay if name in moving)
     update = tuple(
         name
         for name, entry in new.items()

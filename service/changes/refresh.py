@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.catalog import Catalog
-from service.changes.delta import Rows, State, difference, name_of, rows_of
+from service.changes.delta import Rows, State, name_of, rows_of
 from service.changes.dependencies import Dependencies
 from service.changes.log import Tracked
 from service.changes.match import Term, terms_of
@@ -295,10 +295,7 @@ def _ordered_txn(
         name: found.state.entries[name] if name in found.rows else state.entries[name]
         for name in names
     }
-    now = State(entries, state.ordered, moved)
-    # one that stayed where it was may be told to have moved, as the others around it have
-    stayed = [names[name] for name in difference(state, now).moved if name not in found.rows]
-    return Rows(now, found.rows | _of_keys_txn(connection, run, keyed, stayed).rows)
+    return Rows(State(entries, state.ordered, moved), found.rows)
 
 
 def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collection[Key]) -> Rows:

@@ -151,7 +151,8 @@ class Watch:
             return snapshot_messages(form, rows, position, reset)
         if before is state or before is None:
             return None
-        change = difference(before, state)
+        # Of several steps together others may have moved than of each.
+        change = difference(before, state, changed)
         if not change:
             return None
         if form.ordered and (has_copies(before) or has_copies(state)):

@@ -180,6 +180,31 @@ async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) 
 
 
 @pytest_twisted.ensureDeferred
+async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, live: Live) -> None:
+    """Of all moves together other rows have moved than of each, and those are at hand."""
+    execute(dsn, "UPDATE items SET name = id")
+    slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
+    held, other = (live.watch("items", each, order=["name"]) for each in (slow, fast))
+    await held.first()
+    await other.first()
+    held.held = Deferred()
+    execute(dsn, "UPDATE items SET note = 'first' WHERE id = 4")
+    await until(lambda: len(held.messages) == 2)
+    for moved, where in (
+        (2, "0"),
+        (3, "0.5"),
+        (5, "0.1"),
+    ):  # of 1, 2, 3: then 2, 1, 3, then 2, 3, 1
+        execute(dsn, f"UPDATE items SET name = {where} WHERE id = {moved}")
+        await other.same()
+    waiting, held.held = held.held, None
+    waiting.callback(None)
+    await held.same()
+    assert len(held.messages) == 3
+    assert held.copy.resets == 0
+
+
+@pytest_twisted.ensureDeferred
 async def test_caller_that_is_far_behind_gets_all_rows_anew(dsn: str, live: Live) -> None:
     """What waits for it is bounded."""
     held = live.watch("items")

@@ -101,6 +101,21 @@ def test_row_that_moves_alone_is_the_only_one_told() -> None:
     assert message["after"] == {"enter": [], "update": [49]}
 
 
+def test_rows_that_cannot_have_moved_are_not_told_to_have() -> None:
+    form = KeyForm("column", ("id",), ordered=True)
+    before, now = (found(form, [{"id": n} for n in order]) for order in ((1, 2, 3), (2, 3, 1)))
+    assert difference(before.state, now.state).moved == {1}
+    assert difference(before.state, now.state, {1, 2}).moved == {1}
+    change = difference(before.state, now.state, {2: 0, 3: 0})
+    assert change.update == (2, 3)
+    copy = Copy()
+    for message in snapshot_messages(form, before, "1"):
+        copy.take(message)
+    rows = {name: now.rows[name] for name in (2, 3)}
+    copy.take(delta_message(form, before.state, now.state, change, rows, "2"))
+    assert copy.values == [{"id": 2}, {"id": 3}, {"id": 1}]
+
+
 def test_key_that_stands_twice_is_refused() -> None:
     """It would lose a row."""
     with pytest.raises(KeyRepeated):
