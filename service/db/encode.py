@@ -45,18 +45,21 @@ _BOOLEANS = frozenset(
 """The words of PostgreSQL's parse_bool."""
 
 
+KINDS: Mapping[Any, str] = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bytes: "binary",
+    list: "a list",
+    dict: "a dict",
+}
+"""The types of what a caller sends, as the caller would say it."""
+
+
 def kind_of(value: object) -> str:
     """Return the name of the type of what a caller sent, as the caller would say it."""
-    names: Mapping[type, str] = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        bytes: "binary",
-        list: "a list",
-        dict: "a dict",
-    }
-    return names.get(type(value), f"a {type(value).__name__[:40]}")
+    return KINDS.get(type(value), f"a {type(value).__name__[:40]}")
 
 
 def unfit(value: object, wanted: str) -> InvalidArgument:

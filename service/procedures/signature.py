@@ -11,24 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from service.db.encode import integer_text, unfit
+from service.db.encode import KINDS, integer_text, unfit
 from service.describe.written import Parameters
 from service.errors import InvalidArgument
 from service.request.arguments import Arguments
 
 Function = Callable[..., Awaitable[Any]]
 """A coroutine function of a `ProcedureCall` and the caller's arguments."""
-
-WANTED: Mapping[Any, str] = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    bytes: "binary",
-    list: "a list",
-    dict: "a dict",
-}
-"""Annotations that are checked; what has another one is the procedure's own to check."""
 
 _INTEGER = integer_text(-(2**63), 2**63 - 1)
 
@@ -93,7 +82,7 @@ def fitting(hint: Any, value: Any, path: str) -> Any:
             return None
         parts = tuple(each for each in parts if each is not NoneType)
         return fitting(parts[0], value, path) if len(parts) == 1 else value
-    wanted = WANTED.get(origin)
+    wanted = KINDS.get(origin)  # what has another annotation is the procedure's own to check
     try:
         if wanted is None:
             return value
