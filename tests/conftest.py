@@ -98,6 +98,9 @@ def postgres() -> Iterator[str]:
     """Run the embedded PostgreSQL for the session; gives the way to its maintenance database."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))
     with Place(state=home).running() as dsn:
+        # No test pulls the plug of this one: a commit takes 0.4 ms instead of 4 to 8.
+        execute(dsn, "ALTER SYSTEM SET fsync = off")
+        execute(dsn, "SELECT pg_reload_conf()")
         yield dsn
     shutil.rmtree(home)
 
