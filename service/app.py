@@ -32,6 +32,7 @@ from service.api.roles import Roles
 from service.api.status import StatusProcedures
 from service.api.transactions import Batches
 from service.api.verbs import VERBS
+from service.changes.catchup import CatchUp
 from service.changes.cycle import Cycle
 from service.changes.feed import Feed, FeedSettings
 from service.changes.queries import RUN_LIMIT, WatchLimits
@@ -332,7 +333,20 @@ class Serving(Service):
             self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
         )
         why = WhyProcedure(self.dispatcher, self.database, roles, self._checks)
-        own = {**status.procedures(), **batches.procedures(), **why.procedures()}
+        catchup = CatchUp(
+            self.database,
+            self.dispatcher,
+            roles,
+            settings.max_rows,
+            settings.max_bytes,
+            settings.changes_max,
+        )
+        own = {
+            **status.procedures(),
+            **batches.procedures(),
+            **why.procedures(),
+            **catchup.procedures(),
+        }
         self.dispatcher.add(own, once=False)
         self.dispatcher.add(written)
         callee.meter.verbs = self.dispatcher.verbs

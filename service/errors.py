@@ -354,6 +354,18 @@ class Unavailable(ServiceError):
         super().__init__(message, retry=True, retry_after=retry_after, **details)
 
 
+class PositionGone(ServiceError):
+    """The changes after the asked position are no longer kept, or are those of another database."""
+
+    uri = "rowcast.error.position_gone"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the changes after this position are not kept any more",
+            hint="read the rows again, and go on from position() as it was before that",
+        )
+
+
 class OutcomeUnknown(ServiceError):
     """
     The connection was lost during COMMIT, or a call was stopped half way: changes may be kept.

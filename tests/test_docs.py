@@ -38,6 +38,7 @@ from service.request.names import RESERVED
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
 from tests.db.test_stubs import check, compiler
+from tests.deferreds import until
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join
 from tests.wamp.programs import program
@@ -277,6 +278,8 @@ async def test_own_procedures(service: Serving, caller: Caller) -> None:
         "transaction(operations)",
         "stats()",
         "why(relation)",
+        "position()",
+        "changes(since, relations, limit)",
     ]
     named = [name for name in named if name.endswith("()")]
     for name in named:
@@ -290,6 +293,42 @@ def test_test_of_an_application_is_the_one_of_the_example() -> None:
     assert shown.strip() == example.partition("\n\n")[2].strip()
     lines = [each for each in shown.splitlines() if each.strip()]
     assert lines.index("        session = service.join()") < 13, lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_topics_misses_no_change_and_has_none_twice(
+    service: Serving, router: Router, migrated: str
+) -> None:
+    """The page's program follows what its psql does, over cuts of the service's connection."""
+    made: dict[str, Any] = {}
+    (shown,) = code(DOCS / "topics.md", "python")
+    exec(shown, made)
+    (psql,) = code(DOCS / "topics.md", "sql")
+    execute(migrated, "INSERT INTO drivers (id, name) OVERRIDING SYSTEM VALUE VALUES (1, 'Grace')")
+    heard: list[Any] = []
+    await until(lambda: service.feed.leading)
+    caller = await join(router, "websocket json")
+    await made["follow"](caller, heard.append)
+    execute(migrated, psql)
+    await until(lambda: heard)
+    # What was before the position comes too, if no tick had it yet.
+    *_, change = heard
+    assert (change["op"], change["row"]["name"], change["old"]["name"]) == (
+        "update",
+        "Ada",
+        "Grace",
+    )
+    for number in range(30):
+        execute(migrated, f"UPDATE drivers SET name = 'Ada {number}' WHERE id = 1")
+        if number % 10 == 5:
+            service.client._transport.abortConnection()
+            await until(lambda: not service.client.joined)
+            await until(lambda: service.client.joined)
+    await until(lambda: heard[-1]["row"]["name"] == "Ada 29")
+    names = [change["row"]["name"] for change in heard if change["op"] == "update"]
+    assert names == ["Ada", *(f"Ada {number}" for number in range(30))]
+    await caller.close()
+    execute(migrated, "TRUNCATE drivers CASCADE")
 
 
 @pytest_twisted.ensureDeferred
@@ -446,7 +485,7 @@ def test_errors_of_each_verb() -> None:
         named = names or [{"functions": "fn"}.get(cell, "written")]
         found |= dict.fromkeys(named, own)
     found["written"] = set().union(*found.values())
-    own_procedures = {"describe", "health", "stats", "transaction.begin", "why"}
+    own_procedures = {"describe", "health", "stats", "transaction.begin", "why", "position"}
     described = errors_by_procedure(VERBS.values())
     assert found.keys() == described.keys() - own_procedures
     for verb, kinds in described.items():

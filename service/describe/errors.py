@@ -46,6 +46,8 @@ VIOLATIONS: tuple[Kind, ...] = (
 )
 WRITES: tuple[Kind, ...] = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
 ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound, errors.NotChanged)
+CHANGES: tuple[Kind, ...] = (*DATABASE, errors.PositionGone)
+"""Of what reads the log of changes."""
 
 OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "fn": (*ROWS, *VIOLATIONS, errors.TooManyRows),
@@ -53,9 +55,11 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "health": ANY,
     "stats": ANY,
     "why": ANY,
+    "changes": CHANGES,
+    "position": ANY,
     "transaction": ALL,
     "transaction.begin": ANY,
-    "written": ALL,
+    "written": (*ALL, errors.PositionGone),
 }
 """Of a call of a function, of our own procedures, and of one written by hand."""
 
@@ -100,7 +104,7 @@ def definitions(by_procedure: Mapping[str, tuple[Kind, ...]]) -> dict[str, Schem
             "additionalProperties": False,
         }
     }
-    for kind in ALL:
+    for kind in (*ALL, errors.PositionGone):
         found[_name(kind)] = _error(kind)
     for procedure, kinds in by_procedure.items():
         each = sorted({_name(kind) for kind in kinds})

@@ -31,6 +31,25 @@ TYPES: Mapping[Any, Schema] = {
 TRUTH: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
 
+ROW: Schema = {"type": ["object", "null"]}
+CHANGE = record(
+    {
+        "op": {"enum": ["insert", "update", "delete", "truncate", "touch", "reset"]},
+        "schema": {"type": "string"},
+        "relation": {"type": "string"},
+        "key": ROW,
+        "row": ROW,
+        "old": ROW,
+        "position": {"type": "string"},
+        "tx": {"type": ["string", "null"]},
+        "last": TRUTH,
+        "at": {"type": ["string", "null"]},
+        "large": TRUTH,
+    },
+    ["op", "schema", "relation", "key", "row", "old", "position", "tx", "last", "at"],
+)
+"""What `changes` answers of one."""
+
 OWN: Mapping[str, dict[str, Any]] = {
     "describe": {
         "comment": "What is served: all of it, or some relations and functions",
@@ -83,6 +102,34 @@ OWN: Mapping[str, dict[str, Any]] = {
             ["ok", "checks"],
         ),
         "errors": reference("errors.why"),
+    },
+    "changes": {
+        "comment": "The changes after a position, oldest first, as far as the caller may see them",
+        "positional": ["since"],
+        "arguments": record(
+            {
+                "since": {"type": "string"},
+                "relations": reference("columns"),
+                "limit": {"type": ["integer", "null"], "minimum": 0},
+                **TIMEOUT,
+            },
+            ["since"],
+        ),
+        "result": record(
+            {
+                "changes": {"type": "array", "items": CHANGE},
+                "position": {"type": "string"},
+                "more": TRUTH,
+            },
+            ["changes", "position", "more"],
+        ),
+        "errors": reference("errors.changes"),
+    },
+    "position": {
+        "comment": "Where the changes are now: what is committed after this call comes after it",
+        "arguments": record(TIMEOUT),
+        "result": {"type": "string"},
+        "errors": reference("errors.position"),
     },
     "transaction": {
         "comment": "Operations in one transaction, all or nothing; the results of all of them",

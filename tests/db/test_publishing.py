@@ -96,7 +96,7 @@ class Publishing:
     async def changes(self, sql: str) -> list[Change]:
         """Run SQL, and return what the log has of it."""
         execute(self.dsn, sql)
-        return await self.ticks.next()
+        return self.ticks.next()
 
     async def of(self, sql: str, roles: Roles = Roles()) -> list[Publication]:  # noqa: B008 - frozen
         """Run SQL, and return what is published of it."""
@@ -120,9 +120,9 @@ VARYING = {"position", "prev", "tx", "at", "last"}
 async def publishing(db: DirectCaller, dsn: str) -> AsyncIterator[Publishing]:
     """Give topics over the database, of which the log up to now is forgotten."""
     await db.catalogs.refresh()
-    ticks = Ticks(db.database)
-    await ticks.begin()
+    ticks = Ticks(dsn)
     yield Publishing(db, dsn, ticks)
+    ticks.close()
 
 
 served = pytest.mark.serving("public", "app")

@@ -1,38 +1,37 @@
 """
-Changes as a feed would hand them on, for tests of what becomes of them.
+Changes as a feed hands them on, for tests of what becomes of them.
 """
 
 from __future__ import annotations
 
-from service.changes.log import read_txn, snapshot_txn, tracked_txn
+from service.changes.epochs import begin_txn
+from service.changes.log import tracked_txn
 from service.changes.net import Change, net_changes
-from service.changes.positions import PgSnapshot
-from service.db.connection import PgConnection
-from service.db.database import Database
+from service.changes.ticks import next_txn, page_txn, pages_txn
+from service.db.session import SessionSettings, open_session
 
 
 class Ticks:
-    """Reads the log tick by tick, from the moment of `begin` on."""
+    """Makes ticks of the log, from its making on; closed by `close`."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._since = PgSnapshot(3, 3, ())
-        self._number = 0
+    def __init__(self, dsn: str, most: int = 10_000) -> None:
+        self._connection = open_session(dsn, SessionSettings())
+        self._epoch, self._last = begin_txn(self._connection, 0)
+        self._most = most
+        self.next()
 
-    async def begin(self) -> None:
-        """Leave out what is in the log by now."""
-        await self.next()
+    def next(self) -> list[Change]:
+        """Make a tick of what is new, and return its changes."""
+        connection, epoch = self._connection, self._epoch.number
+        found = next_txn(connection, self._last, epoch, self._most, "nobody")
+        if found is None:
+            return []
+        self._last, rows = found
+        if rows is None:
+            pages = pages_txn(connection, self._last, self._most)
+            rows = [row for page in pages for row in page_txn(connection, page)]
+        return list(net_changes(rows, tracked_txn(connection), epoch, self._last.number))
 
-    async def next(self) -> list[Change]:
-        """Return the changes since the last tick."""
-        self._number += 1
-        found: list[Change] = await self._database.atomic(
-            self._next_txn, isolation="repeatable read"
-        )
-        return found
-
-    def _next_txn(self, connection: PgConnection) -> list[Change]:
-        now = snapshot_txn(connection)
-        rows = read_txn(connection, self._since)
-        self._since = now
-        return list(net_changes(rows, tracked_txn(connection), 1, self._number))
+    def close(self) -> None:
+        """End its session."""
+        self._connection.close()

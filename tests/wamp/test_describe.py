@@ -105,6 +105,7 @@ async def test_description_of_a_service_names_what_calls_name(caller: Caller) ->
     assert document["version"]
     assert document["schemas"] == ["app", "apart"]
     own = {"describe", "health", "stats", "transaction", "transaction.begin", "why"}
+    own |= {"changes", "position"}
     assert document["procedures"].keys() == own  # there are no actions here to complete
     names = {"owners", "things", "held", "app.stats", "odd%20name", "keyless", "named", "counted"}
     assert set(document["relations"]) == names | {"kept", "apart.things"}

@@ -1,0 +1,335 @@
+"""
+Catch-up: the changes after a position, to each caller what its role may see.
+
+The ticks of the log are read again, so that what a subscriber has missed comes with the content,
+order and positions that it had on the topics. Of a relation with row-level security an entry says only
+that it has changed: a policy judges rows that are there, and not what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cbor2
+
+from service.api.dispatcher import Dispatcher, Procedure
+from service.api.roles import Roles
+from service.catalog import Catalog, QualifiedName
+from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
+from service.changes.log import installed_txn, tracked_txn
+from service.changes.net import Change, net_changes
+from service.changes.positions import Position, SnapshotPosition, TickPosition, parse_position
+from service.changes.rights import Rights, rights_txn
+from service.changes.ticks import Tick, end_txn, page_txn, pages_txn, ticks_txn
+from service.changes.topics import Shown, behind, shown_of
+from service.changes.why import find_relation
+from service.db.connection import PgConnection
+from service.db.database import Database
+from service.db.session import OWN_IDENTITY
+from service.db.statements import compute_txn
+from service.errors import InvalidArgument, PositionGone, Unavailable
+from service.request.arguments import Arguments, Caller, placed
+
+TICKS = 100
+"""That are read at a time."""
+CONSIDERED = 20_000
+"""Changes that one call looks at, most of which may be of other relations than it asks for."""
+ROOM = 4096
+"""Bytes of an answer besides its changes."""
+
+FIRST_AFTER = """
+SELECT coalesce(max(tick), 0) + 1 FROM rowcast.ticks
+ WHERE pg_catalog.pg_snapshot_xmax(snapshot) <= '{xmin}'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChanges:
+    """
+    What was read of the log for a caller.
+
+    Args:
+        changes: Those that it may be shown, if its rights allow.
+        rights: On their relations.
+        ended: Transactions all of whose changes were looked at.
+        position: Where the changes that follow begin.
+        more: Whether there are some by now.
+    """
+
+    changes: Sequence[Change]
+    rights: Mapping[int, Rights]
+    ended: frozenset[str]
+    position: str
+    more: bool
+
+
+class CatchUp:
+    """
+    Answers `changes` and `position`.
+
+    Args:
+        database: Has the log.
+        dispatcher: Has the catalogs of all roles.
+        roles: Of callers and of the database.
+        max_rows: Changes in one answer.
+        max_bytes: What an answer may weigh.
+        most: Rows of the log above which a transaction is a reset, as for the feed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        dispatcher: Dispatcher,
+        roles: Roles,
+        max_rows: int,
+        max_bytes: int,
+        most: int,
+    ) -> None:
+        self._database = database
+        self._dispatcher = dispatcher
+        self._roles = roles
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._most = most
+
+    def procedures(self) -> dict[str, Procedure]:
+        """Return the procedures by name."""
+        return {"changes": self._changes, "position": self._position}
+
+    async def _position(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> str:
+        """Return the newest position: what is committed from now on comes after it."""
+        timeout = Arguments(args, kwargs, [], []).timeout()
+        # As the service itself: callers have no right on the log.
+        with self._database.identity(OWN_IDENTITY):
+            found: str = await self._database.run(position_txn, retry=True, timeout=timeout)
+        return found
+
+    async def _changes(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """
+        Return the changes after a position, as far as the caller may see them.
+
+        Raises:
+            InvalidArgument: The position is none, or changes of a relation are not logged.
+            PositionGone: The changes are not kept any more.
+        """
+        given = Arguments(args, kwargs, ["since"], ["relations", "limit"])
+        since = parse_position(given.required("since"))
+        limit = given.integer("limit")
+        limit = self._max_rows if limit is None else min(limit, self._max_rows)
+        served, role = self._dispatcher.served_to(caller), self._roles.of(caller)
+        wanted = _relations(served.catalog, given)
+        with self._database.identity(OWN_IDENTITY):
+            read: ReadChanges = await self._database.atomic(
+                changes_txn,
+                since,
+                role,
+                wanted,
+                limit,
+                self._most,
+                isolation="repeatable read",
+                read_only=True,
+                retry=True,
+                timeout=given.timeout(),
+            )
+            catalog = served.catalog
+            if any(behind(catalog, each) for each in read.rights.values()):
+                await self._dispatcher.refresh()
+                catalog = self._dispatcher.served_to(caller).catalog
+            answer: dict[str, Any] = await self._database.run(
+                compute_txn, answer_of, read, catalog, role, self._max_bytes, retry=True
+            )
+        return answer
+
+
+def _relations(catalog: Catalog, given: Arguments) -> list[QualifiedName] | None:
+    if given.value("relations") is None:
+        return None
+    found = []
+    for name, path in placed(given.value("relations"), "relations"):
+        try:
+            relation = find_relation(catalog, name)
+        except InvalidArgument as refusal:
+            refusal.details["path"] = path
+            raise
+        found.append((relation.schema, relation.name))
+    return found
+
+
+def position_txn(connection: PgConnection) -> str:
+    """
+    Return the newest position.
+
+    Raises:
+        InvalidArgument: There is no log.
+        Unavailable: It is not read yet, or not here.
+    """
+    return str(end_txn(connection, _epoch_txn(connection)))
+
+
+def changes_txn(
+    connection: PgConnection,
+    since: Position,
+    role: str,
+    wanted: Sequence[QualifiedName] | None,
+    limit: int,
+    most: int,
+) -> ReadChanges:
+    """
+    Read the changes after a position.
+
+    Args:
+        connection: In a REPEATABLE READ transaction, as the service itself.
+        since: The position.
+        role: Of the database, whose rights are read too.
+        wanted: The relations; None for all.
+        limit: Changes at most.
+        most: Rows of the log above which a transaction is a reset.
+
+    Raises:
+        InvalidArgument: There is no log, or none of a relation.
+        PositionGone: The changes are not kept any more.
+        Unavailable: The log is not read yet, or not here.
+    """
+    epoch = _epoch_txn(connection)
+    if resume_txn(connection, since) is None:
+        raise PositionGone
+    tracked = tracked_txn(connection)
+    ids: set[int] | None = None
+    if wanted is not None:
+        by_name = {(each.schema, each.name): each.id for each in tracked.values()}
+        for schema, name in wanted:
+            if (schema, name) not in by_name:
+                raise InvalidArgument(
+                    f'changes of "{name}" are not logged',
+                    path="relations",
+                    hint=f"rowcast track {schema}.{name}",
+                )
+        ids = {by_name[each] for each in wanted}
+    changes: list[Change] = []
+    ended: set[str] = set()
+    position, more = str(since), False
+    for considered, change in enumerate(_after_txn(connection, since, most)):
+        asked = ids is None or change.relation in ids
+        if considered == CONSIDERED or (asked and len(changes) == limit):
+            more = True
+            break
+        position = str(change.position)
+        if asked:
+            changes.append(change)
+        if change.last:
+            ended.add(change.xid)
+    if not more:
+        position = str(end_txn(connection, epoch))
+    rights = rights_txn(connection, {each.relation for each in changes}, [role])
+    return ReadChanges(changes, rights, frozenset(ended), position, more)
+
+
+def _epoch_txn(connection: PgConnection) -> int:
+    if not installed_txn(connection):
+        raise InvalidArgument(
+            "no changes are logged in this database", hint="rowcast track <table> begins to"
+        )
+    try:
+        epoch = epoch_now_txn(connection)
+    except OnStandby as error:
+        raise Unavailable(str(error)) from error
+    if epoch is None:
+        raise Unavailable("changes are not read yet")
+    return epoch.number
+
+
+def _after_txn(connection: PgConnection, since: Position, most: int) -> Iterator[Change]:
+    """Yield the changes after a position, in their order."""
+    if isinstance(since, SnapshotPosition):
+        (number,) = connection.ask(FIRST_AFTER.format(xmin=since.snapshot.xmin))
+    else:
+        number = since.tick
+    while ticks := ticks_txn(connection, number, TICKS):
+        for tick in ticks:
+            for change in _of_tick_txn(connection, tick, most):
+                if isinstance(since, TickPosition):
+                    new = (change.position.tick, change.position.index) > (since.tick, since.index)
+                else:
+                    new = not since.snapshot.sees(int(change.xid))
+                if new:
+                    yield change
+        number = ticks[-1].number + 1
+
+
+def _of_tick_txn(connection: PgConnection, tick: Tick, most: int) -> Iterator[Change]:
+    if not tick.rows:
+        return
+    tracked = tracked_txn(connection)
+    index, last = 0, 0
+    while pages := pages_txn(connection, tick, most, last):
+        for page in pages:
+            rows = page_txn(connection, page)
+            for change in net_changes(rows, tracked, tick.epoch, tick.number, index):
+                index = change.position.index
+                yield change
+        last = pages[-1].last
+
+
+def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) -> dict[str, Any]:
+    """
+    Return what `changes` answers, in a pool thread.
+
+    Args:
+        read: What was read.
+        catalog: What is served to the caller.
+        role: Of the caller, in the database.
+        max_bytes: What the answer may weigh.
+    """
+    shown = {
+        id: shown_of(catalog, rights, rights.columns[role])
+        for id, rights in read.rights.items()
+        if (rights.schema, rights.name) in catalog.relations
+    }
+    found: list[dict[str, Any]] = []
+    touched: set[tuple[int, int]] = set()
+    position, more, cut, weight = read.position, read.more, "", ROOM
+    for at, change in enumerate(read.changes):
+        tick = change.relation, change.position.tick
+        of = shown.get(change.relation)
+        if of is None or tick in touched:
+            continue
+        if of.reader is None or change.op == "touch":
+            touched.add(tick)
+            event = touch(of, change)
+        else:
+            event = of.event(change, max_bytes - ROOM)
+        weight += len(cbor2.dumps(event))
+        if weight > max_bytes and found:
+            position, more, cut = str(read.changes[at - 1].position), True, change.xid
+            break
+        found.append(event)
+    latest: dict[str, dict[str, Any]] = {}
+    for event in found:
+        if event["tx"] is not None:
+            event["last"] = False
+            latest[event["tx"]] = event
+    for xid, event in latest.items():
+        # Of those that the caller sees: the last of all may be another's.
+        event["last"] = xid in read.ended and xid != cut
+    return {"changes": found, "position": position, "more": more}
+
+
+def touch(shown: Shown, change: Change) -> dict[str, Any]:
+    """Return the entry of a relation of which nothing may be told but that it has changed."""
+    return {
+        "op": "touch",
+        "schema": shown.schema,
+        "key": None,
+        "row": None,
+        "old": None,
+        "tx": None,
+        "last": True,
+        "at": None,
+        **shown.touched(change),
+    }

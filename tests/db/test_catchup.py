@@ -1,0 +1,379 @@
+"""
+Catch-up: what was missed comes again, to each caller what its role may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+
+from schema.changes import install
+from service.api.roles import Roles
+from service.changes.catchup import CatchUp
+from service.errors import InvalidArgument, PositionGone, ServiceError, Unavailable
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.dispatchers import ANYONE, DirectCaller
+from tests.db.ticks import Ticks
+
+SCHEMA = f"""
+CREATE SCHEMA app;
+CREATE ROLE reader; CREATE ROLE clerk; CREATE ROLE nobody;
+CREATE TABLE actions (id int PRIMARY KEY, name text, secret text);
+COMMENT ON COLUMN actions.secret IS '@hidden';
+CREATE TABLE drivers (id int PRIMARY KEY, phone text);
+CREATE TABLE veiled (id int PRIMARY KEY, owner text);
+ALTER TABLE veiled ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON veiled USING (owner = current_user);
+CREATE TABLE touchy (id int PRIMARY KEY);
+CREATE TABLE untracked (id int PRIMARY KEY);
+CREATE TABLE app.notes (id int PRIMARY KEY);
+GRANT SELECT ON actions, veiled TO reader;
+GRANT SELECT (id) ON drivers TO reader;
+GRANT SELECT (name) ON actions TO clerk;
+{install()}
+SELECT rowcast.track(name::regclass) FROM unnest('{{actions, drivers, veiled, app.notes}}'::text[]) name;
+SELECT rowcast.track('touchy', 'touch');
+"""
+
+BEFORE_EACH = "TRUNCATE actions, drivers, veiled, touchy, app.notes"
+
+ROLES = Roles({"staff": "reader", "desk": "clerk", "guests": "nobody"})
+STAFF, DESK, GUEST = (
+    Caller(number, name, name, "realm1") for number, name in enumerate(ROLES.mapped)
+)
+
+
+@dataclass
+class Missing:
+    """A log, and callers who have missed some of it."""
+
+    db: DirectCaller
+    dsn: str
+    ticks: Ticks
+    roles: Roles
+
+    def serve(self, max_rows: int = 1000, max_bytes: int = 8 << 20, most: int = 10_000) -> None:
+        """Serve the procedures, with other limits."""
+        dispatcher = self.db.dispatcher
+        catchup = CatchUp(self.db.database, dispatcher, self.roles, max_rows, max_bytes, most)
+        dispatcher.add(catchup.procedures(), once=False)
+
+    def run(self, *statements: str) -> list[Any]:
+        """Run statements, each a tick; returns the changes."""
+        found = []
+        for each in statements:
+            execute(self.dsn, each)
+            found += self.ticks.next()
+        return found
+
+    async def position(self, caller: Caller = ANYONE) -> str:
+        """Return the newest position."""
+        found: str = await self.db.call_as(caller, "position")
+        return found
+
+    async def changes(self, *args: Any, caller: Caller = ANYONE, **kwargs: Any) -> Any:
+        """Call `changes`."""
+        return await self.db.call_as(caller, "changes", *args, **kwargs)
+
+    async def all_after(self, since: str, caller: Caller = ANYONE, **kwargs: Any) -> list[Any]:
+        """Return all changes after a position, page by page."""
+        found = []
+        while True:
+            page = await self.changes(since, caller=caller, **kwargs)
+            found += page["changes"]
+            assert page["position"] != since or not page["more"], "it goes on"
+            since = page["position"]
+            if not page["more"]:
+                return found
+
+
+@pytest_twisted.async_yield_fixture
+async def missing(
+    db: DirectCaller, dsn: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Missing]:
+    """Serve the log of the module's database, read up to now."""
+    ticks = Ticks(dsn)
+    mark = request.node.get_closest_marker("serving")
+    made = Missing(db, dsn, ticks, mark.kwargs.get("roles") or Roles())
+    made.serve()
+    yield made
+    ticks.close()
+
+
+served = pytest.mark.serving("public", "app")
+with_roles = pytest.mark.serving("public", roles=ROLES)
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_after_a_position_are_those_that_were_published(missing: Missing) -> None:
+    since = await missing.position()
+    before = missing.run(
+        "INSERT INTO actions VALUES (1, 'a', 'x'), (2, 'b', 'x')",
+        "BEGIN; UPDATE actions SET name = 'c' WHERE id = 1; INSERT INTO app.notes VALUES (1); COMMIT",
+        "DELETE FROM actions WHERE id = 2",
+        "TRUNCATE app.notes",
+    )
+    answer = await missing.changes(since)
+    found = answer["changes"]
+    assert [each["position"] for each in found] == [str(each.position) for each in before]
+    assert [each["op"] for each in found] == [each.op for each in before]
+    assert [each["tx"] for each in found] == [each.xid for each in before]
+    assert [each["last"] for each in found] == [each.last for each in before]
+    assert [each["at"] for each in found] == [each.at for each in before]
+    update = next(each for each in found if each["op"] == "update")
+    assert (update["row"], update["old"]) == ({"id": 1, "name": "c"}, {"name": "a"})
+    assert found[-2]["old"] == {"id": 2, "name": "b"}
+    assert not answer["more"]
+    assert answer["position"] == await missing.position()
+    assert await missing.changes(answer["position"]) == {
+        "changes": [],
+        "position": answer["position"],
+        "more": False,
+    }
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_after_each_position_are_the_rest(missing: Missing) -> None:
+    since = await missing.position()
+    missing.run(
+        "INSERT INTO actions SELECT generate_series(1, 5)",
+        "UPDATE actions SET name = 'b'",
+        "DELETE FROM actions WHERE id < 3",
+    )
+    every = (await missing.changes(since))["changes"]
+    assert len(every) == 12
+    for at, change in enumerate(every):
+        assert (await missing.changes(change["position"]))["changes"] == every[at + 1 :]
+    for limit in (1, 2, 5, 11, 12, 1000):
+        paged = await missing.all_after(since, limit=limit)
+        without = [{**each, "last": None} for each in paged]
+        assert without == [{**each, "last": None} for each in every], limit
+    assert (await missing.changes(since, limit=0)) == {
+        "changes": [],
+        "position": since,
+        "more": True,
+    }
+    missing.serve(max_rows=3)
+    assert len((await missing.changes(since, limit=12))["changes"]) == 3
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_page_is_bounded_in_bytes(missing: Missing) -> None:
+    since = await missing.position()
+    missing.run("INSERT INTO actions SELECT i, repeat('x', 20000) FROM generate_series(1, 20) i")
+    missing.serve(max_bytes=100_000)
+    page = await missing.changes(since)
+    assert 1 <= len(page["changes"]) < 5
+    assert page["more"]
+    assert not page["changes"][-1]["last"]
+    every = await missing.all_after(since)
+    assert [each["key"]["id"] for each in every] == list(range(1, 21))
+    assert [each["last"] for each in every] == [False] * 19 + [True]
+    missing.serve(max_bytes=10_000)
+    assert all(each["large"] for each in await missing.all_after(since))
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_of_some_relations_are_asked_for_by_the_names_of_procedures(
+    missing: Missing,
+) -> None:
+    since = await missing.position()
+    missing.run(
+        "INSERT INTO actions VALUES (1)",
+        "BEGIN; INSERT INTO app.notes VALUES (1); INSERT INTO drivers VALUES (1); COMMIT",
+    )
+    for names, found in (
+        (["actions"], ["actions"]),
+        ("app.notes", ["notes"]),
+        (["public.actions", "drivers"], ["actions", "drivers"]),
+        ([], []),
+    ):
+        answer = await missing.changes(since, relations=names)
+        assert [each["relation"] for each in answer["changes"]] == found
+        assert all(each["last"] for each in answer["changes"]), "the last that the caller sees"
+        assert answer["position"] == await missing.position()
+    for names, path in ((["nothing"], "relations.0"), ("x", "relations"), ([5], "relations.0")):
+        with pytest.raises(InvalidArgument) as caught:
+            await missing.changes(since, relations=names)
+        assert caught.value.details["path"] == path
+    with pytest.raises(InvalidArgument, match="not logged") as caught:
+        await missing.changes(since, relations=["untracked"])
+    assert caught.value.details["hint"] == "rowcast track public.untracked"
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_after_a_snapshot_are_those_that_it_does_not_show(missing: Missing) -> None:
+
+    running = psycopg2.connect(missing.dsn)
+    with running.cursor() as cursor:
+        cursor.execute("INSERT INTO actions VALUES (1)")
+        missing.run("INSERT INTO actions VALUES (2)")
+        ((snapshot,),) = execute(missing.dsn, "SELECT pg_current_snapshot()::text")
+        missing.run("INSERT INTO actions VALUES (3)")
+        running.commit()
+        missing.run("INSERT INTO actions VALUES (4)")
+    running.close()
+    epoch = (await missing.position()).split(".")[0]
+    found = await missing.changes(f"{epoch}.{snapshot}")
+    assert sorted(each["key"]["id"] for each in found["changes"]) == [1, 3, 4]
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_is_too_large_is_a_reset(missing: Missing) -> None:
+    since = await missing.position()
+    missing.run("INSERT INTO actions SELECT generate_series(1, 30)")
+    missing.serve(most=10)
+    (change,) = (await missing.changes(since))["changes"]
+    assert (change["op"], change["relation"], change["key"]) == ("reset", "actions", None)
+
+
+HOSTILE = [
+    *("", "x", "1", "1.2", "1.2.3.4", "-1.2.3", "1.-2.3", " 1.2.3", "1.2.3\n", "1.2.3 ", "١.٢.٣"),
+    *("1.2:1:", "1.1:2:3", "1.5:9:7,6", "1.5:9:7,7", "1.1:2:3,", "1.1:2", "1.:::", "1.2.0x3"),
+    *("9" * 100, f"1.{'9' * 30}.1", f"{'9' * 30}.1.1", f"1.1.{'9' * 30}", "1.1:2:" + "1," * 60_000),
+    *("\0", "1.2.3\0", "1';DROP TABLE actions;--", "\ud800", "1.2.3" * 30_000),
+    *(None, 5, 1.5, True, [], {}, b"1.2.3", ["1.2.3"]),
+]
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_since_that_is_no_position_is_refused(missing: Missing) -> None:
+    for since in HOSTILE:
+        with pytest.raises(InvalidArgument) as caught:
+            await missing.db.dispatcher.answer("changes", [since], {}, ANYONE)
+        assert caught.value.details["path"] == "since", since
+        caught.value.message.encode("utf-8", "replace")
+    for args, kwargs in (([], {}), (["1.1.1", 2], {}), (["1.1.1"], {"limit": -1}), ([], {"x": 1})):
+        with pytest.raises(InvalidArgument):
+            await missing.db.dispatcher.answer("changes", args, kwargs, ANYONE)
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) -> None:
+    now = await missing.position()
+    epoch, tick, _ = map(int, now.split("."))
+    missing.run("INSERT INTO actions VALUES (1)")
+    for gone in (
+        f"{epoch + 1}.{tick}.0",
+        f"{epoch}.{tick + 1000}.0",
+        f"{epoch}.{tick + 1000}.5",
+        f"{epoch}.0.0",
+        f"{2**31 - 1}.{2**63 - 1}.{2**31 - 1}",
+        f"{epoch + 1}.100:100:",
+        f"0.{tick}.0",
+    ):
+        with pytest.raises(PositionGone):
+            pytest.fail(f"{gone}: {len(await missing.changes(gone))}")
+    execute(missing.dsn, "UPDATE rowcast.epochs SET pruned_below = pg_current_xact_id()")
+    with pytest.raises(PositionGone):
+        await missing.changes(now)
+    execute(missing.dsn, "UPDATE rowcast.epochs SET pruned_below = '3'")
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_without_a_log_the_refusal_says_how_to_have_one(missing: Missing) -> None:
+    position = await missing.position()
+    execute(missing.dsn, "ALTER TABLE rowcast.log RENAME TO elsewhere")
+    try:
+        for name, args in (("position", []), ("changes", [position])):
+            with pytest.raises(InvalidArgument, match="no changes are logged"):
+                await missing.db.call(name, *args)
+    finally:
+        execute(missing.dsn, "ALTER TABLE rowcast.elsewhere RENAME TO log")
+    execute(missing.dsn, "UPDATE rowcast.epochs SET timeline = timeline + 1")
+    try:
+        for name, args in (("position", []), ("changes", [position])):
+            with pytest.raises(Unavailable, match="not read yet"):
+                await missing.db.call(name, *args)
+    finally:
+        execute(missing.dsn, "UPDATE rowcast.epochs SET timeline = timeline - 1")
+
+
+@with_roles
+@pytest_twisted.ensureDeferred
+async def test_caller_sees_the_columns_that_its_role_may_read(missing: Missing) -> None:
+    since = await missing.position(STAFF)
+    missing.run(
+        "INSERT INTO actions VALUES (1, 'a', 'x')",
+        "INSERT INTO drivers VALUES (1, '555')",
+        "UPDATE drivers SET phone = '556'",
+        "DELETE FROM actions",
+        "DELETE FROM drivers",
+    )
+
+    def seen(found: Any) -> list[Any]:
+        return [
+            (each["op"], each["relation"], each["key"], each["row"], each["old"])
+            for each in found["changes"]
+        ]
+
+    assert seen(await missing.changes(since, caller=STAFF)) == [
+        ("insert", "actions", {"id": 1}, {"id": 1, "name": "a"}, None),
+        ("insert", "drivers", {"id": 1}, {"id": 1}, None),
+        ("update", "drivers", {"id": 1}, {"id": 1}, {}),
+        ("delete", "actions", {"id": 1}, None, {"id": 1, "name": "a"}),
+        ("delete", "drivers", {"id": 1}, None, {"id": 1}),
+    ]
+    assert seen(await missing.changes(since, caller=DESK)) == [
+        ("insert", "actions", None, {"name": "a"}, None),
+        ("delete", "actions", None, None, {"name": "a"}),
+    ]
+    assert seen(await missing.changes(since, caller=GUEST)) == []
+
+
+@with_roles
+@pytest_twisted.ensureDeferred
+async def test_relation_with_row_security_says_that_it_has_changed_to_who_may_read_it(
+    missing: Missing,
+) -> None:
+    since = await missing.position(STAFF)
+    missing.run(
+        "INSERT INTO veiled VALUES (1, 'reader'), (2, 'clerk')",
+        "UPDATE veiled SET owner = 'clerk'",
+        "DELETE FROM veiled",
+    )
+    found = (await missing.changes(since, caller=STAFF))["changes"]
+    assert len(found) == 3
+    for each in found:
+        assert (each["op"], each["relation"]) == ("touch", "veiled")
+        assert each["position"].endswith(".0")
+        nothing = ("key", "row", "old", "tx", "at")
+        assert [each[name] for name in nothing] == [None] * 5
+    assert (await missing.changes(since, caller=DESK))["changes"] == []
+
+
+@with_roles
+@pytest_twisted.ensureDeferred
+async def test_rights_count_as_they_are_when_the_changes_are_read(missing: Missing) -> None:
+    """Whatever the catalog that is served says: it is behind by then."""
+    since = await missing.position(STAFF)
+    missing.run("INSERT INTO actions VALUES (1, 'a', 'x')")
+    try:
+        execute(missing.dsn, "REVOKE SELECT ON actions FROM reader")
+        assert (await missing.changes(since, caller=STAFF))["changes"] == []
+        execute(missing.dsn, "GRANT SELECT (id) ON actions TO reader")
+        (change,) = (await missing.changes(since, caller=STAFF))["changes"]
+        assert change["row"] == {"id": 1}
+        execute(missing.dsn, "GRANT SELECT ON actions TO reader")
+        execute(missing.dsn, "ALTER TABLE actions ENABLE ROW LEVEL SECURITY")
+        (change,) = (await missing.changes(since, caller=STAFF))["changes"]
+        assert change["op"] == "touch"
+    finally:
+        execute(missing.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
+    with pytest.raises(ServiceError):
+        await missing.changes(since, relations=["drivers"], caller=GUEST)
