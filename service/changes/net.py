@@ -26,6 +26,7 @@ Operation = Literal["insert", "update", "delete", "truncate", "touch", "reset"]
 Key = tuple[Any, ...]
 Image = Mapping[str, Any]
 
+_decode = json.JSONDecoder(parse_float=Decimal).raw_decode
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 
 
@@ -203,9 +204,13 @@ def _of_key(images: _Images) -> _Net | None:
     old, new = images.old, images.new
     if old and new:
         old, new = _left(old, new)
-    # Of one length they may be the same, as of a row that has moved to a partition whose columns
-    # are in another order; and in between of more than one row.
-    if len(old) > 1 or len(new) > 1 or (old and new and len(old[0]) == len(new[0])):
+    # Two that differ may be the same, as of a row that has moved to a partition whose columns are
+    # in another order. (Equal values are not the same: 1.0 and 1.00.)
+    if (
+        len(old) > 1
+        or len(new) > 1
+        or (old and new and images.parsed[old[0]] == images.parsed[new[0]])
+    ):
         ordered = {text: _in_order(image) for text, image in images.parsed.items()}
         images.parsed |= {ordered[text]: image for text, image in images.parsed.items()}
         old, new = _left(
@@ -301,7 +306,7 @@ def parse_image(text: str) -> dict[str, Any]:
     more than 18 digits, which a column of type json can hold, as NaN.
     """
     try:
-        value: dict[str, Any] = json.loads(text, parse_float=Decimal)
+        value: dict[str, Any] = _decode(text)[0]
     except (ValueError, InvalidOperation):  # int() takes no more than 4,300 digits
         value = json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:
