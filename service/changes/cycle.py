@@ -30,15 +30,29 @@ from service.db.transaction import Actor, begin_statement, commit_txn, rollback_
 MOST_ROWS = 10_000
 """Rows of the log that are looked at: with more of them every query is run again."""
 
-MOMENT = """
+MOST_TRIES = 20
+"""How often a cycle runs at most whose tables get other files meanwhile."""
+
+# TRUNCATE, and DDL that rewrites a table, give it another file; to a snapshot from before, it then
+# looks empty (PostgreSQL's documentation has it under "Caveats" of its concurrency control). So the
+# files that a snapshot knows have to be those that are there when all was read.
+FILES = """
+(SELECT pg_catalog.md5(pg_catalog.string_agg(c.oid || ' ' || c.relfilenode, ',' ORDER BY c.oid)) FROM (
+    SELECT relation::oid FROM rowcast.tracked
+    UNION SELECT p.relid FROM rowcast.tracked t, pg_catalog.pg_partition_tree(t.relation) p
+) AS t (oid) JOIN pg_catalog.pg_class c ON c.oid = t.oid)
+"""
+
+MOMENT = f"""
 SELECT pg_catalog.pg_current_snapshot()::text,
        (SELECT coalesce(max(epoch), 0) FROM rowcast.epochs),
-       pg_catalog.pg_current_wal_insert_lsn()::text
+       pg_catalog.pg_current_wal_insert_lsn()::text,
+       {FILES}
 """
 
 # A row that is visible may be lost in a crash, if its writer has not waited for the disk, and the
 # number of its transaction given out again: whoever was told of it would never hear that it is gone.
-FLUSHED = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= '{}'::pg_lsn"
+FLUSHED = f"SELECT pg_catalog.pg_current_wal_flush_lsn() >= '{{}}'::pg_lsn, {FILES}"
 FLUSH = (
     "BEGIN; SET LOCAL synchronous_commit = 'on';"
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
@@ -47,6 +61,12 @@ FLUSH = (
 KEPT = """
 SELECT coalesce((SELECT pruned_below FROM rowcast.epochs WHERE epoch = {epoch:d})::text, '0'),
        ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
+"""
+# Not only of the relation itself: a change of rows that a policy hides would say that there are some.
+OIDS = "SELECT ARRAY(SELECT relation::oid::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))"
+MAY_READ_ALL = """
+SELECT bool_and(pg_catalog.has_table_privilege(oid, 'SELECT') AND NOT pg_catalog.row_security_active(oid))
+  FROM pg_catalog.unnest('{{{oids}}}'::oid[]) AS oid
 """
 TICK = """
 SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch:d} AND tick = {tick:d} - 1)
@@ -156,7 +176,13 @@ class Cycle:
             self._close()
             connection = self._connection = open_session(self._dsn(), self._session)
         try:
-            return cycle_txn(connection, self._standing, orders, since)
+            for _ in range(MOST_TRIES):
+                outcome = cycle_txn(connection, self._standing, orders, since)
+                if outcome is not None:
+                    return outcome
+                # What was read, windows too, may be that of an empty table.
+                orders = [replace(order, stale=True) for order in orders]
+            raise RuntimeError("tables are truncated or rewritten all the time")
         except BaseException:
             self._close()
             raise
@@ -172,11 +198,16 @@ def cycle_txn(
     standing: Standing,
     orders: Sequence[Order],
     since: SnapshotPosition | None,
-) -> Outcome:
-    """Find what has changed in queries, and wait until that cannot be lost any more."""
+) -> Outcome | None:
+    """
+    Find what has changed in queries, and wait until that cannot be lost any more.
+
+    Returns:
+        What was found; None if a table may have looked empty that was not.
+    """
     connection.begin(begin_statement("repeatable read", read_only=True))
     try:
-        snapshot, epoch, written = connection.ask(MOMENT)
+        snapshot, epoch, written, files = connection.ask(MOMENT)
         position = SnapshotPosition(epoch, PgSnapshot.parse(snapshot))
         rows = None
         if since is not None and since.epoch == epoch:
@@ -188,9 +219,12 @@ def cycle_txn(
             rollback_txn(connection)
         raise
     commit_txn(connection)
-    told = any(isinstance(each, Found) for each in found)
-    if told and not connection.ask(FLUSHED.format(written))[0]:
-        connection.command(FLUSH)
+    if any(isinstance(each, Found) for each in found):
+        flushed, files_by_now = connection.ask(FLUSHED.format(written))
+        if files_by_now != files:
+            return None
+        if not flushed:
+            connection.command(FLUSH)
     return Outcome(position, found)
 
 
@@ -276,7 +310,7 @@ def resumed_txn(
     if not rows:
         return rows
     keyed, changes = run.keyed, list(map(row_change, rows or ()))
-    if keyed is None or keyed.shown is not None:
+    if keyed is None or keyed.shown is not None or not _may_read_all_txn(connection, run):
         return None
     actor = OURSELVES if keyed.shared else run.actor
     own = own_keys(keyed.plan, changes)
@@ -284,6 +318,15 @@ def resumed_txn(
     if own is None or related is None:
         return None
     return wire_keys(run, own | related.rows | related.related)
+
+
+def _may_read_all_txn(connection: PgConnection, run: Run) -> bool:
+    """Return whether whoever watches a query may read all rows of what it reads, whatever the keys."""
+    ids = ",".join(map(str, run.reads))
+    (oids,) = connection.ask(OIDS.format(ids=ids))
+    connection.act(run.actor)
+    (may,) = connection.ask(MAY_READ_ALL.format(oids=",".join(oids)))
+    return bool(may)
 
 
 def _since_txn(

@@ -220,3 +220,38 @@ async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
         assert "secret" in more.copy.values[0]
         execute(dsn, "REVOKE SELECT ON people FROM resume_reader")
         execute(dsn, "GRANT SELECT (id, team, name) ON people TO resume_reader")
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) -> None:
+    """Not even that there are rows with them: all rows come anew instead."""
+    execute(
+        dsn,
+        """
+        DROP TABLE IF EXISTS letters; DROP ROLE IF EXISTS resume_owner;
+        CREATE TABLE letters (id text PRIMARY KEY, owner text);
+        INSERT INTO letters VALUES ('a1', 'ann'), ('b1', 'bob'), ('b2', 'bob');
+        SELECT rowcast.track('letters');
+        CREATE ROLE resume_owner; GRANT SELECT ON letters TO resume_owner;
+        ALTER TABLE letters ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY own ON letters USING (owner = current_setting('rowcast.authid', true));
+        """,
+    )
+    ann = Caller(1, "ann", "user", "realm1")
+    async with living(dsn, WatchLimits(), roles=Roles({"user": "resume_owner"})) as live:
+        watcher = live.watch("letters", ann)
+        await watcher.first()
+        await watcher.cancel()
+        idle = await watcher.resumed()
+        await idle.first()
+        assert idle.copy.resets == 0
+        await idle.cancel()
+        execute(
+            dsn, "UPDATE letters SET id = 'b3' WHERE id = 'b2'; DELETE FROM letters WHERE id = 'b1'"
+        )
+        execute(dsn, "INSERT INTO letters VALUES ('a2', 'ann')")
+        again = await watcher.resumed()
+        await again.same()
+        assert [row["id"] for row in again.copy.values] == ["a1", "a2"]
+        assert again.copy.resets == 1
+        assert not any("leave" in message for message in again.messages)

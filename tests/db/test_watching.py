@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import psycopg2
 import pytest
 import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.errors import DatabaseRefused, TooLarge, Unavailable
 from service.request.arguments import Caller
@@ -224,3 +226,39 @@ async def test_callers_see_what_their_role_may(dsn: str) -> None:
         execute(dsn, "INSERT INTO members VALUES ('ann')")
         await watchers[0].same()
         assert watchers[0].copy.resets == 0
+
+
+SLEEPING = (
+    "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+)
+
+
+@pytest.mark.parametrize(
+    "change", ["TRUNCATE notes", "ALTER TABLE notes ALTER body TYPE varchar USING body || ''"]
+)
+@pytest_twisted.ensureDeferred
+async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change: str) -> None:
+    """To the snapshot of the cycle it looks empty, which it was not by then."""
+    execute(
+        dsn,
+        BEFORE_EACH + "ALTER TABLE notes ALTER body TYPE text;"
+        "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
+        " AS 'SELECT t.* FROM teams t, pg_sleep(0.5)'",
+    )
+    async with living(dsn) as live:
+        slow, watcher = live.watch("fn.slow"), live.watch("notes")
+        await slow.first()
+        await watcher.first()
+        execute(dsn, "UPDATE teams SET name = 'x' WHERE id = 1; INSERT INTO notes VALUES ('c', 2)")
+        await until(lambda: execute(dsn, SLEEPING))
+        with psycopg2.connect(dsn) as connection, connection.cursor() as rows:
+            rows.execute(f"{change}; SELECT pg_current_xact_id()::text::bigint")
+            ((xid,),) = rows.fetchall()
+        connection.close()
+        await until(lambda: len(watcher.messages) > 1)
+        position = parse_position(watcher.messages[1]["position"])
+        assert isinstance(position, SnapshotPosition)
+        assert position.snapshot.sees(xid)
+        assert bool(watcher.copy.rows) == change.startswith("ALTER")
+        await watcher.same()
+        await slow.same()
