@@ -9,7 +9,7 @@ same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from twisted.python.failure import Failure
 from service.changes.delta import Rows, State, difference
 from service.changes.log import LogRow, read_txn
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
-from service.changes.refresh import Run, by_keys_txn, whole_txn, wire_keys
+from service.changes.refresh import Asked, Run, by_keys_txn, whole_txn, wire_keys
 from service.changes.standing import Standing, touched_txn
-from service.changes.touched import Key, own_keys, related_txn, row_change
+from service.changes.touched import own_keys, related_txn, row_change
 from service.db.connection import PgConnection
 from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
@@ -135,8 +135,8 @@ class Outcome:
     found: Sequence[Found | Failure | None]
 
 
-Touched = Mapping[Run, Collection[Key] | None]
-"""Keys of rows that may be different, of each query that a change concerns; None for all rows."""
+Touched = Mapping[Run, Asked | None]
+"""Which rows may be different, of each query that a change concerns; None for all rows."""
 
 
 class Cycle:
@@ -237,7 +237,7 @@ def _touched_txn(
     """Return which keys the log names, of each query that it concerns; None for all of its rows."""
     if rows is None or len(rows) > MOST_ROWS:
         return {order.run: None for order in orders}
-    found: dict[Run, Collection[Key] | None] = {}
+    found: dict[Run, Asked | None] = {}
     if rows:
         standing.keep(order.run for order in orders)
         changes = list(map(row_change, rows))

@@ -21,6 +21,7 @@ from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
 from service.changes.window import Window
 from service.db.codec import Codec
 from service.db.connection import PgConnection
+from service.db.literals import write_array
 from service.db.statements import Shape, keyed_txn, read_only_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
@@ -29,6 +30,7 @@ from service.plan.keyed import keyed_rows, order_of_keys, with_keys
 from service.plan.types import ReadPlan
 from service.plan.watch import KeyForm, WatchPlan
 from service.sql.aggregate import aggregate
+from service.sql.batch import batched
 from service.sql.select import select
 from service.sql.statement import Statement
 
@@ -48,10 +50,12 @@ PAUSE = 8
 """How often all rows are read after rows by key took longer than those had."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Keyed:
     """
     How a query's rows are read by key.
+
+    Queries that differ in their values alone come to share the plan and the statements.
 
     Args:
         catalog: For types.
@@ -203,9 +207,26 @@ def whole_txn(connection: PgConnection, run: Run) -> Rows:
     return Rows(State(state.entries, state.ordered, window), found)
 
 
-def by_keys_txn(
-    connection: PgConnection, run: Run, state: State, keys: Collection[Key]
-) -> Rows | None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """
+    Which rows of a query are to be looked at.
+
+    Args:
+        keys: Of all rows that may have come, gone or changed.
+        rows: Those of them that there are, where they were read together with those of others.
+    """
+
+    keys: frozenset[Key]
+    rows: Rows | None = None
+
+
+def is_few(run: Run, state: State, keys: Collection[Key]) -> bool:
+    """Return whether to read the rows of some keys is less than to read all."""
+    return run.keyed is not None and len(keys) <= max(FEW_KEYS, len(state.entries) // 2)
+
+
+def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) -> Rows | None:
     """
     Return the rows of a query after some of them may have come, gone or changed.
 
@@ -213,7 +234,7 @@ def by_keys_txn(
         connection: In the open transaction.
         run: The query.
         state: What it was found in last.
-        keys: Of all rows that it may concern.
+        asked: The rows.
 
     Returns:
         The state, and of its rows at least those that are different; None where all rows have to be
@@ -223,16 +244,21 @@ def by_keys_txn(
         TooManyWatched, TooLarge: As `whole_txn`.
     """
     keyed, pace = run.keyed, run.pace
-    if keyed is None or len(keys) > max(FEW_KEYS, len(state.entries) // 2):
+    if keyed is None or not is_few(run, state, asked.keys):
         return None
     if pace.resting:
         pace.resting -= 1
         return None
     began = time.monotonic()
     if keyed.orders(run.plan.form):
-        found = _ordered_txn(connection, run, keyed, state, frozenset(keys))
+        found = _ordered_txn(connection, run, keyed, state, asked.keys)
     else:
-        found = _unordered_txn(connection, run, keyed, state, keys)
+        rows = asked.rows
+        found = _of_keys_txn(connection, run, keyed, asked.keys) if rows is None else rows
+        gone = names_of(run, asked.keys)
+        entries = {name: each for name, each in state.entries.items() if name not in gone}
+        entries.update(found.state.entries)
+        found = Rows(State(entries, state.ordered), found.rows)
     if found is not None and len(found.state.entries) > run.most:
         raise TooManyWatched(run.most)
     if time.monotonic() - began > max(SLOW, pace.whole):
@@ -257,16 +283,6 @@ def wire_keys(run: Run, keys: Iterable[Key]) -> list[Any]:
     form, columns = run.plan.form, run.plan.form.columns or ()
     # of groups a key is a dict, which the row has
     return [form.key(dict(zip(columns, key, strict=False)), key) for key in keys]
-
-
-def _unordered_txn(
-    connection: PgConnection, run: Run, keyed: Keyed, state: State, keys: Collection[Key]
-) -> Rows:
-    found = _of_keys_txn(connection, run, keyed, keys)
-    gone = names_of(run, keys)
-    entries = {name: each for name, each in state.entries.items() if name not in gone}
-    entries.update(found.state.entries)
-    return Rows(State(entries, state.ordered), found.rows)
 
 
 def _ordered_txn(
@@ -303,6 +319,13 @@ def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collect
     if not keys:
         return rows_of(run.plan.form, [], [])
     arrays, nulls = key_arrays(keys, keyed.plan.rows.key)
+    statement = _by_keys(run, keyed, nulls)
+    found = _read_txn(connection, run, statement, [*run.values, *arrays], None)
+    return rows_of(run.plan.form, *found)
+
+
+def _by_keys(run: Run, keyed: Keyed, nulls: frozenset[str]) -> Statement:
+    """Return the statement that reads the rows of some keys, of which some columns are null."""
 
     def build() -> Statement:
         plan, rows = run.plan.read, keyed.plan.rows
@@ -310,9 +333,41 @@ def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collect
             return aggregate(with_keys(keyed.catalog, plan, rows, nulls))
         return select(with_keys(keyed.catalog, plan, rows, nulls))
 
-    statement = keyed.statement(nulls, build)
-    found = _read_txn(connection, run, statement, [*run.values, *arrays], None)
-    return rows_of(run.plan.form, *found)
+    return keyed.statement(nulls, build)
+
+
+def batch_txn(
+    connection: PgConnection, asked: Sequence[tuple[Run, Collection[Key]]]
+) -> dict[Run, Rows]:
+    """
+    Return the rows of some keys, of queries that differ in their values alone.
+
+    Args:
+        connection: In the open transaction.
+        asked: The queries, all of one caller, each with its keys, at least one.
+    """
+    (run, _), *_ = asked
+    keyed = run.keyed
+    assert keyed is not None
+    columns = keyed.plan.rows.key
+    nulls = frozenset[str]().union(*(key_arrays(keys, columns)[1] for _, keys in asked))
+    statement = _by_keys(run, keyed, nulls)
+    texts = keyed.catalog.types_by_name["_text"]
+    given = [
+        run.codec.parameters(statement.bounds, [*each.values, *key_arrays(keys, columns)[0]])
+        for each, keys in asked
+    ]
+    lists = [write_array(column) for column in zip(*given, strict=True)]
+    batch = keyed.statement((nulls, "batch"), lambda: batched(statement, texts))
+    rows, keys = _read_txn(connection, run, batch, lists, None)
+    parts: list[tuple[list[Any], list[Key]]] = [([], []) for _ in asked]
+    for row, (*key, number) in zip(rows, keys, strict=True):
+        into = parts[number - 1]
+        into[0].append(row)
+        into[1].append(tuple(key))
+    return {
+        each: rows_of(each.plan.form, *part) for (each, _), part in zip(asked, parts, strict=True)
+    }
 
 
 def _read_txn(

@@ -8,13 +8,16 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.changes.delta import State
+from service.changes.delta import Rows, State
 from service.changes.match import Index
-from service.changes.refresh import Run, limit_time, names_of
+from service.changes.refresh import Asked, Run, batch_txn, is_few, limit_time, names_of
 from service.changes.touched import Key, RowChange, Touched, own_keys, related_txn
 from service.db.connection import PgConnection
 from service.db.session import OWN_IDENTITY
 from service.db.transaction import Actor
+
+MOST_TOGETHER = 100
+"""Queries whose rows are read by one statement."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Standing:
         self._reading: dict[int, set[Run]] = {}
         self._whole: dict[int, set[Run]] = {}
         self._related: dict[int, dict[Hashable, set[Run]]] = {}
+        self._alike: dict[Hashable, set[Run]] = {}
 
     def keep(self, runs: Iterable[Run]) -> None:
         """Have these queries, and no others."""
@@ -84,6 +88,10 @@ class Standing:
             _put(self._whole, relation, run, add)
         if keyed is None:
             return
+        alike = next(iter(self._alike.get(shape_of(run), ())), None)
+        if add and alike is not None and alike.keyed is not None:
+            keyed.plan, keyed.statements = alike.keyed.plan, alike.keyed.statements
+        _put(self._alike, shape_of(run), run, add)
         for relation in keyed.plan.whole & keyed.plan.keyed.keys():
             _put(self._whole, relation, run, add)
         if keyed.plan.root is not None:
@@ -93,7 +101,7 @@ class Standing:
                 self._index.remove(run)
         for relation in keyed.plan.related:
             shapes = self._related.setdefault(relation, {})
-            _put(shapes, _shape(run), run, add)
+            _put(shapes, shape_of(run), run, add)
             if not shapes:
                 del self._related[relation]
 
@@ -103,9 +111,9 @@ def touched_txn(
     concern: Concern,
     changes: Sequence[RowChange],
     states: Mapping[Run, State],
-) -> dict[Run, set[Key] | None]:
+) -> dict[Run, Asked | None]:
     """
-    Return the keys that changes have touched, of each query that they concern; None for all.
+    Return the rows that changes have touched, of each query that they concern; None for all.
 
     Args:
         connection: In the snapshot in which the changes were read.
@@ -122,7 +130,34 @@ def touched_txn(
                 before = found.get(run, set())
                 found[run] = None if keys is None or before is None else before | keys
     found.update(dict.fromkeys(concern.whole))
-    return found
+    together = _together_txn(connection, found, states)
+    return {
+        run: None if keys is None else Asked(frozenset(keys), together.get(run))
+        for run, keys in found.items()
+    }
+
+
+def _together_txn(
+    connection: PgConnection, found: Mapping[Run, set[Key] | None], states: Mapping[Run, State]
+) -> dict[Run, Rows]:
+    """Return rows of queries that differ in their values alone, where there are several to read."""
+    alike: dict[Hashable, list[tuple[Run, set[Key]]]] = {}
+    for run, keys in found.items():
+        keyed, state = run.keyed, states.get(run)
+        if not keys or keyed is None or state is None or run.pace.resting:
+            continue
+        if is_few(run, state, keys) and not keyed.orders(run.plan.form):
+            alike.setdefault((shape_of(run), run.actor.identity), []).append((run, keys))
+    rows: dict[Run, Rows] = {}
+    for asked in alike.values():
+        for start in range(0, len(asked) if len(asked) > 1 else 0, MOST_TOGETHER):
+            try:
+                rows |= batch_txn(connection, asked[start : start + MOST_TOGETHER])
+            except Exception:  # of one of them, which is found when each is read by itself
+                if connection.closed:
+                    raise
+                break
+    return rows
 
 
 def _related_txn(
@@ -154,12 +189,13 @@ def _each(
             yield run, set(keys)
 
 
-def _shape(run: Run) -> Hashable:
+def shape_of(run: Run) -> Hashable:
     """Return what queries have in common that differ in their values alone."""
     keyed = run.keyed
     assert keyed is not None
-    whose = None if keyed.shared else run.actor.identity
-    return run.statement.text, keyed.plan.whole, run.plan.form, whose
+    plan, whose = keyed.plan, None if keyed.shared else run.actor.identity
+    logged = plan.root, plan.whole, frozenset(plan.keyed)
+    return run.statement.text, run.plan.form, keyed.catalog.version, logged, whose
 
 
 def _put(places: dict[Any, set[Run]], name: Hashable, run: Run, add: bool) -> None:

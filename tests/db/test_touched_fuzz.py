@@ -71,7 +71,7 @@ DEEP = {
 }
 QUERIES = [
     ("parents", {"where": {"score": {"gte": 30}}, "embed": DEEP}),
-    ("parents", {"where": {"region": 1}, "embed": {"owners": True, "tags": True}}),
+    *[("parents", {"where": {"region": at}, "embed": {"owners": True, "tags": True}}) for at in range(3)],
     ("parents", {"where": {"children": {"amount": {"gt": 60}}}}),
     ("parents", {"embed": {"children": {"inner": True, "where": {"grands": {"v": {"lt": 30}}}}}}),
     ("parents", {"select": ["id", "name", "of:owners.name"], "where": {"owners": {"rank": {"gt": 4}}}}),
