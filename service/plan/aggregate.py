@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from service.catalog import NOWHERE, Catalog, Column, Relation, Type
-from service.errors import InvalidArgument
-from service.plan.conditions import PG_CATALOG, Bound, Condition, Expression
-from service.plan.filters import as_jsonb, plan_filter
-from service.plan.hidden import as_json, without_hidden_fields
-from service.plan.outputs import outputs_of, referenced, refuse_repeated, sort_keys
-from service.plan.scope import Scope
-from service.plan.types import FunctionCall, Groups, Output, PlannedMeasure, SortKey
+from service.catalog import Catalog, Relation
+from service.plan.conditions import Bound, Condition
+from service.plan.filters import comparable, plan_filter, plan_measure, referenced
+from service.plan.hidden import as_json
+from service.plan.outputs import outputs_of, refuse_repeated, sort_keys
+from service.plan.scope import Scope, groups_of
+from service.plan.types import FunctionCall, Groups, Output, SortKey
 from service.request.types import AggregateRequest, Item, Key, Measure, Reference
-
-WHOLE = frozenset(["count", "array_agg"])
-"""Functions that do not look into a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +88,14 @@ def plan_grouped(
         source: The alias of the groups.
     """
     groups = comparable_outputs(scope, outputs_of(scope, group))
-    planned = tuple(_measure(scope, measure) for measure in measures)
+    planned = tuple(plan_measure(scope, measure) for measure in measures)
     names = [output.name for output in groups] + [measure.name for measure in planned]
     refuse_repeated(
         names, path, 'rename one: "other_name:column" in group, or another name in measures'
     )
-    result = Scope(scope.catalog, _result(scope.relation, groups, planned), source=source)
+    types = {output.name: output.expression.type for output in groups}
+    types |= {measure.name: measure.type for measure in planned}
+    result = Scope(scope.catalog, groups_of(scope.relation, types), source=source)
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()
     )
@@ -109,81 +107,6 @@ def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output,
     return tuple(
         replace(output, expression=comparable(scope, output.expression)) for output in outputs
     )
-
-
-def comparable(scope: Scope, value: Expression) -> Expression:
-    """
-    Return a value, cast, where need be, to a type whose values can be compared.
-
-    Raises:
-        InvalidArgument: It has none.
-    """
-    without_hidden_fields(scope.catalog, value)
-    value = as_jsonb(scope, value)
-    if not value.type.comparable:
-        raise InvalidArgument(
-            f"type {value.type.sql} has no equality operator",
-            path=value.path or "distinct",  # of rows that no select names
-            column=value.column.name,
-        )
-    return value
-
-
-def _measure(scope: Scope, measure: Measure) -> PlannedMeasure:
-    operand, of = None, scope.named("text")
-    if measure.item is not None:
-        (output,) = outputs_of(scope, (measure.item,))
-        operand = output.expression
-        if measure.distinct:
-            operand = comparable(scope, operand)
-        if measure.cast is not None or measure.function not in WHOLE:
-            without_hidden_fields(scope.catalog, operand)
-        of = scope.catalog.plain(operand.type)
-    cast = None
-    if measure.cast is not None:
-        cast = scope.catalog.type_named(measure.cast, f"{measure.path}.cast")
-    separator = None
-    if measure.separator is not None:
-        separator = scope.bound(measure.separator, scope.named("text"))
-    return PlannedMeasure(
-        function=measure.function,
-        operand=operand,
-        type=cast or _measure_result(scope.catalog, measure.function, of),
-        name=measure.name,
-        path=measure.path,
-        distinct=measure.distinct,
-        separator=separator,
-        where=plan_filter(scope, measure.where),
-        cast=cast,
-        # By schema: unqualified, PostgreSQL takes the one that fits best, whoever has made it.
-        schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
-    )
-
-
-def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
-    """Return the type of a function's result for values of a type."""
-    named = catalog.types_by_name
-    if function == "count":
-        return named["int8"]
-    if function in {"bool_and", "bool_or"}:
-        return named["bool"]
-    if function == "string_agg":
-        return of if of.form == "binary" else named["text"]
-    if function == "array_agg":
-        return of if of.kind == "array" else catalog.array_of(of) or named["text"]
-    other = {"sum": of.data_type.sum, "avg": of.data_type.average}.get(function)
-    return named[other] if other else of
-
-
-def _result(
-    relation: Relation, groups: tuple[Output, ...], measures: tuple[PlannedMeasure, ...]
-) -> Relation:
-    """Return the groups as a relation."""
-    types = {output.name: output.expression.type for output in groups}
-    types.update({measure.name: measure.type for measure in measures})
-    columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
-    # Of no schema, so that the catalog keeps nothing of what is another relation in each call.
-    return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)
 
 
 def _order(

@@ -140,6 +140,7 @@ class Expression:
         links: The way from there to the row that has the column, one related row a step.
         function: Of the row, that computes the column, if it is one.
         row: The name under which the source holds the row, if it is not the row itself.
+        measure: What it is over all rows that the last link leads to, if it is no column of one.
     """
 
     column: Column
@@ -153,6 +154,7 @@ class Expression:
     links: tuple[Link, ...] = ()
     function: Function | None = None
     row: str = ""
+    measure: PlannedMeasure | None = None
 
     def cast(self, type: Type, plain: Type | None = None) -> Expression:
         """Return the value cast to a type, which may be a domain over a plain one."""
@@ -165,7 +167,8 @@ class Expression:
     def same(self, other: Expression) -> bool:
         """Return whether the other one always has the same value, wherever it was named."""
         return (
-            (self.column is other.column or self.function is not None)
+            (self.column is other.column or self.function is not None or self.measure is not None)
+            and (self.measure and self.measure.name) == (other.measure and other.measure.name)
             and self.function is other.function
             and self.applied == other.applied
             and len(self.links) == len(other.links)
@@ -173,6 +176,36 @@ class Expression:
             and [(step.word, step.text, step.key.type) for step in self.steps]
             == [(step.word, step.text, step.key.type) for step in other.steps]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMeasure:
+    """
+    A function over many rows.
+
+    Args:
+        function: As SQL has it; one of a fixed list.
+        operand: What it is of; None for rows.
+        type: Of the result.
+        name: What it is called in the answer.
+        path: Where in the call.
+        distinct: Whether each value counts once.
+        separator: What stands between the strings of `string_agg`.
+        where: Which rows count.
+        cast: What the result is cast to.
+        schema: Where the function is looked for, as of an `Operator`.
+    """
+
+    function: str
+    operand: Expression | None
+    type: Type
+    name: str
+    path: str
+    distinct: bool = False
+    separator: Bound | None = None
+    where: Condition | None = None
+    cast: Type | None = None
+    schema: str = PG_CATALOG
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """
 Filters against a relation's columns: which operator of PostgreSQL, and what its operand is.
+
+The values that they compare stand here, too, since these may be of related rows that a filter picks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from service.catalog import Type
+from service.catalog import Catalog, Type
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument
 from service.plan.conditions import (
@@ -20,12 +22,24 @@ from service.plan.conditions import (
     Expression,
     IsTest,
     Not,
+    PlannedMeasure,
     Search,
 )
-from service.plan.scope import Scope
+from service.plan.hidden import without_hidden_fields
+from service.plan.scope import MeasuredScope, Scope
 from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS, unknown_operator
 from service.request.synonyms import container_hint
-from service.request.types import Comparison, Connective, Embed, Filter, Operand, Reference, Related
+from service.request.types import (
+    Comparison,
+    Connective,
+    Embed,
+    Filter,
+    Measure,
+    Negation,
+    Operand,
+    Reference,
+    Related,
+)
 
 # LIKE and the like by their operators: unlike the words, these can be named with a schema.
 SQL_OPERATORS = {
@@ -69,6 +83,10 @@ SEARCH_FUNCTIONS = {
 }
 
 
+WHOLE = frozenset(["count", "array_agg"])
+"""Functions that do not look into a value."""
+
+
 def plan_filter(scope: Scope, where: Filter) -> Condition | None:
     """Plan a filter; None if it says nothing."""
     if isinstance(where, Connective) and not where.any and not where.terms:
@@ -106,7 +124,12 @@ def _condition(scope: Scope, where: Filter) -> Condition:
     if isinstance(where, Related):
         if where.unknown_key is not None and not scope.has_relationship(where.name):
             raise _no_rows(scope, where, *where.unknown_key)
-        link, inner, embed, _ = scope.linked(where.name, where.path)
+        embed = scope.embed(where.name, where.path)
+        if {each.name for each in embed.measures} & {*_names(where.term)}:
+            measured = _measured(scope, embed)
+            if measured is not None:
+                return _condition(measured, where.term)
+        link, inner, _ = scope.link(embed)
         # One EXISTS for all of it: asked apart, each operator could be met by another row.
         return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
@@ -133,7 +156,8 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     reference = where.reference
     of_rows = _is_of_rows(scope, reference)
     if of_rows and where.word in {"null", "not null"}:  # there are none, or there is one
-        link, inner, embed, _ = scope.linked(reference.name, reference.path)
+        embed = scope.embed(reference.name, reference.path)
+        link, inner, _ = scope.link(embed)
         found = Exists(link, plan_related(inner, embed))
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
@@ -178,6 +202,118 @@ def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
     return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
 
 
+def referenced(scope: Scope, reference: Reference) -> Expression:
+    """Return a value by reference, perhaps of the one related row, for any use."""
+    return without_hidden_fields(scope.catalog, value_of(scope, reference))
+
+
+def value_of(scope: Scope, reference: Reference) -> Expression:
+    """Return a value by reference, perhaps of the one related row, to be answered as it is."""
+    if not reference.owners:
+        return scope.value(reference)
+    embed = scope.embed(reference.owners[0], reference.path)
+    if len(reference.owners) == 1 and any(each.name == reference.name for each in embed.measures):
+        measured = _measured(scope, embed)
+        if measured is not None:
+            return measured.value(replace(reference, owners=()))
+    link, inner, many = scope.link(embed)
+    if many:
+        raise InvalidArgument(
+            f'"{embed.name}" is a list of rows, so it has no single "{reference.name}"',
+            path=reference.path,
+        )
+    found = value_of(inner, replace(reference, owners=reference.owners[1:]))
+    where = plan_related(inner, embed)
+    link = replace(link, where=where, embed=embed.name if where else "")
+    return replace(found, source=scope.source, links=(link, *found.links), nullable=True)
+
+
+def comparable(scope: Scope, value: Expression) -> Expression:
+    """
+    Return a value, cast, where need be, to a type whose values can be compared.
+
+    Raises:
+        InvalidArgument: It has none.
+    """
+    without_hidden_fields(scope.catalog, value)
+    value = as_jsonb(scope, value)
+    if not value.type.comparable:
+        raise InvalidArgument(
+            f"type {value.type.sql} has no equality operator",
+            path=value.path or "distinct",  # of rows that no select names
+            column=value.column.name,
+        )
+    return value
+
+
+def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
+    """Plan a function over the rows of a scope."""
+    operand, of = None, scope.named("text")
+    if measure.item is not None:
+        operand = value_of(scope, measure.item.reference)
+        if measure.distinct:
+            operand = comparable(scope, operand)
+        if measure.cast is not None or measure.function not in WHOLE:
+            without_hidden_fields(scope.catalog, operand)
+        of = scope.catalog.plain(operand.type)
+    cast = None
+    if measure.cast is not None:
+        cast = scope.catalog.type_named(measure.cast, f"{measure.path}.cast")
+    separator = None
+    if measure.separator is not None:
+        separator = scope.bound(measure.separator, scope.named("text"))
+    return PlannedMeasure(
+        function=measure.function,
+        operand=operand,
+        type=cast or _measure_result(scope.catalog, measure.function, of),
+        name=measure.name,
+        path=measure.path,
+        distinct=measure.distinct,
+        separator=separator,
+        where=plan_filter(scope, measure.where),
+        cast=cast,
+        # By schema: unqualified, PostgreSQL takes the one that fits best, whoever has made it.
+        schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
+    )
+
+
+def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
+    """Return the type of a function's result for values of a type."""
+    named = catalog.types_by_name
+    if function == "count":
+        return named["int8"]
+    if function in {"bool_and", "bool_or"}:
+        return named["bool"]
+    if function == "string_agg":
+        return of if of.form == "binary" else named["text"]
+    if function == "array_agg":
+        return of if of.kind == "array" else catalog.array_of(of) or named["text"]
+    other = {"sum": of.data_type.sum, "avg": of.data_type.average}.get(function)
+    return named[other] if other else of
+
+
+def _measured(scope: Scope, embed: Embed) -> MeasuredScope | None:
+    """Return the scope of the measures of an embed that has one value for each, if it is one."""
+    if not embed.measures or embed.group:
+        return None
+    link, inner, _ = scope.link(embed)
+    # Told apart by name: two embeds of one call may measure the same rows.
+    link = replace(link, where=plan_related(inner, embed), embed=embed.name)
+    measures = {each.name: plan_measure(inner, each) for each in embed.measures}
+    return MeasuredScope(scope, link, measures)
+
+
+def _names(where: Filter) -> Iterator[str]:
+    """Yield the names that a filter speaks of."""
+    if isinstance(where, Connective):
+        for term in where.terms:
+            yield from _names(term)
+    elif isinstance(where, Negation):
+        yield from _names(where.term)
+    else:
+        yield where.reference.name if isinstance(where, Comparison) else where.name
+
+
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
     """Return a value that can be compared: json, which has no equality, becomes jsonb."""
     other = value.type.data_type.compared_as
@@ -200,7 +336,7 @@ def _is_of_rows(scope: Scope, reference: Reference) -> bool:
 def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
     """Return the refusal of related rows where a column is compared."""
     name = reference.name
-    _, inner, _, _ = scope.linked(name, reference.path)
+    _, inner, _ = scope.link(scope.embed(name, reference.path))
     column = next(iter(inner.relation.primary_key or inner.relation.columns), "column")
     return InvalidArgument(
         f'"{name}" is related rows, and no column',

@@ -10,11 +10,11 @@ from dataclasses import replace
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument, clip
 from service.plan.conditions import Expression
-from service.plan.filters import plan_related
-from service.plan.hidden import has_hidden_field, without_hidden_fields
+from service.plan.filters import referenced, value_of
+from service.plan.hidden import has_hidden_field
 from service.plan.scope import Scope
 from service.plan.types import Output, SortKey, truncated
-from service.request.types import Item, Key, Reference
+from service.request.types import Item, Key
 
 MAX_SORT_KEYS = 64
 """Columns by which rows without a key are sorted."""
@@ -61,11 +61,6 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
         nulls = key.nulls or ("first" if key.descending else "last")
         keys.append(SortKey(expression, key.descending, nulls))
     return tuple(keys)
-
-
-def referenced(scope: Scope, reference: Reference) -> Expression:
-    """Return a value by reference, perhaps of the one related row, for any use."""
-    return without_hidden_fields(scope.catalog, _value(scope, reference))
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
@@ -165,22 +160,7 @@ def _item(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, 
             raise InvalidArgument('"*" stands alone', path=reference.path)
         return tuple(output for output in _all(scope) if output.name not in left_out)
     last = reference.steps[-1].key if reference.steps else reference.name
-    return (Output(_value(scope, reference), item.alias or last),)
-
-
-def _value(scope: Scope, reference: Reference) -> Expression:
-    if not reference.owners:
-        return scope.value(reference)
-    link, inner, embed, many = scope.linked(reference.owners[0], reference.path)
-    if many:
-        raise InvalidArgument(
-            f'"{embed.name}" is a list of rows, so it has no single "{reference.name}"',
-            path=reference.path,
-        )
-    found = _value(inner, replace(reference, owners=reference.owners[1:]))
-    where = plan_related(inner, embed)
-    link = replace(link, where=where, embed=embed.name if where else "")
-    return replace(found, source=scope.source, links=(link, *found.links), nullable=True)
+    return (Output(value_of(scope, reference), item.alias or last),)
 
 
 def _sortable(scope: Scope) -> tuple[str, ...]:

@@ -9,12 +9,20 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.aggregate import comparable, comparable_outputs
+from service.plan.aggregate import comparable_outputs
 from service.plan.conditions import BoolExpr, Compare, Condition, Expression
 from service.plan.embed import plan_columns
-from service.plan.filters import both, compare, inner_condition, list_of, plan_filter
+from service.plan.filters import (
+    both,
+    comparable,
+    compare,
+    inner_condition,
+    list_of,
+    plan_filter,
+    referenced,
+)
 from service.plan.hidden import as_json
-from service.plan.outputs import distinct_first, distinct_keys, referenced, sort_keys, with_row_key
+from service.plan.outputs import distinct_first, distinct_keys, sort_keys, with_row_key
 from service.plan.scope import Scope
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
 from service.request.types import (

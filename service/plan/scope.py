@@ -4,11 +4,11 @@ What names mean in a relation: its columns, steps into them, and related rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 
-from service.catalog import Catalog, Column, Function, Relation, Type
+from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import (
@@ -19,6 +19,7 @@ from service.plan.conditions import (
     JunctionJoin,
     Link,
     Operator,
+    PlannedMeasure,
     PlannedStep,
 )
 from service.plan.hidden import follow, without_hidden_fields
@@ -55,11 +56,9 @@ class Scope:
         self._embeds = {embed.name: embed for embed in embeds}
         self._aliases = aliases or count(1)
 
-    def linked(self, name: str, path: str) -> tuple[Link, Scope, Embed, bool]:
-        """Return the link to the related rows that an embed of this name has, or would have."""
-        embed = self._embeds.get(name) or default_embed(name, path)
-        link, scope, many = self.link(embed)
-        return link, scope, embed, many
+    def embed(self, name: str, path: str) -> Embed:
+        """Return the embed of a name; without one in the call, what it would be."""
+        return self._embeds.get(name) or default_embed(name, path)
 
     def link(self, embed: Embed) -> tuple[Link, Scope, bool]:
         """
@@ -108,8 +107,7 @@ class Scope:
 
     def has_relationship(self, name: str) -> bool:
         """Return whether a name that is no column means related rows."""
-        embed = self._embeds.get(name) or default_embed(name, "")
-        return is_related(self.catalog, self.relation, embed)
+        return is_related(self.catalog, self.relation, self.embed(name, ""))
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
         """Return a parameter of a type."""
@@ -204,11 +202,39 @@ class Scope:
             PlannedStep(self.bound(step.operand, key_types[step.index]), step.key, step.text)
             for step in reference.steps
         )
-        return Expression(
-            column,
-            self.named("text" if steps[-1].text else "jsonb"),
+        return replace(
+            self.of_column(column, reference.path),
+            type=self.named("text" if steps[-1].text else "jsonb"),
             as_json=type.name != "jsonb",
             steps=steps,
-            path=reference.path,
-            source=self.source,
+            nullable=True,
         )
+
+
+class MeasuredScope(Scope):
+    """
+    What names mean in measures over related rows, which are values of the outer row.
+
+    Args:
+        outer: Of the outer row.
+        link: To the related rows.
+        measures: Over them, by name.
+    """
+
+    def __init__(self, outer: Scope, link: Link, measures: Mapping[str, PlannedMeasure]) -> None:
+        types = {name: measure.type for name, measure in measures.items()}
+        super().__init__(outer.catalog, groups_of(link.relation, types), source=outer.source)
+        self._link = link
+        self._measures = measures
+
+    def of_column(self, column: Column, path: str = "") -> Expression:
+        """Return a measure as an expression."""
+        found = super().of_column(column, path)
+        return replace(found, links=(self._link,), measure=self._measures[column.name])
+
+
+def groups_of(relation: Relation, types: Mapping[str, Type]) -> Relation:
+    """Return groups of rows as a relation, with what is known of each by name and type."""
+    columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
+    # Of no schema, so that the catalog keeps nothing of what is another relation in each call.
+    return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from service.catalog import CatalogSQL, Column, Function, Relation, Type
 from service.plan.conditions import (
-    PG_CATALOG,
     Bound,
     Compare,
     Condition,
@@ -20,6 +19,7 @@ from service.plan.conditions import (
     Expression,
     Link,
     Operator,
+    PlannedMeasure,
 )
 from service.request.types import Nulls
 
@@ -97,36 +97,6 @@ class Output:
     expression: Expression
     name: str
     text: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedMeasure:
-    """
-    A function over many rows.
-
-    Args:
-        function: As SQL has it; one of a fixed list.
-        operand: What it is of; None for rows.
-        type: Of the result.
-        name: What it is called in the answer.
-        path: Where in the call.
-        distinct: Whether each value counts once.
-        separator: What stands between the strings of `string_agg`.
-        where: Which rows count.
-        cast: What the result is cast to.
-        schema: Where the function is looked for, as of an `Operator`.
-    """
-
-    function: str
-    operand: Expression | None
-    type: Type
-    name: str
-    path: str
-    distinct: bool = False
-    separator: Bound | None = None
-    where: Condition | None = None
-    cast: Type | None = None
-    schema: str = PG_CATALOG
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,27 +4,23 @@ Groups and the measures over them, and the statement of `aggregate`.
 
 from __future__ import annotations
 
-from psycopg2.sql import SQL, Composable, Composed, Identifier
+from psycopg2.sql import SQL, Composable, Composed
 
 from service.plan.aggregate import AggregatePlan
-from service.plan.types import Groups, PlannedMeasure
+from service.plan.types import Groups
 from service.plan.uses import is_pure
 from service.sql.expressions import (
-    cast,
-    condition,
+    aliased,
     expression,
     json_text,
     limit_offset,
+    measure_value,
     order_by,
     output_list,
-    schema_sql,
     where_clause,
 )
 from service.sql.reread import row_source, save_function_rows
-from service.sql.statement import COMMA, EMPTY, Mark, Parameter, Statement, build_statement
-
-FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
-"""What a function is for."""
+from service.sql.statement import COMMA, EMPTY, Statement, build_statement
 
 
 def aggregate(plan: AggregatePlan) -> Statement:
@@ -65,35 +61,9 @@ def grouped(groups: Groups, rows: Composable) -> Composable:
     """
     items = [output_list([each]) for each in groups.groups]
     by = SQL(" GROUP BY " + ", ".join(f"{at}" for at in range(1, len(items) + 1)))
+    measures = [aliased([(measure_value(each), each.name)]) for each in groups.measures]
     return SQL("SELECT {items} FROM {rows}{by}").format(
-        items=COMMA.join([*items, *map(_measure, groups.measures)]),
+        items=COMMA.join([*items, *measures]),
         rows=rows,
         by=by if items else EMPTY,
     )
-
-
-def _measure(measure: PlannedMeasure) -> Composable:
-    """Build a measure, as `CAST(f(DISTINCT x, ',') FILTER (WHERE …) AS type) AS name`."""
-    column = measure.operand.column.name if measure.operand else ""
-    hint = f'a cast may help, as in "column::{FOR.get(measure.function, "text")}"'
-    separator = EMPTY
-    if measure.separator is not None:
-        bytes_ = measure.operand is not None and measure.operand.type.form == "binary"
-        # string_agg of bytea takes its separator as bytea.
-        template = ", pg_catalog.convert_to({}, 'UTF8')" if bytes_ else ", {}"
-        separator = SQL(template).format(Parameter(measure.separator))
-    where = EMPTY
-    if measure.where is not None:
-        where = SQL(" FILTER (WHERE {})").format(condition(measure.where))
-    value: Composable = SQL("{mark}{function}({distinct}{operand}{separator}){where}").format(
-        mark=Mark(f"{measure.path}.{measure.function}", column, hint),
-        function=SQL(f"{schema_sql(measure.schema)}.{measure.function}"),
-        distinct=SQL("DISTINCT " if measure.distinct and measure.operand else ""),
-        operand=expression(measure.operand) if measure.operand else SQL("*"),
-        separator=separator,
-        where=where,
-    )
-    if measure.cast:
-        mark = Mark(f"{measure.path}.cast", column, cast=True)
-        value = Composed([mark, cast(value, measure.cast.sql)])
-    return SQL("{value} AS {name}").format(value=value, name=Identifier(measure.name))

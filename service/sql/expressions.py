@@ -22,6 +22,7 @@ from service.plan.conditions import (
     Link,
     Not,
     Operator,
+    PlannedMeasure,
     Present,
     Search,
 )
@@ -52,7 +53,9 @@ def expression(value: Expression) -> Composable:
             value=expression(there), related=related_rows(first, first.where)
         )
     column: Composable = Identifier(value.source, value.column.name)
-    if value.function is not None:
+    if value.measure is not None:
+        column = measure_value(value.measure)
+    elif value.function is not None:
         column = _row_function(value.function, value.source, value.row)
     if value.steps:
         template = (
@@ -74,6 +77,37 @@ def expression(value: Expression) -> Composable:
         else:
             column = SQL(f"pg_catalog.{each.function}({{value}})").format(value=column)
     return column
+
+
+_FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
+"""What a function is for."""
+
+
+def measure_value(measure: PlannedMeasure) -> Composable:
+    """Build a measure, as `CAST(f(DISTINCT x, ',') FILTER (WHERE …) AS type)`."""
+    column = measure.operand.column.name if measure.operand else ""
+    hint = f'a cast may help, as in "column::{_FOR.get(measure.function, "text")}"'
+    separator = EMPTY
+    if measure.separator is not None:
+        bytes_ = measure.operand is not None and measure.operand.type.form == "binary"
+        # string_agg of bytea takes its separator as bytea.
+        template = ", pg_catalog.convert_to({}, 'UTF8')" if bytes_ else ", {}"
+        separator = SQL(template).format(Parameter(measure.separator))
+    where = EMPTY
+    if measure.where is not None:
+        where = SQL(" FILTER (WHERE {})").format(condition(measure.where))
+    value: Composable = SQL("{mark}{function}({distinct}{operand}{separator}){where}").format(
+        mark=Mark(f"{measure.path}.{measure.function}", column, hint),
+        function=SQL(f"{schema_sql(measure.schema)}.{measure.function}"),
+        distinct=SQL("DISTINCT " if measure.distinct and measure.operand else ""),
+        operand=expression(measure.operand) if measure.operand else SQL("*"),
+        separator=separator,
+        where=where,
+    )
+    if measure.cast:
+        mark = Mark(f"{measure.path}.cast", column, cast=True)
+        value = Composed([mark, cast(value, measure.cast.sql)])
+    return value
 
 
 def parameter(value: Bound | Expression) -> Composable:

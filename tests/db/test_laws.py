@@ -216,6 +216,23 @@ EMBEDS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+MEASURED: dict[str, Any] = {
+    "staff": {"relation": "people", "via": "boss_id", "direction": "many", "measures": {
+        "n": {"count": "*"}, "pay": {"sum": "pay"}, "born": {"max": "born", "where": {"open": True}}}},
+    "visits": {"where": {"year": {"gt": 2004}}, "measures": {"n": {"count": "*"}, "last": {"max": "year"}}},
+}  # fmt: skip
+MEASURED_WHERE = st.sampled_from(
+    [
+        {"staff.n": {"gt": 1}},
+        {"staff.pay": None},
+        {"staff": {"or": [{"n": 0}, {"pay": {"gt": "20"}}]}},
+        {"visits.last": {"gt": {"$column": "n"}}},
+        {"visits": {"n": [0, 2], "last": {"not": 2010}}},
+        {"staff.born::text": {"starts": "19"}},
+    ]
+)
+
+
 def lawful(examples: int) -> Any:
     """Set hypothesis up for calls to a database."""
     return settings(
@@ -312,6 +329,35 @@ async def test_rows_in_any_form_are_the_same(
     keys = [row["key"] for row in reversed(found)]
     got = await db.call("people.get", keys=[*keys, 99], select=[*select, "key:id"], embed=embed)
     assert got == [*reversed(found), None]
+
+
+@pytest_twisted.ensureDeferred
+@lawful(60)
+@given(
+    where=WHERE,
+    measured=MEASURED_WHERE,
+    order=st.lists(
+        st.sampled_from(["-staff.n", "staff.pay", "-visits.last", "visits.n", "-staff.born"]),
+        max_size=2, unique_by=lambda key: key.lstrip("-"),
+    ),
+)  # fmt: skip
+async def test_rows_by_a_measure_are_those_that_have_it(
+    db: DirectCaller, where: Any, measured: Any, order: Any
+) -> None:
+    """What is filtered and sorted by a measure agrees with the measures that the rows are given."""
+    query = {"select": ["id"], "embed": MEASURED, "order": order}
+    rows = await whole(db, "people", where=where, **query)
+    some = await whole(db, "people", where={"and": [where, measured]}, **query)
+    others = await whole(db, "people", where={"and": [where, {"not": measured}]}, **query)
+    assert [row for row in rows if row in some] == some
+    assert [row for row in rows if row in others] == others
+    assert not [row for row in some if row in others]
+    for key in order:
+        name, measure = key.lstrip("-").split(".")
+        if key == order[0]:
+            values = [row[name][0][measure] for row in rows if row[name][0][measure] is not None]
+            values = [float(each) if measure == "pay" else each for each in values]
+            assert values == sorted(values, reverse=key.startswith("-"))
 
 
 @pytest_twisted.ensureDeferred

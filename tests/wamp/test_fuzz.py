@@ -170,6 +170,8 @@ class Generator:
         if depth and self.random.random() < 0.3:
             options["embed"] = self.embed(depth - 1)
         name = self.random.choice(["parts", "things", "thing", "zzz", *INJECTIONS])
+        if self.random.random() < 0.3:
+            options = {"measures": self.measures()}
         for option in ("inner", "spread"):
             if self.random.random() < 0.2:
                 options[option] = self.random.choice([True, 5])
@@ -228,6 +230,10 @@ class Generator:
             return self.cast()
         if word < 0.85:
             path = self.random.choice(["->a", "->>a", "->0", "->a->1->>b", "->", "->>'x'"])
+            if self.random.random() < 0.3:
+                return self.random.choice(
+                    ["parts.m0", "parts.m1", "parts", "thing.m0", "parts.note"]
+                )
             return self.random.choice(COLUMNS) + path
         return self.random.choice(INJECTIONS)
 

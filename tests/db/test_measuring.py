@@ -1,0 +1,193 @@
+"""
+Rows sorted and filtered by measures of their related rows, against plain SQL.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.api.roles import Roles
+from service.errors import InvalidArgument
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+from tests.db.test_roles import caller
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE ROLE ms_clerk;
+CREATE TABLE regions (id int PRIMARY KEY, name text);
+CREATE TABLE shops (id int PRIMARY KEY, name text, region int REFERENCES regions, goal int);
+CREATE TABLE sales (id int PRIMARY KEY, shop int REFERENCES shops, amount numeric, at date, secret int,
+    doc jsonb);
+COMMENT ON COLUMN sales.secret IS '@hidden';
+CREATE TABLE tags (id int PRIMARY KEY, name text);
+CREATE TABLE tagged (shop int REFERENCES shops, tag int REFERENCES tags, PRIMARY KEY (shop, tag));
+INSERT INTO regions SELECT i, 'R' || i FROM generate_series(1, 3) i;
+INSERT INTO shops SELECT i, 'S' || i, nullif(i % 4, 0), i % 3 FROM generate_series(1, 12) i;
+INSERT INTO sales SELECT i, i % 11 + 1, i % 7 * 1.5, '2026-01-01'::date + i % 5, i,
+    jsonb_build_object('n', i % 3) FROM generate_series(1, 40) i;
+INSERT INTO tags SELECT i, 't' || i FROM generate_series(1, 4) i;
+INSERT INTO tagged SELECT i, j FROM generate_series(1, 12) i, generate_series(1, 4) j WHERE (i + j) % 3 = 0;
+ALTER TABLE sales ENABLE ROW LEVEL SECURITY;
+CREATE POLICY few ON sales TO ms_clerk USING (id < 15);
+GRANT SELECT ON shops TO ms_clerk; GRANT SELECT (id, shop, amount) ON sales TO ms_clerk;
+"""
+CLERK = caller("clerk")
+MEASURES = {
+    "n": {"count": "*"},
+    "total": {"sum": "amount"},
+    "last": {"max": "at"},
+    "few": {"count": "*", "where": {"amount": {"gt": 3}}},
+    "docs": {"array_agg": "id"},
+    "text": {"sum": "amount", "cast": "text"},
+}
+SALES = {"sales": {"measures": MEASURES}}
+RECENT = {"sales": {"measures": MEASURES, "where": {"at": {"gt": "2026-01-02"}}}}
+TAGS = {
+    "t": {
+        "relation": "tags",
+        "via": "tagged",
+        "measures": {"n": {"count": "*"}, "top": {"max": "name"}},
+    }
+}
+REGION = {"region": {"embed": {"shops": {"measures": {"n": {"count": "*"}}}}}}
+
+
+def of(what: str, more: str = "") -> str:
+    """Give a measure of the sales of a shop."""
+    return f"(SELECT {what} FROM sales s WHERE s.shop = shops.id{more})"
+
+
+N, TOTAL = of("count(*)"), of("sum(amount)")
+LATE = " AND at > '2026-01-02'"
+TAGGED = "(SELECT {} FROM tags JOIN tagged ON tag = tags.id WHERE shop = shops.id)"
+ORDERS: list[tuple[dict[str, Any], list[Any], str]] = [
+    (SALES, ["-sales.n"], f"{N} DESC"),
+    (SALES, ["sales.total", "-sales.n"], f"{TOTAL}, {N} DESC"),
+    (SALES, [{"by": "sales.total", "desc": True, "nulls": "last"}], f"{TOTAL} DESC NULLS LAST"),
+    (SALES, ["sales.few", "name"], f"{of('count(*) FILTER (WHERE amount > 3)')}, name"),
+    (SALES, ["-sales.last"], f"{of('max(at)')} DESC"),
+    (SALES, ["sales.n::text"], f"{N}::text"),
+    (RECENT, ["-sales.n"], f"{of('count(*)', LATE)} DESC"),
+    (TAGS, ["-t.n", "-t.top"], f"{TAGGED.format('count(*)')} DESC, {TAGGED.format('max(name)')} DESC"),
+    ({"sales": {**SALES["sales"], "spread": True}}, ["-sales.n"], f"{N} DESC"),
+    (REGION, ["-region.shops.n"],
+     "(SELECT count(*) FROM shops s JOIN regions r ON s.region = r.id WHERE r.id = shops.region)"
+     " * CASE WHEN region IS NULL THEN NULL ELSE 1 END DESC"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("embed", "order", "by"), ORDERS)
+@pytest_twisted.ensureDeferred
+async def test_order_by_a_measure_is_that_of_its_sql(
+    db: DirectCaller, dsn: str, embed: Any, order: list[Any], by: str
+) -> None:
+    """Rows come in the order of their SQL, at once, page by page and as a stream."""
+    expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops ORDER BY {by}, id")]
+    query: dict[str, Any] = {"select": ["id"], "embed": embed, "order": order}
+    found = await db.call("shops.find", **query)
+    assert [row["id"] for row in found["rows"]] == expected
+    paged: list[int] = []
+    page: dict[str, Any] = {"next": None}
+    while not paged or page["next"]:
+        page = await db.call("shops.find", **query, limit=5, after=page["next"])
+        paged += [row["id"] for row in page["rows"]]
+    assert paged == expected
+    back = await db.call("shops.find", **query, limit=5, before=page["prev"])
+    assert [row["id"] for row in back["rows"]] == expected[5:10]
+
+
+FILTERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (SALES, {"sales.n": {"gt": 3}}, f"{N} > 3"),
+    (SALES, {"sales.n": [0, 4]}, f"{N} IN (0, 4)"),
+    (SALES, {"sales.n": 0}, f"{N} = 0"),
+    (SALES, {"sales.total": None}, f"{TOTAL} IS NULL"),
+    (SALES, {"sales.total": {"is": "not null"}}, f"{TOTAL} IS NOT NULL"),
+    (SALES, {"sales.total": {"between": [5, "12.5"]}}, f"{TOTAL} BETWEEN 5 AND 12.5"),
+    (SALES, {"sales": {"n": {"gt": 2}, "total": {"gt": 9}}}, f"{N} > 2 AND {TOTAL} > 9"),
+    (SALES, {"sales": {"or": [{"n": 0}, {"total": {"lt": 8}}]}}, f"{N} = 0 OR {TOTAL} < 8"),
+    (SALES, {"not": {"sales.n": {"gt": 3}}}, f"NOT {N} > 3"),
+    (SALES, {"sales.few": {"lt": {"$column": "n"}}}, f"{of('count(*) FILTER (WHERE amount > 3)')} < {N}"),
+    (SALES, {"sales.last::text": {"ends": "05"}}, f"{of('max(at)')} = '2026-01-05'"),
+    (SALES, {"sales.docs": {"length": {"gt": 3}, "cs": [11]}}, f"{N} > 3 AND {of('array_agg(id)')} @> '{{11}}'"),
+    (SALES, {"sales.docs->0": 11}, f"to_jsonb({of('array_agg(id)')})->0 = '11'"),
+    (SALES, {"sales.amount": {"gt": 7}}, f"EXISTS {of('', ' AND amount > 7')}"),
+    (SALES, {"sales": None}, f"NOT EXISTS {of('')}"),
+    (RECENT, {"sales.n": {"lte": 1}}, f"{of('count(*)', LATE)} <= 1"),
+    (RECENT, {"or": [{"sales.n": 2}, {"sales.total": {"gt": 9}}]},
+     f"{of('count(*)', LATE)} = 2 OR {of('sum(amount)', LATE)} > 9"),
+    (TAGS, {"t.n": 2, "t.top": "t4"}, f"{TAGGED.format('count(*)')} = 2 AND {TAGGED.format('max(name)')} = 't4'"),
+    (REGION, {"region.shops.n": {"gte": 3}}, "region IS NOT NULL"),
+    ({**SALES, **TAGS}, {"sales.n": {"gt": 3}, "t.n": 1}, f"{N} > 3 AND {TAGGED.format('count(*)')} = 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("embed", "where", "condition"), FILTERS)
+@pytest_twisted.ensureDeferred
+async def test_filter_by_a_measure_is_that_of_its_sql(
+    db: DirectCaller, dsn: str, embed: Any, where: Any, condition: str
+) -> None:
+    """In what reads and in what writes."""
+    expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops WHERE {condition} ORDER BY id")]
+    query: dict[str, Any] = {"where": where, "embed": embed, "select": ["id"]}
+    found = await db.call("shops.find", **query, count="exact")
+    assert [row["id"] for row in found["rows"]] == expected
+    assert found["count"] == len(expected)
+    written = await db.call("shops.update", **query, changes={"goal": 1}, all=False)
+    assert sorted(row["id"] for row in written["rows"]) == expected
+    inside = {"shops": {"select": ["id"], "where": where, "embed": embed, "order": ["id"]}}
+    regions = await db.call("regions.find", select=[], embed=inside)
+    found_inside = sorted(each["id"] for row in regions["rows"] for each in row["shops"])
+    served = {id for (id,) in execute(dsn, "SELECT id FROM shops WHERE region IS NOT NULL")}
+    assert found_inside == [id for id in expected if id in served]
+
+
+@pytest_twisted.ensureDeferred
+async def test_measure_in_select_is_a_value_of_the_row(db: DirectCaller, dsn: str) -> None:
+    found = await db.call(
+        "shops.find", select=["id", "n:sales.n", "sum:sales.total::text"], embed=SALES, order=["id"]
+    )
+    expected = execute(dsn, f"SELECT id, {N}, {TOTAL}::text FROM shops ORDER BY id")
+    assert [(row["id"], row["n"], row["sum"]) for row in found["rows"]] == expected
+    rows = await db.call("regions.find", select=["id"], order=["-shops.n"], embed={
+        "shops": {"measures": {"n": {"count": "*", "where": {"goal": 1}}}}})  # fmt: skip
+    assert len(rows["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [
+        ({"order": ["-sales.nope"], "embed": SALES}, "order.0"),
+        ({"order": ["-sales.n"]}, "order.0"),
+        ({"order": ["-sales.n"], "embed": {"sales": {"measures": {"n": {"count": "*"}}, "group": ["at"]}}},
+         "order.0"),
+        ({"order": ["sales.secret"], "embed": SALES}, "order.0"),
+        ({"where": {"sales.n": "x"}, "embed": SALES}, "where.sales.n"),
+        ({"where": {"sales": {"n": 1, "amount": 2}}, "embed": SALES}, "where.sales.amount"),
+        ({"where": {"sales.nope": 1}, "embed": SALES}, "where.sales.nope"),
+        ({"where": {"sales.n": 1}}, "where.sales.n"),
+        ({"order": ["sales.s"], "embed": {"sales": {"measures": {"s": {"sum": "secret"}}}}},
+         "embed.sales.measures.s.sum"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_measure_that_is_none_is_refused_where_it_stands(
+    db: DirectCaller, kwargs: dict[str, Any], path: str
+) -> None:
+    refused = await failure_of(db.call("shops.find", **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest.mark.serving(roles=Roles({"clerk": "ms_clerk"}))
+@pytest_twisted.ensureDeferred
+async def test_measure_is_over_rows_that_the_role_may_see(db: DirectCaller, dsn: str) -> None:
+    """Order tells no more of hidden rows than the rows themselves do."""
+    few = of("count(*)", " AND id < 15")
+    expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops ORDER BY {few} DESC, id")]
+    embed = {"sales": {"measures": {"n": {"count": "*"}}}}
+    found = await db.call_as(CLERK, "shops.find", select=["id"], embed=embed, order=["-sales.n"])
+    assert [row["id"] for row in found["rows"]] == expected
