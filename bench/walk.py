@@ -165,16 +165,22 @@ async def served(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> An
 
 
 async def walked(walk: Walk, router: PlayedRouter) -> dict[str, list[tuple[str, str]]]:
-    """Make each call until it is warm, then once more; returns what each entered."""
+    """
+    Make each call until it is warm, then some more; returns what the shortest of those entered.
+
+    On a busy machine one may come so late that the session is looked at again.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for name, (args, kwargs) in CALLS.items():
-        for at in range(6):
+        walks = []
+        for at in range(15):
             await deferLater(reactor, 0.01)
             walk.entered, walk.frames = [], set()
-            walk.on = at == 5
+            walk.on = at >= 5
             await router.call(100 + at, f"actions.{name}", args, kwargs)
             walk.on = False
-        found[name] = walk.entered
+            walks.append(walk.entered)
+        found[name] = min(walks[5:], key=len)
     return found
 
 
