@@ -350,12 +350,13 @@ def batch_txn(
     keyed = run.keyed
     assert keyed is not None
     columns = keyed.plan.rows.key
-    nulls = frozenset[str]().union(*(key_arrays(keys, columns)[1] for _, keys in asked))
+    keyed_by = [key_arrays(keys, columns) for _, keys in asked]
+    nulls = frozenset[str]().union(*(null for _, null in keyed_by))
     statement = _by_keys(run, keyed, nulls)
     texts = keyed.catalog.types_by_name["_text"]
     given = [
-        run.codec.parameters(statement.bounds, [*each.values, *key_arrays(keys, columns)[0]])
-        for each, keys in asked
+        run.codec.parameters(statement.bounds, [*each.values, *arrays])
+        for (each, _), (arrays, _) in zip(asked, keyed_by, strict=True)
     ]
     lists = [write_array(column) for column in zip(*given, strict=True)]
     batch = keyed.statement((nulls, "batch"), lambda: batched(statement, texts))
