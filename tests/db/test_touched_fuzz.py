@@ -78,6 +78,8 @@ QUERIES = [
     ("parents", {"where": {"region": [0, 1, 2]}, "order": "-score", "limit": 10}),
     ("parents", {"order": ["owners.rank", "-score"], "limit": 10, "embed": {"children": True}}),
     ("children", {"order": "amount", "limit": 150, "embed": {"parents": {"embed": {"owners": True}}}}),
+    ("parents", {"embed": {"children": {"measures": {"n": {"count": "*"}, "s": {"sum": "amount"}}, "spread": True}},
+                 "where": {"children.n": {"gt": 1}}, "order": ["-children.s"], "limit": 10}),
     ("tagged", {"embed": {"parents": True, "tags": True}}),
     ("parents", {"group": ["region"], "measures": {"n": {"count": "*"}, "sum": {"sum": "score"}}}),
     ("parents", {"group": ["region", "owner"], "measures": {"n": {"count": "*"}, "r": {"max": "owners.rank"}},
