@@ -161,24 +161,22 @@ def _start_txn(
     """Begin anew: with an empty log, unless it has been this server's from the start."""
     (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
     tick, epoch = max(number, known) + 1, 1 if before is None else before.number + 1
-    connection.command("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    try:
-        snapshot = FIRST
-        if before is not None:
-            # Numbers of transactions in it are those of another server.
-            snapshot = PgSnapshot.parse(connection.ask("SELECT pg_current_snapshot()::text")[0])
-            connection.command("DELETE FROM rowcast.log; DELETE FROM rowcast.ticks")
-        connection.command(
-            "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
-            f" VALUES ({epoch}, {history[0]}, {history[1]}, {tick}, '{snapshot.xmin}');"
-            "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
-            f" VALUES ({tick}, {epoch}, '{snapshot}', 0);"
-            "COMMIT"
-        )
-    except BaseException:
-        connection.command("ROLLBACK")
-        raise
-    return Epoch(epoch, *history, snapshot.xmin), Tick(epoch, tick, snapshot, snapshot, 0)
+    # Numbers of transactions in a log that is not empty then are those of another server.
+    empty = "" if before is None else "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks;"
+    snapshot = f"'{FIRST}'::pg_snapshot" if before is None else "pg_current_snapshot()"
+    # One message: a session behind a pooler is its own for no longer than that.
+    connection.command(
+        f"BEGIN ISOLATION LEVEL REPEATABLE READ; {empty}"
+        "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
+        f" VALUES ({epoch}, {history[0]}, {history[1]}, {tick}, pg_snapshot_xmin({snapshot}));"
+        "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
+        f" VALUES ({tick}, {epoch}, {snapshot}, 0);"
+        "COMMIT"
+    )
+    newest, last = _newest_txn(connection), last_txn(connection)
+    assert newest is not None
+    assert last is not None
+    return newest, last
 
 
 def _history_txn(connection: PgConnection) -> tuple[int, int]:

@@ -68,6 +68,8 @@ PAUSES = (0.1, 5.0)
 """Seconds until a failed session is replaced: at first, and at most."""
 GOODBYE = 3.0
 """Seconds that what is being published gets when the service stops."""
+TAKEN = "23505"
+"""SQLSTATE of a tick that another one has made, where no lock of a session keeps it from that."""
 STATEMENT_TIMEOUT = 60.0
 """Seconds that a statement of the feed may take: the first after hours reads much of the log."""
 
@@ -155,8 +157,8 @@ class Feed(Service):
         self._resting: Deferred[None] | None = None
         self._roused = False
         self._failures = 0
-        # The newest tick that is known, and the newest of which all is published.
-        self._known = self._published = 0
+        # The newest tick that is known, the newest made here, and that of which all is published.
+        self._known = self._made = self._published = 0
         self._tracked: Mapping[int, Tracked] = {}
         self._sleep = Sleep()
         self._upkeep = Upkeep(settings.keep, settings.keep_bytes)
@@ -249,7 +251,8 @@ class Feed(Service):
                     return
                 self._failed(error)
             except Exception as error:
-                self._failed(error)
+                if getattr(error, "pgcode", None) != TAKEN:
+                    self._failed(error)
             finally:
                 self.epoch, self._part = None, None
                 if connection is not None:
@@ -276,8 +279,6 @@ class Feed(Service):
         """Open a session, in a thread: names are resolved there too."""
         connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
         try:
-            if connection.pooled:
-                raise NeedsSession
             prepare_txn(connection)
             if not self.running:
                 raise CancelledError
@@ -296,7 +297,7 @@ class Feed(Service):
         seen = 0
         while self.running:
             lease = self._settings.lease if self._able() else None
-            part = await self._in_thread(part_txn, connection, lease)
+            part = await self._in_thread(part_txn, connection, lease, self._made)
             if part is Part.LEAD:
                 await self._lead(connection)
                 return
@@ -317,7 +318,7 @@ class Feed(Service):
         self.epoch, self._part, self.problem = epoch, Part.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
-        self._known = last.number
+        self._known = self._made = last.number
         # Whoever made it may not have come to its end.
         if last.rows and self._published < last.number:
             await self._publish_tick(connection, last, None)
@@ -332,7 +333,7 @@ class Feed(Service):
             )
             if found is not None:
                 last, rows = found
-                self._known = last.number
+                self._known = self._made = last.number
                 self.counters.ticks += 1
                 self._upkeep.changed()
                 self._call()
@@ -342,6 +343,9 @@ class Feed(Service):
                 await self._publish_tick(connection, last, rows)
                 self._published = last.number
             else:
+                if connection.pooled and last.rows:
+                    last = await self._in_thread(finish_txn, connection, last, epoch.number)
+                    self._known = self._made = last.number
                 pause = await self._doze(connection, sleep)
             self._failures = 0
             await self._rest(pause)
@@ -489,15 +493,6 @@ class CannotPublish(Exception):
 
     def __init__(self) -> None:
         super().__init__("there is no router to publish by")
-
-
-class NeedsSession(Exception):
-    """The way to the database is a transaction pooler's."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a transaction pooler keeps no session → set ROWCAST_DIRECT_URL to the server itself"
-        )
 
 
 async def _awaited(awaitable: Awaitable[None]) -> None:

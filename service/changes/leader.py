@@ -7,6 +7,10 @@ in `pg_advisory_lock` keeps its snapshot, and VACUUM from all that was deleted s
 
 A leader whose process stands still keeps its session, for its kernel goes on to answer. So its
 session is ended by those that try, once it has asked for nothing for as long as the lease.
+
+Behind a transaction pooler no session is one's own, and there is no such lock. There the one leads
+that made the newest tick, and another one once something has lain unread, or may lie unpublished,
+for as long as the lease. Of two that make the same tick, its primary key stops the later one.
 """
 
 from __future__ import annotations
@@ -31,6 +35,12 @@ PREPARE = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
 )
+EACH_TIME = (
+    "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL enable_seqscan = off;"
+    "SET LOCAL synchronous_commit = 'on'; SET LOCAL statement_timeout = '60s';"
+    "SET LOCAL datestyle = 'ISO'; SET LOCAL timezone = 'UTC';"
+)
+"""Before each statement behind a pooler: others use the session in between."""
 
 HOLDER = f"""
     FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
@@ -46,6 +56,18 @@ SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(l.pid)) {HOLDER}
    AND (a.state <> 'active' OR a.wait_event = 'ClientWrite')
    AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => {{lease}})
    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE')
+"""
+
+# Rows that no tick has, or a tick that nobody has said to be published.
+OVERDUE = """
+WITH newest AS (SELECT * FROM rowcast.ticks ORDER BY tick DESC LIMIT 1),
+     late AS (SELECT clock_timestamp() - make_interval(secs => {lease}) AS at)
+SELECT coalesce((SELECT tick FROM newest), 0),
+       NOT EXISTS (SELECT FROM newest)
+    OR EXISTS (SELECT FROM newest, late WHERE newest.changes > 0 AND newest.at < late.at)
+    OR EXISTS (SELECT FROM newest, late, rowcast.log l
+                WHERE l.xid >= pg_snapshot_xmin(newest.snapshot)
+                  AND NOT pg_visible_in_snapshot(l.xid, newest.snapshot) AND l.at < late.at)
 """
 
 WRITERS = """
@@ -65,11 +87,14 @@ class Part(Enum):
 
 
 def prepare_txn(connection: PgConnection) -> None:
-    """Set what ticks rely on, for the session."""
-    connection.command(PREPARE)
+    """Set what ticks rely on."""
+    if connection.pooled:
+        connection.assume(EACH_TIME)
+    else:
+        connection.command(PREPARE)
 
 
-def part_txn(connection: PgConnection, lease: float | None) -> Part:
+def part_txn(connection: PgConnection, lease: float | None, made: int) -> Part:
     """
     Return which part this session has, after a try at the lead.
 
@@ -77,11 +102,15 @@ def part_txn(connection: PgConnection, lease: float | None) -> Part:
         connection: In autocommit.
         lease: Seconds without a statement after which the lead of another one is ended; None
             follows, whoever leads.
+        made: The newest tick that this process made or found when it began to lead; 0 if none.
     """
     if not installed_txn(connection) or not _tracked_txn(connection):
         return Part.NOTHING
     if lease is None:
         return Part.FOLLOW
+    if connection.pooled:
+        newest, overdue = connection.ask(OVERDUE.format(lease=lease))
+        return Part.LEAD if overdue or newest == made else Part.FOLLOW
     if _try_txn(connection):
         return Part.LEAD
     connection.ask(BREAK.format(lease=lease))
@@ -96,11 +125,6 @@ def _tracked_txn(connection: PgConnection) -> bool:
 def _try_txn(connection: PgConnection) -> bool:
     (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({LEADER})")
     return bool(taken)
-
-
-def resign_txn(connection: PgConnection) -> None:
-    """Give up the lead."""
-    connection.ask(f"SELECT pg_catalog.pg_advisory_unlock({LEADER})")
 
 
 def fall_asleep_txn(connection: PgConnection) -> set[str] | None:

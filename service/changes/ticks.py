@@ -151,12 +151,13 @@ def next_txn(
     return tick, _without_large([_row(*columns) for _, _, *columns in found], most)
 
 
-def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> None:
-    """Make an empty tick, which says that the one before was published."""
+def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:
+    """Return a new, empty tick, which says that the one before was published."""
     connection.command(
         "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
         f" VALUES ({last.number + 1}, {epoch}, '{last.snapshot}', 0)"
     )
+    return Tick(epoch, last.number + 1, last.snapshot, last.snapshot, 0)
 
 
 def pages_txn(connection: PgConnection, tick: Tick, most: int, after: int = 0) -> list[Page]:

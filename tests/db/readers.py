@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,10 @@ class Readers:
                 if text:
                     found.append(Line(*json.loads(text)))
         return found
+
+    def wait_for_other(self, began: float, name: str) -> None:
+        """Wait until one publishes after a time, and not the one of a name."""
+        wait_until(lambda: self.last.at > began + 0.01 and self.last.name != name, 60)
 
     @property
     def last(self) -> Line:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +22,16 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
+from schema.changes import install
 from service.db.connection import PgConnection
 from service.db.listener import Listener
 from service.db.session import SessionSettings, identity_of
 from service.db.transaction import statement_txn
-from tests.conftest import execute, missing
+from tests.conftest import execute, missing, wait_until
+from tests.db.feeds import feeding, forget
+from tests.db.readers import delivered, readers
 from tests.db.served import database_at
-from tests.deferreds import failure_of, until
+from tests.deferreds import failure_of, pause, until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -126,6 +131,73 @@ async def test_procedure_behind_a_pooler_runs_as_its_caller_and_may_not_commit(
         assert await database.statement(
             "SELECT current_user = session_user, current_setting('rowcast.authid', true)"
         ) in ([(True, "")], [(True, None)])
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, pooler: str) -> None:
+    """By looks alone, and without a lock: the one leads that has made the newest tick."""
+    execute(
+        dsn,
+        f"CREATE TABLE IF NOT EXISTS items (id int PRIMARY KEY); TRUNCATE items; {install()}"
+        "SELECT rowcast.track('items')",
+    )
+    forget(dsn)
+    execute(dsn, f"ALTER DATABASE {name_of(dsn)} SET datestyle = 'German'")
+    one = feeding(pooler, leads=False, lease=1.0)
+    async with one as first, feeding(pooler, leads=False, lease=1.0) as second:
+        await until(lambda: first.feed.leading or second.feed.leading)
+        leader, other = (first, second) if first.feed.leading else (second, first)
+        await until(lambda: other.feed.well and not other.feed.leading)
+        for number in range(40):
+            execute(dsn, f"INSERT INTO items VALUES ({number})")
+            await until(lambda many=number + 1: len(leader.changes) == many)  # type: ignore[misc]
+        assert leader.feed.polling
+        assert other.batches == []
+        await pause(1.5)
+        assert other.batches == []
+        assert not other.feed.leading
+        await leader.stop()
+        execute(dsn, "INSERT INTO items VALUES (100)")
+        await until(lambda: other.batches)
+        assert other.changes[0].key == (100,)
+        assert other.changes[0].position > leader.changes[-1].position
+
+
+def test_readers_behind_a_pooler_that_end_lose_and_double_nothing(
+    dsn: str, pooler: str, tmp_path: Path
+) -> None:
+    """Killed, and standing still and going on."""
+    execute(dsn, f"CREATE TABLE IF NOT EXISTS events (id serial PRIMARY KEY); {install()}")
+    execute(dsn, "TRUNCATE events; SELECT rowcast.track('events')")
+    forget(dsn)
+    dice, stopping = random.Random(5), threading.Event()
+
+    def write() -> None:
+        while not stopping.wait(0.02):
+            execute(dsn, "INSERT INTO events DEFAULT VALUES")
+
+    writer = threading.Thread(target=write)
+    with readers(pooler, tmp_path / "lines", "a", "b", lease=1.0) as found:
+        writer.start()
+        try:
+            wait_until(lambda: bool(found.lines()), 60)
+            for turn in range(6):
+                leader, began = found.last.name, time.time()
+                found.kill(leader) if turn % 2 else found.stand_still(leader)
+                found.wait_for_other(began, leader)
+                found.start(leader) if turn % 2 else found.go_on(leader)
+                time.sleep(dice.uniform(0.1, 0.6))
+        finally:
+            stopping.set()
+            writer.join()
+        there = [key for (key,) in execute(dsn, "SELECT id FROM events ORDER BY id")]
+        wait_until(lambda: len(delivered(found.lines())) >= len(there), 60)
+        assert [line.key[0] for line in delivered(found.lines())] == there
+
+
+def name_of(dsn: str) -> str:
+    """Return the name of a database."""
+    return str(psycopg2.extensions.parse_dsn(dsn)["dbname"])
 
 
 @pytest_twisted.ensureDeferred

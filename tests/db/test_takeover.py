@@ -19,7 +19,7 @@ from schema.changes import LEADER, install
 from tests.conftest import execute, wait_until
 from tests.db.captured import connect
 from tests.db.feeds import feeding, forget
-from tests.db.readers import Readers, delivered, readers
+from tests.db.readers import delivered, readers
 from tests.deferreds import pause, until
 
 SCHEMA = f"""
@@ -86,7 +86,7 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
                 found.stand_still(leader)
             else:
                 execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({HOLDER}) AS holder")
-            _wait_for_other(found, began, leader, how)
+            found.wait_for_other(began, "" if how == "ended" else leader)
             took.setdefault(how, []).append(found.last.at - began)
             time.sleep(dice.uniform(0.2, 0.8))
             if how == "killed":
@@ -102,16 +102,6 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
         key for (key,) in execute(dsn, "SELECT id FROM items")
     )
     assert max(took["stopped"]) < LEASE + 5
-
-
-def _wait_for_other(found: Readers, began: float, leader: str, how: str) -> None:
-    """Wait until another reader publishes, or any where only its session was ended."""
-
-    def taken() -> bool:
-        last = found.last
-        return last.at > began + 0.01 and (last.name != leader or how == "ended")
-
-    wait_until(taken, 60)
 
 
 @pytest_twisted.ensureDeferred
