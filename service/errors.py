@@ -37,7 +37,7 @@ in `DETAILS` may be used.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -427,6 +427,23 @@ class Relayed(ServiceError):
     def __init__(self, uri: str, message: str, details: Mapping[str, Any]) -> None:
         super().__init__(message, **details)
         self.uri = uri  # type: ignore[misc]
+
+
+def causes(error: BaseException, contexts: bool = False) -> Iterator[BaseException]:
+    """
+    Yield an error and those that it came from, each once: `raise error from error` is a loop.
+
+    Args:
+        error: The last one.
+        contexts: Whether those count that were being handled when another one was raised.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        before = each.__context__ if contexts and not each.__suppress_context__ else None
+        each = each.__cause__ or before
 
 
 def clip(text: object, length: int = 80) -> str:

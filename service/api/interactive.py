@@ -290,7 +290,7 @@ class Interactive:
                 # What ended the transaction cancelled this call: its caller is told that.
                 if held.reason is not None and (found is None or isinstance(found, Canceled)):
                     raise ended(held.reason) from error
-                if found is None:
+                if found is None or found is error:
                     raise
                 raise found from error
             finally:

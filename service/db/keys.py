@@ -26,7 +26,7 @@ import psycopg2.errors
 from service.db.connection import PgConnection
 from service.db.statements import SETTLE, transaction_txn
 from service.db.transaction import Actor, commit_txn, rollback_txn
-from service.errors import Conflict, InvalidArgument, NotAuthorized, ServiceError
+from service.errors import Conflict, InvalidArgument, NotAuthorized
 from service.payload import Receipted, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY
 
@@ -124,7 +124,8 @@ def claim_txn(connection: PgConnection, keyed: Keyed) -> Kept | str:
         try:
             cursor.execute(CLAIM_NEW.format(_bytes(keyed.id), _bytes(call)), clean=True)
         except psycopg2.Error as error:
-            raise _refusal(error) or error from error
+            _refuse(error)
+            raise
         claimed = cursor.fetchone()
         if claimed is not None:
             return str(claimed[0])
@@ -202,7 +203,8 @@ def keyed_txn(
         if connection.closed or not _is_ours(error):
             raise
         if not isinstance(error, psycopg2.errors.UniqueViolation):
-            raise _refusal(error) or error from error
+            _refuse(error)
+            raise
         rollback_txn(connection)
         connection.begin("BEGIN")
         claimed = claim_txn(connection, keyed)
@@ -237,22 +239,30 @@ def _is_ours(error: psycopg2.Error) -> bool:
     return known and diag.context is None and "rowcast" in (diag.message_primary or "")
 
 
-def _refusal(error: psycopg2.Error) -> ServiceError | None:
-    """Return why a key cannot be claimed, as far as is known."""
+def _refuse(error: psycopg2.Error) -> None:
+    """
+    Return if it is not known why a key cannot be claimed.
+
+    Raises:
+        InvalidArgument: The database keeps none.
+        NotAuthorized: The service may not keep any.
+        KeyInUse: The first call takes longer than a lock is waited for.
+    """
     if isinstance(error, MISSING):
-        return InvalidArgument(
+        raise InvalidArgument(
             "this database keeps no idempotency keys",
             path=IDEMPOTENCY_KEY,
             hint="alembic upgrade head makes the table, python -m service init where the"
             " migrations are not ours",
-        )
+        ) from error
     if isinstance(error, psycopg2.errors.InsufficientPrivilege):
-        return NotAuthorized(
+        raise NotAuthorized(
             "the service may not keep idempotency keys",
             hint="GRANT USAGE ON SCHEMA rowcast, and SELECT, INSERT, UPDATE, DELETE ON"
             f" {TABLE}, to the service's own role",
-        )
-    return KeyInUse() if isinstance(error, psycopg2.errors.LockNotAvailable) else None
+        ) from error
+    if isinstance(error, psycopg2.errors.LockNotAvailable):
+        raise KeyInUse from error
 
 
 def _bytes(value: bytes) -> str:

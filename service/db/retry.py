@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Hashable
+from itertools import takewhile
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
-from service.errors import OutcomeUnknown, ServiceError
+from service.errors import OutcomeUnknown, ServiceError, causes
 
 RETRIES = 5
 """Further attempts at a transaction that PostgreSQL asks to be run again."""
@@ -102,12 +103,10 @@ def retryable(error: BaseException) -> bool:
     Not so if something may be kept of it, whatever that was caused by: half of a CALL, say, that
     ended in a serialization failure after it had committed.
     """
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, OutcomeUnknown):
-        if getattr(seen, "pgcode", None) in ("40001", "40P01"):
-            return True
-        seen = seen.__cause__
-    return False
+    return any(
+        getattr(each, "pgcode", None) in ("40001", "40P01")
+        for each in takewhile(lambda each: not isinstance(each, OutcomeUnknown), causes(error))
+    )
 
 
 def _count(error: Exception, attempts: int) -> None:

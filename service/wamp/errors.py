@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from service.db.slow import ORIGIN
-from service.errors import Canceled, InternalError, ServiceError, in_line
+from service.errors import Canceled, InternalError, ServiceError, causes, in_line
 from service.payload import Unsafe, check
 
 log = Logger()
@@ -80,12 +80,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> Iterator[str]:
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if cause is not None:
-        yield from _frames(cause)
-        yield f"  {_reason(cause)}\n"
     # Frames alone: `format_exception` adds the whole message, and with it the values of rows.
-    yield from traceback.format_tb(error.__traceback__)
+    for each in reversed([*causes(error, contexts=True)]):
+        yield from traceback.format_tb(each.__traceback__)
+        if each is not error:
+            yield f"  {_reason(each)}\n"
 
 
 def _details(error: ServiceError, doing: str) -> dict[str, Any]:

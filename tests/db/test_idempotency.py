@@ -24,6 +24,7 @@ from service.errors import (
     ServiceError,
     StatementTimeout,
     TooLarge,
+    Unavailable,
 )
 from service.models.model import Model
 from service.request.arguments import Caller
@@ -303,6 +304,25 @@ async def test_duplicate_waits_longer_than_for_a_lock(dsn: str, db: DirectCaller
         await until(lambda: execute(dsn, WAITING.format("PgSleep")))
         second = ensureDeferred(ask(other, "fn.slow", seconds=0.8, idempotency_key="k"))
         assert await first == await second
+    assert notes(dsn) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_duplicate_whose_connection_is_lost_ends_in_an_error(
+    db: DirectCaller, dsn: str
+) -> None:
+    """While it waits for the first: what it is refused with is no error that has itself for a cause."""
+    first = ask(db, "fn.slow", seconds=1.0, idempotency_key="k")
+    slow = [{"call": "fn.slow", "kwargs": {"seconds": 0}}]
+    running = ensureDeferred(first)
+    await until(lambda: bool(execute(dsn, WAITING.format("PgSleep"))))
+    second = ensureDeferred(ask(db, "transaction", slow, idempotency_key="k"))
+    waiting = WAITING.format("transactionid").replace(
+        "SELECT 1", "SELECT pg_terminate_backend(pid)"
+    )
+    await until(lambda: bool(execute(dsn, waiting)))
+    assert isinstance(await failure_of(second), Unavailable)
+    await running
     assert notes(dsn) == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from service.db.retry import PAUSE, RETRIES, TURN, Retries
+from service.db.retry import PAUSE, RETRIES, TURN, Retries, retryable
 from service.errors import Conflict, OutcomeUnknown
 from tests.deferreds import result_of
 
@@ -138,3 +138,14 @@ def test_outcome_that_is_unknown_is_not_tried_again_whatever_caused_it() -> None
     dict(known.running)["a"].errback(error)
     with pytest.raises(OutcomeUnknown):
         result_of(work)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_error_that_is_its_own_cause_is_looked_at_once(asked: bool) -> None:
+    """`raise error from error` makes one, and a loop over its causes would never end."""
+    error: Exception = Refused("no") if asked else ValueError("no")
+    first = KeyError("first")
+    first.__cause__, error.__cause__ = error, first
+    assert retryable(first) is asked
+    error.__cause__ = error
+    assert retryable(error) is asked

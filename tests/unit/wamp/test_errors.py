@@ -75,6 +75,16 @@ def test_bug_is_logged_without_rows(logged: list[str]) -> None:
     assert "secret" not in line
 
 
+def test_bug_that_is_its_own_cause_is_logged(logged: list[str]) -> None:
+    """Each error of the circle once."""
+    first, last = KeyError("first"), ValueError("last")
+    first.__cause__, last.__cause__ = last, first
+    assert application_error(last, "rowcast.x.get").error == "rowcast.error.internal"
+    (line,) = logged
+    assert line.count("KeyError: 'first'") == 1
+    assert line.count("ValueError: last") == 1
+
+
 def test_bug_with_control_characters_is_logged_as_escapes(logged: list[str]) -> None:
     """Neither a URI nor an error's text begins a line of the log, or commands a terminal."""
     try:
