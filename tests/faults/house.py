@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
@@ -36,12 +37,25 @@ from tests.wamp.callers import join
 from tests.wamp.programs import tool
 
 ACCOUNTS, BALANCE = 20, 1000
+CLIENTS = 12
+KNOWN = {"authid": "ada", "authmethods": ["ticket"]}
+"""What a client that logs in says in its HELLO; only such a one has idempotency keys."""
+TICKET = "of-the-faults"
 SCHEMA = f"""
 CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL);
 INSERT INTO accounts SELECT i, {BALANCE} FROM generate_series(1, {ACCOUNTS}) i;
 CREATE TABLE moves (id serial PRIMARY KEY, token text NOT NULL, source int NOT NULL,
     target int NOT NULL, amount int NOT NULL);
 CREATE TABLE notes (id serial PRIMARY KEY, token text NOT NULL);
+CREATE TABLE slots (id int PRIMARY KEY, token text);
+INSERT INTO slots SELECT i FROM generate_series(0, {CLIENTS - 1}) i;
+CREATE TABLE pledges (token text PRIMARY KEY);
+CREATE TABLE writes (token text NOT NULL);
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO writes VALUES (CASE TG_OP WHEN 'DELETE' THEN OLD.token ELSE NEW.token END);
+    RETURN NULL; END $$;
+CREATE TRIGGER tell AFTER INSERT OR UPDATE ON slots FOR EACH ROW EXECUTE FUNCTION tell();
+CREATE TRIGGER tell AFTER DELETE ON pledges FOR EACH ROW EXECUTE FUNCTION tell();
 CREATE FUNCTION same(value text) RETURNS text LANGUAGE sql RETURN value;
 CREATE FUNCTION nap(seconds float) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(seconds)';
 CREATE FUNCTION pay(account int, amount int) RETURNS void LANGUAGE sql
@@ -150,6 +164,7 @@ class House:
         self.wires = Proxy(lambda: UNIXClientEndpoint(reactor, str(sockets)))
         self.dsn = psycopg2.extensions.make_dsn(**self._cluster.parameters)
         config = node("realm1", "rowcast", port, private, code=str(ROOT / "router"))
+        _let_log_in(config)
         (home / "config.json").write_text(json.dumps(config))
         self._crossbar = crossbar()
         front = self.clients.port
@@ -255,6 +270,20 @@ class House:
             part.end()
         for proxy in (self.clients, self.links, self.wires):
             await proxy.close()
+
+
+def _let_log_in(config: dict[str, Any]) -> None:
+    """Have the router of development take a client that shows a ticket, too."""
+    (router,) = config["workers"]
+    roles = router["realms"][0]["roles"]
+    (anyone,) = [each for each in roles if each["name"] == "anonymous"]
+    roles.append({**anyone, "name": "known"})
+    principals = {KNOWN["authid"]: {"ticket": TICKET, "role": "known"}}
+    (public,) = [each for each in router["transports"] if each["type"] == "universal"]
+    public["rawsocket"]["auth"] = {
+        **public["rawsocket"]["auth"],
+        "ticket": {"type": "static", "principals": principals},
+    }
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from tests.deferreds import pause
 from tests.faults.faults import FAULTS
 from tests.faults.house import PATIENCE, House
 from tests.faults.traffic import Found, Tally, Traffic, check
+from tests.faults.writes import SINGLE_CALLS
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Round:
             self.name,
             str(tally.calls),
             errors or "-",
+            str(len(tally.again)),
             str(len(found.lost)),
             str(len(found.doubled)),
             str(len(tally.hangs)),
@@ -62,7 +64,16 @@ class Round:
         ]
 
 
-HEAD = ["fault", "calls", "errors", "lost", "doubled", "hangs", "answers again after"]
+HEAD = [
+    "fault",
+    "calls",
+    "errors",
+    "again by key",
+    "lost",
+    "doubled",
+    "hangs",
+    "answers again after",
+]
 
 
 async def strike(house: House, name: str, seed: int, before: float, after: float) -> Round:
@@ -74,7 +85,7 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
     traffic.over()
     end = reactor.seconds() + PATIENCE
     while not traffic.recovered:
-        assert reactor.seconds() < end, f"no answers again\n{house.said()}"
+        assert reactor.seconds() < end, f"no answers again: {traffic.tally.errors}\n{house.said()}"
         await pause(0.02)
     await pause(after)
     traffic.stop()
@@ -85,7 +96,7 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
 
 async def rolling(house: House, seed: int, calls: int) -> Round:
     """Restart both services one after the other, as often as it takes for so many calls."""
-    traffic = Traffic(house, seed)
+    traffic = Traffic(house, seed, SINGLE_CALLS)
     while traffic.tally.calls < calls:
         for service in house.services:
             old = service.pid

@@ -20,7 +20,7 @@ from tests.faults.house import House
 from tests.wamp.callers import Caller, join
 
 SESSIONS = 6
-"""Each has a lane of calls that are cancelled, and one of calls that are not."""
+"""Each makes calls that are cancelled, one after another, and beside them calls that are not."""
 CANCELED = "wamp.error.canceled"
 
 
@@ -48,14 +48,14 @@ async def storm(house: House, seed: int, count: int) -> Storm:
     """Cancel so many calls while as many others run."""
     found, notes = Storm(), dict[str, str]()
     sessions = [await join(house.router, "rawsocket cbor") for _ in range(SESSIONS)]
-    lanes = [
+    ends = [
         ensureDeferred(
-            lane(each, random.Random(f"{seed} {lane.__name__} {n}"), found, notes, count)
+            work(each, random.Random(f"{seed} {work.__name__} {n}"), found, notes, count)
         )
         for n, each in enumerate(sessions)
-        for lane in (cancel, leave_alone)
+        for work in (cancel, leave_alone)
     ]
-    await gatherResults(lanes, consumeErrors=True)
+    await gatherResults(ends, consumeErrors=True)
     for each in sessions:
         await each.close()
     # A write of a call that was answered at once, as killnowait is, may still end.

@@ -1,7 +1,8 @@
 """
-Clients that move money and write notes, and retry as the documentation says.
+Clients that write, and retry as the documentation says.
 
-Each write has a token of its own, which the database counts afterwards.
+Every second one has idempotency keys, and calls again until it is answered; the others stop where nobody knows
+what became of a write.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,13 @@ from autobahn.twisted.rawsocket import WampRawSocketClientFactory
 from autobahn.wamp.exception import ApplicationError, TransportLost
 from autobahn.wamp.serializer import CBORSerializer
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.house import ACCOUNTS, BALANCE, House
+from tests.faults.house import ACCOUNTS, BALANCE, CLIENTS, KNOWN, TICKET, House
+from tests.faults.writes import WITH_KEY, WITHOUT_KEY, Kind, Options, Write
 from tests.wamp.callers import Caller
 
 HANG = 60.0
@@ -46,7 +48,9 @@ class Tally:
         errors: By URI, each try for itself.
         ends: Of each write, by its token: "answered", "unknown", or the URI of a refusal.
         hangs: Calls and connections that took longer than `HANG`.
-        odd: Answers that no state of the bank gives, and errors that no fault explains.
+        odd: Answers that no state of the bank gives, that are not those of a first call, and errors
+            that no fault explains.
+        again: Writes with a key that were called again although they may have been kept.
         back: Seconds from the end of the fault to the first answer of each client to a call that
             it began after that.
     """
@@ -56,6 +60,7 @@ class Tally:
     ends: dict[str, str] = field(default_factory=dict)
     hangs: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    again: set[str] = field(default_factory=set)
     back: dict[int, float] = field(default_factory=dict)
 
 
@@ -66,11 +71,13 @@ class Client:
     Args:
         house: Where.
         tally: Counts connections that hang.
+        known: Whether it logs in.
     """
 
-    def __init__(self, house: House, tally: Tally) -> None:
+    def __init__(self, house: House, tally: Tally, known: bool) -> None:
         self._house = house
         self._tally = tally
+        self._known = known
         self._session: Caller | None = None
 
     async def session(self) -> Caller:
@@ -82,7 +89,7 @@ class Client:
         return self._session
 
     async def _join(self) -> Caller | None:
-        session = Caller(self._house.router.realm, {})
+        session = Caller(self._house.router.realm, KNOWN if self._known else {}, TICKET)
         factory: Any = WampRawSocketClientFactory(lambda: session, serializer=CBORSerializer())
         there = TCP4ClientEndpoint(reactor, "127.0.0.1", self._house.router.port)
         try:
@@ -122,20 +129,20 @@ class Traffic:
     Args:
         house: Where.
         seed: Of all that is left to chance.
-        clients: How many.
+        with_key: What those write that have keys.
     """
 
-    def __init__(self, house: House, seed: int, clients: int = 12) -> None:
+    def __init__(self, house: House, seed: int, with_key: Sequence[Kind] = WITH_KEY) -> None:
         self.tally = Tally()
         self._house = house
         self._seed = seed
         self._name = uuid.uuid4().hex[:12]  # tokens of other rounds are there too
         self._over: float | None = None
         self._running = True
+        self._with_key = with_key
         self._ended = gatherResults(
-            [ensureDeferred(self._go_on(number)) for number in range(clients)], consumeErrors=True
+            [ensureDeferred(self._go_on(number)) for number in range(CLIENTS)], consumeErrors=True
         )
-        self._clients = clients
 
     def over(self) -> None:
         """Measure from now on how long it takes until each client has an answer."""
@@ -144,7 +151,7 @@ class Traffic:
     @property
     def recovered(self) -> bool:
         """Whether each client has had an answer since, or one has failed."""
-        return self._ended.called or len(self.tally.back) == self._clients
+        return self._ended.called or len(self.tally.back) == CLIENTS
 
     def stop(self) -> None:
         """Begin no other call."""
@@ -156,14 +163,18 @@ class Traffic:
         return self.tally
 
     async def _go_on(self, number: int) -> None:
-        client = Client(self._house, self.tally)
+        known = number % 2 == 0
+        client = Client(self._house, self.tally, known)
+        kinds = self._with_key if known else WITHOUT_KEY
         chance, count = random.Random(f"{self._seed} {number}"), 0
         while self._running:
             count += 1
             if chance.random() < 0.25:
                 await self._read(client, number)
             else:
-                await self._write(client, number, f"{self._name}-{number}-{count}", chance)
+                token = f"{self._name}-{number}-{count}"
+                write = chance.choice(kinds)(token, number, chance)
+                await self._write(client, number, token, write, known, chance)
         await client.close()
 
     async def _read(self, client: Client, number: int) -> None:
@@ -175,20 +186,36 @@ class Traffic:
         if end == "answered" and answer != [{"total": ACCOUNTS * BALANCE}]:
             self.tally.odd.append(str(answer))
 
-    async def _write(self, client: Client, number: int, token: str, chance: random.Random) -> None:
-        """Write once, and again while the answer allows it."""
-        call = chance.choice(WRITES)(token, chance)
+    async def _write(
+        self,
+        client: Client,
+        number: int,
+        token: str,
+        write: Write,
+        keyed: bool,
+        chance: random.Random,
+    ) -> None:
+        """Write once, and again while the answer allows it, or the key."""
+        key: Options = {"idempotency_key": token} if keyed else {}
         while True:
-            end, error = await self._try(client, number, call)
-            if end == "answered" or end in UNKNOWN:
+            end, answer = await self._try(client, number, lambda session: write.call(session, key))
+            if end == "answered":
                 break
-            if not (error.kwargs.get("retry") or end in NOTHING_KEPT):
+            details = getattr(answer, "kwargs", {})
+            if end in UNKNOWN and keyed:
+                self.tally.again.add(token)
+            # What a transaction held open has failed of is in the call before its commit.
+            elif not (
+                details.get("retry") or end in NOTHING_KEPT or (keyed and "reason" in details)
+            ):
                 break
-            await pause(chance.uniform(0.5, 1) * error.kwargs.get("retry_after", 0.1))
+            await pause(chance.uniform(0.5, 1) * details.get("retry_after", 0.1))
+        if end == "answered" and not write.right(answer):
+            self.tally.odd.append(f"{write.kind}: {answer}")
         self.tally.ends[token] = end
 
     async def _try(
-        self, client: Client, number: int, call: Callable[[Caller], Deferred[Any]]
+        self, client: Client, number: int, call: Callable[[Caller], Awaitable[Any]]
     ) -> tuple[str, Any]:
         """Call once; return how it ended, and the answer or the error."""
         session = await client.session()
@@ -221,34 +248,6 @@ class Traffic:
         client.drop()
 
 
-def move(token: str, chance: random.Random) -> Callable[[Caller], Deferred[Any]]:
-    """Move money by a function."""
-    source, target = sorted(chance.sample(range(1, ACCOUNTS + 1), 2))
-    args = {"token": token, "source": source, "target": target, "amount": chance.randint(1, 9)}
-    return lambda session: session.call("rowcast.fn.move", args=args)
-
-
-def transfer(token: str, chance: random.Random) -> Callable[[Caller], Deferred[Any]]:
-    """Move money by a batch."""
-    source, target = sorted(chance.sample(range(1, ACCOUNTS + 1), 2))
-    amount = chance.randint(1, 9)
-    row = {"token": token, "source": source, "target": target, "amount": amount}
-    operations = [
-        {"call": "fn.pay", "kwargs": {"args": {"account": source, "amount": -amount}}},
-        {"call": "fn.pay", "kwargs": {"args": {"account": target, "amount": amount}}},
-        {"call": "moves.create", "args": [row]},
-    ]
-    return lambda session: session.call("rowcast.transaction", operations)
-
-
-def note(token: str, chance: random.Random) -> Callable[[Caller], Deferred[Any]]:
-    """Write one row."""
-    return lambda session: session.call("rowcast.notes.create", {"token": token})
-
-
-WRITES = (move, transfer, note)
-
-
 @dataclass(frozen=True)
 class Found:
     """
@@ -271,7 +270,8 @@ class Found:
 
 def check(house: House, tally: Tally) -> Found:
     """Compare what callers were answered with what is there."""
-    rows = execute(house.dsn, "SELECT token FROM moves UNION ALL SELECT token FROM notes")
+    tables = "moves", "notes", "writes"
+    rows = execute(house.dsn, " UNION ALL ".join(f"SELECT token FROM {table}" for table in tables))
     there = Counter(str(token) for (token,) in rows)
     ends = tally.ends
     wrong = execute(
