@@ -193,6 +193,7 @@ class Transaction(Level):
             connection.allow_idle(self._idle + connection.grace)
         while (job := self._next(connection)) is not None:
             server.worker.execute(job, partial(server.worker.perform, connection=connection))
+            del job  # or its result would stay until the caller sends another one
 
     def _next(self, connection: PgConnection) -> Job | None:
         """

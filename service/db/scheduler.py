@@ -303,7 +303,9 @@ class Scheduler:
                 if job.owner is not None:
                     job.owner.given -= 1
         if job.error is None:
-            job.succeed(job.result)
+            # Job and Deferred refer to each other, so it would stay until garbage is collected.
+            result, job.result = job.result, None
+            job.succeed(result)
         else:
             job.fail(_outcome(job, job.error))
         if not self._jobs:

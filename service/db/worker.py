@@ -214,6 +214,7 @@ class Worker:
             self.busy = True
             self.execute(job, self._run)
             self.busy = False
+            del job  # or its result would stay until there is another one
         self._discard()
 
     def execute(self, job: Job, how: Callable[[Job], Any]) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
+from weakref import ref
 
 import psycopg2
 import pytest
@@ -50,6 +52,27 @@ async def test_statement_in_autocommit_is_one_message(dsn: str) -> None:
         sent = relay.messages[before:]
         assert sent[::2] == [b"SELECT 2", b"SELECT 3"]
         assert [each.startswith(CLEANING) for each in sent] == [False, True] * 2
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_worker_without_a_job_keeps_no_result(dsn: str, inside: bool) -> None:
+    """Of a large answer it would be memory for as long as nobody calls, or a transaction lies idle."""
+
+    class Result:
+        pass
+
+    async def answered(database: Database) -> Any:
+        return ref(await database.run(lambda connection: Result()))
+
+    async with database_at(dsn, most=2) as database:
+        if not inside:
+            found = await answered(database)
+            await until(lambda: found() is None)
+            return
+        async with database.transaction():
+            found = await answered(database)
+            await until(lambda: found() is None)
 
 
 @pytest_twisted.ensureDeferred
