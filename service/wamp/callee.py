@@ -406,7 +406,9 @@ class Callee:
             if self._cutting and isinstance(error, CancelledError | Canceled):
                 # By us: the caller has not asked for it, nothing is kept, and another service may.
                 error = Unavailable("the service is stopping")
-            refused = application_error(error, uri)
+            # The URI of a transaction is its holder's secret.
+            held = uri.startswith(f"{self._head}tx.")
+            refused = application_error(error, f"{self._head}tx" if held else uri)
             failed = refused.error
             raise refused from None
         finally:

@@ -17,6 +17,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import DeferredList, gatherResults
 from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
 
 from service.app import Serving
 from tests.conftest import ROOT, Router, execute
@@ -196,6 +197,31 @@ async def test_transactions_of_two_services_are_each_in_its_own(
         "rolled_back",
     ]
     assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_bug_in_a_transaction_is_logged_without_its_secret(
+    one: Serving, call_from: Join
+) -> None:
+    """Whoever reads the log could end it as its holder, behind an HTTP bridge."""
+
+    async def wrong(*args: Any) -> None:
+        raise KeyError("wrong")
+
+    one.dispatcher.add({"wrong": wrong})
+    caller = await call_from()
+    tx = await begin(caller)
+    logged: list[Any] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        error = await failure_of(caller.call(tx, "wrong"))
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert isinstance(error, ApplicationError)
+    assert error.error == "rowcast.error.internal"
+    (entry,) = [event for event in logged if event.get("id") == error.kwargs["id"]]
+    assert entry["doing"] == "rowcast.tx"
+    assert not any(tx.rpartition(".")[2] in str(event) for event in logged)
 
 
 @pytest_twisted.ensureDeferred
