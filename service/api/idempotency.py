@@ -15,6 +15,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -29,6 +30,8 @@ BATCH = 1000
 """Keys that one statement drops: it holds a connection that calls may want."""
 EVERY = 600.0
 """Seconds between two looks for keys that are old enough, at most."""
+FIRST = 20.0
+"""Seconds until the first: of services that are started often one looks all the same."""
 
 
 def key_id(caller: Caller, key: str) -> bytes:
@@ -84,15 +87,19 @@ class Pruner(Service):
         self._seconds = seconds
         self._loop = LoopingCall(self._prune)
         self._loop.clock = database.reactor
+        self._first: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Begin to look now and then."""
         super().startService()
-        self._loop.start(min(EVERY, self._seconds / 24), now=False)
+        every = min(EVERY, self._seconds / 24)
+        self._first = self._loop.clock.callLater(min(FIRST, every), self._loop.start, every)
 
     def stopService(self) -> None:
         """Look no more."""
         super().stopService()
+        if self._first is not None and self._first.active():
+            self._first.cancel()
         if self._loop.running:
             self._loop.stop()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.task import Clock
 
 from schema.own import MAKE, make
 from service.api.idempotency import Pruner
@@ -484,6 +485,29 @@ async def test_old_keys_are_pruned_and_younger_ones_stay(db: DirectCaller, dsn: 
     assert notes(dsn, "rowcast.idempotency_keys") == 1
     assert (await ask(db, "notes.create", {"note": "y"}, idempotency_key="young"))["id"] == 2
     assert (await ask(db, "notes.create", {"note": "x"}, idempotency_key="old"))["id"] == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_are_looked_for_soon_after_the_start_and_then_now_and_then(
+    db: DirectCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is started more often than it looks would prune none."""
+    clock, looks = Clock(), list[float]()
+    monkeypatch.setattr(db.database, "reactor", clock)
+    pruner = Pruner(db.database, 86_400)
+
+    async def prune() -> None:
+        looks.append(clock.seconds())
+
+    monkeypatch.setattr(pruner, "prune", prune)
+    pruner.startService()
+    for _ in range(61):
+        clock.advance(20)
+    assert looks == [20, 620, 1220]
+    pruner.stopService()
+    pruner.startService()
+    pruner.stopService()
+    assert not clock.getDelayedCalls()
 
 
 @pytest_twisted.ensureDeferred
