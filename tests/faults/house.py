@@ -258,9 +258,13 @@ class House:
         return "\n".join(ends)
 
     def failures(self) -> list[str]:
-        """Return the lines with which tracebacks in the services' logs begin."""
+        """Return the tracebacks in the services' logs, each as one text."""
         lines = [line for each in self.services for line in each.log.read_text().splitlines()]
-        return [line for line in lines if "Traceback" in line or "Unhandled" in line]
+        return [
+            "\n".join(lines[at : at + 30])
+            for at, line in enumerate(lines)
+            if "Traceback" in line or "Unhandled" in line
+        ]
 
     async def stop(self) -> None:
         """End everything."""
