@@ -1,0 +1,88 @@
+"""
+The copy that the Python kit keeps: by the messages of the service it is always what that has.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.kits import FORMS, kit, steps
+
+SEEDS = range(60)
+
+
+def texts(rows: Any, ordered: bool) -> list[str]:
+    found = [kit().canonical(row) for row in rows]
+    return found if ordered else sorted(found)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_copy_is_the_state_after_each_step(name: str) -> None:
+    """Its checksum, too, which comes with every state here."""
+    for seed in SEEDS:
+        copy = kit().Copy(FORMS[name][1])
+        for step in steps(name, Random(seed), 8):
+            for message in step.messages:
+                copy.take(message)
+            assert texts(copy.rows.values(), step.ordered) == texts(step.rows, step.ordered)
+            assert copy.position == step.messages[-1]["position"]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_changes_say_what_is_different(name: str) -> None:
+    """Applied to the rows before, they give the rows after."""
+    for seed in SEEDS:
+        copy, before = kit().Copy(FORMS[name][1]), []
+        for step in steps(name, Random(seed), 8):
+            changes = [copy.take(message) for message in step.messages]
+            found, after = [each for each in changes if each], texts(copy.rows.values(), False)
+            left = list(before)
+            for change in found:
+                for row in change.leave:
+                    left.remove(kit().canonical(row))
+                entered = texts(change.enter, False)
+                assert len(left) + len(entered) == len(after)
+            before = after
+
+
+def test_copy_that_differs_is_a_mismatch() -> None:
+    copy = kit().Copy({})
+    row = {"a": 1, "n": 1}
+    message = {"type": "snapshot", "rows": [row], "key": ["a"], "complete": True, "position": "1"}
+    copy.take(message)
+    copy.take({"type": "alive", "position": "2", "checksum": copy.checksum})
+    with pytest.raises(kit().Mismatch):
+        copy.take({"type": "alive", "position": "3", "checksum": copy.checksum + 1})
+
+
+def test_snapshot_that_was_cut_leaves_the_rows_as_they_were() -> None:
+    copy = kit().Copy({})
+    whole = {
+        "type": "snapshot",
+        "rows": [{"a": 1}],
+        "key": ["a"],
+        "complete": True,
+        "position": "1",
+    }
+    copy.take(whole)
+    assert copy.take({**whole, "rows": [{"a": 2}], "complete": False, "position": "2"}) is None
+    assert list(copy.rows.values()) == [{"a": 1}]
+    copy.cut()
+    copy.take({**whole, "rows": [{"a": 3}], "position": "3"})
+    assert list(copy.rows.values()) == [{"a": 3}]
+
+
+def test_resumed_copy_takes_what_it_has_not_held() -> None:
+    """After `since`, an update may be of a row that is new, and one may leave that never was here."""
+    copy = kit().Copy({})
+    copy.take(
+        {"type": "snapshot", "rows": [{"a": 1}], "key": ["a"], "complete": True, "position": "1"}
+    )
+    change = copy.take(
+        {"type": "delta", "enter": [], "update": [{"a": 2}], "leave": [3], "position": "2"}
+    )
+    assert list(copy.rows.values()) == [{"a": 1}, {"a": 2}]
+    assert change.leave == []

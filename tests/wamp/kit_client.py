@@ -1,0 +1,71 @@
+"""
+A client with the kit for Python, on a wire that can be cut, and what it watches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import txaio
+from autobahn.twisted.component import Component
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ClientEndpoint
+
+from schema import changes
+from tests.conftest import Router
+from tests.deferreds import pause
+from tests.faults.proxy import Proxy
+from tests.kits import kit
+
+SCHEMA = f"""
+{changes.install()}
+CREATE TABLE drivers (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE vehicles (id int PRIMARY KEY, plate text, driver_id int REFERENCES drivers ON DELETE CASCADE);
+CREATE TABLE plain (n int);
+CREATE FUNCTION nap(seconds float) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(seconds)';
+SELECT rowcast.track('drivers'), rowcast.track('vehicles');
+"""
+RESET = """
+TRUNCATE drivers, vehicles;
+INSERT INTO drivers SELECT n, 'driver ' || n FROM generate_series(1, 5) n;
+INSERT INTO vehicles SELECT n, 'B ' || n, 1 + n % 5 FROM generate_series(1, 8) n
+"""
+
+
+class Client:
+    """A client behind a wire that can be cut."""
+
+    def __init__(self, router: Router) -> None:
+        txaio.use_twisted()
+        self.proxy = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", router.port))
+        transport = {
+            "type": "websocket",
+            "url": f"ws://127.0.0.1:{self.proxy.port}/ws",
+            "serializers": ["json"],
+            "initial_retry_delay": 0.1,
+            "max_retry_delay": 0.5,
+        }
+        self.component = Component(transports=[transport], realm=router.realm)
+        self.db = kit().Rowcast(self.component, prefix=router.prefix)
+        self.ended = self.component.start(reactor)
+        self.ended.addErrback(lambda _: None)
+
+    async def close(self) -> None:
+        """Leave."""
+        self.db.close()
+        await self.component.stop()
+        await self.proxy.close()
+
+
+async def same(db: Any, live: Any) -> None:
+    """Wait until the copy has what `find` answers."""
+
+    async def found() -> bool:
+        page = await db.call(f"{live.name}.find", **live.query)
+        return bool(sorted(map(str, page["rows"])) == sorted(map(str, live.rows)))
+
+    for _ in range(200):
+        if await found():
+            return
+        await pause(0.05)
+    raise AssertionError("the copy stays behind")

@@ -1,0 +1,210 @@
+"""
+The kit for JavaScript: in Node, against what the service says and against the service.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import ProcessProtocol
+
+from service.app import Serving
+from tests.conftest import Router, execute
+from tests.deferreds import until
+from tests.faults.proxy import Proxy
+from tests.kits import FORMS, JAVASCRIPT, kit, steps
+from tests.node import NODE, modules, program
+from tests.wamp import kit_client
+
+SCHEMA = kit_client.SCHEMA
+SEEDS = 40
+MOST = 6000
+"""Bytes of the kit, gzipped, without autobahn."""
+
+
+def test_copy_is_the_state_after_each_step() -> None:
+    """As the one for Python; it verifies the checksums of values of all kinds, too."""
+    told, wanted = [], []
+    for name, (form, query) in FORMS.items():
+        for seed in range(SEEDS):
+            found = list(steps(name, Random(seed), 8))
+            told.append({"query": query, "steps": [step.messages for step in found]})
+            wanted.append((form.ordered, [step.rows for step in found]))
+    done = subprocess.run(
+        [program(), str(NODE / "copies.js"), str(JAVASCRIPT)],
+        input="\n".join(map(json.dumps, told)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line, (ordered, states), each in zip(
+        done.stdout.rstrip("\n").split("\n"), wanted, told, strict=True
+    ):
+        for (rows, position), state, messages in zip(
+            json.loads(line), states, each["steps"], strict=True
+        ):
+            expected = list(map(kit().canonical, state))
+            assert (rows == expected) if ordered else (sorted(rows) == sorted(expected))
+            assert position == messages[-1]["position"]
+
+
+def test_kit_is_small() -> None:
+    """As it stands, comments and all."""
+    assert len(gzip.compress(JAVASCRIPT.read_bytes(), 9)) <= MOST
+
+
+def test_kit_imports_nothing() -> None:
+    assert not re.search(r"^import|import\(|require\(", JAVASCRIPT.read_text("utf-8"), re.M)
+
+
+class Program(ProcessProtocol):
+    """Node with the kit: told by lines what to do, and what it has printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.errors = b""
+        self.ended: Deferred[int] = Deferred()
+        self._rest = b""
+
+    def outReceived(self, data: bytes) -> None:
+        """Read the lines."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.lines += map(json.loads, lines)
+
+    def errReceived(self, data: bytes) -> None:
+        """Keep what is said in the end."""
+        self.errors += data
+
+    def processEnded(self, reason: Any) -> None:
+        """Tell the test."""
+        self.ended.callback(reason.value.exitCode)
+
+    def tell(self, **command: Any) -> None:
+        """Have it do something."""
+        assert self.transport is not None
+        self.transport.write(json.dumps(command).encode() + b"\n")
+
+    def rows(self, id: str) -> list[Any]:
+        """Return the newest rows of a live query."""
+        found = [line["rows"] for line in self.lines if line.get("id") == id and "rows" in line]
+        return found[-1] if found else []
+
+    def of(self, id: str) -> list[dict[str, Any]]:
+        """Return what was printed of a command."""
+        return [line for line in self.lines if line.get("id") == id]
+
+
+class Wired:
+    """The program behind a wire that can be cut."""
+
+    def __init__(self, router: Router, serializer: str = "json") -> None:
+        self.proxy = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", router.port))
+        url = f"ws://127.0.0.1:{self.proxy.port}/ws"
+        script = [str(NODE / "kit.js"), str(JAVASCRIPT), url, router.realm, router.prefix]
+        self.program = Program()
+        reactor.spawnProcess(
+            self.program, program(), [program(), *script, serializer], env=dict(os.environ)
+        )
+
+    async def close(self) -> None:
+        """End it, as it ends by itself once nothing is open."""
+        self.program.tell(close="all")
+        self.program.transport.closeStdin()
+        assert await self.program.ended == 0, self.program.errors.decode()
+        await self.proxy.close()
+
+
+@pytest_twisted.async_yield_fixture
+async def wired(request: pytest.FixtureRequest, router: Router, dsn: str) -> AsyncIterator[Wired]:
+    modules()
+    execute(dsn, kit_client.RESET)
+    wired = Wired(router, getattr(request, "param", "json"))
+    yield wired
+    await wired.close()
+
+
+def names(rows: list[Any]) -> list[str]:
+    return [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize("wired", ["json", "cbor", "msgpack"], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_live_query_follows_and_goes_on_after_cuts(
+    dsn: str, service: Serving, wired: Wired
+) -> None:
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["-id"], "limit": 3})
+    node.tell(id="in", live="drivers", query={"embed": {"vehicles": {"order": ["id"]}}})
+    await until(lambda: names(node.rows("all")) == ["driver 5", "driver 4", "driver 3"])
+    execute(
+        dsn, "UPDATE drivers SET name = 'Eve' WHERE id = 4; INSERT INTO drivers VALUES (6, 'f')"
+    )
+    await until(lambda: names(node.rows("all")) == ["f", "driver 5", "Eve"])
+    last = node.of("all")[-1]
+    assert (names(last["change"]["enter"]), names(last["change"]["leave"])) == (["f"], ["driver 3"])
+    for at in range(3):
+        wired.proxy.cut()
+        execute(dsn, f"UPDATE drivers SET name = 'cut {at}' WHERE id = 6")
+        await until(lambda at=at: names(node.rows("all"))[0] == f"cut {at}")
+    await until(lambda: len(node.rows("in")) == 6)
+    execute(dsn, "UPDATE vehicles SET plate = 'moved', driver_id = 6 WHERE id = 1")
+    await until(lambda: "moved" in str(next(r for r in node.rows("in") if r["id"] == 6)))
+    assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
+    node.tell(close="in")
+    await until(lambda: service.watches.stats()["watches"] == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_end_by_themselves(dsn: str, service: Serving, wired: Wired) -> None:
+    """Cut off, autobahn leaves a call that is under way without an end."""
+    node = wired.program
+    node.tell(id="first", call="drivers.count")
+    await until(lambda: node.of("first") == [{"id": "first", "answer": 5}])
+    node.tell(id="nap", call="fn.nap", kwargs={"seconds": 20})
+    node.tell(id="late", call="fn.nap", kwargs={"seconds": 20}, seconds=0.2)
+    await until(lambda: node.of("late") == [{"id": "late", "error": "rowcast.client.timeout"}])
+    wired.proxy.cut()
+    await until(lambda: node.of("nap") == [{"id": "nap", "error": "rowcast.client.lost"}])
+    node.tell(id="next", call="drivers.count")
+    await until(lambda: node.of("next") == [{"id": "next", "answer": 5}])
+
+
+@pytest_twisted.ensureDeferred
+async def test_effect_of_a_write_is_shown_at_once_and_once(
+    dsn: str, service: Serving, wired: Wired
+) -> None:
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    await until(lambda: len(node.rows("all")) == 5)
+    node.tell(id="w", write=["all", "update"], args=[1, {"name": "Eve"}])
+    await until(lambda: node.of("w"))
+    assert node.of("w")[0]["answer"]["name"] == "Eve"
+    node.tell(id="x", write=["all", "create"], args=[{"id": 1, "name": "twice"}])
+    await until(lambda: node.of("x"))
+    assert node.of("x") == [{"id": "x", "error": "rowcast.error.unique_violation"}]
+    shown = [names(line["rows"]) for line in node.of("all")]
+    assert [*("Eve", "driver 2", "driver 3", "driver 4", "driver 5"), "twice"] in shown
+    first = next(at for at, each in enumerate(shown) if each[0] == "Eve")
+    assert all(each[0] == "Eve" for each in shown[first:])
+    await until(lambda: len(node.rows("all")) == 5)
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_that_is_refused_says_why(service: Serving, wired: Wired) -> None:
+    node = wired.program
+    node.tell(id="no", live="drivers", query={"where": {"no": 1}})
+    await until(lambda: node.of("no") == [{"id": "no", "error": "wamp.error.invalid_argument"}])

@@ -1,0 +1,218 @@
+"""
+The kit for Python: live copies over everything that can happen to a connection and to a service.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import reactor
+from twisted.internet.utils import getProcessOutputAndValue
+
+from service.app import Serving
+from tests.conftest import ROOT, Router, execute
+from tests.deferreds import failure_of, pause, until
+from tests.wamp import kit_client
+from tests.wamp.kit_client import Client, same
+
+SCHEMA = kit_client.SCHEMA
+
+
+@pytest.fixture(autouse=True)
+def rows(dsn: str) -> None:
+    """Begin each test with the same rows."""
+    execute(dsn, kit_client.RESET)
+
+
+@pytest_twisted.async_yield_fixture
+async def client(router: Router) -> AsyncIterator[Client]:
+    client = Client(router)
+    yield client
+    await client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_is_what_find_answers(dsn: str, service: Serving, client: Client) -> None:
+    ordered = client.db.live("drivers", order=["-name"], limit=3)
+    embedding = client.db.live("drivers", embed={"vehicles": {"order": ["id"]}}, select=["name"])
+    grouped = client.db.live("vehicles", measures={"n": {"count": "*"}}, group=["driver_id"])
+    assert [row["id"] for row in await ordered.ready()] == [5, 4, 3]
+    heard: list[Any] = []
+    ordered.subscribe(lambda rows, change: heard.append((rows, change)))
+    assert heard == [(ordered.rows, None)]
+    await embedding.ready()
+    await grouped.ready()
+    execute(
+        dsn,
+        "UPDATE drivers SET name = 'zoe' WHERE id = 1; DELETE FROM vehicles WHERE id = 4;"
+        "INSERT INTO vehicles VALUES (9, 'B 9', 1), (10, 'B 10', NULL)",
+    )
+    await until(lambda: [row["id"] for row in ordered.rows] == [1, 5, 4])
+    await until(lambda: len(heard) == 2)
+    _, change = heard[1]
+    assert [row["id"] for row in change.enter] == [1]
+    assert [row["id"] for row in change.leave] == [3]
+    await same(client.db, embedding)
+    await until(lambda: {"driver_id": None, "n": 1} in grouped.rows)
+    assert len(grouped.rows) == 5
+    assert client.db.session is not None
+    assert not any(live.mismatches for live in (ordered, embedding, grouped))
+    ordered.close()
+    await until(lambda: service.watches.stats()["watches"] == 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_goes_on_after_its_connection_was_cut(
+    dsn: str, service: Serving, client: Client
+) -> None:
+    live = client.db.live("drivers", order=["id"])
+    await live.ready()
+    for at in range(3):
+        client.proxy.cut()
+        execute(dsn, f"UPDATE drivers SET name = 'cut {at}' WHERE id = {at + 1}")
+        execute(dsn, f"DELETE FROM drivers WHERE id = {5 - at} AND id > 3")
+        await until(lambda at=at: any(row["name"] == f"cut {at}" for row in live.rows))
+    await same(client.db, live)
+    assert live.mismatches == 0
+    await until(lambda: service.watches.stats()["watches"] == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_that_is_refused_says_why_and_ends(
+    service: Serving, client: Client
+) -> None:
+    for name, query in (("drivers", {"where": {"no": 1}}), ("plain", {}), ("driver", {})):
+        live = client.db.live(name, **query)
+        error = await failure_of(live.ready().addTimeout(20, reactor))
+        assert isinstance(error, ApplicationError)
+        assert live.error is error
+        assert not live.watching
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_in_flight_ends_when_its_connection_is_cut(
+    service: Serving, client: Client
+) -> None:
+    """With autobahn alone it may be waited for in vain."""
+    await client.db.call("drivers.count")
+    running = client.db.call("fn.nap", seconds=20.0)
+    await pause(0.2)
+    client.proxy.cut()
+    error = await failure_of(running)
+    assert isinstance(error, ApplicationError)
+    assert error.error == "rowcast.client.lost"
+    assert await client.db.call("drivers.count") == 5  # by the session after that
+
+
+@pytest_twisted.ensureDeferred
+async def test_call_without_an_answer_ends_in_time(service: Serving, client: Client) -> None:
+    await client.db.call("drivers.count")
+    client.proxy.stall()
+    error = await failure_of(client.db.call("drivers.count", patience=0.3))
+    assert isinstance(error, ApplicationError)
+    assert error.error == "rowcast.client.timeout"
+    client.proxy.flow()
+
+
+@pytest_twisted.ensureDeferred
+async def test_reader_that_is_slow_has_all_in_the_end(
+    dsn: str, service: Serving, client: Client
+) -> None:
+    """What it missed meanwhile comes as fewer deltas, or all of it anew."""
+    live = client.db.live("drivers", order=["id"])
+    await live.ready()
+    client.proxy.stall()
+    for at in range(20):
+        execute(
+            dsn,
+            f"UPDATE drivers SET name = repeat('{at % 10}', 20000);"
+            f" INSERT INTO drivers VALUES ({100 + at}, 'slow')",
+        )
+        await pause(0.06)
+    client.proxy.flow()
+    await until(lambda: len(live.rows) == 25)
+    await same(client.db, live)
+    assert live.mismatches == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_effect_of_a_write_is_shown_at_once_and_once(
+    dsn: str, service: Serving, client: Client
+) -> None:
+    live = client.db.live("drivers", order=["id"])
+    await live.ready()
+    seen: list[list[str]] = []
+    live.subscribe(lambda rows, _: seen.append([row["name"] for row in rows]))
+    writing = live.update(1, {"name": "Eve"})
+    assert live.rows[0]["name"] == "Eve"
+    making = live.create({"id": 6, "name": "Joe"})
+    leaving = live.delete(2)
+    assert [row["name"] for row in live.rows] == [
+        *("Eve", "driver 3", "driver 4", "driver 5", "Joe")
+    ]
+    assert (await writing)["name"] == "Eve"
+    assert (await making)["id"] == 6
+    await leaving
+    await same(client.db, live)
+    # from the first effect on, nobody has seen the row as it was before
+    assert all(names[0] == "Eve" for names in seen[1:])
+
+
+@pytest_twisted.ensureDeferred
+async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: Client) -> None:
+    live = client.db.live("drivers", order=["id"])
+    before = await live.ready()
+    writing = live.create({"id": 1, "name": "twice"})
+    assert len(live.rows) == 6
+    error = await failure_of(writing)
+    assert isinstance(error, ApplicationError)
+    assert error.error == "rowcast.error.unique_violation"
+    assert live.rows == before
+
+
+ASYNCIO = """
+import asyncio, json, sys
+from autobahn.asyncio.component import Component
+from rowcast import Rowcast
+
+async def main(url, prefix):
+    transport = {"type": "websocket", "url": url, "serializers": ["json"],
+                 "initial_retry_delay": 0.1, "max_retry_delay": 0.5}
+    component = Component(transports=[transport], realm="realm1")
+    db = Rowcast(component, prefix=prefix)
+    running = component.start(asyncio.get_running_loop())
+    live = db.live("drivers", order=["id"])
+    first = await asyncio.wait_for(live.ready(), 20)
+    turned = asyncio.Event()
+    live.subscribe(lambda rows, change: rows[0]["name"] == "Eve" and turned.set())
+    writing = live.update(1, {"name": "Eve"})
+    shown = live.rows[0]["name"]
+    await asyncio.wait_for(writing, 20)
+    await asyncio.wait_for(turned.wait(), 20)
+    db.session._transport.abort()
+    await asyncio.wait_for(db.call("drivers.update", 2, {"name": "Joe"}), 20)
+    while live.rows[1]["name"] != "Joe":
+        await asyncio.sleep(0.02)
+    print(json.dumps([len(first), shown, [row["name"] for row in live.rows], live.mismatches]))
+    db.close()
+    await component.stop()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_kit_works_with_asyncio_as_well(service: Serving, router: Router) -> None:
+    environ = {"PYTHONPATH": str(ROOT / "clients" / "python"), "PATH": os.environ["PATH"]}
+    out, err, status = await getProcessOutputAndValue(
+        sys.executable, ["-c", ASYNCIO, router.websocket, router.prefix], env=environ
+    )
+    assert status == 0, err.decode()
+    names = '["Eve", "Joe", "driver 3", "driver 4", "driver 5"]'
+    assert out.decode().strip() == f'[5, "Eve", {names}, 0]', err.decode()
