@@ -8,9 +8,9 @@
 
 /** Seconds between two tries: at first, and at most. */
 const PAUSES = [0.1, 5];
-/** Seconds of silence after which a live query is not waited for: the service says each 15 that it lives. */
+/** Seconds of silence after which a connection is given up: the service speaks each 15. */
 const SILENCE = 40;
-/** Seconds that a call may take, and that an effect is shown after its write without being covered. */
+/** Seconds that a call may take, and that an effect outlasts its write without being covered. */
 const PATIENCE = 30;
 
 const TABLE = Uint32Array.from({length: 256}, (_, n) => {
@@ -25,7 +25,7 @@ export function crc32(text) {
   return ~crc >>> 0;
 }
 
-/** Return the one text of a value, of which the service makes its checksums, too. */
+/** Return the text of a value of which checksums are made. */
 export function canonical(value) {
   if (value === null || value === undefined) return 'null';
   if (typeof value === 'number' || typeof value === 'bigint') {
@@ -45,7 +45,7 @@ export function canonical(value) {
   return `{${names.map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`)}}`;
 }
 
-/** What a copy throws that is not what the service has. */
+/** A copy is not what the service has. */
 export class Mismatch extends Error {}
 
 /** The rows of a query, as the messages of `watch` make them. */
@@ -100,7 +100,7 @@ export class Copy {
     const key = own ? row : beside ? beside.key : this.#key(row);
     const text = canonical(key);
     const check = crc32(own ? `[null,${text}]` : `[${text},${canonical(row)}]`);
-    const name = own ? free(entries, text) : text;
+    const name = own ? copies(entries, text)[0] : text;
     entries.set(name, {key, row, check});
     return name;
   }
@@ -124,7 +124,7 @@ export class Copy {
     const change = {enter: [], update: [], leave: [], reset: false};
     const placed = new Map();
     for (const key of leave) {
-      const name = last(this.entries, canonical(key));
+      const [, name] = copies(this.entries, canonical(key));
       if (!this.entries.has(name)) continue;  // after `since` it may not be held
       change.leave.push(this.entries.get(name).row);
       this.entries.delete(name);
@@ -162,18 +162,11 @@ export class Copy {
   }
 }
 
-/** Return the name of one more copy of a row. */
-function free(entries, text) {
-  let name = text;
-  for (let copy = 2; entries.has(name); copy++) name = `${text} ${copy}`;
-  return name;
-}
-
-/** Return the name of the last copy of a row. */
-function last(entries, text) {
-  let name = text;
-  for (let copy = 2; entries.has(`${text} ${copy}`); copy++) name = `${text} ${copy}`;
-  return name;
+/** Return the names of a copy of a row that is not there yet, and of the last one that is. */
+function copies(entries, text) {
+  let name = text, last = text;
+  for (let copy = 2; entries.has(name); copy++) [last, name] = [name, `${text} ${copy}`];
+  return [name, last];
 }
 
 /** A query that is watched: `rows` are its rows as of the newest step, with what is being written. */
@@ -190,7 +183,7 @@ export class Live {
   #told = {};
 
   constructor(db, name, query) {
-    Object.assign(this, {name, query, error: null, closed: false, mismatches: 0, heard: 0});
+    Object.assign(this, {name, query, error: null, closed: false, mismatches: 0, heard: Infinity});
     this.#db = db;
     this.#copy = new Copy(query);
     /** Resolves with the first rows; rejects if there can be none. */
@@ -199,12 +192,7 @@ export class Live {
   }
 
   get rows() {
-    this.#shown ??= this.#show();
-    return this.#shown;
-  }
-
-  get watching() {
-    return this.#call !== null;
+    return (this.#shown ??= this.#show());
   }
 
   get position() {
@@ -227,8 +215,8 @@ export class Live {
   }
 
   /**
-   * Write with an effect that is shown at once: it changes a Map of the rows by the JSON of their
-   * keys. It goes when the rows have what was written, or the write has failed.
+   * Write with an effect that shows at once, until the rows have what was written or the write has
+   * failed: it changes a Map of the rows by the JSON of their keys.
    */
   async write(verb, args, kwargs, effect) {
     const mine = {effect};
@@ -267,7 +255,7 @@ export class Live {
     return this.write('delete', [key], kwargs, (rows) => rows.delete(canonical(key)));
   }
 
-  /** Watch from here on, if there is a session and it is not done already. */
+  /** Watch, if there is a session. */
   start() {
     const session = this.#db.session;
     if (!session || this.#call || this.closed || this.error) return;
@@ -280,23 +268,22 @@ export class Live {
     try {
       const kwargs = {...this.query, ...since, tx: true};
       call.answer = session.call(uri, [], kwargs, {receive_progress: true});
-      call.answer.then(
-        current(() => this.#failed(null)),
-        current((error) => this.#failed(error)),
-        (message) => {
+      call.answer.then(current(() => this.#failed(null)), current((error) => this.#failed(error)));
+      call.answer.progress((message) => {
+        if (this.#call === call) {
           this.heard = Date.now();
-          if (this.#call === call) this.#db.take(this, message);
-          else if (message.step) this.#db.flush();
-        },
-      );
+          this.#db.take(this, message);
+        } else if (message.step) this.#db.flush();
+      });
     } catch (error) {
       this.#failed({error: 'rowcast.client.lost', args: [String(error)]});
     }
   }
 
-  /** Note that the session is gone: its calls are not answered any more. */
+  /** Note that the session is gone. */
   cut() {
     this.#call = null;
+    this.heard = Infinity;
     this.#copy.cut();
   }
 
@@ -342,14 +329,13 @@ export class Live {
 
   #failed(error) {
     const {error: uri = 'rowcast.client.lost', args = [], kwargs = {}} = error ?? {};
-    this.#call = null;
-    this.#copy.cut();
+    this.cut();
     this.#db.flush();
     // Without a service it is the router that knows no such procedure.
     const absent = /^no callee registered/.test(args[0]);
-    const again = ['canceled', 'timeout', 'unavailable', 'position_gone', 'lost', 'internal', 'outcome_unknown'];
+    const again = /\.(canceled|timeout|unavailable|position_gone|lost|internal|outcome_unknown)$/;
     if (uri.endsWith('position_gone')) this.#copy.position = null;
-    if (!absent && !kwargs.retry && !again.some((word) => uri.endsWith(`.${word}`))) {
+    if (!absent && !kwargs.retry && !again.test(uri)) {
       this.error = error;
       this.#told.failed(error);
       for (const {failed} of this.#listeners) guarded(() => failed(error));
@@ -467,7 +453,8 @@ export class Rowcast {
   }
 
   #open() {
-    const connection = new this.autobahn.Connection({...this.options, max_retries: 0});
+    const options = {...this.options, max_retries: 0, use_deferred: deferred};
+    const connection = new this.autobahn.Connection(options);
     this.#connection = connection;
     connection.onopen = (session) => {
       if (connection !== this.#connection) return;
@@ -506,13 +493,19 @@ export class Rowcast {
     }
   }
 
-  /** Give up a connection on which a live query that should hear each 15 s hears nothing. */
+  /** Give up a connection that is silent. */
   #watch() {
     const late = Date.now() - SILENCE * 1000;
-    if (this.session && [...this.#live].some((live) => live.watching && live.heard < late)) {
-      this.#lost('silent');
-    }
+    if (this.session && [...this.#live].some(({heard}) => heard < late)) this.#lost('silent');
   }
+}
+
+/** Return what autobahn answers a call by: its own takes no progress where when.js is not there. */
+function deferred() {
+  const made = {notify: () => {}};
+  made.promise = new Promise((resolve, reject) => Object.assign(made, {resolve, reject}));
+  made.promise.progress = (heard) => (made.notify = heard);
+  return made;
 }
 
 /** Run what is not ours, whose errors must not stop us. */
