@@ -39,8 +39,9 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture
 def page(node: str, tmp_path: Path) -> Iterator[str]:
     """Build the page and serve it; gives its URL."""
-    home = tmp_path / "browser"
-    shutil.copytree(EXAMPLE, home, ignore=shutil.ignore_patterns("node_modules", "bundle.js"))
+    home = tmp_path / "examples" / "browser"
+    shutil.copytree(EXAMPLE, home, ignore=shutil.ignore_patterns("node_modules", "built"))
+    shutil.copytree(ROOT / "clients" / "javascript", tmp_path / "clients" / "javascript")
     if (EXAMPLE / "node_modules").is_dir():
         (home / "node_modules").symlink_to(EXAMPLE / "node_modules")
     else:

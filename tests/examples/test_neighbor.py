@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from twisted.internet import reactor
 
 from service.db.thread import in_thread
 from tests.conftest import ROOT, Router, free_port, wait_until
+from tests.deferreds import until
+from tests.kits import kit
 from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program, tool
 from tests.wamp.service import served
@@ -64,6 +67,32 @@ async def test_neighbor_and_callers_share_rows(
         assert answer == (200, {"id": ada["id"], "name": "Ada", "plates": ["B-RC 77"]})
         (row,) = (await in_thread(reactor, "http", http, f"{neighbor}/vehicles"))[1]
         assert row["driver_id"] == ada["id"]
+        await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_flask_and_psql_write_is_seen_by_who_watches(
+    neighbor: str, migrated: str, router: Router
+) -> None:
+    async with served(migrated, router, app=("app",)):
+        db = kit().Rowcast(prefix=router.prefix)
+        caller = await join(router, "websocket json")
+        db.joined(caller)
+        live = db.live("vehicles", select=["plate"], order=["plate"])
+        there = [row["plate"] for row in await live.ready()]
+        heard: list[list[str]] = []
+        live.subscribe(lambda rows, _: heard.append([row["plate"] for row in rows]))
+        bus = {"plate": "B-RC 80", "model": "bus"}
+        status, _ = await in_thread(reactor, "http", http, f"{neighbor}/vehicles", bus)
+        assert status == 201
+        await until(lambda: heard[-1] == sorted([*there, "B-RC 80"]))
+        copied = "COPY vehicles (plate, model) FROM STDIN"
+        rows = "B-RC 81\tvan\nB-RC 82\tvan\n"
+        subprocess.run(
+            [tool("psql"), migrated, "-c", copied], input=rows, text=True, check=True, timeout=60
+        )
+        await until(lambda: heard[-1] == sorted([*there, "B-RC 80", "B-RC 81", "B-RC 82"]))
+        db.close()
         await caller.close()
 
 
