@@ -16,7 +16,7 @@ from service.catalog import Catalog, Column, Function, Relation
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
-from service.db.statements import NoRowWritten
+from service.db.writes import NoRowWritten
 from service.describe.verbs import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.models.registry import LoadedModels

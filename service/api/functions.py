@@ -10,15 +10,8 @@ from typing import Any
 
 from service.api.call import Call, Step
 from service.catalog import Catalog, Function
-from service.db.statements import (
-    Shape,
-    call_txn,
-    fitting_txn,
-    json_list,
-    read_only_txn,
-    receipted_txn,
-    write_txn,
-)
+from service.db.statements import Shape, json_list, read_only_txn
+from service.db.writes import call_txn, fitting_txn, receipted_txn, write_txn
 from service.errors import InvalidArgument
 from service.payload import Receipted
 from service.plan.functions import Answer, answer_kind, plan_call, result_columns

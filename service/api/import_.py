@@ -24,7 +24,8 @@ from service.api.rules import made_of
 from service.catalog import Relation, Type
 from service.db.copy import CsvText, Feed, RowText, Text, import_txn
 from service.db.database import Database
-from service.db.statements import compute_txn, transaction_txn
+from service.db.statements import compute_txn
+from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import Receipted
 from service.plan.write import plan_import, writable

@@ -25,8 +25,8 @@ from service.db.errors import refusal
 from service.db.keys import Keyed, ending_txn
 from service.db.levels import Transaction
 from service.db.slow import ORIGIN, Origin
-from service.db.statements import transaction_txn
 from service.db.transaction import TransactionAborted, TransactionClosed, rollback_to_txn
+from service.db.writes import transaction_txn
 from service.errors import (
     Canceled,
     Conflict,

@@ -15,8 +15,6 @@ from service.db.statements import (
     Shape,
     answered_columns,
     by_keys_txn,
-    counted_txn,
-    fitting_txn,
     groups_txn,
     json_list,
     json_page,
@@ -24,6 +22,7 @@ from service.db.statements import (
     read_only_txn,
     value_txn,
 )
+from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
 from service.plan.aggregate import plan_aggregate
 from service.plan.functions import plan_called, plan_called_all, plan_called_groups

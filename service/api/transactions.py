@@ -19,7 +19,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.database import Database
 from service.db.keys import Keyed
-from service.db.statements import transaction_txn
+from service.db.writes import transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import Receipted, fit
 from service.request.arguments import IDEMPOTENCY_KEY, Caller

@@ -18,17 +18,15 @@ from service.api.call import Access, Call, Snapshot, Step
 from service.api.rules import refuse_faults, validate_changes, validate_new_rows
 from service.catalog import Catalog, Relation
 from service.db.statements import (
-    NoRowWritten,
     Page,
     Shape,
-    Written,
     answered_columns,
     compute_txn,
     json_list,
     json_page,
     page_txn,
-    write_txn,
 )
+from service.db.writes import NoRowWritten, Written, write_txn
 from service.errors import (
     Conflict,
     NotChanged,

@@ -24,8 +24,8 @@ import psycopg2
 import psycopg2.errors
 
 from service.db.connection import PgConnection
-from service.db.statements import SETTLE, transaction_txn
 from service.db.transaction import Actor, commit_txn, rollback_txn
+from service.db.writes import SETTLE, transaction_txn
 from service.errors import Conflict, InvalidArgument, NotAuthorized
 from service.payload import Receipted, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -23,14 +23,11 @@ from service.errors import (
     DatabaseRefused,
     TooLarge,
     TooManyGroups,
-    TooManyRows,
-    TooManyToSend,
     TooManyWatched,
 )
-from service.payload import fit
 from service.plan.types import PlannedEmbed, truncated
 from service.request.types import Form
-from service.sql.statement import MISSED, TRANSACTION, Statement
+from service.sql.statement import Statement
 
 Row = tuple[Any, ...]
 
@@ -367,131 +364,6 @@ def _spread(value: Any, embed: PlannedEmbed) -> dict[str, Any]:
     return {name: None if value is None else value[name] for name in embed.columns}
 
 
-SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
-"""Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
-
-
-class NoRowWritten(Exception):
-    """A write of one row has written none; its transaction must not commit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """
-    What a write gave.
-
-    Args:
-        rows: What it read back, in the form of the answer.
-        affected: How many rows were written.
-        columns: The names of what was read back.
-        tx: The transaction's id, if the statement gives it and has written anything.
-    """
-
-    rows: list[Any]
-    affected: int
-    columns: tuple[str, ...]
-    tx: str | None = None
-
-
-def write_txn(
-    connection: PgConnection,
-    codec: Codec,
-    make: Callable[[], Statement],
-    values: Sequence[Any],
-    max_affected: int | None,
-    shape: Shape | None,
-    one: bool = False,
-    last: bool = False,
-) -> Written:
-    """
-    Write rows.
-
-    Args:
-        connection: To write them through.
-        codec: For the values, both ways.
-        make: Returns the statement: to write one for thousands of rows takes its time.
-        values: Of the call.
-        max_affected: How many rows may be written.
-        shape: Of the answer; None to read nothing back.
-        one: Whether it is for one row, which has to be written.
-        last: Whether the transaction ends with it.
-
-    Raises:
-        NoRowWritten: The one row was not written; the caller's transaction must not commit.
-        TooManyRows: More than `max_affected`; the caller's transaction must not commit.
-        TooLarge: What is read back weighs too much; likewise.
-    """
-    statement = make()
-    if last and statement.head:
-        statement = statement.prefixed(SETTLE)
-    try:
-        cursor = execute(connection, codec, statement, values)
-    except psycopg2.Error as error:
-        # The words are in the server's language; the text that it could not read is quoted in all.
-        if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
-            raise NoRowWritten from error
-        raise
-    # Of several statements in one message, psycopg2 has the result of the last.
-    affected: int = cursor.rowcount
-    if one and not affected:
-        raise NoRowWritten
-    if max_affected is not None and affected > max_affected:
-        raise too_many_rows(affected, max_affected)
-    if shape is None and not statement.receipt:
-        return Written([], affected, ())
-    # rows of which nothing is wanted are rows all the same
-    read = statement.columns or statement.flagged or statement.receipt
-    rows: list[Row] = cursor.fetchall() if read else [()] * affected
-    tx = rows[0][len(statement.columns)] if statement.receipt and rows else None
-    if shape is None:
-        return Written([], affected, (), tx)
-    if statement.flagged:
-        rows = [row for row in rows if row[-1]]
-    found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
-    fit([found, columns], shape.max_bytes)
-    return Written(found, affected, columns, tx)
-
-
-def transaction_txn(connection: PgConnection) -> str | None:
-    """Return the id of the open transaction; None while it has written nothing."""
-    found: str | None = connection.ask(f"SELECT {TRANSACTION.string}")[0]
-    return found
-
-
-def receipted_txn(
-    connection: PgConnection, function: Callable[..., Any], *args: Any
-) -> tuple[Any, str | None]:
-    """Run a function in the open transaction; return the transaction's id beside its result."""
-    return function(connection, *args), transaction_txn(connection)
-
-
-def fitting_txn(
-    connection: PgConnection, max_bytes: int, function: Callable[..., Any], *args: Any
-) -> Any:
-    """
-    Run what may write, in a transaction that does not survive an error.
-
-    Raises:
-        TooLarge: The rows that it returns cannot be sent.
-    """
-    result = function(connection, *args)
-    page = result[0] if isinstance(result, tuple) else result
-    fit(getattr(page, "rows", page), max_bytes)
-    return result
-
-
-def too_many_rows(rows: int, most: int) -> TooManyRows:
-    """Return the error of a write of more rows than it may."""
-    return TooManyRows(
-        f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
-    )
-
-
-COUNTED = "rowcast_counted"
-DECLARE = f"DECLARE {COUNTED} NO SCROLL CURSOR FOR "
-MOST = 2**31 - 1
-"""How far one MOVE goes."""
-
 READ_ONLY = "25006"
 """What PostgreSQL says of a write in a transaction that may only read."""
 
@@ -513,86 +385,3 @@ def read_only_txn(connection: PgConnection, function: Callable[..., Any], *args:
             hint="a function that writes is VOLATILE",
             sqlstate=READ_ONLY,
         ) from error
-
-
-def call_txn(
-    connection: PgConnection,
-    codec: Codec,
-    statement: Statement,
-    values: Sequence[Any],
-    limit: int,
-    max_affected: int | None,
-    shape: Shape,
-    verbs: bool,
-) -> list[Any]:
-    """
-    Call a function and return its rows in the form of the answer.
-
-    Args:
-        connection: To call it through, in a transaction that does not survive an error.
-        codec: For the values, both ways.
-        statement: Of the call.
-        values: Of the call.
-        limit: How many rows an answer holds.
-        max_affected: How many rows the caller expects at most.
-        shape: Of the answer.
-        verbs: Whether there are verbs for what the function returns.
-
-    Raises:
-        TooManyRows: More than `max_affected`.
-        TooManyToSend: More than `limit`.
-        TooLarge: They weigh more than an answer may.
-    """
-    page = page_txn(connection, codec, statement, values, limit, shape)
-    if max_affected is not None and len(page.rows) > max_affected:
-        raise too_many_rows(len(page.rows) + page.more, max_affected)
-    if page.more:
-        raise TooManyToSend(statement.name.removeprefix("fn."), limit, verbs)
-    if statement.untyped:
-        return [{name: codec.record(text) for name, text in row.items()} for row in page.rows]
-    return page.rows
-
-
-def counted_txn(
-    connection: PgConnection,
-    codec: Codec,
-    statement: Statement,
-    values: Sequence[Any],
-    offset: int,
-    limit: int,
-    shape: Shape,
-) -> tuple[Page, int]:
-    """
-    Read a page of what may not be read twice; return the number of all rows, too.
-
-    The rows pass by in the server, and the page alone is fetched.
-
-    Args:
-        connection: To read it through, in a transaction that does not survive an error.
-        codec: For the values, both ways.
-        statement: Reads all rows, from the first to the last.
-        values: Of the call.
-        offset: How many rows stand before the page.
-        limit: How many rows a page holds.
-        shape: Of the answer.
-
-    Raises:
-        TooLarge: The rows weigh more than an answer may.
-    """
-    cursor = execute(connection, codec, statement.prefixed(DECLARE), values)
-    before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
-    rows: list[Any] = []
-    if before == offset and limit:  # to fetch no row is to fetch the last one again
-        cursor.execute(f"FETCH FORWARD {limit:d} FROM {COUNTED}")
-        rows = cursor.fetchall()
-    page = Page(shaped(rows, statement, codec, shape))
-    behind = _pass(cursor, "FORWARD ALL")
-    cursor.execute(f"CLOSE {COUNTED}")
-    return replace(page, more=behind > 0), before + len(rows) + behind
-
-
-def _pass(cursor: Any, rows: str) -> int:
-    """Move over rows, and return how many there were."""
-    cursor.execute(f"MOVE {rows} FROM {COUNTED}")
-    passed: int = cursor.rowcount
-    return passed
