@@ -279,7 +279,7 @@ class Serving(Service):
             _bounds(settings),
             self.pool.scheduler.assign,
         )
-        callee.wrote = self.watches.wrote
+        callee.wrote, callee.drained = self.watches.wrote, self.watches.drain
         callee.pin(process, self.dispatcher.forwarded)
         if settings.shared:
             self.dispatcher.share(callee.forward)
@@ -376,7 +376,6 @@ class Serving(Service):
 
     async def _stop(self) -> None:
         self.dispatcher.stop()
-        self.watches.drain()
         await stopped(self.feed, self.feed.stopService)
         await stopped(self.client, self.client.stopService)
         await stopped(self.watches, self.watches.stopService)

@@ -9,7 +9,8 @@ same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import time
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,18 +18,19 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.changes.delta import Rows, State, difference
-from service.changes.log import LogRow, read_txn
+from service.changes.log import MOST_ROWS, LogRow, read_txn
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
-from service.changes.refresh import Asked, Run, by_keys_txn, whole_txn, wire_keys
+from service.changes.refresh import Asked, Run, by_keys_txn, whole_txn
+from service.changes.resume import Missed
 from service.changes.standing import Standing, touched_txn
-from service.changes.touched import own_keys, related_txn, row_change
+from service.changes.touched import row_change
 from service.db.connection import PgConnection
 from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
-from service.db.transaction import Actor, begin_statement, commit_txn, rollback_txn
+from service.db.transaction import begin_statement, commit_txn, rollback_txn
 
-MOST_ROWS = 10_000
-"""Rows of the log that are looked at: with more of them every query is run again."""
+BUDGET = 0.25
+"""Seconds of a cycle after which what needs a read of all rows is put off, but for the first."""
 
 MOST_TRIES = 20
 """How often a cycle runs at most whose tables get other files meanwhile."""
@@ -58,22 +60,6 @@ FLUSH = (
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
 )
 
-KEPT = """
-SELECT coalesce((SELECT pruned_below FROM rowcast.epochs WHERE epoch = {epoch:d})::text, '0'),
-       ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
-"""
-# Not only of the relation itself: a change of rows that a policy hides would say that there are some.
-OIDS = "SELECT ARRAY(SELECT relation::oid::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))"
-MAY_READ_ALL = """
-SELECT bool_and(pg_catalog.has_table_privilege(oid, 'SELECT') AND NOT pg_catalog.row_security_active(oid))
-  FROM pg_catalog.unnest('{{{oids}}}'::oid[]) AS oid
-"""
-TICK = """
-SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch:d} AND tick = {tick:d} - 1)
-"""
-
-OURSELVES = Actor()
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -87,6 +73,7 @@ class Order:
         stale: Whether they may be others whatever the log says.
         check: Whether what the log leads to is to be compared with all of its rows.
         resumes: Positions of which callers have rows.
+        late: How many cycles it was put off.
     """
 
     run: Run
@@ -95,6 +82,12 @@ class Order:
     stale: bool = False
     check: bool = False
     resumes: tuple[Position, ...] = ()
+    late: int = 0
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is to be run, even if nothing was logged that concerns it."""
+        return self.before is None or self.whole or self.stale or self.check
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +121,13 @@ class Outcome:
 
     Args:
         position: What it saw.
-        found: For each order what was found, None if nothing has changed, or why it failed.
+        found: What was found of queries that were run, None if nothing has changed, or why it failed.
+        late: Those that were put off, with the seconds until they may be run.
     """
 
     position: SnapshotPosition
-    found: Sequence[Found | Failure | None]
+    found: Mapping[Run, Found | Failure | None]
+    late: Mapping[Run, float]
 
 
 Touched = Mapping[Run, Asked | None]
@@ -156,7 +151,7 @@ class Cycle:
         self._connection: PgConnection | None = None
         self._standing = Standing()
 
-    def run(self, orders: Sequence[Order], since: SnapshotPosition | None) -> Deferred[Outcome]:
+    def run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Deferred[Outcome]:
         """
         Run a cycle.
 
@@ -170,7 +165,7 @@ class Cycle:
         """Close the session, between two cycles."""
         return in_thread(self._reactor, "pg-watch", self._close)
 
-    def _run(self, orders: Sequence[Order], since: SnapshotPosition | None) -> Outcome:
+    def _run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Outcome:
         connection = self._connection
         if connection is None or not connection.alive():
             self._close()
@@ -196,8 +191,9 @@ class Cycle:
 def cycle_txn(
     connection: PgConnection,
     standing: Standing,
-    orders: Sequence[Order],
+    orders: Collection[Order],
     since: SnapshotPosition | None,
+    budget: float = BUDGET,
 ) -> Outcome | None:
     """
     Find what has changed in queries, and wait until that cannot be lost any more.
@@ -213,25 +209,25 @@ def cycle_txn(
         if since is not None and since.epoch == epoch:
             rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
         touched = _touched_txn(connection, standing, orders, rows)
-        found = [_answer_txn(connection, order, touched, position) for order in orders]
+        found, late = _answers_txn(connection, orders, touched, position, budget)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
         raise
     commit_txn(connection)
-    if any(isinstance(each, Found) for each in found):
+    if any(isinstance(each, Found) for each in found.values()):
         flushed, files_by_now = connection.ask(FLUSHED.format(written))
         if files_by_now != files:
             return None
         if not flushed:
             connection.command(FLUSH)
-    return Outcome(position, found)
+    return Outcome(position, found, late)
 
 
 def _touched_txn(
     connection: PgConnection,
     standing: Standing,
-    orders: Sequence[Order],
+    orders: Collection[Order],
     rows: Sequence[LogRow] | None,
 ) -> Touched:
     """Return which keys the log names, of each query that it concerns; None for all of its rows."""
@@ -259,15 +255,37 @@ def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found
         return Failure()
 
 
-def _answer_txn(
-    connection: PgConnection, order: Order, touched: Touched, now: SnapshotPosition
-) -> Found | Failure | None:
-    """Return what was found of a query, and what callers have missed who come back to it."""
-    found = found_txn(connection, order, touched)
-    if not (isinstance(found, Found) and order.resumes):
-        return found
-    missed = {each: resumed_txn(connection, order.run, each, now) for each in order.resumes}
-    return replace(found, resumed=missed)
+def _answers_txn(
+    connection: PgConnection,
+    orders: Collection[Order],
+    touched: Touched,
+    now: SnapshotPosition,
+    budget: float,
+) -> tuple[dict[Run, Found | Failure | None], dict[Run, float]]:
+    """
+    Return what was found of queries in the time that there is, and the seconds until others may be run.
+
+    The sessions that watch one which is put off wait for it, and nobody else.
+    """
+    todo = [order for order in orders if order.asks or order.run in touched]
+    # What takes long comes last, and each time that it was put off, sooner.
+    todo.sort(key=lambda order: order.run.pace.whole / 2**order.late)
+    found: dict[Run, Found | Failure | None] = {}
+    late: dict[Run, float] = {}
+    missed = Missed(now)
+    began = time.monotonic()
+    for order in todo:
+        run, at = order.run, time.monotonic()
+        whole = order.asks or touched[run] is None
+        if whole and (run.pace.until > at + budget or (found and at > began + budget)):
+            late[run] = max(0.0, run.pace.until - at)
+            continue
+        answer = found_txn(connection, order, touched)
+        if isinstance(answer, Found) and order.resumes:
+            keys = {each: missed.keys_txn(connection, run, each) for each in order.resumes}
+            answer = replace(answer, resumed=keys)
+        found[run] = answer
+    return found, late
 
 
 def _found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | None:
@@ -300,60 +318,6 @@ def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
         return change
     # A state that is the same stays the same object, by which watchers know it.
     return Found(change.state if change else order.before, found.rows)
-
-
-def resumed_txn(
-    connection: PgConnection, run: Run, since: Position, now: SnapshotPosition
-) -> Sequence[Any] | None:
-    """Return the keys of all rows that may be others than at a position; None if that is not known."""
-    rows = _since_txn(connection, run, since, now)
-    if not rows:
-        return rows
-    keyed, changes = run.keyed, list(map(row_change, rows or ()))
-    if keyed is None or keyed.shown is not None or not _may_read_all_txn(connection, run):
-        return None
-    actor = OURSELVES if keyed.shared else run.actor
-    own = own_keys(keyed.plan, changes)
-    related = related_txn(connection, actor, run.codec, keyed.plan, changes)
-    if own is None or related is None:
-        return None
-    return wire_keys(run, own | related.rows | related.related)
-
-
-def _may_read_all_txn(connection: PgConnection, run: Run) -> bool:
-    """Return whether whoever watches a query may read all rows of what it reads, whatever the keys."""
-    ids = ",".join(map(str, run.reads))
-    (oids,) = connection.ask(OIDS.format(ids=ids))
-    connection.act(run.actor)
-    (may,) = connection.ask(MAY_READ_ALL.format(oids=",".join(oids)))
-    return bool(may)
-
-
-def _since_txn(
-    connection: PgConnection, run: Run, since: Position, now: SnapshotPosition
-) -> list[LogRow] | None:
-    """Return what the log has of what a query reads since a position; None if it is not all there."""
-    connection.act(OURSELVES)
-    snapshot = _snapshot_txn(connection, since)
-    if snapshot is None or since.epoch != now.epoch or snapshot.xmax > now.snapshot.xmax:
-        return None
-    ids = ",".join(map(str, run.reads))
-    pruned, tracked = connection.ask(KEPT.format(epoch=now.epoch, ids=ids))
-    # Of what ended before it is all that is no longer kept; what came before tracking never was.
-    if snapshot.xmin < int(pruned) or not all(snapshot.sees(int(xid)) for xid in tracked):
-        return None
-    rows = read_txn(connection, snapshot, MOST_ROWS + 1)
-    if len(rows) > MOST_ROWS:
-        return None
-    return [row for row in rows if row.relation in run.reads]
-
-
-def _snapshot_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
-    """Return a snapshot in which all that comes after a position is not visible; None if it is lost."""
-    if isinstance(position, SnapshotPosition):
-        return position.snapshot
-    (text,) = connection.ask(TICK.format(epoch=position.epoch, tick=position.tick))
-    return None if text is None else PgSnapshot.parse(text)
 
 
 def _different(before: State, found: Rows) -> Found | None:

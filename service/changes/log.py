@@ -17,6 +17,9 @@ from service.db.connection import PgConnection
 Op = Literal["I", "U", "D", "T", "C", "R"]
 """Inserted, updated, deleted; truncated; written to (level `touch`); to be read again."""
 
+MOST_ROWS = 10_000
+"""Rows that are looked at for live queries; where there are more, all rows of these are read again."""
+
 # Not `pg_visible_in_snapshot`, which no index answers. The second part is of transactions that ran
 # when the first snapshot was taken.
 READ = """

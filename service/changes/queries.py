@@ -4,15 +4,16 @@ Queries that are watched: from the arguments of a call to how a cycle runs it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from service.api.call import Call
+from service.api.call import MAX_TEXT, Call, Snapshot
 from service.api.read import parsed_rows
 from service.api.roles import SERVICE
-from service.changes.dependencies import Dependencies, dependencies_txn
+from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
 from service.changes.log import Tracked, installed_txn, tracked_txn
 from service.changes.refresh import Run, keyed_of
 from service.changes.touched import sees_all_txn
@@ -28,9 +29,14 @@ from service.request.read import MAX_GROUPS
 from service.request.watch import parse_watched
 from service.sql.aggregate import aggregate
 from service.sql.select import select
+from service.sql.statement import Statement
 
-RUN_LIMIT = 5.0
+RUN_LIMIT = 2.0
 """Seconds that one run of a query may take: all others wait for it."""
+
+
+MAX_KNOWN = 1024
+"""Statements of one catalog of which it is kept what they read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,65 +57,122 @@ class WatchLimits:
     timeout: float = RUN_LIMIT
 
 
-async def run_of(
-    call: Call, database: Database, limits: WatchLimits, role: str, tables: Sequence[str]
-) -> Run:
+@dataclass(frozen=True, slots=True)
+class Known:
     """
-    Parse and plan the query of a call, and find out what it reads.
+    What is known of a statement, whatever the values of a call.
 
     Args:
-        call: Less the options of `watch`; its role and claims are those of this context.
-        database: To ask.
-        limits: Of what is watched.
-        role: Of the caller, in the database.
-        tables: What the caller says that a function reads.
-
-    Raises:
-        InvalidArgument: Among others, it calls a function that may write.
-        DatabaseRefused: Changes of something that it reads are not logged.
+        reads: What it reads.
+        tracked: All that is in the log.
     """
-    snapshot, most = call.snapshot, limits.rows
-    parsed = parsed_rows(
-        call,
-        call.kwargs,
-        lambda args, kwargs, _, rows: parse_watched(args, kwargs, call.backend.limits, rows, most),
-    )
-    plan = plan_watch(snapshot.catalog, call.relation, parsed.request)
-    if isinstance(plan.read, AggregatePlan):
-        statement, most = aggregate(plan.read), MAX_GROUPS
-    else:
-        statement = select(plan.read)
-    codec, timeout, values = snapshot.codec, parsed.timeout, list(parsed.values)
-    parameters = codec.parameters(statement.bounds, values)
-    actor, run = Actor(database.acting_as), partial(database.run, retry=True, timeout=timeout)
-    reads = await run(dependencies_txn, statement, parameters)
-    with database.identity(OWN_IDENTITY):
-        tracked = (await run(_tracked_txn)).values()
-        logged = _logged(call, reads, tracked, tables)
-        keyed = keyed_of(snapshot.catalog, codec, plan, values, reads, tracked, most)
+
+    reads: Dependencies
+    tracked: Collection[Tracked]
+
+
+class Queries:
+    """
+    Makes queries of calls.
+
+    Args:
+        database: Asked what they read.
+        limits: Of what is watched.
+    """
+
+    def __init__(self, database: Database, limits: WatchLimits) -> None:
+        self._database = database
+        self._limits = limits
+        self._known: WeakKeyDictionary[Snapshot, dict[str, Known]] = WeakKeyDictionary()
+
+    async def run_of(self, call: Call, role: str, tables: Sequence[str]) -> Run:
+        """
+        Parse and plan the query of a call, and find out what it reads.
+
+        Args:
+            call: Less the options of `watch`; its role and claims are those of this context.
+            role: Of the caller, in the database.
+            tables: What the caller says that a function reads.
+
+        Raises:
+            InvalidArgument: Among others, it calls a function that may write.
+            DatabaseRefused: Changes of something that it reads are not logged.
+        """
+        snapshot, limits, most = call.snapshot, self._limits, self._limits.rows
+        asked = call.backend.limits
+        parsed = parsed_rows(
+            call,
+            call.kwargs,
+            lambda args, kwargs, _, rows: parse_watched(args, kwargs, asked, rows, most),
+        )
+        plan = plan_watch(snapshot.catalog, call.relation, parsed.request)
+        if isinstance(plan.read, AggregatePlan):
+            statement, most = aggregate(plan.read), MAX_GROUPS
+        else:
+            statement = select(plan.read)
+        codec, timeout, values = snapshot.codec, parsed.timeout, list(parsed.values)
+        parameters = codec.parameters(statement.bounds, values)
+        actor = Actor(self._database.acting_as)
+        known = await self._known_of(snapshot, statement, parameters, timeout)
+        logged = _logged(call, known.reads, known.tracked, tables)
+        keyed = keyed_of(snapshot.catalog, codec, plan, values, known.reads, known.tracked, most)
         if keyed is not None:
-            keyed = replace(keyed, shared=await run(sees_all_txn, keyed.plan, tracked))
-    caller = call.caller
-    # Less the session, which is another one when the caller comes back.
-    claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)
-    same = (statement.text, values, role, claims, sorted(logged), snapshot.mark)
-    mark = blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    if keyed is not None and keyed.shown is not None and plan.read.limit is not None:
-        values[plan.read.limit.slot] = keyed.shown + keyed.spare
-    return Run(
-        plan,
-        statement,
-        codec,
-        values,
-        most,
-        limits.max_bytes,
-        actor,
-        min(limits.timeout, timeout or limits.timeout),
-        isinstance(parsed.request, CalledRequest),
-        logged,
-        mark,
-        keyed,
-    )
+            shared = await self._ask(timeout, sees_all_txn, keyed.plan, known.tracked)
+            keyed = replace(keyed, shared=shared)
+        caller = call.caller
+        # Less the session, which is another one when the caller comes back.
+        claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)
+        same = (statement.text, values, role, claims, sorted(logged), snapshot.mark)
+        mark = blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        if keyed is not None and keyed.shown is not None and plan.read.limit is not None:
+            values[plan.read.limit.slot] = keyed.shown + keyed.spare
+        return Run(
+            plan,
+            statement,
+            codec,
+            values,
+            most,
+            limits.max_bytes,
+            actor,
+            min(limits.timeout, timeout or limits.timeout),
+            isinstance(parsed.request, CalledRequest),
+            logged,
+            mark,
+            keyed,
+        )
+
+    async def _known_of(
+        self,
+        snapshot: Snapshot,
+        statement: Statement,
+        parameters: Sequence[str | None],
+        timeout: float | None,
+    ) -> Known:
+        """Return what is known of a statement; what is tracked changes with the catalog alone."""
+        kept = self._known.setdefault(snapshot, {})
+        known = kept.get(statement.text)
+        if known is None:
+            reads, general = await self._database.run(
+                _reads_txn, statement, parameters, retry=True, timeout=timeout
+            )
+            tracked = await self._ask(timeout, _tracked_txn)
+            known = Known(reads, tuple(tracked.values()))
+            if general and len(kept) < MAX_KNOWN and len(statement.text) <= MAX_TEXT:
+                kept[statement.text] = known
+        return known
+
+    def _ask(self, timeout: float | None, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a read as the service itself."""
+        with self._database.identity(OWN_IDENTITY):
+            return self._database.run(function, *args, retry=True, timeout=timeout)
+
+
+def _reads_txn(
+    connection: PgConnection, statement: Statement, parameters: Sequence[str | None]
+) -> tuple[Dependencies, bool]:
+    """Return what a statement reads, and whether that holds for all values."""
+    general = connection.server_version >= GENERIC_FROM
+    return dependencies_txn(connection, statement, parameters), general
 
 
 def _tracked_txn(connection: PgConnection) -> dict[int, Tracked]:

@@ -46,6 +46,9 @@ MOST_ORDERED = 1_000
 SLOW = 0.02
 """Seconds that rows by key may take, even if all rows took less."""
 
+HEAVY, REST = 0.1, 10
+"""Seconds from which on a read of all rows takes long, and how many times as long nobody waits for it."""
+
 PAUSE = 8
 """How often all rows are read after rows by key took longer than those had."""
 
@@ -94,11 +97,18 @@ class Pace:
 
     Attributes:
         whole: Seconds that the last read of all rows took.
+        until: When all rows may be read again, by the monotonic clock.
         resting: How many more times all rows are read before rows by key are tried again.
     """
 
     whole: float = 0.0
+    until: float = 0.0
     resting: int = 0
+
+    def read(self, began: float, ended: float) -> None:
+        """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
+        self.whole = ended - began
+        self.until = ended + REST * self.whole if self.whole > HEAVY else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +205,7 @@ def whole_txn(connection: PgConnection, run: Run) -> Rows:
     """
     began = time.monotonic()
     rows, keys = _read_txn(connection, run, run.statement, run.values, run.most)
-    run.pace.whole = time.monotonic() - began
+    run.pace.read(began, time.monotonic())
     keyed = run.keyed
     if keyed is None or not keyed.orders(run.plan.form):
         return rows_of(run.plan.form, rows, keys)

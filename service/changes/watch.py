@@ -24,7 +24,7 @@ from service.api.dispatcher import Dispatcher, depends_on_catalog
 from service.changes.cycle import Cycle, Found, Order
 from service.changes.delta import KeyRepeated
 from service.changes.positions import Position, SnapshotPosition, parse_position
-from service.changes.queries import WatchLimits, run_of
+from service.changes.queries import Queries, WatchLimits
 from service.changes.refresh import Run
 from service.changes.watchers import Query, Watch, WatchingSession
 from service.db.database import Database
@@ -78,12 +78,14 @@ class Watches(Service):
         self._dispatcher = dispatcher
         self._cycle = cycle
         self._limits = limits
+        self._made = Queries(database, limits)
         self._poll = poll
         self._queries: dict[Hashable, Query] = {}
         self._sessions: dict[Hashable, WatchingSession] = {}
         self._served: Snapshot | None = None
         self._position: SnapshotPosition | None = None
         self._checked = self._heard = 0.0
+        self._due = poll
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
         self._woken = self._stopping = False
@@ -191,7 +193,7 @@ class Watches(Service):
 
     async def _run_of(self, call: Call, options: WatchOptions) -> Run:
         role = self._dispatcher.role_of(call.caller)
-        return await run_of(call, self._database, self._limits, role, options.tables)
+        return await self._made.run_of(call, role, options.tables)
 
     def _query(self, run: Run) -> Query:
         # Values as Python writes them: equal numbers of other types may be other parameters.
@@ -250,7 +252,7 @@ class Watches(Service):
                 if failures:
                     await self._rest(min(PAUSES[1], PAUSES[0] * 2**failures))
                 elif not self._woken:
-                    await self._rest(self._poll)
+                    await self._rest(min(self._poll, self._due))
         finally:
             await self._cycle.close()
             self._running = self._position = None
@@ -275,29 +277,27 @@ class Watches(Service):
         """Run one cycle, and tell the watchers."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        queries = [query for query in self._queries.values() if not query.parked]
-        wanted = [
-            {watch for watch in query.watches if watch.wanting and not watch.session.busy}
-            for query in queries
-        ]
-        orders = [_order(query, watches) for query, watches in zip(queries, wanted, strict=True)]
+        queries = {query.run: query for query in self._queries.values() if not query.parked}
+        wanted = {
+            query: {watch for watch in query.watches if watch.wanting and not watch.session.busy}
+            for query in queries.values()
+        }
+        orders = [_order(query, watches) for query, watches in wanted.items()]
         checked = self._check(orders)
         outcome = await self._cycle.run(orders, self._position)
         self.cycles += 1
         if checked:
             self._checked = self.now()
         self._position = outcome.position
-        results = zip(queries, orders, wanted, outcome.found, strict=True)
-        for query, order, watches, found in results:
+        for run, found in outcome.found.items():
+            query = queries[run]
             # Planned anew meanwhile, it is run again.
-            if query.run is not order.run:
-                continue
-            if isinstance(found, Failure):
-                self._failed(query, found)
-                continue
-            query.stale = query.renewed = False
-            if found is not None:
-                self._tell(query, found, watches)
+            if query.run is run:
+                self._take_answer(query, found, wanted[query])
+        for run in outcome.late:
+            queries[run].stale = True
+            queries[run].late += 1
+        self._due = min(outcome.late.values(), default=self._poll)
         sessions = list(self._sessions.values())
         for session in sessions:
             session.reach(outcome.position)
@@ -305,6 +305,18 @@ class Watches(Service):
             self._heard = self.now()
             for session in sessions:
                 session.keep_alive(ALIVE)
+
+    def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
+        if isinstance(found, Failure):
+            self._failed(query, found)
+            return
+        was_late, query.late = query.late, 0
+        query.stale = query.renewed = False
+        if found is not None:
+            self._tell(query, found, wanted)
+        elif was_late:
+            for watch in query.watches:
+                watch.session.lag(0)  # the others of the session have waited
 
     def _check(self, orders: list[Order]) -> bool:
         """Have the rows of one query compared with what the log has led to, now and then."""
@@ -389,6 +401,7 @@ def _order(query: Query, wanted: set[Watch]) -> Order:
         query.state,
         whole=bool(wanted),
         stale=query.stale,
+        late=query.late,
         resumes=tuple(sorted(resumes, key=str)),
     )
 

@@ -50,6 +50,7 @@ class Query:
         state: What it was found in last; None before its first run.
         watches: Of it.
         stale: Whether its rows may be others, whatever the log says.
+        late: How many cycles it was put off.
         parked: Whether it waits for another catalog, since it was refused by this one.
         renewed: Whether it was refused before, by an older catalog.
     """
@@ -60,6 +61,7 @@ class Query:
         self.state: State | None = None
         self.watches: dict[Watch, None] = {}
         self.stale = self.parked = self.renewed = False
+        self.late = 0
 
 
 class Watch:
@@ -244,11 +246,11 @@ class WatchingSession:
             self.busy = False
 
     def _step(self) -> list[tuple[Watch, Iterator[Message]]]:
-        """Return what brings each watch to the position; nothing while one waits for its rows."""
-        self._waiting = 0
-        if any(watch.wanting for watch in self.members):
+        """Return what brings each watch to the position; nothing while one is not there yet."""
+        if any(watch.wanting or watch.query.late for watch in self.members):
             self._want()
             return []
+        self._waiting = 0
         found = []
         assert self.position is not None
         for watch in self.members:

@@ -94,9 +94,11 @@ class Callee:
 
     Attributes:
         wrote: Called with the session that was given the receipt of a transaction, and its id.
+        drained: Called when no further call comes: those that last have to end.
     """
 
     wrote: Callable[[int | None, str], None] = staticmethod(lambda session, tx: None)
+    drained: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -190,6 +192,7 @@ class Callee:
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
         # Only now: what the router sent before it confirmed is ours, and no other service gets it.
         self._draining = True
+        self.drained()
         if not self.in_progress:
             return
         self._idle = Deferred()

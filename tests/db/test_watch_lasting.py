@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from schema import changes
@@ -289,3 +290,51 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
     await until(lambda: failing.error is not None)
     await beside.same()
     assert beside.error is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -> None:
+    """Others are told of each change at once, however many slow ones there are."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF others STABLE LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(0.3); RETURN QUERY SELECT * FROM others; END'",
+    )
+    await live.served.dispatcher.refresh()
+    slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
+    held = [live.watch("fn.slow", slow, where={"id": {"gt": n}}) for n in range(3)]
+    beside = live.watch("items", slow)
+    quick = live.watch("items", fast)
+    for each in (*held, beside, quick):
+        await each.first()
+    delays = []
+    for n in range(8):
+        execute(dsn, f"UPDATE others SET n = {n}; UPDATE items SET name = '{n}' WHERE id = 1")
+        began = reactor.seconds()
+        await quick.same()
+        delays.append(reactor.seconds() - began)
+    # What is run at once is one of them at most, and then it rests.
+    assert sum(delay > 0.25 for delay in delays) <= 4, delays
+    for each in (*held, beside):
+        await each.same()
+    assert live.watches.drift == 0
+    execute(dsn, "DROP FUNCTION slow()")
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_takes_too_long_ends(dsn: str) -> None:
+    """Also where its caller gives it less time than all have."""
+    execute(dsn, BEFORE_EACH)
+    execute(
+        dsn,
+        "CREATE FUNCTION slower() RETURNS SETOF others STABLE LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(5); RETURN QUERY SELECT * FROM others; END'",
+    )
+    async with living(dsn, WatchLimits(timeout=0.3)) as live:
+        with pytest.raises(StatementTimeout):
+            await live.watch("fn.slower").first()
+        assert not live.watches.open
+    async with living(dsn, WatchLimits()) as live:
+        with pytest.raises(StatementTimeout):
+            await live.watch("fn.slower", timeout=0.3).first()
+    execute(dsn, "DROP FUNCTION slower()")

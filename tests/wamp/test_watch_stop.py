@@ -23,6 +23,7 @@ async def test_service_that_stops_ends_watches_to_be_resumed(
     """At once, with a reason; the next service goes on from the position, without a reset."""
     caller = await call_from()
     async with served(dsn, router) as first:
+        await until(lambda: first.feed.leading)  # its first lead begins an epoch
         live = Watching(caller, "drivers", order=["name"])
         await until(lambda: live.copy.complete)
         began = reactor.seconds()

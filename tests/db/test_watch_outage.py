@@ -1,0 +1,69 @@
+"""
+Live queries over a server that dies: they go on without a reset, and tell nothing that it has lost.
+"""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from schema import changes
+from service.changes.queries import WatchLimits
+from service.db.thread import in_thread
+from tests.conftest import execute
+from tests.db.test_outage import Server
+from tests.db.test_outage import server as outage_server
+from tests.db.watched import living
+from tests.deferreds import until
+
+server = outage_server
+
+
+@pytest.fixture
+def tracked(server: Server) -> Server:
+    """Track a table of the server's."""
+    execute(
+        server.dsn,
+        f"{changes.install()} DROP TABLE IF EXISTS items; CREATE TABLE items (id int PRIMARY KEY, n int);"
+        " INSERT INTO items SELECT n, n FROM generate_series(1, 50) n; SELECT rowcast.track('items')",
+    )
+    return server
+
+
+@pytest_twisted.ensureDeferred
+async def test_watch_goes_on_after_a_crash(tracked: Server) -> None:
+    """What was committed before it and after it is told, and no row anew."""
+    async with living(tracked.dsn, WatchLimits()) as live:
+        watchers = [live.watch("items", where={"n": {"lt": 40}}), live.watch("items", order=["-n"])]
+        for each in watchers:
+            await each.first()
+        for n in range(2):
+            execute(tracked.dsn, f"UPDATE items SET n = n + 1 WHERE id = {n + 1}")
+            tracked.kill()
+            await in_thread(reactor, "restart", tracked.start)
+            execute(tracked.dsn, f"UPDATE items SET n = 100 + {n} WHERE id = {n + 10}")
+            for each in watchers:
+                await each.same()
+        assert [each.copy.resets for each in watchers] == [0, 0]
+        assert live.watches.drift == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_row_that_a_crash_may_lose_is_not_told(tracked: Server) -> None:
+    """Of writers that do not wait for the disk: whatever was told, the server still has it."""
+    execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
+    execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
+    execute(tracked.dsn, "SELECT pg_reload_conf()")
+    async with living(tracked.dsn, WatchLimits()) as live:
+        watcher = live.watch("items", where={"id": {"gt": 100}})
+        await watcher.first()
+        for n in range(3):
+            told = len(watcher.messages)
+            execute(tracked.dsn, f"INSERT INTO items VALUES ({101 + n}, {n})")
+            await until(lambda told=told: len(watcher.messages) > told)
+            tracked.kill()
+            await in_thread(reactor, "restart", tracked.start)
+            kept = execute(tracked.dsn, f"SELECT id FROM items WHERE id = {101 + n}")
+            assert kept == [(101 + n,)]
+        await watcher.same()
