@@ -20,10 +20,23 @@ from service.catalog import Catalog, QualifiedName
 from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
 from service.changes.log import installed_txn, tracked_txn
 from service.changes.net import Change, net_changes
-from service.changes.positions import Position, SnapshotPosition, TickPosition, parse_position
+from service.changes.positions import (
+    Position,
+    SnapshotPosition,
+    TickPosition,
+    parse_position,
+)
 from service.changes.rights import Rights, rights_txn
-from service.changes.ticks import Tick, end_txn, page_txn, pages_txn, ticks_txn
-from service.changes.topics import Shown, behind, shown_of
+from service.changes.ticks import (
+    Tick,
+    TickBounds,
+    bounds_txn,
+    end_txn,
+    page_txn,
+    pages_txn,
+    ticks_txn,
+)
+from service.changes.topics import Shown, behind, reset, shown_of
 from service.changes.why import find_relation
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -53,6 +66,7 @@ class ReadChanges:
     Args:
         changes: Those that it may be shown, if its rights allow.
         rights: On their relations.
+        bounds: Of their ticks, by number.
         ended: Transactions all of whose changes were looked at.
         position: Where the changes that follow begin.
         more: Whether there are some by now.
@@ -60,6 +74,7 @@ class ReadChanges:
 
     changes: Sequence[Change]
     rights: Mapping[int, Rights]
+    bounds: Mapping[int, TickBounds]
     ended: frozenset[str]
     position: str
     more: bool
@@ -227,7 +242,8 @@ def changes_txn(
     if not more:
         position = str(end_txn(connection, epoch))
     rights = rights_txn(connection, {each.relation for each in changes}, [role])
-    return ReadChanges(changes, rights, frozenset(ended), position, more)
+    bounds = bounds_txn(connection, {each.position.tick for each in changes})
+    return ReadChanges(changes, rights, bounds, frozenset(ended), position, more)
 
 
 def _epoch_txn(connection: PgConnection) -> int:
@@ -303,6 +319,10 @@ def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) ->
             touched.add(tick)
             event = touch(of, change)
         else:
+            bounds = read.bounds.get(change.position.tick)
+            if not read.rights[change.relation].hold_for(change, bounds):
+                touched.add(tick)
+                change = reset(change)
             event = of.event(change, max_bytes - ROOM)
         weight += len(cbor2.dumps(event))
         if weight > max_bytes and found:

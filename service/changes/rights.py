@@ -5,6 +5,10 @@ The catalog that is served is a little behind the database. A caller's own state
 PostgreSQL all the same, but what is read from the log is not: it belongs to the service. So rights
 are asked anew, after the changes were read and before they are shown, so that a row is never shown
 by rights that ended before it was written.
+
+They are rights on columns as these are called now, and an image has the names that they had: a
+column that is called so by now may be another one. So images count only if no column has been
+changed since they were written.
 """
 
 from __future__ import annotations
@@ -12,11 +16,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from service.changes.net import Change
+from service.changes.ticks import TickBounds
 from service.db.connection import PgConnection
 from service.db.introspect_sql import HIDDEN
 
 RIGHTS = f"""
-SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types
+SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types,
+       -- with those that were dropped, whose names others may have
+       ARRAY(SELECT DISTINCT a.xmin::text::bigint FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0),
+       ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
   FROM rowcast.tracked t
   JOIN pg_catalog.pg_class c ON c.oid = t.relation
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -45,6 +56,8 @@ class Rights:
         schema: Of the relation.
         name: Of the relation.
         row_security: Whether row-level security is on, for whomever.
+        shaped: The transactions that have changed its columns last, by the lower half of their numbers.
+        names: Of all of its columns, in order.
         columns: Types of the columns that are not hidden, by database role and name; a role that may
             read none is not in it.
     """
@@ -52,7 +65,35 @@ class Rights:
     schema: str
     name: str
     row_security: bool
+    shaped: tuple[int, ...]
+    names: tuple[str, ...]
     columns: dict[str, Mapping[str, int]]
+
+    def hold_for(self, change: Change, tick: TickBounds | None) -> bool:
+        """
+        Return whether the images of a change have the columns that there are now.
+
+        Whoever wrote one kept others from changing columns until its end. So a change of a column
+        that had committed before the tick was before all of its images, and one that had not by its
+        end may be after. Within the tick the number of the transaction and the names tell: what is
+        left is a column that is dropped and made anew in its place, with the same name, by a
+        transaction that had begun before the one of the image.
+        """
+        certain = True
+        for half in self.shaped:
+            xid = _whole(half, tick.until.xmax if tick else int(change.xid))
+            if tick is None or not tick.since.sees(xid):
+                if tick is None or not tick.until.sees(xid) or xid > int(change.xid):
+                    return False
+                certain = False
+        images = [image for image in (change.old, change.new) if image is not None]
+        return certain or all(tuple(image) == self.names for image in images)
+
+
+def _whole(xid: int, near: int) -> int:
+    """Return the number of a transaction of which the lower half is known; frozen ones are old."""
+    whole = (near >> 32 << 32) + xid
+    return whole - 2**32 if whole > near + 2**31 else whole
 
 
 def rights_txn(
@@ -71,7 +112,8 @@ def rights_txn(
     found: dict[int, Rights] = {}
     with connection.cursor() as cursor:
         cursor.execute(RIGHTS, {"ids": list(ids), "roles": list(roles)}, clean=True)
-        for id, schema, name, row_security, role, names, types in cursor.fetchall():
-            rights = found.setdefault(id, Rights(schema, name, row_security, {}))
+        for id, schema, name, row_security, role, names, types, shaped, every in cursor.fetchall():
+            made = Rights(schema, name, row_security, tuple(shaped), tuple(every), {})
+            rights = found.setdefault(id, made)
             rights.columns[role] = dict(zip(names, types, strict=True))
     return found

@@ -13,7 +13,7 @@ a row "R" for each of its relations: read them again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from service.changes.log import LogRow
@@ -72,6 +72,8 @@ SELECT max(seq), xid::text, max(at), relation, 'R', NULL, NULL FROM rowcast.log
  WHERE xid = ANY (%(xids)s::xid8[]) GROUP BY relation, xid ORDER BY max(seq)
 """
 
+BOUNDS = "SELECT tick, snapshot::text FROM rowcast.ticks WHERE tick = ANY (%(ticks)s)"
+
 TICKS = """
 SELECT tick, epoch, snapshot::text, changes FROM (
     SELECT * FROM rowcast.ticks WHERE tick >= %(first)s ORDER BY tick LIMIT %(most)s
@@ -97,6 +99,20 @@ class Tick:
     since: PgSnapshot
     snapshot: PgSnapshot
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TickBounds:
+    """
+    Between which snapshots a tick is.
+
+    Args:
+        since: That of the tick before.
+        until: Its own.
+    """
+
+    since: PgSnapshot
+    until: PgSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +227,19 @@ def ticks_txn(connection: PgConnection, first: int, most: int) -> list[Tick]:
         else:
             found.append(Tick(epoch, number, snapshot, snapshot, 0))
     return [tick for tick in found if tick.number >= first][:most]
+
+
+def bounds_txn(connection: PgConnection, numbers: Collection[int]) -> dict[int, TickBounds]:
+    """Return between which snapshots ticks are, by their numbers; not of one that is the oldest."""
+    with connection.cursor() as cursor:
+        values = {"ticks": [*numbers, *(number - 1 for number in numbers)]}
+        cursor.execute(BOUNDS, values, clean=True)
+        found = {number: PgSnapshot.parse(text) for number, text in cursor.fetchall()}
+    return {
+        number: TickBounds(found[number - 1], found[number])
+        for number in numbers
+        if number in found and number - 1 in found
+    }
 
 
 def end_txn(connection: PgConnection, epoch: int) -> TickPosition:

@@ -10,7 +10,7 @@ row-level security, where that depends on the row, an event says only that somet
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONEncoder
 from typing import Any
 
@@ -24,6 +24,7 @@ from service.changes.images import ImageReader, Unreadable, image_reader
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
 from service.changes.rights import Rights, rights_txn
+from service.changes.ticks import TickBounds, bounds_txn
 from service.db.database import Database
 from service.errors import TooLarge, Unavailable
 from service.payload import Audience, Publication, Unsafe, fit
@@ -181,12 +182,14 @@ class Topic:
     Args:
         head: What its topics begin with.
         shown: What events tell.
+        rights: On the relation.
         audience: Who may read all of its rows, or of one with row-level security any; None if
             nobody may.
     """
 
     head: str
     shown: Shown
+    rights: Rights
     audience: Audience | None
 
 
@@ -236,29 +239,38 @@ class Topics:
         Changes of relations that nobody is subscribed to are not published.
         """
         topics = await self._topics({change.relation for change in changes})
+        ticks = {change.position.tick for change in changes} if topics else set()
+        bounds: dict[int, TickBounds] = await self._asked(bounds_txn, ticks) if ticks else {}
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
             found = (
-                self._publication(change, topics.get(change.relation), touched)
+                self._publication(change, topics.get(change.relation), bounds, touched)
                 for change in changes[at : at + CHUNK]
             )
             await self._send([each for each in found if each is not None])
 
     def _publication(
-        self, change: Change, topic: Topic | None, touched: set[tuple[int, int]]
+        self,
+        change: Change,
+        topic: Topic | None,
+        bounds: Mapping[int, TickBounds],
+        touched: set[tuple[int, int]],
     ) -> Publication | None:
         position = str(change.position)
         # Those that are not published count too: a subscriber who should have had one notices.
         prev, self._last[change.relation] = self._last.get(change.relation), position
         if topic is None or topic.audience is None:
             return None
+        tick = change.relation, change.position.tick
+        if tick in touched:
+            return None
         if topic.shown.reader is None or change.op == "touch":
-            tick = change.relation, change.position.tick
-            if tick in touched:
-                return None
             touched.add(tick)
             event = topic.shown.touched(change)
             return Publication(f"{topic.head}.{TOUCHED}", event, topic.audience)
+        if not topic.rights.hold_for(change, bounds.get(change.position.tick)):
+            touched.add(tick)
+            change = reset(change)
         event = topic.shown.event(change, self._max_bytes)
         key = NO_KEY if event["key"] is None else encode_key(event["key"].values())
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
@@ -276,7 +288,7 @@ class Topics:
         asked = {id for id in ids if id not in known or known[id] in wanted}
         if not asked:
             return {}
-        rights = await self._rights(asked)
+        rights: dict[int, Rights] = await self._asked(rights_txn, asked, self._roles.names)
         if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
             await self._dispatcher.refresh()
         catalog = self._catalog = self._dispatcher.served.catalog
@@ -293,18 +305,14 @@ class Topics:
             if head in wanted
         }
 
-    async def _rights(self, ids: set[int]) -> dict[int, Rights]:
+    async def _asked(self, function: Callable[..., Any], *args: Any) -> Any:
         while True:
             try:
-                found: dict[int, Rights] = await self._database.run(
-                    rights_txn, ids, self._roles.names, retry=True
-                )
+                return await self._database.run(function, *args, retry=True)
             except Unavailable as error:
                 # All connections are taken: the changes wait, and so does the one who publishes.
                 log.warn("events wait: {error}", error=error.message)
                 await deferLater(self._database.reactor, PAUSE)
-            else:
-                return found
 
     def _topic(self, catalog: Catalog, head: str, rights: Rights) -> Topic:
         every = {name: type for each in rights.columns.values() for name, type in each.items()}
@@ -314,7 +322,7 @@ class Topics:
         def may(role: str) -> bool:
             return role in rights.columns and (some or rights.columns[role] == every)
 
-        return Topic(head, shown, self._audience(may))
+        return Topic(head, shown, rights, self._audience(may))
 
     def _audience(self, may: Callable[[str], bool]) -> Audience | None:
         roles = self._roles
@@ -325,6 +333,11 @@ class Topics:
             # Whoever has no role of his own has this one.
             return Audience(excluded=tuple(name for name in roles.mapped if name not in eligible))
         return Audience(eligible) if eligible else None
+
+
+def reset(change: Change) -> Change:
+    """Return that a relation is to be read again, in the place of a change."""
+    return replace(change, op="reset", key=None, old=None, new=None)
 
 
 def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Shown:

@@ -470,3 +470,31 @@ async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
         await held
         await publication
     assert len(publishing.sent) == 1
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_row_whose_columns_have_other_names_by_now_is_a_reset(
+    publishing: Publishing,
+) -> None:
+    execute(
+        publishing.dsn,
+        "CREATE TABLE swapped (id int PRIMARY KEY, name text, secret text);"
+        " COMMENT ON COLUMN swapped.secret IS '@hidden'; SELECT rowcast.track('swapped')",
+    )
+    (event,) = await publishing.of("INSERT INTO swapped VALUES (1, 'a', 'hush')")
+    assert event.event["row"] == {"id": 1, "name": "a"}
+    changes = await publishing.changes(
+        "INSERT INTO swapped VALUES (2, 'b', 'hush'), (3, 'c', 'hush')"
+    )
+    execute(
+        publishing.dsn,
+        "ALTER TABLE swapped RENAME secret TO x; ALTER TABLE swapped RENAME name TO secret;"
+        " ALTER TABLE swapped RENAME x TO name",
+    )
+    publishing.sent.clear()
+    await publishing.topics().publish(changes)
+    (event,) = publishing.sent
+    assert event.topic == "rowcast.swapped.changed.reset.-"
+    assert "hush" not in repr(event)
+    execute(publishing.dsn, "DROP TABLE swapped")
