@@ -198,6 +198,7 @@ async def _csv(flow: Flow, send: Send) -> Any:
             await relay(blocks.next, send)
             rows = await copying
         finally:
+            # Else the worker would wait for ever, with its connection, for blocks to be taken.
             blocks.stop()
             copying.addErrback(lambda _: None)
             copying.cancel()

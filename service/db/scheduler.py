@@ -164,7 +164,7 @@ class Scheduler:
         elif waiting.queues or self._assigned >= self._ready or (owner and owner.blocked):
             waiting.add(job)
             self.assign()
-        else:  # as most do, where nobody waits: it is its turn
+        else:  # as most are: nobody waits, so that nobody is passed over
             self._give(job)
         return self._promise(job, timeout)
 

@@ -70,6 +70,7 @@ class Record(DBObject):
     def __init__(self, **values: Any) -> None:
         meta = self.META
         if meta is not None and self.STRICT:
+            # twistar drops them in silence, and stores a row without what was misspelled.
             unknown = [name for name in values if name not in meta.named]
             if unknown:
                 raise AttributeError(

@@ -126,6 +126,8 @@ class Relationship:
         Raises:
             InvalidArgument: One cannot be a key of the others.
         """
+        # twistar writes ids of the join table into its SQL as text, where a key that somebody has
+        # stored can be SQL.
         meta, names = self.keys()
         if len(names) != len(values):
             raise InvalidArgument(

@@ -91,6 +91,7 @@ class PgConfig(PostgreSQLDBConfig):
 
     def log(self, query: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Log the text of a statement, if twistar's LOG is on; never its values."""
+        # twistar's own joins lists, which raises: with LOG on, each of its statements fails.
         if self.LOG:
             self.log_source.debug("twistar: {query}", query=query[:500])
 
@@ -124,6 +125,7 @@ class PgConfig(PostgreSQLDBConfig):
 
     def getSchema(self, tablename: str, txn: Any = None) -> list[str]:
         """Return []: models know their columns from the catalog, and no query probes."""
+        # twistar's takes any failure of its probe, a right that is missing too, for a missing table.
         return []
 
     def select(
@@ -153,6 +155,8 @@ class PgConfig(PostgreSQLDBConfig):
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
         """Insert a row and return the value of its first column."""
+        # RETURNING, where twistar asks lastval(): a trigger that inserts elsewhere changes that, and
+        # keys that are no numbers of a sequence leave it as another table's row had it.
         names = ", ".join(quoted(name) for name in vals)
         marks = ", ".join("?" for _ in vals)
         what = f"({names}) VALUES ({marks})" if vals else "DEFAULT VALUES"
