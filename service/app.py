@@ -386,6 +386,10 @@ class Serving(Service):
 
     def _checks(self) -> list[Check]:
         """Return what `why` says of this service."""
+        if self.feed.problem is not None:
+            return [
+                Check(False, "the service does not read the log of changes", "its own log says why")
+            ]
         if self.listener.listening:
             return [Check(True, "the service listens to the database")]
         return [

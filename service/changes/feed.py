@@ -12,19 +12,17 @@ notification could tell.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from schema.changes import CHANNEL, TICKS
+from service.changes.delivery import Delivery, FeedCounters, Publish
 from service.changes.epochs import Epoch, OnStandby, begin_txn
 from service.changes.leader import (
     LEASE,
@@ -35,9 +33,8 @@ from service.changes.leader import (
     prepare_txn,
     writers_txn,
 )
-from service.changes.log import LogRow, Tracked, tracked_txn
-from service.changes.net import Change, net_changes
-from service.changes.ticks import Page, Tick, finish_txn, last_txn, next_txn, page_txn, pages_txn
+from service.changes.log import tracked_txn
+from service.changes.ticks import finish_txn, last_txn, next_txn
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -45,7 +42,6 @@ from service.db.listener import Listener
 from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 
-Publish = Callable[[Sequence[Change]], Awaitable[None]]
 Result = TypeVar("Result")
 
 BUSY, AWAKE = 0.002, 0.005
@@ -62,8 +58,6 @@ POLL = 0.02
 """Seconds between two looks where writers cannot tell."""
 REST = 10.0
 """Seconds between two looks for a table that is tracked."""
-PULSE = 1.0
-"""Seconds of publishing after which the session shows a sign of life."""
 PAUSES = (0.1, 5.0)
 """Seconds until a failed session is replaced: at first, and at most."""
 GOODBYE = 3.0
@@ -94,26 +88,6 @@ class FeedSettings:
     lease: float = LEASE
     keep: float = 86_400.0
     keep_bytes: int = 2 << 30
-
-
-@dataclass
-class FeedCounters:
-    """
-    What has happened so far.
-
-    Args:
-        ticks: Made.
-        changes: Published; those again that a predecessor may have published.
-        takeovers: How often it began to lead.
-        failures: Sessions that ended in an error.
-        lag: Seconds from the log to the end of publishing, of the newest tick.
-    """
-
-    ticks: int = 0
-    changes: int = 0
-    takeovers: int = 0
-    failures: int = 0
-    lag: float = 0.0
 
 
 class Feed(Service):
@@ -149,7 +123,6 @@ class Feed(Service):
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._listener = listener
-        self._publish = publish
         self._settings = settings
         self._able = able
         self._callbacks: list[Callable[[], None]] = []
@@ -159,13 +132,15 @@ class Feed(Service):
         self._failures = 0
         # The newest tick that is known, the newest made here, and that of which all is published.
         self._known = self._made = self._published = 0
-        self._tracked: Mapping[int, Tracked] = {}
+        self.counters = FeedCounters()
+        self._delivery = Delivery(
+            reactor, publish, able, settings.lease, settings.most, self.counters
+        )
         self._sleep = Sleep()
         self._upkeep = Upkeep(settings.keep, settings.keep_bytes)
         self._part: Part | None = None
         self.epoch: Epoch | None = None
         self.problem: str | None = "not started"
-        self.counters = FeedCounters()
         listener.subscribe(CHANNEL, lambda _: self._rouse(), self._rouse)
         listener.subscribe(TICKS, self._heard, self._rouse)
 
@@ -190,7 +165,7 @@ class Feed(Service):
         return (
             self._settings.poll is not None
             or not self._listener.listening
-            or not all(each.wake for each in self._tracked.values())
+            or not all(each.wake for each in self._delivery.tracked.values())
         )
 
     def stats(self) -> Mapping[str, Any]:
@@ -314,14 +289,14 @@ class Feed(Service):
 
     async def _lead(self, connection: PgConnection) -> None:
         epoch, last = await self._in_thread(begin_txn, connection, self._known)
-        self._tracked = await self._in_thread(tracked_txn, connection)
+        self._delivery.tracked = await self._in_thread(tracked_txn, connection)
         self.epoch, self._part, self.problem = epoch, Part.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
         self._known = self._made = last.number
         # Whoever made it may not have come to its end.
         if last.rows and self._published < last.number:
-            await self._publish_tick(connection, last, None)
+            await self._delivery.deliver(connection, last, None)
         self._published = last.number
         sleep = self._sleep = Sleep()
         while self.running:
@@ -340,7 +315,7 @@ class Feed(Service):
                 if sleep.deep:
                     await self._in_thread(awaken_txn, connection)
                 sleep = self._sleep = Sleep()
-                await self._publish_tick(connection, last, rows)
+                await self._delivery.deliver(connection, last, rows)
                 self._published = last.number
             else:
                 if connection.pooled and last.rows:
@@ -369,75 +344,6 @@ class Feed(Service):
             return AWAKE
         sleep.deep, sleep.awaited = True, awaited
         return 0.0
-
-    async def _publish_tick(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow] | None
-    ) -> None:
-        """Publish a tick: the rows that were read with it, or page by page."""
-        index = 0
-        if rows is not None:
-            await self._publish_rows(connection, tick, rows, index)
-            return
-        pages: list[Page] = await self._in_thread(pages_txn, connection, tick, self._settings.most)
-        while pages:
-            for page in pages:
-                rows = await self._in_thread(page_txn, connection, page)
-                index = await self._publish_rows(connection, tick, rows, index)
-            pages = await self._in_thread(
-                pages_txn, connection, tick, self._settings.most, pages[-1].last
-            )
-
-    async def _publish_rows(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow], index: int
-    ) -> int:
-        """Publish the net changes of rows; return the index of the last one."""
-        changes: list[Change] = await self._in_thread(self._net_txn, connection, tick, rows, index)
-        if changes:
-            await self._until_published(connection, changes)
-            self.counters.changes += len(changes)
-            index = changes[-1].position.index
-        if rows:
-            self.counters.lag = round(max(0.0, time.time() - rows[-1].at.timestamp()), 4)
-        return index
-
-    def _net_txn(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow], index: int
-    ) -> list[Change]:
-        # What a table is tracked by may be another since; each such change says so in the log.
-        if any(row.op == "R" or row.relation not in self._tracked for row in rows):
-            self._tracked = tracked_txn(connection)
-        return list(net_changes(rows, self._tracked, tick.epoch, tick.number, index))
-
-    async def _until_published(self, connection: PgConnection, changes: list[Change]) -> None:
-        """Publish, however long it takes: the session shows signs of life meanwhile."""
-        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes)))
-        since, broken = self._reactor.seconds(), list[Failure]()
-
-        async def beat() -> None:
-            nonlocal since
-            await self._in_thread(connection.ask, "SELECT 1")
-            now = self._reactor.seconds()
-            since = now if self._able() else since
-            if now > since + self._settings.lease:
-                raise CannotPublish
-
-        def give_up(why: Failure) -> None:
-            broken.append(why)
-            publishing.cancel()
-
-        pulse = LoopingCall(lambda: Deferred.fromCoroutine(beat()))
-        pulse.clock = self._reactor
-        beating = pulse.start(PULSE, now=False).addErrback(give_up)
-        try:
-            await publishing
-        except CancelledError:
-            if broken:
-                broken[0].raiseException()
-            raise
-        finally:
-            if pulse.running:
-                pulse.stop()
-            await beating  # a thread may be at it
 
     def _heard(self, _: str) -> None:
         if not self.leading:  # who knows its own ticks
@@ -486,17 +392,6 @@ class Sleep:
         self.looks = 0
         self.deep = False
         self.awaited: set[str] = set()
-
-
-class CannotPublish(Exception):
-    """There is no way to publish by, and another one may have it."""
-
-    def __init__(self) -> None:
-        super().__init__("there is no router to publish by")
-
-
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable
 
 
 def _fire(deferred: Deferred[None]) -> None:

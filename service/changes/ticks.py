@@ -24,7 +24,7 @@ PAGE_ROWS = 5_000
 """Rows of the log that are read in one piece."""
 PAGE_BYTES = 32 << 20
 """Bytes of their images, as they are stored; a transaction that has more is too large."""
-TRANSACTIONS = 20_000
+TRANSACTIONS = 100_000
 """Transactions that one look at a large tick tells of."""
 
 # Two index scans. A row that was not visible in a snapshot is of a transaction that had not begun

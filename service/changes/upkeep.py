@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from service.db.connection import PgConnection
 
-NOTICE = 5.0
-"""Seconds between two looks for DDL while there are changes."""
+NOTICE = 30.0
+"""Seconds between two looks for DDL while there are changes; most is seen in the catalog at once."""
 PRUNE = 60.0
 """Seconds between two looks for what is old, at most."""
 BATCH = 5_000
