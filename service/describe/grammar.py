@@ -86,6 +86,9 @@ def _measure() -> Schema:
         "separator": {"type": ["string", "null"]},
         "where": {"anyOf": [reference("where"), NULL]},
         "cast": {"type": ["string", "null"]},
+        "fraction": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "discrete": FLAG,
+        "order": reference("order"),
     }
     return {**record(found), "oneOf": [{"required": [name]} for name in measures.FUNCTIONS]}
 

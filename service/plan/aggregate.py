@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Relation
-from service.plan.conditions import Bound, Condition
-from service.plan.filters import comparable, plan_filter, plan_measure, referenced
+from service.plan.conditions import Bound, Condition, SortKey
+from service.plan.filters import comparable, plan_filter, plan_measure, referenced, sort_keys
 from service.plan.hidden import as_json
-from service.plan.outputs import outputs_of, refuse_repeated, sort_keys
+from service.plan.outputs import outputs_of, refuse_repeated
 from service.plan.scope import Scope, groups_of
-from service.plan.types import FunctionCall, Groups, Output, SortKey
+from service.plan.types import FunctionCall, Groups, Output
 from service.request.types import AggregateRequest, Item, Key, Measure, Reference
 
 

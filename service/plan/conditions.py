@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.catalog import Column, Function, Relation, Type
+from service.request.types import Nulls
 
 PG_CATALOG = "pg_catalog"
 
@@ -179,6 +180,24 @@ class Expression:
 
 
 @dataclass(frozen=True, slots=True)
+class SortKey:
+    """
+    A sort key.
+
+    Args:
+        expression: What is sorted by.
+        descending: Its direction.
+        nulls: Where its nulls go.
+        position: Its place among the outputs from 1, where the rows are distinct.
+    """
+
+    expression: Expression
+    descending: bool
+    nulls: Nulls
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedMeasure:
     """
     A function over many rows.
@@ -188,11 +207,14 @@ class PlannedMeasure:
         operand: What it is of; None for rows.
         type: Of the result.
         name: What it is called in the answer.
-        path: Where in the call.
+        path: Where in the call its function stands.
         distinct: Whether each value counts once.
         separator: What stands between the strings of `string_agg`.
+        fraction: Of a percentile.
+        within: Whether the operand is what the rows are sorted by, as of a percentile.
+        order: Of the rows, as of `array_agg`.
         where: Which rows count.
-        cast: What the result is cast to.
+        cast: What the result is cast to, and where that stands.
         schema: Where the function is looked for, as of an `Operator`.
     """
 
@@ -203,8 +225,11 @@ class PlannedMeasure:
     path: str
     distinct: bool = False
     separator: Bound | None = None
+    fraction: Bound | None = None
+    within: bool = False
+    order: tuple[SortKey, ...] = ()
     where: Condition | None = None
-    cast: Type | None = None
+    cast: tuple[Type, str] | None = None
     schema: str = PG_CATALOG
 
 

@@ -10,8 +10,8 @@ from itertools import chain, count
 
 from service.catalog import Catalog, Type
 from service.plan.aggregate import plan_grouped
-from service.plan.filters import plan_related
-from service.plan.outputs import outputs_of, refuse_repeated, sort_keys, with_row_key
+from service.plan.filters import plan_related, sort_keys
+from service.plan.outputs import outputs_of, refuse_repeated, with_row_key
 from service.plan.scope import Scope
 from service.plan.types import Groups, Output, PlannedEmbed, names_of, truncated
 from service.request.types import Embed, Item

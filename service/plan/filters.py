@@ -24,9 +24,11 @@ from service.plan.conditions import (
     Not,
     PlannedMeasure,
     Search,
+    SortKey,
 )
 from service.plan.hidden import without_hidden_fields
 from service.plan.scope import MeasuredScope, Scope
+from service.request.aggregate import SORTED
 from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS, unknown_operator
 from service.request.synonyms import container_hint
 from service.request.types import (
@@ -34,6 +36,7 @@ from service.request.types import (
     Connective,
     Embed,
     Filter,
+    Key,
     Measure,
     Negation,
     Operand,
@@ -83,6 +86,8 @@ SEARCH_FUNCTIONS = {
 }
 
 
+FUNCTIONS = {("percentile", False): "percentile_cont", ("percentile", True): "percentile_disc"}
+"""What PostgreSQL calls functions, where that is something else: by ours, and whether it is discrete."""
 WHOLE = frozenset(["count", "array_agg"])
 """Functions that do not look into a value."""
 
@@ -228,6 +233,25 @@ def value_of(scope: Scope, reference: Reference) -> Expression:
     return replace(found, source=scope.source, links=(link, *found.links), nullable=True)
 
 
+def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
+    """Plan sort keys; a column that stands twice counts once."""
+    keys: list[SortKey] = []
+    for key in order:
+        expression = referenced(scope, key.reference)
+        if not expression.type.comparable:
+            raise InvalidArgument(
+                f"values of type {expression.type.sql} have no order",
+                path=key.reference.path,
+                column=expression.column.name,
+            )
+        if any(expression.same(earlier.expression) for earlier in keys):
+            continue
+        # PostgreSQL's own default: null is larger than every value.
+        nulls = key.nulls or ("first" if key.descending else "last")
+        keys.append(SortKey(expression, key.descending, nulls))
+    return tuple(keys)
+
+
 def comparable(scope: Scope, value: Expression) -> Expression:
     """
     Return a value, cast, where need be, to a type whose values can be compared.
@@ -251,25 +275,29 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
     operand, of = None, scope.named("text")
     if measure.item is not None:
         operand = value_of(scope, measure.item.reference)
-        if measure.distinct:
+        if measure.distinct or measure.function in SORTED:
             operand = comparable(scope, operand)
         if measure.cast is not None or measure.function not in WHOLE:
             without_hidden_fields(scope.catalog, operand)
         of = scope.catalog.plain(operand.type)
     cast = None
     if measure.cast is not None:
-        cast = scope.catalog.type_named(measure.cast, f"{measure.path}.cast")
+        place = f"{measure.path}.cast"
+        cast = scope.catalog.type_named(measure.cast, place), place
     separator = None
     if measure.separator is not None:
         separator = scope.bound(measure.separator, scope.named("text"))
     return PlannedMeasure(
-        function=measure.function,
+        function=FUNCTIONS.get((measure.function, measure.discrete), measure.function),
         operand=operand,
-        type=cast or _measure_result(scope.catalog, measure.function, of),
+        type=cast[0] if cast else _measure_result(scope.catalog, measure, of),
         name=measure.name,
-        path=measure.path,
+        path=f"{measure.path}.{measure.function}",
         distinct=measure.distinct,
         separator=separator,
+        fraction=scope.bound(measure.fraction, scope.named("float8")) if measure.fraction else None,
+        within=measure.function in SORTED,
+        order=_order_within(scope, measure, operand),
         where=plan_filter(scope, measure.where),
         cast=cast,
         # By schema: unqualified, PostgreSQL takes the one that fits best, whoever has made it.
@@ -277,9 +305,29 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
     )
 
 
-def _measure_result(catalog: Catalog, function: str, of: Type) -> Type:
-    """Return the type of a function's result for values of a type."""
-    named = catalog.types_by_name
+def _order_within(
+    scope: Scope, measure: Measure, operand: Expression | None
+) -> tuple[SortKey, ...]:
+    """Plan the order in which a measure takes its values."""
+    keys = sort_keys(scope, measure.order)
+    if measure.distinct and operand is not None:
+        for key in keys:
+            if not key.expression.same(operand):
+                raise InvalidArgument(
+                    "distinct values are sorted by themselves alone", path=key.expression.path
+                )
+        # spelled alike in both places, since PostgreSQL compares no more than the spelling
+        keys = tuple(replace(key, expression=operand) for key in keys)
+    return keys
+
+
+def _measure_result(catalog: Catalog, measure: Measure, of: Type) -> Type:
+    """Return the type of a measure over values of a type."""
+    function, named = measure.function, catalog.types_by_name
+    if function in {"stddev", "variance"}:
+        return named["float8" if of.form == "float" else "numeric"]
+    if function == "percentile" and not measure.discrete:
+        return of if of.name == "interval" else named["float8"]
     if function == "count":
         return named["int8"]
     if function in {"bool_and", "bool_or"}:

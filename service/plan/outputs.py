@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument, clip
-from service.plan.conditions import Expression
-from service.plan.filters import referenced, value_of
+from service.plan.conditions import Expression, SortKey
+from service.plan.filters import value_of
 from service.plan.hidden import has_hidden_field
 from service.plan.scope import Scope
-from service.plan.types import Output, SortKey, truncated
-from service.request.types import Item, Key
+from service.plan.types import Output, truncated
+from service.request.types import Item
 
 MAX_SORT_KEYS = 64
 """Columns by which rows without a key are sorted."""
@@ -42,25 +42,6 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     if left_out and not found:
         raise InvalidArgument("no column is left", path=select[0].reference.path)
     return tuple(found.values())
-
-
-def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
-    """Plan sort keys; a column that stands twice counts once."""
-    keys: list[SortKey] = []
-    for key in order:
-        expression = referenced(scope, key.reference)
-        if not expression.type.comparable:
-            raise InvalidArgument(
-                f"values of type {expression.type.sql} have no order",
-                path=key.reference.path,
-                column=expression.column.name,
-            )
-        if any(expression.same(earlier.expression) for earlier in keys):
-            continue
-        # PostgreSQL's own default: null is larger than every value.
-        nulls = key.nulls or ("first" if key.descending else "last")
-        keys.append(SortKey(expression, key.descending, nulls))
-    return tuple(keys)
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.aggregate import comparable_outputs
-from service.plan.conditions import BoolExpr, Compare, Condition, Expression
+from service.plan.conditions import BoolExpr, Compare, Condition, Expression, SortKey
 from service.plan.embed import plan_columns
 from service.plan.filters import (
     both,
@@ -20,11 +20,12 @@ from service.plan.filters import (
     list_of,
     plan_filter,
     referenced,
+    sort_keys,
 )
 from service.plan.hidden import as_json
-from service.plan.outputs import distinct_first, distinct_keys, sort_keys, with_row_key
+from service.plan.outputs import distinct_first, distinct_keys, with_row_key
 from service.plan.scope import Scope
-from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan, SortKey
+from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan
 from service.request.types import (
     After,
     CountRequest,

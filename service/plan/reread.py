@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Column, Relation, WriteKind
-from service.plan.conditions import Expression, Link
+from service.plan.conditions import Expression, Link, SortKey
 from service.plan.scope import Scope
-from service.plan.types import Output, PlannedReturning, Reread, SavedColumn, SortKey
+from service.plan.types import Output, PlannedReturning, Reread, SavedColumn
 
 
 def reread(

@@ -20,8 +20,8 @@ from service.plan.conditions import (
     Link,
     Operator,
     PlannedMeasure,
+    SortKey,
 )
-from service.request.types import Nulls
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,24 +160,6 @@ def names_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple
     for embed in embeds:
         names += embed.columns if embed.spread else (embed.name,)
     return tuple(names)
-
-
-@dataclass(frozen=True, slots=True)
-class SortKey:
-    """
-    A sort key.
-
-    Args:
-        expression: What is sorted by.
-        descending: Its direction.
-        nulls: Where its nulls go.
-        position: Its place among the outputs from 1, where the rows are distinct.
-    """
-
-    expression: Expression
-    descending: bool
-    nulls: Nulls
-    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import Values
+from service.request.arguments import Values, flag_of
 from service.request.filters import FilterParser
-from service.request.select import check_name, parse_one
+from service.request.select import check_name, parse_one, parse_order
 from service.request.synonyms import synonym_hint
 from service.request.types import Item, Measure, Operand
 
@@ -22,10 +22,18 @@ FUNCTIONS = (
     "max",
     "bool_and",
     "bool_or",
+    "stddev",
+    "variance",
+    "percentile",
+    "mode",
     "array_agg",
     "string_agg",
 )
-OPTIONS = ("distinct", "separator", "where", "cast")
+SORTED = ("percentile", "mode")
+"""Functions that sort the rows by what they are of."""
+LISTS = ("array_agg", "string_agg")
+"""Functions that make one value of all."""
+OPTIONS = ("distinct", "separator", "where", "cast", "fraction", "discrete", "order")
 MAX_MEASURES = 200
 """Of one list: a statement gives 1,664 columns at most, and groups want some of them."""
 
@@ -76,9 +84,22 @@ def _measure(name: str, measure: Any, values: Values, filters: FilterParser, pat
         raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
     if cast is not None and not isinstance(cast, str):
         raise InvalidArgument('"cast" is the name of a type', path=f"{path}.cast")
-    where = filters.parse(measure.get("where"), f"{path}.where")
-    separator = _separator(function, measure, values, path)
-    return Measure(name, path, function, item, bool(distinct), separator, where, cast)
+    if distinct and function in SORTED:
+        raise InvalidArgument(f'"{function}" is of all values', path=f"{path}.distinct")
+    if measure.get("order") is not None and function not in LISTS:
+        raise InvalidArgument(f'"{function}" has no order', path=f"{path}.order")
+    return Measure(
+        name,
+        path,
+        function,
+        item,
+        bool(distinct),
+        _separator(function, measure, values, path),
+        filters.parse(measure.get("where"), f"{path}.where"),
+        cast,
+        *_fraction(function, measure, values, path),
+        parse_order(measure.get("order"), values, f"{path}.order"),
+    )
 
 
 def _function(measure: Mapping[Any, Any], path: str) -> str:
@@ -110,6 +131,30 @@ def _operand(function: str, operand: Any, values: Values, path: str) -> Item | N
             hint="the name of a measure is its key",
         )
     return item
+
+
+def _fraction(
+    function: str, measure: Mapping[str, Any], values: Values, path: str
+) -> tuple[Operand | None, bool]:
+    """Parse which percentile is meant, and whether that is one of the values."""
+    fraction = measure.get("fraction")
+    discrete = flag_of(measure.get("discrete"), "discrete", f"{path}.discrete")
+    if function != "percentile":
+        for name in ("fraction", "discrete"):
+            if measure.get(name) is not None:
+                raise InvalidArgument(f'"{function}" has no {name}', path=f"{path}.{name}")
+        return None, False
+    if (
+        not isinstance(fraction, int | float)
+        or isinstance(fraction, bool)
+        or not 0 <= fraction <= 1  # which NaN is neither
+    ):
+        raise InvalidArgument(
+            '"fraction" is a number from 0 to 1',
+            path=f"{path}.fraction",
+            hint='0.5 is the median, as in {"percentile": "seats", "fraction": 0.5}',
+        )
+    return Operand(values.add(fraction), f"{path}.fraction"), discrete
 
 
 def _separator(

@@ -164,6 +164,9 @@ class Measure:
         item: What it is of; None for rows.
         distinct: Whether each value counts once.
         separator: What stands between the strings of `string_agg`.
+        fraction: Of a percentile.
+        discrete: Whether that is one of the values.
+        order: In which lists and strings are made.
         where: Which rows count.
         cast: What its result is cast to.
     """
@@ -176,6 +179,9 @@ class Measure:
     separator: Operand | None
     where: Filter
     cast: str | None
+    fraction: Operand | None = None
+    discrete: bool = False
+    order: tuple[Key, ...] = ()
 
 
 EVERYTHING = Connective(any=False, terms=())

@@ -25,8 +25,9 @@ from service.plan.conditions import (
     PlannedMeasure,
     Present,
     Search,
+    SortKey,
 )
-from service.plan.types import Output, SortKey
+from service.plan.types import Output
 from service.sql.statement import (
     AND,
     COMMA,
@@ -79,7 +80,10 @@ def expression(value: Expression) -> Composable:
     return column
 
 
-_FOR = {"sum": "numeric", "avg": "numeric", "bool_and": "boolean", "bool_or": "boolean"}
+_FOR = {
+    **dict.fromkeys(("sum", "avg", "stddev", "variance", "percentile_cont"), "numeric"),
+    **dict.fromkeys(("bool_and", "bool_or"), "boolean"),
+}
 """What a function is for."""
 
 
@@ -96,17 +100,23 @@ def measure_value(measure: PlannedMeasure) -> Composable:
     where = EMPTY
     if measure.where is not None:
         where = SQL(" FILTER (WHERE {})").format(condition(measure.where))
-    value: Composable = SQL("{mark}{function}({distinct}{operand}{separator}){where}").format(
-        mark=Mark(f"{measure.path}.{measure.function}", column, hint),
+    operand = expression(measure.operand) if measure.operand else SQL("*")
+    template = "{mark}{function}({distinct}{operand}{separator}{order}){where}"
+    if measure.within:
+        template = "{mark}{function}({fraction}) WITHIN GROUP (ORDER BY {operand}){where}"
+    value: Composable = SQL(template).format(
+        mark=Mark(measure.path, column, hint),
         function=SQL(f"{schema_sql(measure.schema)}.{measure.function}"),
         distinct=SQL("DISTINCT " if measure.distinct and measure.operand else ""),
-        operand=expression(measure.operand) if measure.operand else SQL("*"),
+        operand=operand,
         separator=separator,
+        fraction=Parameter(measure.fraction) if measure.fraction else EMPTY,
+        order=order_by(measure.order),
         where=where,
     )
     if measure.cast:
-        mark = Mark(f"{measure.path}.cast", column, cast=True)
-        value = Composed([mark, cast(value, measure.cast.sql)])
+        type, path = measure.cast
+        value = Composed([Mark(path, column, cast=True), cast(value, type.sql)])
     return value
 
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier
 
+from service.plan.conditions import SortKey
 from service.plan.types import (
     PlannedAfter,
     PlannedEmbed,
     PlannedReturning,
     ReadPlan,
-    SortKey,
     names_of,
     truncated,
 )

@@ -400,10 +400,17 @@ async def test_groups_under_any_filter_add_up_to_the_whole(
     db: DirectCaller, where: Any, group: Any
 ) -> None:
     """Groups add up to the whole, and a condition on them takes some of them away."""
-    measures = {"n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}}}  # fmt: skip
+    measures = {
+        "n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}},
+        "ids": {"array_agg": "id", "order": ["-name", "id"]}, "usual": {"mode": "name"},
+        "middle": {"percentile": "id", "fraction": 0.5, "discrete": True}, "spread": {"stddev": "ratio"},
+    }  # fmt: skip
     groups = await db.call("people.aggregate", measures, where=where, group=group)
     n = await db.call("people.count", where=where)
     assert sum(each["n"] for each in groups) == n
+    for each in groups:
+        assert len(each["ids"] or []) == each["n"]
+        assert each["n"] == 0 or each["middle"] == sorted(each["ids"])[(each["n"] - 1) // 2]
     paid = {"and": [where, {"pay": {"is": "not null"}}]}
     assert sum(each["pays"] for each in groups) == await db.call("people.count", where=paid)
     few = {"and": [where, {"id": {"lt": 9}}]}

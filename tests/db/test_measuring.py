@@ -4,6 +4,7 @@ Rows sorted and filtered by measures of their related rows, against plain SQL.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -191,3 +192,100 @@ async def test_measure_is_over_rows_that_the_role_may_see(db: DirectCaller, dsn:
     embed = {"sales": {"measures": {"n": {"count": "*"}}}}
     found = await db.call_as(CLERK, "shops.find", select=["id"], embed=embed, order=["-sales.n"])
     assert [row["id"] for row in found["rows"]] == expected
+
+
+VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"stddev": "amount"}, "stddev(amount)"),
+    ({"stddev": "id"}, "stddev(id)"),
+    ({"variance": "amount", "where": {"id": {"gt": 9}}}, "variance(amount) FILTER (WHERE id > 9)"),
+    ({"variance": "doc->>n::float8"}, "variance((doc->>'n')::float8)"),
+    ({"stddev": "amount", "distinct": True}, "stddev(DISTINCT amount)"),
+    ({"stddev": "amount", "cast": "int"}, "stddev(amount)::int"),
+    ({"percentile": "amount", "fraction": 0.5}, "percentile_cont(0.5) WITHIN GROUP (ORDER BY amount)"),
+    ({"percentile": "id", "fraction": 1}, "percentile_cont(1) WITHIN GROUP (ORDER BY id)"),
+    ({"percentile": "amount", "fraction": 0.25, "discrete": True},
+     "percentile_disc(0.25) WITHIN GROUP (ORDER BY amount)"),
+    ({"percentile": "at", "fraction": 0.9, "discrete": True}, "percentile_disc(0.9) WITHIN GROUP (ORDER BY at)"),
+    ({"percentile": "amount", "fraction": 0, "where": {"shop": 2}},
+     "percentile_cont(0) WITHIN GROUP (ORDER BY amount) FILTER (WHERE shop = 2)"),
+    ({"mode": "amount"}, "mode() WITHIN GROUP (ORDER BY amount)"),
+    ({"mode": "doc->n"}, "mode() WITHIN GROUP (ORDER BY doc->'n')"),
+    ({"mode": "shop.name"}, "mode() WITHIN GROUP (ORDER BY (SELECT name FROM shops WHERE shops.id = shop))"),
+    ({"array_agg": "id", "order": ["-amount", "id"]}, "array_agg(id ORDER BY amount DESC, id)"),
+    ({"array_agg": "id", "order": "-id", "where": {"amount": {"gt": 6}}},
+     "array_agg(id ORDER BY id DESC) FILTER (WHERE amount > 6)"),
+    ({"array_agg": "amount", "distinct": True, "order": ["-amount"]},
+     "array_agg(DISTINCT amount ORDER BY amount DESC)"),
+    ({"array_agg": "doc->>n::int", "distinct": True, "order": ["-doc->>n::int"]},
+     "array_agg(DISTINCT (doc->>'n')::int ORDER BY (doc->>'n')::int DESC)"),
+    ({"string_agg": "id::text", "order": [{"by": "doc->>n", "nulls": "first"}, "-id"], "separator": "; "},
+     "string_agg(id::text, '; ' ORDER BY doc->>'n' NULLS FIRST, id DESC)"),
+    ({"string_agg": "shop.name", "order": ["-shop.name", "id"]},
+     "string_agg((SELECT name FROM shops WHERE shops.id = shop), ',' ORDER BY"
+     " (SELECT name FROM shops WHERE shops.id = shop) DESC, id)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("measure", "sql"), VALUES)
+@pytest_twisted.ensureDeferred
+async def test_measure_is_that_of_its_sql(
+    db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str
+) -> None:
+    """Of all rows, of groups, and of the related rows of each."""
+    ((text,),) = execute(dsn, f"SELECT to_jsonb({sql})::text FROM sales")
+    (found,) = await db.call("sales.aggregate", {"m": measure})
+    assert alike(found["m"], json.loads(text)), text
+    groups = await db.call("sales.aggregate", {"m": measure}, group=["shop"])
+    expected = execute(dsn, f"SELECT shop, to_jsonb({sql})::text FROM sales GROUP BY 1 ORDER BY 1")
+    assert [each["shop"] for each in groups] == [shop for shop, _ in expected]
+    for each, (_, text) in zip(groups, expected, strict=True):
+        assert alike(each["m"], None if text is None else json.loads(text)), (each, text)
+    embed = {"sales": {"measures": {"m": measure}, "spread": True}}
+    found = await db.call("shops.find", select=["id"], embed=embed)
+    by_shop = {each["shop"]: each["m"] for each in groups}
+    for row in found["rows"]:
+        assert row["m"] == by_shop.get(row["id"]) or row["id"] not in by_shop
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Compare as numbers what is numeric on the wire."""
+    if isinstance(expected, list) and isinstance(found, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    if isinstance(expected, int | float) and not isinstance(expected, bool):
+        return found is not None and abs(float(found) - expected) < 1e-9
+    return bool(found == expected)
+
+
+@pytest.mark.parametrize(
+    ("measure", "path"),
+    [
+        ({"percentile": "amount"}, "fraction"),
+        ({"percentile": "amount", "fraction": 2}, "fraction"),
+        ({"percentile": "amount", "fraction": -0.1}, "fraction"),
+        ({"percentile": "amount", "fraction": float("nan")}, "fraction"),
+        ({"percentile": "amount", "fraction": True}, "fraction"),
+        ({"percentile": "amount", "fraction": "0.5"}, "fraction"),
+        ({"percentile": "amount", "fraction": [0.5]}, "fraction"),
+        ({"percentile": "at", "fraction": 0.5}, "percentile"),
+        ({"percentile": "amount", "fraction": 0.5, "discrete": 1}, "discrete"),
+        ({"percentile": "amount", "fraction": 0.5, "distinct": True}, "distinct"),
+        ({"percentile": "secret", "fraction": 0.5}, "percentile"),
+        ({"mode": "*"}, "mode"),
+        ({"mode": "amount", "fraction": 0.5}, "fraction"),
+        ({"sum": "amount", "discrete": True}, "discrete"),
+        ({"sum": "amount", "order": ["id"]}, "order"),
+        ({"stddev": "at"}, "stddev"),
+        ({"array_agg": "id", "order": ["secret"]}, "order.0"),
+        ({"array_agg": "id", "order": ["nope::text"]}, "order.0"),
+        ({"array_agg": "id", "order": [5]}, "order.0"),
+        ({"array_agg": "id", "order": ["-id) FROM sales; --"]}, "order.0"),
+        ({"array_agg": "id", "distinct": True, "order": ["amount"]}, "order.0"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_measure_of_nothing_is_refused_where_it_stands(
+    db: DirectCaller, measure: dict[str, Any], path: str
+) -> None:
+    refused = await failure_of(db.call("sales.aggregate", {"m": measure}))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == f"measures.m.{path}"

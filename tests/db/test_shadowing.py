@@ -107,6 +107,8 @@ ONE = [
         "unnest",
         "num_nulls",
         "convert_to",
+        "length",
+        "cardinality",
     ],
 ]
 TWO = [
@@ -245,7 +247,8 @@ async def test_planted_functions_over_rows_not_run(db: DirectCaller) -> None:
     fitted = 0
     for column in db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns:
         for name in FUNCTIONS:
-            measure = {name: column} | ({"separator": ","} if name == "string_agg" else {})
+            more = {"string_agg": {"separator": ","}, "percentile": {"fraction": 0.5}}
+            measure = {name: column} | more.get(name, {})
             for distinct in ({}, {"distinct": True}):
                 try:
                     await _call(db, "things.aggregate", measures={"m": measure | distinct})

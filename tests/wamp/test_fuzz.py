@@ -78,7 +78,8 @@ INJECTIONS = [
     "a" * 2000,
 ]
 WORDS = [*sorted(VERBS.keys() - {"import"}), "drop", ""]
-MEASURES = ["count", "sum", "avg", "min", "max", "bool_and", "array_agg", "string_agg", "zzz"]
+MEASURES = ["count", "sum", "avg", "min", "max", "bool_and", "array_agg", "string_agg", "stddev", "variance",
+            "percentile", "mode", "zzz"]  # fmt: skip
 RELATIONS = ["things", "seen", "canary", "public.things", "pg_catalog.pg_class", "th%69ngs", "%",
              "%ff", "pg_authid", "a.b", "", "fn", "tx", "transaction"]  # fmt: skip
 
@@ -180,7 +181,18 @@ class Generator:
     def measures(self) -> Any:
         """Make something like measures."""
         return {
-            f"m{at}": {self.random.choice(MEASURES): self.random.choice(["*", self.column(), 5])}
+            f"m{at}": {
+                self.random.choice(MEASURES): self.random.choice(["*", self.column(), 5]),
+                **self.random.choice(
+                    [
+                        {},
+                        {},
+                        {"fraction": 0.5},
+                        {"order": [self.order()]},
+                        {"fraction": self.value(0), "discrete": True},
+                    ]
+                ),
+            }
             for at in range(self.random.randint(0, 3))
         }
 

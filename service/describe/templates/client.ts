@@ -92,10 +92,17 @@ export interface Measure {
   max?: Item;
   bool_and?: Item;
   bool_or?: Item;
+  stddev?: Item;
+  variance?: Item;
+  percentile?: Item;
+  mode?: Item;
   array_agg?: Item;
   string_agg?: Item;
   distinct?: boolean | null;
   separator?: string | null;
+  fraction?: number | null;
+  discrete?: boolean | null;
+  order?: OneOrMany<Sorting> | null;
   where?: Where | null;
   cast?: string | null;
 }

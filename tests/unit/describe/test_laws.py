@@ -156,6 +156,12 @@ MEASURES = st.dictionaries(
     COLUMN,
     st.fixed_dictionaries(
         {}, optional={"count": COLUMN, "sum": COLUMN, "where": WHERE, "distinct": SCALARS}
+    )
+    | st.fixed_dictionaries(
+        {"percentile": COLUMN, "fraction": SCALARS}, optional={"discrete": SCALARS, "where": WHERE}
+    )
+    | st.fixed_dictionaries(
+        {"array_agg": COLUMN}, optional={"order": ANYTHING, "distinct": SCALARS}
     ),
     max_size=2,
 )
