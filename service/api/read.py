@@ -24,8 +24,13 @@ from service.db.statements import (
 )
 from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
-from service.plan.aggregate import plan_aggregate
-from service.plan.functions import plan_called, plan_called_all, plan_called_groups
+from service.plan.aggregate import plan_aggregate, plan_totals
+from service.plan.functions import (
+    plan_called,
+    plan_called_all,
+    plan_called_groups,
+    plan_called_totals,
+)
 from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.plan.types import ReadPlan
 from service.plan.uses import refuse_guarded
@@ -108,11 +113,10 @@ def find(call: Call) -> Step | Awaitable[Any]:
     # what may not be called twice is counted as it is read
     whole = request.count in ("exact", "estimated") and function and not function.reads
     statement = call.snapshot.statement(_unlimited if whole else _find, subject, parsed.request)
+    totals = call.snapshot.statement(_totals, subject, parsed.request) if request.measures else None
 
-    def page(found: Page, total: int | None = None) -> Any:
-        answer: dict[str, Any] = _tokens(parsed, found, limit, call.kwargs)
-        if total is not None:
-            answer["count"] = total
+    def page(found: Page, **beside: Any) -> Any:
+        answer = {**_tokens(parsed, found, limit, call.kwargs), **beside}
         if request.form == "json":
             return json_page(found.rows, **answer)
         if request.form == "lists":
@@ -123,7 +127,7 @@ def find(call: Call) -> Step | Awaitable[Any]:
         return reading(
             call,
             parsed,
-            lambda both: page(*both),
+            lambda both: page(both[0], count=both[1]),
             counted_txn,
             statement,
             parsed.offset,
@@ -131,7 +135,7 @@ def find(call: Call) -> Step | Awaitable[Any]:
             shape,
         )
     step = reading(call, parsed, page, page_txn, statement, limit, shape)
-    return _find_and_count(call, parsed, step) if request.count else step
+    return _find_and_more(call, parsed, step, totals) if request.count or totals else step
 
 
 def count(call: Call) -> Step:
@@ -228,9 +232,19 @@ def reading(
     return Step(fitting_txn, args, shape, parsed.timeout, "atomic")
 
 
-async def _find_and_count(call: Call, parsed: Parsed[Any], step: Step) -> Any:
-    found = await call.run(step)
-    return step.shape(found, await _total(call, parsed))
+async def _find_and_more(
+    call: Call, parsed: Parsed[Any], step: Step, totals: Statement | None
+) -> Any:
+    """Answer a page with what is asked for beside it."""
+    found, request = await call.run(step), wanted(parsed.request)
+    beside: dict[str, Any] = {}
+    if request.count:
+        beside["count"] = await _total(call, parsed)
+    if totals is not None:
+        shape = Shape("json" if request.form == "json" else "dicts", call.backend.max_bytes)
+        whole = reading(call, parsed, list, groups_txn, totals, MAX_GROUPS, shape)
+        (beside["totals"],) = await call.run(whole)
+    return step.shape(found, **beside)
 
 
 async def _total(call: Call, parsed: Parsed[Any]) -> int:
@@ -311,6 +325,12 @@ def _find(catalog: Catalog, subject: Any, request: Found) -> Statement:
 def _unlimited(catalog: Catalog, subject: Any, request: Found) -> Statement:
     plan = replace(plan_find_on(catalog, subject, request), limit=None, offset=None)
     return noted(select(plan), request)
+
+
+def _totals(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    if isinstance(request, CalledRequest):
+        return grouped(plan_called_totals(catalog, request))
+    return grouped(plan_totals(catalog, subject, request))
 
 
 def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:

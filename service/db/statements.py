@@ -244,9 +244,11 @@ def json_list(rows: Iterable[str]) -> str:
     return f"[{','.join(rows)}]"
 
 
-def json_page(rows: Iterable[str], **others: Any) -> str:
+def json_page(rows: Iterable[str], totals: str | None = None, **others: Any) -> str:
     """Return the JSON of an object of such rows, and of what stands beside them."""
     beside = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in others.items())
+    if totals is not None:
+        beside += f',"totals":{totals}'
     return f'{{"rows":{json_list(rows)}{beside}}}'
 
 

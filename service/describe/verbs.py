@@ -96,7 +96,12 @@ FIND = {
     "distinct": {"anyOf": [{"type": "boolean"}, reference("some_columns")]},
     "where": WHERE,
 }
-PAGE = {"after": reference("token"), "before": reference("token"), "count": words(*COUNTS)}
+PAGE = {
+    "after": reference("token"),
+    "before": reference("token"),
+    "count": words(*COUNTS),
+    "measures": {"anyOf": [reference("measures"), NULL]},
+}
 STREAM = {
     **FIND,
     **dict.fromkeys(PAGE, NULL),
@@ -207,6 +212,7 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
                 "next": {"type": ["string", "null"]},
                 "prev": {"type": ["string", "null"]},
                 "count": COUNTED,
+                "totals": OBJECT,
             },
             "required": ["rows", "next"],
         },

@@ -12,12 +12,20 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Relation
 from service.plan.conditions import Bound, Condition, SortKey
-from service.plan.filters import comparable, plan_filter, plan_measure, referenced, sort_keys
+from service.plan.filters import (
+    both,
+    comparable,
+    inner_condition,
+    plan_filter,
+    plan_measure,
+    referenced,
+    sort_keys,
+)
 from service.plan.hidden import as_json
 from service.plan.outputs import outputs_of, refuse_repeated
 from service.plan.scope import Scope, groups_of
 from service.plan.types import FunctionCall, Groups, Output
-from service.request.types import AggregateRequest, Item, Key, Measure, Reference
+from service.request.types import AggregateRequest, FindRequest, Item, Key, Measure, Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,22 @@ def plan_aggregate(
         having=plan_filter(result, request.having),
         limit=scope.number(request.limit),
         offset=scope.number(request.offset),
+        json=as_json(catalog, request.form, grouped.outputs),
+    )
+
+
+def plan_totals(catalog: Catalog, relation: Relation, request: FindRequest) -> AggregatePlan:
+    """Plan the measures over all rows that a find finds, without its pages."""
+    scope = Scope(catalog, relation, request.embeds)
+    grouped, _ = plan_grouped(scope, (), request.measures, (), "measures")
+    return AggregatePlan(
+        name=f"{relation.name}.find",
+        relation=relation,
+        where=both(plan_filter(scope, request.where), inner_condition(scope, request.embeds)),
+        grouped=grouped,
+        having=None,
+        limit=None,
+        offset=None,
         json=as_json(catalog, request.form, grouped.outputs),
     )
 

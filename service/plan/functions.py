@@ -19,7 +19,7 @@ from service.catalog import (
     cached_per_catalog,
 )
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
-from service.plan.aggregate import AggregatePlan, plan_aggregate
+from service.plan.aggregate import AggregatePlan, plan_aggregate, plan_totals
 from service.plan.conditions import Bound, Condition, Present
 from service.plan.filters import both
 from service.plan.hidden import has_hidden_field
@@ -111,6 +111,25 @@ def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest
         call=plan_source(catalog, request.call),
         afterwards=_writes(catalog, request),
     )
+
+
+def plan_called_totals(catalog: Catalog, request: CalledRequest[FindRequest]) -> AggregatePlan:
+    """
+    Plan the measures over all of a function's rows that a find finds.
+
+    Raises:
+        InvalidArgument: The function may write, and would be called twice.
+    """
+    function = request.call.function
+    if not function.reads:
+        raise InvalidArgument(
+            f'"{function.name}" may write, and is called once: its rows or their measures',
+            path="measures",
+            hint=f'"fn.{function.name}.aggregate" gives these',
+        )
+    plan = plan_totals(catalog, _rows(catalog, request), request.of)
+    where = both(_there(function), plan.where)
+    return replace(plan, where=where, call=plan_source(catalog, request.call))
 
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:

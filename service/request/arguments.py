@@ -191,11 +191,11 @@ def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
     """Return the hint for an argument that other tools, or other verbs, have."""
     text = isinstance(value, Mapping) or (isinstance(value, str) and not value.isdigit())
     found = synonym_hint("argument", name, {*names} - {"limit", "offset"} if text else names)
-    if found is None and "measures" in names and text:
+    if found is None and "having" in names and text:
         found = (
             f'a measure goes into "measures", as in measures={{"{clip(name)}": {{"count": "*"}}}}'
         )
-    if found is None and "where" in names and "measures" not in names:
+    if found is None and "where" in names and "having" not in names:
         found = GROUPED if letters(name) in _GROUPING else None
     return found
 

@@ -25,6 +25,7 @@ from service.request.types import (
     Form,
     GetRequest,
     KeyMatch,
+    Measure,
     Operand,
     Reference,
 )
@@ -37,7 +38,7 @@ CHUNK, MAX_CHUNK = 500, 5000
 
 Format = Literal["csv", "ndjson"]
 FORMATS: tuple[Format, ...] = ("csv", "ndjson")
-_PAGING = ("after", "before", "count")
+_PAGING = ("after", "before", "count", "measures")
 MAX_GROUPS = 5_000
 """The most groups of one answer; more rows are not handed through the reactor in one piece."""
 
@@ -131,6 +132,7 @@ def parse_find(
             "after",
             "before",
             "count",
+            "measures",
             "distinct",
             "embed",
             "form",
@@ -176,8 +178,23 @@ def parse_find(
         count=cast("CountMode | None", given.choice("count", COUNTS)),
         embeds=embeds,
         form=parse_form(given),
+        measures=_totals(given, values, limits, bool(distinct)),
     )
     return Parsed(request, values.freeze(), given.timeout(), query, offset, reached)
+
+
+def _totals(
+    given: Arguments, values: Values, limits: Limits, distinct: bool
+) -> tuple[Measure, ...]:
+    """Parse the measures over all rows that match, whatever page of them is asked for."""
+    measures = given.value("measures")
+    if measures is None:
+        return ()
+    if distinct:
+        raise InvalidArgument(
+            '"measures" are over rows, and not over distinct ones', path="measures"
+        )
+    return parse_measures(measures, values, limits.max_depth)
 
 
 def _reached(given: Arguments) -> Literal["after", "before"] | None:

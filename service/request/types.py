@@ -282,6 +282,7 @@ class FindRequest:
         count: How to count all matching rows, if at all.
         embeds: Related rows.
         form: Of the rows in the answer.
+        measures: Over all matching rows.
     """
 
     where: Filter
@@ -294,6 +295,7 @@ class FindRequest:
     count: CountMode | None
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

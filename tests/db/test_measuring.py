@@ -24,6 +24,9 @@ CREATE TABLE shops (id int PRIMARY KEY, name text, region int REFERENCES regions
 CREATE TABLE sales (id int PRIMARY KEY, shop int REFERENCES shops, amount numeric, at date, secret int,
     doc jsonb);
 COMMENT ON COLUMN sales.secret IS '@hidden';
+CREATE FUNCTION above(low numeric) RETURNS SETOF sales STABLE LANGUAGE sql
+    AS 'SELECT * FROM sales WHERE amount > low';
+CREATE FUNCTION wrote() RETURNS SETOF sales LANGUAGE sql AS 'SELECT * FROM sales';
 CREATE TABLE tags (id int PRIMARY KEY, name text);
 CREATE TABLE tagged (shop int REFERENCES shops, tag int REFERENCES tags, PRIMARY KEY (shop, tag));
 INSERT INTO regions SELECT i, 'R' || i FROM generate_series(1, 3) i;
@@ -289,3 +292,73 @@ async def test_measure_of_nothing_is_refused_where_it_stands(
     refused = await failure_of(db.call("sales.aggregate", {"m": measure}))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == f"measures.m.{path}"
+
+
+BY_TWO: dict[str, Any] = {
+    "n": {"count": "*"},
+    "total": {"sum": "amount"},
+    "ids": {"array_agg": "id", "order": ["id"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ({}, "sales"),
+        ({"limit": 2, "order": ["-amount"]}, "sales"),
+        ({"limit": 0}, "sales"),
+        ({"limit": 3, "offset": 7, "count": "exact"}, "sales"),
+        ({"where": {"amount": {"gt": 3}}, "limit": 1}, "sales WHERE amount > 3"),
+        ({"where": {"id": 99}}, "sales WHERE false"),
+        ({"embed": {"shop": {"where": {"name": "S2"}, "inner": True}}},
+         "sales WHERE shop IN (SELECT id FROM shops WHERE name = 'S2')"),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_totals_beside_a_page_are_over_all_that_matches(
+    db: DirectCaller, dsn: str, query: dict[str, Any], rows: str
+) -> None:
+    """In each form, on each page, with and without a count."""
+    sql = f"SELECT count(*), sum(amount)::text, array_agg(id ORDER BY id) FROM {rows}"
+    ((n, total, ids),) = execute(dsn, sql)
+    expected = {"n": n, "total": total, "ids": ids}
+    query = {"select": ["id"], **query}
+    found = await db.call("sales.find", measures=BY_TWO, **query)
+    assert found["totals"] == expected
+    assert found.get("count", n) == n
+    plain = await db.call("sales.find", **query)
+    assert {**found, "totals": None} == {**plain, "totals": None}
+    assert (await db.call("sales.find", measures=BY_TWO, form="lists", **query))[
+        "totals"
+    ] == expected
+    text = json.loads(await db.call("sales.find", measures=BY_TWO, form="json", **query))
+    assert alike([*text["totals"].values()], [n, total and float(total), ids])
+    if plain["next"]:
+        page = await db.call("sales.find", measures=BY_TWO, **query, after=plain["next"])
+        assert page["totals"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "path"),
+    [
+        ("sales.find", {"measures": {"n": {"nope": "id"}}}, "measures.n.nope"),
+        ("sales.find", {"measures": {"n": {"sum": "secret"}}}, "measures.n.sum"),
+        ("sales.find", {"measures": 5}, "measures"),
+        ("sales.find", {"measures": {"n": {"count": "*"}}, "distinct": True}, "measures"),
+        ("fn.wrote.find", {"measures": {"n": {"count": "*"}}}, "measures"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_totals_of_nothing_are_refused(
+    db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
+) -> None:
+    refused = await failure_of(db.call(name, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert refused.details["path"] == path
+
+
+@pytest_twisted.ensureDeferred
+async def test_totals_of_the_rows_of_a_function_are_those_of_its_rows(db: DirectCaller) -> None:
+    found = await db.call("fn.above.find", args={"low": 3}, limit=1, measures=BY_TWO)
+    own = await db.call("sales.find", where={"amount": {"gt": 3}}, measures=BY_TWO, limit=1)
+    assert found["totals"] == own["totals"]

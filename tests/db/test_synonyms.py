@@ -56,6 +56,7 @@ async def db(migrated: str) -> AsyncIterator[DirectCaller]:
 async def test_synonym_is_refused_with_an_example_that_runs(db: DirectCaller, row: Synonym) -> None:
     """The example is a call, and the same with the other word is refused with this hint."""
     page = await db.call("actions.find", limit=2)
+    page |= {"prev": (await db.call("actions.find", limit=2, after=page["next"]))["prev"]}
     name, args, kwargs = call_of(row.example, page)
     relation, verb = name.split(".")
     hints = []

@@ -137,6 +137,7 @@ class Generator:
                 "limit",
                 "offset",
                 "before",
+                "measures",
                 "count",
                 "distinct",
                 "embed",

@@ -37,6 +37,7 @@ class Page(TypedDict, Generic[Row]):
     next: str | None
     prev: NotRequired[str | None]
     count: NotRequired[int]
+    totals: NotRequired[dict[str, Any]]
 
 
 class Written(TypedDict, Generic[Row]):
@@ -96,6 +97,7 @@ class Paged(Sorted, total=False):
     distinct: bool | Names | None
     after: str | None
     before: str | None
+    measures: Measures | None
     count: Literal["exact", "planned", "estimated"] | None
 
 

@@ -5,6 +5,7 @@ export interface Page<Row> {
   next: string | null;
   prev?: string | null;
   count?: number;
+  totals?: Record<string, unknown>;
 }
 
 export interface Written<Row> {
@@ -73,6 +74,7 @@ export interface Find extends Shown, Filtered, Sorted {
 export interface Paged extends Find {
   after?: string | null;
   before?: string | null;
+  measures?: Measures | null;
   count?: "exact" | "planned" | "estimated" | null;
 }
 
