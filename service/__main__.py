@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -27,7 +27,7 @@ from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
 from service.app import Rowcast, obstacles, settle
-from service.changes.why import find_relation, table_checks_txn
+from service.changes.why import NotTried, find_relation, table_checks_txn, try_txn
 from service.command import (
     BadArgument,
     Printer,
@@ -155,8 +155,9 @@ def target_of(settings: Settings, **where: str | None) -> CallTarget:
 @main.command(help="Say why nothing is heard of a table's changes, check by check.")
 @click.argument("table")
 @click.option("--role", help="A role of the database, who would read; by default the service's.")
+@click.option("--try", "tries", is_flag=True, help="Write a row as it is, and time the way; asks.")
 @at_router
-def why(table: str, role: str | None, **where: str | None) -> None:
+def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
     """Print a line for each check; exits with 1 if one fails."""
     settings = read()
     target = target_of(settings, **where)
@@ -166,14 +167,18 @@ def why(table: str, role: str | None, **where: str | None) -> None:
             relation = find_relation(catalog, table)
             connection = open_session(dsn, SessionSettings(schemas=settings.schemas))
             try:
-                checks = table_checks_txn(connection, relation.schema, relation.name, role)
+                home = relation.schema, relation.name
+                checks = table_checks_txn(connection, *home, role)
+                question = f"UPDATE a row of {table} to what it is? Its triggers run."
+                if tries and click.confirm(question, err=True):
+                    checks.append(try_txn(connection, *home, sleep))
             finally:
                 connection.close()
     except InvalidArgument as error:
         hint = error.details.get("hint")
         served = f"{error.message}, or it is hidden or of a schema that is not served"
         fail(f"{served} (ROWCAST_SCHEMAS){f' → {hint}' if hint else ''}")
-    except (EmbeddedFailed, OSError) as error:
+    except (EmbeddedFailed, NotTried, OSError) as error:
         fail(str(error))
     for check in checks:
         print(check.line(), flush=True)

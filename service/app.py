@@ -38,7 +38,7 @@ from service.changes.feed import Feed, FeedSettings
 from service.changes.queries import RUN_LIMIT, WatchLimits
 from service.changes.topics import Topics
 from service.changes.watch import Watches
-from service.changes.why import Check, WhyProcedure
+from service.changes.why import WhyProcedure, service_checks
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -332,7 +332,12 @@ class Serving(Service):
         batches = Batches(
             self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
         )
-        why = WhyProcedure(self.dispatcher, self.database, roles, self._checks)
+        why = WhyProcedure(
+            self.dispatcher,
+            self.database,
+            roles,
+            lambda: service_checks(self.feed.well, self.feed.polling, publisher.refused),
+        )
         catchup = CatchUp(
             self.database,
             self.dispatcher,
@@ -383,22 +388,6 @@ class Serving(Service):
         await stopped(self.listener, self.listener.stopService)
         await stopped(self.catalogs, self.catalogs.stopService)
         await stopped(self.pool, self.pool.close)
-
-    def _checks(self) -> list[Check]:
-        """Return what `why` says of this service."""
-        if self.feed.problem is not None:
-            return [
-                Check(False, "the service does not read the log of changes", "its own log says why")
-            ]
-        if self.listener.listening:
-            return [Check(True, "the service listens to the database")]
-        return [
-            Check(
-                None,
-                "the service does not listen to the database: it looks now and then",
-                "ROWCAST_DIRECT_URL, past a transaction pooler",
-            )
-        ]
 
     def _heard(self, payload: str) -> None:
         self.catalogs.reload()

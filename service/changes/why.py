@@ -21,6 +21,7 @@ from service.db.session import OWN_IDENTITY
 from service.describe.relations import served_name
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Arguments, Caller
+from service.sql.statement import TRANSACTION, quoted
 
 RECENT = 100_000
 """Rows of the log, the newest, among which the last change of the table is looked for."""
@@ -229,6 +230,24 @@ def _read(found: Sequence[Any] | None) -> Iterator[Check]:
         yield Check(True, f"the log is read up to its end (tick {tick}, {_ago(since)} ago)")
 
 
+PATIENCE, STEP = 10.0, 0.01
+"""Seconds for which a write is waited for, and between two looks."""
+
+Wait = Callable[[float], None]
+
+COLUMN = """
+SELECT a.attname FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped
+   AND a.attgenerated = '' AND a.attidentity <> 'a' ORDER BY a.attnum LIMIT 1
+"""
+
+SEEN = """
+SELECT pg_catalog.pg_visible_in_snapshot(%(tx)s::xid8, snapshot)
+  FROM rowcast.ticks ORDER BY tick DESC LIMIT 1
+"""
+
 LATE = 5.0
 """Seconds that a change may wait to be read, a takeover included."""
 
@@ -252,6 +271,74 @@ def _ago(seconds: float) -> str:
     if seconds < 120:
         return f"{max(seconds, 0):.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
+    """
+    Yield what is to be said of the service that answers.
+
+    Args:
+        reads: Whether it reads the log, or another one does.
+        polls: Whether it looks now and then, instead of being told.
+        refused: How many events the router did not take.
+    """
+    if reads:
+        yield Check(True, "the service reads the log, or waits to take over from another one")
+    else:
+        yield Check(False, "the service does not read the log", "its own log says why not")
+    if polls:
+        yield Check(
+            None,
+            "it looks at the log now and then, as nobody tells it: events are some 20 ms late",
+            "ROWCAST_DIRECT_URL, past a transaction pooler; track without --no-wake",
+        )
+    if refused:
+        yield Check(
+            False,
+            f"the router did not take {refused} of its events",
+            "allow the role of the service to publish; its log names the first",
+        )
+    else:
+        yield Check(True, "the router takes its events")
+
+
+class NotTried(Exception):
+    """No row could be written for a try; says why."""
+
+
+def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Check:
+    """
+    Write a row as it is, and see how long it takes until the log is read up to there.
+
+    Its triggers run, and nobody is told of a change, since there is none.
+
+    Args:
+        connection: With nothing begun.
+        schema: Of the table.
+        name: Of the table.
+        wait: Waits for some seconds.
+
+    Raises:
+        NotTried: There is no row, or no column of it that can be written.
+    """
+    column = _row(connection, COLUMN, schema=schema, name=name)
+    if column is None:
+        raise NotTried(f"{schema}.{name} has no column that can be written")
+    table, set = f"{quoted(schema)}.{quoted(name)}", quoted(column[0])
+    row = f"(SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)"
+    write = f"UPDATE {table} SET {set} = {set} WHERE ctid = {row} RETURNING {TRANSACTION.string}"
+    # Without parameters percent signs stand for themselves.
+    with connection.cursor() as cursor:
+        cursor.execute(write)
+        written = cursor.fetchone()
+    if written is None:
+        raise NotTried(f"{schema}.{name} has no row that could be written")
+    for at in range(round(PATIENCE / STEP)):
+        found = _row(connection, SEEN, tx=written[0])
+        if found is not None and found[0]:
+            return Check(True, f"a write was read from the log within {at * STEP:.2f} s")
+        wait(STEP)
+    return Check(False, f"a write was not read from the log within {PATIENCE:g} s")
 
 
 class WhyProcedure:

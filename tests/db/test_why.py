@@ -11,7 +11,14 @@ import pytest_twisted
 
 from schema.changes import remove, track_table
 from service.api.roles import Roles
-from service.changes.why import Check, WhyProcedure, table_checks_txn
+from service.changes.why import (
+    Check,
+    NotTried,
+    WhyProcedure,
+    service_checks,
+    table_checks_txn,
+    try_txn,
+)
 from service.db.session import SessionSettings, open_session
 from service.errors import UnknownName
 from service.request.arguments import Caller
@@ -153,6 +160,49 @@ def test_why_tells_what_a_level_leaves_out(tracked: str) -> None:
         (line,) = [each.line() for each in checks(tracked, "things") if "level" in each.text]
         assert words in line
         assert line.endswith("→ rowcast track public.things --level full")
+
+
+def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told of a change: the row is as it was."""
+    connection = open_session(tracked, SessionSettings())
+    try:
+        with pytest.raises(NotTried):
+            try_txn(connection, "public", "things", lambda _: None)
+        execute(tracked, "INSERT INTO things VALUES (1, 'a')")
+        monkeypatch.setattr("service.changes.why.PATIENCE", 0.05)
+        unread = try_txn(connection, "public", "things", lambda _: None)
+        assert (unread.ok, unread.text) == (
+            False,
+            "a write was not read from the log within 0.05 s",
+        )
+
+        def read(_: float) -> None:
+            tick = (
+                "SELECT coalesce(max(tick), 0) + 1, 1, pg_current_snapshot(), 1 FROM rowcast.ticks"
+            )
+            execute(tracked, f"INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes) {tick}")
+
+        assert try_txn(connection, "public", "things", read).ok
+        assert execute(tracked, "SELECT * FROM things") == [(1, "a")]
+        (images,) = execute(
+            tracked, "SELECT old::text = new::text FROM rowcast.log WHERE op = 'U' LIMIT 1"
+        )
+        assert images == (True,)
+    finally:
+        connection.close()
+        execute(tracked, "TRUNCATE things")
+
+
+@pytest.mark.parametrize(
+    ("reads", "polls", "refused", "failing"),
+    [(True, False, 0, 0), (True, True, 0, 0), (False, False, 0, 1), (True, False, 3, 1)],
+)
+def test_service_says_what_of_itself_keeps_events_from_coming(
+    reads: bool, polls: bool, refused: int, failing: int
+) -> None:
+    found = list(service_checks(reads, polls, refused))
+    assert sum(check.ok is False for check in found) == failing
+    assert all(check.mend for check in found if check.ok is not True)
 
 
 @pytest_twisted.ensureDeferred

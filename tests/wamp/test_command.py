@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 
@@ -111,20 +112,49 @@ async def test_call_with_a_receipt_prints_the_keywords_too(router: Router) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_why_prints_a_line_for_each_check(router: Router, migrated: str) -> None:
-    """Of the database, without a service, and then of the router and the service."""
-    said, _, status = await rowcast(router, "why", "drivers", DATABASE_URL=migrated)
-    lines = said.splitlines()
-    assert status == 1
-    assert "[-] it is not tracked → rowcast track public.drivers" in lines
-    assert lines[-2:] == [
+    """Of the database, then of the router and the service; a write is tried if that is wanted."""
+
+    def why(*words: str) -> tuple[str, str, int]:
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "why", *words],
+            env={**environ(router), "DATABASE_URL": migrated},
+            cwd=ROOT,
+            input="y\n",
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        return done.stdout, done.stderr, done.returncode
+
+    said, errors, status = await deferToThread(why, "drivers", "--try")
+    assert status == 0, said + errors
+    assert "[+] a write was read from the log within " in said
+    assert said.splitlines()[-2:] == [
         "[+] a service answers, and is well",
         f"[+] the router lets you subscribe to {router.prefix}.drivers.changed.",
     ]
+    execute(migrated, "SELECT rowcast.untrack('drivers')")
+    said, _, status = await deferToThread(why, "drivers")
+    assert status == 1
+    assert "[-] it is not tracked → rowcast track public.drivers" in said.splitlines()
+    execute(migrated, "SELECT rowcast.track('drivers')")
     away = f"ws://127.0.0.1:{free_port()}/ws"
-    said, _, status = await rowcast(router, "why", "drivers", "--url", away, DATABASE_URL=migrated)
+    said, _, status = await deferToThread(why, "drivers", "--url", away)
     assert f"[-] no session at the router {away}" in said.splitlines()[-1]
-    _, errors, status = await rowcast(router, "why", "driver", DATABASE_URL=migrated)
+    _, errors, status = await deferToThread(why, "driver")
     assert (status, "did you mean" in errors) == (1, True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_answers_callers_of_the_service_too(router: Router) -> None:
+    said, _, status = await rowcast(router, "call", "why", "drivers")
+    assert status == 0
+    found = json.loads(said)
+    assert found["ok"] is True, found
+    texts = [check["text"] for check in found["checks"]]
+    assert "the service reads the log, or waits to take over from another one" in texts
+    assert "the router takes its events" in texts
 
 
 @pytest_twisted.ensureDeferred

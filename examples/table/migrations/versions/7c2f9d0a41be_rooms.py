@@ -1,7 +1,7 @@
 """rooms
 
 Revision ID: 7c2f9d0a41be
-Revises: 0003
+Revises: 0004
 Create Date: 2026-11-29
 """
 
