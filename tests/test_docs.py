@@ -568,3 +568,19 @@ async def test_a_role_of_the_command(migrated: str) -> None:
             assert "nobody_here" in started.output
     finally:
         execute(migrated, "DROP OWNED BY web_anon; DROP ROLE web_anon")
+
+
+@pytest_twisted.ensureDeferred
+async def test_example_of_a_live_query(actions: None, caller: Caller, migrated: str) -> None:
+    """It is answered with what is to be done, and then without what is done."""
+    shown, *_ = code(DOCS / "live.md", "python")
+    messages: list[dict[str, Any]] = []
+    made = {"session": caller, "CallOptions": CallOptions, "take": messages.append}
+    exec(shown, made)
+    await until(lambda: messages)
+    assert len(messages[0]["rows"]) == 3
+    done = messages[0]["rows"][0]["id"]
+    execute(migrated, f"UPDATE actions SET status = true WHERE id = {done}")
+    await until(lambda: len(messages) > 1)
+    assert messages[1]["leave"] == [done]
+    made["watching"].addErrback(lambda _: None).cancel()

@@ -57,7 +57,7 @@ class WatchLimits:
     timeout: float = RUN_LIMIT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Known:
     """
     What is known of a statement, whatever the values of a call.
@@ -65,10 +65,12 @@ class Known:
     Args:
         reads: What it reads.
         tracked: All that is in the log.
+        shared: Whether the service may look for keys as itself; None until that was asked.
     """
 
     reads: Dependencies
     tracked: Collection[Tracked]
+    shared: bool | None = None
 
 
 class Queries:
@@ -117,8 +119,9 @@ class Queries:
         logged = _logged(call, known.reads, known.tracked, tables)
         keyed = keyed_of(snapshot.catalog, codec, plan, values, known.reads, known.tracked, most)
         if keyed is not None:
-            shared = await self._ask(timeout, sees_all_txn, keyed.plan, known.tracked)
-            keyed = replace(keyed, shared=shared)
+            if known.shared is None:
+                known.shared = await self._ask(timeout, sees_all_txn, keyed.plan, known.tracked)
+            keyed = replace(keyed, shared=bool(known.shared))
         caller = call.caller
         # Less the session, which is another one when the caller comes back.
         claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)

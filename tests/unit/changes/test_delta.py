@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from service.changes.delta import (
     rows_of,
     snapshot_messages,
 )
+from service.changes.positions import parse_position
 from service.plan.watch import KeyForm
 from tests.copies import Copy
 
@@ -148,3 +150,15 @@ def test_canonical_form_of_numbers_is_that_of_every_language() -> None:
     assert canonical([1, 1.0, -0.0, 2**53, 0.1]) == (
         '[1,1,0,"4340000000000000","3fb999999999999a"]'
     )
+
+
+def test_messages_of_the_page_have_the_checksums_of_their_rows() -> None:
+    """And the shape of those that are sent."""
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    messages = [json.loads(each) for each in re.split(r"\n(?={)", shown)]
+    assert [message["type"] for message in messages] == ["snapshot", "delta", "alive"]
+    copy = Copy()
+    for message in messages:
+        copy.take(message)  # which compares them
+        assert parse_position(message["position"])
+    assert copy.values == [{"id": 1, "name": "Eve"}]
