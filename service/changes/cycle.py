@@ -150,22 +150,29 @@ class Cycle:
         self._session = session
         self._connection: PgConnection | None = None
         self._standing = Standing()
+        self._dropped: list[Run] = []
+
+    def drop(self, run: Run) -> None:
+        """Forget a query from the next cycle on."""
+        self._dropped.append(run)
 
     def run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Deferred[Outcome]:
         """
-        Run a cycle.
+        Run a cycle, for all queries that were found before, and were not dropped since.
 
         Args:
-            orders: Of each query that is watched.
+            orders: Of others, and of those of which more is asked than what the log says.
             since: What the cycle before saw; without it everything may have changed.
         """
         return in_thread(self._reactor, "pg-watch", self._run, orders, since)
 
     def close(self) -> Deferred[None]:
-        """Close the session, between two cycles."""
-        return in_thread(self._reactor, "pg-watch", self._close)
+        """Close the session, between two cycles, and forget all queries."""
+        return in_thread(self._reactor, "pg-watch", self._end)
 
     def _run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Outcome:
+        while self._dropped:
+            self._standing.drop(self._dropped.pop())
         connection = self._connection
         if connection is None or not connection.alive():
             self._close()
@@ -175,12 +182,15 @@ class Cycle:
                 outcome = cycle_txn(connection, self._standing, orders, since)
                 if outcome is not None:
                     return outcome
-                # What was read, windows too, may be that of an empty table.
-                orders = [replace(order, stale=True) for order in orders]
             raise RuntimeError("tables are truncated or rewritten all the time")
         except BaseException:
             self._close()
             raise
+
+    def _end(self) -> None:
+        self._close()
+        self._standing = Standing()
+        self._dropped.clear()
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -209,6 +219,11 @@ def cycle_txn(
         if since is not None and since.epoch == epoch:
             rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
         touched = _touched_txn(connection, standing, orders, rows)
+        asked = {order.run for order in orders}
+        orders = [
+            *orders,
+            *(Order(run, standing.states[run]) for run in touched if run not in asked),
+        ]
         found, late = _answers_txn(connection, orders, touched, position, budget)
     except BaseException:
         if not connection.closed:
@@ -218,9 +233,17 @@ def cycle_txn(
     if any(isinstance(each, Found) for each in found.values()):
         flushed, files_by_now = connection.ask(FLUSHED.format(written))
         if files_by_now != files:
+            # What was read, windows too, may be that of an empty table.
+            standing.doubted.update(found)
             return None
         if not flushed:
             connection.command(FLUSH)
+    standing.doubted.clear()
+    for order in orders:
+        each = found.get(order.run)
+        state = each.state if isinstance(each, Found) else order.before
+        if state is not None:
+            standing.keep(order.run, state)
     return Outcome(position, found, late)
 
 
@@ -230,16 +253,14 @@ def _touched_txn(
     orders: Collection[Order],
     rows: Sequence[LogRow] | None,
 ) -> Touched:
-    """Return which keys the log names, of each query that it concerns; None for all of its rows."""
+    """Return which rows the log names, of each query that it concerns; None for all of its rows."""
     if rows is None or len(rows) > MOST_ROWS:
-        return {order.run: None for order in orders}
+        return dict.fromkeys([*standing.states, *(order.run for order in orders)])
     found: dict[Run, Asked | None] = {}
     if rows:
-        standing.keep(order.run for order in orders)
-        changes = list(map(row_change, rows))
-        states = {order.run: order.before for order in orders if order.before is not None}
-        found |= touched_txn(connection, standing.concern(changes), changes, states)
-    return found | {order.run: None for order in orders if order.stale}
+        found |= touched_txn(connection, standing, list(map(row_change, rows)))
+    stale = (order.run for order in orders if order.stale)
+    return found | dict.fromkeys([*standing.doubted, *stale])
 
 
 def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:

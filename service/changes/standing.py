@@ -4,7 +4,7 @@ The queries that are watched, by what concerns them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,24 +42,33 @@ class Standing:
     The queries that are watched.
 
     It belongs to the thread of the cycles.
+
+    Attributes:
+        states: What each was found in last.
+        doubted: Those whose rows may be others than these.
     """
 
     def __init__(self) -> None:
-        self._runs: set[Run] = set()
+        self.states: dict[Run, State] = {}
+        self.doubted: set[Run] = set()
         self._index: Index[Run] = Index()
         self._reading: dict[int, set[Run]] = {}
         self._whole: dict[int, set[Run]] = {}
         self._related: dict[int, dict[Hashable, set[Run]]] = {}
         self._alike: dict[Hashable, set[Run]] = {}
 
-    def keep(self, runs: Iterable[Run]) -> None:
-        """Have these queries, and no others."""
-        wanted = set(runs)
-        for run in self._runs - wanted:
-            self._change(run, add=False)
-        for run in wanted - self._runs:
+    def keep(self, run: Run, state: State) -> None:
+        """Have a query, which was found in a state."""
+        if run not in self.states:
             self._change(run, add=True)
-        self._runs = wanted
+        self.states[run] = state
+
+    def drop(self, run: Run) -> None:
+        """Forget a query, if it is here."""
+        if run in self.states:
+            self._change(run, add=False)
+            del self.states[run]
+        self.doubted.discard(run)
 
     def concern(self, changes: Sequence[RowChange]) -> Concern:
         """Return which queries changes concern, and in what."""
@@ -108,19 +117,18 @@ class Standing:
 
 def touched_txn(
     connection: PgConnection,
-    concern: Concern,
+    standing: Standing,
     changes: Sequence[RowChange],
-    states: Mapping[Run, State],
 ) -> dict[Run, Asked | None]:
     """
     Return the rows that changes have touched, of each query that they concern; None for all.
 
     Args:
         connection: In the snapshot in which the changes were read.
-        concern: Of the changes.
+        standing: The queries.
         changes: All of the cycle.
-        states: What the queries were found in last.
     """
+    concern, states = standing.concern(changes), standing.states
     found: dict[Run, set[Key] | None] = dict(concern.own)
     for runs in concern.related.values():
         rest = [run for run in runs if run not in concern.whole and run in states]

@@ -9,7 +9,7 @@ A query that is watched has its rows' keys and hashes here, however many watch i
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from service.api.call import STAND, Call, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
-from service.changes.cycle import Cycle, Found, Order
+from service.changes.cycle import Cycle, Found, Order, Outcome
 from service.changes.delta import KeyRepeated
 from service.changes.positions import Position, SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits
@@ -81,6 +81,7 @@ class Watches(Service):
         self._made = Queries(database, limits)
         self._poll = poll
         self._queries: dict[Hashable, Query] = {}
+        self._runs: dict[Run, Query] = {}
         self._sessions: dict[Hashable, WatchingSession] = {}
         self._served: Snapshot | None = None
         self._position: SnapshotPosition | None = None
@@ -200,8 +201,13 @@ class Watches(Service):
         name = (run.mark, run.actor.identity, repr(run.values), run.timeout)
         query = self._queries.get(name)
         if query is None:
-            query = self._queries[name] = Query(name, run)
+            query = self._queries[name] = self._runs[run] = Query(name, run)
         return query
+
+    def _drop(self, run: Run) -> None:
+        """Forget how a query was run."""
+        del self._runs[run]
+        self._cycle.drop(run)
 
     def _session(self, call: Call) -> WatchingSession:
         session = self._sessions.get(_key(call))
@@ -218,6 +224,7 @@ class Watches(Service):
         query.watches.pop(watch, None)
         if not query.watches and self._queries.get(query.name) is query:
             del self._queries[query.name]
+            self._drop(query.run)
         session.members.pop(watch, None)
         if session.members:
             # The others may have waited for its rows.
@@ -264,7 +271,7 @@ class Watches(Service):
         """Have all queries run again: what was missed is not known."""
         self._position = None
         for query in self._queries.values():
-            query.stale = True
+            query.doubt()
 
     async def _rest(self, seconds: float) -> None:
         resting = self._resting = Deferred()
@@ -277,10 +284,10 @@ class Watches(Service):
         """Run one cycle, and tell the watchers."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        queries = {query.run: query for query in self._queries.values() if not query.parked}
+        asking = [each for each in self._queries.values() if each.asking and not each.parked]
         wanted = {
             query: {watch for watch in query.watches if watch.wanting and not watch.session.busy}
-            for query in queries.values()
+            for query in asking
         }
         orders = [_order(query, watches) for query, watches in wanted.items()]
         checked = self._check(orders)
@@ -288,16 +295,9 @@ class Watches(Service):
         self.cycles += 1
         if checked:
             self._checked = self.now()
-        self._position = outcome.position
-        for run, found in outcome.found.items():
-            query = queries[run]
-            # Planned anew meanwhile, it is run again.
-            if query.run is run:
-                self._take_answer(query, found, wanted[query])
-        for run in outcome.late:
-            queries[run].stale = True
-            queries[run].late += 1
-        self._due = min(outcome.late.values(), default=self._poll)
+        self._take_outcome(outcome, wanted)
+        for query in asking:
+            query.asking = query.stale or any(watch.wanting for watch in query.watches)
         sessions = list(self._sessions.values())
         for session in sessions:
             session.reach(outcome.position)
@@ -305,6 +305,20 @@ class Watches(Service):
             self._heard = self.now()
             for session in sessions:
                 session.keep_alive(ALIVE)
+
+    def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+        self._position = outcome.position
+        # Planned anew meanwhile, it is run again.
+        for run, found in outcome.found.items():
+            query = self._runs.get(run)
+            if query is not None and not query.parked:
+                self._take_answer(query, found, wanted.get(query, set()))
+        for run in outcome.late:
+            query = self._runs.get(run)
+            if query is not None:
+                query.doubt()
+                query.late += 1
+        self._due = min(outcome.late.values(), default=self._poll)
 
     def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
         if isinstance(found, Failure):
@@ -320,12 +334,14 @@ class Watches(Service):
 
     def _check(self, orders: list[Order]) -> bool:
         """Have the rows of one query compared with what the log has led to, now and then."""
-        known = [at for at, order in enumerate(orders) if order.before is not None]
-        if not known or self.now() - self._checked < CHECK:
+        if self.now() - self._checked < CHECK:
             return False
-        at = random.choice(known)
-        orders[at] = replace(orders[at], check=True)
-        return True
+        known = [
+            each for each in self._queries.values() if each.state is not None and not each.asking
+        ]
+        if known:
+            orders.append(replace(_order(random.choice(known), set()), check=True))
+        return bool(known)
 
     def _tell(self, query: Query, found: Found, wanted: set[Watch]) -> None:
         """Give the watches of a query what a cycle has found."""
@@ -354,7 +370,9 @@ class Watches(Service):
             for watch in list(query.watches):
                 watch.end(error)
             return
-        query.renewed = query.parked = query.stale = True
+        query.renewed = query.parked = True
+        query.doubt()
+        self._cycle.drop(query.run)
 
         def looked(_: object) -> None:
             query.parked = False
@@ -391,7 +409,11 @@ class Watches(Service):
             query.state = None
             for each in query.watches:
                 each.start_over()
-        query.run, query.stale = run, True
+        if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
+            self._drop(query.run)
+            self._runs[run] = query
+        query.run = run
+        query.doubt()
 
 
 def _order(query: Query, wanted: set[Watch]) -> Order:

@@ -49,6 +49,7 @@ class Query:
         run: How it is run.
         state: What it was found in last; None before its first run.
         watches: Of it.
+        asking: Whether more may be wanted of it than what the log says.
         stale: Whether its rows may be others, whatever the log says.
         late: How many cycles it was put off.
         parked: Whether it waits for another catalog, since it was refused by this one.
@@ -60,8 +61,13 @@ class Query:
         self.run = run
         self.state: State | None = None
         self.watches: dict[Watch, None] = {}
+        self.asking = True
         self.stale = self.parked = self.renewed = False
         self.late = 0
+
+    def doubt(self) -> None:
+        """Have it run again, whatever the log says."""
+        self.asking = self.stale = True
 
 
 class Watch:
@@ -102,6 +108,7 @@ class Watch:
         self.told = 0.0
         self.silent = False
         self.done: Deferred[None] = Deferred()
+        query.asking = True
 
     @property
     def wanting(self) -> bool:
@@ -113,6 +120,7 @@ class Watch:
         self.reset = self.reset or self.base is not None
         self.base = self.rows = self.since = None
         self.changed.clear()
+        self.query.asking = True
 
     def find(self, found: Found, wanted: bool) -> None:
         """Take what a cycle has found; all rows, if they were wanted."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from schema.changes import install
+from service.changes.delta import State
 from service.changes.refresh import Asked, batch_txn, by_keys_txn, whole_txn
 from service.changes.standing import Standing
 from service.changes.touched import Key
@@ -55,7 +56,9 @@ def test_rows_read_together_are_those_read_one_by_one(
     reader: Reader, relation: str, queries: list[dict[str, Any]], keys: list[list[Key]]
 ) -> None:
     kept = [Kept(reader, relation, "", query) for query in queries]
-    Standing().keep(each.run for each in kept)
+    standing = Standing()
+    for each in kept:
+        standing.keep(each.run, State({}, ordered=False))
     with reader.snapshot() as connection:
         states = [whole_txn(connection, each.run).state for each in kept]
         found = batch_txn(
@@ -79,14 +82,16 @@ def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader)
         Kept(reader, "people", "", {"where": {"id": 2}, "select": ["id"]}).run,
     )
     standing = Standing()
-    standing.keep([one, two, other])
+    for each in (one, two, other):
+        standing.keep(each, State({}, ordered=False))
     assert one.keyed is not None
     assert two.keyed is not None
     assert other.keyed is not None
     assert one.keyed.statements is two.keyed.statements
     assert one.keyed.plan is two.keyed.plan
     assert one.keyed.statements is not other.keyed.statements
-    standing.keep([])
+    for each in (one, two, other):
+        standing.drop(each)
     assert {name: len(each) for name, each in vars(standing).items()} == dict.fromkeys(
         vars(standing), 0
     )

@@ -23,10 +23,10 @@ from twisted.python.failure import Failure
 from schema.changes import install
 from service.changes import cycle, refresh
 from service.changes.cycle import Found, Order, cycle_txn, found_txn
-from service.changes.delta import Rows, State
+from service.changes.delta import Rows
 from service.changes.log import read_txn, snapshot_txn
 from service.changes.positions import SnapshotPosition
-from service.changes.refresh import Run, by_keys_txn
+from service.changes.refresh import by_keys_txn
 from service.changes.standing import Standing, touched_txn
 from service.changes.touched import RowChange, row_change
 from service.changes.window import Window
@@ -177,9 +177,13 @@ class Keeper:
                 kept.state = None  # all rows the next time
 
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
+        asking = [order for order in orders if order.asks]
         outcome = cycle_txn(
-            self.reader.connection, self.standing, orders, self.position, budget=math.inf
+            self.reader.connection, self.standing, asking, self.position, budget=math.inf
         )
+        for kept in self.kept:
+            self.standing.drop(kept.plain)
+        assert outcome is not None
         self.position = outcome.position
         assert not outcome.late
         return [outcome.found.get(order.run) for order in orders]
@@ -216,11 +220,12 @@ class WrongKeeper(Keeper):
 
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
         connection = self.reader.connection
-        self.standing.keep(order.run for order in orders)
-        states = {order.run: order.before for order in orders if order.before is not None}
-        for state in states.values():
-            if state.window is not None and not self.flag:
-                state.window = Window(state.window.keys, True)
+        for order in orders:
+            state = order.before
+            if state is not None:
+                self.standing.keep(order.run, state)
+                if state.window is not None and not self.flag:
+                    state.window = Window(state.window.keys, True)
         with self.reader.snapshot():
             now = snapshot_txn(connection)
             changes = []
@@ -228,19 +233,19 @@ class WrongKeeper(Keeper):
                 rows = read_txn(connection, self.position.snapshot)
                 changes = [self.change(row_change(row)) for row in rows]
             if not self.late:
-                found = self._found(orders, changes, states)
+                found = self._found(orders, changes)
         self.position = SnapshotPosition(0, now)
         if self.late:
             time.sleep(0.005)
             with self.reader.snapshot():
-                found = self._found(orders, changes, states)
+                found = self._found(orders, changes)
         return found
 
     def _found(
-        self, orders: Sequence[Order], changes: Sequence[RowChange], states: dict[Run, State]
+        self, orders: Sequence[Order], changes: Sequence[RowChange]
     ) -> list[Found | Failure | None]:
         connection = self.reader.connection
-        touched = touched_txn(connection, self.standing.concern(changes), changes, states)
+        touched = touched_txn(connection, self.standing, changes)
         return [found_txn(connection, order, touched) for order in orders]
 
 
