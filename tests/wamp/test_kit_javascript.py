@@ -169,6 +169,19 @@ async def test_live_query_follows_and_goes_on_after_cuts(
 
 
 @pytest_twisted.ensureDeferred
+async def test_live_query_goes_on_after_the_router_has_said_goodbye(
+    dsn: str, service: Serving, router: Router, wired: Wired
+) -> None:
+    """After which autobahn by itself does not connect any more."""
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    await until(lambda: len(node.rows("all")) == 5)
+    await kit_client.say_goodbye(router)
+    execute(dsn, "UPDATE drivers SET name = 'after' WHERE id = 1")
+    await until(lambda: names(node.rows("all"))[0] == "after")
+
+
+@pytest_twisted.ensureDeferred
 async def test_calls_end_by_themselves(dsn: str, service: Serving, wired: Wired) -> None:
     """Cut off, autobahn leaves a call that is under way without an end."""
     node = wired.program

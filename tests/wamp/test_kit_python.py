@@ -19,7 +19,7 @@ from service.app import Serving
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import failure_of, pause, until
 from tests.wamp import kit_client
-from tests.wamp.kit_client import Client, same
+from tests.wamp.kit_client import Client, same, say_goodbye
 
 SCHEMA = kit_client.SCHEMA
 
@@ -81,6 +81,17 @@ async def test_live_query_goes_on_after_its_connection_was_cut(
     await same(client.db, live)
     assert live.mismatches == 0
     await until(lambda: service.watches.stats()["watches"] == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_goes_on_after_the_router_has_said_goodbye(
+    dsn: str, service: Serving, router: Router, client: Client
+) -> None:
+    live = client.db.live("drivers", order=["id"])
+    await live.ready()
+    await say_goodbye(router)
+    execute(dsn, "UPDATE drivers SET name = 'after' WHERE id = 1")
+    await until(lambda: live.rows[0]["name"] == "after")
 
 
 @pytest_twisted.ensureDeferred

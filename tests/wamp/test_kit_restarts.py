@@ -5,8 +5,11 @@ The kit for Python over restarts of the service: there is none beside those of t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
 
 import pytest_twisted
+from twisted.internet import reactor
 
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
@@ -45,3 +48,79 @@ async def test_live_query_waits_for_a_service_and_goes_on_at_the_next(
         await until(lambda: live.rows[0]["name"] == "second")
         await same(client.db, live)
     assert (live.error, live.mismatches) == (None, 0)
+
+
+QUERIES: list[tuple[str, dict[str, Any]]] = [
+    ("drivers", {}),
+    ("drivers", {"order": ["-name", "id"]}),
+    ("drivers", {"where": {"name": {"like": "%1%"}}, "select": ["name"]}),
+    ("drivers", {"order": ["name", "id"], "limit": 3}),
+    ("drivers", {"embed": {"vehicles": {"order": ["id"]}}, "order": ["id"]}),
+    ("vehicles", {"measures": {"n": {"count": "*"}}, "group": ["driver_id"]}),
+    ("vehicles", {"select": ["driver_id"], "distinct": True, "order": ["driver_id"]}),
+]
+SECONDS = 12.0
+
+
+def write(dsn: str, random: Random) -> None:
+    """Change some rows, in one transaction."""
+    one, other, name = random.randint(1, 12), random.randint(1, 20), f"'{random.randint(0, 99)}'"
+    execute(
+        dsn,
+        random.choice(
+            [
+                f"INSERT INTO drivers VALUES ({one}, {name}) ON CONFLICT DO NOTHING",
+                f"UPDATE drivers SET name = {name} WHERE id = {one}",
+                f"UPDATE drivers SET name = name || {name} WHERE id % 3 = {one % 3}",
+                f"DELETE FROM drivers WHERE id = {one}",
+                f"INSERT INTO vehicles SELECT {other}, {name}, max(id) FROM drivers"
+                " ON CONFLICT (id) DO UPDATE SET driver_id = excluded.driver_id",
+                f"UPDATE vehicles SET driver_id = NULL WHERE id = {other}",
+                f"DELETE FROM vehicles WHERE id = {other};"
+                f" UPDATE drivers SET name = {name} WHERE id = {one}",
+            ]
+        ),
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_copies_are_right_whatever_has_happened(
+    dsn: str, router: Router, client: Client
+) -> None:
+    """Writes, cuts and restarts of the service at random; each state is checked by its checksum."""
+    random = Random(7)
+    lives = [client.db.live(name, **query) for name, query in QUERIES]
+    changes = 0
+    for live in lives:
+
+        def heard(rows: Any, change: Any) -> None:
+            nonlocal changes
+            changes += change is not None
+
+        live.subscribe(heard)
+    clock = reactor.seconds
+    end = clock() + SECONDS
+    cuts = restarts = 0
+    while clock() < end:
+        async with served(dsn, router):
+            restarts += 1
+            until_then = clock() + random.uniform(2.0, 4.0)
+            while clock() < min(until_then, end):
+                write(dsn, random)
+                if random.random() < 0.03:
+                    client.proxy.cut()
+                    cuts += 1
+                await pause(random.choice([0, 0, 0.01, 0.05]))
+        write(dsn, random)
+    async with served(dsn, router):
+        for live in lives:
+            await live.ready()
+            if "measures" in live.query:
+                continue
+            await same(client.db, live)
+        groups = await client.db.call("vehicles.aggregate", **QUERIES[5][1])
+        await until(lambda: sorted(map(str, lives[5].rows)) == sorted(map(str, groups)))
+    assert [(live.error, live.mismatches) for live in lives] == [(None, 0)] * len(lives)
+    assert cuts > 2
+    assert restarts > 1
+    assert changes > 100
