@@ -380,6 +380,9 @@ def first_steps(settings: Settings) -> str:
         body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"
         lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
+    if demo:
+        lines += [f"Live   {command} call actions.watch{there}"]
+        lines += ["       and, in psql:  UPDATE actions SET status = NOT status WHERE id = 1;"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from configparser import ConfigParser
@@ -446,6 +447,42 @@ async def test_javascript_of_the_readme(
     found = await printed(environ, node, str(file))
     assert "path: '/2'" in found
     assert "action: 'run'" in found
+
+
+def told(page: Path, language: str, router: Router) -> str:
+    """Return the first example of a page in a language, for this router."""
+    return code(page, language)[0].replace(HERE, f"127.0.0.1:{router.port}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_python_of_the_client_kits(
+    actions: None, migrated: str, router: Router, tmp_path: Path
+) -> None:
+    """It prints how many rows there are, and again when one is written."""
+    (tmp_path / "example.py").write_text(told(DOCS / "clients.md", "python", router), "utf-8")
+    shutil.copy(ROOT / "clients" / "python" / "rowcast.py", tmp_path)
+    await follows(migrated, tmp_path, sys.executable, "example.py")
+
+
+@pytest_twisted.ensureDeferred
+async def test_javascript_of_the_client_kits(
+    actions: None, node: str, migrated: str, router: Router, tmp_path: Path
+) -> None:
+    (tmp_path / "example.mjs").write_text(told(DOCS / "clients.md", "js", router), "utf-8")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "node_modules").symlink_to(test_clients.NODE / "node_modules")
+    shutil.copy(ROOT / "clients" / "javascript" / "rowcast.js", tmp_path)
+    await follows(migrated, tmp_path, node, "example.mjs")
+
+
+async def follows(dsn: str, home: Path, *command: str) -> None:
+    """Run a program that prints how many actions are to be done, while their number changes."""
+    many = execute(dsn, "SELECT count(*) FROM actions WHERE NOT status")[0][0]
+    with program({"PATH": os.environ["PATH"], "HOME": str(home)}, *command) as started:
+        await until(lambda: str(many) in started.output.split(), 60)
+        execute(dsn, "INSERT INTO actions (action, path) VALUES ('run', '/live')")
+        await until(lambda: str(many + 1) in started.output.split(), 60)
+    execute(dsn, "DELETE FROM actions WHERE path = '/live'")
 
 
 @pytest_twisted.ensureDeferred
