@@ -37,7 +37,11 @@ from service.plan.conditions import (
 from service.plan.keyed import ROOT
 
 MOST_COPIES = 256
-"""How often a query may stand in the index, for each combination of the values that it asks for."""
+"""
+How often a query may stand in the index, for each combination of the values that it asks for.
+
+It takes some 300 bytes each time. A longer list is looked into for each change instead.
+"""
 
 UNKNOWN: Any = object()
 """The value of a row that this module cannot read, such as a date before Christ."""
@@ -569,7 +573,7 @@ def _chosen(terms: Iterable[Term]) -> tuple[list[OneOf], Between | None]:
     copies = 1
     values = [term for term in terms if isinstance(term, OneOf)]
     for term in sorted(values, key=lambda term: (len(term.values), term.column)):
-        if not found or copies * len(term.values) <= MOST_COPIES:
+        if copies * len(term.values) <= MOST_COPIES:
             found.append(term)
             copies *= len(term.values)
     ranges = [term for term in terms if isinstance(term, Between)]

@@ -149,6 +149,23 @@ async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_watch_that_ends_leaves_nothing_in_the_cycle(dsn: str, live: Live) -> None:
+    one, other = live.watch("items", where={"id": 1}), live.watch("others")
+    await one.first()
+    await other.first()
+    cycle = live.watches._cycle
+    assert len(cycle._standing.states) == 2
+    await one.cancel()
+    execute(dsn, "UPDATE others SET n = 7")
+    await other.same()
+    assert len(cycle._standing.states) == 1
+    assert len(cycle._standing._index) == 1
+    await other.cancel()
+    await until(lambda: not cycle._standing.states)
+    assert not live.watches.open
+
+
+@pytest_twisted.ensureDeferred
 async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) -> None:
     """Of all watches of its session at once, at one position; others do not wait for it."""
     slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
