@@ -99,7 +99,7 @@ def _find(
     if position is not None:
         found = _pointed_at(sent, spans, int(position) - 1)
     else:
-        found = _suspected(error, sent, spans, pieces)
+        found = _suspected(error, statement, sent, spans, pieces)
     if found is None or statement.bounds[found].path in _CHECKED:
         return None
     return statement.bounds[found]
@@ -114,7 +114,11 @@ def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | N
 
 
 def _suspected(
-    error: psycopg2.Error, sent: str, spans: Sequence[tuple[int, int]], pieces: Sequence[str]
+    error: psycopg2.Error,
+    statement: Statement,
+    sent: str,
+    spans: Sequence[tuple[int, int]],
+    pieces: Sequence[str],
 ) -> int | None:
     """Find the parameter that an error speaks of when it does not tell a place."""
     before = {"2201B": _MATCHES, "22025": _LIKENS}.get(error.pgcode or "")
@@ -126,7 +130,8 @@ def _suspected(
         found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
     if len(found) > 1 and error.pgcode == "22025":
         found = [i for i in found if _ends_in_escape(sent[slice(*spans[i])].strip())]
-    return found[0] if len(found) == 1 else None
+    # What stands twice in a statement, as a sort key does, is one thing of the call.
+    return found[0] if len({statement.bounds[index].path for index in found}) == 1 else None
 
 
 def _ends_in_escape(literal: str) -> bool:

@@ -21,7 +21,7 @@ from service.request.arguments import (
 )
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
-from service.request.select import MAX_KEYS, MAX_LENGTH
+from service.request.select import MAX_KEYS, MAX_LENGTH, UNITS
 
 NOT_NULL: Schema = {"not": NULL}
 TEXT: Schema = {"type": "string"}
@@ -118,6 +118,9 @@ def _embed() -> Schema:
     }
 
 
+TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
+"""What a time is cut to, and where."""
+
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
@@ -169,14 +172,14 @@ LANGUAGE: Mapping[str, Schema] = {
         "description": '[alias:]column[->key][->>key][::type], "*", or "-column" beside it',
         "anyOf": [
             NAME,
-            record({"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL}, ["column"]),
+            record({"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC}, ["column"]),
         ],
     },
     "key": {
         "description": "column[->key][->>key][::type], or with - before it for descending",
         "anyOf": [
             NAME,
-            record({"by": NAME, "desc": FLAG, "nulls": words("first", "last")}, ["by"]),
+            record({"by": NAME, "desc": FLAG, "nulls": words("first", "last"), **TRUNC}, ["by"]),
         ],
     },
     "select": list_of(reference("item"), MAX_LISTED),

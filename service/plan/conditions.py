@@ -4,7 +4,7 @@ Values and conditions of a plan: columns resolved, operators known, parameters t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service.catalog import Column, Function, Relation, Type
@@ -119,9 +119,20 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A function of PostgreSQL's, applied to a value; one of a fixed list."""
+    """
+    A function of PostgreSQL's, applied to a value.
+
+    Args:
+        function: One of a fixed list.
+        unit: What stands before the value, if anything; one of a fixed list, too.
+        zone: The name of the time zone that stands behind it, if one does.
+        bound: The same, as a parameter.
+    """
 
     function: str
+    unit: str = ""
+    zone: str = ""
+    bound: Bound | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +172,9 @@ class Expression:
         """Return the value cast to a type, which may be a domain over a plain one."""
         return replace(self, applied=(*self.applied, type), type=plain or type)
 
-    def apply(self, function: str, result: Type) -> Expression:
+    def apply(self, function: Applied, result: Type) -> Expression:
         """Return what a function gives for the value."""
-        return replace(self, applied=(*self.applied, Applied(function)), type=result)
+        return replace(self, applied=(*self.applied, function), type=result)
 
     def same(self, other: Expression) -> bool:
         """Return whether the other one always has the same value, wherever it was named."""

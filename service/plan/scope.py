@@ -13,6 +13,7 @@ from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import (
     PG_CATALOG,
+    Applied,
     Bound,
     Equals,
     Expression,
@@ -28,6 +29,9 @@ from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.synonyms import column_hint
 from service.request.types import Embed, Operand, Reference
+
+TIMES = frozenset(["date", "timestamp", "timestamptz", "interval"])
+"""Types of what can be cut to a unit."""
 
 
 class Scope:
@@ -141,16 +145,40 @@ class Scope:
             found = replace(found, function=function)
         if reference.cast:
             found = self._cast(found, reference, reference.cast)
+        if reference.trunc:
+            found = self._truncated(found, reference, reference.trunc)
         return self._length(found, reference) if reference.length else found
+
+    def _truncated(self, value: Expression, reference: Reference, unit: str) -> Expression:
+        type, zone = value.type, reference.zone
+        if type.name not in TIMES or type.schema != PG_CATALOG:
+            raise InvalidArgument(
+                f'"{value.column.name}" is {type.sql}: dates, timestamps and intervals are cut',
+                path=reference.path,
+                column=value.column.name,
+            )
+        if type.name == "timestamptz":
+            # Not by the session's zone, which is nobody's: what is cut is a time in UTC.
+            name, operand = (zone.name, zone.operand) if zone else ("UTC", None)
+            bound = self.bound(operand, self.named("text")) if operand else None
+            return value.apply(Applied("date_trunc", unit, name, bound), type)
+        if zone is not None:
+            raise InvalidArgument(
+                f"a {type.sql} is in no time zone", path=zone.operand.path, column=value.column.name
+            )
+        if type.name == "date":
+            timestamp = value.cast(self.named("timestamp"))
+            return timestamp.apply(Applied("date_trunc", unit), timestamp.type).cast(type)
+        return value.apply(Applied("date_trunc", unit), type)
 
     def _length(self, value: Expression, reference: Reference) -> Expression:
         if value.type.kind == "array":
             without_hidden_fields(self.catalog, value)
-            return value.apply("cardinality", self.named("int4"))
+            return value.apply(Applied("cardinality"), self.named("int4"))
         if value.type.category == "S":
             if value.type.name != "text":  # a bpchar has blanks at its end, and citext no length
                 value = value.cast(self.named("text"))
-            return value.apply("length", self.named("int4"))
+            return value.apply(Applied("length"), self.named("int4"))
         raise InvalidArgument(
             f'"{value.column.name}" is {value.type.sql}: text and arrays have a length',
             path=reference.path,

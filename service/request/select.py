@@ -12,13 +12,30 @@ from typing import Any, cast
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import UNSTORABLE, Values, listed, placed
 from service.request.synonyms import synonym_hint
-from service.request.types import Item, JsonStep, Key, Nulls, Operand, Reference
+from service.request.types import Item, JsonStep, Key, Nulls, Operand, Reference, Zone
 
 MAX_LENGTH = 1000
 """Of an item, in characters: 63-byte names, and some room for JSON paths."""
 
 MAX_OWNERS = 16
 """Embeds before a name: each is a subselect, and a call of each function that plans one."""
+
+UNITS = (
+    "microseconds",
+    "milliseconds",
+    "second",
+    "minute",
+    "hour",
+    "day",
+    "week",
+    "month",
+    "quarter",
+    "year",
+    "decade",
+    "century",
+    "millennium",
+)
+"""What a time may be cut to."""
 
 MAX_KEYS = 64
 """Of an order: more than any index has."""
@@ -52,7 +69,7 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         return parse_item(item, path, values)
     if not isinstance(item, Mapping):
         raise InvalidArgument("an item is a string or a dict", path=path)
-    _only(item, ("column", "as", "cast"), path)
+    _only(item, ("column", "as", "cast", "trunc", "zone"), path)
     column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
     if not isinstance(column, str):
         raise InvalidArgument('an item names its "column"', path=f"{path}.column")
@@ -66,7 +83,7 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         if reference.cast is not None:
             raise InvalidArgument("a type is named twice", path=f"{path}.cast")
         reference = replace(reference, cast=type_name, place=f"{path}.cast")
-    return Item(reference, alias)
+    return Item(_truncated(reference, item, path, values), alias)
 
 
 def parse_item(text: str, path: str, values: Values) -> Item:
@@ -87,6 +104,30 @@ def parse_item(text: str, path: str, values: Values) -> Item:
         alias = _name(tokens[0], text, path)
         tokens = tokens[2:]
     return Item(_reference(tokens, text, path, values), alias)
+
+
+def _truncated(
+    reference: Reference, item: Mapping[Any, Any], path: str, values: Values
+) -> Reference:
+    """Return a reference with the unit that its time is cut to, if one is given."""
+    unit, zone = item.get("trunc"), item.get("zone")
+    if unit is None:
+        if zone is not None:
+            raise InvalidArgument('"zone" is where "trunc" cuts a time', path=f"{path}.zone")
+        return reference
+    if unit not in UNITS:
+        hint = synonym_hint("argument", unit, UNITS)
+        raise UnknownName("unit", str(unit), UNITS, path=f"{path}.trunc", hint=hint)
+    if reference.place is not None:
+        hint = 'the type of what is cut stands beside it, as in "data->>at::timestamptz"'
+        raise InvalidArgument('"trunc" goes without "cast"', path=f"{path}.cast", hint=hint)
+    if zone is None:
+        return replace(reference, trunc=unit)
+    if not isinstance(zone, str):
+        raise InvalidArgument('"zone" is the name of a time zone', path=f"{path}.zone")
+    check_name(zone, f"{path}.zone")
+    operand = Operand(values.add(zone), f"{path}.zone")
+    return replace(reference, trunc=unit, zone=Zone(zone, operand))
 
 
 def _left_out(text: str, path: str, values: Values) -> Item:
@@ -138,7 +179,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
             path=path,
             hint=_short(*key) if pair else None,
         )
-    _only(key, ("by", "desc", "nulls"), path)
+    _only(key, ("by", "desc", "nulls", "trunc", "zone"), path)
     by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
     if not isinstance(by, str):
         raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
@@ -146,9 +187,8 @@ def _key(key: Any, path: str, values: Values) -> Key:
         raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
     if nulls not in (None, "first", "last"):
         raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
-    return Key(
-        parse_reference(by, f"{path}.by", values), bool(reverse), cast("Nulls | None", nulls)
-    )
+    reference = _truncated(parse_reference(by, f"{path}.by", values), key, path, values)
+    return Key(reference, bool(reverse), cast("Nulls | None", nulls))
 
 
 def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:

@@ -33,6 +33,14 @@ class JsonStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Zone:
+    """A time zone, by its name."""
+
+    name: str
+    operand: Operand
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """
     A column as a caller names it: "driver.name", "doc->a->>b".
@@ -44,6 +52,8 @@ class Reference:
         steps: Into its JSON value.
         cast: The type that it is cast to at the end, if it is.
         place: Where in the call that type is named, if not beside the column.
+        trunc: The unit that a time is cut to.
+        zone: The time zone in which that is done.
         length: Whether its length is meant.
     """
 
@@ -53,12 +63,14 @@ class Reference:
     steps: tuple[JsonStep, ...] = ()
     cast: str | None = None
     place: str | None = None
+    trunc: str | None = None
+    zone: Zone | None = None
     length: bool = False
 
     @property
     def is_value(self) -> bool:
         """Whether it is more than a name, so that it cannot be that of related rows."""
-        return bool(self.steps or self.cast or self.length)
+        return bool(self.steps or self.cast or self.trunc or self.length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from psycopg2.sql import SQL, Composable, Composed, Identifier
+from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Function, Relation, Type
 from service.plan.conditions import (
     PG_CATALOG,
+    Applied,
     Bound,
     Compare,
     Condition,
@@ -76,8 +77,17 @@ def expression(value: Expression) -> Composable:
         if isinstance(each, Type):
             column = Composed([mark, cast(column, each.sql)])
         else:
-            column = SQL(f"pg_catalog.{each.function}({{value}})").format(value=column)
+            column = _applied(each, column)
     return column
+
+
+def _applied(call: Applied, value: Composable) -> Composable:
+    unit = [Literal(call.unit)] if call.unit else []
+    zone: list[Composable] = []
+    if call.zone:
+        zone.append(Parameter(call.bound) if call.bound else Literal(call.zone))
+    arguments = COMMA.join([*unit, value, *zone])
+    return SQL(f"pg_catalog.{call.function}({{arguments}})").format(arguments=arguments)
 
 
 _FOR = {

@@ -109,9 +109,11 @@ ONE = [
         "convert_to",
         "length",
         "cardinality",
+        "date_trunc",
     ],
 ]
 TWO = [
+    "date_trunc",
     "num_nulls",
     "convert_to",
     "to_tsvector",
@@ -210,6 +212,10 @@ async def test_planted_operators_in_filters_not_run(db: DirectCaller) -> None:
 READS: list[tuple[str, dict[str, Any]]] = [
     ("things.find", {"order": ["kind"], "limit": 1}),
     ("things.find", {"order": ["-label::varchar", "number::int"], "limit": 1}),
+    (
+        "things.find",
+        {"order": [{"by": "at", "trunc": "day", "zone": "UTC"}, {"by": "day", "trunc": "month"}]},
+    ),
     ("things.count", {"where": {"label": {"isdistinct": {"$column": "email"}}}}),
     ("things.count", {"where": {"int4": {"lt": {"$column": "int8"}}}}),
     ("things.count", {"where": {"jsonb->a::text": {"like": {"$column": "word"}}}}),

@@ -260,13 +260,23 @@ class Generator:
         column = self.column()
         return self.random.choice(
             [column, f"x{self.random.random():.2}:{column}", self.cast(),
-             {"column": column, "as": self.random.choice(INJECTIONS)}, "*", f"-{column}", 5]
+             {"column": column, "as": self.random.choice(INJECTIONS)}, "*", f"-{column}", 5,
+             {"column": self.random.choice(["seen", "day", column]), **self.cut()}]
         )  # fmt: skip
 
     def order(self) -> Any:
         """Make something like a sort key."""
         column = self.column()
-        return self.random.choice([column, f"-{column}", {"by": column, "desc": True}, None])
+        cut = {"by": self.random.choice(["seen", "day", column]), **self.cut()}
+        return self.random.choice([column, f"-{column}", {"by": column, "desc": True}, cut, None])
+
+    def cut(self) -> dict[str, Any]:
+        """Make something like a unit that a time is cut to, and a zone."""
+        zones = [None, "UTC", "Europe/Berlin", "XXX5", *INJECTIONS]
+        return {
+            "trunc": self.random.choice(["day", "month", "week", 5, *INJECTIONS]),
+            "zone": self.random.choice(zones),
+        }
 
     def row(self) -> Any:
         """Make something like a row."""

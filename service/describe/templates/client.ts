@@ -24,9 +24,18 @@ export interface Where {
   [column: string]: unknown;
 }
 
-export type Item = string | { column: string; as?: string | null; cast?: string | null };
+export type Unit =
+  | "microseconds" | "milliseconds" | "second" | "minute" | "hour" | "day" | "week" | "month"
+  | "quarter" | "year" | "decade" | "century" | "millennium";
+/** Of a time: what it is cut to, and in which time zone. */
+export interface Cut {
+  trunc?: Unit | null;
+  zone?: string | null;
+}
+export type Item =
+  string | ({ column: string; as?: string | null; cast?: string | null } & Cut);
 export type Sorting =
-  string | { by: string; desc?: boolean | null; nulls?: "first" | "last" | null };
+  string | ({ by: string; desc?: boolean | null; nulls?: "first" | "last" | null } & Cut);
 /** One that stands alone is a list of it. */
 export type OneOrMany<Each> = Each | Each[];
 
