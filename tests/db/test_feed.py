@@ -196,6 +196,33 @@ async def test_writer_that_saw_the_feed_awake_is_waited_for(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_commit_while_nobody_listens_is_looked_for(dsn: str) -> None:
+    """What it notifies is lost; the listener says so when it is back."""
+    listener = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+    )
+    async with feeding(dsn, fallback=600.0) as kept:
+        for number in range(5):
+            await until(lambda: kept.asleep and kept.listener.listening)
+            execute(dsn, f"{listener}; INSERT INTO items VALUES ({number}, 0)")
+            await until(lambda many=number + 1: len(kept.changes) == many)  # type: ignore[misc]
+
+
+@pytest_twisted.ensureDeferred
+async def test_leader_prunes_what_is_old(dsn: str) -> None:
+    async with feeding(dsn, keep=0.5) as kept:
+        for number in range(3):
+            execute(dsn, f"INSERT INTO items VALUES ({number}, 0)")
+            await until(lambda many=number + 1: len(kept.changes) == many)  # type: ignore[misc]
+        # the newest tick is kept, whatever its age
+        await until(lambda: kept.feed.stats()["pruned"] == 2)
+        assert execute(dsn, "SELECT count(*) FROM rowcast.log") == [(1,)]
+        execute(dsn, "INSERT INTO items VALUES (3, 0)")
+        await until(lambda: len(kept.changes) == 4)
+
+
+@pytest_twisted.ensureDeferred
 async def test_no_commit_is_slept_through(dsn: str) -> None:
     """Of writers that commit while the feed falls asleep, and with no look of its own."""
 
