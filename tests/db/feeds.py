@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
+from service.changes.delivery import Publish
 from service.changes.feed import Feed, FeedSettings
 from service.changes.net import Change
 from service.db.listener import Listener
@@ -32,14 +33,16 @@ class Kept:
         waits: What publishing waits for first, if for anything.
     """
 
-    def __init__(self, dsn: Any, settings: FeedSettings) -> None:
+    def __init__(self, dsn: Any, settings: FeedSettings, publish: Publish | None = None) -> None:
         self.batches: list[list[Change]] = []
         self.calls = 0
         self.refuses: Exception | None = None
         self.able = True
         self.waits: Deferred[None] | None = None
         self.listener = Listener(reactor, dsn)
-        self.feed = Feed(reactor, dsn, self.listener, self._publish, settings, lambda: self.able)
+        self.feed = Feed(
+            reactor, dsn, self.listener, publish or self._publish, settings, lambda: self.able
+        )
         self.feed.subscribe(self._called)
 
     async def _publish(self, changes: Sequence[Change]) -> None:
@@ -80,14 +83,13 @@ class Kept:
 
 @asynccontextmanager
 async def feeding(
-    dsn: Any, leads: bool = True, start: bool = True, **settings: Any
+    dsn: Any, leads: bool = True, publish: Publish | None = None, **settings: Any
 ) -> AsyncIterator[Kept]:
-    """Run a feed; wait until it leads."""
-    kept = Kept(dsn, FeedSettings(**settings))
-    if start:
-        kept.start()
+    """Run a feed; wait until it leads. It keeps what it publishes, unless something else does."""
+    kept = Kept(dsn, FeedSettings(**settings), publish)
+    kept.start()
     try:
-        if leads and start:
+        if leads:
             await until(lambda: kept.feed.leading and kept.listener.listening)
         yield kept
     finally:
