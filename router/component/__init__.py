@@ -2,8 +2,9 @@
 The part of the service that runs in the router's own process: `component.Component`.
 
 It guards calls against other clients (`guard`), lets the answer to a cancelled call reach its
-caller (`kill`), reports to the service how many bytes the router still holds for a session
-(`backlog`), and answers calls while no service is joined.
+caller (`kill`), reads no further from a client with very many calls under way (`pace`), reports to
+the service how many bytes the router still holds for a session (`backlog`), and answers calls while
+no service is joined.
 
 It relies on private names of Crossbar's, so it starts only with the versions that it was tested
 with; and Crossbar opens no transport before its components have started.
@@ -16,7 +17,7 @@ from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import RegisterOptions
 
-from component import guard, kill
+from component import guard, kill, pace
 from component.backlog import held
 
 UNAVAILABLE = "rowcast.error.unavailable"
@@ -38,6 +39,7 @@ class Component(ApplicationSession):
         # Here, since an error here ends the node; one after the session stands does not.
         guard.install(config.extra.get("versions", {}))
         kill.install()
+        pace.install()
 
     async def onJoin(self, details):
         """Register the two procedures."""

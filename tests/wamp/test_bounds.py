@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from service.wamp.accounts import Bounds
 from tests.conftest import Router
-from tests.deferreds import until
+from tests.deferreds import pause, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.conftest import Edge, Join, StartEdge
 from tests.wamp.service import served
@@ -71,6 +71,25 @@ async def test_calls_of_a_session_beyond_the_bound_are_refused(
     assert calls.answered == 5
     assert await caller.call("rowcast.echo", 2) == 2
     assert edge.dispatch.meter.outcomes == {"answered": 7, "refused": 2}
+
+
+@pytest_twisted.ensureDeferred
+async def test_client_with_very_many_calls_is_read_no_further(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    """The router leaves in its socket what would stand before others' calls, and reads on as it is answered."""
+    edge = await start_edge(bounds=Bounds(running=5_000, wait=60.0))
+    caller, other = await call_from(), await call_from("websocket json")
+    calls = Calls(caller, 2_000, "rowcast.wait")
+    await until(lambda: len(edge.dispatcher.waiting) >= 256)
+    for n in range(50):
+        assert await other.call("rowcast.echo", n) == n
+    assert len(edge.dispatcher.waiting) < 500
+    while calls.answered < 2_000:
+        assert len(edge.dispatcher.waiting) < 500
+        edge.dispatcher.release()
+        await pause(0.005)
+    assert not calls.refused
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,69 @@
+"""
+A client with very many calls under way is not read until some of them are answered.
+
+Crossbar hands on what it has read, in the order in which it came: 10,000 calls of one client would
+stand before everybody's on the one connection to the service. What is not read waits in the
+client's own socket, and TCP tells the client so.
+"""
+
+from weakref import WeakSet
+
+from crossbar.router.dealer import Dealer
+from crossbar.router.session import RouterSession
+
+from component import guard
+
+MOST = 256
+"""Calls of a session under way from which on it is not read; more than run at once, by far."""
+SLACK = 32
+"""How many fewer there are when it is read again: what then comes stands before others' calls."""
+AT_ONCE = 4 * 1024
+"""Bytes that are read from a client until others have their turn, in place of Twisted's 64 KiB."""
+
+paused = WeakSet()
+
+
+def install():
+    """Replace methods of Crossbar's, in every realm of this process; call it after the guard's."""
+    Dealer._call = call_and_count
+    Dealer._remove_invoke_request = remove_and_count
+    RouterSession.onOpen = open_with_turns
+
+
+def call_and_count(self, session, *rest, **options):
+    """Call, and stop to read from a session that has enough under way."""
+    done = guard.call_of_new_request(self, session, *rest, **options)
+    if len(self._caller_to_invocations.get(session, ())) >= MOST and session not in paused:
+        transport = wire_of(session)
+        if transport is not None:
+            paused.add(session)
+            transport.pauseProducing()
+    return done
+
+
+def remove_and_count(self, invocation):
+    """Forget an invocation, and read on once a session has fewer."""
+    guard.remove_invoke_request(self, invocation)
+    caller = invocation.caller
+    if caller in paused and len(self._caller_to_invocations.get(caller, ())) < MOST - SLACK:
+        paused.discard(caller)
+        transport = wire_of(caller)
+        if transport is not None:
+            transport.resumeProducing()
+
+
+def open_with_turns(self, transport):
+    """Begin a session, whose client is read in small pieces."""
+    guard.open_without_delay(self, transport)
+    wire = wire_of(self)
+    # TLS is a transport around that of TCP.
+    while wire is not None:
+        if hasattr(wire, "bufferSize"):
+            wire.bufferSize = AT_ONCE
+        wire = getattr(wire, "transport", None)
+
+
+def wire_of(session):
+    """Return the transport of a client's connection; None for sessions of the router's own."""
+    transport = getattr(session._transport, "transport", None)
+    return transport if hasattr(transport, "pauseProducing") else None
