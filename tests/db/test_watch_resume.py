@@ -255,3 +255,28 @@ async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) ->
         assert [row["id"] for row in again.copy.values] == ["a1", "a2"]
         assert again.copy.resets == 1
         assert not any("leave" in message for message in again.messages)
+
+
+@pytest_twisted.ensureDeferred
+async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live: Live) -> None:
+    """So nothing of its own tick is missed."""
+    watcher = live.watch("people")
+    await watcher.first()
+    await watcher.cancel()
+    execute(
+        dsn,
+        "INSERT INTO rowcast.epochs VALUES (1, 1, 1, 1, '1');"
+        "INSERT INTO rowcast.ticks VALUES (1, 1, pg_current_snapshot(), 0)",
+    )
+    try:
+        execute(dsn, "UPDATE people SET name = 'x' WHERE id = 1")
+        execute(dsn, "INSERT INTO rowcast.ticks VALUES (2, 1, pg_current_snapshot(), 1)")
+        execute(dsn, "UPDATE people SET name = 'y' WHERE id = 2")
+        watcher.copy.position = "1.2.1"
+        again = await watcher.resumed()
+        await again.same()
+        assert again.copy.resets == 0
+        assert {row["id"] for row in again.messages[0]["update"]} == {1, 2}
+        await again.cancel()
+    finally:
+        execute(dsn, "DELETE FROM rowcast.epochs; DELETE FROM rowcast.ticks")

@@ -14,7 +14,7 @@ from schema import changes
 from service.api.roles import Roles
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
-from service.errors import DatabaseRefused, TooLarge, Unavailable
+from service.errors import DatabaseRefused, InvalidArgument, TooLarge, Unavailable, UnknownName
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.watched import Live, living
@@ -265,3 +265,40 @@ async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change
         assert bool(watcher.copy.rows) == change.startswith("ALTER")
         await watcher.same()
         await slow.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_function_nobody_can_look_into_is_run_again_on_what_it_may_read(
+    dsn: str, live: Live
+) -> None:
+    """Any tracked table without `tables`, and those alone with it."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE FUNCTION hidden_read() RETURNS SETOF teams STABLE LANGUAGE plpgsql"
+        " AS 'BEGIN RETURN QUERY SELECT * FROM teams; END'",
+    )
+    await live.served.dispatcher.refresh()
+    every, named = live.watch("fn.hidden_read"), live.watch("fn.hidden_read", tables=["teams"])
+    wrong = live.watch("fn.hidden_read", tables="seats")
+    for each in (every, named, wrong):
+        await each.first()
+    execute(dsn, "UPDATE teams SET name = 'changed' WHERE id = 1")
+    await every.same()
+    await named.same()
+    execute(dsn, "UPDATE seats SET taken = NOT taken")
+    await wrong.same()  # only now
+    for name, error in (("nothing", UnknownName), ("untold", DatabaseRefused)):
+        with pytest.raises(error):
+            await live.watch("fn.hidden_read", tables=[name]).first()
+
+
+@pytest_twisted.ensureDeferred
+async def test_function_that_may_write_is_not_watched(dsn: str, live: Live) -> None:
+    """It would run again and again."""
+    execute(
+        dsn,
+        "CREATE OR REPLACE FUNCTION writes() RETURNS SETOF teams LANGUAGE sql AS 'SELECT * FROM teams'",
+    )
+    await live.served.dispatcher.refresh()
+    with pytest.raises(InvalidArgument, match="may write"):
+        await live.watch("fn.writes").first()

@@ -26,7 +26,9 @@ INSERT INTO values VALUES
     (1, 0.1, 9007199254740993, '\\x00', '{{"10": 1e30, "9": [1.0, "é"], "": null}}'),
     (2, 1e300, -9223372036854775808, '\\xfeff', '[1.5, {{"ab": false}}]'), (3, -0.0, 7, '', '"x"');
 INSERT INTO drivers SELECT n, 'driver ' || n, n / 2.0 FROM generate_series(1, 5) n;
-SELECT rowcast.track('drivers'); SELECT rowcast.track('values');
+CREATE TABLE blobs (id int PRIMARY KEY, body text);
+INSERT INTO blobs SELECT n, 'x' FROM generate_series(0, 4) n;
+SELECT rowcast.track(t) FROM unnest('{{drivers,values,blobs}}'::regclass[]) t;
 """
 
 
@@ -147,3 +149,32 @@ async def test_own_transactions_are_told_once_they_are_included(
     execute(dsn, "DELETE FROM drivers WHERE id >= 50")
     live.call.cancel()
     plain.call.cancel()
+
+
+@pytest_twisted.ensureDeferred
+async def test_caller_that_stops_reading_holds_up_nobody_and_catches_up(
+    dsn: str, service: Serving, caller: Caller, call_from: Join
+) -> None:
+    """What waits for it in the service is bounded; when it reads again, it has what there is."""
+    slow = await call_from("rawsocket cbor")
+    held, live = (Watching(each, "blobs", order=["id"]) for each in (slow, caller))
+    await until(lambda: held.copy.complete and live.copy.complete)
+    slow._transport.transport.pauseProducing()
+    for n in range(60):
+        execute(
+            dsn, f"UPDATE blobs SET body = repeat('{n % 10}', 100000) || {n} WHERE id = {n % 5}"
+        )
+        wanted = f"{'01234567890'[n % 10] * 100000}{n}"
+        await until(lambda wanted=wanted, n=n: live.copy.values[n % 5]["body"] == wanted)
+    (session,) = [
+        each for key, each in service.watches._sessions.items() if key == slow._session_id
+    ]
+    waiting = sum(len(row["body"]) for watch in session.members for row in watch.changed.values())
+    assert waiting <= 5 * 100_010
+    slow._transport.transport.resumeProducing()
+    await until(lambda: held.copy.values == live.copy.values)
+    assert len(held.messages) < len(live.messages)
+    assert not held.ended
+    for each in (held, live):
+        each.call.cancel()
+    await until(lambda: not service.watches.open)
