@@ -4,7 +4,7 @@ Queries that are watched: from the arguments of a call to how a cycle runs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -23,7 +23,7 @@ from service.db.session import OWN_IDENTITY
 from service.db.transaction import Actor
 from service.errors import DatabaseRefused, UnknownName
 from service.plan.aggregate import AggregatePlan
-from service.plan.watch import plan_watch
+from service.plan.watch import WatchPlan, plan_watch
 from service.request.functions import CalledRequest
 from service.request.read import MAX_GROUPS
 from service.request.watch import parse_watched
@@ -35,8 +35,8 @@ RUN_LIMIT = 2.0
 """Seconds that one run of a query may take: all others wait for it."""
 
 
-MAX_KNOWN = 1024
-"""Statements of one catalog of which it is kept what they read."""
+MAX_SHAPES = 1024
+"""Kept of one catalog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,22 @@ class WatchLimits:
 
 
 @dataclass(slots=True)
-class Known:
+class Shape:
     """
-    What is known of a statement, whatever the values of a call.
+    What queries have in common that differ in their values alone.
 
-    Args:
-        reads: What it reads.
-        tracked: All that is in the log.
+    Attributes:
+        plan: What they read, and how the rows are told apart.
+        statement: Reads them.
+        reads: The tables that it reads; None until that was asked.
+        tracked: All that is in the log; that changes with the catalog alone.
         shared: Whether the service may look for keys as itself; None until that was asked.
     """
 
-    reads: Dependencies
-    tracked: Collection[Tracked]
+    plan: WatchPlan
+    statement: Statement
+    reads: Dependencies | None = None
+    tracked: Collection[Tracked] = ()
     shared: bool | None = None
 
 
@@ -85,7 +89,7 @@ class Queries:
     def __init__(self, database: Database, limits: WatchLimits) -> None:
         self._database = database
         self._limits = limits
-        self._known: WeakKeyDictionary[Snapshot, dict[str, Known]] = WeakKeyDictionary()
+        self._shapes: WeakKeyDictionary[Snapshot, dict[Hashable, Shape]] = WeakKeyDictionary()
 
     async def run_of(self, call: Call, role: str, tables: Sequence[str]) -> Run:
         """
@@ -107,21 +111,20 @@ class Queries:
             call.kwargs,
             lambda args, kwargs, _, rows: parse_watched(args, kwargs, asked, rows, most),
         )
-        plan = plan_watch(snapshot.catalog, call.relation, parsed.request)
+        shape = self._shape_of(call, parsed.request)
+        plan, statement = shape.plan, shape.statement
         if isinstance(plan.read, AggregatePlan):
-            statement, most = aggregate(plan.read), MAX_GROUPS
-        else:
-            statement = select(plan.read)
+            most = MAX_GROUPS
         codec, timeout, values = snapshot.codec, parsed.timeout, list(parsed.values)
         parameters = codec.parameters(statement.bounds, values)
         actor = Actor(self._database.acting_as)
-        known = await self._known_of(snapshot, statement, parameters, timeout)
-        logged = _logged(call, known.reads, known.tracked, tables)
-        keyed = keyed_of(snapshot.catalog, codec, plan, values, known.reads, known.tracked, most)
+        reads = await self._reads_of(shape, parameters, timeout)
+        logged = _logged(call, reads, shape.tracked, tables)
+        keyed = keyed_of(snapshot.catalog, codec, plan, values, reads, shape.tracked, most)
         if keyed is not None:
-            if known.shared is None:
-                known.shared = await self._ask(timeout, sees_all_txn, keyed.plan, known.tracked)
-            keyed = replace(keyed, shared=bool(known.shared))
+            if shape.shared is None:
+                shape.shared = await self._ask(timeout, sees_all_txn, keyed.plan, shape.tracked)
+            keyed = replace(keyed, shared=bool(shape.shared))
         caller = call.caller
         # Less the session, which is another one when the caller comes back.
         claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)
@@ -144,25 +147,35 @@ class Queries:
             keyed,
         )
 
-    async def _known_of(
-        self,
-        snapshot: Snapshot,
-        statement: Statement,
-        parameters: Sequence[str | None],
-        timeout: float | None,
-    ) -> Known:
-        """Return what is known of a statement; what is tracked changes with the catalog alone."""
-        kept = self._known.setdefault(snapshot, {})
-        known = kept.get(statement.text)
-        if known is None:
-            reads, general = await self._database.run(
-                _reads_txn, statement, parameters, retry=True, timeout=timeout
-            )
-            tracked = await self._ask(timeout, _tracked_txn)
-            known = Known(reads, tuple(tracked.values()))
-            if general and len(kept) < MAX_KNOWN and len(statement.text) <= MAX_TEXT:
-                kept[statement.text] = known
-        return known
+    def _shape_of(self, call: Call, request: Any) -> Shape:
+        """Plan a query, once for each shape in use."""
+        kept = self._shapes.setdefault(call.snapshot, {})
+        name = (call.relation, request)
+        shape = kept.get(name)
+        if shape is None:
+            plan = plan_watch(call.snapshot.catalog, call.relation, request)
+            read = plan.read
+            made = aggregate(read) if isinstance(read, AggregatePlan) else select(read)
+            shape = Shape(plan, made)
+            if len(kept) < MAX_SHAPES and len(made.text) <= MAX_TEXT:
+                kept[name] = shape
+        return shape
+
+    async def _reads_of(
+        self, shape: Shape, parameters: Sequence[str | None], timeout: float | None
+    ) -> Dependencies:
+        """Return what a query reads, and note what is tracked."""
+        if shape.reads is not None:
+            return shape.reads
+        run = self._database.run
+        reads, general = await run(
+            _reads_txn, shape.statement, parameters, retry=True, timeout=timeout
+        )
+        tracked = await self._ask(timeout, _tracked_txn)
+        shape.tracked = tuple(tracked.values())
+        if general:
+            shape.reads = reads
+        return reads
 
     def _ask(self, timeout: float | None, function: Callable[..., Any], *args: Any) -> Any:
         """Run a read as the service itself."""
