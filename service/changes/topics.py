@@ -25,6 +25,7 @@ from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
 from service.changes.rights import Rights, rights_txn
 from service.changes.ticks import TickBounds, bounds_txn
+from service.db.connection import PgConnection
 from service.db.database import Database
 from service.errors import TooLarge, Unavailable
 from service.payload import Audience, Publication, Unsafe, fit
@@ -238,9 +239,9 @@ class Topics:
 
         Changes of relations that nobody is subscribed to are not published.
         """
-        topics = await self._topics({change.relation for change in changes})
-        ticks = {change.position.tick for change in changes} if topics else set()
-        bounds: dict[int, TickBounds] = await self._asked(bounds_txn, ticks) if ticks else {}
+        ids = {change.relation for change in changes}
+        ticks = {change.position.tick for change in changes}
+        topics, bounds = await self._topics(ids, ticks)
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
             found = (
@@ -276,8 +277,10 @@ class Topics:
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
         return Publication(uri, {**event, "prev": prev}, topic.audience)
 
-    async def _topics(self, ids: set[int]) -> dict[int, Topic]:
-        """Return the topics of relations, those that somebody may be subscribed to."""
+    async def _topics(
+        self, ids: set[int], ticks: set[int]
+    ) -> tuple[dict[int, Topic], dict[int, TickBounds]]:
+        """Return the topics of relations to which somebody may be subscribed; and bounds of ticks."""
         while not self._dispatcher.ready:  # the catalog is being read for the first time
             await deferLater(self._database.reactor, PAUSE)
         if self._catalog is not self._dispatcher.served.catalog:
@@ -287,8 +290,8 @@ class Topics:
         wanted = await self._wanted(set(known.values()))
         asked = {id for id in ids if id not in known or known[id] in wanted}
         if not asked:
-            return {}
-        rights: dict[int, Rights] = await self._asked(rights_txn, asked, self._roles.names)
+            return {}, {}
+        rights, bounds = await self._asked(asked, ticks)
         if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
             await self._dispatcher.refresh()
         catalog = self._catalog = self._dispatcher.served.catalog
@@ -299,16 +302,22 @@ class Topics:
         }
         self._heads |= heads
         wanted = await self._wanted(set(heads.values()))
-        return {
+        topics = {
             id: self._topic(catalog, head, rights[id])
             for id, head in heads.items()
             if head in wanted
         }
+        return topics, bounds
 
-    async def _asked(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def _asked(
+        self, ids: set[int], ticks: set[int]
+    ) -> tuple[dict[int, Rights], dict[int, TickBounds]]:
         while True:
             try:
-                return await self._database.run(function, *args, retry=True)
+                found: tuple[dict[int, Rights], dict[int, TickBounds]] = await self._database.run(
+                    _judged_txn, ids, self._roles.names, ticks, retry=True
+                )
+                return found
             except Unavailable as error:
                 # All connections are taken: the changes wait, and so does the one who publishes.
                 log.warn("events wait: {error}", error=error.message)
@@ -333,6 +342,13 @@ class Topics:
             # Whoever has no role of his own has this one.
             return Audience(excluded=tuple(name for name in roles.mapped if name not in eligible))
         return Audience(eligible) if eligible else None
+
+
+def _judged_txn(
+    connection: PgConnection, ids: set[int], roles: Collection[str], ticks: set[int]
+) -> tuple[dict[int, Rights], dict[int, TickBounds]]:
+    """Return what says whether changes may be shown: rights on relations, and bounds of ticks."""
+    return rights_txn(connection, ids, roles), bounds_txn(connection, ticks)
 
 
 def reset(change: Change) -> Change:
