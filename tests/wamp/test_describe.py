@@ -114,7 +114,7 @@ async def test_description_of_a_service_names_what_calls_name(caller: Caller) ->
         assert all(column.keys() >= COLUMN for column in relation["columns"].values())
         for verb in set(relation["verbs"]) & {"find", "count", "exists"}:
             await caller.call(f"rowcast.{name}.{verb}")
-    assert (await caller.call("rowcast.stats")).keys() == {"calls", "pool", "changes"}, (
+    assert (await caller.call("rowcast.stats")).keys() == {"calls", "pool", "changes", "watches"}, (
         "not the table"
     )
 
