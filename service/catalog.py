@@ -134,6 +134,11 @@ class Column:
         return bool(self.generated) or self.identity == "a"
 
     @property
+    def logged(self) -> bool:
+        """Whether its values are in the log of changes, where the relation is; virtual ones are null."""
+        return self.generated != "v"
+
+    @property
     def has_default(self) -> bool:
         """Whether the database fills it in when a row is created without it."""
         return bool(self.default or self.identity or self.generated)

@@ -277,7 +277,7 @@ def _form(catalog: Catalog, value: Expression) -> ValueForm | None:
     """Return how the values of a column of the row itself compare; None for anything else."""
     if value.source != ROOT or value.links or value.steps or value.applied or value.function:
         return None
-    if value.row or value.column.loose:
+    if value.row or value.column.loose or not value.column.logged:
         return None
     type = catalog.plain(value.type)
     if type.kind == "enum":

@@ -89,7 +89,10 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
         deciding = (plan.where, plan.order)
     if not all(_is_key_type(catalog, relation.columns.get(name)) for name in key):
         return None
-    return KeyedRows(relation, key, tuple(_ways(relation, plan, deciding)))
+    ways = tuple(_ways(relation, plan, deciding))
+    if not all(way.relation.columns[here].logged for way in ways for _, here, _ in way.pairs):
+        return None
+    return KeyedRows(relation, key, ways)
 
 
 def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRows, nulls: frozenset[str]) -> Plan:
@@ -160,7 +163,7 @@ def _is_plain(output: Output) -> bool:
 
 
 def _is_key_type(catalog: Catalog, column: Column | None) -> bool:
-    if column is None:  # hidden
+    if column is None or not column.logged:  # hidden, for one
         return False
     type = catalog.plain(catalog.type(column.type))
     if catalog.array_of(type) is None:

@@ -28,6 +28,7 @@ CREATE TABLE knows (person int REFERENCES people, skill text REFERENCES skills, 
 CREATE TABLE brief (id int PRIMARY KEY, person int REFERENCES people);
 CREATE TABLE plain (n int, m int);
 CREATE TABLE counted (id numeric PRIMARY KEY);
+CREATE TABLE derived (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) VIRTUAL);
 CREATE TABLE asked (id int PRIMARY KEY, team int);
 CREATE VIEW seen AS SELECT * FROM people;
 CREATE TABLE parts (id int, day int, team int REFERENCES teams, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
@@ -48,7 +49,7 @@ INSERT INTO skills SELECT 's' || i, 'n' FROM generate_series(1, 5) i;
 INSERT INTO knows SELECT i, 's' || (i % 5 + 1) FROM generate_series(1, 40) i;
 INSERT INTO parts SELECT i, i % 20, i % 5 + 1 FROM generate_series(1, 40) i;
 {install()}
-SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['teams', 'people', 'notes', 'skills', 'knows', 'plain', 'counted', 'asked', 'parts']) t;
+SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['teams', 'people', 'notes', 'skills', 'knows', 'plain', 'counted', 'asked', 'parts', 'derived']) t;
 SELECT rowcast.track('brief', 'keys');
 """
 
@@ -182,6 +183,16 @@ def test_rows_without_a_key_of_their_own_are_not_found_by_it(
     found = reader.catalog.relation("public", relation)
     plan = plan_find(reader.catalog, found, parse_find((), query, Limits(), relation).request)
     assert keyed_rows(reader.catalog, plan) is None
+
+
+def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:
+    """So it neither tells a group nor what a filter by it asks for."""
+    groups = {"group": ["twice"], "measures": {"c": {"count": "*"}}}
+    assert Kept(reader, "derived", "", groups).run.keyed is None
+    assert Kept(reader, "derived", "", groups | {"group": ["n"]}).run.keyed is not None
+    keyed = Kept(reader, "derived", "", {"where": {"twice": 4, "n": 2}}).run.keyed
+    assert keyed is not None
+    assert [term.column for term in keyed.terms] == ["n"]
 
 
 def test_who_sees_less_climbs_for_himself_alone(reader: Reader) -> None:
