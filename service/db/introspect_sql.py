@@ -329,7 +329,8 @@ OPERATORS = f"""
 SELECT o.name, o.left, o.right, n.nspname AS schema
   FROM (SELECT oprname AS name, oprleft AS left, oprright AS right, oprnamespace AS home,
                oprowner AS owner
-          FROM pg_operator WHERE oprkind = 'b' AND oprresult = 'bool'::regtype) o
+          FROM pg_operator
+         WHERE oprkind = 'b' AND (oprresult = 'bool'::regtype OR oprname = '<->')) o
   JOIN pg_namespace n ON n.oid = o.home
   JOIN pg_type t ON t.oid = o.left
  WHERE has_schema_privilege(n.oid, 'USAGE') {_OURS}

@@ -121,6 +121,13 @@ def _embed() -> Schema:
 TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
 """What a time is cut to, and where."""
 
+RANK: Mapping[str, Schema] = {
+    "rank": {"type": ["string", "null"]},
+    "config": {"type": ["string", "null"]},
+    "near": {},
+}
+"""What a sort key is measured by: a query of text search, or another value."""
+
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
@@ -179,7 +186,9 @@ LANGUAGE: Mapping[str, Schema] = {
         "description": "column[->key][->>key][::type], or with - before it for descending",
         "anyOf": [
             NAME,
-            record({"by": NAME, "desc": FLAG, "nulls": words("first", "last"), **TRUNC}, ["by"]),
+            record(
+                {"by": NAME, "desc": FLAG, "nulls": words("first", "last"), **TRUNC, **RANK}, ["by"]
+            ),
         ],
     },
     "select": list_of(reference("item"), MAX_LISTED),

@@ -136,6 +136,23 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranked:
+    """How well a text, made a tsvector if it is none (`vector`), fits a query of text search."""
+
+    query: Bound
+    config: Bound | None
+    vector: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a value is from another one, by an operator of PostgreSQL."""
+
+    operator: Operator
+    other: Bound
+
+
+@dataclass(frozen=True, slots=True)
 class Expression:
     """
     A value of a row: a column, perhaps a step into it, perhaps cast or given to a function.
@@ -159,7 +176,7 @@ class Expression:
     type: Type
     as_json: bool = False
     steps: tuple[PlannedStep, ...] = ()
-    applied: tuple[Type | Applied, ...] = ()
+    applied: tuple[Type | Applied | Ranked | Distance, ...] = ()
     nullable: bool = True
     path: str = ""
     source: str = "t"
@@ -172,8 +189,8 @@ class Expression:
         """Return the value cast to a type, which may be a domain over a plain one."""
         return replace(self, applied=(*self.applied, type), type=plain or type)
 
-    def apply(self, function: Applied, result: Type) -> Expression:
-        """Return what a function gives for the value."""
+    def apply(self, function: Applied | Ranked | Distance, result: Type) -> Expression:
+        """Return what a function or an operator gives for the value."""
         return replace(self, applied=(*self.applied, function), type=result)
 
     def same(self, other: Expression) -> bool:

@@ -18,11 +18,13 @@ from service.plan.conditions import (
     Bound,
     Compare,
     Condition,
+    Distance,
     Exists,
     Expression,
     IsTest,
     Not,
     PlannedMeasure,
+    Ranked,
     Search,
     SortKey,
 )
@@ -237,7 +239,7 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
     """Plan sort keys; a column that stands twice counts once."""
     keys: list[SortKey] = []
     for key in order:
-        expression = referenced(scope, key.reference)
+        expression = _sorted_by(scope, key)
         if not expression.type.comparable:
             raise InvalidArgument(
                 f"values of type {expression.type.sql} have no order",
@@ -250,6 +252,26 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
         nulls = key.nulls or ("first" if key.descending else "last")
         keys.append(SortKey(expression, key.descending, nulls))
     return tuple(keys)
+
+
+def _sorted_by(scope: Scope, key: Key) -> Expression:
+    """Plan what a sort key goes by: a value, its rank, or its distance from another one."""
+    value = referenced(scope, key.reference)
+    if key.near is not None:
+        distance = Distance(
+            scope.operator("<->", value.type, value.type), scope.bound(key.near, value.type)
+        )
+        # As double precision, in which each distance is told apart from the next one by its text.
+        found = value.apply(distance, scope.named("float8")).cast(scope.named("float8"))
+        return replace(found, nullable=True)
+    if key.rank is not None:
+        vector = value.type.name != "tsvector"
+        if vector:
+            value = _as_text(scope, value)
+        config = scope.bound(key.config, scope.named("regconfig")) if key.config else None
+        ranked = Ranked(scope.bound(key.rank, scope.named("text")), config, vector)
+        return replace(value.apply(ranked, scope.named("float4")), nullable=True)
+    return value
 
 
 def comparable(scope: Scope, value: Expression) -> Expression:

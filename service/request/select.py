@@ -179,7 +179,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
             path=path,
             hint=_short(*key) if pair else None,
         )
-    _only(key, ("by", "desc", "nulls", "trunc", "zone"), path)
+    _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near"), path)
     by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
     if not isinstance(by, str):
         raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
@@ -188,7 +188,29 @@ def _key(key: Any, path: str, values: Values) -> Key:
     if nulls not in (None, "first", "last"):
         raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
     reference = _truncated(parse_reference(by, f"{path}.by", values), key, path, values)
-    return Key(reference, bool(reverse), cast("Nulls | None", nulls))
+    way = bool(reverse), cast("Nulls | None", nulls)
+    return Key(reference, *way, *_measured(key, path, values))
+
+
+def _measured(
+    key: Mapping[Any, Any], path: str, values: Values
+) -> tuple[Operand | None, Operand | None, Operand | None]:
+    """Parse the rank or the distance that a sort key goes by: a query, its configuration, a value."""
+    given = {
+        name: Operand(values.add(key[name]), f"{path}.{name}")
+        for name in ("rank", "config", "near")
+        if key.get(name) is not None
+    }
+    for name in ("rank", "config"):
+        if name in given and not isinstance(key[name], str):
+            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
+    if "config" in given and "rank" not in given:
+        raise InvalidArgument('"config" is that of a "rank"', path=f"{path}.config")
+    if "near" in given and ("rank" in given or key.get("trunc") is not None):
+        raise InvalidArgument("a sort key is one value", path=f"{path}.near")
+    if "rank" in given and key.get("trunc") is not None:
+        raise InvalidArgument("a sort key is one value", path=f"{path}.rank")
+    return given.get("rank"), given.get("config"), given.get("near")
 
 
 def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:

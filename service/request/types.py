@@ -91,11 +91,24 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A sort key."""
+    """
+    A sort key.
+
+    Args:
+        reference: The column.
+        descending: Its direction.
+        nulls: Where its nulls go.
+        rank: A query of text search, if its rank is sorted by.
+        config: The configuration of that.
+        near: A value, if the distance from it is sorted by.
+    """
 
     reference: Reference
     descending: bool = False
     nulls: Nulls | None = None
+    rank: Operand | None = None
+    config: Operand | None = None
+    near: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from service.plan.conditions import (
     Bound,
     Compare,
     Condition,
+    Distance,
     Equals,
     Exists,
     Expression,
@@ -25,6 +26,7 @@ from service.plan.conditions import (
     Operator,
     PlannedMeasure,
     Present,
+    Ranked,
     Search,
     SortKey,
 )
@@ -76,9 +78,28 @@ def expression(value: Expression) -> Composable:
     for each in value.applied:
         if isinstance(each, Type):
             column = Composed([mark, cast(column, each.sql)])
+        elif isinstance(each, Ranked):
+            column = _ranked(each, column)
+        elif isinstance(each, Distance):
+            hint = f"{value.column.declared} may have no distance here"
+            column = SQL("({value} {mark}{operator} {other})").format(
+                value=column,
+                mark=Mark(each.other.path, value.column.name, hint),
+                operator=operator(each.operator),
+                other=Parameter(each.other),
+            )
         else:
             column = _applied(each, column)
     return column
+
+
+def _ranked(rank: Ranked, value: Composable) -> Composable:
+    config = SQL("{}, ").format(Parameter(rank.config)) if rank.config else EMPTY
+    if rank.vector:
+        value = SQL("pg_catalog.to_tsvector({config}{value})").format(config=config, value=value)
+    return SQL(
+        "pg_catalog.ts_rank({value}, pg_catalog.websearch_to_tsquery({config}{query}))"
+    ).format(value=value, config=config, query=Parameter(rank.query))
 
 
 def _applied(call: Applied, value: Composable) -> Composable:

@@ -176,6 +176,7 @@ ORDERS = st.lists(
             {"by": "ratio", "nulls": "first"},
             {"by": "seen", "trunc": "day", "zone": "Asia/Tokyo", "desc": True},
             {"by": "born", "trunc": "year"},
+            {"by": "name", "rank": "n1 or n2", "desc": True},
             {"by": "city_id.name", "desc": True, "nulls": "last"},
         ]
     ),

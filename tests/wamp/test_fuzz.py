@@ -268,7 +268,13 @@ class Generator:
         """Make something like a sort key."""
         column = self.column()
         cut = {"by": self.random.choice(["seen", "day", column]), **self.cut()}
-        return self.random.choice([column, f"-{column}", {"by": column, "desc": True}, cut, None])
+        far = {"by": self.random.choice(["spot", "name", column]), "near": self.value(0)}
+        rank = {"by": self.random.choice(["body", "name", column]), "rank": self.value(0)}
+        rank |= self.random.choice(
+            [{}, {"config": "english"}, {"config": self.random.choice(INJECTIONS)}]
+        )
+        keys = [column, f"-{column}", {"by": column, "desc": True}, cut, far, rank, None]
+        return self.random.choice(keys)
 
     def cut(self) -> dict[str, Any]:
         """Make something like a unit that a time is cut to, and a zone."""

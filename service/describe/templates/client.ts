@@ -35,7 +35,15 @@ export interface Cut {
 export type Item =
   string | ({ column: string; as?: string | null; cast?: string | null } & Cut);
 export type Sorting =
-  string | ({ by: string; desc?: boolean | null; nulls?: "first" | "last" | null } & Cut);
+  | string
+  | ({
+      by: string;
+      desc?: boolean | null;
+      nulls?: "first" | "last" | null;
+      rank?: string | null;
+      config?: string | null;
+      near?: unknown;
+    } & Cut);
 /** One that stands alone is a list of it. */
 export type OneOrMany<Each> = Each | Each[];
 
