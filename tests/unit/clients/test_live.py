@@ -1,0 +1,273 @@
+"""
+Live queries of the Python kit on sessions of a test: steps, coming back, effects, and time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import txaio
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallResult
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from tests.deferreds import result_of
+from tests.kits import kit
+
+
+class Session:
+    """Keeps the calls, to be answered by the test."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Deferred[Any]]] = []
+        self.disconnected = False
+
+    def call(self, uri: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """Keep a call."""
+        self.calls.append((uri, args, kwargs, Deferred()))
+        return self.calls[-1][3]
+
+    def disconnect(self) -> None:
+        """Note that it was given up."""
+        self.disconnected = True
+
+    def tell(self, at: int, **message: Any) -> None:
+        """Send a progressive result of a call."""
+        self.calls[at][2]["options"].on_progress(message)
+
+
+def rows(*names: str, position: str = "1", **more: Any) -> dict[str, Any]:
+    shown = [{"id": at, "name": name} for at, name in enumerate(names, 1)]
+    whole = {"type": "snapshot", "rows": shown, "key": ["id"], "complete": True}
+    return {**whole, "position": position, **more}
+
+
+def delta(id: int, name: str, position: str, **more: Any) -> dict[str, Any]:
+    row = {"id": id, "name": name}
+    return {
+        **{"type": "delta", "enter": [], "update": [row], "leave": [], "position": position},
+        **more,
+    }
+
+
+@pytest.fixture
+def clock() -> Clock:
+    txaio.use_twisted()
+    return Clock()
+
+
+@pytest.fixture
+def db(clock: Clock) -> Any:
+    return kit().Rowcast(later=clock.callLater, now=clock.seconds)
+
+
+@pytest.fixture
+def session(db: Any) -> Session:
+    session = Session()
+    db.joined(session)
+    return session
+
+
+def names(live: Any) -> list[str]:
+    return [row["name"] for row in live.rows]
+
+
+def test_live_queries_change_together_when_their_step_is_whole(db: Any, session: Session) -> None:
+    one, two = db.live("a"), db.live("b")
+    session.tell(0, **rows("x"))
+    session.tell(1, **rows("x", step=True))
+    heard: list[tuple[list[str], list[str]]] = []
+    for live in (one, two):
+        live.subscribe(lambda _, change: change and heard.append((names(one), names(two))))
+    session.tell(0, **delta(1, "y", "2"))
+    assert (heard, names(one)) == ([], ["x"])
+    session.tell(1, **delta(1, "z", "2", step=True))
+    assert heard == [(["y"], ["z"])] * 2
+
+
+def test_step_whose_end_does_not_come_is_applied_with_the_next_message(
+    db: Any, session: Session
+) -> None:
+    one, two = db.live("a"), db.live("b")
+    session.tell(0, **rows("x"))
+    session.tell(1, **rows("x", step=True))
+    session.tell(0, **delta(1, "y", "2"))
+    session.tell(0, **delta(1, "z", "3"))
+    assert names(one) == ["y"]
+    two.close()
+    assert names(one) == ["z"]
+    # what is still on its way to one that was closed may be the end of a step
+    session.tell(0, **delta(1, "end", "4"))
+    session.tell(1, **delta(1, "end", "4", step=True))
+    assert names(one) == ["end"]
+
+
+def test_lost_session_keeps_the_rows_and_the_next_one_goes_on_from_there(
+    db: Any, session: Session
+) -> None:
+    live = db.live("a", where={"id": 1})
+    session.tell(0, **rows("x", step=True))
+    session.tell(0, **{**rows("lost", position="2"), "complete": False})
+    db.left(session)
+    assert names(live) == ["x"]
+    following = Session()
+    db.joined(following)
+    uri, _, kwargs, _ = following.calls[0]
+    assert (uri, kwargs["where"], kwargs["since"]) == ("rowcast.a.watch", {"id": 1}, "1")
+    session.tell(0, **rows("late", step=True))  # of a session that is gone
+    following.tell(0, **delta(1, "y", "3", step=True))
+    assert (names(live), live.position) == (["y"], "3")
+
+
+def test_service_that_stops_is_called_again_at_once_and_others_ever_later(
+    db: Any, session: Session, clock: Clock
+) -> None:
+    live = db.live("a")
+    waited = []
+    for at in range(8):
+        error = ApplicationError("rowcast.error.unavailable", "stopping", retry=True, retry_after=0)
+        session.calls[at][3].errback(error)
+        began = clock.seconds()
+        while len(session.calls) == at + 1:
+            clock.advance(0.01)
+        waited.append(clock.seconds() - began)
+    assert waited[0] < 0.2
+    assert max(waited) < 7.6
+    assert waited[-1] > 2
+    session.tell(8, **rows("x", step=True))
+    session.calls[8][3].errback(ApplicationError("wamp.error.canceled", "the callee is gone"))
+    clock.advance(0.16)
+    assert len(session.calls) == 10
+    assert live.error is None
+
+
+def test_router_without_a_service_is_waited_for(db: Any, session: Session, clock: Clock) -> None:
+    live = db.live("a")
+    words = "no callee registered for procedure <rowcast.a.watch>"
+    session.calls[0][3].errback(ApplicationError("wamp.error.no_such_procedure", words))
+    clock.advance(1)
+    assert (len(session.calls), live.error) == (2, None)
+    unknown = ApplicationError("wamp.error.no_such_procedure", 'no relation "a" is served')
+    session.calls[1][3].errback(unknown)
+    clock.advance(60)
+    assert (len(session.calls), live.error) == (2, unknown)
+
+
+def test_position_that_is_gone_is_not_asked_for_again(
+    db: Any, session: Session, clock: Clock
+) -> None:
+    db.live("a")
+    session.tell(0, **rows("x", step=True))
+    session.calls[0][3].errback(ApplicationError("rowcast.error.position_gone", "pruned"))
+    clock.advance(1)
+    assert "since" not in session.calls[1][2]
+
+
+def test_copy_that_differs_is_asked_for_anew(db: Any, session: Session, clock: Clock) -> None:
+    live = db.live("a")
+    session.tell(0, **rows("x", step=True))
+    session.tell(0, type="alive", position="2", checksum=1)
+    assert live.mismatches == 1
+    assert names(live) == ["x"]
+    clock.advance(1)
+    assert "since" not in session.calls[1][2]
+    session.tell(1, **rows("y", position="3", step=True))
+    assert names(live) == ["y"]
+
+
+def test_session_on_which_nothing_is_heard_is_given_up(
+    db: Any, session: Session, clock: Clock
+) -> None:
+    db.live("a")
+    session.tell(0, **rows("x", step=True))
+    for at in range(4):
+        clock.pump([5] * 3)
+        session.tell(0, type="alive", position=f"{at}", checksum=db_checksum(("x",)))
+    assert not session.disconnected
+    clock.pump([5] * 12)
+    assert session.disconnected
+    assert db.session is None
+
+
+def db_checksum(shown: tuple[str, ...]) -> int:
+    copy = kit().Copy({})
+    copy.take(rows(*shown))
+    return int(copy.checksum)
+
+
+def test_effect_lasts_until_the_rows_cover_it(db: Any, session: Session) -> None:
+    live = db.live("a")
+    session.tell(0, **rows("x", "y", step=True))
+    done = live.update(1, {"name": "mine"})
+    assert names(live) == ["mine", "y"]
+    uri, args, kwargs, answer = session.calls[1]
+    assert (uri, args, kwargs) == ("rowcast.a.update", (1, {"name": "mine"}), {"receipt": True})
+    answer.callback(CallResult({"id": 1, "name": "mine"}, tx="700"))
+    assert result_of(done) == {"id": 1, "name": "mine"}
+    session.tell(0, **delta(2, "other", "2", step=True))
+    assert names(live) == ["mine", "other"]
+    session.tell(0, **delta(1, "theirs", "3", step=True, covers=["700"]))
+    assert names(live) == ["theirs", "other"]
+
+
+def test_effect_that_is_covered_before_its_answer_comes_goes_with_that(
+    db: Any, session: Session
+) -> None:
+    live = db.live("a")
+    session.tell(0, **rows("x", step=True))
+    live.delete(1)
+    assert names(live) == []
+    session.tell(0, **delta(1, "again", "2", step=True, covers=["700"]))
+    session.calls[1][3].callback(CallResult(None, tx="700"))
+    assert names(live) == ["again"]
+
+
+def test_effect_that_nobody_covers_goes_in_time(db: Any, session: Session, clock: Clock) -> None:
+    live = db.live("a")
+    session.tell(0, **rows("x", step=True))
+    live.create({"id": 2, "name": "new"})
+    live.create({"id": 3, "name": "nothing"})
+    session.calls[1][3].callback(CallResult(None, tx="700"))
+    session.calls[2][3].callback(CallResult(None, tx=None))
+    assert names(live) == ["x", "new"]
+    clock.advance(29)
+    assert names(live) == ["x", "new"]
+    clock.advance(2)
+    assert names(live) == ["x"]
+
+
+def test_listener_that_fails_stops_nobody(db: Any, session: Session) -> None:
+    live = db.live("a")
+    heard: list[Any] = []
+    live.subscribe(lambda rows, change: 1 / 0)
+    live.subscribe(lambda rows, change: heard.append(change))
+    session.tell(0, **rows("x", step=True))
+    assert len(heard) == 1
+
+
+def test_call_waits_for_a_session_and_ends_without_one(db: Any, clock: Clock) -> None:
+    failures: list[Any] = []
+    db.call("a.count", patience=3.0).addErrback(lambda why: failures.append(why.value.error))
+    clock.advance(2)
+    counting = db.call("a.count")
+    clock.advance(2)
+    assert failures == ["rowcast.client.timeout"]
+    session = Session()
+    db.joined(session)
+    ((uri, _, _, answer),) = session.calls
+    assert uri == "rowcast.a.count"
+    answer.callback(5)
+    assert result_of(counting) == 5
+
+
+def test_closing_leaves_no_timer(db: Any, session: Session, clock: Clock) -> None:
+    live = db.live("a")
+    session.tell(0, **rows("x", step=True))
+    live.update(1, {"name": "y"}).addErrback(lambda _: None)
+    db.live("b")
+    session.calls[2][3].errback(ApplicationError("rowcast.error.unavailable", "x", retry=True))
+    db.call("a.count").addErrback(lambda _: None)
+    db.close()
+    assert clock.getDelayedCalls() == []
