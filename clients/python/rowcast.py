@@ -22,12 +22,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import txaio
+import txaio as _txaio
 from autobahn.exception import Disconnected
 from autobahn.wamp.exception import ApplicationError, Error, TransportLost
 from autobahn.wamp.types import CallOptions
 
 log = logging.getLogger("rowcast")
+
+txaio: Any = _txaio
+"""Twisted or asyncio, whichever the sessions are of; its functions are there from then on."""
 
 PAUSES = (0.1, 5.0)
 """Seconds between two tries: at first, and at most."""
@@ -500,7 +503,9 @@ class Live:
     def _failed(self, error: BaseException | None) -> None:
         self.cut()
         self._db.flush()
-        uri, args, kwargs = LOST, (), {}
+        uri: str = LOST
+        args: Sequence[Any] = ()
+        kwargs: Mapping[str, Any] = {}
         if isinstance(error, ApplicationError):
             uri, args, kwargs = error.error, error.args, error.kwargs
         if uri.endswith("position_gone"):
@@ -741,7 +746,7 @@ def _later(seconds: float, act: Callable[[], Any]) -> Any:
     if txaio.using_twisted:
         from twisted.internet import reactor
 
-        return reactor.callLater(seconds, act)  # type: ignore[attr-defined]
+        return reactor.callLater(seconds, act)
     return asyncio.get_running_loop().call_later(seconds, act)
 
 
@@ -754,10 +759,11 @@ def _started(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
     return asyncio.ensure_future(work)
 
 
-def _cancelled(timer: Any) -> None:
-    """Cancel a timer, if there is one that has not fired."""
+def _cancelled(timer: Any) -> Any:
+    """Cancel a timer, if there is one that has not fired; return what stands for none."""
     if timer is not None and (not hasattr(timer, "active") or timer.active()):
         timer.cancel()
+    return None
 
 
 def _guarded(act: Callable[..., Any], *args: Any) -> None:

@@ -22,7 +22,7 @@ from twisted.internet.protocol import ProcessProtocol
 
 from service.app import Serving
 from tests.conftest import Router, execute
-from tests.deferreds import until
+from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
 from tests.kits import FORMS, JAVASCRIPT, kit, steps
 from tests.node import NODE, modules, program
@@ -179,6 +179,27 @@ async def test_live_query_goes_on_after_the_router_has_said_goodbye(
     await kit_client.say_goodbye(router)
     execute(dsn, "UPDATE drivers SET name = 'after' WHERE id = 1")
     await until(lambda: names(node.rows("all"))[0] == "after")
+
+
+@pytest_twisted.ensureDeferred
+async def test_reader_that_is_slow_has_all_in_the_end(
+    dsn: str, service: Serving, wired: Wired
+) -> None:
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    await until(lambda: len(node.rows("all")) == 5)
+    wired.proxy.stall()
+    for at in range(20):
+        execute(
+            dsn,
+            f"UPDATE drivers SET name = repeat('{at % 10}', 20000);"
+            f" INSERT INTO drivers VALUES ({100 + at}, 'slow')",
+        )
+        await pause(0.06)
+    wired.proxy.flow()
+    last = execute(dsn, "SELECT array_agg(name ORDER BY id) FROM drivers")[0][0]
+    await until(lambda: names(node.rows("all")) == last)
+    assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
 
 
 @pytest_twisted.ensureDeferred

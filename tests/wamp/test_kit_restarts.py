@@ -13,9 +13,12 @@ from twisted.internet import reactor
 
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
+from tests.node import modules
 from tests.wamp import kit_client
+from tests.wamp.callers import join
 from tests.wamp.kit_client import Client, same
 from tests.wamp.service import served
+from tests.wamp.test_kit_javascript import Wired
 
 SCHEMA = kit_client.SCHEMA
 
@@ -124,3 +127,49 @@ async def test_copies_are_right_whatever_has_happened(
     assert cuts > 2
     assert restarts > 1
     assert changes > 100
+
+
+@pytest_twisted.ensureDeferred
+async def test_copies_in_javascript_are_right_whatever_has_happened(
+    dsn: str, router: Router
+) -> None:
+    """As those in Python; what Node prints last of each is what is found in the end."""
+    modules()
+    execute(dsn, kit_client.RESET)
+    wired, random = Wired(router), Random(11)
+    node = wired.program
+    for at, (name, query) in enumerate(QUERIES):
+        node.tell(id=f"{at}", live=name, query=query)
+    clock = reactor.seconds
+    end = clock() + SECONDS
+    while clock() < end:
+        async with served(dsn, router):
+            until_then = clock() + random.uniform(2.0, 4.0)
+            while clock() < min(until_then, end):
+                write(dsn, random)
+                if random.random() < 0.03:
+                    wired.proxy.cut()
+                await pause(random.choice([0, 0, 0.01, 0.05]))
+        write(dsn, random)
+    async with served(dsn, router):
+        caller = await join(router, "service cbor")
+
+        async def found(at: int) -> bool:
+            name, query = QUERIES[at]
+            if "measures" in query:
+                rows = await caller.call(f"rowcast.{name}.aggregate", **query)
+            else:
+                rows = (await caller.call(f"rowcast.{name}.find", **query))["rows"]
+            shown = node.rows(f"{at}")
+            return bool(shown == rows or sorted(map(str, shown)) == sorted(map(str, rows)))
+
+        for at in range(len(QUERIES)):
+            for _ in range(600):
+                if await found(at):
+                    break
+                await pause(0.05)
+            assert await found(at), QUERIES[at]
+        await caller.close()
+    assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
+    assert sum(bool(line.get("change")) for line in node.lines) > 100
+    await wired.close()
