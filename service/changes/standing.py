@@ -16,6 +16,9 @@ from service.db.connection import PgConnection
 from service.db.session import OWN_IDENTITY
 from service.db.transaction import Actor
 
+MOST_PAIRS = 100_000
+"""Changes, each with a query that it may concern, that are looked at one by one: some 0.1 s."""
+
 MOST_TOGETHER = 100
 """Queries whose rows are read by one statement."""
 
@@ -73,13 +76,16 @@ class Standing:
     def concern(self, changes: Sequence[RowChange]) -> Concern:
         """Return which queries changes concern, and in what."""
         found = Concern()
+        pairs = 0
         for change in changes:
             relation = change.relation
-            if change.op not in ("I", "U", "D"):
+            if change.op not in ("I", "U", "D") or pairs > MOST_PAIRS:
                 found.whole |= self._reading.get(relation, set())
                 continue
             found.whole |= self._whole.get(relation, set())
-            for run in self._index.matching(relation, change.old, change.new):
+            matching = self._index.matching(relation, change.old, change.new)
+            pairs += len(matching)
+            for run in matching - found.whole:
                 assert run.keyed is not None
                 keys = own_keys(run.keyed.plan, [change])
                 if keys is None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from schema.changes import install
+from service.changes import standing as standing_module
 from service.changes.delta import State
 from service.changes.refresh import Asked, batch_txn, by_keys_txn, whole_txn
 from service.changes.standing import Standing
-from service.changes.touched import Key
+from service.changes.touched import Key, RowChange
 from tests.db.keeping import Kept, Reader
 
 SCHEMA = f"""
@@ -73,6 +74,22 @@ def test_rows_read_together_are_those_read_one_by_one(
             for name in alone.rows:
                 assert together.state.entries[name] == alone.state.entries[name]
     assert any(rows.rows for rows in found.values())
+
+
+def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing_module, "MOST_PAIRS", 3)
+    runs = [Kept(reader, "teams", "", {"select": ["id", f"n{n}:name"]}).run for n in range(2)]
+    standing = Standing()
+    for each in runs:
+        standing.keep(each, State({}, ordered=False))
+    (teams,) = [each.id for each in reader.tracked if each.name == "teams"]
+    changes = [RowChange(teams, "I", None, {"id": n, "name": "t"}) for n in range(4)]
+    few, many = standing.concern(changes[:2]), standing.concern(changes)
+    assert few.whole == set()
+    assert few.own == {run: {(0,), (1,)} for run in runs}
+    assert many.whole == set(runs)
 
 
 def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader) -> None:
