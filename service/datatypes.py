@@ -8,6 +8,9 @@ to `READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to i
 changes/images (from the JSON of the log) and, where models see something else than the wire, `BY_TEXT`
 of db/python. Where one is missing, text is read and written.
 
+Live queries read rows again by keys of the types in KEY_TYPES of plan/keyed, and know whom a changed
+row concerns by filters over those in FORMS of changes/match; for others they read more than they need.
+
 Arrays, composites, enums, ranges and domains have no rows: what they are made of has.
 """
 
