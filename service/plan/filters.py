@@ -1,12 +1,12 @@
 """
-Filters against a relation's columns: which operator of PostgreSQL, and what its operand is.
+Filters against a relation's columns, and related rows.
 
 The values that they compare stand here, too, since these may be of related rows that a filter picks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from service.catalog import Catalog, Type
@@ -15,8 +15,6 @@ from service.errors import InvalidArgument
 from service.plan.conditions import (
     PG_CATALOG,
     BoolExpr,
-    Bound,
-    Compare,
     Condition,
     Distance,
     Exists,
@@ -25,13 +23,13 @@ from service.plan.conditions import (
     Not,
     PlannedMeasure,
     Ranked,
-    Search,
     SortKey,
 )
 from service.plan.hidden import without_hidden_fields
+from service.plan.operators import as_jsonb, as_text, plan_comparison
 from service.plan.scope import MeasuredScope, Scope
 from service.request.aggregate import SORTED
-from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS, unknown_operator
+from service.request.filters import unknown_operator
 from service.request.synonyms import container_hint
 from service.request.types import (
     Comparison,
@@ -41,52 +39,9 @@ from service.request.types import (
     Key,
     Measure,
     Negation,
-    Operand,
     Reference,
     Related,
 )
-
-# LIKE and the like by their operators: unlike the words, these can be named with a schema.
-SQL_OPERATORS = {
-    "eq": "=",
-    "neq": "<>",
-    "gt": ">",
-    "gte": ">=",
-    "lt": "<",
-    "lte": "<=",
-    "isdistinct": "=",
-    "in": "=",
-    "like": "~~",
-    "ilike": "~~*",
-    "match": "~",
-    "imatch": "~*",
-    "starts": "~~",
-    "ends": "~~",
-    "contains": "~~",
-    "istarts": "~~*",
-    "iends": "~~*",
-    "icontains": "~~*",
-    "cs": "@>",
-    "cd": "<@",
-    "ov": "&&",
-    "sl": "<<",
-    "sr": ">>",
-    "nxr": "&<",
-    "nxl": "&>",
-    "adj": "-|-",
-    "has_key": "?",
-    "has_any": "?|",
-    "has_all": "?&",
-    "jsonpath": "@?",
-    "jsonpath_match": "@@",
-}
-SEARCH_FUNCTIONS = {
-    "fts": "to_tsquery",
-    "plfts": "plainto_tsquery",
-    "phfts": "phraseto_tsquery",
-    "wfts": "websearch_to_tsquery",
-}
-
 
 FUNCTIONS = {("percentile", False): "percentile_cont", ("percentile", True): "percentile_disc"}
 """What PostgreSQL calls functions, where that is something else: by ours, and whether it is discrete."""
@@ -172,41 +127,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
     if of_rows:
         raise _no_column(scope, reference)
     left = scope.expression(where.reference)
-    if where.column is not None:
-        return _of_columns(scope, left, where, scope.expression(where.column))
-    if where.operand is None:
-        raise TypeError(f"{where.operator} has no operand")
-    plan = next((plan for names, plan in _KINDS if where.operator in names), _compared)
-    return plan(scope, left, where, where.operand)
-
-
-def compare(
-    scope: Scope, left: Expression, name: str, right: Bound | Expression, type: Type | None = None
-) -> Compare:
-    """
-    Build a comparison by the operator that the type of a value has.
-
-    Args:
-        scope: Of the value.
-        left: The value.
-        name: Of the operator.
-        right: What it is compared with.
-        type: Of that, or of each candidate.
-    """
-    operator = scope.operator(name, left.type, type or right.type)
-    if operator.schema != PG_CATALOG:  # lest an operator of a domain itself fit better
-        left = _without_domain(scope, left)
-        right = right if isinstance(right, Bound) else _without_domain(scope, right)
-    return Compare(left, operator, right)
-
-
-def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
-    """Return the type of a list of values, and what each is cast to then, if it has to be."""
-    found = scope.catalog.array_of(type)
-    if found is not None:
-        return found, None
-    # PostgreSQL has no array of arrays: they go as an array of text
-    return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
+    return plan_comparison(scope, left, where)
 
 
 def referenced(scope: Scope, reference: Reference) -> Expression:
@@ -267,7 +188,7 @@ def _sorted_by(scope: Scope, key: Key) -> Expression:
     if key.rank is not None:
         vector = value.type.name != "tsvector"
         if vector:
-            value = _as_text(scope, value)
+            value = as_text(scope, value)
         config = scope.bound(key.config, scope.named("regconfig")) if key.config else None
         ranked = Ranked(scope.bound(key.rank, scope.named("text")), config, vector)
         return replace(value.apply(ranked, scope.named("float4")), nullable=True)
@@ -384,12 +305,6 @@ def _names(where: Filter) -> Iterator[str]:
         yield where.reference.name if isinstance(where, Comparison) else where.name
 
 
-def as_jsonb(scope: Scope, value: Expression) -> Expression:
-    """Return a value that can be compared: json, which has no equality, becomes jsonb."""
-    other = value.type.data_type.compared_as
-    return value.cast(scope.named(other)) if other else value
-
-
 def both(*conditions: Condition | None) -> Condition | None:
     """Return the conjunction of conditions, of which None holds always; None if all do."""
     found = tuple(each for each in conditions if each is not None)
@@ -416,42 +331,6 @@ def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
     )
 
 
-def _without_domain(scope: Scope, value: Expression) -> Expression:
-    """Return a value of a plain type, cast if it is a column of a domain."""
-    domain = scope.catalog.type(value.column.type).kind == "domain"
-    return value.cast(value.type) if domain and not (value.steps or value.applied) else value
-
-
-def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
-    """Plan to compare two values of one row."""
-    if where.operator in PATTERNS:
-        left, right = _as_text(scope, left), _as_text(scope, right)
-    elif where.operator in KEYS:
-        left, right = _document(scope, left, where, right.path), _as_text(scope, right)
-    else:
-        left, right = as_jsonb(scope, left), as_jsonb(scope, right)
-    test = compare(scope, left, SQL_OPERATORS[where.operator], right)
-    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
-
-
-def _compared(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Condition:
-    left = as_jsonb(scope, left)
-    type = left.type
-    if where.element and type.kind in {"range", "multirange"}:
-        type = scope.catalog.type(type.base)
-    test = _compare(left, type, scope, where, operand)
-    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
-
-
-def _compare(
-    left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
-) -> Compare:
-    quantifier = "any" if where.operator == "in" else where.quantifier
-    many, candidate = list_of(scope, type) if quantifier else (type, None)
-    test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
-    return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
-
-
 def _test(left: Expression, where: Comparison) -> IsTest:
     if where.word not in {"null", "not null"} and left.type.form != "boolean":
         raise InvalidArgument(
@@ -460,84 +339,3 @@ def _test(left: Expression, where: Comparison) -> IsTest:
             column=left.column.name,
         )
     return IsTest(left, where.word.upper())
-
-
-def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
-    vector = left.type.name != "tsvector"
-    # to_tsvector takes json as it is, and looks at the strings in it alone.
-    if vector and left.type.form != "json":
-        left = _as_text(scope, left)
-    return Search(
-        left,
-        SEARCH_FUNCTIONS[where.operator],
-        scope.bound(operand, scope.named("text")),
-        scope.bound(where.config, scope.named("regconfig")) if where.config else None,
-        vector,
-    )
-
-
-def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    if where.operator == "match" and left.type.pattern:
-        return _compare(left, scope.catalog.type(left.type.pattern), scope, where, operand)
-    return _compare(_as_text(scope, left), scope.named("text"), scope, where, operand)
-
-
-def _affixed(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    if left.type.form in DOCUMENTS or left.type.kind in {"array", "range", "multirange"}:
-        raise InvalidArgument(
-            f'"{where.operator}" is for text; "{left.column.name}" is {left.type.sql}',
-            path=operand.path,
-            column=left.column.name,
-            hint=container_hint(left.column.name, where.operator),
-        )
-    return _compare(_as_text(scope, left), scope.named("text"), scope, where, operand)
-
-
-def _follows_path(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    left = as_jsonb(scope, left)
-    if left.type.form != "json":
-        raise InvalidArgument(
-            f'"{where.operator}" looks into json and jsonb; "{left.column.name}" is {left.type.sql}',
-            path=operand.path,
-            column=left.column.name,
-        )
-    right = scope.bound(operand, scope.named("jsonpath"))
-    return compare(scope, left, SQL_OPERATORS[where.operator], right)
-
-
-def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
-    left = _document(scope, left, where, operand.path)
-    text = scope.named("text")
-    type = text if where.operator == "has_key" else scope.named("_text")
-    right = Bound(operand.slot, type, operand.path)
-    return compare(scope, left, SQL_OPERATORS[where.operator], right)
-
-
-def _document(scope: Scope, left: Expression, where: Comparison, path: str) -> Expression:
-    """Return a value that has keys."""
-    left = as_jsonb(scope, left)
-    if left.type.form not in DOCUMENTS:
-        raise InvalidArgument(
-            f'"{where.operator}" asks for keys of json, jsonb and hstore;'
-            f' "{left.column.name}" is {left.type.sql}',
-            path=path,
-            column=left.column.name,
-        )
-    return left
-
-
-def _as_text(scope: Scope, left: Expression) -> Expression:
-    """Return a value as text, so that it can be matched, if it is not text of a kind."""
-    if left.type.category == "S":
-        return left
-    return left.cast(scope.named("text"))
-
-
-_KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
-    (SEARCH_FUNCTIONS, _search),
-    (PATTERNS, _match),
-    (AFFIXES, _affixed),
-    (PATHS, _follows_path),
-    (KEYS, _has),
-)
-"""What plans operators that are more than one of PostgreSQL's between values of the types given."""

@@ -15,14 +15,13 @@ from service.plan.embed import plan_columns
 from service.plan.filters import (
     both,
     comparable,
-    compare,
     inner_condition,
-    list_of,
     plan_filter,
     referenced,
     sort_keys,
 )
 from service.plan.hidden import as_json
+from service.plan.operators import compare, list_of
 from service.plan.outputs import distinct_first, distinct_keys, with_row_key
 from service.plan.scope import Scope
 from service.plan.types import Output, PlannedAfter, PlannedEmbed, ReadPlan

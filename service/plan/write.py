@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Bound, Condition
-from service.plan.filters import as_jsonb, both, compare, inner_conditions, plan_filter, sort_keys
+from service.plan.filters import both, inner_conditions, plan_filter, sort_keys
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
+from service.plan.operators import as_jsonb, compare
 from service.plan.read import plan_key, plan_rows
 from service.plan.reread import reread
 from service.plan.scope import Scope

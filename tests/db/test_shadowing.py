@@ -17,7 +17,7 @@ import pytest_twisted
 from service.api.roles import Roles
 from service.db.session import SessionSettings
 from service.errors import ServiceError
-from service.plan.filters import SEARCH_FUNCTIONS, SQL_OPERATORS
+from service.plan.operators import SEARCH_FUNCTIONS, SQL_OPERATORS
 from service.request.aggregate import FUNCTIONS
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving

@@ -1,0 +1,228 @@
+"""
+Which operator of PostgreSQL a comparison is, by the types of what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
+
+from service.catalog import Type
+from service.datatypes import DOCUMENTS
+from service.errors import InvalidArgument
+from service.plan.conditions import (
+    PG_CATALOG,
+    Bound,
+    Compare,
+    Condition,
+    Expression,
+    Not,
+    Search,
+)
+from service.plan.scope import Scope
+from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS
+from service.request.synonyms import container_hint
+from service.request.types import Comparison, Operand
+
+# LIKE and the like by their operators: unlike the words, these can be named with a schema.
+SQL_OPERATORS = {
+    "eq": "=",
+    "neq": "<>",
+    "gt": ">",
+    "gte": ">=",
+    "lt": "<",
+    "lte": "<=",
+    "isdistinct": "=",
+    "in": "=",
+    "like": "~~",
+    "ilike": "~~*",
+    "match": "~",
+    "imatch": "~*",
+    "starts": "~~",
+    "ends": "~~",
+    "contains": "~~",
+    "istarts": "~~*",
+    "iends": "~~*",
+    "icontains": "~~*",
+    "cs": "@>",
+    "cd": "<@",
+    "ov": "&&",
+    "sl": "<<",
+    "sr": ">>",
+    "nxr": "&<",
+    "nxl": "&>",
+    "adj": "-|-",
+    "has_key": "?",
+    "has_any": "?|",
+    "has_all": "?&",
+    "jsonpath": "@?",
+    "jsonpath_match": "@@",
+}
+SEARCH_FUNCTIONS = {
+    "fts": "to_tsquery",
+    "plfts": "plainto_tsquery",
+    "phfts": "phraseto_tsquery",
+    "wfts": "websearch_to_tsquery",
+}
+
+
+def plan_comparison(scope: Scope, left: Expression, where: Comparison) -> Condition:
+    """Plan a comparison of a value, other than a test by `is`."""
+    if where.column is not None:
+        return _of_columns(scope, left, where, scope.expression(where.column))
+    if where.operand is None:
+        raise TypeError(f"{where.operator} has no operand")
+    plan = next((plan for names, plan in _KINDS if where.operator in names), _compared)
+    return plan(scope, left, where, where.operand)
+
+
+def compare(
+    scope: Scope, left: Expression, name: str, right: Bound | Expression, type: Type | None = None
+) -> Compare:
+    """
+    Build a comparison by the operator that the type of a value has.
+
+    Args:
+        scope: Of the value.
+        left: The value.
+        name: Of the operator.
+        right: What it is compared with.
+        type: Of that, or of each candidate.
+    """
+    operator = scope.operator(name, left.type, type or right.type)
+    if operator.schema != PG_CATALOG:  # lest an operator of a domain itself fit better
+        left = _without_domain(scope, left)
+        right = right if isinstance(right, Bound) else _without_domain(scope, right)
+    return Compare(left, operator, right)
+
+
+def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
+    """Return the type of a list of values, and what each is cast to then, if it has to be."""
+    found = scope.catalog.array_of(type)
+    if found is not None:
+        return found, None
+    # PostgreSQL has no array of arrays: they go as an array of text
+    return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
+
+
+def as_jsonb(scope: Scope, value: Expression) -> Expression:
+    """Return a value that can be compared: json, which has no equality, becomes jsonb."""
+    other = value.type.data_type.compared_as
+    return value.cast(scope.named(other)) if other else value
+
+
+def _without_domain(scope: Scope, value: Expression) -> Expression:
+    """Return a value of a plain type, cast if it is a column of a domain."""
+    domain = scope.catalog.type(value.column.type).kind == "domain"
+    return value.cast(value.type) if domain and not (value.steps or value.applied) else value
+
+
+def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
+    """Plan to compare two values of one row."""
+    if where.operator in PATTERNS:
+        left, right = as_text(scope, left), as_text(scope, right)
+    elif where.operator in KEYS:
+        left, right = _document(scope, left, where, right.path), as_text(scope, right)
+    else:
+        left, right = as_jsonb(scope, left), as_jsonb(scope, right)
+    test = compare(scope, left, SQL_OPERATORS[where.operator], right)
+    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
+
+
+def _compared(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Condition:
+    left = as_jsonb(scope, left)
+    type = left.type
+    if where.element and type.kind in {"range", "multirange"}:
+        type = scope.catalog.type(type.base)
+    test = _compare(left, type, scope, where, operand)
+    return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
+
+
+def _compare(
+    left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
+) -> Compare:
+    quantifier = "any" if where.operator == "in" else where.quantifier
+    many, candidate = list_of(scope, type) if quantifier else (type, None)
+    test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
+    return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
+
+
+def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
+    vector = left.type.name != "tsvector"
+    # to_tsvector takes json as it is, and looks at the strings in it alone.
+    if vector and left.type.form != "json":
+        left = as_text(scope, left)
+    return Search(
+        left,
+        SEARCH_FUNCTIONS[where.operator],
+        scope.bound(operand, scope.named("text")),
+        scope.bound(where.config, scope.named("regconfig")) if where.config else None,
+        vector,
+    )
+
+
+def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    if where.operator == "match" and left.type.pattern:
+        return _compare(left, scope.catalog.type(left.type.pattern), scope, where, operand)
+    return _compare(as_text(scope, left), scope.named("text"), scope, where, operand)
+
+
+def _affixed(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    if left.type.form in DOCUMENTS or left.type.kind in {"array", "range", "multirange"}:
+        raise InvalidArgument(
+            f'"{where.operator}" is for text; "{left.column.name}" is {left.type.sql}',
+            path=operand.path,
+            column=left.column.name,
+            hint=container_hint(left.column.name, where.operator),
+        )
+    return _compare(as_text(scope, left), scope.named("text"), scope, where, operand)
+
+
+def _follows_path(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    left = as_jsonb(scope, left)
+    if left.type.form != "json":
+        raise InvalidArgument(
+            f'"{where.operator}" looks into json and jsonb; "{left.column.name}" is {left.type.sql}',
+            path=operand.path,
+            column=left.column.name,
+        )
+    right = scope.bound(operand, scope.named("jsonpath"))
+    return compare(scope, left, SQL_OPERATORS[where.operator], right)
+
+
+def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    left = _document(scope, left, where, operand.path)
+    text = scope.named("text")
+    type = text if where.operator == "has_key" else scope.named("_text")
+    right = Bound(operand.slot, type, operand.path)
+    return compare(scope, left, SQL_OPERATORS[where.operator], right)
+
+
+def _document(scope: Scope, left: Expression, where: Comparison, path: str) -> Expression:
+    """Return a value that has keys."""
+    left = as_jsonb(scope, left)
+    if left.type.form not in DOCUMENTS:
+        raise InvalidArgument(
+            f'"{where.operator}" asks for keys of json, jsonb and hstore;'
+            f' "{left.column.name}" is {left.type.sql}',
+            path=path,
+            column=left.column.name,
+        )
+    return left
+
+
+def as_text(scope: Scope, left: Expression) -> Expression:
+    """Return a value as text, so that it can be matched, if it is not text of a kind."""
+    if left.type.category == "S":
+        return left
+    return left.cast(scope.named("text"))
+
+
+_KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
+    (SEARCH_FUNCTIONS, _search),
+    (PATTERNS, _match),
+    (AFFIXES, _affixed),
+    (PATHS, _follows_path),
+    (KEYS, _has),
+)
+"""What plans operators that are more than one of PostgreSQL's between values of the types given."""
