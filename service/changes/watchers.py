@@ -147,29 +147,36 @@ class Watch:
             return None
         self.base = state
         changed, self.changed = self.changed, {}
+        resumed = False
         if self.rows is not None:
             rows, self.rows = self.rows, None
             touched, self.touched = self.touched, None
             reset, self.reset = self.reset, False
-            if rows.state is not state:  # others of the session had to wait for theirs
+            if touched is not None and not touched:
+                # By the keys it could not be told which of some rows that are alike came since.
+                before, resumed = rows.state, True
+            else:
+                if rows.state is not state:  # others of the session had to wait for theirs
+                    if touched is not None:
+                        came = difference(rows.state, state)
+                        touched = [*touched, *came.keys(rows.state, state)]
+                    every = rows.rows | changed
+                    rows = Rows(state, {name: every[name] for name in state.entries})
                 if touched is not None:
-                    touched = [*touched, *difference(rows.state, state).keys(rows.state, state)]
-                every = rows.rows | changed
-                rows = Rows(state, {name: every[name] for name in state.entries})
-            if touched is not None:
-                return iter([resume_message(form, rows, touched, position)])
-            return snapshot_messages(form, rows, position, reset)
-        if before is state or before is None:
+                    return iter([resume_message(form, rows, touched, position)])
+                return snapshot_messages(form, rows, position, reset)
+        if before is None:
             return None
         # Of several steps together others may have moved than of each.
         change = difference(before, state, changed)
-        if not change:
+        if not change and not resumed:
             return None
-        if form.ordered and (has_copies(before) or has_copies(state)):
+        if change and form.ordered and (has_copies(before) or has_copies(state)):
             # By its key it could not be told where a row goes. Such rows are their own keys.
             rows = Rows(state, {name: entry.key for name, entry in state.entries.items()})
             return snapshot_messages(form, rows, position, reset=True)
-        return iter([delta_message(form, before, state, change, changed, position)])
+        message = delta_message(form, before, state, change, changed, position)
+        return iter([message | {"checksum": state.checksum} if resumed else message])
 
 
 class WatchingSession:

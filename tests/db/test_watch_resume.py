@@ -17,6 +17,7 @@ from service.errors import InvalidArgument
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.watched import Live, living
+from tests.deferreds import until
 
 SCHEMA = f"""
 {changes.install()}
@@ -280,3 +281,30 @@ async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live:
         await again.cancel()
     finally:
         execute(dsn, "DELETE FROM rowcast.epochs; DELETE FROM rowcast.ticks")
+
+
+@pytest_twisted.ensureDeferred
+async def test_resumed_rows_that_are_alike_leave_one_by_one(dsn: str) -> None:
+    """Also when they do while another watch of the session waits for its rows."""
+    execute(
+        dsn,
+        """
+        DROP TABLE IF EXISTS bare CASCADE;
+        CREATE TABLE bare (a int); INSERT INTO bare VALUES (1), (1), (1);
+        SELECT rowcast.track('bare');
+        CREATE OR REPLACE FUNCTION slow() RETURNS SETOF pairs STABLE LANGUAGE sql
+            AS 'SELECT p.* FROM pairs p, pg_sleep(0.3)';
+        """,
+    )
+    session = Caller(7, None, None, "realm1")
+    async with living(dsn, WatchLimits()) as live:
+        watcher = live.watch("bare", session)
+        await watcher.first()
+        await watcher.cancel()
+        again = await watcher.resumed()
+        slow = live.watch("fn.slow", session)
+        await until(lambda: live.watches.stats()["rows"])
+        execute(dsn, "DELETE FROM bare WHERE ctid = (SELECT min(ctid) FROM bare)")
+        await slow.first()
+        await again.same()
+        assert again.copy.values == [{"a": 1}, {"a": 1}]
