@@ -1,4 +1,4 @@
-# make run · make test · make check · make faults. Each makes what it needs first, and is quick the second time.
+# make run · make test · make check · make faults · make oracle. Each makes what it needs first, and is quick the second time.
 # make test WORKERS=1 runs the tests in so many processes, COVERAGE=1 measures what they cover.
 
 MAKEFLAGS += --no-print-directory
@@ -16,7 +16,7 @@ ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 # The rules and procedures of the tables that come with the project; yours may take their place.
 run: export ROWCAST_APP ?= app
 
-.PHONY: run test check faults lint migrations tests clean .venv .venv-router
+.PHONY: run test check faults oracle lint migrations tests clean .venv .venv-router
 
 run:
 	@requirements/install able .venv/stamp $(ROUTER)
@@ -40,6 +40,12 @@ faults:
 	@requirements/install able .venv/stamp .venv-router/stamp
 	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
 	@exec $(BIN)/python -m tests.faults $(FAULTS)
+
+# Live queries against the past for longer: make oracle ORACLE="--seed 1 --comparisons 100000"
+oracle:
+	@requirements/install able .venv/stamp
+	@$(MAKE) -s -j2 .venv/stamp-dev
+	@exec $(BIN)/python -m tests.oracle $(ORACLE)
 
 lint:
 	$(BIN)/ruff format --check

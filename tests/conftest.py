@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
 """The revision to which `alembic upgrade head` brings a database."""
 BRIDGE = "call-for-tests"
-TIERS = ("unit", "db", "wamp", "faults", "examples", "libraries")
+TIERS = ("unit", "db", "wamp", "oracle", "faults", "examples", "libraries")
 """Folders of tests, by what they need; in CI each has to have run."""
 WORKER_MEMORY = 700 << 20
 """Bytes of a process of tests with its PostgreSQL, its router, and what its tests start."""

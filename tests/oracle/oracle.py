@@ -1,0 +1,355 @@
+"""
+Watching generated queries beside writers, and asking the past whether the copies were right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+import psycopg2
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.logger import LogLevel, capturedLogs, eventAsText
+
+from schema import changes
+from service.changes.watch import WatchLimits
+from service.changes.watchers import WatchingSession
+from service.errors import ServiceError
+from tests.conftest import execute
+from tests.copies import Copy, as_set
+from tests.db.dispatchers import DirectCaller, serving
+from tests.db.watched import Live, living
+from tests.deferreds import pause, until
+from tests.oracle.past import Past
+from tests.oracle.queries import Question, draw, in_other_words
+from tests.oracle.world import FILL, MAKE, ROLES, TABLES, Writers
+
+TRACK = f"SELECT rowcast.track(t) FROM unnest('{{{','.join(TABLES)}}}'::regclass[]) t;"
+DATABASE = f"{MAKE}{changes.install()}{TRACK}"
+"""What is watched; the log has all of its rows, from the first."""
+LIMITS = WatchLimits(session=1000, rows=5000)
+TRANSACTIONS = 40
+"""Of each writer in a burst."""
+SAMPLES = 30
+"""States in between that are checked after a burst."""
+TWINS = 0.15
+"""How many of the queries are watched in other words, too."""
+
+
+@dataclass
+class Report:
+    """
+    What came of a run.
+
+    Attributes:
+        comparisons: Copies that were held against the past.
+        wrong: Those that were not what `find` answered then: the query, the position, both answers.
+        refused: Queries that the service has refused, by the same error as `find`.
+        resets: Copies that were sent anew to clients that came back.
+        needless: The queries of those whose changes the log leads to.
+        steps: States that watchers were brought to.
+        errors: What the service has logged as one.
+    """
+
+    comparisons: int = 0
+    wrong: list[tuple[Question, str, Any, Any]] = field(default_factory=list)
+    refused: int = 0
+    resets: int = 0
+    needless: list[Question] = field(default_factory=list)
+    steps: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Sample:
+    """Copies of all rows at a position, by watch."""
+
+    position: str
+    copies: list[tuple[Question, list[Any]]]
+
+
+class Kept:
+    """
+    A query that is watched, by a client that comes back where it was.
+
+    Attributes:
+        copy: The rows that it has.
+        twin: The same query in other words, if it is watched too.
+        heard: Whether it has heard of where it is since it began.
+        error: Why it has ended.
+    """
+
+    def __init__(self, question: Question, session: int) -> None:
+        self.question = replace(question, caller=replace(question.caller, session=session))
+        self.copy = Copy(groups=question.grouped)
+        self.heard = False
+        self.error: BaseException | None = None
+        self.call: Deferred[Any] | None = None
+        self.twin: Kept | None = None
+        self.on_step: Callable[[str], None] = lambda position: None
+
+    def begin(self, served: DirectCaller) -> None:
+        """Call `watch`, from where the copy stands."""
+        self.error, self.heard = None, False
+        kwargs = dict(self.question.kwargs)
+        if self.copy.complete:
+            kwargs["since"] = self.copy.position
+            self.copy = Copy(groups=self.question.grouped, since=self.copy)
+        answer = served.dispatcher.answer(
+            f"{self.question.name}.watch", (), kwargs, self.question.caller, self._take
+        )
+        self.call = Deferred.fromCoroutine(answer)
+        self.call.addBoth(self._ended)
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        self.copy.take(message)
+        self.heard = True
+        if message.get("step"):
+            self.on_step(message["position"])
+
+    def _ended(self, result: Any) -> None:
+        self.error = result.value
+
+    async def leave(self) -> None:
+        """End the call, as a client that goes away does."""
+        if self.call is not None and self.error is None:
+            self.call.cancel()
+            await until(lambda: self.error is not None)
+
+
+async def answer_of(served: DirectCaller, question: Question) -> list[Any]:
+    """Return what the query gives by `find`, or by `aggregate`."""
+    verb = "aggregate" if question.grouped else "find"
+    # Not `call`, which compares each answer with its description: that is tested elsewhere.
+    name = f"{question.name}.{verb}"
+    found = await served.dispatcher.answer(name, (), question.kwargs, question.caller)
+    return list(found if question.grouped else found["rows"])
+
+
+def same(question: Question, copy: Sequence[Any], rows: Sequence[Any]) -> bool:
+    """Return whether a copy has the rows, in their order if they have one."""
+    # Between rows that the sort keys do not tell apart any order is right: those without a key.
+    if question.ordered and question.keyed:
+        return list(copy) == list(rows)
+    return as_set(list(copy)) == as_set(list(rows))
+
+
+class Oracle:
+    """
+    One run.
+
+    Args:
+        live: Where queries are watched.
+        past: Makes the past.
+        then: Serves it.
+        dice: Draws queries and samples.
+        dsn: Of what is watched.
+    """
+
+    def __init__(
+        self, live: Live, past: Past, then: DirectCaller, dice: random.Random, dsn: str
+    ) -> None:
+        self.live = live
+        self.past = past
+        self.then = then
+        self.dice = dice
+        self.dsn = dsn
+        self.report = Report()
+        self.sessions: list[list[Kept]] = []
+        self.samples: list[Sample] = []
+
+    async def watch(self, questions: Sequence[Question], sessions: int) -> None:
+        """Begin to watch queries, dealt out to sessions; those that `find` refuses are left out."""
+        first = len(self.sessions) + 1
+        hands: list[list[Kept]] = [[] for _ in range(sessions)]
+        for at, question in enumerate(questions):
+            try:
+                await answer_of(self.live.served, question)
+            except ServiceError:
+                self.report.refused += 1
+                continue
+            hand, session = hands[at % sessions], first + at % sessions
+            hand.append(Kept(question, session))
+            if self.dice.random() < TWINS and (twin := in_other_words(self.dice, question)):
+                hand.append(Kept(twin, session))
+                hand[-2].twin = hand[-1]
+        for hand in hands:
+            self.sessions.append(hand)
+            for kept in hand:
+                kept.on_step = partial(self._stepped, hand)
+                kept.begin(self.live.served)
+        await self.settled()
+
+    def _stepped(self, session: list[Kept], position: str) -> None:
+        self.report.steps += 1
+        # One that has come back moves with the others only once it has heard of them.
+        if not all(kept.heard and kept.copy.complete for kept in session):
+            return
+        # Watches that heard nothing of the step are where the others are: all move together.
+        copies = [(kept.question, list(kept.copy.values)) for kept in session]
+        self.samples.append(Sample(position, copies))
+
+    @property
+    def kept(self) -> Iterator[Kept]:
+        """Yield all that is watched."""
+        for session in self.sessions:
+            yield from session
+
+    async def settled(self) -> None:
+        """Wait until every watch has its rows, and what was committed by now is in them."""
+        now = str(execute(self.dsn, "SELECT pg_current_snapshot()::text")[0][0])
+        least = int(now.split(":")[1])
+        watches = self.live.watches
+        here = lambda kept: (kept.heard and kept.copy.complete) or kept.error  # noqa: E731
+        await until(lambda: all(map(here, self.kept)), 120)
+        for kept in self.kept:
+            if kept.error is not None and not isinstance(kept.error, CancelledError):
+                raise AssertionError(kept.question) from kept.error
+        await until(
+            lambda: (
+                watches._position is not None
+                and watches._position.snapshot.xmin >= least
+                and not any(map(_behind, watches._sessions.values()))
+            ),
+            120,
+        )
+        await pause(0.05)
+
+    async def burst(self, seed: int, writers: int, transactions: int) -> None:
+        """Have writers at work, and wait until all is told."""
+        at_work = Writers(self.dsn, seed, writers, transactions)
+        while at_work.busy:
+            await pause(0.02)
+        await self.settled()
+
+    async def check(self, samples: int) -> None:
+        """Hold the copies against what `find` answers now, and samples against the past."""
+        now = [kept for kept in self.kept if kept.error is None]
+        for kept in now:
+            if kept.twin is not None and kept.twin.error is None:
+                self._compare(kept.question, "twin", kept.copy.values, kept.twin.copy.values)
+        answers = await self._answers(self.live.served, [kept.question for kept in now])
+        for kept, rows in zip(now, answers, strict=True):
+            self._compare(kept.question, "now", kept.copy.values, rows)
+        self.past.read()
+        taken, self.samples = self.samples, []
+        if len(taken) > samples:
+            taken = self.dice.sample(taken, samples)
+        for sample in taken:
+            self.past.show(sample.position)
+            answers = await self._answers(self.then, [question for question, _ in sample.copies])
+            for (question, copy), rows in zip(sample.copies, answers, strict=True):
+                self._compare(question, sample.position, copy, rows)
+
+    async def _answers(
+        self, served: DirectCaller, questions: Sequence[Question]
+    ) -> list[list[Any]]:
+        asked = (Deferred.fromCoroutine(answer_of(served, question)) for question in questions)
+        return list(await gatherResults(list(asked)))
+
+    def _compare(self, question: Question, position: str, copy: Any, rows: Any) -> None:
+        self.report.comparisons += 1
+        if not same(question, copy, rows):
+            self.report.wrong.append((question, position, copy, rows))
+
+    async def come_back(self, share: float) -> None:
+        """Have clients leave, and come back to where they were."""
+        gone = [kept for kept in self.kept if self.dice.random() < share]
+        await gatherResults([Deferred.fromCoroutine(kept.leave()) for kept in gone])
+        for kept in gone:
+            kept.begin(self.live.served)
+
+    def count_resets(self) -> None:
+        """Count the copies that were sent anew, and find those that need not have been."""
+        for kept in self.kept:
+            self.report.resets += kept.copy.resets
+            if kept.copy.resets and kept.question.resumable:
+                self.report.needless.append(kept.question)
+
+
+def _behind(session: WatchingSession) -> bool:
+    """Return whether a session has not been told all that the last cycle saw."""
+    return session.busy or any(watch.query.late for watch in session.members)
+
+
+@contextmanager
+def beside(dsn: str) -> Iterator[str]:
+    """Make another database with the same tables, on the same server."""
+    name = f"{psycopg2.extensions.parse_dsn(dsn)['dbname']}_past"
+    execute(dsn, f"CREATE DATABASE {name}")
+    made = psycopg2.extensions.make_dsn(dsn, dbname=name)
+    try:
+        execute(made, MAKE)
+        yield made
+    finally:
+        execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def run(
+    dsn: str,
+    seed: int,
+    work: Callable[[Oracle], Awaitable[None]],
+) -> Report:
+    """
+    Run what is to be done with an oracle over a database that was made by `DATABASE`.
+
+    Args:
+        dsn: Of the database.
+        seed: Of all that is drawn.
+        work: What to watch, write and check.
+    """
+    if not execute(dsn, "SELECT 1 FROM rowcast.log LIMIT 1"):
+        execute(dsn, FILL)
+    with beside(dsn) as other:
+        past = Past(dsn, other)
+        try:
+            async with (
+                living(dsn, LIMITS, roles=ROLES) as live,
+                serving(other, roles=ROLES) as then,
+            ):
+                oracle = Oracle(live, past, then, random.Random(seed), dsn)
+                with capturedLogs() as events:
+                    await work(oracle)
+                    for kept in oracle.kept:
+                        await kept.leave()
+                levels = (LogLevel.error, LogLevel.critical)
+                bad = [each for each in events if each.get("log_level") in levels]
+                oracle.report.errors += map(eventAsText, bad)
+                return oracle.report
+        finally:
+            past.close()
+
+
+async def torture(
+    oracle: Oracle,
+    queries: int,
+    least: int,
+    sessions: int = 3,
+    only: Callable[[Question], bool] = lambda question: True,
+) -> None:
+    """
+    Watch queries through bursts of writes, clients coming and going, until they are wrong.
+
+    Args:
+        oracle: Of the run.
+        queries: How many.
+        least: Comparisons after which it is enough.
+        sessions: Among which the queries are dealt out.
+        only: Says of a query whether it is to be watched.
+    """
+    drawn = filter(only, (draw(oracle.dice) for _ in count()))
+    await oracle.watch(list(islice(drawn, queries)), sessions)
+    number = 0
+    while oracle.report.comparisons < least and not oracle.report.wrong:
+        await oracle.burst(oracle.dice.randrange(10**6), 4, TRANSACTIONS)
+        await oracle.check(SAMPLES)
+        number += 1
+        if number % 3 == 0:
+            await oracle.come_back(0.3)
+            await oracle.settled()
+    oracle.count_resets()

@@ -1,0 +1,252 @@
+"""
+Generated queries: each axis of what can be watched, drawn by a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from service.request.arguments import Caller
+from tests.oracle.world import OWNER, READERS
+
+Where = dict[str, Any]
+
+INTEGERS = {
+    "teams": ("region", "score"),
+    "people": ("age", "team", "boss"),
+    "tasks": ("person", "points"),
+    "notes": ("n", "task"),
+    "crew": ("age", "region"),
+    "lines": ("a",),
+}
+TEXTS = {
+    "teams": "name",
+    "people": "name",
+    "tasks": "title",
+    "notes": "body",
+    "crew": "name",
+    "lines": "b",
+}
+KEYS = {
+    "teams": ["id"],
+    "people": ["id"],
+    "tasks": ["id"],
+    "notes": ["task", "n"],
+    "crew": ["id"],
+    "lines": [],
+}
+CHILDREN = {
+    "teams": {"people": "people"},
+    "people": {"tasks": "tasks"},
+    "tasks": {"notes": "notes"},
+}
+PARENTS = {"people": {"teams": "teams"}, "tasks": {"people": "people"}, "notes": {"tasks": "tasks"}}
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A query and who asks it.
+
+    Args:
+        name: Of the relation or function, less the verb.
+        caller: Who asks.
+        kwargs: Of `watch`.
+    """
+
+    name: str
+    caller: Caller
+    kwargs: dict[str, Any]
+
+    @property
+    def ordered(self) -> bool:
+        """Return whether the order of the rows matters."""
+        return "order" in self.kwargs
+
+    @property
+    def grouped(self) -> bool:
+        """Return whether it is groups that are watched."""
+        return "measures" in self.kwargs
+
+    @property
+    def windowed(self) -> bool:
+        """Return whether only a part of what matches is watched."""
+        return "limit" in self.kwargs or "offset" in self.kwargs
+
+    @property
+    def keyed(self) -> bool:
+        """Return whether no two rows can be alike."""
+        return self.grouped or (bool(KEYS.get(self.name)) and "distinct" not in self.kwargs)
+
+    @property
+    def resumable(self) -> bool:
+        """Return whether the log tells what a client that comes back has missed."""
+        where = repr(self.kwargs.get("where"))
+        return (
+            self.name in ("people", "tasks")  # nobody truncates them
+            and self.caller.authrole == OWNER.authrole
+            and not self.windowed
+            and not self.grouped
+            and "distinct" not in self.kwargs
+            and "embed" not in self.kwargs
+            and "order" not in self.kwargs
+            and not any(name in where for name in ("teams", "people", "tasks", "notes"))
+        )
+
+    def variant(self, **kwargs: Any) -> Question:
+        """Return the same with other arguments."""
+        return Question(self.name, self.caller, {**self.kwargs, **kwargs})
+
+
+def draw(dice: random.Random) -> Question:
+    """Draw a query."""
+    caller = dice.choice([OWNER, OWNER, *READERS])
+    kind = dice.random()
+    if kind < 0.06:
+        rest = {"order": ["title", "id"]} if dice.random() < 0.5 else {}
+        return Question("fn.open_tasks", caller, {"args": {"above": dice.randint(0, 60)}, **rest})
+    relation = dice.choice(
+        ["teams", "people", "people", "tasks", "tasks", "notes", "lines", "crew"]
+    )
+    kwargs: dict[str, Any] = {}
+    if dice.random() < 0.75:
+        kwargs["where"] = _where(dice, relation, 2)
+    if kind < 0.25 and relation != "notes":
+        return Question(relation, caller, kwargs | _groups(dice, relation))
+    embeds = _embeds(dice, relation, dice.randint(1, 3)) if dice.random() < 0.55 else {}
+    if embeds:
+        kwargs["embed"] = embeds
+    if dice.random() < 0.3:
+        columns = [*KEYS[relation], TEXTS[relation], *INTEGERS[relation]]
+        kwargs["select"] = dice.sample(columns, dice.randint(1, len(columns)))
+    if not embeds and dice.random() < 0.08:
+        kwargs |= {"distinct": True, "select": [dice.choice(INTEGERS[relation])]}
+        return Question(relation, caller, kwargs)
+    if dice.random() < 0.5:
+        kwargs["order"] = _order(dice, relation)
+        if KEYS[relation] and dice.random() < 0.6:
+            kwargs["limit"] = dice.randint(1, 15)
+            if dice.random() < 0.2:
+                kwargs["offset"] = dice.randint(0, 5)
+    return Question(relation, caller, kwargs)
+
+
+def in_other_words(dice: random.Random, question: Question) -> Question | None:
+    """Return a query that has to give the same rows; None where there is none to draw."""
+    if question.name.startswith("fn."):
+        return None
+    column, where = INTEGERS[question.name][0], question.kwargs.get("where")
+    always: Where = {"or": [{column: None}, {"not": {column: None}}]}
+    if where is None:
+        return question.variant(where=always)
+    forms: list[Where] = [
+        {"and": [where, always]},
+        {"and": [always, where]},
+        {"not": {"not": where}},
+    ]
+    if len(where) == 1 and "and" in where:
+        forms.append({"and": where["and"][::-1]})
+    if "limit" not in question.kwargs and question.keyed and not question.grouped:
+        return question.variant(limit=1000)
+    return question.variant(where=dice.choice(forms))
+
+
+def _where(dice: random.Random, relation: str, depth: int) -> Where:
+    kind = dice.random()
+    if depth and kind < 0.15:
+        word = dice.choice(["and", "or"])
+        return {word: [_where(dice, relation, depth - 1) for _ in range(2)]}
+    if depth and kind < 0.22:
+        return {"not": _where(dice, relation, depth - 1)}
+    if kind < 0.35 and (related := {**CHILDREN.get(relation, {}), **PARENTS.get(relation, {})}):
+        name, other = dice.choice(sorted(related.items()))
+        if dice.random() < 0.25:
+            return {name: None if dice.random() < 0.5 else {"is": "not null"}}
+        return {f"{name}.{dice.choice(INTEGERS[other])}": _condition(dice)}
+    if kind < 0.5:
+        return {TEXTS[relation]: {dice.choice(["like", "eq", "neq"]): f"p{dice.randint(0, 5)}"}}
+    return {dice.choice(INTEGERS[relation]): _condition(dice)}
+
+
+def _condition(dice: random.Random) -> Any:
+    number = dice.randint(0, 60)
+    return dice.choice(
+        [
+            dice.randint(0, 5),
+            {"gt": number},
+            {"lte": number},
+            {"gte": 5, "lt": number + 5},
+            [dice.randint(0, 40) for _ in range(4)],
+            None,
+            {"not": {"gt": number}},
+            {"between": [number // 2, number]},
+        ]
+    )
+
+
+def _embeds(dice: random.Random, relation: str, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    children, parents = CHILDREN.get(relation, {}), PARENTS.get(relation, {})
+    for name, other in children.items():
+        if dice.random() < 0.7:
+            found[name] = _children(dice, other, depth)
+    for name, other in parents.items():
+        if dice.random() < 0.4:
+            found[name] = {"select": [*KEYS[other], TEXTS[other]]} if dice.random() < 0.5 else True
+    return found
+
+
+def _children(dice: random.Random, relation: str, depth: int) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if dice.random() < 0.4:
+        options["where"] = _where(dice, relation, 1)
+    if dice.random() < 0.2:
+        measures = {"n": {"count": "*"}, "most": {"max": INTEGERS[relation][0]}}
+        return options | {"measures": measures}
+    if depth > 1 and (below := _embeds(dice, relation, depth - 1)):
+        options["embed"] = below
+    if dice.random() < 0.2:
+        options["limit"] = 3
+    if dice.random() < 0.15:
+        options["inner"] = True
+    return options | {"order": KEYS[relation]}
+
+
+def _groups(dice: random.Random, relation: str) -> dict[str, Any]:
+    columns = list(INTEGERS[relation])
+    measures: dict[str, Any] = {"n": {"count": "*"}, "sum": {"sum": dice.choice(columns)}}
+    if dice.random() < 0.5:
+        measures["most"] = {"max": dice.choice(columns)}
+        measures["some"] = {"count": "*", "where": {columns[0]: {"gt": 20}}}
+    kwargs: dict[str, Any] = {"measures": measures}
+    if dice.random() < 0.85:
+        kwargs["group"] = [dice.choice(columns)]
+        if dice.random() < 0.25 and relation in ("people", "tasks"):
+            kwargs["group"] = ["teams.region" if relation == "people" else "people.age"]
+        if dice.random() < 0.3:
+            kwargs["having"] = {"n": {"gt": dice.randint(1, 4)}}
+    return kwargs
+
+
+def _order(dice: random.Random, relation: str) -> list[Any]:
+    columns = [*INTEGERS[relation], TEXTS[relation]]
+    keys: list[Any] = []
+    for name in dice.sample(columns, min(len(columns), dice.randint(1, 2))):
+        keys.append(
+            dice.choice(
+                [
+                    name,
+                    f"-{name}",
+                    {
+                        "by": name,
+                        "desc": dice.random() < 0.5,
+                        "nulls": dice.choice(["first", "last"]),
+                    },
+                ]
+            )
+        )
+    if relation == "people" and dice.random() < 0.15:
+        keys.insert(0, "-teams.score")
+    return keys

@@ -1,0 +1,115 @@
+"""
+Copies that watchers keep are what `find` answered at their position; wrong ways of keeping them fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.changes import cycle, queries
+from service.changes.dependencies import Dependencies
+from service.changes.log import LogRow, read_txn
+from service.changes.window import Window
+from tests.oracle.oracle import DATABASE, Oracle, run, torture
+from tests.oracle.queries import Question
+from tests.oracle.world import OWNER, READERS
+
+SCHEMA = DATABASE
+SEED = 20261129
+
+pytestmark = pytest.mark.timeout(600)
+
+REPROS = [
+    # a row without a key left and came back before its watcher was told of either
+    Question("people", OWNER, {"distinct": True, "select": ["team"]}),
+    # its rows looked gone to the snapshot of a cycle, when the table was truncated meanwhile
+    Question("lines", OWNER, {}),
+    Question("notes", READERS[0], {"select": ["body", "task", "n"]}),
+]
+"""Queries whose copies were wrong once; they are watched first."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_copies_of_generated_queries_are_what_find_answers(dsn: str) -> None:
+    async def work(oracle: Oracle) -> None:
+        await oracle.watch(REPROS, 1)
+        await torture(oracle, queries=120, least=20_000)
+
+    report = await run(dsn, SEED, work)
+    assert report.wrong == []
+    assert report.errors == []
+    assert report.comparisons >= 20_000
+    assert report.needless == []
+
+
+def without_old_images(*args: Any) -> list[LogRow]:
+    """Read the log as if it had new images alone."""
+    return [replace(row, old=None) if row.new else row for row in read_txn(*args)]
+
+
+def read_later(*_: Any, **__: Any) -> str:
+    """Begin a transaction each of whose statements sees what has been committed by then."""
+    return "BEGIN READ ONLY"
+
+
+class WithoutPolicies(Dependencies):
+    """What a query reads, less what only policies ask."""
+
+    @property
+    def relations(self) -> frozenset[int]:
+        """Return the oids of the rest."""
+        rest = frozenset(scan for scan in self.scans if scan.name != "members")
+        return Dependencies(rest, self.opaque).relations
+
+
+def blind(found: Callable[..., Dependencies]) -> Callable[..., Dependencies]:
+    """Return what finds dependencies, less those of policies."""
+
+    def dependencies_txn(*args: Any) -> Dependencies:
+        known = found(*args)
+        return WithoutPolicies(known.scans, known.opaque)
+
+    return dependencies_txn
+
+
+def break_late(patch: pytest.MonkeyPatch) -> None:
+    """Read rows in a later snapshot than the changes."""
+    patch.setattr(cycle, "begin_statement", read_later)
+
+
+def break_images(patch: pytest.MonkeyPatch) -> None:
+    """Look at new images alone."""
+    patch.setattr(cycle, "read_txn", without_old_images)
+
+
+def break_windows(patch: pytest.MonkeyPatch) -> None:
+    """Take the rows that are kept of a window for all that there are."""
+    patch.setattr(Window, "of", classmethod(lambda cls, keys, most: cls(tuple(keys), True)))
+
+
+def break_policies(patch: pytest.MonkeyPatch) -> None:
+    """Forget the tables that only policies ask."""
+    patch.setattr(queries, "dependencies_txn", blind(queries.dependencies_txn))
+
+
+@pytest.mark.parametrize("spoil", [break_late, break_images, break_windows, break_policies])
+@pytest_twisted.ensureDeferred
+async def test_wrong_way_of_keeping_copies_is_found_out(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Or the queries, the writers and the oracle would prove nothing."""
+    spoil(monkeypatch)
+
+    async def work(oracle: Oracle) -> None:
+        windows = spoil is break_windows
+        await torture(
+            oracle, queries=120, least=20_000, only=lambda each: each.windowed or not windows
+        )
+
+    report = await run(dsn, SEED, work)
+    assert report.wrong or report.errors
