@@ -11,7 +11,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 FIRST = (
-    "tests/oracle/test_oracle.py::test_copies",
+    "tests/oracle/test_oracle.py::test_copies_of",
+    "tests/oracle/test_oracle.py::test_copies_outlast",
     "tests/oracle/test_oracle.py",
     "tests/faults/test_faults.py",
     "tests/wamp/test_fuzz.py::test_hostile_calls_leave_the_service_as_it_was[20261121]",

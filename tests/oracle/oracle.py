@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -33,10 +33,24 @@ TRACK = f"SELECT rowcast.track(t) FROM unnest('{{{','.join(TABLES)}}}'::regclass
 DATABASE = f"{MAKE}{changes.install()}{TRACK}"
 """What is watched; the log has all of its rows, from the first."""
 LIMITS = WatchLimits(session=1000, rows=5000)
+LOSE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name = 'rowcast'"
+    " AND pid <> pg_backend_pid()"
+)
 TRANSACTIONS = 40
 """Of each writer in a burst."""
 SAMPLES = 30
 """States in between that are checked after a burst."""
+ALTERATIONS = (
+    "ALTER TABLE people ADD extra text",
+    "REVOKE SELECT ON people FROM oracle_reader; GRANT SELECT (id, team, name) ON people TO oracle_reader",
+    "ALTER TABLE people DROP extra",
+    "GRANT SELECT ON people TO oracle_reader; REVOKE SELECT ON notes FROM oracle_reader",
+    "CREATE POLICY late ON tasks TO oracle_reader USING (done)",
+    "DROP POLICY late ON tasks; GRANT SELECT ON notes TO oracle_reader",
+)
+"""What becomes of tables and rights, one after the other; at the end they are as they were."""
 TWINS = 0.15
 """How many of the queries are watched in other words, too."""
 
@@ -144,24 +158,42 @@ class Oracle:
     One run.
 
     Args:
-        live: Where queries are watched.
         past: Makes the past.
         then: Serves it.
         dice: Draws queries and samples.
         dsn: Of what is watched.
+        other: Of the past.
+
+    Attributes:
+        live: Where queries are watched.
     """
 
     def __init__(
-        self, live: Live, past: Past, then: DirectCaller, dice: random.Random, dsn: str
+        self, past: Past, then: DirectCaller, dice: random.Random, dsn: str, other: str
     ) -> None:
-        self.live = live
         self.past = past
         self.then = then
         self.dice = dice
         self.dsn = dsn
+        self.other = other
+        self.live: Live
+        self._service = AsyncExitStack()
         self.report = Report()
         self.sessions: list[list[Kept]] = []
         self.samples: list[Sample] = []
+
+    async def start(self) -> None:
+        """Start the service, and have the clients that there are come back to where they were."""
+        self.live = await self._service.enter_async_context(living(self.dsn, LIMITS, roles=ROLES))
+        for kept in self.kept:
+            kept.begin(self.live.served)
+        if self.sessions:
+            await self.settled()
+
+    async def stop(self) -> None:
+        """Stop the service; all that is watched ends."""
+        await self._service.aclose()
+        await until(lambda: all(kept.error is not None for kept in self.kept))
 
     async def watch(self, questions: Sequence[Question], sessions: int) -> None:
         """Begin to watch queries, dealt out to sessions; those that `find` refuses are left out."""
@@ -264,6 +296,42 @@ class Oracle:
         for kept in gone:
             kept.begin(self.live.served)
 
+    async def lose_sessions(self) -> None:
+        """End every session of the service at the database."""
+        execute(self.dsn, LOSE)
+        await self.settled()
+
+    async def alter(self, statements: str) -> None:
+        """
+        Change what is there, or who may see it, and hold what is watched against it.
+
+        What `find` refuses by now has to end, and is watched no more.
+        """
+        for dsn in (self.dsn, self.other):
+            execute(dsn, statements)
+        for served in (self.live.served, self.then):
+            await served.dispatcher.refresh()
+        for session in self.sessions:
+            for kept in list(session):
+                await self._altered(session, kept)
+        await self.settled()
+        self.samples.clear()  # they have queries that are refused by now
+
+    async def _altered(self, session: list[Kept], kept: Kept) -> None:
+        """Hold a query against what it answers now: the same rows, or a refusal."""
+        try:
+            rows = await answer_of(self.live.served, kept.question)
+        except ServiceError:
+            await until(lambda: kept.error is not None, 60)
+            session.remove(kept)
+            for other in session:
+                if other.twin is kept:
+                    other.twin = None
+            return
+        await until(lambda: kept.error or same(kept.question, kept.copy.values, rows), 60)
+        assert kept.error is None, (kept.question, kept.error)
+        self.report.comparisons += 1
+
     def count_resets(self) -> None:
         """Count the copies that were sent anew, and find those that need not have been."""
         for kept in self.kept:
@@ -308,15 +376,14 @@ async def run(
     with beside(dsn) as other:
         past = Past(dsn, other)
         try:
-            async with (
-                living(dsn, LIMITS, roles=ROLES) as live,
-                serving(other, roles=ROLES) as then,
-            ):
-                oracle = Oracle(live, past, then, random.Random(seed), dsn)
+            async with serving(other, roles=ROLES) as then:
+                oracle = Oracle(past, then, random.Random(seed), dsn, other)
                 with capturedLogs() as events:
+                    await oracle.start()
                     await work(oracle)
                     for kept in oracle.kept:
                         await kept.leave()
+                    await oracle.stop()
                 levels = (LogLevel.error, LogLevel.critical)
                 bad = [each for each in events if each.get("log_level") in levels]
                 oracle.report.errors += map(eventAsText, bad)
@@ -352,4 +419,23 @@ async def torture(
         if number % 3 == 0:
             await oracle.come_back(0.3)
             await oracle.settled()
+    oracle.count_resets()
+
+
+async def upheaval(oracle: Oracle, queries: int, sessions: int = 3) -> None:
+    """Watch queries while the service, its sessions, tables and rights do not stay as they are."""
+    await oracle.watch([draw(oracle.dice) for _ in range(queries)], sessions)
+    for number, statements in enumerate(ALTERATIONS):
+        await oracle.burst(oracle.dice.randrange(10**6), 4, 20)
+        await oracle.check(SAMPLES)
+        await oracle.alter(statements)
+        if number % 2:
+            await oracle.lose_sessions()
+        else:
+            await oracle.stop()
+            # what is written while nobody watches
+            at_work = Writers(oracle.dsn, number, 3, 10)
+            await until(lambda: not at_work.busy)  # noqa: B023 - of this turn
+            await oracle.start()
+    await oracle.check(SAMPLES)
     oracle.count_resets()

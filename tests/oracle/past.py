@@ -29,7 +29,7 @@ class Past:
     """
 
     def __init__(self, dsn: str, beside: str) -> None:
-        self._log = psycopg2.connect(dsn)
+        self._log = psycopg2.connect(dsn, application_name="past")
         self._log.autocommit = True
         self._beside = psycopg2.connect(beside)
         self._entries: list[tuple[int, str, str, str | None, str | None]] = []
@@ -73,9 +73,9 @@ class Past:
             if op == "T":
                 state[table].clear()
             if old is not None:
-                state[table][old] -= 1
+                state[table][_lasting(old)] -= 1
             if new is not None:
-                state[table][new] += 1
+                state[table][_lasting(new)] += 1
         for table, images in state.items():
             assert all(count >= 0 for count in images.values()), table
             state[table] = +images
@@ -85,3 +85,8 @@ class Past:
         """Close both connections."""
         self._log.close()
         self._beside.close()
+
+
+def _lasting(image: str) -> str:
+    """Return an image less the column that comes and goes, and is always null."""
+    return image.replace(',"extra":null', "")

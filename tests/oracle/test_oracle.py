@@ -15,7 +15,7 @@ from service.changes import cycle, queries
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow, read_txn
 from service.changes.window import Window
-from tests.oracle.oracle import DATABASE, Oracle, run, torture
+from tests.oracle.oracle import DATABASE, Oracle, run, torture, upheaval
 from tests.oracle.queries import Question
 from tests.oracle.world import OWNER, READERS
 
@@ -45,6 +45,17 @@ async def test_copies_of_generated_queries_are_what_find_answers(dsn: str) -> No
     assert report.errors == []
     assert report.comparisons >= 20_000
     assert report.needless == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
+    async def work(oracle: Oracle) -> None:
+        await upheaval(oracle, queries=90)
+
+    report = await run(dsn, SEED, work)
+    assert report.wrong == []
+    assert report.errors == []
+    assert report.comparisons > 3000
 
 
 def without_old_images(*args: Any) -> list[LogRow]:
