@@ -4,6 +4,10 @@ A client with very many calls under way is not read until some of them are answe
 Crossbar hands on what it has read, in the order in which it came: 10,000 calls of one client would
 stand before everybody's on the one connection to the service. What is not read waits in the
 client's own socket, and TCP tells the client so.
+
+Calls that take progressive results do not count: they last until the client itself cancels them,
+which would not be read. Nor is a session held back that others call: their answers would wait, and
+perhaps its own calls for those. The service is such a one.
 """
 
 from weakref import WeakSet
@@ -33,7 +37,7 @@ def install():
 def call_and_count(self, session, *rest, **options):
     """Call, and stop to read from a session that has enough under way."""
     done = guard.call_of_new_request(self, session, *rest, **options)
-    if len(self._caller_to_invocations.get(session, ())) >= MOST and session not in paused:
+    if session not in paused and has_under_way(self, session, MOST):
         transport = wire_of(session)
         if transport is not None:
             paused.add(session)
@@ -45,11 +49,19 @@ def remove_and_count(self, invocation):
     """Forget an invocation, and read on once a session has fewer."""
     guard.remove_invoke_request(self, invocation)
     caller = invocation.caller
-    if caller in paused and len(self._caller_to_invocations.get(caller, ())) < MOST - SLACK:
+    if caller in paused and not has_under_way(self, caller, MOST - SLACK):
         paused.discard(caller)
         transport = wire_of(caller)
         if transport is not None:
             transport.resumeProducing()
+
+
+def has_under_way(dealer, session, most):
+    """Return whether a session has so many calls under way that it is to wait for their answers."""
+    calls = dealer._caller_to_invocations.get(session, ())
+    if len(calls) < most or dealer._session_to_registrations.get(session):
+        return False
+    return sum(not each.call.receive_progress for each in calls) >= most
 
 
 def open_with_turns(self, transport):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import CancelledError, gatherResults
 from twisted.python.failure import Failure
 
@@ -90,6 +91,27 @@ async def test_client_with_very_many_calls_is_read_no_further(
         edge.dispatcher.release()
         await pause(0.005)
     assert not calls.refused
+
+
+@pytest.mark.parametrize("how", ["calls with progress", "a session that others call"])
+@pytest_twisted.ensureDeferred
+async def test_session_that_has_to_be_heard_is_read_on(
+    start_edge: StartEdge, call_from: Join, router: Router, how: str
+) -> None:
+    """Who watches has to be able to cancel, and who is called to answer, however many calls it has."""
+    edge = await start_edge(bounds=Bounds(running=5_000, session_calls=5_000, wait=60.0))
+    progress, caller = CallOptions(on_progress=lambda _: None), await call_from()
+    if how != "calls with progress":
+        progress, caller = None, await join(router, "service cbor")
+        await caller.register(lambda: None, "rowcast.of.another.service")
+    options = {"options": progress} if progress else {}
+    calls = [caller.call("rowcast.wait", **options) for _ in range(400)]
+    await until(lambda: len(edge.dispatcher.waiting) == 400)
+    assert await caller.call("rowcast.echo", 1) == 1
+    edge.dispatcher.release()
+    await gatherResults(calls)
+    if progress is None:
+        await caller.close()
 
 
 @pytest_twisted.ensureDeferred
