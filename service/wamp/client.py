@@ -115,7 +115,8 @@ class WampConfig:
         realm: Which to join.
         login: How to say who we are.
         max_bytes: The largest answer that may leave.
-        first_delay: Seconds before the second round of tries.
+        first_delay: Seconds before another round of tries while no router is there, and before the
+            second one to a router that is.
         max_delay: Seconds between rounds at most; a session that lasted as long starts afresh.
         links: Authroles of router links, which say for whom they call.
     """
@@ -190,29 +191,34 @@ class WampClient(Service):
         return waiting
 
     async def _follow(self) -> None:
-        failures = 0
+        tries = refusals = 0
+        refused = False
         while self.running:
-            router = self._routers[failures % len(self._routers)]
+            router = self._routers[tries % len(self._routers)]
             began = self._reactor.seconds()
-            await self._attempt(router)
+            # Only a router that is there, and does not let us in, is spared: nothing is asked of
+            # one that is away, and callers wait for its return.
+            refused |= await self._attempt(router)
             if not self.running:
                 return
-            lasted = self._reactor.seconds() - began
-            # One that lets us in and closes at once counts as away, or no pause would follow.
-            failures = 0 if lasted >= self._config.max_delay else failures + 1
-            rounds, rest = divmod(failures, len(self._routers))
+            tries += 1
+            # One that lets us in and closes at once counts as refusal, or no pause would follow.
+            if self._reactor.seconds() - began >= self._config.max_delay:
+                tries, refusals, refused = 0, 0, False
             # No pause within a round: the next address may be there while this one is not.
-            if rounds and not rest:
-                await deferLater(self._reactor, self._delay(rounds), lambda: None)
+            elif tries % len(self._routers) == 0:
+                refusals, refused = refusals + 1 if refused else 0, False
+                await deferLater(self._reactor, self._delay(refusals), lambda: None)
 
-    def _delay(self, rounds: int) -> float:
+    def _delay(self, refusals: int) -> float:
         # bounded, since a float has an end; uneven, so that services do not come back all at once
-        delay = self._config.first_delay * 1.5 ** min(rounds - 1, 20)
+        delay = self._config.first_delay * 1.5 ** min(max(refusals - 1, 0), 20)
         return min(delay, self._config.max_delay) * random.uniform(0.7, 1.0)
 
-    async def _attempt(self, router: RouterAddress) -> None:
-        """Connect, and stay until the connection is lost."""
+    async def _attempt(self, router: RouterAddress) -> bool:
+        """Connect, stay until the connection is lost, and return whether the router was there."""
         self._reason = ""
+        self._session = None
         try:
             serializer = SafeSerializer(application_error, self._config.max_bytes)
             make = partial(self._make_session, serializer.sizes)
@@ -221,7 +227,7 @@ class WampClient(Service):
         except Exception as error:
             if self.running:
                 self._log_once(router, _words(error))
-            return
+            return False
         self._transport = protocol.transport
         keep_alive(protocol.transport)
         self._late = self._reactor.callLater(
@@ -232,10 +238,12 @@ class WampClient(Service):
         try:
             await closed
         finally:
+            there = self._session is not None
             self._in_time()
             # Also when the wait was cancelled, with the connection still open.
             self._abort(protocol.why)
             self._ended(router)
+        return there
 
     def _make_session(self, sizes: MessageSizes) -> SafeSession:
         config = self._config
