@@ -26,8 +26,8 @@ from service.db.session import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.sql.statement import quoted
 
-PAUSES = (0.05, 5.0)
-"""Seconds between two attempts to connect: first, and at most."""
+PAUSES = (0.05, 1.0)
+"""Seconds between two attempts to connect: first, and at most; the feed waits for it, too."""
 # Keepalives of TCP do not tell: the kernel answers them for a server that is stopped.
 PULSE = 10.0
 """Seconds between two looks whether a server that says nothing is still there."""

@@ -323,7 +323,7 @@ class Worker:
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
                     raise Unavailable(UNREACHABLE) from error
                 # Jittered, or all workers would knock at once when the server is back.
-                pause = min(1.0, pause * 2) * random.uniform(0.5, 1.0)
+                pause = min(0.5, pause * 2) * random.uniform(0.5, 1.0)
 
     def _usable(self, connection: PgConnection) -> bool:
         """Return whether a session may be used; one that is not known to be clean is cleaned."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.task import Clock
 
 from service.db.listener import Listener
 from tests.conftest import execute
@@ -106,6 +107,26 @@ async def test_listener_without_a_database_tries_until_it_is_there(dsn: str) -> 
     heard.listener.stopService()
     assert not heard.listener.listening
     assert heard.resyncs == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_of_a_server_that_is_away_for_long_tries_each_second() -> None:
+    """What readers wait for after an outage is no longer than that, however long it lasted."""
+    clock: Any = Clock()
+    clock.callFromThread = reactor.callFromThread  # type: ignore[attr-defined]
+    asked: list[float] = []
+
+    def away() -> str:
+        asked.append(clock.seconds())
+        return "host=/nowhere"
+
+    listener = Listener(clock, away)
+    listener.startService()
+    for _ in range(12):
+        await until(lambda: clock.getDelayedCalls())
+        clock.advance(1.0)
+    await until(lambda: len(asked) == 13)
+    listener.stopService()
 
 
 @pytest_twisted.ensureDeferred
