@@ -280,7 +280,7 @@ def test_columns_may_have_the_names_that_capture_uses(dsn: str, log: SnapshotRea
         assert [entry.old["id"] for entry in entries if entry.old] == [1, 1, 2, 1, 2]
 
 
-def test_upsert_merge_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> None:
+def test_upsert_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> None:
     upsert = (
         "INSERT INTO owners VALUES (1, 'a'), (2, 'b') ON CONFLICT (id) DO UPDATE SET name = 'c'"
     )
@@ -293,6 +293,49 @@ def test_upsert_merge_and_writing_with_are_logged(dsn: str, log: SnapshotReader)
     assert sorted(entry.op for entry in entries[4:]) == ["D", "I"]
     moved = net(entries[4:], "id")
     assert moved == {1: ({"id": 1, "name": "c"}, None), 9: (None, {"id": 9, "name": "c"})}
+
+
+def test_merge_is_logged_as_what_it_did_to_each_row(dsn: str, log: SnapshotReader) -> None:
+    """One statement inserts, updates and deletes, and leaves a row alone."""
+    execute(dsn, "INSERT INTO owners VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+    execute(dsn, "INSERT INTO pets VALUES (7, 2, 'Rex')")
+    log.read()
+    merge = """
+    MERGE INTO owners o USING (VALUES (1, 'A'), (2, NULL), (3, 'c'), (4, 'd')) s(id, name) ON o.id = s.id
+      WHEN MATCHED AND s.name IS NULL THEN DELETE
+      WHEN MATCHED AND s.name = o.name THEN DO NOTHING
+      WHEN MATCHED THEN UPDATE SET name = s.name
+      WHEN NOT MATCHED AND s.name IS NOT NULL THEN INSERT VALUES (s.id, s.name)"""
+    execute(dsn, merge)
+    entries = log.read()
+    assert len({entry.xid for entry in entries}) == 1
+    assert sorted((entry.relation, *entry.change) for entry in entries) == [
+        ("public.owners", "D", {"id": 2, "name": "b"}, None),
+        ("public.owners", "I", None, {"id": 4, "name": "d"}),
+        ("public.owners", "U", {"id": 1, "name": "a"}, {"id": 1, "name": "A"}),
+        ("public.pets", "D", {"id": 7, "owner": 2, "name": "Rex"}, None),
+    ]
+    execute(dsn, merge)
+    assert log.read() == [], "nothing is different any more"
+
+
+def test_merge_is_logged_at_every_level_and_of_partitions(dsn: str, log: SnapshotReader) -> None:
+    merge = """
+    MERGE INTO {0} t USING (VALUES (1), (2)) s(id) ON t.id = s.id
+      WHEN MATCHED THEN UPDATE SET {1} WHEN NOT MATCHED THEN INSERT ({2}) VALUES ({3})"""
+    counters = merge.format("counters", "n = n + 1", "id, n", "s.id, 0")
+    execute(dsn, f"INSERT INTO counters VALUES (1, 0); {counters}")
+    # A trigger of a statement is run for each kind of change that a MERGE may make.
+    assert {change for change, _, _ in log.changes()} == {"C"}
+    logs = merge.format("logs", "day = 2", "id, day", "s.id, 1")
+    execute(dsn, "INSERT INTO logs VALUES (1, 1, 'a')")
+    log.read()
+    execute(dsn, logs)
+    one, two = {"id": 1, "day": 1, "note": "a"}, {"id": 2, "day": 1, "note": None}
+    entries = log.read()
+    assert {entry.relation for entry in entries} == {"public.logs"}
+    found = sorted((entry.change for entry in entries), key=repr)
+    assert found == [("D", one, None), ("I", None, one | {"day": 2}), ("I", None, two)]
 
 
 HOSTILE = """
