@@ -293,8 +293,9 @@ def _answers_txn(
     todo.sort(key=lambda order: order.run.pace.whole / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
-    missed = Missed(now)
-    began = time.monotonic()
+    missed = Missed(now, [order.run for order in todo if order.resumes])
+    missed.read_txn(connection, {each for order in todo for each in order.resumes})
+    began = time.monotonic()  # that all who come back share is no query's time
     for order in todo:
         run, at = order.run, time.monotonic()
         whole = order.asks or touched[run] is None

@@ -4,14 +4,15 @@ What callers have missed who come back to a query with a position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from service.changes.log import MOST_ROWS, LogRow, read_txn
+from service.changes.log import MOST_ROWS, read_txn
+from service.changes.match import Index
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, wire_keys
-from service.changes.touched import own_keys, related_txn, row_change
+from service.changes.touched import Key, RowChange, own_keys, related_txn, row_change
 from service.db.connection import PgConnection
 from service.db.transaction import Actor
 
@@ -33,42 +34,67 @@ SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch:d} AND tic
 
 OURSELVES = Actor()
 
-Since = tuple[PgSnapshot, list[LogRow]] | None
-"""A snapshot, and what the log has since; None if it is not all there, or too much."""
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """
+    What the log has since a snapshot.
+
+    Args:
+        snapshot: That one.
+        changes: All of them.
+        own: Keys of changed rows of the relation itself, of the queries that they may concern; None
+            for all rows.
+    """
+
+    snapshot: PgSnapshot
+    changes: Sequence[RowChange]
+    own: Mapping[Run, set[Key] | None]
 
 
 class Missed:
     """
     What the log has since positions, in one transaction.
 
-    Many come back at once, from one state: that of the service that they were at.
+    Many come back at once, from one state: that of the service that they were at. So each change is
+    read once for all of them, and looked at more closely only for those that it may concern.
 
     Args:
         now: What the transaction sees.
+        runs: Of the queries to which callers come back.
     """
 
-    def __init__(self, now: SnapshotPosition) -> None:
+    def __init__(self, now: SnapshotPosition, runs: Iterable[Run]) -> None:
         self._now = now
-        self._read: dict[Position, Since] = {}
+        self._index: Index[Run] = Index()
+        for run in runs:
+            if run.keyed is not None and run.keyed.plan.root is not None:
+                self._index.add(run, run.keyed.plan.root, run.keyed.terms)
+        self._read: dict[Position, Since | None] = {}
+
+    def read_txn(self, connection: PgConnection, positions: Collection[Position]) -> None:
+        """Read what the log has since positions."""
+        connection.act(OURSELVES)
+        for place in set(map(_place, positions)):
+            self._read[place] = self._since_txn(connection, place)
 
     def keys_txn(self, connection: PgConnection, run: Run, since: Position) -> Sequence[Any] | None:
         """Return the keys of all rows that may be others than at a position; None if that is unknown."""
-        place = replace(since, query="") if isinstance(since, SnapshotPosition) else since
-        connection.act(OURSELVES)
-        if place not in self._read:
-            self._read[place] = self._since_txn(connection, place)
-        known = self._read[place]
+        known = self._read[_place(since)]
         if known is None:
             return None
-        snapshot, logged = known
+        connection.act(OURSELVES)
         oids, tracked = connection.ask(TRACKED.format(ids=",".join(map(str, run.reads))))
         # What came before a table was tracked is in no log.
-        if not all(snapshot.sees(int(xid)) for xid in tracked):
+        if not all(known.snapshot.sees(int(xid)) for xid in tracked):
             return None
-        rows = [row for row in logged if row.relation in run.reads]
-        return _keys_txn(connection, run, rows, oids) if rows else []
+        changes = [change for change in known.changes if change.relation in run.reads]
+        if not changes:
+            return []
+        return _keys_txn(connection, run, known.own.get(run, set()), changes, oids)
 
-    def _since_txn(self, connection: PgConnection, since: Position) -> Since:
+    def _since_txn(self, connection: PgConnection, since: Position) -> Since | None:
+        """Return what the log has since a position; None if it is not all there, or too much."""
         now, snapshot = self._now, _snapshot_txn(connection, since)
         if snapshot is None or since.epoch != now.epoch or snapshot.xmax > now.snapshot.xmax:
             return None
@@ -76,11 +102,35 @@ class Missed:
         if snapshot.xmin < int(pruned):
             return None
         rows = read_txn(connection, snapshot, MOST_ROWS + 1)
-        return (snapshot, rows) if len(rows) <= MOST_ROWS else None
+        if len(rows) > MOST_ROWS:
+            return None
+        changes = list(map(row_change, rows))
+        return Since(snapshot, changes, self._own(changes))
+
+    def _own(self, changes: Iterable[RowChange]) -> dict[Run, set[Key] | None]:
+        found: dict[Run, set[Key] | None] = {}
+        for change in changes:
+            for run in self._index.matching(change.relation, change.old, change.new):
+                assert run.keyed is not None
+                known, keys = found.setdefault(run, set()), own_keys(run.keyed.plan, [change])
+                if known is None or keys is None:
+                    found[run] = None
+                else:
+                    known.update(keys)
+        return found
+
+
+def _place(position: Position) -> Position:
+    """Return where a position is, whatever it is a position of."""
+    return replace(position, query="") if isinstance(position, SnapshotPosition) else position
 
 
 def _keys_txn(
-    connection: PgConnection, run: Run, rows: Sequence[LogRow], oids: Sequence[str]
+    connection: PgConnection,
+    run: Run,
+    own: set[Key] | None,
+    changes: Sequence[RowChange],
+    oids: Sequence[str],
 ) -> Sequence[Any] | None:
     keyed = run.keyed
     if keyed is None or keyed.shown is not None:
@@ -89,8 +139,6 @@ def _keys_txn(
     (may,) = connection.ask(MAY_READ_ALL.format(oids=",".join(oids)))
     if not may:
         return None
-    changes = list(map(row_change, rows))
-    own = own_keys(keyed.plan, changes)
     actor = OURSELVES if keyed.shared else run.actor
     related = related_txn(connection, actor, run.codec, keyed.plan, changes)
     if own is None or related is None:
