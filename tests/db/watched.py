@@ -122,12 +122,14 @@ class Live:
 
 
 @asynccontextmanager
-async def living(dsn: str, limits: WatchLimits | None = None, **how: Any) -> AsyncIterator[Live]:
+async def living(
+    dsn: str, limits: WatchLimits | None = None, poll: float = 0.02, **how: Any
+) -> AsyncIterator[Live]:
     """Serve a database with its live queries for the length of the body."""
     async with serving(dsn, **how) as served:
         cycle = Cycle(reactor, dsn, SessionSettings())
         watches = Watches(
-            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits(), poll=0.02
+            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits(), poll
         )
         served.dispatcher.register(replace(VERBS["watch"], handler=watches.take))
         watches.startService()

@@ -1,0 +1,102 @@
+"""
+Live queries without a look of their own: whatever is committed, the feed has woken them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from schema.changes import install
+from tests.conftest import execute
+from tests.db.feeds import Kept, feeding, forget
+from tests.db.watched import Watcher, living
+from tests.deferreds import pause, until
+
+SCHEMA = f"""
+CREATE TABLE items (id serial PRIMARY KEY, n int);
+CREATE TABLE untracked (id int);
+{install()}
+SELECT rowcast.track('items');
+"""
+NEVER = 600.0
+INSERT = "INSERT INTO items (n) VALUES (1)"
+
+
+@pytest.fixture(autouse=True)
+def emptied(dsn: str) -> None:
+    """Begin each test with nothing."""
+    execute(dsn, "TRUNCATE items RESTART IDENTITY")
+    forget(dsn)
+
+
+@asynccontextmanager
+async def watching(dsn: str, feed: Kept) -> AsyncIterator[Watcher]:
+    """Watch the items, woken by a feed alone."""
+    async with living(dsn, poll=NEVER) as live:
+        forgetting = feed.feed.subscribe(live.watches.wake)
+        watcher = live.watch("items")
+        await watcher.first()
+        yield watcher
+        forgetting()
+
+
+async def told(watcher: Watcher, many: int) -> None:
+    """Wait until it has so many rows."""
+    await until(lambda: len(watcher.copy.rows) >= many)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("part", ["leading", "following"])
+async def test_no_commit_is_slept_through_by_live_queries(dsn: str, part: str) -> None:
+    """Each one alone, whether the feed is awake, asleep, or about to sleep."""
+    dice = random.Random(part)
+    async with (
+        feeding(dsn, fallback=NEVER) as leader,
+        feeding(dsn, leads=False, fallback=NEVER) as follower,
+    ):
+        await until(lambda: follower.feed.well and follower.listener.listening)
+        feed = leader if part == "leading" else follower
+        async with watching(dsn, feed) as watcher:
+            for many in range(1, 81):
+                await deferToThread(execute, dsn, INSERT)
+                await told(watcher, many)
+                await pause(dice.choice((0, 0, 0.002, 0.01, 0.02, 0.025, 0.03, 0.1)))
+            assert watcher.copy.resets == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_writes_elsewhere_delays_no_live_query(
+    dsn: str, postgres: str
+) -> None:
+    """Neither one of this database nor one of another, open for the whole time."""
+
+    async def latencies() -> list[float]:
+        kept = []
+        async with feeding(dsn) as feed, watching(dsn, feed) as watcher:
+            for many in range(len(watcher.copy.rows) + 1, len(watcher.copy.rows) + 16):
+                began = time.monotonic()
+                await deferToThread(execute, dsn, INSERT)
+                await told(watcher, many)
+                kept.append(time.monotonic() - began)
+        return sorted(kept)
+
+    alone = await latencies()
+    other, foreign = psycopg2.connect(dsn), psycopg2.connect(postgres)
+    try:
+        with other.cursor() as rows, foreign.cursor() as elsewhere:
+            rows.execute("INSERT INTO untracked VALUES (1)")
+            elsewhere.execute("SELECT pg_current_xact_id()")
+            beside = await latencies()
+    finally:
+        other.close()
+        foreign.close()
+    assert beside[7] < 5 * alone[7] + 0.05
+    assert beside[-1] < 5
