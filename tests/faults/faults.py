@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
+from service.changes.leader import LEASE
 from tests.conftest import execute
 from tests.deferreds import pause
 from tests.faults.house import House, Part
@@ -21,6 +22,9 @@ FAULTS: dict[str, Fault] = {}
 """By name; each returns when it is over, a killed process aside: that is started again."""
 STALL = 2.0
 """Seconds that something stands still."""
+SEVERAL = "several, one after another"
+LONG = LEASE + 2.0
+"""Seconds after which another service leads in place of one that stands still."""
 
 
 def fault(name: str) -> Callable[[Fault], Fault]:
@@ -61,6 +65,18 @@ async def stop_service(house: House, chance: random.Random) -> None:
 async def freeze_service(house: House, chance: random.Random) -> None:
     """Let one service stand still."""
     await freeze(chance.choice(house.services))
+
+
+@fault("leader: kill -9")
+async def kill_leader(house: House, chance: random.Random) -> None:
+    """Kill the service that publishes."""
+    house.leader().signal(SIGKILL)
+
+
+@fault("leader: SIGSTOP for long")
+async def freeze_leader(house: House, chance: random.Random) -> None:
+    """Let the service that publishes stand still until it has long been replaced."""
+    await freeze(house.leader(), LONG)
 
 
 @fault("router: kill -9")
@@ -111,10 +127,10 @@ async def freeze_postgres(house: House, chance: random.Random) -> None:
     await freeze(house.postgres)
 
 
-async def freeze(part: Part) -> None:
+async def freeze(part: Part, seconds: float = STALL) -> None:
     """Let a part stand still for a while."""
     part.signal_all(SIGSTOP)
-    await pause(STALL)
+    await pause(seconds)
     part.signal_all(SIGCONT)
 
 
@@ -173,3 +189,12 @@ async def fill_disk(house: House, chance: random.Random) -> None:
         await pause(STALL)
     with suppress(FileNotFoundError):
         path.unlink()
+
+
+@fault(SEVERAL)
+async def several(house: House, chance: random.Random) -> None:
+    """Do five of the others, whether what is broken by one is up again at the next or not."""
+    names = [name for name in FAULTS if name not in {"none", "disk full", SEVERAL}]
+    for name in chance.sample(names, 5):
+        await FAULTS[name](house, chance)
+        await pause(chance.uniform(0, 3))

@@ -38,6 +38,7 @@ from tests.wamp.programs import tool
 
 ACCOUNTS, BALANCE = 20, 1000
 CLIENTS = 12
+ITEMS = 1100
 KNOWN = {"authid": "ada", "authmethods": ["ticket"]}
 """What a client that logs in says in its HELLO; only such a one has idempotency keys."""
 TICKET = "of-the-faults"
@@ -50,6 +51,8 @@ CREATE TABLE notes (id serial PRIMARY KEY, token text NOT NULL);
 CREATE TABLE slots (id int PRIMARY KEY, token text);
 INSERT INTO slots SELECT i FROM generate_series(0, {CLIENTS - 1}) i;
 CREATE TABLE pledges (token text PRIMARY KEY);
+CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL DEFAULT 0);
+INSERT INTO items SELECT i FROM generate_series(1, {ITEMS}) i;
 CREATE TABLE writes (token text NOT NULL);
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO writes VALUES (CASE TG_OP WHEN 'DELETE' THEN OLD.token ELSE NEW.token END);
@@ -67,6 +70,8 @@ CREATE FUNCTION move(token text, source int, target int, amount int) RETURNS int
         INSERT INTO moves (token, source, target, amount)
             VALUES (token, source, target, amount) RETURNING id;
     END;
+SELECT rowcast.track(name::regclass)
+  FROM unnest('{{accounts, moves, notes, slots, pledges, items}}'::text[]) AS name;
 """
 PATIENCE = 120.0
 """Seconds in which all is up again, on a machine that has much else to do."""
@@ -252,6 +257,10 @@ class House:
         finally:
             await asker.close()
 
+    def leader(self) -> Part:
+        """Return the service that was the last to say that it leads."""
+        return max(self.services, key=lambda each: _last_time(each.log, "changes: leading"))
+
     def said(self) -> str:
         """Return what the parts have said last."""
         ends = (f"{each.name}: {each.log.read_text()[-1500:]}" for each in self.parts)
@@ -274,6 +283,12 @@ class House:
             part.end()
         for proxy in (self.clients, self.links, self.wires):
             await proxy.close()
+
+
+def _last_time(log: Path, words: str) -> str:
+    """Return when a log had some words last; empty if it never had."""
+    times = [line.split()[0] for line in log.read_text().splitlines() if words in line]
+    return times[-1] if times else ""
 
 
 def _let_log_in(config: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ from signal import SIGTERM
 from twisted.internet import reactor
 
 from tests.deferreds import pause
+from tests.faults import heard
 from tests.faults.faults import FAULTS
+from tests.faults.heard import Heard, listening
 from tests.faults.house import PATIENCE, House
 from tests.faults.traffic import Found, Tally, Traffic, check
 from tests.faults.writes import SINGLE_CALLS
@@ -27,11 +29,13 @@ class Round:
         name: Of the fault.
         tally: What callers were answered.
         found: What the database has of it.
+        heard: What listeners were told of it.
     """
 
     name: str
     tally: Tally
     found: Found
+    heard: Heard
 
     def wrong(self) -> list[str]:
         """Return the promises that were broken."""
@@ -44,7 +48,7 @@ class Round:
             f"not to be explained: {tally.odd[:3]}": tally.odd,
             f"hangs: {tally.hangs}": tally.hangs,
         }
-        return [words for words, is_so in broken.items() if is_so]
+        return [words for words, is_so in broken.items() if is_so] + self.heard.wrong()
 
     def cells(self) -> list[str]:
         """Return the round's line of the table."""
@@ -79,6 +83,7 @@ HEAD = [
 async def strike(house: House, name: str, seed: int, before: float, after: float) -> Round:
     """Run traffic for so many seconds, then the fault, and as many after it."""
     chance = random.Random(f"{seed} {name}")
+    listeners = await listening(house)
     traffic = Traffic(house, seed)
     await pause(before)
     await FAULTS[name](house, chance)
@@ -91,11 +96,12 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
     traffic.stop()
     tally = await traffic.end()
     await house.whole()
-    return Round(name, tally, check(house, tally))
+    return Round(name, tally, check(house, tally), await listeners.end())
 
 
 async def rolling(house: House, seed: int, calls: int) -> Round:
     """Restart both services one after the other, as often as it takes for so many calls."""
+    listeners = await listening(house)
     traffic = Traffic(house, seed, SINGLE_CALLS)
     while traffic.tally.calls < calls:
         for service in house.services:
@@ -107,10 +113,17 @@ async def rolling(house: House, seed: int, calls: int) -> Round:
             await house.whole()
     traffic.stop()
     tally = await traffic.end()
-    return Round("rolling restart", tally, check(house, tally))
+    return Round("rolling restart", tally, check(house, tally), await listeners.end())
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """Return the rounds as a table in Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *(each.cells() for each in rounds)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return the rounds as two tables in Markdown: of calls, and of what is heard."""
+    calls = [HEAD, ["---"] * len(HEAD), *(each.cells() for each in rounds)]
+    events = [
+        heard.HEAD,
+        ["---"] * len(heard.HEAD),
+        *(each.heard.cells(each.name) for each in rounds),
+    ]
+    return "\n\n".join(
+        "\n".join(f"| {' | '.join(line)} |" for line in lines) for lines in (calls, events)
+    )

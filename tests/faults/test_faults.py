@@ -5,17 +5,20 @@ A short run of what `make faults` does for longer: whatever fails, nothing is lo
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from signal import SIGKILL
 
 import pytest
 import pytest_twisted
 
+from tests.faults.crowd import crowd
 from tests.faults.house import House, house
 from tests.faults.rounds import rolling, strike
 from tests.faults.storm import storm
 
 SEED = 9
 SHORT = (
-    "service: kill -9",
+    "leader: kill -9",
+    "leader: SIGSTOP for long",
     "router: kill -9",
     "backend: kill -9",
     "postmaster: kill -9",
@@ -25,6 +28,7 @@ SHORT = (
     "services: cut",
     "database: stalled, cut",
     "database: cut in COMMIT",
+    "several, one after another",
 )
 """Those that differ most; the others are for `make faults`."""
 
@@ -61,6 +65,27 @@ async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
 @pytest.mark.parametrize("name", SHORT)
 @pytest_twisted.ensureDeferred
 async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> None:
-    """Answered writes are there once, refused ones are not, and every call ends."""
+    """
+    Answered writes are there once, refused ones are not, and every call ends.
+
+    Each change comes as an event, in order, whole transactions at a time; live queries go on with no
+    reset, and have what `find` answers.
+    """
     found = await strike(running, name, SEED, 0.3, 0.3)
     assert found.wrong() == []
+    assert found.heard.events > 20
+    assert found.heard.changes > 20
+
+
+@pytest.mark.parametrize("part", ["services", "router"])
+@pytest_twisted.ensureDeferred
+async def test_thousand_live_queries_go_on_without_a_reset(part: str, running: House) -> None:
+    """Of twenty sessions, whose services or router are killed while others write."""
+
+    async def kill() -> None:
+        for each in running.services if part == "services" else [running.crossbar]:
+            each.signal_all(SIGKILL)
+
+    found = await crowd(running, kill)
+    print(found)
+    assert (found.resets, found.mismatches, found.errors) == (0, 0, [])

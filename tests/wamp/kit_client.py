@@ -43,6 +43,7 @@ class Client:
             "type": "websocket",
             "url": f"ws://127.0.0.1:{self.proxy.port}/ws",
             "serializers": ["json"],
+            "max_retries": -1,
             "initial_retry_delay": 0.1,
             "max_retry_delay": 0.5,
         }
