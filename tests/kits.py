@@ -103,6 +103,12 @@ def steps(name: str, random: Random, many: int) -> Iterator[Step]:
         before = found
 
 
+def steps_of_other_keys(random: Random) -> Iterator[Step]:
+    """Yield the steps of a query without arguments whose table gets another key, loses it and so on."""
+    for name in ("columns", "row", "column", "row", "columns"):
+        yield from steps(name, random, 3)
+
+
 def changed(
     form: KeyForm, rows: list[tuple[dict[str, Any], list[Any]]], random: Random
 ) -> list[tuple[dict[str, Any], list[Any]]]:

@@ -56,13 +56,11 @@ export class Copy {
     this.grouped = ['measures', 'group', 'having'].some((name) => name in query);
     this.entries = new Map();
     this.position = null;
-    this.columns = null;
     this.staged = null;
   }
 
   /** Take a message; return what it has changed, null while it is not whole. */
   take(message) {
-    if (message.key) this.columns = message.key;
     const change =
       message.type === 'snapshot' ? this.#snapshot(message)
       : message.type === 'delta' ? this.#delta(message)
@@ -105,8 +103,11 @@ export class Copy {
     return name;
   }
 
-  #snapshot({rows, keys, complete}) {
-    this.staged ??= new Map();
+  #snapshot({rows, key, keys, complete}) {
+    if (!this.staged) {
+      this.staged = new Map();
+      this.columns = key;  // another one by now, or gone
+    }
     rows.forEach((row, at) => this.#put(this.staged, row, keys && {key: keys[at]}));
     if (!complete) return null;
     const old = this.entries, change = {enter: [], update: [], leave: [], reset: true};
@@ -297,7 +298,7 @@ export class Live {
       this.mismatches++;
       this.#end();
       this.#copy.position = null;
-      this.#wait(PAUSES[0]);
+      this.#again();
       return () => {};
     }
     if (!this.#copy.staged) this.#failures = 0;
@@ -341,11 +342,13 @@ export class Live {
       for (const {failed} of this.#listeners) guarded(() => failed(error));
       return;
     }
-    const [first, most] = PAUSES;
-    this.#wait(Math.max(kwargs.retry_after ?? 0, Math.min(most, first * 2 ** this.#failures++)));
+    this.#again(kwargs.retry_after);
   }
 
-  #wait(seconds) {
+  /** Start after a pause, longer each time. */
+  #again(least = 0) {
+    const [first, most] = PAUSES;
+    const seconds = Math.max(least, Math.min(most, first * 2 ** this.#failures++));
     clearTimeout(this.#retry);
     // Not all at once, when a service has gone that had many.
     this.#retry = setTimeout(() => this.start(), seconds * 1000 * (0.5 + Math.random()));

@@ -147,7 +147,6 @@ class Copy:
         Raises:
             Mismatch: The rows are not those of the service.
         """
-        self._columns = message.get("key", self._columns)
         change = None
         if message["type"] == "snapshot":
             change = self._snapshot(message)
@@ -195,7 +194,10 @@ class Copy:
         return name
 
     def _snapshot(self, message: Mapping[str, Any]) -> Change | None:
-        staged = self.staged = {} if self.staged is None else self.staged
+        if self.staged is None:
+            # The key may be another one by now, or gone: the first part says so, by silence as well.
+            self.staged, self._columns = {}, message.get("key")
+        staged = self.staged
         for at, row in enumerate(message["rows"]):
             self._put(staged, row, message.get("keys"), at)
         if not message.get("complete"):
@@ -470,7 +472,7 @@ class Live:
             self.mismatches += 1
             self._end()
             self._copy.position = None
-            self._wait(PAUSES[0])
+            self._again()
             return lambda: None
         if self._copy.staged is None:
             self._failures = 0
@@ -517,11 +519,12 @@ class Live:
             self._settle(error)
             log.error("%s is not watched any more: %s", self.name, error)
             return
-        pause = min(PAUSES[1], PAUSES[0] * 2**self._failures)
-        self._failures += 1
-        self._wait(max(float(kwargs.get("retry_after") or 0), pause))
+        self._again(float(kwargs.get("retry_after") or 0))
 
-    def _wait(self, seconds: float) -> None:
+    def _again(self, least: float = 0) -> None:
+        """Start after a pause, which is longer each time until a message was good."""
+        seconds = max(least, min(PAUSES[1], PAUSES[0] * 2**self._failures))
+        self._failures += 1
         _cancelled(self._retry)
         # Not all at once, when a service has gone that had many.
         self._retry = self._db.later(seconds * random.uniform(0.5, 1.5), self.start)

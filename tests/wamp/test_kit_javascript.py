@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ from service.app import Serving
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
-from tests.kits import FORMS, JAVASCRIPT, kit, steps
+from tests.kits import FORMS, JAVASCRIPT, kit, steps, steps_of_other_keys
 from tests.node import NODE, modules, program
 from tests.wamp import kit_client
 
@@ -37,11 +38,14 @@ MOST = 6000
 def test_copy_is_the_state_after_each_step() -> None:
     """As the one for Python; it verifies the checksums of values of all kinds, too."""
     told, wanted = [], []
-    for name, (form, query) in FORMS.items():
+    queries = [
+        (query, partial(steps, name, many=8), form.ordered) for name, (form, query) in FORMS.items()
+    ]
+    for query, made, ordered in [*queries, ({}, steps_of_other_keys, False)]:
         for seed in range(SEEDS):
-            found = list(steps(name, Random(seed), 8))
+            found = list(made(random=Random(seed)))
             told.append({"query": query, "steps": [step.messages for step in found]})
-            wanted.append((form.ordered, [step.rows for step in found]))
+            wanted.append((ordered, [step.rows for step in found]))
     done = subprocess.run(
         [program(), str(NODE / "copies.js"), str(JAVASCRIPT)],
         input="\n".join(map(json.dumps, told)),

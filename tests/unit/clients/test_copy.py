@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.kits import FORMS, kit, steps
+from tests.kits import FORMS, kit, steps, steps_of_other_keys
 
 SEEDS = range(60)
 
@@ -29,6 +29,15 @@ def test_copy_is_the_state_after_each_step(name: str) -> None:
                 copy.take(message)
             assert texts(copy.rows.values(), step.ordered) == texts(step.rows, step.ordered)
             assert copy.position == step.messages[-1]["position"]
+
+
+def test_copy_whose_key_becomes_another_or_none_is_the_state_after_each_step() -> None:
+    for seed in SEEDS:
+        copy = kit().Copy({})
+        for step in steps_of_other_keys(Random(seed)):
+            for message in step.messages:
+                copy.take(message)
+            assert texts(copy.rows.values(), False) == texts(step.rows, False)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -177,6 +177,22 @@ def test_copy_that_differs_is_asked_for_anew(db: Any, session: Session, clock: C
     assert names(live) == ["y"]
 
 
+def test_copy_that_goes_on_to_differ_is_asked_for_ever_later(
+    db: Any, session: Session, clock: Clock
+) -> None:
+    live = db.live("a")
+    for call in range(10):
+        session.tell(call, **rows("x", checksum=1, step=True))
+        clock.advance(7.5)  # the longest pause, and half of it more
+        assert len(session.calls) == call + 2
+    session.tell(10, **rows("x", checksum=1, step=True))
+    clock.advance(2.4)  # half of it
+    assert len(session.calls) == 11
+    clock.advance(5.1)
+    session.tell(11, **rows("y", step=True))
+    assert names(live) == ["y"]
+
+
 def test_session_on_which_nothing_is_heard_is_given_up(
     db: Any, session: Session, clock: Clock
 ) -> None:
