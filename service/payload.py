@@ -119,9 +119,9 @@ def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
     _check([value], levels + 1)
 
 
-def fit(answer: Any, max_bytes: int) -> None:
+def fit(answer: Any, max_bytes: int) -> int:
     """
-    Check that an answer can be sent, before its transaction commits.
+    Check that an answer can be sent, before its transaction commits; return its bytes as CBOR.
 
     Args:
         answer: As it will be sent, or all that is large of it.
@@ -131,7 +131,7 @@ def fit(answer: Any, max_bytes: int) -> None:
         TooLarge: It is larger, or has more levels than `check` lets pass.
         Unsafe: It holds something that cannot be sent.
     """
-    packed(answer, max_bytes)
+    return len(packed(answer, max_bytes))
 
 
 def packed(answer: Any, max_bytes: int) -> bytes:

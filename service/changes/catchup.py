@@ -8,8 +8,9 @@ that it has changed: a policy judges rows that are there, and not what they were
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cbor2
@@ -18,7 +19,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
 from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
-from service.changes.log import installed_txn, tracked_txn
+from service.changes.log import Tracked, installed_txn, tracked_txn
 from service.changes.net import Change, net_changes
 from service.changes.positions import (
     Position,
@@ -28,12 +29,14 @@ from service.changes.positions import (
 )
 from service.changes.rights import Rights, rights_txn
 from service.changes.ticks import (
+    Page,
     Tick,
     TickBounds,
     bounds_txn,
     end_txn,
     page_txn,
     pages_txn,
+    rows_txn,
     ticks_txn,
 )
 from service.changes.topics import Shown, behind, reset, shown_of
@@ -49,6 +52,12 @@ TICKS = 100
 """That are read at a time."""
 CONSIDERED = 20_000
 """Changes that one call looks at, most of which may be of other relations than it asks for."""
+ROWS = 1000
+"""Rows of the log that are read at a time, unless fewer changes are asked for."""
+LEAST = 100
+"""Rows that are read at a time, however few are asked for."""
+LARGE = 8
+"""Large ticks of which it is remembered how they are read."""
 ROOM = 4096
 """Bytes of an answer besides its changes."""
 
@@ -80,6 +89,40 @@ class ReadChanges:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """
+    How a large tick is read; it stays as it is, so whoever finds out the same at once finds the same.
+
+    Args:
+        pages: Those that are known, from the first on.
+        before: The index of the change before each page that was reached.
+    """
+
+    pages: list[Page] = field(default_factory=list)
+    before: list[int] = field(default_factory=lambda: [0])
+
+
+class LargeTicks:
+    """
+    How large ticks are read that were asked for last.
+
+    Without it the thousandth answer of one would look at all that the others had before.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], Paging] = {}
+
+    def paging(self, tick: Tick) -> Paging:
+        """Return how a tick is read."""
+        name = tick.epoch, tick.number
+        found = self._known.pop(name, None) or Paging()
+        self._known[name] = found
+        while len(self._known) > LARGE:
+            self._known.pop(next(iter(self._known)), None)
+        return found
+
+
 class CatchUp:
     """
     Answers `changes` and `position`.
@@ -108,6 +151,7 @@ class CatchUp:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._most = most
+        self._large = LargeTicks()
 
     def procedures(self) -> dict[str, Procedure]:
         """Return the procedures by name."""
@@ -147,6 +191,7 @@ class CatchUp:
                 wanted,
                 limit,
                 self._most,
+                self._large,
                 isolation="repeatable read",
                 read_only=True,
                 retry=True,
@@ -194,6 +239,7 @@ def changes_txn(
     wanted: Sequence[QualifiedName] | None,
     limit: int,
     most: int,
+    large: LargeTicks,
 ) -> ReadChanges:
     """
     Read the changes after a position.
@@ -205,6 +251,7 @@ def changes_txn(
         wanted: The relations; None for all.
         limit: Changes at most.
         most: Rows of the log above which a transaction is a reset.
+        large: What is known of large ticks.
 
     Raises:
         InvalidArgument: There is no log, or none of a relation.
@@ -229,7 +276,8 @@ def changes_txn(
     changes: list[Change] = []
     ended: set[str] = set()
     position, more = str(since), False
-    for considered, change in enumerate(_after_txn(connection, since, most)):
+    after = _after_txn(connection, since, tracked, limit, most, large)
+    for considered, change in enumerate(after):
         asked = ids is None or change.relation in ids
         if considered == CONSIDERED or (asked and len(changes) == limit):
             more = True
@@ -260,15 +308,26 @@ def _epoch_txn(connection: PgConnection) -> int:
     return epoch.number
 
 
-def _after_txn(connection: PgConnection, since: Position, most: int) -> Iterator[Change]:
+def _after_txn(
+    connection: PgConnection,
+    since: Position,
+    tracked: Mapping[int, Tracked],
+    limit: int,
+    most: int,
+    large: LargeTicks,
+) -> Iterator[Change]:
     """Yield the changes after a position, in their order."""
     if isinstance(since, SnapshotPosition):
         (number,) = connection.ask(FIRST_AFTER.format(xmin=since.snapshot.xmin))
     else:
         number = since.tick
+    few = max(LEAST, min(limit, ROWS))
     while ticks := ticks_txn(connection, number, TICKS):
-        for tick in ticks:
-            for change in _of_tick_txn(connection, tick, most):
+        for together in _together(ticks, few):
+            after = 0
+            if isinstance(since, TickPosition) and together[0].number == since.tick:
+                after = since.index
+            for change in _of_ticks_txn(connection, together, tracked, most, large, after):
                 if isinstance(since, TickPosition):
                     new = (change.position.tick, change.position.index) > (since.tick, since.index)
                 else:
@@ -278,18 +337,64 @@ def _after_txn(connection: PgConnection, since: Position, most: int) -> Iterator
         number = ticks[-1].number + 1
 
 
-def _of_tick_txn(connection: PgConnection, tick: Tick, most: int) -> Iterator[Change]:
-    if not tick.rows:
-        return
-    tracked = tracked_txn(connection)
-    index, last = 0, 0
-    while pages := pages_txn(connection, tick, most, last):
-        for page in pages:
-            rows = page_txn(connection, page)
-            for change in net_changes(rows, tracked, tick.epoch, tick.number, index):
-                index = change.position.index
-                yield change
-        last = pages[-1].last
+def _together(ticks: Sequence[Tick], few: int) -> Iterator[list[Tick]]:
+    """Yield ticks that are read by one statement: as many as have few rows, or one that has more."""
+    found: list[Tick] = []
+    rows = 0
+    for tick in ticks:
+        if found and (rows + tick.rows > few or tick.epoch != found[0].epoch):
+            yield found
+            found, rows = [], 0
+        found.append(tick)
+        rows += tick.rows
+    if found:
+        yield found
+
+
+def _of_ticks_txn(
+    connection: PgConnection,
+    ticks: Sequence[Tick],
+    tracked: Mapping[int, Tracked],
+    most: int,
+    large: LargeTicks,
+    after: int,
+) -> Iterator[Change]:
+    """Yield the changes of ticks; of the first one perhaps only those after an index."""
+    if sum(tick.rows for tick in ticks) <= ROWS:
+        found = rows_txn(connection, ticks, most)
+        for tick, rows in zip(ticks, found, strict=False):
+            yield from net_changes(rows, tracked, tick.epoch, tick.number)
+        if found:
+            return
+    for tick in ticks:
+        if tick.rows:
+            yield from _of_large_txn(connection, tick, tracked, most, large.paging(tick), after)
+        after = 0
+
+
+def _of_large_txn(
+    connection: PgConnection,
+    tick: Tick,
+    tracked: Mapping[int, Tracked],
+    most: int,
+    paging: Paging,
+    after: int,
+) -> Iterator[Change]:
+    at = bisect_right(paging.before, after) - 1
+    index = paging.before[at]
+    while True:
+        if at == len(paging.pages):
+            last = paging.pages[-1].last if paging.pages else 0
+            more = pages_txn(connection, tick, most, last, ROWS)
+            if not more:
+                return
+            paging.pages[at : at + len(more)] = more
+        rows = page_txn(connection, paging.pages[at])
+        for change in net_changes(rows, tracked, tick.epoch, tick.number, index):
+            index = change.position.index
+            yield change
+        at += 1
+        paging.before[at : at + 1] = [index]
 
 
 def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) -> dict[str, Any]:
@@ -318,13 +423,14 @@ def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) ->
         if of.reader is None or change.op == "touch":
             touched.add(tick)
             event = touch(of, change)
+            weight += len(cbor2.dumps(event))
         else:
             bounds = read.bounds.get(change.position.tick)
             if not read.rights[change.relation].hold_for(change, bounds):
                 touched.add(tick)
                 change = reset(change)
-            event = of.event(change, max_bytes - ROOM)
-        weight += len(cbor2.dumps(event))
+            event, bytes = of.event(change, max_bytes - ROOM)
+            weight += bytes
         if weight > max_bytes and found:
             position, more, cut = str(read.changes[at - 1].position), True, change.xid
             break

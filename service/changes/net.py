@@ -202,7 +202,10 @@ def _of_key(images: _Images) -> _Net | None:
             in between.
     """
     old, new = images.old, images.new
-    if old and new:
+    if len(old) == len(new) == 1:
+        if old == new:
+            return None
+    elif old and new:
         old, new = _left(old, new)
     # Two that differ may be the same, as of a row that has moved to a partition whose columns are
     # in another order. (Equal values are not the same: 1.0 and 1.00.)

@@ -12,8 +12,9 @@ a row "R" for each of its relations: read them again.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from service.changes.log import LogRow
@@ -32,6 +33,13 @@ TRANSACTIONS = 100_000
 _NEW = """
     SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8
     UNION ALL SELECT {columns} FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
+"""
+# The same, less what another snapshot does not see; all that came later is not looked at.
+_BETWEEN = """
+    SELECT * FROM (
+        SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8 AND xid < %(until)s::xid8
+        UNION ALL SELECT {columns} FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
+    ) AS new WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot)
 """
 _COLUMNS = "seq, xid, at, relation, op, old, new"
 _SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
@@ -56,10 +64,15 @@ SELECT tick.snapshot, tick.changes, f.seq, f.xid::text, f.at, f.relation, f.op, 
 
 PAGES = f"""
 SELECT xid::text, count(*), sum(size), max(seq) FROM ({
-    _NEW.format(columns=f"seq, xid, {_SIZE} AS size")
+    _BETWEEN.format(columns=f"seq, xid, {_SIZE} AS size")
 }) AS new
- WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot)
  GROUP BY xid HAVING max(seq) > %(after)s ORDER BY max(seq) LIMIT %(most)s
+"""
+
+ROWS = f"""
+WITH found AS MATERIALIZED ({_BETWEEN.format(columns=_COLUMNS)})
+SELECT seq, xid::text, at, relation, op, old::text, new::text FROM found
+ WHERE (SELECT coalesce(sum({_SIZE}), 0) FROM found) <= %(page_bytes)s ORDER BY seq
 """
 
 PAGE = f"""
@@ -176,7 +189,9 @@ def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:
     return Tick(epoch, last.number + 1, last.snapshot, last.snapshot, 0)
 
 
-def pages_txn(connection: PgConnection, tick: Tick, most: int, after: int = 0) -> list[Page]:
+def pages_txn(
+    connection: PgConnection, tick: Tick, most: int, after: int = 0, rows: int | None = None
+) -> list[Page]:
     """
     Return the pages of a tick that follow a number, in order; some of the next if there are many.
 
@@ -185,11 +200,38 @@ def pages_txn(connection: PgConnection, tick: Tick, most: int, after: int = 0) -
         tick: Whose rows.
         most: Rows above which a transaction is too large.
         after: `last` of the page before.
+        rows: Of a page; more only if it is one transaction.
     """
-    values = {"snapshot": str(tick.snapshot), "after": after, "most": TRANSACTIONS}
+    values = _between(tick.since, tick.snapshot) | {"after": after, "most": TRANSACTIONS}
     with connection.cursor() as cursor:
-        cursor.execute(PAGES, _since(tick.since) | values, clean=True)
-        return list(_paged(cursor.fetchall(), most))
+        cursor.execute(PAGES, values, clean=True)
+        return list(_paged(cursor.fetchall(), most, rows or PAGE_ROWS))
+
+
+def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list[list[LogRow]]:
+    """
+    Return the rows of ticks, of each by itself, by one statement; none at all if they weigh too much.
+
+    Args:
+        connection: To the log.
+        ticks: That follow one another, and have few rows.
+        most: Rows above which a transaction is too large.
+    """
+    values = _between(ticks[0].since, ticks[-1].snapshot) | {"page_bytes": PAGE_BYTES}
+    with connection.cursor() as cursor:
+        cursor.execute(ROWS, values, clean=True)
+        rows = [_row(*columns) for columns in cursor.fetchall()]
+    if not rows:
+        return []
+    # What one snapshot sees, those after it see too.
+    place = {
+        xid: bisect_left(ticks, True, key=lambda tick: tick.snapshot.sees(xid))
+        for xid in {row.xid for row in rows}
+    }
+    found: list[list[LogRow]] = [[] for _ in ticks]
+    for row in rows:
+        found[place[row.xid]].append(row)
+    return [_without_large(each, most) for each in found]
 
 
 def page_txn(connection: PgConnection, page: Page) -> list[LogRow]:
@@ -252,6 +294,10 @@ def _since(snapshot: PgSnapshot) -> dict[str, object]:
     return {"xmax": str(snapshot.xmax), "running": [str(xid) for xid in snapshot.running]}
 
 
+def _between(since: PgSnapshot, until: PgSnapshot) -> dict[str, object]:
+    return _since(since) | {"snapshot": str(until), "until": str(until.xmax)}
+
+
 def _row(seq: int, xid: str, *columns: object) -> LogRow:
     return LogRow(seq, int(xid), *columns)  # type: ignore[arg-type]
 
@@ -267,12 +313,14 @@ def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:
     return sorted(kept + resets, key=lambda row: row.seq)
 
 
-def _paged(transactions: list[tuple[str, int, int, int]], most: int) -> Iterator[Page]:
+def _paged(
+    transactions: list[tuple[str, int, int, int]], most: int, page_rows: int
+) -> Iterator[Page]:
     xids: list[int] = []
     rows = size = last = 0
     for text, count, bytes, seq in transactions:
         too_large = count > most or bytes > PAGE_BYTES
-        if xids and (too_large or rows + count > PAGE_ROWS or size + bytes > PAGE_BYTES):
+        if xids and (too_large or rows + count > page_rows or size + bytes > PAGE_BYTES):
             yield Page(tuple(xids), last)
             xids, rows, size = [], 0, 0
         if too_large:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from json import JSONEncoder
 from typing import Any
 
+import cbor2
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -108,9 +109,9 @@ class Shown:
     key: tuple[str, ...]
     reader: ImageReader | None
 
-    def event(self, change: Change, max_bytes: int) -> dict[str, Any]:
+    def event(self, change: Change, max_bytes: int) -> tuple[dict[str, Any], int]:
         """
-        Return a change as it is published and answered.
+        Return a change as it is published and answered, and its bytes as CBOR.
 
         Args:
             change: Of a relation whose rows may be shown.
@@ -131,10 +132,10 @@ class Shown:
         }
         try:
             event["row"], event["old"] = self._rows(change)
-            fit(event, max_bytes - ENVELOPE)
+            return event, fit(event, max_bytes - ENVELOPE)
         except (Unreadable, TooLarge, Unsafe):
             event |= {"row": None, "old": None, "large": True}
-        return event
+            return event, len(cbor2.dumps(event))
 
     def touched(self, change: Change) -> dict[str, Any]:
         """Return that a relation has changed: neither how often nor what."""
@@ -272,7 +273,7 @@ class Topics:
         if not topic.rights.hold_for(change, bounds.get(change.position.tick)):
             touched.add(tick)
             change = reset(change)
-        event = topic.shown.event(change, self._max_bytes)
+        event, _ = topic.shown.event(change, self._max_bytes)
         key = NO_KEY if event["key"] is None else encode_key(event["key"].values())
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
         return Publication(uri, {**event, "prev": prev}, topic.audience)

@@ -15,6 +15,7 @@ import pytest_twisted
 from schema.changes import install
 from service.api.roles import Roles
 from service.changes.catchup import CatchUp
+from service.changes.ticks import page_txn
 from service.errors import InvalidArgument, PositionGone, ServiceError, Unavailable
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -163,6 +164,69 @@ async def test_changes_after_each_position_are_the_rest(missing: Missing) -> Non
     }
     missing.serve(max_rows=3)
     assert len((await missing.changes(since, limit=12))["changes"]) == 3
+
+
+async def busy(missing: Missing) -> tuple[str, list[Any]]:
+    """Make ticks with a transaction that runs through some, and one of many; return all changes."""
+    since, running = await missing.position(), psycopg2.connect(missing.dsn)
+    with running.cursor() as cursor:
+        found = missing.run("INSERT INTO actions VALUES (1, 'a')", "DELETE FROM actions")
+        cursor.execute("INSERT INTO actions VALUES (100)")
+        found += missing.run("INSERT INTO actions VALUES (2)", "INSERT INTO drivers VALUES (1)")
+        running.commit()
+        for at in range(3, 40):
+            execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
+        execute(missing.dsn, "INSERT INTO drivers SELECT generate_series(2, 13)")
+        cursor.execute("INSERT INTO actions VALUES (101)")
+        found += missing.ticks.next()
+        running.commit()
+        found += missing.run("DELETE FROM drivers WHERE id = 1")
+    running.close()
+    return since, [(str(each.position), each.op, each.xid) for each in found]
+
+
+@served
+@pytest.mark.parametrize(("rows", "least"), [(1, 1), (3, 2), (60, 10), (1000, 100)])
+@pytest_twisted.ensureDeferred
+async def test_changes_are_the_same_however_many_ticks_are_read_at_once(
+    missing: Missing, monkeypatch: pytest.MonkeyPatch, rows: int, least: int
+) -> None:
+    monkeypatch.setattr("service.changes.catchup.ROWS", rows)
+    monkeypatch.setattr("service.changes.catchup.LEAST", least)
+    since, every = await busy(missing)
+    assert len(every) == 56
+    for limit in (1, 7, 1000):
+        found = await missing.all_after(since, limit=limit)
+        assert [(each["position"], each["op"], each["tx"]) for each in found] == every
+    for at, (position, _, _) in enumerate(every):
+        (change, *_) = (await missing.changes(position, limit=1))["changes"] or [None]
+        assert (change and change["position"]) == (every[at + 1][0] if every[at + 1 :] else None)
+    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 1000)  # none are read at once
+    found = await missing.all_after(since, limit=7)
+    assert [(each["position"], each["op"], each["tx"]) for each in found] == every
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_large_tick_is_not_read_from_its_beginning_for_each_page(
+    missing: Missing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+
+    def read_txn(connection: Any, page: Any) -> Any:
+        pages.append(page)
+        return page_txn(connection, page)
+
+    monkeypatch.setattr("service.changes.catchup.page_txn", read_txn)
+    monkeypatch.setattr("service.changes.catchup.ROWS", 5)
+    since = await missing.position()
+    for at in range(60):
+        execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
+    missing.ticks.next()
+    found = await missing.all_after(since, limit=5)
+    assert [each["key"]["id"] for each in found] == list(range(60))
+    assert len(set(pages)) == 12
+    assert len(pages) < 40
 
 
 @served
