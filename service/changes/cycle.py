@@ -18,7 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.changes.delta import Rows, State, difference
-from service.changes.log import MOST_ROWS, LogRow, read_txn
+from service.changes.epochs import resume_txn
+from service.changes.log import LogRow, read_txn
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Asked, Run, by_keys_txn, whole_txn
 from service.changes.resume import Missed
@@ -215,16 +216,16 @@ def cycle_txn(
     try:
         snapshot, epoch, written, files = connection.ask(MOMENT)
         position = SnapshotPosition(epoch, PgSnapshot.parse(snapshot))
-        rows = None
-        if since is not None and since.epoch == epoch:
-            rows = read_txn(connection, since.snapshot, MOST_ROWS + 1)
+        # A session that was lost may be one of another history now, or the log may be pruned.
+        before = None if since is None else resume_txn(connection, since)
+        rows = None if before is None else read_txn(connection, before)
         touched = _touched_txn(connection, standing, orders, rows)
         asked = {order.run for order in orders}
         orders = [
             *orders,
             *(Order(run, standing.states[run]) for run in touched if run not in asked),
         ]
-        found, late = _answers_txn(connection, orders, touched, position, budget)
+        found, late = _answers_txn(connection, orders, touched, budget)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -254,7 +255,7 @@ def _touched_txn(
     rows: Sequence[LogRow] | None,
 ) -> Touched:
     """Return which rows the log names, of each query that it concerns; None for all of its rows."""
-    if rows is None or len(rows) > MOST_ROWS:
+    if rows is None:
         return dict.fromkeys([*standing.states, *(order.run for order in orders)])
     found: dict[Run, Asked | None] = {}
     if rows:
@@ -280,7 +281,6 @@ def _answers_txn(
     connection: PgConnection,
     orders: Collection[Order],
     touched: Touched,
-    now: SnapshotPosition,
     budget: float,
 ) -> tuple[dict[Run, Found | Failure | None], dict[Run, float]]:
     """
@@ -293,7 +293,7 @@ def _answers_txn(
     todo.sort(key=lambda order: order.run.pace.whole / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
-    missed = Missed(now, [order.run for order in todo if order.resumes])
+    missed = Missed([order.run for order in todo if order.resumes])
     missed.read_txn(connection, {each for order in todo for each in order.resumes})
     began = time.monotonic()  # that all who come back share is no query's time
     for order in todo:

@@ -6,6 +6,9 @@ without all that the old primary had uses them again for others, and in a restor
 those of another server. So a position names the epoch in which it was given, and a new epoch
 begins with each history that differs: another system identifier, another timeline, or fewer ticks
 than were known.
+
+Some servers that are not quite PostgreSQL let nobody ask for the system identifier. There a dump that
+was restored is known by what the log has seen, if that is more than the server has done.
 """
 
 from __future__ import annotations
@@ -19,11 +22,22 @@ from service.db.connection import PgConnection
 FIRST = PgSnapshot(3, 3, ())
 """Sees no transaction: 3 is the lowest number that one ever had."""
 
-HISTORY = """
-SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+NO_SYSTEM = 0
+"""Stands for the system identifier where nobody may ask for it; PostgreSQL gives no such one."""
+
+TIMELINE = """
+CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
-END, (SELECT system_identifier FROM pg_catalog.pg_control_system())
+END
 """
+# The right to a function is asked for where it stands, even if it is never called.
+HISTORY = f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
+HISTORY_WITHOUT_SYSTEM = f"SELECT {TIMELINE}, {NO_SYSTEM}"
+MAY_ASK_SYSTEM = """
+SELECT coalesce(pg_catalog.has_function_privilege(
+    pg_catalog.to_regprocedure('pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false)
+"""
+XMAX = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text"
 
 NEWEST = """
 SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
@@ -47,7 +61,7 @@ class Epoch:
 
     Args:
         number: One more than that of the one before.
-        system: The system identifier of the cluster.
+        system: The system identifier of the cluster, or `NO_SYSTEM`.
         timeline: Of its WAL.
         pruned_below: The log has all rows of transactions from this one on.
     """
@@ -57,6 +71,11 @@ class Epoch:
     timeline: int
     pruned_below: int
 
+    @property
+    def identified(self) -> bool:
+        """Whether the server says which cluster it is."""
+        return self.system != NO_SYSTEM
+
 
 def epoch_now_txn(connection: PgConnection) -> Epoch | None:
     """
@@ -65,8 +84,8 @@ def epoch_now_txn(connection: PgConnection) -> Epoch | None:
     Raises:
         OnStandby: The server is one.
     """
-    history = _history_txn(connection)
     newest = _newest_txn(connection)
+    history = _history_txn(connection, newest is None or newest.system != NO_SYSTEM)
     if newest is None or (newest.system, newest.timeline) != history:
         return None
     return newest
@@ -83,9 +102,12 @@ def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
     Raises:
         OnStandby: The server is one.
     """
-    history = _history_txn(connection)
+    (may_ask,) = connection.ask(MAY_ASK_SYSTEM)
+    history = _history_txn(connection, may_ask)
     newest, last = _newest_txn(connection), last_txn(connection)
     same = newest is not None and newest.system == history[0]
+    if last is not None and history[0] == NO_SYSTEM:
+        same = same and not _is_ahead_txn(connection, last.snapshot)
     if newest is None or not same or last is None:
         return _start_txn(connection, newest, history, known)
     if newest.timeline == history[1] and last.number >= known:
@@ -109,7 +131,7 @@ def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | Non
         position: Of a caller.
 
     Returns:
-        None if the position is gone: of another history, or older than the log.
+        None if the position is gone: of another history, older than the log, or never given.
 
     Raises:
         OnStandby: The server is one.
@@ -125,7 +147,9 @@ def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | Non
         found = position.snapshot
     else:
         found = None
-    return found if found is not None and found.xmin >= epoch.pruned_below else None
+    if found is None or found.xmin < epoch.pruned_below or _is_ahead_txn(connection, found):
+        return None
+    return found
 
 
 def _before_txn(connection: PgConnection, position: TickPosition) -> PgSnapshot | None:
@@ -179,8 +203,15 @@ def _start_txn(
     return newest, last
 
 
-def _history_txn(connection: PgConnection) -> tuple[int, int]:
-    timeline, system = connection.ask(HISTORY)
+def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
+    """Return whether a snapshot has seen more than there has been."""
+    (xmax,) = connection.ask(XMAX)
+    return snapshot.xmax > int(xmax)
+
+
+def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
+    """Return the system identifier, if one may ask for it, and the timeline."""
+    timeline, system = connection.ask(HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM)
     if timeline is None:
         raise OnStandby
     return system, timeline

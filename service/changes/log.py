@@ -17,16 +17,21 @@ from service.db.connection import PgConnection
 Op = Literal["I", "U", "D", "T", "C", "R"]
 """Inserted, updated, deleted; truncated; written to (level `touch`); to be read again."""
 
-MOST_ROWS = 10_000
-"""Rows that are looked at for live queries; where there are more, all rows of these are read again."""
+MOST_ROWS, MOST_BYTES = 10_000, 32 << 20
+"""Rows that are read at a time, and bytes of their images as they are stored."""
 
 # Not `pg_visible_in_snapshot`, which no index answers. The second part is of transactions that ran
 # when the first snapshot was taken.
 READ = """
-SELECT seq, xid::text, at, relation, op, old::text, new::text FROM (
-    SELECT * FROM rowcast.log WHERE xid >= %(xmax)s::xid8
-    UNION ALL SELECT * FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
-) AS found ORDER BY seq LIMIT %(most)s
+SELECT seq, xid::text, at, relation, op, CASE WHEN bytes <= %(most_bytes)s THEN old::text END,
+       CASE WHEN bytes <= %(most_bytes)s THEN new::text END, bytes > %(most_bytes)s
+  FROM (SELECT *, pg_catalog.sum(
+            coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0)
+        ) OVER (ORDER BY seq) AS bytes
+          FROM (SELECT * FROM rowcast.log WHERE xid >= %(xmax)s::xid8
+                UNION ALL SELECT * FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
+                LIMIT %(most)s + 1) AS found) AS weighed
+ ORDER BY seq
 """
 
 # One that is gone is there by its name: its last row in the log says that it is to be read again.
@@ -113,26 +118,39 @@ def snapshot_txn(connection: PgConnection) -> PgSnapshot:
     return PgSnapshot.parse(text)
 
 
-def read_txn(connection: PgConnection, since: PgSnapshot, most: int | None = None) -> list[LogRow]:
+def read_txn(
+    connection: PgConnection,
+    since: PgSnapshot,
+    most: int = MOST_ROWS,
+    most_bytes: int = MOST_BYTES,
+) -> list[LogRow] | None:
     """
     Return the rows of the log that are visible now and were not in a snapshot, by number.
 
     Args:
         connection: To the primary: on a standby snapshots do not say which transactions run.
         since: A snapshot of this database, taken before.
-        most: How many rows to return at most: the first ones.
+        most: How many rows there may be.
+        most_bytes: What their images may weigh, as they are stored.
+
+    Returns:
+        None if there are more.
     """
     values = {
         "xmax": str(since.xmax),
         "running": [str(xid) for xid in since.running],
         "most": most,
+        "most_bytes": most_bytes,
     }
     with connection.cursor() as cursor:
         cursor.execute(READ, values, clean=True)
-        return [
-            LogRow(seq, int(xid), at, relation, op, old, new)
-            for seq, xid, at, relation, op, old, new in cursor.fetchall()
-        ]
+        found = cursor.fetchall()
+    if len(found) > most or any(heavy for *_, heavy in found):
+        return None
+    return [
+        LogRow(seq, int(xid), at, relation, op, old, new)
+        for seq, xid, at, relation, op, old, new, _ in found
+    ]
 
 
 def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
@@ -143,9 +161,3 @@ def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
             id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key), wake)
             for id, oid, schema, name, level, since, problem, key, wake in cursor.fetchall()
         }
-
-
-def epoch_txn(connection: PgConnection) -> int:
-    """Return the epoch that it is; 0 before the first."""
-    (epoch,) = connection.ask("SELECT coalesce(max(epoch), 0) FROM rowcast.epochs")
-    return int(epoch)

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.changes.log import MOST_ROWS, read_txn
+from service.changes.epochs import resume_txn
+from service.changes.log import read_txn
 from service.changes.match import Index
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, wire_keys
@@ -16,9 +17,6 @@ from service.changes.touched import Key, RowChange, own_keys, related_txn, row_c
 from service.db.connection import PgConnection
 from service.db.transaction import Actor
 
-PRUNED = """
-SELECT coalesce((SELECT pruned_below FROM rowcast.epochs WHERE epoch = {epoch:d})::text, '0')
-"""
 TRACKED = """
 SELECT ARRAY(SELECT relation::oid::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}')),
        ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
@@ -28,10 +26,6 @@ MAY_READ_ALL = """
 SELECT bool_and(pg_catalog.has_table_privilege(oid, 'SELECT') AND NOT pg_catalog.row_security_active(oid))
   FROM pg_catalog.unnest('{{{oids}}}'::oid[]) AS oid
 """
-TICK = """
-SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch:d} AND tick = {tick:d} - 1)
-"""
-
 OURSELVES = Actor()
 
 
@@ -60,12 +54,10 @@ class Missed:
     read once for all of them, and looked at more closely only for those that it may concern.
 
     Args:
-        now: What the transaction sees.
         runs: Of the queries to which callers come back.
     """
 
-    def __init__(self, now: SnapshotPosition, runs: Iterable[Run]) -> None:
-        self._now = now
+    def __init__(self, runs: Iterable[Run]) -> None:
         self._index: Index[Run] = Index()
         for run in runs:
             if run.keyed is not None and run.keyed.plan.root is not None:
@@ -95,14 +87,9 @@ class Missed:
 
     def _since_txn(self, connection: PgConnection, since: Position) -> Since | None:
         """Return what the log has since a position; None if it is not all there, or too much."""
-        now, snapshot = self._now, _snapshot_txn(connection, since)
-        if snapshot is None or since.epoch != now.epoch or snapshot.xmax > now.snapshot.xmax:
-            return None
-        (pruned,) = connection.ask(PRUNED.format(epoch=now.epoch))
-        if snapshot.xmin < int(pruned):
-            return None
-        rows = read_txn(connection, snapshot, MOST_ROWS + 1)
-        if len(rows) > MOST_ROWS:
+        snapshot = resume_txn(connection, since)
+        rows = None if snapshot is None else read_txn(connection, snapshot)
+        if snapshot is None or rows is None:
             return None
         changes = list(map(row_change, rows))
         return Since(snapshot, changes, self._own(changes))
@@ -144,11 +131,3 @@ def _keys_txn(
     if own is None or related is None:
         return None
     return wire_keys(run, own | related.rows | related.related)
-
-
-def _snapshot_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
-    """Return a snapshot in which all that comes after a position is not visible; None if it is lost."""
-    if isinstance(position, SnapshotPosition):
-        return position.snapshot
-    (text,) = connection.ask(TICK.format(epoch=position.epoch, tick=position.tick))
-    return None if text is None else PgSnapshot.parse(text)

@@ -16,6 +16,7 @@ from service.catalog import Catalog
 from service.changes.cycle import Found, Order
 from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
+from service.changes.epochs import begin_txn
 from service.changes.log import Tracked, tracked_txn
 from service.changes.refresh import Run, keyed_of
 from service.changes.touched import sees_all_txn
@@ -46,6 +47,9 @@ class Reader:
 
     def __init__(self, dsn: str) -> None:
         self.connection = open_session(dsn, SessionSettings())
+        begin_txn(
+            self.connection, 0
+        )  # as the feed would: before the first epoch positions count for nothing
         self.catalog: Catalog = catalog_txn(self.connection, ("public",), 1)
         self.codec = Codec(self.catalog)
         self.tracked: list[Tracked] = list(tracked_txn(self.connection).values())

@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from schema.changes import install
-from service.changes.epochs import Epoch, begin_txn, epoch_now_txn, resume_txn
+from service.changes.epochs import NO_SYSTEM, Epoch, begin_txn, epoch_now_txn, resume_txn
 from service.changes.leader import prepare_txn
 from service.changes.log import read_txn, snapshot_txn
 from service.changes.positions import SnapshotPosition, TickPosition
@@ -134,6 +134,48 @@ def test_position_outlives_a_promotion_that_lost_nothing(history: History) -> No
     assert history.resumes(end_txn(history.connection, 2)) == 0
     assert history.tick().epoch == 2
     assert history.resumes(TickPosition(1, tick.number, 1)) == 3
+
+
+def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
+    dsn: str, history: History
+) -> None:
+    """As some that are managed."""
+    forget(dsn)
+    execute(
+        dsn,
+        "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_control_system() FROM PUBLIC;"
+        "CREATE ROLE epochs_reader; GRANT USAGE ON SCHEMA rowcast TO epochs_reader;"
+        "GRANT ALL ON ALL TABLES IN SCHEMA rowcast TO epochs_reader",
+    )
+    history.connection.command("SET ROLE epochs_reader")
+    try:
+        assert history.begin(0) == Epoch(1, NO_SYSTEM, history.epoch.timeline, 3)
+        assert not history.epoch.identified
+        position = TickPosition(1, history.tick().number, 1)
+        assert history.begin() == epoch_now_txn(history.connection) == history.epoch
+        assert history.resumes(position) == 1
+        # A dump that was restored has seen more than there has been.
+        execute(dsn, "UPDATE rowcast.ticks SET snapshot = '9000000:9000000:'")
+        assert history.begin().number == 2
+        assert history.resumes(position) is None
+        assert execute(dsn, "SELECT count(*) FROM rowcast.log") == [(0,)]
+    finally:
+        history.connection.command("RESET ROLE")
+        execute(
+            dsn,
+            "GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO PUBLIC;"
+            "DROP OWNED BY epochs_reader; DROP ROLE epochs_reader",
+        )
+    assert history.begin().number == 3, "who may ask finds another history than none"
+    assert history.epoch.identified
+
+
+def test_log_whose_ticks_are_gone_begins_anew(dsn: str, history: History) -> None:
+    position = TickPosition(1, history.tick().number, 1)
+    execute(dsn, "DELETE FROM rowcast.ticks")
+    assert history.begin().number == 2
+    assert history.resumes(position) is None
+    assert execute(dsn, "SELECT count(*) FROM rowcast.log") == [(0,)]
 
 
 def test_position_in_a_tick_that_a_promotion_lost_is_gone(dsn: str, history: History) -> None:

@@ -51,7 +51,11 @@ def test_log_between_snapshots_has_each_commit_once(dsn: str, reader: PgConnecti
     # the later one took its number first: the highest number would have skipped it
     assert second[0].seq < first[0].seq
     assert [row.seq for row in read_txn(reader, before)] == [second[0].seq, first[0].seq]
-    assert len(read_txn(reader, before, 1)) == 1
+    assert len(read_txn(reader, before, 2) or ()) == 2
+    assert read_txn(reader, before, 1) is None
+    weight = int(execute(dsn, "SELECT sum(pg_column_size(new)) FROM rowcast.log")[0][0])
+    assert len(read_txn(reader, before, 2, weight) or ()) == 2
+    assert read_txn(reader, before, 2, weight - 1) is None
     assert read_txn(reader, snapshot_txn(reader)) == []
 
 

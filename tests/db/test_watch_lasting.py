@@ -145,7 +145,7 @@ async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
     await until(lambda: watcher.copy.position.startswith("5."))
     await watcher.same()
     assert watcher.copy.resets == 0
-    execute(dsn, "DELETE FROM rowcast.epochs")
+    execute(dsn, "DELETE FROM rowcast.epochs WHERE epoch = 5")
 
 
 @pytest_twisted.ensureDeferred

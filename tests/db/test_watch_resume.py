@@ -174,14 +174,14 @@ async def test_position_that_is_not_kept_or_not_ours_resets(dsn: str, live: Live
     xmax = int(execute(dsn, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")[0][0])
     for since in (
         f"7.{xmax}:{xmax}:~{mark}",
-        f"0.{xmax + 5}:{xmax + 5}:~{mark}",
-        f"0.{xmax}:{xmax}:~{'0' * 16}",
-        "0.9.1",
+        f"0.{xmax}:{xmax}:~{mark}",
+        f"1.{xmax + 5}:{xmax + 5}:~{mark}",
+        f"1.{xmax}:{xmax}:~{'0' * 16}",
+        "1.9.1",
     ):
         again = live.watch("people", since=since)
         await again.first()
         assert again.messages[0]["reset"] is True, since
-    execute(dsn, "INSERT INTO rowcast.epochs VALUES (1, 1, 1, 1, '1')")
     try:
         watcher.copy.position = f"1.{xmax}:{xmax}:~{mark}"
         again = await watcher.resumed()
@@ -193,7 +193,7 @@ async def test_position_that_is_not_kept_or_not_ours_resets(dsn: str, live: Live
         await pruned.first()
         assert pruned.copy.resets == 1
     finally:
-        execute(dsn, "DELETE FROM rowcast.epochs")
+        execute(dsn, "UPDATE rowcast.epochs SET pruned_below = '3'")
     with pytest.raises(InvalidArgument, match="not a position"):
         await live.watch("people", since="yesterday").first()
 
@@ -260,28 +260,69 @@ async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live: Live) -> None:
-    """So nothing of its own tick is missed."""
+async def test_position_of_another_history_resets_before_its_epoch_begins(
+    dsn: str, live: Live
+) -> None:
+    """As after a promotion that lost commits: transactions have the same numbers, and did others."""
+    watcher = live.watch("people")
+    await watcher.first()
+    await watcher.cancel()
+    execute(dsn, "UPDATE rowcast.epochs SET timeline = timeline + 1")
+    try:
+        again = await watcher.resumed()
+        await again.first()
+        assert again.messages[0]["reset"] is True
+        await again.cancel()
+    finally:
+        execute(dsn, "UPDATE rowcast.epochs SET timeline = timeline - 1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_position_survives_a_promotion_that_lost_nothing(dsn: str, live: Live) -> None:
     watcher = live.watch("people")
     await watcher.first()
     await watcher.cancel()
     execute(
         dsn,
-        "INSERT INTO rowcast.epochs VALUES (1, 1, 1, 1, '1');"
-        "INSERT INTO rowcast.ticks VALUES (1, 1, pg_current_snapshot(), 0)",
+        "INSERT INTO rowcast.ticks VALUES (2, 1, pg_current_snapshot(), 0);"
+        "UPDATE rowcast.epochs SET timeline = timeline - 1;"
+        "INSERT INTO rowcast.epochs SELECT 2, system, timeline + 1, 3, '3' FROM rowcast.epochs",
     )
     try:
         execute(dsn, "UPDATE people SET name = 'x' WHERE id = 1")
-        execute(dsn, "INSERT INTO rowcast.ticks VALUES (2, 1, pg_current_snapshot(), 1)")
+        again = await watcher.resumed()
+        await again.same()
+        assert again.copy.resets == 0
+        assert again.copy.position.startswith("2.")
+        assert [row["id"] for row in again.messages[0]["update"]] == [1]
+        await again.cancel()
+    finally:
+        execute(
+            dsn,
+            "DELETE FROM rowcast.epochs WHERE epoch = 2; DELETE FROM rowcast.ticks WHERE tick > 1;"
+            "UPDATE rowcast.epochs SET timeline = timeline + 1",
+        )
+
+
+@pytest_twisted.ensureDeferred
+async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live: Live) -> None:
+    """So nothing of its own tick is missed."""
+    watcher = live.watch("people")
+    await watcher.first()
+    await watcher.cancel()
+    execute(dsn, "INSERT INTO rowcast.ticks VALUES (2, 1, pg_current_snapshot(), 0)")
+    try:
+        execute(dsn, "UPDATE people SET name = 'x' WHERE id = 1")
+        execute(dsn, "INSERT INTO rowcast.ticks VALUES (3, 1, pg_current_snapshot(), 1)")
         execute(dsn, "UPDATE people SET name = 'y' WHERE id = 2")
-        watcher.copy.position = "1.2.1"
+        watcher.copy.position = "1.3.1"
         again = await watcher.resumed()
         await again.same()
         assert again.copy.resets == 0
         assert {row["id"] for row in again.messages[0]["update"]} == {1, 2}
         await again.cancel()
     finally:
-        execute(dsn, "DELETE FROM rowcast.epochs; DELETE FROM rowcast.ticks")
+        execute(dsn, "DELETE FROM rowcast.ticks WHERE tick > 1")
 
 
 @pytest_twisted.ensureDeferred

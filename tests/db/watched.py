@@ -14,9 +14,11 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
+from service.changes.epochs import begin_txn
+from service.changes.log import installed_txn
 from service.changes.queries import WatchLimits
 from service.changes.watch import Watches
-from service.db.session import SessionSettings
+from service.db.session import SessionSettings, open_session
 from service.request.arguments import Caller
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
@@ -121,11 +123,22 @@ class Live:
         return Watcher(self, caller, name, kwargs)
 
 
+def begin_epoch(dsn: str) -> None:
+    """Begin the first epoch of a log, as the feed would: positions before it count for nothing."""
+    connection = open_session(dsn, SessionSettings())
+    try:
+        if installed_txn(connection):
+            begin_txn(connection, 0)
+    finally:
+        connection.close()
+
+
 @asynccontextmanager
 async def living(
     dsn: str, limits: WatchLimits | None = None, poll: float = 0.02, **how: Any
 ) -> AsyncIterator[Live]:
     """Serve a database with its live queries for the length of the body."""
+    begin_epoch(dsn)
     async with serving(dsn, **how) as served:
         cycle = Cycle(reactor, dsn, SessionSettings())
         watches = Watches(
