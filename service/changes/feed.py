@@ -175,6 +175,7 @@ class Feed(Service):
             "part": part,
             "tick": self._known,
             "polling": self.polling,
+            "identified": self.epoch is None or self.epoch.identified,
             "pruned": self._upkeep.pruned,
             **asdict(self.counters),
         }
@@ -293,6 +294,12 @@ class Feed(Service):
         self.epoch, self._part, self.problem = epoch, Part.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
+        if not epoch.identified:
+            self.log.warn(
+                "changes: the server does not say which cluster it is, so a dump that is restored"
+                " may go unnoticed → GRANT EXECUTE ON FUNCTION pg_control_system() TO {role}",
+                role=connection.info.user,
+            )
         self._known = self._made = last.number
         # Whoever made it may not have come to its end.
         if last.rows and self._published < last.number:
