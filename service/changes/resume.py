@@ -28,6 +28,9 @@ SELECT bool_and(pg_catalog.has_table_privilege(oid, 'SELECT') AND NOT pg_catalog
 """
 OURSELVES = Actor()
 
+MOST_MISSED = 100_000
+"""Changes that are kept for all who come back at once; who has missed more gets all rows anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Since:
@@ -62,13 +65,21 @@ class Missed:
         for run in runs:
             if run.keyed is not None and run.keyed.plan.root is not None:
                 self._index.add(run, run.keyed.plan.root, run.keyed.terms)
+        # None where it is not all there, or too much.
         self._read: dict[Position, Since | None] = {}
 
     def read_txn(self, connection: PgConnection, positions: Collection[Position]) -> None:
-        """Read what the log has since positions."""
+        """Read what the log has since positions, the newest first: anybody can make up old ones."""
         connection.act(OURSELVES)
-        for place in set(map(_place, positions)):
-            self._read[place] = self._since_txn(connection, place)
+        places = {_place(each) for each in positions}
+        self._read = dict.fromkeys(places)
+        snapshots = [(resume_txn(connection, place), place) for place in places]
+        known = [(snapshot, place) for snapshot, place in snapshots if snapshot is not None]
+        room = MOST_MISSED
+        for snapshot, place in sorted(known, key=lambda each: each[0].xmax, reverse=True):
+            if room > 0 and (found := self._since_txn(connection, snapshot)):
+                self._read[place] = found
+                room -= len(found.changes)
 
     def keys_txn(self, connection: PgConnection, run: Run, since: Position) -> Sequence[Any] | None:
         """Return the keys of all rows that may be others than at a position; None if that is unknown."""
@@ -85,11 +96,10 @@ class Missed:
             return []
         return _keys_txn(connection, run, known.own.get(run, set()), changes, oids)
 
-    def _since_txn(self, connection: PgConnection, since: Position) -> Since | None:
-        """Return what the log has since a position; None if it is not all there, or too much."""
-        snapshot = resume_txn(connection, since)
-        rows = None if snapshot is None else read_txn(connection, snapshot)
-        if snapshot is None or rows is None:
+    def _since_txn(self, connection: PgConnection, snapshot: PgSnapshot) -> Since | None:
+        """Return what the log has since a snapshot; None if it is too much."""
+        rows = read_txn(connection, snapshot)
+        if rows is None:
             return None
         changes = list(map(row_change, rows))
         return Since(snapshot, changes, self._own(changes))

@@ -12,7 +12,11 @@ import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes import resume
+from service.changes.positions import parse_position
 from service.changes.queries import WatchLimits
+from service.db.session import SessionSettings, open_session
+from service.db.transaction import begin_statement
 from service.errors import InvalidArgument
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -257,6 +261,29 @@ async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) ->
         assert [row["id"] for row in again.copy.values] == ["a1", "a2"]
         assert again.copy.resets == 1
         assert not any("leave" in message for message in again.messages)
+
+
+@pytest_twisted.ensureDeferred
+async def test_positions_that_many_have_made_up_are_not_all_looked_at(
+    dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest are: those are of callers who lost their connection just now."""
+    monkeypatch.setattr(resume, "MOST_MISSED", 1)
+    watcher = live.watch("people")
+    await watcher.first()
+    old = parse_position(watcher.copy.position)
+    execute(dsn, "UPDATE people SET name = 'x' WHERE id = 1")
+    await watcher.same()
+    new = parse_position(watcher.copy.position)
+    execute(dsn, "UPDATE people SET name = 'y' WHERE id = 2")
+    (run,) = live.watches._runs
+    connection = open_session(dsn, SessionSettings())
+    connection.begin(begin_statement("repeatable read", read_only=True))
+    missed = resume.Missed([run])
+    missed.read_txn(connection, {old, new})
+    assert missed.keys_txn(connection, run, new) == [2]
+    assert missed.keys_txn(connection, run, old) is None
+    connection.close()
 
 
 @pytest_twisted.ensureDeferred
