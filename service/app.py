@@ -236,7 +236,7 @@ class Serving(Service):
         )
         self.listener = Listener(reactor, place.direct_dsn)
         self.listener.subscribe(CATALOG, self._heard, self.catalogs.reload)
-        publisher, subscriptions = Publisher(), Subscriptions(reactor)
+        publisher, subscriptions = Publisher(reactor), Subscriptions(reactor)
         topics = Topics(
             self.database,
             self.dispatcher,

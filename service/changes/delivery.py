@@ -30,10 +30,10 @@ PULSE = 1.0
 
 
 class CannotPublish(Exception):
-    """There is no way to publish by, and another one may have it."""
+    """There is no router that answers, and another process may have one."""
 
     def __init__(self) -> None:
-        super().__init__("there is no router to publish by")
+        super().__init__("there is no router to publish by, or it does not answer")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import PublishOptions, SessionDetails
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from service.errors import in_line
@@ -27,6 +28,9 @@ log = Logger()
 UNACKNOWLEDGED = 128
 """Events that are on their way at once."""
 
+PATIENCE = 10.0
+"""Seconds without an acknowledgement of what is on its way after which a router is taken to hang."""
+
 NOT_RESTRICTED = "rowcast.error.subscriber_lists_not_supported"
 """Stands in the log for a router that cannot keep an event from some of the subscribers."""
 
@@ -35,12 +39,18 @@ class Publisher:
     """
     Publishes by whatever session there is.
 
+    Args:
+        clock: For how long a router takes.
+
     Attributes:
         published: Events that a router has acknowledged.
         refused: Events that one did not take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        # Acknowledgements that the router owes, and when it had sent one, or owed none, last.
+        self._owed, self._heard = 0, 0.0
         self._session: SafeSession | None = None
         self._waiting: list[Deferred[None]] = []
         self._told: set[str] = set()
@@ -48,12 +58,18 @@ class Publisher:
 
     @property
     def able(self) -> bool:
-        """Whether there is a session to publish by."""
-        return self._session is not None
+        """
+        Whether there is a session to publish by, whose router answers.
+
+        One that hangs does so until it answers after all, or its session is lost; whoever waits for
+        it is to be cancelled, so that another process may publish by another router.
+        """
+        hangs = self._owed > 0 and self._clock.seconds() >= self._heard + PATIENCE
+        return self._session is not None and not hangs
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Publish by this session."""
-        self._session = session
+        self._session, self._owed = session, 0
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
@@ -125,11 +141,21 @@ class Publisher:
             exclude_authrole=list(audience.excluded) or None,
         )
         try:
-            # autobahn waits for the acknowledgement and knows nothing of a Deferred that was cancelled.
-            return kept(session.publish(publication.topic, publication.event, options=options))
+            asked = session.publish(publication.topic, publication.event, options=options)
         except Exception as error:
             # Not encoded, or too large: `_acknowledged` tells it apart from a session that was lost.
             return fail(error)
+        if not self._owed:
+            self._heard = self._clock.seconds()
+        self._owed += 1
+        # autobahn waits for the acknowledgement and knows nothing of a Deferred that was cancelled.
+        return kept(asked.addBoth(self._answered, session))
+
+    def _answered(self, result: Any, session: SafeSession) -> Any:
+        if session is self._session:
+            self._owed -= 1
+            self._heard = self._clock.seconds()
+        return result
 
     async def _acknowledged(
         self, session: SafeSession, acknowledgement: Deferred[Any], publication: Publication

@@ -12,9 +12,10 @@ import pytest_twisted
 from autobahn.wamp.types import SubscribeOptions
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 from service.payload import Audience, Publication
-from service.wamp.publisher import Publisher
+from service.wamp.publisher import PATIENCE, Publisher
 from service.wamp.session import SafeSession
 from service.wamp.subscriptions import Subscriptions
 from tests.deferreds import until
@@ -44,7 +45,7 @@ async def heard_by(caller: Caller, uri: str = "rowcast.", match: str = "prefix")
 async def test_events_are_acknowledged_and_come_in_their_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     await publisher.send(publications(range(1000)))
@@ -57,7 +58,7 @@ async def test_events_are_acknowledged_and_come_in_their_order(
 async def test_connection_that_is_lost_leaves_no_event_out_and_keeps_the_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     edge = await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     cuts = 0
@@ -82,7 +83,7 @@ async def test_session_that_the_router_ends_leaves_no_event_out(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """By a GOODBYE, after which the connection is there for a moment."""
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     killer = await call_from("service cbor")
@@ -98,7 +99,7 @@ async def test_session_that_the_router_ends_leaves_no_event_out(
 
 @pytest_twisted.ensureDeferred
 async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     edge = await start_edge(urls=["unix:/nowhere"], observers=[publisher], wait=False)
     sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
     assert not sending.called
@@ -110,10 +111,36 @@ async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> N
 
 
 @pytest_twisted.ensureDeferred
+async def test_router_that_does_not_acknowledge_is_none_to_publish_by_until_it_does(
+    start_edge: StartEdge,
+) -> None:
+    """So whoever leads gives up, and another service may have a router that answers."""
+    clock = Clock()
+    publisher = Publisher(clock)
+    edge = await start_edge(observers=[publisher])
+    await publisher.send(publications(range(3)))
+    clock.advance(2 * PATIENCE)
+    assert publisher.able, "nothing is owed"
+    edge.client._transport.pauseProducing()
+    sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
+    clock.advance(PATIENCE - 1)
+    assert publisher.able
+    clock.advance(1)
+    assert not publisher.able
+    sending.cancel()
+    with pytest.raises(CancelledError):
+        await sending
+    assert not publisher.able
+    edge.client._transport.resumeProducing()
+    await until(lambda: publisher.able)
+    await publisher.send(publications(range(3)))
+
+
+@pytest_twisted.ensureDeferred
 async def test_publishing_that_is_cancelled_leaves_the_session_as_it_was(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     sending = Deferred.fromCoroutine(publisher.send(publications(range(2000))))
@@ -129,7 +156,7 @@ async def test_publishing_that_is_cancelled_leaves_the_session_as_it_was(
 async def test_event_that_the_router_does_not_take_is_no_obstacle(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     refused = [
@@ -146,7 +173,7 @@ async def test_event_that_the_router_does_not_take_is_no_obstacle(
 
 @pytest_twisted.ensureDeferred
 async def test_event_comes_to_its_audience_alone(start_edge: StartEdge, call_from: Join) -> None:
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     anonymous = await heard_by(await call_from())
     service = await heard_by(await call_from("service cbor"))
@@ -173,7 +200,7 @@ async def test_router_that_knows_no_audience_gets_no_event_that_has_one(
 ) -> None:
     """It would give it to everybody."""
     monkeypatch.setattr(SafeSession, "can_restrict", False)
-    publisher = Publisher()
+    publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
     await publisher.send(publications(range(1), Audience(eligible=("anonymous",))))
