@@ -82,7 +82,7 @@ SELECT NULL, p.oid::regprocedure::text, NULL, NULL
  WHERE r.class = 'pg_proc'::regclass AND p.prokind <> 'a' AND p.provolatile <> 'i'
    -- before PostgreSQL 14 there is no such column, and no such body
    AND (to_jsonb(p) ->> 'prosqlbody' IS NULL
-        OR pg_get_functiondef(p.oid) ~ '(query|table|schema|database|cursor)_to_xml|ts_stat|ts_rewrite')
+        OR pg_get_functiondef(p.oid) ~ '(query|table|schema|database|cursor)_to_xml|ts_stat|ts_rewrite|rowcast[.]session')
    AND (p.pronamespace <> 'pg_catalog'::regnamespace OR p.proname ~ '_to_xml|^ts_')
 """
 
@@ -114,10 +114,12 @@ class Dependencies:
         scans: The tables.
         opaque: What is read by something that nobody can look into, by name: there may be more
             tables.
+        session: Whether a condition, as of a policy, may ask for the caller's session.
     """
 
     scans: frozenset[Scan]
     opaque: tuple[str, ...] = ()
+    session: bool = False
 
     @property
     def relations(self) -> frozenset[int]:
@@ -178,11 +180,13 @@ def dependencies_txn(
             clean=True,
         )
         found = cursor.fetchall()
+    opaque = (*sorted(name for oid, name, _, _ in found if not oid), *_hidden(nodes))
     return Dependencies(
         frozenset(
             Scan(oid, name, alias, frozenset(tree)) for oid, name, alias, tree in found if oid
         ),
-        (*sorted(name for oid, name, _, _ in found if not oid), *_hidden(nodes)),
+        opaque,
+        bool(opaque) or "rowcast.session" in said,
     )
 
 

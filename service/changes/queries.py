@@ -126,8 +126,9 @@ class Queries:
                 shape.shared = await self._ask(timeout, sees_all_txn, keyed.plan, shape.tracked)
             keyed = replace(keyed, shared=bool(shape.shared))
         caller = call.caller
-        # Less the session, which is another one when the caller comes back.
-        claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm)
+        # The session is another one when the caller comes back, and hardly a query asks for it.
+        session = caller.session if reads.session else None
+        claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm, session)
         same = (statement.text, values, role, claims, sorted(logged), snapshot.mark)
         mark = blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         if keyed is not None and keyed.shown is not None and plan.read.limit is not None:

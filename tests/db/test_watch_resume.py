@@ -228,6 +228,45 @@ async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
         execute(dsn, "GRANT SELECT (id, team, name) ON people TO resume_reader")
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "current_setting('rowcast.session', true) <> '9'",
+        "session_is_not('9')",
+        "plain_session_is_not('9')",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_whose_policy_asks_for_the_session_is_sent_all_rows(
+    dsn: str, condition: str
+) -> None:
+    """Itself, or in a function, whether or not one can look into that."""
+    execute(
+        dsn,
+        "CREATE TABLE own (id int PRIMARY KEY); GRANT SELECT ON own TO resume_reader;"
+        "INSERT INTO own VALUES (1); SELECT rowcast.track('own');"
+        "CREATE FUNCTION session_is_not(t text) RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER"
+        " BEGIN ATOMIC SELECT current_setting('rowcast.session', true) <> t; END;"
+        "CREATE FUNCTION plain_session_is_not(t text) RETURNS bool LANGUAGE plpgsql STABLE"
+        " AS $$ BEGIN RETURN current_setting('rowcast.session', true) <> t; END $$;"
+        f"ALTER TABLE own ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON own USING ({condition})",
+    )
+    try:
+        roles = Roles({"user": "resume_reader"})
+        async with living(dsn, WatchLimits(), roles=roles) as live:
+            watcher = live.watch("own", Caller(1, "ann", "user", "realm1"))
+            assert len((await watcher.first()).values) == 1
+            same = await watcher.resumed()
+            await same.first()
+            assert same.copy.resets == 0
+            other = await same.resumed(caller=Caller(9, "ann", "user", "realm1"))
+            await other.same()
+            assert (other.copy.values, other.copy.resets) == ([], 1)
+            await other.cancel()
+    finally:
+        execute(dsn, "DROP TABLE own; DROP FUNCTION session_is_not, plain_session_is_not")
+
+
 @pytest_twisted.ensureDeferred
 async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) -> None:
     """Not even that there are rows with them: all rows come anew instead."""
