@@ -528,5 +528,7 @@ def _refusal(error: psycopg2.Error, role: str) -> str:
             return f'{said} → GRANT CREATE ON DATABASE {found[1]} TO "{role}"'
         if found := re.search(r"for table (.+)$", said):
             return f'{said} → GRANT TRIGGER ON {found[1]} TO "{role}", or track it as its owner'
+        if said.startswith("must be owner"):
+            return f"{said} → track it as who owns it and the schema rowcast, or as a superuser"
         return f"{said} → track it as the owner of the schema rowcast"
     return f"{said} → {error.diag.message_hint}" if error.diag.message_hint else said

@@ -19,7 +19,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
 from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
-from service.changes.log import Tracked, installed_txn, tracked_txn
+from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.net import Change, net_changes
 from service.changes.positions import (
     Position,
@@ -296,6 +296,7 @@ def changes_txn(
 
 def _epoch_txn(connection: PgConnection) -> int:
     if not installed_txn(connection):
+        refuse_barred_txn(connection)
         raise InvalidArgument(
             "no changes are logged in this database", hint="rowcast track <table> begins to"
         )

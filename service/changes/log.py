@@ -13,6 +13,7 @@ from typing import Literal
 
 from service.changes.positions import PgSnapshot
 from service.db.connection import PgConnection
+from service.errors import DatabaseRefused
 
 Op = Literal["I", "U", "D", "T", "C", "R"]
 """Inserted, updated, deleted; truncated; written to (level `touch`); to be read again."""
@@ -110,6 +111,31 @@ def installed_txn(connection: PgConnection) -> bool:
         " UNION ALL SELECT false LIMIT 1"
     )
     return bool(found)
+
+
+def barred_txn(connection: PgConnection) -> str | None:
+    """Return whose the log is that we may not read, None if there is none such."""
+    if installed_txn(connection):
+        return None
+    (owner,) = connection.ask(
+        "SELECT max(pg_catalog.pg_get_userbyid(relowner)::text) FROM pg_catalog.pg_class"
+        " WHERE relname = 'log' AND relnamespace = pg_catalog.to_regnamespace('rowcast')"
+    )
+    return None if owner is None else str(owner)
+
+
+def refuse_barred_txn(connection: PgConnection) -> None:
+    """
+    Check that there is no log that we may not read.
+
+    Raises:
+        DatabaseRefused: There is one.
+    """
+    if barred_txn(connection) is not None:
+        raise DatabaseRefused(
+            "the log of changes is not the service's to read",
+            hint="rowcast why, of any table, says whose it is",
+        )
 
 
 def snapshot_txn(connection: PgConnection) -> PgSnapshot:

@@ -14,7 +14,7 @@ from service.api.call import MAX_TEXT, Call, Snapshot
 from service.api.read import parsed_rows
 from service.api.roles import SERVICE
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
-from service.changes.log import Tracked, installed_txn, tracked_txn
+from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.refresh import Run, keyed_of
 from service.changes.touched import sees_all_txn
 from service.db.connection import PgConnection
@@ -193,7 +193,10 @@ def _reads_txn(
 
 
 def _tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
-    return tracked_txn(connection) if installed_txn(connection) else {}
+    if installed_txn(connection):
+        return tracked_txn(connection)
+    refuse_barred_txn(connection)
+    return {}
 
 
 def _logged(

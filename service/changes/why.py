@@ -14,7 +14,7 @@ from typing import Any
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Relation
-from service.changes.log import installed_txn
+from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.session import OWN_IDENTITY
@@ -39,6 +39,10 @@ SELECT c.oid::bigint, c.relkind, c.relpersistence,
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_catalog.pg_roles r ON r.rolname = coalesce(%(role)s, current_user)
  WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+"""
+
+OWNER = """
+SELECT rolsuper, current_user::text FROM pg_catalog.pg_roles WHERE rolname = %(owner)s
 """
 
 TRACKED = """
@@ -120,7 +124,7 @@ def table_checks_txn(
     oid, kind, persistence, root, has_key, subscriptions, readable, filtered, role = found
     checks = [*_table(shown, kind, persistence, root), *_key(shown, has_key)]
     if not installed_txn(connection):
-        checks.append(Check(False, "there is no log of changes", f"rowcast track {shown}"))
+        checks.append(_no_log(connection, shown))
     else:
         tracked = _row(connection, TRACKED, oid=oid)
         checks += _tracked(shown, tracked)
@@ -130,6 +134,24 @@ def table_checks_txn(
             checks.append(_last(last))
             checks += _read(_row(connection, READ))
     return [*checks, *_rights(shown, role, readable, filtered)]
+
+
+def _no_log(connection: PgConnection, shown: str) -> Check:
+    owner = barred_txn(connection)
+    if owner is None:
+        return Check(False, "there is no log of changes", f"rowcast track {shown}")
+    found = _row(connection, OWNER, owner=owner)
+    assert found is not None
+    superuser, us = found
+    anew = (
+        f"DROP SCHEMA rowcast CASCADE (idempotency keys, too), then rowcast track {shown} as {us}"
+    )
+    return Check(
+        False,
+        f"the log of changes is {owner}'s, and the service, which is {us}, may not read it",
+        # A member of a superuser's role may do all that it may.
+        anew if superuser else f"GRANT {quoted(owner)} TO {quoted(us)}; or {anew}",
+    )
 
 
 def _row(connection: PgConnection, query: str, **values: Any) -> Sequence[Any] | None:

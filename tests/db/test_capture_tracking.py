@@ -156,6 +156,11 @@ def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
     assert refused(at, "things") == f"permission denied for table things → {cure}"
     execute(dsn, 'GRANT TRIGGER ON things TO "plain"')
     assert track_table(at, "things", "full", True) == "public.things is tracked (full)"
+    execute(dsn, "ALTER TABLE things DISABLE TRIGGER USER")
+    assert refused(at, "things") == (
+        "must be owner of relation things → "
+        "track it as who owns it and the schema rowcast, or as a superuser"
+    )
     execute(dsn, "CREATE ROLE other LOGIN; GRANT CREATE ON SCHEMA public TO other")
     other = make_dsn(dsn, user="other")
     execute(other, "CREATE TABLE theirs (id int)")

@@ -14,11 +14,13 @@ from schema.changes import install
 from service.changes.log import (
     installed_txn,
     read_txn,
+    refuse_barred_txn,
     snapshot_txn,
     tracked_txn,
 )
 from service.db.connection import PgConnection
 from service.db.session import SessionSettings, open_session
+from service.errors import DatabaseRefused
 from tests.conftest import execute
 
 SCHEMA = f"""
@@ -89,6 +91,7 @@ def test_log_without_its_schema_is_not_installed(dsn: str, reader: PgConnection)
     execute(dsn, "ALTER SCHEMA rowcast RENAME TO elsewhere")
     try:
         assert not installed_txn(reader)
+        refuse_barred_txn(reader)
     finally:
         execute(dsn, "ALTER SCHEMA elsewhere RENAME TO rowcast")
 
@@ -97,3 +100,5 @@ def test_log_of_another_role_is_not_installed(dsn: str, reader: PgConnection) ->
     execute(dsn, "CREATE ROLE stranger_to_the_log")
     reader.command("SET ROLE stranger_to_the_log")
     assert not installed_txn(reader)
+    with pytest.raises(DatabaseRefused, match="not the service's to read"):
+        refuse_barred_txn(reader)

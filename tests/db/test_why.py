@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import pytest_twisted
+from psycopg2.extensions import make_dsn
 
 from schema.changes import remove, track_table
 from service.api.roles import Roles
@@ -68,6 +69,36 @@ def test_why_of_a_database_without_a_log_says_what_to_type(dsn: str) -> None:
     assert failing(dsn, "things") == [
         "[-] there is no log of changes → rowcast track public.things"
     ]
+
+
+def test_why_of_a_log_that_is_not_the_services_says_whose_it_is(tracked: str) -> None:
+    execute(tracked, "CREATE ROLE why_service LOGIN; GRANT SELECT ON things TO why_service")
+    mine = make_dsn(tracked, user="why_service")
+    ((owner,),) = execute(tracked, "SELECT current_user::text")
+    line = (
+        "[-] the log of changes is {}'s, and the service, which is why_service, may not read it → "
+    )
+    anew = (
+        "DROP SCHEMA rowcast CASCADE (idempotency keys, too), "
+        "then rowcast track public.things as why_service"
+    )
+    try:
+        assert failing(mine, "things") == [line.format(owner) + anew]
+        execute(tracked, f"{remove()} CREATE ROLE why_owner LOGIN")
+        ((name,),) = execute(tracked, "SELECT current_database()")
+        execute(tracked, f"GRANT CREATE ON DATABASE {name} TO why_owner")
+        execute(tracked, "GRANT TRIGGER ON things TO why_owner")
+        track_table(make_dsn(tracked, user="why_owner"), "things", "full", True)
+        cure = 'GRANT "why_owner" TO "why_service"'
+        assert failing(mine, "things") == [f"{line.format('why_owner')}{cure}; or {anew}"]
+        execute(tracked, cure)
+        assert failing(mine, "things") == [
+            "[-] nobody has read the log yet → start a service (make run)"
+        ]
+    finally:
+        execute(tracked, "DROP SCHEMA rowcast CASCADE")
+        execute(tracked, "DROP OWNED BY why_service, why_owner; DROP ROLE why_service, why_owner")
+        track_table(tracked, "things", "full", True)
 
 
 def test_why_of_a_tracked_table_has_nothing_to_mend_but_that_nobody_reads(tracked: str) -> None:
