@@ -95,8 +95,9 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
     await pause(after)
     traffic.stop()
     tally = await traffic.end()
+    told = await listeners.end()
     await house.whole()
-    return Round(name, tally, check(house, tally), await listeners.end())
+    return Round(name, tally, check(house, tally), told)
 
 
 async def rolling(house: House, seed: int, calls: int) -> Round:
