@@ -29,9 +29,9 @@ from service.changes.positions import (
 )
 from service.changes.rights import Rights, rights_txn
 from service.changes.ticks import (
-    Page,
     Tick,
     TickBounds,
+    TickPage,
     bounds_txn,
     end_txn,
     page_txn,
@@ -99,7 +99,7 @@ class Paging:
         before: The index of the change before each page that was reached.
     """
 
-    pages: list[Page] = field(default_factory=list)
+    pages: list[TickPage] = field(default_factory=list)
     before: list[int] = field(default_factory=lambda: [0])
 
 

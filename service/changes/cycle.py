@@ -131,8 +131,8 @@ class Outcome:
     late: Mapping[Run, float]
 
 
-Touched = Mapping[Run, Asked | None]
-"""Which rows may be different, of each query that a change concerns; None for all rows."""
+ToRead = Mapping[Run, Asked | None]
+"""Which rows are to be read again, of each query that a change concerns; None for all of its rows."""
 
 
 class Cycle:
@@ -253,7 +253,7 @@ def _touched_txn(
     standing: Standing,
     orders: Collection[Order],
     rows: Sequence[LogRow] | None,
-) -> Touched:
+) -> ToRead:
     """Return which rows the log names, of each query that it concerns; None for all of its rows."""
     if rows is None:
         return dict.fromkeys([*standing.states, *(order.run for order in orders)])
@@ -264,7 +264,7 @@ def _touched_txn(
     return found | dict.fromkeys([*standing.doubted, *stale])
 
 
-def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | Failure | None:
+def found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | Failure | None:
     """Return what is different in a query, if anything is, or why it is refused."""
     try:
         found = _found_txn(connection, order, touched)
@@ -280,7 +280,7 @@ def found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found
 def _answers_txn(
     connection: PgConnection,
     orders: Collection[Order],
-    touched: Touched,
+    touched: ToRead,
     budget: float,
 ) -> tuple[dict[Run, Found | Failure | None], dict[Run, float]]:
     """
@@ -290,7 +290,7 @@ def _answers_txn(
     """
     todo = [order for order in orders if order.asks or order.run in touched]
     # What takes long comes last, and each time that it was put off, sooner.
-    todo.sort(key=lambda order: order.run.pace.whole / 2**order.late)
+    todo.sort(key=lambda order: order.run.times.whole / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
     missed = Missed([order.run for order in todo if order.resumes])
@@ -299,8 +299,8 @@ def _answers_txn(
     for order in todo:
         run, at = order.run, time.monotonic()
         whole = order.asks or touched[run] is None
-        if whole and (run.pace.until > at + budget or (found and at > began + budget)):
-            late[run] = max(0.0, run.pace.until - at)
+        if whole and (run.times.until > at + budget or (found and at > began + budget)):
+            late[run] = max(0.0, run.times.until - at)
             continue
         answer = found_txn(connection, order, touched)
         if isinstance(answer, Found) and order.resumes:
@@ -310,7 +310,7 @@ def _answers_txn(
     return found, late
 
 
-def _found_txn(connection: PgConnection, order: Order, touched: Touched) -> Found | None:
+def _found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | None:
     run, before = order.run, order.before
     if before is None or order.whole:
         return _whole_txn(connection, order)

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from service.changes.log import LogRow, Tracked, tracked_txn
 from service.changes.net import Change, net_changes
-from service.changes.ticks import Page, Tick, page_txn, pages_txn
+from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
 from service.db.connection import PgConnection
 from service.db.thread import in_thread
 
@@ -105,7 +105,7 @@ class Delivery:
         if rows is not None:
             await self._rows(connection, tick, rows, index)
             return
-        pages: list[Page] = await self._in_thread(pages_txn, connection, tick, self._most)
+        pages: list[TickPage] = await self._in_thread(pages_txn, connection, tick, self._most)
         while pages:
             for page in pages:
                 rows = await self._in_thread(page_txn, connection, page)

@@ -310,7 +310,7 @@ class Index(Generic[Watch]):
 
     def __init__(self) -> None:
         self._relations: dict[int, _Relation[Watch]] = {}
-        self._standing: dict[Watch, _Standing[Watch]] = {}
+        self._standing: dict[Watch, _Places[Watch]] = {}
 
     def add(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
         """
@@ -337,7 +337,7 @@ class Index(Generic[Watch]):
             group = known.groups[shape] = _Group()
         keys = product(*(each.values for each in columns))
         places = [group.add(key, between, entry) for key in keys]
-        self._standing[watch] = _Standing(known, shape, entry, places)
+        self._standing[watch] = _Places(known, shape, entry, places)
         known.queries += 1
 
     def remove(self, watch: Watch) -> None:
@@ -430,7 +430,7 @@ class _Place(Generic[Watch]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Standing(Generic[Watch]):
+class _Places(Generic[Watch]):
     """All places of a query."""
 
     relation: _Relation[Watch]

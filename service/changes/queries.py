@@ -58,7 +58,7 @@ class WatchLimits:
 
 
 @dataclass(slots=True)
-class Shape:
+class WatchShape:
     """
     What queries have in common that differ in their values alone.
 
@@ -89,7 +89,7 @@ class Queries:
     def __init__(self, database: Database, limits: WatchLimits) -> None:
         self._database = database
         self._limits = limits
-        self._shapes: WeakKeyDictionary[Snapshot, dict[Hashable, Shape]] = WeakKeyDictionary()
+        self._shapes: WeakKeyDictionary[Snapshot, dict[Hashable, WatchShape]] = WeakKeyDictionary()
 
     async def run_of(self, call: Call, role: str, tables: Sequence[str]) -> Run:
         """
@@ -148,7 +148,7 @@ class Queries:
             keyed,
         )
 
-    def _shape_of(self, call: Call, request: Any) -> Shape:
+    def _shape_of(self, call: Call, request: Any) -> WatchShape:
         """Plan a query, once for each shape in use."""
         kept = self._shapes.setdefault(call.snapshot, {})
         name = (call.relation, request)
@@ -157,13 +157,13 @@ class Queries:
             plan = plan_watch(call.snapshot.catalog, call.relation, request)
             read = plan.read
             made = aggregate(read) if isinstance(read, AggregatePlan) else select(read)
-            shape = Shape(plan, made)
+            shape = WatchShape(plan, made)
             if len(kept) < MAX_SHAPES and len(made.text) <= MAX_TEXT:
                 kept[name] = shape
         return shape
 
     async def _reads_of(
-        self, shape: Shape, parameters: Sequence[str | None], timeout: float | None
+        self, shape: WatchShape, parameters: Sequence[str | None], timeout: float | None
     ) -> Dependencies:
         """Return what a query reads, and note what is tracked."""
         if shape.reads is not None:

@@ -54,7 +54,7 @@ PAUSE = 8
 
 
 @dataclass(slots=True, eq=False)
-class Keyed:
+class KeyedRun:
     """
     How a query's rows are read by key.
 
@@ -91,7 +91,7 @@ class Keyed:
 
 
 @dataclass(slots=True)
-class Pace:
+class ReadTimes:
     """
     How long the reads of a query take.
 
@@ -129,7 +129,7 @@ class Run:
         reads: What of the log may change its rows: numbers of tracked relations.
         mark: A digest: equal to that of another one if both have the same rows at one position.
         keyed: How its rows are read by key; None where changes name none.
-        pace: How long it takes.
+        times: How long it takes.
     """
 
     plan: WatchPlan
@@ -143,8 +143,8 @@ class Run:
     guarded: bool
     reads: frozenset[int]
     mark: str
-    keyed: Keyed | None = None
-    pace: Pace = field(default_factory=Pace)
+    keyed: KeyedRun | None = None
+    times: ReadTimes = field(default_factory=ReadTimes)
 
     def same_rows(self, other: Run) -> bool:
         """Return whether rows of both are alike in form, so that they can be compared."""
@@ -164,7 +164,7 @@ def keyed_of(
     reads: Dependencies,
     tracked: Iterable[Tracked],
     most: int,
-) -> Keyed | None:
+) -> KeyedRun | None:
     """
     Return how the rows of a query are read by key; None where changes name none.
 
@@ -192,7 +192,7 @@ def keyed_of(
     way = key_plan(catalog, rows, reads, tracked)
     if way is None:
         return None
-    return Keyed(catalog, way, terms_of(catalog, codec, read.where, values), shown, spare)
+    return KeyedRun(catalog, way, terms_of(catalog, codec, read.where, values), shown, spare)
 
 
 def whole_txn(connection: PgConnection, run: Run) -> Rows:
@@ -205,7 +205,7 @@ def whole_txn(connection: PgConnection, run: Run) -> Rows:
     """
     began = time.monotonic()
     rows, keys = _read_txn(connection, run, run.statement, run.values, run.most)
-    run.pace.read(began, time.monotonic())
+    run.times.read(began, time.monotonic())
     keyed = run.keyed
     if keyed is None or not keyed.orders(run.plan.form):
         return rows_of(run.plan.form, rows, keys)
@@ -253,11 +253,11 @@ def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) 
     Raises:
         TooManyWatched, TooLarge: As `whole_txn`.
     """
-    keyed, pace = run.keyed, run.pace
+    keyed, times = run.keyed, run.times
     if keyed is None or not is_few(run, state, asked.keys):
         return None
-    if pace.resting:
-        pace.resting -= 1
+    if times.resting:
+        times.resting -= 1
         return None
     began = time.monotonic()
     if keyed.orders(run.plan.form):
@@ -271,8 +271,8 @@ def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) 
         found = Rows(State(entries, state.ordered), found.rows)
     if found is not None and len(found.state.entries) > run.most:
         raise TooManyWatched(run.most)
-    if time.monotonic() - began > max(SLOW, pace.whole):
-        pace.resting = PAUSE
+    if time.monotonic() - began > max(SLOW, times.whole):
+        times.resting = PAUSE
     return found
 
 
@@ -296,7 +296,7 @@ def wire_keys(run: Run, keys: Iterable[Key]) -> list[Any]:
 
 
 def _ordered_txn(
-    connection: PgConnection, run: Run, keyed: Keyed, state: State, keys: frozenset[Key]
+    connection: PgConnection, run: Run, keyed: KeyedRun, state: State, keys: frozenset[Key]
 ) -> Rows | None:
     """Return ordered rows, of which some may be others or elsewhere: their keys come first."""
     window = state.window
@@ -324,7 +324,9 @@ def _ordered_txn(
     return Rows(State(entries, state.ordered, moved), found.rows)
 
 
-def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collection[Key]) -> Rows:
+def _of_keys_txn(
+    connection: PgConnection, run: Run, keyed: KeyedRun, keys: Collection[Key]
+) -> Rows:
     """Return the rows of some keys, and perhaps others."""
     if not keys:
         return rows_of(run.plan.form, [], [])
@@ -334,7 +336,7 @@ def _of_keys_txn(connection: PgConnection, run: Run, keyed: Keyed, keys: Collect
     return rows_of(run.plan.form, *found)
 
 
-def _by_keys(run: Run, keyed: Keyed, nulls: frozenset[str]) -> Statement:
+def _by_keys(run: Run, keyed: KeyedRun, nulls: frozenset[str]) -> Statement:
     """Return the statement that reads the rows of some keys, of which some columns are null."""
 
     def build() -> Statement:

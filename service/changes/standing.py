@@ -158,7 +158,7 @@ def _together_txn(
     alike: dict[Hashable, list[tuple[Run, set[Key]]]] = {}
     for run, keys in found.items():
         keyed, state = run.keyed, states.get(run)
-        if not keys or keyed is None or state is None or run.pace.resting:
+        if not keys or keyed is None or state is None or run.times.resting:
             continue
         if is_few(run, state, keys) and not keyed.orders(run.plan.form):
             alike.setdefault((shape_of(run), run.actor.identity), []).append((run, keys))

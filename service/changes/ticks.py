@@ -129,7 +129,7 @@ class TickBounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TickPage:
     """
     Transactions that are read in one piece.
 
@@ -191,7 +191,7 @@ def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:
 
 def pages_txn(
     connection: PgConnection, tick: Tick, most: int, after: int = 0, rows: int | None = None
-) -> list[Page]:
+) -> list[TickPage]:
     """
     Return the pages of a tick that follow a number, in order; some of the next if there are many.
 
@@ -234,7 +234,7 @@ def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list
     return [_without_large(each, most) for each in found]
 
 
-def page_txn(connection: PgConnection, page: Page) -> list[LogRow]:
+def page_txn(connection: PgConnection, page: TickPage) -> list[LogRow]:
     """Return the rows of a page."""
     with connection.cursor() as cursor:
         xids = [str(xid) for xid in page.xids]
@@ -315,19 +315,19 @@ def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:
 
 def _paged(
     transactions: list[tuple[str, int, int, int]], most: int, page_rows: int
-) -> Iterator[Page]:
+) -> Iterator[TickPage]:
     xids: list[int] = []
     rows = size = last = 0
     for text, count, bytes, seq in transactions:
         too_large = count > most or bytes > PAGE_BYTES
         if xids and (too_large or rows + count > page_rows or size + bytes > PAGE_BYTES):
-            yield Page(tuple(xids), last)
+            yield TickPage(tuple(xids), last)
             xids, rows, size = [], 0, 0
         if too_large:
-            yield Page((int(text),), seq, too_large=True)
+            yield TickPage((int(text),), seq, too_large=True)
         else:
             xids.append(int(text))
             rows, size = rows + count, size + int(bytes)
         last = seq
     if xids:
-        yield Page(tuple(xids), last)
+        yield TickPage(tuple(xids), last)
