@@ -100,18 +100,23 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
     return Round(name, tally, check(house, tally), told)
 
 
+async def restart_in_turn(house: House) -> None:
+    """Restart both services, the second one once the first is there again."""
+    for service in house.services:
+        old = service.pid
+        service.signal(SIGTERM)
+        await pause(0.05)
+        service.signal(SIGTERM)  # as Heroku does, more than once
+        await house.until(lambda: service.running and service.pid != old)  # noqa: B023
+        await house.whole()
+
+
 async def rolling(house: House, seed: int, calls: int) -> Round:
     """Restart both services one after the other, as often as it takes for so many calls."""
     listeners = await listening(house)
     traffic = Traffic(house, seed, SINGLE_CALLS)
     while traffic.tally.calls < calls:
-        for service in house.services:
-            old = service.pid
-            service.signal(SIGTERM)
-            await pause(0.05)
-            service.signal(SIGTERM)  # as Heroku does, more than once
-            await house.until(lambda: service.running and service.pid != old)  # noqa: B023
-            await house.whole()
+        await restart_in_turn(house)
     traffic.stop()
     tally = await traffic.end()
     return Round("rolling restart", tally, check(house, tally), await listeners.end())

@@ -12,7 +12,7 @@ import pytest_twisted
 
 from tests.faults.crowd import crowd
 from tests.faults.house import House, house
-from tests.faults.rounds import rolling, strike
+from tests.faults.rounds import restart_in_turn, rolling, strike
 from tests.faults.storm import storm
 
 SEED = 9
@@ -77,15 +77,18 @@ async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> Non
     assert found.heard.changes > 20
 
 
-@pytest.mark.parametrize("part", ["services", "router"])
+@pytest.mark.parametrize("how", ["services killed", "services in turn", "router killed"])
 @pytest_twisted.ensureDeferred
-async def test_thousand_live_queries_go_on_without_a_reset(part: str, running: House) -> None:
-    """Of twenty sessions, whose services or router are killed while others write."""
+async def test_thousand_live_queries_go_on_without_a_reset(how: str, running: House) -> None:
+    """Of twenty sessions, whose services or router go while others write."""
 
-    async def kill() -> None:
-        for each in running.services if part == "services" else [running.crossbar]:
+    async def act() -> None:
+        if how == "services in turn":
+            await restart_in_turn(running)
+            return
+        for each in running.services if how == "services killed" else [running.crossbar]:
             each.signal_all(SIGKILL)
 
-    found = await crowd(running, kill)
+    found = await crowd(running, act)
     print(found)
     assert (found.resets, found.mismatches, found.errors) == (0, 0, [])
