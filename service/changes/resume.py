@@ -13,18 +13,20 @@ from service.changes.log import read_txn
 from service.changes.match import Index
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, wire_keys
-from service.changes.touched import Key, RowChange, own_keys, related_txn, row_change
+from service.changes.touched import (
+    Key,
+    RowChange,
+    may_read_all_txn,
+    own_keys,
+    related_txn,
+    row_change,
+)
 from service.db.connection import PgConnection
 from service.db.transaction import Actor
 
 TRACKED = """
-SELECT ARRAY(SELECT relation::oid::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}')),
+SELECT ARRAY(SELECT relation::oid::bigint FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}')),
        ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
-"""
-# Not only of the relation itself: a change of rows that a policy hides would say that there are some.
-MAY_READ_ALL = """
-SELECT bool_and(pg_catalog.has_table_privilege(oid, 'SELECT') AND NOT pg_catalog.row_security_active(oid))
-  FROM pg_catalog.unnest('{{{oids}}}'::oid[]) AS oid
 """
 OURSELVES = Actor()
 
@@ -127,14 +129,14 @@ def _keys_txn(
     run: Run,
     own: set[Key] | None,
     changes: Sequence[RowChange],
-    oids: Sequence[str],
+    oids: Sequence[int],
 ) -> Sequence[Any] | None:
     keyed = run.keyed
     if keyed is None or keyed.shown is not None:
         return None
     connection.act(run.actor)
-    (may,) = connection.ask(MAY_READ_ALL.format(oids=",".join(oids)))
-    if not may:
+    # Not only of the relation itself: a change of rows that a policy hides would say that there are some.
+    if not may_read_all_txn(connection, oids):
         return None
     actor = OURSELVES if keyed.shared else run.actor
     related = related_txn(connection, actor, run.codec, keyed.plan, changes)

@@ -178,15 +178,22 @@ def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[Trac
     """Return whether whoever asks may read all rows on the ways, so that he can climb for anybody."""
     oids = {(each.schema, each.name): each.oid for each in tracked}
     climbed = {(w.outer.schema, w.outer.name) for w, step in plan.steps if step is not None}
+    return may_read_all_txn(connection, [oids[name] for name in climbed])
+
+
+def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
+    """Return whether whoever asks may read all rows of some tables."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT bool_and(has_table_privilege(oid, 'SELECT') AND NOT row_security_active(oid))"
-            " FROM unnest(%s::oid[]) AS oid",
-            [[oids[name] for name in climbed]],
+            "SELECT coalesce(pg_catalog.bool_and(coalesce("
+            "pg_catalog.has_table_privilege(oid, 'SELECT'), false)"
+            " AND NOT pg_catalog.row_security_active(oid)), true)"
+            " FROM pg_catalog.unnest(%s::oid[]) AS oid",
+            [list(oids)],
             clean=True,
         )
         ((found,),) = cursor.fetchall()
-    return found is not False
+    return bool(found)
 
 
 def key_arrays(keys: Collection[Key], columns: Sequence[str]) -> tuple[list[str], frozenset[str]]:
