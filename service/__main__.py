@@ -376,17 +376,14 @@ def first_steps(settings: Settings) -> str:
     there = "" if url == "ws://127.0.0.1:8080/ws" else f" --url {url}"
     there += "" if settings.realm == "realm1" else f" --realm {settings.realm}"
     lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "") + there]
-    if demo:
-        # whatever is then written to the table, in psql say, is printed at once
-        lines += [f"Live   {command} call actions.watch 'limit: 2'{there}"]
-        lines += ["       and in psql  UPDATE actions SET status = NOT status WHERE id = 1;"]
     if settings.embedded_router:
         body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"
         lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
     if demo:
-        lines += [f"Live   {command} call actions.watch{there}"]
-        lines += ["       and, in psql:  UPDATE actions SET status = NOT status WHERE id = 1;"]
+        # whatever is then written to the table, in psql say, is printed at once
+        lines += [f"Live   {command} call actions.watch 'limit: 2'{there}"]
+        lines += ["       and in psql  UPDATE actions SET status = NOT status WHERE id = 1;"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
 
 
