@@ -303,3 +303,18 @@ async def test_function_that_may_write_is_not_watched(dsn: str, live: Live) -> N
     await live.served.dispatcher.refresh()
     with pytest.raises(InvalidArgument, match="may write"):
         await live.watch("fn.writes").first()
+
+
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_the_rows_have_already_is_covered_at_once(dsn: str) -> None:
+    """The answer to a write may come after the delta that shows it: no further cycle is waited for."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn, poll=60) as live:
+        watcher = live.watch("people", caller=Caller(7, "ann", "ann", "realm1"), tx=True)
+        await watcher.first()
+        insert = "INSERT INTO people VALUES (50) RETURNING pg_current_xact_id()::text"
+        ((tx,),) = execute(dsn, insert)
+        live.watches.wake()
+        await until(lambda: watcher.messages[-1]["type"] == "delta")
+        live.watches.wrote(7, str(tx))
+        assert watcher.messages[-1]["covers"] == [tx]
