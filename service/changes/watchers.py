@@ -115,6 +115,12 @@ class Watch:
         """Whether all rows are wanted for it, and not there yet."""
         return self.base is None and self.rows is None
 
+    @property
+    def settled(self) -> bool:
+        """Whether its caller has all that there is to be told."""
+        same = self.rows is None and self.base is self.query.state
+        return same and not (self.silent or self.covered)
+
     def start_over(self) -> None:
         """Have it sent all rows next, in place of those that the caller has."""
         self.reset = self.reset or self.base is not None
@@ -124,7 +130,7 @@ class Watch:
 
     def find(self, found: Found, wanted: bool) -> None:
         """Take what a cycle has found; all rows, if they were wanted."""
-        if not self.wanting:
+        if not self.wanting and found.state is not self.base:
             self.changed.update(found.rows)
         if not (self.wanting and wanted):
             return
@@ -269,6 +275,8 @@ class WatchingSession:
         found = []
         assert self.position is not None
         for watch in self.members:
+            if watch.settled:  # as nearly all are, when one row of one of them has changed
+                continue
             position = str(replace(self.position, query=watch.query.run.mark))
             messages = watch.messages(position)
             if messages is None and watch.base is not None and (watch.silent or watch.covered):
