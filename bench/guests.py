@@ -1,8 +1,8 @@
 """
 Who takes part in `bench.live`, each in a process of its own: writers, subscribers, watchers.
 
-Each does what its one argument, JSON, says. Those that hear something print "ready", and once they
-have heard the numbers that they are told in a line, all that they have heard.
+Each does what its first line of input, JSON, says. Those that hear something print "ready", and once
+they have heard the numbers that the next line tells, all that they have heard.
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ ACTS = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Do what the argument says."""
-    what = json.loads(arguments[0])
+def main() -> None:
+    """Do what the first line says."""
+    what = json.loads(sys.stdin.readline())
     if what["act"] == "write":
         write(what)
         return
@@ -203,4 +203,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -71,9 +71,11 @@ class Guest:
     """A process that takes part."""
 
     def __init__(self, act: str, **what: Any) -> None:
-        command = [sys.executable, "-m", "bench.guests", json.dumps({"act": act, **what})]
+        command = [sys.executable, "-m", "bench.guests"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+        assert self.process.stdin is not None
+        print(json.dumps({"act": act, **what}), file=self.process.stdin, flush=True)
 
     def ready(self) -> Guest:
         """Return it once it hears."""
@@ -141,8 +143,10 @@ class Bench:
         self.since += len(written) + 1
         taken, lost = latencies(written, heard)
         p50, p99, most = (taken[int(part * (len(taken) - 1))] * 1000 for part in (0.5, 0.99, 1))
-        floor = self.floor.setdefault(rate, p50)
-        figures = [f"{p50:.1f}", f"{p99:.1f}", f"{most:.1f}", f"{p50 / floor:.1f}"]
+        if name.endswith("(floor)"):
+            self.floor[rate] = p50
+        ratio = f"{p50 / self.floor[rate]:.1f}"
+        figures = [f"{p50:.1f}", f"{p99:.1f}", f"{most:.1f}", ratio]
         figures += [f"{each / len(written) * 1e6:.0f}" for each in cost]
         line(name + (f" ({lost} LOST)" if lost else ""), f"{rate:g}", *figures, load())
 
@@ -250,6 +254,13 @@ def latency(bench: Bench) -> None:
 
 def watches(bench: Bench) -> None:
     """Many watches, of which each change concerns one."""
+    floor = "rowcast.bench.changed."
+    bench.row(
+        "publish → event (floor)",
+        1000,
+        Guest("subscribe", url=bench.stage.url, topic=floor, sessions=1).ready(),
+        partial(bench.published, 1000, floor, 1000),
+    )
     many = [{"where": {"id": at}} for at in range(10_000)]
     embeds = [{"where": {"id": at}, "embed": {"children": {}}} for at in range(1000)]
     for name, table, queries, changed, deep in (

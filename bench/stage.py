@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Stage:
     Args:
         url: Where callers connect with RawSocket.
         websocket: Where they do with WebSocket.
+        private: Where the service connects.
         service: Process id.
         router: Process id of the worker.
         dsn: The way to the database.
@@ -54,14 +55,23 @@ class Stage:
 
     url: str
     websocket: str
+    private: str
     service: int
     router: int
     dsn: str
 
 
 @contextmanager
-def staged(crossbar: str, schema: str) -> Iterator[Stage]:
-    """Start all three over a fresh database with this schema; end them with the body."""
+def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> Iterator[Stage]:
+    """
+    Start all three over a fresh database with this schema; end them with the body.
+
+    Args:
+        crossbar: The program.
+        schema: SQL.
+        probed: Whether the lag of the service's loop is measured, which takes some of its CPU.
+        settings: Of the service, beside its own.
+    """
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port, socket = free_port(), home / "service.sock"
     (home / "config.json").write_text(
@@ -76,12 +86,22 @@ def staged(crossbar: str, schema: str) -> Iterator[Stage]:
             while not socket.exists():
                 time.sleep(0.1)
             time.sleep(1)
-            me = [sys.executable, "-m", "bench.stage", dsn, f"unix:{socket}"]
-            service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True)
+            private = f"unix:{socket}"
+            me = [
+                sys.executable,
+                "-m",
+                "bench.stage",
+                dsn,
+                private,
+                *(["probed"] if probed else []),
+            ]
+            env = os.environ | {f"ROWCAST_{name.upper()}": it for name, it in settings.items()}
+            service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True, env=env)
             assert service.stdout is not None
             service.stdout.readline()
             pids = service.pid, worker_of(router.pid)
-            yield Stage(f"rs://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws", *pids, dsn)
+            public = f"rs://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws"
+            yield Stage(*public, private, *pids, dsn)
         finally:
             if service is not None:
                 service.terminate()
@@ -145,7 +165,7 @@ def quantiles(taken: Sequence[float]) -> str:
     return f"{' '.join(parts)} of {len(ordered)}"
 
 
-def serve(dsn: str, url: str) -> None:
+def serve(dsn: str, url: str, probed: bool) -> None:
     """Be the service, with `bench.lag` beside: the loop's lag since it was asked the last time."""
     settings = Settings(database_url=SecretStr(dsn))
     serving = Serving(settings, reactor, WampConfig([url], "realm1", max_bytes=settings.max_bytes))
@@ -166,9 +186,9 @@ def serve(dsn: str, url: str) -> None:
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))
     reactor.addSystemEventTrigger("before", "shutdown", serving.stopService)
-    with probe:
+    with probe if probed else nullcontext():
         reactor.run()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2])
+    serve(sys.argv[1], sys.argv[2], "probed" in sys.argv[3:])
