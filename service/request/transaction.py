@@ -18,6 +18,8 @@ MAX_OPERATIONS = 1000
 REFERENCE = "$ref"
 OPERATION = ("call", "args", "kwargs")
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
+_STR = frozenset({str})
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY, RECEIPT)
 
 
@@ -123,7 +125,7 @@ def _parsed(value: Any, path: str) -> Operation:
 
 
 def _named(value: Mapping[Any, Any], path: str) -> Mapping[str, Any]:
-    if not all(isinstance(name, str) for name in value):
+    if not _STR.issuperset(map(type, value)):
         raise InvalidArgument("the names of arguments are strings", path=path)
     return value
 
@@ -141,6 +143,9 @@ def _failures(inject: Any) -> int:
 
 
 def _refers(value: Any) -> bool:
+    # Asked of each value of each operation: whether one is a Mapping costs more than all else here.
+    if type(value) in _PLAIN:
+        return False
     if isinstance(value, Mapping):
         return REFERENCE in value or any(map(_refers, value.values()))
     return isinstance(value, list | tuple) and any(map(_refers, value))
