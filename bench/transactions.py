@@ -5,6 +5,9 @@ Prints the median time of a batch of 5 operations, of 5 calls, and of 5 calls in
 held open, waited for one by one and sent ahead; each in turn in every round, once beside the router
 and once behind a line with a delay (milliseconds each way). × is the ratio to one call of that line.
 
+`--direct` measures 5 calls and a batch in the process of the service instead, without a router: by the
+clock and of CPU, one at a time and 16 at once, the medians of 5 rounds.
+
 Then 8 callers move money between the same 4 accounts, serializable, by a procedure, by one whose
 attempts take no turns, and by a batch: how many transfers were refused at last, how often PostgreSQL rolled one back, and whether the sum is what it was.
 """
@@ -14,27 +17,40 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from bench.stage import Stage, staged
+from bench.stage import SMALL, Stage, staged
 from bench.stream import Guest, Held, join
+from schema.database import Place
+from service.api.dispatcher import Dispatcher
 from service.procedures.registry import ProcedureCall, procedure
+from service.request.arguments import Caller
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import execute
+from tests.db.dispatchers import serving
 
 CALLERS, ACCOUNTS = 8, 4
+KINDS: tuple[tuple[str, str, Callable[[int], list[Any]]], ...] = (
+    ("reads", "small.get", lambda n: [n]),
+    ("writes", "small.update", lambda n: [n, {"name": "x"}]),
+)
+"""What the five calls are: in words, the procedure, and the arguments of each."""
+DIRECT = 400
+"""How often a piece of work is done in a round of `--direct`."""
 SCHEMA = f"""
 CREATE TABLE accounts AS SELECT i AS id, 1000 AS balance FROM generate_series(1, {ACCOUNTS}) i;
 ALTER TABLE accounts ADD PRIMARY KEY (id);
@@ -142,10 +158,7 @@ class Bench(Guest):
 
     async def compare(self, where: str, session: Any, rounds: int) -> None:
         """Print what each way takes, in turns."""
-        for what, name, args in (
-            ("reads", "small.get", lambda n: [n]),
-            ("writes", "small.update", lambda n: [n, {"name": "x"}]),
-        ):
+        for what, name, args in KINDS:
             kinds = Ways(session, name, args).kinds
             taken: dict[str, list[float]] = {kind: [] for kind in kinds}
             for _ in range(rounds):
@@ -268,16 +281,77 @@ class Ways:
         return taken
 
 
+class Direct:
+    """
+    A session of this process: it calls without a router.
+
+    Args:
+        dispatcher: Answers.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def call(self, uri: str, *args: Any) -> Deferred[Any]:
+        """Call a procedure."""
+        name, nobody = uri.removeprefix("rowcast."), Caller(None, None, None, "realm1")
+        return ensureDeferred(self.dispatcher.answer(name, args, {}, nobody))
+
+
+async def costs(work: Callable[[], Awaitable[Any]], at_once: int) -> tuple[float, float]:
+    """Return the milliseconds, by the clock and of CPU, that a piece of work takes."""
+    each = DIRECT // at_once
+
+    async def some() -> None:
+        for _ in range(each):
+            await work()
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await gatherResults([ensureDeferred(some()) for _ in range(at_once)])
+    spent = time.perf_counter() - began, time.process_time() - cpu
+    return spent[0] / (each * at_once) * 1000, spent[1] / (each * at_once) * 1000
+
+
+async def direct(dsn: str, rounds: int = 5) -> None:
+    """Print what five calls and a batch cost in this process, in turns."""
+    async with serving(dsn) as callee:
+        for what, name, args in KINDS:
+            ways = Ways(Direct(callee.dispatcher), name, args)
+            kinds = {"5 calls, each waited for": ways.five, "a batch of 5": ways.batch}
+            for at_once in (1, 16):
+                found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+                for _ in range(rounds):
+                    for kind, way in kinds.items():
+                        found[kind].append(await costs(way, at_once))
+                print(f"5 {what} in the service, {at_once} at once, {rounds} rounds:")
+                for kind, each in found.items():
+                    clock, cpu = (median(column) for column in zip(*each, strict=True))
+                    print(f"  {kind:38} {clock:8.2f} ms  {cpu:6.2f} ms CPU", flush=True)
+
+
+def measure_direct() -> None:
+    """Run `direct` over a database of its own."""
+    with tempfile.TemporaryDirectory() as home, Place(state=Path(home)).running() as dsn:
+        execute(dsn, SMALL)
+        measured = Deferred.fromCoroutine(direct(dsn))
+        measured.addErrback(lambda failure: failure.printTraceback())
+        measured.addBoth(lambda _: reactor.callLater(0, reactor.stop))  # type: ignore[attr-defined]
+        reactor.run()  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Measure."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
+    options.add_argument("--direct", action="store_true", help="without a router")
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--delay", type=float, default=10.0)
     options.add_argument("--transfers", type=int, default=40, help="of each caller")
     given = options.parse_args()
+    if given.direct:
+        return measure_direct()
     os.environ |= {"ROWCAST_APP": "bench.transactions", "ROWCAST_POOL_MAX": f"{CALLERS + 2}"}
     with staged(given.crossbar, SCHEMA) as stage:
         join(stage.websocket, Bench(given, stage))
