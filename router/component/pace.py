@@ -7,7 +7,7 @@ client's own socket, and TCP tells the client so.
 
 Calls that take progressive results do not count: they last until the client itself cancels them,
 which would not be read. Nor is a session held back that others call: their answers would wait, and
-perhaps its own calls for those. The service is such a one.
+perhaps its own calls for those. The service is such a one, and is read in large pieces once it has answered.
 """
 
 from weakref import WeakSet
@@ -22,9 +22,13 @@ MOST = 256
 SLACK = 32
 """How many fewer there are when it is read again: what then comes stands before others' calls."""
 AT_ONCE = 4 * 1024
-"""Bytes that are read from a client until others have their turn, in place of Twisted's 64 KiB."""
+"""Bytes that are read from a client until others have their turn."""
+AT_ONCE_OF_CALLEES = 64 * 1024
+"""As Twisted has it. RawSocket copies what it has of a message with each piece: answers of 8 MB in pieces of
+4 KiB kept the router busy, and everybody else's calls waiting, for half a minute."""
 
 paused = WeakSet()
+callees = WeakSet()
 
 
 def install():
@@ -48,6 +52,9 @@ def call_and_count(self, session, *rest, **options):
 def remove_and_count(self, invocation):
     """Forget an invocation, and read on once a session has fewer."""
     guard.remove_invoke_request(self, invocation)
+    if invocation.callee not in callees:
+        callees.add(invocation.callee)
+        read_at_once(invocation.callee, AT_ONCE_OF_CALLEES)
     caller = invocation.caller
     if caller in paused and not has_under_way(self, caller, MOST - SLACK):
         paused.discard(caller)
@@ -67,11 +74,16 @@ def has_under_way(dealer, session, most):
 def open_with_turns(self, transport):
     """Begin a session, whose client is read in small pieces."""
     guard.open_without_delay(self, transport)
-    wire = wire_of(self)
+    read_at_once(self, AT_ONCE)
+
+
+def read_at_once(session, size):
+    """Read so many bytes from a session until others have their turn."""
+    wire = wire_of(session)
     # TLS is a transport around that of TCP.
     while wire is not None:
         if hasattr(wire, "bufferSize"):
-            wire.bufferSize = AT_ONCE
+            wire.bufferSize = size
         wire = getattr(wire, "transport", None)
 
 
