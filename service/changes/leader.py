@@ -147,5 +147,5 @@ def writers_txn(connection: PgConnection) -> set[str]:
 
 
 def awaken_txn(connection: PgConnection) -> None:
-    """Have writers notify no more."""
+    """Stop writers from notifying."""
     connection.ask(f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})")

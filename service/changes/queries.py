@@ -222,15 +222,13 @@ def _logged(
             relation=shown[0] if shown else None,
             hint=f"rowcast track {shown[0]}" if shown else "rowcast track …, of all that it reads",
         )
-    found = reads.tracked(tracked)
-    if not reads.opaque:
-        return found
-    if not tables:
-        return frozenset(each.id for each in tracked)
-    return found | {
+    declared = {
         _declared(catalog.schemas[0], name, f"tables.{at}", catalog.relations, tracked)
         for at, name in enumerate(tables)
     }
+    if reads.opaque and not tables:
+        return frozenset(each.id for each in tracked)
+    return reads.tracked(tracked) | declared
 
 
 def _declared(

@@ -61,7 +61,7 @@ class Standing:
         self._alike: dict[Hashable, set[Run]] = {}
 
     def keep(self, run: Run, state: State) -> None:
-        """Have a query, which was found in a state."""
+        """Add a query with the state that it was found in, or replace that."""
         if run not in self.states:
             self._change(run, add=True)
         self.states[run] = state

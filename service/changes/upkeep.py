@@ -127,7 +127,7 @@ class Upkeep:
 
 
 def notice_txn(connection: PgConnection) -> bool:
-    """Have DDL logged that changes rows without a trigger; return whether it could be looked for."""
+    """Log DDL that changes rows without a trigger; return whether it could be looked for."""
     try:
         # One that tracks a table in a long transaction must not keep changes from being read.
         connection.command(

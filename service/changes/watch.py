@@ -268,7 +268,7 @@ class Watches(Service):
                 self._start()
 
     def _stale(self) -> None:
-        """Have all queries run again: what was missed is not known."""
+        """Run all queries again: what was missed is not known."""
         self._position = None
         for query in self._queries.values():
             query.doubt()
@@ -333,7 +333,7 @@ class Watches(Service):
                 watch.session.lag(0)  # the others of the session have waited
 
     def _check(self, orders: list[Order]) -> bool:
-        """Have the rows of one query compared with what the log has led to, now and then."""
+        """Compare the rows of one query with what the log has led to, now and then."""
         if self.now() - self._checked < CHECK:
             return False
         known = [
@@ -429,7 +429,7 @@ def _order(query: Query, wanted: set[Watch]) -> Order:
 
 
 def _resume(watch: Watch, since: Position | None) -> None:
-    """Have a watch go on from a position, if that is one of the same query and rights."""
+    """Resume a watch from a position, if that is one of the same query and rights."""
     same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
     watch.since = since if same else None
     watch.reset = since is not None and not same

@@ -66,7 +66,7 @@ class Query:
         self.late = 0
 
     def doubt(self) -> None:
-        """Have it run again, whatever the log says."""
+        """Ask for another run, whatever the log says."""
         self.asking = self.stale = True
 
 
@@ -122,7 +122,7 @@ class Watch:
         return same and not (self.silent or self.covered)
 
     def start_over(self) -> None:
-        """Have it sent all rows next, in place of those that the caller has."""
+        """Send all rows next, in place of those that the caller has."""
         self.reset = self.reset or self.base is not None
         self.base = self.rows = self.since = None
         self.changed.clear()
@@ -220,7 +220,7 @@ class WatchingSession:
                 del self.written[next(iter(self.written))]
 
     def reach(self, position: SnapshotPosition) -> None:
-        """Have its watches brought to a position."""
+        """Bring its watches to a position."""
         self.position = position
         seen = [xid for xid in self.written if position.snapshot.sees(xid)]
         for xid in seen:
