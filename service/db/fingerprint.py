@@ -27,6 +27,7 @@ WATCHED: Mapping[str, str] = {
     "pg_attribute": f"attrelid >= {_FIRST} AND attnum > 0 AND attrelid NOT IN {_TEMPORARY}",
     "pg_auth_members": "true",
     "pg_cast": f"oid >= {_FIRST}",
+    "pg_collation": f"oid >= {_FIRST}",
     "pg_constraint": f"conrelid NOT IN {_TEMPORARY}",
     "pg_db_role_setting": "true",
     "pg_depend": f"classid = 'pg_catalog.pg_proc'::regclass AND objid >= {_FIRST}"

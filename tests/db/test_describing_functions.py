@@ -80,7 +80,8 @@ async def test_functions_with_overloads_are_described_without_hidden_ones(db: Di
     ]
     assert first["arguments"]["anyOf"][0]["required"] == ["a"]
     assert second["arguments"]["anyOf"][0]["required"] == ["a", "b", "c"]
-    assert functions["fn.everyone"][0]["verbs"].keys() == {"find", "aggregate", "stream", "export"}
+    verbs = {"find", "aggregate", "stream", "export", "watch"}
+    assert functions["fn.everyone"][0]["verbs"].keys() == verbs
     assert functions["app.fn.work"][0]["kind"] == "procedure"
     assert functions["fn.label"][0]["parameters"][0]["name"] is None
     assert "secret" not in str(functions)

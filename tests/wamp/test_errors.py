@@ -355,8 +355,9 @@ APART = {
     "rowcast.error.too_large",
     "rowcast.error.unavailable",
     "rowcast.error.internal",
+    "rowcast.error.position_gone",
 }
-"""What takes more than one call to raise, and so has tests of its own below."""
+"""What takes more than one call to raise, and so has tests of its own (tests/db/test_catchup.py)."""
 
 OTHER = "rowcast.other"
 """Prefix of services with settings of their own; errors keep their URIs under any prefix."""
