@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.changes import cycle, queries
+from service.changes import cycle, queries, refresh
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow, read_txn
 from service.changes.window import Window
@@ -100,7 +100,9 @@ def break_images(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_windows(patch: pytest.MonkeyPatch) -> None:
-    """Take the rows that are kept of a window for all that there are."""
+    """Take the rows that are kept of a window for all that there are; few are, so that it shows soon."""
+    patch.setattr(refresh, "LEAST_SPARE", 1)
+    patch.setattr(refresh, "MOST_SPARE", 1)
     patch.setattr(Window, "of", classmethod(lambda cls, keys, most: cls(tuple(keys), True)))
 
 
