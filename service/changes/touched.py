@@ -23,6 +23,7 @@ from typing import Any
 from service.catalog import Catalog
 from service.changes.dependencies import Dependencies, Scan
 from service.changes.log import LogRow, Op, Tracked
+from service.changes.net import parse_image
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
@@ -56,7 +57,8 @@ class RowChange:
 
 def row_change(row: LogRow) -> RowChange:
     """Return a row of the log with its images read."""
-    return RowChange(row.relation, row.op, _read(row.old), _read(row.new))
+    old, new = (None if text is None else parse_image(text) for text in (row.old, row.new))
+    return RowChange(row.relation, row.op, old, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,10 +300,3 @@ def _text(value: Any) -> str:
 
 def _loads(text: str) -> Any:
     return json.loads(text, parse_float=Decimal)
-
-
-def _read(text: str | None) -> Image | None:
-    if text is None:
-        return None
-    image: Image = _loads(text)
-    return image
