@@ -344,7 +344,7 @@ class Watches(Service):
         return bool(known)
 
     def _tell(self, query: Query, found: Found, wanted: set[Watch]) -> None:
-        """Give the watches of a query what a cycle has found."""
+        """Pass what a cycle has found of a query on to its watches."""
         if found.drifted:
             self.drift += 1
             log.error(

@@ -129,7 +129,7 @@ class Watch:
         self.query.asking = True
 
     def find(self, found: Found, wanted: bool) -> None:
-        """Take what a cycle has found; all rows, if they were wanted."""
+        """Store what a cycle has found; all rows, if they were wanted."""
         if not self.wanting and found.state is not self.base:
             self.changed.update(found.rows)
         if not (self.wanting and wanted):
@@ -251,7 +251,7 @@ class WatchingSession:
             sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
 
     def keep_alive(self, seconds: float) -> None:
-        """Tell those that have heard nothing for so long that nothing has changed."""
+        """Send `alive` to those that have been sent nothing for so long."""
         late = self._now() - seconds
         if not self.busy:
             for watch in self.members:
