@@ -165,7 +165,15 @@ _ROWS = (
         "upsert",
         write.upsert,
         arguments=record(
-            {"values": {}, **TIMEOUT, **RETURNING, **CONFLICT, **MAX_AFFECTED}, ["values"]
+            {
+                "values": {},
+                **TIMEOUT,
+                **RETURNING,
+                **CONFLICT,
+                **MAX_AFFECTED,
+                "where": WHERE,
+            },
+            ["values"],
         ),
         result=reference("result.create"),
         errors=errors.WRITES,

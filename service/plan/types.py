@@ -313,6 +313,7 @@ class PlannedConflict:
         equal: What compares them.
         nulls: Whether rows without a value in the key may have the same one.
         target: What ON CONFLICT goes by, where that is not the columns alone.
+        where: What must hold of the row there, so that it changes.
     """
 
     key: tuple[str, ...]
@@ -320,6 +321,7 @@ class PlannedConflict:
     equal: tuple[Operator, ...]
     nulls: bool
     target: CatalogSQL | None = None
+    where: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,12 +246,13 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
             )
         # With NULLS NOT DISTINCT a row whose key is null may be there already.
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
+    where = plan_filter(scope, conflict.where)
     if conflict.update is not None:
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
         settings = tuple(ConflictUpdate(column) for column in columns)
-        return PlannedConflict(key, settings, scope.equals(key), nulls, target)
+        return PlannedConflict(key, settings, scope.equals(key), nulls, target, where)
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.generated_always}
     updates = [
@@ -262,7 +263,7 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     if not updates:
         # DO NOTHING would return no row for one that is there.
         updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
-    return PlannedConflict(key, tuple(updates), scope.equals(key), nulls, target)
+    return PlannedConflict(key, tuple(updates), scope.equals(key), nulls, target, where)
 
 
 def writable(relation: Relation, name: str, path: str) -> Column:

@@ -393,10 +393,12 @@ class OnConflict:
     Args:
         key: Columns of a unique key, or its name; None for the primary key.
         update: The columns that the row there takes over; None for all that are given.
+        where: What must hold of the row there, so that it does.
     """
 
     key: str | tuple[str, ...] | None
     update: tuple[str, ...] | None
+    where: Filter = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Requests of the verbs that write: create, update, upsert, delete, import.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import InvalidArgument
@@ -31,6 +31,7 @@ from service.request.types import (
     Assignment,
     CreateRequest,
     DeleteRequest,
+    Filter,
     OnConflict,
     Operand,
     Returning,
@@ -88,7 +89,7 @@ def parse_upsert(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
     """Parse the arguments of `upsert`."""
-    known = [*RETURNING, "max_affected", "on_conflict", "update"]
+    known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
     given = Arguments(args, kwargs, ["values"], known)
     return _new_rows(given, limits, parse_conflict(given))
 
@@ -196,6 +197,8 @@ def _new_rows(
     given: Arguments, limits: Limits, conflict: OnConflict | None
 ) -> Parsed[CreateRequest]:
     values = Values()
+    if conflict is not None and "where" in given:
+        conflict = replace(conflict, where=_condition(given, conflict, values, limits))
     rows, many = rows_of(given.required("values"), "values")
     request = CreateRequest(
         tuple(
@@ -208,6 +211,17 @@ def _new_rows(
         conflict,
     )
     return Parsed(request, values.freeze(), given.timeout())
+
+
+def _condition(given: Arguments, conflict: OnConflict, values: Values, limits: Limits) -> Filter:
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    if conflict.update == () and where != EVERYTHING:
+        raise InvalidArgument(
+            "rows that are there are left alone, whatever holds of them",
+            path="where",
+            hint='"update": [] does so; without it they change where the condition holds',
+        )
+    return where
 
 
 def _target(given: Arguments, values: Values, limits: Limits) -> Target:

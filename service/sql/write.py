@@ -88,7 +88,9 @@ def on_conflict(conflict: PlannedConflict) -> Composable:
     action: Composable = SQL("NOTHING")
     if conflict.updates:
         settings = COMMA.join(_conflict_update(conflict, each) for each in conflict.updates)
-        action = SQL("UPDATE SET {settings}").format(settings=settings)
+        action = SQL("UPDATE SET {settings}{where}").format(
+            settings=settings, where=where_clause(conflict.where)
+        )
     return SQL(" ON CONFLICT {target} DO {action}").format(
         target=catalog_sql(conflict.target.text) if conflict.target else target, action=action
     )

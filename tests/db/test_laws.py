@@ -274,6 +274,13 @@ async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: A
     assert await db.call("people.count", where={"not": {"not": where}}) == n
     changed = await db.call("people.update", where=where, all=True, changes={}, returning=False)
     assert changed == {"affected": 0}
+    again = [{"id": at, "name": "new"} for at in range(1, ROWS + 1)]
+    upsert = {
+        "call": "people.upsert",
+        "args": [again],
+        "kwargs": {"where": where, "select": ["id"]},
+    }
+    assert await db.call("transaction", [upsert], dry_run=True) == [rows]
 
 
 @pytest_twisted.ensureDeferred

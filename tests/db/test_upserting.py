@@ -363,3 +363,71 @@ async def test_key_without_columns_is_refused(db: DirectCaller) -> None:
         refused = await failure_of(db.call(f"{relation}.upsert", {"code": "a"}, on_conflict=[]))
         assert isinstance(refused, InvalidArgument)
         assert refused.message == "a key has columns"
+
+
+CONDITIONS: list[tuple[Any, str]] = [
+    ({"size": {"lt": 2}}, "items.size < 2"),
+    ({"note": ["two", None]}, "items.note IN ('two') OR items.note IS NULL"),
+    ({"not": {"note": "one"}}, "NOT items.note = 'one'"),
+    ({"size": {"gte": {"$column": "id"}}}, "items.size >= items.id"),
+    ({"or": [{"hits": 1}, {"owner.name": "Ada"}]}, "items.hits = 1 OR EXISTS"
+     " (SELECT FROM owners o WHERE o.id = items.owner AND o.name = 'Ada')"),
+    ({"twice": {"in": []}}, "false"),
+    ({"note": "'; DROP TABLE items; --"}, "items.note = '''; DROP TABLE items; --'"),
+    ({}, "true"),
+    (None, "true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "sql"), CONDITIONS, ids=lambda each: str(each)[:40])
+@pytest_twisted.ensureDeferred
+async def test_upsert_with_where_changes_the_rows_of_which_it_holds(
+    db: DirectCaller, dsn: str, where: Any, sql: str
+) -> None:
+    """Rows that are there and miss it stay, and are not answered; new ones come. SQL says the same."""
+    execute(dsn, "UPDATE items SET owner = 1 WHERE id = 2")
+    rows = [{"id": at, "code": f"n{at}", "size": 10 * at} for at in (1, 2, 3)]
+    answer = await db.call("items.upsert", rows, where=where, select=["id", "size", "note"])
+    ours = execute(dsn, "SELECT id, code, size, note FROM items ORDER BY id")
+    execute(dsn, BEFORE_EACH)
+    execute(dsn, "UPDATE items SET owner = 1 WHERE id = 2")
+    expected = execute(
+        dsn,
+        "INSERT INTO items (id, code, size) VALUES (1, 'n1', 10), (2, 'n2', 20), (3, 'n3', 30)"
+        " ON CONFLICT (id) DO UPDATE SET code = excluded.code, size = excluded.size"
+        f" WHERE {sql} RETURNING id, size, note",
+    )
+    assert [tuple(row.values()) for row in answer] == expected
+    assert ours == execute(dsn, "SELECT id, code, size, note FROM items ORDER BY id")
+
+
+@pytest_twisted.ensureDeferred
+async def test_upsert_with_where_that_a_row_misses_answers_null(db: DirectCaller) -> None:
+    """Of a single dict, too; by the name of an index as by a key; and affected does not count it."""
+    row = {"id": 1, "code": "z", "note": "new"}
+    assert await db.call("items.upsert", row, where={"note": "other"}) is None
+    none = await db.call("items.upsert", row, where={"note": "other"}, returning=False)
+    assert none == {"affected": 0}
+    kept = await db.call("items.upsert", row, where={"note": "one"}, update=["note"], **PICK)
+    assert kept == {"id": 1, "size": 1, "note": "new"}
+    person = {"email": "Eve@X", "team": 9, "rate": "a", "note": "1"}
+    by = {"on_conflict": "people_email", "select": ["note"]}
+    assert await db.call("people.upsert", person, where={"note": "0"}, **by) == {"note": "1"}
+    later = {**person, "email": "eve@x", "note": "2"}
+    assert await db.call("people.upsert", later, where={"note": "0"}, **by) is None
+    assert await db.call("people.upsert", later, where={"note": "1"}, **by) == {"note": "2"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_upsert_with_where_that_cannot_be_is_refused(db: DirectCaller) -> None:
+    """With update: [] nothing asks it; columns and operands are refused as in any filter."""
+    row = {"id": 1, "code": "z"}
+    for where, update, path in (
+        ({"id": 1}, [], "where"),
+        ({"nope": 1}, None, "where.nope"),
+        ({"size": {"gt": "x"}}, None, "where.size.gt"),
+        ("id = 1", None, "where"),
+    ):
+        refused = await failure_of(db.call("items.upsert", row, where=where, update=update))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == path

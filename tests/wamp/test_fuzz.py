@@ -144,7 +144,7 @@ class Generator:
                 "form",
             ],
             "aggregate": ["measures", "group", "where", "having", "order", "limit"],
-            "upsert": ["values", "on_conflict", "update", "select"],
+            "upsert": ["values", "on_conflict", "update", "where", "select"],
             "stream": ["where", "select", "order", "chunk"],
             "export": ["where", "select", "order", "format"],
             "count": ["where"],

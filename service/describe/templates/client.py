@@ -144,6 +144,7 @@ class Upserted(Returned, total=False):
 
     on_conflict: Names | None
     update: Names | None
+    where: Where | None
 
 
 class Imported(Options, total=False):

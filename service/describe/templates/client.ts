@@ -144,6 +144,7 @@ export interface Returned extends Shown {
 export interface Upserted extends Returned {
   on_conflict?: OneOrMany<string> | null;
   update?: OneOrMany<string> | null;
+  where?: Where | null;
 }
 
 export interface Imported extends Timeout {

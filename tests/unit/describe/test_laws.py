@@ -308,6 +308,8 @@ def test_argument_that_is_taken_is_described(verb, data):
         ("delete", {"where": {"a": 1}, "all": 1}),
         ("upsert", {"values": {}, "on_conflict": []}),
         ("create", {"values": {}, "on_conflict": ["a"]}),
+        ("create", {"values": {}, "where": {"a": 1}}),
+        ("upsert", {"values": {}, "where": "a = 1"}),
         ("create", {"values": {}, "returning": 0}),
         ("import", {"rows": {}}),
         ("import", {"rows": [], "columns": []}),
