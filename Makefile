@@ -15,6 +15,7 @@ ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 
 # The rules and procedures of the tables that come with the project; yours may take their place.
 run: export ROWCAST_APP ?= app
+run: export ROWCAST_EXPLAIN ?= true
 
 .PHONY: run test check faults oracle lint migrations tests clean .venv .venv-router
 

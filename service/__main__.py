@@ -271,7 +271,9 @@ def document(role: str | None) -> dict[str, Any]:
         if all(fits(model, catalog) for model in each.needs)
     }
     version = metadata.version("rowcast")
-    return describe_catalog(catalog, settings.prefix, version, VERBS, written)
+    return describe_catalog(
+        catalog, settings.prefix, version, VERBS, written, explains=settings.explain
+    )
 
 
 @main.command(help="Run everything in the foreground: database, migrations, router, service.")

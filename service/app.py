@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from schema.changes import CATALOG
 from service.api.dispatcher import Dispatcher
+from service.api.explain import ExplainProcedure
 from service.api.idempotency import Pruner
 from service.api.interactive import BEGIN, Interactive, TransactionLimits
 from service.api.leases import new_process
@@ -326,6 +327,7 @@ class Serving(Service):
             },
             settings.max_bytes,
         )
+        explain = ExplainProcedure(self.dispatcher, settings.max_bytes, settings.max_watch_rows)
         self.dispatcher.refresh = self.catalogs.refresh
         self.pruner = Pruner(self.database, settings.idempotency_keep)
         # The embedded router is that of development, where callers may have attempts fail.
@@ -351,6 +353,7 @@ class Serving(Service):
             **batches.procedures(),
             **why.procedures(),
             **catchup.procedures(),
+            **(explain.procedures() if settings.explain else {}),
         }
         self.dispatcher.add(own, once=False)
         self.dispatcher.add(written)

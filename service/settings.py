@@ -311,6 +311,10 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = Field(
         default=20, description="seconds running calls get when stopping"
     )
+    explain: bool = Field(
+        default=False,
+        description="whether callers are told PostgreSQL's plans, which show more than rows do",
+    )
     log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
         default="info", description="the least severe that is logged"
     )

@@ -279,6 +279,7 @@ async def test_own_procedures(service: Serving, caller: Caller) -> None:
         "transaction(operations)",
         "stats()",
         "why(relation)",
+        "explain(operation)",
         "position()",
         "changes(since, relations, limit)",
     ]

@@ -126,6 +126,7 @@ class Dispatcher:
         caller: Caller,
         progress: Send | None = None,
         state: CallState | None = None,
+        handler: Callable[[Call], Awaitable[Any]] | None = None,
     ) -> Any:
         """
         Answer a call.
@@ -137,6 +138,7 @@ class Dispatcher:
             caller: Who calls.
             progress: Sends parts of the answer, if the caller takes any.
             state: Shows what changes meanwhile to one who looks.
+            handler: What answers it in place of the verb's own; not for what `is_procedure`.
 
         Raises:
             ServiceError: Any refusal.
@@ -177,9 +179,9 @@ class Dispatcher:
                         state,
                         progress,
                     )
-                    if inside or IDEMPOTENCY_KEY in kwargs:
+                    if handler is None and (inside or IDEMPOTENCY_KEY in kwargs):
                         call = self._admitted(call)
-                    return await self._perform(call)
+                    return await (handler or self._perform)(call)
             except Exception as error:
                 found = self._refusal(error, actor, snapshot, route.relation)
                 may_repeat = not (last or state.begun or name in self._once)
@@ -400,6 +402,10 @@ class Dispatcher:
             return name
         known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
         return Name(name.schema, FN, name.function) if known else name
+
+    def is_procedure(self, name: str) -> bool:
+        """Return whether a name stands for code, and so for nothing of the catalog."""
+        return name in self._procedures or name.startswith(TX)
 
     @property
     def served(self) -> Snapshot:

@@ -24,7 +24,7 @@ from service.db.statements import (
 )
 from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
-from service.plan.aggregate import plan_aggregate, plan_totals
+from service.plan.aggregate import AggregatePlan, plan_aggregate, plan_totals
 from service.plan.functions import (
     plan_called,
     plan_called_all,
@@ -34,6 +34,7 @@ from service.plan.functions import (
 from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.plan.types import ReadPlan
 from service.plan.uses import refuse_guarded
+from service.plan.watch import WatchPlan
 from service.request.functions import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
 from service.request.read import (
@@ -71,7 +72,7 @@ def get(call: Call) -> Step:
     if not relation.primary_key:
         check_keyed(relation, "get")
     parsed = parse_get(call.args, call.kwargs, call.backend.limits)
-    statement = call.snapshot.statement(_get, relation, parsed.request)
+    statement = call.snapshot.statement(get_statement, relation, parsed.request)
     form = parsed.request.form
     if parsed.request.many:
         return _get_many(call, parsed, statement)
@@ -108,12 +109,9 @@ def find(call: Call) -> Step | Awaitable[Any]:
     # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
     shape = Shape(request.form, call.backend.max_bytes)
-    function = None if call.relation else parsed.request.call.function
-    subject = call.relation or function
-    # what may not be called twice is counted as it is read
-    whole = request.count in ("exact", "estimated") and function and not function.reads
-    statement = call.snapshot.statement(_unlimited if whole else _find, subject, parsed.request)
-    totals = call.snapshot.statement(_totals, subject, parsed.request) if request.measures else None
+    whole = counts_as_it_reads(call, parsed)
+    statement = statement_of(call, parsed, unlimited_statement if whole else find_statement)
+    totals = statement_of(call, parsed, totals_statement) if request.measures else None
 
     def page(found: Page, **beside: Any) -> Any:
         answer = {**_tokens(parsed, found, limit, call.kwargs), **beside}
@@ -141,14 +139,14 @@ def find(call: Call) -> Step | Awaitable[Any]:
 def count(call: Call) -> Step:
     """Prepare `count`: how many rows match."""
     parsed = parse_count(call.args, call.kwargs, call.backend.limits)
-    statement = call.snapshot.statement(_count, call.relation, parsed.request)
+    statement = statement_of(call, parsed, count_statement)
     return reading(call, parsed, int, value_txn, statement)
 
 
 def exists(call: Call) -> Step:
     """Prepare `exists`: whether a row matches."""
     parsed = parse_count(call.args, call.kwargs, call.backend.limits)
-    statement = call.snapshot.statement(_exists, call.relation, parsed.request)
+    statement = statement_of(call, parsed, exists_statement)
     return reading(call, parsed, bool, value_txn, statement)
 
 
@@ -163,8 +161,7 @@ def aggregate(call: Call) -> Step:
         call, call.kwargs, lambda args, kwargs, limits, _: parse_aggregate(args, kwargs, limits)
     )
     form = wanted(parsed.request).form
-    subject = call.relation or parsed.request.call.function
-    statement = call.snapshot.statement(_aggregate, subject, parsed.request)
+    statement = statement_of(call, parsed, aggregate_statement)
 
     def groups(rows: list[Any]) -> Any:
         if form == "lists":
@@ -194,6 +191,21 @@ def parsed_rows(call: Call, kwargs: Mapping[str, Any], parse: Parse) -> Parsed[A
         call.snapshot.catalog,
         lambda rest, rows: parse((), rest, limits, rows),
     )
+
+
+def statement_of(
+    call: Call, parsed: Parsed[Any], make: Callable[[Catalog, Any, Any], Statement]
+) -> Statement:
+    """Return the statement of a parsed call, on its relation or on the rows of its function."""
+    subject = call.relation or parsed.request.call.function
+    return call.snapshot.statement(make, subject, parsed.request)
+
+
+def counts_as_it_reads(call: Call, parsed: Parsed[Any]) -> bool:
+    """Return whether a find counts the rows that it reads: those of what may not be called twice."""
+    if call.relation is not None or parsed.request.call.function.reads:
+        return False
+    return wanted(parsed.request).count in ("exact", "estimated")
 
 
 def wanted(request: Any) -> Any:
@@ -250,21 +262,30 @@ async def _find_and_more(
 async def _total(call: Call, parsed: Parsed[Any]) -> int:
     """Return how many rows a find would give without its pages."""
     catalog, mode, found = call.snapshot.catalog, wanted(parsed.request).count, 0
-    if call.relation is not None:
-        plan = plan_all(catalog, call.relation, parsed.request)
-    else:
-        plan = plan_called_all(catalog, parsed.request)
+    plan = plan_counted(call, parsed)
     if mode != "exact":
         refuse_guarded(catalog, plan)
     if mode != "planned":
-        most = call.backend.limits.max_rows
-        statement = counted(plan, limit=most + 1 if mode == "estimated" else None)
-        found = int(await call.run(reading(call, parsed, int, value_txn, statement)))
-        if mode == "exact" or found <= most:
+        counting = counting_statement(call, parsed, plan)
+        found = int(await call.run(reading(call, parsed, int, value_txn, counting)))
+        if mode == "exact" or found <= call.backend.limits.max_rows:
             return found
     (document,) = await call.run(reading(call, parsed, list, value_txn, estimate(plan)))
     # The planner may guess less than what was counted.
     return max(found, int(document["Plan"]["Plan Rows"]))
+
+
+def plan_counted(call: Call, parsed: Parsed[Any]) -> ReadPlan:
+    """Plan all rows that a find would give without its pages."""
+    if call.relation is not None:
+        return plan_all(call.snapshot.catalog, call.relation, parsed.request)
+    return plan_called_all(call.snapshot.catalog, parsed.request)
+
+
+def counting_statement(call: Call, parsed: Parsed[Any], plan: ReadPlan) -> Statement:
+    """Build the query how many rows a plan gives, up to where an estimate takes over."""
+    most = call.backend.limits.max_rows + 1
+    return counted(plan, limit=most if wanted(parsed.request).count == "estimated" else None)
 
 
 def _tokens(
@@ -314,36 +335,48 @@ def noted(statement: Statement, request: Any) -> Statement:
     return statement
 
 
-def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
+def get_statement(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
+    """Build the statement of the row of a key, or those of several."""
     return select(plan_get(catalog, relation, request))
 
 
-def _find(catalog: Catalog, subject: Any, request: Found) -> Statement:
+def find_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    """Build the statement of a page of rows."""
     return noted(select(plan_find_on(catalog, subject, request)), request)
 
 
-def _unlimited(catalog: Catalog, subject: Any, request: Found) -> Statement:
+def unlimited_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    """Build the statement of all rows of a find, without its pages."""
     plan = replace(plan_find_on(catalog, subject, request), limit=None, offset=None)
     return noted(select(plan), request)
 
 
-def _totals(catalog: Catalog, subject: Any, request: Found) -> Statement:
+def totals_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
+    """Build the statement of the measures over all rows of a find."""
     if isinstance(request, CalledRequest):
         return grouped(plan_called_totals(catalog, request))
     return grouped(plan_totals(catalog, subject, request))
 
 
-def _count(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+def watched_statement(plan: WatchPlan) -> Statement:
+    """Build the statement of what a watched query reads."""
+    return grouped(plan.read) if isinstance(plan.read, AggregatePlan) else select(plan.read)
+
+
+def count_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+    """Build the statement of how many rows match."""
     return counted(plan_count(catalog, relation, request))
 
 
-def _exists(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+def exists_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
+    """Build the statement of whether a row matches."""
     return existing(plan_count(catalog, relation, request))
 
 
-def _aggregate(
+def aggregate_statement(
     catalog: Catalog, subject: Any, request: AggregateRequest | CalledRequest[AggregateRequest]
 ) -> Statement:
+    """Build the statement of groups and their measures."""
     if isinstance(request, CalledRequest):
         return noted(grouped(plan_called_groups(catalog, request)), request)
     return grouped(plan_aggregate(catalog, subject, request))

@@ -99,9 +99,9 @@ class StatusProcedures:
 
     def _document(self, catalog: Catalog, part: DescribeRequest) -> Any:
         """Build a document, in a pool thread."""
-        made = describe(
-            catalog, self._prefix, self._version, self._dispatcher.verbs, self._written(), part
-        )
+        verbs, written = self._dispatcher.verbs, self._written()
+        explains = self._dispatcher.is_procedure("explain")
+        made = describe(catalog, self._prefix, self._version, verbs, written, part, explains)
         if size_of(made) > self._max_bytes:
             raise TooMuchToDescribe(self._max_bytes)
         return made

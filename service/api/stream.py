@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from service.api.call import Call, Send
-from service.api.read import Found, noted, parsed_rows, plan_find_on, wanted
+from service.api.read import Found, noted, parsed_rows, plan_find_on, statement_of, wanted
 from service.catalog import Catalog
 from service.db.codec import Codec
 from service.db.copy import Blocks, copy_out_txn
@@ -28,6 +28,7 @@ from service.plan.hidden import refuse_hidden_fields
 from service.plan.types import ReadPlan
 from service.request.read import (
     Format,
+    Parsed,
     check_format,
     parse_chunk,
     parse_format,
@@ -76,23 +77,29 @@ def _flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) -
         kwargs: Less those that the verb itself has taken.
         format: What the rows are written as, if they are to be text.
     """
-    snapshot, backend = call.snapshot, call.backend
-    parsed = parsed_rows(call, kwargs, parse_unpaged)
-    rows = wanted(parsed.request)
-    check_format(format, rows.embeds)
+    backend = call.backend
+    parsed, statement = unpaged(call, kwargs, format)
     function = None if call.relation else parsed.request.call.function
-    make = _as_csv if format == "csv" else _unpaged
     return Flow(
         backend.database,
-        snapshot.codec,
-        snapshot.statement(make, call.relation or function, parsed.request),
+        call.snapshot.codec,
+        statement,
         parsed.values,
-        rows.form,
+        wanted(parsed.request).form,
         parsed.timeout,
         backend.max_bytes,
         function is None or function.reads,
         (read_only_txn,) if function is not None and function.reads else (),
     )
+
+
+def unpaged(
+    call: Call, kwargs: Mapping[str, Any], format: Format | None = None
+) -> tuple[Parsed[Any], Statement]:
+    """Parse a call for rows without pages, as `_flow` does, and return the statement that reads them."""
+    parsed = parsed_rows(call, kwargs, parse_unpaged)
+    check_format(format, wanted(parsed.request).embeds)
+    return parsed, statement_of(call, parsed, _as_csv if format == "csv" else _unpaged)
 
 
 def _unpaged(catalog: Catalog, subject: Any, request: Found) -> Statement:

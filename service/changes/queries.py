@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from service.api.call import MAX_TEXT, Call, Snapshot
-from service.api.read import parsed_rows
+from service.api.read import parsed_rows, watched_statement
 from service.api.roles import SERVICE
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
 from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
@@ -27,8 +27,6 @@ from service.plan.watch import WatchPlan, plan_watch
 from service.request.functions import CalledRequest
 from service.request.read import MAX_GROUPS
 from service.request.watch import parse_watched
-from service.sql.aggregate import aggregate
-from service.sql.select import select
 from service.sql.statement import Statement
 
 RUN_LIMIT = 2.0
@@ -155,8 +153,7 @@ class Queries:
         shape = kept.get(name)
         if shape is None:
             plan = plan_watch(call.snapshot.catalog, call.relation, request)
-            read = plan.read
-            made = aggregate(read) if isinstance(read, AggregatePlan) else select(read)
+            made = watched_statement(plan)
             shape = WatchShape(plan, made)
             if len(kept) < MAX_SHAPES and len(made.text) <= MAX_TEXT:
                 kept[name] = shape

@@ -181,6 +181,20 @@ def value_txn(
     return execute(connection, codec, statement, values).fetchone()[0]
 
 
+def explain_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    analyze: bool,
+) -> Any:
+    """Return how PostgreSQL would run a statement, as of EXPLAIN; with `analyze`, having run it."""
+    options = "FORMAT JSON, ANALYZE, BUFFERS" if analyze else "FORMAT JSON"
+    explaining = statement.prefixed(f"EXPLAIN ({options}) ")
+    (document,) = value_txn(connection, codec, explaining, values)
+    return document
+
+
 def compute_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """Run in a pool thread what needs no database but would hold up the reactor."""
     return function(*args)

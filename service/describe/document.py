@@ -29,6 +29,7 @@ def describe(
     verbs: Mapping[str, Verb],
     procedures: Mapping[str, Callable[..., Any]],
     part: DescribeRequest = WHOLE,
+    explains: bool = True,
 ) -> dict[str, Any]:
     """
     Describe what is served.
@@ -40,6 +41,7 @@ def describe(
         verbs: That relations may have.
         procedures: Written by hand, by name.
         part: Which relations and functions.
+        explains: Whether plans are told.
 
     Returns:
         version, prefix, schemas and the names of all that there is; relations by the name that
@@ -56,6 +58,7 @@ def describe(
         for home, overloads in catalog.functions.items()
     }
     functions = {function_name(catalog, home): home for home, each in found.items() if each}
+    own = {name: each for name, each in OWN.items() if explains or name != "explain"}
     written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
     return {
         "$schema": DIALECT,
@@ -72,7 +75,7 @@ def describe(
             name: described_functions(defs, functions[name], found[functions[name]], verbs)
             for name in _wanted("function", part.functions, functions)
         },
-        "procedures": {**OWN, **written},
+        "procedures": {**own, **written},
         "$defs": defs.schemas,
     }
 

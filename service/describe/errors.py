@@ -55,6 +55,7 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "health": ANY,
     "stats": ANY,
     "why": ANY,
+    "explain": ROWS,
     "changes": CHANGES,
     "position": ANY,
     "transaction": ALL,

@@ -14,7 +14,7 @@ from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, record, words
 from service.describe.types import or_null
 from service.describe.verbs import TIMEOUT, WRITES
-from service.request.transaction import ISOLATION, MAX_OPERATIONS
+from service.request.transaction import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 
 TYPES: Mapping[Any, Schema] = {
     bool: {"type": "boolean"},
@@ -102,6 +102,27 @@ OWN: Mapping[str, dict[str, Any]] = {
             ["ok", "checks"],
         ),
         "errors": reference("errors.why"),
+    },
+    "explain": {
+        "comment": "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
+        "positional": [OPERATION_NAME],
+        "arguments": record(
+            {
+                OPERATION_NAME: record(
+                    {
+                        "call": {"type": "string"},
+                        "args": {"type": ["array", "null"]},
+                        "kwargs": {"type": ["object", "null"]},
+                        ANALYZE: FLAG,
+                    },
+                    ["call"],
+                ),
+                **TIMEOUT,
+            },
+            [OPERATION_NAME],
+        ),
+        "result": {"type": "array", "items": OBJECT},
+        "errors": reference("errors.explain"),
     },
     "changes": {
         "comment": "The changes after a position, oldest first, as far as the caller may see them",

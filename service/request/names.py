@@ -31,6 +31,9 @@ COMMANDS = ("commit", "rollback", "savepoint", "release", "rollback_to")
 """What a transaction that is held open takes, below its URI."""
 COMMANDS_HINT = 'it stands below the URI that transaction.begin answers, as in "<tx>.commit"'
 
+OFF = {"explain": "ROWCAST_EXPLAIN=true turns it on"}
+"""Hints for procedures that are served where a setting says so."""
+
 FN = "fn"
 """What stands before the name of a function."""
 
@@ -109,7 +112,8 @@ def parse_name(name: str, others: Collection[str] = ()) -> Name | FunctionName:
         f'no procedure "{clip(name)}"',
         hint=COMMANDS_HINT
         if parts[-1] in COMMANDS and set(parts[:-1]) <= {"transaction"}
-        else nearest(name, list(others))
+        else OFF.get(name)
+        or nearest(name, list(others))
         or "procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
     )
 

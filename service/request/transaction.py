@@ -1,5 +1,6 @@
 """
-The request of a batch: operations, and references from one into the results of those before.
+Calls as values: the operations of a batch, with references from one into the results of those before,
+and the one that is to be explained.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, flag_of
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
 """Operations of one batch: all of them hold one connection."""
 REFERENCE = "$ref"
 OPERATION = ("call", "args", "kwargs")
+OPERATION_NAME, ANALYZE = "operation", "analyze"
+"""The argument of `explain`, and what stands in it beside the call."""
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 _STR = frozenset({str})
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
@@ -93,21 +96,54 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ExplainRequest:
+    """
+    What is to be explained.
+
+    Args:
+        operation: The call.
+        analyze: Whether it is run, too, to say what that took.
+        timeout: The caller's time limit in seconds, if any.
+    """
+
+    operation: Operation
+    analyze: bool
+    timeout: float | None
+
+
+def parse_explain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExplainRequest:
+    """Parse the arguments of `explain`."""
+    given = Arguments(args, kwargs, [OPERATION_NAME], [])
+    value = given.required(OPERATION_NAME)
+    operation = parse_operation(value, OPERATION_NAME, (ANALYZE,))
+    path = f"{OPERATION_NAME}.{ANALYZE}"
+    return ExplainRequest(operation, flag_of(value.get(ANALYZE), ANALYZE, path), given.timeout())
+
+
 def _operation(value: Any, at: int) -> Operation:
     try:
-        return _parsed(value, f"operations.{at}")
+        return parse_operation(value, f"operations.{at}")
     except InvalidArgument as error:
         error.details["operation"] = at
         raise
 
 
-def _parsed(value: Any, path: str) -> Operation:
+def parse_operation(value: Any, path: str, others: Sequence[str] = ()) -> Operation:
+    """
+    Parse one call as a value, {"call": "actions.get", "args": [1]}.
+
+    Args:
+        value: As it came.
+        path: Where in the call.
+        others: Keys that it may have besides.
+    """
     if not isinstance(value, Mapping):
         raise InvalidArgument("an operation is a dict", path=path)
     for each in _named(value, path):
-        if each not in OPERATION:
+        if each not in OPERATION and each not in others:
             hint = "what is called takes its arguments, timeout included, from args and kwargs"
-            known = OPERATION
+            known = (*OPERATION, *others)
             raise UnknownName("key", each, known, "an operation", f"{path}.{each}", hint)
     name, args, kwargs = map(value.get, OPERATION)
     if not isinstance(name, str):

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet import reactor
 
 from service.api.dispatcher import Dispatcher
+from service.api.explain import ExplainProcedure
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.transactions import Batches
@@ -80,6 +81,7 @@ async def serving(
         )
         dispatcher.refresh = catalogs.refresh
         dispatcher.add(Batches(dispatcher, database, max_bytes, inject).procedures(), once=False)
+        dispatcher.add(ExplainProcedure(dispatcher, max_bytes, 10_000).procedures(), once=False)
         catalogs.startService()
         await catalogs.loaded()
         try:

@@ -1,0 +1,184 @@
+"""
+The procedure `explain`: how PostgreSQL would answer a read.
+
+The call is routed, parsed and planned as if it were made, with the rights and claims of its caller.
+Its statements are given to EXPLAIN with the values of the call, which stand in their text as they do
+when it is made: PostgreSQL plans for these values, and has no plan for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from service.api.call import Call, Step
+from service.api.dispatcher import Dispatcher, Procedure
+from service.api.read import (
+    aggregate_statement,
+    count_statement,
+    counting_statement,
+    counts_as_it_reads,
+    exists_statement,
+    find_statement,
+    get_statement,
+    parsed_rows,
+    plan_counted,
+    statement_of,
+    totals_statement,
+    unlimited_statement,
+    wanted,
+    watched_statement,
+)
+from service.api.stream import unpaged
+from service.catalog import Catalog
+from service.db.statements import explain_txn
+from service.errors import InvalidArgument, clip
+from service.payload import fit
+from service.plan.watch import plan_watch
+from service.request.arguments import Caller
+from service.request.read import (
+    Limits,
+    Parsed,
+    parse_aggregate,
+    parse_chunk,
+    parse_count,
+    parse_find,
+    parse_format,
+    parse_get,
+)
+from service.request.transaction import ExplainRequest, parse_explain
+from service.request.watch import parse_options, parse_watched
+from service.sql.statement import Statement
+
+Read = tuple[Parsed[Any], Statement]
+"""What a call was parsed to, and a statement of it."""
+
+
+class ExplainProcedure:
+    """
+    Args:
+        dispatcher: Finds out what is called, and for whom.
+        max_bytes: What an answer may weigh on the wire.
+        max_watched: Rows of one result that is watched.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, max_bytes: int, max_watched: int) -> None:
+        self._dispatcher = dispatcher
+        self._max_bytes = max_bytes
+        self._reads: Mapping[str, Callable[[Call], Iterator[Read]]] = {
+            "get": _get,
+            "find": _find,
+            "count": partial(_count, count_statement),
+            "exists": partial(_count, exists_statement),
+            "aggregate": _aggregate,
+            "stream": _stream,
+            "export": _export,
+            "watch": partial(_watch, max_watched),
+        }
+
+    def procedures(self) -> dict[str, Procedure]:
+        """Return the procedure by name."""
+        return {"explain": self._explain}
+
+    async def _explain(
+        self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[Any]:
+        """
+        Answer `explain`: the plans of a call's statements, in the order in which they would run.
+
+        Raises:
+            InvalidArgument: It is no call that only reads.
+        """
+        request = parse_explain(args, kwargs)
+        operation = request.operation
+        if self._dispatcher.is_procedure(operation.name):
+            raise self._no_read(operation.name)
+        plans: list[Any] = await self._dispatcher.answer(
+            operation.name,
+            operation.args,
+            operation.kwargs,
+            caller,
+            handler=partial(self._explained, request),
+        )
+        fit(plans, self._max_bytes)
+        return plans
+
+    async def _explained(self, request: ExplainRequest, call: Call) -> list[Any]:
+        reads = self._reads.get(call.verb.name)
+        if reads is None:
+            raise self._no_read(request.operation.name)
+        plans = []
+        for parsed, statement in reads(call):
+            if statement.head and not request.analyze:
+                raise InvalidArgument(
+                    "the rows of a function that may write are read once it has run",
+                    path="operation.analyze",
+                    hint="with analyze it runs, in a transaction that can only read",
+                )
+            args = (call.snapshot.codec, statement, parsed.values, request.analyze)
+            seconds = request.timeout or parsed.timeout
+            # Whatever it calls, nothing is written to explain it.
+            step = Step(explain_txn, args, lambda plan: plan, seconds, "read only")
+            plans.append(await call.run(step))
+        return plans
+
+    def _no_read(self, name: str) -> InvalidArgument:
+        return InvalidArgument(
+            f'"{clip(name)}" is no verb that only reads',
+            path="operation.call",
+            hint=f"what can be explained is {', '.join(self._reads)}, of relations and of functions",
+        )
+
+
+def _get(call: Call) -> Iterator[Read]:
+    parsed = parse_get(call.args, call.kwargs, call.backend.limits)
+    yield parsed, statement_of(call, parsed, get_statement)
+
+
+def _find(call: Call) -> Iterator[Read]:
+    parsed = parsed_rows(call, call.kwargs, parse_find)
+    request, whole = wanted(parsed.request), counts_as_it_reads(call, parsed)
+    yield parsed, statement_of(call, parsed, unlimited_statement if whole else find_statement)
+    if request.count in ("exact", "estimated") and not whole:
+        yield parsed, counting_statement(call, parsed, plan_counted(call, parsed))
+    if request.measures:
+        yield parsed, statement_of(call, parsed, totals_statement)
+
+
+def _count(make: Callable[[Catalog, Any, Any], Statement], call: Call) -> Iterator[Read]:
+    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
+    yield parsed, statement_of(call, parsed, make)
+
+
+def _aggregate(call: Call) -> Iterator[Read]:
+    def parse(
+        args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, _: str
+    ) -> Parsed[Any]:
+        return parse_aggregate(args, kwargs, limits)
+
+    parsed = parsed_rows(call, call.kwargs, parse)
+    yield parsed, statement_of(call, parsed, aggregate_statement)
+
+
+def _stream(call: Call) -> Iterator[Read]:
+    _, rest = parse_chunk(call.kwargs)
+    yield unpaged(call, rest)
+
+
+def _export(call: Call) -> Iterator[Read]:
+    format, rest = parse_format(call.kwargs)
+    _, rest = parse_chunk(rest)
+    yield unpaged(call, rest, format)
+
+
+def _watch(most: int, call: Call) -> Iterator[Read]:
+    def parse(
+        args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
+    ) -> Parsed[Any]:
+        return parse_watched(args, kwargs, limits, rows, most)
+
+    _, rest = parse_options(call.kwargs)
+    parsed = parsed_rows(call, rest, parse)
+    plan = plan_watch(call.snapshot.catalog, call.relation, parsed.request)
+    yield parsed, watched_statement(plan)

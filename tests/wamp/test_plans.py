@@ -1,0 +1,38 @@
+"""
+Plans over a router: where the setting has them told, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+
+from tests.conftest import Router
+from tests.wamp.callers import join
+from tests.wamp.service import served
+
+CALL = {"call": "actions.watch", "kwargs": {"where": {"status": False}, "limit": 2}}
+
+
+@pytest_twisted.ensureDeferred
+async def test_plan_where_the_setting_is_on_is_told(migrated: str, router: Router) -> None:
+    async with served(migrated, router, explain=True):
+        caller = await join(router, "websocket json")
+        (plan,) = await caller.call("rowcast.explain", CALL)
+        assert plan["Plan"]["Node Type"] == "Limit"
+        document = await caller.call("rowcast.describe")
+        assert document["procedures"]["explain"]["positional"] == ["operation"]
+        await caller.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_plan_where_the_setting_is_off_is_no_procedure(migrated: str, router: Router) -> None:
+    async with served(migrated, router):
+        caller = await join(router, "websocket json")
+        with pytest.raises(ApplicationError) as caught:
+            await caller.call("rowcast.explain", CALL)
+        assert caught.value.error == "wamp.error.no_such_procedure"
+        assert "ROWCAST_EXPLAIN" in caught.value.kwargs["hint"]
+        assert "explain" not in (await caller.call("rowcast.describe"))["procedures"]
+        await caller.close()
