@@ -8,7 +8,7 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 
 from service.app import make_service, preflight
-from service.embedded.child import NotReady
+from service.embedded.supervisor import NotReady
 from service.logs import limit_log
 from service.settings import InvalidSettings, load
 

@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2.extensions import cursor
 
 from schema.changes import install
-from schema.database import Place
+from schema.database_url import Place
 from tests.conftest import execute
 
 SETUP = """

@@ -23,9 +23,9 @@ from service.api.reload import Catalogs
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.models.registry import Models
+from service.models.served import Models
 from service.request.arguments import Caller
-from service.request.read import Limits
+from service.request.read_request import Limits
 
 SETUP = """
 CREATE TABLE rowcast_bench (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, action text);

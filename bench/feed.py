@@ -26,7 +26,7 @@ from twisted.internet.utils import getProcessOutput
 from twisted.python.failure import Failure
 
 from schema.changes import install
-from schema.database import Place
+from schema.database_url import Place
 from service.changes.net import Change
 from tests.conftest import ROOT, execute
 from tests.db.feeds import feeding, forget

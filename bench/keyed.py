@@ -24,13 +24,13 @@ from typing import Any
 import psycopg2
 
 from schema.changes import install
-from schema.database import Place
+from schema.database_url import Place
 from service.changes.cycle import cycle_txn
 from service.changes.match import Index, terms_of
 from service.changes.positions import SnapshotPosition
 from service.changes.standing import Standing
-from service.plan.read import plan_find
-from service.request.read import Limits, parse_find
+from service.plan.read_plan import plan_find
+from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
 from tests.db.keeping import Kept, Reader
 

@@ -22,7 +22,7 @@ from typing import Any
 from twisted.internet import task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from schema.database import Place
+from schema.database_url import Place
 from schema.own import make
 from service.app import settle
 from service.models.model import Model

@@ -22,9 +22,9 @@ from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.models.registry import Models
+from service.models.served import Models
 from service.request.arguments import Caller
-from service.request.read import Limits
+from service.request.read_request import Limits
 
 SETUP = """
 CREATE ROLE rowcast_bench;

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from schema.database import Place
+from schema.database_url import Place
 from service.app import Serving, settle
 from service.embedded.crossbar import node
 from service.settings import Settings

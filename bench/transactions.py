@@ -35,7 +35,7 @@ from twisted.internet.task import deferLater
 
 from bench.stage import SMALL, Stage, staged
 from bench.stream import Guest, Held, join
-from schema.database import Place
+from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
 from service.procedures.registry import ProcedureCall, procedure
 from service.request.arguments import Caller

@@ -38,17 +38,17 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from schema.database import Place
+from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.db.session import SessionSettings
-from service.models.registry import Models
-from service.request.read import Limits
+from service.db.session_settings import SessionSettings
+from service.models.served import Models
+from service.request.read_request import Limits
+from service.wamp.application_errors import application_error
 from service.wamp.auth import Anonymous
 from service.wamp.callee import Callee
-from service.wamp.errors import application_error
 from service.wamp.session import SafeSerializer, SafeSession
 from tests.conftest import ROOT, execute
 

@@ -63,10 +63,10 @@ async def _measure(dsn: str) -> None:
     from service.db.database import Database
     from service.db.pool import PgPool
     from service.models.model import Model
-    from service.models.registry import Models
+    from service.models.served import Models
     from service.models.validations import not_blank
     from service.request.arguments import Caller
-    from service.request.read import Limits
+    from service.request.read_request import Limits
 
     class Ruled(Model):
         TABLENAME = "ruled"
@@ -133,7 +133,7 @@ def main() -> None:
     given = options.parse_args()
     if given.of:
         task.react(lambda _: Deferred.fromCoroutine(_measure(given.of)))
-    from schema.database import Place
+    from schema.database_url import Place
     from tests.conftest import ROOT, execute
 
     checkouts = [given.before.resolve(), ROOT] if given.before else [ROOT]

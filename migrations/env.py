@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 import schema
 from schema.base import Base
 from schema.changes import CATALOG
-from schema.database import EmbeddedFailed, InvalidUrl, Place, engine, here, reason
+from schema.database_url import EmbeddedFailed, InvalidUrl, Place, engine, here, reason
 from schema.revision import MARK
 
 # Any number, as long as it stays the same: "rowcast" in ASCII.

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import psycopg2
 from psycopg2 import errors, sql
 
-from schema.database import reason
+from schema.database_url import reason
 
 LEVELS = ("full", "keys", "touch")
 """What the log holds of a change: whole rows, the primary key alone, or that there was one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import psycopg2
 
-from schema.database import reason
+from schema.database_url import reason
 
 # Default privileges of the owner may give others a right on each new table. What is kept here are
 # the answers of every caller, so it is taken from all, once: what is granted later stays. Who owns

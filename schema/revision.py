@@ -21,7 +21,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from schema.database import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
+from schema.database_url import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
 from schema.seed import SeedRefused, sow
 
 # The comment on Alembic's version table that makes it ours, and keeps it from being served.

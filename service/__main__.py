@@ -22,7 +22,7 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 
 from schema.changes import LEVELS, TrackingRefused, track_table, untrack_table
-from schema.database import EmbeddedFailed
+from schema.database_url import EmbeddedFailed
 from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
@@ -40,15 +40,15 @@ from service.command import (
     run_why,
 )
 from service.db.introspect import read_catalog
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.describe import stubs
 from service.describe.document import describe as describe_catalog
 from service.describe.relations import served_name
-from service.embedded.child import NotReady, rotate
 from service.embedded.crossbar import bridge
+from service.embedded.supervisor import NotReady, rotate
 from service.errors import InvalidArgument
 from service.logs import at_level
-from service.models.registry import fits
+from service.models.served import fits
 from service.procedures.application import InvalidApplication, load_application
 from service.settings import InvalidSettings, Settings, load
 from service.wamp.caller import CallTarget

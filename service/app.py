@@ -44,22 +44,22 @@ from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
 from service.db.scheduler import READY
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
 from service.db.worker import PoolLimits
 from service.describe.relations import verbs_of
-from service.embedded.child import (
+from service.embedded.crossbar import Crossbar, obstacle
+from service.embedded.postgres import HOLDER, Postgres, already_runs
+from service.embedded.supervisor import (
     DatabaseReport,
     NotReady,
     Supervised,
     inspect_database,
     upgrade_database,
 )
-from service.embedded.crossbar import Crossbar, obstacle
-from service.embedded.postgres import HOLDER, Postgres, already_runs
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.application import InvalidApplication, load_application
 from service.procedures.registry import procedures
-from service.request.read import Limits
+from service.request.read_request import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from schema.database import PROJECT, InvalidUrl, Place, parse
+from schema.database_url import PROJECT, InvalidUrl, Place, parse
 
 PORTS = {"rs": 8080, "rss": 8443, "ws": 80, "wss": 443}
 

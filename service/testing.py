@@ -29,15 +29,15 @@ from pydantic import SecretStr
 from twistar.registry import Registry
 from twisted.internet.defer import Deferred
 
-from schema.database import PROJECT, Place
+from schema.database_url import PROJECT, Place
 from service.app import Serving
 from service.errors import NotAuthorized
 from service.payload import check
 from service.procedures.application import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
+from service.wamp.application_errors import application_error, name_of
 from service.wamp.client import WampConfig
-from service.wamp.errors import application_error, name_of
 
 REALM = "realm1"
 _SESSIONS = count(1)

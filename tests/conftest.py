@@ -29,7 +29,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from schema.database import Place
+from schema.database_url import Place
 from service.embedded.crossbar import node
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from service.changes.delta import (
     rows_of,
     snapshot_messages,
 )
-from service.plan.watch import KeyForm
+from service.plan.watch_plan import KeyForm
 from tests.conftest import ROOT
 
 PYTHON = ROOT / "clients" / "python" / "rowcast.py"

@@ -32,9 +32,9 @@ from service.app import Serving
 from service.db import json as json_codec
 from service.db import literals
 from service.db.thread import in_thread
-from service.describe.verbs import errors_by_procedure
+from service.describe.verb import errors_by_procedure
 from service.embedded.crossbar import FILE
-from service.request import aggregate, arguments, embeds, filters, read, select
+from service.request import arguments, embeds, filters, measures, read_request, select_list
 from service.request.names import RESERVED
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
@@ -212,15 +212,15 @@ def test_limits() -> None:
     firsts = [re.findall(r"[\d,]*\d", each)[0] for each in found if each not in settings]
     numbers = [int(each.replace(",", "")) for each in firsts]
     assert numbers == [
-        select.MAX_LENGTH,
+        select_list.MAX_LENGTH,
         arguments.MAX_LISTED,
-        select.MAX_KEYS,
-        select.MAX_OWNERS,
+        select_list.MAX_KEYS,
+        select_list.MAX_OWNERS,
         embeds.MAX_EMBEDS,
         filters.MAX_TERMS,
-        aggregate.MAX_MEASURES,
-        read.MAX_GROUPS,
-        read.MAX_CHUNK,
+        measures.MAX_MEASURES,
+        read_request.MAX_GROUPS,
+        read_request.MAX_CHUNK,
         write.MAX_VALIDATED,
         csv.MAX_RECORD,
         payload.MAX_DEPTH,

@@ -141,3 +141,12 @@ def test_openings_are_those_of_functions() -> None:
     """Methods and coroutines too; the docstrings of modules and classes begin with a noun."""
     source = '"""A."""\nclass B:\n """B."""\n def c(self):\n  """\n  Give it.\n  """\nasync def d():\n """Run it."""'
     assert openings(source) == {"Give", "Run"}
+
+
+def test_modules_do_not_share_a_name() -> None:
+    """A file that is open, a frame of a traceback or a line of the log names one module."""
+    named: dict[str, list[str]] = {}
+    for module in MODULES:
+        if module.parts[0] in {"service", "schema"} and not module.name.startswith("__"):
+            named.setdefault(module.name, []).append(str(module))
+    assert [modules for modules in named.values() if len(modules) > 1] == []

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from schema.base import Base
-from schema.database import here
+from schema.database_url import here
 from schema.driver import Driver
 from schema.vehicle import Vehicle
 

@@ -17,12 +17,12 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.writes import NoRowWritten
-from service.describe.verbs import Verb
+from service.describe.verb import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
-from service.models.registry import LoadedModels
+from service.models.served import LoadedModels
 from service.request.arguments import Caller
-from service.request.read import Limits
-from service.request.types import Item
+from service.request.read_request import Limits
+from service.request.requests import Item
 from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]

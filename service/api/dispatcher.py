@@ -27,11 +27,11 @@ from service.api.roles import Roles, identity_for
 from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.database import Database
-from service.db.errors import STALE, refusal
 from service.db.keys import Keyed
 from service.db.slow import ORIGIN, Origin
+from service.db.sqlstate import STALE, refusal
 from service.db.transaction import Actor
-from service.describe.verbs import Verb
+from service.describe.verb import Verb
 from service.errors import (
     Canceled,
     DatabaseRefused,
@@ -57,9 +57,9 @@ from service.request.arguments import (
     idempotency_key_of,
     seconds_of,
 )
-from service.request.functions import given_option
+from service.request.call_request import given_option
 from service.request.names import FN, FunctionName, Name, encode, parse_name
-from service.request.read import Limits
+from service.request.read_request import Limits
 from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
 
 Refresh = Callable[[], Awaitable[bool]]

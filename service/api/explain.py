@@ -35,9 +35,10 @@ from service.catalog import Catalog
 from service.db.statements import explain_txn
 from service.errors import InvalidArgument, clip
 from service.payload import fit
-from service.plan.watch import plan_watch
+from service.plan.watch_plan import plan_watch
 from service.request.arguments import Caller
-from service.request.read import (
+from service.request.batch_request import ExplainRequest, parse_explain
+from service.request.read_request import (
     Limits,
     Parsed,
     parse_aggregate,
@@ -47,8 +48,7 @@ from service.request.read import (
     parse_format,
     parse_get,
 )
-from service.request.transaction import ExplainRequest, parse_explain
-from service.request.watch import parse_options, parse_watched
+from service.request.watch_request import parse_options, parse_watched
 from service.sql.statement import Statement
 
 Read = tuple[Parsed[Any], Statement]

@@ -14,11 +14,11 @@ from service.db.statements import Shape, json_list, read_only_txn
 from service.db.writes import call_txn, fitting_txn, receipted_txn, write_txn
 from service.errors import InvalidArgument
 from service.payload import Receipted
-from service.plan.functions import Answer, answer_kind, plan_call, result_columns
+from service.plan.call_plan import Answer, answer_kind, plan_call, result_columns
 from service.request.arguments import RECEIPT
-from service.request.functions import CallRequest, parse_call
-from service.request.read import Parsed
-from service.sql.functions import call as called
+from service.request.call_request import CallRequest, parse_call
+from service.request.read_request import Parsed
+from service.sql.function_calls import call as called
 from service.sql.statement import Statement
 
 

@@ -21,8 +21,8 @@ from twisted.logger import Logger
 
 from service.api.call import Step
 from service.db.database import Database
-from service.db.errors import refusal
 from service.db.keys import Kept, Keyed, claim_txn, keep_txn, keyed_txn, prune_txn
+from service.db.sqlstate import refusal
 from service.errors import InvalidArgument
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 

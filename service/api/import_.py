@@ -28,12 +28,12 @@ from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import Receipted
-from service.plan.write import plan_import, writable
+from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.names import encode
-from service.request.read import Limits
-from service.request.write import ImportRequest, parse_import
-from service.sql.copy import CopyIn, copy_in
+from service.request.read_request import Limits
+from service.request.write_request import ImportRequest, parse_import
+from service.sql.copy_in import CopyIn, copy_in
 
 Rows = list[Mapping[str, Any]]
 Fields = tuple[Any, Mapping[str, Text]]

@@ -21,10 +21,10 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.errors import refusal
 from service.db.keys import Keyed, ending_txn
 from service.db.levels import Transaction
 from service.db.slow import ORIGIN, Origin
+from service.db.sqlstate import refusal
 from service.db.transaction import TransactionAborted, TransactionClosed, rollback_to_txn
 from service.db.writes import transaction_txn
 from service.errors import (
@@ -39,8 +39,8 @@ from service.errors import (
 )
 from service.payload import Receipted
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Caller, seconds_of
+from service.request.batch_request import ISOLATION
 from service.request.names import COMMANDS
-from service.request.transaction import ISOLATION
 from service.sql.statement import quoted
 
 BEGIN = "transaction.begin"

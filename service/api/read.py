@@ -24,20 +24,20 @@ from service.db.statements import (
 )
 from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
-from service.plan.aggregate import AggregatePlan, plan_aggregate, plan_totals
-from service.plan.functions import (
+from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
+from service.plan.call_plan import (
     plan_called,
     plan_called_all,
     plan_called_groups,
     plan_called_totals,
 )
-from service.plan.read import check_keyed, plan_all, plan_count, plan_find, plan_get
-from service.plan.types import ReadPlan
+from service.plan.plans import ReadPlan
+from service.plan.read_plan import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.plan.uses import refuse_guarded
-from service.plan.watch import WatchPlan
-from service.request.functions import CalledRequest, parse_called
+from service.plan.watch_plan import WatchPlan
+from service.request.call_request import CalledRequest, parse_called
 from service.request.paging import digest_of, write_token
-from service.request.read import (
+from service.request.read_request import (
     MAX_GROUPS,
     Limits,
     Parsed,
@@ -46,8 +46,8 @@ from service.request.read import (
     parse_find,
     parse_get,
 )
-from service.request.types import AggregateRequest, CountRequest, FindRequest, GetRequest
-from service.sql.aggregate import aggregate as grouped
+from service.request.requests import AggregateRequest, CountRequest, FindRequest, GetRequest
+from service.sql.groups import aggregate as grouped
 from service.sql.select import count as counted
 from service.sql.select import estimate, select
 from service.sql.select import exists as existing

@@ -20,8 +20,8 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.fingerprint import Fingerprint, fingerprint_txn
 from service.db.introspect import catalog_txn
-from service.db.session import identity_of
-from service.models.registry import Models
+from service.db.session_settings import identity_of
+from service.models.served import Models
 from service.sql.statement import quoted
 
 log = Logger()

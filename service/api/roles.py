@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
-from service.db.session import Identity, identity_of
+from service.db.session_settings import Identity, identity_of
 from service.errors import NotAuthorized
 from service.request.arguments import Caller
 

@@ -15,10 +15,10 @@ from service.api.call import Snapshot
 from service.catalog import Relation
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
-from service.plan.write import refuse_names
+from service.plan.write_plan import refuse_names
 from service.request.arguments import Values
-from service.request.read import Parsed, parse_key
-from service.request.types import (
+from service.request.read_request import Parsed, parse_key
+from service.request.requests import (
     EVERYTHING,
     Assignment,
     CreateRequest,
@@ -26,7 +26,7 @@ from service.request.types import (
     Target,
     UpdateRequest,
 )
-from service.request.write import (
+from service.request.write_request import (
     assignments,
 )
 

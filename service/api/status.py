@@ -17,7 +17,7 @@ from service.db.statements import compute_txn
 from service.describe.document import describe, size_of
 from service.errors import TooMuchToDescribe
 from service.request.arguments import Arguments, Caller
-from service.request.read import WHOLE, DescribeRequest, parse_describe
+from service.request.read_request import WHOLE, DescribeRequest, parse_describe
 
 PATIENCE = 2.0
 """Seconds that `health` waits for the database."""

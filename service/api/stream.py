@@ -25,8 +25,8 @@ from service.db.cursors import Reader
 from service.db.database import Database
 from service.db.statements import Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
-from service.plan.types import ReadPlan
-from service.request.read import (
+from service.plan.plans import ReadPlan
+from service.request.read_request import (
     Format,
     Parsed,
     check_format,
@@ -34,7 +34,7 @@ from service.request.read import (
     parse_format,
     parse_unpaged,
 )
-from service.request.types import Form
+from service.request.requests import Form
 from service.sql.select import select
 from service.sql.statement import Statement
 

@@ -23,7 +23,7 @@ from service.db.writes import transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import Receipted, fit
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
-from service.request.transaction import BatchRequest, parse_batch, resolve
+from service.request.batch_request import BatchRequest, parse_batch, resolve
 
 
 class InjectedFailure(Conflict):

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from service.api import functions, read, stream, write
 from service.catalog import Relation
-from service.describe import errors
+from service.describe import error_schemas
 from service.describe.definitions import reference
 from service.describe.grammar import FLAG, record
-from service.describe.types import NULL
-from service.describe.verbs import (
+from service.describe.type_schemas import NULL
+from service.describe.verb import (
     CONFLICT,
     COUNTED,
     EITHER,
@@ -64,7 +64,7 @@ _ROWS = (
                 GOT_LISTS,
             ]
         },
-        errors=(*errors.ROWS, NotFound),
+        errors=(*error_schemas.ROWS, NotFound),
         positional=("key",),
         fits=lambda relation: bool(relation.primary_key),
         takes={"key": "key", "keys": "keys"},
@@ -81,7 +81,7 @@ _ROWS = (
                 reference("text"),
             ]
         },
-        errors=errors.ROWS,
+        errors=error_schemas.ROWS,
         on_functions=True,
         answers=("page",),
     ),
@@ -90,21 +90,21 @@ _ROWS = (
         read.count,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result=COUNTED,
-        errors=errors.DATABASE,
+        errors=error_schemas.DATABASE,
     ),
     Verb(
         "exists",
         read.exists,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result={"type": "boolean"},
-        errors=errors.DATABASE,
+        errors=error_schemas.DATABASE,
     ),
     Verb(
         "stream",
         stream.stream,
         arguments=record(STREAM),
         result=record({"rows": COUNTED, "columns": NAMES}, ["rows"]),
-        errors=errors.ROWS,
+        errors=error_schemas.ROWS,
         progress={"type": "array", "items": {"type": ["object", "array"]}},
         on_functions=True,
         alone=True,
@@ -115,7 +115,7 @@ _ROWS = (
         stream.export,
         arguments=record(EXPORT),
         result=record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
-        errors=errors.ROWS,
+        errors=error_schemas.ROWS,
         progress={"type": "string"},
         on_functions=True,
         alone=True,
@@ -125,7 +125,7 @@ _ROWS = (
         None,  # what keeps its state registers it
         arguments=record(WATCH),
         result=NULL,
-        errors=errors.ROWS,
+        errors=error_schemas.ROWS,
         progress=WATCHED,
         on_functions=True,
         alone=True,
@@ -146,7 +146,7 @@ _ROWS = (
             ["measures"],
         ),
         result=forms(ROWS),
-        errors=errors.ROWS,
+        errors=error_schemas.ROWS,
         positional=("measures",),
         on_functions=True,
     ),
@@ -155,7 +155,7 @@ _ROWS = (
         write.create,
         arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
         result={"anyOf": [*forms(reference("selected"), ROWS)["anyOf"], reference("affected")]},
-        errors=(*errors.WRITES, NotChanged),
+        errors=(*error_schemas.WRITES, NotChanged),
         positional=("values",),
         rights=("insert",),
         takes={"values": "values"},
@@ -176,7 +176,7 @@ _ROWS = (
             ["values"],
         ),
         result=reference("result.create"),
-        errors=errors.WRITES,
+        errors=error_schemas.WRITES,
         positional=("values",),
         rights=("insert", "update"),
         fits=_has_arbiter,
@@ -199,7 +199,7 @@ _ROWS = (
                 reference("affected"),
             ]
         },
-        errors=errors.ALL,
+        errors=error_schemas.ALL,
         positional=("key", "changes"),
         rights=("update",),
         takes={"key": "key", "changes": "update"},
@@ -210,7 +210,7 @@ _ROWS = (
         write.delete,
         arguments={**record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING}), **EITHER},
         result=reference("result.update"),
-        errors=errors.ALL,
+        errors=error_schemas.ALL,
         positional=("key",),
         rights=("delete",),
         takes={"key": "key"},
@@ -240,7 +240,7 @@ _ROWS = (
                 record({"upload": {"type": "string"}}, ["upload"]),
             ]
         },
-        errors=(*errors.DATABASE, *errors.VIOLATIONS, InvalidRow),
+        errors=(*error_schemas.DATABASE, *error_schemas.VIOLATIONS, InvalidRow),
         positional=("rows",),
         rights=("insert",),
         alone=True,
@@ -256,7 +256,7 @@ FUNCTION = Verb(
     functions.call_function,
     arguments={},
     result={},
-    errors=errors.OTHERS["fn"],
+    errors=error_schemas.OTHERS["fn"],
     on_functions=True,
 )
 """A plain call of a function; `describe` has its arguments and answer of the function itself."""

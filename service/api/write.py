@@ -35,10 +35,10 @@ from service.errors import (
     TooManyRows,
 )
 from service.payload import Receipted
-from service.plan.write import plan_create, plan_current, plan_delete, plan_update
+from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import Values
-from service.request.read import Limits, Parsed
-from service.request.types import (
+from service.request.read_request import Limits, Parsed
+from service.request.requests import (
     CreateRequest,
     DeleteRequest,
     Operand,
@@ -46,15 +46,15 @@ from service.request.types import (
     Target,
     UpdateRequest,
 )
-from service.request.write import (
+from service.request.write_request import (
     parse_create,
     parse_delete,
     parse_update,
     parse_upsert,
 )
+from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
-from service.sql.write import modify
 
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
 

@@ -43,7 +43,7 @@ from service.changes.topics import Shown, behind, reset, shown_of
 from service.changes.why import find_relation
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.session import OWN_IDENTITY
+from service.db.session_settings import OWN_IDENTITY
 from service.db.statements import compute_txn
 from service.errors import InvalidArgument, PositionGone, Unavailable
 from service.request.arguments import Arguments, Caller, placed

@@ -26,7 +26,7 @@ from service.changes.resume import Missed
 from service.changes.standing import Standing, touched_txn
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
-from service.db.session import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.transaction import begin_statement, commit_txn, rollback_txn
 

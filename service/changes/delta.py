@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from service.changes.window import Window
-from service.plan.watch import KeyForm
+from service.plan.watch_plan import KeyForm
 
 Message = dict[str, Any]
 CHUNK = 500

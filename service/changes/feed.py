@@ -39,7 +39,7 @@ from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
 from service.db.listener import Listener
-from service.db.session import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 
 Result = TypeVar("Result")

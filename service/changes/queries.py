@@ -19,14 +19,14 @@ from service.changes.refresh import Run, keyed_of
 from service.changes.touched import sees_all_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.session import OWN_IDENTITY
+from service.db.session_settings import OWN_IDENTITY
 from service.db.transaction import Actor
 from service.errors import DatabaseRefused, UnknownName
-from service.plan.aggregate import AggregatePlan
-from service.plan.watch import WatchPlan, plan_watch
-from service.request.functions import CalledRequest
-from service.request.read import MAX_GROUPS
-from service.request.watch import parse_watched
+from service.plan.aggregate_plan import AggregatePlan
+from service.plan.watch_plan import WatchPlan, plan_watch
+from service.request.call_request import CalledRequest
+from service.request.read_request import MAX_GROUPS
+from service.request.watch_request import parse_watched
 from service.sql.statement import Statement
 
 RUN_LIMIT = 2.0

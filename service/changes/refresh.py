@@ -25,12 +25,12 @@ from service.db.literals import write_array
 from service.db.statements import Shape, keyed_txn, read_only_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
-from service.plan.aggregate import AggregatePlan
+from service.plan.aggregate_plan import AggregatePlan
 from service.plan.keyed import keyed_rows, order_of_keys, with_keys
-from service.plan.types import ReadPlan
-from service.plan.watch import KeyForm, WatchPlan
-from service.sql.aggregate import aggregate
+from service.plan.plans import ReadPlan
+from service.plan.watch_plan import KeyForm, WatchPlan
 from service.sql.batch import batched
+from service.sql.groups import aggregate
 from service.sql.select import select
 from service.sql.statement import Statement
 

@@ -13,7 +13,7 @@ from service.changes.match import Index
 from service.changes.refresh import Asked, Run, batch_txn, is_few, limit_time, names_of
 from service.changes.touched import Key, RowChange, Touched, own_keys, related_txn
 from service.db.connection import PgConnection
-from service.db.session import OWN_IDENTITY
+from service.db.session_settings import OWN_IDENTITY
 from service.db.transaction import Actor
 
 MOST_PAIRS = 100_000

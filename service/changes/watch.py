@@ -28,9 +28,9 @@ from service.changes.queries import Queries, WatchLimits
 from service.changes.refresh import Run
 from service.changes.watchers import Query, Watch, WatchingSession
 from service.db.database import Database
-from service.db.errors import refusal
+from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable
-from service.request.watch import WatchOptions, parse_options
+from service.request.watch_request import WatchOptions, parse_options
 
 log = Logger()
 

@@ -32,7 +32,7 @@ from service.changes.delta import (
 )
 from service.changes.positions import Position, SnapshotPosition
 from service.changes.refresh import Run
-from service.request.watch import WatchOptions
+from service.request.watch_request import WatchOptions
 
 log = Logger()
 

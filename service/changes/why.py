@@ -17,7 +17,7 @@ from service.catalog import Catalog, Relation
 from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.session import OWN_IDENTITY
+from service.db.session_settings import OWN_IDENTITY
 from service.describe.relations import served_name
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Arguments, Caller

@@ -74,7 +74,7 @@ class Codec:
     """
     The forms of values of one catalog; another load of the catalog takes another codec.
 
-    Sessions must run with the settings of `db/session`, which the texts depend on.
+    Sessions must run with the settings of `db/session_settings`, which the texts depend on.
 
     Args:
         catalog: Whose types are met.

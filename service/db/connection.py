@@ -28,7 +28,7 @@ from psycopg2.sql import Composable
 from service.db.guard import GUARD
 
 if TYPE_CHECKING:
-    from service.db.session import Identity
+    from service.db.session_settings import Identity
     from service.db.transaction import Actor
 
 Words = str | bytes | Composable

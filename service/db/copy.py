@@ -28,7 +28,7 @@ from service.db.json import check_text
 from service.db.position import point_out
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
-from service.sql.copy import DEFAULT, CopyIn
+from service.sql.copy_in import DEFAULT, CopyIn
 from service.sql.statement import Statement
 
 NULL = r"\N"

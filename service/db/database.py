@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.retry import RETRIES, Retries
-from service.db.session import Identity
+from service.db.session_settings import Identity
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
     Actor,

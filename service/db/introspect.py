@@ -17,7 +17,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 from psycopg2.extras import NamedTupleCursor
 from psycopg2.sql import SQL, Identifier
 
-from schema.database import reason
+from schema.database_url import reason
 from service.catalog import (
     Argument,
     Catalog,

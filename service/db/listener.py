@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
-from service.db.session import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.sql.statement import quoted
 

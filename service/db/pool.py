@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
 from service.db.scheduler import Scheduler
-from service.db.session import OWN_IDENTITY, Dsn, Sessions, SessionSettings
+from service.db.session_settings import OWN_IDENTITY, Dsn, Sessions, SessionSettings
 from service.db.thread import in_thread
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 from service.db.worker import Job, PoolLimits, PoolStats

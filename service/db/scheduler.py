@@ -23,7 +23,7 @@ from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
-from service.db.session import Sessions
+from service.db.session_settings import Sessions
 from service.db.worker import UNREACHABLE, Job, JobOwner, PoolLimits, PoolStats, Worker
 from service.errors import StatementTimeout, Unavailable
 

@@ -25,8 +25,8 @@ from service.errors import (
     TooManyGroups,
     TooManyWatched,
 )
-from service.plan.types import PlannedEmbed, truncated
-from service.request.types import Form
+from service.plan.plans import PlannedEmbed, truncated
+from service.request.requests import Form
 from service.sql.statement import Statement
 
 Row = tuple[Any, ...]

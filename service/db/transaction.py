@@ -13,7 +13,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTR
 from twisted.internet.defer import Deferred
 
 from service.db.connection import PgConnection
-from service.db.session import OWN_IDENTITY, Identity
+from service.db.session_settings import OWN_IDENTITY, Identity
 from service.errors import InvalidArgument, OutcomeUnknown, Unavailable
 
 ISOLATION_LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")

@@ -10,12 +10,12 @@ from typing import Any
 
 from service.catalog import Catalog
 from service.describe.definitions import Definitions
-from service.describe.functions import described_functions, function_name, may_be_described
 from service.describe.relations import described_relation, served_name
-from service.describe.verbs import Verb, described_verbs, shared
+from service.describe.routines import described_functions, function_name, may_be_described
+from service.describe.verb import Verb, described_verbs, shared
 from service.describe.written import OWN, described_procedure
 from service.errors import UnknownName
-from service.request.read import WHOLE, DescribeRequest
+from service.request.read_request import WHOLE, DescribeRequest
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

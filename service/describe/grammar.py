@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from service.describe.definitions import Schema, reference
-from service.describe.types import DEFAULT, NULL
-from service.request import aggregate as measures
-from service.request import filters
+from service.describe.type_schemas import DEFAULT, NULL
+from service.request import filters, measures
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
     MAX_INTEGER,
@@ -21,7 +20,7 @@ from service.request.arguments import (
 )
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
-from service.request.select import MAX_KEYS, MAX_LENGTH, UNITS
+from service.request.select_list import MAX_KEYS, MAX_LENGTH, UNITS
 
 NOT_NULL: Schema = {"not": NULL}
 TEXT: Schema = {"type": "string"}

@@ -12,9 +12,9 @@ from service.catalog import Catalog, Column, Relation
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.rows import Rows
-from service.describe.types import given, new, schema_of, value
-from service.describe.verbs import Right, Verb
-from service.plan.relationships import computed_columns, relationships
+from service.describe.type_schemas import given, new, schema_of, value
+from service.describe.verb import Right, Verb
+from service.plan.joins import computed_columns, relationships
 from service.request.names import RESERVED, encode
 
 LONGEST = 1000

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from service.describe.definitions import Definitions, Schema, reference
-from service.describe.types import NULL
-from service.describe.verbs import Verb
+from service.describe.type_schemas import NULL
+from service.describe.verb import Verb
 
 
 class Rows(ABC):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from service.datatypes import PYTHON, TYPESCRIPT
-from service.describe.types import NULL
+from service.describe.type_schemas import NULL
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.names import decode
 
@@ -242,7 +242,7 @@ class _Client(ABC):
 
 
 class _TypeScript(_Client):
-    template = "client.ts"
+    template = "typed_client.ts"
     names = TYPESCRIPT
     array = "({})[]"
 
@@ -316,7 +316,7 @@ class _TypeScript(_Client):
 
 
 class _Python(_Client):
-    template = "client.py"
+    template = "typed_client.py"
     names = PYTHON
     array = "list[{}]"
 

@@ -12,9 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from service.describe.definitions import Schema, reference
 from service.describe.grammar import FLAG, record, words
-from service.describe.types import or_null
-from service.describe.verbs import TIMEOUT, WRITES
-from service.request.transaction import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
+from service.describe.type_schemas import or_null
+from service.describe.verb import TIMEOUT, WRITES
+from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 
 TYPES: Mapping[Any, Schema] = {
     bool: {"type": "boolean"},

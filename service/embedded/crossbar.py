@@ -31,8 +31,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from schema.child import bound_to_parent, socket_directory
-from schema.database import PROJECT
-from service.embedded.child import NotReady, Supervised
+from schema.database_url import PROJECT
+from service.embedded.supervisor import NotReady, Supervised
 from service.settings import Settings
 
 FILE = "bridge"

@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.internet.threads import deferToThreadPool
 
-from schema.database import Cluster, EmbeddedFailed
-from service.embedded.child import GLANCE, PATIENCE, NotReady, Supervised
+from schema.database_url import Cluster, EmbeddedFailed
+from service.embedded.supervisor import GLANCE, PATIENCE, NotReady, Supervised
 
 HOLDER = "the service"
 

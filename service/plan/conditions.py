@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service.catalog import Column, Function, Relation, Type
-from service.request.types import Nulls
+from service.request.requests import Nulls
 
 PG_CATALOG = "pg_catalog"
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from itertools import chain, count
 
 from service.catalog import Catalog, Type
-from service.plan.aggregate import plan_grouped
-from service.plan.filters import plan_related, sort_keys
+from service.plan.aggregate_plan import plan_grouped
 from service.plan.outputs import outputs_of, refuse_repeated, with_row_key
+from service.plan.plans import Groups, Output, PlannedEmbed, names_of, truncated
+from service.plan.predicates import plan_related, sort_keys
 from service.plan.scope import Scope
-from service.plan.types import Groups, Output, PlannedEmbed, names_of, truncated
-from service.request.types import Embed, Item
+from service.request.requests import Embed, Item
 
 
 def plan_columns(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from service.catalog import Catalog, Type, cached_per_catalog
 from service.errors import InvalidArgument, UnknownName
 from service.plan.conditions import Expression
-from service.plan.types import Output, PlannedEmbed
-from service.request.types import Form, Reference
+from service.plan.plans import Output, PlannedEmbed
+from service.request.requests import Form, Reference
 
 
 @cached_per_catalog

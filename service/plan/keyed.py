@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from service.catalog import Catalog, Column, Function, Relation, Type
-from service.plan.aggregate import AggregatePlan
+from service.plan.aggregate_plan import AggregatePlan
 from service.plan.conditions import BoolExpr, Bound, Compare, Condition, Equals, IsTest, Link
-from service.plan.filters import both
+from service.plan.plans import Output, ReadPlan
+from service.plan.predicates import both
 from service.plan.scope import Scope
-from service.plan.types import Output, ReadPlan
 
 ROOT = "t"
 """The alias of the relation that a plan is about."""

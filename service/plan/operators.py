@@ -21,8 +21,8 @@ from service.plan.conditions import (
 )
 from service.plan.scope import Scope
 from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS
+from service.request.requests import Comparison, Operand
 from service.request.synonyms import container_hint
-from service.request.types import Comparison, Operand
 
 # LIKE and the like by their operators: unlike the words, these can be named with a schema.
 SQL_OPERATORS = {

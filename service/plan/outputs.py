@@ -10,11 +10,11 @@ from dataclasses import replace
 from service.catalog import Catalog, Column, Relation
 from service.errors import InvalidArgument, clip
 from service.plan.conditions import Expression, SortKey
-from service.plan.filters import value_of
 from service.plan.hidden import has_hidden_field
+from service.plan.plans import Output, truncated
+from service.plan.predicates import value_of
 from service.plan.scope import Scope
-from service.plan.types import Output, truncated
-from service.request.types import Item
+from service.request.requests import Item
 
 MAX_SORT_KEYS = 64
 """Columns by which rows without a key are sorted."""

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from service.catalog import Column, Relation, WriteKind
 from service.plan.conditions import Expression, Link, SortKey
+from service.plan.plans import Output, PlannedReturning, Reread, SavedColumn
 from service.plan.scope import Scope
-from service.plan.types import Output, PlannedReturning, Reread, SavedColumn
 
 
 def reread(

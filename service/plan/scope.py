@@ -24,11 +24,11 @@ from service.plan.conditions import (
     PlannedStep,
 )
 from service.plan.hidden import follow, without_hidden_fields
-from service.plan.relationships import Pairs, computed_columns, is_related, related
+from service.plan.joins import Pairs, computed_columns, is_related, related
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
+from service.request.requests import Embed, Operand, Reference
 from service.request.synonyms import column_hint
-from service.request.types import Embed, Operand, Reference
 
 TIMES = frozenset(["date", "timestamp", "timestamptz", "interval"])
 """Types of what can be cut to a unit."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
-from service.plan.types import ReadPlan
+from service.plan.plans import ReadPlan
 
 Used = Relation | Function | Type
 

@@ -16,7 +16,7 @@ from service.db.database import Database
 from service.db.slow import ORIGIN
 from service.errors import NoSuchProcedure
 from service.models.model import Model
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.signature import Function, Signature
 from service.request.arguments import Caller
 

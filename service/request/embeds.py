@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.aggregate import parse_measures
 from service.request.arguments import Values, flag_of, integer_of
 from service.request.filters import FilterParser
-from service.request.select import check_name, parse_order, parse_select
+from service.request.measures import parse_measures
+from service.request.requests import EVERYTHING, Embed, Item, Measure, Operand
+from service.request.select_list import check_name, parse_order, parse_select
 from service.request.synonyms import synonym_hint
-from service.request.types import EVERYTHING, Embed, Item, Measure, Operand
 
 OPTIONS = (
     "relation",

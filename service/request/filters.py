@@ -12,9 +12,7 @@ from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Values
-from service.request.select import parse_reference
-from service.request.synonyms import container_hint, synonym_hint
-from service.request.types import (
+from service.request.requests import (
     EVERYTHING,
     Comparison,
     Connective,
@@ -24,6 +22,8 @@ from service.request.types import (
     Reference,
     Related,
 )
+from service.request.select_list import parse_reference
+from service.request.synonyms import container_hint, synonym_hint
 
 ORDERING = frozenset({"eq", "neq", "gt", "gte", "lt", "lte", "isdistinct"})
 PATTERNS = frozenset({"like", "ilike", "match", "imatch"})

@@ -30,7 +30,7 @@ from service.plan.conditions import (
     Search,
     SortKey,
 )
-from service.plan.types import Output
+from service.plan.plans import Output
 from service.sql.statement import (
     AND,
     COMMA,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.conditions import SortKey
-from service.plan.types import (
+from service.plan.plans import (
     PlannedAfter,
     PlannedEmbed,
     PlannedReturning,
@@ -18,7 +18,6 @@ from service.plan.types import (
     truncated,
 )
 from service.plan.uses import is_pure
-from service.sql.embed import column_list, embed_joins
 from service.sql.expressions import (
     cast,
     condition,
@@ -30,7 +29,8 @@ from service.sql.expressions import (
     parameter,
     where_clause,
 )
-from service.sql.reread import ORDER, row_source, save_function_rows
+from service.sql.lateral import column_list, embed_joins
+from service.sql.saved_rows import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 
 

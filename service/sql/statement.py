@@ -16,7 +16,7 @@ from typing import Any
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.plan.conditions import Bound
-from service.plan.types import PlannedEmbed
+from service.plan.plans import PlannedEmbed
 
 MISSED = "rowcast_missed"
 """What an error speaks of where a statement had to write a row and wrote none."""

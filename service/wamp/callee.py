@@ -42,12 +42,12 @@ from service.errors import (
 from service.payload import Receipted, check
 from service.request.arguments import Caller
 from service.wamp.accounts import Accounts, Bounds, Meter
-from service.wamp.backpressure import Pace
-from service.wamp.errors import (
+from service.wamp.application_errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
     application_error,
 )
+from service.wamp.backpressure import Pace
 from service.wamp.session import DETAILS, SafeSession
 
 log = Logger()

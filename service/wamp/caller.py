@@ -12,9 +12,9 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions, CallResult, SessionDetails, SubscribeOptions
 from twisted.internet.defer import Deferred
 
+from service.wamp.application_errors import application_error
 from service.wamp.auth import Anonymous, Login
 from service.wamp.client import CONNECT_TIMEOUT, RouterAddress
-from service.wamp.errors import application_error
 from service.wamp.session import SafeSerializer, SafeSession
 
 LARGEST = 15 * 2**20

@@ -33,8 +33,8 @@ from zope.interface import implementer
 from service.errors import in_line
 from service.settings import Address
 from service.wamp import tls
+from service.wamp.application_errors import application_error
 from service.wamp.auth import Anonymous, Login
-from service.wamp.errors import application_error
 from service.wamp.session import DETAILS, MessageSizes, SafeSerializer, SafeSession
 
 log = Logger()

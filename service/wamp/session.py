@@ -25,9 +25,9 @@ from twisted.logger import Logger
 from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
 from service.payload import MAX_DEPTH
+from service.wamp.application_errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
 from service.wamp.auth import Login
 from service.wamp.backpressure import Outflow
-from service.wamp.errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
 
 log = Logger()
 

@@ -16,12 +16,12 @@ from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.transactions import Batches
 from service.db.database import Database
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
 from service.models.model import Model
-from service.models.registry import Models
+from service.models.served import Models
 from service.request.arguments import Caller
-from service.request.read import Limits
+from service.request.read_request import Limits
 from tests.db.described import Descriptions
 from tests.db.served import database_at
 

@@ -23,14 +23,14 @@ from service.changes.touched import sees_all_txn
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.introspect import catalog_txn
-from service.db.session import SessionSettings, identity_of, open_session
+from service.db.session_settings import SessionSettings, identity_of, open_session
 from service.db.statements import Shape, page_txn
 from service.db.transaction import Actor, apart_txn, begin_statement, commit_txn
-from service.plan.aggregate import AggregatePlan
-from service.plan.watch import plan_watch
-from service.request.read import MAX_GROUPS, Limits
-from service.request.watch import parse_watched
-from service.sql.aggregate import aggregate
+from service.plan.aggregate_plan import AggregatePlan
+from service.plan.watch_plan import plan_watch
+from service.request.read_request import MAX_GROUPS, Limits
+from service.request.watch_request import parse_watched
+from service.sql.groups import aggregate
 from service.sql.select import select
 from service.sql.statement import Statement
 

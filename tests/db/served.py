@@ -15,10 +15,10 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.introspect import catalog_txn
 from service.db.pool import PgPool
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
 from service.db.worker import PoolLimits
 from service.models.model import Model
-from service.models.registry import LoadedModels, Models
+from service.models.served import LoadedModels, Models
 
 
 @asynccontextmanager

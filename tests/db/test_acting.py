@@ -13,7 +13,7 @@ import pytest_twisted
 
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.session import OWN_IDENTITY, Identity, identity_of
+from service.db.session_settings import OWN_IDENTITY, Identity, identity_of
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.served import database_at

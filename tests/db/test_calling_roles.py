@@ -13,7 +13,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.api.roles import Roles
 from service.db.connection import PgConnection
-from service.db.session import Identity
+from service.db.session_settings import Identity
 from service.db.transaction import statement_txn
 from service.describe.document import describe
 from service.errors import (

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from sqlalchemy.schema import ForeignKey
 
 from schema.changes import ASLEEP, CHANNEL, install
-from schema.database import engine
+from schema.database_url import engine
 from tests.conftest import execute
 from tests.db.captured import SnapshotReader, connect, net
 

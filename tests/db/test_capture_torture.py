@@ -21,7 +21,7 @@ from service.changes.net import net_changes
 from service.changes.positions import PgSnapshot
 from service.changes.ticks import Tick, page_txn, pages_txn, ticks_txn
 from service.db.connection import PgConnection
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute, wait_until
 from tests.db.readers import Line, Readers, delivered, readers
 from tests.db.servers import Server, servers

@@ -24,7 +24,7 @@ from schema.changes import (
     untrack,
     untrack_table,
 )
-from schema.database import engine
+from schema.database_url import engine
 from service.db.introspect import read_catalog
 from service.settings import InvalidSettings, load
 from tests.conftest import ROOT, execute

@@ -14,7 +14,7 @@ from service.catalog import Type
 from service.changes.dependencies import Dependencies, dependencies_txn
 from service.changes.log import tracked_txn
 from service.db.connection import PgConnection
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.plan.conditions import Bound
 from service.sql.statement import Statement
 

@@ -18,7 +18,7 @@ import pytest_twisted
 from service.catalog import Catalog, Relation
 from service.describe.document import describe
 from service.errors import InvalidArgument
-from service.plan.relationships import Join, relationships
+from service.plan.joins import Join, relationships
 from tests.conftest import ROOT, execute, missing
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of

@@ -17,7 +17,7 @@ from service.db.connection import PgConnection
 from service.describe.definitions import reference
 from service.describe.document import describe
 from service.describe.grammar import record
-from service.describe.verbs import Verb
+from service.describe.verb import Verb
 from service.errors import NoSuchProcedure, NotFound, StatementTimeout
 from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.deferreds import failure_of

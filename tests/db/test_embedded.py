@@ -16,13 +16,13 @@ import psycopg2
 import pytest
 
 from schema.claim import Claim
-from schema.database import Cluster, EmbeddedFailed, Place
+from schema.database_url import Cluster, EmbeddedFailed, Place
 from tests.conftest import execute, wait_until
 
 VISIT = """
 import sys
 from pathlib import Path
-from schema.database import Place
+from schema.database_url import Place
 with Place(state=Path(sys.argv[1])).running():
     print("here", flush=True)
     input()

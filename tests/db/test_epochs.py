@@ -17,7 +17,7 @@ from service.changes.positions import SnapshotPosition, TickPosition
 from service.changes.ticks import Tick, end_txn, last_txn, next_txn, ticks_txn
 from service.changes.upkeep import Upkeep, announce_txn
 from service.db.connection import PgConnection
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.feeds import forget
 

@@ -16,7 +16,7 @@ from twisted.internet.threads import deferToThread
 from schema.changes import install
 from service.changes.epochs import resume_txn
 from service.changes.positions import Position, TickPosition
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute, wait_until
 from tests.db.feeds import feeding
 from tests.db.readers import delivered, readers

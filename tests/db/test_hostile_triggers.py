@@ -16,7 +16,7 @@ from psycopg2.extensions import cursor as Cursor
 from schema.changes import install
 from service.changes.log import read_txn, snapshot_txn, tracked_txn
 from service.changes.net import net_changes
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 
 KEYS, TRANSACTIONS = 20, 250

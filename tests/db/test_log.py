@@ -19,7 +19,7 @@ from service.changes.log import (
     tracked_txn,
 )
 from service.db.connection import PgConnection
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.errors import DatabaseRefused
 from tests.conftest import execute
 

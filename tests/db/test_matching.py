@@ -16,8 +16,8 @@ from schema.changes import install
 from service.changes.log import LogRow
 from service.changes.match import Index, OneOf, terms_of
 from service.changes.touched import row_change
-from service.plan.read import plan_find
-from service.request.read import Limits, parse_find
+from service.plan.read_plan import plan_find
+from service.request.read_request import Limits, parse_find
 from service.sql.select import select
 from tests.db.keeping import Reader
 

@@ -22,7 +22,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from sqlalchemy.dialects import postgresql
 
 from schema.base import Base
-from schema.database import Place, engine
+from schema.database_url import Place, engine
 from tests.conftest import HEAD, ROOT, execute, wait_until
 from tests.wamp.programs import program
 

@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from schema.database import Place
+from schema.database_url import Place
 from schema.own import NotMade, make
 from schema.revision import inspect
 from schema.seed import sow

@@ -11,7 +11,7 @@ import pytest_twisted
 from psycopg2.extensions import make_dsn
 from twisted.internet.defer import ensureDeferred
 
-from schema.database import Place
+from schema.database_url import Place
 from service.errors import Unavailable
 from tests.conftest import execute
 from tests.db.served import database_at

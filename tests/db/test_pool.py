@@ -18,7 +18,7 @@ from twisted.internet.defer import CancelledError, FirstError, ensureDeferred, g
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.worker import PoolLimits
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable

@@ -25,7 +25,7 @@ from twisted.internet import reactor
 from schema.changes import install
 from service.db.connection import PgConnection
 from service.db.listener import Listener
-from service.db.session import SessionSettings, identity_of
+from service.db.session_settings import SessionSettings, identity_of
 from service.db.transaction import statement_txn
 from tests.conftest import execute, missing, wait_until
 from tests.db.feeds import feeding, forget

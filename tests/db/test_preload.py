@@ -19,7 +19,7 @@ from twisted.internet.defer import CancelledError, gatherResults
 
 from service.db.database import Database
 from service.db.introspect import catalog_txn
-from service.db.session import identity_of
+from service.db.session_settings import identity_of
 from service.errors import InvalidArgument
 from service.models.model import Model
 from service.models.relationships import preload

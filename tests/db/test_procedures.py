@@ -13,8 +13,8 @@ import pytest_twisted
 from app.actions import Action
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.errors import refusal
 from service.db.introspect import catalog_txn
+from service.db.sqlstate import refusal
 from service.db.transaction import statement_txn
 from service.errors import (
     DatabaseRefused,
@@ -24,7 +24,7 @@ from service.errors import (
     StatementTimeout,
     Unavailable,
 )
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.application import load_application
 from service.procedures.registry import Declared, procedures
 from service.request.arguments import Caller

@@ -14,7 +14,7 @@ from twistar.utils import transaction  # noqa: TID251 - to show that it does no 
 from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.models.model import Model
-from service.models.registry import Models
+from service.models.served import Models
 from tests.conftest import execute
 from tests.db.served import database_at, load, model, registry, served
 from tests.deferreds import failure_of

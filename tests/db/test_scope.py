@@ -24,8 +24,8 @@ from twisted.internet.defer import (
 
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.errors import refusal
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
+from service.db.sqlstate import refusal
 from service.db.transaction import TransactionAborted, TransactionClosed, statement_txn
 from service.errors import Conflict, InvalidArgument, OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import execute

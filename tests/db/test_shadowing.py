@@ -15,10 +15,10 @@ import pytest
 import pytest_twisted
 
 from service.api.roles import Roles
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
 from service.plan.operators import SEARCH_FUNCTIONS, SQL_OPERATORS
-from service.request.aggregate import FUNCTIONS
+from service.request.measures import FUNCTIONS
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import database_at, load, model, registry

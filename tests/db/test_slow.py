@@ -14,7 +14,7 @@ from psycopg2.sql import SQL, Literal
 from twisted.internet.defer import gatherResults
 from twisted.logger import globalLogPublisher
 
-from service.db.session import SessionSettings
+from service.db.session_settings import SessionSettings
 from service.db.slow import ORIGIN, Origin
 from service.errors import StatementTimeout
 from tests.db.served import database_at

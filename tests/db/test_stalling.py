@@ -22,11 +22,11 @@ from service.db import listener as listening
 from service.db.connection import PgConnection
 from service.db.copy import Blocks, Feed, import_txn
 from service.db.database import Database
-from service.db.errors import refusal
 from service.db.listener import Listener
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
+from service.db.sqlstate import refusal
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
-from service.sql.copy import CopyIn
+from service.sql.copy_in import CopyIn
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.served import database_at

@@ -15,7 +15,7 @@ from twisted.logger import globalLogPublisher
 from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.application import load_application
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import execute

@@ -14,8 +14,8 @@ from service.changes.log import read_txn, snapshot_txn
 from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
 from service.db.transaction import Actor, apart_txn
 from service.plan.keyed import keyed_rows
-from service.plan.read import plan_find
-from service.request.read import Limits, parse_find
+from service.plan.read_plan import plan_find
+from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
 from tests.db.keeping import Kept, Reader
 

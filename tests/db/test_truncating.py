@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from service.request.select import UNITS
+from service.request.select_list import UNITS
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of

@@ -15,7 +15,7 @@ from service.api.roles import Roles
 from service.changes import resume
 from service.changes.positions import parse_position
 from service.changes.queries import WatchLimits
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.db.transaction import begin_statement
 from service.errors import InvalidArgument
 from service.request.arguments import Caller

@@ -20,7 +20,7 @@ from service.changes.why import (
     table_checks_txn,
     try_txn,
 )
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.errors import UnknownName
 from service.request.arguments import Caller
 from tests.conftest import execute

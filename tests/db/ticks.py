@@ -8,7 +8,7 @@ from service.changes.epochs import begin_txn
 from service.changes.log import tracked_txn
 from service.changes.net import Change, net_changes
 from service.changes.ticks import next_txn, page_txn, pages_txn
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 
 
 class Ticks:

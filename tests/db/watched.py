@@ -18,7 +18,7 @@ from service.changes.epochs import begin_txn
 from service.changes.log import installed_txn
 from service.changes.queries import WatchLimits
 from service.changes.watch import Watches
-from service.db.session import SessionSettings, open_session
+from service.db.session_settings import SessionSettings, open_session
 from service.request.arguments import Caller
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import ANYONE, DirectCaller, serving

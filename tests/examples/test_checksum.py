@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.changes.delta import rows_of
-from service.plan.watch import KeyForm
+from service.plan.watch_plan import KeyForm
 from tests.node import program
 
 PAGE = Path(__file__).parents[2] / "docs" / "live.md"

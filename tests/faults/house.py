@@ -27,7 +27,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
-from schema.database import Place
+from schema.database_url import Place
 from schema.embedded import Cluster
 from service.embedded.crossbar import node
 from tests.conftest import ROOT, Router, crossbar, execute, free_port

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.models.model import Model
-from service.models.registry import Models
+from service.models.served import Models
 from tests.db.served import database_at
 
 registered = Registry.DBPOOL

@@ -19,7 +19,7 @@ import psycopg2
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from schema.database import Place
+from schema.database_url import Place
 from tests.conftest import execute
 from tests.oracle.oracle import DATABASE, Oracle, run, torture
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from schema.database import InvalidUrl, Place, parse, reason
+from schema.database_url import InvalidUrl, Place, parse, reason
 from service.settings import OTHER_NAMES, InvalidSettings, Settings, load
 from service.wamp.client import RouterAddress
 

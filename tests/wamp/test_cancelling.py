@@ -19,7 +19,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.app import Serving
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
 from tests.db.test_cancel import running

@@ -19,7 +19,7 @@ from autobahn.wamp.types import CallOptions
 from jsonschema import Draft202012Validator
 from psycopg2.extensions import make_dsn
 
-from schema.database import Place
+from schema.database_url import Place
 from service.app import Serving, service_line
 from service.settings import Settings
 from tests.conftest import Router, execute

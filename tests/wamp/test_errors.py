@@ -23,7 +23,7 @@ from twisted.logger import globalLogPublisher
 from service import errors
 from service.app import Serving
 from service.db.thread import in_thread
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import until

@@ -18,7 +18,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from schema.database import Place
+from schema.database_url import Place
 from service.api import reload as catalogs
 from service.app import Serving
 from service.catalog import Relation

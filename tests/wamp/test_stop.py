@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from service.app import Rowcast
-from service.embedded.child import Supervised
+from service.embedded.supervisor import Supervised
 from service.errors import Unavailable
 from service.settings import Settings
 from tests.conftest import Router

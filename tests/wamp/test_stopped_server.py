@@ -25,7 +25,7 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
-from schema.database import Place
+from schema.database_url import Place
 from service.app import Serving
 from service.db.thread import in_thread
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout, Unavailable

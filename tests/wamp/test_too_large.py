@@ -13,7 +13,7 @@ from autobahn.wamp.exception import ApplicationError
 
 from service.app import Serving
 from service.errors import OutcomeUnknown, TooLarge
-from service.models.registry import Models
+from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
 from tests.wamp.callers import Caller

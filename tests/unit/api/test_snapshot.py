@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from service.api.call import MAX_STATEMENTS, MAX_TEXT, Snapshot
-from service.request.types import Item, Reference
+from service.request.requests import Item, Reference
 from service.sql.statement import Statement
 from tests.unit.samples import catalog
 

@@ -22,7 +22,7 @@ from service.changes.delta import (
     snapshot_messages,
 )
 from service.changes.positions import parse_position
-from service.plan.watch import KeyForm
+from service.plan.watch_plan import KeyForm
 from tests.copies import Copy
 
 PAGE = Path(__file__).parents[3] / "docs" / "live.md"

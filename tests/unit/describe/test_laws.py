@@ -20,12 +20,12 @@ from service.db.database import Database
 from service.db.pool import PgPool
 from service.describe.definitions import Definitions
 from service.describe.document import describe
-from service.describe.errors import CARRIED
-from service.describe.types import given as given_for
-from service.describe.verbs import errors_by_procedure, shared
+from service.describe.error_schemas import CARRIED
+from service.describe.type_schemas import given as given_for
+from service.describe.verb import errors_by_procedure, shared
 from service.errors import DETAILS, InvalidArgument
 from service.request.arguments import IDEMPOTENCY_KEY, idempotency_key_of
-from service.request.read import (
+from service.request.read_request import (
     Limits,
     check_format,
     parse_aggregate,
@@ -36,8 +36,8 @@ from service.request.read import (
     parse_get,
     parse_unpaged,
 )
-from service.request.watch import parse_options, parse_watched
-from service.request.write import (
+from service.request.watch_request import parse_options, parse_watched
+from service.request.write_request import (
     parse_create,
     parse_delete,
     parse_import,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from service.catalog import Relation
-from service.plan.types import PlannedReturning
-from service.plan.write import plan_create, plan_delete, plan_update
-from service.request.read import Limits
-from service.request.write import parse_create, parse_delete, parse_update
+from service.plan.plans import PlannedReturning
+from service.plan.write_plan import plan_create, plan_delete, plan_update
+from service.request.read_request import Limits
+from service.request.write_request import parse_create, parse_delete, parse_update
 from tests.unit.samples import demo_catalog
 
 DEMO = demo_catalog()

@@ -9,14 +9,14 @@ import pytest
 
 from service.catalog import Argument, Catalog, Function
 from service.errors import InvalidArgument
-from service.plan.functions import plan_called_all
-from service.plan.read import plan_all
-from service.plan.types import ReadPlan
+from service.plan.call_plan import plan_called_all
+from service.plan.plans import ReadPlan
+from service.plan.read_plan import plan_all
 from service.plan.uses import is_pure, refuse_guarded
-from service.plan.write import plan_create
-from service.request.functions import parse_called
-from service.request.read import Limits, parse_find
-from service.request.write import parse_create
+from service.plan.write_plan import plan_create
+from service.request.call_request import parse_called
+from service.request.read_request import Limits, parse_find
+from service.request.write_request import parse_create
 from tests.unit.samples import demo_catalog
 
 DEMO = demo_catalog()

@@ -9,7 +9,7 @@ import pytest
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.embeds import MAX_EMBEDS, EmbedParser, default_embed
-from service.request.types import Embed
+from service.request.requests import Embed
 
 
 def parsed(embed: Any, max_depth: int = 2) -> tuple[Embed, ...]:

@@ -7,7 +7,7 @@ import pytest
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import FilterParser
-from service.request.types import EVERYTHING, Comparison, Connective, Negation, Operand
+from service.request.requests import EVERYTHING, Comparison, Connective, Negation, Operand
 
 
 def parsed(where):

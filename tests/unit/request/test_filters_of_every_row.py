@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import MAX_VARIABLES, FilterParser, holds_always
-from service.request.read import Limits
-from service.request.write import parse_delete, parse_update
+from service.request.read_request import Limits
+from service.request.write_request import parse_delete, parse_update
 
 
 def judged(where):

@@ -13,14 +13,14 @@ import pytest
 
 from service.api.verbs import VERBS as ALL_VERBS
 from service.db.cursors import DECLARE
-from service.plan.aggregate import plan_aggregate
-from service.plan.functions import plan_call, plan_called
-from service.plan.read import plan_all, plan_count, plan_find, plan_get
-from service.plan.types import ReadPlan
-from service.plan.watch import plan_watch
-from service.plan.write import plan_create, plan_delete, plan_import, plan_update
-from service.request.functions import parse_call, parse_called
-from service.request.read import (
+from service.plan.aggregate_plan import plan_aggregate
+from service.plan.call_plan import plan_call, plan_called
+from service.plan.plans import ReadPlan
+from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
+from service.plan.watch_plan import plan_watch
+from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update
+from service.request.call_request import parse_call, parse_called
+from service.request.read_request import (
     Limits,
     parse_aggregate,
     parse_count,
@@ -28,19 +28,19 @@ from service.request.read import (
     parse_get,
     parse_unpaged,
 )
-from service.request.watch import parse_watched
-from service.request.write import (
+from service.request.watch_request import parse_watched
+from service.request.write_request import (
     parse_create,
     parse_delete,
     parse_import,
     parse_update,
     parse_upsert,
 )
-from service.sql.aggregate import aggregate
-from service.sql.copy import copy_in
-from service.sql.functions import call
+from service.sql.copy_in import copy_in
+from service.sql.function_calls import call
+from service.sql.groups import aggregate
+from service.sql.modify import modify
 from service.sql.select import count, exists, select
-from service.sql.write import modify
 from tests.unit.samples import demo_catalog
 
 PAGE = Path(__file__).parents[3] / "docs" / "statements.md"

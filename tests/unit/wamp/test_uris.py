@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wamp.errors import name_of
+from service.wamp.application_errors import name_of
 
 
 def test_name_behind_the_prefix_is_as_it_came() -> None:

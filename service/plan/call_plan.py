@@ -1,0 +1,338 @@
+"""
+Calls of functions against the catalog, alone and as a source of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from service.catalog import (
+    NOWHERE,
+    Argument,
+    Catalog,
+    Column,
+    Function,
+    Relation,
+    Type,
+    cached_per_catalog,
+)
+from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
+from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
+from service.plan.conditions import Bound, Condition, Present
+from service.plan.hidden import has_hidden_field
+from service.plan.joins import keyless, returned_relation
+from service.plan.plans import CallPlan, FunctionCall, PlannedArgument, ReadPlan
+from service.plan.predicates import both
+from service.plan.read_plan import plan_all, plan_find
+from service.plan.reread import follows
+from service.request.call_request import CalledRequest, CallRequest
+from service.request.requests import AggregateRequest, FindRequest, Operand
+
+Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
+"""
+What a call answers: null, a value, a list of values, a row that may be null, a row that is
+always there (of OUT arguments), or a list of rows.
+"""
+
+RECORD, RECORDS = 2249, 2287
+VOID = 2278
+ARRAYS = ("anyarray", "anycompatiblearray")
+"""What stands for lists whatever their items are."""
+
+
+def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
+    """
+    Plan a plain call.
+
+    Raises:
+        InvalidArgument: There is a bound for rows, and none that could be counted.
+    """
+    function = request.function
+    answer = answer_kind(catalog, function)
+    # Refused, since it is there to keep a write from going too far, and nothing would heed it.
+    if request.max_affected is not None and (function.procedure or answer == "nothing"):
+        raise InvalidArgument(
+            f'"{function.name}" returns no rows that could be counted', path="max_affected"
+        )
+    columns = result_columns(catalog, function)
+    names: tuple[str, ...] = () if function.procedure else ("answer",)
+    if columns is not None and answer in ("row", "rows"):
+        names = tuple(columns)
+    fields = [column.type for column in columns.values()] if columns else []
+    if names == ("answer",):
+        fields = [function.result]
+    types = tuple(catalog.plain(catalog.type(oid)) for oid in fields)
+    if request.form == "json":
+        _refuse_json(catalog, function, types, columns is None)
+    return CallPlan(
+        types=types,
+        name=f"fn.{function.name}",
+        call=plan_source(catalog, request),
+        columns=names,
+        rows=answer in ("rows", "values"),
+        untyped=columns is None and function.result == RECORD,
+        json=request.form == "json",
+    )
+
+
+def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+    """
+    Plan a find on a function's rows.
+
+    Raises:
+        NoSuchProcedure: The function returns no rows.
+    """
+    plan = plan_find(catalog, _rows(catalog, request), request.of)
+    related = plan.embeds or plan.where is not None or follows(plan.outputs, plan.order)
+    afterwards = bool(related) and _writes(catalog, request)
+    return replace(_sourced(catalog, request, plan), afterwards=afterwards)
+
+
+def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+    """Plan all of a function's rows that a find finds, without its pages, to count them."""
+    return _sourced(catalog, request, plan_all(catalog, _rows(catalog, request), request.of))
+
+
+def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
+    """
+    Plan an aggregate of a function's rows.
+
+    Raises:
+        NoSuchProcedure: The function returns no rows.
+    """
+    function = request.call.function
+    plan = plan_aggregate(catalog, _rows(catalog, request), request.of)
+    return replace(
+        plan,
+        name=f"fn.{function.name}.aggregate",
+        where=both(_there(function), plan.where),
+        call=plan_source(catalog, request.call),
+        afterwards=_writes(catalog, request),
+    )
+
+
+def plan_called_totals(catalog: Catalog, request: CalledRequest[FindRequest]) -> AggregatePlan:
+    """
+    Plan the measures over all of a function's rows that a find finds.
+
+    Raises:
+        InvalidArgument: The function may write, and would be called twice.
+    """
+    function = request.call.function
+    if not function.reads:
+        raise InvalidArgument(
+            f'"{function.name}" may write, and is called once: its rows or their measures',
+            path="measures",
+            hint=f'"fn.{function.name}.aggregate" gives these',
+        )
+    plan = plan_totals(catalog, _rows(catalog, request), request.of)
+    where = both(_there(function), plan.where)
+    return replace(plan, where=where, call=plan_source(catalog, request.call))
+
+
+def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
+    """
+    Plan a function with what it is given, wherever in a statement it stands.
+
+    Raises:
+        DatabaseRefused: It gives records of no known type, and some rows have hidden fields.
+    """
+    function = request.function
+    given = [oid for _, oid in function.outputs] or [function.result]
+    if catalog.hidden_fields and (RECORDS in given or (function.outputs and RECORD in given)):
+        raise DatabaseRefused(
+            f'"{function.name}" gives a record of no known type, which may have hidden fields',
+            hint="a row type, or an OUT argument for each value, says what it is",
+        )
+    arguments = tuple(_arguments(catalog, request))
+    names = tuple(name for name, _ in function.outputs)
+    if not names and function.many and result_columns(catalog, function) is None:
+        names = ("answer",)
+    return FunctionCall(function, arguments, names)
+
+
+def answer_kind(catalog: Catalog, function: Function) -> Answer:
+    """Return what a call of a function answers."""
+    if function.procedure:
+        return "row" if function.outputs else "nothing"
+    rows = result_columns(catalog, function) is not None
+    if function.many:
+        return "rows" if rows else "values"
+    if function.outputs:
+        return "row"
+    if function.result == VOID:
+        return "nothing"
+    return "composite" if rows else "value"
+
+
+@cached_per_catalog
+def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column] | None:
+    """Return the columns of the rows that a function returns; None if it returns values."""
+    fields = function.outputs
+    if not fields:
+        result = catalog.plain(catalog.type(function.result))
+        if result.kind != "composite":
+            return None
+        fields = tuple((name, oid) for name, oid in result.fields if name)
+    return {name: Column(name, oid, catalog.type(oid).sql) for name, oid in fields}
+
+
+@cached_per_catalog
+def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
+    """
+    Return the relation that a function's rows are of, or are like.
+
+    Args:
+        catalog: That has it.
+        function: Any.
+        name: Of the type that stands for polymorphic ones, if any are given.
+        listed: Whether lists of it do.
+
+    Raises:
+        NoSuchProcedure: It returns no rows, or a procedure gave them.
+    """
+    served = returned_relation(catalog, function)
+    if served is not None:
+        return keyless(catalog, served)
+    columns = result_columns(catalog, function)
+    if columns is None and function.result == RECORD:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns records without columns of their own, and so has no verbs',
+            hint="RETURNS TABLE (…), or an OUT argument for each value, gives it columns",
+        )
+    if columns is None or function.procedure:
+        raise NoSuchProcedure(
+            f'"{function.name}" returns no rows, and so has no verbs',
+            hint=f'"fn.{function.name}" calls it',
+        )
+    if name:
+        columns = {
+            each.name: replace(each, type=type.oid, declared=type.sql)
+            for each in columns.values()
+            for type in [generic(catalog, name, catalog.type(each.type), listed)]
+        }
+    return Relation(NOWHERE, f"fn.{function.name}", "view", columns)
+
+
+def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
+    """Return what stands for a type, if it is polymorphic; its values may be given as lists."""
+    if type.kind != "pseudo":
+        return type
+    element = catalog.types_by_name[name]
+    if listed or type.name in ARRAYS:
+        return catalog.array_of(element) or element
+    return element
+
+
+def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
+    """Return whether lists are given for `anyelement` or its like, which then stands for lists."""
+    return any(
+        request.lists & {at, argument.name} and catalog.type(argument.type).name not in ARRAYS
+        for at, argument in enumerate(request.function.inputs)
+    )
+
+
+def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], bare: bool) -> None:
+    """
+    Refuse to answer as JSON what the codec must read.
+
+    Raises:
+        InvalidArgument: Some of it may be hidden, or it comes from a CALL.
+    """
+    hidden = any(has_hidden_field(catalog, type.oid) for type in types)
+    if (
+        function.procedure
+        or hidden
+        or (bare and catalog.hidden_fields and function.result == RECORD)
+    ):
+        raise InvalidArgument(
+            f'what "{function.name}" answers does not come as JSON text',
+            path="form",
+            hint='"dicts" or "lists"',
+        )
+
+
+def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgument]:
+    given = dict(request.named)
+    ordered = _in_order(request)
+    for at, argument in enumerate(request.function.inputs):
+        operand = (
+            request.positional[at] if at < len(request.positional) else given.get(argument.name)
+        )
+        if operand is not None:
+            by_position = ordered or at < len(request.positional)
+            key = at if at < len(request.positional) else argument.name
+            planned = _argument(catalog, request, argument, operand, key)
+            yield replace(planned, name="") if by_position else planned
+    if request.function.procedure:  # CALL wants a place for what comes back
+        for argument in request.function.arguments:
+            if argument.mode == "out":
+                yield PlannedArgument(argument.name, None)
+
+
+def _in_order(request: CallRequest) -> bool:
+    """
+    Return whether all arguments go by position.
+
+    PostgreSQL gives a variadic argument its default only in a call without names, and with
+    one that is given it takes no defaults at all.
+
+    Raises:
+        InvalidArgument: Something before the variadic argument is left out, but not it.
+    """
+    inputs = request.function.inputs
+    if not inputs or inputs[-1].mode != "variadic":
+        return False
+    given = {name for name, _ in request.named}
+    left_out = [each.name not in given for each in inputs[len(request.positional) :]]
+    first = left_out.index(True) if True in left_out else len(left_out)
+    if not all(left_out[first:]):
+        name = inputs[len(request.positional) + first].name
+        raise InvalidArgument(
+            f'"{name}" is missing: its default goes only without what stands behind it', path=name
+        )
+    return bool(left_out and left_out[-1])
+
+
+def _argument(
+    catalog: Catalog,
+    request: CallRequest,
+    argument: Argument,
+    operand: Operand,
+    key: str | int,
+) -> PlannedArgument:
+    type = catalog.type(argument.type)
+    if request.generic:
+        listed = key in request.lists or argument.mode == "variadic"
+        type = generic(catalog, request.generic, type, listed)
+    bound = Bound(operand.slot, type, operand.path)
+    return PlannedArgument(argument.name, bound, argument.mode == "variadic")
+
+
+def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
+    """Return whether a function may write what the rows that it gives are related to."""
+    function = request.call.function
+    return not function.reads and returned_relation(catalog, function) is not None
+
+
+def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
+    call = request.call
+    return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
+
+
+def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:
+    function = request.call.function
+    return replace(
+        plan,
+        name=f"fn.{function.name}.find",
+        where=both(_there(function), plan.where),
+        call=plan_source(catalog, request.call),
+    )
+
+
+def _there(function: Function) -> Condition | None:
+    """Return the condition that a row is there: a function of one row that finds none gives nulls."""
+    single = not function.many and not function.outputs
+    return Present("t") if single else None

@@ -1,0 +1,436 @@
+"""
+How relations are related, and which relationship an embed or a filter means.
+
+By foreign keys either way, through junctions, and by functions of a row, which add computed
+columns as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from service.catalog import (
+    NOWHERE,
+    Catalog,
+    Column,
+    ForeignKey,
+    Function,
+    Relation,
+    cached_per_catalog,
+)
+from service.errors import InvalidArgument, UnknownName
+from service.request.names import encode
+from service.request.requests import Embed
+from service.request.select_list import quoted_item
+
+UNANSWERED = frozenset([2249, 2278])
+"""The oids of `record` and `void`, which are no types of columns."""
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """
+    A relation between two others.
+
+    Args:
+        relation: With a foreign key to each.
+        here: Columns of this side, and of the junction.
+        there: Columns of the junction, and of the other side.
+    """
+
+    relation: Relation
+    here: Pairs
+    there: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """
+    A way from a relation to another: what an embed joins by.
+
+    Args:
+        target: The other relation.
+        many: Whether a row can have several related ones.
+        pairs: Columns here and there that must be equal; empty through a junction.
+        junction: What stands between, if anything.
+        names: What `via` may call it, the usual names first, each with its rank: where several
+            ways have a name, it is that of the lowest.
+        embed_names: What an embed may be called for it, beside the target.
+        function: Of the row, that returns the related ones, if it is one.
+        label: The one of the names that no other way to the target has.
+    """
+
+    target: Relation
+    many: bool
+    pairs: Pairs
+    junction: Junction | None
+    names: Mapping[str, int]
+    embed_names: frozenset[str]
+    function: Function | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A column whose value a function of the row returns."""
+
+    function: Function
+    column: Column
+
+
+def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
+    """
+    Return the relationship that an embed means.
+
+    Raises:
+        InvalidArgument: There is none, or more than one; then `candidates` names them.
+    """
+    known = relationships(catalog, relation)
+    name, via = _named(known, embed)
+    fitting = [each for each in known if _fits(each, embed, name, via)]
+    if not fitting:
+        raise _unknown(relation, known, embed, name)
+    found = _preferred(fitting, name) if via is None else closest_named(fitting, via)
+    found = [each for each in found if _is_served_as(catalog, each.target, name)] or found
+    if len(found) > 1:
+        targets = sorted({each.target.name for each in found})
+        raise InvalidArgument(
+            f'"{relation.name}" and "{targets[0]}" are related in several ways',
+            path=embed.path,
+            hint=f'name one, as in "{name[:80]}!{label_of(found[0], fitting)}", or with "via"',
+            candidates=sorted(label_of(each, fitting) for each in fitting),
+        )
+    return found[0]
+
+
+def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
+    """Return whether the name of an embed means related rows at all."""
+    known = relationships(catalog, relation)
+    name, _ = _named(known, embed)
+    return any(_is_named(each, name) for each in known)
+
+
+def relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
+    """Return every way from a relation to others."""
+    # what only is like a relation has none, and is another one in each call
+    return () if relation.schema == NOWHERE else _relationships(catalog, relation)
+
+
+def label_of(way: Join, ways: Sequence[Join]) -> str:
+    """Return the first name that means this way and none of some others, quoted where it has to be."""
+    names = [*way.names]
+    label = next((name for name in names if closest_named(ways, name) == [way]), names[-1])
+    if any(mark in label for mark in (":", ".", "->", '"')):
+        label = '"' + label.replace('"', '""') + '"'
+    return label
+
+
+def closest_named(ways: Sequence[Join], via: str) -> list[Join]:
+    """Return those of some ways that a name means: a closer meaning hides a farther one."""
+    named = [way for way in ways if via in way.names]
+    closest = min((way.names[via] for way in named), default=0)
+    return [way for way in named if way.names[via] == closest]
+
+
+def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
+    """Return the functions of a relation's rows that return one value, by name."""
+    if (relation.schema, relation.name) not in _row_functions(catalog):
+        return {}  # of groups, say, which are another relation in each call
+    return _computed_columns(catalog, relation)
+
+
+def computed_relationships(
+    catalog: Catalog, relation: Relation
+) -> Iterator[tuple[Function, Relation]]:
+    """Return the functions of a relation's rows that return rows of a served one."""
+    for function in _of_row(catalog, relation):
+        target = returned_relation(catalog, function)
+        if target is not None:
+            yield function, keyless(catalog, target)
+
+
+def returned_relation(catalog: Catalog, function: Function) -> Relation | None:
+    """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
+    if function.procedure or function.outputs:
+        return None
+    result = catalog.plain(catalog.type(function.result))
+    if result.kind != "composite":
+        return None
+    return catalog.relations.get((result.schema, result.name))
+
+
+@cached_per_catalog
+def keyless(_: Catalog, relation: Relation) -> Relation:
+    """
+    Return a relation without its keys, as the source of rows that a function is.
+
+    It may return a row twice, so no key identifies one; and its order is its own.
+    """
+    return replace(relation, primary_key=(), unique_keys=())
+
+
+def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
+    """Return the name of an embed and the name of its way, which may be in the same text."""
+    name, via = embed.relation or embed.name, embed.via
+    # A name may have a "!" of its own: the whole is tried first, then what stands before each.
+    marks = [at for at, character in enumerate(name) if character == "!" and via is None]
+    if marks and not any(_is_named(way, name) for way in known):
+        ends = [at for at in marks if any(_is_named(way, name[:at]) for way in known)]
+        end = (ends or marks)[0]
+        name, via = name[:end], name[end + 1 :]
+    if via is not None and len(via) > 1 and via[0] == via[-1] == '"':
+        via = via[1:-1].replace('""', '"')
+    return name, via
+
+
+def _preferred(found: Sequence[Join], name: str) -> Sequence[Join]:
+    """Return ways less those that a name means only if it means nothing closer."""
+    # a name of its own beats the name of the target
+    found = [each for each in found if name in each.embed_names] or found
+    if any(each.junction and each.junction.relation.kind == "table" for each in found):
+        # and a junction beats the views of one
+        found = [
+            each
+            for each in found
+            if each.junction is None or each.junction.relation.kind == "table"
+        ]
+    return found
+
+
+def _fits(way: Join, embed: Embed, name: str, via: str | None) -> bool:
+    if embed.direction not in (None, _direction(way)):
+        return False
+    if via is None:  # a function goes by its own name, never by that of the target
+        return name in way.embed_names if way.function else _is_named(way, name)
+    free = way.function is not None and embed.via is not None and embed.relation is None
+    return via in way.names and (free or _is_named(way, name))
+
+
+def _is_named(way: Join, name: str) -> bool:
+    return name in way.embed_names or _is_called(way.target, name)
+
+
+def _direction(way: Join) -> str:
+    return "many" if way.many else "one"
+
+
+def _is_called(relation: Relation, name: str) -> bool:
+    """Return whether a name is a relation's, perhaps as it stands in URIs and in `describe`."""
+    schema, coded = encode(relation.schema), encode(relation.name)
+    plain = (relation.name, f"{relation.schema}.{relation.name}")
+    return name in (*plain, coded, f"{schema}.{coded}")
+
+
+def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
+    """Return whether a name is the one by which a relation's procedures are called."""
+    coded = encode(relation.name)
+    short = relation.schema == catalog.schemas[0] and name == coded
+    return short or name == f"{encode(relation.schema)}.{coded}"
+
+
+def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str) -> InvalidArgument:
+    there = [way for way in known if _is_named(way, name)]
+    if there:
+        facing = [way for way in there if embed.direction in (None, _direction(way))]
+        return InvalidArgument(
+            f'"{relation.name}" has no such relationship to "{name[:80]}"',
+            path=embed.path,
+            candidates=sorted(label_of(way, facing or there) for way in facing or there),
+        )
+    names = sorted(
+        {way.target.name for way in known} | {n for way in known for n in way.embed_names}
+    )
+    hint = None
+    dotted = next((each for each in relation.columns if each.startswith(f"{name}.")), None)
+    if name in relation.columns:
+        hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
+    elif dotted is not None:
+        hint = f"the column of that name is written {quoted_item(dotted)}, quotes and all"
+    return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path, hint)
+
+
+@cached_per_catalog
+def _relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
+    found: dict[Hashable, Join] = {}
+    for way in (
+        *_to_one(catalog, relation),
+        *_from_many(catalog, relation),
+        *_through_junctions(catalog, relation),
+        *_computed(catalog, relation),
+    ):
+        same = _rows(way)
+        found[same] = _merged(found[same], way) if same in found else way
+    ways: dict[str, list[Join]] = {}
+    for way in found.values():
+        ways.setdefault(_full(way.target), []).append(way)
+    return tuple(
+        replace(way, label=label_of(way, ways[_full(way.target)])) for way in found.values()
+    )
+
+
+def _rows(way: Join) -> Hashable:
+    """Return what ways have in common that lead to the same rows."""
+    junction, function = way.junction, way.function
+    if junction is not None:
+        between = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
+        return _full(way.target), between
+    return _full(way.target), frozenset(way.pairs), function.name if function else ""
+
+
+def _merged(way: Join, other: Join) -> Join:
+    return replace(
+        way,
+        many=way.many and other.many,
+        names={**other.names, **way.names},
+        embed_names=way.embed_names | other.embed_names,
+    )
+
+
+def _to_one(catalog: Catalog, relation: Relation) -> Iterator[Join]:
+    for key in (*relation.foreign_keys, *relation.view_foreign_keys):
+        target = catalog.relations.get(key.target)
+        if target is not None:
+            pairs = tuple(zip(key.columns, key.target_columns, strict=True))
+            called = {key.name} if key.names_embeds else set()
+            if key.names_embeds and len(key.columns) == 1:
+                called |= {*key.columns}
+            own = (key.name, *_columns(key.columns), _spelled(pairs))
+            names = _ranked((0, own), (1, _columns(key.target_columns)))
+            yield Join(target, False, pairs, None, names, frozenset(called))
+
+
+def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Join]:
+    for other, key in catalog.referrers.get((relation.schema, relation.name), ()):
+        pairs = tuple(zip(key.target_columns, key.columns, strict=True))
+        columns = (*_columns(key.columns), *_columns(key.target_columns))
+        names = _ranked((0, (key.name,)), (1, columns), (0, (_spelled(pairs),)))
+        many = not other.refers_once(key)
+        yield Join(other, many, pairs, None, names, frozenset())
+
+
+def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Join]:
+    for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
+        for there in (*middle.foreign_keys, *middle.view_foreign_keys):
+            target = catalog.relations.get(there.target)
+            if target is None or _same(here, there) or not _joins(middle, here, there):
+                continue
+            junction = Junction(
+                middle,
+                tuple(zip(here.target_columns, here.columns, strict=True)),
+                tuple(zip(there.columns, there.target_columns, strict=True)),
+            )
+            names = _names_through(middle, here, there, junction)
+            yield Join(target, True, (), junction, names, frozenset())
+
+
+def _computed(catalog: Catalog, relation: Relation) -> Iterator[Join]:
+    found = {
+        each.name: (each, target) for each, target in computed_relationships(catalog, relation)
+    }
+    for name, (function, target) in found.items():
+        many = function.many and not function.single
+        names = _ranked((0, (name, f"{function.schema}.{name}")))
+        yield Join(target, many, (), None, names, frozenset({name}), function)
+
+
+def _names_through(
+    middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
+) -> Mapping[str, int]:
+    """Return the names of a way through a junction: its own, the next key's, the path of both keys."""
+    last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
+    keys = f"{here.name}!{there.name}"
+    columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
+    full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
+    rank = 2 if middle.kind == "table" else 4  # keys of a view are those of its table
+    return _ranked(
+        (2, (middle.name,)),
+        (rank, last),
+        (rank + 1, first),
+        (rank, (keys, columns)),
+        (2, (f"{middle.name}!{each}" for each in (there.name, keys, columns))),
+        (2, (_full(middle), f"{_full(middle)}!{full}")),
+    )
+
+
+def _ranked(*names: tuple[int, Iterable[str]]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for rank, each in names:
+        for name in each:
+            found.setdefault(name, rank)
+    return found
+
+
+def _columns(columns: Sequence[str]) -> tuple[str, ...]:
+    return (*columns, ",".join(columns))
+
+
+def _spelled(pairs: Pairs) -> str:
+    return ",".join(f"{here}={there}" for here, there in pairs)
+
+
+def _full(relation: Relation) -> str:
+    return f"{relation.schema}.{relation.name}"
+
+
+def _same(here: ForeignKey, there: ForeignKey) -> bool:
+    """Return whether both are one constraint: it leads to a table, and to each view of it."""
+    return (here.name, here.columns) == (there.name, there.columns)
+
+
+def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
+    """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
+    both = {*here.columns, *there.columns}
+    keys = [*(unique.columns for unique in middle.unique_keys), *middle.view_keys]
+    return any(both <= set(key) for key in keys)
+
+
+@cached_per_catalog
+def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
+    return {
+        function.name: Computed(function, _column(catalog, function))
+        for function in _of_row(catalog, relation)
+        if not function.many
+        and function.result not in UNANSWERED
+        and returned_relation(catalog, function) is None
+        and function.name not in relation.columns
+    }
+
+
+def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
+    """
+    Return the functions of a relation's rows; of two alike, that of the relation's schema last.
+
+    They read the whole row, so PostgreSQL lets nobody use them who may not.
+    """
+    if not relation.readable:
+        return []
+    found = _row_functions(catalog).get((relation.schema, relation.name), [])
+    return sorted(found, key=lambda function: function.schema == relation.schema)
+
+
+@cached_per_catalog
+def _row_functions(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
+    found: dict[tuple[str, str], list[Function]] = {}
+    for function in (each for overloads in catalog.functions.values() for each in overloads):
+        if function.procedure or function.outputs or len(function.inputs) != 1:
+            continue
+        (argument,) = function.inputs
+        row = catalog.type(argument.type)
+        if row.kind == "composite" and (row.schema, row.name) in catalog.relations:
+            found.setdefault((row.schema, row.name), []).append(function)
+    return found
+
+
+def _column(catalog: Catalog, function: Function) -> Column:
+    type = catalog.type(function.result)
+    return Column(
+        function.name,
+        function.result,
+        type.sql,
+        comment=function.comment,
+        insertable=False,
+        updatable=False,
+    )

@@ -1,0 +1,231 @@
+"""
+Reading requests and the catalog to read plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.catalog import Catalog, Relation
+from service.errors import InvalidArgument, NoSuchProcedure
+from service.plan.aggregate_plan import comparable_outputs
+from service.plan.conditions import BoolExpr, Compare, Condition, Expression, SortKey
+from service.plan.embed import plan_columns
+from service.plan.hidden import as_json
+from service.plan.operators import compare, list_of
+from service.plan.outputs import distinct_first, distinct_keys, with_row_key
+from service.plan.plans import Output, PlannedAfter, PlannedEmbed, ReadPlan
+from service.plan.predicates import (
+    both,
+    comparable,
+    inner_condition,
+    plan_filter,
+    referenced,
+    sort_keys,
+)
+from service.plan.scope import Scope
+from service.request.requests import (
+    After,
+    CountRequest,
+    Embed,
+    FindRequest,
+    GetRequest,
+    Item,
+    KeyMatch,
+    Nulls,
+    Operand,
+    Reference,
+)
+
+NOTHING = BoolExpr(any=True, conditions=())
+"""Holds of no row."""
+
+
+def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:
+    """
+    Plan `get`.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key.
+    """
+    scope = Scope(catalog, relation, request.embeds)
+    outputs, embeds = plan_rows(scope, request.select, request.embeds)
+    given, by_keys = request.key, tuple[Compare, ...]()
+    key: Condition | None = None
+    if not given.operands:
+        key = NOTHING
+    elif request.many:
+        by_keys = _plan_keys(scope, given)
+    else:
+        key = plan_key(scope, given, "get")
+    return ReadPlan(
+        name=f"{relation.name}.get",
+        relation=relation,
+        outputs=outputs,
+        where=both(key, inner_condition(scope, request.embeds)),
+        by_keys=by_keys,
+        embeds=embeds,
+        json=as_json(catalog, request.form, outputs, embeds),
+    )
+
+
+def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+    """Plan `find`: the primary key becomes the last sort key, so that pages do not overlap."""
+    scope = Scope(catalog, relation, request.embeds)
+    outputs, embeds = plan_rows(scope, request.select, request.embeds)
+    order = sort_keys(scope, request.order)
+    if request.distinct and not outputs:
+        raise InvalidArgument("distinct rows want a column to differ in", path="select")
+    if request.distinct and embeds:
+        raise InvalidArgument("distinct rows have no rows of their own to embed", path="embed")
+    distinct: bool | tuple[Expression, ...]
+    if request.distinct is True:
+        distinct, keyset = True, False
+        outputs = comparable_outputs(scope, outputs)
+        order = distinct_keys(outputs, order)
+    else:
+        named = (referenced(scope, each) for each in request.distinct or ())
+        distinct = tuple(comparable(scope, each) for each in named)
+        order, keyed = with_row_key(scope, distinct_first(distinct, order))
+        # a token holds text for PostgreSQL to read, and a caller may have changed it
+        keyset = keyed and not distinct and not _looked_up(catalog, order)
+    backwards = request.after is not None and request.after.backwards
+    if backwards:
+        order = tuple(map(_turned, order))
+    return ReadPlan(
+        name=f"{relation.name}.find",
+        relation=relation,
+        outputs=outputs,
+        where=both(plan_filter(scope, request.where), inner_condition(scope, request.embeds)),
+        embeds=embeds,
+        order=order,
+        distinct=distinct,
+        limit=scope.number(request.limit),
+        offset=scope.number(request.offset),
+        after=_after(scope, request.after, order, keyset) if request.after else None,
+        backwards=backwards,
+        keyset=keyset,
+        json=as_json(catalog, request.form, outputs, embeds),
+    )
+
+
+def _looked_up(catalog: Catalog, order: Sequence[SortKey]) -> bool:
+    return any(catalog.looks_up(key.expression.type) for key in order)
+
+
+def plan_rows(
+    scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed]
+) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
+    """Plan what rows of an answer are made of; an empty list alone would make nothing of them."""
+    if not select and not embeds:
+        select = None
+    return plan_columns(scope, select, embeds, "embed")
+
+
+def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:
+    """Plan `count` and `exists`: rows of which nothing is wanted."""
+    where = plan_filter(Scope(catalog, relation), request.where)
+    return ReadPlan(f"{relation.name}.count", relation, (), where)
+
+
+def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
+    """Plan all rows of a find, without its pages and its order, to count them."""
+    plan = plan_find(catalog, relation, replace(request, after=None, offset=None))
+    # Distinct rows are told apart by what is selected; of others nothing is wanted.
+    outputs = plan.outputs if plan.distinct else ()
+    return replace(plan, outputs=outputs, embeds=(), order=(), limit=None, keyset=False)
+
+
+def check_keyed(relation: Relation, verb: str) -> None:
+    """
+    Refuse a verb by key where there is none.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key.
+    """
+    if not relation.primary_key:
+        raise NoSuchProcedure(
+            f'"{relation.name}" has no primary key, and so no {verb} by key',
+            hint=f'"{relation.name}.{"find" if verb == "get" else verb}" takes a where',
+            relation=relation.name,
+        )
+
+
+def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
+    """
+    Plan the condition that picks the row of a key.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key.
+    """
+    conditions = []
+    for expression, operand in _key_columns(scope, key, verb, "key"):
+        conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
+    return both(*conditions)
+
+
+def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
+    """Plan what compares the columns of keys with the lists of their values."""
+    found = []
+    for expression, operand in _key_columns(scope, key, "get", "keys"):
+        many, candidate = list_of(scope, expression.type)
+        test = compare(scope, expression, "=", scope.bound(operand, many), expression.type)
+        found.append(replace(test, candidate=candidate))
+    return tuple(found)
+
+
+def _key_columns(
+    scope: Scope, key: KeyMatch, verb: str, path: str
+) -> list[tuple[Expression, Operand]]:
+    """Return the columns of a key, each with what it is compared with."""
+    relation = scope.relation
+    check_keyed(relation, verb)
+    columns = key.columns or relation.primary_key
+    if key.columns:
+        for name in key.columns:
+            relation.column(name, f"{path}.{name}")
+        if scope.catalog.key_of(relation, key.columns) is None:
+            raise InvalidArgument(
+                f"no unique key over {', '.join(key.columns)}",
+                path=path,
+                candidates=[list(each.columns) for each in relation.unique_keys],
+            )
+    if len(columns) != len(key.operands):
+        raise InvalidArgument(
+            f'the key of "{relation.name}" is {", ".join(columns)}:'
+            f" {len(columns)} values, got {len(key.operands)}",
+            path=path,
+            columns=list(columns),
+        )
+    return [
+        (scope.expression(Reference(name, operand.path)), operand)
+        for name, operand in zip(columns, key.operands, strict=True)
+    ]
+
+
+def _turned(key: SortKey) -> SortKey:
+    """Return a sort key that turns its order round."""
+    nulls: Nulls = "first" if key.nulls == "last" else "last"
+    return replace(key, descending=not key.descending, nulls=nulls)
+
+
+def _after(
+    scope: Scope, after: After, order: tuple[SortKey, ...], keyset: bool
+) -> PlannedAfter | None:
+    if after.backwards and not after.operands and keyset:
+        return None
+    if len(after.operands) != len(order) or not keyset:
+        path = "before" if after.backwards else "after"
+        raise InvalidArgument("not a token of these sort keys", path=path)
+    types = [key.expression.type for key in order]
+    beyond = ["<" if key.descending else ">" for key in order]
+    return PlannedAfter(
+        tuple(
+            scope.bound(operand, type, raw=True)
+            for operand, type in zip(after.operands, types, strict=True)
+        ),
+        after.nulls,
+        tuple(scope.operator("=", type, type) for type in types),
+        tuple(scope.operator(name, type, type) for name, type in zip(beyond, types, strict=True)),
+    )

@@ -1,0 +1,428 @@
+"""
+Requests of the verbs that read: get, find, count, exists, aggregate, stream, export; describe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from service.errors import InvalidArgument, UnknownName
+from service.request.arguments import MAX_INTEGER, Arguments, Values, placed
+from service.request.embeds import EmbedParser
+from service.request.filters import FilterParser
+from service.request.measures import parse_measures
+from service.request.paging import digest_of, read_token
+from service.request.requests import (
+    After,
+    AggregateRequest,
+    CountMode,
+    CountRequest,
+    Embed,
+    FindRequest,
+    Form,
+    GetRequest,
+    KeyMatch,
+    Measure,
+    Operand,
+    Reference,
+)
+from service.request.select_list import (
+    MAX_KEYS,
+    parse_names,
+    parse_order,
+    parse_reference,
+    parse_select,
+)
+
+Request = TypeVar("Request")
+FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
+COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
+CHUNK, MAX_CHUNK = 500, 5000
+"""Rows of one progressive result: what is usual, and what may be asked for."""
+
+Format = Literal["csv", "ndjson"]
+FORMATS: tuple[Format, ...] = ("csv", "ndjson")
+_PAGING = ("after", "before", "count", "measures")
+MAX_GROUPS = 5_000
+"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What a call may ask for.
+
+    Args:
+        max_rows: Of one page.
+        max_depth: Of a filter's and, or and not.
+        max_embed_depth: Of embeds.
+        idle: Seconds that what a session has begun may lie idle.
+    """
+
+    max_rows: int = 1000
+    max_depth: int = 16
+    max_embed_depth: int = 8
+    idle: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[Request]):
+    """
+    A parsed call.
+
+    Args:
+        request: Its shape.
+        values: Its values, by slot.
+        timeout: The caller's time limit in seconds, if any.
+        query: Of a find: what its `next` token is bound to.
+        offset: Of a find: how many rows it skips, by `offset` or by a token.
+        reached: Of a find: the argument whose token led to the page, if one did.
+    """
+
+    request: Request
+    values: tuple[Any, ...]
+    timeout: float | None = None
+    query: tuple[Any, ...] = ()
+    offset: int = 0
+    reached: Literal["after", "before"] | None = None
+
+
+def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) -> Parsed[GetRequest]:
+    """Parse the arguments of `get`."""
+    if not kwargs and len(args) == 1 and isinstance(args[0], int | str):
+        return Parsed(BY_BARE_KEY, (args[0],))  # most calls; 20 functions fewer
+    given = Arguments(args, kwargs, ["key"], ["keys", "select", "embed", "form"])
+    values, many = Values(), "keys" in given
+    if many and "key" in given:
+        raise InvalidArgument('"keys" stands in place of "key"', path="keys")
+    request = GetRequest(
+        _keys(given.value("keys"), values, limits.max_rows)
+        if many
+        else parse_key(given.required("key"), values),
+        parse_select(given.value("select"), values),
+        parse_embed(given, values, limits),
+        parse_form(given),
+        many,
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+BY_BARE_KEY = GetRequest(KeyMatch((), (Operand(0, "key"),)), None, (), "dicts")
+"""Of a `get` with nothing but one value of a key."""
+
+
+def parse_find(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
+) -> Parsed[FindRequest]:
+    """
+    Parse the arguments of `find`.
+
+    Args:
+        args: By position: none are taken.
+        kwargs: By name.
+        limits: What may be asked for.
+        relation: The qualified name, to which a `next` token is bound.
+    """
+    given = Arguments(
+        args,
+        kwargs,
+        [],
+        [
+            "where",
+            "select",
+            "order",
+            "limit",
+            "offset",
+            "after",
+            "before",
+            "count",
+            "measures",
+            "distinct",
+            "embed",
+            "form",
+        ],
+    )
+    values = Values()
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    order = parse_order(given.value("order"), values)
+    distinct = _distinct(given, values)
+    # The token is bound to embeds only where the rows are sorted by them: another `where` in one
+    # would give its keys another meaning.
+    asked = values.freeze()
+    embeds = parse_embed(given, values, limits)
+    owners = {key.reference.owners[0] for key in order if key.reference.owners}
+    by = tuple(each for each in embeds if each.name in owners)
+    query = (relation, where, order, distinct, by, values.freeze() if by else asked)
+    limit = given.integer("limit")
+    page = limits.max_rows if limit is None else min(limit, limits.max_rows)
+    offset = given.integer("offset") or 0
+    reached, after = _reached(given), None
+    if reached is not None:
+        keys = read_token(given.value(reached), digest_of(*query), reached)
+        if not isinstance(keys, int):
+            after = After(
+                tuple(Operand(values.add(key), reached) for key in keys),
+                tuple(key is None for key in keys),
+                reached == "before",
+            )
+        elif reached == "before":
+            offset = max(0, keys - page)
+            page = keys - offset
+        else:  # PostgreSQL's OFFSET is a bigint, which the sum of two of them need not be.
+            offset = min(offset + keys, 2**63 - 1)
+    request = FindRequest(
+        where=where,
+        select=parse_select(given.value("select"), values),
+        order=order,
+        distinct=distinct,
+        # One row more, which is not answered: it tells whether another page follows.
+        limit=Operand(values.add(page + 1), "limit"),
+        offset=Operand(values.add(offset), "offset") if offset else None,
+        after=after,
+        count=cast("CountMode | None", given.choice("count", COUNTS)),
+        embeds=embeds,
+        form=parse_form(given),
+        measures=_totals(given, values, limits, bool(distinct)),
+    )
+    return Parsed(request, values.freeze(), given.timeout(), query, offset, reached)
+
+
+def _totals(
+    given: Arguments, values: Values, limits: Limits, distinct: bool
+) -> tuple[Measure, ...]:
+    """Parse the measures over all rows that match, whatever page of them is asked for."""
+    measures = given.value("measures")
+    if measures is None:
+        return ()
+    if distinct:
+        raise InvalidArgument(
+            '"measures" are over rows, and not over distinct ones', path="measures"
+        )
+    return parse_measures(measures, values, limits.max_depth)
+
+
+def _reached(given: Arguments) -> Literal["after", "before"] | None:
+    """Return the argument whose token leads to the page, if one does."""
+    if given.value("before") is None:
+        return None if given.value("after") is None else "after"
+    for name in ("after", "offset"):
+        if given.value(name) is not None:
+            raise InvalidArgument(f'"before" goes without "{name}"', path="before")
+    return "before"
+
+
+def parse_count(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CountRequest]:
+    """Parse the arguments of `count` and `exists`."""
+    given = Arguments(args, kwargs, [], ["where"])
+    values = Values()
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    return Parsed(CountRequest(where), values.freeze(), given.timeout())
+
+
+def parse_aggregate(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[AggregateRequest]:
+    """Parse the arguments of `aggregate`."""
+    given = Arguments(
+        args,
+        kwargs,
+        ["measures"],
+        ["group", "where", "having", "order", "limit", "offset", "form"],
+    )
+    values = Values()
+    measures = parse_measures(given.required("measures"), values, limits.max_depth)
+    group = parse_select(given.value("group"), values, "group") or ()
+    if not measures and not group:
+        raise InvalidArgument(
+            "there is nothing to aggregate", path="measures", hint='as in {"n": {"count": "*"}}'
+        )
+    limit, offset = given.integer("limit"), given.integer("offset")
+    most = MAX_GROUPS + 1 if limit is None else min(limit, MAX_GROUPS + 1)
+    request = AggregateRequest(
+        measures=measures,
+        group=group,
+        where=FilterParser(values, limits.max_depth).parse(given.value("where")),
+        having=FilterParser(values, limits.max_depth).parse(given.value("having"), "having"),
+        order=parse_order(given.value("order"), values),
+        limit=Operand(values.add(most), "limit"),
+        offset=Operand(values.add(offset), "offset") if offset else None,
+        form=parse_form(given),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_unpaged(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
+) -> Parsed[FindRequest]:
+    """
+    Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
+
+    Args:
+        args: By position.
+        kwargs: Less what belongs to the stream itself.
+        limits: Of calls; that of rows does not hold.
+        rows: Of what the rows are.
+    """
+    for name in _PAGING:
+        if name in kwargs:
+            raise InvalidArgument(
+                f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
+            )
+    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    if call.request.form == "json":
+        raise InvalidArgument(
+            "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
+        )
+    values = list(call.values)
+    # a find asks for one row more, to tell whether it is there
+    values[call.request.limit.slot] -= 1
+    return replace(call, values=tuple(values))
+
+
+def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+    """
+    Parse how many rows go into one part.
+
+    Returns:
+        The number, and the keywords that are left for the find.
+    """
+    own, rest = _apart(kwargs, "chunk")
+    chunk = own.integer("chunk")
+    if chunk is not None and not 1 <= chunk <= MAX_CHUNK:
+        raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MAX_CHUNK}', path="chunk")
+    return chunk or CHUNK, rest
+
+
+def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
+    """
+    Parse what an export is written as; it has no form of rows.
+
+    Returns:
+        The format, and the keywords that are left for the stream.
+    """
+    if "form" in kwargs:
+        raise UnknownName("argument", "form", ["format"], path="form")
+    own, rest = _apart(kwargs, "format")
+    return cast("Format", own.choice("format", FORMATS, "csv")), rest
+
+
+def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
+    """
+    Refuse to export what the format, if there is one, cannot hold.
+
+    Raises:
+        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
+    """
+    for embed in embeds:
+        if embed.spread and format == "csv":
+            raise InvalidArgument(
+                "the columns of CSV are those of the relation: nothing can be spread",
+                path=f"{embed.path}.spread",
+                hint="select columns of to-one embeds in a view, or export ndjson",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeRequest:
+    """
+    What is wanted of the document: everything, or, once something is named, that alone.
+
+    Args:
+        relations: Names of relations, as in URIs; None for all.
+        functions: Names of functions, as in "fn.add"; None for all.
+    """
+
+    relations: tuple[str, ...] | None = None
+    functions: tuple[str, ...] | None = None
+
+
+WHOLE = DescribeRequest()
+
+
+def parse_describe(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[DescribeRequest, float | None]:
+    """Parse the arguments of `describe`; returns the caller's time limit in seconds as well."""
+    given = Arguments(args, kwargs, [], ["relations", "functions"])
+    relations, functions = given.value("relations"), given.value("functions")
+    if relations is None and functions is None:
+        return WHOLE, given.timeout()
+    names = parse_names(relations, "relations"), parse_names(functions, "functions")
+    return DescribeRequest(*names), given.timeout()
+
+
+def parse_key(key: Any, values: Values) -> KeyMatch:
+    """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
+    columns, parts = _key_parts(key, "key")
+    return KeyMatch(columns, tuple(Operand(values.add(value), path) for value, path in parts))
+
+
+def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
+    """Parse keys, all in one form, into a list of values for each of their columns."""
+    if not isinstance(keys, list | tuple):
+        raise InvalidArgument('"keys" is a list of keys', path="keys")
+    if len(keys) > most:
+        raise InvalidArgument(f"a call gets at most {most} rows by their keys", path="keys")
+    parsed = [_key_parts(key, f"keys.{at}") for at, key in enumerate(keys)]
+    columns, parts = parsed[0] if parsed else ((), [])
+    for at, (others, there) in enumerate(parsed):
+        if others != columns or len(there) != len(parts):
+            raise InvalidArgument("keys are all in one form", path=f"keys.{at}")
+    lists = [[there[at][0] for _, there in parsed] for at in range(len(parts))]
+    return KeyMatch(columns, tuple(Operand(values.add(each), "keys") for each in lists))
+
+
+def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, str]]]:
+    """Return the columns of a key, none for those of the primary key, and its values with paths."""
+    columns: tuple[str, ...] = ()
+    if isinstance(key, Mapping):
+        if not key or not all(isinstance(name, str) for name in key):
+            raise InvalidArgument("a key names the columns of a unique key", path=path)
+        # Sorted: in whatever order a caller has the columns, it is one shape, with one statement.
+        parts = [(value, f"{path}.{name}") for name, value in sorted(key.items())]
+        columns = tuple(sorted(key))
+    elif isinstance(key, list | tuple):
+        parts = [(each, f"{path}.{at}") for at, each in enumerate(key)]
+    else:
+        parts = [(key, path)]
+    if not parts or any(value is None for value, _ in parts):
+        raise InvalidArgument("a key has a value for each of its columns", path=path)
+    return columns, parts
+
+
+def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
+    """Parse which related rows are wanted."""
+    embed = given.value("embed")
+    if embed is None:
+        return ()
+    return EmbedParser(values, limits.max_embed_depth, limits.max_depth).parse(embed)
+
+
+def parse_form(given: Arguments) -> Form:
+    """Parse in which form the rows are wanted."""
+    return cast("Form", given.choice("form", FORMS, "dicts"))
+
+
+def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
+    distinct = given.value("distinct")
+    if distinct is None or isinstance(distinct, bool):
+        return bool(distinct)
+    names = isinstance(distinct, str | list | tuple)
+    columns = placed(distinct, "distinct", MAX_KEYS) if names else []
+    if not columns or not all(isinstance(each, str) for each, _ in columns):
+        raise InvalidArgument(
+            '"distinct" is true, or a list of one column or more',
+            path="distinct",
+            hint='true leaves out rows that are alike; ["a"] gives one row for each value of "a"',
+        )
+    return tuple(parse_reference(each, place, values) for each, place in columns)
+
+
+def _apart(kwargs: Mapping[str, Any], name: str) -> tuple[Arguments, Mapping[str, Any]]:
+    """Return one keyword by itself, and the others."""
+    own = {name: kwargs[name]} if name in kwargs else {}
+    return Arguments((), own, [], [name]), {key: kwargs[key] for key in kwargs if key != name}

@@ -1,0 +1,312 @@
+"""
+Select lists and sort keys: `alias:column->path::type`, as items of a list; lists of names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from service.errors import InvalidArgument, UnknownName, clip
+from service.request.arguments import UNSTORABLE, Values, listed, placed
+from service.request.requests import Item, JsonStep, Key, Nulls, Operand, Reference, Zone
+from service.request.synonyms import synonym_hint
+
+MAX_LENGTH = 1000
+"""Of an item, in characters: 63-byte names, and some room for JSON paths."""
+
+MAX_OWNERS = 16
+"""Embeds before a name: each is a subselect, and a call of each function that plans one."""
+
+UNITS = (
+    "microseconds",
+    "milliseconds",
+    "second",
+    "minute",
+    "hour",
+    "day",
+    "week",
+    "month",
+    "quarter",
+    "year",
+    "decade",
+    "century",
+    "millennium",
+)
+"""What a time may be cut to."""
+
+MAX_KEYS = 64
+"""Of an order: more than any index has."""
+
+_TOKEN = re.compile(
+    r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
+)
+# Of ten digits it might not be an int4, which PostgreSQL has for positions; then it is a key.
+_INDEX = re.compile(r"-?[0-9]{1,9}")
+Token = tuple[str, str]
+"""A kind ("name" for a quoted one, "word", or "mark") and its text."""
+
+
+def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
+    """Parse a select list; None stands for all columns."""
+    if select is None:
+        return None
+    return tuple(parse_one(each, place, values) for each, place in placed(select, path))
+
+
+def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
+    """Parse sort keys; None is none."""
+    if order is None:
+        return ()
+    return tuple(_key(each, place, values) for each, place in placed(order, path, MAX_KEYS))
+
+
+def parse_one(item: Any, path: str, values: Values) -> Item:
+    """Parse one item of a select list, in its short or its long form."""
+    if isinstance(item, str):
+        return parse_item(item, path, values)
+    if not isinstance(item, Mapping):
+        raise InvalidArgument("an item is a string or a dict", path=path)
+    _only(item, ("column", "as", "cast", "trunc", "zone"), path)
+    column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
+    if not isinstance(column, str):
+        raise InvalidArgument('an item names its "column"', path=f"{path}.column")
+    for name, value in (("as", alias), ("cast", type_name)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
+        if value is not None:
+            check_name(value, f"{path}.{name}")
+    reference = parse_reference(column, f"{path}.column", values)
+    if type_name is not None:
+        if reference.cast is not None:
+            raise InvalidArgument("a type is named twice", path=f"{path}.cast")
+        reference = replace(reference, cast=type_name, place=f"{path}.cast")
+    return Item(_truncated(reference, item, path, values), alias)
+
+
+def parse_item(text: str, path: str, values: Values) -> Item:
+    """
+    Parse a select item.
+
+    Args:
+        text: As the caller wrote it.
+        path: Where in the call.
+        values: Of the call; the steps of JSON paths are added.
+    """
+    if text.isidentifier() and len(text) <= MAX_LENGTH:
+        return Item(Reference(text, path))
+    if text.startswith("-") and not text.startswith("->"):
+        return _left_out(text[1:], path, values)
+    tokens, alias = _tokens(text, path), None
+    if len(tokens) > 1 and tokens[1] == ("mark", ":"):
+        alias = _name(tokens[0], text, path)
+        tokens = tokens[2:]
+    return Item(_reference(tokens, text, path, values), alias)
+
+
+def _truncated(
+    reference: Reference, item: Mapping[Any, Any], path: str, values: Values
+) -> Reference:
+    """Return a reference with the unit that its time is cut to, if one is given."""
+    unit, zone = item.get("trunc"), item.get("zone")
+    if unit is None:
+        if zone is not None:
+            raise InvalidArgument('"zone" is where "trunc" cuts a time', path=f"{path}.zone")
+        return reference
+    if unit not in UNITS:
+        hint = synonym_hint("argument", unit, UNITS)
+        raise UnknownName("unit", str(unit), UNITS, path=f"{path}.trunc", hint=hint)
+    if reference.place is not None:
+        hint = 'the type of what is cut stands beside it, as in "data->>at::timestamptz"'
+        raise InvalidArgument('"trunc" goes without "cast"', path=f"{path}.cast", hint=hint)
+    if zone is None:
+        return replace(reference, trunc=unit)
+    if not isinstance(zone, str):
+        raise InvalidArgument('"zone" is the name of a time zone', path=f"{path}.zone")
+    check_name(zone, f"{path}.zone")
+    operand = Operand(values.add(zone), f"{path}.zone")
+    return replace(reference, trunc=unit, zone=Zone(zone, operand))
+
+
+def _left_out(text: str, path: str, values: Values) -> Item:
+    reference = parse_reference(text, path, values)
+    if reference.owners or reference.is_value:
+        hint = f'a name that begins with "-" stands in quotes, as in {quoted_item("-" + text[:80])}'
+        raise InvalidArgument('"-" leaves a column out of "*"', path=path, hint=hint)
+    return Item(reference, left_out=True)
+
+
+def parse_reference(text: str, path: str, values: Values) -> Reference:
+    """Parse a column reference, as filters and sort keys have it: `column->path::type`."""
+    if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
+        return Reference(text, path)
+    return _reference(_tokens(text, path), text, path, values)
+
+
+def parse_names(value: Any, name: str) -> tuple[str, ...]:
+    """Parse a list of columns."""
+    found = listed(value, name)
+    for at, each in enumerate(found):
+        if not isinstance(each, str):
+            raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
+        check_name(each, f"{name}.{at}")
+    return tuple(dict.fromkeys(found))
+
+
+def check_name(text: str, path: str) -> None:
+    """
+    Refuse what no name in the database can be.
+
+    Raises:
+        InvalidArgument: Empty, far too long, or with a NUL or a lone surrogate.
+    """
+    if not text or len(text) > MAX_LENGTH:
+        raise InvalidArgument(f"a name has 1 to {MAX_LENGTH} characters", path=path)
+    if UNSTORABLE.search(text):
+        raise InvalidArgument("a name has no NUL and no lone surrogate", path=path)
+
+
+def _key(key: Any, path: str, values: Values) -> Key:
+    if isinstance(key, str):
+        descending = key.startswith("-")
+        return Key(parse_reference(key[1:] if descending else key, path, values), descending)
+    if not isinstance(key, Mapping):
+        pair = isinstance(key, list | tuple) and len(key) == 2
+        raise InvalidArgument(
+            'a sort key is a string or a dict with "by"',
+            path=path,
+            hint=_short(*key) if pair else None,
+        )
+    _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near"), path)
+    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
+    if not isinstance(by, str):
+        raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
+    if reverse is not None and not isinstance(reverse, bool):
+        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
+    if nulls not in (None, "first", "last"):
+        raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
+    reference = _truncated(parse_reference(by, f"{path}.by", values), key, path, values)
+    way = bool(reverse), cast("Nulls | None", nulls)
+    return Key(reference, *way, *_measured(key, path, values))
+
+
+def _measured(
+    key: Mapping[Any, Any], path: str, values: Values
+) -> tuple[Operand | None, Operand | None, Operand | None]:
+    """Parse the rank or the distance that a sort key goes by: a query, its configuration, a value."""
+    given = {
+        name: Operand(values.add(key[name]), f"{path}.{name}")
+        for name in ("rank", "config", "near")
+        if key.get(name) is not None
+    }
+    for name in ("rank", "config"):
+        if name in given and not isinstance(key[name], str):
+            raise InvalidArgument(f'"{name}" is a string', path=f"{path}.{name}")
+    if "config" in given and "rank" not in given:
+        raise InvalidArgument('"config" is that of a "rank"', path=f"{path}.config")
+    if "near" in given and ("rank" in given or key.get("trunc") is not None):
+        raise InvalidArgument("a sort key is one value", path=f"{path}.near")
+    if "rank" in given and key.get("trunc") is not None:
+        raise InvalidArgument("a sort key is one value", path=f"{path}.rank")
+    return given.get("rank"), given.get("config"), given.get("near")
+
+
+def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
+    for name in item:
+        if name not in known:
+            hint = synonym_hint("argument", name, known) or _short(name, item[name])
+            raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
+
+
+def _short(name: Any, value: Any) -> str | None:
+    """Return the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
+    signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
+    sign = signs.get(str(value).lower())
+    return None if sign is None else f'did you mean "{sign}{clip(name)}"?'
+
+
+def _tokens(text: str, path: str) -> list[Token]:
+    check_name(text, path)
+    tokens: list[Token] = []
+    end = 0
+    for found in _TOKEN.finditer(text):
+        if found.start() != end:
+            break
+        end = found.end()
+        quoted = found.group("quoted")
+        if quoted is not None:
+            tokens.append(("name", quoted.replace('""', '"')))
+        else:
+            tokens.append(("mark" if found.group("mark") else "word", found.group()))
+    if end != len(text):
+        raise _bad(text, path)
+    return _joined(tokens)
+
+
+def _joined(tokens: list[Token]) -> list[Token]:
+    """Return tokens with the parts of `relation!via` joined, of which each may be in quotes."""
+    found: list[Token] = []
+    for kind, text in tokens:
+        last, before = found[-1] if found else ("mark", "")
+        if "mark" not in (kind, last) and (before.endswith("!") or text.startswith("!")):
+            found[-1] = ("name", before + text)
+        else:
+            found.append((kind, text))
+    return found
+
+
+def _split_cast(tokens: list[Token], text: str, path: str) -> tuple[list[Token], str | None]:
+    marks = [at for at, token in enumerate(tokens) if token == ("mark", "::")]
+    if not marks:
+        return tokens, None
+    type = "".join(
+        f'"{word}"' if kind == "name" else word for kind, word in tokens[marks[0] + 1 :]
+    ).strip()
+    if not type or len(marks) > 1:
+        raise _bad(text, path)
+    return tokens[: marks[0]], type
+
+
+def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Reference:
+    tokens, cast = _split_cast(tokens, text, path)
+    names: list[str] = []
+    steps: list[JsonStep] = []
+    if not tokens or len(tokens) % 2 == 0:
+        raise _bad(text, path)
+    for at in range(0, len(tokens), 2):
+        mark = tokens[at - 1][1] if at else "."
+        name = _name(tokens[at], text, path)
+        if mark == "." and not steps:
+            names.append(name)
+        elif mark in {"->", "->>"} and not (steps and steps[-1].text):
+            index = tokens[at][0] == "word" and bool(_INDEX.fullmatch(name))
+            operand = Operand(values.add(int(name) if index else name), path)
+            steps.append(JsonStep(name, index, mark == "->>", operand))
+        else:
+            raise _bad(text, path)
+    if len(names) > MAX_OWNERS + 1:
+        raise InvalidArgument(f"a name goes through {MAX_OWNERS} embeds at most", path=path)
+    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps), cast)
+
+
+def _name(token: Token, text: str, path: str) -> str:
+    kind, name = token
+    if kind == "mark" or not name:
+        raise _bad(text, path)
+    return name
+
+
+def _bad(text: str, path: str) -> InvalidArgument:
+    return InvalidArgument(
+        f'not a column: "{text[:80]}"',
+        path=path,
+        hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . " stands in'
+        f' "quotes", with each " in it doubled, as in {quoted_item(text[:80])}',
+    )
+
+
+def quoted_item(name: str) -> str:
+    """Return a name as an item of a list has it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'

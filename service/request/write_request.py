@@ -1,0 +1,281 @@
+"""
+Requests of the verbs that write: create, update, upsert, delete, import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.errors import InvalidArgument
+from service.request.arguments import (
+    IDEMPOTENCY_KEY,
+    RECEIPT,
+    Arguments,
+    Values,
+    row_of,
+    rows_of,
+)
+from service.request.filters import FilterParser, holds_always
+from service.request.read_request import (
+    Limits,
+    Parsed,
+    parse_embed,
+    parse_form,
+    parse_key,
+)
+from service.request.requests import (
+    EVERYTHING,
+    Assignment,
+    CreateRequest,
+    DeleteRequest,
+    Filter,
+    OnConflict,
+    Operand,
+    Returning,
+    Target,
+    UpdateRequest,
+)
+from service.request.select_list import check_name, parse_names, parse_order, parse_select
+
+RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
+TARGET = ("where", "expect", "max_affected", "all")
+START = ("columns", "on_conflict", "update")
+"""What the first call says for the other calls of an upload."""
+KNOWN_IMPORT = ("csv", "upload", "done", IDEMPOTENCY_KEY, RECEIPT, *START)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """
+    One call of an import.
+
+    Args:
+        rows: Dicts, or lists where `columns` names their items; None without any.
+        csv: Text of CSV; None without any.
+        columns: What the rows are made of, if the caller says; CSV then has no header.
+        conflict: What becomes of rows that are there already; None if that is an error.
+        upload: The import that this call belongs to.
+        done: Whether it is the last call of its import.
+        receipt: Whether the transaction's id is answered, too.
+        timeout: The caller's time limit in seconds, if any.
+    """
+
+    rows: Sequence[Any] | None
+    csv: str | None
+    columns: tuple[str, ...] | None
+    conflict: OnConflict | None
+    upload: str | None
+    done: bool
+    receipt: bool
+    timeout: float | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the call brings no rows."""
+        return not self.rows and not self.csv
+
+
+def parse_create(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CreateRequest]:
+    """Parse the arguments of `create`."""
+    given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
+    return _new_rows(given, limits, None)
+
+
+def parse_upsert(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CreateRequest]:
+    """Parse the arguments of `upsert`."""
+    known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
+    given = Arguments(args, kwargs, ["values"], known)
+    return _new_rows(given, limits, parse_conflict(given))
+
+
+def parse_update(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[UpdateRequest]:
+    """Parse the arguments of `update`, by key or by filter."""
+    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
+    values = Values()
+    changes = row_of(given.required("changes"), "changes")
+    request = UpdateRequest(
+        _target(given, values, limits),
+        assignments(changes, "changes", values),
+        _returning(given, values, limits),
+        given.integer("max_affected"),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_delete(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[DeleteRequest]:
+    """Parse the arguments of `delete`, by key or by filter."""
+    given = Arguments(args, kwargs, ["key"], [*TARGET, *RETURNING])
+    values = Values()
+    request = DeleteRequest(
+        _target(given, values, limits),
+        _returning(given, values, limits),
+        given.integer("max_affected"),
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportRequest:
+    """
+    Parse the arguments of `import`; what its rows hold is read where they are written.
+
+    A call that brings rows and names no upload is a complete import, unless it says otherwise.
+    """
+    given = Arguments(args, kwargs, ["rows"], KNOWN_IMPORT)
+    rows, csv = given.value("rows"), given.value("csv")
+    if isinstance(rows, str) and csv is None:
+        rows, csv = None, rows
+    if rows is not None and csv is not None:
+        raise InvalidArgument('either "rows" or "csv"', path="csv")
+    if not isinstance(rows, list | tuple | None):
+        raise InvalidArgument('"rows" is a list of rows', path="rows")
+    if not isinstance(csv, str | None):
+        raise InvalidArgument('"csv" is a string', path="csv")
+    upload = given.value("upload")
+    if not isinstance(upload, str | None):
+        raise InvalidArgument('"upload" is what the first call has answered', path="upload")
+    for name in START if upload is not None else ():
+        if given.value(name) is not None:
+            raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
+    if all(given.value(name) is None for name in ("rows", "csv", "upload", "done")):
+        raise InvalidArgument(
+            "there is nothing to import",
+            path="rows",
+            hint='give "rows" or "csv"; done=False begins an upload, of many calls',
+        )
+    columns = given.value("columns")
+    complete = upload is None and (rows is not None or csv is not None)
+    return ImportRequest(
+        rows,
+        csv,
+        None if columns is None else _columns(columns),
+        _conflict(given),
+        upload,
+        given.flag("done", default=complete),
+        given.flag(RECEIPT),
+        given.timeout(),
+    )
+
+
+def parse_conflict(given: Arguments) -> OnConflict:
+    """Parse what becomes of new rows whose key is there already."""
+    key, update = given.value("on_conflict"), given.value("update")
+    conflict = OnConflict(
+        key if isinstance(key, str) else None if key is None else parse_names(key, "on_conflict"),
+        None if update is None else parse_names(update, "update"),
+    )
+    if isinstance(key, str):
+        check_name(key, "on_conflict")
+    if conflict.key == ():
+        raise InvalidArgument("a key has columns", path="on_conflict")
+    return conflict
+
+
+def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
+    """Parse one row's columns and values; `{"$default": true}` is the column's default."""
+    found = []
+    for column, value in row.items():
+        here = f"{path}.{column}"
+        # Exactly this: any other dict is a value, of a json column for one.
+        default = isinstance(value, Mapping) and len(value) == 1 and value.get("$default") is True
+        found.append(
+            Assignment(column, None if default else Operand(values.add(value), here), here)
+        )
+    return tuple(found)
+
+
+def _new_rows(
+    given: Arguments, limits: Limits, conflict: OnConflict | None
+) -> Parsed[CreateRequest]:
+    values = Values()
+    if conflict is not None and "where" in given:
+        conflict = replace(conflict, where=_condition(given, conflict, values, limits))
+    rows, many = rows_of(given.required("values"), "values")
+    request = CreateRequest(
+        tuple(
+            assignments(row, f"values.{at}" if many else "values", values)
+            for at, row in enumerate(rows)
+        ),
+        many,
+        _returning(given, values, limits),
+        given.integer("max_affected"),
+        conflict,
+    )
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def _condition(given: Arguments, conflict: OnConflict, values: Values, limits: Limits) -> Filter:
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    if conflict.update == () and where != EVERYTHING:
+        raise InvalidArgument(
+            "rows that are there are left alone, whatever holds of them",
+            path="where",
+            hint='"update": [] does so; without it they change where the condition holds',
+        )
+    return where
+
+
+def _target(given: Arguments, values: Values, limits: Limits) -> Target:
+    # Given, be it null: taken for no key at all, that would be a write of many rows.
+    if "key" in given:
+        for name in ("where", "all"):
+            if name in given:
+                raise InvalidArgument(f'either "key" or "{name}"', path=name)
+        return Target(parse_key(given.value("key"), values), _expect(given, values), EVERYTHING)
+    if "expect" in given:
+        raise InvalidArgument(
+            '"expect" goes with a key', path="expect", hint='put conditions into "where"'
+        )
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    # Read even if the filter leaves nothing to ask: what is no flag is refused.
+    every = given.flag("all")
+    if not every and holds_always(where, values.freeze()):
+        raise InvalidArgument(
+            "this would be for every row",
+            path="where",
+            hint='give a "key" or a "where", or say "all": true',
+        )
+    return Target(None, (), where)
+
+
+def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
+    if given.value("expect") is None:
+        return ()
+    found = assignments(row_of(given.value("expect"), "expect"), "expect", values)
+    for each in found:
+        if each.operand is None:
+            raise InvalidArgument("a default cannot be expected", path=each.path)
+    return found
+
+
+def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
+    return Returning(
+        given.flag("returning", default=True),
+        parse_select(given.value("select"), values),
+        parse_order(given.value("order"), values),
+        parse_embed(given, values, limits),
+        parse_form(given),
+        given.flag(RECEIPT),
+    )
+
+
+def _columns(value: Any) -> tuple[str, ...]:
+    columns = parse_names(value, "columns")
+    if not columns:
+        raise InvalidArgument("a row has columns", path="columns")
+    return columns
+
+
+def _conflict(given: Arguments) -> OnConflict | None:
+    if given.value("on_conflict") is None and given.value("update") is None:
+        return None
+    return parse_conflict(given)

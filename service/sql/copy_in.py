@@ -1,0 +1,78 @@
+"""
+Import plans to the statements around a COPY.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg2.sql import SQL, Composable, Identifier, Literal
+
+from service.plan.write_plan import ImportPlan
+from service.sql.expressions import relation_name
+from service.sql.modify import on_conflict
+from service.sql.statement import COMMA, EMPTY, catalog_sql, render
+
+STAGE = Identifier("pg_temp", "rowcast_import")
+DEFAULT = r"\D"
+"""What stands for a column's default in COPY's text, where a value's backslash is doubled."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyIn:
+    """
+    The statements of an import, none with parameters.
+
+    Args:
+        before: Makes the temporary table, if one is needed.
+        copy: The COPY.
+        copy_with_defaults: The same, with a word for a column's default (PostgreSQL 16).
+        after: Takes the rows over from the temporary table.
+    """
+
+    before: str | None
+    copy: str
+    copy_with_defaults: str | None
+    after: str | None
+
+
+def copy_in(plan: ImportPlan) -> CopyIn:
+    """Build the statements of an import."""
+    home, names = relation_name(plan.relation), [Identifier(each.name) for each in plan.columns]
+    if not plan.staged:
+        defaults = None if plan.csv else _copy(plan, home, DEFAULT)
+        return CopyIn(None, _copy(plan, home), defaults, None)
+    # without constraints, which are the relation's to check
+    stage = SQL("CREATE TEMPORARY TABLE rowcast_import ({columns}) ON COMMIT DROP").format(
+        columns=COMMA.join(
+            SQL("{name} {type}").format(name=name, type=catalog_sql(column.declared))
+            for name, column in zip(names, plan.columns, strict=True)
+        )
+    )
+    merge = SQL(
+        'INSERT INTO {relation} AS "t" ({columns}) SELECT {columns} FROM {stage}{conflict}'
+    ).format(
+        relation=home,
+        columns=COMMA.join(names),
+        stage=STAGE,
+        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
+    return CopyIn(_text(stage), _copy(plan, STAGE), None, _text(merge))
+
+
+def _copy(plan: ImportPlan, target: Identifier, default: str | None = None) -> str:
+    template = "COPY {target} ({columns}) FROM STDIN WITH (FORMAT {format}{header}{default})"
+    return _text(
+        SQL(template).format(
+            target=target,
+            columns=COMMA.join(Identifier(column.name) for column in plan.columns),
+            format=SQL("csv" if plan.csv else "text"),
+            header=SQL(", HEADER" if plan.header else ""),
+            default=SQL(", DEFAULT {}").format(Literal(default)) if default else EMPTY,
+        )
+    )
+
+
+def _text(statement: Composable) -> str:
+    text, _, _ = render([statement])
+    return text % ()  # percent signs of names are doubled for the sake of parameters

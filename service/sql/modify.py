@@ -1,0 +1,211 @@
+"""
+INSERT, UPDATE and DELETE, with ON CONFLICT and what comes back of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg2.sql import SQL, Composable, Identifier, Literal
+
+from service.plan.conditions import BoolExpr, Bound
+from service.plan.plans import (
+    ConflictUpdate,
+    DeletePlan,
+    InsertPlan,
+    PlannedConflict,
+    UpdatePlan,
+)
+from service.plan.uses import is_pure
+from service.sql.expressions import (
+    NAME,
+    aliased,
+    condition,
+    expression,
+    json_text,
+    not_distinct,
+    operator,
+    order_by,
+    relation_name,
+    where_clause,
+)
+from service.sql.lateral import column_list, embed_joins
+from service.sql.saved_rows import ORDER, save_rows, saved_rows, saved_values
+from service.sql.select import answer_of
+from service.sql.statement import (
+    AND,
+    COMMA,
+    EMPTY,
+    MISSED,
+    TRANSACTION,
+    Parameter,
+    Statement,
+    build_statement,
+    catalog_sql,
+)
+
+WritePlan = InsertPlan | UpdatePlan | DeletePlan
+NEW = "excluded"
+"""What PostgreSQL calls a new row whose key is there already."""
+
+
+def modify(plan: WritePlan) -> Statement:
+    """Build a write with what comes back of it: by itself, or by a second statement behind it."""
+    returning, ahead = plan.returning, EMPTY
+    if returning.reread is not None:
+        written = SQL("{write} RETURNING {values}").format(
+            write=_write(plan), values=saved_values(returning.reread, plan.relation)
+        )
+        ahead, rows = save_rows(written, returning.must_write), _reread(plan)
+    elif returning.must_write:
+        rows = _certain(plan)
+    else:
+        rows = _write(plan)
+        columns = [column_list(returning.outputs, (), returning.json)] if returning.outputs else []
+        columns += [TRANSACTION] if returning.receipt else []
+        if columns:
+            rows = SQL("{write} RETURNING {columns}").format(
+                write=rows, columns=COMMA.join(columns)
+            )
+    names, embeds = answer_of(returning)
+    return build_statement(
+        plan.name,
+        rows,
+        ahead,
+        columns=names,
+        embeds=embeds,
+        writes=True,
+        receipt=returning.receipt,
+        flagged=bool(returning.inner),
+        must_write=returning.must_write,
+        pure=is_pure(plan, plan.relation),
+    )
+
+
+def on_conflict(conflict: PlannedConflict) -> Composable:
+    """Build what becomes of new rows whose key is there already."""
+    target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
+    action: Composable = SQL("NOTHING")
+    if conflict.updates:
+        settings = COMMA.join(_conflict_update(conflict, each) for each in conflict.updates)
+        action = SQL("UPDATE SET {settings}{where}").format(
+            settings=settings, where=where_clause(conflict.where)
+        )
+    return SQL(" ON CONFLICT {target} DO {action}").format(
+        target=catalog_sql(conflict.target.text) if conflict.target else target, action=action
+    )
+
+
+def _write(plan: WritePlan) -> Composable:
+    relation = relation_name(plan.relation)
+    if isinstance(plan, DeletePlan):
+        return SQL('DELETE FROM {relation} AS "t"{where}').format(
+            relation=relation, where=where_clause(plan.where)
+        )
+    if isinstance(plan, UpdatePlan):
+        return SQL('UPDATE {relation} AS "t" SET {settings}{where}').format(
+            relation=relation,
+            settings=COMMA.join(
+                SQL("{column} = {value}").format(
+                    column=Identifier(each.column.name), value=_or_default(each.value)
+                )
+                for each in plan.settings
+            ),
+            where=where_clause(plan.where),
+        )
+    template = 'INSERT INTO {relation} AS "t" ({columns}) VALUES {rows}{conflict}'
+    if not plan.columns and len(plan.rows) == 1:
+        template = 'INSERT INTO {relation} AS "t" DEFAULT VALUES{conflict}'
+    elif not plan.columns:  # DEFAULT VALUES is one row
+        template = (
+            'INSERT INTO {relation} AS "t"'
+            " SELECT FROM pg_catalog.generate_series(1, {number}){conflict}"
+        )
+    return SQL(template).format(
+        relation=relation,
+        columns=COMMA.join(Identifier(column.name) for column in plan.columns),
+        rows=COMMA.join(
+            SQL("({values})").format(values=COMMA.join(map(_or_default, row))) for row in plan.rows
+        ),
+        number=SQL(f"{len(plan.rows)}"),
+        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
+
+
+def _certain(plan: WritePlan) -> Composable:
+    """
+    Build a write that fails if it writes no row: then a text that is no boolean is read as one.
+
+    So an INSTEAD OF trigger that writes none is told from one that does, and what it did is undone.
+    """
+    outputs = plan.returning.outputs
+    names = [f"c{at}" for at in range(len(outputs))]
+    values = [
+        (expression(each.expression), name) for each, name in zip(outputs, names, strict=True)
+    ]
+    found = [
+        (json_text(value, each.expression.type) if plan.returning.json else value, each.name)
+        for value, each in zip((Identifier("w", name) for name in names), outputs, strict=True)
+    ]
+    receipt = [TRANSACTION] if plan.returning.receipt else []
+    return SQL(
+        # The join gives a row for no row, so that there is something for the cast to fail on.
+        'WITH "w" AS ({write} RETURNING {values}) SELECT {columns} FROM (SELECT) AS "o"'
+        ' LEFT JOIN "w" ON true WHERE CAST(coalesce("w"."v", {missed}) AS boolean)'
+    ).format(
+        write=_write(plan),
+        # A text: beside a boolean, the other word would be refused as one when it is parsed.
+        values=aliased([*values, (SQL("CAST('true' AS text)"), "v")]),
+        columns=COMMA.join([*([aliased(found)] if found else []), *receipt]),
+        missed=Literal(MISSED),
+    )
+
+
+def _reread(plan: WritePlan) -> Composable:
+    returning = plan.returning
+    if returning.reread is None:
+        raise TypeError("nothing is read again")
+    columns = []
+    if returning.outputs or returning.embeds:
+        columns.append(column_list(returning.outputs, returning.embeds, returning.json))
+    if returning.receipt:
+        columns.append(TRANSACTION)
+    # not a WHERE: what was written is to be counted, whatever is answered of it
+    if returning.inner:
+        columns.append(condition(BoolExpr(False, returning.inner)))
+    return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
+        columns=COMMA.join(columns),
+        rows=saved_rows(returning.reread, plan.relation),
+        embeds=embed_joins(returning.embeds, returning.json),
+        order=order_by(returning.order, ORDER),
+    )
+
+
+def _or_default(value: Bound | None) -> Composable:
+    return Parameter(value) if value else SQL("DEFAULT")
+
+
+def _conflict_update(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
+    """Build what a row takes over, unless the new row has one of the keys that do not give it."""
+    name = update.column.name
+    template = "{column} = CASE WHEN {kept} THEN {old} ELSE {new} END"
+    return SQL(template if update.kept else "{column} = {new}").format(
+        column=Identifier(name),
+        kept=SQL(" OR ").join(_has_key(conflict, key) for key in update.kept),
+        old=Identifier(NAME, name),
+        new=Identifier(NEW, name),
+    )
+
+
+def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
+    parts = [
+        (Identifier(NEW, name), equal, Parameter(value))
+        for name, equal, value in zip(conflict.key, conflict.equal, key, strict=True)
+    ]
+    # With NULLS NOT DISTINCT a key may be null, and equality would be neither true nor false.
+    if conflict.nulls:
+        return AND.join(not_distinct(*part) for part in parts)
+    return AND.join(
+        SQL("{new} {equal} {key}").format(new=new, equal=operator(equal), key=value)
+        for new, equal, value in parts
+    )

@@ -1,0 +1,125 @@
+"""
+Two statements in one message: the first hands its rows on, the second reads them and what is
+related to them.
+
+A setting of the transaction carries them over, as JSON of PostgreSQL's own text for each value. It
+is the one thing that needs no table and no round trip, and nobody but the transaction sees it.
+"""
+
+from __future__ import annotations
+
+from psycopg2.sql import SQL, Composable, Identifier, Literal
+
+from service.catalog import Relation
+from service.plan.plans import FunctionCall, Reread
+from service.sql.expressions import NAME, aliased, cast, operator, relation_name
+from service.sql.function_calls import function_source
+from service.sql.statement import AND, COMMA, EMPTY, MISSED, quoted
+
+ORDER = Identifier("w", "n")
+"""The sort key that keeps equal rows in the order in which they were handed on."""
+
+SAVED = """\
+pg_catalog.json_array_elements(\
+CAST(pg_catalog.current_setting('rowcast.written') AS json)) WITH ORDINALITY AS "w" ("v", "n")"""
+
+
+def save_rows(rows: Composable, must_write: bool = False) -> Composable:
+    """
+    Build a statement that hands on the rows of another one.
+
+    Args:
+        rows: A statement that returns `saved_values` of each.
+        must_write: Whether the statement behind is to fail if there are none.
+    """
+    # HAVING is there for its effect: no row of it is sent
+    return SQL(
+        'WITH "w" ("v") AS ({rows}) SELECT FROM "w"'
+        " HAVING pg_catalog.set_config('rowcast.written',"
+        ' coalesce(CAST(pg_catalog.json_agg("w"."v") AS text), {none}), true) IS NULL; '
+    ).format(rows=rows, none=Literal(MISSED if must_write else "[]"))  # the former is no JSON
+
+
+def saved_values(reread: Reread, relation: Relation) -> Composable:
+    """Build what is handed on of a row "t", as one value."""
+    found: list[Composable] = [Identifier(NAME, each.name) for each in reread.saved]
+    if reread.row:
+        found.append(_row_value(NAME, relation))
+    return SQL("CAST(ARRAY[{values}] AS text[])").format(
+        values=COMMA.join(cast(each, "text") for each in found)
+    )
+
+
+def saved_rows(reread: Reread, relation: Relation) -> Composable:
+    """Build what the FROM clause of the second statement reads, where "t" are the rows."""
+    if not reread.fallback:
+        return SQL(f'{SAVED} JOIN {{relation}} AS "t" ON {{key}}').format(
+            relation=relation_name(relation), key=_has_key(reread, NAME)
+        )
+    row = [(reread.row, row_type(relation))] if reread.row else []
+    values = [(each.name, each.type) for each in reread.saved] + row
+    # Behind UNION ALL: taken only where the row is not there as it is by now.
+    as_written = SQL("SELECT {values} LIMIT 1").format(
+        values=aliased((_saved(at, type), name) for at, (name, type) in enumerate(values))
+    )
+    as_it_is = EMPTY
+    if reread.equal:
+        names: list[Composable] = [Identifier("r", each.name) for each in reread.saved]
+        if reread.row:
+            names.append(aliased([(_row_value("r", relation), reread.row)]))
+        as_it_is = SQL(
+            'SELECT {values} FROM {relation} AS "r" WHERE {key} UNION ALL '
+        ).format(
+            values=COMMA.join(names), relation=relation_name(relation), key=_has_key(reread, "r")
+        )  # fmt: skip
+    return SQL(f'{SAVED} CROSS JOIN LATERAL ({{as_it_is}}{{as_written}}) AS "t"').format(
+        as_it_is=as_it_is, as_written=as_written
+    )
+
+
+def save_function_rows(call: FunctionCall, relation: Relation) -> Composable:
+    """Build a statement that hands on the rows of a function, each as one value."""
+    return save_rows(
+        SQL("SELECT CAST(ARRAY[{row}] AS text[]) FROM {function}").format(
+            row=cast(_row_value(NAME, relation), "text"), function=function_source(call)
+        )
+    )
+
+
+def row_source(
+    relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
+) -> Composable:
+    """
+    Build what a FROM clause reads: a relation, or the function that returns, or (`afterwards`)
+    returned, its rows.
+    """
+    if afterwards:
+        return SQL(f'{SAVED} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{{row}}]) AS "t"').format(
+            row=_saved(0, row_type(relation))
+        )
+    if call is not None:
+        return function_source(call)
+    return SQL('{relation} AS "t"').format(relation=relation_name(relation))
+
+
+def row_type(relation: Relation) -> str:
+    """Return the type of a relation's rows, as a cast spells it."""
+    return f"{quoted(relation.schema)}.{quoted(relation.name)}"
+
+
+def _has_key(reread: Reread, source: str) -> Composable:
+    return AND.join(
+        SQL("{column} {equal} {value}").format(
+            column=Identifier(source, each.name), equal=operator(equal), value=_saved(at, each.type)
+        )
+        # Not strict: behind the key, more may have been saved.
+        for at, (equal, each) in enumerate(zip(reread.equal, reread.saved, strict=False))
+    )
+
+
+def _saved(at: int, type: str) -> Composable:
+    return cast(SQL(f'"w"."v" OPERATOR(pg_catalog.->>) {at:d}'), type)
+
+
+def _row_value(row: str, relation: Relation) -> Composable:
+    return cast(SQL("{row}.*").format(row=Identifier(row)), row_type(relation))

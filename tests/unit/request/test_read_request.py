@@ -1,0 +1,115 @@
+"""Arguments of the verbs to requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.request.read_request import Limits, parse_count, parse_find, parse_get
+from service.request.requests import KeyMatch
+
+LIMITS = Limits(max_rows=10)
+
+
+def find(**kwargs):
+    """Parse a find."""
+    return parse_find([], kwargs, LIMITS, "public.actions")
+
+
+def test_key_by_position_or_name_is_the_same_request():
+    """The key may stand either way."""
+    assert parse_get([5], {}, LIMITS).request == parse_get([], {"key": 5}, LIMITS).request
+    assert parse_get([5], {}, LIMITS).values == (5,)
+
+
+@pytest.mark.parametrize(
+    ("key", "columns", "values"),
+    [(5, (), (5,)), ([1, "a"], (), (1, "a")), ({"b": 2, "a": 1}, ("a", "b"), (1, 2))],
+)
+def test_key_of_any_form_is_columns_and_values(key, columns, values):
+    """A key is bare, a list or a dict; a dict's order says nothing."""
+    call = parse_get([key], {}, LIMITS)
+    assert isinstance(call.request.key, KeyMatch)
+    assert (call.request.key.columns, call.values) == (columns, values)
+
+
+def test_page_of_any_limit_reads_one_row_more():
+    """The row beyond the page tells whether there is a next one; the ceiling holds."""
+    assert find(limit=3).values == (4,)
+    assert find().values == (11,)
+    assert find(limit=999).values == (11,)
+    assert find(limit=0).values == (1,)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [
+        ({"limit": -1}, "limit"),
+        ({"limit": 1.5}, "limit"),
+        ({"limit": True}, "limit"),
+        ({"limit": "1"}, "limit"),
+        ({"limit": 2**63}, "limit"),
+        ({"offset": -1}, "offset"),
+        ({"count": "all"}, "count"),
+        ({"form": 5}, "form"),
+        ({"distinct": 5}, "distinct"),
+        ({"distinct": []}, "distinct"),
+        ({"distinct": [5]}, "distinct"),
+        ({"order": 5}, "order"),
+        ({"order": ["a"] * 65}, "order"),
+        ({"distinct": ["a"] * 65}, "distinct"),
+        ({"select": ["a"] * 1001}, "select"),
+        ({"x" * 5000: 1}, "x" * 299 + "…"),
+        ({"order": [5]}, "order.0"),
+        ({"order": {"desc": True}}, "order.by"),
+        ({"order": [{"by": "a", "desc": 1}]}, "order.0.desc"),
+        ({"order": [{"by": "a", "nulls": "x"}]}, "order.0.nulls"),
+        ({"order": [{"by": "a", "x": 1}]}, "order.0.x"),
+        ({"select": 5}, "select"),
+        ({"select": [5]}, "select.0"),
+        ({"select": [{"as": "x"}]}, "select.0.column"),
+        ({"select": [{"column": "a", "as": 5}]}, "select.0.as"),
+        ({"select": [{"column": "a", "as": "\0"}]}, "select.0.as"),
+        ({"select": [{"column": "\ud800"}]}, "select.0.column"),
+        ({"select": [{"column": "a", "cast": ""}]}, "select.0.cast"),
+        ({"after": 5}, "after"),
+        ({"after": "zzz"}, "after"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": "1"}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"wehre": {}}, "wehre"),
+    ],
+)
+def test_malformed_argument_is_refused_with_its_path(kwargs, path):
+    """A malformed argument is refused with its place."""
+    with pytest.raises(InvalidArgument) as refused:
+        find(**kwargs)
+    assert refused.value.details["path"] == path
+
+
+@pytest.mark.parametrize("key", [None, [], {}, [1, None], {"a": None}, {5: 1}])
+def test_key_without_all_values_is_refused(key):
+    """A key without a value for each column is none."""
+    with pytest.raises(InvalidArgument):
+        parse_get([key], {}, LIMITS)
+
+
+def test_arguments_missing_doubled_or_surplus_are_refused():
+    """Missing, doubled and surplus arguments are refused."""
+    for args, kwargs in (([], {}), ([1], {"key": 1}), ([1, 2], {}), ([1], {"nope": 1})):
+        with pytest.raises(InvalidArgument):
+            parse_get(args, kwargs, LIMITS)
+    with pytest.raises(InvalidArgument):
+        parse_count([{}], {}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("count", "hint"),
+    [("many", "one of exact, planned, estimated"), ("exakt", 'did you mean "exact"?')],
+)
+def test_unknown_count_mode_is_refused_with_those_there_are(count, hint):
+    """Of a word that is like none, all are named."""
+    with pytest.raises(InvalidArgument) as refused:
+        find(count=count)
+    assert refused.value.details["hint"] == hint

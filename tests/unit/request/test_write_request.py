@@ -1,0 +1,108 @@
+"""Requests of the verbs that write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.errors import InvalidArgument
+from service.request.read_request import Limits
+from service.request.requests import EVERYTHING
+from service.request.write_request import parse_create, parse_delete, parse_update, parse_upsert
+
+LIMITS = Limits()
+
+
+@pytest.mark.parametrize("key", [[], ()])
+def test_upsert_by_no_columns_is_refused(key: Any) -> None:
+    with pytest.raises(InvalidArgument, match="a key has columns") as refused:
+        parse_upsert([{"id": 1}], {"on_conflict": key}, LIMITS)
+    assert refused.value.details["path"] == "on_conflict"
+
+
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [
+        ({"$default": True}, True),
+        ({"$default": 1}, False),
+        ({"$default": "yes"}, False),
+        ({"$default": False}, False),
+        ({"$default": True, "other": 1}, False),
+    ],
+)
+def test_default_is_meant_by_true_alone(value: Any, default: bool) -> None:
+    """Any other dict is a document to be stored."""
+    parsed = parse_create([{"doc": value}], {}, LIMITS)
+    ((assignment,),) = parsed.request.rows
+    assert (assignment.operand is None) is default
+
+
+def test_create_of_one_row_or_a_list_holds_assignments():
+    """One row or a list; a default is told from a value."""
+    one = parse_create([{"a": 1, "b": {"$default": True}}], {}, LIMITS)
+    assert not one.request.many
+    (row,) = one.request.rows
+    assert [each.operand is None for each in row] == [False, True]
+    many = parse_create([], {"values": [{"a": 1}, {}]}, LIMITS)
+    assert many.request.many
+    assert [len(row) for row in many.request.rows] == [1, 0]
+
+
+@pytest.mark.parametrize("values", [None, 5, "a", [5], [None], {5: 1}, [[1]]])
+def test_create_of_no_row_is_refused(values):
+    """What is no row is refused."""
+    with pytest.raises(InvalidArgument):
+        parse_create([values], {}, LIMITS)
+
+
+def test_write_for_every_row_needs_all():
+    """A write is for a key or a filter, and for every row only when it says so."""
+    by_key = parse_update([1, {"a": 2}], {}, LIMITS).request.target
+    assert by_key.key is not None
+    by_filter = parse_update([], {"where": {"x": 1}, "changes": {"a": 2}}, LIMITS).request.target
+    assert by_filter.key is None
+    assert parse_delete([], {"all": True}, LIMITS).request.target.where == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"changes": {}},
+        {"where": {}, "changes": {}},
+        {"where": {"and": [{}]}, "changes": {}},
+        {"where": {"or": [{"a": 1}, {}]}, "changes": {}},
+        {"where": {"not": {"or": []}}, "changes": {}},
+        {"where": {"not": {"not": {}}}, "changes": {}},
+        {"where": {"not": {"and": [{"or": []}, {"a": 1}]}}, "changes": {}},
+        {"key": 1, "where": {"a": 1}, "changes": {}},
+        {"key": 1, "all": True, "changes": {}},
+        {"where": {"a": 1}, "expect": {"a": 1}, "changes": {}},
+        {"key": 1},
+        {"key": 1, "changes": [{}, {}]},
+        {"key": 1, "changes": {}, "expect": [1]},
+        {"key": 1, "changes": {}, "expect": {"a": {"$default": True}}},
+        {"key": 1, "changes": {}, "returning": "no"},
+        {"key": 1, "changes": {}, "max_affected": -1},
+    ],
+)
+def test_update_with_unclear_target_is_refused(kwargs):
+    """A write with an unclear target, or unclear changes, is refused."""
+    with pytest.raises(InvalidArgument):
+        parse_update([], kwargs, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("parse", "kwargs", "path"),
+    [
+        (parse_delete, {"where": {"id": 1}, "all": 1}, "all"),
+        (parse_update, {"where": {"id": 1}, "changes": {"a": 1}, "all": "yes"}, "all"),
+        (parse_upsert, {"values": {"id": 1}, "on_conflict": ""}, "on_conflict"),
+        (parse_upsert, {"values": {"id": 1}, "on_conflict": "\0"}, "on_conflict"),
+    ],
+)
+def test_write_with_a_malformed_target_is_refused_with_its_path(parse, kwargs, path):
+    """A target is read, also where it does not matter."""
+    with pytest.raises(InvalidArgument) as caught:
+        parse((), kwargs, Limits())
+    assert caught.value.details["path"] == path
