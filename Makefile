@@ -1,4 +1,4 @@
-# make run · make test · make check · make faults · make oracle. Each makes what it needs first, and is quick the second time.
+# make run · make test · make check · make faults · make oracle · make bench. Each makes what it needs first, and is quick the second time.
 # make test WORKERS=1 runs the tests in so many processes, COVERAGE=1 measures what they cover.
 
 MAKEFLAGS += --no-print-directory
@@ -17,7 +17,7 @@ ROUTER := $(if $(ROWCAST_ROUTER_URL),,.venv-router/stamp)
 run: export ROWCAST_APP ?= app
 run: export ROWCAST_EXPLAIN ?= true
 
-.PHONY: run test check faults oracle lint migrations tests clean .venv .venv-router
+.PHONY: run test check faults oracle bench lint migrations tests clean .venv .venv-router
 
 run:
 	@requirements/install able .venv/stamp $(ROUTER)
@@ -47,6 +47,12 @@ oracle:
 	@requirements/install able .venv/stamp
 	@$(MAKE) -s -j2 .venv/stamp-dev
 	@exec $(BIN)/python -m tests.oracle $(ORACLE)
+
+# What calls cost beside an echo at the same router: make bench BENCH="--only get --rounds 5"
+bench:
+	@requirements/install able .venv/stamp .venv-router/stamp
+	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
+	@exec $(BIN)/python -m bench.calls $(BENCH)
 
 lint:
 	$(BIN)/ruff format --check

@@ -1,12 +1,16 @@
 """
-Calls per second of one procedure, beside an echo on the same router in the same run.
+What calls cost, beside an echo at the same router in the same run.
 
-`python -m bench.calls --url rs://127.0.0.1:8080 --procedure rowcast.actions.get --args '[1]' --echo`
+    python -m bench.calls [--rounds 3] [--seconds 2] [--only get update]
+    python -m bench.calls --check | --record
 
-With `--echo` an echo procedure is called in turns with it, so that the ratio holds on a noisy
-machine. The echo is a service of ours without a dispatcher; it wants a role that may register (default
-the router's own socket: `--service unix:.rowcast/router-8080/service.sock`). `--pid NAME=PID` adds
-the CPU time a call costs that process.
+PostgreSQL, the router and the service are processes of their own, configured as the embedded ones
+are, on a fresh database; the echo, a bare component of autobahn's, answers a row that it has. Callers
+come with RawSocket and CBOR, then with WebSocket and JSON: 64 sessions with one call in flight each, then
+one. What is printed is for docs/performance.md, which says what each figure is.
+
+`--check` is quick, and fails where a call costs far more of the echo's CPU than `baseline.json` says;
+`--record` writes that file.
 """
 
 from __future__ import annotations
@@ -14,161 +18,292 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
-import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred, DeferredList
+from autobahn.twisted.component import Component
+from autobahn.twisted.component import run as run_component
 
-from service.wamp.callee import Callee
-from service.wamp.client import WampClient, WampConfig
+from bench.callers import Callers, RawSocketCbor, Transport, WebSocketJson
+from bench.stage import Stage, memory, spent, staged
+from tests.conftest import ROOT
 
-ECHO = "bench"
+ROWS = 100_000
+SCHEMA = f"""
+CREATE TABLE actions (id serial PRIMARY KEY, action varchar(255) NOT NULL,
+    path varchar(255) NOT NULL, status boolean NOT NULL DEFAULT false);
+CREATE TABLE drivers (id serial PRIMARY KEY, name varchar(255) NOT NULL);
+CREATE TABLE vehicles (id serial PRIMARY KEY, driver_id integer NOT NULL REFERENCES drivers (id),
+    plate varchar(32) NOT NULL, seats integer NOT NULL);
+INSERT INTO actions (action, path, status) SELECT 'action-' || (i % 20),
+    '/srv/app/releases/' || i, (i::bigint * 7919) % 3 = 0 FROM generate_series(1, {ROWS}) i;
+INSERT INTO drivers (name) SELECT 'Driver ' || i FROM generate_series(1, 10000) i;
+INSERT INTO vehicles (driver_id, plate, seats) SELECT 1 + (i - 1) % 10000,
+    'AB-' || lpad(i::text, 5, '0'), 2 + i % 7 FROM generate_series(1, 30000) i;
+CREATE INDEX ON actions (action, id); CREATE INDEX ON vehicles (driver_id);
+CREATE TABLE plain (LIKE actions INCLUDING ALL);
+INSERT INTO plain SELECT * FROM actions;
+"""
+"""Like `actions`, which has a model with rules in `app/`, `plain` has none."""
 
+ROW = {"id": 12345, "action": "action-5", "path": "/srv/app/releases/12345", "status": False}
+MANY = 64
+BASELINE = Path(__file__).with_name("baseline.json")
+FACTOR = 1.6
+"""By how much a call may cost more of the echo's CPU than the baseline says: what a busy machine does not."""
 
-def main() -> None:
-    """Measure, or be the echo."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--url", required=True, help="where callers connect")
-    options.add_argument("--realm", default="realm1")
-    options.add_argument("--procedure")
-    options.add_argument("--args", type=json.loads, default=[])
-    options.add_argument("--kwargs", type=json.loads, default={})
-    options.add_argument("--in-flight", type=int, default=64)
-    options.add_argument("--seconds", type=float, default=3.0, help="of each turn")
-    options.add_argument("--turns", type=int, default=3)
-    options.add_argument("--echo", action="store_true")
-    options.add_argument("--service", default="", help="where the echo connects; default --url")
-    options.add_argument("--echo-prefix", default=f"rowcast.{ECHO}")
-    options.add_argument("--pid", action="append", default=[], metavar="NAME=PID")
-    options.add_argument("--serve-echo", action="store_true", help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.serve_echo:
-        serve_echo(given)
-        return
-    echo = start_echo(given) if given.echo else None
-    try:
-        WampClient(reactor, WampConfig([given.url], given.realm), [Bench(given)]).startService()
-        reactor.run()
-    finally:
-        if echo is not None:
-            echo.kill()
-            echo.wait()
+Kwargs = Callable[[random.Random], dict[str, Any]]
 
 
-def start_echo(given: Any) -> subprocess.Popen[str]:
-    """Start the echo in a process of its own and wait until it is registered."""
-    where = given.service or given.url
-    command = [sys.executable, "-m", "bench.calls", "--serve-echo", "--url", where]
-    command += ["--realm", given.realm, "--echo-prefix", given.echo_prefix]
-    echo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert echo.stdout is not None
-    echo.stdout.readline()
-    return echo
+def _new(some: random.Random) -> dict[str, Any]:
+    number = some.randrange(10**9)
+    return {"path": f"/srv/app/new/{number}", "status": number % 2 == 0}
 
 
-def serve_echo(given: Any) -> None:
-    """Be the echo; killed by the one that started it."""
+def _terms(some: random.Random) -> dict[str, Any]:
+    many = [{"id": {"neq": -some.randrange(1, 10**6)}} for _ in range(49)]
+    return {"where": {"and": [{"id": some.randrange(1, ROWS)}, *many]}}
 
-    async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
-        return args[0] if args else kwargs
 
-    dispatch = Callee(reactor, answer, given.echo_prefix)
-    client = WampClient(reactor, WampConfig([given.url], given.realm), [dispatch])
-    client.when_joined().addCallback(lambda _: print("joined", flush=True))
-    client.startService()
-    reactor.run()
+CALLS: dict[str, tuple[str, Kwargs]] = {
+    "echo": ("bench.echo", lambda some: {"key": some.randrange(1, ROWS)}),
+    "get": ("actions.get", lambda some: {"key": some.randrange(1, ROWS)}),
+    "find 100": (
+        "actions.find",
+        lambda some: {
+            "where": {"action": f"action-{some.randrange(20)}"},
+            "order": ["-id"],
+            "limit": 100,
+        },
+    ),
+    "embed one": (
+        "vehicles.get",
+        lambda some: {
+            "key": some.randrange(1, 30_000),
+            "embed": {"driver": {"relation": "drivers"}},
+        },
+    ),
+    "embed many": (
+        "drivers.get",
+        lambda some: {"key": some.randrange(1, 10_000), "embed": {"vehicles": True}},
+    ),
+    "count by group": (
+        "actions.aggregate",
+        lambda some: {
+            "measures": {"count": {"count": "*"}},
+            "where": {"action": f"action-{some.randrange(20)}"},
+            "group": ["status"],
+        },
+    ),
+    "create": (
+        "plain.create",
+        lambda some: {"values": {"action": f"action-{some.randrange(20)}", **_new(some)}},
+    ),
+    "create, model": (
+        "actions.create",
+        lambda some: {"values": {"action": f"action-{some.randrange(20)}", **_new(some)}},
+    ),
+    "update": (
+        "plain.update",
+        lambda some: {"key": some.randrange(1, ROWS), "changes": _new(some)},
+    ),
+    "update, model": (
+        "actions.update",
+        lambda some: {"key": some.randrange(1, ROWS), "changes": _new(some)},
+    ),
+    "where of 50 terms": ("actions.find", _terms),
+    "find 1,000": (
+        "actions.find",
+        lambda some: {"where": {"id": {"gt": some.randrange(ROWS - 1000)}}, "limit": 1000},
+    ),
+}
+"""The kind of call: its procedure, and its arguments, drawn anew for each."""
+
+CHECKED = [kind for kind in CALLS if kind not in ("echo", "embed many", "create, model")]
+
+HEAD = (
+    "call",
+    "calls/s",
+    "of echo",
+    "p50 of 1",
+    "p50",
+    "p99",
+    "service",
+    "router",
+    "PG",
+    "all",
+    "× echo",
+)
+
+Measured = dict[str, float]
+"""Milliseconds of CPU a call, by process and as `all`; latencies, of one at a time as `alone`; `rate`."""
 
 
 class Bench:
-    """Calls in turns, and prints the table."""
+    """
+    Calls over one transport.
 
-    def __init__(self, given: Any) -> None:
-        self.given = given
-        self.pids = dict(pid.split("=") for pid in given.pid)
+    Args:
+        stages: What runs, and the same with the echo as its service.
+        url: Where callers connect.
+        transport: How they speak there.
+        seconds: Of each turn.
+    """
 
-    async def joined(self, session: Any, details: Any) -> None:
-        """Begin; the session goes on."""
-        Deferred.fromCoroutine(self.measure(session)).addErrback(self.failed)
+    def __init__(
+        self, stages: tuple[Stage, Stage], url: str, transport: Transport, seconds: float
+    ) -> None:
+        self.stages = stages
+        self.url = url
+        self.transport = transport
+        self.seconds = seconds
 
-    async def measure(self, session: Any) -> None:
-        """Call the procedure and the echo in turns."""
-        given = self.given
-        runs: list[tuple[str, list[Any], dict[str, Any]]] = []
-        if given.procedure:
-            runs.append((given.procedure, given.args, given.kwargs))
-        if given.echo:
-            row = {"id": 1, "action": "deploy", "path": "/srv/app/releases/42", "status": False}
-            runs.append((f"{given.echo_prefix}.echo", [row], {}))
-        rates: dict[str, list[float]] = {uri: [] for uri, _, _ in runs}
-        print(f"{given.in_flight} calls in flight, {given.turns} turns of {given.seconds:g} s")
-        for uri, args, kwargs in runs:
-            await self.turn(session, uri, args, kwargs, 0.5)
-        for _ in range(given.turns):
-            for uri, args, kwargs in runs:
-                rate, latencies, costs = await self.turn(session, uri, args, kwargs, given.seconds)
-                rates[uri].append(rate)
-                print(f"{uri:40} {rate:7.0f}/s  {latencies}  {costs}", flush=True)
-        best = [max(each) for each in rates.values()]
-        if len(best) == 2:
-            print(f"ratio of the best turns: {best[0] / best[1]:.2f} of the echo")
-        reactor.stop()
+    def rounds(self, kinds: Sequence[str], many: int, alone: bool) -> dict[str, list[Measured]]:
+        """Measure kinds of calls in turns, beginning with the echo; returns what each turn gave."""
+        found: dict[str, list[Measured]] = defaultdict(list)
+        for _ in range(many):
+            for kind in ("echo", *kinds):
+                measured = self.turn(kind, alone)
+                found[kind].append(measured)
+                echo = found["echo"][-1]
+                measured |= {
+                    "cost": measured["all"] / echo["all"],
+                    "share": measured["rate"] / echo["rate"],
+                }
+        return found
 
-    async def turn(
-        self, session: Any, uri: str, args: list[Any], kwargs: dict[str, Any], seconds: float
-    ) -> tuple[float, str, str]:
-        """Keep calls in flight; gives calls per second, latencies and CPU per call."""
-        taken: list[float] = []
-        before = {name: cpu(pid) for name, pid in self.pids.items()}
-        began = time.monotonic()
-
-        async def loop() -> None:
-            while time.monotonic() - began < seconds:
-                start = time.monotonic()
-                await session.call(uri, *args, **kwargs)
-                taken.append(time.monotonic() - start)
-
-        loops = [Deferred.fromCoroutine(loop()) for _ in range(self.given.in_flight)]
-        for _, failure_or_none in await DeferredList(loops, consumeErrors=True):
-            if failure_or_none is not None:
-                failure_or_none.raiseException()
-        elapsed = time.monotonic() - began
-        taken.sort()
-        latencies = " ".join(
-            f"p{part * 100:g} {taken[int(part * (len(taken) - 1))] * 1000:.1f} ms"
-            for part in (0.5, 0.99)
-        )
-        costs = " ".join(
-            f"{name} {(cpu(pid) - before[name]) / len(taken) * 1e6:.0f} µs"
-            for name, pid in self.pids.items()
-        )
-        return len(taken) / elapsed, latencies, costs
-
-    def failed(self, failure: Any) -> None:
-        """Say why and end."""
-        print(f"failed: {failure.value}", file=sys.stderr)
-        reactor.stop()
-
-    def displaced(self, registration: int) -> None:
-        """Hold nothing."""
-
-    async def leaving(self) -> None:
-        """Hold nothing."""
-
-    def left(self) -> None:
-        """Hold nothing."""
+    def turn(self, kind: str, alone: bool) -> Measured:
+        """Measure a kind of call, perhaps one at a time, too."""
+        name, kwargs = CALLS[kind]
+        uri, some = f"rowcast.{name}", random.Random(42)
+        with Callers(self.url, self.transport, MANY) as callers:
+            calls = [callers.template(uri, kwargs(some)) for _ in range(2000)]
+            callers.run(calls, self.seconds / 4)
+            with spent(self.stages[kind == "echo"]) as cost:
+                turn = callers.run(calls, self.seconds)
+        each = [seconds / turn.calls * 1e3 for seconds in cost]
+        found = dict(zip(("service", "router", "PG"), each, strict=True))
+        found |= {"all": sum(each), "rate": turn.rate}
+        found |= {"p50": turn.quantile(0.5) * 1e3, "p99": turn.quantile(0.99) * 1e3}
+        if alone:
+            with Callers(self.url, self.transport, 1) as callers:
+                callers.run(calls, self.seconds / 8)
+                found["alone"] = callers.run(calls, self.seconds / 2).quantile(0.5) * 1e3
+        return found
 
 
-def cpu(pid: str) -> float:
-    """Give the CPU seconds a process and its children that still run have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@contextmanager
+def echoing(stage: Stage) -> Iterator[Stage]:
+    """Start the echo; gives the stage on which it is the service."""
+    command = [sys.executable, "-m", "bench.calls", "--echo", stage.private]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as echo:
+        assert echo.stdout is not None
+        assert echo.stdout.readline() == "joined\n", "the echo has failed"
+        try:
+            yield replace(stage, service=echo.pid)
+        finally:
+            echo.kill()
+
+
+def echo(url: str) -> None:
+    """Be the echo; killed by the one that started it."""
+    transport = {"type": "rawsocket", "serializer": "cbor", "url": "rs://localhost"}
+    path = url.removeprefix("unix:")
+    component = Component(
+        realm="realm1", transports=[{**transport, "endpoint": {"type": "unix", "path": path}}]
+    )
+
+    @component.register(f"rowcast.{CALLS['echo'][0]}")
+    def answer(key: int) -> dict[str, Any]:
+        return ROW
+
+    # Past autobahn's logging, which takes stdout for its own.
+    component.on("ready", lambda *_: print("joined", file=sys.__stdout__, flush=True))
+    run_component([component], log_level="error")
+
+
+def table(title: str, found: Mapping[str, Sequence[Measured]]) -> None:
+    """Print the medians of all rounds."""
+    print(f"\n{title}, load {os.getloadavg()[0]:.1f}\n\n| {' | '.join(HEAD)} |")
+    print("|---" * len(HEAD) + "|")
+    for kind, turns in found.items():
+        usual = {name: median(turn[name] for turn in turns) for name in turns[0]}
+        cells = [
+            f"{usual['rate']:.0f}",
+            f"{usual['share']:.2f}",
+            *(f"{usual[name]:.2f}" for name in ("alone", "p50", "p99")),
+            *(f"{usual[name]:.3f}" for name in ("service", "router", "PG", "all")),
+            f"{usual['cost']:.2f}",
+        ]
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def cheapest(found: Mapping[str, Sequence[Measured]]) -> dict[str, float]:
+    """Return what each kind costs, in echoes, in the round that was disturbed the least."""
+    return {
+        kind: round(min(turn["cost"] for turn in turns), 2)
+        for kind, turns in found.items()
+        if kind != "echo"
+    }
+
+
+def compare(found: Mapping[str, float], known: Mapping[str, float]) -> int:
+    """Print costs beside those of the baseline; returns 1 if one is far above."""
+    failed = 0
+    for kind, cost in found.items():
+        late = cost > FACTOR * known[kind]
+        failed |= late
+        words = f" more than {FACTOR} × as much" if late else ""
+        print(f"{kind:20} {cost:6.2f} echoes, baseline {known[kind]:6.2f}{words}", flush=True)
+    return int(failed)
+
+
+def main() -> int:
+    """Measure, or be the echo; returns the exit status."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    options.add_argument("--only", nargs="+", choices=list(CALLS), help="kinds of calls")
+    options.add_argument("--transport", choices=["rawsocket", "websocket"])
+    options.add_argument("--check", action="store_true", help="compare with the baseline")
+    options.add_argument("--record", action="store_true", help="write the baseline")
+    options.add_argument("--echo", metavar="URL", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.echo:
+        echo(given.echo)
+        return 0
+    quick = given.check or given.record
+    kinds = given.only or (CHECKED if quick else [kind for kind in CALLS if kind != "echo"])
+    with staged(given.crossbar, SCHEMA, probed=False, app="app") as stage, echoing(stage) as other:
+        stages = stage, other
+        if quick:
+            bench = Bench(stages, stage.url, RawSocketCbor(), 0.4)
+            found = cheapest(bench.rounds(kinds, 3, alone=False))
+            if given.check:
+                return compare(found, json.loads(BASELINE.read_text()))
+            BASELINE.write_text(f"{json.dumps(found, indent=1)}\n")
+            return 0
+        print(f"{os.cpu_count()} cores; memory at rest: service {memory(stage.service):.0f} MB")
+        for title, url, transport in (
+            ("RawSocket, CBOR", stage.url, RawSocketCbor()),
+            ("WebSocket, JSON", stage.websocket, WebSocketJson()),
+        ):
+            if given.transport in (None, title.split(",")[0].lower()):
+                bench = Bench(stages, url, transport, given.seconds)
+                table(title, bench.rounds(kinds, given.rounds, alone=True))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,8 +12,7 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
-from bench.calls import cpu
-from bench.stage import Stage, staged
+from bench.stage import Stage, of_process, staged
 from bench.stream import Guest, join
 
 SCHEMA = """
@@ -31,19 +30,21 @@ class Turns(Guest):
 
     def __init__(self, given: Any, stage: Stage) -> None:
         super().__init__(given)
-        self.pids = {"service": str(stage.service), "router": str(stage.router)}
+        self.pids = {"service": stage.service, "router": stage.router}
 
     async def go(self, session: Any) -> None:
         """Measure, and print the medians."""
         taken: dict[tuple[str, str], list[float]] = defaultdict(list)
         for turn in range(self.given.turns + 1):
             for form in FORMS:
-                before = {name: cpu(pid) for name, pid in self.pids.items()}
+                before = {name: of_process(pid) for name, pid in self.pids.items()}
                 for _ in range(self.given.calls):
                     await session.call("rowcast.made.find", limit=1000, form=form)
                 for name, pid in self.pids.items():
                     if turn:  # the first one warms up
-                        taken[name, form].append((cpu(pid) - before[name]) / self.given.calls)
+                        taken[name, form].append(
+                            (of_process(pid) - before[name]) / self.given.calls
+                        )
         for name in self.pids:
             usual = median(taken[name, "dicts"])
             words = (

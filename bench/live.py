@@ -18,15 +18,13 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg2
 
-from bench.stage import Stage, memory, staged
+from bench.stage import Stage, memory, spent, staged
 from schema.changes import install
 from tests.conftest import ROOT, execute
 
@@ -52,7 +50,6 @@ CREATE POLICY own ON guarded USING (owner = current_user);
 SELECT rowcast.track(name::regclass) FROM unnest('{{items, guarded, owned, parents, children}}'::text[]) name;
 """
 WRITERS = 4
-CONNECTIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'bench'"
 HEAD = (
     "",
     "changes/s",
@@ -165,38 +162,6 @@ def latencies(written: Written, heard: Written) -> tuple[list[float], int]:
         if place < len(numbers):
             found.append(times[place] - at)
     return sorted(found), len(written) - len(found)
-
-
-@contextmanager
-def spent(stage: Stage) -> Iterator[list[float]]:
-    """Give the seconds of CPU of the service, the router, and PostgreSQL for the service."""
-    cost: list[float] = []
-
-    def now() -> tuple[float, float, dict[int, float]]:
-        pids = [pid for (pid,) in execute(stage.dsn, CONNECTIONS) if isinstance(pid, int)]
-        return of_process(stage.service), of_process(stage.router), backends(pids)
-
-    before = now()
-    yield cost
-    after = now()
-    backend = sum(after[2][pid] - before[2][pid] for pid in after[2].keys() & before[2].keys())
-    cost += [after[0] - before[0], after[1] - before[1], backend]
-
-
-def of_process(pid: int) -> float:
-    """Return the seconds of CPU of a process, all of its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def backends(pids: Sequence[int]) -> dict[int, float]:
-    """Return the seconds of CPU of processes with one thread, to the nanosecond."""
-    found = {}
-    for pid in pids:
-        path = Path(f"/proc/{pid}/schedstat")
-        if path.exists():
-            found[pid] = int(path.read_text().split()[0]) / 1e9
-    return found
 
 
 def load() -> str:

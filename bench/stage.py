@@ -37,6 +37,8 @@ CREATE TABLE small AS SELECT i AS id, now() AS at, 'row ' || i AS name
 ALTER TABLE small ADD PRIMARY KEY (id);
 """
 """What other callers read."""
+CONNECTIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'bench'"
+"""Those of the service; programs of a bench that connect have another name."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,35 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
 def worker_of(controller: int) -> int:
     """Find the router's worker process."""
     return int(Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0])
+
+
+@contextmanager
+def spent(stage: Stage) -> Iterator[list[float]]:
+    """Give the seconds of CPU of the service, the router, and PostgreSQL for the service."""
+    cost: list[float] = []
+
+    def now() -> tuple[float, float, dict[int, float]]:
+        pids = [pid for (pid,) in execute(stage.dsn, CONNECTIONS) if isinstance(pid, int)]
+        return (
+            of_process(stage.service),
+            of_process(stage.router),
+            {pid: of_process(pid) for pid in pids},
+        )
+
+    before = now()
+    yield cost
+    after = now()
+    backend = sum(after[2][pid] - before[2][pid] for pid in after[2].keys() & before[2].keys())
+    cost += [after[0] - before[0], after[1] - before[1], backend]
+
+
+def of_process(pid: int) -> float:
+    """Return the seconds of CPU of a process, of all threads that it has, to the nanosecond."""
+    taken = 0
+    with suppress(OSError):  # gone by now
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            taken += int(task.read_text().split()[0])
+    return taken / 1e9
 
 
 def memory(pid: int) -> float:
