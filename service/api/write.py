@@ -24,6 +24,7 @@ from service.db.statements import (
     compute_txn,
     json_list,
     json_page,
+    keyed_txn,
     page_txn,
 )
 from service.db.writes import NoRowWritten, Written, write_txn
@@ -39,6 +40,7 @@ from service.plan.write_plan import plan_create, plan_current, plan_delete, plan
 from service.request.arguments import Values
 from service.request.read_request import Limits, Parsed
 from service.request.requests import (
+    Assignment,
     CreateRequest,
     DeleteRequest,
     Operand,
@@ -270,7 +272,7 @@ async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
     """Delete rows that their model may keep: each is read, and validated."""
     async with call.backend.database.transaction():
         current = await _locked(call, parsed)
-        for row in current:
+        for row, _ in current:
             await call.snapshot.model(_relation(call)).validate_delete(row)
         return await _known(call, parsed, _delete, len(current))
 
@@ -299,9 +301,17 @@ async def _known(
         ) from None
 
 
-async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
+async def _locked(
+    call: Call, parsed: Parsed[Any]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """
     Read the rows of a target whole, and keep them as they are.
+
+    PostgreSQL computes what a model is to validate: nobody else writes the rows until the end of the
+    transaction, so that the update computes the same.
+
+    Returns:
+        Each row, with those of its new values that are computed.
 
     Raises:
         TooManyRows: More than `max_affected`, or than are validated in one call.
@@ -312,17 +322,22 @@ async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
     most = min(most, MAX_VALIDATED)
     values = Values(parsed.values)
     limit = Operand(values.add(most + 1), "max_affected")
-    asked = request.target, Returning(order=request.returning.order), limit
+    changes = request.changes if isinstance(request, UpdateRequest) else ()
+    asked = request.target, Returning(order=request.returning.order), limit, changes
     statement = call.snapshot.statement(_lock, relation, asked)
-    args = (call.snapshot.codec, statement, values.freeze(), most, Shape("dicts", UNBOUNDED))
-    page: Page = await call.run(Step(page_txn, args, list, parsed.timeout, "write"))
-    if page.more:
+    args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
+    rows, new = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    if len(rows) > most:
         hint = "the model of this relation validates each row: write so many in several calls"
         raise TooManyRows(
             f"this would write more than {most} rows",
             hint="nothing was written" if most == request.max_affected else hint,
         )
-    return page.rows
+    computed = dict.fromkeys(each.column for each in changes if each.computes)
+    return [
+        (row, dict(zip(computed, values, strict=True)))
+        for row, values in zip(rows, new, strict=True)
+    ]
 
 
 async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
@@ -433,13 +448,15 @@ def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Sta
 
 
 def _lock(
-    catalog: Catalog, relation: Relation, wanted: tuple[Target, Returning, Operand]
+    catalog: Catalog,
+    relation: Relation,
+    wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...]],
 ) -> Statement:
     """Build the statement for the rows that a model validates."""
-    target, returning, limit = wanted
+    target, returning, limit, changes = wanted
     # To lock a row takes the right to update it, which one who deletes may lack.
     lock = relation.updatable
-    return select(plan_current(catalog, relation, target, returning, lock, limit))
+    return select(plan_current(catalog, relation, target, returning, lock, limit, changes))
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

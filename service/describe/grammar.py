@@ -129,6 +129,7 @@ RANK: Mapping[str, Schema] = {
 
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
+    "in_json": {"description": "what is set at a path in JSON: any value, or what computes it"},
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
     IDEMPOTENCY_KEY: {

@@ -4,18 +4,24 @@ What `describe` says of a relation: its columns and keys, and what each verb tak
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from service.catalog import Catalog, Column, Relation
+from service.catalog import Catalog, Column, Relation, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.rows import Rows
-from service.describe.type_schemas import given, new, schema_of, value
+from service.describe.type_schemas import changed, given, new, schema_of, value
 from service.describe.verb import Right, Verb
+from service.plan.computing import computing
 from service.plan.joins import computed_columns, relationships
 from service.request.names import RESERVED, encode
+from service.request.select_list import quoted_item
+
+Make = Callable[[Definitions, Type, bool], Schema]
+"""Makes the schema of what may be sent for a column, which may be null or not."""
 
 LONGEST = 1000
 """Characters: a longer limit is not written as a pattern."""
@@ -137,6 +143,8 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)
+    if operators := computing(catalog, type):
+        described["computing"] = list(operators)
     return described
 
 
@@ -145,6 +153,23 @@ def _generated(column: Column) -> str | None:
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
+
+
+def _is_json(catalog: Catalog, column: Column) -> bool:
+    return catalog.plain(catalog.type(column.type)).form == "json"
+
+
+def _quoted(name: str) -> str:
+    """Return a column as changes name it: with an arrow in it, it would be a path."""
+    return quoted_item(name) if "->" in name else name
+
+
+def _paths_of(name: str) -> str:
+    """Return the regular expression of paths into a column."""
+    bare, quoted = (
+        re.sub(r"([\^$\\.*+?()\[\]{}|/])", r"\\\1", each) for each in (name, quoted_item(name))
+    )
+    return f"^({bare}|{quoted})->"
 
 
 class _RelationRows(Rows):
@@ -206,18 +231,20 @@ class _RelationRows(Rows):
 
     def _update(self) -> Schema:
         columns = [each for each in self._relation.columns.values() if each.updatable]
-        if columns == self._insertable and not self._relation.has_insert_triggers:
-            return self.part("new")
-        return self._given(columns)
+        found = record({_quoted(each.name): self._written(each, changed) for each in columns})
+        paths = [each.name for each in columns if _is_json(self.defs.catalog, each)]
+        if paths:
+            found["patternProperties"] = {_paths_of(name): reference("in_json") for name in paths}
+        return found
 
     def _given(self, columns: Iterable[Column], nullable: bool = False) -> Schema:
-        return record({each.name: self._written(each, nullable) for each in columns})
+        return record({each.name: self._written(each, new, nullable) for each in columns})
 
-    def _written(self, column: Column, nullable: bool) -> Schema:
+    def _written(self, column: Column, make: Make, nullable: bool = False) -> Schema:
         if column.generated_always:
             return reference("default")
         type = self.defs.catalog.type(column.type)
-        schema = new(self.defs, type, column.nullable or nullable)
+        schema = make(self.defs, type, column.nullable or nullable)
         limit = column.max_length
         if limit is None or limit > LONGEST:
             return schema

@@ -47,11 +47,20 @@ def python(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of a dict or an argument: its name, its JSON Schema, and whether it must be there."""
+    """
+    A key of a dict or an argument.
+
+    Args:
+        name: Of the key.
+        schema: Its JSON Schema.
+        required: Whether it must be there.
+        computing: The operators that stand in the place of a value, each a class of the template.
+    """
 
     name: str
     schema: Schema
     required: bool
+    computing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,10 @@ class _Client(ABC):
             found = [self._kind(kind, schema) for kind in _kinds(schema)]
         return " | ".join(dict.fromkeys(found))
 
+    def field(self, field: Field) -> str:
+        """Return the type of a field: that of its values, or what computes one."""
+        return " | ".join([self.type(field.schema), *field.computing])
+
     def _kind(self, kind: str, schema: Schema) -> str:
         if kind == "array" and "items" in schema:
             return self.array.format(self.type(schema["items"]))
@@ -146,7 +159,7 @@ class _Client(ABC):
             needed = self._defs[f"insert.{name}"].get("required", ())
             yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new]
             changes = self._resolved(self._defs[f"update.{name}"])["properties"]
-            yield f"{title}Update", [Field(at, _sent(columns[at]), False) for at in changes]
+            yield f"{title}Update", [_changed(columns, at) for at in changes]
         for name in self._of_functions:
             row = self._defs[f"row.{name}"]["properties"]
             yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row]
@@ -312,7 +325,7 @@ class _TypeScript(_Client):
     def _fields(self, fields: Iterable[Field]) -> Iterator[str]:
         for each in fields:
             mark = "" if each.required else "?"
-            yield f"{json.dumps(each.name)}{mark}: {self.type(each.schema)}"
+            yield f"{json.dumps(each.name)}{mark}: {self.field(each)}"
 
 
 class _Python(_Client):
@@ -400,7 +413,7 @@ class _Python(_Client):
         return f'"{alone}list[Any] | dict[str, Any]"'
 
     def _field(self, field: Field) -> str:
-        found = self.type(field.schema)
+        found = self.field(field)
         return found if field.required else f"NotRequired[{found}]"
 
 
@@ -469,6 +482,14 @@ def _sent(column: Mapping[str, Any]) -> Schema:
     if column["type"].startswith("numeric"):
         return {"type": [*_kinds(schema), "number"]}
     return schema
+
+
+def _changed(columns: Mapping[str, Any], name: str) -> Field:
+    """Return what is sent for a column that is changed."""
+    # With an arrow in it, a column's name stands in quotes.
+    column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
+    computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
+    return Field(name, _sent(column), False, tuple(computing))
 
 
 def _usual(result: Schema) -> Schema:

@@ -205,6 +205,7 @@ class ReadPlan:
             are related to may be its work.
         json: Whether the outputs and embeds are to be JSON.
         keys: What the statement returns after all that, which tells the rows apart.
+        computed: What columns are to be changed to, after all that.
     """
 
     name: str
@@ -225,6 +226,7 @@ class ReadPlan:
     afterwards: bool = False
     json: bool = False
     keys: tuple[Expression, ...] = ()
+    computed: tuple[Computed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +283,58 @@ class PlannedReturning:
 
 
 @dataclass(frozen=True, slots=True)
+class PathStep:
+    """One step of a path that is set: its key or position as text, and whether it is a position."""
+
+    key: Bound
+    index: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """
+    What happens to a column, or to one place in its JSON.
+
+    Args:
+        computing: How the value is computed, as of an `Assignment`; empty where it is given.
+        operands: The value, or what it is computed with; of an array that values are removed from,
+            each of them.
+        operator: Of PostgreSQL, where one computes it.
+        steps: To the place.
+        path: Where in the call.
+    """
+
+    computing: str
+    operands: tuple[Bound, ...]
+    operator: Operator | None
+    steps: tuple[PathStep, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """
+    A column's new value, computed out of the one that is there.
+
+    Args:
+        column: Which one.
+        type: Its type, or the one under its domain.
+        document: Whether it is computed as jsonb.
+        parts: What happens to it: one for all of it, or several for places that do not overlap.
+    """
+
+    column: Column
+    type: Type
+    document: bool
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A column and its new value; None for the column's default."""
 
     column: Column
-    value: Bound | None
+    value: Bound | Computed | None
 
 
 @dataclass(frozen=True, slots=True)

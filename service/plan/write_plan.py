@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
+from service.plan.computing import plan_computed
 from service.plan.conditions import Bound, Condition
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.operators import as_jsonb, compare
 from service.plan.plans import (
+    Computed,
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
@@ -103,16 +105,28 @@ def plan_update(
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
-    settings = tuple(
-        Setting(column, _value(scope, column, each))
-        for each in request.changes
-        for column in [assigned(relation, each)]
-    )
+    settings = plan_settings(scope, request.changes)
     settable = [each.column for each in settings]
     one = request.target.key is not None and not many
     planned = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
     return UpdatePlan(f"{relation.name}.update", relation, settings, where, planned)
+
+
+def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
+    """Plan new values of columns; paths into one column make one value of it."""
+    given: dict[str, list[Assignment]] = {}
+    for each in changes:
+        given.setdefault(each.column, []).append(each)
+    settings = []
+    for parts in given.values():
+        first = parts[0]
+        column = assigned(scope.relation, first)
+        value = (
+            plan_computed(scope, column, parts) if first.computes else _value(scope, column, first)
+        )
+        settings.append(Setting(column, value))
+    return tuple(settings)
 
 
 def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> DeletePlan:
@@ -136,6 +150,7 @@ def plan_current(
     returning: Returning,
     lock: bool = False,
     limit: Operand | None = None,
+    changes: Sequence[Assignment] = (),
 ) -> ReadPlan:
     """
     Plan to read the rows that a write is for, as they are.
@@ -147,8 +162,10 @@ def plan_current(
         returning: What of them.
         lock: Whether they are to stay as they are until the transaction ends.
         limit: How many at most.
+        changes: Of them, of which those that are computed are read, too.
     """
     scope = Scope(catalog, relation, returning.embeds)
+    settings = plan_settings(scope, [each for each in changes if each.computes])
     planned = _returned(scope, returning)
     where = plan_target(scope, target, "update")
     return ReadPlan(
@@ -161,6 +178,7 @@ def plan_current(
         limit=scope.number(limit),
         lock=lock,
         json=planned.json,
+        computed=tuple(each.value for each in settings if isinstance(each.value, Computed)),
     )
 
 

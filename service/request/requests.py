@@ -356,11 +356,29 @@ class AggregateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A column and its new value; no operand means the column's default."""
+    """
+    A column and its new value.
+
+    Args:
+        column: Its name.
+        operand: The value, or what it is computed with; None for the column's default.
+        path: Where in the call.
+        computing: How the value is computed out of the one that is there, if it is: "add", "merge"…
+        items: Of a list that is removed, each by itself.
+        steps: Into the column's JSON, if a value in it is set.
+    """
 
     column: str
     operand: Operand | None
     path: str
+    computing: str = ""
+    items: tuple[Operand, ...] = ()
+    steps: tuple[JsonStep, ...] = ()
+
+    @property
+    def computes(self) -> bool:
+        """Whether the new value depends on the one that is there."""
+        return bool(self.computing or self.steps)
 
 
 @dataclass(frozen=True, slots=True)

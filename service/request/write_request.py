@@ -17,6 +17,7 @@ from service.request.arguments import (
     row_of,
     rows_of,
 )
+from service.request.assignments import assignments
 from service.request.filters import FilterParser, holds_always
 from service.request.read_request import (
     Limits,
@@ -32,7 +33,6 @@ from service.request.requests import (
     DeleteRequest,
     Filter,
     OnConflict,
-    Operand,
     Returning,
     Target,
     UpdateRequest,
@@ -103,7 +103,7 @@ def parse_update(
     changes = row_of(given.required("changes"), "changes")
     request = UpdateRequest(
         _target(given, values, limits),
-        assignments(changes, "changes", values),
+        assignments(changes, "changes", values, "changes"),
         _returning(given, values, limits),
         given.integer("max_affected"),
     )
@@ -180,19 +180,6 @@ def parse_conflict(given: Arguments) -> OnConflict:
     return conflict
 
 
-def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
-    """Parse one row's columns and values; `{"$default": true}` is the column's default."""
-    found = []
-    for column, value in row.items():
-        here = f"{path}.{column}"
-        # Exactly this: any other dict is a value, of a json column for one.
-        default = isinstance(value, Mapping) and len(value) == 1 and value.get("$default") is True
-        found.append(
-            Assignment(column, None if default else Operand(values.add(value), here), here)
-        )
-    return tuple(found)
-
-
 def _new_rows(
     given: Arguments, limits: Limits, conflict: OnConflict | None
 ) -> Parsed[CreateRequest]:
@@ -250,11 +237,7 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
     if given.value("expect") is None:
         return ()
-    found = assignments(row_of(given.value("expect"), "expect"), "expect", values)
-    for each in found:
-        if each.operand is None:
-            raise InvalidArgument("a default cannot be expected", path=each.path)
-    return found
+    return assignments(row_of(given.value("expect"), "expect"), "expect", values, "expect")
 
 
 def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:

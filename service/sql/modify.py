@@ -10,6 +10,7 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
+    Computed,
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
@@ -30,6 +31,7 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.lateral import column_list, embed_joins
+from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, save_rows, saved_rows, saved_values
 from service.sql.select import answer_of
 from service.sql.statement import (
@@ -107,7 +109,7 @@ def _write(plan: WritePlan) -> Composable:
             relation=relation,
             settings=COMMA.join(
                 SQL("{column} = {value}").format(
-                    column=Identifier(each.column.name), value=_or_default(each.value)
+                    column=Identifier(each.column.name), value=_new_value(each.value)
                 )
                 for each in plan.settings
             ),
@@ -179,6 +181,10 @@ def _reread(plan: WritePlan) -> Composable:
         embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )
+
+
+def _new_value(value: Bound | Computed | None) -> Composable:
+    return computed_value(value) if isinstance(value, Computed) else _or_default(value)
 
 
 def _or_default(value: Bound | None) -> Composable:

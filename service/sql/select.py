@@ -30,6 +30,7 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.lateral import column_list, embed_joins
+from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 
@@ -108,6 +109,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
     if plan.keyset:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
     columns += map(expression, plan.keys)
+    columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
         "SELECT {distinct}{columns} FROM {source}{embeds}{where}{order}{page}{lock}"

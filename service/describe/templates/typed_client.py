@@ -29,6 +29,13 @@ Names: TypeAlias = str | Sequence[str]
 Measures: TypeAlias = Mapping[str, Mapping[str, Any]]
 Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
 
+Add = TypedDict("Add", {"$add": float | str})
+Multiply = TypedDict("Multiply", {"$multiply": float | str})
+Append = TypedDict("Append", {"$append": Sequence[Any]})
+Prepend = TypedDict("Prepend", {"$prepend": Sequence[Any]})
+Remove = TypedDict("Remove", {"$remove": Sequence[Any]})
+Merge = TypedDict("Merge", {"$merge": Mapping[str, Any]})
+
 
 class Page(TypedDict, Generic[Row]):
     """A page of rows; `next` is for `after`, `prev` for `before`."""

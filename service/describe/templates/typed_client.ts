@@ -17,6 +17,26 @@ export interface Affected {
   affected: number;
 }
 
+/** What computes a new value out of the one that is there. */
+export interface Add {
+  $add: number | string;
+}
+export interface Multiply {
+  $multiply: number | string;
+}
+export interface Append {
+  $append: unknown[];
+}
+export interface Prepend {
+  $prepend: unknown[];
+}
+export interface Remove {
+  $remove: unknown[];
+}
+export interface Merge {
+  $merge: Record<string, unknown>;
+}
+
 export interface Where {
   and?: Where[];
   or?: Where[];
