@@ -111,7 +111,8 @@ async def validate_changes(
         pause: Lets the reactor run.
 
     Returns:
-        The calls to make instead: one, unless the model made something else of each row.
+        The calls to make instead: one, unless the model made something else of each row, or not all
+        rows of the filter are taken; then one for each row.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
@@ -129,9 +130,11 @@ async def validate_changes(
         values = Values(call.values)
         merged = _merged(changes, made, "changes", values)
         target = Target(_key(relation, row, values), (), EVERYTHING)
-        request = replace(call.request, target=target, changes=merged)
+        request = replace(call.request, target=target, changes=merged, pick=None)
         found.append(replace(call, request=request, values=values.freeze()))
         await pause(at)
+    if call.request.pick is not None:
+        return found
     if not found:
         return [call]
     if all(each == results[0] for each in results):

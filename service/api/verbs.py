@@ -25,6 +25,7 @@ from service.describe.verb import (
     ONE_OR_MANY,
     PAGE,
     PAGED,
+    PICK,
     RETURNING,
     ROWS,
     SHOWN,
@@ -188,7 +189,7 @@ _ROWS = (
         write.update,
         arguments={
             **record(
-                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING},
+                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **PICK, **RETURNING},
                 ["changes"],
             ),
             **EITHER,

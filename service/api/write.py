@@ -36,6 +36,7 @@ from service.errors import (
     TooManyRows,
 )
 from service.payload import Receipted
+from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import Values
 from service.request.read_request import Limits, Parsed
@@ -251,7 +252,9 @@ async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
-        if len(calls) == 1:
+        if not calls:
+            return _no_rows_changed(call, parsed)
+        if len(calls) == 1 and parsed.request.pick is None:
             return await _known(call, calls[0], _update, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
     rows = [row for each in written for row in each.rows]
@@ -320,10 +323,13 @@ async def _locked(
     relation = _relation(call)
     most = MAX_VALIDATED if request.max_affected is None else request.max_affected
     most = min(most, MAX_VALIDATED)
-    values = Values(parsed.values)
-    limit = Operand(values.add(most + 1), "max_affected")
-    changes = request.changes if isinstance(request, UpdateRequest) else ()
-    asked = request.target, Returning(order=request.returning.order), limit, changes
+    values, changes, pick = Values(parsed.values), tuple[Assignment, ...](), None
+    if isinstance(request, UpdateRequest):
+        changes, pick = request.changes, request.pick
+    limited = min(most + 1, parsed.values[pick.limit.slot]) if pick and pick.limit else most + 1
+    limit = Operand(values.add(limited), "max_affected")
+    skip_locked = pick is not None and pick.skip_locked
+    asked = request.target, Returning(order=request.returning.order), limit, changes, skip_locked
     statement = call.snapshot.statement(_lock, relation, asked)
     args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
     rows, new = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
@@ -344,12 +350,18 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Answer an update without changes: by key the row as it is, else no row."""
     request = parsed.request
     if request.target.key is None:
-        columns = answered_columns(_current(call.snapshot.catalog, _relation(call), request))
-        return answered(Written([], 0, columns), request.returning, many=True, counted=True)
+        return _no_rows_changed(call, parsed)
     columns, rows = await _found(call, parsed, request.target)
     if not rows:
         raise await _missing(call, parsed)
     return answered(Written(rows, 0, columns), request.returning, many=False)
+
+
+def _no_rows_changed(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+    """Answer that no row of none, or of none that is changed, was written."""
+    columns = answered_columns(_current(call.snapshot.catalog, _relation(call), parsed.request))
+    written = Written([], 0, columns)
+    return answered(written, parsed.request.returning, many=True, counted=True)
 
 
 async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
@@ -450,12 +462,12 @@ def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Sta
 def _lock(
     catalog: Catalog,
     relation: Relation,
-    wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...]],
+    wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...], bool],
 ) -> Statement:
     """Build the statement for the rows that a model validates."""
-    target, returning, limit, changes = wanted
+    target, returning, limit, changes, skip_locked = wanted
     # To lock a row takes the right to update it, which one who deletes may lack.
-    lock = relation.updatable
+    lock = Lock(skip_locked=skip_locked) if relation.updatable else None
     return select(plan_current(catalog, relation, target, returning, lock, limit, changes))
 
 

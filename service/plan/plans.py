@@ -180,6 +180,20 @@ class PlannedAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class Lock:
+    """
+    A lock on rows that are read.
+
+    Args:
+        key: Whether others may not even refer to them, as if their keys changed or they went.
+        skip_locked: Whether rows that others have locked are left out.
+    """
+
+    key: bool = True
+    skip_locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReadPlan:
     """
     Rows to read.
@@ -199,7 +213,7 @@ class ReadPlan:
         backwards: Whether the order is turned round, so that the rows come from the last to the first.
         keyset: Whether a page ends at its sort keys, which the statement then
             returns after the outputs, as text; otherwise at an offset.
-        lock: Whether the rows are locked for the rest of the transaction.
+        lock: How the rows are locked for the rest of the transaction, if they are.
         call: The function that returns the rows, where that is not the relation itself.
         afterwards: Whether the rows of the call are read by a statement after it, since what they
             are related to may be its work.
@@ -221,7 +235,7 @@ class ReadPlan:
     after: PlannedAfter | None = None
     backwards: bool = False
     keyset: bool = False
-    lock: bool = False
+    lock: Lock | None = None
     call: FunctionCall | None = None
     afterwards: bool = False
     json: bool = False
@@ -396,14 +410,41 @@ class InsertPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Picked:
+    """
+    Rows that are locked before they are changed.
+
+    Args:
+        read: Which ones; the statement returns their keys.
+        key: The columns of the key.
+        equal: What compares them.
+    """
+
+    read: ReadPlan
+    key: tuple[str, ...]
+    equal: tuple[Operator, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """Changes to the rows that a condition picks."""
+    """
+    Changes to rows.
+
+    Args:
+        name: What it is for.
+        relation: Whose rows.
+        settings: The changes.
+        where: Which rows; None for all, or for those that are picked.
+        returning: What comes back of each.
+        picked: The rows, where not all of a condition's are taken.
+    """
 
     name: str
     relation: Relation
     settings: tuple[Setting, ...]
     where: Condition | None
     returning: PlannedReturning
+    picked: Picked | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.computing import plan_computed
-from service.plan.conditions import Bound, Condition
+from service.plan.conditions import Bound, Condition, SortKey
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.operators import as_jsonb, compare
 from service.plan.plans import (
@@ -19,6 +19,8 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Lock,
+    Picked,
     PlannedConflict,
     PlannedReturning,
     ReadPlan,
@@ -35,6 +37,8 @@ from service.request.requests import (
     DeleteRequest,
     OnConflict,
     Operand,
+    Pick,
+    Reference,
     Returning,
     Target,
     UpdateRequest,
@@ -110,7 +114,38 @@ def plan_update(
     one = request.target.key is not None and not many
     planned = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
-    return UpdatePlan(f"{relation.name}.update", relation, settings, where, planned)
+    name = f"{relation.name}.update"
+    if request.pick is None:
+        return UpdatePlan(name, relation, settings, where, planned)
+    keys = {column for key in relation.unique_keys for column in key.columns}
+    lock = Lock(not keys.isdisjoint(each.name for each in settable), request.pick.skip_locked)
+    order = sort_keys(scope, request.returning.order)  # also where nothing is returned
+    picked = _picked(scope, request.pick, where, order, lock)
+    return UpdatePlan(name, relation, settings, None, planned, picked)
+
+
+def _picked(
+    scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
+) -> Picked:
+    """Plan the rows that are taken: they are found again by their primary key."""
+    relation, key = scope.relation, scope.relation.primary_key
+    if not key:
+        raise InvalidArgument(
+            f'"{relation.name}" has no primary key, by which the rows that are taken are found',
+            path="limit" if pick.limit else "skip_locked",
+        )
+    named = tuple(scope.expression(Reference(name, "where")) for name in key)
+    read = ReadPlan(
+        name=f"{relation.name}.update",
+        relation=relation,
+        outputs=(),
+        where=where,
+        order=order,
+        limit=scope.number(pick.limit),
+        lock=lock,
+        keys=named,
+    )
+    return Picked(read, key, scope.equals(key))
 
 
 def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
@@ -148,7 +183,7 @@ def plan_current(
     relation: Relation,
     target: Target,
     returning: Returning,
-    lock: bool = False,
+    lock: Lock | None = None,
     limit: Operand | None = None,
     changes: Sequence[Assignment] = (),
 ) -> ReadPlan:
@@ -160,7 +195,7 @@ def plan_current(
         relation: Whose rows.
         target: Which rows.
         returning: What of them.
-        lock: Whether they are to stay as they are until the transaction ends.
+        lock: How they are to stay as they are until the transaction ends, if they are.
         limit: How many at most.
         changes: Of them, of which those that are computed are read, too.
     """

@@ -449,6 +449,20 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Pick:
+    """
+    Which of the rows of a filter are taken, in the order of the answer.
+
+    Args:
+        limit: How many at most.
+        skip_locked: Whether those that somebody else is taking are left out.
+    """
+
+    limit: Operand | None
+    skip_locked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRequest:
     """Changes to rows."""
 
@@ -456,6 +470,7 @@ class UpdateRequest:
     changes: tuple[Assignment, ...]
     returning: Returning
     max_affected: int | None = None
+    pick: Pick | None = None
 
 
 @dataclass(frozen=True, slots=True)

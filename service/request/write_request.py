@@ -33,6 +33,8 @@ from service.request.requests import (
     DeleteRequest,
     Filter,
     OnConflict,
+    Operand,
+    Pick,
     Returning,
     Target,
     UpdateRequest,
@@ -40,6 +42,7 @@ from service.request.requests import (
 from service.request.select_list import check_name, parse_names, parse_order, parse_select
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
+PICK = ("limit", "skip_locked")
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
 """What the first call says for the other calls of an upload."""
@@ -98,7 +101,7 @@ def parse_update(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[UpdateRequest]:
     """Parse the arguments of `update`, by key or by filter."""
-    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
+    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *PICK, *RETURNING])
     values = Values()
     changes = row_of(given.required("changes"), "changes")
     request = UpdateRequest(
@@ -106,6 +109,7 @@ def parse_update(
         assignments(changes, "changes", values, "changes"),
         _returning(given, values, limits),
         given.integer("max_affected"),
+        _pick(given, values),
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -232,6 +236,17 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
             hint='give a "key" or a "where", or say "all": true',
         )
     return Target(None, (), where)
+
+
+def _pick(given: Arguments, values: Values) -> Pick | None:
+    limit, skip_locked = given.integer("limit"), given.flag("skip_locked")
+    if limit is None and not skip_locked:
+        return None
+    if "key" in given:
+        name = "limit" if limit is not None else "skip_locked"
+        raise InvalidArgument(f'"{name}" goes with a "where"', path=name)
+    operand = None if limit is None else Operand(values.add(limit), "limit")
+    return Pick(operand, skip_locked)
 
 
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:

@@ -14,6 +14,7 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Picked,
     PlannedConflict,
     UpdatePlan,
 )
@@ -33,7 +34,7 @@ from service.sql.expressions import (
 from service.sql.lateral import column_list, embed_joins
 from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of
+from service.sql.select import answer_of, rows_of
 from service.sql.statement import (
     AND,
     COMMA,
@@ -105,7 +106,12 @@ def _write(plan: WritePlan) -> Composable:
             relation=relation, where=where_clause(plan.where)
         )
     if isinstance(plan, UpdatePlan):
-        return SQL('UPDATE {relation} AS "t" SET {settings}{where}').format(
+        ahead, source, where = EMPTY, EMPTY, where_clause(plan.where)
+        if plan.picked is not None:
+            ahead, source = _picked(plan.picked), SQL(' FROM "p"')
+            where = SQL(" WHERE {key}").format(key=_is_picked(plan.picked))
+        return SQL('{ahead}UPDATE {relation} AS "t" SET {settings}{source}{where}').format(
+            ahead=ahead,
             relation=relation,
             settings=COMMA.join(
                 SQL("{column} = {value}").format(
@@ -113,7 +119,8 @@ def _write(plan: WritePlan) -> Composable:
                 )
                 for each in plan.settings
             ),
-            where=where_clause(plan.where),
+            source=source,
+            where=where,
         )
     template = 'INSERT INTO {relation} AS "t" ({columns}) VALUES {rows}{conflict}'
     if not plan.columns and len(plan.rows) == 1:
@@ -131,6 +138,22 @@ def _write(plan: WritePlan) -> Composable:
         ),
         number=SQL(f"{len(plan.rows)}"),
         conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
+
+
+def _picked(picked: Picked) -> Composable:
+    # not a subselect of the WHERE: PostgreSQL could run that again, and take other rows
+    return SQL('WITH "p" ({key}) AS ({rows}) ').format(
+        key=COMMA.join(map(Identifier, picked.key)), rows=rows_of(picked.read)
+    )
+
+
+def _is_picked(picked: Picked) -> Composable:
+    return AND.join(
+        SQL("{column} {equal} {value}").format(
+            column=Identifier(NAME, name), equal=operator(equal), value=Identifier("p", name)
+        )
+        for name, equal in zip(picked.key, picked.equal, strict=True)
     )
 
 

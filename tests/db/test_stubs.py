@@ -259,7 +259,7 @@ POSITIONAL = {
     "get": "1", "aggregate": "{}", "create": "made", "upsert": "made", "update": "1, change",
     "delete": "1", "import": "[made]",
 }  # fmt: skip
-BY_FILTER = {"where", "all"}
+BY_FILTER = {"where", "all", "limit", "skip_locked"}
 """What `update` and `delete` take without a key alone."""
 
 

@@ -146,6 +146,13 @@ class Targeted(Returned, total=False):
     all: bool | None
 
 
+class Taken(Targeted, total=False):
+    """The next rows, in their order, that nobody else is taking."""
+
+    limit: int | None
+    skip_locked: bool | None
+
+
 class Upserted(Returned, total=False):
     """Of rows that may be there already."""
 
@@ -324,7 +331,7 @@ class RelationCalls(Protocol):
 
     @overload
     async def update(
-        self, /, *, changes: RelationUpdate, **options: Unpack[Targeted]
+        self, /, *, changes: RelationUpdate, **options: Unpack[Taken]
     ) -> Written[RelationRow]: ...
 
     @overload

@@ -188,6 +188,12 @@ export interface Targeted extends Returned {
   all?: boolean | null;
 }
 
+/** The next rows, in their order, that nobody else is taking. */
+export interface Taken {
+  limit?: number | null;
+  skip_locked?: boolean | null;
+}
+
 export type Loose = Record<string, unknown>;
 
 /** What is chosen of a row by `select` and `embed`; null if nothing is. */
@@ -277,7 +283,7 @@ export interface RelationCalls {
     call<K extends Expected<RelationRow>>(
       procedure: "URI", args: [key: RelationKey, changes: RelationUpdate], kwargs?: K | null):
       Promise<Back<RelationRow, K, Loose>>;
-    call<K extends Targeted & { changes: RelationUpdate }>(
+    call<K extends Targeted & Taken & { changes: RelationUpdate }>(
       procedure: "URI", args: None, kwargs: K):
       Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
   };
