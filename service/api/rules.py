@@ -44,14 +44,24 @@ def refuse_faults(
     """
     request = call.request
     if isinstance(request, CreateRequest):
-        # Names first: a misspelled one is told of, not the column that it was meant for.
-        refuse_names(relation, request.rows)
-        for at, row in enumerate(request.rows):
-            path = f"values.{at}" if request.many else None
-            _refuse(snapshot, relation, row, call.values, path, creating=True)
+        refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
     else:
         refuse_names(relation, (request.changes,))
         _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
+
+
+def refuse_new_rows(
+    snapshot: Snapshot,
+    relation: Relation,
+    rows: Sequence[Sequence[Assignment]],
+    paths: Sequence[str | None],
+    values: Sequence[Any],
+) -> None:
+    """Check new rows as `refuse_faults` does, each with where it stands."""
+    # Names first: a misspelled one is told of, not the column that it was meant for.
+    refuse_names(relation, rows)
+    for path, row in zip(paths, rows, strict=True):
+        _refuse(snapshot, relation, row, values, path, creating=True)
 
 
 def _refuse(
@@ -72,24 +82,42 @@ def _refuse(
 async def validate_new_rows(
     snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], pause: Pause
 ) -> Parsed[CreateRequest]:
+    """Validate new rows by the model; return the call with the rows as the model left them."""
+    paths = [path or "values" for path in call.request.paths]
+    rows, values = await validated_rows(
+        snapshot, relation, call.request.rows, paths, call.values, pause
+    )
+    return replace(call, request=replace(call.request, rows=rows), values=values)
+
+
+async def validated_rows(
+    snapshot: Snapshot,
+    relation: Relation,
+    rows: Sequence[Sequence[Assignment]],
+    paths: Sequence[str],
+    values: Sequence[Any],
+    pause: Pause,
+) -> tuple[tuple[tuple[Assignment, ...], ...], tuple[Any, ...]]:
     """
-    Validate new rows by the model; return the call with the rows as the model left them.
+    Validate new rows, each with where it stands, by the model.
+
+    Returns:
+        The rows as the model left them, and the values with those that it has set.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model = snapshot.model(relation)
-    values = Values(call.values)
-    rows = []
-    for at, row in enumerate(call.request.rows):
-        path = f"values.{at}" if call.request.many else "values"
-        given = given_of(row, call.values)
+    known = Values(values)
+    found = []
+    for at, (path, row) in enumerate(zip(paths, rows, strict=True)):
+        given = given_of(row, values)
         validated = await model.validate_insert(given, snapshot.codec, path)
         made = made_of(snapshot, relation, given, validated)
-        rows.append(_merged(row, made, path, values))
+        found.append(_merged(row, made, path, known))
         await pause(at)
-    return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
+    return tuple(found), known.freeze()
 
 
 async def validate_changes(

@@ -101,21 +101,22 @@ def update(call: Call) -> Step | Awaitable[Any]:
     parsed = parse_update(call.args, call.kwargs, call.backend.limits)
     if not parsed.request.changes:
         return _unchanged(call, parsed)
-    refuse_faults(call.snapshot, _relation(call), parsed)
-    if call.snapshot.model(_relation(call)).has_rules(creating=False):
-        return _by_model(call, parsed, _update_by_model)
+    refuse_faults(call.snapshot, relation_of(call), parsed)
+    if call.snapshot.model(relation_of(call)).has_rules(creating=False):
+        return _by_model(call, parsed, update_by_model)
     return _changing(call, parsed, _update)
 
 
 def delete(call: Call) -> Step | Awaitable[Any]:
     """Prepare `delete`: the deleted row, or the rows and how many they were."""
     parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
-    if call.snapshot.model(_relation(call)).has_delete_hook:
+    if call.snapshot.model(relation_of(call)).has_delete_hook:
         return _by_model(call, parsed, _delete_by_model)
     return _changing(call, parsed, _delete)
 
 
-def _relation(call: Call) -> Relation:
+def relation_of(call: Call) -> Relation:
+    """Return the relation of a call that is about one."""
     assert call.relation is not None
     return call.relation
 
@@ -144,7 +145,7 @@ def writing(
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
     """
     returning: Returning = parsed.request.returning
-    relation, level = _relation(call), call.backend.database.level
+    relation, level = relation_of(call), call.backend.database.level
     small = not returning.rows or (
         _is_one(parsed.request)
         and not returning.embeds
@@ -167,18 +168,18 @@ def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
     if isinstance(values, list | tuple) and len(values) > MANY:
         return _many_rows(call, parse)
     parsed = _prepare(
-        call.snapshot, _relation(call), call.args, call.kwargs, call.backend.limits, parse
+        call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
     )
     if not parsed.request.rows:
         return _no_rows(call, parsed.request)
-    if call.snapshot.model(_relation(call)).has_rules(creating=True):
+    if call.snapshot.model(relation_of(call)).has_rules(creating=True):
         return _create_by_model(call, parsed)
     return _creating(call, parsed)
 
 
 async def _many_rows(call: Call, parse: Parse) -> Any:
     """Parse and check many new rows in a pool thread, then write them."""
-    backend, relation = call.backend, _relation(call)
+    backend, relation = call.backend, relation_of(call)
     arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
     parsed = await backend.database.run(compute_txn, _prepare, *arguments, retry=True)
     if call.snapshot.model(relation).has_rules(creating=True):
@@ -190,20 +191,20 @@ async def _many_rows(call: Call, parse: Parse) -> Any:
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
     """Write new rows as their model left them."""
     pause = call.backend.database.yield_to_reactor
-    step = _creating(call, await validate_new_rows(call.snapshot, _relation(call), parsed, pause))
+    step = _creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
     return step.shape(await call.run(step))
 
 
 async def _no_rows(call: Call, request: CreateRequest) -> Any:
     """Answer that no row of none was written."""
     unconditional = replace(request, conflict=None)  # of no rows, none is there already
-    columns = answered_columns(_create(call.snapshot.catalog, _relation(call), unconditional))
+    columns = answered_columns(_create(call.snapshot.catalog, relation_of(call), unconditional))
     return answered(Written([], 0, columns), request.returning, many=True)
 
 
 def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
-    request, relation, snapshot = parsed.request, _relation(call), call.snapshot
+    request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]
     if request.many:  # built in the pool thread: it is long, and seldom the same again
         make = partial(_create, snapshot.catalog, relation, request)
@@ -225,7 +226,7 @@ def _changing(
 ) -> Step:
     """Return the step that writes the rows of a target: those `known` to their model, if any is."""
     request: UpdateRequest | DeleteRequest = parsed.request
-    statement = call.snapshot.statement(make, _relation(call), request)
+    statement = call.snapshot.statement(make, relation_of(call), request)
     one = request.target.key is not None
     shape = partial(answered, returning=request.returning, many=not one, counted=True)
     if known is not None:
@@ -244,9 +245,9 @@ async def _by_model(
         raise await _missing(call, parsed) from None
 
 
-async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Update rows whose model has rules: each is read, changed and validated as a whole."""
-    database, relation = call.backend.database, _relation(call)
+    database, relation = call.backend.database, relation_of(call)
     async with database.transaction():
         current = await _locked(call, parsed)
         calls = await validate_changes(
@@ -266,7 +267,7 @@ async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows, which may be left out."""
-    statement = call.snapshot.statement(_update_each, _relation(call), parsed.request)
+    statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
     shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
     return writing(call, parsed, lambda: statement, None, False, shape, access="write")
 
@@ -276,7 +277,7 @@ async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
     async with call.backend.database.transaction():
         current = await _locked(call, parsed)
         for row, _ in current:
-            await call.snapshot.model(_relation(call)).validate_delete(row)
+            await call.snapshot.model(relation_of(call)).validate_delete(row)
         return await _known(call, parsed, _delete, len(current))
 
 
@@ -299,7 +300,7 @@ async def _known(
     except TooManyRows:
         raise Conflict(
             "other rows match by now",
-            relation=_relation(call).name,
+            relation=relation_of(call).name,
             retry=True,
         ) from None
 
@@ -320,7 +321,7 @@ async def _locked(
         TooManyRows: More than `max_affected`, or than are validated in one call.
     """
     request: UpdateRequest | DeleteRequest = parsed.request
-    relation = _relation(call)
+    relation = relation_of(call)
     most = MAX_VALIDATED if request.max_affected is None else request.max_affected
     most = min(most, MAX_VALIDATED)
     values, changes, pick = Values(parsed.values), tuple[Assignment, ...](), None
@@ -359,14 +360,14 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 
 def _no_rows_changed(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Answer that no row of none, or of none that is changed, was written."""
-    columns = answered_columns(_current(call.snapshot.catalog, _relation(call), parsed.request))
+    columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), parsed.request))
     written = Written([], 0, columns)
     return answered(written, parsed.request.returning, many=True, counted=True)
 
 
 async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
     """Return why no row of a key was written: none is there, or as expected, or it stays."""
-    relation, target = _relation(call), parsed.request.target
+    relation, target = relation_of(call), parsed.request.target
     _, rows = await _found(call, parsed, target)
     if rows:
         return NotChanged(relation.name)
@@ -391,7 +392,7 @@ async def _found(
     """Read the row of a target as it is; return the columns and the rows."""
     returning = replace(parsed.request.returning, rows=True, order=())
     request = UpdateRequest(target, (), returning)
-    statement = _current(call.snapshot.catalog, _relation(call), request)
+    statement = _current(call.snapshot.catalog, relation_of(call), request)
     shape = Shape(returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
     page: Page = await call.run(Step(page_txn, args, list))

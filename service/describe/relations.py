@@ -13,10 +13,11 @@ from service.catalog import Catalog, Column, Relation, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.rows import Rows
-from service.describe.type_schemas import changed, given, new, schema_of, value
+from service.describe.type_schemas import NULL, changed, given, new, schema_of, value
 from service.describe.verb import Right, Verb
 from service.plan.computing import computing
 from service.plan.joins import computed_columns, relationships
+from service.plan.tree import takes_nested
 from service.request.names import RESERVED, encode
 from service.request.select_list import quoted_item
 
@@ -193,6 +194,10 @@ class _RelationRows(Rows):
             "values": lambda: {
                 "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
             },
+            "tree": self._tree,
+            "trees": lambda: {
+                "anyOf": [self.part("tree"), {"type": "array", "items": self.part("tree")}]
+            },
             "key": self._key,
             "keys": lambda: {"type": "array", "items": self.part("key")},
         }
@@ -228,6 +233,43 @@ class _RelationRows(Rows):
             if not (each.nullable or each.has_default or self._relation.has_insert_triggers)
         ]
         return {**self.part("new"), "required": needed} if needed else self.part("new")
+
+    def _tree(self) -> Schema:
+        """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
+        insert, relation = self._insert(), self._relation
+        new = self.defs.schemas[f"new.{self.name}"]
+        found = dict(new["properties"])
+        for name, nested in self._nested().items():
+            found[name] = {"anyOf": [found[name], *nested]} if name in found else {"anyOf": nested}
+        by_others = {name for key in relation.foreign_keys for name in key.columns}
+        schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
+        if len(found) > len(new["properties"]) and not any("!" in name for name in found):
+            # "relation!via", of which there are many spellings
+            schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
+        return schema
+
+    def _nested(self) -> dict[str, list[Schema]]:
+        """Return what may be nested, by name: the names that mean one relationship alone."""
+        relation, catalog = self._relation, self.defs.catalog
+        ways = relationships(catalog, relation)
+        names = Counter(name for way in ways for name in way.embed_names)
+        targets = Counter((way.target.schema, way.target.name) for way in ways)
+        found: dict[str, list[Schema]] = {}
+        for way in ways:
+            if not takes_nested(relation, way):
+                continue
+            target = served_name(catalog, way.target)
+            called = {name for name in way.embed_names if names[name] == 1}
+            if targets[way.target.schema, way.target.name] == 1:
+                called |= {target, way.target.name} - relation.columns.keys()
+            row: Schema = {"type": "object"}
+            if target in self.defs.relations:
+                row = _RelationRows(self.defs, way.target, target).part("tree")
+            one = [row, reference("link")]
+            many: list[Schema] = [{"type": "array", "items": {"anyOf": one}}]
+            for name in sorted(called):
+                found[name] = [*(many if way.many else one), NULL]
+        return found
 
     def _update(self) -> Schema:
         columns = [each for each in self._relation.columns.values() if each.updatable]

@@ -38,8 +38,8 @@ class Verb:
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
         positional: What may be given by position, in its order.
-        takes: Arguments that are of the relation: its "key" or "keys", new "values", an "update", or
-            what is "imported".
+        takes: Arguments that are of the relation: its "key" or "keys", new "values", or "trees" of them
+            with related rows, an "update", or what is "imported".
         answers: What it answers first: a "row", "rows", those "got" by keys, "null", or rows in a
             "page" or as "written".
         sends: What each progressive result is first.

@@ -399,6 +399,8 @@ class InsertPlan:
         rows: For each row, a parameter or None (default) for each of the columns.
         returning: What comes back of each.
         conflict: What becomes of those that are there already; None if that is an error.
+        numbered: Whether what comes back of each has its number before it, from 0: PostgreSQL does not
+            promise the rows of RETURNING in the order of VALUES.
     """
 
     name: str
@@ -407,6 +409,7 @@ class InsertPlan:
     rows: tuple[tuple[Bound | None, ...], ...]
     returning: PlannedReturning
     conflict: PlannedConflict | None = None
+    numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from service.plan.predicates import both, inner_conditions, plan_filter, sort_ke
 from service.plan.read_plan import plan_key, plan_rows
 from service.plan.reread import reread
 from service.plan.scope import Scope
+from service.request.assignments import LINK, LITERAL
 from service.request.requests import (
     Assignment,
     CreateRequest,
@@ -76,21 +77,28 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     A column that a new row leaves out, but another gives, takes its default.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
-    columns: dict[str, Column] = {}
-    for row in request.rows:
-        for each in row:
-            columns.setdefault(each.column, assigned(relation, each))
-    rows = tuple(
-        tuple(_value(scope, columns[name], given.get(name)) for name in columns)
-        for given in ({each.column: each for each in row} for row in request.rows)
-    )
+    columns, rows = plan_new_rows(scope, request.rows)
     conflict = plan_conflict(scope, request.conflict, request.rows) if request.conflict else None
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
     settable = [each.column for each in conflict.updates] if conflict else []
     one = not request.many and conflict is None
     planned = reread(scope, _returned(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
-    return InsertPlan(name, relation, tuple(columns.values()), rows, planned, conflict)
+    return InsertPlan(name, relation, columns, rows, planned, conflict)
+
+
+def plan_new_rows(
+    scope: Scope, rows: Rows
+) -> tuple[tuple[Column, ...], tuple[tuple[Bound | None, ...], ...]]:
+    """Plan new rows: the columns that any of them gives, and what each has for them."""
+    columns: dict[str, Column] = {}
+    for row in rows:
+        for each in row:
+            columns.setdefault(each.column, assigned(scope.relation, each))
+    return tuple(columns.values()), tuple(
+        tuple(_value(scope, columns[name], given.get(name)) for name in columns)
+        for given in ({each.column: each for each in row} for row in rows)
+    )
 
 
 def plan_update(
@@ -338,8 +346,15 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
     Raises:
         InvalidArgument: It is unknown, or the database alone gives it values; in a view, an
-            expression has no default either.
+            expression has no default either. Or it is linked, as rows are.
     """
+    if each.computing == LINK:
+        relation.column(each.column, each.path)
+        raise InvalidArgument(
+            f'"{each.column}" is a column: rows are linked by relationships',
+            path=each.path,
+            hint=LITERAL,
+        )
     if each.operand is not None:
         return writable(relation, each.column, each.path)
     column = relation.column(each.column, each.path)
@@ -350,10 +365,10 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
 def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
     """Refuse columns that rows cannot give; each name is looked up once."""
-    known: set[tuple[str, bool]] = set()
+    known: set[tuple[str, bool, bool]] = set()
     for row in rows:
         for each in row:
-            key = each.column, each.operand is None
+            key = each.column, each.operand is None, each.computing == LINK
             if key not in known:
                 assigned(relation, each)
                 known.add(key)

@@ -18,7 +18,7 @@ from service.request.select_list import parse_reference
 Use = Literal["row", "expect", "changes"]
 """What assignments are of: a new row, what is expected of one, or changes of it."""
 
-DEFAULT, VALUE, NUMBER = "$default", "$value", "$number"
+DEFAULT, VALUE, NUMBER, LINK = "$default", "$value", "$number", "$link"
 MAX_REMOVED = 100
 """Values that one `$remove` names: each is a call of a function around the others."""
 MAX_STEPS, MAX_PATHS = 16, 64
@@ -138,6 +138,9 @@ def _marked(
         # What stands for a number is an object in JSON then, which the codec knows by the same mark.
         inner = {VALUE: inner} if stands_for(inner) else inner
         return Assignment(column, Operand(values.add(inner), here), path, steps=steps)
+    if operator == LINK and use == "row":
+        # Of a relationship, in place of a row; what is a column refuses it.
+        return Assignment(column, Operand(values.add({LINK: inner}), path), path, LINK)
     if operator == DEFAULT:
         if inner is not True:
             raise InvalidArgument('"$default" is true', path=here, hint=LITERAL)

@@ -363,7 +363,8 @@ class Assignment:
         column: Its name.
         operand: The value, or what it is computed with; None for the column's default.
         path: Where in the call.
-        computing: How the value is computed out of the one that is there, if it is: "add", "merge"…
+        computing: How the value is computed out of the one that is there, if it is: "add", "merge"…;
+            "$link" where the name is to be a relationship's.
         items: Of a list that is removed, each by itself.
         steps: Into the column's JSON, if a value in it is set.
     """
@@ -437,6 +438,11 @@ class CreateRequest:
     returning: Returning
     max_affected: int | None = None
     conflict: OnConflict | None = None
+
+    @property
+    def paths(self) -> list[str | None]:
+        """Where each row stands in the call; None for the one that is no row of a list."""
+        return [f"values.{at}" if self.many else None for at in range(len(self.rows))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
+from service.catalog import Relation
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
     Computed,
@@ -16,6 +17,7 @@ from service.plan.plans import (
     InsertPlan,
     Picked,
     PlannedConflict,
+    PlannedReturning,
     UpdatePlan,
 )
 from service.plan.uses import is_pure
@@ -33,7 +35,8 @@ from service.sql.expressions import (
 )
 from service.sql.lateral import column_list, embed_joins
 from service.sql.new_values import computed_value
-from service.sql.saved_rows import ORDER, save_rows, saved_rows, saved_values
+from service.sql.numbered import NUMBER, numbered_rows
+from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
 from service.sql.select import answer_of, rows_of
 from service.sql.statement import (
     AND,
@@ -59,12 +62,16 @@ def modify(plan: WritePlan) -> Statement:
         written = SQL("{write} RETURNING {values}").format(
             write=_write(plan), values=saved_values(returning.reread, plan.relation)
         )
-        ahead, rows = save_rows(written, returning.must_write), _reread(plan)
+        ahead = save_rows(written, returning.must_write)
+        rows = reread_rows(plan.relation, returning)
     elif returning.must_write:
         rows = _certain(plan)
     else:
         rows = _write(plan)
-        columns = [column_list(returning.outputs, (), returning.json)] if returning.outputs else []
+        numbers = [NUMBER] if isinstance(plan, InsertPlan) and plan.numbered else []
+        columns = [*numbers]
+        if returning.outputs:
+            columns.append(column_list(returning.outputs, (), returning.json))
         columns += [TRANSACTION] if returning.receipt else []
         if columns:
             rows = SQL("{write} RETURNING {columns}").format(
@@ -101,6 +108,8 @@ def on_conflict(conflict: PlannedConflict) -> Composable:
 
 def _write(plan: WritePlan) -> Composable:
     relation = relation_name(plan.relation)
+    if isinstance(plan, InsertPlan) and plan.numbered:
+        return numbered_rows(plan)
     if isinstance(plan, DeletePlan):
         return SQL('DELETE FROM {relation} AS "t"{where}').format(
             relation=relation, where=where_clause(plan.where)
@@ -186,8 +195,10 @@ def _certain(plan: WritePlan) -> Composable:
     )
 
 
-def _reread(plan: WritePlan) -> Composable:
-    returning = plan.returning
+def reread_rows(
+    relation: Relation, returning: PlannedReturning, written: Composable = WRITTEN
+) -> Composable:
+    """Build what reads written rows again, from what was handed on of them."""
     if returning.reread is None:
         raise TypeError("nothing is read again")
     columns = []
@@ -200,7 +211,7 @@ def _reread(plan: WritePlan) -> Composable:
         columns.append(condition(BoolExpr(False, returning.inner)))
     return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
         columns=COMMA.join(columns),
-        rows=saved_rows(returning.reread, plan.relation),
+        rows=saved_rows(returning.reread, relation, written),
         embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )

@@ -28,6 +28,8 @@ Order: TypeAlias = Sorting | Sequence[Sorting]
 Names: TypeAlias = str | Sequence[str]
 Measures: TypeAlias = Mapping[str, Mapping[str, Any]]
 Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
+Link = TypedDict("Link", {"$link": Any})
+"""In place of a related row: the key of one that is there."""
 
 Add = TypedDict("Add", {"$add": float | str})
 Multiply = TypedDict("Multiply", {"$multiply": float | str})
@@ -206,6 +208,10 @@ class RelationInsert(TypedDict):
     """A new row."""
 
 
+class RelationCreate(TypedDict):
+    """A new row with related ones."""
+
+
 class RelationUpdate(TypedDict):
     """Changes of a row."""
 
@@ -300,12 +306,15 @@ class RelationCalls(Protocol):
 
     @overload
     async def create(
-        self, values: RelationInsert, /, **options: Unpack[Returned]
+        self, values: RelationInsert | RelationCreate, /, **options: Unpack[Returned]
     ) -> RelationRow: ...
 
     @overload
     async def create(
-        self, values: list[RelationInsert], /, **options: Unpack[Returned]
+        self,
+        values: Sequence[RelationInsert | RelationCreate],
+        /,
+        **options: Unpack[Returned],
     ) -> list[RelationRow]: ...
 
     @overload

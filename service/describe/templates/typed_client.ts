@@ -67,6 +67,11 @@ export type Sorting =
 /** One that stands alone is a list of it. */
 export type OneOrMany<Each> = Each | Each[];
 
+/** In place of a related row: the key of one that is there. */
+export interface Link {
+  $link: unknown;
+}
+
 /** In seconds. */
 export interface Timeout {
   timeout?: number | null;
@@ -236,6 +241,7 @@ export type None = [] | null;
 
 export interface RelationRow {}
 export interface RelationInsert {}
+export interface RelationCreate {}
 export interface RelationUpdate {}
 export type RelationKey = never;
 
@@ -268,9 +274,9 @@ export interface RelationCalls {
     call(procedure: "URI", args: [measures: Measures], kwargs?: Grouped | null): Promise<Loose[]>;
   };
   create: {
-    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
+    call<K extends Returned>(procedure: "URI", args: [values: RelationCreate], kwargs?: K | null):
       Promise<Back<RelationRow, K, Loose>>;
-    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
+    call<K extends Returned>(procedure: "URI", args: [values: RelationCreate[]], kwargs?: K | null):
       Promise<Back<RelationRow[], K, Loose[]>>;
   };
   upsert: {
