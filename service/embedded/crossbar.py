@@ -97,7 +97,6 @@ class Crossbar(Supervised):
             self.socket,
             self._bridge,
             str(CODE),
-            settings.pool_max,
         )
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
@@ -219,13 +218,7 @@ def bridge(state: Path) -> str:
 
 
 def node(
-    realm: str,
-    prefix: str,
-    port: int,
-    socket: Path,
-    bridge: str = "",
-    code: str = "",
-    connections: int = 0,
+    realm: str, prefix: str, port: int, socket: Path, bridge: str = "", code: str = ""
 ) -> dict[str, Any]:
     """
     Return the configuration of a node.
@@ -237,7 +230,6 @@ def node(
         socket: Where the service connects, with RawSocket and CBOR.
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
         code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
-        connections: That the service has to the database.
     """
     everyone = {"anonymous": {"type": "static", "role": "anonymous"}}
     service = {"anonymous": {"type": "static", "role": "service"}}
@@ -280,7 +272,7 @@ def node(
         "classname": "component.Component",
         "realm": realm,
         "role": "service",
-        "extra": {"prefix": prefix, **({"connections": connections} if connections else {})},
+        "extra": {"prefix": prefix},
     }
     roles = [
         _role("service", "", "call", "register", "publish", "subscribe"),

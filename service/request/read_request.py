@@ -355,9 +355,9 @@ def parse_describe(
     return DescribeRequest(*names), given.timeout()
 
 
-def parse_key(key: Any, values: Values, path: str = "key") -> KeyMatch:
+def parse_key(key: Any, values: Values) -> KeyMatch:
     """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
-    columns, parts = _key_parts(key, path)
+    columns, parts = _key_parts(key, "key")
     return KeyMatch(columns, tuple(Operand(values.add(value), path) for value, path in parts))
 
 

@@ -87,9 +87,6 @@ async def use(session: Caller) -> None:
     change: ThingsUpdate = {"price": 1.5}
     assert_type(await service.things.create(new), ThingsRow)
     assert_type(await service.things.create([new], max_affected=3), list[ThingsRow])
-    await service.things.create({"name": "x", "linked": [{"other id": "y"}, {"$link": [1, "x"]}]})
-    nest: LinkedCreate = {"other id": "y", "thing_id": {"name": "x", "linked": [{"other id": "z"}]}}
-    await service.linked.create([nest, {"other id": "w", "things": {"$link": 1}}])
     assert_type(await service.things.upsert(new, on_conflict="x"), ThingsRow | None)
     assert_type(await service.things.update(1, change), ThingsRow)
     many = await service.things.update(where={"id": 1}, changes=change)
@@ -132,7 +129,6 @@ async def use(session: Caller) -> None:
 
 WRONG_PY = [
     'await service.things.create({"name": 5})',
-    'await service.things.create({"name": "x", "linked": [{"other id": 5}]})',
     'await service.things.find(limit="x")',
     "await service.things.find(limits=1)",
     'await service.things.peek(limit="x")',
@@ -158,8 +154,6 @@ async function use(): Promise<void> {
   const change: ThingsUpdate = { price: 1.5 };
   const one: ThingsRow = await session.call("rowcast.things.create", [made]);
   const some: ThingsRow[] = await session.call("rowcast.things.create", [[made]], { max_affected: 3 });
-  await session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": "y" }, { $link: 1 }] }]);
-  await session.call("rowcast.linked.create", [[{ "other id": "y", thing_id: { name: "x" } }]]);
   const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
   const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
   const all: Written<ThingsRow> = await session.call("rowcast.things.update", [], { changes: change, all: true });
@@ -197,7 +191,6 @@ use();
 
 WRONG_TS = [
     'session.call("rowcast.things.create", [{ name: 5 }])',
-    'session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": 5 }] }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',
     'session.call("rowcast.things.find", [], { order: 1 })',
     'session.call("rowcast.things.peek", [], { limit: "x" })',
@@ -217,38 +210,72 @@ def document(dsn: str) -> Any:
     return describe(catalog, "rowcast", "1", verbs, {"hello.greet": greet})
 
 
-def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a compiler."""
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def mypy(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return what mypy says of the module and of its uses: one run for all, which takes seconds."""
+    body = "".join(f"    {wrong}\n" for wrong in WRONG_PY)
+    files = {
+        "made.py": python(document),
+        "use.py": USE_PY,
+        "options.py": options_py(document),
+        "wrong.py": "from made import *\n\nasync def use(service: Service) -> None:\n" + body,
+    }
+    uses = ["use.py", "options.py", "wrong.py"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *uses]
+    return said(command, files, tmp_path_factory.mktemp("python"))
 
 
-def test_stubs_for_python_are_taken_by_mypy(document: Any, tmp_path: Path) -> None:
-    """Mypy takes the module, knows the types in it, and refuses what does not fit."""
-    (tmp_path / "made.py").write_text(python(document))
-    (tmp_path / "use.py").write_text(USE_PY)
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "use.py"]
-    found = check(mypy, tmp_path)
-    assert found.returncode == 0, found.stdout
-    body = "\n".join(f"    {wrong}" for wrong in WRONG_PY)
-    head = "from made import *\n\nasync def use(service: Service) -> None:\n"
-    (tmp_path / "use.py").write_text(head + body)
-    said = check(mypy, tmp_path).stdout
-    for at, wrong in enumerate(WRONG_PY, 4):
-        assert f"use.py:{at}: error" in said, (wrong, said)
-
-
-def test_stubs_for_typescript_are_taken_by_tsc(document: Any, tmp_path: Path) -> None:
-    """Tsc takes the declarations, knows the types in them, and refuses what does not fit."""
-    (tmp_path / "made.ts").write_text(typescript(document))
-    (tmp_path / "use.ts").write_text(USE_TS)
-    tsc = [*compiler(), "--strict", "--noEmit", "--target", "es2022", "use.ts"]
-    found = check(tsc, tmp_path)
-    assert found.returncode == 0, found.stdout
+@pytest.fixture(scope="module")
+def tsc(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return what tsc says of the declarations and of their uses: one run for all."""
     head = 'import { Session } from "./made";\ndeclare const session: Session;\n'
-    (tmp_path / "use.ts").write_text(head + "\n".join(f"{wrong};" for wrong in WRONG_TS))
-    said = check(tsc, tmp_path).stdout
+    files = {
+        "made.ts": typescript(document),
+        "use.ts": USE_TS,
+        "options.ts": options_ts(document),
+        "wrong.ts": head + "\n".join(f"{wrong};" for wrong in WRONG_TS),
+    }
+    uses = ["use.ts", "options.ts", "wrong.ts"]
+    command = [*compiler(), "--strict", "--noEmit", "--target", "es2022", *uses]
+    return said(command, files, tmp_path_factory.mktemp("typescript"))
+
+
+def said(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
+    """Return the lines that a compiler prints."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode, "it refuses nothing"
+    return run.stdout.splitlines()
+
+
+def about(name: str, lines: list[str]) -> list[str]:
+    """Return what is said of a file, or of what it imports."""
+    return [line for line in lines if line.startswith((name, "made."))]
+
+
+def test_stubs_for_python_are_taken_by_mypy(mypy: list[str]) -> None:
+    """Mypy takes the module, knows the types in it, and refuses what does not fit."""
+    assert about("use.py", mypy) == []
+    for at, wrong in enumerate(WRONG_PY, 4):
+        assert any(line.startswith(f"wrong.py:{at}: error") for line in mypy), (wrong, mypy)
+
+
+def test_stubs_for_typescript_are_taken_by_tsc(tsc: list[str]) -> None:
+    """Tsc takes the declarations, knows the types in them, and refuses what does not fit."""
+    assert about("use.ts", tsc) == []
     for at, wrong in enumerate(WRONG_TS, 3):
-        assert f"use.ts({at}," in said, (wrong, said)
+        assert any(line.startswith(f"wrong.ts({at},") for line in tsc), (wrong, tsc)
+
+
+def test_typescript_options_may_be_null(tsc: list[str]) -> None:
+    """Those of each verb that the service takes null for."""
+    assert about("options.ts", tsc) == []
+
+
+def test_python_options_may_be_none(mypy: list[str]) -> None:
+    """Those of each verb that the service takes null for; writes are typed for rows as they are."""
+    assert about("options.py", mypy) == []
 
 
 def nullable(document: Any) -> Iterator[tuple[str, str]]:
@@ -266,12 +293,12 @@ POSITIONAL = {
     "get": "1", "aggregate": "{}", "create": "made", "upsert": "made", "update": "1, change",
     "delete": "1", "import": "[made]",
 }  # fmt: skip
-BY_FILTER = {"where", "all", "limit", "skip_locked"}
+BY_FILTER = {"where", "all"}
 """What `update` and `delete` take without a key alone."""
 
 
-def test_typescript_options_may_be_null(document: Any, tmp_path: Path) -> None:
-    """Those of each verb that the service takes null for."""
+def options_ts(document: Any) -> str:
+    """Return calls with each option that may be null."""
     lines = []
     for verb, name in nullable(document):
         args, kwargs = POSITIONAL.get(verb, ""), f"{name}: null"
@@ -287,14 +314,11 @@ def test_typescript_options_may_be_null(document: Any, tmp_path: Path) -> None:
     head = """import { Session, ThingsInsert, ThingsRow, ThingsUpdate } from "./made";
     declare const session: Session; declare const made: ThingsInsert; declare const change: ThingsUpdate;
     """
-    (tmp_path / "made.ts").write_text(typescript(document))
-    (tmp_path / "use.ts").write_text(head + "\n".join([*lines, chosen]))
-    found = check([*compiler(), "--strict", "--noEmit", "--target", "es2022", "use.ts"], tmp_path)
-    assert found.returncode == 0, found.stdout
+    return head + "\n".join([*lines, chosen])
 
 
-def test_python_options_may_be_none(document: Any, tmp_path: Path) -> None:
-    """Those of each verb that the service takes null for; writes are typed for rows as they are."""
+def options_py(document: Any) -> str:
+    """Return calls with each option that may be None."""
     lines = []
     for verb, name in nullable(document):
         if name == "returning" or (name in ("select", "embed") and verb not in ("get", "find")):
@@ -311,11 +335,7 @@ from made import *
 
 async def use(service: Service, made: ThingsInsert, change: ThingsUpdate) -> None:
     """
-    (tmp_path / "made.py").write_text(python(document))
-    (tmp_path / "use.py").write_text(head + "\n    ".join(lines))
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "use.py"]
-    found = check(mypy, tmp_path)
-    assert found.returncode == 0, found.stdout
+    return head + "\n    ".join(lines) + "\n"
 
 
 def compiler() -> list[str]:

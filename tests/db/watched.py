@@ -4,15 +4,14 @@ Live queries without a router: a dispatcher with its cycles, and watchers that k
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 
-from service.api.call import Lasting
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
 from service.changes.epochs import begin_txn
@@ -24,35 +23,6 @@ from service.request.arguments import Caller
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import until
-
-
-class Lasts:
-    """
-    A call that goes on.
-
-    Args:
-        answer: Of the dispatcher.
-        ended: Called with the error that it ends with.
-    """
-
-    def __init__(
-        self, answer: Coroutine[Any, Any, Any], ended: Callable[[Exception], None]
-    ) -> None:
-        self._ended = ended
-        self._lasting: Lasting | None = None
-        self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
-        self._begun.addCallbacks(self._goes_on, lambda why: ended(why.value))
-
-    def _goes_on(self, lasting: Lasting) -> None:
-        self._lasting = lasting
-        lasting.follow(self._ended)
-
-    def cancel(self) -> None:
-        """End it, as its caller would."""
-        if self._lasting is None:
-            self._begun.cancel()
-        else:
-            self._lasting.end(CancelledError())
 
 
 class Watcher:
@@ -84,17 +54,19 @@ class Watcher:
         self.error: BaseException | None = None
         self.held: Deferred[None] | None = None
         verb = f"{name}.watch"
-        self.call = Lasts(
-            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take), self._ended
+        self.call = Deferred.fromCoroutine(
+            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take)
         )
+        self.call.addBoth(self._ended)
 
-    def _take(self, message: dict[str, Any]) -> Awaitable[None]:
+    async def _take(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
         self.copy.take(message)
-        return succeed(None) if self.held is None else self.held
+        if self.held is not None:
+            await self.held
 
-    def _ended(self, error: Exception) -> None:
-        self.error = error
+    def _ended(self, result: Any) -> None:
+        self.error = result.value
 
     async def first(self) -> Copy:
         """Wait for all rows."""

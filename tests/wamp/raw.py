@@ -69,14 +69,13 @@ class Raw:
         self._socket.close()
 
     def _take(self, size: int) -> bytes:
-        found = bytearray(size)
-        rest = memoryview(found)
-        while rest:
-            taken = self._socket.recv_into(rest)
-            if not taken:
+        found = b""
+        while len(found) < size:
+            more = self._socket.recv(size - len(found))
+            if not more:
                 raise ConnectionError
-            rest = rest[taken:]
-        return bytes(found)
+            found += more
+        return found
 
 
 async def raw(port: int, realm: str, **hello: Any) -> Raw:

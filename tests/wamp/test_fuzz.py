@@ -77,6 +77,13 @@ INJECTIONS = [
     ".",
     "a" * 2000,
 ]
+FLAT: list[Any] = [
+    None, True, False, 0, 1, -1, 5, 2**31, 2**63 - 1, -(2**63), 1.5, 1e308, float("nan"),
+    float("inf"), "5", "n5", "ok", "2026-01-01", "[1,5)", "P1D", "\\x00ff", "{}", "{a,b}",
+    "1.1.1.1", "101", "(1,2)", "cat", b"\0\xff", "x" * 300, "y" * 200_000,
+    *INJECTIONS,
+]  # fmt: skip
+DEEP: list[Any] = [[[["deep"] * 3] * 3] * 3, [5] * 3000, {f"k{at}": at for at in range(1500)}]
 WORDS = [*sorted(VERBS.keys() - {"import"}), "drop", ""]
 MEASURES = ["count", "sum", "avg", "min", "max", "bool_and", "array_agg", "string_agg", "stddev", "variance",
             "percentile", "mode", "zzz"]  # fmt: skip
@@ -290,21 +297,14 @@ class Generator:
 
     def value(self, depth: int) -> Any:
         """Make any value."""
-        choices: list[Any] = [
-            None, True, False, 0, 1, -1, 5, 2**31, 2**63 - 1, -(2**63), 1.5, 1e308, float("nan"),
-            float("inf"), "5", "n5", "ok", "2026-01-01", "[1,5)", "P1D", "\\x00ff", "{}", "{a,b}",
-            "1.1.1.1", "101", "(1,2)", "cat", b"\0\xff", "x" * 300, "y" * 200_000,
-            *INJECTIONS,
-        ]  # fmt: skip
-        if depth:
-            choices += [
-                [self.value(depth - 1) for _ in range(self.random.randint(0, 3))],
-                {self.random.choice([*INJECTIONS, "a"]): self.value(depth - 1)},
-                [[["deep"] * 3] * 3] * 3,
-                [5] * 3000,
-                {f"k{at}": at for at in range(1500)},
-            ]
-        return self.random.choice(choices)
+        at = self.random.randrange(len(FLAT) + (len(DEEP) + 2 if depth else 0))
+        if at < len(FLAT):
+            return FLAT[at]
+        if at < len(FLAT) + len(DEEP):
+            return DEEP[at - len(FLAT)]
+        if at % 2:
+            return [self.value(depth - 1) for _ in range(self.random.randint(0, 3))]
+        return {self.random.choice([*INJECTIONS, "a"]): self.value(depth - 1)}
 
 
 def documented() -> set[str]:

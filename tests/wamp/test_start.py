@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -28,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.conftest import HEAD, ROOT, Router, crossbar, execute, free_port, wait_until
-from tests.wamp.programs import alive, gone, parts, port_open, program, tool
+from tests.wamp.programs import Program, alive, gone, parts, port_open, program, tool
 from tests.wamp.raw import refusals
 
 STOPS_WITHIN = 5.0
@@ -96,79 +97,106 @@ def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str])
     assert not any(alive(child) for child in children)
 
 
-@pytest.mark.usefixtures("migrated_home")
-def test_a_second_run_beside_the_first_is_refused_with_its_pid(environ: dict[str, str]) -> None:
-    """Beside a running one a second one ends with a sentence; Alembic finds the database."""
-    with program(environ, *RUN) as first:
-        first.says("ready")
-        with program(environ | {"PORT": str(free_port())}, *RUN) as second:
-            assert second.ends() == 1
-            assert second.output.startswith(f"Rowcast runs here already, as pid {first.pid} →")
-        with program(environ, *ALEMBIC, "current") as alembic:
-            assert alembic.ends() == 0
-            assert "(head)" in alembic.output
-        assert first.running()
-        assert first.ends(signal.SIGTERM) == 0
+@dataclass(frozen=True)
+class Standing:
+    """
+    A service that has started with all in place.
+
+    Args:
+        service: It.
+        environ: Its environment.
+        took: Seconds until it was ready.
+        used: Seconds of the processor's time until then, its parts' with it.
+    """
+
+    service: Program
+    environ: dict[str, str]
+    took: float
+    used: float
 
 
-@pytest.mark.usefixtures("migrated_home")
-def test_second_run_with_all_in_place_is_ready_soon(
-    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With all in place it is ready within ten seconds, on a machine that is not busy."""
-    began = time.monotonic()
-    with program(environ, *RUN) as service:
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[Standing]]:
+    """Keep what stands, for the tests of this module that leave it standing."""
+    kept: list[Standing] = []
+    yield kept
+    for each in kept:
+        each.service.close()
+
+
+@pytest.fixture
+def standing(started: list[Standing], environ: dict[str, str], migrated_home: None) -> Standing:
+    """Have a service that stands: the one that there is, unless its test has ended it."""
+    if not started or not started[-1].service.running():
+        began = time.monotonic()
+        service = Program(environ, *RUN)
+        started.append(Standing(service, environ, 0, 0))
         service.says("ready")
         took = time.monotonic() - began
         # Of the processor's time, for others may have it most of the time.
-        used = sum(
-            sum(each.cpu_times()[:4]) for each in [psutil.Process(service.pid), *parts(service)]
-        )
-        assert service.ends(signal.SIGINT) == 0
+        each = [psutil.Process(service.pid), *parts(service)]
+        used = sum(sum(one.cpu_times()[:4]) for one in each)
+        started[-1] = Standing(service, environ, took, used)
+    return started[-1]
+
+
+def test_standing_service_refuses_a_second_run_with_its_pid(standing: Standing) -> None:
+    """Beside a running one a second one ends with a sentence; Alembic finds the database."""
+    first, environ = standing.service, standing.environ
+    with program(environ | {"PORT": str(free_port())}, *RUN) as second:
+        assert second.ends() == 1
+        assert second.output.startswith(f"Rowcast runs here already, as pid {first.pid} →")
+    with program(environ, *ALEMBIC, "current") as alembic:
+        assert alembic.ends() == 0
+        assert "(head)" in alembic.output
+    assert first.running()
+
+
+def test_standing_service_was_ready_soon(
+    standing: Standing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all in place it is ready within ten seconds, on a machine that is not busy."""
     with capsys.disabled():
-        print(f"\nready after {took:.1f} s, {used:.1f} s of them the processor's")
-    assert used < QUICK
-
-
-@pytest.mark.usefixtures("migrated_home")
-def test_a_schema_that_is_not_there_is_told_at_the_start(environ: dict[str, str]) -> None:
-    """It starts, and says of which schema it has nothing."""
-    with program(environ | {"ROWCAST_SCHEMAS": "publik,public"}, *RUN) as service:
-        service.says("procedures as rowcast.*; nothing of publik")
-        service.says("ready")
-        assert service.ends(signal.SIGINT) == 0
-
-
-@pytest.mark.usefixtures("migrated_home")
-def test_service_that_is_killed_leaves_no_process(environ: dict[str, str]) -> None:
-    """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
-    with program(environ, *RUN) as service:
-        service.says("ready")
-        children = parts(service)
-        service.ends(signal.SIGKILL)
-    gone(children)
-    with program(environ, *RUN) as service:
-        service.says("ready")
-        assert service.ends(signal.SIGINT) == 0
+        print(f"\nready after {standing.took:.1f} s, {standing.used:.1f} s the processor's")
+    assert standing.used < QUICK
 
 
 @pytest.mark.parametrize("which", ["controller", "worker"])
-@pytest.mark.usefixtures("migrated_home")
-def test_a_router_that_died_is_started_again(which: str, environ: dict[str, str]) -> None:
+def test_standing_service_starts_a_router_again_that_died(which: str, standing: Standing) -> None:
     """A router that dies comes back; callers are told to try again until the service has joined."""
-    with program(environ, *RUN) as service:
+    service, again = standing.service, "the embedded router again in "
+    before = service.output.count(again)
+    [controller] = [
+        process
+        for process in psutil.Process(service.pid).children()
+        if "crossbar" in " ".join(process.cmdline())
+    ]
+    [worker] = controller.children()
+    (controller if which == "controller" else worker).kill()
+    gone([controller, worker])
+    wait_until(lambda: service.output.count(again) > before, 120, lambda: service.output)
+    errors = refusals(int(standing.environ["PORT"]), "rowcast.actions.count")
+    assert set(errors) <= {"rowcast.error.unavailable"}
+
+
+def test_standing_service_that_is_killed_leaves_no_process(standing: Standing) -> None:
+    """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
+    children = parts(standing.service)
+    standing.service.ends(signal.SIGKILL)
+    gone(children)
+    with program(standing.environ, *RUN) as service:
         service.says("ready")
-        [controller] = [
-            process
-            for process in psutil.Process(service.pid).children()
-            if "crossbar" in " ".join(process.cmdline())
-        ]
-        [worker] = controller.children()
-        (controller if which == "controller" else worker).kill()
-        gone([controller, worker])
-        service.says("the embedded router again in 0.1 s")
-        errors = refusals(int(environ["PORT"]), "rowcast.actions.count")
-        assert set(errors) <= {"rowcast.error.unavailable"}
+        assert service.ends(signal.SIGINT) == 0
+
+
+def test_schema_that_is_not_there_is_told_at_the_start(
+    environ: dict[str, str], migrated: str, router: Router
+) -> None:
+    """It starts, and says of which schema it has nothing."""
+    own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
+    with program(environ | own | {"ROWCAST_SCHEMAS": "publik,public"}, *RUN) as service:
+        service.says("procedures as rowcast.*; nothing of publik")
+        service.says("ready")
         assert service.ends(signal.SIGINT) == 0
 
 
