@@ -26,9 +26,10 @@ import psycopg2
 from schema.changes import install
 from schema.database_url import Place
 from service.changes.cycle import cycle_txn
-from service.changes.match import Index, terms_of
+from service.changes.invalidation import WatchedRuns
+from service.changes.match import Index
 from service.changes.positions import SnapshotPosition
-from service.changes.standing import Standing
+from service.changes.terms import terms_of
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
@@ -59,7 +60,7 @@ class Cycles:
             for each in kept:
                 each.run = replace(each.run, keyed=None)
         self.runs = {each.run: each for each in kept}
-        self.standing = Standing()
+        self.watched = WatchedRuns()
         self.position: SnapshotPosition | None = None
         self.step()
 
@@ -68,7 +69,7 @@ class Cycles:
         orders = [each.order for each in self.kept if each.state is None]
         began = time.perf_counter()
         outcome = cycle_txn(
-            self.reader.connection, self.standing, orders, self.position, budget=math.inf
+            self.reader.connection, self.watched, orders, self.position, budget=math.inf
         )
         took = (time.perf_counter() - began) * 1000
         assert outcome is not None
@@ -142,8 +143,8 @@ def index_of(reader: Reader, watches: int, dice: random.Random) -> None:
             found = sum(len(index.matching(1, *each)) for each in zip(olds, images, strict=True))
             times.append((time.process_time() - began) / len(images))
         began = time.process_time()
-        for at in range(watches):
-            index.remove(at)
+        for at, each in enumerate(terms):
+            index.remove(at, 1, each)
         times.insert(1, (time.process_time() - began) / watches)
         figures = "  ".join(f"{each * 1e6:6.1f}" for each in times)
         print(f"{kind:22} {figures}     {found / len(images):6.1f}")

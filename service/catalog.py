@@ -402,6 +402,7 @@ class Catalog:
             oids: their schema. Whoever can put another one there could do worse.
         aggregates: The same of functions over rows, by name and type.
         policies: Whether policies hide rows of anything in the database from our role.
+        merge_returns: Whether MERGE gives back what it has written (PostgreSQL 17).
     """
 
     version: int
@@ -413,6 +414,7 @@ class Catalog:
     operators: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
     aggregates: Mapping[tuple[str, int], str] = field(default_factory=dict)
     policies: bool = False
+    merge_returns: bool = False
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:

@@ -137,6 +137,7 @@ class DataType:
             inside of JSON as text.
         compared_as: The type that it is compared as, since it has no equality.
         sum, average: The types of its sum and average, where not its own (`pg_aggregate`).
+        added, factor: The types of what can be added to it, and of what it can be multiplied by.
         max_length: Whether its modifier is a length in characters, plus 4.
     """
 
@@ -152,6 +153,8 @@ class DataType:
     compared_as: str = ""
     sum: str = ""
     average: str = ""
+    added: str = ""
+    factor: str = ""
     max_length: bool = False
     schema: Schema = field(init=False)
     given: Schema = field(init=False)
@@ -175,6 +178,8 @@ _ROWS = (
         short=True,
         sum="int8",
         average="numeric",
+        added="int4",
+        factor="int4",
     ),
     DataType(
         "int8",
@@ -184,6 +189,8 @@ _ROWS = (
         short=True,
         sum="numeric",
         average="numeric",
+        added="int8",
+        factor="int8",
     ),
     DataType(
         "int2",
@@ -193,29 +200,55 @@ _ROWS = (
         short=True,
         sum="int8",
         average="numeric",
+        added="int2",
+        factor="int2",
     ),
     # to_json writes an oid as a string
     DataType(
         "oid", "integer", limits=(0, 2**32 - 1), castable=False, short=True, native_json=False
     ),
-    DataType("numeric", "decimal", aliases=("decimal",), native_json=False),
+    DataType(
+        "numeric",
+        "decimal",
+        aliases=("decimal",),
+        native_json=False,
+        added="numeric",
+        factor="numeric",
+    ),
     # to_json writes 1.0 as 1, which is read as an integer
-    DataType("float8", "float", aliases=("float", "double"), short=True, native_json=False),
-    DataType("float4", "float", aliases=("real",), short=True, native_json=False, average="float8"),
-    DataType("money", "number", short=True),
+    DataType(
+        "float8",
+        "float",
+        aliases=("float", "double"),
+        short=True,
+        native_json=False,
+        added="float8",
+        factor="float8",
+    ),
+    DataType(
+        "float4",
+        "float",
+        aliases=("real",),
+        short=True,
+        native_json=False,
+        average="float8",
+        added="float4",
+        factor="float4",
+    ),
+    DataType("money", "number", short=True, added="money", factor="float8"),
     DataType("text", "string", aliases=("string",)),
     DataType("varchar", "string", max_length=True),
     DataType("bpchar", "string", aliases=("char", "character"), max_length=True),
     DataType("name", "string", castable=False),
     DataType("citext", "string", extension=True),
     DataType("uuid", format="uuid", short=True),
-    DataType("date", "date", short=True),
-    DataType("time", "time", short=True),
-    DataType("timetz", format="time", short=True),
-    DataType("timestamp", "timestamp", aliases=("datetime",), short=True),
+    DataType("date", "date", short=True, added="interval"),
+    DataType("time", "time", short=True, added="interval"),
+    DataType("timetz", format="time", short=True, added="interval"),
+    DataType("timestamp", "timestamp", aliases=("datetime",), short=True, added="interval"),
     # to_json writes an offset, "+00:00", in place of "Z"
-    DataType("timestamptz", "timestamptz", short=True, native_json=False),
-    DataType("interval", "interval", short=True),
+    DataType("timestamptz", "timestamptz", short=True, native_json=False, added="interval"),
+    DataType("interval", "interval", short=True, added="interval", factor="float8"),
     DataType("bytea", "binary", native_json=False),
     DataType("jsonb", "json"),
     DataType("json", "json", compared_as="jsonb"),

@@ -97,7 +97,10 @@ def steps(name: str, random: Random, many: int) -> Iterator[Step]:
         else:
             change = difference(before.state, found.state)
             messages = [
-                delta_message(form, before.state, found.state, change, found.rows, position)
+                {
+                    **delta_message(form, before.state, found.state, change, found.rows),
+                    "position": position,
+                }
             ]
         yield Step([*messages, alive_message(found.state, position)], shown, form.ordered)
         before = found

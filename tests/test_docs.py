@@ -34,7 +34,15 @@ from service.db import literals
 from service.db.thread import in_thread
 from service.describe.verb import errors_by_procedure
 from service.embedded.crossbar import FILE
-from service.request import arguments, embeds, filters, measures, read_request, select_list
+from service.request import (
+    arguments,
+    assignments,
+    embeds,
+    filters,
+    measures,
+    read_request,
+    select_list,
+)
 from service.request.names import RESERVED
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
@@ -221,6 +229,9 @@ def test_limits() -> None:
         measures.MAX_MEASURES,
         read_request.MAX_GROUPS,
         read_request.MAX_CHUNK,
+        assignments.MAX_REMOVED,
+        assignments.MAX_STEPS,
+        assignments.MAX_PATHS,
         write.MAX_VALIDATED,
         csv.MAX_RECORD,
         payload.MAX_DEPTH,

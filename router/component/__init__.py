@@ -2,9 +2,9 @@
 The part of the service that runs in the router's own process: `component.Component`.
 
 It guards calls against other clients (`guard`), lets the answer to a cancelled call reach its
-caller (`kill`), reads no further from a client with very many calls under way (`pace`), reports to
-the service how many bytes the router still holds for a session (`backlog`), and answers calls while
-no service is joined.
+caller (`kill`), keeps back calls of a client with very many under way (`pace`), reports to the
+service how many bytes the router still holds for a session (`backlog`), and answers calls while no
+service is joined.
 
 It relies on private names of Crossbar's, so it starts only with the versions that it was tested
 with; and Crossbar opens no transport before its components have started.
@@ -29,8 +29,9 @@ class Component(ApplicationSession):
     Registers `<prefix>.router.backlog(session)` for its own role, and the prefix without its dot:
     the router prefers the service's registration, which is longer, while there is one.
 
-    The component's `extra` has the `prefix`, and `versions` where Crossbar and autobahn are
-    others than those in `guard.TESTED`.
+    The component's `extra` has the `prefix`; `connections`, how many the services have to the
+    database, where that is more than 16; and `versions` where Crossbar and autobahn are others than
+    those in `guard.TESTED`.
     """
 
     def __init__(self, config):
@@ -39,7 +40,7 @@ class Component(ApplicationSession):
         # Here, since an error here ends the node; one after the session stands does not.
         guard.install(config.extra.get("versions", {}))
         kill.install()
-        pace.install()
+        pace.install(config.extra.get("connections", 0))
 
     async def onJoin(self, details):
         """Register the two procedures."""

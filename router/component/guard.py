@@ -67,10 +67,19 @@ def call_of_new_request(self, session, msg, *rest, **options):
     """
     if (session._session_id, msg.request) not in self._invocations_by_call:
         return call(self, session, msg, *rest, **options)
-    why = [f"request ID {msg.request} is in use"]
-    error = message.Error(msg.MESSAGE_TYPE, msg.request, ApplicationError.INVALID_ARGUMENT, why)
-    self._router.send(session, error)
+    refuse(self, session, msg.request, *in_use(msg.request))
     return False
+
+
+def in_use(request):
+    """Return the URI and the words of the error that a second call with a request ID gets."""
+    return ApplicationError.INVALID_ARGUMENT, f"request ID {request} is in use"
+
+
+def refuse(dealer, session, request, uri, *args):
+    """Answer a call with an error."""
+    kind = message.Call.MESSAGE_TYPE
+    dealer._router.send(session, message.Error(kind, request, uri, args=list(args)))
 
 
 def remove_invoke_request(self, invocation):

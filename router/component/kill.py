@@ -32,8 +32,7 @@ def cancel_of_call(self, session, cancel):
     take_cancel(self, session, cancel)
     skipped = cancel.mode == message.Cancel.SKIP
     if first and (skipped or not _can_cancel(invocation.callee, "callee")):
-        kind = message.Call.MESSAGE_TYPE
-        self._router.send(session, message.Error(kind, cancel.request, ApplicationError.CANCELED))
+        guard.refuse(self, session, cancel.request, ApplicationError.CANCELED)
 
 
 def answered(process):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from math import inf
@@ -26,10 +25,40 @@ from service.request.requests import Item
 from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]
-"""Sends a part of an answer; done when the next part may follow."""
+"""Sends a part of an answer at once; what it returns is done when the next part may follow."""
 
-STAND: ContextVar[Callable[[], None]] = ContextVar("rowcast_stand", default=lambda: None)
-"""Called by a call that goes on until its caller ends it: it takes no turn from others any more."""
+
+class Lasting:
+    """
+    The answer to a call that goes on, in parts, until its caller ends it.
+
+    It is all that there has to be of such a call: no frame waits for its end.
+    """
+
+    __slots__ = ("_error", "_follower")
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+        self._follower: Callable[[Exception], None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the call has ended."""
+        return self._error is not None
+
+    def follow(self, follower: Callable[[Exception], None]) -> None:
+        """Call a function, once the call has ended, with the error that says why."""
+        self._follower = follower
+        if self._error is not None:
+            follower(self._error)
+
+    def end(self, error: Exception) -> None:
+        """End the call with an error, unless it has ended."""
+        if self._error is None:
+            self._error = error
+            if self._follower is not None:
+                self._follower(error)
+
 
 Access = Literal["read", "read only", "write", "last", "atomic", "procedure", "whole"]
 """

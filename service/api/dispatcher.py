@@ -287,6 +287,10 @@ class Dispatcher:
         role, most = self._roles.of(caller), self._backend.max_bytes
         return Keyed(key_id(caller, key), role, procedure, args, rest, most)
 
+    def refused(self, error: Exception, call: Call) -> Exception:
+        """Return the refusal that the caller of a call that goes on gets for an error."""
+        return self._refusal(error, None, call.snapshot, call.relation)
+
     def _refusal(
         self,
         error: Exception,

@@ -17,6 +17,7 @@ from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
 from service.plan.write_plan import refuse_names
 from service.request.arguments import Values
+from service.request.assignments import literals
 from service.request.read_request import Parsed, parse_key
 from service.request.requests import (
     EVERYTHING,
@@ -25,9 +26,6 @@ from service.request.requests import (
     KeyMatch,
     Target,
     UpdateRequest,
-)
-from service.request.write_request import (
-    assignments,
 )
 
 Pause = Callable[[int], Awaitable[None]]
@@ -46,14 +44,24 @@ def refuse_faults(
     """
     request = call.request
     if isinstance(request, CreateRequest):
-        # Names first: a misspelled one is told of, not the column that it was meant for.
-        refuse_names(relation, request.rows)
-        for at, row in enumerate(request.rows):
-            path = f"values.{at}" if request.many else None
-            _refuse(snapshot, relation, row, call.values, path, creating=True)
+        refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
     else:
         refuse_names(relation, (request.changes,))
         _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
+
+
+def refuse_new_rows(
+    snapshot: Snapshot,
+    relation: Relation,
+    rows: Sequence[Sequence[Assignment]],
+    paths: Sequence[str | None],
+    values: Sequence[Any],
+) -> None:
+    """Check new rows as `refuse_faults` does, each with where it stands."""
+    # Names first: a misspelled one is told of, not the column that it was meant for.
+    refuse_names(relation, rows)
+    for path, row in zip(paths, rows, strict=True):
+        _refuse(snapshot, relation, row, values, path, creating=True)
 
 
 def _refuse(
@@ -74,30 +82,49 @@ def _refuse(
 async def validate_new_rows(
     snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest], pause: Pause
 ) -> Parsed[CreateRequest]:
+    """Validate new rows by the model; return the call with the rows as the model left them."""
+    paths = [path or "values" for path in call.request.paths]
+    rows, values = await validated_rows(
+        snapshot, relation, call.request.rows, paths, call.values, pause
+    )
+    return replace(call, request=replace(call.request, rows=rows), values=values)
+
+
+async def validated_rows(
+    snapshot: Snapshot,
+    relation: Relation,
+    rows: Sequence[Sequence[Assignment]],
+    paths: Sequence[str],
+    values: Sequence[Any],
+    pause: Pause,
+) -> tuple[tuple[tuple[Assignment, ...], ...], tuple[Any, ...]]:
     """
-    Validate new rows by the model; return the call with the rows as the model left them.
+    Validate new rows, each with where it stands, by the model.
+
+    Returns:
+        The rows as the model left them, and the values with those that it has set.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model = snapshot.model(relation)
-    values = Values(call.values)
-    rows = []
-    for at, row in enumerate(call.request.rows):
-        path = f"values.{at}" if call.request.many else "values"
-        given = given_of(row, call.values)
+    known = Values(values)
+    found = []
+    for at, (path, row) in enumerate(zip(paths, rows, strict=True)):
+        given = given_of(row, values)
         validated = await model.validate_insert(given, snapshot.codec, path)
-        rows.append(_merged(relation, row, given, validated, path, values, snapshot))
+        made = made_of(snapshot, relation, given, validated)
+        found.append(_merged(row, made, path, known))
         await pause(at)
-    return replace(call, request=replace(call.request, rows=tuple(rows)), values=values.freeze())
+    return tuple(found), known.freeze()
 
 
 async def validate_changes(
     snapshot: Snapshot,
     relation: Relation,
     call: Parsed[UpdateRequest],
-    current: Sequence[Mapping[str, Any]],
+    current: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     pause: Pause,
 ) -> list[Parsed[UpdateRequest]]:
     """
@@ -107,29 +134,35 @@ async def validate_changes(
         snapshot: For the model and the codec.
         relation: Whose rows.
         call: The update.
-        current: The rows as they are, whole, as dicts of wire values.
+        current: The rows as they are, whole, each with the values that are computed for it; both as
+            dicts of wire values.
         pause: Lets the reactor run.
 
     Returns:
-        The calls to make instead: one, unless the model made something else of each row.
+        The calls to make instead: one, unless the model made something else of each row, or not all
+        rows of the filter are taken; then one for each row.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model, changes = snapshot.model(relation), call.request.changes
-    given = given_of(changes, call.values)
+    plain = given_of(changes, call.values)
     results: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
-    for at, row in enumerate(current):
+    for at, (row, computed) in enumerate(current):
+        given = {**plain, **computed}
         validated = await model.validate_update(row, given, snapshot.codec, "changes")
-        results.append({name: snapshot.codec.wire(value) for name, value in validated.items()})
+        made = made_of(snapshot, relation, given, validated)
+        results.append(made)
         values = Values(call.values)
-        merged = _merged(relation, changes, given, validated, "changes", values, snapshot)
+        merged = _merged(changes, made, "changes", values)
         target = Target(_key(relation, row, values), (), EVERYTHING)
-        request = replace(call.request, target=target, changes=merged)
+        request = replace(call.request, target=target, changes=merged, pick=None)
         found.append(replace(call, request=request, values=values.freeze()))
         await pause(at)
+    if call.request.pick is not None:
+        return found
     if not found:
         return [call]
     if all(each == results[0] for each in results):
@@ -140,8 +173,12 @@ async def validate_changes(
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
-    """Return a row's values by column, without those left to the defaults."""
-    return {each.column: values[each.operand.slot] for each in row if each.operand is not None}
+    """Return a row's values by column, without those left to the defaults or computed."""
+    return {
+        each.column: values[each.operand.slot]
+        for each in row
+        if each.operand is not None and not each.computes
+    }
 
 
 def made_of(
@@ -165,18 +202,11 @@ def made_of(
 
 
 def _merged(
-    relation: Relation,
-    row: Sequence[Assignment],
-    given: Mapping[str, Any],
-    validated: Mapping[str, Any],
-    path: str,
-    values: Values,
-    snapshot: Snapshot,
+    row: Sequence[Assignment], made: Mapping[str, Any], path: str, values: Values
 ) -> tuple[Assignment, ...]:
-    """Keep what the model left alone as it came, and take over what it changed."""
-    changed = made_of(snapshot, relation, given, validated)
-    kept = tuple(each for each in row if each.column not in changed)
-    return kept + assignments(changed, path, values)
+    """Keep what the model left alone as it came, and take over what it made."""
+    kept = tuple(each for each in row if each.column not in made)
+    return kept + literals(made, path, values)
 
 
 def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service.api import functions, read, stream, write
+from service.api import functions, nested, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.definitions import reference
@@ -25,6 +25,7 @@ from service.describe.verb import (
     ONE_OR_MANY,
     PAGE,
     PAGED,
+    PICK,
     RETURNING,
     ROWS,
     SHOWN,
@@ -152,18 +153,18 @@ _ROWS = (
     ),
     Verb(
         "create",
-        write.create,
+        nested.create,
         arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
         result={"anyOf": [*forms(reference("selected"), ROWS)["anyOf"], reference("affected")]},
-        errors=(*error_schemas.WRITES, NotChanged),
+        errors=(*error_schemas.WRITES, NotChanged, NotFound),
         positional=("values",),
         rights=("insert",),
-        takes={"values": "values"},
+        takes={"values": "trees"},
         answers=("row", "rows", "null"),
     ),
     Verb(
         "upsert",
-        write.upsert,
+        nested.upsert,
         arguments=record(
             {
                 "values": {},
@@ -188,7 +189,7 @@ _ROWS = (
         write.update,
         arguments={
             **record(
-                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING},
+                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **PICK, **RETURNING},
                 ["changes"],
             ),
             **EITHER,

@@ -24,6 +24,7 @@ from service.db.statements import (
     compute_txn,
     json_list,
     json_page,
+    keyed_txn,
     page_txn,
 )
 from service.db.writes import NoRowWritten, Written, write_txn
@@ -35,10 +36,12 @@ from service.errors import (
     TooManyRows,
 )
 from service.payload import Receipted
+from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import Values
 from service.request.read_request import Limits, Parsed
 from service.request.requests import (
+    Assignment,
     CreateRequest,
     DeleteRequest,
     Operand,
@@ -98,21 +101,22 @@ def update(call: Call) -> Step | Awaitable[Any]:
     parsed = parse_update(call.args, call.kwargs, call.backend.limits)
     if not parsed.request.changes:
         return _unchanged(call, parsed)
-    refuse_faults(call.snapshot, _relation(call), parsed)
-    if call.snapshot.model(_relation(call)).has_rules(creating=False):
-        return _by_model(call, parsed, _update_by_model)
+    refuse_faults(call.snapshot, relation_of(call), parsed)
+    if call.snapshot.model(relation_of(call)).has_rules(creating=False):
+        return _by_model(call, parsed, update_by_model)
     return _changing(call, parsed, _update)
 
 
 def delete(call: Call) -> Step | Awaitable[Any]:
     """Prepare `delete`: the deleted row, or the rows and how many they were."""
     parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
-    if call.snapshot.model(_relation(call)).has_delete_hook:
+    if call.snapshot.model(relation_of(call)).has_delete_hook:
         return _by_model(call, parsed, _delete_by_model)
     return _changing(call, parsed, _delete)
 
 
-def _relation(call: Call) -> Relation:
+def relation_of(call: Call) -> Relation:
+    """Return the relation of a call that is about one."""
     assert call.relation is not None
     return call.relation
 
@@ -141,7 +145,7 @@ def writing(
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
     """
     returning: Returning = parsed.request.returning
-    relation, level = _relation(call), call.backend.database.level
+    relation, level = relation_of(call), call.backend.database.level
     small = not returning.rows or (
         _is_one(parsed.request)
         and not returning.embeds
@@ -164,18 +168,18 @@ def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
     if isinstance(values, list | tuple) and len(values) > MANY:
         return _many_rows(call, parse)
     parsed = _prepare(
-        call.snapshot, _relation(call), call.args, call.kwargs, call.backend.limits, parse
+        call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
     )
     if not parsed.request.rows:
         return _no_rows(call, parsed.request)
-    if call.snapshot.model(_relation(call)).has_rules(creating=True):
+    if call.snapshot.model(relation_of(call)).has_rules(creating=True):
         return _create_by_model(call, parsed)
     return _creating(call, parsed)
 
 
 async def _many_rows(call: Call, parse: Parse) -> Any:
     """Parse and check many new rows in a pool thread, then write them."""
-    backend, relation = call.backend, _relation(call)
+    backend, relation = call.backend, relation_of(call)
     arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
     parsed = await backend.database.run(compute_txn, _prepare, *arguments, retry=True)
     if call.snapshot.model(relation).has_rules(creating=True):
@@ -187,20 +191,20 @@ async def _many_rows(call: Call, parse: Parse) -> Any:
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
     """Write new rows as their model left them."""
     pause = call.backend.database.yield_to_reactor
-    step = _creating(call, await validate_new_rows(call.snapshot, _relation(call), parsed, pause))
+    step = _creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
     return step.shape(await call.run(step))
 
 
 async def _no_rows(call: Call, request: CreateRequest) -> Any:
     """Answer that no row of none was written."""
     unconditional = replace(request, conflict=None)  # of no rows, none is there already
-    columns = answered_columns(_create(call.snapshot.catalog, _relation(call), unconditional))
+    columns = answered_columns(_create(call.snapshot.catalog, relation_of(call), unconditional))
     return answered(Written([], 0, columns), request.returning, many=True)
 
 
 def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
-    request, relation, snapshot = parsed.request, _relation(call), call.snapshot
+    request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]
     if request.many:  # built in the pool thread: it is long, and seldom the same again
         make = partial(_create, snapshot.catalog, relation, request)
@@ -222,7 +226,7 @@ def _changing(
 ) -> Step:
     """Return the step that writes the rows of a target: those `known` to their model, if any is."""
     request: UpdateRequest | DeleteRequest = parsed.request
-    statement = call.snapshot.statement(make, _relation(call), request)
+    statement = call.snapshot.statement(make, relation_of(call), request)
     one = request.target.key is not None
     shape = partial(answered, returning=request.returning, many=not one, counted=True)
     if known is not None:
@@ -241,15 +245,17 @@ async def _by_model(
         raise await _missing(call, parsed) from None
 
 
-async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Update rows whose model has rules: each is read, changed and validated as a whole."""
-    database, relation = call.backend.database, _relation(call)
+    database, relation = call.backend.database, relation_of(call)
     async with database.transaction():
         current = await _locked(call, parsed)
         calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
-        if len(calls) == 1:
+        if not calls:
+            return _no_rows_changed(call, parsed)
+        if len(calls) == 1 and parsed.request.pick is None:
             return await _known(call, calls[0], _update, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
     rows = [row for each in written for row in each.rows]
@@ -261,7 +267,7 @@ async def _update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows, which may be left out."""
-    statement = call.snapshot.statement(_update_each, _relation(call), parsed.request)
+    statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
     shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
     return writing(call, parsed, lambda: statement, None, False, shape, access="write")
 
@@ -270,8 +276,8 @@ async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
     """Delete rows that their model may keep: each is read, and validated."""
     async with call.backend.database.transaction():
         current = await _locked(call, parsed)
-        for row in current:
-            await call.snapshot.model(_relation(call)).validate_delete(row)
+        for row, _ in current:
+            await call.snapshot.model(relation_of(call)).validate_delete(row)
         return await _known(call, parsed, _delete, len(current))
 
 
@@ -294,52 +300,74 @@ async def _known(
     except TooManyRows:
         raise Conflict(
             "other rows match by now",
-            relation=_relation(call).name,
+            relation=relation_of(call).name,
             retry=True,
         ) from None
 
 
-async def _locked(call: Call, parsed: Parsed[Any]) -> list[Mapping[str, Any]]:
+async def _locked(
+    call: Call, parsed: Parsed[Any]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """
     Read the rows of a target whole, and keep them as they are.
+
+    PostgreSQL computes what a model is to validate: nobody else writes the rows until the end of the
+    transaction, so that the update computes the same.
+
+    Returns:
+        Each row, with those of its new values that are computed.
 
     Raises:
         TooManyRows: More than `max_affected`, or than are validated in one call.
     """
     request: UpdateRequest | DeleteRequest = parsed.request
-    relation = _relation(call)
+    relation = relation_of(call)
     most = MAX_VALIDATED if request.max_affected is None else request.max_affected
     most = min(most, MAX_VALIDATED)
-    values = Values(parsed.values)
-    limit = Operand(values.add(most + 1), "max_affected")
-    asked = request.target, Returning(order=request.returning.order), limit
+    values, changes, pick = Values(parsed.values), tuple[Assignment, ...](), None
+    if isinstance(request, UpdateRequest):
+        changes, pick = request.changes, request.pick
+    limited = min(most + 1, parsed.values[pick.limit.slot]) if pick and pick.limit else most + 1
+    limit = Operand(values.add(limited), "max_affected")
+    skip_locked = pick is not None and pick.skip_locked
+    asked = request.target, Returning(order=request.returning.order), limit, changes, skip_locked
     statement = call.snapshot.statement(_lock, relation, asked)
-    args = (call.snapshot.codec, statement, values.freeze(), most, Shape("dicts", UNBOUNDED))
-    page: Page = await call.run(Step(page_txn, args, list, parsed.timeout, "write"))
-    if page.more:
+    args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
+    rows, new = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    if len(rows) > most:
         hint = "the model of this relation validates each row: write so many in several calls"
         raise TooManyRows(
             f"this would write more than {most} rows",
             hint="nothing was written" if most == request.max_affected else hint,
         )
-    return page.rows
+    computed = dict.fromkeys(each.column for each in changes if each.computes)
+    return [
+        (row, dict(zip(computed, values, strict=True)))
+        for row, values in zip(rows, new, strict=True)
+    ]
 
 
 async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Answer an update without changes: by key the row as it is, else no row."""
     request = parsed.request
     if request.target.key is None:
-        columns = answered_columns(_current(call.snapshot.catalog, _relation(call), request))
-        return answered(Written([], 0, columns), request.returning, many=True, counted=True)
+        return _no_rows_changed(call, parsed)
     columns, rows = await _found(call, parsed, request.target)
     if not rows:
         raise await _missing(call, parsed)
     return answered(Written(rows, 0, columns), request.returning, many=False)
 
 
+def _no_rows_changed(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+    """Answer that no row of none, or of none that is changed, was written."""
+    columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), parsed.request))
+    written = Written([], 0, columns)
+    return answered(written, parsed.request.returning, many=True, counted=True)
+
+
 async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
     """Return why no row of a key was written: none is there, or as expected, or it stays."""
-    relation, target = _relation(call), parsed.request.target
+    relation, target = relation_of(call), parsed.request.target
     _, rows = await _found(call, parsed, target)
     if rows:
         return NotChanged(relation.name)
@@ -364,7 +392,7 @@ async def _found(
     """Read the row of a target as it is; return the columns and the rows."""
     returning = replace(parsed.request.returning, rows=True, order=())
     request = UpdateRequest(target, (), returning)
-    statement = _current(call.snapshot.catalog, _relation(call), request)
+    statement = _current(call.snapshot.catalog, relation_of(call), request)
     shape = Shape(returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
     page: Page = await call.run(Step(page_txn, args, list))
@@ -433,13 +461,15 @@ def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Sta
 
 
 def _lock(
-    catalog: Catalog, relation: Relation, wanted: tuple[Target, Returning, Operand]
+    catalog: Catalog,
+    relation: Relation,
+    wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...], bool],
 ) -> Statement:
     """Build the statement for the rows that a model validates."""
-    target, returning, limit = wanted
+    target, returning, limit, changes, skip_locked = wanted
     # To lock a row takes the right to update it, which one who deletes may lack.
-    lock = relation.updatable
-    return select(plan_current(catalog, relation, target, returning, lock, limit))
+    lock = Lock(skip_locked=skip_locked) if relation.updatable else None
+    return select(plan_current(catalog, relation, target, returning, lock, limit, changes))
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:

@@ -19,11 +19,11 @@ from twisted.python.failure import Failure
 
 from service.changes.delta import Rows, State, difference
 from service.changes.epochs import resume_txn
+from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import LogRow, read_txn
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
-from service.changes.refresh import Asked, Run, by_keys_txn, whole_txn
+from service.changes.refresh import Run, TouchedRows, by_keys_txn, whole_txn
 from service.changes.resume import Missed
-from service.changes.standing import Standing, touched_txn
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
 from service.db.session_settings import Dsn, SessionSettings, open_session
@@ -131,7 +131,7 @@ class Outcome:
     late: Mapping[Run, float]
 
 
-ToRead = Mapping[Run, Asked | None]
+ToRead = Mapping[Run, TouchedRows | None]
 """Which rows are to be read again, of each query that a change concerns; None for all of its rows."""
 
 
@@ -150,7 +150,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
-        self._standing = Standing()
+        self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
     def drop(self, run: Run) -> None:
@@ -173,14 +173,14 @@ class Cycle:
 
     def _run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Outcome:
         while self._dropped:
-            self._standing.drop(self._dropped.pop())
+            self._watched.drop(self._dropped.pop())
         connection = self._connection
         if connection is None or not connection.alive():
             self._close()
             connection = self._connection = open_session(self._dsn(), self._session)
         try:
             for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, self._standing, orders, since)
+                outcome = cycle_txn(connection, self._watched, orders, since)
                 if outcome is not None:
                     return outcome
             raise RuntimeError("tables are truncated or rewritten all the time")
@@ -190,7 +190,7 @@ class Cycle:
 
     def _end(self) -> None:
         self._close()
-        self._standing = Standing()
+        self._watched = WatchedRuns()
         self._dropped.clear()
 
     def _close(self) -> None:
@@ -201,7 +201,7 @@ class Cycle:
 
 def cycle_txn(
     connection: PgConnection,
-    standing: Standing,
+    watched: WatchedRuns,
     orders: Collection[Order],
     since: SnapshotPosition | None,
     budget: float = BUDGET,
@@ -219,11 +219,11 @@ def cycle_txn(
         # A session that was lost may be one of another history now, or the log may be pruned.
         before = None if since is None else resume_txn(connection, since)
         rows = None if before is None else read_txn(connection, before)
-        touched = _touched_txn(connection, standing, orders, rows)
+        touched = _touched_txn(connection, watched, orders, rows)
         asked = {order.run for order in orders}
         orders = [
             *orders,
-            *(Order(run, standing.states[run]) for run in touched if run not in asked),
+            *(Order(run, watched.states[run]) for run in touched if run not in asked),
         ]
         found, late = _answers_txn(connection, orders, touched, budget)
     except BaseException:
@@ -235,33 +235,33 @@ def cycle_txn(
         flushed, files_by_now = connection.ask(FLUSHED.format(written))
         if files_by_now != files:
             # What was read, windows too, may be that of an empty table.
-            standing.doubted.update(found)
+            watched.stale.update(found)
             return None
         if not flushed:
             connection.command(FLUSH)
-    standing.doubted.clear()
+    watched.stale.clear()
     for order in orders:
         each = found.get(order.run)
         state = each.state if isinstance(each, Found) else order.before
         if state is not None:
-            standing.keep(order.run, state)
+            watched.keep(order.run, state)
     return Outcome(position, found, late)
 
 
 def _touched_txn(
     connection: PgConnection,
-    standing: Standing,
+    watched: WatchedRuns,
     orders: Collection[Order],
     rows: Sequence[LogRow] | None,
 ) -> ToRead:
     """Return which rows the log names, of each query that it concerns; None for all of its rows."""
     if rows is None:
-        return dict.fromkeys([*standing.states, *(order.run for order in orders)])
-    found: dict[Run, Asked | None] = {}
+        return dict.fromkeys([*watched.states, *(order.run for order in orders)])
+    found: dict[Run, TouchedRows | None] = {}
     if rows:
-        found |= touched_txn(connection, standing, list(map(row_change, rows)))
+        found |= touched_txn(connection, watched, list(map(row_change, rows)))
     stale = (order.run for order in orders if order.stale)
-    return found | dict.fromkeys([*standing.doubted, *stale])
+    return found | dict.fromkeys([*watched.stale, *stale])
 
 
 def found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | Failure | None:
@@ -290,7 +290,7 @@ def _answers_txn(
     """
     todo = [order for order in orders if order.asks or order.run in touched]
     # What takes long comes last, and each time that it was put off, sooner.
-    todo.sort(key=lambda order: order.run.times.whole / 2**order.late)
+    todo.sort(key=lambda order: order.run.whole / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
     missed = Missed([order.run for order in todo if order.resumes])
@@ -299,8 +299,8 @@ def _answers_txn(
     for order in todo:
         run, at = order.run, time.monotonic()
         whole = order.asks or touched[run] is None
-        if whole and (run.times.until > at + budget or (found and at > began + budget)):
-            late[run] = max(0.0, run.times.until - at)
+        if whole and (run.until > at + budget or (found and at > began + budget)):
+            late[run] = max(0.0, run.until - at)
             continue
         answer = found_txn(connection, order, touched)
         if isinstance(answer, Found) and order.resumes:

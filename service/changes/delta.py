@@ -242,10 +242,9 @@ def delta_message(
     now: State,
     change: Difference,
     rows: Mapping[Hashable, Any],
-    position: str,
 ) -> Message:
     """
-    Return the message that makes a watcher's rows those of a later state.
+    Return the message that makes a watcher's rows those of a later state, less its position.
 
     Args:
         form: Of the keys.
@@ -253,14 +252,12 @@ def delta_message(
         now: What it is to have.
         change: Between the two.
         rows: At least those that enter or are updated.
-        position: What the later one is a state of.
     """
     message: Message = {
         "type": "delta",
         "enter": [rows[name] for name in change.enter],
         "update": [rows[name] for name in change.update],
         "leave": _keys(before, change.leave),
-        "position": position,
     }
     if form.kind != "row" and form.columns is None:
         message["keys"] = {
@@ -291,9 +288,10 @@ def resume_message(form: KeyForm, found: Rows, keys: Sequence[Any], position: st
     update = tuple(name for name in entries if name in names)
     gone = tuple(name for name in names if name not in entries)
     change = Difference((), update, (), frozenset(update))
-    message = delta_message(form, found.state, found.state, change, found.rows, position)
+    message = delta_message(form, found.state, found.state, change, found.rows)
     return message | {
         "leave": [names[name] for name in gone],
+        "position": position,
         "checksum": found.state.checksum,
     }
 

@@ -2,315 +2,42 @@
 Which queries a changed row can concern, by their filters: an index of terms.
 
 A query whose filter asks for one of some values of a column, or for values between two, is found by the
-row's value: by hash, or in a sorted list. Terms over other operators and types are left out, and so is
-what stands beside an OR: a query may be found that the row does not concern, never the other way
-around. Values compare as PostgreSQL's do, for the types of `FORMS`.
+row's value: by hash, or in a sorted list. A query may be found that the row does not concern, never the
+other way around.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from itertools import count, product
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Generic, TypeVar
-from uuid import UUID
 
 from sortedcontainers import SortedList
 
-from service.catalog import Catalog
-from service.db.codec import Codec
-from service.errors import InvalidArgument
-from service.plan.conditions import (
-    PG_CATALOG,
-    BoolExpr,
-    Bound,
-    Compare,
-    Condition,
-    Expression,
-    IsTest,
-)
-from service.plan.keyed import ROOT
+from service.changes.terms import UNKNOWN, Between, OneOf, Term, ValueForm
 
 MOST_COPIES = 256
 """
 How often a query may stand in the index, for each combination of the values that it asks for.
 
-It takes some 300 bytes each time. A longer list is looked into for each change instead.
+It takes some 150 bytes each time. A longer list is looked into for each change instead.
 """
-
-UNKNOWN: Any = object()
-"""The value of a row that this module cannot read, such as a date before Christ."""
 
 Watch = TypeVar("Watch", bound=Hashable)
 
 
-def _integer(text: str) -> Any:
-    return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else UNKNOWN
-
-
-def _numeric(text: str) -> Any:
-    return Decimal(text) if re.fullmatch(r"-?[0-9]{1,1000}(\.[0-9]{1,1000})?", text) else UNKNOWN
-
-
-def _float(text: str) -> Any:
-    found = re.fullmatch(r"-?[0-9.]{1,400}(e[+-]?[0-9]{1,3})?", text)
-    return float(text) if found and text.count(".") < 2 else UNKNOWN
-
-
-def _boolean(text: str) -> Any:
-    return {"true": True, "false": False}.get(text, UNKNOWN)
-
-
-def _uuid(text: str) -> Any:
-    try:
-        return UUID(text).int
-    except ValueError:
-        return UNKNOWN
-
-
-def _date(text: str) -> Any:
-    found = re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text)
-    try:
-        return date.fromisoformat(text).toordinal() if found else UNKNOWN
-    except ValueError:
-        return UNKNOWN
-
-
-def _timestamp(text: str, zone: str = "") -> Any:
-    """Return the microseconds since the year 1."""
-    if not re.fullmatch(
-        rf"\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{{1,6}})?{zone}", text, re.ASCII
-    ):
-        return UNKNOWN
-    text = re.sub(r"\.(\d+)", lambda found: f".{found[1]:<06}", text)
-    try:
-        found = datetime.fromisoformat(text)
-        passed = found.astimezone(UTC).replace(tzinfo=None) if zone else found
-    except (ValueError, OverflowError):
-        return UNKNOWN
-    since = passed - datetime.min
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _timestamptz(text: str) -> Any:
-    return _timestamp(text, r"(Z|[+-]\d\d:\d\d)")
-
-
-@dataclass(frozen=True, slots=True)
-class ValueForm:
-    """
-    How values of a type are compared.
-
-    Args:
-        name: Of the type.
-        read: Returns what stands for a value, given as text: equal if and only if the values are,
-            and in their order.
-        sorted: Whether they have the same order.
-    """
-
-    name: str
-    read: Callable[[str], Any]
-    sorted: bool = True
-
-    def of(self, value: Any) -> Any:
-        """Return what stands for a value as the log has it."""
-        kind = type(value)
-        if value is None or kind is str:
-            return None if value is None else self.read(value)
-        if kind is int and self.read is _integer:
-            return value
-        if kind is bool:
-            return value if self.read is _boolean else UNKNOWN
-        return self.read(str(value).lower()) if kind in (int, Decimal) else UNKNOWN
-
-
-FORMS: Mapping[str, ValueForm] = {
-    form.name: form
-    for form in (
-        ValueForm("bool", _boolean),
-        *(ValueForm(name, _integer) for name in ("int2", "int4", "int8")),
-        ValueForm("numeric", _numeric),
-        ValueForm("float8", _float),
-        ValueForm("uuid", _uuid),
-        ValueForm("date", _date),
-        ValueForm("timestamp", _timestamp),
-        ValueForm("timestamptz", _timestamptz),
-        # their order is a matter of the collation
-        *(ValueForm(name, str, sorted=False) for name in ("text", "varchar")),
-    )
-}
-ENUM = ValueForm("enum", str, sorted=False)
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """A column has one of some values, perhaps null; they are as the form reads them."""
-
-    column: str
-    form: ValueForm
-    values: frozenset[Any]
-
-    def holds(self, value: Any) -> bool:
-        """Return whether a value, read by the form, may be one of them."""
-        return value is UNKNOWN or value in self.values
-
-
-@dataclass(frozen=True, slots=True)
-class Between:
-    """
-    A column has a value between two.
-
-    Args:
-        column: Which one.
-        form: Of the values.
-        low, high: The ends; None where there is none.
-        low_in, high_in: Whether they are among the values.
-    """
-
-    column: str
-    form: ValueForm
-    low: Any = None
-    high: Any = None
-    low_in: bool = True
-    high_in: bool = True
-
-    def holds(self, value: Any) -> bool:
-        """Return whether a value, read by the form, may be between them."""
-        if value is UNKNOWN:
-            return True
-        if value is None:
-            return False
-        if self.low is not None and (value < self.low or (value == self.low and not self.low_in)):
-            return False
-        return self.high is None or value < self.high or (value == self.high and self.high_in)
-
-
-Term = OneOf | Between
-
-
-def terms_of(
-    catalog: Catalog, codec: Codec, where: Condition | None, values: Sequence[Any]
-) -> list[Term]:
-    """
-    Return the terms that all have to hold of a row, for a filter to hold of it.
-
-    Args:
-        catalog: For types.
-        codec: Writes the values.
-        where: The filter, as planned.
-        values: Of the call.
-    """
-    found: dict[tuple[str, type], Term] = {}
-    for term in _terms(catalog, codec, where, values):
-        key = (term.column, type(term))
-        found[key] = _both(found[key], term) if key in found else term
-    return list(found.values())
-
-
-def _terms(
-    catalog: Catalog, codec: Codec, where: Condition | None, values: Sequence[Any]
-) -> Iterator[Term]:
-    if isinstance(where, BoolExpr) and not where.any:
-        for each in where.conditions:
-            yield from _terms(catalog, codec, each, values)
-    elif isinstance(where, BoolExpr):
-        ways = [list(_terms(catalog, codec, each, values)) for each in where.conditions]
-        either = [way[0] for way in ways if len(way) == 1 and isinstance(way[0], OneOf)]
-        if len(either) == len(ways) and len({term.column for term in either}) == 1:
-            among = frozenset[Any]().union(*(term.values for term in either))
-            yield replace(either[0], values=among)
-    elif isinstance(where, IsTest):
-        form = _form(catalog, where.left)
-        word = {"NULL": None, "TRUE": True, "FALSE": False}.get(where.word, UNKNOWN)
-        if form is not None and word is not UNKNOWN:
-            yield OneOf(where.left.column.name, form, frozenset([word]))
-    elif isinstance(where, Compare) and (term := _comparison(catalog, codec, where, values)):
-        yield term
-
-
-def _comparison(
-    catalog: Catalog, codec: Codec, test: Compare, values: Sequence[Any]
-) -> Term | None:
-    form = _form(catalog, test.left)
-    name, many = test.operator.name, test.quantifier == "any"
-    if form is None or test.operator.schema != PG_CATALOG or test.not_distinct:
-        return None
-    if test.quantifier == "all" or test.candidate is not None or (many and name != "="):
-        return None
-    right = test.right
-    if not isinstance(right, Bound):  # another column
-        return None
-    given = values[right.slot]
-    type = catalog.type(right.type.element) if many else right.type
-    if catalog.plain(type) is not test.left.type:
-        return None
-    if many and not isinstance(given, list | tuple):  # an array as PostgreSQL's text
-        return None
-    read = [_operand(codec, form, type, each) for each in (given if many else [given])]
-    if UNKNOWN in read:
-        return None
-    column = test.left.column.name
-    if name == "=" or None in read:  # nothing compares with null
-        return OneOf(column, form, frozenset(read) - {None})
-    if not form.sorted:
-        return None
-    inside = name.endswith("=")
-    if name in ("<", "<="):
-        return Between(column, form, high=read[0], high_in=inside)
-    return Between(column, form, low=read[0], low_in=inside) if name in (">", ">=") else None
-
-
-def _operand(codec: Codec, form: ValueForm, type: Any, value: Any) -> Any:
-    try:
-        text = codec.encode(type, value, "")
-    except InvalidArgument:
-        return UNKNOWN
-    return None if text is None else form.read(text)
-
-
-def _form(catalog: Catalog, value: Expression) -> ValueForm | None:
-    """Return how the values of a column of the row itself compare; None for anything else."""
-    if value.source != ROOT or value.links or value.steps or value.applied or value.function:
-        return None
-    if value.row or value.column.loose or not value.column.logged:
-        return None
-    type = catalog.plain(value.type)
-    if type.kind == "enum":
-        return ENUM
-    return FORMS.get(type.name) if type.schema == PG_CATALOG and type.kind == "base" else None
-
-
-def _both(one: Term, other: Term) -> Term:
-    """Return the term that holds where two of one column do."""
-    if isinstance(one, OneOf) and isinstance(other, OneOf):
-        return replace(one, values=one.values & other.values)
-    assert isinstance(one, Between)
-    assert isinstance(other, Between)
-    low, low_in, high, high_in = one.low, one.low_in, one.high, one.high_in
-    if other.low is not None:
-        if low is None or other.low > low:
-            low, low_in = other.low, other.low_in
-        elif other.low == low:
-            low_in = low_in and other.low_in
-    if other.high is not None:
-        if high is None or other.high < high:
-            high, high_in = other.high, other.high_in
-        elif other.high == high:
-            high_in = high_in and other.high_in
-    return Between(one.column, one.form, low, high, low_in, high_in)
-
-
 class Index(Generic[Watch]):
-    """Queries by the terms of their filters; each operation takes O(log n) for what it finds."""
+    """
+    Queries by the terms of their filters; each operation takes O(log n) for what it finds.
+
+    It keeps little of a query, so that there can be many: who removes one says its terms again.
+    """
 
     def __init__(self) -> None:
         self._relations: dict[int, _Relation[Watch]] = {}
-        self._standing: dict[Watch, _Places[Watch]] = {}
 
     def add(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
         """
@@ -321,42 +48,37 @@ class Index(Generic[Watch]):
             relation: Whose changes are asked about.
             terms: That all hold of a row that concerns it.
         """
-        columns, between = _chosen(terms)
-        rest = tuple(term for term in terms if term is not between and term not in columns)
-        shape = _Shape(
-            tuple((each.column, each.form) for each in columns),
-            None if between is None else (between.column, between.form),
-        )
-        entry = _Entry(watch, rest, {term.column for term in terms})
         known = self._relations.get(relation)
         if known is None:
-            known = self._relations[relation] = _Relation(relation)
-        known.columns.update(entry.columns)
-        group = known.groups.get(shape)
-        if group is None:
-            group = known.groups[shape] = _Group()
-        keys = product(*(each.values for each in columns))
-        places = [group.add(key, between, entry) for key in keys]
-        self._standing[watch] = _Places(known, shape, entry, places)
+            known = self._relations[relation] = _Relation()
+        known.columns.update(term.column for term in terms)
         known.queries += 1
+        chosen = _Chosen.of(terms)
+        group = known.groups.get(chosen.shape)
+        if group is None:
+            group = known.groups[chosen.shape] = _Group()
+        entry = _Entry(watch, chosen.rest)
+        for key in chosen.combinations():
+            group.add(key, chosen.between, entry)
 
-    def remove(self, watch: Watch) -> None:
-        """Remove a query."""
-        found = self._standing.pop(watch)
-        known, group = found.relation, found.relation.groups.get(found.shape)
-        if group is not None:  # without a value to ask for, it stands nowhere
-            for place in found.places:
-                group.remove(place)
-            if not group.buckets:
-                del known.groups[found.shape]
-        known.columns.subtract(found.entry.columns)
+    def remove(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
+        """Remove a query that was added with the same relation and terms."""
+        known = self._relations[relation]
+        known.columns.subtract(term.column for term in terms)
         known.queries -= 1
+        chosen = _Chosen.of(terms)
+        group = known.groups.get(chosen.shape)
+        if group is not None:  # without a value to ask for, it stands nowhere
+            for key in chosen.combinations():
+                group.remove(key, chosen.between, watch)
+            if not group.buckets:
+                del known.groups[chosen.shape]
         if not known.queries:
-            del self._relations[known.number]
+            del self._relations[relation]
 
     def __len__(self) -> int:
         """Return how many queries there are."""
-        return len(self._standing)
+        return sum(each.queries for each in self._relations.values())
 
     def matching(
         self, relation: int, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None
@@ -385,8 +107,7 @@ class Index(Generic[Watch]):
 class _Relation(Generic[Watch]):
     """The queries of one relation."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.groups: dict[_Shape, _Group[Watch]] = {}
         self.columns: Counter[str] = Counter()
         self.queries = 0
@@ -407,60 +128,93 @@ class _Shape:
     between: tuple[str, ValueForm] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """
+    Terms, as a query is found by them: by those for the fewest values, and a range.
+
+    Args:
+        columns: Of which values are asked for.
+        between: The range.
+        rest: What else has to hold.
+    """
+
+    columns: Sequence[OneOf]
+    between: Between | None
+    rest: tuple[Term, ...]
+
+    @classmethod
+    def of(cls, terms: Sequence[Term]) -> _Chosen:
+        found: list[OneOf] = []
+        copies = 1
+        values = [term for term in terms if isinstance(term, OneOf)]
+        for term in sorted(values, key=lambda term: (len(term.values), term.column)):
+            if copies * len(term.values) <= MOST_COPIES:
+                found.append(term)
+                copies *= len(term.values)
+        found.sort(key=lambda term: term.column)
+        ranges = [term for term in terms if isinstance(term, Between)]
+        between = min(ranges, key=lambda term: term.column, default=None)
+        rest = tuple(term for term in terms if term is not between and term not in found)
+        return cls(found, between, rest)
+
+    @property
+    def shape(self) -> _Shape:
+        return _Shape(
+            tuple((each.column, each.form) for each in self.columns),
+            None if self.between is None else (self.between.column, self.between.form),
+        )
+
+    def combinations(self) -> Iterator[tuple[Any, ...]]:
+        """Yield each combination of the values that are asked for."""
+        return product(*(each.values for each in self.columns))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry(Generic[Watch]):
-    """A query, what else has to hold of a row, and the columns of all terms."""
+    """A query, and what else has to hold of a row."""
 
     watch: Watch
     rest: tuple[Term, ...]
-    columns: set[str]
 
     def holds(self, image: Mapping[str, Any]) -> bool:
         return all(term.holds(_value(image, term.column, term.form)) for term in self.rest)
 
 
-@dataclass(slots=True, eq=False)
-class _Place(Generic[Watch]):
-    """Where a query stands, for its removal."""
-
-    key: tuple[Any, ...]
-    entry: _Entry[Watch]
-    between: Between | None
-    number: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Places(Generic[Watch]):
-    """All places of a query."""
-
-    relation: _Relation[Watch]
-    shape: _Shape
-    entry: _Entry[Watch]
-    places: list[_Place[Watch]]
-
-
 class _Group(Generic[Watch]):
     """The queries of one shape."""
 
+    __slots__ = ("buckets",)
+
     def __init__(self) -> None:
-        self.buckets: dict[tuple[Any, ...], _Bucket[Watch] | _Ranges[Watch]] = {}
-        self._numbers = count()
+        # A bucket with a single query is that query's entry: a dict takes 230 bytes, and of most
+        # filters there is one query for each value.
+        self.buckets: dict[tuple[Any, ...], _Entry[Watch] | _Bucket[Watch] | _Ranges[Watch]] = {}
 
-    def add(
-        self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Watch]
-    ) -> _Place[Watch]:
-        place = _Place(key, entry, between, next(self._numbers))
+    def add(self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Watch]) -> None:
         bucket = self.buckets.get(key)
-        if bucket is None:
-            bucket = self.buckets[key] = _Bucket() if between is None else _Ranges()
-        bucket.add(place)
-        return place
+        if between is not None:
+            if bucket is None:
+                bucket = self.buckets[key] = _Ranges()
+            assert isinstance(bucket, _Ranges)
+            bucket.add(between, entry)
+        elif bucket is None:
+            self.buckets[key] = entry
+        elif isinstance(bucket, _Entry):
+            self.buckets[key] = _Bucket({bucket.watch: bucket, entry.watch: entry})
+        else:
+            assert isinstance(bucket, _Bucket)
+            bucket.entries[entry.watch] = entry
 
-    def remove(self, place: _Place[Watch]) -> None:
-        bucket = self.buckets[place.key]
-        bucket.remove(place)
-        if not bucket.places:
-            del self.buckets[place.key]
+    def remove(self, key: tuple[Any, ...], between: Between | None, watch: Watch) -> None:
+        bucket = self.buckets[key]
+        if isinstance(bucket, _Ranges):
+            assert between is not None
+            bucket.remove(between, watch)
+        elif isinstance(bucket, _Bucket):
+            del bucket.entries[watch]
+        if isinstance(bucket, _Entry) or not bucket.entries:
+            del self.buckets[key]
 
     def collect(self, shape: _Shape, image: Mapping[str, Any], found: set[Watch]) -> None:
         """Add the queries that a row concerns."""
@@ -478,7 +232,7 @@ class _Group(Generic[Watch]):
             buckets = [bucket]
         value = None if shape.between is None else _value(image, *shape.between)
         for bucket in buckets:
-            for entry in bucket.at(value):
+            for entry in (bucket,) if isinstance(bucket, _Entry) else bucket.at(value):
                 if not entry.rest or entry.holds(image):
                     found.add(entry.watch)
 
@@ -486,17 +240,13 @@ class _Group(Generic[Watch]):
 class _Bucket(Generic[Watch]):
     """Queries that ask for the same values."""
 
-    def __init__(self) -> None:
-        self.places: dict[int, _Entry[Watch]] = {}
+    __slots__ = ("entries",)
 
-    def add(self, place: _Place[Watch]) -> None:
-        self.places[place.number] = place.entry
-
-    def remove(self, place: _Place[Watch]) -> None:
-        del self.places[place.number]
+    def __init__(self, entries: dict[Watch, _Entry[Watch]]) -> None:
+        self.entries = entries
 
     def at(self, _: Any) -> Iterable[_Entry[Watch]]:
-        return self.places.values()
+        return self.entries.values()
 
 
 class _Ranges(Generic[Watch]):
@@ -508,29 +258,29 @@ class _Ranges(Generic[Watch]):
     and no farther from it than the longest of them, half hold it or more, if they are spread evenly.
     """
 
+    __slots__ = ("_lists", "_longest", "entries")
+
     def __init__(self) -> None:
-        self.places: dict[int, _Place[Watch]] = {}
+        self.entries: dict[Watch, tuple[Any, int, Between, _Entry[Watch]]] = {}
         self._lists: dict[Hashable, SortedList] = {}
         self._longest: dict[Hashable, Any] = {}
 
-    def add(self, place: _Place[Watch]) -> None:
-        between = place.between
-        assert between is not None
-        self.places[place.number] = place
+    def add(self, between: Between, entry: _Entry[Watch]) -> None:
         kind, end = _placed(between)
+        # No two compare further than to the second.
+        place = self.entries[entry.watch] = end, id(entry), between, entry
         if kind is None:
             return
-        self._lists.setdefault(kind, SortedList()).add((end, place.number))
+        self._lists.setdefault(kind, SortedList()).add(place)
         if isinstance(kind, int):
             self._longest[kind] = max(self._longest.get(kind, 0), between.high - between.low)
 
-    def remove(self, place: _Place[Watch]) -> None:
-        assert place.between is not None
-        del self.places[place.number]
-        kind, end = _placed(place.between)
+    def remove(self, between: Between, watch: Watch) -> None:
+        place = self.entries.pop(watch)
+        kind, _ = _placed(between)
         if kind is None:
             return
-        self._lists[kind].remove((end, place.number))
+        self._lists[kind].remove(place)
         if not self._lists[kind]:
             del self._lists[kind]
             self._longest.pop(kind, None)
@@ -540,7 +290,7 @@ class _Ranges(Generic[Watch]):
         if value is None:
             return
         if value is UNKNOWN:
-            yield from (place.entry for place in self.places.values())
+            yield from (entry for *_, entry in self.entries.values())
             return
         for kind, ends in self._lists.items():
             if kind == "high":
@@ -549,10 +299,9 @@ class _Ranges(Generic[Watch]):
                 near = ends.irange(maximum=(value, math.inf))
             else:
                 near = ends.irange((value - self._longest[kind], -1), (value, math.inf))
-            for _, number in near:
-                place = self.places[number]
-                if place.between is not None and place.between.holds(value):
-                    yield place.entry
+            for _, _, between, entry in near:
+                if between.holds(value):
+                    yield entry
 
 
 def _placed(between: Between) -> tuple[Hashable, Any]:
@@ -565,21 +314,6 @@ def _placed(between: Between) -> tuple[Hashable, Any]:
         return None, None
     length = float(between.high - between.low)
     return (math.frexp(length)[1], between.low) if math.isfinite(length) else ("low", between.low)
-
-
-def _chosen(terms: Iterable[Term]) -> tuple[list[OneOf], Between | None]:
-    """Return the terms by which a query is found: those for the fewest values, and a range."""
-    found: list[OneOf] = []
-    copies = 1
-    values = [term for term in terms if isinstance(term, OneOf)]
-    for term in sorted(values, key=lambda term: (len(term.values), term.column)):
-        if copies * len(term.values) <= MOST_COPIES:
-            found.append(term)
-            copies *= len(term.values)
-    ranges = [term for term in terms if isinstance(term, Between)]
-    return sorted(found, key=lambda term: term.column), min(
-        ranges, key=lambda term: term.column, default=None
-    )
 
 
 def _value(image: Mapping[str, Any], column: str, form: ValueForm) -> Any:

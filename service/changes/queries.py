@@ -5,17 +5,17 @@ Queries that are watched: from the arguments of a call to how a cycle runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from service.api.call import MAX_TEXT, Call, Snapshot
+from service.api.call import MAX_TEXT, Call, CallState, Snapshot
 from service.api.read import parsed_rows, watched_statement
 from service.api.roles import SERVICE
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
 from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
-from service.changes.refresh import Run, keyed_of
+from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
 from service.changes.touched import sees_all_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -56,23 +56,30 @@ class WatchLimits:
 
 
 @dataclass(slots=True)
-class WatchShape:
+class PlannedWatch:
     """
-    What queries have in common that differ in their values alone.
+    What is planned of a request, whatever its values.
 
     Attributes:
-        plan: What they read, and how the rows are told apart.
+        digest: Of the request.
+        plan: What it reads, and how the rows are told apart.
         statement: Reads them.
-        reads: The tables that it reads; None until that was asked.
+        reads: The tables that it reads; None until that was asked, and where other values may read
+            others.
         tracked: All that is in the log; that changes with the catalog alone.
-        shared: Whether the service may look for keys as itself; None until that was asked.
+        shapes: Of queries that are there, by what they read.
+        last: One of them, which is kept for the next.
     """
 
+    digest: bytes
     plan: WatchPlan
     statement: Statement
     reads: Dependencies | None = None
     tracked: Collection[Tracked] = ()
-    shared: bool | None = None
+    shapes: WeakValueDictionary[Dependencies, WatchShape] = field(
+        default_factory=WeakValueDictionary
+    )
+    last: WatchShape | None = None
 
 
 class Queries:
@@ -87,7 +94,9 @@ class Queries:
     def __init__(self, database: Database, limits: WatchLimits) -> None:
         self._database = database
         self._limits = limits
-        self._shapes: WeakKeyDictionary[Snapshot, dict[Hashable, WatchShape]] = WeakKeyDictionary()
+        self._planned: WeakKeyDictionary[Snapshot, dict[Hashable, PlannedWatch]] = (
+            WeakKeyDictionary()
+        )
 
     async def run_of(self, call: Call, role: str, tables: Sequence[str]) -> Run:
         """
@@ -102,83 +111,108 @@ class Queries:
             InvalidArgument: Among others, it calls a function that may write.
             DatabaseRefused: Changes of something that it reads are not logged.
         """
-        snapshot, limits, most = call.snapshot, self._limits, self._limits.rows
-        asked = call.backend.limits
+        limits, asked = self._limits, call.backend.limits
         parsed = parsed_rows(
             call,
             call.kwargs,
-            lambda args, kwargs, _, rows: parse_watched(args, kwargs, asked, rows, most),
+            lambda args, kwargs, _, rows: parse_watched(args, kwargs, asked, rows, limits.rows),
         )
-        shape = self._shape_of(call, parsed.request)
-        plan, statement = shape.plan, shape.statement
-        if isinstance(plan.read, AggregatePlan):
-            most = MAX_GROUPS
-        codec, timeout, values = snapshot.codec, parsed.timeout, list(parsed.values)
-        parameters = codec.parameters(statement.bounds, values)
-        actor = Actor(self._database.acting_as)
-        reads = await self._reads_of(shape, parameters, timeout)
-        logged = _logged(call, reads, shape.tracked, tables)
-        keyed = keyed_of(snapshot.catalog, codec, plan, values, reads, shape.tracked, most)
-        if keyed is not None:
-            if shape.shared is None:
-                shape.shared = await self._ask(timeout, sees_all_txn, keyed.plan, shape.tracked)
-            keyed = replace(keyed, shared=bool(shape.shared))
+        planned = self._plan(call, parsed.request)
+        timeout, values = parsed.timeout, list(parsed.values)
+        identity = self._database.acting_as
+        reads = await self._reads_of(call, planned, values, timeout)
+        shape = planned.shapes.get(reads)
+        if shape is None:
+            guarded = isinstance(parsed.request, CalledRequest)
+            made = await self._shape_of(call, planned, reads, guarded, timeout)
+            shape = planned.last = planned.shapes.setdefault(reads, made)
+        logged = _logged(call, reads, planned.tracked, tables) if tables else shape.reads
+        seconds = min(limits.timeout, timeout or limits.timeout)
         caller = call.caller
         # The session is another one when the caller comes back, and hardly a query asks for it.
         session = caller.session if reads.session else None
         claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm, session)
-        same = (statement.text, values, role, claims, sorted(logged), snapshot.mark)
-        mark = blake2b(repr(same).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        if keyed is not None and keyed.shown is not None and plan.read.limit is not None:
-            values[plan.read.limit.slot] = keyed.shown + keyed.spare
-        return Run(
-            plan,
-            statement,
-            codec,
-            values,
-            most,
-            limits.max_bytes,
-            actor,
-            min(limits.timeout, timeout or limits.timeout),
-            isinstance(parsed.request, CalledRequest),
-            logged,
-            mark,
-            keyed,
-        )
+        same = (shape.statement.text, values, role, claims, sorted(logged), call.snapshot.mark)
+        mark = _digest(same, 8).hex()
+        # Asked in other words, it may have other rows by another catalog.
+        name = _digest((planned.digest, mark, identity, values, tables, seconds), 16)
+        return run_of(shape, values, Actor(identity), seconds, logged, mark, name)
 
-    def _shape_of(self, call: Call, request: Any) -> WatchShape:
-        """Plan a query, once for each shape in use."""
-        kept = self._shapes.setdefault(call.snapshot, {})
+    def _plan(self, call: Call, request: Any) -> PlannedWatch:
+        """Plan a request, once for each in use."""
+        kept = self._planned.setdefault(call.snapshot, {})
         name = (call.relation, request)
-        shape = kept.get(name)
-        if shape is None:
+        planned = kept.get(name)
+        if planned is None:
             plan = plan_watch(call.snapshot.catalog, call.relation, request)
             made = watched_statement(plan)
-            shape = WatchShape(plan, made)
+            about = call.relation and (call.relation.schema, call.relation.name)
+            planned = PlannedWatch(_digest((about, request), 16), plan, made)
             if len(kept) < MAX_SHAPES and len(made.text) <= MAX_TEXT:
-                kept[name] = shape
-        return shape
+                kept[name] = planned
+        return planned
 
     async def _reads_of(
-        self, shape: WatchShape, parameters: Sequence[str | None], timeout: float | None
+        self, call: Call, planned: PlannedWatch, values: Sequence[Any], timeout: float | None
     ) -> Dependencies:
         """Return what a query reads, and note what is tracked."""
-        if shape.reads is not None:
-            return shape.reads
+        if planned.reads is not None:
+            return planned.reads
         run = self._database.run
+        parameters = call.snapshot.codec.parameters(planned.statement.bounds, values)
         reads, general = await run(
-            _reads_txn, shape.statement, parameters, retry=True, timeout=timeout
+            _reads_txn, planned.statement, parameters, retry=True, timeout=timeout
         )
         tracked = await self._ask(timeout, _tracked_txn)
-        shape.tracked = tuple(tracked.values())
+        planned.tracked = tuple(tracked.values())
         if general:
-            shape.reads = reads
-        return reads
+            planned.reads = reads
+        found: Dependencies = reads
+        return found
+
+    async def _shape_of(
+        self,
+        call: Call,
+        planned: PlannedWatch,
+        reads: Dependencies,
+        guarded: bool,
+        timeout: float | None,
+    ) -> WatchShape:
+        """
+        Return what queries have in common that ask for the same and read the same.
+
+        Raises:
+            DatabaseRefused: Changes of something that it reads are not logged.
+        """
+        snapshot, plan, limits = call.snapshot, planned.plan, self._limits
+        logged = _logged(call, reads, planned.tracked, ())
+        keyed = key_plan_of(snapshot.catalog, plan, reads, planned.tracked)
+        shared = False
+        if keyed is not None:
+            shared = await self._ask(timeout, sees_all_txn, keyed, planned.tracked)
+        return WatchShape(
+            replace(call, args=(), kwargs={}, progress=None, state=CallState()),
+            plan,
+            planned.statement,
+            snapshot.codec,
+            snapshot.catalog,
+            MAX_GROUPS if isinstance(plan.read, AggregatePlan) else limits.rows,
+            limits.max_bytes,
+            guarded,
+            logged,
+            keyed,
+            shared,
+        )
 
     def _ask(self, timeout: float | None, function: Callable[..., Any], *args: Any) -> Any:
         """Run a read as the service itself."""
         with self._database.identity(OWN_IDENTITY):
             return self._database.run(function, *args, retry=True, timeout=timeout)
+
+
+def _digest(value: object, size: int) -> bytes:
+    """Return a digest of a value, as Python writes it: equal numbers of other types are others."""
+    return blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 def _reads_txn(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.catalog import Catalog
 from service.changes.delta import Rows, State, name_of, rows_of
 from service.changes.dependencies import Dependencies
 from service.changes.log import Tracked
-from service.changes.match import Term, terms_of
+from service.changes.terms import Term, terms_of
 from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
 from service.changes.window import Window
 from service.db.codec import Codec
@@ -53,146 +53,156 @@ PAUSE = 8
 """How often all rows are read after rows by key took longer than those had."""
 
 
-@dataclass(slots=True, eq=False)
-class KeyedRun:
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class WatchShape:
     """
-    How a query's rows are read by key.
-
-    Queries that differ in their values alone come to share the plan and the statements.
+    What queries have in common that differ in their values alone.
 
     Args:
-        catalog: For types.
-        plan: How changes lead to keys.
-        terms: That hold of each row of the relation itself that concerns the query.
-        shown: How many of the first rows are watched; None for all.
-        spare: How many more are kept.
-        shared: Whether the service may look for the keys as itself, for all who ask the same.
+        call: One of those that ask so; of the others it has everything but who asks, and the values.
+        plan: What they read, and how their rows are told apart.
+        statement: Reads them.
+        codec: For the values, both ways.
+        catalog: By which they were planned.
+        most: Rows that one may have.
+        max_bytes: What they may weigh.
+        guarded: Whether they call a function that promises only to read.
+        reads: What of the log may change their rows: numbers of tracked relations.
+        keyed: How changes lead to keys; None where they name none.
+        shared: Whether the service may look for the keys as itself, for all who ask.
         statements: That read rows by key, once they are built.
     """
 
+    call: Any
+    plan: WatchPlan
+    statement: Statement
+    codec: Codec
     catalog: Catalog
-    plan: KeyPlan
-    terms: Sequence[Term]
-    shown: int | None
-    spare: int
+    most: int
+    max_bytes: int
+    guarded: bool
+    reads: frozenset[int]
+    keyed: KeyPlan | None = None
     shared: bool = False
     statements: dict[Hashable, Statement] = field(default_factory=dict)
 
-    def orders(self, form: KeyForm) -> bool:
-        """Return whether it matters where a row stands among the others."""
-        return form.ordered or self.shown is not None
+    @property
+    def form(self) -> KeyForm:
+        """How rows are told apart."""
+        return self.plan.form
 
-    def statement(self, name: Hashable, build: Callable[[], Statement]) -> Statement:
+    def built(self, name: Hashable, build: Callable[[], Statement]) -> Statement:
         """Return a statement, built once."""
         found = self.statements.get(name)
         if found is None:
             found = self.statements[name] = build()
         return found
 
+    def same_rows(self, other: WatchShape) -> bool:
+        """Return whether rows of both are alike in form, so that they can be compared."""
+        mine, theirs = self.statement, other.statement
+        return (mine.text, mine.columns, self.form) == (theirs.text, theirs.columns, other.form)
 
-@dataclass(slots=True)
-class ReadTimes:
+
+@dataclass(slots=True, eq=False)
+class Run:
     """
-    How long the reads of a query take.
+    How a query is run, and how long that takes.
 
-    Attributes:
+    There may be thousands of one shape, so what they have in common stands there.
+
+    Args:
+        shape: Of it.
+        values: Of the call; of a window with more rows than are shown.
+        actor: As whom it runs.
+        timeout: Seconds that it may take.
+        reads: What of the log may change its rows: numbers of tracked relations.
+        mark: A digest: equal to that of another one if both have the same rows at one position.
+        name: Another one: equal if, whatever the catalog, both have the same rows.
+        keyed: How changes lead to keys; None where all rows are read.
+        shown: How many of the first rows are watched; None for all.
+        spare: How many more are kept.
         whole: Seconds that the last read of all rows took.
         until: When all rows may be read again, by the monotonic clock.
         resting: How many more times all rows are read before rows by key are tried again.
     """
 
+    shape: WatchShape
+    values: Sequence[Any]
+    actor: Actor
+    timeout: float
+    reads: frozenset[int]
+    mark: str
+    name: bytes = b""
+    keyed: KeyPlan | None = None
+    shown: int | None = None
+    spare: int = 0
     whole: float = 0.0
     until: float = 0.0
     resting: int = 0
 
-    def read(self, began: float, ended: float) -> None:
+    @property
+    def orders(self) -> bool:
+        """Return whether it matters where a row stands among the others."""
+        return self.shape.form.ordered or self.shown is not None
+
+    @property
+    def terms(self) -> Sequence[Term]:
+        """What holds of each row of the relation itself that concerns the query."""
+        shape = self.shape
+        return terms_of(shape.catalog, shape.codec, shape.plan.read.where, self.values)
+
+    def timed(self, began: float, ended: float) -> None:
         """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
         self.whole = ended - began
         self.until = ended + REST * self.whole if self.whole > HEAVY else 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
+def key_plan_of(
+    catalog: Catalog, plan: WatchPlan, reads: Dependencies, tracked: Iterable[Tracked]
+) -> KeyPlan | None:
     """
-    How a query is run.
+    Return how changes lead to the rows of queries of one shape; None where they name none.
 
     Args:
-        plan: What it reads, and how its rows are told apart.
-        statement: Reads them.
-        codec: For the values, both ways.
-        values: Of the call.
-        most: Rows that it may have.
-        max_bytes: What they may weigh.
-        actor: As whom it runs.
-        timeout: Seconds that it may take.
-        guarded: Whether it calls a function that promises only to read.
-        reads: What of the log may change its rows: numbers of tracked relations.
-        mark: A digest: equal to that of another one if both have the same rows at one position.
-        keyed: How its rows are read by key; None where changes name none.
-        times: How long it takes.
-    """
-
-    plan: WatchPlan
-    statement: Statement
-    codec: Codec
-    values: Sequence[Any]
-    most: int
-    max_bytes: int
-    actor: Actor
-    timeout: float
-    guarded: bool
-    reads: frozenset[int]
-    mark: str
-    keyed: KeyedRun | None = None
-    times: ReadTimes = field(default_factory=ReadTimes)
-
-    def same_rows(self, other: Run) -> bool:
-        """Return whether rows of both are alike in form, so that they can be compared."""
-        mine, theirs = self.statement, other.statement
-        return (mine.text, mine.columns, self.plan.form) == (
-            theirs.text,
-            theirs.columns,
-            other.plan.form,
-        )
-
-
-def keyed_of(
-    catalog: Catalog,
-    codec: Codec,
-    plan: WatchPlan,
-    values: Sequence[Any],
-    reads: Dependencies,
-    tracked: Iterable[Tracked],
-    most: int,
-) -> KeyedRun | None:
-    """
-    Return how the rows of a query are read by key; None where changes name none.
-
-    Args:
-        catalog: By which it was planned.
-        codec: For its values.
-        plan: Of the query.
-        values: Of the call.
-        reads: What it reads.
+        catalog: By which they were planned.
+        plan: Of them.
+        reads: What they read.
         tracked: What is in the log.
-        most: Rows that it may have.
     """
-    read = plan.read
-    rows = keyed_rows(catalog, read)
+    rows = keyed_rows(catalog, plan.read)
     if rows is None or plan.form.kind == "row":
         return None
+    return key_plan(catalog, rows, reads, tracked)
+
+
+def run_of(
+    shape: WatchShape,
+    values: Sequence[Any],
+    actor: Actor,
+    timeout: float,
+    reads: frozenset[int],
+    mark: str,
+    name: bytes = b"",
+) -> Run:
+    """Return how a query is run, by key where its values allow; its arguments are those of `Run`."""
+    read, keyed = shape.plan.read, shape.keyed
+    plain = Run(shape, tuple(values), actor, timeout, reads, mark, name)
+    if keyed is None:
+        return plain
     assert read.limit is not None
     limit = values[read.limit.slot]
-    shown = limit if limit <= most else None
-    if isinstance(read, AggregatePlan) and (plan.form.ordered or shown is not None):
-        return None
-    spare = 0 if shown is None else min(max(shown, LEAST_SPARE), MOST_SPARE, most - shown)
-    if (shown or 0) + spare > MOST_ORDERED:
-        return None
-    way = key_plan(catalog, rows, reads, tracked)
-    if way is None:
-        return None
-    return KeyedRun(catalog, way, terms_of(catalog, codec, read.where, values), shown, spare)
+    shown = limit if limit <= shape.most else None
+    if isinstance(read, AggregatePlan) and (shape.form.ordered or shown is not None):
+        return plain
+    if shown is None:
+        return replace(plain, keyed=keyed)
+    spare = min(max(shown, LEAST_SPARE), MOST_SPARE, shape.most - shown)
+    if shown + spare > MOST_ORDERED:
+        return plain
+    more = list(values)
+    more[read.limit.slot] = shown + spare
+    return replace(plain, values=tuple(more), keyed=keyed, shown=shown, spare=spare)
 
 
 def whole_txn(connection: PgConnection, run: Run) -> Rows:
@@ -204,23 +214,23 @@ def whole_txn(connection: PgConnection, run: Run) -> Rows:
         KeyRepeated: Two of them have one key.
     """
     began = time.monotonic()
-    rows, keys = _read_txn(connection, run, run.statement, run.values, run.most)
-    run.times.read(began, time.monotonic())
-    keyed = run.keyed
-    if keyed is None or not keyed.orders(run.plan.form):
-        return rows_of(run.plan.form, rows, keys)
-    most = run.most + 1 if keyed.shown is None else keyed.shown + keyed.spare
+    shape = run.shape
+    rows, keys = _read_txn(connection, run, shape.statement, run.values, shape.most)
+    run.timed(began, time.monotonic())
+    if run.keyed is None or not run.orders:
+        return rows_of(shape.form, rows, keys)
+    most = shape.most + 1 if run.shown is None else run.shown + run.spare
     window = Window.of(keys, most) if len(keys) <= MOST_ORDERED else None
-    if keyed.shown is not None:
-        del rows[keyed.shown :], keys[keyed.shown :]
-    state, found = rows_of(run.plan.form, rows, keys)
+    if run.shown is not None:
+        del rows[run.shown :], keys[run.shown :]
+    state, found = rows_of(shape.form, rows, keys)
     return Rows(State(state.entries, state.ordered, window), found)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TouchedRows:
     """
-    Which rows of a query are to be looked at.
+    Rows of a query that changes have touched.
 
     Args:
         keys: Of all rows that may have come, gone or changed.
@@ -236,7 +246,9 @@ def is_few(run: Run, state: State, keys: Collection[Key]) -> bool:
     return run.keyed is not None and len(keys) <= max(FEW_KEYS, len(state.entries) // 2)
 
 
-def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) -> Rows | None:
+def by_keys_txn(
+    connection: PgConnection, run: Run, state: State, touched: TouchedRows
+) -> Rows | None:
     """
     Return the rows of a query after some of them may have come, gone or changed.
 
@@ -244,7 +256,7 @@ def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) 
         connection: In the open transaction.
         run: The query.
         state: What it was found in last.
-        asked: The rows.
+        touched: The rows.
 
     Returns:
         The state, and of its rows at least those that are different; None where all rows have to be
@@ -253,26 +265,25 @@ def by_keys_txn(connection: PgConnection, run: Run, state: State, asked: Asked) 
     Raises:
         TooManyWatched, TooLarge: As `whole_txn`.
     """
-    keyed, times = run.keyed, run.times
-    if keyed is None or not is_few(run, state, asked.keys):
+    if run.keyed is None or not is_few(run, state, touched.keys):
         return None
-    if times.resting:
-        times.resting -= 1
+    if run.resting:
+        run.resting -= 1
         return None
     began = time.monotonic()
-    if keyed.orders(run.plan.form):
-        found = _ordered_txn(connection, run, keyed, state, asked.keys)
+    if run.orders:
+        found = _ordered_txn(connection, run, state, touched.keys)
     else:
-        rows = asked.rows
-        found = _of_keys_txn(connection, run, keyed, asked.keys) if rows is None else rows
-        gone = names_of(run, asked.keys)
+        rows = touched.rows
+        found = _of_keys_txn(connection, run, touched.keys) if rows is None else rows
+        gone = names_of(run, touched.keys)
         entries = {name: each for name, each in state.entries.items() if name not in gone}
         entries.update(found.state.entries)
         found = Rows(State(entries, state.ordered), found.rows)
-    if found is not None and len(found.state.entries) > run.most:
-        raise TooManyWatched(run.most)
-    if time.monotonic() - began > max(SLOW, times.whole):
-        times.resting = PAUSE
+    if found is not None and len(found.state.entries) > run.shape.most:
+        raise TooManyWatched(run.shape.most)
+    if time.monotonic() - began > max(SLOW, run.whole):
+        run.resting = PAUSE
     return found
 
 
@@ -290,33 +301,34 @@ def names_of(run: Run, keys: Iterable[Key]) -> dict[Hashable, Key]:
 
 def wire_keys(run: Run, keys: Iterable[Key]) -> list[Any]:
     """Return keys as they go over the wire."""
-    form, columns = run.plan.form, run.plan.form.columns or ()
+    form = run.shape.form
+    columns = form.columns or ()
     # of groups a key is a dict, which the row has
     return [form.key(dict(zip(columns, key, strict=False)), key) for key in keys]
 
 
 def _ordered_txn(
-    connection: PgConnection, run: Run, keyed: KeyedRun, state: State, keys: frozenset[Key]
+    connection: PgConnection, run: Run, state: State, keys: frozenset[Key]
 ) -> Rows | None:
     """Return ordered rows, of which some may be others or elsewhere: their keys come first."""
-    window = state.window
+    window, shape, keyed = state.window, run.shape, run.keyed
     if window is None or len(window.keys) + len(keys) > MOST_ORDERED:
         return None
-    plan = run.plan.read
+    plan = shape.plan.read
     assert isinstance(plan, ReadPlan)
+    assert keyed is not None
+    rows = keyed.rows
     asked = keys.union(window.keys)
-    arrays, _ = key_arrays(asked, keyed.plan.rows.key)
-    ordered = keyed.statement(
-        "order", lambda: select(order_of_keys(keyed.catalog, plan, keyed.plan.rows))
-    )
+    arrays, _ = key_arrays(asked, rows.key)
+    ordered = shape.built("order", lambda: select(order_of_keys(shape.catalog, plan, rows)))
     _, order = _read_txn(connection, run, ordered, [*run.values, *arrays], None)
-    shown = run.most if keyed.shown is None else keyed.shown
-    moved = window.moved(keys, [key for key in order if key in asked], shown, shown + keyed.spare)
+    shown = shape.most if run.shown is None else run.shown
+    moved = window.moved(keys, [key for key in order if key in asked], shown, shown + run.spare)
     if moved is None:
         return None
     names = names_of(run, moved.keys[:shown])
     fresh = [key for name, key in names.items() if key in keys or name not in state.entries]
-    found = _of_keys_txn(connection, run, keyed, fresh)
+    found = _of_keys_txn(connection, run, fresh)
     entries = {
         name: found.state.entries[name] if name in found.rows else state.entries[name]
         for name in names
@@ -324,28 +336,27 @@ def _ordered_txn(
     return Rows(State(entries, state.ordered, moved), found.rows)
 
 
-def _of_keys_txn(
-    connection: PgConnection, run: Run, keyed: KeyedRun, keys: Collection[Key]
-) -> Rows:
+def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> Rows:
     """Return the rows of some keys, and perhaps others."""
+    form = run.shape.form
     if not keys:
-        return rows_of(run.plan.form, [], [])
-    arrays, nulls = key_arrays(keys, keyed.plan.rows.key)
-    statement = _by_keys(run, keyed, nulls)
-    found = _read_txn(connection, run, statement, [*run.values, *arrays], None)
-    return rows_of(run.plan.form, *found)
+        return rows_of(form, [], [])
+    assert run.keyed is not None
+    arrays, nulls = key_arrays(keys, run.keyed.rows.key)
+    statement = _by_keys(run.shape, run.keyed, nulls)
+    return rows_of(form, *_read_txn(connection, run, statement, [*run.values, *arrays], None))
 
 
-def _by_keys(run: Run, keyed: KeyedRun, nulls: frozenset[str]) -> Statement:
+def _by_keys(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[str]) -> Statement:
     """Return the statement that reads the rows of some keys, of which some columns are null."""
 
     def build() -> Statement:
-        plan, rows = run.plan.read, keyed.plan.rows
+        plan, rows = shape.plan.read, keyed.rows
         if isinstance(plan, AggregatePlan):
-            return aggregate(with_keys(keyed.catalog, plan, rows, nulls))
-        return select(with_keys(keyed.catalog, plan, rows, nulls))
+            return aggregate(with_keys(shape.catalog, plan, rows, nulls))
+        return select(with_keys(shape.catalog, plan, rows, nulls))
 
-    return keyed.statement(nulls, build)
+    return shape.built(nulls, build)
 
 
 def batch_txn(
@@ -359,28 +370,26 @@ def batch_txn(
         asked: The queries, all of one caller, each with its keys, at least one.
     """
     (run, _), *_ = asked
-    keyed = run.keyed
+    shape, keyed = run.shape, run.keyed
     assert keyed is not None
-    columns = keyed.plan.rows.key
+    columns = keyed.rows.key
     keyed_by = [key_arrays(keys, columns) for _, keys in asked]
     nulls = frozenset[str]().union(*(null for _, null in keyed_by))
-    statement = _by_keys(run, keyed, nulls)
-    texts = keyed.catalog.types_by_name["_text"]
+    statement = _by_keys(shape, keyed, nulls)
+    texts = shape.catalog.types_by_name["_text"]
     given = [
-        run.codec.parameters(statement.bounds, [*each.values, *arrays])
+        shape.codec.parameters(statement.bounds, [*each.values, *arrays])
         for (each, _), (arrays, _) in zip(asked, keyed_by, strict=True)
     ]
     lists = [write_array(column) for column in zip(*given, strict=True)]
-    batch = keyed.statement((nulls, "batch"), lambda: batched(statement, texts))
+    batch = shape.built((nulls, "batch"), lambda: batched(statement, texts))
     rows, keys = _read_txn(connection, run, batch, lists, None)
     parts: list[tuple[list[Any], list[Key]]] = [([], []) for _ in asked]
     for row, (*key, number) in zip(rows, keys, strict=True):
         into = parts[number - 1]
         into[0].append(row)
         into[1].append(tuple(key))
-    return {
-        each: rows_of(each.plan.form, *part) for (each, _), part in zip(asked, parts, strict=True)
-    }
+    return {each: rows_of(shape.form, *part) for (each, _), part in zip(asked, parts, strict=True)}
 
 
 def _read_txn(
@@ -391,16 +400,17 @@ def _read_txn(
     most: int | None,
 ) -> tuple[list[Any], list[Key]]:
     limit_time(connection, run.timeout)
-    ahead = (read_only_txn,) if run.guarded else ()
+    shape = run.shape
+    ahead = (read_only_txn,) if shape.guarded else ()
     found: tuple[list[Any], list[Key]] = apart_txn(
         connection,
         run.actor,
         *ahead,
         keyed_txn,
-        run.codec,
+        shape.codec,
         statement,
         values,
         most,
-        Shape("dicts", run.max_bytes),
+        Shape("dicts", shape.max_bytes),
     )
     return found

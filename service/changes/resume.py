@@ -65,8 +65,8 @@ class Missed:
     def __init__(self, runs: Iterable[Run]) -> None:
         self._index: Index[Run] = Index()
         for run in runs:
-            if run.keyed is not None and run.keyed.plan.root is not None:
-                self._index.add(run, run.keyed.plan.root, run.keyed.terms)
+            if run.keyed is not None and run.keyed.root is not None:
+                self._index.add(run, run.keyed.root, run.terms)
         # None where it is not all there, or too much.
         self._read: dict[Position, Since | None] = {}
 
@@ -111,7 +111,7 @@ class Missed:
         for change in changes:
             for run in self._index.matching(change.relation, change.old, change.new):
                 assert run.keyed is not None
-                known, keys = found.setdefault(run, set()), own_keys(run.keyed.plan, [change])
+                known, keys = found.setdefault(run, set()), own_keys(run.keyed, [change])
                 if known is None or keys is None:
                     found[run] = None
                 else:
@@ -132,14 +132,14 @@ def _keys_txn(
     oids: Sequence[int],
 ) -> Sequence[Any] | None:
     keyed = run.keyed
-    if keyed is None or keyed.shown is not None:
+    if keyed is None or run.shown is not None:
         return None
     connection.act(run.actor)
     # Not only of the relation itself: a change of rows that a policy hides would say that there are some.
     if not may_read_all_txn(connection, oids):
         return None
-    actor = OURSELVES if keyed.shared else run.actor
-    related = related_txn(connection, actor, run.codec, keyed.plan, changes)
+    actor = OURSELVES if run.shape.shared else run.actor
+    related = related_txn(connection, actor, run.shape.codec, keyed, changes)
     if own is None or related is None:
         return None
     return wire_keys(run, own | related.rows | related.related)

@@ -9,17 +9,18 @@ A query that is watched has its rows' keys and hashes here, however many watch i
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Hashable, Mapping
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import STAND, Call, Snapshot
+from service.api.call import Call, Lasting, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
 from service.changes.cycle import Cycle, Found, Order, Outcome
 from service.changes.delta import KeyRepeated
@@ -30,7 +31,8 @@ from service.changes.watchers import Query, Watch, WatchingSession
 from service.db.database import Database
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable
-from service.request.watch_request import WatchOptions, parse_options
+from service.request.arguments import Caller
+from service.request.watch_request import parse_options
 
 log = Logger()
 
@@ -40,8 +42,14 @@ POLL = 1.0
 PAUSES = (0.1, 5.0)
 """Seconds between two tries of a cycle while the database cannot be reached: first, and at most."""
 
-ALIVE = 15.0
-"""Seconds after which a watcher hears that nothing has changed."""
+ALIVE, TICKS = 15.0, 15
+"""Seconds after which a watcher hears that nothing has changed, and the parts that they are counted in."""
+
+MOST_AT_ONCE = 16
+"""Queries that are planned anew at once, by another catalog."""
+
+OF_WATCHES = ("since", "tx")
+"""Arguments of a watch that are none of its query."""
 
 CHECK = 60.0
 """Seconds between two checks of what the log says of a query."""
@@ -82,14 +90,21 @@ class Watches(Service):
         self._poll = poll
         self._queries: dict[Hashable, Query] = {}
         self._runs: dict[Run, Query] = {}
+        self._asking: set[Query] = set()
         self._sessions: dict[Hashable, WatchingSession] = {}
+        # Sessions that there may be something for, the last of them with the outcome of a cycle.
+        self._moved: dict[WatchingSession, None] = {}
         self._served: Snapshot | None = None
+        # What the last cycle saw, and what watchers are brought to: behind it while they are told.
         self._position: SnapshotPosition | None = None
-        self._checked = self._heard = 0.0
+        self._place: SnapshotPosition | None = None
+        # Those that are to be told in each of the next parts of `ALIVE`, if nothing else has been.
+        self._silent: deque[list[Watch]] = deque([] for _ in range(TICKS))
+        self._checked = self._ticked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
-        self._woken = self._stopping = False
+        self._woken = self._stopping = self._telling = False
         self.cycles = self.drift = 0
 
     def now(self) -> float:
@@ -112,23 +127,23 @@ class Watches(Service):
         """Refuse watches from now on, and end those that are there: another service has them next."""
         self._stopping = True
         for session in list(self._sessions.values()):
-            for watch in list(session.members):
+            for watch in session.members:
                 watch.end(_stopping())
 
     def departed(self, session: int | None) -> None:
         """End the watches of a session that is gone; None: all are."""
         for key, each in list(self._sessions.items()):
             if session is None or key == session:
-                for watch in list(each.members):
-                    watch.done.cancel()
+                for watch in each.members:
+                    watch.end(CancelledError())
 
     def wrote(self, session: int | None, tx: str) -> None:
         """Record a transaction of a session, to be told to its watches."""
         found = self._sessions.get(session)
         if found is not None:
             found.wrote(int(tx))
-            if self._position is not None:
-                found.reach(self._position)
+            self._moved[found] = None
+            self._move()
             self.wake()
 
     async def stopService(self) -> None:
@@ -151,7 +166,7 @@ class Watches(Service):
             "drift": self.drift,
         }
 
-    async def take(self, call: Call) -> Any:
+    async def take(self, call: Call) -> Lasting:
         """
         Answer `watch`, until the caller ends it.
 
@@ -160,31 +175,31 @@ class Watches(Service):
             Unavailable: The session has as many watches as it may, or the service is stopping.
             DatabaseRefused: Changes of something that the query reads are not logged.
         """
-        send = call.parts()
-        options, rest = parse_options(call.kwargs)
+        call.parts()  # or it is refused
+        assert call.progress is not None
+        options, _ = parse_options(call.kwargs)
         since = None if options.since is None else parse_position(options.since)
-        call = replace(call, kwargs=rest)
         self._check_room(call)
-        run = await self._run_of(call, options)
+        run = await self._run_of(call)
         self._check_room(call)
-        STAND.get()()
-        query, session = self._query(run), self._session(call)
-        watch = Watch(call, options, send, session, query)
-        watch.told = self.now()
+        session = self._session(call)
+        # All watches of a session share the caller's description, which is the same of each call.
+        caller = session.caller if session.caller == call.caller else call.caller
+        query = self._query(run, caller, call.kwargs)
+        watch = Watch(session, query, call.progress, options.tx)
         _resume(watch, since)
-        query.watches[watch] = session.members[watch] = None
+        query.watches = (*query.watches, watch)
+        session.add(watch)
+        self._silent[-1].append(watch)
         if self._running is None:
             self._start()
         self.wake()
-        try:
-            await watch.done
-        finally:
-            self._remove(watch)
+        return watch
 
     def _check_room(self, call: Call) -> None:
         if self._stopping or not self.running:
             raise _stopping()
-        session = self._sessions.get(_key(call))
+        session = self._sessions.get(call.caller.session)
         if session is not None and len(session.members) >= self._limits.session:
             raise Unavailable(
                 f"this session has {len(session.members)} watches, as many as it may",
@@ -192,16 +207,17 @@ class Watches(Service):
                 hint="cancel one that is not needed any more",
             )
 
-    async def _run_of(self, call: Call, options: WatchOptions) -> Run:
+    async def _run_of(self, call: Call) -> Run:
+        options, kwargs = parse_options(call.kwargs)
         role = self._dispatcher.role_of(call.caller)
-        return await self._made.run_of(call, role, options.tables)
+        return await self._made.run_of(replace(call, kwargs=kwargs), role, options.tables)
 
-    def _query(self, run: Run) -> Query:
-        # Values as Python writes them: equal numbers of other types may be other parameters.
-        name = (run.mark, run.actor.identity, repr(run.values), run.timeout)
-        query = self._queries.get(name)
+    def _query(self, run: Run, caller: Caller, kwargs: Mapping[str, Any]) -> Query:
+        query = self._queries.get(run.name)
         if query is None:
-            query = self._queries[name] = self._runs[run] = Query(name, run)
+            own = {name: value for name, value in kwargs.items() if name not in OF_WATCHES}
+            query = self._queries[run.name] = Query(run, caller, own, self._asking)
+            self._runs[run] = query
         return query
 
     def _drop(self, run: Run) -> None:
@@ -210,29 +226,46 @@ class Watches(Service):
         self._cycle.drop(run)
 
     def _session(self, call: Call) -> WatchingSession:
-        session = self._sessions.get(_key(call))
+        # A router that discloses no callers would have all of them move as one, and share its bound.
+        key = call.id if call.caller.session is None else call.caller.session
+        session = self._sessions.get(key)
         if session is None:
             most = self._limits.max_bytes // 2
-            session = WatchingSession(self.now, self.wake, most)
-            session.position = self._position
-            self._sessions[_key(call)] = session
+            session = self._sessions[key] = WatchingSession(
+                key, call.caller, self.now, self.wake, lambda: self._place, self._remove, most
+            )
         return session
 
     def _remove(self, watch: Watch) -> None:
-        """Forget a watch, and what nobody else needs of it."""
+        """Forget a watch that has ended, and what nobody else needs of it."""
         query, session = watch.query, watch.session
-        query.watches.pop(watch, None)
+        query.watches = tuple(each for each in query.watches if each is not watch)
         if not query.watches and self._queries.get(query.name) is query:
             del self._queries[query.name]
+            self._asking.discard(query)
             self._drop(query.run)
-        session.members.pop(watch, None)
-        if session.members:
+        session.remove(watch)
+        if not session.members:
+            self._sessions.pop(session.key, None)
+        elif self._running is not None:
             # The others may have waited for its rows.
-            session.go()
-        elif self._sessions.get(_key(watch.call)) is session:
-            del self._sessions[_key(watch.call)]
+            self._moved[session] = None
+            self._move()
         if not self._queries:
             self.wake()
+
+    def _move(self) -> None:
+        """Bring sessions that there is something for to where the last cycle was."""
+        place, moved = self._place, self._moved
+        if place is None or self._telling:
+            return
+        self._moved = {}
+        for session in moved:
+            session.cover(place)
+            if session.written:
+                self._moved[session] = None
+            if session.moves:
+                session.go()
 
     def _start(self) -> None:
         self._served = self._dispatcher.served
@@ -262,7 +295,7 @@ class Watches(Service):
                     await self._rest(min(self._poll, self._due))
         finally:
             await self._cycle.close()
-            self._running = self._position = None
+            self._running = self._position = self._place = None
             # One may have come while the session was closed.
             if self._queries and self.running:
                 self._start()
@@ -271,7 +304,7 @@ class Watches(Service):
         """Run all queries again: what was missed is not known."""
         self._position = None
         for query in self._queries.values():
-            query.doubt()
+            query.invalidate()
 
     async def _rest(self, seconds: float) -> None:
         resting = self._resting = Deferred()
@@ -284,7 +317,7 @@ class Watches(Service):
         """Run one cycle, and tell the watchers."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        asking = [each for each in self._queries.values() if each.asking and not each.parked]
+        asking = [each for each in self._asking if not each.parked]
         wanted = {
             query: {watch for watch in query.watches if watch.wanting and not watch.session.busy}
             for query in asking
@@ -295,16 +328,36 @@ class Watches(Service):
         self.cycles += 1
         if checked:
             self._checked = self.now()
+        self._telling = True
         self._take_outcome(outcome, wanted)
+        self._telling = False
         for query in asking:
-            query.asking = query.stale or any(watch.wanting for watch in query.watches)
-        sessions = list(self._sessions.values())
-        for session in sessions:
-            session.reach(outcome.position)
-        if self.now() - self._heard >= ALIVE / 15:
-            self._heard = self.now()
-            for session in sessions:
-                session.keep_alive(ALIVE)
+            if not (query.stale or any(watch.wanting for watch in query.watches)):
+                self._asking.discard(query)
+        self._place = outcome.position
+        self._tick()
+        self._move()
+
+    def _tick(self) -> None:
+        """Have those told that nothing has changed who have not heard of anything for long."""
+        now = self.now()
+        # A service that stood still has not been silent to each for as many times as it missed.
+        self._ticked = max(self._ticked, now - ALIVE)
+        while now - self._ticked >= ALIVE / TICKS:
+            self._ticked += ALIVE / TICKS
+            due = self._silent.popleft()
+            self._silent.append([])
+            for watch in due:
+                if watch.ended:
+                    continue
+                left = watch.told + ALIVE - now
+                if left <= 0:
+                    watch.silent = True
+                    watch.session.tell(watch)
+                    self._moved[watch.session] = None
+                    left = ALIVE
+                part = min(TICKS - 1, max(0, round(left / ALIVE * TICKS) - 1))
+                self._silent[part].append(watch)
 
     def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         self._position = outcome.position
@@ -316,28 +369,33 @@ class Watches(Service):
         for run in outcome.late:
             query = self._runs.get(run)
             if query is not None:
-                query.doubt()
-                query.late += 1
+                query.invalidate()
+                query.put_off(query.late + 1)
         self._due = min(outcome.late.values(), default=self._poll)
 
     def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
         if isinstance(found, Failure):
             self._failed(query, found)
             return
-        was_late, query.late = query.late, 0
+        was_late = query.late
+        if was_late:
+            query.put_off(0)
         query.stale = query.renewed = False
         if found is not None:
             self._tell(query, found, wanted)
-        elif was_late:
+        if found is not None or was_late:
             for watch in query.watches:
-                watch.session.lag(0)  # the others of the session have waited
+                watch.session.moves = True  # the others of the session have waited
+                self._moved[watch.session] = None
 
     def _check(self, orders: list[Order]) -> bool:
         """Compare the rows of one query with what the log has led to, now and then."""
         if self.now() - self._checked < CHECK:
             return False
         known = [
-            each for each in self._queries.values() if each.state is not None and not each.asking
+            each
+            for each in self._queries.values()
+            if each.state is not None and each not in self._asking
         ]
         if known:
             orders.append(replace(_order(random.choice(known), set()), check=True))
@@ -349,13 +407,12 @@ class Watches(Service):
             self.drift += 1
             log.error(
                 "the rows of {query} were others than the log had led to",
-                query=query.run.statement.name,
+                query=query.run.shape.statement.name,
             )
         query.state = found.state
         weight = found.weight
-        for watch in list(query.watches):
-            watch.find(found, watch in wanted)
-            watch.session.lag(weight)
+        for watch in query.watches:
+            watch.find(found, watch in wanted, weight)
 
     def _failed(self, query: Query, why: Failure) -> None:
         """End the watches of a query that is refused, unless a newer catalog may help."""
@@ -367,11 +424,12 @@ class Watches(Service):
             )
         known = refusal(error)
         if query.renewed or known is None or not depends_on_catalog(known):
-            for watch in list(query.watches):
-                watch.end(error)
+            refused = self._dispatcher.refused(error, query.run.shape.call)
+            for watch in query.watches:
+                watch.end(refused)
             return
         query.renewed = query.parked = True
-        query.doubt()
+        query.invalidate()
         self._cycle.drop(query.run)
 
         def looked(_: object) -> None:
@@ -388,32 +446,39 @@ class Watches(Service):
             Unavailable: The database cannot be asked.
         """
         served = self._dispatcher.served
-        for query in list(self._queries.values()):
-            await self._renew_one(query)
+        turn = DeferredSemaphore(MOST_AT_ONCE)
+        planning = [
+            turn.run(Deferred.fromCoroutine, self._renew_one(query))
+            for query in list(self._queries.values())
+        ]
+        for done, found in await DeferredList(planning, consumeErrors=True):
+            if not done and isinstance(found, Failure):
+                found.raiseException()
         self._served = served
 
     async def _renew_one(self, query: Query) -> None:
-        watch = next(iter(query.watches), None)
-        if watch is None:
+        if not query.watches:
             return
         try:
+            call = self._dispatcher.renewed(query.call)
             with self._database.identity(query.run.actor.identity):
-                run = await self._run_of(self._dispatcher.renewed(watch.call), watch.options)
+                run = await self._run_of(call)
         except Exception as error:
             if isinstance(refusal(error), Unavailable):
                 raise
-            for each in list(query.watches):
-                each.end(error)
+            refused = self._dispatcher.refused(error, query.run.shape.call)
+            for watch in query.watches:
+                watch.end(refused)
             return
-        if not query.run.same_rows(run):
+        if not query.run.shape.same_rows(run.shape):
             query.state = None
-            for each in query.watches:
-                each.start_over()
+            for watch in query.watches:
+                watch.start_over()
         if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
             self._drop(query.run)
             self._runs[run] = query
         query.run = run
-        query.doubt()
+        query.invalidate()
 
 
 def _order(query: Query, wanted: set[Watch]) -> Order:
@@ -433,11 +498,6 @@ def _resume(watch: Watch, since: Position | None) -> None:
     same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
     watch.since = since if same else None
     watch.reset = since is not None and not same
-
-
-def _key(call: Call) -> Hashable:
-    # A router that discloses no callers would have all of them move as one, and share its bound.
-    return call.id if call.caller.session is None else call.caller.session
 
 
 def _stopping() -> Unavailable:

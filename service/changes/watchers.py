@@ -4,22 +4,26 @@ Watchers: what each session has, and what it is sent next.
 The watches of one session move together. What is sent to it next is made when what was sent before
 has been taken, and of the state by then: so a slow caller gets fewer and larger deltas. Rows wait
 for it up to a bound; beyond that it gets all of them anew when it is back.
+
+There may be many thousands of watches of which little happens to any. So each keeps little, and what
+happens to some costs nothing for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
+import cbor2
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from service.api.call import Call, Send
+from service.api.call import Call, CallState, Lasting, Send
 from service.changes.cycle import Found
 from service.changes.delta import (
+    Difference,
     Message,
     Rows,
     State,
@@ -32,7 +36,7 @@ from service.changes.delta import (
 )
 from service.changes.positions import Position, SnapshotPosition
 from service.changes.refresh import Run
-from service.request.watch_request import WatchOptions
+from service.request.arguments import Caller
 
 log = Logger()
 
@@ -40,44 +44,117 @@ MOST_WRITTEN = 1000
 """Transactions of one session that are not included in the state yet; older ones are not told."""
 
 
+NOTHING = Difference((), (), ())
+
+Step = list[tuple["Watch", Iterator[Message], bool]]
+"""What each watch is sent to come to a position, and whether that is more than that it is alive."""
+
+
 class Query:
     """
     A query that is watched, by one or more.
 
+    Args:
+        run: How it is run.
+        caller: One of those who ask it.
+        kwargs: Of his call, less what is not of the query.
+        asking: Those of which more may be wanted than what the log says.
+
     Attributes:
         name: Of all that is alike.
-        run: How it is run.
         state: What it was found in last; None before its first run.
         watches: Of it.
-        asking: Whether more may be wanted of it than what the log says.
         stale: Whether its rows may be others, whatever the log says.
         late: How many cycles it was put off.
         parked: Whether it waits for another catalog, since it was refused by this one.
         renewed: Whether it was refused before, by an older catalog.
     """
 
-    def __init__(self, name: Hashable, run: Run) -> None:
-        self.name = name
+    __slots__ = (
+        "_asking",
+        "_kwargs",
+        "caller",
+        "delta",
+        "late",
+        "name",
+        "parked",
+        "renewed",
+        "run",
+        "stale",
+        "state",
+        "watches",
+    )
+
+    def __init__(
+        self, run: Run, caller: Caller, kwargs: Mapping[str, Any], asking: set[Query]
+    ) -> None:
+        self._asking = asking
+        self.name = run.name
         self.run = run
+        self.caller = caller
+        # As bytes they take a tenth, and nobody asks for them until the catalog changes.
+        self._kwargs = cbor2.dumps(dict(kwargs))
         self.state: State | None = None
-        self.watches: dict[Watch, None] = {}
-        self.asking = True
+        # Not a set, which takes four times as much, since nearly all have a single one.
+        self.watches: tuple[Watch, ...] = ()
+        self.delta: tuple[State, State, Message] | None = None
         self.stale = self.parked = self.renewed = False
         self.late = 0
 
-    def doubt(self) -> None:
+    @property
+    def call(self) -> Call:
+        """Return a call that asks it, as it was made."""
+        like: Call = self.run.shape.call
+        kwargs = cbor2.loads(self._kwargs)
+        return replace(like, kwargs=kwargs, caller=self.caller, state=CallState())
+
+    def ask(self) -> None:
+        """Ask for more than what the log says."""
+        self._asking.add(self)
+
+    def invalidate(self) -> None:
         """Ask for another run, whatever the log says."""
-        self.asking = self.stale = True
+        self.stale = True
+        self.ask()
+
+    def put_off(self, times: int) -> None:
+        """Record how many cycles it was put off: whoever watches it waits, with his session."""
+        self.late = times
+        for watch in self.watches:
+            watch.session.hold(watch)
+
+    def delta_from(self, before: State, rows: Mapping[Hashable, Any]) -> Message:
+        """
+        Return the message that makes a watcher's rows those of its state, less the position.
+
+        Watchers who had the same before are sent the same, so it is made once.
+
+        Args:
+            before: What the watcher has.
+            rows: At least those that are different.
+        """
+        state, known = self.state, self.delta
+        assert state is not None
+        if known is not None and known[0] is before and known[1] is state:
+            return dict(known[2])
+        change, form = difference(before, state, rows), self.run.shape.form
+        message = delta_message(form, before, state, change, rows) if change else {}
+        if len(self.watches) > 1:
+            self.delta = before, state, message
+        return dict(message)
 
 
-class Watch:
+class Watch(Lasting):
     """
     One call of `watch`.
 
-    Attributes:
-        call: Less its options.
-        options: Of it.
+    Args:
+        session: Whose it is.
         query: What it watches.
+        send: Sends the messages.
+        tx: Whether the caller's own transactions are to be told.
+
+    Attributes:
         since: The position that the caller has rows of, until it was resumed from there.
         base: What the caller has; None until it has been sent all rows.
         reset: Whether the caller has rows that count no more.
@@ -87,102 +164,121 @@ class Watch:
         covered: Transactions of its session that the state includes, to be told.
         told: When it was sent something last.
         silent: Whether that is so long ago that it is to hear that nothing has changed.
-        done: Fails when the call ends.
     """
 
-    def __init__(
-        self, call: Call, options: WatchOptions, send: Send, session: WatchingSession, query: Query
-    ) -> None:
-        self.call = call
-        self.options = options
-        self.send = send
+    __slots__ = (
+        "base",
+        "changed",
+        "covered",
+        "query",
+        "reset",
+        "rows",
+        "send",
+        "session",
+        "silent",
+        "since",
+        "told",
+        "touched",
+        "tx",
+    )
+
+    def __init__(self, session: WatchingSession, query: Query, send: Send, tx: bool) -> None:
+        super().__init__()
         self.session = session
         self.query = query
+        self.send = send
+        self.tx = tx
         self.since: Position | None = None
         self.base: State | None = None
         self.reset = False
         self.rows: Rows | None = None
         self.touched: Sequence[Any] | None = None
-        self.changed: dict[Hashable, Any] = {}
-        self.covered: list[str] = []
-        self.told = 0.0
+        self.changed: dict[Hashable, Any] | None = None
+        self.covered: tuple[str, ...] = ()
+        self.told = session.now()
         self.silent = False
-        self.done: Deferred[None] = Deferred()
-        query.asking = True
+        query.ask()
 
     @property
     def wanting(self) -> bool:
         """Whether all rows are wanted for it, and not there yet."""
         return self.base is None and self.rows is None
 
-    @property
-    def settled(self) -> bool:
-        """Whether its caller has all that there is to be told."""
-        same = self.rows is None and self.base is self.query.state
-        return same and not (self.silent or self.covered)
-
     def start_over(self) -> None:
         """Send all rows next, in place of those that the caller has."""
         self.reset = self.reset or self.base is not None
-        self.base = self.rows = self.since = None
-        self.changed.clear()
-        self.query.asking = True
+        self.base = self.rows = self.since = self.changed = None
+        self.query.ask()
+        self.session.hold(self)
 
-    def find(self, found: Found, wanted: bool) -> None:
-        """Store what a cycle has found; all rows, if they were wanted."""
+    def find(self, found: Found, wanted: bool, weight: int) -> None:
+        """Store what a cycle has found, of some weight; all rows, if they were wanted."""
         if not self.wanting and found.state is not self.base:
+            if self.changed is None:
+                self.changed = {}
             self.changed.update(found.rows)
-        if not (self.wanting and wanted):
-            return
-        self.rows = Rows(found.state, dict(found.rows))
-        self.changed.clear()
-        if self.since is not None:
-            self.touched = found.resumed.get(self.since)
-            self.reset = self.touched is None
-            self.since = None
+        if self.wanting and wanted:
+            self.rows = Rows(found.state, dict(found.rows))
+            self.changed = None
+            if self.since is not None:
+                self.touched = found.resumed.get(self.since)
+                self.reset = self.touched is None
+                self.since = None
+        self.session.hold(self)
+        self.session.lag(self, weight)
 
-    def end(self, why: Exception | Failure) -> None:
-        """End the call with an error."""
-        if not self.done.called:
-            self.done.errback(why)
+    def end(self, error: Exception) -> None:
+        """End the call with an error, unless it has ended."""
+        if not self.ended:
+            super().end(error)
+            self.session.ended(self)
 
     def messages(self, position: str) -> Iterator[Message] | None:
         """Return the messages that bring the caller to the last state; None without any."""
-        state, form, before = self.query.state, self.query.run.plan.form, self.base
+        state, form, before = self.query.state, self.query.run.shape.form, self.base
         if state is None or (before is None and self.rows is None):
             return None
         self.base = state
-        changed, self.changed = self.changed, {}
-        resumed = False
-        if self.rows is not None:
-            rows, self.rows = self.rows, None
-            touched, self.touched = self.touched, None
-            reset, self.reset = self.reset, False
-            if touched is not None and not touched:
-                # By the keys it could not be told which of some rows that are alike came since.
-                before, resumed = rows.state, True
-            else:
-                if rows.state is not state:  # others of the session had to wait for theirs
-                    if touched is not None:
-                        came = difference(rows.state, state)
-                        touched = [*touched, *came.keys(rows.state, state)]
-                    every = rows.rows | changed
-                    rows = Rows(state, {name: every[name] for name in state.entries})
-                if touched is not None:
-                    return iter([resume_message(form, rows, touched, position)])
-                return snapshot_messages(form, rows, position, reset)
-        if before is None:
-            return None
+        changed, self.changed = self.changed or {}, None
+        rows, self.rows = self.rows, None
+        if rows is None:
+            assert before is not None
+            return self._delta(before, changed, position)
+        touched, self.touched = self.touched, None
+        reset, self.reset = self.reset, False
+        if touched is not None and not touched:
+            # By the keys it could not be told which of some rows that are alike came since.
+            return self._delta(rows.state, changed, position, resumed=True)
+        if rows.state is not state:  # others of the session had to wait for theirs
+            if touched is not None:
+                came = difference(rows.state, state)
+                touched = [*touched, *came.keys(rows.state, state)]
+            every = rows.rows | changed
+            rows = Rows(state, {name: every[name] for name in state.entries})
+        if touched is not None:
+            return iter([resume_message(form, rows, touched, position)])
+        return snapshot_messages(form, rows, position, reset)
+
+    def _delta(
+        self, before: State, changed: Mapping[Hashable, Any], position: str, resumed: bool = False
+    ) -> Iterator[Message] | None:
+        """Return the messages that make the rows of a state those of now; None without any."""
+        query = self.query
+        state, form = query.state, query.run.shape.form
+        assert state is not None
         # Of several steps together others may have moved than of each.
-        change = difference(before, state, changed)
-        if not change and not resumed:
-            return None
-        if change and form.ordered and (has_copies(before) or has_copies(state)):
+        message = query.delta_from(before, changed)
+        if message and form.ordered and (has_copies(before) or has_copies(state)):
             # By its key it could not be told where a row goes. Such rows are their own keys.
             rows = Rows(state, {name: entry.key for name, entry in state.entries.items()})
             return snapshot_messages(form, rows, position, reset=True)
-        message = delta_message(form, before, state, change, changed, position)
-        return iter([message | {"checksum": state.checksum} if resumed else message])
+        if resumed:
+            message = message or delta_message(form, state, state, NOTHING, {})
+            message["checksum"] = state.checksum
+        if not message:
+            return None
+        message["position"] = position
+        return iter([message])
 
 
 class WatchingSession:
@@ -190,74 +286,104 @@ class WatchingSession:
     The watches of one session, which move together.
 
     Args:
+        key: Which one.
+        caller: Whose it is.
         now: Returns the time.
         want: Called when rows are wanted.
+        place: Returns what its watches are brought to next.
+        ended: Called with a watch that has ended.
         most: Characters of rows that may wait for it.
 
     Attributes:
         members: The watches.
         busy: Whether it has not taken all that it was sent.
-        position: What its watches are brought to next.
         written: Its own transactions that the state does not include yet.
+        moves: Whether there is something to send to it.
     """
 
-    def __init__(self, now: Callable[[], float], want: Callable[[], None], most: int) -> None:
-        self._now = now
+    def __init__(
+        self,
+        key: Hashable,
+        caller: Caller,
+        now: Callable[[], float],
+        want: Callable[[], None],
+        place: Callable[[], SnapshotPosition | None],
+        ended: Callable[[Watch], None],
+        most: int,
+    ) -> None:
+        self.key = key
+        self.caller = caller
+        self.now = now
         self._want = want
+        self._place = place
+        self.ended = ended
         self._most = most
         self._waiting = 0
-        self._moves = False
-        self.members: dict[Watch, None] = {}
+        self._held: set[Watch] = set()
+        self._news: dict[Watch, None] = {}
+        self.members: tuple[Watch, ...] = ()
         self.busy = False
-        self.position: SnapshotPosition | None = None
         self.written: dict[int, None] = {}
+        self.moves = False
+
+    def add(self, watch: Watch) -> None:
+        """Add a watch."""
+        self.members = (*self.members, watch)
+        self.hold(watch)
+
+    def remove(self, watch: Watch) -> None:
+        """Remove a watch; the others may have waited for its rows."""
+        self.members = tuple(each for each in self.members if each is not watch)
+        self._news.pop(watch, None)
+        self._held.discard(watch)
+        self.moves = True
+
+    def hold(self, watch: Watch) -> None:
+        """Have the others wait for a watch, if its rows are not there."""
+        if watch.wanting or watch.query.late:
+            self._held.add(watch)
+        else:
+            self._held.discard(watch)
+
+    def tell(self, watch: Watch) -> None:
+        """Send a watch what there is to be told, with the next step."""
+        self._news[watch] = None
+        self.moves = True
 
     def wrote(self, xid: int) -> None:
         """Record a transaction of its own, to be told once the state includes it."""
-        if any(watch.options.tx for watch in self.members):
+        if any(watch.tx for watch in self.members):
             self.written[xid] = None
             if len(self.written) > MOST_WRITTEN:
                 del self.written[next(iter(self.written))]
 
-    def reach(self, position: SnapshotPosition) -> None:
-        """Bring its watches to a position."""
-        self.position = position
+    def cover(self, position: SnapshotPosition) -> None:
+        """Have its watches told which of its transactions a position includes."""
         seen = [xid for xid in self.written if position.snapshot.sees(xid)]
         for xid in seen:
             del self.written[xid]
         for watch in self.members if seen else ():
-            if watch.options.tx:
-                watch.covered += map(str, seen)
-        if seen or self._moves:
-            self._moves = False
-            self.go()
+            if watch.tx:
+                watch.covered += tuple(map(str, seen))
+                self.tell(watch)
 
-    def lag(self, weight: int) -> None:
+    def lag(self, watch: Watch, weight: int) -> None:
         """Count rows that wait for it; with too many of them it gets all rows anew, later."""
-        self._moves = True
+        self.tell(watch)
         self._waiting += weight
         if self.busy and self._waiting > self._most:
             self._waiting = 0
-            for watch in self.members:
-                if watch.changed or watch.rows is not None:
-                    watch.start_over()
+            for each in self._news:
+                if each.changed or each.rows is not None:
+                    each.start_over()
 
     def go(self) -> None:
         """Send what there is to send, as fast as it is taken."""
-        if not self.busy and self.position is not None:
-            self.busy = True
+        if not self.busy and self._place() is not None:
+            self.busy, self.moves = True, False
             # Whoever comes here may act as a caller, or be in a transaction.
             sending = Context().run(Deferred.fromCoroutine, self._go())
             sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
-
-    def keep_alive(self, seconds: float) -> None:
-        """Send `alive` to those that have been sent nothing for so long."""
-        late = self._now() - seconds
-        if not self.busy:
-            for watch in self.members:
-                watch.silent = watch.silent or watch.told <= late
-            if any(watch.silent for watch in self.members):
-                self.go()
 
     async def _go(self) -> None:
         try:
@@ -266,51 +392,61 @@ class WatchingSession:
         finally:
             self.busy = False
 
-    def _step(self) -> list[tuple[Watch, Iterator[Message]]]:
+    def _step(self) -> Step:
         """Return what brings each watch to the position; nothing while one is not there yet."""
-        if any(watch.wanting or watch.query.late for watch in self.members):
+        if self._held:
             self._want()
             return []
         self._waiting = 0
-        found = []
-        assert self.position is not None
-        for watch in self.members:
-            if watch.settled:  # as nearly all are, when one row of one of them has changed
-                continue
-            position = str(replace(self.position, query=watch.query.run.mark))
+        place = self._place()
+        assert place is not None
+        head = str(place)
+        found: Step = []
+        news, self._news = self._news, {}
+        for watch in news:
+            position = f"{head}~{watch.query.run.mark}"
             messages = watch.messages(position)
-            if messages is None and watch.base is not None and (watch.silent or watch.covered):
-                messages = iter([alive_message(watch.base, position)])
             if messages is not None:
-                found.append((watch, messages))
+                found.append((watch, messages, True))
+            elif watch.base is not None and (watch.silent or watch.covered):
+                found.append((watch, iter([alive_message(watch.base, position)]), False))
         return found
 
-    async def _send(self, step: Sequence[tuple[Watch, Iterator[Message]]]) -> None:
-        sending = []
-        moves = False
-        for at, (watch, messages) in enumerate(step, 1):
-            message = next(messages, None)
-            while message is not None:
-                following = next(messages, None)
-                moves = moves or message["type"] != "alive"
-                if following is None:
-                    if watch.covered:
-                        message["covers"], watch.covered = watch.covered, []
-                    if moves and at == len(step):
-                        message["step"] = True
-                sent = Deferred.fromCoroutine(self._one(watch, message))
-                if following is None:
-                    sending.append(sent)
-                else:
-                    await sent
-                message = following
-        await DeferredList(sending)
+    async def _send(self, step: Step) -> None:
+        """Send a step; done when the next may follow."""
+        now, moves = self.now(), any(moves for *_, moves in step)
+        sent: dict[Awaitable[None], list[Watch]] = {}
+        for at, (watch, messages, _) in enumerate(step, 1):
+            taken = await self._give(watch, messages, moves and at == len(step), now)
+            if taken is not None:
+                # It is the same of all watches of a caller, who is waited for once.
+                sent.setdefault(taken, []).append(watch)
+        for taken, watches in sent.items():
+            try:
+                await taken
+            except Exception as error:
+                for watch in watches:
+                    watch.end(error)
 
-    async def _one(self, watch: Watch, message: Message) -> None:
-        if watch.done.called:
-            return
-        watch.told, watch.silent = self._now(), False
-        try:
-            await watch.send(message)
-        except Exception as error:
-            watch.end(error)
+    async def _give(
+        self, watch: Watch, messages: Iterator[Message], ends: bool, now: float
+    ) -> Awaitable[None] | None:
+        """Send messages of a watch, of which the last may end the step; return what follows on it."""
+        message = next(messages, None)
+        while message is not None and not watch.ended:
+            following = next(messages, None)
+            if following is None:
+                if watch.covered:
+                    message["covers"], watch.covered = list(watch.covered), ()
+                if ends:
+                    message["step"] = True
+            watch.told, watch.silent = now, False
+            try:
+                taken = watch.send(message)
+                if following is None:
+                    return taken
+                await taken
+            except Exception as error:
+                watch.end(error)
+            message = following
+        return None

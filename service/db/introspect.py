@@ -186,6 +186,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         {(row.name, row.left, row.right): row.schema for row in operators},
         {(row.name, row.type): row.schema for row in aggregates},
         policies,
+        connection.server_version >= 170000,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from service.errors import InvalidArgument, clip
 from service.request.arguments import UNSTORABLE
+from service.request.assignments import NUMBER, VALUE, stands_for
 
 MAX_DEPTH = 100
 """Levels of one JSON value; decoders of clients stop somewhere above."""
@@ -27,13 +28,9 @@ MAX_DEPTH = 100
 LEAST, MOST = -(2**63), 2**63 - 1
 """What a signed integer of 64 bits holds."""
 
-NUMBER, VALUE = "$number", "$value"
-"""The keys of objects that stand for a number, and for an object that looks like one of them."""
-
 # All digits become 0, and signs too: long numbers and exponents are then found by searches in
 # C, and only texts that have some are read number by number.
 _DIGITS = bytes.maketrans(b"123456789+-E", b"00000000000e")
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _MARKED = re.compile(r'"\\u0000([^"]*)"')
 """A number among the strings of an encoded text: NUL, which no string of a caller can have."""
 _HARMLESS = frozenset([bool, int, type(None)])
@@ -118,26 +115,12 @@ def write_json(value: Any) -> str:
 def bare_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row that was read as an object: it stands for nothing, whatever its columns."""
     inner = row.get(VALUE)
-    return inner if len(row) == 1 and isinstance(inner, dict) and _stands_for(inner) else row
-
-
-def _stands_for(value: Any) -> bool:
-    """Return whether an object, as it is sent, means another value than itself."""
-    for _ in range(2 * MAX_DEPTH + 2):
-        if not isinstance(value, dict) or len(value) != 1:
-            return False
-        if NUMBER in value:
-            text = value[NUMBER]
-            return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
-        if VALUE not in value:
-            return False
-        value = value[VALUE]
-    return False
+    return inner if len(row) == 1 and isinstance(inner, dict) and stands_for(inner) else row
 
 
 def _shown(value: dict[str, Any]) -> dict[str, Any]:
     """Return an object of a document as it is sent; what is in it has been through this."""
-    return {VALUE: value} if len(value) == 1 and _stands_for(value) else value
+    return {VALUE: value} if len(value) == 1 and stands_for(value) else value
 
 
 def _meant(value: Any) -> Any:
@@ -146,7 +129,7 @@ def _meant(value: Any) -> Any:
         return [_meant(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1 and _stands_for(value):
+    if len(value) == 1 and stands_for(value):
         if NUMBER in value:
             return f"\0{value[NUMBER]}"
         value = value[VALUE]
@@ -248,7 +231,7 @@ def _check(value: Any, levels: int) -> None:
         if not math.isfinite(value):
             raise InvalidArgument("JSON has no NaN and no infinity")
     elif isinstance(value, dict):
-        if len(value) == 1 and _stands_for(value):  # and is no level of the value that is meant
+        if len(value) == 1 and stands_for(value):  # and is no level of the value that is meant
             if NUMBER in value:
                 return
             value = value[VALUE]

@@ -30,8 +30,8 @@ _LIKENS = re.compile(rf"\.!?~~\*?\){_OPERAND}$")
 """What stands before a pattern of LIKE."""
 _ESCAPES = re.compile(r"(\\+)(?:\"?[^\"\\]*\})?'$")
 """The backslashes that a pattern ends in, or one of an array of them."""
-_OF_CASTS = frozenset(["22P02", "22003", "22007", "22008", "22018", "22023"])
-"""What a cast says of the value of a row that does not fit."""
+_OF_CASTS = frozenset(["22P02", "2202E", "22003", "22007", "22008", "22018", "22023"])
+"""What a cast, or what computes a value, says of the value of a row that does not fit."""
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
 _CHECKED = frozenset(["limit", "offset"])
 """Paths of parameters that are right when they are sent, and so are never to blame."""

@@ -19,6 +19,7 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
+from service.db.blame import point_at_row, rows_of
 from service.db.position import bound_of, mark_of
 from service.db.violations import violation
 from service.errors import (
@@ -85,9 +86,14 @@ def refusal(
         return Canceled()
     if not isinstance(error, psycopg2.Error):
         return None
+    given = rows_of(error)
+    if given is not None:
+        relation = given.relation
     found = _refusal(error, catalog, relation)
     if found is not None:
         name_line(found, error, relation)
+    if isinstance(found, ConstraintViolation):
+        point_at_row(found, error)
     return found
 
 

@@ -4,7 +4,7 @@ The shared parts of a document, its `$defs`: each is made when something first r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +20,14 @@ class Definitions:
     Args:
         catalog: For types.
         schemas: Those that are there from the beginning.
+        relations: The names of those that are described.
     """
 
-    def __init__(self, catalog: Catalog, schemas: Mapping[str, Schema]) -> None:
+    def __init__(
+        self, catalog: Catalog, schemas: Mapping[str, Schema], relations: Iterable[str] = ()
+    ) -> None:
         self.catalog = catalog
+        self.relations = frozenset(relations)
         self.schemas: dict[str, Schema] = dict(schemas)
 
     def refer(self, name: str, make: Callable[[], Schema]) -> Schema:

@@ -51,8 +51,9 @@ def describe(
     Raises:
         UnknownName: Something is wanted that is not there.
     """
-    defs = Definitions(catalog, shared(verbs))
     relations = {served_name(catalog, each): each for each in catalog.relations.values()}
+    wanted = list(_wanted("relation", part.relations, relations))
+    defs = Definitions(catalog, shared(verbs), wanted)
     found = {
         home: [each for each in overloads if may_be_described(catalog, each)]
         for home, overloads in catalog.functions.items()
@@ -68,8 +69,7 @@ def describe(
         "names": {"relations": list(relations), "functions": list(functions)},
         "verbs": described_verbs(verbs),
         "relations": {
-            name: described_relation(defs, relations[name], verbs, written)
-            for name in _wanted("relation", part.relations, relations)
+            name: described_relation(defs, relations[name], verbs, written) for name in wanted
         },
         "functions": {
             name: described_functions(defs, functions[name], found[functions[name]], verbs)

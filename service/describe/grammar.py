@@ -18,6 +18,7 @@ from service.request.arguments import (
     MAX_LISTED,
     RECEIPT,
 )
+from service.request.assignments import LINK
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
 from service.request.select_list import MAX_KEYS, MAX_LENGTH, UNITS
@@ -129,6 +130,11 @@ RANK: Mapping[str, Schema] = {
 
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
+    "in_json": {"description": "what is set at a path in JSON: any value, or what computes it"},
+    "link": {
+        "description": "in place of a related row: the key of one that is there",
+        **record({LINK: NOT_NULL}, [LINK]),
+    },
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
     IDEMPOTENCY_KEY: {

@@ -4,18 +4,25 @@ What `describe` says of a relation: its columns and keys, and what each verb tak
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from service.catalog import Catalog, Column, Relation
+from service.catalog import Catalog, Column, Relation, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.rows import Rows
-from service.describe.type_schemas import given, new, schema_of, value
+from service.describe.type_schemas import NULL, changed, given, new, schema_of, value
 from service.describe.verb import Right, Verb
+from service.plan.computing import computing
 from service.plan.joins import computed_columns, relationships
+from service.plan.tree import takes_nested
 from service.request.names import RESERVED, encode
+from service.request.select_list import quoted_item
+
+Make = Callable[[Definitions, Type, bool], Schema]
+"""Makes the schema of what may be sent for a column, which may be null or not."""
 
 LONGEST = 1000
 """Characters: a longer limit is not written as a pattern."""
@@ -137,6 +144,8 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
     }
     if plain.kind == "enum":
         described["enum"] = list(plain.labels)
+    if operators := computing(catalog, type):
+        described["computing"] = list(operators)
     return described
 
 
@@ -145,6 +154,23 @@ def _generated(column: Column) -> str | None:
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
+
+
+def _is_json(catalog: Catalog, column: Column) -> bool:
+    return catalog.plain(catalog.type(column.type)).form == "json"
+
+
+def _quoted(name: str) -> str:
+    """Return a column as changes name it: with an arrow in it, it would be a path."""
+    return quoted_item(name) if "->" in name else name
+
+
+def _paths_of(name: str) -> str:
+    """Return the regular expression of paths into a column."""
+    bare, quoted = (
+        re.sub(r"([\^$\\.*+?()\[\]{}|/])", r"\\\1", each) for each in (name, quoted_item(name))
+    )
+    return f"^({bare}|{quoted})->"
 
 
 class _RelationRows(Rows):
@@ -167,6 +193,10 @@ class _RelationRows(Rows):
             "update": self._update,
             "values": lambda: {
                 "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
+            },
+            "tree": self._tree,
+            "trees": lambda: {
+                "anyOf": [self.part("tree"), {"type": "array", "items": self.part("tree")}]
             },
             "key": self._key,
             "keys": lambda: {"type": "array", "items": self.part("key")},
@@ -204,20 +234,59 @@ class _RelationRows(Rows):
         ]
         return {**self.part("new"), "required": needed} if needed else self.part("new")
 
+    def _tree(self) -> Schema:
+        """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
+        insert, relation = self._insert(), self._relation
+        new = self.defs.schemas[f"new.{self.name}"]
+        found = dict(new["properties"])
+        for name, nested in self._nested().items():
+            found[name] = {"anyOf": [found[name], *nested]} if name in found else {"anyOf": nested}
+        by_others = {name for key in relation.foreign_keys for name in key.columns}
+        schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
+        if len(found) > len(new["properties"]) and not any("!" in name for name in found):
+            # "relation!via", of which there are many spellings
+            schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
+        return schema
+
+    def _nested(self) -> dict[str, list[Schema]]:
+        """Return what may be nested, by name: the names that mean one relationship alone."""
+        relation, catalog = self._relation, self.defs.catalog
+        ways = relationships(catalog, relation)
+        names = Counter(name for way in ways for name in way.embed_names)
+        targets = Counter((way.target.schema, way.target.name) for way in ways)
+        found: dict[str, list[Schema]] = {}
+        for way in ways:
+            if not takes_nested(relation, way):
+                continue
+            target = served_name(catalog, way.target)
+            called = {name for name in way.embed_names if names[name] == 1}
+            if targets[way.target.schema, way.target.name] == 1:
+                called |= {target, way.target.name} - relation.columns.keys()
+            row: Schema = {"type": "object"}
+            if target in self.defs.relations:
+                row = _RelationRows(self.defs, way.target, target).part("tree")
+            one = [row, reference("link")]
+            many: list[Schema] = [{"type": "array", "items": {"anyOf": one}}]
+            for name in sorted(called):
+                found[name] = [*(many if way.many else one), NULL]
+        return found
+
     def _update(self) -> Schema:
         columns = [each for each in self._relation.columns.values() if each.updatable]
-        if columns == self._insertable and not self._relation.has_insert_triggers:
-            return self.part("new")
-        return self._given(columns)
+        found = record({_quoted(each.name): self._written(each, changed) for each in columns})
+        paths = [each.name for each in columns if _is_json(self.defs.catalog, each)]
+        if paths:
+            found["patternProperties"] = {_paths_of(name): reference("in_json") for name in paths}
+        return found
 
     def _given(self, columns: Iterable[Column], nullable: bool = False) -> Schema:
-        return record({each.name: self._written(each, nullable) for each in columns})
+        return record({each.name: self._written(each, new, nullable) for each in columns})
 
-    def _written(self, column: Column, nullable: bool) -> Schema:
+    def _written(self, column: Column, make: Make, nullable: bool = False) -> Schema:
         if column.generated_always:
             return reference("default")
         type = self.defs.catalog.type(column.type)
-        schema = new(self.defs, type, column.nullable or nullable)
+        schema = make(self.defs, type, column.nullable or nullable)
         limit = column.max_length
         if limit is None or limit > LONGEST:
             return schema

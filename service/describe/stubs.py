@@ -32,6 +32,9 @@ WRITTEN_OUT = re.compile(r"^(?:#|//) What follows is written out", re.M)
 FORMS = ("#/$defs/lists", "#/$defs/text")
 """Answers that only a call with `form` gets, which clients are not typed for."""
 
+RELATED = ("#/$defs/tree.", "#/$defs/link")
+"""What stands in a new row for related rows."""
+
 BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "str")
 
 
@@ -47,11 +50,22 @@ def python(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of a dict or an argument: its name, its JSON Schema, and whether it must be there."""
+    """
+    A key of a dict or an argument.
+
+    Args:
+        name: Of the key.
+        schema: Its JSON Schema.
+        required: Whether it must be there.
+        computing: The operators that stand in the place of a value, each a class of the template.
+        related: Whether it is for related rows.
+    """
 
     name: str
     schema: Schema
     required: bool
+    computing: tuple[str, ...] = ()
+    related: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,10 @@ class _Client(ABC):
         kind, _, of = unquote(schema.get("$ref", "")).removeprefix("#/$defs/").partition(".")
         if kind == "row":
             return f"{self._classes[of]}Row"
+        if kind == "tree":
+            return f"{self._classes[of]}Create"
+        if kind == "link":
+            return "Link"
         schema = self._resolved(schema)
         if "enum" in schema:
             found = [self.literal(value) for value in schema["enum"]]
@@ -129,6 +147,10 @@ class _Client(ABC):
         else:
             found = [self._kind(kind, schema) for kind in _kinds(schema)]
         return " | ".join(dict.fromkeys(found))
+
+    def field(self, field: Field) -> str:
+        """Return the type of a field: that of its values, or what computes one."""
+        return " | ".join([self.type(field.schema), *field.computing])
 
     def _kind(self, kind: str, schema: Schema) -> str:
         if kind == "array" and "items" in schema:
@@ -145,11 +167,22 @@ class _Client(ABC):
             new = self._defs[f"new.{name}"]["properties"]
             needed = self._defs[f"insert.{name}"].get("required", ())
             yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new]
+            if f"tree.{name}" in self._defs:
+                yield f"{title}Create", [*self._created(name, columns)]
             changes = self._resolved(self._defs[f"update.{name}"])["properties"]
-            yield f"{title}Update", [Field(at, _sent(columns[at]), False) for at in changes]
+            yield f"{title}Update", [_changed(columns, at) for at in changes]
         for name in self._of_functions:
             row = self._defs[f"row.{name}"]["properties"]
             yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row]
+
+    def _created(self, name: str, columns: Mapping[str, Any]) -> Iterator[Field]:
+        """Yield what a new row holds: its columns, and related rows."""
+        tree = self._defs[f"tree.{name}"]
+        for at, schema in tree["properties"].items():
+            related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
+            own = [_sent(columns[at])] if at in columns else [NULL]
+            needed = at in tree.get("required", ())
+            yield Field(at, {"anyOf": [*own, *related]}, needed, related=bool(related))
 
     def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
@@ -312,7 +345,7 @@ class _TypeScript(_Client):
     def _fields(self, fields: Iterable[Field]) -> Iterator[str]:
         for each in fields:
             mark = "" if each.required else "?"
-            yield f"{json.dumps(each.name)}{mark}: {self.type(each.schema)}"
+            yield f"{json.dumps(each.name)}{mark}: {self.field(each)}"
 
 
 class _Python(_Client):
@@ -400,7 +433,9 @@ class _Python(_Client):
         return f'"{alone}list[Any] | dict[str, Any]"'
 
     def _field(self, field: Field) -> str:
-        found = self.type(field.schema)
+        found = self.field(field)
+        if field.related:  # of classes further below, or this one
+            found = json.dumps(found)
         return found if field.required else f"NotRequired[{found}]"
 
 
@@ -469,6 +504,20 @@ def _sent(column: Mapping[str, Any]) -> Schema:
     if column["type"].startswith("numeric"):
         return {"type": [*_kinds(schema), "number"]}
     return schema
+
+
+def _changed(columns: Mapping[str, Any], name: str) -> Field:
+    """Return what is sent for a column that is changed."""
+    # With an arrow in it, a column's name stands in quotes.
+    column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
+    computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
+    return Field(name, _sent(column), False, tuple(computing))
+
+
+def _is_related(schema: Schema) -> bool:
+    """Return whether a part of a new row's schema is for related rows."""
+    items = schema.get("items", {}).get("anyOf", [schema])
+    return any(each.get("$ref", "").startswith(RELATED) for each in items)
 
 
 def _usual(result: Schema) -> Schema:

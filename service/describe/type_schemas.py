@@ -8,16 +8,26 @@ from typing import Any
 
 from service.catalog import Catalog, Type
 from service.describe.definitions import Definitions, Schema, reference
+from service.plan.computing import computing
+from service.request.assignments import MAX_REMOVED
 from service.request.names import encode
 
 NULL: Schema = {"type": "null"}
-DEFAULT: Schema = {
-    "description": "the column's default",
-    "type": "object",
-    "properties": {"$default": {"const": True}},
-    "required": ["$default"],
-    "additionalProperties": False,
-}
+
+
+def literal(schema: Schema) -> Schema:
+    """Return the schema of a value that is taken as it is, whatever it looks like."""
+    return only("$value", schema)
+
+
+def only(name: str, schema: Schema) -> Schema:
+    """Return the schema of a dict with one key."""
+    return {
+        "type": "object",
+        "properties": {name: schema},
+        "required": [name],
+        "additionalProperties": False,
+    }
 
 
 def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
@@ -45,10 +55,51 @@ def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to what may be sent for a column: a value, or the default's marker."""
     plain = defs.catalog.plain(type)
     kind = "set_or_null" if nullable else "set"  # "new" is for the rows of relations
-    return defs.refer(
-        _name(kind, plain),
-        lambda: {"anyOf": [given(defs, plain, nullable), reference("default")]},
-    )
+
+    def make() -> Schema:
+        known = given(defs, plain, nullable)
+        return {"anyOf": [known, reference("default"), literal(known)]}
+
+    return defs.refer(_name(kind, plain), make)
+
+
+def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
+    """Return a reference to what may be sent for a column that is changed: what computes it, too."""
+    plain = defs.catalog.plain(type)
+    operators = computing(defs.catalog, plain)
+    if not operators:
+        return new(defs, plain, nullable)
+    kind = "change_or_null" if nullable else "change"
+
+    def make() -> Schema:
+        ways = (only(word, _operand(defs, plain, word)) for word in operators)
+        return {"anyOf": [new(defs, plain, nullable), *ways]}
+
+    return defs.refer(_name(kind, plain), make)
+
+
+def _operand(defs: Definitions, type: Type, word: str) -> Schema:
+    """Return the schema of what an operator takes that computes a value of a type."""
+    if word in ("$add", "$multiply"):
+        known = type.data_type
+        other = (
+            "numeric" if type.form == "json" else known.added if word == "$add" else known.factor
+        )
+        return given(defs, defs.catalog.types_by_name[other], nullable=False)
+    if word == "$merge":
+        return {"type": "object"}
+    items: Schema = {"type": "array"}
+    if word == "$remove":
+        of = (
+            defs.catalog.types_by_name["text"]
+            if type.form == "json"
+            else _element(defs.catalog, type)
+        )
+        items |= {"items": given(defs, of, nullable=True), "maxItems": MAX_REMOVED}
+    return items
+
+
+DEFAULT: Schema = {"description": "the column's default", **only("$default", {"const": True})}
 
 
 def or_null(schema: Schema) -> Schema:

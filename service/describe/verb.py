@@ -38,8 +38,8 @@ class Verb:
         result: Of what it answers; a mere reference to that of another verb is one.
         errors: What it may end with.
         positional: What may be given by position, in its order.
-        takes: Arguments that are of the relation: its "key" or "keys", new "values", an "update", or
-            what is "imported".
+        takes: Arguments that are of the relation: its "key" or "keys", new "values", or "trees" of them
+            with related rows, an "update", or what is "imported".
         answers: What it answers first: a "row", "rows", those "got" by keys, "null", or rows in a
             "page" or as "written".
         sends: What each progressive result is first.
@@ -87,6 +87,7 @@ SHOWN = {"select": reference("select"), "embed": reference("embed")}
 PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
 RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **WRITES}
 TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
+PICK = {"limit": reference("whole"), "skip_locked": FLAG}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
 FIND = {
     **TIMEOUT,
@@ -148,7 +149,15 @@ WATCHED = record(
 """A message to a watcher: docs/live.md."""
 EITHER: Schema = {
     "oneOf": [
-        {"required": ["key"], "properties": {"where": False, "all": False}},
+        {
+            "required": ["key"],
+            "properties": {
+                "where": False,
+                "all": False,
+                "limit": NULL,
+                "skip_locked": {"enum": [False, None]},
+            },
+        },
         {"properties": {"key": False, "expect": False}},
     ]
 }

@@ -97,6 +97,7 @@ class Crossbar(Supervised):
             self.socket,
             self._bridge,
             str(CODE),
+            settings.pool_max,
         )
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
         # A process id that is in use again would keep the node from starting.
@@ -218,7 +219,13 @@ def bridge(state: Path) -> str:
 
 
 def node(
-    realm: str, prefix: str, port: int, socket: Path, bridge: str = "", code: str = ""
+    realm: str,
+    prefix: str,
+    port: int,
+    socket: Path,
+    bridge: str = "",
+    code: str = "",
+    connections: int = 0,
 ) -> dict[str, Any]:
     """
     Return the configuration of a node.
@@ -230,6 +237,7 @@ def node(
         socket: Where the service connects, with RawSocket and CBOR.
         bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
         code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
+        connections: That the service has to the database.
     """
     everyone = {"anonymous": {"type": "static", "role": "anonymous"}}
     service = {"anonymous": {"type": "static", "role": "service"}}
@@ -272,7 +280,7 @@ def node(
         "classname": "component.Component",
         "realm": realm,
         "role": "service",
-        "extra": {"prefix": prefix},
+        "extra": {"prefix": prefix, **({"connections": connections} if connections else {})},
     }
     roles = [
         _role("service", "", "call", "register", "publish", "subscribe"),

@@ -180,6 +180,20 @@ class PlannedAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class Lock:
+    """
+    A lock on rows that are read.
+
+    Args:
+        key: Whether others may not even refer to them, as if their keys changed or they went.
+        skip_locked: Whether rows that others have locked are left out.
+    """
+
+    key: bool = True
+    skip_locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReadPlan:
     """
     Rows to read.
@@ -199,12 +213,13 @@ class ReadPlan:
         backwards: Whether the order is turned round, so that the rows come from the last to the first.
         keyset: Whether a page ends at its sort keys, which the statement then
             returns after the outputs, as text; otherwise at an offset.
-        lock: Whether the rows are locked for the rest of the transaction.
+        lock: How the rows are locked for the rest of the transaction, if they are.
         call: The function that returns the rows, where that is not the relation itself.
         afterwards: Whether the rows of the call are read by a statement after it, since what they
             are related to may be its work.
         json: Whether the outputs and embeds are to be JSON.
         keys: What the statement returns after all that, which tells the rows apart.
+        computed: What columns are to be changed to, after all that.
     """
 
     name: str
@@ -220,11 +235,12 @@ class ReadPlan:
     after: PlannedAfter | None = None
     backwards: bool = False
     keyset: bool = False
-    lock: bool = False
+    lock: Lock | None = None
     call: FunctionCall | None = None
     afterwards: bool = False
     json: bool = False
     keys: tuple[Expression, ...] = ()
+    computed: tuple[Computed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +297,58 @@ class PlannedReturning:
 
 
 @dataclass(frozen=True, slots=True)
+class PathStep:
+    """One step of a path that is set: its key or position as text, and whether it is a position."""
+
+    key: Bound
+    index: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """
+    What happens to a column, or to one place in its JSON.
+
+    Args:
+        computing: How the value is computed, as of an `Assignment`; empty where it is given.
+        operands: The value, or what it is computed with; of an array that values are removed from,
+            each of them.
+        operator: Of PostgreSQL, where one computes it.
+        steps: To the place.
+        path: Where in the call.
+    """
+
+    computing: str
+    operands: tuple[Bound, ...]
+    operator: Operator | None
+    steps: tuple[PathStep, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """
+    A column's new value, computed out of the one that is there.
+
+    Args:
+        column: Which one.
+        type: Its type, or the one under its domain.
+        document: Whether it is computed as jsonb.
+        parts: What happens to it: one for all of it, or several for places that do not overlap.
+    """
+
+    column: Column
+    type: Type
+    document: bool
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A column and its new value; None for the column's default."""
 
     column: Column
-    value: Bound | None
+    value: Bound | Computed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +399,8 @@ class InsertPlan:
         rows: For each row, a parameter or None (default) for each of the columns.
         returning: What comes back of each.
         conflict: What becomes of those that are there already; None if that is an error.
+        numbered: Whether what comes back of each has its number before it, from 0: PostgreSQL does not
+            promise the rows of RETURNING in the order of VALUES.
     """
 
     name: str
@@ -344,17 +409,45 @@ class InsertPlan:
     rows: tuple[tuple[Bound | None, ...], ...]
     returning: PlannedReturning
     conflict: PlannedConflict | None = None
+    numbered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """
+    Rows that are locked before they are changed.
+
+    Args:
+        read: Which ones; the statement returns their keys.
+        key: The columns of the key.
+        equal: What compares them.
+    """
+
+    read: ReadPlan
+    key: tuple[str, ...]
+    equal: tuple[Operator, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """Changes to the rows that a condition picks."""
+    """
+    Changes to rows.
+
+    Args:
+        name: What it is for.
+        relation: Whose rows.
+        settings: The changes.
+        where: Which rows; None for all, or for those that are picked.
+        returning: What comes back of each.
+        picked: The rows, where not all of a condition's are taken.
+    """
 
     name: str
     relation: Relation
     settings: tuple[Setting, ...]
     where: Condition | None
     returning: PlannedReturning
+    picked: Picked | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def reread(
         return returning
     kinds = set(kinds)
     # A deleted row is not there to be read by its key.
-    key = () if "delete" in kinds else _key(relation)
+    key = () if "delete" in kinds else key_to_reread(relation)
     names = {column.name for column in written}
     cascades = (
         relation.cascading_columns if relation.side_effects else relation.cascading_columns & names
@@ -77,12 +77,18 @@ def _reread(
         found = holding(returning, row_name(relation))
         row, returning = (row_name(relation) if found != returning else ""), found
     names = dict.fromkeys((*key, *(_needed(returning) if fallback else ())))
+    return replace(
+        returning, reread=Reread(scope.equals(key), saved_columns(relation, names), row, fallback)
+    )
+
+
+def saved_columns(relation: Relation, names: Iterable[str]) -> tuple[SavedColumn, ...]:
+    """Return columns whose values, as text, go from one statement to another."""
     # with modifiers: the text of a char(n) has no blanks at its end
-    saved = tuple(SavedColumn(name, relation.columns[name].declared) for name in names)
-    return replace(returning, reread=Reread(scope.equals(key), saved, row, fallback))
+    return tuple(SavedColumn(name, relation.columns[name].declared) for name in names)
 
 
-def _key(relation: Relation) -> tuple[str, ...]:
+def key_to_reread(relation: Relation) -> tuple[str, ...]:
     """Return the columns by which a row that was written is found; none where it cannot be."""
     if not relation.auto_updatable:
         return ()  # of a join, say, which shows the same key many times

@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
-from service.plan.conditions import Bound, Condition
+from service.plan.computing import plan_computed
+from service.plan.conditions import Bound, Condition, SortKey
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.operators import as_jsonb, compare
 from service.plan.plans import (
+    Computed,
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Lock,
+    Picked,
     PlannedConflict,
     PlannedReturning,
     ReadPlan,
@@ -27,12 +31,15 @@ from service.plan.predicates import both, inner_conditions, plan_filter, sort_ke
 from service.plan.read_plan import plan_key, plan_rows
 from service.plan.reread import reread
 from service.plan.scope import Scope
+from service.request.assignments import LINK, LITERAL
 from service.request.requests import (
     Assignment,
     CreateRequest,
     DeleteRequest,
     OnConflict,
     Operand,
+    Pick,
+    Reference,
     Returning,
     Target,
     UpdateRequest,
@@ -70,21 +77,28 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     A column that a new row leaves out, but another gives, takes its default.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
-    columns: dict[str, Column] = {}
-    for row in request.rows:
-        for each in row:
-            columns.setdefault(each.column, assigned(relation, each))
-    rows = tuple(
-        tuple(_value(scope, columns[name], given.get(name)) for name in columns)
-        for given in ({each.column: each for each in row} for row in request.rows)
-    )
+    columns, rows = plan_new_rows(scope, request.rows)
     conflict = plan_conflict(scope, request.conflict, request.rows) if request.conflict else None
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
     settable = [each.column for each in conflict.updates] if conflict else []
     one = not request.many and conflict is None
     planned = reread(scope, _returned(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
-    return InsertPlan(name, relation, tuple(columns.values()), rows, planned, conflict)
+    return InsertPlan(name, relation, columns, rows, planned, conflict)
+
+
+def plan_new_rows(
+    scope: Scope, rows: Rows
+) -> tuple[tuple[Column, ...], tuple[tuple[Bound | None, ...], ...]]:
+    """Plan new rows: the columns that any of them gives, and what each has for them."""
+    columns: dict[str, Column] = {}
+    for row in rows:
+        for each in row:
+            columns.setdefault(each.column, assigned(scope.relation, each))
+    return tuple(columns.values()), tuple(
+        tuple(_value(scope, columns[name], given.get(name)) for name in columns)
+        for given in ({each.column: each for each in row} for row in rows)
+    )
 
 
 def plan_update(
@@ -103,16 +117,59 @@ def plan_update(
         NoSuchProcedure: By key, on a relation without a primary key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
-    settings = tuple(
-        Setting(column, _value(scope, column, each))
-        for each in request.changes
-        for column in [assigned(relation, each)]
-    )
+    settings = plan_settings(scope, request.changes)
     settable = [each.column for each in settings]
     one = request.target.key is not None and not many
     planned = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
-    return UpdatePlan(f"{relation.name}.update", relation, settings, where, planned)
+    name = f"{relation.name}.update"
+    if request.pick is None:
+        return UpdatePlan(name, relation, settings, where, planned)
+    keys = {column for key in relation.unique_keys for column in key.columns}
+    lock = Lock(not keys.isdisjoint(each.name for each in settable), request.pick.skip_locked)
+    order = sort_keys(scope, request.returning.order)  # also where nothing is returned
+    picked = _picked(scope, request.pick, where, order, lock)
+    return UpdatePlan(name, relation, settings, None, planned, picked)
+
+
+def _picked(
+    scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
+) -> Picked:
+    """Plan the rows that are taken: they are found again by their primary key."""
+    relation, key = scope.relation, scope.relation.primary_key
+    if not key:
+        raise InvalidArgument(
+            f'"{relation.name}" has no primary key, by which the rows that are taken are found',
+            path="limit" if pick.limit else "skip_locked",
+        )
+    named = tuple(scope.expression(Reference(name, "where")) for name in key)
+    read = ReadPlan(
+        name=f"{relation.name}.update",
+        relation=relation,
+        outputs=(),
+        where=where,
+        order=order,
+        limit=scope.number(pick.limit),
+        lock=lock,
+        keys=named,
+    )
+    return Picked(read, key, scope.equals(key))
+
+
+def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
+    """Plan new values of columns; paths into one column make one value of it."""
+    given: dict[str, list[Assignment]] = {}
+    for each in changes:
+        given.setdefault(each.column, []).append(each)
+    settings = []
+    for parts in given.values():
+        first = parts[0]
+        column = assigned(scope.relation, first)
+        value = (
+            plan_computed(scope, column, parts) if first.computes else _value(scope, column, first)
+        )
+        settings.append(Setting(column, value))
+    return tuple(settings)
 
 
 def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> DeletePlan:
@@ -134,8 +191,9 @@ def plan_current(
     relation: Relation,
     target: Target,
     returning: Returning,
-    lock: bool = False,
+    lock: Lock | None = None,
     limit: Operand | None = None,
+    changes: Sequence[Assignment] = (),
 ) -> ReadPlan:
     """
     Plan to read the rows that a write is for, as they are.
@@ -145,10 +203,12 @@ def plan_current(
         relation: Whose rows.
         target: Which rows.
         returning: What of them.
-        lock: Whether they are to stay as they are until the transaction ends.
+        lock: How they are to stay as they are until the transaction ends, if they are.
         limit: How many at most.
+        changes: Of them, of which those that are computed are read, too.
     """
     scope = Scope(catalog, relation, returning.embeds)
+    settings = plan_settings(scope, [each for each in changes if each.computes])
     planned = _returned(scope, returning)
     where = plan_target(scope, target, "update")
     return ReadPlan(
@@ -161,6 +221,7 @@ def plan_current(
         limit=scope.number(limit),
         lock=lock,
         json=planned.json,
+        computed=tuple(each.value for each in settings if isinstance(each.value, Computed)),
     )
 
 
@@ -285,8 +346,15 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
     Raises:
         InvalidArgument: It is unknown, or the database alone gives it values; in a view, an
-            expression has no default either.
+            expression has no default either. Or it is linked, as rows are.
     """
+    if each.computing == LINK:
+        relation.column(each.column, each.path)
+        raise InvalidArgument(
+            f'"{each.column}" is a column: rows are linked by relationships',
+            path=each.path,
+            hint=LITERAL,
+        )
     if each.operand is not None:
         return writable(relation, each.column, each.path)
     column = relation.column(each.column, each.path)
@@ -297,10 +365,10 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
 def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
     """Refuse columns that rows cannot give; each name is looked up once."""
-    known: set[tuple[str, bool]] = set()
+    known: set[tuple[str, bool, bool]] = set()
     for row in rows:
         for each in row:
-            key = each.column, each.operand is None
+            key = each.column, each.operand is None, each.computing == LINK
             if key not in known:
                 assigned(relation, each)
                 known.add(key)

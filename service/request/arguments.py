@@ -45,6 +45,10 @@ class Values:
         self._values.append(value)
         return len(self._values) - 1
 
+    def value(self, slot: int) -> Any:
+        """Return the value of a slot."""
+        return self._values[slot]
+
     def __len__(self) -> int:
         return len(self._values)
 

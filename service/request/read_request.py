@@ -355,9 +355,9 @@ def parse_describe(
     return DescribeRequest(*names), given.timeout()
 
 
-def parse_key(key: Any, values: Values) -> KeyMatch:
+def parse_key(key: Any, values: Values, path: str = "key") -> KeyMatch:
     """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
-    columns, parts = _key_parts(key, "key")
+    columns, parts = _key_parts(key, path)
     return KeyMatch(columns, tuple(Operand(values.add(value), path) for value, path in parts))
 
 

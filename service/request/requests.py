@@ -356,11 +356,30 @@ class AggregateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A column and its new value; no operand means the column's default."""
+    """
+    A column and its new value.
+
+    Args:
+        column: Its name.
+        operand: The value, or what it is computed with; None for the column's default.
+        path: Where in the call.
+        computing: How the value is computed out of the one that is there, if it is: "add", "merge"…;
+            "$link" where the name is to be a relationship's.
+        items: Of a list that is removed, each by itself.
+        steps: Into the column's JSON, if a value in it is set.
+    """
 
     column: str
     operand: Operand | None
     path: str
+    computing: str = ""
+    items: tuple[Operand, ...] = ()
+    steps: tuple[JsonStep, ...] = ()
+
+    @property
+    def computes(self) -> bool:
+        """Whether the new value depends on the one that is there."""
+        return bool(self.computing or self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +439,11 @@ class CreateRequest:
     max_affected: int | None = None
     conflict: OnConflict | None = None
 
+    @property
+    def paths(self) -> list[str | None]:
+        """Where each row stands in the call; None for the one that is no row of a list."""
+        return [f"values.{at}" if self.many else None for at in range(len(self.rows))]
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -431,6 +455,20 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Pick:
+    """
+    Which of the rows of a filter are taken, in the order of the answer.
+
+    Args:
+        limit: How many at most.
+        skip_locked: Whether those that somebody else is taking are left out.
+    """
+
+    limit: Operand | None
+    skip_locked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRequest:
     """Changes to rows."""
 
@@ -438,6 +476,7 @@ class UpdateRequest:
     changes: tuple[Assignment, ...]
     returning: Returning
     max_affected: int | None = None
+    pick: Pick | None = None
 
 
 @dataclass(frozen=True, slots=True)

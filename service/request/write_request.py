@@ -17,6 +17,7 @@ from service.request.arguments import (
     row_of,
     rows_of,
 )
+from service.request.assignments import assignments
 from service.request.filters import FilterParser, holds_always
 from service.request.read_request import (
     Limits,
@@ -33,6 +34,7 @@ from service.request.requests import (
     Filter,
     OnConflict,
     Operand,
+    Pick,
     Returning,
     Target,
     UpdateRequest,
@@ -40,6 +42,7 @@ from service.request.requests import (
 from service.request.select_list import check_name, parse_names, parse_order, parse_select
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
+PICK = ("limit", "skip_locked")
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
 """What the first call says for the other calls of an upload."""
@@ -98,14 +101,15 @@ def parse_update(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[UpdateRequest]:
     """Parse the arguments of `update`, by key or by filter."""
-    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *RETURNING])
+    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *PICK, *RETURNING])
     values = Values()
     changes = row_of(given.required("changes"), "changes")
     request = UpdateRequest(
         _target(given, values, limits),
-        assignments(changes, "changes", values),
+        assignments(changes, "changes", values, "changes"),
         _returning(given, values, limits),
         given.integer("max_affected"),
+        _pick(given, values),
     )
     return Parsed(request, values.freeze(), given.timeout())
 
@@ -180,19 +184,6 @@ def parse_conflict(given: Arguments) -> OnConflict:
     return conflict
 
 
-def assignments(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
-    """Parse one row's columns and values; `{"$default": true}` is the column's default."""
-    found = []
-    for column, value in row.items():
-        here = f"{path}.{column}"
-        # Exactly this: any other dict is a value, of a json column for one.
-        default = isinstance(value, Mapping) and len(value) == 1 and value.get("$default") is True
-        found.append(
-            Assignment(column, None if default else Operand(values.add(value), here), here)
-        )
-    return tuple(found)
-
-
 def _new_rows(
     given: Arguments, limits: Limits, conflict: OnConflict | None
 ) -> Parsed[CreateRequest]:
@@ -247,14 +238,21 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
     return Target(None, (), where)
 
 
+def _pick(given: Arguments, values: Values) -> Pick | None:
+    limit, skip_locked = given.integer("limit"), given.flag("skip_locked")
+    if limit is None and not skip_locked:
+        return None
+    if "key" in given:
+        name = "limit" if limit is not None else "skip_locked"
+        raise InvalidArgument(f'"{name}" goes with a "where"', path=name)
+    operand = None if limit is None else Operand(values.add(limit), "limit")
+    return Pick(operand, skip_locked)
+
+
 def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
     if given.value("expect") is None:
         return ()
-    found = assignments(row_of(given.value("expect"), "expect"), "expect", values)
-    for each in found:
-        if each.operand is None:
-            raise InvalidArgument("a default cannot be expected", path=each.path)
-    return found
+    return assignments(row_of(given.value("expect"), "expect"), "expect", values, "expect")
 
 
 def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
+from service.catalog import Relation
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
+    Computed,
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Picked,
     PlannedConflict,
+    PlannedReturning,
     UpdatePlan,
 )
 from service.plan.uses import is_pure
@@ -30,8 +34,10 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.lateral import column_list, embed_joins
-from service.sql.saved_rows import ORDER, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of
+from service.sql.new_values import computed_value
+from service.sql.numbered import NUMBER, numbered_rows
+from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
+from service.sql.select import answer_of, rows_of
 from service.sql.statement import (
     AND,
     COMMA,
@@ -56,12 +62,16 @@ def modify(plan: WritePlan) -> Statement:
         written = SQL("{write} RETURNING {values}").format(
             write=_write(plan), values=saved_values(returning.reread, plan.relation)
         )
-        ahead, rows = save_rows(written, returning.must_write), _reread(plan)
+        ahead = save_rows(written, returning.must_write)
+        rows = reread_rows(plan.relation, returning)
     elif returning.must_write:
         rows = _certain(plan)
     else:
         rows = _write(plan)
-        columns = [column_list(returning.outputs, (), returning.json)] if returning.outputs else []
+        numbers = [NUMBER] if isinstance(plan, InsertPlan) and plan.numbered else []
+        columns = [*numbers]
+        if returning.outputs:
+            columns.append(column_list(returning.outputs, (), returning.json))
         columns += [TRANSACTION] if returning.receipt else []
         if columns:
             rows = SQL("{write} RETURNING {columns}").format(
@@ -98,20 +108,28 @@ def on_conflict(conflict: PlannedConflict) -> Composable:
 
 def _write(plan: WritePlan) -> Composable:
     relation = relation_name(plan.relation)
+    if isinstance(plan, InsertPlan) and plan.numbered:
+        return numbered_rows(plan)
     if isinstance(plan, DeletePlan):
         return SQL('DELETE FROM {relation} AS "t"{where}').format(
             relation=relation, where=where_clause(plan.where)
         )
     if isinstance(plan, UpdatePlan):
-        return SQL('UPDATE {relation} AS "t" SET {settings}{where}').format(
+        ahead, source, where = EMPTY, EMPTY, where_clause(plan.where)
+        if plan.picked is not None:
+            ahead, source = _picked(plan.picked), SQL(' FROM "p"')
+            where = SQL(" WHERE {key}").format(key=_is_picked(plan.picked))
+        return SQL('{ahead}UPDATE {relation} AS "t" SET {settings}{source}{where}').format(
+            ahead=ahead,
             relation=relation,
             settings=COMMA.join(
                 SQL("{column} = {value}").format(
-                    column=Identifier(each.column.name), value=_or_default(each.value)
+                    column=Identifier(each.column.name), value=_new_value(each.value)
                 )
                 for each in plan.settings
             ),
-            where=where_clause(plan.where),
+            source=source,
+            where=where,
         )
     template = 'INSERT INTO {relation} AS "t" ({columns}) VALUES {rows}{conflict}'
     if not plan.columns and len(plan.rows) == 1:
@@ -129,6 +147,22 @@ def _write(plan: WritePlan) -> Composable:
         ),
         number=SQL(f"{len(plan.rows)}"),
         conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+    )
+
+
+def _picked(picked: Picked) -> Composable:
+    # not a subselect of the WHERE: PostgreSQL could run that again, and take other rows
+    return SQL('WITH "p" ({key}) AS ({rows}) ').format(
+        key=COMMA.join(map(Identifier, picked.key)), rows=rows_of(picked.read)
+    )
+
+
+def _is_picked(picked: Picked) -> Composable:
+    return AND.join(
+        SQL("{column} {equal} {value}").format(
+            column=Identifier(NAME, name), equal=operator(equal), value=Identifier("p", name)
+        )
+        for name, equal in zip(picked.key, picked.equal, strict=True)
     )
 
 
@@ -161,8 +195,10 @@ def _certain(plan: WritePlan) -> Composable:
     )
 
 
-def _reread(plan: WritePlan) -> Composable:
-    returning = plan.returning
+def reread_rows(
+    relation: Relation, returning: PlannedReturning, written: Composable = WRITTEN
+) -> Composable:
+    """Build what reads written rows again, from what was handed on of them."""
     if returning.reread is None:
         raise TypeError("nothing is read again")
     columns = []
@@ -175,10 +211,14 @@ def _reread(plan: WritePlan) -> Composable:
         columns.append(condition(BoolExpr(False, returning.inner)))
     return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
         columns=COMMA.join(columns),
-        rows=saved_rows(returning.reread, plan.relation),
+        rows=saved_rows(returning.reread, relation, written),
         embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )
+
+
+def _new_value(value: Bound | Computed | None) -> Composable:
+    return computed_value(value) if isinstance(value, Computed) else _or_default(value)
 
 
 def _or_default(value: Bound | None) -> Composable:

@@ -19,9 +19,8 @@ from service.sql.statement import AND, COMMA, EMPTY, MISSED, quoted
 ORDER = Identifier("w", "n")
 """The sort key that keeps equal rows in the order in which they were handed on."""
 
-SAVED = """\
-pg_catalog.json_array_elements(\
-CAST(pg_catalog.current_setting('rowcast.written') AS json)) WITH ORDINALITY AS "w" ("v", "n")"""
+WRITTEN = SQL("CAST(pg_catalog.current_setting('rowcast.written') AS json)")
+"""What the statement before has handed on."""
 
 
 def save_rows(rows: Composable, must_write: bool = False) -> Composable:
@@ -50,11 +49,19 @@ def saved_values(reread: Reread, relation: Relation) -> Composable:
     )
 
 
-def saved_rows(reread: Reread, relation: Relation) -> Composable:
-    """Build what the FROM clause of the second statement reads, where "t" are the rows."""
+def saved_rows(reread: Reread, relation: Relation, written: Composable = WRITTEN) -> Composable:
+    """
+    Build what the FROM clause of the second statement reads, where "t" are the rows.
+
+    Args:
+        reread: How they are read.
+        relation: Whose rows.
+        written: What was handed on of them, as JSON.
+    """
+    saved = _saved_source(written)
     if not reread.fallback:
-        return SQL(f'{SAVED} JOIN {{relation}} AS "t" ON {{key}}').format(
-            relation=relation_name(relation), key=_has_key(reread, NAME)
+        return SQL('{saved} JOIN {relation} AS "t" ON {key}').format(
+            saved=saved, relation=relation_name(relation), key=_has_key(reread, NAME)
         )
     row = [(reread.row, row_type(relation))] if reread.row else []
     values = [(each.name, each.type) for each in reread.saved] + row
@@ -72,8 +79,8 @@ def saved_rows(reread: Reread, relation: Relation) -> Composable:
         ).format(
             values=COMMA.join(names), relation=relation_name(relation), key=_has_key(reread, "r")
         )  # fmt: skip
-    return SQL(f'{SAVED} CROSS JOIN LATERAL ({{as_it_is}}{{as_written}}) AS "t"').format(
-        as_it_is=as_it_is, as_written=as_written
+    return SQL('{saved} CROSS JOIN LATERAL ({as_it_is}{as_written}) AS "t"').format(
+        saved=saved, as_it_is=as_it_is, as_written=as_written
     )
 
 
@@ -94,8 +101,8 @@ def row_source(
     returned, its rows.
     """
     if afterwards:
-        return SQL(f'{SAVED} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{{row}}]) AS "t"').format(
-            row=_saved(0, row_type(relation))
+        return SQL('{saved} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{row}]) AS "t"').format(
+            saved=_saved_source(WRITTEN), row=_saved(0, row_type(relation))
         )
     if call is not None:
         return function_source(call)
@@ -105,6 +112,12 @@ def row_source(
 def row_type(relation: Relation) -> str:
     """Return the type of a relation's rows, as a cast spells it."""
     return f"{quoted(relation.schema)}.{quoted(relation.name)}"
+
+
+def _saved_source(written: Composable) -> Composable:
+    return SQL(
+        'pg_catalog.json_array_elements({written}) WITH ORDINALITY AS "w" ("v", "n")'
+    ).format(written=written)
 
 
 def _has_key(reread: Reread, source: str) -> Composable:

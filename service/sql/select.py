@@ -10,6 +10,7 @@ from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.conditions import SortKey
 from service.plan.plans import (
+    Lock,
     PlannedAfter,
     PlannedEmbed,
     PlannedReturning,
@@ -30,6 +31,7 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.lateral import column_list, embed_joins
+from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 
@@ -41,12 +43,12 @@ def select(plan: ReadPlan) -> Statement:
     Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
     for the `next` token; `columns` names the outputs alone.
     """
-    rows = _select(plan, plan.json)
+    rows = rows_of(plan, plan.json)
     if plan.json and plan.distinct is True:  # values of type json have no equality, and no order
         names = [Identifier("j", truncated(output.name)) for output in plan.outputs]
         types = [output.expression.type for output in plan.outputs]
         rows = SQL("SELECT {columns} FROM ({rows}) AS j").format(
-            columns=COMMA.join(map(json_text, names, types)), rows=_select(plan)
+            columns=COMMA.join(map(json_text, names, types)), rows=rows_of(plan)
         )
     columns, embeds = answer_of(plan)
     return build_statement(
@@ -93,11 +95,12 @@ def answer_of(
 
 
 def _about(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statement:
-    statement = SQL(template).format(rows=_select(plan), limit=limit)
+    statement = SQL(template).format(rows=rows_of(plan), limit=limit)
     return build_statement(plan.name, statement, columns=("answer",), pure=is_pure(plan))
 
 
-def _select(plan: ReadPlan, json: bool = False) -> Composable:
+def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
+    """Build the query of a read."""
     distinct: Composable = SQL("DISTINCT " if plan.distinct else "")
     if isinstance(plan.distinct, tuple) and plan.distinct:
         keys = COMMA.join(map(expression, plan.distinct))
@@ -108,6 +111,7 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
     if plan.keyset:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
     columns += map(expression, plan.keys)
+    columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
         "SELECT {distinct}{columns} FROM {source}{embeds}{where}{order}{page}{lock}"
@@ -119,9 +123,14 @@ def _select(plan: ReadPlan, json: bool = False) -> Composable:
         where=_where(plan),
         order=order_by(plan.order, last),
         page=limit_offset(plan.limit, plan.offset),
-        # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
-        lock=SQL(' FOR UPDATE OF "t"' if plan.lock else ""),
+        lock=_locking(plan.lock) if plan.lock else EMPTY,
     )  # fmt: skip
+
+
+def _locking(lock: Lock) -> Composable:
+    strength = "UPDATE" if lock.key else "NO KEY UPDATE"
+    # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
+    return SQL(f' FOR {strength} OF "t"{" SKIP LOCKED" if lock.skip_locked else ""}')
 
 
 def _by_keys(plan: ReadPlan) -> Composable:

@@ -79,11 +79,14 @@ class Account:
         untaken: What answers weigh that it has not taken, for all that is known.
         expected: What its next answer may weigh, going by the last ones.
         weigh: Counts an answer that leaves, by its size.
+        unasked: What was sent to it since the router was asked how much of that it holds.
+        room: Done when another part of an answer may follow.
     """
 
     def __init__(self, accounts: Accounts, session: int | None) -> None:
         self.session = session
-        self.calls = self.running = self.arguments = self.given = self.untaken = 0
+        self.calls = self.running = self.arguments = self.given = self.untaken = self.unasked = 0
+        self.room: Awaitable[None] | None = None
         self.expected = accounts.bounds.expected
         self.waiting: dict[Deferred[None], float] = {}
         self.asking = self.going = False
@@ -225,6 +228,7 @@ class Accounts:
         """Count an answer that leaves."""
         # Halved, not replaced: after one small answer among large ones not many may begin at once.
         account.expected = max(size, account.expected // 2)
+        account.unasked += size
         untaken = account.untaken + size
         if untaken <= HELD:
             account.untaken = untaken

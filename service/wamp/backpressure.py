@@ -59,9 +59,7 @@ class Outflow:
         self._waiting: list[Deferred[None]] = []
 
     def __enter__(self) -> Outflow:
-        self._users += 1
-        if self._users == 1:
-            self._transport.registerProducer(self, True)
+        self.enter()
         return self
 
     def __exit__(
@@ -70,6 +68,16 @@ class Outflow:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Count one more call that sends parts."""
+        self._users += 1
+        if self._users == 1:
+            self._transport.registerProducer(self, True)
+
+    def leave(self) -> None:
+        """Count one less."""
         self._users -= 1
         if not self._users:
             # Twisted resumes no producer that it no longer knows: what waits is let go by us.

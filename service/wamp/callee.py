@@ -11,7 +11,7 @@ at `<prefix>.tx.<process>` another replica, to which a call of that kind came, p
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import STAND, Send
+from service.api.call import Lasting, Send
 from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
@@ -41,7 +41,7 @@ from service.errors import (
 )
 from service.payload import Receipted, check
 from service.request.arguments import Caller
-from service.wamp.accounts import Accounts, Bounds, Meter
+from service.wamp.accounts import Account, Accounts, Bounds, Meter
 from service.wamp.application_errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
@@ -59,6 +59,9 @@ CANCEL_TIMEOUT = 2.0
 INSIST = 0.1
 """Seconds after which one that goes on, since what it waited for was done, is cancelled again."""
 
+UNASKED = 32 * 1024
+"""Bytes of parts that a caller is sent between two questions to the router, which cost more than a part."""
+
 CALLEE_GONE = "callee disconnected from in-flight request"
 """What Crossbar answers to a call whose callee is lost."""
 STOPPED = "the service that had the upload has stopped"
@@ -74,6 +77,115 @@ the answer if the caller takes any → a wire-safe result.
 
 Forwarded = Callable[[str, Sequence[Any], Mapping[str, Any], int | None], Awaitable[Any]]
 """The dispatcher for a call that was passed on: name, arguments, the session that it came from."""
+
+
+class _Room:
+    """
+    Awaited, it is done when another part of an answer may follow, to one caller.
+
+    Args:
+        session: On which it is sent.
+        pace: Asks the router what it holds.
+        account: Of the caller.
+    """
+
+    def __init__(self, session: SafeSession, pace: Pace, account: Account) -> None:
+        self._session = session
+        self._pace = pace
+        self._account = account
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        if self._account.unasked <= UNASKED:
+            await self._session.outflow().drained()
+            return
+        self._account.unasked = 0
+        await self._pace.sent(self._session, self._account.session)
+
+
+class _Parts:
+    """
+    Sends the parts of an answer.
+
+    Args:
+        session: On which they are sent.
+        account: Of the caller.
+        room: Says when the next one may follow.
+        progress: Sends one.
+    """
+
+    __slots__ = ("_account", "_progress", "_room", "_session")
+
+    def __init__(
+        self,
+        session: SafeSession,
+        account: Account,
+        room: Awaitable[None],
+        progress: Callable[[Any], None],
+    ) -> None:
+        self._session = session
+        self._account = account
+        self._room = room
+        self._progress = progress
+
+    def send(self, part: Any) -> Awaitable[None]:
+        """Send a part at once; what is returned is done when the next may follow."""
+        check(part)
+        self._session.sizes.weigh = self._account.weigh
+        self._progress(part)
+        return self._room
+
+
+class _LastingCall:
+    """
+    What is known of a call until it ends; of one that goes on, all that stays of it.
+
+    Attributes:
+        lasting: What it was answered with, if it goes on.
+        answer: Fires when it ends, if it goes on.
+        seconds: Until it was answered, or went on: what lasts for as long as its caller likes says
+            nothing about how fast we are.
+        failed: The URI of its error.
+    """
+
+    __slots__ = (
+        "account",
+        "answer",
+        "callee",
+        "failed",
+        "lasting",
+        "seconds",
+        "session",
+        "size",
+        "uri",
+    )
+    lasting: Lasting
+    answer: CooperativeDeferred
+    seconds: float
+
+    def __init__(
+        self, callee: Callee, session: SafeSession, account: Account, size: int, uri: str
+    ) -> None:
+        self.callee = callee
+        self.session = session
+        self.account = account
+        self.size = size
+        self.uri = uri
+        self.failed = ""
+
+    def go_on(self, answer: CooperativeDeferred) -> None:
+        """Answer it when it ends."""
+        self.answer = answer
+        answer.request = self._cancel
+        self.lasting.follow(self._over)
+
+    def _cancel(self) -> None:
+        self.lasting.end(CancelledError())
+
+    def _over(self, error: Exception) -> None:
+        self.callee._over(self, error)
 
 
 class Callee:
@@ -317,7 +429,7 @@ class Callee:
         call = self._call if details.progress is None else self._in_parts
         running = Deferred.fromCoroutine(call(session, details, answer))
         # What has ended by now needs nothing that could be cancelled.
-        if running.called:
+        if running.called and not isinstance(running.result, _LastingCall):
             return running
         outcome = CooperativeDeferred()
         outcome.request = partial(self._insist, running)
@@ -338,8 +450,11 @@ class Callee:
             self._reactor.callLater(INSIST, self._insist, running)
 
     def _finished(self, result: Any, answer: CooperativeDeferred) -> None:
+        if isinstance(result, _LastingCall):
+            result.go_on(answer)
+            return
         self._running.discard(answer)
-        if not answer.called:  # left behind
+        if not answer.called:  # else left behind
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
         if self._idle is not None and not self.in_progress:
             # Later, since the answer is sent after this.
@@ -354,15 +469,14 @@ class Callee:
     ) -> Any:
         """Make a call whose caller takes parts of the answer, as fast as they are taken."""
         account = self._accounts.of(details.caller)
+        if account.room is None:
+            account.room = _Room(session, self._pace, account)
+        parts = _Parts(session, account, account.room, details.progress)
         with session.outflow():
-
-            async def send(part: Any) -> None:
-                check(part)
-                session.sizes.weigh = account.weigh
-                details.progress(part)
-                await self._pace.sent(session, details.caller)
-
-            return await self._call(session, details, answer, send)
+            result = await self._call(session, details, answer, parts.send)
+            if isinstance(result, _LastingCall):
+                session.outflow().enter()
+            return result
 
     async def _call(
         self,
@@ -377,15 +491,9 @@ class Callee:
         size = session.sizes.received
         # Before its turn: a service that stops waits for the calls that wait, too.
         account = self._accounts.enter(details.caller, size)
-        outcome, failed, running = "answered", "", False
-        stood: float | None = None
-
-        def stand() -> None:
-            nonlocal stood, running
-            if stood is None:
-                stood, running = self._reactor.seconds(), False
-                self._accounts.end(account)
-
+        call = _LastingCall(self, session, account, size, uri)
+        ended, running = True, False
+        error: Exception | None = None
         try:
             # What a transaction that has ended says of itself is known to the dispatcher alone.
             if self._draining and not uri.startswith(f"{self._head}tx."):
@@ -395,34 +503,56 @@ class Callee:
                 await turn
             running = True
             JOB_OWNER.set(account)
-            STAND.set(stand)
             result = await answer(progress)
+            if isinstance(result, Lasting):
+                ended, call.lasting = False, result
+                return call
             if isinstance(result, Receipted):
                 return self._receipted(details.caller, result)
             check(result)
             return result
         # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.
-        except Exception as error:
-            outcome = _outcome(error)
-            if session.lost:
+        except Exception as failure:
+            error = failure
+            refused = self._refusal(call, failure)
+            if refused is None:
                 return None
-            if self._cutting and isinstance(error, CancelledError | Canceled):
-                # By us: the caller has not asked for it, nothing is kept, and another service may.
-                error = Unavailable("the service is stopping")
-            # The URI of a transaction is its holder's secret.
-            held = uri.startswith(f"{self._head}tx.")
-            refused = application_error(error, f"{self._head}tx" if held else uri)
-            failed = refused.error
             raise refused from None
         finally:
-            name = uri.removeprefix(self._head)
-            # What lasts for as long as its caller likes says nothing about how fast we are.
-            ended = self._reactor.seconds() if stood is None else stood
-            self.meter.end(name, outcome, ended - began, failed)
+            call.seconds = self._reactor.seconds() - began
+            # What goes on takes no turn from others.
             if running:
                 self._accounts.end(account)
-            self._accounts.leave(account, size)
-            session.sizes.weigh = account.weigh  # the answer is sent right after this
+            if ended:
+                self._leave(call, error)
+
+    def _refusal(self, call: _LastingCall, error: Exception) -> ApplicationError | None:
+        """Return what a call is refused with for an error; None where nobody is there to be told."""
+        if call.session.lost:
+            return None
+        if self._cutting and isinstance(error, CancelledError | Canceled):
+            # By us: the caller has not asked for it, nothing is kept, and another service may.
+            error = Unavailable("the service is stopping")
+        # The URI of a transaction is its holder's secret.
+        held = call.uri.startswith(f"{self._head}tx.")
+        refused = application_error(error, f"{self._head}tx" if held else call.uri)
+        call.failed = refused.error
+        return refused
+
+    def _leave(self, call: _LastingCall, error: Exception | None) -> None:
+        """Count a call that has ended."""
+        outcome = "answered" if error is None else _outcome(error)
+        name = call.uri.removeprefix(self._head)
+        self.meter.end(name, outcome, call.seconds, call.failed)
+        self._accounts.leave(call.account, call.size)
+        call.session.sizes.weigh = call.account.weigh  # the answer is sent right after this
+
+    def _over(self, call: _LastingCall, error: Exception) -> None:
+        """Answer a call that went on, and has ended."""
+        refused = self._refusal(call, error)
+        self._leave(call, error)
+        call.session.outflow().leave()
+        self._finished(None if refused is None else Failure(refused), call.answer)
 
     def _receipted(self, caller: int | None, result: Receipted) -> CallResult:
         check(result.answer)

@@ -311,6 +311,8 @@ class SafeSession(ApplicationSession):
         elif isinstance(msg, message.Unregistered) and not msg.request:
             self._displaced(msg.registration)
         super().onMessage(msg)
+        if isinstance(msg, message.Invocation):
+            msg.args = None  # autobahn keeps the message until the call has ended
 
     def onLeave(self, details: CloseDetails) -> Any:
         """Keep the reason; pending requests fail and the transport closes."""

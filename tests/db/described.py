@@ -93,7 +93,8 @@ class Described:
         given = self._named(name, args, kwargs)
         faults = self.faults({"anyOf": [each["arguments"] for each in found]}, given, f"{name}()")
         assert not faults, (name, given, faults)
-        forms = "" if FORMING & kwargs.keys() else " as usual"
+        other = FORMING & kwargs.keys() or self._nests(name, given)
+        forms = "" if other else " as usual"
         results = [each["result"] for each in found]
         if forms:
             results = [self.usual(each) for each in results]
@@ -129,6 +130,21 @@ class Described:
         for function in self.document["functions"].get(before, ()):
             if verb in function["verbs"]:
                 yield function["verbs"][verb]
+
+    def _nests(self, name: str, given: Mapping[str, Any]) -> bool:
+        """Say whether new rows have related rows inside, which the answer then embeds."""
+        before, _, verb = name.rpartition(".")
+        relation, values = self.document["relations"].get(before), given.get("values")
+        if verb != "create" or relation is None:
+            return False
+        referring = {each for key in relation["foreign_keys"] for each in key["columns"]}
+        names = relation["columns"].keys() - referring
+        rows = values if isinstance(values, list) else [values]
+        return any(
+            key not in names and isinstance(value, dict | list | None)
+            for row in rows
+            for key, value in row.items()
+        )
 
     def _named(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Name the arguments that were given by position."""

@@ -5,9 +5,8 @@ Rows of queries kept by cycles, as live queries keep them, without watchers and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from twisted.python.failure import Failure
@@ -18,7 +17,7 @@ from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
 from service.changes.epochs import begin_txn
 from service.changes.log import Tracked, tracked_txn
-from service.changes.refresh import Run, keyed_of
+from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
 from service.changes.touched import sees_all_txn
 from service.db.codec import Codec
 from service.db.connection import PgConnection
@@ -53,6 +52,7 @@ class Reader:
         self.catalog: Catalog = catalog_txn(self.connection, ("public",), 1)
         self.codec = Codec(self.catalog)
         self.tracked: list[Tracked] = list(tracked_txn(self.connection).values())
+        self.shapes: dict[Hashable, WatchShape] = {}
 
     @contextmanager
     def snapshot(self) -> Iterator[PgConnection]:
@@ -97,18 +97,17 @@ class Kept:
         actor = Actor(identity_of(role, {}))
         with reader.snapshot():
             reads = apart_txn(connection, actor, dependencies_txn, statement, parameters)
-            keyed = keyed_of(catalog, reader.codec, plan, values, reads, reader.tracked, most)
-            if keyed is not None:
-                shared = apart_txn(connection, Actor(), sees_all_txn, keyed.plan, reader.tracked)
-                keyed = replace(keyed, shared=shared)
-        self.plain = Run(
-            plan, statement, reader.codec, list(values), most, MOST_BYTES, actor, 60.0, False,
-            reads.tracked(reader.tracked), "",
-        )  # fmt: skip
-        if keyed is not None and keyed.shown is not None:
-            assert plan.read.limit is not None
-            values[plan.read.limit.slot] = keyed.shown + keyed.spare
-        self.run = replace(self.plain, values=values, keyed=keyed)
+            keyed = key_plan_of(catalog, plan, reads, reader.tracked)
+            shared = keyed is not None and apart_txn(
+                connection, Actor(), sees_all_txn, keyed, reader.tracked
+            )
+        logged = reads.tracked(reader.tracked)
+        name = relation, role, statement.text
+        shape = reader.shapes.setdefault(name, WatchShape(
+            None, plan, statement, reader.codec, catalog, most, MOST_BYTES, False, logged, keyed, shared
+        ))  # fmt: skip
+        self.plain = Run(shape, values, actor, 60.0, logged, "")
+        self.run = run_of(shape, values, actor, 60.0, logged, "")
         self.state: State | None = None
         self.rows: dict[Any, Any] = {}
 
@@ -130,7 +129,7 @@ class Kept:
         assert isinstance(found, Found), found
         kept = [_text(row) for row in self.rows.values()]
         fresh = [_text(found.rows[name]) for name in found.state.entries]
-        if self.run.plan.form.ordered:
+        if self.run.shape.form.ordered:
             return kept != fresh
         return sorted(kept) != sorted(fresh)
 

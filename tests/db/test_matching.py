@@ -14,7 +14,8 @@ from hypothesis import strategies as some
 
 from schema.changes import install
 from service.changes.log import LogRow
-from service.changes.match import Index, OneOf, terms_of
+from service.changes.match import Index
+from service.changes.terms import OneOf, terms_of
 from service.changes.touched import row_change
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
@@ -149,8 +150,8 @@ def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
                 assert set(where) != {"i"} or not exact, (where, text)
     finally:
         reader.run("ROLLBACK")
-    for number in range(len(asked)):
-        index.remove(number)
+    for number, where in enumerate(asked):
+        index.remove(number, 7, terms(reader, where)[2])
     assert len(index) == 0
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from schema.changes import install
-from service.changes import standing as standing_module
+from service.changes import invalidation
 from service.changes.delta import State
-from service.changes.refresh import Asked, batch_txn, by_keys_txn, whole_txn
-from service.changes.standing import Standing
+from service.changes.invalidation import WatchedRuns
+from service.changes.refresh import TouchedRows, batch_txn, by_keys_txn, whole_txn
 from service.changes.touched import Key, RowChange
 from tests.db.keeping import Kept, Reader
 
@@ -57,16 +57,16 @@ def test_rows_read_together_are_those_read_one_by_one(
     reader: Reader, relation: str, queries: list[dict[str, Any]], keys: list[list[Key]]
 ) -> None:
     kept = [Kept(reader, relation, "", query) for query in queries]
-    standing = Standing()
+    watched = WatchedRuns()
     for each in kept:
-        standing.keep(each.run, State({}, ordered=False))
+        watched.keep(each.run, State({}, ordered=False))
     with reader.snapshot() as connection:
         states = [whole_txn(connection, each.run).state for each in kept]
         found = batch_txn(
             connection, [(each.run, ask) for each, ask in zip(kept, keys, strict=True)]
         )
         for each, state, ask in zip(kept, states, keys, strict=True):
-            alone = by_keys_txn(connection, each.run, state, Asked(frozenset(ask)))
+            alone = by_keys_txn(connection, each.run, state, TouchedRows(frozenset(ask)))
             assert alone is not None
             together = found[each.run]
             # some may come beside those that were asked for, as they are now
@@ -79,14 +79,14 @@ def test_rows_read_together_are_those_read_one_by_one(
 def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standing_module, "MOST_PAIRS", 3)
+    monkeypatch.setattr(invalidation, "MOST_PAIRS", 3)
     runs = [Kept(reader, "teams", "", {"select": ["id", f"n{n}:name"]}).run for n in range(2)]
-    standing = Standing()
+    watched = WatchedRuns()
     for each in runs:
-        standing.keep(each, State({}, ordered=False))
+        watched.keep(each, State({}, ordered=False))
     (teams,) = [each.id for each in reader.tracked if each.name == "teams"]
     changes = [RowChange(teams, "I", None, {"id": n, "name": "t"}) for n in range(4)]
-    few, many = standing.concern(changes[:2]), standing.concern(changes)
+    few, many = watched.affected(changes[:2]), watched.affected(changes)
     assert few.whole == set()
     assert few.own == {run: {(0,), (1,)} for run in runs}
     assert many.whole == set(runs)
@@ -98,17 +98,14 @@ def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader)
         Kept(reader, "people", "", {"where": {"team": 2}, "select": ["id"]}).run,
         Kept(reader, "people", "", {"where": {"id": 2}, "select": ["id"]}).run,
     )
-    standing = Standing()
+    watched = WatchedRuns()
     for each in (one, two, other):
-        standing.keep(each, State({}, ordered=False))
-    assert one.keyed is not None
-    assert two.keyed is not None
-    assert other.keyed is not None
-    assert one.keyed.statements is two.keyed.statements
-    assert one.keyed.plan is two.keyed.plan
-    assert one.keyed.statements is not other.keyed.statements
+        watched.keep(each, State({}, ordered=False))
+    assert one.shape is two.shape
+    assert one.shape is not other.shape
+    assert len(watched._groups) == 2
     for each in (one, two, other):
-        standing.drop(each)
-    assert {name: len(each) for name, each in vars(standing).items()} == dict.fromkeys(
-        vars(standing), 0
+        watched.drop(each)
+    assert {name: len(each) for name, each in vars(watched).items()} == dict.fromkeys(
+        vars(watched), 0
     )

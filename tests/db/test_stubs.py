@@ -87,6 +87,9 @@ async def use(session: Caller) -> None:
     change: ThingsUpdate = {"price": 1.5}
     assert_type(await service.things.create(new), ThingsRow)
     assert_type(await service.things.create([new], max_affected=3), list[ThingsRow])
+    await service.things.create({"name": "x", "linked": [{"other id": "y"}, {"$link": [1, "x"]}]})
+    nest: LinkedCreate = {"other id": "y", "thing_id": {"name": "x", "linked": [{"other id": "z"}]}}
+    await service.linked.create([nest, {"other id": "w", "things": {"$link": 1}}])
     assert_type(await service.things.upsert(new, on_conflict="x"), ThingsRow | None)
     assert_type(await service.things.update(1, change), ThingsRow)
     many = await service.things.update(where={"id": 1}, changes=change)
@@ -129,6 +132,7 @@ async def use(session: Caller) -> None:
 
 WRONG_PY = [
     'await service.things.create({"name": 5})',
+    'await service.things.create({"name": "x", "linked": [{"other id": 5}]})',
     'await service.things.find(limit="x")',
     "await service.things.find(limits=1)",
     'await service.things.peek(limit="x")',
@@ -154,6 +158,8 @@ async function use(): Promise<void> {
   const change: ThingsUpdate = { price: 1.5 };
   const one: ThingsRow = await session.call("rowcast.things.create", [made]);
   const some: ThingsRow[] = await session.call("rowcast.things.create", [[made]], { max_affected: 3 });
+  await session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": "y" }, { $link: 1 }] }]);
+  await session.call("rowcast.linked.create", [[{ "other id": "y", thing_id: { name: "x" } }]]);
   const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
   const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
   const all: Written<ThingsRow> = await session.call("rowcast.things.update", [], { changes: change, all: true });
@@ -191,6 +197,7 @@ use();
 
 WRONG_TS = [
     'session.call("rowcast.things.create", [{ name: 5 }])',
+    'session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": 5 }] }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',
     'session.call("rowcast.things.find", [], { order: 1 })',
     'session.call("rowcast.things.peek", [], { limit: "x" })',
@@ -293,7 +300,7 @@ POSITIONAL = {
     "get": "1", "aggregate": "{}", "create": "made", "upsert": "made", "update": "1, change",
     "delete": "1", "import": "[made]",
 }  # fmt: skip
-BY_FILTER = {"where", "all"}
+BY_FILTER = {"where", "all", "limit", "skip_locked"}
 """What `update` and `delete` take without a key alone."""
 
 

@@ -24,10 +24,10 @@ from schema.changes import install
 from service.changes import cycle, refresh
 from service.changes.cycle import Found, Order, cycle_txn, found_txn
 from service.changes.delta import Rows
+from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import read_txn, snapshot_txn
 from service.changes.positions import SnapshotPosition
 from service.changes.refresh import by_keys_txn
-from service.changes.standing import Standing, touched_txn
 from service.changes.touched import RowChange, row_change
 from service.changes.window import Window
 from tests.db.captured import connect
@@ -158,7 +158,7 @@ class Keeper:
             for role in ("", "f_ann", "f_bob")
         ]
         assert all(kept.run.keyed is not None for kept in self.kept)
-        self.standing = Standing()
+        self.watched = WatchedRuns()
         self.position: SnapshotPosition | None = None
         self.wrong: list[tuple[str, str]] = []
         self.compared = 0
@@ -179,10 +179,10 @@ class Keeper:
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
         asking = [order for order in orders if order.asks]
         outcome = cycle_txn(
-            self.reader.connection, self.standing, asking, self.position, budget=math.inf
+            self.reader.connection, self.watched, asking, self.position, budget=math.inf
         )
         for kept in self.kept:
-            self.standing.drop(kept.plain)
+            self.watched.drop(kept.plain)
         assert outcome is not None
         self.position = outcome.position
         assert not outcome.late
@@ -214,16 +214,15 @@ class WrongKeeper(Keeper):
         for kept in self.kept:
             keyed = kept.run.keyed
             if blind and keyed is not None:
-                plan = replace(keyed.plan, whole=frozenset())
-                reads = kept.run.reads & keyed.plan.keyed.keys()
-                kept.run = replace(kept.run, keyed=replace(keyed, plan=plan), reads=reads)
+                reads = frozenset(kept.run.reads & keyed.keyed.keys())
+                kept.run = replace(kept.run, keyed=replace(keyed, whole=frozenset()), reads=reads)
 
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
         connection = self.reader.connection
         for order in orders:
             state = order.before
             if state is not None:
-                self.standing.keep(order.run, state)
+                self.watched.keep(order.run, state)
                 if state.window is not None and not self.flag:
                     state.window = Window(state.window.keys, True)
         with self.reader.snapshot():
@@ -245,7 +244,7 @@ class WrongKeeper(Keeper):
         self, orders: Sequence[Order], changes: Sequence[RowChange]
     ) -> list[Found | Failure | None]:
         connection = self.reader.connection
-        touched = touched_txn(connection, self.standing, changes)
+        touched = touched_txn(connection, self.watched, changes)
         return [found_txn(connection, order, touched) for order in orders]
 
 

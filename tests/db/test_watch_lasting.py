@@ -154,14 +154,14 @@ async def test_watch_that_ends_leaves_nothing_in_the_cycle(dsn: str, live: Live)
     await one.first()
     await other.first()
     cycle = live.watches._cycle
-    assert len(cycle._standing.states) == 2
+    assert len(cycle._watched.states) == 2
     await one.cancel()
     execute(dsn, "UPDATE others SET n = 7")
     await other.same()
-    assert len(cycle._standing.states) == 1
-    assert len(cycle._standing._index) == 1
+    assert len(cycle._watched.states) == 1
+    assert len(cycle._watched._index) == 1
     await other.cancel()
-    await until(lambda: not cycle._standing.states)
+    await until(lambda: not cycle._watched.states)
     assert not live.watches.open
 
 

@@ -250,8 +250,8 @@ async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change
         await slow.first()
         await watcher.first()
         for query in live.watches._queries.values():  # the slow one comes first, and at once
-            query.run.times.whole = float(query.run.guarded is False)
-            query.run.times.until = 0.0
+            query.run.whole = float(query.run.shape.guarded is False)
+            query.run.until = 0.0
         connection = psycopg2.connect(dsn)  # which takes its time, too
         execute(dsn, "UPDATE teams SET name = 'x' WHERE id = 1; INSERT INTO notes VALUES ('c', 2)")
         await until(lambda: execute(dsn, SLEEPING))

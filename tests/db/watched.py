@@ -4,14 +4,15 @@ Live queries without a router: a dispatcher with its cycles, and watchers that k
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
+from service.api.call import Lasting
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
 from service.changes.epochs import begin_txn
@@ -23,6 +24,35 @@ from service.request.arguments import Caller
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import until
+
+
+class Lasts:
+    """
+    A call that goes on.
+
+    Args:
+        answer: Of the dispatcher.
+        ended: Called with the error that it ends with.
+    """
+
+    def __init__(
+        self, answer: Coroutine[Any, Any, Any], ended: Callable[[Exception], None]
+    ) -> None:
+        self._ended = ended
+        self._lasting: Lasting | None = None
+        self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
+        self._begun.addCallbacks(self._goes_on, lambda why: ended(why.value))
+
+    def _goes_on(self, lasting: Lasting) -> None:
+        self._lasting = lasting
+        lasting.follow(self._ended)
+
+    def cancel(self) -> None:
+        """End it, as its caller would."""
+        if self._lasting is None:
+            self._begun.cancel()
+        else:
+            self._lasting.end(CancelledError())
 
 
 class Watcher:
@@ -54,19 +84,17 @@ class Watcher:
         self.error: BaseException | None = None
         self.held: Deferred[None] | None = None
         verb = f"{name}.watch"
-        self.call = Deferred.fromCoroutine(
-            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take)
+        self.call = Lasts(
+            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take), self._ended
         )
-        self.call.addBoth(self._ended)
 
-    async def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> Awaitable[None]:
         self.messages.append(message)
         self.copy.take(message)
-        if self.held is not None:
-            await self.held
+        return succeed(None) if self.held is None else self.held
 
-    def _ended(self, result: Any) -> None:
-        self.error = result.value
+    def _ended(self, error: Exception) -> None:
+        self.error = error
 
     async def first(self) -> Copy:
         """Wait for all rows."""

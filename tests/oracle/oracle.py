@@ -13,7 +13,7 @@ from itertools import count, islice
 from typing import Any
 
 import psycopg2
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.logger import LogLevel, capturedLogs, eventAsText
 
 from schema import changes
@@ -23,7 +23,7 @@ from service.errors import ServiceError
 from tests.conftest import execute
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import DirectCaller, serving
-from tests.db.watched import Live, living
+from tests.db.watched import Lasts, Live, living
 from tests.deferreds import pause, until
 from tests.oracle.past import Past
 from tests.oracle.queries import Question, draw, in_other_words
@@ -103,7 +103,7 @@ class Kept:
         self.copy = Copy(groups=question.grouped)
         self.heard = False
         self.error: BaseException | None = None
-        self.call: Deferred[Any] | None = None
+        self.call: Lasts | None = None
         self.twin: Kept | None = None
         self.on_step: Callable[[str], None] = lambda position: None
 
@@ -117,17 +117,17 @@ class Kept:
         answer = served.dispatcher.answer(
             f"{self.question.name}.watch", (), kwargs, self.question.caller, self._take
         )
-        self.call = Deferred.fromCoroutine(answer)
-        self.call.addBoth(self._ended)
+        self.call = Lasts(answer, self._ended)
 
-    async def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> Awaitable[None]:
         self.copy.take(message)
         self.heard = True
         if message.get("step"):
             self.on_step(message["position"])
+        return succeed(None)
 
-    def _ended(self, result: Any) -> None:
-        self.error = result.value
+    def _ended(self, error: Exception) -> None:
+        self.error = error
 
     async def leave(self) -> None:
         """End the call, as a client that goes away does."""

@@ -69,13 +69,14 @@ class Raw:
         self._socket.close()
 
     def _take(self, size: int) -> bytes:
-        found = b""
-        while len(found) < size:
-            more = self._socket.recv(size - len(found))
-            if not more:
+        found = bytearray(size)
+        rest = memoryview(found)
+        while rest:
+            taken = self._socket.recv_into(rest)
+            if not taken:
                 raise ConnectionError
-            found += more
-        return found
+            rest = rest[taken:]
+        return bytes(found)
 
 
 async def raw(port: int, realm: str, **hello: Any) -> Raw:

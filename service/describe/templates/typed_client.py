@@ -28,6 +28,15 @@ Order: TypeAlias = Sorting | Sequence[Sorting]
 Names: TypeAlias = str | Sequence[str]
 Measures: TypeAlias = Mapping[str, Mapping[str, Any]]
 Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
+Link = TypedDict("Link", {"$link": Any})
+"""In place of a related row: the key of one that is there."""
+
+Add = TypedDict("Add", {"$add": float | str})
+Multiply = TypedDict("Multiply", {"$multiply": float | str})
+Append = TypedDict("Append", {"$append": Sequence[Any]})
+Prepend = TypedDict("Prepend", {"$prepend": Sequence[Any]})
+Remove = TypedDict("Remove", {"$remove": Sequence[Any]})
+Merge = TypedDict("Merge", {"$merge": Mapping[str, Any]})
 
 
 class Page(TypedDict, Generic[Row]):
@@ -139,6 +148,13 @@ class Targeted(Returned, total=False):
     all: bool | None
 
 
+class Taken(Targeted, total=False):
+    """The next rows, in their order, that nobody else is taking."""
+
+    limit: int | None
+    skip_locked: bool | None
+
+
 class Upserted(Returned, total=False):
     """Of rows that may be there already."""
 
@@ -190,6 +206,10 @@ class RelationRow(TypedDict):
 
 class RelationInsert(TypedDict):
     """A new row."""
+
+
+class RelationCreate(TypedDict):
+    """A new row with related ones."""
 
 
 class RelationUpdate(TypedDict):
@@ -286,12 +306,15 @@ class RelationCalls(Protocol):
 
     @overload
     async def create(
-        self, values: RelationInsert, /, **options: Unpack[Returned]
+        self, values: RelationInsert | RelationCreate, /, **options: Unpack[Returned]
     ) -> RelationRow: ...
 
     @overload
     async def create(
-        self, values: list[RelationInsert], /, **options: Unpack[Returned]
+        self,
+        values: Sequence[RelationInsert | RelationCreate],
+        /,
+        **options: Unpack[Returned],
     ) -> list[RelationRow]: ...
 
     @overload
@@ -317,7 +340,7 @@ class RelationCalls(Protocol):
 
     @overload
     async def update(
-        self, /, *, changes: RelationUpdate, **options: Unpack[Targeted]
+        self, /, *, changes: RelationUpdate, **options: Unpack[Taken]
     ) -> Written[RelationRow]: ...
 
     @overload

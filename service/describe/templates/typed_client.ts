@@ -17,6 +17,26 @@ export interface Affected {
   affected: number;
 }
 
+/** What computes a new value out of the one that is there. */
+export interface Add {
+  $add: number | string;
+}
+export interface Multiply {
+  $multiply: number | string;
+}
+export interface Append {
+  $append: unknown[];
+}
+export interface Prepend {
+  $prepend: unknown[];
+}
+export interface Remove {
+  $remove: unknown[];
+}
+export interface Merge {
+  $merge: Record<string, unknown>;
+}
+
 export interface Where {
   and?: Where[];
   or?: Where[];
@@ -46,6 +66,11 @@ export type Sorting =
     } & Cut);
 /** One that stands alone is a list of it. */
 export type OneOrMany<Each> = Each | Each[];
+
+/** In place of a related row: the key of one that is there. */
+export interface Link {
+  $link: unknown;
+}
 
 /** In seconds. */
 export interface Timeout {
@@ -168,6 +193,12 @@ export interface Targeted extends Returned {
   all?: boolean | null;
 }
 
+/** The next rows, in their order, that nobody else is taking. */
+export interface Taken {
+  limit?: number | null;
+  skip_locked?: boolean | null;
+}
+
 export type Loose = Record<string, unknown>;
 
 /** What is chosen of a row by `select` and `embed`; null if nothing is. */
@@ -210,6 +241,7 @@ export type None = [] | null;
 
 export interface RelationRow {}
 export interface RelationInsert {}
+export interface RelationCreate {}
 export interface RelationUpdate {}
 export type RelationKey = never;
 
@@ -242,9 +274,9 @@ export interface RelationCalls {
     call(procedure: "URI", args: [measures: Measures], kwargs?: Grouped | null): Promise<Loose[]>;
   };
   create: {
-    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
+    call<K extends Returned>(procedure: "URI", args: [values: RelationCreate], kwargs?: K | null):
       Promise<Back<RelationRow, K, Loose>>;
-    call<K extends Returned>(procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
+    call<K extends Returned>(procedure: "URI", args: [values: RelationCreate[]], kwargs?: K | null):
       Promise<Back<RelationRow[], K, Loose[]>>;
   };
   upsert: {
@@ -257,7 +289,7 @@ export interface RelationCalls {
     call<K extends Expected<RelationRow>>(
       procedure: "URI", args: [key: RelationKey, changes: RelationUpdate], kwargs?: K | null):
       Promise<Back<RelationRow, K, Loose>>;
-    call<K extends Targeted & { changes: RelationUpdate }>(
+    call<K extends Targeted & Taken & { changes: RelationUpdate }>(
       procedure: "URI", args: None, kwargs: K):
       Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
   };

@@ -66,7 +66,9 @@ def test_copy_after_deltas_has_the_rows_in_their_order(shown: bool, data: st.Dat
                 copy.take(message)
         else:
             change = difference(last, now.state)
-            copy.take(delta_message(form, last, now.state, change, now.rows, str(at)))
+            copy.take(
+                {**delta_message(form, last, now.state, change, now.rows), "position": str(at)}
+            )
         last = now.state
         assert [key for key, _ in copy.rows] == order
         assert [row["n"] for _, row in copy.rows] == [table[key] for key in order]
@@ -87,7 +89,7 @@ def test_rows_without_a_key_leave_once_for_each_copy(first: list[int], second: l
         copy.take(message)
     change = difference(before.state, now.state)
     assert not change.update
-    copy.take(delta_message(form, before.state, now.state, change, now.rows, "2"))
+    copy.take({**delta_message(form, before.state, now.state, change, now.rows), "position": "2"})
     assert sorted(row["n"] for _, row in copy.rows) == sorted(second)
     assert copy.checksum() == now.state.checksum
 
@@ -99,7 +101,7 @@ def test_row_that_moves_alone_is_the_only_one_told() -> None:
     now = found(form, [{"id": n} for n in [*range(1, 50), 0, *range(50, 100)]])
     change = difference(before.state, now.state)
     assert change.update == (0,)
-    message = delta_message(form, before.state, now.state, change, now.rows, "2")
+    message = {**delta_message(form, before.state, now.state, change, now.rows), "position": "2"}
     assert message["after"] == {"enter": [], "update": [49]}
 
 
@@ -114,7 +116,7 @@ def test_rows_that_cannot_have_moved_are_not_told_to_have() -> None:
     for message in snapshot_messages(form, before, "1"):
         copy.take(message)
     rows = {name: now.rows[name] for name in (2, 3)}
-    copy.take(delta_message(form, before.state, now.state, change, rows, "2"))
+    copy.take({**delta_message(form, before.state, now.state, change, rows), "position": "2"})
     assert copy.values == [{"id": 2}, {"id": 3}, {"id": 1}]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.changes.match import FORMS, Between, Index, OneOf, Term, ValueForm
+from service.changes.match import Index
+from service.changes.terms import FORMS, Between, OneOf, Term, ValueForm
 
 INT, TEXT, TIME = FORMS["int4"], FORMS["text"], FORMS["timestamptz"]
 
@@ -50,8 +51,8 @@ def test_queries_that_ask_for_no_value_come_and_go() -> None:
         index.add(name, 1, [one_of("a")])
     assert found(index, a=1) == set()
     for name in ("one", "two"):
-        index.remove(name)
-    assert vars(index) == {"_relations": {}, "_standing": {}}
+        index.remove(name, 1, [one_of("a")])
+    assert vars(index) == {"_relations": {}}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +106,7 @@ def test_index_is_what_asking_each_query_would_be() -> None:
     for number in range(3000):
         if asked and dice.random() < 0.45:
             gone = dice.choice(list(asked))
-            index.remove(gone)
-            del asked[gone]
+            index.remove(gone, 1, asked.pop(gone))
         terms: list[Term] = []
         for column in "abcd":
             kind = dice.randrange(5)
@@ -130,10 +130,10 @@ def test_index_is_what_asking_each_query_would_be() -> None:
         matched += len(right)
     assert matched > 1000
     assert len(index) == len(asked)
-    for each in asked:
-        index.remove(each)
+    for each, terms in asked.items():
+        index.remove(each, 1, terms)
     assert len(index) == 0
-    assert vars(index) == {"_relations": {}, "_standing": {}}
+    assert vars(index) == {"_relations": {}}
 
 
 def test_query_stands_in_few_places_however_many_values_it_asks_for() -> None:
@@ -143,4 +143,5 @@ def test_query_stands_in_few_places_however_many_values_it_asks_for() -> None:
     assert found(index, a=1, b=2, c=3) == {"many", "some"}
     assert found(index, a=1, b=2, c=30) == {"many"}
     assert found(index, a=1, b=2, c=-3) == set()
-    assert [len(each.places) for each in index._standing.values()] == [1, 20]
+    groups = index._relations[1].groups.values()
+    assert [len(each.buckets) for each in groups] == [1, 20]

@@ -21,21 +21,47 @@ def test_upsert_by_no_columns_is_refused(key: Any) -> None:
     assert refused.value.details["path"] == "on_conflict"
 
 
+def test_default_is_told_from_values() -> None:
+    """A document is stored as it is, unless its only key would be an operator."""
+    document = {"$schema": "s", "$id": "i"}
+    for value, operand in (
+        ({"$default": True}, None),
+        ({"$value": {"$default": True}}, {"$default": True}),
+        (document, document),
+        ({}, {}),
+        ({1: 2}, {1: 2}),
+    ):
+        parsed = parse_create([{"doc": value}], {}, LIMITS)
+        ((assignment,),) = parsed.request.rows
+        if operand is None:
+            assert assignment.operand is None
+        else:
+            assert assignment.operand is not None
+            assert parsed.values[assignment.operand.slot] == operand
+
+
 @pytest.mark.parametrize(
-    ("value", "default"),
+    "value",
     [
-        ({"$default": True}, True),
-        ({"$default": 1}, False),
-        ({"$default": "yes"}, False),
-        ({"$default": False}, False),
-        ({"$default": True, "other": 1}, False),
+        {"$default": 1},
+        {"$default": "yes"},
+        {"$default": False},
+        {"$default": True, "other": 1},
+        {"$value": 1, "other": 1},
+        {"$values": 1},
+        {"$": 1},
+        {"$add": 1},
     ],
 )
-def test_default_is_meant_by_true_alone(value: Any, default: bool) -> None:
-    """Any other dict is a document to be stored."""
-    parsed = parse_create([{"doc": value}], {}, LIMITS)
-    ((assignment,),) = parsed.request.rows
-    assert (assignment.operand is None) is default
+@pytest.mark.parametrize(("parse", "name"), [(parse_create, "values"), (parse_upsert, "values")])
+def test_what_looks_like_an_operator_and_is_none_is_refused(
+    parse: Any, name: str, value: Any
+) -> None:
+    """Stored as a document, a misspelled operator would be lost in silence."""
+    with pytest.raises(InvalidArgument) as refused:
+        parse([], {name: {"doc": value}}, LIMITS)
+    assert refused.value.details["path"].startswith(f"{name}.doc")
+    assert '{"$value": …}' in refused.value.details["hint"]
 
 
 def test_create_of_one_row_or_a_list_holds_assignments():

@@ -6,6 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.plan.conditions import Bound
+from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.read_request import Limits
 from service.request.write_request import parse_create, parse_delete, parse_update, parse_upsert
@@ -99,7 +100,7 @@ def test_current_row_is_read_and_locked():
     """The row that a write is for can be read, and locked."""
     call = parse_update([7, {}], {"expect": {"raw": 1}, **BACK}, Limits())
     request = call.request
-    plan = plan_current(CATALOG, ACTIONS, request.target, request.returning, lock=True)
+    plan = plan_current(CATALOG, ACTIONS, request.target, request.returning, lock=Lock())
     same = alike('CAST("t"."raw" AS jsonb)', "CAST(%s AS jsonb)")
     assert select(plan).text.endswith(f' AND {same}) FOR UPDATE OF "t"')
 

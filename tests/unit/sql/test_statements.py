@@ -15,10 +15,14 @@ from service.api.verbs import VERBS as ALL_VERBS
 from service.db.cursors import DECLARE
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
+from service.plan.conditions import Bound
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
+from service.plan.step_plan import plan_answer, plan_step
+from service.plan.tree import grow
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update
+from service.request.arguments import Values
 from service.request.call_request import parse_call, parse_called
 from service.request.read_request import (
     Limits,
@@ -41,6 +45,7 @@ from service.sql.function_calls import call
 from service.sql.groups import aggregate
 from service.sql.modify import modify
 from service.sql.select import count, exists, select
+from service.sql.step_sql import answer_statement, step_statement
 from tests.unit.samples import demo_catalog
 
 PAGE = Path(__file__).parents[3] / "docs" / "statements.md"
@@ -99,6 +104,18 @@ def called(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
     return [select(plan_called(CATALOG, parsed.request)).text]
 
 
+def nested(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Build the statements of new rows with related ones inside."""
+    relation, parsed = CATALOG.relation("public", name), parse_create(args, kwargs, LIMITS)
+    rows = [(str(at), row) for at, row in enumerate(parsed.request.rows)]
+    tree = grow(CATALOG, relation, rows, Values(parsed.values), 8, relation.primary_key)
+    returning = replace(parsed.request.returning, embeds=tree.embeds)
+    steps = [step_statement(plan_step(CATALOG, step)).text for step in tree.steps]
+    answer = plan_answer(CATALOG, relation, returning, relation.primary_key)
+    written = Bound(0, CATALOG.types_by_name["json"], "values")
+    return [*steps, answer_statement(relation, answer, written).text]
+
+
 VERBS: dict[str, tuple[Any, Any, Any]] = {
     "get": (parse_get, plan_get, select),
     "count": (parse_count, plan_count, count),
@@ -125,6 +142,8 @@ def statements(example: str) -> list[str]:
     relation, verb = name.split(".")
     if verb in SEVERAL:
         return SEVERAL[verb](relation, kwargs)
+    if verb == "create" and "[{" in example.partition("[{")[2]:
+        return nested(relation, args, kwargs)
     parse, plan, build = VERBS[verb]
     planned = plan(
         CATALOG, CATALOG.relation("public", relation), parse(args, kwargs, LIMITS).request

@@ -1,0 +1,311 @@
+"""
+The verb create, with related rows among the values: new ones, or links to some that are there.
+
+All of it is one transaction. Where no model of it has rules, it is one job of a pool thread; else
+each step comes back to the models, which see the keys of the rows that are made by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from service.api import write
+from service.api.call import Call, Snapshot, Step
+from service.api.rules import refuse_new_rows, validated_rows
+from service.catalog import Catalog, Relation
+from service.db.statements import Shape, compute_txn
+from service.db.steps import Work, answer_txn, nested_txn, steps_txn
+from service.db.writes import NoRowWritten, too_many_rows
+from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound
+from service.plan.conditions import Bound
+from service.plan.reread import key_to_reread
+from service.plan.step_plan import plan_answer, plan_step
+from service.plan.tree import LinkedRow, NewRows, Tree, TreeStep, grow, is_nested
+from service.plan.write_plan import plan_create
+from service.request.arguments import Values
+from service.request.read_request import Limits, Parsed
+from service.request.related_rows import size_of
+from service.request.requests import (
+    EVERYTHING,
+    CreateRequest,
+    Returning,
+    Target,
+    UpdateRequest,
+)
+from service.request.write_request import parse_create
+from service.sql.modify import modify
+from service.sql.statement import Statement
+from service.sql.step_sql import answer_statement, step_statement
+
+Make = Callable[[Callable[[Catalog, Any, Any], Statement], Relation, Any], Statement]
+"""Makes a statement, or finds it: of a function, the relation and the shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """
+    A call with its rows as a tree.
+
+    Args:
+        tree: The steps.
+        request: Of the rows of the call; its own rows are those of a step.
+        values: By slot.
+        slot: Where the keys of the rows of the call go.
+        timeout: The caller's, if any.
+    """
+
+    tree: Tree
+    request: CreateRequest
+    values: tuple[Any, ...]
+    slot: int
+    timeout: float | None
+
+
+def create(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `create`: the new row, or the list of them, with what is nested in them.
+
+    Raises:
+        InvalidRow: A model or the catalog refuses a row.
+    """
+    if not any(_related_names(call)):
+        return write.create(call)
+    if size_of(_values(call)) > write.MANY:
+        return _many(call)
+    nested = _nested(
+        call.snapshot, write.relation_of(call), call.args, call.kwargs, call.backend.limits
+    )
+    if _has_rules(call.snapshot, nested.tree):
+        return _by_models(call, nested)
+    return _step(call, nested, call.snapshot.statement)
+
+
+def upsert(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `upsert`, as `write.upsert` does.
+
+    Raises:
+        InvalidArgument: It has related rows among the values.
+    """
+    for path in _related_names(call):
+        raise InvalidArgument(
+            "an upsert takes no related rows", path=path, hint='"create" does, and makes new ones'
+        )
+    return write.upsert(call)
+
+
+def _values(call: Call) -> Any:
+    return call.args[0] if call.args else call.kwargs.get("values")
+
+
+def _related_names(call: Call) -> Iterable[str]:
+    """Return where related rows stand in the rows of a call; nothing for most."""
+    relation, values = write.relation_of(call), _values(call)
+    many = isinstance(values, list | tuple)
+    by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
+    for at, row in enumerate(values if many else [values]):
+        if not isinstance(row, Mapping):
+            continue  # and is refused for it
+        names = row.keys() - relation.columns.keys()
+        names |= {name for name in by_itself if isinstance(row.get(name), Mapping)}
+        for name in names:
+            if isinstance(name, str) and is_nested(
+                call.snapshot.catalog, relation, name, row[name]
+            ):
+                yield f"values.{at}.{name}" if many else f"values.{name}"
+
+
+def _nested(
+    snapshot: Snapshot,
+    relation: Relation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+) -> Nested:
+    """Parse a call, and look through what is nested in its rows."""
+    parsed = parse_create(args, kwargs, limits)
+    request, values = parsed.request, Values(parsed.values)
+    rows = [(path or "values", row) for path, row in zip(request.paths, request.rows, strict=True)]
+    returning = request.returning
+    key = key_to_reread(relation) if returning.rows or returning.receipt else ()
+    slot = values.add(None)
+    tree = grow(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key)
+    if request.max_affected is not None and tree.written > request.max_affected:
+        raise too_many_rows(tree.written, request.max_affected)
+    if kwargs.get("embed") is None:
+        request = replace(request, returning=replace(returning, embeds=tree.embeds))
+    found = values.freeze()
+    for at, step in enumerate(tree.steps):
+        if isinstance(step, NewRows):
+            alone = at == tree.root and not request.many
+            paths: Sequence[str | None] = [None] if alone else step.paths
+            refuse_new_rows(snapshot, step.relation, step.rows, paths, found)
+    return Nested(tree, request, found, slot, parsed.timeout)
+
+
+async def _many(call: Call) -> Any:
+    """Look through many rows in a pool thread, then write them."""
+    relation = write.relation_of(call)
+    nested: Nested = await call.backend.database.run(
+        compute_txn, _nested, call.snapshot, relation, call.args, call.kwargs,
+        call.backend.limits, retry=True,
+    )  # fmt: skip
+    if _has_rules(call.snapshot, nested.tree):
+        return await _by_models(call, nested)
+    step = _step(call, nested, partial(_made, call.snapshot.catalog))
+    return step.shape(await call.run(step))
+
+
+def _made(
+    catalog: Catalog, make: Callable[[Catalog, Any, Any], Statement], subject: Any, request: Any
+) -> Statement:
+    """Make a statement that is not kept: it is long, and seldom the same again."""
+    return make(catalog, subject, request)
+
+
+def _step(call: Call, nested: Nested, make: Make) -> Step:
+    """Return the step that writes all of it."""
+    relation, request = write.relation_of(call), nested.request
+    work: Callable[[], Work] = partial(_work, call.snapshot.catalog, relation, nested, make)
+    if make == call.snapshot.statement:  # statements are kept by the reactor's thread alone
+        made = work()
+        work = lambda: made  # noqa: E731
+    args = (
+        call.snapshot.codec,
+        work,
+        nested.values,
+        nested.tree.written,
+        _shape(call, request.returning),
+        not request.many,
+        call.backend.database.level is None,
+    )
+    shape = partial(write.answered, returning=request.returning, many=request.many)
+    return Step(nested_txn, args, shape, nested.timeout, "atomic", NotChanged(relation.name))
+
+
+def _shape(call: Call, returning: Returning) -> Shape | None:
+    return Shape(returning.form, call.backend.max_bytes) if returning.rows else None
+
+
+def _work(catalog: Catalog, relation: Relation, nested: Nested, make: Make) -> Work:
+    """Return the statements of all steps, and of the answer."""
+    tree, steps = nested.tree, nested.tree.steps
+    before = steps[:-1] if tree.root_is_last else steps
+    made = [found for step in before for found in _statements(catalog, step, make)]
+    return _answer(relation, nested, made, steps[tree.root], make)
+
+
+def _answer(
+    relation: Relation,
+    nested: Nested,
+    made: Sequence[tuple[TreeStep, Statement]],
+    root: TreeStep,
+    make: Make,
+) -> Work:
+    """Return what is done, with the statement of the answer."""
+    assert isinstance(root, NewRows)
+    if nested.tree.root_is_last:
+        own = replace(nested.request, rows=root.rows, max_affected=None)
+        return Work(made, root, make(_create, relation, own))
+    if not root.texts:
+        return Work(made)
+    behind = len(root.columns)
+    written = [slots[behind:] for slots in root.slots]
+    wanted = nested.request.returning, root.texts, nested.slot
+    return Work(made, None, make(_read_again, relation, wanted), written, nested.slot)
+
+
+def _statements(catalog: Catalog, step: TreeStep, make: Make) -> list[tuple[TreeStep, Statement]]:
+    """Return a step with its statement; or a step for each row, where they cannot be told apart."""
+    parts: list[TreeStep] = [step]
+    if isinstance(step, NewRows) and step.slots[0] and len(step.rows) > 1:
+        relation = step.relation
+        if not catalog.merge_returns or relation.has_rules or relation.kind != "table":
+            parts = [*step.each()]
+    return [(part, make(_stepped, part.relation, part)) for part in parts]
+
+
+def _has_rules(snapshot: Snapshot, tree: Tree) -> bool:
+    return any(
+        snapshot.model(step.relation).has_rules(creating=isinstance(step, NewRows))
+        for step in tree.steps
+        if isinstance(step, NewRows | LinkedRow)
+    )
+
+
+async def _by_models(call: Call, nested: Nested) -> Any:
+    """Write nested rows step by step, as their models leave them."""
+    database, relation = call.backend.database, write.relation_of(call)
+    request, tree, codec = nested.request, nested.tree, call.snapshot.codec
+    catalog, pause = call.snapshot.catalog, database.yield_to_reactor
+    make = partial(_made, catalog)
+
+    async def attempt() -> Any:
+        values, root = nested.values, tree.steps[tree.root]
+        for at, step in enumerate(tree.steps):
+            if isinstance(step, LinkedRow) and call.snapshot.model(step.relation).has_rules(False):
+                await _link_by_model(call, step, values)
+                continue
+            if isinstance(step, NewRows) and call.snapshot.model(step.relation).has_rules(True):
+                rows, values = await validated_rows(
+                    call.snapshot, step.relation, step.rows, step.paths, values, pause
+                )
+                step = replace(step, rows=rows)
+            if at == tree.root:
+                root = step
+                if tree.root_is_last:
+                    break
+            wanted = codec, _statements(catalog, step, make), values
+            done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
+            values = tuple(await call.run(done))
+        work = _answer(relation, nested, (), root, make)
+        shape, one = _shape(call, request.returning), not request.many
+        args = codec, work, values, tree.written, shape, one, last
+        written = await call.run(Step(answer_txn, args, tuple, nested.timeout, "last"))
+        return write.answered(written, request.returning, request.many)
+
+    last = database.level is None
+
+    async def transaction() -> Any:
+        async with database.transaction():
+            return await attempt()
+
+    try:
+        return await database.again(transaction)
+    except NoRowWritten:
+        raise NotChanged(relation.name) from None
+
+
+async def _link_by_model(call: Call, step: LinkedRow, values: tuple[Any, ...]) -> None:
+    """Link a row that is there as its model has it."""
+    target = Target(step.key, (), EVERYTHING)
+    request = UpdateRequest(target, step.changes, Returning(rows=False))
+    try:
+        await write.update_by_model(replace(call, relation=step.relation), Parsed(request, values))
+    except NoRowWritten:
+        missing = NotFound(step.relation.name)
+        missing.details["path"] = f"{step.path}.$link"
+        raise missing from None
+    except InvalidRow as error:
+        error.details["path"] = step.path
+        raise
+
+
+def _stepped(catalog: Catalog, _: Relation, step: TreeStep) -> Statement:
+    return step_statement(plan_step(catalog, step))
+
+
+def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
+    return modify(plan_create(catalog, relation, request))
+
+
+def _read_again(
+    catalog: Catalog, relation: Relation, wanted: tuple[Returning, tuple[str, ...], int]
+) -> Statement:
+    returning, key, slot = wanted
+    json = catalog.types_by_name["json"]
+    planned = plan_answer(catalog, relation, returning, key)
+    return answer_statement(relation, planned, Bound(slot, json, "values", cast=True))

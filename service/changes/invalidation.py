@@ -1,0 +1,246 @@
+"""
+The queries that are watched, and which of their rows changes make out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from service.changes.delta import Rows, State
+from service.changes.match import Index
+from service.changes.refresh import (
+    Run,
+    TouchedRows,
+    WatchShape,
+    batch_txn,
+    is_few,
+    limit_time,
+    names_of,
+)
+from service.changes.touched import Key, KeyPlan, RowChange, Touched, own_keys, related_txn
+from service.db.connection import PgConnection
+from service.db.session_settings import OWN_IDENTITY, Identity
+from service.db.transaction import Actor
+
+MOST_PAIRS = 100_000
+"""Changes, each with a query that it may concern, that are looked at one by one: some 0.1 s."""
+
+MOST_TOGETHER = 100
+"""Queries whose rows are read by one statement."""
+
+
+@dataclass
+class Affected:
+    """
+    What the changes of a cycle mean for queries.
+
+    Attributes:
+        whole: Those of which any row may be another.
+        own: Keys of changed rows of the relation itself, of the queries that they may concern.
+        related: Groups of those to whose rows others are related that have changed.
+    """
+
+    whole: set[Run] = field(default_factory=set)
+    own: dict[Run, set[Key]] = field(default_factory=dict)
+    related: set[RunGroup] = field(default_factory=set)
+
+
+class RunGroup:
+    """
+    Queries for which related rows are looked up once: of one shape, and one caller if he has to.
+
+    Attributes:
+        name: What they have in common.
+        keyed: How changes lead to keys; None where they name none.
+        runs: The queries.
+    """
+
+    def __init__(self, name: Hashable, reads: frozenset[int], keyed: KeyPlan | None) -> None:
+        self.name = name
+        self.keyed = keyed
+        self.runs: set[Run] = set()
+        self.reads = reads
+        self.whole = reads
+        self.related = frozenset[int]()
+        if keyed is not None:
+            self.whole = (reads - keyed.keyed.keys()) | (keyed.whole & keyed.keyed.keys())
+            self.related = keyed.related
+
+
+class WatchedRuns:
+    """
+    The queries that are watched.
+
+    It belongs to the thread of the cycles.
+
+    Attributes:
+        states: What each was found in last.
+        stale: Those whose rows may be others than these.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[Run, State] = {}
+        self.stale: set[Run] = set()
+        self._index: Index[Run] = Index()
+        self._groups: dict[Hashable, RunGroup] = {}
+        self._reading: dict[int, set[RunGroup]] = {}
+        self._whole: dict[int, set[RunGroup]] = {}
+        self._related: dict[int, set[RunGroup]] = {}
+
+    def keep(self, run: Run, state: State) -> None:
+        """Add a query with the state that it was found in, or replace that."""
+        if run not in self.states:
+            self._add(run)
+        self.states[run] = state
+
+    def drop(self, run: Run) -> None:
+        """Forget a query, if it is here."""
+        if run in self.states:
+            self._remove(run)
+            del self.states[run]
+        self.stale.discard(run)
+
+    def affected(self, changes: Sequence[RowChange]) -> Affected:
+        """Return which queries changes concern, and in what."""
+        found = Affected()
+        pairs = 0
+        for change in changes:
+            relation = change.relation
+            if change.op not in ("I", "U", "D") or pairs > MOST_PAIRS:
+                _put_runs(found.whole, self._reading.get(relation))
+                continue
+            _put_runs(found.whole, self._whole.get(relation))
+            matching = self._index.matching(relation, change.old, change.new)
+            pairs += len(matching)
+            for run in matching - found.whole:
+                assert run.keyed is not None
+                keys = own_keys(run.keyed, [change])
+                if keys is None:
+                    found.whole.add(run)
+                else:
+                    found.own.setdefault(run, set()).update(keys)
+            found.related |= self._related.get(relation, set())
+        return found
+
+    def _add(self, run: Run) -> None:
+        name = _group_name(run)
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = RunGroup(name, run.reads, run.keyed)
+            for places, relations in self._places(group):
+                for relation in relations:
+                    places.setdefault(relation, set()).add(group)
+        group.runs.add(run)
+        if run.keyed is not None and run.keyed.root is not None:
+            self._index.add(run, run.keyed.root, run.terms)
+
+    def _remove(self, run: Run) -> None:
+        group = self._groups[_group_name(run)]
+        group.runs.discard(run)
+        if run.keyed is not None and run.keyed.root is not None:
+            self._index.remove(run, run.keyed.root, run.terms)
+        if group.runs:
+            return
+        del self._groups[group.name]
+        for places, relations in self._places(group):
+            for relation in relations:
+                places[relation].discard(group)
+                if not places[relation]:
+                    del places[relation]
+
+    def _places(self, group: RunGroup) -> Iterator[tuple[dict[int, set[RunGroup]], frozenset[int]]]:
+        """Yield where a group stands, with the relations under which it does."""
+        yield self._reading, group.reads
+        yield self._whole, group.whole
+        yield self._related, group.related
+
+
+def _group_name(run: Run) -> tuple[WatchShape, bool, frozenset[int], Identity | None]:
+    """Return what queries have in common for which related rows are looked up once."""
+    keyed = run.keyed
+    alone = keyed is not None and keyed.related and not run.shape.shared
+    return run.shape, keyed is not None, run.reads, run.actor.identity if alone else None
+
+
+def _put_runs(into: set[Run], groups: set[RunGroup] | None) -> None:
+    for group in groups or ():
+        into |= group.runs
+
+
+def touched_txn(
+    connection: PgConnection,
+    watched: WatchedRuns,
+    changes: Sequence[RowChange],
+) -> dict[Run, TouchedRows | None]:
+    """
+    Return the rows that changes have touched, of each query that they concern; None for all.
+
+    Args:
+        connection: In the snapshot in which the changes were read.
+        watched: The queries.
+        changes: All of the cycle.
+    """
+    affected, states = watched.affected(changes), watched.states
+    found: dict[Run, set[Key] | None] = dict(affected.own)
+    for group in affected.related:
+        rest = [run for run in group.runs if run not in affected.whole]
+        if rest:
+            touched = _related_txn(connection, rest[0], changes)
+            for run, keys in _each(rest, touched, states):
+                before = found.get(run, set())
+                found[run] = None if keys is None or before is None else before | keys
+    found.update(dict.fromkeys(affected.whole))
+    together = _together_txn(connection, found, states)
+    return {
+        run: None if keys is None else TouchedRows(frozenset(keys), together.get(run))
+        for run, keys in found.items()
+    }
+
+
+def _together_txn(
+    connection: PgConnection, found: Mapping[Run, set[Key] | None], states: Mapping[Run, State]
+) -> dict[Run, Rows]:
+    """Return rows of queries that differ in their values alone, where there are several to read."""
+    alike: dict[Hashable, list[tuple[Run, set[Key]]]] = {}
+    for run, keys in found.items():
+        if keys and not run.resting and not run.orders and is_few(run, states[run], keys):
+            alike.setdefault((run.shape, run.actor.identity), []).append((run, keys))
+    rows: dict[Run, Rows] = {}
+    for asked in alike.values():
+        for start in range(0, len(asked) if len(asked) > 1 else 0, MOST_TOGETHER):
+            try:
+                rows |= batch_txn(connection, asked[start : start + MOST_TOGETHER])
+            except Exception:  # of one of them, which is found when each is read by itself
+                if connection.closed:
+                    raise
+                break
+    return rows
+
+
+def _related_txn(
+    connection: PgConnection, run: Run, changes: Sequence[RowChange]
+) -> Touched | None:
+    assert run.keyed is not None
+    actor = Actor(OWN_IDENTITY) if run.shape.shared else run.actor
+    limit_time(connection, run.timeout)
+    try:
+        return related_txn(connection, actor, run.shape.codec, run.keyed, changes)
+    except Exception:  # too slow, say; what is refused to the caller, a read of all rows tells
+        if connection.closed:
+            raise
+        return None
+
+
+def _each(
+    runs: Sequence[Run], touched: Touched | None, states: Mapping[Run, State]
+) -> Iterator[tuple[Run, set[Key] | None]]:
+    if touched is None:
+        yield from ((run, None) for run in runs)
+        return
+    related = names_of(runs[0], touched.related)
+    for run in runs:
+        held = related.keys() & states[run].entries.keys()
+        keys = touched.rows | {related[name] for name in held}
+        if keys:
+            yield run, set(keys)

@@ -1,0 +1,514 @@
+"""
+New rows with related rows inside: steps, in the order in which they are made.
+
+What a row refers to is made before it, what refers to it after it. A step makes all rows of one
+place in the tree at once. The values of a key that the database makes are not known yet: each has
+a slot among the values of the call, which the step that makes the row fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from service.catalog import Catalog, ForeignKey, Relation
+from service.datatypes import DOCUMENTS
+from service.errors import InvalidArgument
+from service.plan.joins import Join, Junction, is_related, related
+from service.request.arguments import Values
+from service.request.embeds import default_embed
+from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, is_row, parse_related
+from service.request.requests import Assignment, Embed, KeyMatch, Operand
+
+PENDING = object()
+"""Stands for a value that an earlier step makes; it is no null."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """
+    New rows of one relation, made at once.
+
+    Args:
+        relation: Whose rows.
+        rows: Each a tuple of assignments.
+        paths: Where each stands in the call.
+        columns: What later steps use of each.
+        slots: For each row, where the values of those go.
+        texts: Columns whose values are wanted as PostgreSQL's text, too; their slots stand behind.
+        alike: Slots of values that have to be the same, as two relationships set one column, with
+            where the second stands.
+    """
+
+    relation: Relation
+    rows: tuple[tuple[Assignment, ...], ...]
+    paths: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    slots: tuple[tuple[int, ...], ...] = ()
+    texts: tuple[str, ...] = ()
+    alike: tuple[tuple[int, int, str], ...] = ()
+
+    def each(self) -> list[NewRows]:
+        """Return a step for each of the rows."""
+        rows = zip(self.rows, self.paths, self.slots, strict=True)
+        return [
+            replace(self, rows=(row,), paths=(path,), slots=(slots,)) for row, path, slots in rows
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedKey:
+    """
+    A row that is there and is referred to by other columns than those of the key that is given.
+
+    Args:
+        relation: Whose row.
+        key: What names it.
+        path: Where that stands in the call.
+        columns: What is referred to.
+        slots: Where the values of those go.
+    """
+
+    relation: Relation
+    key: KeyMatch
+    path: str
+    columns: tuple[str, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedRow:
+    """
+    A row that is there and shall refer to a new one.
+
+    Args:
+        relation: Whose row.
+        key: What names it.
+        path: Where that stands in the call.
+        changes: Its columns that refer to the new row.
+    """
+
+    relation: Relation
+    key: KeyMatch
+    path: str
+    changes: tuple[Assignment, ...]
+
+
+TreeStep = NewRows | LinkedKey | LinkedRow
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """
+    Args:
+        steps: In their order.
+        root: The number of the one that makes the rows of the call.
+        written: How many rows all of them write.
+        embeds: What shows all of that in the answer.
+    """
+
+    steps: tuple[TreeStep, ...]
+    root: int
+    written: int
+    embeds: tuple[Embed, ...]
+
+    @property
+    def root_is_last(self) -> bool:
+        """Whether nothing refers to the rows of the call."""
+        return self.root == len(self.steps) - 1
+
+
+def is_nested(catalog: Catalog, relation: Relation, name: str, value: Any) -> bool:
+    """Return whether a key of a new row's values names related rows, and no column."""
+    column = relation.columns.get(name)
+    if column is None:
+        return is_related(catalog, relation, default_embed(name, name))
+    # The column of a foreign key is a name for what it refers to, too: no dict is a value of it.
+    if not is_row(value):
+        return False
+    type = catalog.plain(catalog.type(column.type))
+    keys = (key for key in relation.foreign_keys if key.columns == (name,))
+    return type.form not in DOCUMENTS and type.kind != "composite" and any(keys)
+
+
+def grow(
+    catalog: Catalog,
+    relation: Relation,
+    rows: Sequence[tuple[str, Sequence[Assignment]]],
+    values: Values,
+    max_depth: int,
+    key: Sequence[str] = (),
+) -> Tree:
+    """
+    Return the steps that make new rows with all that is nested in them.
+
+    Args:
+        catalog: For relationships.
+        relation: Of the rows of the call.
+        rows: Those, each with where it stands.
+        values: Of the call; the values of nested rows are added, and slots for what steps make.
+        max_depth: How deep rows may nest.
+        key: The columns by which rows of the call are read afterwards, if they are.
+
+    Raises:
+        InvalidArgument: A relationship is unknown, ambiguous or none of a foreign key, a column is
+            set twice, there are too many rows, or they nest too deep.
+    """
+    growing = _Growing(catalog, values, max_depth)
+    root = growing.make(relation, rows, (), 0)
+    # Read afterwards are those alone that something is made after.
+    again = () if growing.steps[-1] is root else key
+    steps = [growing.finished(each, again if each is root else ()) for each in growing.steps]
+    embeds = _embeds(root.shown)
+    return Tree(tuple(steps), growing.steps.index(root), growing.written, embeds)
+
+
+@dataclass(eq=False)
+class _Making:
+    """
+    New rows while what is nested in them is looked through.
+
+    Args:
+        relation, rows, paths, slots, alike: As those of `NewRows`, but slots by column.
+        related: The columns of each row that a relationship sets.
+        shown: What is nested in them, by the names of embeds.
+    """
+
+    relation: Relation
+    rows: list[list[Assignment]]
+    paths: list[str]
+    related: list[set[str]]
+    slots: dict[str, list[int]] = field(default_factory=dict)
+    alike: list[tuple[int, int, str]] = field(default_factory=list)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """
+    What some rows have under one name.
+
+    Args:
+        way: The relationship.
+        key: What it goes by; None through a junction.
+        refers: Whether the key is that of the rows, or of those that are nested.
+        rows: What is nested, each with the number of its row.
+    """
+
+    way: Join
+    key: ForeignKey | None
+    refers: bool
+    rows: list[tuple[int, RelatedRow]] = field(default_factory=list)
+
+
+class _Growing:
+    def __init__(self, catalog: Catalog, values: Values, max_depth: int) -> None:
+        self._catalog = catalog
+        self._values = values
+        self._max_depth = max_depth
+        self.steps: list[Any] = []
+        self.written = 0
+
+    def finished(self, step: Any, key: Sequence[str]) -> TreeStep:
+        """Return a step as it is carried out."""
+        if not isinstance(step, _Making):
+            found: TreeStep = step
+            return found
+        lists = [*step.slots.values(), *([self._pending() for _ in step.rows] for _ in key)]
+        return NewRows(
+            step.relation,
+            tuple(map(tuple, step.rows)),
+            tuple(step.paths),
+            tuple(step.slots),
+            tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in step.rows),
+            tuple(key),
+            tuple(step.alike),
+        )
+
+    def make(
+        self,
+        relation: Relation,
+        rows: Sequence[tuple[str, Sequence[Assignment]]],
+        referring: Sequence[Sequence[Assignment]],
+        depth: int,
+    ) -> _Making:
+        """
+        Add the steps that make rows, with all that is nested in them.
+
+        Args:
+            relation: Whose rows.
+            rows: Each with its path.
+            referring: For each row, what its parent sets of it, if it has one.
+            depth: How deep they stand.
+        """
+        self._count(len(rows), rows[0][0] if rows else "values")
+        if "insert" not in relation.accepted_writes:
+            raise InvalidArgument(
+                f'"{relation.name}" is a {relation.kind} that takes no new rows', path=rows[0][0]
+            )
+        making = _Making(
+            relation, [[] for _ in rows], [path for path, _ in rows], [set() for _ in rows]
+        )
+        nested = self._looked_through(making, [row for _, row in rows], depth)
+        for at, columns in enumerate(referring):
+            for each in columns:
+                self._set(making, at, each)
+        for name, below in nested.items():
+            if below.refers:
+                making.shown[name] = self._referred(making, below, depth)
+        self.steps.append(making)
+        for name, below in nested.items():
+            if not below.refers:
+                add = self._referring if below.way.junction is None else self._joined
+                making.shown[name] = add(making, below, depth)
+        return making
+
+    def _looked_through(
+        self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
+    ) -> dict[str, _Nested]:
+        """Take over the columns of rows, and return what is nested in them, by name."""
+        nested: dict[str, _Nested] = {}
+        for at, row in enumerate(rows):
+            for each in row:
+                if not self._nests(making.relation, each):
+                    making.rows[at].append(each)
+                    continue
+                if depth >= self._max_depth:
+                    raise InvalidArgument(
+                        f"rows may nest {self._max_depth} deep", path=each.path[:200]
+                    )
+                found = nested.get(each.column) or self._relationship(making.relation, each)
+                nested[each.column] = found
+                value = None if each.operand is None else self._values.value(each.operand.slot)
+                below = parse_related(value, each.path, found.way.many, self._values)
+                found.rows.extend((at, one) for one in below)
+        return nested
+
+    def _nests(self, relation: Relation, each: Assignment) -> bool:
+        value = None if each.operand is None else self._values.value(each.operand.slot)
+        if not is_nested(self._catalog, relation, each.column, value):
+            return False
+        if each.operand is None:
+            raise InvalidArgument("a relationship has no default", path=each.path)
+        return True
+
+    def _relationship(self, relation: Relation, each: Assignment) -> _Nested:
+        """
+        Return the relationship of a name, where rows can be made for it.
+
+        Raises:
+            InvalidArgument: Several have the name, or it is none of a table's foreign key.
+        """
+        way = related(self._catalog, relation, default_embed(each.column, each.path))
+        found = _nested_by(relation, way)
+        if found is None:
+            raise InvalidArgument(
+                f'"{each.column}" is a relationship of a view or a function: no rows are made for it',
+                path=each.path,
+                hint="rows are nested by the foreign keys of tables",
+            )
+        return found
+
+    def _referred(self, making: _Making, nested: _Nested, depth: int) -> dict[str, Any]:
+        """Add the rows that some rows refer to, and set the columns that do."""
+        assert nested.key is not None
+        columns, targets = nested.key.columns, nested.key.target_columns
+        there, shown = self._there(nested, targets, depth)
+        for (at, one), slots in zip(nested.rows, there, strict=True):
+            for column, slot in zip(columns, slots, strict=True):
+                self._set(making, at, Assignment(column, Operand(slot, one.path), one.path))
+        return shown
+
+    def _referring(self, making: _Making, nested: _Nested, depth: int) -> dict[str, Any]:
+        """Add the rows that refer to some rows."""
+        assert nested.key is not None
+        columns, targets = nested.key.columns, nested.key.target_columns
+        rows, referring = [], []
+        links: list[LinkedRow] = []
+        for at, one in nested.rows:
+            slots = self._slots(making, at, targets)
+            changes = [
+                Assignment(column, Operand(slot, one.path), one.path)
+                for column, slot in zip(columns, slots, strict=True)
+            ]
+            if one.link is None:
+                rows.append((one.path, one.assignments))
+                referring.append(changes)
+            else:
+                _key_of(self._catalog, nested.way.target, one.link, one.path)
+                self._count(1, one.path)
+                links.append(LinkedRow(nested.way.target, one.link, one.path, tuple(changes)))
+        shown = {}
+        if rows:
+            shown = self.make(nested.way.target, rows, referring, depth + 1).shown
+        self.steps.extend(links)
+        return shown
+
+    def _joined(self, making: _Making, nested: _Nested, depth: int) -> dict[str, Any]:
+        """Add rows behind a junction, and the rows of that."""
+        junction = nested.way.junction
+        assert isinstance(junction, Junction)
+        here, targets = [name for name, _ in junction.here], [name for _, name in junction.there]
+        columns = [name for _, name in junction.here] + [name for name, _ in junction.there]
+        there, shown = self._there(nested, targets, depth)
+        referring = [
+            [
+                Assignment(column, Operand(slot, one.path), one.path)
+                for column, slot in zip(
+                    columns, (*self._slots(making, at, here), *slots), strict=True
+                )
+            ]
+            for (at, one), slots in zip(nested.rows, there, strict=True)
+        ]
+        if referring:
+            rows = [(one.path, ()) for _, one in nested.rows]
+            self.make(junction.relation, rows, referring, depth)
+        return shown
+
+    def _there(
+        self, nested: _Nested, targets: Sequence[str], depth: int
+    ) -> tuple[list[Sequence[int]], dict[str, Any]]:
+        """
+        Add those rows at the other end of a relationship that are new.
+
+        Returns:
+            For each row there the slots of its columns that are referred to; and what is shown.
+        """
+        target = nested.way.target
+        new = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
+        made = self.make(target, new, (), depth + 1) if new else None
+        numbers = count()
+        return [
+            self._slots(made, next(numbers), targets)
+            if made is not None and one.link is None
+            else self._linked(target, one, targets)
+            for _, one in nested.rows
+        ], (made.shown if made is not None else {})
+
+    def _linked(self, relation: Relation, one: RelatedRow, targets: Sequence[str]) -> Sequence[int]:
+        """Return the slots of the columns of a linked row, which is looked for if it has to be."""
+        key, path = one.link, one.path
+        assert key is not None
+        columns = _key_of(self._catalog, relation, key, path)
+        given = dict(zip(columns, key.operands, strict=True))
+        if set(targets) == given.keys():
+            return [given[name].slot for name in targets]
+        slots = tuple(self._pending() for _ in targets)
+        self.steps.append(LinkedKey(relation, key, path, tuple(targets), slots))
+        return slots
+
+    def _set(self, making: _Making, at: int, new: Assignment) -> None:
+        """Set a column of a row by a relationship; another one that does has to say the same."""
+        there = next((each for each in making.rows[at] if each.column == new.column), None)
+        if there is None:
+            making.rows[at].append(new)
+            making.related[at].add(new.column)
+            return
+        if new.column not in making.related[at]:
+            raise InvalidArgument(
+                f'"{new.column}" is set by itself and by a relationship',
+                path=there.path,
+                column=new.column,
+                hint="leave one of the two out",
+            )
+        assert there.operand is not None
+        assert new.operand is not None
+        making.alike.append((there.operand.slot, new.operand.slot, new.path))
+
+    def _slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
+        """Return where the values of a new row's columns go, which are made with it."""
+        for column in columns:
+            if column not in making.slots:
+                making.slots[column] = [self._pending() for _ in making.rows]
+        return [making.slots[column][at] for column in columns]
+
+    def _pending(self) -> int:
+        return self._values.add(PENDING)
+
+    def _count(self, rows: int, path: str) -> None:
+        self.written += rows
+        if self.written > MAX_NEW_ROWS:
+            raise InvalidArgument(
+                f"a call makes at most {MAX_NEW_ROWS} rows with what is nested in them",
+                path=path,
+                hint="several calls make them, or import",
+            )
+
+
+def takes_nested(relation: Relation, way: Join) -> bool:
+    """Return whether rows can be nested by a relationship: by foreign keys of tables."""
+    return _nested_by(relation, way) is not None
+
+
+def _nested_by(relation: Relation, way: Join) -> _Nested | None:
+    junction, target = way.junction, way.target
+    if junction is not None:
+        middle = junction.relation
+        here = _foreign_key(middle, relation, _turned(junction.here))
+        there = _foreign_key(middle, target, junction.there)
+        return None if here is None or there is None else _Nested(way, None, False)
+    if way.function is not None:
+        return None
+    key = _foreign_key(relation, target, way.pairs)
+    if key is not None:
+        return _Nested(way, key, True)
+    key = _foreign_key(target, relation, _turned(way.pairs))
+    return None if key is None else _Nested(way, key, False)
+
+
+def _foreign_key(
+    relation: Relation, target: Relation, pairs: Sequence[tuple[str, str]]
+) -> ForeignKey | None:
+    """Return the foreign key of a table over some pairs of columns."""
+    wanted = frozenset(pairs)
+    home = target.schema, target.name
+    return next(
+        (
+            key
+            for key in relation.foreign_keys
+            if key.target == home
+            and frozenset(zip(key.columns, key.target_columns, strict=True)) == wanted
+        ),
+        None,
+    )
+
+
+def _turned(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(there, here) for here, there in pairs]
+
+
+def _key_of(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) -> tuple[str, ...]:
+    """
+    Return the columns of the key of a linked row.
+
+    Raises:
+        InvalidArgument: It is no key of the relation.
+    """
+    path = f"{path}.$link"
+    columns = key.columns or relation.primary_key
+    for name in key.columns:
+        relation.column(name, f"{path}.{name}")
+    if key.columns and catalog.key_of(relation, key.columns) is None:
+        raise InvalidArgument(
+            f"no unique key over {', '.join(key.columns)}",
+            path=path,
+            candidates=[list(each.columns) for each in relation.unique_keys],
+        )
+    if len(columns) != len(key.operands):
+        raise InvalidArgument(
+            f'the key of "{relation.name}" is {", ".join(columns) or "none"}:'
+            f" {len(columns)} values, got {len(key.operands)}",
+            path=path,
+            columns=list(columns),
+        )
+    return columns
+
+
+def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
+    """Return the embeds that show what was nested, by name."""
+    return tuple(
+        replace(default_embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
+        for name, inner in shown.items()
+    )

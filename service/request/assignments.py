@@ -1,0 +1,209 @@
+"""
+The columns of one row with their new values, and what computes these: `{"$add": 1}`, `"meta->a": 2`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+from service.errors import InvalidArgument, UnknownName, clip
+from service.request.arguments import Values
+from service.request.requests import Assignment, JsonStep, Operand
+from service.request.select_list import parse_reference
+
+Use = Literal["row", "expect", "changes"]
+"""What assignments are of: a new row, what is expected of one, or changes of it."""
+
+DEFAULT, VALUE, NUMBER, LINK = "$default", "$value", "$number", "$link"
+MAX_REMOVED = 100
+"""Values that one `$remove` names: each is a call of a function around the others."""
+MAX_STEPS, MAX_PATHS = 16, 64
+"""Of a path, and of paths of one column: each is a subselect around others."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and not (NUMBER in value and stands_for(value))
+
+
+_TAKES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "add": (_number, 'a number, or an interval, as in {"$add": 1}'),
+    "multiply": (_number, 'a number, as in {"$multiply": 2}'),
+    "append": (_list, 'a list, as in {"$append": ["a"]}'),
+    "prepend": (_list, 'a list, as in {"$prepend": ["a"]}'),
+    "remove": (_list, 'a list, as in {"$remove": ["a"]}'),
+    "merge": (_dict, 'a dict, as in {"$merge": {"a": 1}}'),
+}
+COMPUTING: Mapping[str, str] = {f"${name}": name for name in _TAKES}
+"""Operators that compute a value out of the one that is there, as callers write them."""
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+"""A number as JSON writes it."""
+MARKS = frozenset([DEFAULT, VALUE, *COMPUTING])
+LITERAL = 'a value is taken as it is in {"$value": …}'
+
+
+def assignments(
+    row: Mapping[str, Any], path: str, values: Values, use: Use = "row"
+) -> tuple[Assignment, ...]:
+    """
+    Parse the columns of a row and their values.
+
+    Args:
+        row: As the caller sent it.
+        path: Where in the call.
+        values: Of the call, to which those of the row are added.
+        use: What may stand in it: paths and operators that compute do in changes alone.
+
+    Raises:
+        InvalidArgument: A path lies inside of another one; an operator is unknown, or takes
+            something else.
+    """
+    found = []
+    for name, value in row.items():
+        here = f"{path}.{name}"
+        column, steps = name, tuple[JsonStep, ...]()
+        if use == "changes" and "->" in name:
+            column, steps = _path(name, here, values)
+        if isinstance(value, Mapping) and (operator := _operator(value, here)):
+            inner = value[operator]
+            found.append(_marked(column, steps, operator, inner, here, values, use))
+        else:
+            found.append(Assignment(column, Operand(values.add(value), here), here, steps=steps))
+    if any(each.steps for each in found):
+        _refuse_overlaps(found)
+    return tuple(found)
+
+
+def stands_for(value: Any) -> bool:
+    """
+    Return whether an object in JSON, as it is sent, means another value than itself.
+
+    `{"$number": "1"}` is a number; `{"$value": …}` around such an object is that object.
+    """
+    while isinstance(value, dict) and len(value) == 1:
+        if NUMBER in value:
+            text = value[NUMBER]
+            return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
+        if VALUE not in value:
+            return False
+        value = value[VALUE]
+    return False
+
+
+def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
+    """Return columns with values that are taken as they are, whatever they look like."""
+    return tuple(
+        Assignment(name, Operand(values.add(value), here), here)
+        for name, value in row.items()
+        for here in [f"{path}.{name}"]
+    )
+
+
+def _operator(value: Mapping[Any, Any], path: str) -> str | None:
+    """Return the operator that a dict is of, if it is no value."""
+    if len(value) == 1:
+        (only,) = value
+        if isinstance(only, str) and only.startswith("$") and only != NUMBER:
+            return only
+    elif not MARKS.isdisjoint(value):
+        mark = next(each for each in value if each in MARKS)
+        raise InvalidArgument(f'"{mark}" stands alone in its dict', path=path, hint=LITERAL)
+    return None
+
+
+def _marked(
+    column: str,
+    steps: tuple[JsonStep, ...],
+    operator: str,
+    inner: Any,
+    path: str,
+    values: Values,
+    use: Use,
+) -> Assignment:
+    """Parse what an operator says of a column."""
+    here = f"{path}.{operator}"
+    if operator == VALUE:
+        # What stands for a number is an object in JSON then, which the codec knows by the same mark.
+        inner = {VALUE: inner} if stands_for(inner) else inner
+        return Assignment(column, Operand(values.add(inner), here), path, steps=steps)
+    if operator == LINK and use == "row":
+        # Of a relationship, in place of a row; what is a column refuses it.
+        return Assignment(column, Operand(values.add({LINK: inner}), path), path, LINK)
+    if operator == DEFAULT:
+        if inner is not True:
+            raise InvalidArgument('"$default" is true', path=here, hint=LITERAL)
+        if use == "expect":
+            raise InvalidArgument("a default cannot be expected", path=path)
+        if steps:
+            raise InvalidArgument("a column has a default, a path in it has none", path=path)
+        return Assignment(column, None, path)
+    computing = _computing(operator, here, use)
+    fits, takes = _TAKES[computing]
+    if not fits(inner):
+        raise InvalidArgument(f'"{operator}" takes {takes}', path=here)
+    items: tuple[Operand, ...] = ()
+    if computing == "remove":
+        if len(inner) > MAX_REMOVED:
+            raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=here)
+        items = tuple(Operand(values.add(each), f"{here}.{at}") for at, each in enumerate(inner))
+    return Assignment(column, Operand(values.add(inner), here), path, computing, items, steps)
+
+
+def _computing(operator: str, path: str, use: Use) -> str:
+    """Return how an operator computes, or refuse it."""
+    if operator not in COMPUTING:
+        known = sorted(MARKS if use == "changes" else (DEFAULT, VALUE))
+        refusal = UnknownName("operator", operator, known, path=path)
+        nearest = refusal.details.get("hint")
+        refusal.details["hint"] = f"{nearest} {LITERAL}" if nearest else LITERAL
+        raise refusal
+    if use != "changes":
+        raise InvalidArgument(
+            f'"{operator}" computes out of the row that is there',
+            path=path,
+            hint=f'it stands in "changes" of update; {LITERAL}',
+        )
+    return COMPUTING[operator]
+
+
+def _path(text: str, path: str, values: Values) -> tuple[str, tuple[JsonStep, ...]]:
+    """Parse a path into the JSON of a column: `column->key->0`; in quotes it may be a mere name."""
+    reference = parse_reference(text, path, values)
+    steps = reference.steps
+    if reference.owners or reference.cast or any(each.text for each in steps):
+        raise InvalidArgument(
+            f'not a path to set: "{clip(text, 80)}"',
+            path=path,
+            hint='written column->key->0; a column with "->" in its name stands in double quotes',
+        )
+    if len(steps) > MAX_STEPS:
+        raise InvalidArgument(f"a path has at most {MAX_STEPS} steps", path=path)
+    return reference.name, steps
+
+
+def _refuse_overlaps(found: Sequence[Assignment]) -> None:
+    """Refuse paths that lie inside of others, and more of one column than nest."""
+    paths = sorted((each.column, tuple(step.key for step in each.steps)) for each in found)
+    for (column, outer), (other, inner) in pairwise(paths):
+        # What begins with a path is sorted right behind it.
+        if column == other and inner[: len(outer)] == outer:
+            raise InvalidArgument(
+                f'"{clip("->".join((other, *inner)))}" lies in what is set beside it',
+                path=next(each.path for each in found if each.column == column and each.steps),
+                column=clip(column),
+            )
+    column, most = Counter(column for column, _ in paths).most_common(1)[0]
+    if most > MAX_PATHS:
+        raise InvalidArgument(f"at most {MAX_PATHS} paths of one column", column=clip(column))

@@ -1,0 +1,113 @@
+"""
+Values that are computed out of those of the row that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
+
+from service.plan.plans import Computed, Part, PathStep
+from service.sql.expressions import NAME, cast, operator
+from service.sql.statement import COMMA, EMPTY, Mark, Parameter
+
+JSON_KIND = "coalesce(pg_catalog.jsonb_typeof({value}), 'null')"
+REFUSALS = {
+    "object": "pg_catalog.to_jsonb(ARRAY(SELECT pg_catalog.jsonb_object_keys({value})))",
+    "array": "pg_catalog.to_jsonb(pg_catalog.jsonb_array_length({value}))",
+}
+"""What fails for JSON of another kind, and says so: `||` would make lists of what does not fit."""
+CHANGE_NOTHING = frozenset(["add", "multiply", "remove"])
+"""What makes nothing of nothing: null plus one is null."""
+
+
+def computed_value(value: Computed) -> Composable:
+    """Build the new value of a column of the row "t"."""
+    found: Composable = Identifier(NAME, value.column.name)
+    if value.document and (value.type.name == "json" or value.column.type != value.type.oid):
+        found = cast(found, "jsonb")
+    for each in value.parts:
+        made = _document(found, each, each.steps) if value.document else _plain(found, each)
+        found = Composed([Mark(each.path, value.column.name, cast=True), made])
+    return cast(found, "json") if value.type.name == "json" else found
+
+
+def _plain(value: Composable, part: Part) -> Composable:
+    """Build a number, a time or an array."""
+    others = list(map(Parameter, part.operands))
+    if part.computing == "remove":
+        for each in others:
+            value = SQL("pg_catalog.array_remove({array}, {value})").format(array=value, value=each)
+        return value
+    if part.operator is not None:
+        return SQL("{value} {operator} {other}").format(
+            value=value, operator=operator(part.operator), other=others[0]
+        )
+    pair = [value, *others] if part.computing == "append" else [*others, value]
+    return SQL("pg_catalog.array_cat({arrays})").format(arrays=COMMA.join(pair))
+
+
+def _document(
+    document: Composable, part: Part, steps: Sequence[PathStep], depth: int = 1
+) -> Composable:
+    """
+    Build a jsonb with a part of it set.
+
+    Each step is a subselect, so that what it looks into is spelled once: paths of a column nest.
+    """
+    if not steps and not part.computing:
+        # jsonb_set makes NULL of the document for a NULL
+        return SQL("coalesce({value}, 'null')").format(value=Parameter(part.operands[0]))
+    value = Identifier(f"d{depth}", "v")
+    if steps:
+        first, *others = steps
+        path = SQL("ARRAY[{key}]").format(key=Parameter(first.key))
+        # By path, and not by key: "0" is a position in a list, and a key of an object.
+        there = SQL("{value} OPERATOR(pg_catalog.#>) {path}").format(value=value, path=path)
+        changes_nothing = part.computing in CHANGE_NOTHING
+        body: Composable = SQL(
+            "pg_catalog.jsonb_set({document}, {path}, coalesce({new}, 'null'){only})"
+        ).format(
+            document=value if changes_nothing else _filled(value, "[]" if first.index else "{}"),
+            path=path,
+            new=_document(there, part, others, depth + 1),
+            only=SQL(", false") if changes_nothing else EMPTY,
+        )
+    else:
+        body = _changed(value, part)
+    return SQL('(SELECT {body} FROM (SELECT {document} AS "v") AS {source})').format(
+        body=body, document=document, source=Identifier(f"d{depth}")
+    )
+
+
+def _changed(value: Composable, part: Part) -> Composable:
+    """Build what is computed out of a JSON value."""
+    other = Parameter(part.operands[0])
+    if part.computing in CHANGE_NOTHING:
+        there: Composable = SQL(
+            f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.<>) 'null' THEN {{value}} END"
+        ).format(value=value)
+        if part.operator is None:
+            return SQL("{there} OPERATOR(pg_catalog.-) {keys}").format(there=there, keys=other)
+        return SQL("pg_catalog.to_jsonb({there} {operator} {other})").format(
+            there=cast(there, "numeric"), operator=operator(part.operator), other=other
+        )
+    there = (
+        _filled(value, "{}", "object")
+        if part.computing == "merge"
+        else _filled(value, "[]", "array")
+    )
+    pair = [other, there] if part.computing == "prepend" else [there, other]
+    return SQL(" OPERATOR(pg_catalog.||) ").join(pair)
+
+
+def _filled(value: Composable, empty: str, kind: str = "") -> Composable:
+    """Build a JSON value, with an empty one in place of null; of another kind than asked it fails."""
+    otherwise = (
+        f"WHEN {JSON_KIND} OPERATOR(pg_catalog.=) '{kind}' THEN {{value}} ELSE {REFUSALS[kind]}"
+        if kind
+        else "ELSE {value}"
+    )
+    template = f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.=) 'null' THEN {{empty}} {otherwise} END"
+    return SQL(template).format(value=value, empty=Literal(empty))

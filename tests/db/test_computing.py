@@ -1,0 +1,294 @@
+"""
+Values that an update computes out of those that are there, held against SQL written by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import ensureDeferred, gatherResults
+
+from service.errors import CheckViolation, InvalidArgument, ServiceError
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+
+SCHEMA = """
+CREATE DOMAIN level AS int CHECK (VALUE < 100);
+CREATE DOMAIN settings AS jsonb;
+CREATE TYPE pair AS (a int, b text);
+CREATE TABLE things (
+    id int PRIMARY KEY,
+    i2 smallint, i4 int, i8 bigint, r real, d double precision, n numeric(10, 2), free numeric,
+    cash money, at timestamptz, local timestamp, day date, hour time, took interval, level level,
+    tags text[], short varchar(3)[], grid int[], pairs pair[], docs json[], flags bool[],
+    doc jsonb, raw json, own settings, label text, gone uuid,
+    twice int GENERATED ALWAYS AS (i4 * 2) STORED);
+"""
+BEFORE_EACH = "TRUNCATE things; INSERT INTO things (id) VALUES (1)"
+
+CASES = [
+    ("i2", "7", {"$add": -9}, "7::smallint - 9::smallint"),
+    ("i4", "7", {"$add": 5}, "12"),
+    ("i4", "7", {"$multiply": -3}, "-21"),
+    ("i4", "NULL", {"$add": 5}, "NULL"),
+    ("i8", "9007199254740993", {"$add": "9007199254740993"}, "18014398509481986"),
+    ("r", "1.5", {"$multiply": 3}, "4.5"),
+    ("d", "0.1", {"$add": 0.2}, "0.1::float8 + 0.2::float8"),
+    ("d", "1", {"$add": "NaN"}, "'NaN'"),
+    ("n", "10.10", {"$add": "0.05"}, "10.15"),
+    ("n", "10.10", {"$multiply": 1.005}, "10.10 * 1.005"),
+    ("free", "1e30", {"$add": "0.0000000001"}, "1e30 + 0.0000000001"),
+    ("free", "3", {"$multiply": "0.333333333333333333333"}, "0.999999999999999999999"),
+    ("cash", "'12.50'", {"$add": "0.50"}, "'13.00'"),
+    ("cash", "'12.50'", {"$multiply": 2}, "'25.00'"),
+    ("at", "'2024-02-29 12:00Z'", {"$add": "P1Y"}, "'2025-02-28 12:00Z'"),
+    ("local", "'2024-01-31'", {"$add": "1 month"}, "'2024-02-29'"),
+    ("day", "'2024-01-31'", {"$add": "P1D"}, "'2024-02-01'"),
+    ("hour", "'23:30'", {"$add": "PT1H"}, "'00:30'"),
+    ("took", "'1 day'", {"$add": "PT2S"}, "'1 day 2 seconds'"),
+    ("took", "'1 day'", {"$multiply": 1.5}, "'1 day 12:00'"),
+    ("level", "98", {"$add": 1}, "99"),
+    ("tags", "'{a}'", {"$append": ["b", None, "c,\"d"]}, "ARRAY['a', 'b', NULL, 'c,\"d']"),
+    ("tags", "'{a}'", {"$prepend": ["b", "c"]}, "'{b,c,a}'"),
+    ("tags", "NULL", {"$append": ["b"]}, "'{b}'"),
+    ("tags", "'{a}'", {"$append": []}, "'{a}'"),
+    ("tags", "'{a,b,a,NULL}'", {"$remove": ["a", None]}, "'{b}'"),
+    ("tags", "'{a}'", {"$remove": []}, "'{a}'"),
+    ("tags", "NULL", {"$remove": ["a"]}, "NULL"),
+    ("short", "'{abc}'", {"$append": ["de"]}, "'{abc,de}'"),
+    ("grid", "'{{1,2},{3,4}}'", {"$append": [[5, 6]]}, "'{{1,2},{3,4},{5,6}}'"),
+    ("pairs", "ARRAY[ROW(1, 'a')::pair]", {"$append": [{"a": 2, "b": "x"}]},
+     "ARRAY[ROW(1, 'a'), ROW(2, 'x')]::pair[]"),
+    ("pairs", "ARRAY[ROW(1, 'a'), ROW(2, 'x')]::pair[]", {"$remove": [{"a": 1, "b": "a"}]},
+     "ARRAY[ROW(2, 'x')]::pair[]"),
+    ("flags", "'{t,f}'", {"$remove": [True]}, "'{f}'"),
+    ("doc", """'{"a": 1, "b": {"c": 2}}'""", {"$merge": {"b": {"d": 3}, "e": None}},
+     """'{"a": 1, "b": {"d": 3}, "e": null}'"""),
+    ("doc", "NULL", {"$merge": {"a": 1}}, """'{"a": 1}'"""),
+    ("doc", """'{"a": 1, "b": 2, "c": 3}'""", {"$remove": ["a", "c", "x"]}, """'{"b": 2}'"""),
+    ("doc", """'["a", "b", 1]'""", {"$remove": ["a"]}, """'["b", 1]'"""),
+    ("doc", "NULL", {"$remove": ["a"]}, "NULL"),
+    ("doc", "'[1]'", {"$append": [[2], {"x": None}]}, """'[1, [2], {"x": null}]'"""),
+    ("doc", "'[1]'", {"$prepend": [2, 3]}, "'[2, 3, 1]'"),
+    ("doc", "NULL", {"$append": [1]}, "'[1]'"),
+    ("doc", "'1.50'", {"$add": "0.25"}, "'1.75'"),
+    ("doc", "'3'", {"$multiply": 2}, "'6'"),
+    ("doc", "NULL", {"$add": 1}, "NULL"),
+    ("raw", """'{"a":  1}'""", {"$merge": {"b": 2}}, """'{"a": 1, "b": 2}'"""),
+    ("own", """'{"a": 1}'""", {"$merge": {"b": 2}}, """'{"a": 1, "b": 2}'"""),
+    ("doc", "'1'", {"$value": {"$add": 1}}, """'{"$add": 1}'"""),
+    ("doc", "'1'", {"$value": {"$value": {"$default": True}}}, """'{"$value": {"$default": true}}'"""),
+    ("doc", "'1'", {"$value": None}, "NULL"),
+    ("doc", "'1'", {"$schema": "s", "$id": "i"}, """'{"$schema": "s", "$id": "i"}'"""),
+    ("doc", "'1'", {"$number": "0.12345678901234567890123"}, "'0.12345678901234567890123'"),
+    ("doc", "'1'", {"$value": {"$number": "5"}}, """'{"$number": "5"}'"""),
+    ("doc", "'[1]'", {"$append": [{"$number": "1e40"}]}, "'[1, 1e40]'"),
+    ("i4", "1", {"$value": 3}, "3"),
+    ("i4", "1", {"$default": True}, "NULL"),
+]  # fmt: skip
+
+OF_PATHS = [
+    ("""'{"a": {"b": 1, "c": 2}}'""", {"doc->a->b": [5]}, """'{"a": {"b": [5], "c": 2}}'"""),
+    ("NULL", {"doc->a->b": 5}, """'{"a": {"b": 5}}'"""),
+    ("'{}'", {"doc->a->b->c": None}, """'{"a": {"b": {"c": null}}}'"""),
+    ("""'{"a": null}'""", {"doc->a->b": 1}, """'{"a": {"b": 1}}'"""),
+    ("'{}'", {"doc->a->0": 1}, """'{"a": [1]}'"""),
+    ("""'{"0": {"y": 2}}'""", {"doc->0->x": 1}, """'{"0": {"y": 2, "x": 1}}'"""),
+    ("""'{"a": [1, 2, 3]}'""", {"doc->a->1": "x"}, """'{"a": [1, "x", 3]}'"""),
+    ("""'{"a": [1, 2, 3]}'""", {"doc->a->-1": "x"}, """'{"a": [1, 2, "x"]}'"""),
+    ("""'{"a": [1]}'""", {"doc->a->9": 2}, """'{"a": [1, 2]}'"""),
+    ("""'{"a": [{"n": 1}]}'""", {"doc->a->0->n": 2}, """'{"a": [{"n": 2}]}'"""),
+    ("""'{"a": 1, "b": 2}'""", {"doc->a": 3, "doc->b": 4, "doc->c->d": 5},
+     """'{"a": 3, "b": 4, "c": {"d": 5}}'"""),
+    ("""'{"a": 1, "l": [1], "o": {"x": 1}}'""",
+     {"doc->a": {"$add": 2}, "doc->l": {"$append": [2]}, "doc->o": {"$merge": {"y": 2}}},
+     """'{"a": 3, "l": [1, 2], "o": {"x": 1, "y": 2}}'"""),
+    ("'{}'", {"doc->n": {"$add": 2}, "doc->a->n": {"$add": 2}}, "'{}'"),
+    ("NULL", {"doc->n": {"$add": 2}}, "NULL"),
+    ("""'{"n": null}'""", {"doc->n": {"$add": 2}}, """'{"n": null}'"""),
+    ("""'{"l": null}'""", {"doc->l": {"$append": [2]}, "doc->m": {"$prepend": [1]}},
+     """'{"l": [2], "m": [1]}'"""),
+    ("""'{"o": {"x": 1, "y": 2}}'""", {"doc->o": {"$remove": ["x"]}}, """'{"o": {"y": 2}}'"""),
+    ("""'{"o": 1}'""", {"doc->o": {"$value": {"$add": 1}}}, """'{"o": {"$add": 1}}'"""),
+    ("""'{"it''s": 1}'""", {"doc->it's": 2}, """'{"it''s": 2}'"""),
+    ("""'{"a.b": {"c->d": 1}}'""", {'doc->"a.b"->"c->d"': 2}, """'{"a.b": {"c->d": 2}}'"""),
+    ("""'{}'""", {"doc->%s->{v}->;--": 1}, """'{"%s": {"{v}": {";--": 1}}}'"""),
+]  # fmt: skip
+
+
+def stored(dsn: str, column: str, sql: str) -> tuple[str, bool]:
+    """Return a column as text, and whether it is what an expression of SQL gives for it."""
+    ((declared,),) = execute(
+        dsn,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        f" WHERE attrelid = 'things'::regclass AND attname = '{column}'",
+    )
+    compared = "::jsonb" if declared in ("jsonb", "json", "settings") else ""
+    wanted = f"CAST({sql} AS {declared}){compared}"
+    same = f"{column}{compared} IS NOT DISTINCT FROM {wanted}"
+    ((text, as_wanted),) = execute(dsn, f"SELECT {column}::text, {same} FROM things")
+    return str(text), as_wanted is True
+
+
+@pytest.mark.parametrize(("column", "before", "change", "after"), CASES)
+@pytest_twisted.ensureDeferred
+async def test_computed_value_is_what_postgresql_computes(
+    db: DirectCaller, dsn: str, column: str, before: str, change: Any, after: str
+) -> None:
+    """By key and by filter: what is stored, and what is answered."""
+    execute(dsn, f"UPDATE things SET {column} = {before}")
+    row = await db.call("things.update", 1, {column: change})
+    text, as_wanted = stored(dsn, column, after)
+    assert as_wanted, text
+    assert row == await db.call("things.get", 1)
+    execute(dsn, f"UPDATE things SET {column} = {before}")
+    answer = await db.call("things.update", where={"id": 1}, changes={column: change})
+    assert answer == {"rows": [row], "affected": 1}
+
+
+@pytest.mark.parametrize(("before", "changes", "after"), OF_PATHS)
+@pytest.mark.parametrize("column", ["doc", "raw", "own"])
+@pytest_twisted.ensureDeferred
+async def test_path_sets_what_is_named_and_leaves_the_rest(
+    db: DirectCaller, dsn: str, before: str, changes: Any, after: str, column: str
+) -> None:
+    """Objects and lists on the way are made; json is set like jsonb."""
+    execute(dsn, f"UPDATE things SET {column} = {before}")
+    changes = {name.replace("doc", column, 1): value for name, value in changes.items()}
+    await db.call("things.update", 1, changes)
+    text, as_wanted = stored(dsn, column, after)
+    assert as_wanted, text
+
+
+REFUSED = [
+    ("", {"label": {"$add": 1}}, "changes.label.$add", r'"label" is text, which has no "\$add"'),
+    ("", {"gone": {"$append": [1]}}, "changes.gone.$append", "is uuid"),
+    ("", {"tags": {"$add": 1}}, "changes.tags.$add", "has no"),
+    ("", {"docs": {"$remove": [1]}}, "changes.docs.$remove", "has no"),
+    ("", {"at": {"$multiply": 2}}, "changes.at.$multiply", "has no"),
+    ("", {"at": {"$add": 1}}, "changes.at.$add", "expected a string"),
+    ("", {"at": {"$add": "soon"}}, "changes.at.$add", "invalid input syntax for type interval"),
+    ("", {"i4": {"$add": 1.5}}, "changes.i4.$add", "expected an integer"),
+    ("", {"i4": {"$add": None}}, "changes.i4.$add", "takes a number"),
+    ("", {"i4": {"$add": True}}, "changes.i4.$add", "takes a number"),
+    ("", {"tags": {"$append": "a"}}, "changes.tags.$append", "takes a list"),
+    ("", {"pairs": {"$append": [{"c": 1}]}}, "changes.pairs.$append.0.c", "no field"),
+    ("", {"tags": {"$remove": [["a"]]}}, "changes.tags.$remove.0", "expected a string"),
+    ("", {"tags": {"$remove": ["a"] * 101}}, "changes.tags.$remove", "at most 100"),
+    ("", {"doc": {"$merge": [1]}}, "changes.doc.$merge", "takes a dict"),
+    ("", {"doc": {"$merge": {"$number": "1"}}}, "changes.doc.$merge", "takes a dict"),
+    ("", {"i4": {"$ad": 1}}, "changes.i4.$ad", "no operator"),
+    ("", {"doc": {"$oid": "x"}}, "changes.doc.$oid", "no operator"),
+    ("", {"doc": {"$default": 1}}, "changes.doc.$default", "is true"),
+    ("", {"i4": {"$add": 1, "$multiply": 2}}, "changes.i4", "stands alone"),
+    ("", {"doc": {"$merge": {}, "other": 1}}, "changes.doc", "stands alone"),
+    ("", {"i4->a": 1}, "changes.i4->a", "paths are set in json and jsonb"),
+    ("", {"tags->0": "a"}, "changes.tags->0", "paths are set in json and jsonb"),
+    ("", {"nothing->a": 1}, "changes.nothing->a", "no column"),
+    ("", {"doc": 1, "doc->a": 2}, "changes.doc->a", "lies in what is set beside it"),
+    ("", {"doc->a": 1, "doc->a->b": 2}, "changes.doc->a", "lies in"),
+    ("", {"doc->a": 1, 'doc->"a"': 2}, "changes.doc->a", "lies in"),
+    ("", {"doc->>a": 1}, "changes.doc->>a", "not a path to set"),
+    ("", {"doc->a::int": 1}, "changes.doc->a::int", "not a path to set"),
+    ("", {"x.doc->a": 1}, "changes.x.doc->a", "not a path to set"),
+    ("", {"doc->": 1}, "changes.doc->", "not a column"),
+    ("", {"doc->a": {"$default": True}}, "changes.doc->a", "a path in it has none"),
+    ("", {"doc" + "->a" * 17: 1}, "changes.doc" + "->a" * 17, "at most 16 steps"),
+    ("", {f"doc->{at}x": 1 for at in range(65)}, None, "at most 64 paths"),
+    ("", {"twice": {"$add": 1}}, "changes.twice", "made by the database"),
+    ("i2 = 32767", {"i2": {"$add": 1}}, "changes.i2", "smallint out of range"),
+    ("n = 99999999", {"n": {"$multiply": 10}}, "changes.n", "numeric field overflow"),
+    ("at = '294276-12-31'", {"at": {"$add": "P1D"}}, "changes.at", "out of range"),
+    ("grid = '{{1},{2}}'", {"grid": {"$remove": [1]}}, None, "multidimensional"),
+    ("grid = '{{1},{2}}'", {"grid": {"$append": [[1, 2]]}}, "changes.grid", "incompatible arrays"),
+    ("doc = '5'", {"doc->a": 1}, "changes.doc->a", "cannot set path in scalar"),
+    ("doc = '[]'", {"doc->a": 1}, "changes.doc->a", "is not an integer"),
+    ("doc = '{\"a\": 1}'", {"doc->a->b": 1}, "changes.doc->a->b", "cannot set path in scalar"),
+    ("doc = '[]'", {"doc": {"$merge": {"a": 1}}}, "changes.doc", "on an array"),
+    ("doc = '1'", {"doc": {"$merge": {"a": 1}}}, "changes.doc", "on a scalar"),
+    ("doc = '{}'", {"doc": {"$append": [1]}}, "changes.doc", "of a non-array"),
+    ("doc = '1'", {"doc": {"$append": [1]}}, "changes.doc", "of a scalar"),
+    ("doc = '1'", {"doc": {"$remove": ["a"]}}, "changes.doc", "cannot delete from scalar"),
+    ("doc = '\"1\"'", {"doc": {"$add": 1}}, "changes.doc", "cannot cast jsonb string"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "changes", "path", "message"), REFUSED)
+@pytest_twisted.ensureDeferred
+async def test_value_that_cannot_be_computed_is_refused_and_nothing_written(
+    db: DirectCaller, dsn: str, before: str, changes: Any, path: str | None, message: str
+) -> None:
+    """With the place that is to blame; what the row held stays."""
+    if before:
+        execute(dsn, f"UPDATE things SET {before}")
+    row = await db.call("things.get", 1)
+    for target in ({"key": 1}, {"where": {"id": 1}}):
+        with pytest.raises(ServiceError, match=message) as refused:
+            await db.call("things.update", **target, changes={"label": "x", **changes})
+        assert refused.value.details.get("path") == path
+    assert await db.call("things.get", 1) == row
+
+
+@pytest_twisted.ensureDeferred
+async def test_unknown_operator_is_refused_with_the_nearest(db: DirectCaller) -> None:
+    """And with the way to a value that looks like one."""
+    with pytest.raises(InvalidArgument) as refused:
+        await db.call("things.update", 1, {"doc": {"$appendd": [1]}})
+    assert refused.value.details["hint"] == (
+        'did you mean "$append"? a value is taken as it is in {"$value": …}'
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_computed_value_that_breaks_a_check_is_refused(db: DirectCaller, dsn: str) -> None:
+    """By the check of a domain, as any value."""
+    execute(dsn, "UPDATE things SET level = 99")
+    with pytest.raises(CheckViolation):
+        await db.call("things.update", 1, {"level": {"$add": 1}})
+
+
+@pytest.mark.parametrize("verb", ["create", "upsert"])
+@pytest_twisted.ensureDeferred
+async def test_new_row_computes_nothing_and_takes_values_as_they_are(
+    db: DirectCaller, verb: str
+) -> None:
+    """There is nothing yet to compute out of."""
+    for value in ({"$add": 1}, {"$merge": {}}, {"$nothing": 1}):
+        with pytest.raises(InvalidArgument) as refused:
+            await db.call(f"things.{verb}", {"id": 2, "doc": value})
+        assert refused.value.details["path"] == f"values.doc.{next(iter(value))}"
+        assert '{"$value": …}' in refused.value.details["hint"]
+        row = await db.call(f"things.{verb}", {"id": 3, "doc": {"$value": value}})
+        assert row["doc"] == value
+        await db.call("things.delete", 3)
+    with pytest.raises(InvalidArgument, match="no column"):
+        await db.call(f"things.{verb}", {"id": 2, "doc->a": 1})
+
+
+@pytest_twisted.ensureDeferred
+async def test_expected_value_is_taken_as_it_is_where_it_says_so(
+    db: DirectCaller, dsn: str
+) -> None:
+    """What is expected computes nothing."""
+    execute(dsn, """UPDATE things SET doc = '{"$add": 1}', i4 = 1""")
+    row = await db.call(
+        "things.update", 1, {"i4": {"$add": 1}}, expect={"doc": {"$value": {"$add": 1}}, "i4": 1}
+    )
+    assert row["i4"] == 2
+    with pytest.raises(InvalidArgument, match="computes out of the row"):
+        await db.call("things.update", 1, {"i4": 1}, expect={"i4": {"$add": 1}})
+
+
+@pytest_twisted.ensureDeferred
+async def test_computed_changes_at_once_are_all_kept(db: DirectCaller, dsn: str) -> None:
+    """Each is computed out of what the ones before it have written."""
+    execute(dsn, "UPDATE things SET i4 = 0, doc = '{}'")
+    calls = [
+        db.call("things.update", 1, {"i4": {"$add": 1}, f"doc->k{at}": at}) for at in range(40)
+    ]
+    await gatherResults(list(map(ensureDeferred, calls)))
+    row = await db.call("things.get", 1)
+    assert row["i4"] == 40
+    assert row["doc"] == {f"k{at}": at for at in range(40)}
