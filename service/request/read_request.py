@@ -44,6 +44,7 @@ CHUNK, MAX_CHUNK = 500, 5000
 
 Format = Literal["csv", "ndjson"]
 FORMATS: tuple[Format, ...] = ("csv", "ndjson")
+_UNPAGED = ("where", "select", "order", "limit", "offset", "distinct", "embed", "form")
 _PAGING = ("after", "before", "count", "measures")
 MAX_GROUPS = 5_000
 """The most groups of one answer; more rows are not handed through the reactor in one piece."""
@@ -114,7 +115,11 @@ BY_BARE_KEY = GetRequest(KeyMatch((), (Operand(0, "key"),)), None, (), "dicts")
 
 
 def parse_find(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, relation: str
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+    relation: str,
+    known: Sequence[str] = (*_UNPAGED, *_PAGING),
 ) -> Parsed[FindRequest]:
     """
     Parse the arguments of `find`.
@@ -124,26 +129,9 @@ def parse_find(
         kwargs: By name.
         limits: What may be asked for.
         relation: The qualified name, to which a `next` token is bound.
+        known: The names that may be given.
     """
-    given = Arguments(
-        args,
-        kwargs,
-        [],
-        [
-            "where",
-            "select",
-            "order",
-            "limit",
-            "offset",
-            "after",
-            "before",
-            "count",
-            "measures",
-            "distinct",
-            "embed",
-            "form",
-        ],
-    )
+    given = Arguments(args, kwargs, [], known)
     values = Values()
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
@@ -256,7 +244,11 @@ def parse_aggregate(
 
 
 def parse_unpaged(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+    rows: str,
+    known: Sequence[str] = (*_UNPAGED, "chunk"),
 ) -> Parsed[FindRequest]:
     """
     Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
@@ -266,13 +258,14 @@ def parse_unpaged(
         kwargs: Less what belongs to the stream itself.
         limits: Of calls; that of rows does not hold.
         rows: Of what the rows are.
+        known: The names that may be given, with those that the verb itself has taken.
     """
     for name in _PAGING:
         if name in kwargs:
             raise InvalidArgument(
                 f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
             )
-    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows)
+    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows, known)
     if call.request.form == "json":
         raise InvalidArgument(
             "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"

@@ -87,7 +87,7 @@ def parse_watched(
         if args:  # which aggregate takes for measures
             Arguments(args, {}, [], [*QUERY, *OPTIONS])
         return parse_aggregate((), {"measures": {}, **kwargs}, limits)
-    parsed = parse_unpaged(args, kwargs, limits, rows)
+    parsed = parse_unpaged(args, kwargs, limits, rows, (*QUERY, *GROUPS, *OPTIONS))
     values = list(parsed.values)
     values[parsed.request.limit.slot] = min(values[parsed.request.limit.slot], most + 1)
     return replace(parsed, values=tuple(values))
