@@ -170,7 +170,7 @@ class Feed(Service):
 
     def stats(self) -> Mapping[str, Any]:
         """Return the figures for `stats`."""
-        part = "away" if self._part is None or self.problem else self._part.value
+        part = "away" if self._part is None else self._part.value
         return {
             "part": part,
             "tick": self._known,
@@ -277,9 +277,11 @@ class Feed(Service):
             if part is Part.LEAD:
                 await self._lead(connection)
                 return
+            barred = part is Part.BARRED
             if part is not self._part:
-                self.log.info("changes: {part}", part=part.value)
-            self._part, self.problem, self._failures = part, None, 0
+                say = self.log.warn if barred else self.log.info
+                say("changes: {part}", part=part.value)
+            self._part, self.problem, self._failures = part, part.value if barred else None, 0
             if part is Part.FOLLOW:
                 last = await self._in_thread(last_txn, connection)
                 if last is not None and last.number != seen:

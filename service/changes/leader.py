@@ -18,7 +18,7 @@ from __future__ import annotations
 from enum import Enum
 
 from schema.changes import ASLEEP, LEADER
-from service.changes.log import installed_txn
+from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
 
 LEASE = 3.0
@@ -82,6 +82,7 @@ class Part(Enum):
     """What a reader has to do."""
 
     NOTHING = "nothing is tracked"
+    BARRED = "the log of changes is another role's"
     LEAD = "leading"
     FOLLOW = "following"
 
@@ -104,7 +105,9 @@ def part_txn(connection: PgConnection, lease: float | None, made: int) -> Part:
             follows, whoever leads.
         made: The newest tick that this process made or found when it began to lead; 0 if none.
     """
-    if not installed_txn(connection) or not _tracked_txn(connection):
+    if not installed_txn(connection):
+        return Part.NOTHING if barred_txn(connection) is None else Part.BARRED
+    if not _tracked_txn(connection):
         return Part.NOTHING
     if lease is None:
         return Part.FOLLOW

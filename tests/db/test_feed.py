@@ -86,6 +86,16 @@ async def test_change_that_was_not_published_is_published_again_at_its_position(
 
 
 @pytest_twisted.ensureDeferred
+async def test_feed_before_a_log_of_another_role_is_not_well_and_says_so(dsn: str) -> None:
+    execute(dsn, "CREATE ROLE feeding_stranger LOGIN PASSWORD 'x'")
+    async with feeding(f"{dsn} user=feeding_stranger password=x", leads=False) as kept:
+        await until(lambda: kept.feed.problem != "not started")
+        assert not kept.feed.well
+        assert kept.feed.stats()["part"] == "the log of changes is another role's"
+        assert kept.feed.problem == kept.feed.stats()["part"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_feed_that_stops_leaves_nothing_to_publish_again(dsn: str) -> None:
     async with feeding(dsn) as kept:
         execute(dsn, "INSERT INTO items VALUES (1, 1)")
