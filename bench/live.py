@@ -306,8 +306,10 @@ def catch_up(bench: Bench) -> None:
 
     def away() -> None:
         os.kill(stage.service, signal.SIGSTOP)
-        transactions(1)
-        os.kill(stage.service, signal.SIGCONT)
+        try:
+            transactions(1)
+        finally:
+            os.kill(stage.service, signal.SIGCONT)
 
     ways: dict[str, Callable[[], object]] = {
         "1 row a transaction": lambda: transactions(1),
