@@ -25,6 +25,9 @@ The router's decoder of CBOR stops at 400, and JSON decoders of clients well bel
 ENVELOPE = 8
 """Levels that the message keeps for itself."""
 
+LEVELS = MAX_DEPTH - ENVELOPE
+"""Of an answer, or of the argument of an event."""
+
 ROOM = 64
 """Bytes that a message needs besides the rows of an answer."""
 
@@ -104,7 +107,7 @@ class TooDeep(TooLarge, Unsafe):
         )
 
 
-def check(value: Any, levels: int = MAX_DEPTH - ENVELOPE) -> None:
+def check(value: Any, levels: int = LEVELS) -> None:
     """
     Check that every client can be sent a value.
 
@@ -157,7 +160,7 @@ def unpacked(data: bytes) -> Any:
 
 def _check(items: Any, levels: int) -> None:
     if not levels:
-        raise TooDeep(MAX_DEPTH - ENVELOPE)
+        raise TooDeep(LEVELS)
     for item in items:
         kind = type(item)
         if kind in _PLAIN:

@@ -8,9 +8,11 @@ that it has changed: a policy judges rows that are there, and not what they were
 
 from __future__ import annotations
 
+from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json import JSONEncoder
 from typing import Any
 
 import cbor2
@@ -30,9 +32,7 @@ from service.changes.positions import (
 from service.changes.rights import Rights, rights_txn
 from service.changes.ticks import (
     Tick,
-    TickBounds,
     TickPage,
-    bounds_txn,
     end_txn,
     page_txn,
     pages_txn,
@@ -58,6 +58,8 @@ LEAST = 100
 """Rows that are read at a time, however few are asked for."""
 LARGE = 8
 """Large ticks of which it is remembered how they are read."""
+FORMS = ("dicts", "json")
+"""Of an answer; changes of several relations have no columns to be lists of."""
 ROOM = 4096
 """Bytes of an answer besides its changes."""
 
@@ -75,7 +77,6 @@ class ReadChanges:
     Args:
         changes: Those that it may be shown, if its rights allow.
         rights: On their relations.
-        bounds: Of their ticks, by number.
         ended: Transactions all of whose changes were looked at.
         position: Where the changes that follow begin.
         more: Whether there are some by now.
@@ -83,7 +84,6 @@ class ReadChanges:
 
     changes: Sequence[Change]
     rights: Mapping[int, Rights]
-    bounds: Mapping[int, TickBounds]
     ended: frozenset[str]
     position: str
     more: bool
@@ -121,6 +121,11 @@ class LargeTicks:
         while len(self._known) > LARGE:
             self._known.pop(next(iter(self._known)), None)
         return found
+
+    def reached(self, position: TickPosition) -> bool:
+        """Return whether a page of a tick is known to end at a position."""
+        found = self._known.get((position.epoch, position.tick))
+        return found is not None and position.index in found.before
 
 
 class CatchUp:
@@ -169,7 +174,7 @@ class CatchUp:
 
     async def _changes(
         self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | str:
         """
         Return the changes after a position, as far as the caller may see them.
 
@@ -177,8 +182,9 @@ class CatchUp:
             InvalidArgument: The position is none, or changes of a relation are not logged.
             PositionGone: The changes are not kept any more.
         """
-        given = Arguments(args, kwargs, ["since"], ["relations", "limit"])
+        given = Arguments(args, kwargs, ["since"], ["relations", "limit", "form"])
         since = parse_position(given.required("since"))
+        form = given.choice("form", FORMS, "dicts")
         limit = given.integer("limit")
         limit = self._max_rows if limit is None else min(limit, self._max_rows)
         served, role = self._dispatcher.served_to(caller), self._roles.of(caller)
@@ -201,8 +207,8 @@ class CatchUp:
             if any(behind(catalog, each) for each in read.rights.values()):
                 await self._dispatcher.refresh()
                 catalog = self._dispatcher.served_to(caller).catalog
-            answer: dict[str, Any] = await self._database.run(
-                compute_txn, answer_of, read, catalog, role, self._max_bytes, retry=True
+            answer: dict[str, Any] | str = await self._database.run(
+                compute_txn, answer_of, read, catalog, role, form, self._max_bytes, retry=True
             )
         return answer
 
@@ -275,23 +281,24 @@ def changes_txn(
         ids = {by_name[each] for each in wanted}
     changes: list[Change] = []
     ended: set[str] = set()
-    position, more = str(since), False
+    last, more = None, False
     after = _after_txn(connection, since, tracked, limit, most, large)
     for considered, change in enumerate(after):
         asked = ids is None or change.relation in ids
         if considered == CONSIDERED or (asked and len(changes) == limit):
             more = True
             break
-        position = str(change.position)
+        last = change
         if asked:
             changes.append(change)
         if change.last:
             ended.add(change.xid)
     if not more:
         position = str(end_txn(connection, epoch))
+    else:
+        position = str(since if last is None else last.position)
     rights = rights_txn(connection, {each.relation for each in changes}, [role])
-    bounds = bounds_txn(connection, {each.position.tick for each in changes})
-    return ReadChanges(changes, rights, bounds, frozenset(ended), position, more)
+    return ReadChanges(changes, rights, frozenset(ended), position, more)
 
 
 def _epoch_txn(connection: PgConnection) -> int:
@@ -317,11 +324,18 @@ def _after_txn(
     most: int,
     large: LargeTicks,
 ) -> Iterator[Change]:
-    """Yield the changes after a position, in their order."""
+    """
+    Yield the changes after a position, in their order.
+
+    Raises:
+        PositionGone: There is no change at the position.
+    """
     if isinstance(since, SnapshotPosition):
         (number,) = connection.ask(FIRST_AFTER.format(xmin=since.snapshot.xmin))
+        met = True
     else:
         number = since.tick
+        met = not since.index or large.reached(since)
     few = max(LEAST, min(limit, ROWS))
     while ticks := ticks_txn(connection, number, TICKS):
         for together in _together(ticks, few):
@@ -330,12 +344,17 @@ def _after_txn(
                 after = since.index
             for change in _of_ticks_txn(connection, together, tracked, most, large, after):
                 if isinstance(since, TickPosition):
-                    new = (change.position.tick, change.position.index) > (since.tick, since.index)
+                    new = change.tick.number > since.tick or change.place > since.index
+                    met = met or change.place == since.index
+                    if new and not met:
+                        raise PositionGone
                 else:
                     new = not since.snapshot.sees(int(change.xid))
                 if new:
                     yield change
         number = ticks[-1].number + 1
+    if not met:
+        raise PositionGone
 
 
 def _together(ticks: Sequence[Tick], few: int) -> Iterator[list[Tick]]:
@@ -364,7 +383,7 @@ def _of_ticks_txn(
     if sum(tick.rows for tick in ticks) <= ROWS:
         found = rows_txn(connection, ticks, most)
         for tick, rows in zip(ticks, found, strict=False):
-            yield from net_changes(rows, tracked, tick.epoch, tick.number)
+            yield from net_changes(rows, tracked, tick)
         if found:
             return
     for tick in ticks:
@@ -391,14 +410,16 @@ def _of_large_txn(
                 return
             paging.pages[at : at + len(more)] = more
         rows = page_txn(connection, paging.pages[at])
-        for change in net_changes(rows, tracked, tick.epoch, tick.number, index):
-            index = change.position.index
+        for change in net_changes(rows, tracked, tick, index):
+            index = change.place
             yield change
         at += 1
         paging.before[at : at + 1] = [index]
 
 
-def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) -> dict[str, Any]:
+def answer_of(
+    read: ReadChanges, catalog: Catalog, role: str, form: str, max_bytes: int
+) -> dict[str, Any] | str:
     """
     Return what `changes` answers, in a pool thread.
 
@@ -406,50 +427,81 @@ def answer_of(read: ReadChanges, catalog: Catalog, role: str, max_bytes: int) ->
         read: What was read.
         catalog: What is served to the caller.
         role: Of the caller, in the database.
+        form: "json" for one JSON text.
         max_bytes: What the answer may weigh.
     """
-    shown = {
-        id: shown_of(catalog, rights, rights.columns[role])
-        for id, rights in read.rights.items()
-        if (rights.schema, rights.name) in catalog.relations
-    }
-    found: list[dict[str, Any]] = []
-    touched: set[tuple[int, int]] = set()
-    position, more, cut, weight = read.position, read.more, "", ROOM
-    for at, change in enumerate(read.changes):
-        tick = change.relation, change.position.tick
-        of = shown.get(change.relation)
-        if of is None or tick in touched:
-            continue
-        if of.reader is None or change.op == "touch":
-            touched.add(tick)
-            event = touch(of, change)
-            weight += len(cbor2.dumps(event))
-        else:
-            bounds = read.bounds.get(change.position.tick)
-            if not read.rights[change.relation].hold_for(change, bounds):
-                touched.add(tick)
-                change = reset(change)
-            event, bytes = of.event(change, max_bytes - ROOM)
-            weight += bytes
-        if weight > max_bytes and found:
-            position, more, cut = str(read.changes[at - 1].position), True, change.xid
-            break
-        found.append(event)
+    write = _JSON if form == "json" else cbor2.dumps
+    places, events, most = _events_of(read, catalog, role, max_bytes - ROOM)
+    position, more, cut = read.position, read.more, ""
+    if most > max_bytes - ROOM and (many := _that_fit(events, write, max_bytes - ROOM)):
+        at = places[many]
+        position, more, cut = str(read.changes[at - 1].position), True, read.changes[at].xid
+        del events[many:]
     latest: dict[str, dict[str, Any]] = {}
-    for event in found:
+    for event in events:
         if event["tx"] is not None:
             event["last"] = False
             latest[event["tx"]] = event
     for xid, event in latest.items():
         # Of those that the caller sees: the last of all may be another's.
         event["last"] = xid in read.ended and xid != cut
-    return {"changes": found, "position": position, "more": more}
+    answer = {"changes": events, "position": position, "more": more}
+    return _JSON(answer) if form == "json" else answer
 
 
-def touch(shown: Shown, change: Change) -> dict[str, Any]:
-    """Return the entry of a relation of which nothing may be told but that it has changed."""
-    return {
+def _base64(value: bytes) -> str:
+    return b64encode(value).decode()
+
+
+_JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
+
+
+def _events_of(
+    read: ReadChanges, catalog: Catalog, role: str, max_bytes: int
+) -> tuple[list[int], list[dict[str, Any]], int]:
+    """Return of which changes there are events, those, and what they weigh at most."""
+    shown = {
+        id: shown_of(catalog, rights, rights.columns[role])
+        for id, rights in read.rights.items()
+        if (rights.schema, rights.name) in catalog.relations
+    }
+    places, events, weight = [], [], 0
+    touched: set[tuple[int, int]] = set()
+    for at, change in enumerate(read.changes):
+        tick = change.relation, change.tick.number
+        of = shown.get(change.relation)
+        if of is None or tick in touched:
+            continue
+        if of.reader is None or change.op == "touch":
+            touched.add(tick)
+            event, most = touch(of, change)
+        else:
+            if not read.rights[change.relation].hold_for(change):
+                touched.add(tick)
+                change = reset(change)
+            event, most = of.event(change, max_bytes)
+        places.append(at)
+        events.append(event)
+        weight += most
+    return places, events, weight
+
+
+def _that_fit(
+    events: Sequence[dict[str, Any]], write: Callable[[Any], bytes | str], max_bytes: int
+) -> int:
+    """Return how many of the events may be in one answer, one at least; 0 for all of them."""
+    weight = 0
+    for many, event in enumerate(events):
+        text = write(event)
+        weight += 1 + len(text.encode() if isinstance(text, str) else text)
+        if weight > max_bytes and many:
+            return many
+    return 0
+
+
+def touch(shown: Shown, change: Change) -> tuple[dict[str, Any], int]:
+    """Return the entry of a relation of which nothing may be told but that it has changed; its bytes."""
+    entry = {
         "op": "touch",
         "schema": shown.schema,
         "key": None,
@@ -460,3 +512,4 @@ def touch(shown: Shown, change: Change) -> dict[str, Any]:
         "at": None,
         **shown.touched(change),
     }
+    return entry, len(cbor2.dumps(entry))

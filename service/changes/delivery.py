@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -120,9 +121,10 @@ class Delivery:
         if changes:
             await self._published(connection, changes)
             self._counters.changes += len(changes)
-            index = changes[-1].position.index
+            index = changes[-1].place
         if rows:
-            self._counters.lag = round(max(0.0, time.time() - rows[-1].at.timestamp()), 4)
+            at = datetime.fromisoformat(rows[-1].at).timestamp()
+            self._counters.lag = round(max(0.0, time.time() - at), 4)
         return index
 
     def _net_txn(
@@ -131,7 +133,7 @@ class Delivery:
         # What a table is tracked by may be another since; each such change says so in the log.
         if any(row.op == "R" or row.relation not in self.tracked for row in rows):
             self.tracked = tracked_txn(connection)
-        return list(net_changes(rows, self.tracked, tick.epoch, tick.number, index))
+        return list(net_changes(rows, self.tracked, tick, index))
 
     async def _published(self, connection: PgConnection, changes: list[Change]) -> None:
         """Publish, however long it takes: the session shows signs of life meanwhile."""

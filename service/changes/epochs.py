@@ -13,10 +13,11 @@ was restored is known by what the log has seen, if that is more than the server 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from service.changes.positions import PgSnapshot, Position, TickPosition
-from service.changes.ticks import Tick, last_txn, ticks_txn
+from service.changes.positions import PgSnapshot, Position, SnapshotPosition, TickPosition
+from service.changes.ticks import Tick, last_txn
 from service.db.connection import PgConnection
 
 FIRST = PgSnapshot(3, 3, ())
@@ -37,7 +38,15 @@ MAY_ASK_SYSTEM = """
 SELECT coalesce(pg_catalog.has_function_privilege(
     pg_catalog.to_regprocedure('pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false)
 """
-XMAX = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text"
+NOW = "SELECT pg_catalog.pg_current_snapshot()::text"
+SOME = (
+    "SELECT tick, epoch, snapshot::text FROM rowcast.ticks WHERE tick = ANY (%(ticks)s::bigint[])"
+)
+ENDS = """
+SELECT e.epoch, t.snapshot::text FROM rowcast.epochs e, LATERAL (
+    SELECT snapshot FROM rowcast.ticks WHERE epoch = e.epoch ORDER BY tick DESC LIMIT 1) AS t
+ WHERE e.epoch = ANY (%(epochs)s)
+"""
 
 NEWEST = """
 SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
@@ -123,60 +132,94 @@ def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
 
 
 def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
+    """Return a snapshot before a position; as `resumed_txn`."""
+    return resumed_txn(connection, [position])[position]
+
+
+def resumed_txn(
+    connection: PgConnection, positions: Collection[Position]
+) -> dict[Position, PgSnapshot | None]:
     """
-    Return a snapshot before a position: what is not visible in it has all that comes after.
+    Return a snapshot before each position: what is not visible in it has all that comes after.
 
     Args:
         connection: In a REPEATABLE READ transaction, in which the log is read next.
-        position: Of a caller.
+        positions: Of callers.
 
     Returns:
-        None if the position is gone: of another history, older than the log, or never given.
+        None for a position that is gone: of another history, older than the log, or never given.
 
     Raises:
         OnStandby: The server is one.
     """
     epoch = epoch_now_txn(connection)
-    if epoch is None or position.epoch > epoch.number:
-        return None
-    if isinstance(position, TickPosition):
-        found = _before_txn(connection, position)
-    elif position.epoch == epoch.number or _survived_txn(
-        connection, position.epoch, position.snapshot
-    ):
-        found = position.snapshot
-    else:
-        found = None
-    if found is None or found.xmin < epoch.pruned_below or _is_ahead_txn(connection, found):
-        return None
-    return found
+    if epoch is None:
+        return dict.fromkeys(positions)
+    numbers = {each.tick for each in positions if isinstance(each, TickPosition)}
+    ticks = _ticks_txn(connection, numbers | {number - 1 for number in numbers})
+    now = PgSnapshot.of(connection.ask(NOW)[0])
+    others = {
+        each.epoch
+        for each in positions
+        if isinstance(each, SnapshotPosition) and each.epoch < epoch.number
+    }
+    ends = _ends_txn(connection, others)
+
+    def before(position: Position) -> PgSnapshot | None:
+        if position.epoch > epoch.number:
+            return None
+        if isinstance(position, TickPosition):
+            found = _before(position, ticks)
+        elif position.epoch == epoch.number or _survived(position, ends):
+            found = position.snapshot
+        else:
+            return None
+        gone = found is None or found.xmin < epoch.pruned_below or found.xmax > now.xmax
+        return None if gone else found
+
+    return {each: before(each) for each in positions}
 
 
-def _before_txn(connection: PgConnection, position: TickPosition) -> PgSnapshot | None:
+def _before(
+    position: TickPosition, ticks: Mapping[int, tuple[int, PgSnapshot]]
+) -> PgSnapshot | None:
     """Return the snapshot before a tick, if the tick is the one that the position means."""
     # The end of all ticks is a position before the first change of one that is not there yet.
-    ends = ticks_txn(connection, position.tick - 1, 2)
-    before = next((tick for tick in ends if tick.number == position.tick - 1), None)
-    if before is None or before.epoch > position.epoch:
+    epoch, snapshot = ticks.get(position.tick - 1, (position.epoch + 1, None))
+    made_in, _ = ticks.get(position.tick, (None, None))
+    if epoch > position.epoch or (position.index > 0 and made_in != position.epoch):
         return None
-    tick = next((tick for tick in ends if tick.number == position.tick), None)
-    if position.index > 0 and (tick is None or tick.epoch != position.epoch):
-        return None
-    return before.snapshot
+    return snapshot
 
 
-def _survived_txn(connection: PgConnection, epoch: int, snapshot: PgSnapshot) -> bool:
-    """Return whether all that was visible in a snapshot of an earlier epoch is there."""
-    (text,) = connection.ask(
-        f"SELECT (SELECT snapshot::text FROM rowcast.ticks WHERE epoch = {epoch}"
-        " ORDER BY tick DESC LIMIT 1)"
+def _survived(position: SnapshotPosition, ends: Mapping[int, PgSnapshot]) -> bool:
+    """Return whether all that was visible at a position of an earlier epoch is there."""
+    snapshot, tick = position.snapshot, ends.get(position.epoch)
+    return (
+        tick is not None
+        and snapshot.xmax <= tick.xmax
+        and all(xid >= snapshot.xmax or xid in snapshot.running for xid in tick.running)
     )
-    if text is None:
-        return False
-    tick = PgSnapshot.parse(text)
-    return snapshot.xmax <= tick.xmax and all(
-        xid >= snapshot.xmax or xid in snapshot.running for xid in tick.running
-    )
+
+
+def _ticks_txn(
+    connection: PgConnection, numbers: Collection[int]
+) -> dict[int, tuple[int, PgSnapshot]]:
+    """Return the epochs and snapshots of ticks, by their numbers."""
+    if not numbers:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(SOME, {"ticks": list(numbers)}, clean=True)
+        return {number: (epoch, PgSnapshot.of(text)) for number, epoch, text in cursor}
+
+
+def _ends_txn(connection: PgConnection, epochs: Collection[int]) -> dict[int, PgSnapshot]:
+    """Return the snapshot of the last tick of each epoch that has one."""
+    if not epochs:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(ENDS, {"epochs": list(epochs)}, clean=True)
+        return {epoch: PgSnapshot.of(text) for epoch, text in cursor}
 
 
 def _start_txn(
@@ -205,8 +248,7 @@ def _start_txn(
 
 def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
     """Return whether a snapshot has seen more than there has been."""
-    (xmax,) = connection.ask(XMAX)
-    return snapshot.xmax > int(xmax)
+    return snapshot.xmax > PgSnapshot.of(connection.ask(NOW)[0]).xmax
 
 
 def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:

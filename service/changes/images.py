@@ -17,7 +17,7 @@ from typing import Any
 from service.catalog import Catalog, Relation, Type, cached_per_catalog
 from service.changes.net import Image
 from service.datatypes import FormName
-from service.db.json import sendable_document
+from service.db.json import LEAST, MAX_DEPTH, MOST, sendable_document
 
 ReadImage = Callable[[Any], Any]
 """From the value of an image that is not null to that of the wire."""
@@ -25,8 +25,24 @@ ReadImage = Callable[[Any], Any]
 LONGEST = 200_000
 """Digits of a numeric on either side of its point: PostgreSQL has 131,072 before it at most."""
 
+DIMENSIONS = 6
+"""Of an array, at most."""
+
 LONGEST_INTEGER = 21
 """Characters of one of 64 bits, and one more."""
+
+
+_LACKING = object()
+_SAME = frozenset([str, int, bool, type(None)])
+"""Types of which equal values are the same: 1.0 and 1.00 are not."""
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Return whether two values of a column are to be told apart: True and 1 are, and 1 and 1.0."""
+    if one != other or type(one) is not type(other):
+        return True
+    # In a document, too.
+    return isinstance(one, list | dict) and repr(one) != repr(other)
 
 
 class Unreadable(Exception):
@@ -45,9 +61,11 @@ class ImageReader:
 
     Args:
         columns: What reads the value of each column that is shown.
+        levels: How deep lists and dicts may be in a value.
     """
 
     columns: Mapping[str, ReadImage]
+    levels: int
 
     def row(self, image: Image) -> dict[str, Any]:
         """
@@ -58,11 +76,37 @@ class ImageReader:
         Raises:
             Unreadable: A value is in a form that its type does not have.
         """
-        return {
-            name: None if image[name] is None else read(image[name])
-            for name, read in self.columns.items()
-            if name in image
-        }
+        found = {}
+        for name, read in self.columns.items():
+            value = image.get(name, _LACKING)
+            if value is not _LACKING:
+                found[name] = None if value is None else read(value)
+        return found
+
+    def before(self, image: Image, later: Image, row: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Return what a row had in the columns in which it differs now.
+
+        Args:
+            image: That it had.
+            later: The one that it has.
+            row: What that one reads as.
+
+        Raises:
+            Unreadable: A value is in a form that its type does not have.
+        """
+        found = {}
+        for name, read in self.columns.items():
+            value = image.get(name, _LACKING)
+            if value is _LACKING:
+                continue
+            now = later.get(name, _LACKING)
+            if value == now and (type(value) is type(now) in _SAME or repr(value) == repr(now)):
+                continue
+            value = None if value is None else read(value)
+            if differs(value, row.get(name)):
+                found[name] = value
+        return found
 
     def value(self, column: str, value: Any) -> Any:
         """
@@ -96,7 +140,18 @@ def image_reader(
     }
     every = {name: known.get(name, _nothing) for name in [*known, *(shown.keys() - known.keys())]}
     virtual = {name for name, column in relation.columns.items() if column.generated == "v"}
-    return ImageReader({name: read for name, read in every.items() if name not in virtual})
+    levels = max((_levels(catalog, catalog.type(type)) for type in shown.values()), default=0)
+    return ImageReader({name: read for name, read in every.items() if name not in virtual}, levels)
+
+
+def _levels(catalog: Catalog, type: Type) -> int:
+    """Return how many lists and dicts may be in each other in a value of a type."""
+    plain = catalog.plain(type)
+    if plain.kind == "array":
+        return DIMENSIONS + _levels(catalog, catalog.type(plain.element))
+    if plain.kind == "composite":
+        return 1 + max((_levels(catalog, catalog.type(oid)) for _, oid in plain.fields), default=0)
+    return {"json": MAX_DEPTH, "hstore": 1}.get(plain.form, 0)
 
 
 def _reader(catalog: Catalog, type: Type) -> ReadImage:
@@ -163,6 +218,8 @@ def _boolean(value: Any) -> bool:
 
 
 def _integer(value: Any) -> int:
+    if type(value) is int and LEAST <= value <= MOST:
+        return value
     # An oid is a string, and a number a Decimal if another one of its row is too long for int().
     if isinstance(value, str | Decimal):
         text = str(value)
@@ -172,7 +229,7 @@ def _integer(value: Any) -> int:
             else None
         )
     found = _whole(value)
-    if not -(2**63) <= found < 2**63:
+    if not LEAST <= found <= MOST:
         raise Unreadable
     return found
 

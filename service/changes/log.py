@@ -8,8 +8,7 @@ same. `schema/changes.py` says what writes the log.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.changes.positions import PgSnapshot
 from service.db.connection import PgConnection
@@ -21,10 +20,13 @@ Op = Literal["I", "U", "D", "T", "C", "R"]
 MOST_ROWS, MOST_BYTES = 10_000, 32 << 20
 """Rows that are read at a time, and bytes of their images as they are stored."""
 
+AT = """pg_catalog.btrim(pg_catalog.to_json(at AT TIME ZONE 'UTC')::text, '"') || 'Z'"""
+"""When a row was logged, as it goes out: PostgreSQL writes it in a fifth of the time that Python takes."""
+
 # Not `pg_visible_in_snapshot`, which no index answers. The second part is of transactions that ran
 # when the first snapshot was taken.
-READ = """
-SELECT seq, xid::text, at, relation, op, CASE WHEN bytes <= %(most_bytes)s THEN old::text END,
+READ = f"""
+SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THEN old::text END,
        CASE WHEN bytes <= %(most_bytes)s THEN new::text END, bytes > %(most_bytes)s
   FROM (SELECT *, pg_catalog.sum(
             coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0)
@@ -49,15 +51,14 @@ SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_iden
 """
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+class LogRow(NamedTuple):
     """
     A row of the log.
 
     Args:
         seq: Counts up; of two changes of one row the later one has the higher number.
-        xid: The transaction.
-        at: When it was written.
+        xid: The transaction, in digits.
+        at: When it was written: RFC 3339, in UTC.
         relation: Of what is tracked, by its number there.
         op: What happened.
         old: The row before, as JSON text; None where there was none, or it is not logged.
@@ -65,8 +66,8 @@ class LogRow:
     """
 
     seq: int
-    xid: int
-    at: datetime
+    xid: str
+    at: str
     relation: int
     op: Op
     old: str | None
@@ -141,7 +142,7 @@ def refuse_barred_txn(connection: PgConnection) -> None:
 def snapshot_txn(connection: PgConnection) -> PgSnapshot:
     """Return the snapshot of the transaction that is open, or else of this moment."""
     (text,) = connection.ask("SELECT pg_catalog.pg_current_snapshot()::text")
-    return PgSnapshot.parse(text)
+    return PgSnapshot.of(text)
 
 
 def read_txn(
@@ -173,10 +174,7 @@ def read_txn(
         found = cursor.fetchall()
     if len(found) > most or any(heavy for *_, heavy in found):
         return None
-    return [
-        LogRow(seq, int(xid), at, relation, op, old, new)
-        for seq, xid, at, relation, op, old, new, _ in found
-    ]
+    return [LogRow(*columns) for *columns, _ in found]
 
 
 def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:

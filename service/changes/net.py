@@ -14,13 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from service.changes.log import LogRow, Tracked
 from service.changes.positions import TickPosition
+from service.changes.ticks import Tick
 
 Operation = Literal["insert", "update", "delete", "truncate", "touch", "reset"]
 Key = tuple[Any, ...]
@@ -30,8 +30,7 @@ _decode = json.JSONDecoder(parse_float=Decimal).raw_decode
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """
     What a transaction did to one key, or to all of a relation.
 
@@ -45,8 +44,10 @@ class Change:
         new: The row after it.
         xid: The transaction.
         at: When the last of its rows was logged: RFC 3339, in UTC.
-        position: Where the change stands.
+        tick: The batch that it is in.
+        place: Which one it is of the batch, from 1.
         last: Whether it is the last one of its transaction.
+        size: Characters of the rows in the log that it was made of, or more.
     """
 
     relation: int
@@ -56,12 +57,19 @@ class Change:
     new: Image | None
     xid: str
     at: str
-    position: TickPosition
+    tick: Tick
+    place: int
     last: bool
+    size: int
+
+    @property
+    def position(self) -> TickPosition:
+        """Where the change stands."""
+        return TickPosition(self.tick.epoch, self.tick.number, self.place)
 
 
 def net_changes(
-    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], epoch: int, tick: int, index: int = 0
+    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, index: int = 0
 ) -> Iterator[Change]:
     """
     Return the net changes of whole transactions, those of each together.
@@ -72,58 +80,100 @@ def net_changes(
     Args:
         rows: Of transactions that are there with all their rows, in any order.
         tracked: What is tracked now; rows of what is not any more say nothing.
-        epoch: For the positions.
-        tick: For the positions.
+        tick: Which they are in.
         index: Of the change before the first.
     """
-    transactions: dict[int, list[LogRow]] = {}
+    transactions: dict[str, list[LogRow]] = {}
     for row in rows:
         transactions.setdefault(row.xid, []).append(row)
     for each in transactions.values():
-        each.sort(key=lambda row: row.seq)
+        if len(each) > 1:
+            each.sort(key=_number)
     for each in sorted(transactions.values(), key=lambda rows: rows[-1].seq):
-        xid, at = str(each[0].xid), _utc(each[-1].at)
-        found = list(_of_transaction(each, tracked))
-        for number, (relation, net) in enumerate(found, 1):
+        _, xid, at, *_ = each[-1]
+        found = _of_transaction(each, tracked)
+        for left, (relation, (op, key, old, new, size)) in enumerate(found, 1 - len(found)):
             index += 1
-            place, last = TickPosition(epoch, tick, index), number == len(found)
-            yield Change(relation, net.op, net.key, net.old, net.new, xid, at, place, last)
+            yield Change(relation, op, key, old, new, xid, at, tick, index, not left, size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Net:
+_number = itemgetter(0)
+
+
+class _Net(NamedTuple):
     op: Operation
     key: Key | None = None
     old: Image | None = None
     new: Image | None = None
+    size: int = 0
 
 
 class Unclear(Exception):
     """The images of a relation do not say what a transaction did to it."""
 
 
-def _of_transaction(
-    rows: list[LogRow], tracked: Mapping[int, Tracked]
-) -> Iterator[tuple[int, _Net]]:
+def _of_transaction(rows: list[LogRow], tracked: Mapping[int, Tracked]) -> list[tuple[int, _Net]]:
     relations: dict[int, list[LogRow]] = {}
     for row in rows:
         relations.setdefault(row.relation, []).append(row)
-    for relation, own in relations.items():
-        if relation in tracked:
-            for net in _of_relation(own, tracked[relation]):
-                yield relation, net
+    return [
+        (relation, net)
+        for relation, own in relations.items()
+        if relation in tracked
+        for net in _of_relation(own, tracked[relation])
+    ]
 
 
 def _of_relation(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
     """Return what a transaction did to a relation; a reset where that is not to be told."""
+    net = _one_by_one(rows, tracked)
+    if net is not None:
+        return net
     kinds = {row.op for row in rows}
     if "R" in kinds:
         return [_Net("reset")]
     try:
         net = _truncated(rows, tracked) if "T" in kinds else _cancelled(rows, tracked)
-        return [*net, _Net("touch")] if "C" in kinds else net
     except Unclear:
         return [_Net("reset")]
+    size = sum(len(row.old or "") + len(row.new or "") for row in rows)
+    net = [each._replace(size=size) for each in net]
+    return [*net, _Net("touch")] if "C" in kinds else net
+
+
+_NAMING = frozenset([int, str])
+"""Types of which equal values are the same: 1.0 and 1.00 are two keys, and 1 equals True."""
+
+
+def _one_by_one(rows: list[LogRow], tracked: Tracked) -> list[_Net] | None:
+    """
+    Return the net changes where each row of the log is of a key of its own; None if that is not so.
+
+    Nearly all transactions are like that, and there is nothing to be weighed against anything.
+    """
+    columns = tracked.key
+    if not columns or tracked.level != "full":
+        return None
+    keys: set[Key] = set()
+    found = []
+    for *_, before, after in rows:
+        old = None if before is None else parse_image(before)
+        new = None if after is None else parse_image(after)
+        image = old if new is None else new
+        if image is None or old == new:
+            return None
+        try:
+            key = tuple([image[column] for column in columns])
+            if old and new and any([old[column] != image[column] for column in columns]):
+                return None
+        except KeyError:
+            return None
+        if not _NAMING.issuperset(map(type, key)):
+            return None
+        keys.add(key)
+        size = len(before or "") + len(after or "")
+        found.append(_Net(_operation(old, new), key, old, new, size))
+    return found if len(keys) == len(rows) else None
 
 
 def _truncated(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
@@ -294,11 +344,6 @@ def _operation(old: Image | None, new: Image | None) -> Operation:
 def _in_order(image: Image) -> str:
     """Return a text that equal images share; as numbers, 1.0 and 1.00 would be equal."""
     return repr(sorted(image.items(), key=itemgetter(0)))
-
-
-def _utc(at: datetime) -> str:
-    text = at.astimezone(UTC).replace(tzinfo=None).isoformat()
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}Z"
 
 
 def parse_image(text: str) -> dict[str, Any]:

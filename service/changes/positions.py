@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from service.errors import InvalidArgument, clip
 
@@ -24,8 +24,7 @@ _SNAPSHOT = re.compile(rf"({_NUMBER}):({_NUMBER}):((?:{_NUMBER}(?:,{_NUMBER})*)?
 _QUERY = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class PgSnapshot:
+class PgSnapshot(NamedTuple):
     """
     What PostgreSQL's `pg_snapshot` says: which transactions had ended when it was taken.
 
@@ -40,9 +39,15 @@ class PgSnapshot:
     running: tuple[int, ...]
 
     @classmethod
+    def of(cls, text: str) -> Self:
+        """Return the snapshot that PostgreSQL has written, as in "100:104:100,102"."""
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), tuple(map(int, running.split(","))) if running else ())
+
+    @classmethod
     def parse(cls, text: str) -> Self:
         """
-        Parse the text that PostgreSQL writes, as in "100:104:100,102".
+        Parse a snapshot that a client gives.
 
         Raises:
             ValueError: It is none.

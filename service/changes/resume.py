@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.changes.epochs import resume_txn
+from service.changes.epochs import resumed_txn
 from service.changes.log import read_txn
 from service.changes.match import Index
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
@@ -75,8 +75,8 @@ class Missed:
         connection.act(OURSELVES)
         places = {_place(each) for each in positions}
         self._read = dict.fromkeys(places)
-        snapshots = [(resume_txn(connection, place), place) for place in places]
-        known = [(snapshot, place) for snapshot, place in snapshots if snapshot is not None]
+        before = resumed_txn(connection, places)
+        known = [(each, place) for place, each in before.items() if each is not None]
         room = MOST_MISSED
         for snapshot, place in sorted(known, key=lambda each: each[0].xmax, reverse=True):
             if room > 0 and (found := self._since_txn(connection, snapshot)):

@@ -17,7 +17,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from service.changes.net import Change
-from service.changes.ticks import TickBounds
 from service.db.connection import PgConnection
 from service.db.introspect_sql import HIDDEN
 
@@ -69,7 +68,7 @@ class Rights:
     names: tuple[str, ...]
     columns: dict[str, Mapping[str, int]]
 
-    def hold_for(self, change: Change, tick: TickBounds | None) -> bool:
+    def hold_for(self, change: Change) -> bool:
         """
         Return whether the images of a change have the columns that there are now.
 
@@ -79,15 +78,17 @@ class Rights:
         left is a column that is dropped and made anew in its place, with the same name, by a
         transaction that had begun before the one of the image.
         """
-        certain = True
+        certain, tick = True, change.tick
         for half in self.shaped:
-            xid = _whole(half, tick.until.xmax if tick else int(change.xid))
-            if tick is None or not tick.since.sees(xid):
-                if tick is None or not tick.until.sees(xid) or xid > int(change.xid):
+            xid = _whole(half, tick.snapshot.xmax)
+            if not tick.since.sees(xid):
+                if not tick.snapshot.sees(xid) or xid > int(change.xid):
                     return False
                 certain = False
+        if certain:
+            return True
         images = [image for image in (change.old, change.new) if image is not None]
-        return certain or all(tuple(image) == self.names for image in images)
+        return all(tuple(image) == self.names for image in images)
 
 
 def _whole(xid: int, near: int) -> int:

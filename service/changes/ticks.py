@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-from service.changes.log import LogRow
+from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
 
@@ -56,7 +58,7 @@ WITH found AS MATERIALIZED (
       FROM size WHERE rows > 0
     RETURNING snapshot::text, changes, pg_notify(%(channel)s, tick::text)
 )
-SELECT tick.snapshot, tick.changes, f.seq, f.xid::text, f.at, f.relation, f.op, f.old::text, f.new::text
+SELECT tick.snapshot, tick.changes, f.seq, f.xid::text, {AT}, f.relation, f.op, f.old::text, f.new::text
   FROM tick CROSS JOIN size
   LEFT JOIN found f ON size.rows <= %(page_rows)s AND size.bytes <= %(page_bytes)s
  ORDER BY f.seq
@@ -71,21 +73,21 @@ SELECT xid::text, count(*), sum(size), max(seq) FROM ({
 
 ROWS = f"""
 WITH found AS MATERIALIZED ({_BETWEEN.format(columns=_COLUMNS)})
-SELECT seq, xid::text, at, relation, op, old::text, new::text FROM found
+SELECT seq, xid::text, {AT}, relation, op, old::text, new::text FROM found
  WHERE (SELECT coalesce(sum({_SIZE}), 0) FROM found) <= %(page_bytes)s ORDER BY seq
 """
 
 PAGE = f"""
-SELECT seq, xid::text, at, relation, op, old::text, new::text
+SELECT seq, xid::text, {AT}, relation, op, old::text, new::text
   FROM (SELECT {_COLUMNS} FROM rowcast.log WHERE xid = ANY (%(xids)s::xid8[])) AS page ORDER BY seq
 """
 
-TOO_LARGE = """
-SELECT max(seq), xid::text, max(at), relation, 'R', NULL, NULL FROM rowcast.log
- WHERE xid = ANY (%(xids)s::xid8[]) GROUP BY relation, xid ORDER BY max(seq)
+TOO_LARGE = f"""
+SELECT seq, xid::text, {AT}, relation, 'R', NULL, NULL FROM (
+    SELECT max(seq) AS seq, xid, max(at) AS at, relation FROM rowcast.log
+     WHERE xid = ANY (%(xids)s::xid8[]) GROUP BY relation, xid
+) AS last ORDER BY seq
 """
-
-BOUNDS = "SELECT tick, snapshot::text FROM rowcast.ticks WHERE tick = ANY (%(ticks)s)"
 
 TICKS = """
 SELECT tick, epoch, snapshot::text, changes FROM (
@@ -94,8 +96,7 @@ SELECT tick, epoch, snapshot::text, changes FROM (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """
     A batch of the log.
 
@@ -112,20 +113,6 @@ class Tick:
     since: PgSnapshot
     snapshot: PgSnapshot
     rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class TickBounds:
-    """
-    Between which snapshots a tick is.
-
-    Args:
-        since: That of the tick before.
-        until: Its own.
-    """
-
-    since: PgSnapshot
-    until: PgSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +161,10 @@ def next_txn(
     if not found:
         return None
     text, changes, *first = found[0]
-    tick = Tick(epoch, last.number + 1, last.snapshot, PgSnapshot.parse(text), changes)
+    tick = Tick(epoch, last.number + 1, last.snapshot, PgSnapshot.of(text), changes)
     if first[0] is None:
         return tick, None
-    return tick, _without_large([_row(*columns) for _, _, *columns in found], most)
+    return tick, _without_large([LogRow(*columns) for _, _, *columns in found], most)
 
 
 def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:
@@ -220,17 +207,18 @@ def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list
     values = _between(ticks[0].since, ticks[-1].snapshot) | {"page_bytes": PAGE_BYTES}
     with connection.cursor() as cursor:
         cursor.execute(ROWS, values, clean=True)
-        rows = [_row(*columns) for columns in cursor.fetchall()]
+        rows = list(map(LogRow._make, cursor))
     if not rows:
         return []
-    # What one snapshot sees, those after it see too.
-    place = {
-        xid: bisect_left(ticks, True, key=lambda tick: tick.snapshot.sees(xid))
-        for xid in {row.xid for row in rows}
-    }
     found: list[list[LogRow]] = [[] for _ in ticks]
+    place: dict[str, list[LogRow]] = {}
     for row in rows:
-        found[place[row.xid]].append(row)
+        of = place.get(row.xid)
+        if of is None:
+            # What one snapshot sees, those after it see too.
+            sees = partial(_sees, int(row.xid))
+            of = place[row.xid] = found[bisect_left(ticks, True, key=sees)]
+        of.append(row)
     return [_without_large(each, most) for each in found]
 
 
@@ -239,7 +227,7 @@ def page_txn(connection: PgConnection, page: TickPage) -> list[LogRow]:
     with connection.cursor() as cursor:
         xids = [str(xid) for xid in page.xids]
         cursor.execute(TOO_LARGE if page.too_large else PAGE, {"xids": xids}, clean=True)
-        return [_row(*columns) for columns in cursor.fetchall()]
+        return list(map(LogRow._make, cursor))
 
 
 def last_txn(connection: PgConnection) -> Tick | None:
@@ -263,25 +251,12 @@ def ticks_txn(connection: PgConnection, first: int, most: int) -> list[Tick]:
         rows = cursor.fetchall()
     found: list[Tick] = []
     for number, epoch, text, changes in rows:
-        snapshot = PgSnapshot.parse(text)
+        snapshot = PgSnapshot.of(text)
         if found:
             found.append(Tick(epoch, number, found[-1].snapshot, snapshot, changes))
         else:
             found.append(Tick(epoch, number, snapshot, snapshot, 0))
     return [tick for tick in found if tick.number >= first][:most]
-
-
-def bounds_txn(connection: PgConnection, numbers: Collection[int]) -> dict[int, TickBounds]:
-    """Return between which snapshots ticks are, by their numbers; not of one that is the oldest."""
-    with connection.cursor() as cursor:
-        values = {"ticks": [*numbers, *(number - 1 for number in numbers)]}
-        cursor.execute(BOUNDS, values, clean=True)
-        found = {number: PgSnapshot.parse(text) for number, text in cursor.fetchall()}
-    return {
-        number: TickBounds(found[number - 1], found[number])
-        for number in numbers
-        if number in found and number - 1 in found
-    }
 
 
 def end_txn(connection: PgConnection, epoch: int) -> TickPosition:
@@ -298,8 +273,8 @@ def _between(since: PgSnapshot, until: PgSnapshot) -> dict[str, object]:
     return _since(since) | {"snapshot": str(until), "until": str(until.xmax)}
 
 
-def _row(seq: int, xid: str, *columns: object) -> LogRow:
-    return LogRow(seq, int(xid), *columns)  # type: ignore[arg-type]
+def _sees(xid: int, tick: Tick) -> bool:
+    return tick.snapshot.sees(xid)
 
 
 def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:
@@ -309,7 +284,7 @@ def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:
         return rows
     kept = [row for row in rows if row.xid not in large]
     last = {(row.xid, row.relation): row for row in rows if row.xid in large}
-    resets = [replace(row, op="R", old=None, new=None) for row in last.values()]
+    resets = [row._replace(op="R", old=None, new=None) for row in last.values()]
     return sorted(kept + resets, key=lambda row: row.seq)
 
 

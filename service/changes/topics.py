@@ -10,7 +10,7 @@ row-level security, where that depends on the row, an event says only that somet
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from json import JSONEncoder
 from typing import Any
 
@@ -25,11 +25,9 @@ from service.changes.images import ImageReader, Unreadable, image_reader
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
 from service.changes.rights import Rights, rights_txn
-from service.changes.ticks import TickBounds, bounds_txn
-from service.db.connection import PgConnection
 from service.db.database import Database
 from service.errors import TooLarge, Unavailable
-from service.payload import Audience, Publication, Unsafe, fit
+from service.payload import LEVELS, Audience, Publication, Unsafe, fit
 from service.request.names import RESERVED, encode
 
 log = Logger()
@@ -39,6 +37,12 @@ NO_KEY = "-"
 """Stands for the key where there is none."""
 ENVELOPE = 1024
 """Bytes that a message has besides its topic and its event."""
+LONGER = 9
+"""
+Bytes of an event for each character of its rows in the log, at most.
+
+A character takes up to 4 in UTF-8, and "1," of an array of floats 9; a key stands there twice.
+"""
 CHUNK = 200
 """Events that are made in one piece, between two turns of the reactor."""
 PAUSE = 0.1
@@ -80,18 +84,6 @@ _JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_text)
 """Of arrays and composites."""
 
 
-def changed_columns(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row had in the columns in which another one differs."""
-    return {name: value for name, value in old.items() if _differs(value, new.get(name))}
-
-
-def _differs(one: Any, other: Any) -> bool:
-    if one != other or type(one) is not type(other):
-        return True
-    # True equals 1, and 1 equals 1.0, in a document too.
-    return isinstance(one, list | dict) and repr(one) != repr(other)
-
-
 @dataclass(frozen=True, slots=True)
 class Shown:
     """
@@ -111,7 +103,7 @@ class Shown:
 
     def event(self, change: Change, max_bytes: int) -> tuple[dict[str, Any], int]:
         """
-        Return a change as it is published and answered, and its bytes as CBOR.
+        Return a change as it is published and answered, and its bytes as CBOR, or a few more.
 
         Args:
             change: Of a relation whose rows may be shown.
@@ -125,25 +117,32 @@ class Shown:
             "key": self._key(change),
             "row": None,
             "old": None,
-            "position": str(change.position),
+            "position": f"{change.tick.epoch}.{change.tick.number}.{change.place}",
             "tx": change.xid,
             "last": change.last,
             "at": change.at,
         }
         try:
             event["row"], event["old"] = self._rows(change)
-            return event, fit(event, max_bytes - ENVELOPE)
+            most = ENVELOPE + LONGER * change.size
+            if most <= max_bytes and self._levels <= LEVELS - 2:
+                return event, most
+            return event, ENVELOPE + fit(event, max_bytes - ENVELOPE)
         except (Unreadable, TooLarge, Unsafe):
             event |= {"row": None, "old": None, "large": True}
             return event, len(cbor2.dumps(event))
 
+    @property
+    def _levels(self) -> int:
+        return 0 if self.reader is None else self.reader.levels
+
     def touched(self, change: Change) -> dict[str, Any]:
         """Return that a relation has changed: neither how often nor what."""
-        place = change.position
+        place = change.tick
         # The index would tell how many changes there were.
         return {
             "relation": self.name,
-            "position": str(TickPosition(place.epoch, place.tick, 0)),
+            "position": str(TickPosition(place.epoch, place.number, 0)),
         }
 
     def _key(self, change: Change) -> dict[str, Any] | None:
@@ -165,15 +164,21 @@ class Shown:
         Raises:
             Unreadable: The log does not have them exactly.
         """
-        new, old = self._row(change.new), self._row(change.old)
-        return new, changed_columns(old, new) if old is not None and new is not None else old
+        new = self._row(change.new)
+        if new is None or change.old is None or change.new is None:
+            return new, self._row(change.old)
+        assert self.reader is not None
+        return new, self.reader.before(change.old, change.new, new)
 
     def _row(self, image: Image | None) -> dict[str, Any] | None:
-        assert self.reader is not None
+        reader = self.reader
+        assert reader is not None
         # At the level `keys` an image is the key alone, and is no row.
-        if image is None or (self.key and set(image) == set(self.key) < set(self.reader.columns)):
+        if image is None or (
+            len(image) == len(self.key) < len(reader.columns) and set(image) == set(self.key)
+        ):
             return None
-        return self.reader.row(image)
+        return reader.row(image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,12 +246,11 @@ class Topics:
         Changes of relations that nobody is subscribed to are not published.
         """
         ids = {change.relation for change in changes}
-        ticks = {change.position.tick for change in changes}
-        topics, bounds = await self._topics(ids, ticks)
+        topics = await self._topics(ids)
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
             found = (
-                self._publication(change, topics.get(change.relation), bounds, touched)
+                self._publication(change, topics.get(change.relation), touched)
                 for change in changes[at : at + CHUNK]
             )
             await self._send([each for each in found if each is not None])
@@ -255,7 +259,6 @@ class Topics:
         self,
         change: Change,
         topic: Topic | None,
-        bounds: Mapping[int, TickBounds],
         touched: set[tuple[int, int]],
     ) -> Publication | None:
         position = str(change.position)
@@ -263,14 +266,14 @@ class Topics:
         prev, self._last[change.relation] = self._last.get(change.relation), position
         if topic is None or topic.audience is None:
             return None
-        tick = change.relation, change.position.tick
+        tick = change.relation, change.tick.number
         if tick in touched:
             return None
         if topic.shown.reader is None or change.op == "touch":
             touched.add(tick)
             event = topic.shown.touched(change)
             return Publication(f"{topic.head}.{TOUCHED}", event, topic.audience)
-        if not topic.rights.hold_for(change, bounds.get(change.position.tick)):
+        if not topic.rights.hold_for(change):
             touched.add(tick)
             change = reset(change)
         event, _ = topic.shown.event(change, self._max_bytes)
@@ -278,10 +281,8 @@ class Topics:
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
         return Publication(uri, {**event, "prev": prev}, topic.audience)
 
-    async def _topics(
-        self, ids: set[int], ticks: set[int]
-    ) -> tuple[dict[int, Topic], dict[int, TickBounds]]:
-        """Return the topics of relations to which somebody may be subscribed; and bounds of ticks."""
+    async def _topics(self, ids: set[int]) -> dict[int, Topic]:
+        """Return the topics of relations to which somebody may be subscribed."""
         while not self._dispatcher.ready:  # the catalog is being read for the first time
             await deferLater(self._database.reactor, PAUSE)
         if self._catalog is not self._dispatcher.served.catalog:
@@ -291,8 +292,8 @@ class Topics:
         wanted = await self._wanted(set(known.values()))
         asked = {id for id in ids if id not in known or known[id] in wanted}
         if not asked:
-            return {}, {}
-        rights, bounds = await self._asked(asked, ticks)
+            return {}
+        rights = await self._asked(asked)
         if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
             await self._dispatcher.refresh()
         catalog = self._catalog = self._dispatcher.served.catalog
@@ -303,20 +304,17 @@ class Topics:
         }
         self._heads |= heads
         wanted = await self._wanted(set(heads.values()))
-        topics = {
+        return {
             id: self._topic(catalog, head, rights[id])
             for id, head in heads.items()
             if head in wanted
         }
-        return topics, bounds
 
-    async def _asked(
-        self, ids: set[int], ticks: set[int]
-    ) -> tuple[dict[int, Rights], dict[int, TickBounds]]:
+    async def _asked(self, ids: set[int]) -> dict[int, Rights]:
         while True:
             try:
-                found: tuple[dict[int, Rights], dict[int, TickBounds]] = await self._database.run(
-                    _judged_txn, ids, self._roles.names, ticks, retry=True
+                found: dict[int, Rights] = await self._database.run(
+                    rights_txn, ids, self._roles.names, retry=True
                 )
                 return found
             except Unavailable as error:
@@ -345,16 +343,9 @@ class Topics:
         return Audience(eligible) if eligible else None
 
 
-def _judged_txn(
-    connection: PgConnection, ids: set[int], roles: Collection[str], ticks: set[int]
-) -> tuple[dict[int, Rights], dict[int, TickBounds]]:
-    """Return what says whether changes may be shown: rights on relations, and bounds of ticks."""
-    return rights_txn(connection, ids, roles), bounds_txn(connection, ticks)
-
-
 def reset(change: Change) -> Change:
     """Return that a relation is to be read again, in the place of a change."""
-    return replace(change, op="reset", key=None, old=None, new=None)
+    return change._replace(op="reset", key=None, old=None, new=None)
 
 
 def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Shown:

@@ -132,18 +132,24 @@ OWN: Mapping[str, dict[str, Any]] = {
                 "since": {"type": "string"},
                 "relations": reference("columns"),
                 "limit": {"type": ["integer", "null"], "minimum": 0},
+                "form": words("dicts", "json"),
                 **TIMEOUT,
             },
             ["since"],
         ),
-        "result": record(
-            {
-                "changes": {"type": "array", "items": CHANGE},
-                "position": {"type": "string"},
-                "more": TRUTH,
-            },
-            ["changes", "position", "more"],
-        ),
+        "result": {
+            "anyOf": [
+                record(
+                    {
+                        "changes": {"type": "array", "items": CHANGE},
+                        "position": {"type": "string"},
+                        "more": TRUTH,
+                    },
+                    ["changes", "position", "more"],
+                ),
+                reference("text"),
+            ]
+        },
         "errors": reference("errors.changes"),
     },
     "position": {

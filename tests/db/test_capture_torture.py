@@ -170,8 +170,8 @@ def check_made_again(server: Server, kept: list[Line], names: dict[Any, Any], st
     dice = random.Random(1)
     for tick in dice.sample(ticks, 30):
         again = [
-            (each.position.index, str(each.key), each.op, each.xid)
-            for each in net_changes(rows_of(connection, tick), tracked, tick.epoch, tick.number)
+            (each.place, str(each.key), each.op, each.xid)
+            for each in net_changes(rows_of(connection, tick), tracked, tick)
         ]
         told = [
             (each.index, each.key, each.op, each.xid) for each in kept if each.tick == tick.number
@@ -183,7 +183,7 @@ def check_made_again(server: Server, kept: list[Line], names: dict[Any, Any], st
         first, last = sorted(dice.sample(ticks, 2), key=lambda tick: tick.number)
         merged = Tick(1, last.number, first.snapshot, last.snapshot, 0)
         copy = Copy(states[first.number])
-        for change in net_changes(rows_of(connection, merged), tracked, 1, last.number):
+        for change in net_changes(rows_of(connection, merged), tracked, merged):
             copy.apply(names[change.relation], change.old, change.new)
         assert copy.wrong == []
         assert copy.state == states[last.number]

@@ -4,6 +4,7 @@ Catch-up: what was missed comes again, to each caller what its role may see.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +139,43 @@ async def test_changes_after_a_position_are_those_that_were_published(missing: M
         "position": answer["position"],
         "more": False,
     }
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_as_json_are_the_same_in_one_text(missing: Missing) -> None:
+    since = await missing.position()
+    execute(missing.dsn, "DROP TABLE IF EXISTS kinds; CREATE TABLE kinds (id int PRIMARY KEY, n numeric,"
+            " b bytea, j jsonb, t timestamptz, f float8); SELECT rowcast.track('kinds')")  # fmt: skip
+    await missing.db.dispatcher.refresh()
+    missing.run(
+        "INSERT INTO actions SELECT i, 'é \" ' || i || repeat('x', 300) FROM generate_series(1, 20) i",
+        "INSERT INTO kinds VALUES (1, 1.50, '\\x00ff', '{\"a\": [1.0]}', '2026-11-29 12:00+09', 'NaN')",
+        "UPDATE kinds SET n = 1.500, f = 2",
+    )
+    answer = await missing.changes(since)
+    text = await missing.changes(since, form="json")
+    row = answer["changes"][-1]["row"]
+    assert row["b"] == b"\0\xff"
+    assert answer["changes"][-1]["old"] == {"n": "1.50", "f": "NaN"}
+    for each in answer["changes"]:
+        for image in (each["row"], each["old"]):
+            if image and "b" in image:
+                image["b"] = "AP8="
+    assert json.loads(text) == answer
+    missing.serve(max_bytes=8000)
+    pages, position = [], since
+    while not pages or pages[-1]["more"]:
+        pages.append(json.loads(await missing.changes(position, form="json")))
+        position = pages[-1]["position"]
+    assert len(pages) > 2
+    assert all("large" not in each for page in pages for each in page["changes"])
+    assert [each["key"] for page in pages for each in page["changes"]] == [
+        each["key"] for each in answer["changes"]
+    ]
+    with pytest.raises(InvalidArgument) as caught:
+        await missing.changes(since, form="lists")
+    assert caught.value.details["path"] == "form"
 
 
 @served
@@ -339,6 +377,8 @@ async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) 
         f"{2**31 - 1}.{2**63 - 1}.{2**31 - 1}",
         f"{epoch + 1}.100:100:",
         f"0.{tick}.0",
+        f"{epoch}.{tick}.2",
+        f"{epoch}.{tick}.1000",
     ):
         with pytest.raises(PositionGone):
             pytest.fail(f"{gone}: {len(await missing.changes(gone))}")

@@ -5,18 +5,26 @@ Epochs: which positions still mean what they meant.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg2
 import pytest
 
 from schema.changes import install
-from service.changes.epochs import NO_SYSTEM, Epoch, begin_txn, epoch_now_txn, resume_txn
+from service.changes.epochs import (
+    NO_SYSTEM,
+    Epoch,
+    begin_txn,
+    epoch_now_txn,
+    resume_txn,
+    resumed_txn,
+)
 from service.changes.leader import prepare_txn
 from service.changes.log import read_txn, snapshot_txn
 from service.changes.positions import SnapshotPosition, TickPosition
 from service.changes.ticks import Tick, end_txn, last_txn, next_txn, ticks_txn
 from service.changes.upkeep import Upkeep, announce_txn
-from service.db.connection import PgConnection
+from service.db.connection import PgConnection, PgCursor
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.feeds import forget
@@ -290,6 +298,28 @@ def test_log_above_its_size_is_pruned_from_its_beginning(dsn: str, history: Hist
     assert upkeep.pruned == 20 - int(str(left))
     assert history.resumes(TickPosition(1, history.last.number, 1)) == 1
     assert first == 1
+
+
+def test_many_positions_are_looked_up_by_as_many_statements_as_one(
+    dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [history.tick() for _ in range(5)]
+    positions = [TickPosition(1, each.number, 1) for each in ticks]
+    positions += [SnapshotPosition(1, each.snapshot) for each in ticks]
+    statements = []
+    execute_one = PgCursor.execute
+
+    def counted(self: PgCursor, query: Any, *args: Any, **kwargs: Any) -> None:
+        statements.append(query)
+        execute_one(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(PgCursor, "execute", counted)
+    one = {each: resume_txn(history.connection, each) for each in positions}
+    each_time = len(statements) / len(positions)
+    statements.clear()
+    assert resumed_txn(history.connection, positions) == one
+    assert None not in one.values()
+    assert len(statements) <= each_time + 1
 
 
 def test_position_that_is_being_pruned_keeps_all_that_follows(dsn: str, history: History) -> None:

@@ -16,10 +16,13 @@ from psycopg2.extensions import cursor as Cursor
 from schema.changes import install
 from service.changes.log import read_txn, snapshot_txn, tracked_txn
 from service.changes.net import net_changes
+from service.changes.positions import PgSnapshot
+from service.changes.ticks import Tick
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 
 KEYS, TRANSACTIONS = 20, 250
+TICK = Tick(1, 1, PgSnapshot(3, 3, ()), PgSnapshot(3, 3, ()), 0)
 SCHEMA = f"""
 CREATE TABLE plain (id int PRIMARY KEY, n int);
 CREATE TABLE parted (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
@@ -74,7 +77,7 @@ def test_net_changes_are_right_where_the_log_is_in_no_order(dsn: str, table: str
                 raw_wrong += apply(
                     raw, row.old and json.loads(row.old), row.new and json.loads(row.new)
                 )
-            for change in net_changes(found, tracked, 1, 1):
+            for change in net_changes(found, tracked, TICK):
                 if change.op not in ("insert", "update", "delete") or apply(
                     net, change.old, change.new
                 ):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 
 import psycopg2
 import pytest
@@ -35,6 +36,20 @@ def reader(dsn: str) -> Iterator[PgConnection]:
     connection = open_session(dsn, SessionSettings())
     yield connection
     connection.close()
+
+
+def test_time_is_utc_whatever_the_session_has(dsn: str, reader: PgConnection) -> None:
+    before = snapshot_txn(reader)
+    execute(dsn, "INSERT INTO items VALUES (50, 1)")
+    for at in ("2026-11-29 12:30:00.25+00", "2026-11-29 21:30:10+09", "2026-11-29 12:30:00+00"):
+        execute(dsn, f"UPDATE rowcast.log SET at = '{at}'")
+        with reader.cursor() as cursor:
+            cursor.execute("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'")
+        (row,) = read_txn(reader, before) or ()
+        assert datetime.fromisoformat(row.at) == datetime.fromisoformat(at)
+        assert row.at.endswith("Z")
+    assert row.at == "2026-11-29T12:30:00Z"
+    execute(dsn, "DELETE FROM items; DELETE FROM rowcast.log")
 
 
 def test_log_between_snapshots_has_each_commit_once(dsn: str, reader: PgConnection) -> None:

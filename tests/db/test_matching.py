@@ -135,7 +135,7 @@ def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
                     list(row.values()),
                 )
                 ((text,),) = cursor.fetchall()
-            change = row_change(LogRow(1, 1, None, 7, "I", None, text))  # type: ignore[arg-type]
+            change = row_change(LogRow(1, "1", "", 7, "I", None, text))
             right = {
                 number
                 for number, (statement, values) in enumerate(statements)

@@ -30,7 +30,7 @@ class Ticks:
         if rows is None:
             pages = pages_txn(connection, self._last, self._most)
             rows = [row for page in pages for row in page_txn(connection, page)]
-        return list(net_changes(rows, tracked_txn(connection), epoch, self._last.number))
+        return list(net_changes(rows, tracked_txn(connection), self._last))
 
     def close(self) -> None:
         """End its session."""

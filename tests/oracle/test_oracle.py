@@ -5,7 +5,6 @@ Copies that watchers keep are what `find` answered at their position; wrong ways
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
 def without_old_images(*args: Any) -> list[LogRow] | None:
     """Read the log as if it had new images alone."""
     rows = read_txn(*args)
-    return rows and [replace(row, old=None) if row.new else row for row in rows]
+    return rows and [row._replace(old=None) if row.new else row for row in rows]
 
 
 def read_later(*_: Any, **__: Any) -> str:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.changes.topics import changed_columns, encode_key, topic_head
+from service.changes.images import ImageReader
+from service.changes.topics import encode_key, topic_head
 
 COMPONENT = re.compile(r"[^\s.#]+")
 """What autobahn and Crossbar take for a component of a URI."""
@@ -79,4 +80,5 @@ def test_key_of_any_text_is_a_component_and_no_other_key_has_it(
 def test_changed_columns_are_those_that_differ_on_the_wire() -> None:
     old = {"a": 1, "b": {"n": 1}, "c": True, "d": "x", "e": [1], "f": None, "gone": 5}
     new = {"a": 1, "b": {"n": True}, "c": True, "d": "x", "e": [1.0], "f": None}
-    assert changed_columns(old, new) == {"b": {"n": 1}, "e": [1], "gone": 5}
+    reader = ImageReader(dict.fromkeys(old, lambda value: value), 0)
+    assert reader.before(old, new, new) == {"b": {"n": 1}, "e": [1], "gone": 5}
