@@ -31,6 +31,7 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.lateral import column_list, embed_joins
+from service.sql.measured import join_measures
 from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
@@ -101,6 +102,7 @@ def _about(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statemen
 
 def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     """Build the query of a read."""
+    plan, measures = join_measures(plan)
     distinct: Composable = SQL("DISTINCT " if plan.distinct else "")
     if isinstance(plan.distinct, tuple) and plan.distinct:
         keys = COMMA.join(map(expression, plan.distinct))
@@ -114,11 +116,12 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
-        "SELECT {distinct}{columns} FROM {source}{embeds}{where}{order}{page}{lock}"
+        "SELECT {distinct}{columns} FROM {source}{measures}{embeds}{where}{order}{page}{lock}"
     ).format(
         distinct=distinct,
         columns=COMMA.join(columns),
         source=_by_keys(plan) if plan.by_keys else row_source(plan.relation, plan.call, plan.afterwards),
+        measures=measures,
         embeds=embed_joins(plan.embeds, json),
         where=_where(plan),
         order=order_by(plan.order, last),

@@ -1,0 +1,191 @@
+"""
+Rows sorted by measures of their related rows, as a join with the groups of those.
+
+A subselect for each row is what a measure is elsewhere. All rows have to be measured before the first
+one is known where they are sorted by it, and then one pass over the related rows costs a quarter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from psycopg2.sql import SQL, Composable, Composed, Identifier
+
+from service.catalog import Column
+from service.plan.conditions import (
+    BoolExpr,
+    Compare,
+    Condition,
+    Equals,
+    Exists,
+    Expression,
+    IsTest,
+    Link,
+    Not,
+    Search,
+)
+from service.plan.plans import ReadPlan
+from service.plan.predicates import both
+from service.sql.expressions import (
+    NAME,
+    aliased,
+    cast,
+    measure_value,
+    operator,
+    related_rows,
+)
+from service.sql.statement import AND, EMPTY
+
+VALUE = "v"
+"""What a measure is called in its join."""
+
+
+def join_measures(plan: ReadPlan) -> tuple[ReadPlan, Composable]:
+    """
+    Return a read that takes the measures which it is sorted by from joins, and these joins.
+
+    Where rows are sorted by something else first, or are distinct or a function's, nothing changes:
+    it may be that few of them are measured.
+    """
+    first = plan.order[0].expression if plan.order else None
+    if plan.call or plan.distinct or first is None or not _is_joined(first):
+        return plan, EMPTY
+    joins = _Joins(plan)
+    order = tuple(replace(key, expression=joins.value(key.expression)) for key in plan.order)
+    where = plan.where and joins.condition(plan.where)
+    return replace(plan, order=order, where=where), Composed(joins.built)
+
+
+def _is_joined(value: Expression) -> bool:
+    """Return whether a value is a measure of what is related to the row itself by columns."""
+    if value.measure is None or len(value.links) != 1:
+        return False
+    (link,) = value.links
+    return link.function is None and link.outer == NAME
+
+
+class _Joins:
+    """
+    Args:
+        plan: Of the rows.
+
+    Attributes:
+        built: The joins so far.
+    """
+
+    def __init__(self, plan: ReadPlan) -> None:
+        self.built: list[Composable] = []
+        self._plan = plan
+        self._known: list[tuple[Expression, Expression]] = []
+
+    def value(self, value: Expression) -> Expression:
+        """Return the column of a join in place of a measure."""
+        if not _is_joined(value):
+            return value
+        bare = replace(value, steps=(), applied=())
+        column = next((column for known, column in self._known if known.same(bare)), None)
+        if column is None:
+            column = self._joined(bare)
+            self._known.append((bare, column))
+        return replace(
+            column,
+            steps=value.steps,
+            as_json=value.as_json,
+            applied=value.applied,
+            type=value.type,
+            path=value.path,
+        )
+
+    def condition(self, where: Condition) -> Condition:
+        """Return a condition of the row that takes measures from joins."""
+        if isinstance(where, BoolExpr):
+            return replace(where, conditions=tuple(map(self.condition, where.conditions)))
+        if isinstance(where, Not):
+            return Not(self.condition(where.condition))
+        if isinstance(where, Compare):
+            right = where.right
+            right = self.value(right) if isinstance(right, Expression) else right
+            return replace(where, left=self.value(where.left), right=right)
+        if isinstance(where, IsTest | Search):
+            return replace(where, left=self.value(where.left))
+        return where
+
+    def _joined(self, value: Expression) -> Expression:
+        (link,), measure = value.links, value.measure
+        assert measure is not None
+        rows, source, pairs = _apart(link)
+        alias = f"m{len(self.built) + 1}"
+        keys = [Identifier(source, there) for _, there, _ in pairs]
+        names = [f"k{at}" for at in range(len(pairs))]
+        numbers = ", ".join(f"{at}" for at in range(1, len(pairs) + 1))
+        counted = measure.function == "count"
+        none = cast(SQL("0"), measure.type.sql)
+        found = Identifier(f"{alias}g" if counted else alias, VALUE)
+        self.built.append(
+            SQL(
+                " LEFT JOIN (SELECT {columns} FROM {rows} GROUP BY {numbers}) AS {alias} ON {equal}"
+            ).format(
+                columns=aliased([*zip(keys, names, strict=True), (measure_value(measure), VALUE)]),
+                rows=related_rows(rows, both(link.where, self._of_rows(source, pairs))),
+                numbers=SQL(numbers),
+                alias=Identifier(*found.strings[:1]),
+                equal=_equal(found.strings[0], pairs),
+            )
+        )
+        if counted:  # none is 0, and of what is not there the join has NULL
+            self.built.append(
+                SQL(
+                    " CROSS JOIN LATERAL (SELECT coalesce({found}, {none}) AS {value}) AS {alias}"
+                ).format(found=found, none=none, value=Identifier(VALUE), alias=Identifier(alias))
+            )
+        column = Column(VALUE, measure.type.oid, measure.type.sql)
+        return Expression(column, measure.type, path=value.path, source=alias)
+
+    def _of_rows(self, source: str, pairs: Equals) -> Condition | None:
+        """Return the condition that a related row is one of the rows: of few, no others are read."""
+        relation = self._plan.relation
+        where = both(*_unmeasured(self._plan.where))
+        if where is None and relation.kind == "table" and relation.estimable:
+            return None
+        back = tuple((there, here, equal) for here, there, equal in pairs)
+        return Exists(Link(relation, NAME, source, back), where)
+
+
+def _apart(link: Link) -> tuple[Link, str, Equals]:
+    """Return a link to all related rows, and where and how they are those of one row."""
+    if link.junction is None:
+        return replace(link, pairs=()), link.source, link.pairs
+    junction = replace(link.junction, here=())
+    return replace(link, junction=junction), junction.source, link.junction.here
+
+
+def _equal(alias: str, pairs: Equals) -> Composable:
+    return AND.join(
+        SQL("{here} {equal} {there}").format(
+            here=Identifier(NAME, here), equal=operator(equal), there=Identifier(alias, f"k{at}")
+        )
+        for at, (here, _, equal) in enumerate(pairs)
+    )
+
+
+def _unmeasured(where: Condition | None) -> Iterator[Condition]:
+    """Yield the terms of a condition, all of which hold, that speak of no measure."""
+    if isinstance(where, BoolExpr) and not where.any:
+        for each in where.conditions:
+            yield from _unmeasured(each)
+    elif where is not None and not any(map(_is_joined, _values(where))):
+        yield where
+
+
+def _values(where: Condition) -> Iterator[Expression]:
+    """Yield the values of the row that a condition speaks of."""
+    if isinstance(where, BoolExpr):
+        for each in where.conditions:
+            yield from _values(each)
+    elif isinstance(where, Not):
+        yield from _values(where.condition)
+    elif isinstance(where, Compare | IsTest | Search):
+        yield where.left
+        if isinstance(where, Compare) and isinstance(where.right, Expression):
+            yield where.right
