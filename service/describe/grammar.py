@@ -21,7 +21,7 @@ from service.request.arguments import (
 from service.request.assignments import LINK
 from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
-from service.request.select_list import MAX_KEYS, MAX_LENGTH, UNITS
+from service.request.select_list import ARGS, MAX_ARGS, MAX_KEYS, MAX_LENGTH, UNITS
 
 NOT_NULL: Schema = {"not": NULL}
 TEXT: Schema = {"type": "string"}
@@ -70,7 +70,12 @@ def _operators() -> Schema:
     found["not"] = reference("condition")
     for name in filters.BESIDE:
         found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
-    return {**record(found), "minProperties": 1}
+    return {
+        "anyOf": [
+            {**record(found), "minProperties": 1},
+            {"allOf": [HAS_ARGS, record({**found, **GIVEN})]},
+        ]
+    }
 
 
 def _texts() -> Schema:
@@ -128,6 +133,18 @@ RANK: Mapping[str, Schema] = {
 }
 """What a sort key is measured by: a query of text search, or another value."""
 
+GIVEN: Mapping[str, Schema] = {
+    ARGS: {"type": ["object", "null"], "propertyNames": NAME, "maxProperties": MAX_ARGS}
+}
+"""What the function of a computed column is given."""
+HAS_ARGS: Schema = {
+    "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
+    "properties": {ARGS: {"type": "object"}},
+    "required": [ARGS],
+    "minProperties": 2,
+}
+"""Of a condition: operators on what a function gives for arguments."""
+
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
     "in_json": {"description": "what is set at a path in JSON: any value, or what computes it"},
@@ -172,7 +189,7 @@ LANGUAGE: Mapping[str, Schema] = {
         ],
     },
     "related": {
-        "allOf": [reference("where")],
+        "allOf": [reference("where"), {"not": HAS_ARGS}],
         "anyOf": [  # what is no dict of operators
             {"maxProperties": 0},
             {"not": {"propertyNames": {"enum": sorted(filters.OPERATORS)}}},
@@ -184,7 +201,10 @@ LANGUAGE: Mapping[str, Schema] = {
         "description": '[alias:]column[->key][->>key][::type], "*", or "-column" beside it',
         "anyOf": [
             NAME,
-            record({"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC}, ["column"]),
+            record(
+                {"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC, **GIVEN},
+                ["column"],
+            ),
         ],
     },
     "key": {
@@ -192,7 +212,15 @@ LANGUAGE: Mapping[str, Schema] = {
         "anyOf": [
             NAME,
             record(
-                {"by": NAME, "desc": FLAG, "nulls": words("first", "last"), **TRUNC, **RANK}, ["by"]
+                {
+                    "by": NAME,
+                    "desc": FLAG,
+                    "nulls": words("first", "last"),
+                    **TRUNC,
+                    **RANK,
+                    **GIVEN,
+                },
+                ["by"],
             ),
         ],
     },

@@ -12,11 +12,13 @@ from typing import Any
 from service.catalog import Catalog, Column, Relation, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
+from service.describe.routines import described_parameter
 from service.describe.rows import Rows
 from service.describe.type_schemas import NULL, changed, given, new, schema_of, value
 from service.describe.verb import Right, Verb
+from service.plan.computed_columns import Computed, computed_columns
 from service.plan.computing import computing
-from service.plan.joins import computed_columns, relationships
+from service.plan.joins import relationships
 from service.plan.tree import takes_nested
 from service.request.names import RESERVED, encode
 from service.request.select_list import quoted_item
@@ -51,6 +53,16 @@ def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
     ]
 
 
+def _computed(catalog: Catalog, computed: Computed) -> dict[str, Any]:
+    column, (_, *others) = computed.column, computed.function.inputs
+    return {
+        "type": column.declared,
+        "comment": column.comment,
+        "json_schema": schema_of(catalog, catalog.type(column.type), True),
+        "parameters": [described_parameter(catalog, each) for each in others],
+    }
+
+
 def described_relation(
     defs: Definitions, relation: Relation, verbs: Mapping[str, Verb], written: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -74,11 +86,10 @@ def described_relation(
         "json_schema": {kind: rows.part(kind) for kind in ("row", "insert", "update")},
         "computed": {
             name: {
-                "type": computed.column.declared,
-                "comment": computed.column.comment,
-                "json_schema": schema_of(catalog, catalog.type(computed.column.type), True),
+                **_computed(catalog, overloads[0]),
+                "overloads": [_computed(catalog, each) for each in overloads[1:]],
             }
-            for name, computed in computed_columns(catalog, relation).items()
+            for name, overloads in computed_columns(catalog, relation).items()
         },
         "primary_key": list(relation.primary_key),
         "unique_keys": [

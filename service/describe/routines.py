@@ -103,7 +103,7 @@ class _FunctionRows(Rows):
             "kind": "procedure" if function.procedure else "function",
             "comment": function.comment,
             "volatility": function.volatility,
-            "parameters": [_parameter(catalog, each) for each in function.inputs],
+            "parameters": [described_parameter(catalog, each) for each in function.inputs],
             "returns": {"type": catalog.type(function.result).sql, "many": function.many},
             "arguments": self._arguments(),
             "result": self._result(),
@@ -171,7 +171,8 @@ class _FunctionRows(Rows):
         return made
 
 
-def _parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
+def described_parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
+    """Describe what a function takes."""
     type = catalog.type(argument.type)
     schema = schema_of(catalog, type, nullable=argument.mode != "variadic")
     if catalog.plain(type).form == "decimal":  # exact as a string, and taken as a number too

@@ -20,10 +20,10 @@ from service.catalog import (
 )
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
-from service.plan.conditions import Bound, Condition, Present
+from service.plan.conditions import Bound, Condition, PlannedArgument, Present
 from service.plan.hidden import has_hidden_field
 from service.plan.joins import keyless, returned_relation
-from service.plan.plans import CallPlan, FunctionCall, PlannedArgument, ReadPlan
+from service.plan.plans import CallPlan, FunctionCall, ReadPlan
 from service.plan.predicates import both
 from service.plan.read_plan import plan_all, plan_find
 from service.plan.reread import follows

@@ -50,6 +50,15 @@ class Bound:
     raw: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedArgument:
+    """An argument by name, or (without one) by position; no value is null."""
+
+    name: str
+    value: Bound | None
+    variadic: bool = False
+
+
 Equals = tuple[tuple[str, str, Operator], ...]
 """Columns of one side and of the other that are equal, and by which operator."""
 
@@ -168,6 +177,7 @@ class Expression:
         source: The alias of its row.
         links: The way from there to the row that has the column, one related row a step.
         function: Of the row, that computes the column, if it is one.
+        arguments: What that is given beside the row.
         row: The name under which the source holds the row, if it is not the row itself.
         measure: What it is over all rows that the last link leads to, if it is no column of one.
     """
@@ -182,6 +192,7 @@ class Expression:
     source: str = "t"
     links: tuple[Link, ...] = ()
     function: Function | None = None
+    arguments: tuple[PlannedArgument, ...] = ()
     row: str = ""
     measure: PlannedMeasure | None = None
 
@@ -199,6 +210,7 @@ class Expression:
             (self.column is other.column or self.function is not None or self.measure is not None)
             and (self.measure and self.measure.name) == (other.measure and other.measure.name)
             and self.function is other.function
+            and self.arguments == other.arguments
             and self.applied == other.applied
             and len(self.links) == len(other.links)
             and all(map(Link.same, self.links, other.links))

@@ -1,8 +1,7 @@
 """
 How relations are related, and which relationship an embed or a filter means.
 
-By foreign keys either way, through junctions, and by functions of a row, which add computed
-columns as well.
+By foreign keys either way, through junctions, and by functions of a row.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 from service.catalog import (
     NOWHERE,
     Catalog,
-    Column,
     ForeignKey,
     Function,
     Relation,
@@ -23,9 +21,6 @@ from service.errors import InvalidArgument, UnknownName
 from service.request.names import encode
 from service.request.requests import Embed
 from service.request.select_list import quoted_item
-
-UNANSWERED = frozenset([2249, 2278])
-"""The oids of `record` and `void`, which are no types of columns."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -71,14 +66,6 @@ class Join:
     embed_names: frozenset[str]
     function: Function | None = None
     label: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A column whose value a function of the row returns."""
-
-    function: Function
-    column: Column
 
 
 def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
@@ -135,20 +122,18 @@ def closest_named(ways: Sequence[Join], via: str) -> list[Join]:
     return [way for way in named if way.names[via] == closest]
 
 
-def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
-    """Return the functions of a relation's rows that return one value, by name."""
-    if (relation.schema, relation.name) not in _row_functions(catalog):
-        return {}  # of groups, say, which are another relation in each call
-    return _computed_columns(catalog, relation)
+def has_row_functions(catalog: Catalog, relation: Relation) -> bool:
+    """Return whether functions take rows of a relation."""
+    return (relation.schema, relation.name) in _by_row(catalog)
 
 
 def computed_relationships(
     catalog: Catalog, relation: Relation
 ) -> Iterator[tuple[Function, Relation]]:
     """Return the functions of a relation's rows that return rows of a served one."""
-    for function in _of_row(catalog, relation):
+    for function in row_functions(catalog, relation):
         target = returned_relation(catalog, function)
-        if target is not None:
+        if target is not None and len(function.inputs) == 1:
             yield function, keyless(catalog, target)
 
 
@@ -387,50 +372,26 @@ def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
     return any(both <= set(key) for key in keys)
 
 
-@cached_per_catalog
-def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, Computed]:
-    return {
-        function.name: Computed(function, _column(catalog, function))
-        for function in _of_row(catalog, relation)
-        if not function.many
-        and function.result not in UNANSWERED
-        and returned_relation(catalog, function) is None
-        and function.name not in relation.columns
-    }
-
-
-def _of_row(catalog: Catalog, relation: Relation) -> list[Function]:
+def row_functions(catalog: Catalog, relation: Relation) -> list[Function]:
     """
-    Return the functions of a relation's rows; of two alike, that of the relation's schema last.
+    Return the functions of a relation's rows, which they take first; of two alike, that of the
+    relation's schema last.
 
     They read the whole row, so PostgreSQL lets nobody use them who may not.
     """
     if not relation.readable:
         return []
-    found = _row_functions(catalog).get((relation.schema, relation.name), [])
+    found = _by_row(catalog).get((relation.schema, relation.name), [])
     return sorted(found, key=lambda function: function.schema == relation.schema)
 
 
 @cached_per_catalog
-def _row_functions(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
+def _by_row(catalog: Catalog) -> Mapping[tuple[str, str], list[Function]]:
     found: dict[tuple[str, str], list[Function]] = {}
     for function in (each for overloads in catalog.functions.values() for each in overloads):
-        if function.procedure or function.outputs or len(function.inputs) != 1:
+        if function.procedure or function.outputs or not function.inputs:
             continue
-        (argument,) = function.inputs
-        row = catalog.type(argument.type)
+        row = catalog.type(function.inputs[0].type)
         if row.kind == "composite" and (row.schema, row.name) in catalog.relations:
             found.setdefault((row.schema, row.name), []).append(function)
     return found
-
-
-def _column(catalog: Catalog, function: Function) -> Column:
-    type = catalog.type(function.result)
-    return Column(
-        function.name,
-        function.result,
-        type.sql,
-        comment=function.comment,
-        insertable=False,
-        updatable=False,
-    )

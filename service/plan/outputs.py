@@ -116,7 +116,7 @@ def _all(scope: Scope) -> tuple[Output, ...]:
 def _left_out(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
     """Return the name of a column that is to be none of all, if all are asked for."""
     name = scope.value(item.reference).column.name
-    if not any(each.reference.name == "*" for each in select):
+    if not any(each.reference.every for each in select):
         raise InvalidArgument(
             '"-" leaves a column out of "*"',
             path=item.reference.path,
@@ -129,8 +129,7 @@ def _item(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, 
     reference = item.reference
     if item.left_out:
         return ()
-    # A column may be called "*" in quotes.
-    if reference.name == "*" and "*" not in scope.relation.columns:
+    if reference.every:
         if reference.owners:
             raise InvalidArgument(
                 '"*" is for the columns of the row itself',

@@ -19,18 +19,10 @@ from service.plan.conditions import (
     Expression,
     Link,
     Operator,
+    PlannedArgument,
     PlannedMeasure,
     SortKey,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedArgument:
-    """An argument by name, or (without one) by position; no value is null."""
-
-    name: str
-    value: Bound | None
-    variadic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

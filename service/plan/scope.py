@@ -11,6 +11,7 @@ from itertools import count
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
+from service.plan.computed_columns import computed_columns, resolve_computed
 from service.plan.conditions import (
     PG_CATALOG,
     Applied,
@@ -20,11 +21,12 @@ from service.plan.conditions import (
     JunctionJoin,
     Link,
     Operator,
+    PlannedArgument,
     PlannedMeasure,
     PlannedStep,
 )
 from service.plan.hidden import follow, without_hidden_fields
-from service.plan.joins import Pairs, computed_columns, is_related, related
+from service.plan.joins import Pairs, is_related, related
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.requests import Embed, Operand, Reference
@@ -137,12 +139,13 @@ class Scope:
     def value(self, reference: Reference) -> Expression:
         """Return a column of the row itself by reference, to be answered as it is."""
         column, function = self._column(reference)
+        arguments = () if function is None else self._arguments(function, reference)
         if reference.steps:
             found = self._stepped(column, reference)
         else:
             found = self.of_column(column, reference.path)
         if function is not None:
-            found = replace(found, function=function)
+            found = replace(found, function=function, arguments=arguments)
         if reference.cast:
             found = self._cast(found, reference, reference.cast)
         if reference.trunc:
@@ -196,14 +199,26 @@ class Scope:
         """Return a column, and the function that computes it, if it is none of the relation's."""
         name = reference.name
         if name in self.relation.columns:
+            if reference.args:
+                raise InvalidArgument(
+                    f'"{name}" is a column, and takes no arguments', path=reference.args[0][1].path
+                )
             return self.relation.columns[name], None
         computed = computed_columns(self.catalog, self.relation)
         if name in computed:
-            return computed[name].column, computed[name].function
+            found = resolve_computed(self.catalog, computed[name], reference)
+            return found.column, found.function
         known = [*self.relation.columns, *computed]
         of = f'relation "{self.relation.name}"'
         hint = column_hint(name, known, OPERATORS)
         raise UnknownName("column", name, known, of, reference.path, hint)
+
+    def _arguments(self, function: Function, reference: Reference) -> tuple[PlannedArgument, ...]:
+        types = {each.name: self.catalog.type(each.type) for each in function.inputs[1:]}
+        return tuple(
+            PlannedArgument(name, self.bound(operand, types[name]))
+            for name, operand in reference.args
+        )
 
     def of_column(self, column: Column, path: str = "") -> Expression:
         """Return a column as an expression."""

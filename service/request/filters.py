@@ -22,7 +22,7 @@ from service.request.requests import (
     Reference,
     Related,
 )
-from service.request.select_list import parse_reference
+from service.request.select_list import ARGS, parse_reference, with_args
 from service.request.synonyms import container_hint, synonym_hint
 
 ORDERING = frozenset({"eq", "neq", "gt", "gte", "lt", "lte", "isdistinct"})
@@ -117,6 +117,9 @@ class FilterParser:
         if value is None:
             return Comparison(reference, "is", word="null")
         if isinstance(value, Mapping):
+            if _has_args(value):
+                reference = with_args(reference, value[ARGS], f"{path}.{ARGS}", self._values)
+                value = {name: value[name] for name in value if name != ARGS}
             if not value and reference.is_value:
                 raise InvalidArgument("a condition names an operator", path=path)
             unknown_key = None if reference.is_value else _unknown_key(value, path)
@@ -263,6 +266,15 @@ def _unknown_key(value: Any, path: str) -> tuple[str, str] | None:
         if found is not None:
             return found
     return None
+
+
+def _has_args(value: Mapping[Any, Any]) -> bool:
+    """Return whether a dict has, beside operators, what a computed column is given."""
+    return (
+        len(value) > 1
+        and isinstance(value.get(ARGS), Mapping)
+        and all(name in OPERATORS or name == ARGS for name in value)
+    )
 
 
 def _word(operand: Any, path: str) -> str:
@@ -441,10 +453,13 @@ class _TruthTable:
         )
 
     def _named(self, reference: Reference, values: list[Any]) -> Any:
-        """Return what references that are alike have in common, and put their steps into a list."""
-        values += [self._values[step.operand.slot] for step in reference.steps]
+        """Return what references that are alike have in common, and put their values into a list."""
+        operands = [step.operand for step in reference.steps]
+        operands += [operand for _, operand in reference.args]
+        values += [self._values[operand.slot] for operand in operands]
         steps = tuple((step.key, step.text) for step in reference.steps)
-        return reference.name, steps, reference.cast, reference.length
+        args = tuple(name for name, _ in reference.args)
+        return reference.name, steps, reference.cast, reference.length, args
 
 
 def _normal(where: Comparison) -> Comparison:

@@ -55,6 +55,8 @@ class Reference:
         trunc: The unit that a time is cut to.
         zone: The time zone in which that is done.
         length: Whether its length is meant.
+        every: Whether it is "*", which in quotes is a name.
+        args: What is given to the function that computes it, by name, in the order of the names.
     """
 
     name: str
@@ -66,17 +68,19 @@ class Reference:
     trunc: str | None = None
     zone: Zone | None = None
     length: bool = False
+    every: bool = False
+    args: tuple[tuple[str, Operand], ...] = ()
 
     @property
     def is_value(self) -> bool:
         """Whether it is more than a name, so that it cannot be that of related rows."""
-        return bool(self.steps or self.cast or self.trunc or self.length)
+        return bool(self.steps or self.cast or self.trunc or self.length or self.args)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """
-    An item of a select list; a reference to "*" stands for all columns.
+    An item of a select list; a reference to every column stands for all.
 
     Args:
         reference: The column.

@@ -40,6 +40,11 @@ UNITS = (
 MAX_KEYS = 64
 """Of an order: more than any index has."""
 
+ARGS = "args"
+"""The key of what the function of a computed column is given."""
+MAX_ARGS = 100
+"""Of a function: PostgreSQL's FUNC_MAX_ARGS."""
+
 _TOKEN = re.compile(
     r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
 )
@@ -69,7 +74,7 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         return parse_item(item, path, values)
     if not isinstance(item, Mapping):
         raise InvalidArgument("an item is a string or a dict", path=path)
-    _only(item, ("column", "as", "cast", "trunc", "zone"), path)
+    _only(item, ("column", "as", "cast", "trunc", "zone", ARGS), path)
     column, alias, type_name = item.get("column"), item.get("as"), item.get("cast")
     if not isinstance(column, str):
         raise InvalidArgument('an item names its "column"', path=f"{path}.column")
@@ -79,6 +84,7 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         if value is not None:
             check_name(value, f"{path}.{name}")
     reference = parse_reference(column, f"{path}.column", values)
+    reference = with_args(reference, item.get(ARGS), f"{path}.{ARGS}", values)
     if type_name is not None:
         if reference.cast is not None:
             raise InvalidArgument("a type is named twice", path=f"{path}.cast")
@@ -145,6 +151,21 @@ def parse_reference(text: str, path: str, values: Values) -> Reference:
     return _reference(_tokens(text, path), text, path, values)
 
 
+def with_args(reference: Reference, args: Any, path: str, values: Values) -> Reference:
+    """Return the reference to a computed column, with what its function is given."""
+    if args is None:
+        return reference
+    if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
+        raise InvalidArgument(f'"{ARGS}" is a dict of names and values', path=path)
+    if len(args) > MAX_ARGS:
+        raise InvalidArgument(f"a function takes at most {MAX_ARGS} arguments", path=path)
+    for name in args:
+        check_name(name, path)
+    # Sorted, so that calls which differ in the order of names have one kept statement.
+    found = ((name, Operand(values.add(args[name]), f"{path}.{name}")) for name in sorted(args))
+    return replace(reference, args=tuple(found))
+
+
 def parse_names(value: Any, name: str) -> tuple[str, ...]:
     """Parse a list of columns."""
     found = listed(value, name)
@@ -179,7 +200,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
             path=path,
             hint=_short(*key) if pair else None,
         )
-    _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near"), path)
+    _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near", ARGS), path)
     by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
     if not isinstance(by, str):
         raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
@@ -187,7 +208,9 @@ def _key(key: Any, path: str, values: Values) -> Key:
         raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
     if nulls not in (None, "first", "last"):
         raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
-    reference = _truncated(parse_reference(by, f"{path}.by", values), key, path, values)
+    reference = parse_reference(by, f"{path}.by", values)
+    reference = with_args(reference, key.get(ARGS), f"{path}.{ARGS}", values)
+    reference = _truncated(reference, key, path, values)
     way = bool(reverse), cast("Nulls | None", nulls)
     return Key(reference, *way, *_measured(key, path, values))
 
@@ -288,7 +311,8 @@ def _reference(tokens: list[Token], text: str, path: str, values: Values) -> Ref
             raise _bad(text, path)
     if len(names) > MAX_OWNERS + 1:
         raise InvalidArgument(f"a name goes through {MAX_OWNERS} embeds at most", path=path)
-    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps), cast)
+    every = ("word", "*") in tokens[: 2 * len(names)]
+    return Reference(names[-1], path, tuple(names[:-1]), tuple(steps), cast, every=every)
 
 
 def _name(token: Token, text: str, path: str) -> str:

@@ -24,6 +24,7 @@ from service.plan.conditions import (
     Link,
     Not,
     Operator,
+    PlannedArgument,
     PlannedMeasure,
     Present,
     Ranked,
@@ -60,7 +61,7 @@ def expression(value: Expression) -> Composable:
     if value.measure is not None:
         column = measure_value(value.measure)
     elif value.function is not None:
-        column = _row_function(value.function, value.source, value.row)
+        column = _row_function(value.function, value.source, value.row, value.arguments)
     if value.steps:
         template = (
             "(pg_catalog.to_jsonb({document}){steps})" if value.as_json else "({document}{steps})"
@@ -315,12 +316,24 @@ def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
     )
 
 
-def _row_function(function: Function, source: str, row: str) -> Composable:
+def _row_function(
+    function: Function, source: str, row: str, arguments: Sequence[PlannedArgument] = ()
+) -> Composable:
     """Build a call of a function of a row, or of the column `row` that holds one."""
     # "t".* and not "t", which would mean a column of that name.
-    return SQL("{function}({row})" if row else "{function}({row}.*)").format(
+    return SQL("{function}({row}{rest})" if row else "{function}({row}.*{rest})").format(
         function=Identifier(function.schema, function.name),
         row=Identifier(source, row) if row else Identifier(source),
+        rest=Composed(Composed([COMMA, argument(each)]) for each in arguments),
+    )
+
+
+def argument(given: PlannedArgument) -> Composable:
+    """Build an argument of a function."""
+    template = "{name} => {value}" if given.name else "{value}"
+    return SQL(f"VARIADIC {template}" if given.variadic else template).format(
+        name=Identifier(given.name),
+        value=Parameter(given.value) if given.value else SQL("NULL"),
     )
 
 

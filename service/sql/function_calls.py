@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from psycopg2.sql import SQL, Composable, Identifier
 
-from service.plan.plans import CallPlan, FunctionCall, PlannedArgument
-from service.sql.expressions import NAME, aliased, json_text
-from service.sql.statement import COMMA, EMPTY, Parameter, Statement, build_statement
+from service.plan.plans import CallPlan, FunctionCall
+from service.sql.expressions import NAME, aliased, argument, json_text
+from service.sql.statement import COMMA, EMPTY, Statement, build_statement
 
 
 def call(plan: CallPlan, limit: int) -> Statement:
@@ -60,13 +60,5 @@ def _invocation(found: FunctionCall) -> Composable:
     """Build a function with its arguments; those by name keep their defaults apart."""
     return SQL("{function}({arguments})").format(
         function=Identifier(found.function.schema, found.function.name),
-        arguments=COMMA.join(map(_argument, found.arguments)),
-    )
-
-
-def _argument(argument: PlannedArgument) -> Composable:
-    template = "{name} => {value}" if argument.name else "{value}"
-    return SQL(f"VARIADIC {template}" if argument.variadic else template).format(
-        name=Identifier(argument.name),
-        value=Parameter(argument.value) if argument.value else SQL("NULL"),
+        arguments=COMMA.join(map(argument, found.arguments)),
     )

@@ -147,6 +147,8 @@ async def test_computed_column_with_a_comment_is_described(db: DirectCaller) -> 
             "type": "text",
             "comment": "With a sign",
             "json_schema": {"type": ["string", "null"]},
+            "parameters": [],
+            "overloads": [],
         }
     }
 

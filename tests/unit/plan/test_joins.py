@@ -9,9 +9,9 @@ import pytest
 
 from service.catalog import Argument, Catalog, Column, ForeignKey, Function, Relation, UniqueKey
 from service.errors import InvalidArgument, UnknownName
+from service.plan.computed_columns import computed_columns
 from service.plan.joins import (
     Join,
-    computed_columns,
     is_related,
     keyless,
     label_of,
@@ -159,9 +159,11 @@ def test_function_of_a_row_is_a_computed_column() -> None:
         Function("public", "done", row, 2278),
         Function("public", "others", row, 9100, many=True, volatility="stable"),
         Function("public", "plate", row, 25),
-        Function("public", "two", (*row, Argument("", 23)), 25),
+        Function("public", "nameless", (*row, Argument("", 23)), 25),
+        Function("public", "two", (*row, Argument("n", 23)), 25),
+        Function("public", "many", (*row, Argument("n", 1007, "variadic")), 25),
     )
-    assert set(computed_columns(known, VEHICLES)) == {"label"}
+    assert set(computed_columns(known, VEHICLES)) == {"label", "two"}
     assert related(known, VEHICLES, embed("others")).many
     unreadable = replace(VEHICLES, readable=False)
     assert computed_columns(replace(known, version=2), unreadable) == {}
