@@ -166,7 +166,7 @@ class Snapshot:
             return 0
         if item.reference.owners or item.reference.cast:
             return inf
-        if name == "*":
+        if item.reference.every:
             return self._all(relation)
         column = relation.columns.get(name)
         return inf if column is None else self._column(column) + 4 * len(item.alias or "")

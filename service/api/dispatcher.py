@@ -352,7 +352,18 @@ class Dispatcher:
             if name.startswith(self._head):
                 bare = clip(name.removeprefix(self._head))
                 error.details["hint"] = f'did you mean "{bare}", without the prefix?'
+            elif hint := self._written_hint(name):
+                error.details["hint"] = hint
             raise
+
+    def _written_hint(self, name: str) -> str | None:
+        """Return the hint for a procedure written by hand that is called nearly so."""
+        head, _, last = name.rpartition(".")
+        beside = [each for each in self._procedures if each.rpartition(".")[0] == head]
+        lasts = [each.rpartition(".")[2] for each in beside]
+        # Before them the verbs: what is as near to one of those is meant for it.
+        hint = nearest(last, [*self.verbs, *lasts])
+        return hint if hint and hint == nearest(last, lasts) else None
 
     def _found(self, snapshot: Snapshot, name: str) -> Route:
         parsed = self._as_relation(snapshot, parse_name(name, self._procedures))

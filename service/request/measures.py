@@ -120,11 +120,7 @@ def _operand(function: str, operand: Any, values: Values, path: str) -> Item | N
     if operand == "*" and function == "count":
         return None
     item = parse_one(operand, path, values)
-    if (
-        item.alias is not None
-        or item.left_out
-        or (item.reference.name == "*" and not item.reference.owners)
-    ):
+    if item.alias is not None or item.left_out or item.reference.every:
         raise InvalidArgument(
             f'"{function}" takes a column, perhaps with a path and a cast',
             path=path,

@@ -34,6 +34,8 @@ CREATE FUNCTION records() RETURNS SETOF record LANGUAGE sql AS 'SELECT 1 AS a, 2
 CREATE TABLE ruled (id int PRIMARY KEY, t text);
 CREATE RULE moved AS ON INSERT TO ruled DO INSTEAD INSERT INTO keyless (a) VALUES (NEW.id);
 CREATE TABLE counted (id serial PRIMARY KEY, t text);
+CREATE TABLE starred (id int PRIMARY KEY, "*" int);
+INSERT INTO starred VALUES (1, 5), (2, 6), (3, NULL);
 """
 
 
@@ -232,3 +234,48 @@ async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: DirectC
             assert made["t"] == "x"
     finally:
         execute(dsn, "DROP OWNED BY hinted; DROP ROLE hinted")
+
+
+@pytest_twisted.ensureDeferred
+async def test_column_that_is_called_as_all_are_stands_in_quotes(db: DirectCaller) -> None:
+    """In measures, select lists, sort keys and filters."""
+    (found,) = await db.call(
+        "starred.aggregate",
+        {"all": {"count": "*"}, "n": {"count": '"*"'}, "s": {"sum": {"column": '"*"::int'}}},
+    )
+    assert found == {"all": 3, "n": 2, "s": 11}
+    named = await db.call("starred.find", select=['"*"'], where={'"*"': {"gt": 5}}, order=['-"*"'])
+    assert named["rows"] == [{"*": 6}]
+    every = await db.call("starred.find", select=["*"], limit=1)
+    assert every["rows"] == [{"id": 1, "*": 5}]
+    rest = await db.call("starred.find", select=["*", '-"*"'], limit=1)
+    assert rest["rows"] == [{"id": 1}]
+    for operand in ("*", "*::int", {"column": "*"}, "*->a"):
+        error = await refused(db, "starred.aggregate", [{"s": {"sum": operand}}], {})
+        assert "takes a column" in error.message, operand
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("things.mendd", 'did you mean "mend"?'),
+        ("things.ge", 'did you mean "get"?'),
+        ("things.mget", 'did you mean "get"?'),
+        ("desk.opn", 'did you mean "open"?'),
+        ("app.desk.close", 'did you mean "closed"?'),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_misspelled_procedure_written_by_hand_is_in_the_hint(
+    db: DirectCaller, name: str, hint: str
+) -> None:
+    """Beside the verbs, and where there is no relation of the name."""
+
+    async def answer(*_: Any) -> None:
+        """Answer nothing."""
+
+    names = ("things.mend", "desk.open", "app.desk.closed")
+    db.dispatcher.add(dict.fromkeys(names, answer))
+    error = await refused(db, name, [], {})
+    assert isinstance(error, NoSuchProcedure)
+    assert error.details["hint"] == hint
