@@ -65,7 +65,9 @@ def test_weight_of_rows_with_short_columns_alone_is_known():
     name = next(iter(odd.columns))
     plain = Item(Reference(name, "select.0"))
     assert served.most(odd, [plain, plain]) == 2 * served.most(odd, [plain])
-    assert served.most(odd, [Item(Reference("*", "select.0"))]) == served.most(odd, None)
+    assert served.most(odd, [Item(Reference("*", "select.0", every=True))]) == served.most(
+        odd, None
+    )
     for wide in (
         Item(Reference("computed", "select.0")),
         Item(Reference(name, "select.0", ("owner",))),

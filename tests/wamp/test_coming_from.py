@@ -1,0 +1,63 @@
+"""
+The page for those who come from other tools: each of its examples answers what it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest_twisted
+from autobahn.wamp.types import CallOptions
+
+from service.app import Serving
+from tests.conftest import Router, execute
+from tests.deferreds import until
+from tests.test_docs import DOCS, code
+from tests.wamp.callers import join
+from tests.wamp.service import served
+from tests.wamp.test_examples import run
+
+PAGE = DOCS / "coming-from.md"
+TOOLS = ("Hasura", "PostgREST", "Prisma", "Supabase")
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
+    """Serve the tables of the page, the log of changes beside them."""
+    (schema,) = code(PAGE, "sql")
+    execute(migrated, f"{schema}; SELECT rowcast.track('orders')")
+    async with served(migrated, router) as serving:
+        yield serving
+
+
+@pytest_twisted.ensureDeferred
+async def test_examples_for_those_who_come_from_elsewhere_answer_what_they_say(
+    service: Serving, router: Router
+) -> None:
+    session = await join(router, "websocket json")
+
+    async def received(messages: list[Any], many: int = 1) -> None:
+        """Wait until there are so many messages."""
+        await until(lambda: len(messages) >= many)
+
+    await until(lambda: service.feed.leading)
+    names = {"session": session, "CallOptions": CallOptions, "received": received}
+    answered = 0
+    for text in code(PAGE, "python"):
+        told = await run(text, names)
+        assert told == text.count("# → ")
+        answered += told
+    await session.close()
+    assert answered > 60
+
+
+def test_page_speaks_of_each_tool_and_is_linked() -> None:
+    text = PAGE.read_text("utf-8")
+    blocks = "".join(code(PAGE, "python"))
+    for tool in TOOLS:
+        assert len(re.findall(rf"\b{tool}\b", blocks)) > 15, tool
+        assert tool in text.partition("\n")[0]
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    assert "docs/coming-from.md" in readme
