@@ -362,3 +362,22 @@ async def test_totals_of_the_rows_of_a_function_are_those_of_its_rows(db: Direct
     found = await db.call("fn.above.find", args={"low": 3}, limit=1, measures=BY_TWO)
     own = await db.call("sales.find", where={"amount": {"gt": 3}}, measures=BY_TWO, limit=1)
     assert found["totals"] == own["totals"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_claimed_in_the_order_of_a_measure_are_its_first(
+    db: DirectCaller, dsn: str
+) -> None:
+    """They are locked themselves, and not what they are measured by."""
+    expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops ORDER BY {N} DESC, id LIMIT 3")]
+    claimed = await db.call(
+        "shops.update",
+        where={"id": {"gt": 0}},
+        embed=SALES,
+        order=["-sales.n", "id"],
+        limit=3,
+        skip_locked=True,
+        changes={"goal": 9},
+        select=["id"],
+    )
+    assert sorted(row["id"] for row in claimed["rows"]) == sorted(expected)
