@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from configparser import ConfigParser
@@ -46,7 +47,7 @@ from service.request import (
 from service.request.names import RESERVED
 from service.settings import Settings, variable
 from tests.conftest import ROOT, Router, execute
-from tests.db.test_stubs import check, compiler
+from tests.db.test_stubs import compiler
 from tests.deferreds import until
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join
@@ -576,6 +577,16 @@ async def test_examples_of_describing(
     assert part["relations"] == document["relations"]
 
 
+async def compiled(command: list[str], folder: Path) -> None:
+    """Run a compiler; in a thread, since the router drops callers whose reactor stands still."""
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    found = await in_thread(reactor, "compiler", run)
+    assert found.returncode == 0, found.stdout
+
+
 @pytest_twisted.ensureDeferred
 async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
     """The examples of typed clients compile against what the command prints."""
@@ -585,17 +596,14 @@ async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
     (tmp_path / "example.ts").write_text(example.replace("\n\n", f"\n\n{declared}", 1))
     options = ["--strict", "--noEmit", "--target", "es2022", "--module", "es2022"]
     tsc = [*compiler(), *options, "--moduleResolution", "bundler", "example.ts"]
-    # In a thread: the router drops callers whose reactor stands still.
-    found = await in_thread(reactor, "tsc", check, tsc, tmp_path)
-    assert found.returncode == 0, found.stdout
+    await compiled(tsc, tmp_path)
     (tmp_path / "rowcast.py").write_text(await commanded(migrated, "types", "--lang", "py"))
     (example,) = code(DESCRIBING, "py")
     body = "".join(f"    {line}\n" for line in example.splitlines()[2:])
     head = "from rowcast import Caller, Service\n\nasync def use(session: Caller) -> None:\n"
     (tmp_path / "example.py").write_text(head + body)
     mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "example.py"]
-    found = await in_thread(reactor, "mypy", check, mypy, tmp_path)
-    assert found.returncode == 0, found.stdout
+    await compiled(mypy, tmp_path)
 
 
 @pytest_twisted.ensureDeferred
