@@ -113,6 +113,10 @@ KEYS = st.sampled_from(
             "jsonpath",
             "",
             "$column",
+            "args",
+            "trunc",
+            "rank",
+            "near",
         ),
     ]
 )
@@ -122,6 +126,15 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 COLUMN = st.sampled_from(["a", "b", "c.d", "a->b", "a::int"])
+ARGS = st.dictionaries(COLUMN, SCALARS, max_size=2) | ANYTHING
+TRUNC = {"trunc": st.sampled_from(["day", "minutes", None]), "zone": SCALARS, "args": ARGS}
+ITEM = COLUMN | st.fixed_dictionaries(
+    {"column": COLUMN}, optional={"as": SCALARS, "cast": SCALARS, **TRUNC}
+)
+KEY = COLUMN | st.fixed_dictionaries(
+    {"by": COLUMN},
+    optional={"desc": SCALARS, "rank": SCALARS, "config": SCALARS, "near": ANYTHING, **TRUNC},
+)
 WHERE = st.dictionaries(
     COLUMN,
     st.one_of(
@@ -143,11 +156,15 @@ WHERE = st.dictionaries(
                     "length",
                     "ends",
                     "jsonpath",
+                    "args",
                 ]
             ),
             ANYTHING,
             min_size=1,
             max_size=2,
+        ),
+        st.fixed_dictionaries(
+            {"args": ARGS}, optional={"eq": SCALARS, "not": ANYTHING, "in": ANYTHING, "b": SCALARS}
         ),
     ),
     max_size=2,
@@ -170,8 +187,9 @@ LIKELY = {
     "where": WHERE,
     "having": WHERE,
     "measures": MEASURES,
-    "select": st.lists(COLUMN, max_size=3),
-    "order": st.lists(COLUMN, max_size=3),
+    "select": st.lists(ITEM, max_size=3),
+    "group": st.lists(ITEM, max_size=3),
+    "order": st.lists(KEY, max_size=3),
     "embed": st.dictionaries(
         COLUMN,
         st.one_of(
@@ -269,6 +287,12 @@ def test_argument_that_is_taken_is_described(verb, data):
         ("find", {"select": ["a"] * 1001}),
         ("find", {"order": [{"by": "a", "nulls": "middle"}]}),
         ("find", {"order": ["a"] * 65}),
+        ("find", {"order": [{"by": "a", "args": 1}]}),
+        ("find", {"order": [{"by": "a", "trunc": "days"}]}),
+        ("find", {"select": [{"column": "a", "args": [1]}]}),
+        ("find", {"select": [{"column": "a", "args": {"": 1}}]}),
+        ("find", {"where": {"a": {"args": {"x": 1}, "gt": None}}}),
+        ("find", {"where": {"a": {"args": {"": 1}, "gt": 1}}}),
         ("find", {"where": []}),
         ("find", {"where": {"a": {"has_any": [None]}}}),
         ("find", {"where": {"a": {"b": {"in": 1}}}}),
@@ -327,6 +351,12 @@ def test_argument_not_described_is_refused(verb, kwargs):
     [
         ("find", {"select": "id", "order": "-id", "distinct": "id"}),
         ("find", {"order": {"by": "id"}, "select": {"column": "id"}}),
+        (
+            "find",
+            {"order": [{"by": "f", "args": {"x": 1}}], "select": [{"column": "f", "args": None}]},
+        ),
+        ("find", {"where": {"f": {"args": {"x": None}, "not": {"gt": 1}}}}),
+        ("find", {"where": {"r": {"args": {"gt": 1}}, "s": {"args": 1, "eq": 2}}}),
         ("aggregate", {"measures": {"n": {"count": "*"}}, "group": "id"}),
         ("upsert", {"values": {"id": 1}, "on_conflict": "id", "update": "a"}),
     ],
