@@ -247,11 +247,16 @@ def tsc(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return said(command, files, tmp_path_factory.mktemp("typescript"))
 
 
+def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a compiler."""
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def said(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
     """Return the lines that a compiler prints."""
     for name, text in files.items():
         (folder / name).write_text(text)
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    run = check(command, folder)
     assert run.returncode, "it refuses nothing"
     return run.stdout.splitlines()
 
