@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 from service.changes.delta import (
+    FoundRows,
     Message,
-    Rows,
     alive_message,
     delta_message,
     difference,
@@ -83,7 +83,7 @@ class Step:
 def steps(name: str, random: Random, many: int) -> Iterator[Step]:
     """Yield the steps from one random state of a query to the next, as the service tells them."""
     form, _ = FORMS[name]
-    before: Rows | None = None
+    before: FoundRows | None = None
     rows: list[tuple[dict[str, Any], list[Any]]] = []
     for at in range(many):
         rows = changed(form, rows, random)

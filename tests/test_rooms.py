@@ -150,3 +150,14 @@ def test_modules_do_not_share_a_name() -> None:
         if module.parts[0] in {"service", "schema"} and not module.name.startswith("__"):
             named.setdefault(module.name, []).append(str(module))
     assert [modules for modules in named.values() if len(modules) > 1] == []
+
+
+def test_classes_do_not_share_a_name() -> None:
+    """A name that is read in one room means the same in another; a typed client is a program of its own."""
+    named: dict[str, list[str]] = {}
+    for module in MODULES:
+        if module.parts[0] in {"service", "schema"} and "templates" not in module.parts:
+            for step in ast.parse(text(module)).body:
+                if isinstance(step, ast.ClassDef):
+                    named.setdefault(step.name, []).append(str(module))
+    assert {name: modules for name, modules in named.items() if len(modules) > 1} == {}

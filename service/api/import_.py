@@ -22,7 +22,7 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import made_of
 from service.catalog import Relation, Type
-from service.db.copy import CsvText, Feed, RowText, Text, import_txn
+from service.db.copy import CopySource, CsvText, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
@@ -212,7 +212,7 @@ class Upload:
         self._csv: bool | None = None
         self._begun = False
         self._head = ""
-        self._feed: Feed | None = None
+        self._feed: CopySource | None = None
         self._written: Deferred[int] | None = None
 
     async def take(self, call: ImportRequest) -> None:
@@ -283,18 +283,18 @@ class Upload:
             self._feed = self._start(names, isinstance(given, str))
         await self._feed.put(given)
 
-    def _start(self, names: list[tuple[str, str]], csv: bool) -> Feed:
+    def _start(self, names: list[tuple[str, str]], csv: bool) -> CopySource:
         """Begin the transaction: now it is known what the rows are made of."""
         catalog = self._snapshot.catalog
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
         rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
-        feed = Feed(self._database.reactor, CsvText().encode if csv else rows.encode)
+        feed = CopySource(self._database.reactor, CsvText().encode if csv else rows.encode)
         self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
         self._written.addBoth(feed.over)
         return feed
 
-    async def _write(self, statements: CopyIn, feed: Feed) -> int:
+    async def _write(self, statements: CopyIn, feed: CopySource) -> int:
         async with self._database.transaction():
             rows = int(await self._database.run(import_txn, statements, feed))
             if self.receipt:

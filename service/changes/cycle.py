@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from service.changes.delta import Rows, State, difference
+from service.changes.delta import FoundRows, State, difference
 from service.changes.epochs import resume_txn
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import LogRow, read_txn
@@ -342,7 +342,7 @@ def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
     return Found(change.state if change else order.before, found.rows)
 
 
-def _different(before: State, found: Rows) -> Found | None:
+def _different(before: State, found: FoundRows) -> Found | None:
     """Return the rows that are different from those of a state, and the new state, if any are."""
     change = difference(before, found.state, found.rows)
     if change:

@@ -77,7 +77,7 @@ class State:
         return sum(checks) % 2**32
 
 
-class Rows(NamedTuple):
+class FoundRows(NamedTuple):
     """The state that a query was found in, and its rows by what tells them apart."""
 
     state: State
@@ -93,7 +93,7 @@ def name_of(key: Any) -> Hashable:
     return key if type(key) in _SCALARS else canonical(key)
 
 
-def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -> Rows:
+def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -> FoundRows:
     """
     Return the rows that a query has given.
 
@@ -123,7 +123,7 @@ def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -
         check = crc32(text.encode("utf-8", "surrogatepass"))
         entries[name] = Entry(key, hash(text), check, len(text))
         found[name] = row
-    return Rows(State(entries, form.ordered), found)
+    return FoundRows(State(entries, form.ordered), found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def has_copies(state: State) -> bool:
 
 
 def snapshot_messages(
-    form: KeyForm, found: Rows, position: str, reset: bool = False
+    form: KeyForm, found: FoundRows, position: str, reset: bool = False
 ) -> Iterator[Message]:
     """
     Yield the messages that give a watcher all rows.
@@ -273,7 +273,7 @@ def delta_message(
     return message
 
 
-def resume_message(form: KeyForm, found: Rows, keys: Sequence[Any], position: str) -> Message:
+def resume_message(form: KeyForm, found: FoundRows, keys: Sequence[Any], position: str) -> Message:
     """
     Return the message that makes the rows of an earlier state, whatever they were, those of this one.
 

@@ -26,10 +26,10 @@ from service.changes.delivery import Delivery, FeedCounters, Publish
 from service.changes.epochs import Epoch, OnStandby, begin_txn
 from service.changes.leader import (
     LEASE,
-    Part,
+    Duty,
     awaken_txn,
+    duty_txn,
     fall_asleep_txn,
-    part_txn,
     prepare_txn,
     writers_txn,
 )
@@ -138,7 +138,7 @@ class Feed(Service):
         )
         self._sleep = Sleep()
         self._upkeep = Upkeep(settings.keep, settings.keep_bytes)
-        self._part: Part | None = None
+        self._duty: Duty | None = None
         self.epoch: Epoch | None = None
         self.problem: str | None = "not started"
         listener.subscribe(CHANNEL, lambda _: self._rouse(), self._rouse)
@@ -170,9 +170,9 @@ class Feed(Service):
 
     def stats(self) -> Mapping[str, Any]:
         """Return the figures for `stats`."""
-        part = "away" if self._part is None else self._part.value
+        duty = "away" if self._duty is None else self._duty.value
         return {
-            "part": part,
+            "part": duty,
             "tick": self._known,
             "polling": self.polling,
             "identified": self.epoch is None or self.epoch.identified,
@@ -230,7 +230,7 @@ class Feed(Service):
                 if getattr(error, "pgcode", None) != TAKEN:
                     self._failed(error)
             finally:
-                self.epoch, self._part = None, None
+                self.epoch, self._duty = None, None
                 if connection is not None:
                     self._close(connection)
             if self.running:
@@ -273,27 +273,27 @@ class Feed(Service):
         seen = 0
         while self.running:
             lease = self._settings.lease if self._able() else None
-            part = await self._in_thread(part_txn, connection, lease, self._made)
-            if part is Part.LEAD:
+            duty = await self._in_thread(duty_txn, connection, lease, self._made)
+            if duty is Duty.LEAD:
                 await self._lead(connection)
                 return
-            barred = part is Part.BARRED
-            if part is not self._part:
+            barred = duty is Duty.BARRED
+            if duty is not self._duty:
                 say = self.log.warn if barred else self.log.info
-                say("changes: {part}", part=part.value)
-            self._part, self.problem, self._failures = part, part.value if barred else None, 0
-            if part is Part.FOLLOW:
+                say("changes: {duty}", duty=duty.value)
+            self._duty, self.problem, self._failures = duty, duty.value if barred else None, 0
+            if duty is Duty.FOLLOW:
                 last = await self._in_thread(last_txn, connection)
                 if last is not None and last.number != seen:
                     self._known = max(self._known, last.number)
                     seen = last.number
                     self._call()
-            await self._rest(TRY if part is Part.FOLLOW else REST)
+            await self._rest(TRY if duty is Duty.FOLLOW else REST)
 
     async def _lead(self, connection: PgConnection) -> None:
         epoch, last = await self._in_thread(begin_txn, connection, self._known)
         self._delivery.tracked = await self._in_thread(tracked_txn, connection)
-        self.epoch, self._part, self.problem = epoch, Part.LEAD, None
+        self.epoch, self._duty, self.problem = epoch, Duty.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
         if not epoch.identified:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service.changes.delta import Rows, State
+from service.changes.delta import FoundRows, State
 from service.changes.match import Index
 from service.changes.refresh import (
     Run,
@@ -200,13 +200,13 @@ def touched_txn(
 
 def _together_txn(
     connection: PgConnection, found: Mapping[Run, set[Key] | None], states: Mapping[Run, State]
-) -> dict[Run, Rows]:
+) -> dict[Run, FoundRows]:
     """Return rows of queries that differ in their values alone, where there are several to read."""
     alike: dict[Hashable, list[tuple[Run, set[Key]]]] = {}
     for run, keys in found.items():
         if keys and not run.resting and not run.orders and is_few(run, states[run], keys):
             alike.setdefault((run.shape, run.actor.identity), []).append((run, keys))
-    rows: dict[Run, Rows] = {}
+    rows: dict[Run, FoundRows] = {}
     for asked in alike.values():
         for start in range(0, len(asked) if len(asked) > 1 else 0, MOST_TOGETHER):
             try:

@@ -78,7 +78,7 @@ SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
 """
 
 
-class Part(Enum):
+class Duty(Enum):
     """What a reader has to do."""
 
     NOTHING = "nothing is tracked"
@@ -95,9 +95,9 @@ def prepare_txn(connection: PgConnection) -> None:
         connection.command(PREPARE)
 
 
-def part_txn(connection: PgConnection, lease: float | None, made: int) -> Part:
+def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:
     """
-    Return which part this session has, after a try at the lead.
+    Return the duty that this session has, after a try at the lead.
 
     Args:
         connection: In autocommit.
@@ -106,18 +106,18 @@ def part_txn(connection: PgConnection, lease: float | None, made: int) -> Part:
         made: The newest tick that this process made or found when it began to lead; 0 if none.
     """
     if not installed_txn(connection):
-        return Part.NOTHING if barred_txn(connection) is None else Part.BARRED
+        return Duty.NOTHING if barred_txn(connection) is None else Duty.BARRED
     if not _tracked_txn(connection):
-        return Part.NOTHING
+        return Duty.NOTHING
     if lease is None:
-        return Part.FOLLOW
+        return Duty.FOLLOW
     if connection.pooled:
         newest, overdue = connection.ask(OVERDUE.format(lease=lease))
-        return Part.LEAD if overdue or newest == made else Part.FOLLOW
+        return Duty.LEAD if overdue or newest == made else Duty.FOLLOW
     if _try_txn(connection):
-        return Part.LEAD
+        return Duty.LEAD
     connection.ask(BREAK.format(lease=lease))
-    return Part.FOLLOW
+    return Duty.FOLLOW
 
 
 def _tracked_txn(connection: PgConnection) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.catalog import Catalog
-from service.changes.delta import Rows, State, name_of, rows_of
+from service.changes.delta import FoundRows, State, name_of, rows_of
 from service.changes.dependencies import Dependencies
 from service.changes.log import Tracked
 from service.changes.terms import Term, terms_of
@@ -205,7 +205,7 @@ def run_of(
     return replace(plain, values=tuple(more), keyed=keyed, shown=shown, spare=spare)
 
 
-def whole_txn(connection: PgConnection, run: Run) -> Rows:
+def whole_txn(connection: PgConnection, run: Run) -> FoundRows:
     """
     Return all rows of a query, in the open transaction.
 
@@ -224,7 +224,7 @@ def whole_txn(connection: PgConnection, run: Run) -> Rows:
     if run.shown is not None:
         del rows[run.shown :], keys[run.shown :]
     state, found = rows_of(shape.form, rows, keys)
-    return Rows(State(state.entries, state.ordered, window), found)
+    return FoundRows(State(state.entries, state.ordered, window), found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ class TouchedRows:
     """
 
     keys: frozenset[Key]
-    rows: Rows | None = None
+    rows: FoundRows | None = None
 
 
 def is_few(run: Run, state: State, keys: Collection[Key]) -> bool:
@@ -248,7 +248,7 @@ def is_few(run: Run, state: State, keys: Collection[Key]) -> bool:
 
 def by_keys_txn(
     connection: PgConnection, run: Run, state: State, touched: TouchedRows
-) -> Rows | None:
+) -> FoundRows | None:
     """
     Return the rows of a query after some of them may have come, gone or changed.
 
@@ -279,7 +279,7 @@ def by_keys_txn(
         gone = names_of(run, touched.keys)
         entries = {name: each for name, each in state.entries.items() if name not in gone}
         entries.update(found.state.entries)
-        found = Rows(State(entries, state.ordered), found.rows)
+        found = FoundRows(State(entries, state.ordered), found.rows)
     if found is not None and len(found.state.entries) > run.shape.most:
         raise TooManyWatched(run.shape.most)
     if time.monotonic() - began > max(SLOW, run.whole):
@@ -309,7 +309,7 @@ def wire_keys(run: Run, keys: Iterable[Key]) -> list[Any]:
 
 def _ordered_txn(
     connection: PgConnection, run: Run, state: State, keys: frozenset[Key]
-) -> Rows | None:
+) -> FoundRows | None:
     """Return ordered rows, of which some may be others or elsewhere: their keys come first."""
     window, shape, keyed = state.window, run.shape, run.keyed
     if window is None or len(window.keys) + len(keys) > MOST_ORDERED:
@@ -333,10 +333,10 @@ def _ordered_txn(
         name: found.state.entries[name] if name in found.rows else state.entries[name]
         for name in names
     }
-    return Rows(State(entries, state.ordered, moved), found.rows)
+    return FoundRows(State(entries, state.ordered, moved), found.rows)
 
 
-def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> Rows:
+def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> FoundRows:
     """Return the rows of some keys, and perhaps others."""
     form = run.shape.form
     if not keys:
@@ -361,7 +361,7 @@ def _by_keys(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[str]) -> Statem
 
 def batch_txn(
     connection: PgConnection, asked: Sequence[tuple[Run, Collection[Key]]]
-) -> dict[Run, Rows]:
+) -> dict[Run, FoundRows]:
     """
     Return the rows of some keys, of queries that differ in their values alone.
 

@@ -24,8 +24,8 @@ from service.api.call import Call, CallState, Lasting, Send
 from service.changes.cycle import Found
 from service.changes.delta import (
     Difference,
+    FoundRows,
     Message,
-    Rows,
     State,
     alive_message,
     delta_message,
@@ -191,7 +191,7 @@ class Watch(Lasting):
         self.since: Position | None = None
         self.base: State | None = None
         self.reset = False
-        self.rows: Rows | None = None
+        self.rows: FoundRows | None = None
         self.touched: Sequence[Any] | None = None
         self.changed: dict[Hashable, Any] | None = None
         self.covered: tuple[str, ...] = ()
@@ -218,7 +218,7 @@ class Watch(Lasting):
                 self.changed = {}
             self.changed.update(found.rows)
         if self.wanting and wanted:
-            self.rows = Rows(found.state, dict(found.rows))
+            self.rows = FoundRows(found.state, dict(found.rows))
             self.changed = None
             if self.since is not None:
                 self.touched = found.resumed.get(self.since)
@@ -254,7 +254,7 @@ class Watch(Lasting):
                 came = difference(rows.state, state)
                 touched = [*touched, *came.keys(rows.state, state)]
             every = rows.rows | changed
-            rows = Rows(state, {name: every[name] for name in state.entries})
+            rows = FoundRows(state, {name: every[name] for name in state.entries})
         if touched is not None:
             return iter([resume_message(form, rows, touched, position)])
         return snapshot_messages(form, rows, position, reset)
@@ -270,7 +270,7 @@ class Watch(Lasting):
         message = query.delta_from(before, changed)
         if message and form.ordered and (has_copies(before) or has_copies(state)):
             # By its key it could not be told where a row goes. Such rows are their own keys.
-            rows = Rows(state, {name: entry.key for name, entry in state.entries.items()})
+            rows = FoundRows(state, {name: entry.key for name, entry in state.entries.items()})
             return snapshot_messages(form, rows, position, reset=True)
         if resumed:
             message = message or delta_message(form, state, state, NOTHING, {})

@@ -303,7 +303,7 @@ Encode = Callable[[Any, bool], Iterator[bytes]]
 """Makes COPY's text of the rows of one call; the flag is whether there is a word for defaults."""
 
 
-class Feed:
+class CopySource:
     """
     What a COPY reads: the rows of one call after the other, each written as text when its turn
     comes.
@@ -430,7 +430,7 @@ class Feed:
             self._pieces = self._encode(rows, self._defaults)
 
 
-def import_txn(connection: PgConnection, statements: CopyIn, feed: Feed) -> int:
+def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource) -> int:
     """
     Write the rows of a feed, and return the number of rows written.
 

@@ -13,10 +13,10 @@ from service.catalog import Catalog, Column, Relation, Type
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.routines import described_parameter
-from service.describe.rows import Rows
+from service.describe.rows import DescribedRows
 from service.describe.type_schemas import NULL, changed, given, new, schema_of, value
 from service.describe.verb import Right, Verb
-from service.plan.computed_columns import Computed, computed_columns
+from service.plan.computed_columns import ComputedColumn, computed_columns
 from service.plan.computing import computing
 from service.plan.joins import relationships
 from service.plan.tree import takes_nested
@@ -53,7 +53,7 @@ def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
     ]
 
 
-def _computed(catalog: Catalog, computed: Computed) -> dict[str, Any]:
+def _computed(catalog: Catalog, computed: ComputedColumn) -> dict[str, Any]:
     column, (_, *others) = computed.column, computed.function.inputs
     return {
         "type": column.declared,
@@ -184,7 +184,7 @@ def _paths_of(name: str) -> str:
     return f"^({bare}|{quoted})->"
 
 
-class _RelationRows(Rows):
+class _RelationRows(DescribedRows):
     """
     Rows of a relation: as read, as created, as changed, and what names one.
 

@@ -10,7 +10,7 @@ from typing import Any
 from service.catalog import Argument, Catalog, Function
 from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
-from service.describe.rows import Rows
+from service.describe.rows import DescribedRows
 from service.describe.type_schemas import NULL, given, schema_of, value
 from service.describe.verb import FORM, TIMEOUT, WRITES, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
@@ -58,7 +58,7 @@ def described_functions(
     ]
 
 
-class _FunctionRows(Rows):
+class _FunctionRows(DescribedRows):
     """
     One function, and the rows that it returns.
 

@@ -13,7 +13,7 @@ from service.describe.type_schemas import NULL
 from service.describe.verb import Verb
 
 
-class Rows(ABC):
+class DescribedRows(ABC):
     """
     Rows of one kind, with their parts of the document: `row.<name>`, `rows.<name>`.
 

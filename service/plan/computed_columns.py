@@ -18,7 +18,7 @@ UNANSWERED = frozenset([2249, 2278])
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class ComputedColumn:
     """A column whose value a function returns, of the row and of what else it is given."""
 
     function: Function
@@ -35,7 +35,9 @@ class Computed:
         return frozenset(each.name for each in self.function.inputs[1:] if each.name)
 
 
-def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, tuple[Computed, ...]]:
+def computed_columns(
+    catalog: Catalog, relation: Relation
+) -> Mapping[str, tuple[ComputedColumn, ...]]:
     """Return the functions of a relation's rows that return one value, by name."""
     if not has_row_functions(catalog, relation):
         return {}  # of groups, say, which are another relation in each call
@@ -43,8 +45,8 @@ def computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, tuple
 
 
 def resolve_computed(
-    catalog: Catalog, overloads: tuple[Computed, ...], reference: Reference
-) -> Computed:
+    catalog: Catalog, overloads: tuple[ComputedColumn, ...], reference: Reference
+) -> ComputedColumn:
     """
     Return the computed column that a name with its arguments means.
 
@@ -71,7 +73,7 @@ def resolve_computed(
 
 
 def _misfit(
-    catalog: Catalog, overloads: tuple[Computed, ...], reference: Reference
+    catalog: Catalog, overloads: tuple[ComputedColumn, ...], reference: Reference
 ) -> InvalidArgument:
     signatures = [signature(each.function, catalog) for each in overloads[:5]]
     hint = f"it is {' or '.join(signatures)}"
@@ -97,8 +99,10 @@ def _misfit(
 
 
 @cached_per_catalog
-def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, tuple[Computed, ...]]:
-    found: dict[str, tuple[Computed, ...]] = {}
+def _computed_columns(
+    catalog: Catalog, relation: Relation
+) -> Mapping[str, tuple[ComputedColumn, ...]]:
+    found: dict[str, tuple[ComputedColumn, ...]] = {}
     for function in row_functions(catalog, relation):
         if (
             not function.many
@@ -107,7 +111,7 @@ def _computed_columns(catalog: Catalog, relation: Relation) -> Mapping[str, tupl
             and function.name not in relation.columns
             and _can_be_given(catalog, function)
         ):
-            computed = Computed(function, _column(catalog, function))
+            computed = ComputedColumn(function, _column(catalog, function))
             found[function.name] = (*found.get(function.name, ()), computed)
     return found
 

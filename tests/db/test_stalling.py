@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 
 from service.db import listener as listening
 from service.db.connection import PgConnection
-from service.db.copy import Blocks, Feed, import_txn
+from service.db.copy import Blocks, CopySource, import_txn
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.session_settings import SessionSettings, open_session
@@ -202,7 +202,7 @@ async def test_silence_during_an_import_ends_it_and_keeps_nothing(
 ) -> None:
     """It ends, keeps nothing, and frees its worker; a slow caller alone does not end it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
-        feed = Feed(reactor, lambda rows, _: iter([rows]))
+        feed = CopySource(reactor, lambda rows, _: iter([rows]))
         spelled = CopyIn(None, "COPY kept (id, note) FROM STDIN", None, None)
 
         async def work() -> Any:

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from schema.changes import install
 from service.changes import cycle, refresh
 from service.changes.cycle import Found, Order, cycle_txn, found_txn
-from service.changes.delta import Rows
+from service.changes.delta import FoundRows
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import read_txn, snapshot_txn
 from service.changes.positions import SnapshotPosition
@@ -275,7 +275,7 @@ def test_rows_kept_by_keys_are_those_of_a_new_query(
     monkeypatch.setattr(refresh, "MOST_SPARE", 2)
     right, by_keys = Keeper(dsn), Counter[bool]()
 
-    def counted(*args: Any) -> Rows | None:
+    def counted(*args: Any) -> FoundRows | None:
         found = by_keys_txn(*args)
         by_keys[found is not None] += 1
         return found

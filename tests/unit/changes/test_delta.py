@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.changes.delta import (
+    FoundRows,
     KeyRepeated,
-    Rows,
     canonical,
     delta_message,
     difference,
@@ -44,7 +44,7 @@ VALUES = st.recursive(
 TABLES = st.dictionaries(st.integers(0, 12), st.integers(0, 3), max_size=8)
 
 
-def found(form: KeyForm, rows: list[dict[str, Any]]) -> Rows:
+def found(form: KeyForm, rows: list[dict[str, Any]]) -> FoundRows:
     """Return rows as a query has given them, their key the column `id`."""
     shown = [{name: value for name, value in row.items() if name != "id"} for row in rows]
     keys = [(row["id"],) for row in rows]

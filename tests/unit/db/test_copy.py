@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from service.db.copy import CHUNK, REST, Feed
+from service.db.copy import CHUNK, REST, CopySource
 
 
 def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:
@@ -26,7 +26,7 @@ def slowly(rows: Any, defaults: bool) -> Iterator[bytes]:
 def test_feed_after_each_piece_rests_as_long_as_it_wrote() -> None:
     """Other threads get as long as the writing took, a piece at a time."""
     rested: list[float] = []
-    feed = Feed(Here(), slowly, rested.append)
+    feed = CopySource(Here(), slowly, rested.append)
     feed.attach(Connected(), False)  # type: ignore[arg-type]
     feed.put([b"x" * (CHUNK // 2)] * 6)
     feed.end()
