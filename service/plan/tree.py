@@ -270,9 +270,13 @@ class _Growing:
     ) -> dict[str, _Nested]:
         """Take over the columns of rows, and return what is nested in them, by name."""
         nested: dict[str, _Nested] = {}
+        columns = making.relation.columns
         for at, row in enumerate(rows):
             for each in row:
-                if not self._nests(making.relation, each):
+                value = None if each.operand is None else self._values.value(each.operand.slot)
+                # Most are columns: of those a dict alone can be a related row.
+                plain = each.column in columns and not isinstance(value, Mapping)
+                if plain or not self._nests(making.relation, each, value):
                     making.rows[at].append(each)
                     continue
                 if depth >= self._max_depth:
@@ -281,13 +285,11 @@ class _Growing:
                     )
                 found = nested.get(each.column) or self._relationship(making.relation, each)
                 nested[each.column] = found
-                value = None if each.operand is None else self._values.value(each.operand.slot)
                 below = parse_related(value, each.path, found.way.many, self._values)
                 found.rows.extend((at, one) for one in below)
         return nested
 
-    def _nests(self, relation: Relation, each: Assignment) -> bool:
-        value = None if each.operand is None else self._values.value(each.operand.slot)
+    def _nests(self, relation: Relation, each: Assignment, value: Any) -> bool:
         if not is_nested(self._catalog, relation, each.column, value):
             return False
         if each.operand is None:
