@@ -230,11 +230,12 @@ class Relation:
         name: Of the relation.
         kind: What it is.
         columns: By name, in the order of the table.
-        primary_key: Its columns; empty if there is none.
+        primary_key: Its columns; empty if there is none. Of a view, what tells its rows apart.
         unique_keys: All keys, the primary key first.
         foreign_keys: Of this relation.
         view_foreign_keys: Further ones, which it has or which refer to views, through what views show.
         view_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
+        claimed_key: Of a view, the names after `@key` in its comment, whether it has such columns or not.
         unique_indexes: What else keeps rows apart.
         constraints: Constraints and unique indexes of served columns alone: name to columns.
         comment: From COMMENT ON, less the lines that speak to the service.
@@ -265,6 +266,7 @@ class Relation:
     foreign_keys: tuple[ForeignKey, ...] = ()
     view_foreign_keys: tuple[ForeignKey, ...] = ()
     view_keys: tuple[tuple[str, ...], ...] = ()
+    claimed_key: tuple[str, ...] = ()
     unique_indexes: tuple[UniqueIndex, ...] = ()
     constraints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comment: str | None = None

@@ -81,6 +81,7 @@ class Catalogs(Service):
         self._codecs: list[Codec] = []
         self._version = 0
         self._gone: dict[str, str] = {}
+        self._wrong_keys: set[tuple[str, str]] = set()
         self._fingerprint: Fingerprint | None = None
         self._behind = True
         self._ordered = False
@@ -222,11 +223,29 @@ class Catalogs(Service):
             schemas=", ".join(self._schemas),
             version=self._version,
         )
+        self._tell_wrong_keys()
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
         for callback in self._subscribers:
             callback()
+
+    def _tell_wrong_keys(self) -> None:
+        """Log, once, the comments that claim a key of columns which are not there."""
+        relations = self._dispatcher.served.catalog.relations.values()
+        wrong = {
+            (f"{each.schema}.{each.name}", ", ".join(each.claimed_key))
+            for each in relations
+            if each.claimed_key and not each.primary_key
+        }
+        for relation, key in sorted(wrong - self._wrong_keys):
+            log.warn(
+                "the comment of {relation} says @key {key}, and it has no such columns: it is"
+                " served without a key",
+                relation=relation,
+                key=key,
+            )
+        self._wrong_keys = wrong
 
     async def _catalogs(self) -> dict[str, Catalog]:
         """

@@ -26,6 +26,7 @@ from service.catalog import (
     ForeignKey,
     Function,
     Mode,
+    QualifiedName,
     Relation,
     RelationKind,
     Type,
@@ -38,7 +39,14 @@ from service.catalog import (
 from service.datatypes import data_type
 from service.db import introspect_sql
 from service.db.codec import fields_hash
-from service.db.introspect_views import RULES, base_origins, derived_keys, shown_keys
+from service.db.introspect_views import (
+    RULES,
+    base_origins,
+    claimed_key,
+    derived_keys,
+    shown_keys,
+    shown_primary_keys,
+)
 
 RELATION_KINDS: Mapping[str, RelationKind] = {
     "r": "table",
@@ -153,11 +161,15 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     )
     derived = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
+    primary = shown_primary_keys(keys, origins, names, homes)
     impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
         homes[row.oid]: _relation(
             row,
-            _unique_keys(of_keys[row.oid], names[row.oid]),
+            [
+                *_view_keys(row, names[row.oid], primary, of_views),
+                *_unique_keys(of_keys[row.oid], names[row.oid]),
+            ],
             columns=_columns(of_columns[row.oid], types),
             unique_indexes=_unique_indexes(of_indexes[row.oid], names[row.oid]),
             foreign_keys=_foreign_keys(of_foreign_keys[row.oid], names, homes),
@@ -235,6 +247,7 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: A
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
         unique_keys=tuple(key for _, key in unique_keys),
         comment=visible_comment(row.comment),
+        claimed_key=claimed_key(row.comment) if row.kind in "vmf" else (),
         changed_by_triggers=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         auto_updatable=row.direct,
@@ -277,6 +290,31 @@ def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, Uniqu
         for row, columns in named
         if columns
     ]
+
+
+def _view_keys(
+    row: Any,
+    names: Mapping[int, str],
+    primary: Mapping[QualifiedName, UniqueKey],
+    shown: Mapping[QualifiedName, Sequence[tuple[str, ...]]],
+) -> list[tuple[bool, UniqueKey]]:
+    """
+    Return the key of a view: the one that its comment claims, or that of its one table.
+
+    A view that PostgreSQL writes by itself shows each row of its table once (rewriteHandler.c,
+    view_query_is_auto_updatable).
+    """
+    if row.kind not in "vmf":
+        return []
+    home = (row.schema, row.name)
+    simple, claimed = row.kind == "v" and row.direct, claimed_key(row.comment)
+    if claimed:
+        if not {*claimed} <= {*names.values()}:
+            return []
+        keys = (frozenset(key) for key in shown.get(home, ()))
+        known = simple and frozenset(claimed) in keys
+        return [(True, UniqueKey(f"{row.name}_key", claimed, known))]
+    return [(True, primary[home])] if simple and home in primary else []
 
 
 def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
-from service.catalog import ForeignKey, QualifiedName
+from service.catalog import ForeignKey, QualifiedName, UniqueKey
 
 Origins = Mapping[int, tuple[int, int]]
 """Column number of a view to the oid and column number that it shows."""
@@ -25,6 +25,8 @@ SELECT r.ev_class AS relation, r.ev_action::text AS action
   FROM pg_rewrite r
  WHERE r.rulename = '_RETURN' AND r.ev_class = ANY(%(relations)s::oid[])
 """
+
+_KEY = re.compile(r"^\s*@key[ \t]+(.+?)\s*$", re.MULTILINE)
 
 # A brace in a name has a backslash before it, and nests nothing (outfuncs.c, outToken).
 _TOKEN = re.compile(
@@ -153,6 +155,40 @@ def shown_keys(
         for view, columns in shows.get(row.relation, ()):
             found[view] += _spelled(row.columns, columns)
     return {name: tuple(keys) for name, keys in found.items()}
+
+
+def shown_primary_keys(
+    unique_keys: Iterable[Any],
+    origins: Mapping[int, Origins],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, QualifiedName],
+) -> Mapping[QualifiedName, UniqueKey]:
+    """
+    Return the primary keys of tables that views show all of, and which are the only ones they show.
+
+    The arguments are those of `shown_keys`. Whether a view shows each row once is not said here.
+    """
+    shows = _shows(origins, names, homes)
+    alone = {homes[view] for view, shown in origins.items() if view in homes
+             and len({table for table, _ in shown.values()}) == 1}  # fmt: skip
+    found: dict[QualifiedName, UniqueKey] = {}
+    for row in unique_keys:
+        for view, columns in shows.get(row.relation, ()) if row.primary else ():
+            spelled = next(_spelled(row.columns, columns), None)
+            if view in alone and spelled:
+                found[view] = UniqueKey(row.name, spelled, row.arbiter)
+    return found
+
+
+def claimed_key(comment: str | None) -> tuple[str, ...]:
+    """Return the columns that a line `@key a, b` of a comment names; nothing without one."""
+    line = _KEY.search(comment or "")
+    names = (each.strip() for each in line[1].split(",")) if line else ()
+    return tuple(
+        name[1:-1].replace('""', '"') if name[:1] == name[-1:] == '"' else name
+        for name in names
+        if name
+    )
 
 
 def _called(

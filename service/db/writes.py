@@ -87,6 +87,10 @@ def write_txn(
     affected: int = cursor.rowcount
     if one and not affected:
         raise NoRowWritten
+    if one and affected > 1:
+        raise TooManyRows(
+            f"the key is that of {affected} rows", hint="nothing was written; a comment claims it"
+        )
     if max_affected is not None and affected > max_affected:
         raise too_many_rows(affected, max_affected)
     if shape is None and not statement.receipt:

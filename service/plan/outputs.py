@@ -58,7 +58,9 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     """Return the columns that identify a row: the primary key, or a unique key without nulls."""
     for key in relation.unique_keys:
         columns = [relation.columns[name] for name in key.columns]
-        if all(_is_sortable(catalog, column) and not column.nullable for column in columns):
+        # of a view's column PostgreSQL does not say that it is never null
+        whole = key.columns == relation.primary_key or not any(each.nullable for each in columns)
+        if whole and all(_is_sortable(catalog, column) for column in columns):
             return key.columns
     return ()
 

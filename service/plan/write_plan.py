@@ -299,8 +299,11 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     else:
         key = stays = _key(scope, conflict.key)
         if _is_late(relation, key):
+            why = "that key is deferrable, or of periods"
+            if relation.kind != "table":
+                why = "what is under the view has no such key"
             raise InvalidArgument(
-                f"no row can be upserted by {', '.join(key)}: that key is deferrable, or of periods",
+                f"no row can be upserted by {', '.join(key)}: {why}",
                 path="on_conflict",
                 hint="name the columns of another unique key" if _keys(relation) else None,
                 candidates=_keys(relation),
