@@ -147,12 +147,12 @@ class Canceled(ServiceError):
 
 
 class NotFound(ServiceError):
-    """There is no such row."""
+    """There is no such row; of several in a call, `row` is the number of the first, from 0."""
 
     uri = "rowcast.error.not_found"
 
-    def __init__(self, relation: str) -> None:
-        super().__init__(f'no such row in "{relation}"', relation=relation)
+    def __init__(self, relation: str, row: int | None = None) -> None:
+        super().__init__(f'no such row in "{relation}"', relation=relation, row=row)
 
 
 class NotChanged(ServiceError):

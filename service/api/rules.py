@@ -47,7 +47,7 @@ def refuse_faults(
         refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
     else:
         refuse_names(relation, (request.changes,))
-        _refuse(snapshot, relation, request.changes, call.values, None, creating=False)
+        refuse_row(snapshot, relation, request.changes, call.values, None, creating=False)
 
 
 def refuse_new_rows(
@@ -61,10 +61,10 @@ def refuse_new_rows(
     # Names first: a misspelled one is told of, not the column that it was meant for.
     refuse_names(relation, rows)
     for path, row in zip(paths, rows, strict=True):
-        _refuse(snapshot, relation, row, values, path, creating=True)
+        refuse_row(snapshot, relation, row, values, path, creating=True)
 
 
-def _refuse(
+def refuse_row(
     snapshot: Snapshot,
     relation: Relation,
     row: Sequence[Assignment],
@@ -72,6 +72,12 @@ def _refuse(
     path: str | None,
     creating: bool,
 ) -> None:
+    """
+    Check NOT NULL, lengths and enums of one row.
+
+    Raises:
+        InvalidRow: With every failing column.
+    """
     given = given_of(row, values)
     left = frozenset(each.column for each in row if each.operand is None)
     faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
@@ -115,7 +121,7 @@ async def validated_rows(
         given = given_of(row, values)
         validated = await model.validate_insert(given, snapshot.codec, path)
         made = made_of(snapshot, relation, given, validated)
-        found.append(_merged(row, made, path, known))
+        found.append(merged(row, made, path, known))
         await pause(at)
     return tuple(found), known.freeze()
 
@@ -156,9 +162,9 @@ async def validate_changes(
         made = made_of(snapshot, relation, given, validated)
         results.append(made)
         values = Values(call.values)
-        merged = _merged(changes, made, "changes", values)
+        changes_made = merged(changes, made, "changes", values)
         target = Target(_key(relation, row, values), (), EVERYTHING)
-        request = replace(call.request, target=target, changes=merged, pick=None)
+        request = replace(call.request, target=target, changes=changes_made, pick=None)
         found.append(replace(call, request=request, values=values.freeze()))
         await pause(at)
     if call.request.pick is not None:
@@ -201,7 +207,7 @@ def made_of(
     return made
 
 
-def _merged(
+def merged(
     row: Sequence[Assignment], made: Mapping[str, Any], path: str, values: Values
 ) -> tuple[Assignment, ...]:
     """Keep what the model left alone as it came, and take over what it made."""

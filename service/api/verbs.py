@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service.api import functions, nested, read, stream, write
+from service.api import functions, nested, read, row_updates, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.definitions import reference
@@ -34,6 +34,7 @@ from service.describe.verb import (
     TIMEOUT,
     WATCH,
     WATCHED,
+    WAYS,
     WHERE,
     WRITES,
     Verb,
@@ -186,25 +187,34 @@ _ROWS = (
     ),
     Verb(
         "update",
-        write.update,
+        row_updates.update,
         arguments={
             **record(
-                {"key": {}, "changes": {}, **EXPECT, **TIMEOUT, **TARGET, **PICK, **RETURNING},
-                ["changes"],
+                {
+                    "key": {},
+                    "changes": {},
+                    "rows": {"type": "array"},
+                    "by": reference("some_columns"),
+                    **EXPECT,
+                    **TIMEOUT,
+                    **TARGET,
+                    **PICK,
+                    **RETURNING,
+                },
             ),
-            **EITHER,
+            **WAYS,
         },
         result={
             "anyOf": [
-                *forms(reference("selected"), NULL, reference("written"))["anyOf"],
+                *forms(reference("selected"), ROWS, reference("written"))["anyOf"],
                 reference("affected"),
             ]
         },
         errors=error_schemas.ALL,
         positional=("key", "changes"),
         rights=("update",),
-        takes={"key": "key", "changes": "update"},
-        answers=("row", "written"),
+        takes={"key": "key", "changes": "update", "rows": "updates"},
+        answers=("row", "rows", "written"),
     ),
     Verb(
         "delete",

@@ -41,6 +41,7 @@ from service.plan.write_plan import plan_create, plan_current, plan_delete, plan
 from service.request.arguments import Values
 from service.request.read_request import Limits, Parsed
 from service.request.requests import (
+    EVERYTHING,
     Assignment,
     CreateRequest,
     DeleteRequest,
@@ -126,7 +127,7 @@ def writing(
     parsed: Parsed[Any],
     make: Callable[[], Statement],
     max_affected: int | None,
-    one: bool,
+    least: int,
     shape: Callable[[Written], Any],
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None,
     access: Access | None = None,
@@ -139,9 +140,9 @@ def writing(
         parsed: Its values.
         make: Builds the statement: in the pool thread, for many rows take their time.
         max_affected: How many rows may be written.
-        one: Whether it is for one row, which has to be written.
+        least: How many rows have to be written.
         shape: Makes the answer.
-        missing: Why the one row was not written, or what looks for that; nothing is kept then.
+        missing: Why one of them was not written, or what looks for that; nothing is kept then.
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
     """
     returning: Returning = parsed.request.returning
@@ -153,13 +154,15 @@ def writing(
     )
     if access is None:
         # what fails by itself keeps nothing, but it takes an open transaction with it
-        fails_alone = not (one and relation.side_effects) or (level is None and make().must_write)
+        fails_alone = least < 2 and (
+            not (least and relation.side_effects) or (level is None and make().must_write)
+        )
         undone = level is not None and level.all_or_nothing
         alone = fails_alone and (undone or (small and max_affected is None))
         access = "write" if alone else "atomic"
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
     last = level is None
-    args = (call.snapshot.codec, make, parsed.values, max_affected, form, one, last)
+    args = (call.snapshot.codec, make, parsed.values, max_affected, form, least, last)
     return Step(write_txn, args, shape, parsed.timeout, access, missing)
 
 
@@ -254,7 +257,7 @@ async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
         if not calls:
-            return _no_rows_changed(call, parsed)
+            return no_rows_changed(call, parsed.request.returning, counted=True)
         if len(calls) == 1 and parsed.request.pick is None:
             return await _known(call, calls[0], _update, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
@@ -269,7 +272,7 @@ def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows, which may be left out."""
     statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
     shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
-    return writing(call, parsed, lambda: statement, None, False, shape, access="write")
+    return writing(call, parsed, lambda: statement, None, 0, shape, access="write")
 
 
 async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
@@ -351,18 +354,18 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Answer an update without changes: by key the row as it is, else no row."""
     request = parsed.request
     if request.target.key is None:
-        return _no_rows_changed(call, parsed)
+        return no_rows_changed(call, parsed.request.returning, counted=True)
     columns, rows = await _found(call, parsed, request.target)
     if not rows:
         raise await _missing(call, parsed)
     return answered(Written(rows, 0, columns), request.returning, many=False)
 
 
-def _no_rows_changed(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
+def no_rows_changed(call: Call, returning: Returning, counted: bool = False) -> Any:
     """Answer that no row of none, or of none that is changed, was written."""
-    columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), parsed.request))
-    written = Written([], 0, columns)
-    return answered(written, parsed.request.returning, many=True, counted=True)
+    nothing = UpdateRequest(Target(None, (), EVERYTHING), (), returning)
+    columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), nothing))
+    return answered(Written([], 0, columns), returning, many=True, counted=counted)
 
 
 async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
@@ -412,11 +415,11 @@ def _prepare(
     return call
 
 
-def _is_one(request: CreateRequest | UpdateRequest | DeleteRequest) -> bool:
+def _is_one(request: Any) -> bool:
     """Return whether a write is for one row at most."""
     if isinstance(request, CreateRequest):
         return not request.many
-    return request.target.key is not None
+    return isinstance(request, UpdateRequest | DeleteRequest) and request.target.key is not None
 
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import psycopg2
@@ -24,7 +25,7 @@ SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 
 
 class NoRowWritten(Exception):
-    """A write of one row has written none; its transaction must not commit."""
+    """A row that had to be written was not; the transaction must not commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def write_txn(
     values: Sequence[Any],
     max_affected: int | None,
     shape: Shape | None,
-    one: bool = False,
+    least: int = 0,
     last: bool = False,
 ) -> Written:
     """
@@ -65,11 +66,11 @@ def write_txn(
         values: Of the call.
         max_affected: How many rows may be written.
         shape: Of the answer; None to read nothing back.
-        one: Whether it is for one row, which has to be written.
+        least: How many rows have to be written.
         last: Whether the transaction ends with it.
 
     Raises:
-        NoRowWritten: The one row was not written; the caller's transaction must not commit.
+        NoRowWritten: One that has to be was not written; the caller's transaction must not commit.
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
         TooLarge: What is read back weighs too much; likewise.
     """
@@ -85,7 +86,7 @@ def write_txn(
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
     affected: int = cursor.rowcount
-    if one and not affected:
+    if affected < least:
         raise NoRowWritten
     if one and affected > 1:
         raise TooManyRows(
@@ -101,6 +102,8 @@ def write_txn(
     tx = rows[0][len(statement.columns)] if statement.receipt and rows else None
     if shape is None:
         return Written([], affected, (), tx)
+    if statement.numbered:
+        rows.sort(key=itemgetter(-1))
     if statement.flagged:
         rows = [row for row in rows if row[-1]]
     found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)

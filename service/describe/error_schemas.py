@@ -89,7 +89,7 @@ CARRIED: Mapping[str, Schema] = {
         "additionalProperties": {"type": "array", "items": {"type": "string"}},
     },
     "candidates": {"type": "array"},
-    "row": {"type": ["object", "array"]},
+    "row": {"type": ["object", "array", "integer"]},
     "retry": {"type": "boolean"},
     "retry_after": {"type": "number"},
 }

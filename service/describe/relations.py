@@ -14,7 +14,7 @@ from service.describe.definitions import Definitions, Schema, reference
 from service.describe.grammar import record
 from service.describe.routines import described_parameter
 from service.describe.rows import DescribedRows
-from service.describe.type_schemas import NULL, changed, given, new, schema_of, value
+from service.describe.type_schemas import NULL, changed, given, literal, new, schema_of, value
 from service.describe.verb import Right, Verb
 from service.plan.computed_columns import ComputedColumn, computed_columns
 from service.plan.computing import computing
@@ -202,6 +202,7 @@ class _RelationRows(DescribedRows):
             "new": lambda: self._given(self._insertable, relation.has_insert_triggers),
             "insert": self._insert,
             "update": self._update,
+            "updates": self._updates,
             "values": lambda: {
                 "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
             },
@@ -289,6 +290,20 @@ class _RelationRows(DescribedRows):
         if paths:
             found["patternProperties"] = {_paths_of(name): reference("in_json") for name in paths}
         return found
+
+    def _updates(self) -> Schema:
+        """Build the schema of rows that are each changed in their own way, their keys among them."""
+        update = self._update()
+        keys = {name for key in self._relation.unique_keys for name in key.columns}
+        for name in (*self._relation.primary_key, *sorted(keys)):
+            update["properties"][_quoted(name)] = self._part_of_key_or_change(name)
+        return {"type": "array", "items": update}
+
+    def _part_of_key_or_change(self, name: str) -> Schema:
+        column = self._relation.columns[name]
+        key = self._part_of_key(name)
+        ways = [key, literal(key)]
+        return {"anyOf": [*ways, *([self._written(column, changed)] if column.updatable else [])]}
 
     def _given(self, columns: Iterable[Column], nullable: bool = False) -> Schema:
         return record({each.name: self._written(each, new, nullable) for each in columns})

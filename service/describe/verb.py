@@ -149,19 +149,29 @@ WATCHED = record(
 """A message to a watcher: docs/live.md."""
 EITHER: Schema = {
     "oneOf": [
-        {
-            "required": ["key"],
-            "properties": {
-                "where": False,
-                "all": False,
-                "limit": NULL,
-                "skip_locked": {"enum": [False, None]},
-            },
-        },
+        {"required": ["key"], "properties": {"where": False, "all": False}},
         {"properties": {"key": False, "expect": False}},
     ]
 }
-"""Of update and delete: by key, or by filter."""
+"""Of delete: by key, or by filter."""
+_UNPICKED: Schema = {"limit": NULL, "skip_locked": {"enum": [False, None]}}
+_ONE_WAY: Schema = {"rows": False, "by": False}
+WAYS: Schema = {
+    "oneOf": [
+        {
+            "required": ["key", "changes"],
+            "properties": {"where": False, "all": False, **_UNPICKED, **_ONE_WAY},
+        },
+        {"required": ["changes"], "properties": {"key": False, "expect": False, **_ONE_WAY}},
+        {
+            "required": ["rows"],
+            "properties": dict.fromkeys(
+                ["key", "changes", "expect", "where", "all", "limit", "skip_locked"], False
+            ),
+        },
+    ]
+}
+"""Of update: by key, by filter, or with other changes for each row."""
 
 
 ONE_OR_MANY: Schema = {

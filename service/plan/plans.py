@@ -297,6 +297,13 @@ class PathStep:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenValue:
+    """A value of the row of the call that a row of the relation is changed by: its column there."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """
     What happens to a column, or to one place in its JSON.
@@ -311,7 +318,7 @@ class Part:
     """
 
     computing: str
-    operands: tuple[Bound, ...]
+    operands: tuple[Bound | GivenValue, ...]
     operator: Operator | None
     steps: tuple[PathStep, ...]
     path: str
@@ -336,11 +343,33 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """
+    A column's new value, where rows are changed in other ways.
+
+    Args:
+        column: Which one.
+        ways: The values.
+        selector: The number of the way, from 1; of other rows the column is left alone.
+    """
+
+    column: Column
+    ways: tuple[GivenValue | Computed, ...]
+    selector: GivenValue
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A column and its new value; None for the column's default."""
 
     column: Column
-    value: Bound | Computed | None
+    value: Bound | Computed | GivenValue | OneOf | None
+
+    @property
+    def computes(self) -> bool:
+        """Whether the new value of a row may depend on the one that is there."""
+        ways = self.value.ways if isinstance(self.value, OneOf) else (self.value,)
+        return any(isinstance(each, Computed) for each in ways)
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,16 +435,37 @@ class InsertPlan:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
+    """Rows that are locked before they are changed: the statement returns their keys."""
+
+    read: ReadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
     """
-    Rows that are locked before they are changed.
+    Rows of a call: their keys, and what those of the relation that have them are changed by.
 
     Args:
-        read: Which ones; the statement returns their keys.
+        columns: What each is made of, with its type; the key first.
+        rows: A parameter, a number or None (null) for each of the columns.
+    """
+
+    columns: tuple[tuple[GivenValue, Type], ...]
+    rows: tuple[tuple[Bound | int | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """
+    What says which rows are changed, joined to them by a key.
+
+    Args:
+        source: Has the keys.
         key: The columns of the key.
         equal: What compares them.
     """
 
-    read: ReadPlan
+    source: Picked | Given
     key: tuple[str, ...]
     equal: tuple[Operator, ...]
 
@@ -429,9 +479,9 @@ class UpdatePlan:
         name: What it is for.
         relation: Whose rows.
         settings: The changes.
-        where: Which rows; None for all, or for those that are picked.
+        where: Which rows; None for all, or for those that are joined.
         returning: What comes back of each.
-        picked: The rows, where not all of a condition's are taken.
+        joined: What says which rows otherwise.
     """
 
     name: str
@@ -439,7 +489,7 @@ class UpdatePlan:
     settings: tuple[Setting, ...]
     where: Condition | None
     returning: PlannedReturning
-    picked: Picked | None = None
+    joined: Joined | None = None
 
 
 @dataclass(frozen=True, slots=True)

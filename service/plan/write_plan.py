@@ -19,6 +19,7 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Joined,
     Lock,
     Picked,
     PlannedConflict,
@@ -82,7 +83,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
     settable = [each.column for each in conflict.updates] if conflict else []
     one = not request.many and conflict is None
-    planned = reread(scope, _returned(scope, request.returning), kinds, settable, one)
+    planned = reread(scope, plan_returning(scope, request.returning), kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
     return InsertPlan(name, relation, columns, rows, planned, conflict)
 
@@ -120,7 +121,7 @@ def plan_update(
     settings = plan_settings(scope, request.changes)
     settable = [each.column for each in settings]
     one = request.target.key is not None and not many
-    planned = reread(scope, _returned(scope, request.returning), ["update"], settable, one)
+    planned = reread(scope, plan_returning(scope, request.returning), ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
     name = f"{relation.name}.update"
     if request.pick is None:
@@ -128,13 +129,13 @@ def plan_update(
     keys = {column for key in relation.unique_keys for column in key.columns}
     lock = Lock(not keys.isdisjoint(each.name for each in settable), request.pick.skip_locked)
     order = sort_keys(scope, request.returning.order)  # also where nothing is returned
-    picked = _picked(scope, request.pick, where, order, lock)
-    return UpdatePlan(name, relation, settings, None, planned, picked)
+    joined = _picked(scope, request.pick, where, order, lock)
+    return UpdatePlan(name, relation, settings, None, planned, joined)
 
 
 def _picked(
     scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
-) -> Picked:
+) -> Joined:
     """Plan the rows that are taken: they are found again by their primary key."""
     relation, key = scope.relation, scope.relation.primary_key
     if not key:
@@ -153,7 +154,7 @@ def _picked(
         lock=lock,
         keys=named,
     )
-    return Picked(read, key, scope.equals(key))
+    return Joined(Picked(read), key, scope.equals(key))
 
 
 def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
@@ -181,7 +182,7 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     one = request.target.key is not None
-    planned = reread(scope, _returned(scope, request.returning), ["delete"], one=one)
+    planned = reread(scope, plan_returning(scope, request.returning), ["delete"], one=one)
     where = plan_target(scope, request.target, "delete")
     return DeletePlan(f"{relation.name}.delete", relation, where, planned)
 
@@ -209,7 +210,7 @@ def plan_current(
     """
     scope = Scope(catalog, relation, returning.embeds)
     settings = plan_settings(scope, [each for each in changes if each.computes])
-    planned = _returned(scope, returning)
+    planned = plan_returning(scope, returning)
     where = plan_target(scope, target, "update")
     return ReadPlan(
         name=f"{relation.name}.update",
@@ -395,7 +396,8 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
     return Bound(given.operand.slot, type, given.operand.path, cast=False)
 
 
-def _returned(scope: Scope, returning: Returning) -> PlannedReturning:
+def plan_returning(scope: Scope, returning: Returning) -> PlannedReturning:
+    """Plan what comes back of rows that are written."""
     if not returning.rows:
         return PlannedReturning(receipt=returning.receipt)
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)

@@ -484,6 +484,24 @@ class UpdateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateRowsRequest:
+    """
+    Changes to rows, other ones for each.
+
+    Args:
+        rows: Each with the columns of its key among its assignments.
+        by: The columns of the key; None for the primary key.
+        returning: What comes back.
+        max_affected: How many there may be.
+    """
+
+    rows: tuple[tuple[Assignment, ...], ...]
+    by: tuple[str, ...] | None
+    returning: Returning
+    max_affected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteRequest:
     """Rows to delete."""
 

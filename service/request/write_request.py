@@ -38,11 +38,13 @@ from service.request.requests import (
     Returning,
     Target,
     UpdateRequest,
+    UpdateRowsRequest,
 )
 from service.request.select_list import check_name, parse_names, parse_order, parse_select
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
 PICK = ("limit", "skip_locked")
+BY_ROWS = ("rows", "by")
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
 """What the first call says for the other calls of an upload."""
@@ -101,7 +103,9 @@ def parse_update(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[UpdateRequest]:
     """Parse the arguments of `update`, by key or by filter."""
-    given = Arguments(args, kwargs, ["key", "changes"], [*TARGET, *PICK, *RETURNING])
+    given = _of_update(args, kwargs)
+    if "by" in given:
+        raise InvalidArgument('"by" goes with "rows"', path="by")
     values = Values()
     changes = row_of(given.required("changes"), "changes")
     request = UpdateRequest(
@@ -112,6 +116,36 @@ def parse_update(
         _pick(given, values),
     )
     return Parsed(request, values.freeze(), given.timeout())
+
+
+def parse_update_rows(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[UpdateRowsRequest]:
+    """Parse the arguments of `update` with other changes for each row."""
+    given = _of_update(args, kwargs)
+    for name in ("key", "changes", *TARGET, *PICK):
+        if name in given and name != "max_affected":
+            raise InvalidArgument(f'either "rows" or "{name}"', path=name)
+    values = Values()
+    rows, many = rows_of(given.value("rows"), "rows")
+    if not many:
+        raise InvalidArgument('"rows" is a list of rows', path="rows")
+    if len(rows) > limits.max_rows:
+        raise InvalidArgument(f"a call changes at most {limits.max_rows} rows", path="rows")
+    by = given.value("by")
+    request = UpdateRowsRequest(
+        tuple(assignments(row, f"rows.{at}", values, "changes") for at, row in enumerate(rows)),
+        None if by is None else parse_names(by, "by"),
+        _returning(given, values, limits),
+        given.integer("max_affected"),
+    )
+    if request.by == ():
+        raise InvalidArgument("a key has columns", path="by")
+    return Parsed(request, values.freeze(), given.timeout())
+
+
+def _of_update(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+    return Arguments(args, kwargs, ["key", "changes"], [*TARGET, *PICK, *BY_ROWS, *RETURNING])
 
 
 def parse_delete(

@@ -11,11 +11,10 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from service.catalog import Relation
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
-    Computed,
     ConflictUpdate,
     DeletePlan,
+    Given,
     InsertPlan,
-    Picked,
     PlannedConflict,
     PlannedReturning,
     UpdatePlan,
@@ -33,11 +32,12 @@ from service.sql.expressions import (
     relation_name,
     where_clause,
 )
+from service.sql.joined import ORDINAL, ahead_of, is_joined, source_of
 from service.sql.lateral import column_list, embed_joins
-from service.sql.new_values import computed_value
+from service.sql.new_values import new_value
 from service.sql.numbered import NUMBER, numbered_rows
 from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of, rows_of
+from service.sql.select import answer_of
 from service.sql.statement import (
     AND,
     COMMA,
@@ -58,12 +58,15 @@ NEW = "excluded"
 def modify(plan: WritePlan) -> Statement:
     """Build a write with what comes back of it: by itself, or by a second statement behind it."""
     returning, ahead = plan.returning, EMPTY
+    numbered = _is_numbered(plan)
     if returning.reread is not None:
+        values = [saved_values(returning.reread, plan.relation), *([ORDINAL] if numbered else [])]
         written = SQL("{write} RETURNING {values}").format(
-            write=_write(plan), values=saved_values(returning.reread, plan.relation)
+            write=_write(plan), values=COMMA.join(values)
         )
-        ahead = save_rows(written, returning.must_write)
+        ahead = save_rows(written, returning.must_write, numbered)
         rows = reread_rows(plan.relation, returning)
+        numbered = False  # they come in their order
     elif returning.must_write:
         rows = _certain(plan)
     else:
@@ -73,6 +76,7 @@ def modify(plan: WritePlan) -> Statement:
         if returning.outputs:
             columns.append(column_list(returning.outputs, (), returning.json))
         columns += [TRANSACTION] if returning.receipt else []
+        columns += [ORDINAL] if numbered and columns else []
         if columns:
             rows = SQL("{write} RETURNING {columns}").format(
                 write=rows, columns=COMMA.join(columns)
@@ -88,8 +92,15 @@ def modify(plan: WritePlan) -> Statement:
         receipt=returning.receipt,
         flagged=bool(returning.inner),
         must_write=returning.must_write,
+        numbered=numbered and bool(returning.outputs),
         pure=is_pure(plan, plan.relation),
     )
+
+
+def _is_numbered(plan: WritePlan) -> bool:
+    """Return whether what comes back is in the order of the rows of the call."""
+    joined = plan.joined if isinstance(plan, UpdatePlan) else None
+    return joined is not None and isinstance(joined.source, Given)
 
 
 def on_conflict(conflict: PlannedConflict) -> Composable:
@@ -116,15 +127,16 @@ def _write(plan: WritePlan) -> Composable:
         )
     if isinstance(plan, UpdatePlan):
         ahead, source, where = EMPTY, EMPTY, where_clause(plan.where)
-        if plan.picked is not None:
-            ahead, source = _picked(plan.picked), SQL(' FROM "p"')
-            where = SQL(" WHERE {key}").format(key=_is_picked(plan.picked))
+        if plan.joined is not None:
+            ahead = ahead_of(plan.joined)
+            source = SQL(" FROM {source}").format(source=source_of(plan.joined))
+            where = SQL(" WHERE {key}").format(key=is_joined(plan.joined))
         return SQL('{ahead}UPDATE {relation} AS "t" SET {settings}{source}{where}').format(
             ahead=ahead,
             relation=relation,
             settings=COMMA.join(
                 SQL("{column} = {value}").format(
-                    column=Identifier(each.column.name), value=_new_value(each.value)
+                    column=Identifier(each.column.name), value=new_value(each.value)
                 )
                 for each in plan.settings
             ),
@@ -147,22 +159,6 @@ def _write(plan: WritePlan) -> Composable:
         ),
         number=SQL(f"{len(plan.rows)}"),
         conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
-    )
-
-
-def _picked(picked: Picked) -> Composable:
-    # not a subselect of the WHERE: PostgreSQL could run that again, and take other rows
-    return SQL('WITH "p" ({key}) AS ({rows}) ').format(
-        key=COMMA.join(map(Identifier, picked.key)), rows=rows_of(picked.read)
-    )
-
-
-def _is_picked(picked: Picked) -> Composable:
-    return AND.join(
-        SQL("{column} {equal} {value}").format(
-            column=Identifier(NAME, name), equal=operator(equal), value=Identifier("p", name)
-        )
-        for name, equal in zip(picked.key, picked.equal, strict=True)
     )
 
 
@@ -215,10 +211,6 @@ def reread_rows(
         embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )
-
-
-def _new_value(value: Bound | Computed | None) -> Composable:
-    return computed_value(value) if isinstance(value, Computed) else _or_default(value)
 
 
 def _or_default(value: Bound | None) -> Composable:

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
-from service.plan.plans import Computed, Part, PathStep
+from service.plan.conditions import Bound
+from service.plan.plans import Computed, GivenValue, OneOf, Part, PathStep
 from service.sql.expressions import NAME, cast, operator
 from service.sql.statement import COMMA, EMPTY, Mark, Parameter
+
+GIVEN = "p"
+"""The alias of what an update is joined to: the rows that are picked, or given."""
 
 JSON_KIND = "coalesce(pg_catalog.jsonb_typeof({value}), 'null')"
 REFUSALS = {
@@ -22,8 +26,31 @@ CHANGE_NOTHING = frozenset(["add", "multiply", "remove"])
 """What makes nothing of nothing: null plus one is null."""
 
 
-def computed_value(value: Computed) -> Composable:
+def new_value(value: Bound | Computed | GivenValue | OneOf | None) -> Composable:
     """Build the new value of a column of the row "t"."""
+    if value is None:
+        return SQL("DEFAULT")
+    if isinstance(value, Computed):
+        return computed_value(value)
+    if isinstance(value, OneOf):
+        ways = [
+            SQL("WHEN {selector} OPERATOR(pg_catalog.=) {number} THEN {value}").format(
+                selector=_operand(value.selector), number=SQL(f"{at:d}"), value=new_value(each)
+            )
+            for at, each in enumerate(value.ways, 1)
+        ]
+        return SQL("CASE {ways} ELSE {old} END").format(
+            ways=SQL(" ").join(ways), old=Identifier(NAME, value.column.name)
+        )
+    return _operand(value)
+
+
+def _operand(value: Bound | GivenValue) -> Composable:
+    return Parameter(value) if isinstance(value, Bound) else Identifier(GIVEN, value.name)
+
+
+def computed_value(value: Computed) -> Composable:
+    """Build a value that is computed out of the one of the row "t"."""
     found: Composable = Identifier(NAME, value.column.name)
     if value.document and (value.type.name == "json" or value.column.type != value.type.oid):
         found = cast(found, "jsonb")
@@ -35,7 +62,7 @@ def computed_value(value: Computed) -> Composable:
 
 def _plain(value: Composable, part: Part) -> Composable:
     """Build a number, a time or an array."""
-    others = list(map(Parameter, part.operands))
+    others = list(map(_operand, part.operands))
     if part.computing == "remove":
         for each in others:
             value = SQL("pg_catalog.array_remove({array}, {value})").format(array=value, value=each)
@@ -58,7 +85,7 @@ def _document(
     """
     if not steps and not part.computing:
         # jsonb_set makes NULL of the document for a NULL
-        return SQL("coalesce({value}, 'null')").format(value=Parameter(part.operands[0]))
+        return SQL("coalesce({value}, 'null')").format(value=_operand(part.operands[0]))
     value = Identifier(f"d{depth}", "v")
     if steps:
         first, *others = steps
@@ -83,7 +110,7 @@ def _document(
 
 def _changed(value: Composable, part: Part) -> Composable:
     """Build what is computed out of a JSON value."""
-    other = Parameter(part.operands[0])
+    other = _operand(part.operands[0])
     if part.computing in CHANGE_NOTHING:
         there: Composable = SQL(
             f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.<>) 'null' THEN {{value}} END"

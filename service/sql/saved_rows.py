@@ -23,20 +23,26 @@ WRITTEN = SQL("CAST(pg_catalog.current_setting('rowcast.written') AS json)")
 """What the statement before has handed on."""
 
 
-def save_rows(rows: Composable, must_write: bool = False) -> Composable:
+def save_rows(rows: Composable, must_write: bool = False, numbered: bool = False) -> Composable:
     """
     Build a statement that hands on the rows of another one.
 
     Args:
         rows: A statement that returns `saved_values` of each.
         must_write: Whether the statement behind is to fail if there are none.
+        numbered: Whether it returns behind that the number of each, for their order.
     """
     # HAVING is there for its effect: no row of it is sent
     return SQL(
-        'WITH "w" ("v") AS ({rows}) SELECT FROM "w"'
+        'WITH "w" ({columns}) AS ({rows}) SELECT FROM "w"'
         " HAVING pg_catalog.set_config('rowcast.written',"
-        ' coalesce(CAST(pg_catalog.json_agg("w"."v") AS text), {none}), true) IS NULL; '
-    ).format(rows=rows, none=Literal(MISSED if must_write else "[]"))  # the former is no JSON
+        ' coalesce(CAST(pg_catalog.json_agg("w"."v"{order}) AS text), {none}), true) IS NULL; '
+    ).format(
+        columns=SQL('"v", "n"' if numbered else '"v"'),
+        rows=rows,
+        order=SQL(' ORDER BY "w"."n"' if numbered else ""),
+        none=Literal(MISSED if must_write else "[]"),  # the former is no JSON
+    )
 
 
 def saved_values(reread: Reread, relation: Relation) -> Composable:

@@ -73,6 +73,7 @@ class Statement:
         receipt: Whether the column behind those is the transaction's id.
         flagged: Whether a last column says of each row whether it is answered.
         untyped: Whether its values are JSON, as text, of rows of no known type.
+        numbered: Whether a last column has the number of each row, by which they are in order.
         must_write: Whether it fails, by `MISSED`, where it would write no row.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
@@ -90,6 +91,7 @@ class Statement:
     receipt: bool = False
     flagged: bool = False
     untyped: bool = False
+    numbered: bool = False
     must_write: bool = False
     head: int = 0
     pure: bool = False

@@ -93,6 +93,9 @@ async def use(session: Caller) -> None:
     assert_type(await service.things.upsert(new, on_conflict="x"), ThingsRow | None)
     assert_type(await service.things.update(1, change), ThingsRow)
     many = await service.things.update(where={"id": 1}, changes=change)
+    assert_type(await service.things.update(rows=[{"id": 1, "name": "x"}], by=["id"]), list[ThingsRow])
+    taken = await service.things.update(all=True, changes=change, limit=1, skip_locked=True)
+    assert_type(taken, Written[ThingsRow])
     assert_type(many["rows"], list[ThingsRow])
     assert_type((await service.things.delete(all=True))["affected"], int)
     await service.linked.delete([1, "x"], expect={"thing_id": 1})
@@ -162,6 +165,7 @@ async function use(): Promise<void> {
   await session.call("rowcast.linked.create", [[{ "other id": "y", thing_id: { name: "x" } }]]);
   const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
   const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
+  const each: ThingsRow[] = await session.call("rowcast.things.update", [], { rows: [{ id: 1, name: "x" }], by: "id" });
   const all: Written<ThingsRow> = await session.call("rowcast.things.update", [], { changes: change, all: true });
   await session.call("rowcast.linked.delete", [[1, "x"]], { expect: { thing_id: 1 } });
   await session.call("rowcast.things.import", [[made]], { done: false });
@@ -316,6 +320,8 @@ def options_ts(document: Any) -> str:
         args, kwargs = POSITIONAL.get(verb, ""), f"{name}: null"
         if verb in ("update", "delete") and name in BY_FILTER:
             args, kwargs = "", kwargs + (", changes: change" if verb == "update" else "")
+        if name == "by":
+            args, kwargs = "", kwargs + ", rows: [change]"
         parts = ", { receive_progress: true }" if verb in ("stream", "export") else ""
         lines.append(f'session.call("rowcast.things.{verb}", [{args}], {{ {kwargs} }}{parts});')
     assert len(lines) > 70
@@ -338,6 +344,8 @@ def options_py(document: Any) -> str:
         args = POSITIONAL.get(verb, "")
         if verb in ("update", "delete") and name in BY_FILTER:
             args = "changes=change" if verb == "update" else ""
+        if name == "by":
+            args = "rows=[change]"
         method = "import_" if verb == "import" else verb
         lines.append(f"await service.things.{method}({f'{args}, ' if args else ''}{name}=None)")
     assert len(lines) > 60

@@ -344,6 +344,16 @@ class RelationCalls(Protocol):
     ) -> Written[RelationRow]: ...
 
     @overload
+    async def update(
+        self,
+        /,
+        *,
+        rows: Sequence[RelationUpdate],
+        by: Names | None = ...,
+        **options: Unpack[Returned],
+    ) -> list[RelationRow]: ...
+
+    @overload
     async def delete(
         self,
         key: RelationKey,

@@ -289,6 +289,8 @@ export interface RelationCalls {
     call<K extends Expected<RelationRow>>(
       procedure: "URI", args: [key: RelationKey, changes: RelationUpdate], kwargs?: K | null):
       Promise<Back<RelationRow, K, Loose>>;
+    call<K extends Returned & { rows: RelationUpdate[]; by?: OneOrMany<string> | null }>(
+      procedure: "URI", args: None, kwargs: K): Promise<Back<RelationRow[], K, Loose[]>>;
     call<K extends Targeted & Taken & { changes: RelationUpdate }>(
       procedure: "URI", args: None, kwargs: K):
       Promise<Back<Written<RelationRow>, K, Written<Loose>>>;

@@ -42,6 +42,7 @@ from service.request.write_request import (
     parse_delete,
     parse_import,
     parse_update,
+    parse_update_rows,
     parse_upsert,
 )
 from tests.db.described import Described
@@ -62,6 +63,11 @@ def parse_export(args, kwargs):
     check_format(format, parse_stream(args, rest).request.embeds)
 
 
+def parse_any_update(args, kwargs):
+    """Read the arguments of `update`."""
+    (parse_update_rows if "rows" in kwargs else parse_update)(args, kwargs, LIMITS)
+
+
 def parse_watch(args, kwargs):
     """Read the arguments of `watch`."""
     _, rest = parse_options(kwargs)
@@ -79,7 +85,7 @@ PARSERS = {
     "aggregate": partial(parse_aggregate, limits=LIMITS),
     "create": partial(parse_create, limits=LIMITS),
     "upsert": partial(parse_upsert, limits=LIMITS),
-    "update": partial(parse_update, limits=LIMITS),
+    "update": parse_any_update,
     "delete": partial(parse_delete, limits=LIMITS),
     "import": parse_import,
 }
@@ -104,6 +110,12 @@ KEYS = st.sampled_from(
             "distinct",
             "separator",
             "$default",
+            "$value",
+            "$add",
+            "$append",
+            "$remove",
+            "$merge",
+            "$nothing",
             "like",
             "has_any",
             "cs",
@@ -202,12 +214,16 @@ LIKELY = {
         max_size=2,
     ),
     "values": st.one_of(ROW, st.lists(ROW, max_size=2)),
-    "changes": ROW,
+    "changes": ROW
+    | st.dictionaries(COLUMN, st.dictionaries(KEYS, SCALARS, max_size=2), max_size=2),
     "expect": ROW,
     "rows": st.lists(ROW, max_size=2),
     "key": st.integers(1, 9),
     "keys": st.lists(st.integers(1, 9) | ROW, max_size=3),
     "all": st.booleans(),
+    "by": st.lists(COLUMN, max_size=2),
+    "limit": SCALARS,
+    "skip_locked": st.booleans(),
 }
 
 
@@ -501,6 +517,8 @@ def test_arguments_are_those_and_no_others(verb):
         kwargs = {"rows": []}
     if verb == "get":
         kwargs = {"key": 1}
+    if verb == "update":
+        kwargs = {"changes": {}}
     judge = judge_of(f"arguments.{verb}")
     assert judge.is_valid(kwargs)
     assert not judge.is_valid({**kwargs, "mores": 1})

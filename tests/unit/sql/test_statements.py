@@ -20,6 +20,7 @@ from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
 from service.plan.step_plan import plan_answer, plan_step
 from service.plan.tree import grow
+from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update
 from service.request.arguments import Values
@@ -38,6 +39,7 @@ from service.request.write_request import (
     parse_delete,
     parse_import,
     parse_update,
+    parse_update_rows,
     parse_upsert,
 )
 from service.sql.copy_in import copy_in
@@ -126,6 +128,7 @@ VERBS: dict[str, tuple[Any, Any, Any]] = {
     "update": (parse_update, plan_update, modify),
     "delete": (parse_delete, plan_delete, modify),
 }
+ROWS = parse_update_rows, plan_update_rows, modify
 SEVERAL = {"find": read, "stream": streamed, "watch": watched, "import": imported}
 
 
@@ -144,7 +147,7 @@ def statements(example: str) -> list[str]:
         return SEVERAL[verb](relation, kwargs)
     if verb == "create" and "[{" in example.partition("[{")[2]:
         return nested(relation, args, kwargs)
-    parse, plan, build = VERBS[verb]
+    parse, plan, build = ROWS if "rows" in kwargs else VERBS[verb]
     planned = plan(
         CATALOG, CATALOG.relation("public", relation), parse(args, kwargs, LIMITS).request
     )

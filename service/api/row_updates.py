@@ -1,0 +1,181 @@
+"""
+The verb update with other changes for each row: `update(rows=[…], by=[…])`, one statement for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from service.api import write
+from service.api.call import Call, Snapshot, Step
+from service.api.rules import Pause, given_of, made_of, merged, refuse_row
+from service.api.write import MANY, UNBOUNDED, answered, no_rows_changed, relation_of, writing
+from service.catalog import Catalog, Relation
+from service.db.statements import Shape, by_keys_txn, compute_txn, keyed_txn
+from service.db.writes import NoRowWritten
+from service.errors import InvalidArgument, NotChanged, NotFound, ServiceError
+from service.plan.read_plan import plan_get
+from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
+from service.plan.write_plan import refuse_names
+from service.request.arguments import Values
+from service.request.assignments import literals
+from service.request.read_request import Limits, Parsed
+from service.request.requests import (
+    GetRequest,
+    Item,
+    KeyMatch,
+    Operand,
+    Reference,
+    UpdateRowsRequest,
+)
+from service.request.write_request import parse_update_rows
+from service.sql.joined import lock_rows
+from service.sql.modify import modify
+from service.sql.select import select
+from service.sql.statement import Statement
+
+Rows = Parsed[UpdateRowsRequest]
+
+
+def update(call: Call) -> Step | Awaitable[Any]:
+    """Prepare `update`: of a row by its key, of those of a filter, or of rows each in its own way."""
+    return update_rows(call) if "rows" in call.kwargs else write.update(call)
+
+
+async def update_rows(call: Call) -> Any:
+    """
+    Answer `update` of rows that are changed each in its own way: the rows, in the order of the call.
+
+    Raises:
+        NotFound: With the number of the first row that is not there; nothing is written.
+        InvalidRow: The model or the catalog refuses one.
+    """
+    snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
+    given = call.kwargs["rows"]
+    arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
+    if isinstance(given, list | tuple) and len(given) > MANY:
+        parsed = await database.run(compute_txn, _prepare, *arguments, retry=True)
+    else:
+        parsed = _prepare(*arguments)
+    if not parsed.request.rows:
+        return no_rows_changed(call, parsed.request.returning)
+    try:
+        if not snapshot.model(relation).has_rules(creating=False):
+            step = _changing(call, parsed)
+            return step.shape(await call.run(step))
+        async with database.transaction():
+            step = _changing(call, await _validated(call, parsed))
+            return step.shape(await call.run(step))
+    except NoRowWritten:
+        raise await _missing(call, parsed) from None
+
+
+def _prepare(
+    snapshot: Snapshot,
+    relation: Relation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+) -> Rows:
+    parsed = parse_update_rows(args, kwargs, limits)
+    request = parsed.request
+    key = key_of_rows(snapshot.catalog, relation, request.by)
+    split = [split_row(key, row, f"rows.{at}") for at, row in enumerate(request.rows)]
+    refuse_names(relation, (changes for _, changes in split))
+    for at, (of_key, changes) in enumerate(split):
+        for each in of_key:
+            if each.operand is not None and parsed.values[each.operand.slot] is None:
+                raise InvalidArgument("a key has a value for each of its columns", path=each.path)
+        refuse_row(snapshot, relation, changes, parsed.values, f"rows.{at}", creating=False)
+    if split and not any(changes for _, changes in split):
+        raise InvalidArgument("no row names a column that changes", path="rows")
+    return parsed
+
+
+def _changing(call: Call, parsed: Rows) -> Step:
+    request = parsed.request
+    make = partial(_update, call.snapshot.catalog, relation_of(call), request)
+    shape = partial(answered, returning=request.returning, many=True)
+    return writing(call, parsed, make, request.max_affected, len(request.rows), shape)
+
+
+async def _validated(call: Call, parsed: Rows) -> Rows:
+    """Lock the rows, and have the model validate each with what PostgreSQL computes for it."""
+    database, snapshot, relation = call.backend.database, call.snapshot, relation_of(call)
+    plan = plan_update_rows(snapshot.catalog, relation, parsed.request)
+    shape = Shape("dicts", UNBOUNDED)
+    args = (snapshot.codec, lock_rows(plan), parsed.values, None, shape)
+    rows, behind = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    if len(rows) < len(parsed.request.rows):
+        raise NoRowWritten
+    computed = [each.column.name for each in plan.settings if each.computes]
+    new = [dict(zip(computed, values, strict=True)) for _, *values in behind]
+    return await _validate(snapshot, relation, parsed, rows, new, database.yield_to_reactor)
+
+
+async def _validate(
+    snapshot: Snapshot,
+    relation: Relation,
+    parsed: Rows,
+    rows: Sequence[Mapping[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+    pause: Pause,
+) -> Rows:
+    """Return the call as the model left it; its rows are found by their primary key, if they have one."""
+    key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
+    keyed = relation.primary_key or key
+    model, values, found = snapshot.model(relation), Values(parsed.values), []
+    for at, (row, computed) in enumerate(zip(rows, new, strict=True)):
+        path = f"rows.{at}"
+        _, changes = split_row(key, parsed.request.rows[at], path)
+        computes = {each.column for each in changes if each.computes}
+        given = given_of(changes, parsed.values)
+        given |= {name: value for name, value in computed.items() if name in computes}
+        validated = await model.validate_update(row, given, snapshot.codec, path)
+        made = made_of(snapshot, relation, given, validated)
+        whole = merged(changes, made, path, values)
+        if not {each.column for each in whole}.isdisjoint(keyed):
+            raise InvalidArgument(
+                "a key by which rows are found cannot change with them",
+                path=path,
+                hint="change it by an update of one row",
+            )
+        of_key = literals({name: row[name] for name in keyed}, path, values)
+        found.append((*of_key, *whole))
+        await pause(at)
+    request = replace(parsed.request, rows=tuple(found), by=keyed)
+    return replace(parsed, request=request, values=values.freeze())
+
+
+async def _missing(call: Call, parsed: Rows) -> ServiceError:
+    """Return why fewer rows were written than the call has."""
+    snapshot, relation, request = call.snapshot, relation_of(call), parsed.request
+    key = key_of_rows(snapshot.catalog, relation, request.by)
+    values = Values(parsed.values)
+    rows = [given_of(row, parsed.values) for row in request.rows]
+    lists = ([row[name] for row in rows] for name in key)
+    match = KeyMatch(key, tuple(Operand(values.add(each), "rows") for each in lists))
+    items = tuple(Item(Reference(name, "rows")) for name in key)
+    statement = select(plan_get(snapshot.catalog, relation, GetRequest(match, items, many=True)))
+    shape = Shape("lists", UNBOUNDED)
+    args = (snapshot.codec, statement, values.freeze(), len(rows), shape)
+    found = await call.run(Step(by_keys_txn, args, list))
+    seen: dict[str, int] = {}
+    for at, row in enumerate(found):
+        if row is None:
+            return NotFound(relation.name, at)
+        if repr(row) in seen:
+            return InvalidArgument(
+                f"row {seen[repr(row)]} has the same key, and a call writes a row once",
+                path=f"rows.{at}",
+                hint="give each key once",
+            )
+        seen[repr(row)] = at
+    return NotChanged(relation.name)
+
+
+def _update(catalog: Catalog, relation: Relation, request: UpdateRowsRequest) -> Statement:
+    return modify(plan_update_rows(catalog, relation, request))

@@ -1,0 +1,216 @@
+"""
+Updates with other changes for each row: the rows of the call are a source that is joined by a key.
+
+What happens to a column takes few ways, whatever the number of rows: a value, or the same operators at
+the same paths. Each way has its columns in the source, and each row says which way it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from service.catalog import Catalog, Column, Relation, Type
+from service.errors import InvalidArgument, NoSuchProcedure
+from service.plan.computing import plan_computed
+from service.plan.conditions import Bound
+from service.plan.plans import (
+    Computed,
+    Given,
+    GivenValue,
+    Joined,
+    OneOf,
+    Setting,
+    UpdatePlan,
+)
+from service.plan.reread import reread
+from service.plan.scope import Scope
+from service.plan.write_plan import assigned, plan_returning
+from service.request.requests import Assignment, UpdateRowsRequest
+
+Cell = Bound | int | None
+Way = tuple[object, ...]
+
+
+@dataclass
+class _Source:
+    """The rows of the call as they grow: a dict of cells for each."""
+
+    rows: list[dict[str, Cell]]
+    columns: dict[str, Type] = field(default_factory=dict)
+
+    def add(self, prefix: str, type: Type) -> GivenValue:
+        """Add a column, and return what stands for its value."""
+        name = f"{prefix}{len(self.columns)}"
+        self.columns[name] = type
+        return GivenValue(name)
+
+    def given(self) -> Given:
+        """Return the rows as they are now."""
+        columns = tuple((GivenValue(name), type) for name, type in self.columns.items())
+        return Given(
+            columns, tuple(tuple(row.get(name) for name in self.columns) for row in self.rows)
+        )
+
+
+def key_of_rows(
+    catalog: Catalog, relation: Relation, by: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """
+    Return the columns by which rows are found.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key, and no other is named.
+        InvalidArgument: They are no unique key.
+    """
+    if by is None:
+        if not relation.primary_key:
+            raise NoSuchProcedure(
+                f'"{relation.name}" has no primary key, and so no update by rows',
+                hint='"by" names the columns of a unique key',
+                relation=relation.name,
+            )
+        return relation.primary_key
+    for at, name in enumerate(by):
+        relation.column(name, f"by.{at}")
+    if catalog.key_of(relation, by) is None:
+        keys = [list(each.columns) for each in relation.unique_keys]
+        raise InvalidArgument(
+            f"no unique key over {', '.join(by)}",
+            path="by",
+            hint="by other columns, a row could be changed by several" if keys else None,
+            candidates=keys,
+        )
+    return by
+
+
+def split_row(
+    key: Sequence[str], row: Sequence[Assignment], path: str
+) -> tuple[list[Assignment], list[Assignment]]:
+    """
+    Return the key of a row, in order, and its changes.
+
+    Raises:
+        InvalidArgument: A column of the key is missing, or is no plain value.
+    """
+    of_key = {each.column: each for each in row if each.column in key}
+    for name in key:
+        each = of_key.get(name)
+        if each is None:
+            raise InvalidArgument(
+                f'a row names its "{name}", by which it is found', path=path, column=name
+            )
+        if each.computes or each.operand is None:
+            raise InvalidArgument("a key is a value", path=each.path, column=name)
+    return [of_key[name] for name in key], [each for each in row if each.column not in key]
+
+
+def plan_update_rows(
+    catalog: Catalog, relation: Relation, request: UpdateRowsRequest
+) -> UpdatePlan:
+    """
+    Plan an update with other changes for each row.
+
+    Raises:
+        NoSuchProcedure: The relation has no primary key, and no other is named.
+    """
+    scope = Scope(catalog, relation, request.returning.embeds)
+    key = key_of_rows(catalog, relation, request.by)
+    split = [split_row(key, row, f"rows.{at}") for at, row in enumerate(request.rows)]
+    source = _Source([{"n": at} for at in range(len(split))], {"n": scope.named("int4")})
+    for at, name in enumerate(key):
+        source.columns[f"k{at}"] = type = catalog.type(relation.columns[name].type)
+        for cells, (of_key, _) in zip(source.rows, split, strict=True):
+            cells[f"k{at}"] = _bound(of_key[at], type)
+    changed: dict[str, list[list[Assignment]]] = {}
+    for at, (_, changes) in enumerate(split):
+        for each in changes:
+            rows = changed.setdefault(each.column, [[] for _ in split])
+            rows[at].append(each)
+    settings = tuple(_setting(scope, source, rows) for rows in changed.values())
+    returning = plan_returning(scope, request.returning)
+    planned = reread(scope, returning, ["update"], [each.column for each in settings])
+    joined = Joined(source.given(), key, scope.equals(key))
+    return UpdatePlan(f"{relation.name}.update", relation, settings, None, planned, joined)
+
+
+def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]) -> Setting:
+    """Plan what happens to a column, given what each row says of it, if anything."""
+    first = next(given[0] for given in rows if given)
+    column = assigned(scope.relation, first)
+    if any(given and given[0].operand is None for given in rows):
+        return _default(column, rows)
+    ways: dict[Way, tuple[int, GivenValue | Computed]] = {}
+    selector = source.add("s", scope.named("int4"))
+    for cells, given in zip(source.rows, rows, strict=True):
+        if not given:
+            cells[selector.name] = 0
+            continue
+        shape = tuple(
+            (each.computing, len(each.items), *(step.key for step in each.steps)) for each in given
+        )
+        value = _value(scope, column, given)
+        if shape not in ways:
+            ways[shape] = len(ways) + 1, _place(scope, source, column, value)
+        number, place = ways[shape]
+        cells[selector.name] = number
+        for bound, at in zip(_bounds(value), _places(place), strict=True):
+            cells[at.name] = bound
+    found = tuple(place for _, place in ways.values())
+    if len(found) == 1 and all(rows):
+        del source.columns[selector.name]
+        return Setting(column, found[0])
+    return Setting(column, OneOf(column, found, selector))
+
+
+def _default(column: Column, rows: Sequence[Sequence[Assignment]]) -> Setting:
+    other = next((given for given in rows if not given or given[0].operand is not None), None)
+    if other is not None:
+        raise InvalidArgument(
+            f'"{column.name}" takes its default in every row, or in none',
+            path=next(given[0].path for given in rows if given and given[0].operand is None),
+            column=column.name,
+        )
+    return Setting(column, None)
+
+
+def _value(scope: Scope, column: Column, given: Sequence[Assignment]) -> Bound | Computed:
+    if given[0].computes:
+        return plan_computed(scope, column, given)
+    return _bound(given[0], scope.catalog.plain(scope.catalog.type(column.type)))
+
+
+def _place(
+    scope: Scope, source: _Source, column: Column, value: Bound | Computed
+) -> GivenValue | Computed:
+    """Return a value like one of a row, of what stands in the source."""
+    if isinstance(value, Bound):
+        return source.add("v", value.type)
+    parts = []
+    for part in value.parts:
+        operands = tuple(source.add("v", each.type) for each in _only_bounds(part.operands))
+        # what fails does so in a row that PostgreSQL does not tell
+        parts.append(replace(part, operands=operands, path="rows"))
+    return replace(value, parts=tuple(parts))
+
+
+def _bounds(value: Bound | Computed) -> list[Bound]:
+    if isinstance(value, Bound):
+        return [value]
+    return [each for part in value.parts for each in _only_bounds(part.operands)]
+
+
+def _places(value: GivenValue | Computed) -> list[GivenValue]:
+    if isinstance(value, GivenValue):
+        return [value]
+    return [each for part in value.parts for each in part.operands if isinstance(each, GivenValue)]
+
+
+def _only_bounds(operands: Iterable[Bound | GivenValue]) -> list[Bound]:
+    return [each for each in operands if isinstance(each, Bound)]
+
+
+def _bound(each: Assignment, type: Type) -> Bound:
+    if each.operand is None:
+        raise TypeError("a default has no value")
+    return Bound(each.operand.slot, type, each.operand.path, cast=False)
