@@ -65,6 +65,7 @@ from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.callee import Callee
 from service.wamp.client import Departures, WampClient, WampConfig
+from service.wamp.heartbeat import Heartbeat
 from service.wamp.publisher import Publisher
 from service.wamp.subscriptions import Subscriptions
 
@@ -302,7 +303,15 @@ class Serving(Service):
                 callee.departed(session)
 
         self.client = WampClient(
-            reactor, config, [callee, subscriptions, publisher, Departures(departed)]
+            reactor,
+            config,
+            [
+                callee,
+                subscriptions,
+                publisher,
+                Departures(departed),
+                Heartbeat(reactor, f"{settings.prefix}.router.alive"),
+            ],
         )
         written = procedures(
             self.database, models, lambda: self.dispatcher.served.codec, app.procedures

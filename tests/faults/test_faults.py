@@ -4,16 +4,20 @@ A short run of what `make faults` does for longer: whatever fails, nothing is lo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import DeferredList
 
 from tests.faults.crowd import crowd
 from tests.faults.house import House, house
 from tests.faults.rounds import restart_in_turn, rolling, strike
 from tests.faults.storm import storm
+from tests.wamp.callers import join
 
 SEED = 9
 SHORT = (
@@ -92,3 +96,23 @@ async def test_thousand_live_queries_go_on_without_a_reset(how: str, running: Ho
     found = await crowd(running, act)
     print(found)
     assert (found.resets, found.mismatches, found.errors) == (0, 0, [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_service_that_stands_still_is_dropped_and_joins_again(running: House) -> None:
+    """Calls that it was dealt end soon, the others are answered, and it is one of two again afterwards."""
+    await running.whole()
+    frozen = running.services[0]
+    caller = await join(running.router, "rawsocket cbor")
+    frozen.signal_all(SIGSTOP)
+    try:
+        dealt = [caller.call("rowcast.items.get", 1) for _ in range(8)]
+        ends = await DeferredList(dealt, consumeErrors=True).addTimeout(60, reactor)
+        errors = Counter(found.value.error for good, found in ends if not good)
+        assert errors == {"wamp.error.canceled": 4}
+        for _ in range(20):
+            assert (await caller.call("rowcast.items.get", 1))["id"] == 1
+    finally:
+        frozen.signal_all(SIGCONT)
+    await running.whole()
+    await caller.close()

@@ -58,4 +58,4 @@ def test_router_with_our_component_freezes_its_memory() -> None:
     """So it is in the router's process, with its Python."""
     python = Path(crossbar()).with_name("python")
     said = subprocess.check_output([python, "-c", JOINED], cwd=ROOT / "router", text=True)
-    assert said.split() == ["p.router.backlog", "p", "True"]
+    assert said.split() == ["p.router.backlog", "p.router.alive", "p", "True"]
