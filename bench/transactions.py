@@ -37,6 +37,7 @@ from bench.stage import SMALL, Stage, staged
 from bench.stream import Guest, Held, join
 from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
+from service.app import settle
 from service.procedures.registry import ProcedureCall, procedure
 from service.request.arguments import Caller
 from service.wamp.client import WampClient, WampConfig
@@ -315,6 +316,7 @@ async def costs(work: Callable[[], Awaitable[Any]], at_once: int) -> tuple[float
 async def direct(dsn: str, rounds: int = 5) -> None:
     """Print what five calls and a batch cost in this process, in turns."""
     async with serving(dsn) as callee:
+        settle()  # as a service does that is ready
         for what, name, args in KINDS:
             ways = Ways(Direct(callee.dispatcher), name, args)
             kinds = {"5 calls, each waited for": ways.five, "a batch of 5": ways.batch}

@@ -19,6 +19,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.database import Database
 from service.db.keys import Keyed
+from service.db.levels import Transaction
 from service.db.writes import transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import Receipted, fit
@@ -135,21 +136,30 @@ class Batches:
         """
         Make the operations, and append their results.
 
-        One that refers to no other is sent ahead, while those before it run: the worker of the
+        One that refers to no other is sent together with those before it: the worker of the
         transaction takes them in their order.
         """
+        level = self._database.level
+        assert isinstance(level, Transaction)
         ahead: deque[Deferred[Any]] = deque()
+
+        async def catch_up() -> None:
+            level.flush()
+            while ahead:  # the first error is that of the first operation that fails
+                results.append(await ahead.popleft())
+
         try:
             for at, operation in enumerate(request.operations):
                 if operation.refers:
-                    await _all(ahead, results)
+                    await catch_up()
                 state = CallState()
                 work = self._operation(caller, request, at, results, state)
-                ahead.append(Deferred.fromCoroutine(work))
+                with level.gathering():
+                    ahead.append(Deferred.fromCoroutine(work))
                 # What it has yet to send would come after the statements of those behind it.
                 if not state.sent:
-                    await _all(ahead, results)
-            await _all(ahead, results)
+                    await catch_up()
+            await catch_up()
         finally:
             for each in ahead:
                 # Nobody waits for these after a failure; Twisted would log theirs as unhandled.
@@ -169,9 +179,3 @@ class Batches:
         except ServiceError as error:
             error.details["operation"] = at
             raise
-
-
-async def _all(ahead: deque[Deferred[Any]], results: list[Any]) -> None:
-    """Wait for what was sent ahead; the first error is that of the first operation that fails."""
-    while ahead:
-        results.append(await ahead.popleft())

@@ -9,7 +9,9 @@ is open, its parent's statements and other savepoints wait for its end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -155,7 +157,9 @@ class Transaction(Level):
         self._idle = idle
         self._scheduler = scheduler
         self._words = words
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[deque[Job] | None] = SimpleQueue()
+        self._gathered: deque[Job] = deque()
+        self._gathering = False
         self._server: Job | None = None
         self._failure: Failure | None = None
         self._open: set[Job] = set()
@@ -170,14 +174,40 @@ class Transaction(Level):
         return self._put(Job(function, args), timeout)
 
     def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
-        if self._server is None:
-            self._server = Job(self._serve_txn, queue=self._queue)
-            self._scheduler.submit(self._server).addBoth(self._ended)
-        # Asked after the submit, which fails at once when the pool is closing.
         if self._failure is not None:
             return fail(self._failure)
         self._open.add(job)
-        return self._scheduler.submit_to(self._queue, job, timeout).addBoth(self._done, job)
+        done = self._scheduler.promise(job, timeout).addBoth(self._done, job)
+        self._gathered.append(job)
+        if not self._gathering:
+            self.flush()
+        return done
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """
+        Keep what is sent in the body back until `flush`, or until something is sent outside of one.
+
+        So it goes to the worker, and its results come back, in one piece: each hop to a thread and back
+        costs as much as a statement. Nothing in the body may be waited for.
+        """
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        if not self._gathered:
+            return
+        jobs, self._gathered = self._gathered, deque()
+        # Before the worker is woken: it would want the interpreter while we hold it.
+        self._queue.put(jobs)
+        if self._server is None:
+            self._server = Job(self._serve_txn, queue=self._queue)
+            # It fails at once when the pool is closing, and with it all that is open.
+            self._scheduler.submit(self._server).addBoth(self._ended)
 
     def _done(self, outcome: Any, job: Job) -> Any:
         self._open.discard(job)
@@ -191,13 +221,16 @@ class Transaction(Level):
         connection.begin(self._words)
         if self._idle is not None:
             connection.allow_idle(self._idle + connection.grace)
-        while (job := self._next(connection)) is not None:
-            server.worker.execute(job, partial(server.worker.perform, connection=connection))
-            del job  # or its result would stay until the caller sends another one
+        perform = partial(server.worker.perform, connection=connection)
+        while (jobs := self._next(connection)) is not None:
+            while jobs:
+                job = jobs.popleft()
+                server.worker.execute(job, perform, wake=not jobs)
+                del job  # or its result would stay until the caller sends another one
 
-    def _next(self, connection: PgConnection) -> Job | None:
+    def _next(self, connection: PgConnection) -> deque[Job] | None:
         """
-        Wait for the next job; the server's own limit should have passed before ours.
+        Wait for the next jobs; the server's own limit should have passed before ours.
 
         Raises:
             Unavailable: The transaction lies idle.

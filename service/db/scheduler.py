@@ -128,12 +128,12 @@ class Scheduler:
         """Return whether a session would be another one if it were opened now."""
         return self._sessions.moved(connection)
 
-    def post(self, job: Job) -> None:
-        """Send a finished job to the reactor."""
+    def post(self, job: Job, wake: bool = True) -> None:
+        """Send a finished job to the reactor, or leave it for the next one that wakes it."""
         # Appended before the flag is read: a wake-up on its way then finds the job in any case.
         # Two workers may both see the flag unset; the second wake-up has nothing to do.
         self._finished.append(job)
-        if not self._waking:
+        if wake and not self._waking:
             self._waking = True
             self._reactor.callFromThread(self._drain)
 
@@ -166,14 +166,15 @@ class Scheduler:
             self.assign()
         else:  # as most are: nobody waits, so that nobody is passed over
             self._give(job)
-        return self._promise(job, timeout)
+        return self.promise(job, timeout)
 
-    def submit_to(
-        self, queue: SimpleQueue[Job | None], job: Job, timeout: float | None = None
-    ) -> Deferred[Any]:
-        """Run a job in the worker that serves a transaction."""
-        queue.put(job)
-        return self._promise(job, timeout)
+    def promise(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
+        """Return the Deferred of a job that a worker has, or gets; as that of `submit`."""
+        job.deferred = deferred = CooperativeDeferred()
+        deferred.request = lambda: self.stop(job, CancelledError())
+        if timeout is not None:
+            job.timer = self._reactor.callLater(timeout, self._late, job)
+        return deferred
 
     def stop(self, job: Job, reason: BaseException, wait: bool = False) -> None:
         """
@@ -246,12 +247,10 @@ class Scheduler:
         for worker in self.workers:
             worker.thread.join(max(0.0, end - time.monotonic()))
 
-    def _promise(self, job: Job, timeout: float | None) -> Deferred[Any]:
-        job.deferred = deferred = CooperativeDeferred()
-        deferred.request = lambda: self.stop(job, CancelledError())
-        if timeout is not None:
-            job.timer = self._reactor.callLater(timeout, self.stop, job, StatementTimeout())
-        return deferred
+    def _late(self, job: Job) -> None:
+        # One that has ended may wait for the others that it was sent with.
+        if not job.ended:
+            self.stop(job, StatementTimeout())
 
     def _start_worker(self) -> None:
         worker = Worker(self, f"pg-{len(self.workers)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -102,12 +103,14 @@ class Job:
         function: Called with the connection and `args`.
         args: For the function.
         retry: Whether it may run a second time if the connection died under it.
-        queue: The queue of the transaction that it serves, if it keeps its worker for one.
+        queue: The queue of the transaction that it serves, if it keeps its worker for one; what lies in
+            it are jobs that came together.
         commits: Whether what it does may be kept once it is done. Who stops such a job, once it
             has begun, learns what came of it, and when it has.
 
     Attributes:
         begun: Whether a worker has it on a session.
+        ended: Whether the worker is done with it; the reactor may not know yet.
         owner: On whose behalf it runs.
         reason: Why it was stopped, if it was.
     """
@@ -115,10 +118,11 @@ class Job:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     retry: bool = False
-    queue: SimpleQueue[Job | None] | None = None
+    queue: SimpleQueue[deque[Job] | None] | None = None
     commits: bool = False
     token: list[None] = field(default_factory=[None].copy, init=False)
     begun: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
     reason: BaseException | None = field(default=None, init=False)
     # Plain callbacks would lose the caller's context variables, and so its transaction.
     context: Context = field(default_factory=copy_context, init=False)
@@ -182,8 +186,8 @@ class WorkerPool(Protocol):
     def moved(self, connection: PgConnection) -> bool:
         """Return whether a session would be another one if it were opened now."""
 
-    def post(self, job: Job) -> None:
-        """Send a finished job to the reactor."""
+    def post(self, job: Job, wake: bool = True) -> None:
+        """Send a finished job to the reactor, or leave it for the next one that wakes it."""
 
 
 class Worker:
@@ -217,7 +221,7 @@ class Worker:
             del job  # or its result would stay until there is another one
         self._discard()
 
-    def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
+    def execute(self, job: Job, how: Callable[[Job], Any], wake: bool = True) -> None:
         """Run one job if it is still wanted, and post it."""
         # One that was given up in the queue is posted, too: the scheduler counts what comes back.
         if job.token:
@@ -235,7 +239,8 @@ class Worker:
                     self.connection.stopped = 0.0
             if self.connection is not None and self.connection.slow:
                 self._report(self.connection, job)
-        self.pool.post(job)
+        job.ended = True
+        self.pool.post(job, wake)
 
     def _report(self, connection: PgConnection, job: Job) -> None:
         slow, connection.slow = connection.slow, []

@@ -458,3 +458,16 @@ async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None
     assert refused.details["operation"] == 1
     assert await balances(db) == [100, 50, 1]
     assert await db.call("entries.count") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_operation_that_ended_in_time_is_not_late_for_those_behind_it(
+    db: DirectCaller,
+) -> None:
+    """Operations go to the server together, and their results come back together: each has its own time."""
+    quick, slow = {"timeout": 0.5}, {"seconds": 1.0, "timeout": 10.0}
+    found = await batch(db, op("accounts.get", 1, **quick), op("fn.nap", **slow))
+    assert found[0]["owner"] == "Ada"
+    with pytest.raises(StatementTimeout) as late:
+        await batch(db, op("accounts.get", 1), op("fn.nap", seconds=30.0, timeout=0.3))
+    assert late.value.details["operation"] == 1
