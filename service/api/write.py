@@ -127,7 +127,7 @@ def writing(
     parsed: Parsed[Any],
     make: Callable[[], Statement],
     max_affected: int | None,
-    least: int,
+    exactly: int,
     shape: Callable[[Written], Any],
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None,
     access: Access | None = None,
@@ -140,7 +140,7 @@ def writing(
         parsed: Its values.
         make: Builds the statement: in the pool thread, for many rows take their time.
         max_affected: How many rows may be written.
-        least: How many rows have to be written.
+        exactly: How many rows have to be written, if that is known.
         shape: Makes the answer.
         missing: Why one of them was not written, or what looks for that; nothing is kept then.
         access: How it runs, in a transaction of the verb's own that no refusal outlives.
@@ -154,15 +154,15 @@ def writing(
     )
     if access is None:
         # what fails by itself keeps nothing, but it takes an open transaction with it
-        fails_alone = least < 2 and (
-            not (least and relation.side_effects) or (level is None and make().must_write)
+        fails_alone = exactly < 2 and (
+            not (exactly and relation.side_effects) or (level is None and make().must_write)
         )
         undone = level is not None and level.all_or_nothing
         alone = fails_alone and (undone or (small and max_affected is None))
         access = "write" if alone else "atomic"
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
     last = level is None
-    args = (call.snapshot.codec, make, parsed.values, max_affected, form, least, last)
+    args = (call.snapshot.codec, make, parsed.values, max_affected, form, exactly, last)
     return Step(write_txn, args, shape, parsed.timeout, access, missing)
 
 

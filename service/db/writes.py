@@ -53,7 +53,7 @@ def write_txn(
     values: Sequence[Any],
     max_affected: int | None,
     shape: Shape | None,
-    least: int = 0,
+    exactly: int = 0,
     last: bool = False,
 ) -> Written:
     """
@@ -66,7 +66,7 @@ def write_txn(
         values: Of the call.
         max_affected: How many rows may be written.
         shape: Of the answer; None to read nothing back.
-        least: How many rows have to be written.
+        exactly: How many rows have to be written, if that is known.
         last: Whether the transaction ends with it.
 
     Raises:
@@ -86,14 +86,7 @@ def write_txn(
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
     affected: int = cursor.rowcount
-    if affected < least:
-        raise NoRowWritten
-    if one and affected > 1:
-        raise TooManyRows(
-            f"the key is that of {affected} rows", hint="nothing was written; a comment claims it"
-        )
-    if max_affected is not None and affected > max_affected:
-        raise too_many_rows(affected, max_affected)
+    _check(affected, exactly, max_affected)
     if shape is None and not statement.receipt:
         return Written([], affected, ())
     # rows of which nothing is wanted are rows all the same
@@ -109,6 +102,18 @@ def write_txn(
     found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
     fit([found, columns], shape.max_bytes)
     return Written(found, affected, columns, tx)
+
+
+def _check(affected: int, exactly: int, max_affected: int | None) -> None:
+    if affected < exactly:
+        raise NoRowWritten
+    if exactly and affected > exactly:
+        which = "the key is that" if exactly == 1 else f"{exactly} keys are those"
+        raise TooManyRows(
+            f"{which} of {affected} rows", hint="nothing was written; a comment claims it"
+        )
+    if max_affected is not None and affected > max_affected:
+        raise too_many_rows(affected, max_affected)
 
 
 def transaction_txn(connection: PgConnection) -> str | None:

@@ -343,7 +343,7 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
+class SomeWay:
     """
     A column's new value, where rows are changed in other ways.
 
@@ -363,12 +363,12 @@ class Setting:
     """A column and its new value; None for the column's default."""
 
     column: Column
-    value: Bound | Computed | GivenValue | OneOf | None
+    value: Bound | Computed | GivenValue | SomeWay | None
 
     @property
     def computes(self) -> bool:
         """Whether the new value of a row may depend on the one that is there."""
-        ways = self.value.ways if isinstance(self.value, OneOf) else (self.value,)
+        ways = self.value.ways if isinstance(self.value, SomeWay) else (self.value,)
         return any(isinstance(each, Computed) for each in ways)
 
 
@@ -441,7 +441,7 @@ class Picked:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CallRows:
     """
     Rows of a call: their keys, and what those of the relation that have them are changed by.
 
@@ -465,7 +465,7 @@ class Joined:
         equal: What compares them.
     """
 
-    source: Picked | Given
+    source: Picked | CallRows
     key: tuple[str, ...]
     equal: tuple[Operator, ...]
 

@@ -15,12 +15,12 @@ from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.computing import plan_computed
 from service.plan.conditions import Bound
 from service.plan.plans import (
+    CallRows,
     Computed,
-    Given,
     GivenValue,
     Joined,
-    OneOf,
     Setting,
+    SomeWay,
     UpdatePlan,
 )
 from service.plan.reread import reread
@@ -45,10 +45,10 @@ class _Source:
         self.columns[name] = type
         return GivenValue(name)
 
-    def given(self) -> Given:
+    def given(self) -> CallRows:
         """Return the rows as they are now."""
         columns = tuple((GivenValue(name), type) for name, type in self.columns.items())
-        return Given(
+        return CallRows(
             columns, tuple(tuple(row.get(name) for name in self.columns) for row in self.rows)
         )
 
@@ -160,7 +160,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     if len(found) == 1 and all(rows):
         del source.columns[selector.name]
         return Setting(column, found[0])
-    return Setting(column, OneOf(column, found, selector))
+    return Setting(column, SomeWay(column, found, selector))
 
 
 def _default(column: Column, rows: Sequence[Sequence[Assignment]]) -> Setting:

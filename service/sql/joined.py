@@ -9,7 +9,7 @@ from dataclasses import replace
 from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.conditions import Bound
-from service.plan.plans import Given, Joined, Picked, UpdatePlan
+from service.plan.plans import CallRows, Joined, Picked, UpdatePlan
 from service.sql.expressions import NAME, cast, operator, relation_name
 from service.sql.new_values import GIVEN, new_value
 from service.sql.select import rows_of
@@ -79,7 +79,7 @@ def lock_rows(plan: UpdatePlan) -> Statement:
     return build_statement(plan.name, rows, columns=columns)
 
 
-def _values(given: Given) -> Composable:
+def _values(given: CallRows) -> Composable:
     """Build the rows of VALUES: the types of the first one are those of all."""
     found = []
     for at, row in enumerate(given.rows):

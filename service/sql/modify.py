@@ -11,9 +11,9 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from service.catalog import Relation
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
+    CallRows,
     ConflictUpdate,
     DeletePlan,
-    Given,
     InsertPlan,
     PlannedConflict,
     PlannedReturning,
@@ -100,7 +100,7 @@ def modify(plan: WritePlan) -> Statement:
 def _is_numbered(plan: WritePlan) -> bool:
     """Return whether what comes back is in the order of the rows of the call."""
     joined = plan.joined if isinstance(plan, UpdatePlan) else None
-    return joined is not None and isinstance(joined.source, Given)
+    return joined is not None and isinstance(joined.source, CallRows)
 
 
 def on_conflict(conflict: PlannedConflict) -> Composable:

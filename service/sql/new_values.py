@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.plan.conditions import Bound
-from service.plan.plans import Computed, GivenValue, OneOf, Part, PathStep
+from service.plan.plans import Computed, GivenValue, Part, PathStep, SomeWay
 from service.sql.expressions import NAME, cast, operator
 from service.sql.statement import COMMA, EMPTY, Mark, Parameter
 
@@ -26,13 +26,13 @@ CHANGE_NOTHING = frozenset(["add", "multiply", "remove"])
 """What makes nothing of nothing: null plus one is null."""
 
 
-def new_value(value: Bound | Computed | GivenValue | OneOf | None) -> Composable:
+def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composable:
     """Build the new value of a column of the row "t"."""
     if value is None:
         return SQL("DEFAULT")
     if isinstance(value, Computed):
         return computed_value(value)
-    if isinstance(value, OneOf):
+    if isinstance(value, SomeWay):
         ways = [
             SQL("WHEN {selector} OPERATOR(pg_catalog.=) {number} THEN {value}").format(
                 selector=_operand(value.selector), number=SQL(f"{at:d}"), value=new_value(each)
