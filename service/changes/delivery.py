@@ -92,7 +92,7 @@ class Delivery:
         self, connection: PgConnection, tick: Tick, rows: list[LogRow] | None
     ) -> None:
         """
-        Have a tick published; done when all of it is.
+        Publish a tick; done when all of it is.
 
         Args:
             connection: Of the leader.

@@ -132,7 +132,7 @@ def _try_txn(connection: PgConnection) -> bool:
 
 def fall_asleep_txn(connection: PgConnection) -> set[str] | None:
     """
-    Have writers notify from now on.
+    Make writers notify from now on.
 
     Returns:
         Transactions that may have looked before, and so will not: the log is to be read on until

@@ -339,7 +339,7 @@ class Watches(Service):
         self._move()
 
     def _tick(self) -> None:
-        """Have those told that nothing has changed who have not heard of anything for long."""
+        """Send those a message who have not heard of anything for long, though nothing has changed."""
         now = self.now()
         # A service that stood still has not been silent to each for as many times as it missed.
         self._ticked = max(self._ticked, now - ALIVE)

@@ -339,7 +339,7 @@ class WatchingSession:
         self.moves = True
 
     def hold(self, watch: Watch) -> None:
-        """Have the others wait for a watch, if its rows are not there."""
+        """Make the others wait for a watch, if its rows are not there."""
         if watch.wanting or watch.query.late:
             self._held.add(watch)
         else:
@@ -358,7 +358,7 @@ class WatchingSession:
                 del self.written[next(iter(self.written))]
 
     def cover(self, position: SnapshotPosition) -> None:
-        """Have its watches told which of its transactions a position includes."""
+        """Send its watches which of its transactions a position includes."""
         seen = [xid for xid in self.written if position.snapshot.sees(xid)]
         for xid in seen:
             del self.written[xid]

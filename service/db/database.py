@@ -228,7 +228,7 @@ class Database:
         self, isolation: str | None = None, read_only: bool = False, name: str = ""
     ) -> AsyncIterator[Level]:
         """
-        Hold a transaction while the body runs; inside another one, a savepoint.
+        Open a transaction for the length of the body; inside another one, a savepoint.
 
         It takes a worker with its first statement. The body's error rolls it back.
 
@@ -323,7 +323,7 @@ class Database:
 
 def _marked(done: Deferred[Any], read_only: bool) -> Deferred[Any]:
     """
-    Have the error of a write say whether it was its transaction that only reads.
+    Raise the error of a write with whether it was its transaction that only reads.
 
     A server that takes no writes at all, a standby say, has the same error, 25006.
     """

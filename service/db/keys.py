@@ -144,7 +144,7 @@ def claim_txn(connection: PgConnection, keyed: Keyed) -> Kept | str:
 
 def keep_txn(connection: PgConnection, keyed: Keyed, place: str | None, result: Any) -> None:
     """
-    Have COMMIT keep a result under a key that the open transaction has claimed, in its message.
+    Store a result under a key that the open transaction has claimed, in the message of its COMMIT.
 
     Deferred triggers fire before that: at COMMIT they would fire with the service's rights.
 

@@ -302,7 +302,7 @@ class Scheduler:
                 if job.owner is not None:
                     job.owner.given -= 1
         if job.error is None:
-            # Job and Deferred refer to each other, so it would stay until garbage is collected.
+            # Whoever keeps the Deferred keeps the job, and would keep the result.
             result, job.result = job.result, None
             job.succeed(result)
         else:

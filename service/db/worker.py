@@ -143,8 +143,11 @@ class Job:
 
     def succeed(self, result: Any) -> None:
         """Send the caller the result, unless it has an outcome already."""
-        if self.deferred is not None and not self.deferred.called:
-            self.context.run(self.deferred.callback, result)
+        # Let go of, since it refers to the job: what refers to each other, and to all that the job was
+        # given and has in its context, stays until garbage is collected.
+        deferred, self.deferred = self.deferred, None
+        if deferred is not None and not deferred.called:
+            self.context.run(deferred.callback, result)
 
     def stop_timer(self) -> None:
         """Stop the clock."""
@@ -154,8 +157,9 @@ class Job:
     def fail(self, reason: Failure | BaseException) -> None:
         """Send the caller an error, unless it has an outcome already."""
         self.stop_timer()
-        if self.deferred is not None and not self.deferred.called:
-            self.context.run(self.deferred.errback, reason)
+        deferred, self.deferred = self.deferred, None
+        if deferred is not None and not deferred.called:
+            self.context.run(deferred.errback, reason)
 
     def abandon(self, reason: Failure | BaseException) -> None:
         """Fail a job that no worker will finish; what may have been kept of it is unknown."""

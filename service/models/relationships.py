@@ -334,7 +334,7 @@ class BelongsTo(Relationship):
 
     def set(self, other: Any) -> Deferred[Any]:
         """
-        Have this row belong to an object, and save it.
+        Set the object that this row belongs to, and save the row.
 
         Raises:
             ReferenceNotSavedError: The other has no row.
@@ -364,7 +364,7 @@ class HasOne(Relationship):
 
     def set(self, other: Any) -> Deferred[Any]:
         """
-        Give an object this one's key, and save it.
+        Set this row's key in an object, and save that.
 
         Raises:
             ReferenceNotSavedError: It has no row.

@@ -4,6 +4,7 @@ The pool: one round trip a statement, limits, timeouts, dead connections, an ord
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -29,6 +30,10 @@ from tests.db.served import database_at
 from tests.deferreds import failure_of, pause, until
 
 SESSIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+class Given:
+    """An argument."""
 
 
 def kill_sessions(dsn: str) -> None:
@@ -73,6 +78,22 @@ async def test_worker_without_a_job_keeps_no_result(dsn: str, inside: bool) -> N
         async with database.transaction():
             found = await answered(database)
             await until(lambda: found() is None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_job_that_is_done_is_freed_without_a_collection(dsn: str) -> None:
+    """With what it was given: a collection of all there is stops the service for longer."""
+    async with database_at(dsn, most=1) as database:
+        given = Given()
+        seen = ref(given)
+        gc.collect()
+        gc.disable()
+        try:
+            await database.run(lambda connection, given: None, given)
+            del given
+            await until(lambda: seen() is None)
+        finally:
+            gc.enable()
 
 
 @pytest_twisted.ensureDeferred
