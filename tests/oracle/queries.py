@@ -119,18 +119,43 @@ def draw(dice: random.Random) -> Question:
     if embeds:
         kwargs["embed"] = embeds
     if dice.random() < 0.3:
-        columns = [*KEYS[relation], TEXTS[relation], *INTEGERS[relation]]
-        kwargs["select"] = dice.sample(columns, dice.randint(1, len(columns)))
+        kwargs["select"] = _select(dice, relation)
     if not embeds and dice.random() < 0.08:
         kwargs |= {"distinct": True, "select": [dice.choice(INTEGERS[relation])]}
         return Question(relation, caller, kwargs)
     if dice.random() < 0.5:
         kwargs["order"] = _order(dice, relation)
+        _by_measures(dice, kwargs)
         if KEYS[relation] and dice.random() < 0.6:
             kwargs["limit"] = dice.randint(1, 15)
             if dice.random() < 0.2:
                 kwargs["offset"] = dice.randint(0, 5)
     return Question(relation, caller, kwargs)
+
+
+def _select(dice: random.Random, relation: str) -> list[Any]:
+    columns = [*KEYS[relation], TEXTS[relation], *INTEGERS[relation]]
+    found: list[Any] = dice.sample(columns, dice.randint(1, len(columns)))
+    if dice.random() < 0.3:
+        found = ["*", f"-{dice.choice(INTEGERS[relation])}"]
+    if relation == "tasks" and dice.random() < 0.3:
+        found += ["number:data->>n::int", {**_cut(dice), "as": "cut"}]
+    return found
+
+
+def _cut(dice: random.Random) -> dict[str, Any]:
+    """Draw a time that is cut to a unit."""
+    unit, zone = dice.choice(["day", "month"]), dice.choice(["Europe/Berlin", "Pacific/Chatham"])
+    return {"column": "at", "trunc": unit, "zone": zone}
+
+
+def _by_measures(dice: random.Random, kwargs: dict[str, Any]) -> None:
+    """Sort and filter by measures of related rows, where there are some."""
+    for name, options in kwargs.get("embed", {}).items():
+        if isinstance(options, dict) and "measures" in options:
+            kwargs["order"] = [f"-{name}.n", *kwargs["order"]]
+            if "where" not in kwargs:
+                kwargs["where"] = {f"{name}.n": {"gt": dice.randint(0, 2)}}
 
 
 def in_other_words(dice: random.Random, question: Question) -> Question | None:
@@ -166,8 +191,31 @@ def _where(dice: random.Random, relation: str, depth: int) -> Where:
             return {name: None if dice.random() < 0.5 else {"is": "not null"}}
         return {f"{name}.{dice.choice(INTEGERS[other])}": _condition(dice)}
     if kind < 0.5:
+        return _newer(dice, relation)
+    if kind < 0.62:
         return {TEXTS[relation]: {dice.choice(["like", "eq", "neq"]): f"p{dice.randint(0, 5)}"}}
     return {dice.choice(INTEGERS[relation]): _condition(dice)}
+
+
+def _newer(dice: random.Random, relation: str) -> Where:
+    """Draw a filter that is more than one value beside a column."""
+    text, columns = TEXTS[relation], INTEGERS[relation]
+    piece, word = dice.choice(["p1", "t", "new", "1", "N"]), dice.choice(["", "i"])
+    forms: list[Where] = [
+        {columns[0]: {dice.choice(["gt", "lte", "eq"]): {"$column": columns[-1]}}},
+        {f"{columns[0]}::text": {"starts": str(dice.randint(1, 6))}},
+        {text: {f"{word}{dice.choice(['starts', 'ends', 'contains'])}": piece}},
+        {text: {"length": {"gt": dice.randint(1, 5)}}},
+    ]
+    if relation == "tasks":
+        number = dice.randint(0, 3)
+        forms += [
+            {"data->>n::int": {"gte": number}},
+            {"data": {"jsonpath": f"$.tags[*] ? (@ == {dice.randint(0, 40)})"}},
+            {"data": {"jsonpath_match": f"$.n > {number}"}},
+            {"at::date": {"lt": f"2026-01-{dice.randint(2, 28):02}"}},
+        ]
+    return dice.choice(forms)
 
 
 def _condition(dice: random.Random) -> Any:
@@ -220,14 +268,31 @@ def _groups(dice: random.Random, relation: str) -> dict[str, Any]:
     if dice.random() < 0.5:
         measures["most"] = {"max": dice.choice(columns)}
         measures["some"] = {"count": "*", "where": {columns[0]: {"gt": 20}}}
+    if dice.random() < 0.4:
+        measures |= _statistics(dice, relation)
     kwargs: dict[str, Any] = {"measures": measures}
     if dice.random() < 0.85:
         kwargs["group"] = [dice.choice(columns)]
         if dice.random() < 0.25 and relation in ("people", "tasks"):
             kwargs["group"] = ["teams.region" if relation == "people" else "people.age"]
+        if relation == "tasks" and dice.random() < 0.25:
+            kwargs["group"] = [{**_cut(dice), "as": "cut"}]
         if dice.random() < 0.3:
             kwargs["having"] = {"n": {"gt": dice.randint(1, 4)}}
     return kwargs
+
+
+def _statistics(dice: random.Random, relation: str) -> dict[str, Any]:
+    """Draw measures that look at all values of a group."""
+    column = dice.choice(INTEGERS[relation])
+    return {
+        "spread": {dice.choice(["stddev", "variance"]): column},
+        "middle": {"percentile": column, "fraction": dice.choice([0.5, 0.9])},
+        "one": {"percentile": column, "fraction": 0.5, "discrete": True},
+        "usual": {"mode": column},
+        "all": {"array_agg": column, "order": [f"-{column}"]},
+        "texts": {"string_agg": TEXTS[relation], "order": [TEXTS[relation]], "separator": "|"},
+    }
 
 
 def _order(dice: random.Random, relation: str) -> list[Any]:
@@ -249,4 +314,10 @@ def _order(dice: random.Random, relation: str) -> list[Any]:
         )
     if relation == "people" and dice.random() < 0.15:
         keys.insert(0, "-teams.score")
+    if relation == "people" and dice.random() < 0.15:
+        keys.insert(0, {"by": "spot", "near": f"({dice.randint(0, 4)},{dice.randint(0, 60)})"})
+    if relation == "tasks" and dice.random() < 0.2:
+        rank = {"by": "title", "rank": dice.choice(["new", "task 3"]), "desc": True}
+        cut = _cut(dice)
+        keys.insert(0, dice.choice([rank, {"by": cut.pop("column"), **cut}]))
     return keys

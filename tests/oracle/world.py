@@ -27,9 +27,9 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 CREATE TABLE teams (id int PRIMARY KEY, name text, region int, score int);
 CREATE TABLE people (id int PRIMARY KEY, team int REFERENCES teams ON DELETE CASCADE ON UPDATE CASCADE,
-    boss int REFERENCES people ON DELETE SET NULL ON UPDATE CASCADE, name text, age int);
+    boss int REFERENCES people ON DELETE SET NULL ON UPDATE CASCADE, name text, age int, spot point);
 CREATE TABLE tasks (id int PRIMARY KEY, person int REFERENCES people ON DELETE CASCADE ON UPDATE CASCADE,
-    title text, points numeric(8,2), done boolean, due date);
+    title text, points numeric(8,2), done boolean, due date, at timestamptz, data jsonb);
 CREATE TABLE notes (task int REFERENCES tasks ON DELETE CASCADE ON UPDATE CASCADE, n int, body text,
     PRIMARY KEY (task, n));
 CREATE TABLE lines (a int, b text);
@@ -82,6 +82,10 @@ WRITES = (
     "UPDATE tasks SET id = id - 500 WHERE id = {task} + 500 AND NOT EXISTS (SELECT FROM tasks WHERE id = {task})",
     "UPDATE people SET id = id + 300 WHERE id = {person} AND NOT EXISTS (SELECT FROM people WHERE id = {person} + 300)",
     "UPDATE people SET id = id - 300 WHERE id = {person} + 300 AND NOT EXISTS (SELECT FROM people WHERE id = {person})",
+    "UPDATE people SET spot = point({few}, {hundred}) WHERE id = {person}",
+    "UPDATE tasks SET at = timestamptz '2026-01-01 00:00+00' + {hundred} * interval '7 hours', data ="
+    " jsonb_build_object('n', {few}, 'tags', jsonb_build_array({hundred}, 'x{few}')) WHERE id % 10 = {few} * 2",
+    "UPDATE tasks SET data = NULL, at = NULL WHERE id = {task}",
     "INSERT INTO notes SELECT id, {few}, 'n{hundred}' FROM tasks WHERE id = {task} ON CONFLICT DO NOTHING",
     "UPDATE notes SET body = 'm{few}', n = n + 1 WHERE task = {task} AND n > 1",
     "DELETE FROM notes WHERE task = {task}",
