@@ -5,13 +5,44 @@ One function in a thread of its own, which does not hold up a shutdown.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 Result = TypeVar("Result")
+
+LINGER = 5.0
+"""Seconds that a thread waits for another function: to start one takes longer than to wake one."""
+
+
+class _Thread(threading.Thread):
+    """A thread that runs one function after another."""
+
+    def __init__(self) -> None:
+        # Not of the reactor's pool: a reactor that stops waits for the threads of that.
+        super().__init__(daemon=True)
+        self.functions: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            try:
+                function = self.functions.get(timeout=LINGER)
+            except Empty:
+                try:
+                    _idle.remove(self)
+                    return
+                except ValueError:  # somebody has taken it in this very moment
+                    function = self.functions.get()
+            function()
+            del function  # or it would be kept, and all that it has, until the next
+            _idle.append(self)
+
+
+_idle: deque[_Thread] = deque()
 
 
 def in_thread(
@@ -32,6 +63,11 @@ def in_thread(
             outcome = Failure()
         reactor.callFromThread(finish, outcome)
 
-    # Not deferToThread: a reactor that stops waits for the threads of its pool.
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        thread = _Thread()
+        thread.start()
+    thread.name = name
+    thread.functions.put(run)
     return done
