@@ -72,6 +72,13 @@ USE_PY = """
 from typing import Any, Literal, assert_type
 from made import *
 
+def news(message: News[ThingsRow]) -> None:
+    if message["type"] == "delta":
+        assert_type(message["enter"], list[ThingsRow])
+
+async def watch(session: Caller) -> None:
+    await Service(session).things.watch(where={"id": 1}, tx=True)
+
 async def use(session: Caller) -> None:
     service = Service(session)
     page = await service.things.find(limit=1, where={"id": 1})
@@ -171,6 +178,11 @@ async function use(): Promise<void> {
   await session.call("rowcast.things.import", [[made]], { done: false });
   const end = await session.call("rowcast.things.stream", [], { chunk: 5 }, { receive_progress: true })
     .then((last) => last.rows, null, (part) => console.log(part[0].name.length));
+  session.call("rowcast.things.watch", [], { limit: 3, tx: true }, { receive_progress: true })
+    .then(() => 0, null, (news) => console.log(
+      news.type === "delta" ? news.enter[0].name.length : news.position.length, news.step));
+  session.call("rowcast.things.watch", [], { group: "mood" }, { receive_progress: true })
+    .then(() => 0, null, (news) => news.type === "snapshot" && console.log(news.rows[0].mood));
   await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: ["mood"] });
   await session.call("rowcast.things.peek", [], { limit: 1, order: "-id" });
   await session.call("rowcast.fn.cheap.peek", [], { args: { most: 1 }, limit: 1 });
@@ -322,7 +334,7 @@ def options_ts(document: Any) -> str:
             args, kwargs = "", kwargs + (", changes: change" if verb == "update" else "")
         if name == "by":
             args, kwargs = "", kwargs + ", rows: [change]"
-        parts = ", { receive_progress: true }" if verb in ("stream", "export") else ""
+        parts = ", { receive_progress: true }" if verb in ("stream", "export", "watch") else ""
         lines.append(f'session.call("rowcast.things.{verb}", [{args}], {{ {kwargs} }}{parts});')
     assert len(lines) > 70
     chosen = """async function use(): Promise<void> {

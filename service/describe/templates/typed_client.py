@@ -8,6 +8,7 @@ from typing import (
     Any,
     Generic,
     Literal,
+    Never,
     NotRequired,
     Protocol,
     TypeAlias,
@@ -54,6 +55,56 @@ class Written(TypedDict, Generic[Row]):
 
     rows: list[Row]
     affected: int
+
+
+class Snapshot(TypedDict, Generic[Row]):
+    """All rows of a query that is watched, in parts; the last one is `complete`."""
+
+    type: Literal["snapshot"]
+    position: str
+    rows: list[Row]
+    key: NotRequired[list[str]]
+    keys: NotRequired[list[Any]]
+    complete: NotRequired[Literal[True]]
+    reset: NotRequired[Literal[True]]
+    checksum: NotRequired[int]
+    step: NotRequired[Literal[True]]
+    covers: NotRequired[list[str]]
+
+
+class OfRows(TypedDict):
+    """Something of each row that enters, and of each that is updated."""
+
+    enter: list[Any]
+    update: list[Any]
+
+
+class Delta(TypedDict, Generic[Row]):
+    """What is different in the rows of a query that is watched."""
+
+    type: Literal["delta"]
+    position: str
+    enter: list[Row]
+    update: list[Row]
+    leave: list[Any]
+    keys: NotRequired[OfRows]
+    after: NotRequired[OfRows]
+    checksum: NotRequired[int]
+    step: NotRequired[Literal[True]]
+    covers: NotRequired[list[str]]
+
+
+class Alive(TypedDict):
+    """That nothing is different in the rows of a query that is watched."""
+
+    type: Literal["alive"]
+    position: str
+    checksum: int
+    step: NotRequired[Literal[True]]
+    covers: NotRequired[list[str]]
+
+
+News: TypeAlias = Snapshot[Row] | Delta[Row] | Alive
 
 
 class Rows(TypedDict):
@@ -117,6 +168,20 @@ class Streamed(Sorted, total=False):
     embed: Embeds | None
     distinct: bool | Names | None
     chunk: int | None
+
+
+class Watching(Sorted, total=False):
+    """Of rows that are watched, or of groups and their measures in place of them."""
+
+    select: Items | None
+    embed: Embeds | None
+    distinct: bool | Names | None
+    measures: Measures | None
+    group: Items | None
+    having: Where | None
+    since: str | None
+    tx: bool | None
+    tables: Names | None
 
 
 class Exporting(Streamed, total=False):
@@ -300,6 +365,8 @@ class RelationCalls(Protocol):
 
     async def export(self, /, **options: Unpack[Exporting]) -> Exported: ...
 
+    async def watch(self, /, **options: Unpack[Watching]) -> Never: ...
+
     async def aggregate(
         self, measures: Measures, /, **options: Unpack[Grouped]
     ) -> list[dict[str, Any]]: ...
@@ -395,6 +462,8 @@ class FunctionCalls(Protocol):
     async def stream(self, /, *, args: FunctionArgs, **options: Unpack[Streamed]) -> Rows: ...
 
     async def export(self, /, *, args: FunctionArgs, **options: Unpack[Exporting]) -> Exported: ...
+
+    async def watch(self, /, *, args: FunctionArgs, **options: Unpack[Watching]) -> Never: ...
 
 
 class Service:

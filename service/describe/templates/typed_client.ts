@@ -128,6 +128,62 @@ export interface Exported extends Streamed {
   format?: "csv" | "ndjson" | null;
 }
 
+export interface Watched extends Find {
+  since?: string | null;
+  tx?: boolean | null;
+  tables?: OneOrMany<string> | null;
+}
+
+export interface WatchedRows extends Watched {
+  measures?: null;
+  group?: null;
+  having?: null;
+}
+
+/** Groups and their measures, in place of rows. */
+export type WatchedGroups = Watched & { having?: Where | null } & (
+    | { measures: Measures; group?: OneOrMany<Item> | null }
+    | { measures?: Measures | null; group: OneOrMany<Item> }
+    | { measures?: Measures | null; having: Where }
+  );
+
+/** What every message to a watcher may say. */
+export interface Message {
+  position: string;
+  step?: true;
+  covers?: string[];
+}
+
+/** All rows, in parts; the last one is `complete`. */
+export interface Snapshot<Row> extends Message {
+  type: "snapshot";
+  rows: Row[];
+  key?: string[];
+  keys?: unknown[];
+  complete?: true;
+  reset?: true;
+  checksum?: number;
+}
+
+/** What is different in the rows. */
+export interface Delta<Row> extends Message {
+  type: "delta";
+  enter: Row[];
+  update: Row[];
+  leave: unknown[];
+  keys?: { enter: unknown[]; update: unknown[] };
+  after?: { enter: unknown[]; update: unknown[] };
+  checksum?: number;
+}
+
+/** That nothing is. */
+export interface Alive extends Message {
+  type: "alive";
+  checksum: number;
+}
+
+export type News<Row> = Snapshot<Row> | Delta<Row> | Alive;
+
 export interface Measure {
   count?: Item;
   sum?: Item;
@@ -270,6 +326,13 @@ export interface RelationCalls {
     call(procedure: "URI", args: None, kwargs: Exported | null, options: InParts):
       Parts<string, { rows: number; bytes: number }>;
   };
+  watch: {
+    call<K extends WatchedGroups>(
+      procedure: "URI", args: None, kwargs: K, options: InParts):
+      Parts<News<Loose>, never>;
+    call<K extends WatchedRows>(procedure: "URI", args: None, kwargs: K | null, options: InParts):
+      Parts<News<Shape<RelationRow, K>>, never>;
+  };
   aggregate: {
     call(procedure: "URI", args: [measures: Measures], kwargs?: Grouped | null): Promise<Loose[]>;
   };
@@ -332,6 +395,14 @@ export interface FunctionCalls {
   export: {
     call(procedure: "URI", args: None, kwargs: Exported & FunctionArgs, options: InParts):
       Parts<string, { rows: number; bytes: number }>;
+  };
+  watch: {
+    call<K extends WatchedGroups & FunctionArgs>(
+      procedure: "URI", args: None, kwargs: K, options: InParts):
+      Parts<News<Loose>, never>;
+    call<K extends WatchedRows & FunctionArgs>(
+      procedure: "URI", args: None, kwargs: K, options: InParts):
+      Parts<News<Shape<FunctionRow, K>>, never>;
   };
 }
 
