@@ -262,6 +262,7 @@ class Serving(Service):
             self.database,
             self.dispatcher,
             Cycle(reactor, place.direct_dsn, _session(settings)),
+            Cycle(reactor, place.direct_dsn, _session(settings)),
             WatchLimits(
                 settings.max_watches_per_session,
                 settings.max_watch_rows,

@@ -18,12 +18,12 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.changes.delta import FoundRows, State, difference
-from service.changes.epochs import resume_txn
+from service.changes.epochs import NEWEST, TIMELINE, resume_txn
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import LogRow, read_txn
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, TouchedRows, by_keys_txn, whole_txn
-from service.changes.resume import Missed
+from service.changes.resume import OURSELVES, Missed
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
 from service.db.session_settings import Dsn, SessionSettings, open_session
@@ -47,10 +47,9 @@ FILES = """
 """
 
 MOMENT = f"""
-SELECT pg_catalog.pg_current_snapshot()::text,
-       (SELECT coalesce(max(epoch), 0) FROM rowcast.epochs),
-       pg_catalog.pg_current_wal_insert_lsn()::text,
-       {FILES}
+SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text, {FILES},
+       coalesce(e.epoch, 0), e.pruned_below::text, e.timeline = {TIMELINE}
+  FROM (VALUES (1)) AS one LEFT JOIN ({NEWEST}) AS e ON true
 """
 
 # A row that is visible may be lost in a crash, if its writer has not waited for the disk, and the
@@ -70,6 +69,7 @@ class Order:
     Args:
         run: How.
         before: What it was found in last; None the first time.
+        since: Where that was found, if not by the cycle before.
         whole: Whether all of its rows are wanted, whatever has changed.
         stale: Whether they may be others whatever the log says.
         check: Whether what the log leads to is to be compared with all of its rows.
@@ -79,6 +79,7 @@ class Order:
 
     run: Run
     before: State | None
+    since: SnapshotPosition | None = None
     whole: bool = False
     stale: bool = False
     check: bool = False
@@ -124,11 +125,13 @@ class Outcome:
         position: What it saw.
         found: What was found of queries that were run, None if nothing has changed, or why it failed.
         late: Those that were put off, with the seconds until they may be run.
+        joined: Those that another session had found, of which the state is by now that of the others.
     """
 
     position: SnapshotPosition
     found: Mapping[Run, Found | Failure | None]
     late: Mapping[Run, float]
+    joined: frozenset[Run] = frozenset()
 
 
 ToRead = Mapping[Run, TouchedRows | None]
@@ -165,22 +168,29 @@ class Cycle:
             orders: Of others, and of those of which more is asked than what the log says.
             since: What the cycle before saw; without it everything may have changed.
         """
-        return in_thread(self._reactor, "pg-watch", self._run, orders, since)
+        return in_thread(self._reactor, "pg-watch", self._run, self._watched, orders, since)
+
+    def run_alone(self, orders: Collection[Order]) -> Deferred[Outcome]:
+        """Run a cycle for queries that were not found before; it keeps nothing of them."""
+        return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), orders, None)
 
     def close(self) -> Deferred[None]:
         """Close the session, between two cycles, and forget all queries."""
         return in_thread(self._reactor, "pg-watch", self._end)
 
-    def _run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Outcome:
+    def _run(
+        self, watched: WatchedRuns, orders: Collection[Order], since: SnapshotPosition | None
+    ) -> Outcome:
         while self._dropped:
             self._watched.drop(self._dropped.pop())
         connection = self._connection
         if connection is None or not connection.alive():
             self._close()
-            connection = self._connection = open_session(self._dsn(), self._session)
+            connection = open_session(self._dsn(), self._session)
+        same, self._connection = connection is self._connection, connection
         try:
             for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, self._watched, orders, since)
+                outcome = cycle_txn(connection, watched, orders, since, same)
                 if outcome is not None:
                     return outcome
             raise RuntimeError("tables are truncated or rewritten all the time")
@@ -204,20 +214,39 @@ def cycle_txn(
     watched: WatchedRuns,
     orders: Collection[Order],
     since: SnapshotPosition | None,
+    same: bool = False,
     budget: float = BUDGET,
 ) -> Outcome | None:
     """
     Find what has changed in queries, and wait until that cannot be lost any more.
+
+    Args:
+        connection: With nothing begun.
+        watched: The queries that were found before.
+        orders: Of others, and of those of which more is asked than what the log says.
+        since: What the cycle before saw; without it everything may have changed.
+        same: Whether that was in this very session.
+        budget: Seconds after which what needs a read of all rows is put off.
 
     Returns:
         What was found; None if a table may have looked empty that was not.
     """
     connection.begin(begin_statement("repeatable read", read_only=True))
     try:
-        snapshot, epoch, written, files = connection.ask(MOMENT)
+        snapshot, written, files, epoch, pruned, goes_on = connection.ask(MOMENT)
         position = SnapshotPosition(epoch, PgSnapshot.parse(snapshot))
-        # A session that was lost may be one of another history now, or the log may be pruned.
-        before = None if since is None else resume_txn(connection, since)
+        before = None
+        if (
+            same
+            and goes_on
+            and since
+            and epoch == since.epoch
+            and since.snapshot.xmin >= int(pruned)
+        ):
+            before = since.snapshot
+        elif since is not None:
+            # A session that was lost may be one of another history now, or the log may be pruned.
+            before = resume_txn(connection, since)
         rows = None if before is None else read_txn(connection, before)
         touched = _touched_txn(connection, watched, orders, rows)
         asked = {order.run for order in orders}
@@ -245,7 +274,8 @@ def cycle_txn(
         state = each.state if isinstance(each, Found) else order.before
         if state is not None:
             watched.keep(order.run, state)
-    return Outcome(position, found, late)
+    joined = (order.run for order in orders if order.since is not None)
+    return Outcome(position, found, late, frozenset(joined) - late.keys())
 
 
 def _touched_txn(
@@ -255,13 +285,32 @@ def _touched_txn(
     rows: Sequence[LogRow] | None,
 ) -> ToRead:
     """Return which rows the log names, of each query that it concerns; None for all of its rows."""
-    if rows is None:
-        return dict.fromkeys([*watched.states, *(order.run for order in orders)])
     found: dict[Run, TouchedRows | None] = {}
-    if rows:
+    if rows is None:
+        new = (order.run for order in orders if order.since is None)
+        found |= dict.fromkeys([*watched.states, *new])
+    elif rows:
         found |= touched_txn(connection, watched, list(map(row_change, rows)))
+    for since in {order.since for order in orders if order.since is not None}:
+        found |= _joining_txn(connection, [each for each in orders if each.since == since], since)
     stale = (order.run for order in orders if order.stale)
     return found | dict.fromkeys([*watched.stale, *stale])
+
+
+def _joining_txn(
+    connection: PgConnection, orders: Collection[Order], since: SnapshotPosition
+) -> ToRead:
+    """Return which rows the log names of queries that another session has found, before this one."""
+    joining = WatchedRuns()
+    for order in orders:
+        if order.before is not None:
+            joining.keep(order.run, order.before)
+    connection.act(OURSELVES)
+    before = resume_txn(connection, since)
+    rows = None if before is None else read_txn(connection, before)
+    if rows is None:
+        return dict.fromkeys(joining.states)
+    return touched_txn(connection, joining, list(map(row_change, rows)))
 
 
 def found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | Failure | None:
@@ -299,8 +348,10 @@ def _answers_txn(
     for order in todo:
         run, at = order.run, time.monotonic()
         whole = order.asks or touched[run] is None
-        if whole and (run.until > at + budget or (found and at > began + budget)):
-            late[run] = max(0.0, run.until - at)
+        # One that another session has read just now has its callers without rows until it is read here.
+        rests = run.until > at + budget and order.since is None
+        if whole and (rests or (found and at > began + budget)):
+            late[run] = max(0.0, run.until - at) if rests else 0.0
             continue
         answer = found_txn(connection, order, touched)
         if isinstance(answer, Found) and order.resumes:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -64,6 +65,7 @@ class Watches(Service):
         database: Asked what queries read.
         dispatcher: For what is served now.
         cycle: Runs the queries.
+        first: Runs those that are new, which may take long, beside the others.
         limits: How much may be watched.
         poll: Seconds between two cycles if nothing wakes us.
 
@@ -78,6 +80,7 @@ class Watches(Service):
         database: Database,
         dispatcher: Dispatcher,
         cycle: Cycle,
+        first: Cycle,
         limits: WatchLimits,
         poll: float = POLL,
     ) -> None:
@@ -85,6 +88,8 @@ class Watches(Service):
         self._database = database
         self._dispatcher = dispatcher
         self._cycle = cycle
+        self._first = first
+        self._beginning: Deferred[None] | None = None
         self._limits = limits
         self._made = Queries(database, limits)
         self._poll = poll
@@ -294,6 +299,9 @@ class Watches(Service):
                 elif not self._woken:
                     await self._rest(min(self._poll, self._due))
         finally:
+            if self._beginning is not None:
+                await self._beginning
+            await self._first.close()
             await self._cycle.close()
             self._running = self._position = self._place = None
             # One may have come while the session was closed.
@@ -318,10 +326,11 @@ class Watches(Service):
         if self._dispatcher.served is not self._served:
             await self._renew()
         asking = [each for each in self._asking if not each.parked]
-        wanted = {
-            query: {watch for watch in query.watches if watch.wanting and not watch.session.busy}
-            for query in asking
-        }
+        new = [each for each in asking if each.state is None]
+        if new and self._beginning is None:
+            self._beginning = Deferred.fromCoroutine(self._begin(new))
+        asking = [each for each in asking if each.state is not None]
+        wanted = {query: _wanted(query) for query in asking}
         orders = [_order(query, watches) for query, watches in wanted.items()]
         checked = self._check(orders)
         outcome = await self._cycle.run(orders, self._position)
@@ -332,11 +341,50 @@ class Watches(Service):
         self._take_outcome(outcome, wanted)
         self._telling = False
         for query in asking:
+            if query.since is not None and query.run in outcome.joined:
+                query.join()
+                for watch in query.watches:
+                    watch.session.tell(watch)
+                    self._moved[watch.session] = None
             if not (query.stale or any(watch.wanting for watch in query.watches)):
                 self._asking.discard(query)
         self._place = outcome.position
         self._tick()
         self._move()
+
+    async def _begin(self, new: Sequence[Query]) -> None:
+        """
+        Read the rows of new queries for the first time.
+
+        That may take seconds, which the others need not wait for: it is done in a session of its own,
+        and the next cycle goes on from there, by what the log has since.
+        """
+        wanted = {query: _wanted(query) for query in new}
+        orders = [_order(query, watches) for query, watches in wanted.items()]
+        try:
+            outcome = await self._first.run_alone(orders)
+        except Exception as error:
+            log.warn("cannot begin live queries: {error}", error=_first_line(error))
+            await deferLater(self._reactor, PAUSES[0])
+        else:
+            self._take_first(outcome, wanted)
+        finally:
+            self._beginning = None
+            self.wake()
+
+    def _take_first(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+        for run, found in outcome.found.items():
+            query = self._runs.get(run)
+            if query is None or query.parked:
+                continue
+            if isinstance(found, Failure):
+                self._failed(query, found)
+            elif found is not None:
+                query.state, query.since = found.state, outcome.position
+                for watch in query.watches:
+                    # One that has come meanwhile, and has no rows, takes these, too.
+                    takes = watch in wanted[query] or (watch.unseen and not watch.session.busy)
+                    watch.find(found, takes, found.weight)
 
     def _tick(self) -> None:
         """Send those a message who have not heard of anything for long, though nothing has changed."""
@@ -395,7 +443,7 @@ class Watches(Service):
         known = [
             each
             for each in self._queries.values()
-            if each.state is not None and each not in self._asking
+            if each.state is not None and each.since is None and each not in self._asking
         ]
         if known:
             orders.append(replace(_order(random.choice(known), set()), check=True))
@@ -471,7 +519,7 @@ class Watches(Service):
                 watch.end(refused)
             return
         if not query.run.shape.same_rows(run.shape):
-            query.state = None
+            query.state = query.since = None
             for watch in query.watches:
                 watch.start_over()
         if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
@@ -481,11 +529,17 @@ class Watches(Service):
         query.invalidate()
 
 
+def _wanted(query: Query) -> set[Watch]:
+    """Return the watches of a query that take all of its rows now."""
+    return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
+
+
 def _order(query: Query, wanted: set[Watch]) -> Order:
     resumes = {watch.since for watch in wanted if watch.since is not None}
     return Order(
         query.run,
         query.state,
+        query.since,
         whole=bool(wanted),
         stale=query.stale,
         late=query.late,

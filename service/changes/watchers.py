@@ -63,6 +63,7 @@ class Query:
     Attributes:
         name: Of all that is alike.
         state: What it was found in last; None before its first run.
+        since: Where that was, until a cycle with all others has it from there.
         watches: Of it.
         stale: Whether its rows may be others, whatever the log says.
         late: How many cycles it was put off.
@@ -80,6 +81,7 @@ class Query:
         "parked",
         "renewed",
         "run",
+        "since",
         "stale",
         "state",
         "watches",
@@ -95,6 +97,7 @@ class Query:
         # As bytes they take a tenth, and nobody asks for them until the catalog changes.
         self._kwargs = cbor2.dumps(dict(kwargs))
         self.state: State | None = None
+        self.since: SnapshotPosition | None = None
         # Not a set, which takes four times as much, since nearly all have a single one.
         self.watches: tuple[Watch, ...] = ()
         self.delta: tuple[State, State, Message] | None = None
@@ -117,11 +120,21 @@ class Query:
         self.stale = True
         self.ask()
 
+    @property
+    def behind(self) -> bool:
+        """Whether its state is not the one of the last cycle."""
+        return bool(self.late) or self.since is not None
+
     def put_off(self, times: int) -> None:
         """Record how many cycles it was put off: whoever watches it waits, with his session."""
         self.late = times
         for watch in self.watches:
             watch.session.hold(watch)
+
+    def join(self) -> None:
+        """Record that its state is the one of the last cycle."""
+        self.since = None
+        self.put_off(0)
 
     def delta_from(self, before: State, rows: Mapping[Hashable, Any]) -> Message:
         """
@@ -203,6 +216,11 @@ class Watch(Lasting):
     def wanting(self) -> bool:
         """Whether all rows are wanted for it, and not there yet."""
         return self.base is None and self.rows is None
+
+    @property
+    def unseen(self) -> bool:
+        """Whether its caller has no rows of it at all, so that nobody waits for it."""
+        return self.base is None and self.since is None and self.touched is None and not self.reset
 
     def start_over(self) -> None:
         """Send all rows next, in place of those that the caller has."""
@@ -339,8 +357,8 @@ class WatchingSession:
         self.moves = True
 
     def hold(self, watch: Watch) -> None:
-        """Make the others wait for a watch, if its rows are not there."""
-        if watch.wanting or watch.query.late:
+        """Make the others wait for a watch whose caller has rows, if those that follow are not there."""
+        if (watch.wanting or watch.query.behind) and not watch.unseen:
             self._held.add(watch)
         else:
             self._held.discard(watch)
@@ -404,6 +422,11 @@ class WatchingSession:
         found: Step = []
         news, self._news = self._news, {}
         for watch in news:
+            if watch.query.behind or watch.wanting:
+                self._news[watch] = None  # until its rows are those of the position
+                if watch.wanting:
+                    self._want()
+                continue
             position = f"{head}~{watch.query.run.mark}"
             messages = watch.messages(position)
             if messages is not None:

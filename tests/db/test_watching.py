@@ -5,6 +5,8 @@ Live queries over a real database: every kind of query, whoever writes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import psycopg2
 import pytest
@@ -12,11 +14,13 @@ import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes.cycle import Cycle, Outcome
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.errors import DatabaseRefused, InvalidArgument, TooLarge, Unavailable, UnknownName
 from service.request.arguments import Caller
 from tests.conftest import execute
+from tests.db.dispatchers import ANYONE
 from tests.db.watched import Live, living
 from tests.deferreds import until
 
@@ -231,6 +235,72 @@ async def test_callers_see_what_their_role_may(dsn: str) -> None:
 SLEEPING = (
     "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 )
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_first_run_keeps_nobody_waiting(dsn: str) -> None:
+    """Neither other sessions nor other watches of its own; it is at one position with them then."""
+    execute(
+        dsn,
+        BEFORE_EACH + "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
+        " AS 'SELECT t.* FROM teams t, pg_sleep(1)'",
+    )
+    async with living(dsn, limits=WatchLimits(timeout=20)) as live:
+        mine, others = (replace(ANYONE, session=number) for number in (1, 2))
+        quick = [live.watch("notes", caller=each) for each in (mine, others)]
+        for each in quick:
+            await each.first()
+        slow = live.watch("fn.slow", caller=mine)
+        await until(lambda: execute(dsn, SLEEPING))
+        execute(dsn, "INSERT INTO notes VALUES ('c', 2)")
+        await until(lambda: all(len(each.messages) == 2 for each in quick))
+        assert execute(dsn, SLEEPING)
+        assert slow.messages == []
+        # what is written before its rows are there is in them
+        execute(dsn, "UPDATE teams SET name = 'later' WHERE id = 1; DELETE FROM notes")
+        await slow.first()
+        await slow.same()
+        for each in quick:
+            await each.same()
+        assert slow.copy.resets == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_begins_while_rows_change_has_them_as_they_are(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that came between its first run and the cycle from which it goes on with the others."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn) as live:
+        one = live.watch("notes")
+        await one.first()
+        run_alone, writes = Cycle.run_alone, iter(range(100))
+
+        def delayed(cycle: Cycle, orders: Any) -> Any:
+            def write(outcome: Outcome) -> Outcome:
+                number = next(writes)
+                execute(
+                    dsn,
+                    f"UPDATE teams SET name = 'n{number}' WHERE id = 1; "
+                    f"DELETE FROM teams WHERE id = {899 + number}; INSERT INTO teams VALUES ({900 + number}, 'new')",
+                )
+                return outcome
+
+            return run_alone(cycle, orders).addCallback(write)
+
+        monkeypatch.setattr(Cycle, "run_alone", delayed)
+        for query in (
+            {},
+            {"order": ["name"]},
+            {"order": ["-id"], "limit": 2},
+            {"distinct": True, "select": ["name"]},
+        ):
+            watcher = live.watch("teams", **query)
+            first = await watcher.first()
+            assert first.values
+            await watcher.same()
+            await watcher.cancel()
+        assert next(writes) >= 4
 
 
 @pytest.mark.parametrize(

@@ -168,10 +168,9 @@ async def living(
     """Serve a database with its live queries for the length of the body."""
     begin_epoch(dsn)
     async with serving(dsn, **how) as served:
-        cycle = Cycle(reactor, dsn, SessionSettings())
-        watches = Watches(
-            reactor, served.database, served.dispatcher, cycle, limits or WatchLimits(), poll
-        )
+        cycle, first = (Cycle(reactor, dsn, SessionSettings()) for _ in range(2))
+        limits = limits or WatchLimits()
+        watches = Watches(reactor, served.database, served.dispatcher, cycle, first, limits, poll)
         served.dispatcher.register(replace(VERBS["watch"], handler=watches.take))
         watches.startService()
         try:

@@ -342,7 +342,7 @@ class Oracle:
 
 def _behind(session: WatchingSession) -> bool:
     """Return whether a session has not been told all that the last cycle saw."""
-    return session.busy or any(watch.query.late for watch in session.members)
+    return session.busy or any(watch.query.behind for watch in session.members)
 
 
 @contextmanager
