@@ -69,22 +69,22 @@ class Order:
     Args:
         run: How.
         before: What it was found in last; None the first time.
-        since: Where that was found, if not by the cycle before.
         whole: Whether all of its rows are wanted, whatever has changed.
         stale: Whether they may be others whatever the log says.
         check: Whether what the log leads to is to be compared with all of its rows.
         resumes: Positions of which callers have rows.
         late: How many cycles it was put off.
+        since: Where `before` was found, if not by the cycle before.
     """
 
     run: Run
     before: State | None
-    since: SnapshotPosition | None = None
     whole: bool = False
     stale: bool = False
     check: bool = False
     resumes: tuple[Position, ...] = ()
     late: int = 0
+    since: SnapshotPosition | None = None
 
     @property
     def asks(self) -> bool:

@@ -539,11 +539,11 @@ def _order(query: Query, wanted: set[Watch]) -> Order:
     return Order(
         query.run,
         query.state,
-        query.since,
         whole=bool(wanted),
         stale=query.stale,
         late=query.late,
         resumes=tuple(sorted(resumes, key=str)),
+        since=query.since,
     )
 
 
