@@ -206,6 +206,7 @@ def _key_columns(
 
 def _turned(key: SortKey) -> SortKey:
     """Return a sort key that turns its order round."""
+    # Nulls move, too: an index that is read backwards has them at its other end.
     nulls: Nulls = "first" if key.nulls == "last" else "last"
     return replace(key, descending=not key.descending, nulls=nulls)
 

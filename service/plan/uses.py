@@ -31,6 +31,7 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
                 return used.pure_writes
             # Of no schema are groups, say, which read nothing but what else stands in the plan.
             return used.pure_reads or used.schema == NOWHERE
+        # No function is: a setting, a temporary table or a lock is left behind by way of one alone.
         return isinstance(used, Type) and used.pure
 
     return _all_used(plan, pure)

@@ -20,6 +20,7 @@ REFERENCE = "$ref"
 OPERATION = ("call", "args", "kwargs")
 OPERATION_NAME, ANALYZE = "operation", "analyze"
 """The argument of `explain`, and what stands in it beside the call."""
+# Python refuses to read an integer of more than 4,300 digits, with an error that is not the caller's.
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 _STR = frozenset({str})
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})

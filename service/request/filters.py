@@ -191,6 +191,7 @@ class FilterParser:
         if name not in {"in", "eq", "neq"}:
             at = list(values).index(None)
             raise InvalidArgument(f'"{name}" takes no null in its list', path=f"{path}.{at}")
+        # To SQL a row whose column is null is in no list with a null, and no row at all is outside of it.
         word = "not null" if name == "neq" else "null"
         test = Comparison(found.reference, "is", word=word)
         others = replace(found, operand=operand, nulls=True)
@@ -345,6 +346,8 @@ DEPENDS: Truth = (0, 0)
 
 def holds_always(where: Filter, values: Sequence[Any]) -> bool:
     """Return whether a filter is true of every row, whatever the rows hold."""
+    # An update by the negation of an empty list, or by "a or not a", changed all rows: it is not enough
+    # to look for filters that are empty.
     return _TruthTable(values).truth(where) == ALWAYS
 
 

@@ -149,6 +149,7 @@ def _by_keys(plan: ReadPlan) -> Composable:
             )
         )
     names = [Identifier(f"k{at}") for at in range(len(lists))]
+    # Numbered, since a filter by the keys would lose their order, and which of them have no row.
     return SQL(
         'ROWS FROM ({lists}) WITH ORDINALITY AS "w" ({names}) JOIN {rows} ON {equal}'
     ).format(
