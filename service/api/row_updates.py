@@ -4,18 +4,17 @@ The verb update with other changes for each row: `update(rows=[…], by=[…])`,
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api import write
 from service.api.call import Call, Snapshot, Step
 from service.api.rules import Pause, given_of, made_of, merged, refuse_row
-from service.api.write import MANY, UNBOUNDED, answered, no_rows_changed, relation_of, writing
+from service.api.write import MANY, UNBOUNDED, answered, relation_of, writing
 from service.catalog import Catalog, Relation
 from service.db.statements import Shape, by_keys_txn, compute_txn, keyed_txn
-from service.db.writes import NoRowWritten
+from service.db.writes import NoRowWritten, Written
 from service.errors import InvalidArgument, NotChanged, NotFound, ServiceError
 from service.plan.read_plan import plan_get
 from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
@@ -40,12 +39,18 @@ from service.sql.statement import Statement
 Rows = Parsed[UpdateRowsRequest]
 
 
-def update(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `update`: of a row by its key, of those of a filter, or of rows each in its own way."""
-    return update_rows(call) if "rows" in call.kwargs else write.update(call)
+async def parse_rows(call: Call) -> Rows:
+    """Parse and check `update` of rows that are changed each in its own way."""
+    snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
+    given = call.kwargs["rows"]
+    arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
+    if isinstance(given, list | tuple) and len(given) > MANY:
+        parsed: Rows = await database.run(compute_txn, _prepare, *arguments, retry=True)
+        return parsed
+    return _prepare(*arguments)
 
 
-async def update_rows(call: Call) -> Any:
+async def update_rows(call: Call, parsed: Rows) -> Any:
     """
     Answer `update` of rows that are changed each in its own way: the rows, in the order of the call.
 
@@ -53,24 +58,28 @@ async def update_rows(call: Call) -> Any:
         NotFound: With the number of the first row that is not there; nothing is written.
         InvalidRow: The model or the catalog refuses one.
     """
-    snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
-    given = call.kwargs["rows"]
-    arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
-    if isinstance(given, list | tuple) and len(given) > MANY:
-        parsed = await database.run(compute_txn, _prepare, *arguments, retry=True)
-    else:
-        parsed = _prepare(*arguments)
-    if not parsed.request.rows:
-        return no_rows_changed(call, parsed.request.returning)
     try:
-        if not snapshot.model(relation).has_rules(creating=False):
-            step = _changing(call, parsed)
-            return step.shape(await call.run(step))
-        async with database.transaction():
-            step = _changing(call, await _validated(call, parsed))
-            return step.shape(await call.run(step))
+        if not call.snapshot.model(relation_of(call)).has_rules(creating=False):
+            written = await write_rows(call, parsed)
+        else:
+            async with call.backend.database.transaction():
+                written = await write_rows(call, parsed)
     except NoRowWritten:
-        raise await _missing(call, parsed) from None
+        raise await missing_row(call, parsed) from None
+    return answered(written, parsed.request.returning, many=True)
+
+
+async def write_rows(call: Call, parsed: Rows) -> Written:
+    """
+    Write rows; in a transaction, if the model has a say.
+
+    Raises:
+        NoRowWritten: Not all of them.
+    """
+    if call.snapshot.model(relation_of(call)).has_rules(creating=False):
+        parsed = await _validated(call, parsed)
+    written: Written = await call.run(_changing(call, parsed))
+    return written
 
 
 def _prepare(
@@ -98,7 +107,7 @@ def _prepare(
 def _changing(call: Call, parsed: Rows) -> Step:
     request = parsed.request
     make = partial(_update, call.snapshot.catalog, relation_of(call), request)
-    shape = partial(answered, returning=request.returning, many=True)
+    shape: Callable[[Written], Written] = lambda written: written  # noqa: E731
     return writing(call, parsed, make, request.max_affected, len(request.rows), shape)
 
 
@@ -150,18 +159,25 @@ async def _validate(
     return replace(parsed, request=request, values=values.freeze())
 
 
-async def _missing(call: Call, parsed: Rows) -> ServiceError:
+def match_of(call: Call, parsed: Rows) -> tuple[KeyMatch, tuple[Any, ...]]:
+    """Return what the rows are found by, as lists of values, and the values of such a call."""
+    key = key_of_rows(call.snapshot.catalog, relation_of(call), parsed.request.by)
+    values = Values(parsed.values)
+    rows = [given_of(row, parsed.values) for row in parsed.request.rows]
+    lists = ([row[name] for row in rows] for name in key)
+    match = KeyMatch(key, tuple(Operand(values.add(each), "rows") for each in lists))
+    return match, values.freeze()
+
+
+async def missing_row(call: Call, parsed: Rows) -> ServiceError:
     """Return why fewer rows were written than the call has."""
     snapshot, relation, request = call.snapshot, relation_of(call), parsed.request
     key = key_of_rows(snapshot.catalog, relation, request.by)
-    values = Values(parsed.values)
-    rows = [given_of(row, parsed.values) for row in request.rows]
-    lists = ([row[name] for row in rows] for name in key)
-    match = KeyMatch(key, tuple(Operand(values.add(each), "rows") for each in lists))
+    match, values = match_of(call, parsed)
     items = tuple(Item(Reference(name, "rows")) for name in key)
     statement = select(plan_get(snapshot.catalog, relation, GetRequest(match, items, many=True)))
     shape = Shape("lists", UNBOUNDED)
-    args = (snapshot.codec, statement, values.freeze(), len(rows), shape)
+    args = (snapshot.codec, statement, values, len(request.rows), shape)
     found = await call.run(Step(by_keys_txn, args, list))
     seen: dict[str, int] = {}
     for at, row in enumerate(found):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service.api import functions, nested, read, row_updates, stream, write
+from service.api import functions, nested, old_rows, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.definitions import reference
@@ -22,6 +22,7 @@ from service.describe.verb import (
     GOT,
     GOT_LISTS,
     NAMES,
+    OLD,
     ONE_OR_MANY,
     PAGE,
     PAGED,
@@ -187,7 +188,7 @@ _ROWS = (
     ),
     Verb(
         "update",
-        row_updates.update,
+        old_rows.update,
         arguments={
             **record(
                 {
@@ -200,6 +201,7 @@ _ROWS = (
                     **TARGET,
                     **PICK,
                     **RETURNING,
+                    **OLD,
                 },
             ),
             **WAYS,
@@ -219,7 +221,10 @@ _ROWS = (
     Verb(
         "delete",
         write.delete,
-        arguments={**record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING}), **EITHER},
+        arguments={
+            **record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING, **OLD}),
+            **EITHER,
+        },
         result=reference("result.update"),
         errors=error_schemas.ALL,
         positional=("key",),

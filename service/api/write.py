@@ -45,6 +45,7 @@ from service.request.requests import (
     Assignment,
     CreateRequest,
     DeleteRequest,
+    Form,
     Operand,
     Returning,
     Target,
@@ -53,7 +54,6 @@ from service.request.requests import (
 from service.request.write_request import (
     parse_create,
     parse_delete,
-    parse_update,
     parse_upsert,
 )
 from service.sql.modify import modify
@@ -92,14 +92,13 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
     return _new_rows(call, parse_upsert)
 
 
-def update(call: Call) -> Step | Awaitable[Any]:
+def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitable[Any]:
     """
     Prepare `update`: the changed row, or the rows and how many they are.
 
     Raises:
         InvalidRow: The catalog refuses it.
     """
-    parsed = parse_update(call.args, call.kwargs, call.backend.limits)
     if not parsed.request.changes:
         return _unchanged(call, parsed)
     refuse_faults(call.snapshot, relation_of(call), parsed)
@@ -232,9 +231,11 @@ def _changing(
     statement = call.snapshot.statement(make, relation_of(call), request)
     one = request.target.key is not None
     shape = partial(answered, returning=request.returning, many=not one, counted=True)
+    if isinstance(request, DeleteRequest):
+        shape = partial(_deleted, returning=request.returning, many=not one)
     if known is not None:
         return writing(call, parsed, lambda: statement, known, one, shape, access="last")
-    missing = partial(_missing, call, parsed)
+    missing = partial(missing_key, call, parsed)
     return writing(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
 
 
@@ -245,7 +246,7 @@ async def _by_model(
     try:
         return await write(call, parsed)
     except NoRowWritten:
-        raise await _missing(call, parsed) from None
+        raise await missing_key(call, parsed) from None
 
 
 async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
@@ -357,7 +358,7 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         return no_rows_changed(call, parsed.request.returning, counted=True)
     columns, rows = await _found(call, parsed, request.target)
     if not rows:
-        raise await _missing(call, parsed)
+        raise await missing_key(call, parsed)
     return answered(Written(rows, 0, columns), request.returning, many=False)
 
 
@@ -368,7 +369,7 @@ def no_rows_changed(call: Call, returning: Returning, counted: bool = False) -> 
     return answered(Written([], 0, columns), returning, many=True, counted=counted)
 
 
-async def _missing(call: Call, parsed: Parsed[Any]) -> ServiceError:
+async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
     """Return why no row of a key was written: none is there, or as expected, or it stays."""
     relation, target = relation_of(call), parsed.request.target
     _, rows = await _found(call, parsed, target)
@@ -426,6 +427,21 @@ def answered(written: Written, returning: Returning, many: bool, counted: bool =
     """Return a write's answer in its form; `counted` where the caller cannot know the number."""
     answer = _answer(written, returning, many, counted)
     return Receipted(answer, written.tx) if returning.receipt else answer
+
+
+def _deleted(written: Written, returning: Returning, many: bool) -> Any:
+    if returning.old == "both":
+        nothing = ["null" if returning.form == "json" else None] * len(written.rows)
+        written = replace(written, rows=paired(written.rows, nothing, returning.form))
+    return answered(written, returning, many, counted=True)
+
+
+def paired(old: Sequence[Any], new: Sequence[Any], form: Form) -> list[Any]:
+    """Return rows as they were, each beside what it is now, in the form of an answer."""
+    pairs = zip(old, new, strict=True)
+    if form == "json":
+        return [f'{{"old":{one},"new":{other}}}' for one, other in pairs]
+    return [{"old": one, "new": other} for one, other in pairs]
 
 
 def _answer(written: Written, returning: Returning, many: bool, counted: bool) -> Any:

@@ -87,6 +87,8 @@ SHOWN = {"select": reference("select"), "embed": reference("embed")}
 PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
 RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **WRITES}
 TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
+OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
+"""What update and delete answer: the rows as they are, nothing, as they were, or both."""
 PICK = {"limit": reference("whole"), "skip_locked": FLAG}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
 FIND = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.computing import plan_computed
-from service.plan.conditions import Bound, Condition, SortKey
+from service.plan.conditions import Bound, Condition, Expression, SortKey
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.operators import as_jsonb, compare
 from service.plan.plans import (
@@ -143,7 +143,6 @@ def _picked(
             f'"{relation.name}" has no primary key, by which the rows that are taken are found',
             path="limit" if pick.limit else "skip_locked",
         )
-    named = tuple(scope.expression(Reference(name, "where")) for name in key)
     read = ReadPlan(
         name=f"{relation.name}.update",
         relation=relation,
@@ -152,9 +151,14 @@ def _picked(
         order=order,
         limit=scope.number(pick.limit),
         lock=lock,
-        keys=named,
+        keys=_row_keys(scope),
     )
     return Joined(Picked(read), key, scope.equals(key))
+
+
+def _row_keys(scope: Scope) -> tuple[Expression, ...]:
+    """Return the values of the primary key."""
+    return tuple(scope.expression(Reference(name, "key")) for name in scope.relation.primary_key)
 
 
 def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
@@ -195,6 +199,7 @@ def plan_current(
     lock: Lock | None = None,
     limit: Operand | None = None,
     changes: Sequence[Assignment] = (),
+    keyed: bool = False,
 ) -> ReadPlan:
     """
     Plan to read the rows that a write is for, as they are.
@@ -207,6 +212,7 @@ def plan_current(
         lock: How they are to stay as they are until the transaction ends, if they are.
         limit: How many at most.
         changes: Of them, of which those that are computed are read, too.
+        keyed: Whether their primary keys are read, too.
     """
     scope = Scope(catalog, relation, returning.embeds)
     settings = plan_settings(scope, [each for each in changes if each.computes])
@@ -222,6 +228,7 @@ def plan_current(
         limit=scope.number(limit),
         lock=lock,
         json=planned.json,
+        keys=_row_keys(scope) if keyed else (),
         computed=tuple(each.value for each in settings if isinstance(each.value, Computed)),
     )
 

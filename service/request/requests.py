@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Nulls = Literal["first", "last"]
+Old = Literal["", "old", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +399,7 @@ class Returning:
         embeds: Related rows.
         form: Of the rows in the answer.
         receipt: Whether the transaction's id is answered, too.
+        old: Whether the rows are answered as they were: alone, or beside what they are now.
     """
 
     rows: bool = True
@@ -406,6 +408,7 @@ class Returning:
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
     receipt: bool = False
+    old: Old = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from service.request.requests import (
     CreateRequest,
     DeleteRequest,
     Filter,
+    Old,
     OnConflict,
     Operand,
     Pick,
@@ -111,7 +112,7 @@ def parse_update(
     request = UpdateRequest(
         _target(given, values, limits),
         assignments(changes, "changes", values, "changes"),
-        _returning(given, values, limits),
+        _returning(given, values, limits, olds=True),
         given.integer("max_affected"),
         _pick(given, values),
     )
@@ -136,7 +137,7 @@ def parse_update_rows(
     request = UpdateRowsRequest(
         tuple(assignments(row, f"rows.{at}", values, "changes") for at, row in enumerate(rows)),
         None if by is None else parse_names(by, "by"),
-        _returning(given, values, limits),
+        _returning(given, values, limits, olds=True),
         given.integer("max_affected"),
     )
     if request.by == ():
@@ -156,7 +157,7 @@ def parse_delete(
     values = Values()
     request = DeleteRequest(
         _target(given, values, limits),
-        _returning(given, values, limits),
+        _returning(given, values, limits, olds=True),
         given.integer("max_affected"),
     )
     return Parsed(request, values.freeze(), given.timeout())
@@ -289,14 +290,17 @@ def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
     return assignments(row_of(given.value("expect"), "expect"), "expect", values, "expect")
 
 
-def _returning(given: Arguments, values: Values, limits: Limits) -> Returning:
+def _returning(given: Arguments, values: Values, limits: Limits, olds: bool = False) -> Returning:
+    said = given.value("returning")
+    old: Old = said if olds and said in ("old", "both") else ""
     return Returning(
-        given.flag("returning", default=True),
+        bool(old) or given.flag("returning", default=True),
         parse_select(given.value("select"), values),
         parse_order(given.value("order"), values),
         parse_embed(given, values, limits),
         parse_form(given),
         given.flag(RECEIPT),
+        old,
     )
 
 
