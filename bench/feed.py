@@ -64,7 +64,8 @@ async def latencies(dsn: str, rate: float, seconds: float, **settings: Any) -> l
     """Return the milliseconds from the end of each commit to its publication."""
     seen: dict[int, float] = {}
 
-    async def publish(changes: Sequence[Change]) -> None:
+    async def publish(changes: Sequence[Change], durable: Awaitable[None]) -> None:
+        await durable
         now = time.time()
         seen.update((change.key[0], now) for change in changes if change.key)
 
@@ -90,8 +91,9 @@ async def catch_up(dsn: str, each: int) -> float:
     execute(dsn, f"DO $$ BEGIN {quick} {loop} END $$")
     count = 0
 
-    async def publish(changes: Sequence[Change]) -> None:
+    async def publish(changes: Sequence[Change], durable: Awaitable[None]) -> None:
         nonlocal count
+        await durable
         count += len(changes)
 
     began = time.monotonic()

@@ -23,9 +23,12 @@ from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
 from service.db.connection import PgConnection
 from service.db.thread import in_thread
 
-Publish = Callable[[Sequence[Change]], Awaitable[None]]
+Publish = Callable[[Sequence[Change], Awaitable[None]], Awaitable[None]]
+"""Called with changes, and with what is to be awaited before any of them is told."""
 Result = TypeVar("Result")
 
+FEW = 50
+"""Rows that are not worth a thread: 20 µs each."""
 PULSE = 1.0
 """Seconds of publishing after which the session shows a sign of life."""
 
@@ -89,7 +92,11 @@ class Delivery:
         self.tracked: Mapping[int, Tracked] = {}
 
     async def deliver(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow] | None
+        self,
+        connection: PgConnection,
+        tick: Tick,
+        rows: list[LogRow] | None,
+        durable: Deferred[None],
     ) -> None:
         """
         Publish a tick; done when all of it is.
@@ -98,28 +105,45 @@ class Delivery:
             connection: Of the leader.
             tick: The newest one.
             rows: Those that were read with it; None to read it page by page.
+            durable: Fires when the tick is.
 
         Raises:
             CannotPublish: For as long as the lease there was no way to.
         """
         index = 0
-        if rows is not None:
-            await self._rows(connection, tick, rows, index)
-            return
+        try:
+            if rows is not None:
+                await self._rows(connection, tick, rows, index, durable)
+                return
+            await durable
+        finally:
+            # What failed meanwhile is what is raised.
+            durable.addErrback(lambda _: None)
         pages: list[TickPage] = await self._in_thread(pages_txn, connection, tick, self._most)
         while pages:
             for page in pages:
                 rows = await self._in_thread(page_txn, connection, page)
-                index = await self._rows(connection, tick, rows, index)
+                index = await self._rows(connection, tick, rows, index, durable)
             pages = await self._in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
 
     async def _rows(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow], index: int
+        self,
+        connection: PgConnection,
+        tick: Tick,
+        rows: list[LogRow],
+        index: int,
+        durable: Deferred[None],
     ) -> int:
         """Publish the net changes of rows; return the index of the last one."""
-        changes: list[Change] = await self._in_thread(self._net_txn, connection, tick, rows, index)
-        if changes:
-            await self._published(connection, changes)
+        changes: list[Change]
+        if len(rows) <= FEW and self._known(rows):
+            changes = list(net_changes(rows, self.tracked, tick, index))
+        else:
+            changes = await self._in_thread(self._net_txn, connection, tick, rows, index)
+        if not changes:
+            await durable
+        else:
+            await self._published(connection, changes, durable)
             self._counters.changes += len(changes)
             index = changes[-1].place
         if rows:
@@ -130,14 +154,19 @@ class Delivery:
     def _net_txn(
         self, connection: PgConnection, tick: Tick, rows: list[LogRow], index: int
     ) -> list[Change]:
-        # What a table is tracked by may be another since; each such change says so in the log.
-        if any(row.op == "R" or row.relation not in self.tracked for row in rows):
+        if not self._known(rows):
             self.tracked = tracked_txn(connection)
         return list(net_changes(rows, self.tracked, tick, index))
 
-    async def _published(self, connection: PgConnection, changes: list[Change]) -> None:
+    def _known(self, rows: list[LogRow]) -> bool:
+        # What a table is tracked by may be another since; each such change says so in the log.
+        return all(row.op != "R" and row.relation in self.tracked for row in rows)
+
+    async def _published(
+        self, connection: PgConnection, changes: list[Change], durable: Deferred[None]
+    ) -> None:
         """Publish, however long it takes: the session shows signs of life meanwhile."""
-        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes)))
+        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes, durable)))
         since, broken = self._reactor.seconds(), list[Failure]()
 
         async def beat() -> None:

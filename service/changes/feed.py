@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 
 from schema.changes import CHANNEL, TICKS
@@ -27,14 +27,13 @@ from service.changes.epochs import Epoch, OnStandby, begin_txn
 from service.changes.leader import (
     LEASE,
     Duty,
-    awaken_txn,
     duty_txn,
     fall_asleep_txn,
     prepare_txn,
     writers_txn,
 )
 from service.changes.log import tracked_txn
-from service.changes.ticks import finish_txn, last_txn, next_txn
+from service.changes.ticks import Tick, commit_txn, finish_txn, last_txn, next_txn
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -45,7 +44,7 @@ from service.db.thread import in_thread
 Result = TypeVar("Result")
 
 BUSY, AWAKE = 0.002, 0.005
-"""Seconds between two looks after one that found something, and after one that did not."""
+"""Seconds from a look that found something to the next one, and after one that did not."""
 LOOKS = 4
 """Looks that find nothing before the leader falls asleep."""
 DROWSY = 0.01
@@ -98,8 +97,8 @@ class Feed(Service):
         reactor: For pauses, and to come back from threads.
         dsn: Of the database, past any pooler; asked at every connect.
         listener: Hears writers, and the leader.
-        publish: Publishes changes, of whole transactions; they count as published when it is done.
-            If it fails, another one may lead.
+        publish: Publishes changes, of whole transactions, but none before they are durable; they count
+            as published when it is done. If it fails, another one may lead.
         settings: Those of the feed.
         able: Whether it could be published now: else another one leads, if there is one.
 
@@ -305,27 +304,32 @@ class Feed(Service):
         self._known = self._made = last.number
         # Whoever made it may not have come to its end.
         if last.rows and self._published < last.number:
-            await self._delivery.deliver(connection, last, None)
+            await self._delivery.deliver(connection, last, None, succeed(None))
         self._published = last.number
         sleep = self._sleep = Sleep()
+        # Behind a pooler, a transaction would have to set all that the statements rely on.
+        held = not connection.pooled
         while self.running:
-            pause = BUSY
+            looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
                 await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())
             found = await self._in_thread(
-                next_txn, connection, last, epoch.number, self._settings.most, TICKS
+                next_txn, connection, last, epoch.number, self._settings.most, TICKS, held
             )
             if found is not None:
                 last, rows = found
-                self._known = self._made = last.number
-                self.counters.ticks += 1
                 self._upkeep.changed()
                 self._call()
-                if sleep.deep:
-                    await self._in_thread(awaken_txn, connection)
+                durable: Deferred[None] = succeed(None)
+                if held:
+                    # To the disk and back takes milliseconds; it is made ready to publish meanwhile.
+                    durable = self._in_thread(commit_txn, connection, sleep.deep)
                 sleep = self._sleep = Sleep()
-                await self._delivery.deliver(connection, last, rows)
+                await self._delivery.deliver(
+                    connection, last, rows, durable.addCallback(self._is_made, last)
+                )
                 self._published = last.number
+                pause = max(0.0, looked + BUSY - self._reactor.seconds())
             else:
                 if connection.pooled and last.rows:
                     last = await self._in_thread(finish_txn, connection, last, epoch.number)
@@ -335,6 +339,10 @@ class Feed(Service):
             await self._rest(pause)
         if last.rows:  # all of it was published: nobody has to again
             await self._in_thread(finish_txn, connection, last, epoch.number)
+
+    def _is_made(self, _: None, tick: Tick) -> None:
+        self._known = self._made = tick.number
+        self.counters.ticks += 1
 
     async def _doze(self, connection: PgConnection, sleep: Sleep) -> float:
         """Return how long to rest after a look that found nothing."""

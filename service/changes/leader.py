@@ -78,6 +78,10 @@ SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
 """
 
 
+AWAKEN = f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})"
+"""Has writers notify no longer."""
+
+
 class Duty(Enum):
     """What a reader has to do."""
 
@@ -147,8 +151,3 @@ def writers_txn(connection: PgConnection) -> set[str]:
     # An orphaned prepared transaction has no process, and may stay for days.
     (found,) = connection.ask(WRITERS)
     return set(found or ())
-
-
-def awaken_txn(connection: PgConnection) -> None:
-    """Stop writers from notifying."""
-    connection.ask(f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})")

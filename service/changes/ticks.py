@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from service.changes.leader import AWAKEN
 from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
@@ -132,10 +133,10 @@ class TickPage:
 
 
 def next_txn(
-    connection: PgConnection, last: Tick, epoch: int, most: int, channel: str
+    connection: PgConnection, last: Tick, epoch: int, most: int, channel: str, held: bool = False
 ) -> tuple[Tick, list[LogRow] | None] | None:
     """
-    Make the next tick, in one statement; durable once this returns.
+    Make the next tick, in one statement; durable once this returns, or once it is committed.
 
     Args:
         connection: In autocommit: the statement's snapshot is the tick's.
@@ -143,6 +144,7 @@ def next_txn(
         epoch: The one that it is.
         most: Rows of the log above which a transaction is too large.
         channel: Notified with the tick's number.
+        held: Whether a tick that was made is still to be committed, by `commit_txn`.
 
     Returns:
         The tick and its rows; None for those of one that is to be read in pages; None if nothing
@@ -156,15 +158,22 @@ def next_txn(
         "channel": channel,
     }
     with connection.cursor() as cursor:
-        cursor.execute(NEXT, values, clean=True)
+        cursor.execute(f"BEGIN;{NEXT}" if held else NEXT, values, clean=True)
         found = cursor.fetchall()
     if not found:
+        if held:
+            connection.command("COMMIT")
         return None
     text, changes, *first = found[0]
     tick = Tick(epoch, last.number + 1, last.snapshot, PgSnapshot.of(text), changes)
     if first[0] is None:
         return tick, None
     return tick, _without_large([LogRow(*columns) for _, _, *columns in found], most)
+
+
+def commit_txn(connection: PgConnection, awaken: bool) -> None:
+    """Commit a tick, which is durable once this returns; and stop writers from notifying."""
+    connection.command(f"COMMIT;{AWAKEN}" if awaken else "COMMIT")
 
 
 def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:

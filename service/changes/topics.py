@@ -239,14 +239,18 @@ class Topics:
         self._heads: dict[int, str] = {}
         self._last: dict[int, str] = {}
 
-    async def publish(self, changes: Sequence[Change]) -> None:
+    async def publish(self, changes: Sequence[Change], durable: Awaitable[None]) -> None:
         """
         Publish changes; done when the router has acknowledged each.
 
         Changes of relations that nobody is subscribed to are not published.
+
+        Args:
+            changes: Of whole transactions.
+            durable: What is awaited before any of them is sent.
         """
-        ids = {change.relation for change in changes}
-        topics = await self._topics(ids)
+        topics = await self._topics({change.relation for change in changes})
+        await durable
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
             found = (

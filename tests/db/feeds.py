@@ -4,7 +4,7 @@ Feeds of the tests: what one publishes is kept.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,7 +45,8 @@ class Kept:
         )
         self.feed.subscribe(self._called)
 
-    async def _publish(self, changes: Sequence[Change]) -> None:
+    async def _publish(self, changes: Sequence[Change], durable: Awaitable[None]) -> None:
+        await durable
         if self.refuses is not None:
             raise self.refuses
         if self.waits is not None:

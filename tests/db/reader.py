@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from twisted.internet import reactor
 
@@ -29,7 +29,8 @@ def main(name: str, dsn: str, path: str, options: str) -> None:
     """
     lines = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    async def publish(changes: Sequence[Change]) -> None:
+    async def publish(changes: Sequence[Change], durable: Awaitable[None]) -> None:
+        await durable
         words = [
             json.dumps(
                 [name, time.time(), *map(int, str(each.position).split(".")), each.relation, each.op,

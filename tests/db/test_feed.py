@@ -86,6 +86,28 @@ async def test_change_that_was_not_published_is_published_again_at_its_position(
 
 
 @pytest_twisted.ensureDeferred
+async def test_change_is_not_published_while_the_standby_does_not_have_its_tick(dsn: str) -> None:
+    """A standby that is not there stands for a disk that is slow."""
+    async with feeding(dsn) as kept:
+        await until(lambda: kept.asleep)
+        try:
+            execute(dsn, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            execute(dsn, "SELECT pg_reload_conf()")
+            writer = psycopg2.connect(dsn, options="-c synchronous_commit=local")
+            with writer, writer.cursor() as rows:
+                rows.execute("INSERT INTO items VALUES (1, 1)")
+            writer.close()
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            await until(lambda: execute(dsn, waits) == [(1,)])
+            assert kept.changes == []
+        finally:
+            execute(dsn, "ALTER SYSTEM RESET synchronous_standby_names")
+            execute(dsn, "SELECT pg_reload_conf()")
+        await until(lambda: kept.batches)
+        assert [each.key for each in kept.changes] == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_feed_before_a_log_of_another_role_is_not_well_and_says_so(dsn: str) -> None:
     execute(dsn, "CREATE ROLE feeding_stranger LOGIN PASSWORD 'x'")
     async with feeding(f"{dsn} user=feeding_stranger password=x", leads=False) as kept:

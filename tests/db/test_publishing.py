@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from schema.changes import install
@@ -24,6 +24,7 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.served import database_at
 from tests.db.ticks import Ticks
+from tests.deferreds import until
 
 SCHEMA = f"""
 CREATE SCHEMA app;
@@ -74,6 +75,7 @@ class Publishing:
     max_bytes: int = 8 << 20
     unwanted: set[str] = field(default_factory=set)
     sent: list[Publication] = field(default_factory=list)
+    asked: int = 0
 
     def topics(self, roles: Roles = Roles(), database: Database | None = None) -> Topics:  # noqa: B008 - frozen
         """Make topics that publish here."""
@@ -88,6 +90,7 @@ class Publishing:
         )
 
     async def _wanted(self, heads: Collection[str]) -> Collection[str]:
+        self.asked += 1
         return set(heads) - self.unwanted
 
     async def _send(self, publications: Sequence[Publication]) -> None:
@@ -101,7 +104,7 @@ class Publishing:
     async def of(self, sql: str, roles: Roles = Roles()) -> list[Publication]:  # noqa: B008 - frozen
         """Run SQL, and return what is published of it."""
         self.sent.clear()
-        await self.topics(roles).publish(await self.changes(sql))
+        await self.topics(roles).publish(await self.changes(sql), succeed(None))
         return list(self.sent)
 
     async def events(self, sql: str, roles: Roles = Roles()) -> list[tuple[str, Any]]:  # noqa: B008 - frozen
@@ -302,18 +305,38 @@ async def test_relation_with_row_security_tells_nothing_but_that_it_changed(
 
 @served
 @pytest_twisted.ensureDeferred
+async def test_nothing_is_sent_before_it_is_durable(publishing: Publishing) -> None:
+    changes = await publishing.changes("INSERT INTO actions VALUES (1)")
+    for lost in (False, True):
+        publishing.sent.clear()
+        publishing.asked, durable = 0, Deferred[None]()
+        publication = Deferred.fromCoroutine(publishing.topics().publish(changes, durable))
+        await until(lambda: publishing.asked == 2)
+        assert not publishing.sent
+        if lost:
+            durable.errback(RuntimeError("the connection was lost"))
+            with pytest.raises(RuntimeError):
+                await publication
+        else:
+            durable.callback(None)
+            await publication
+        assert len(publishing.sent) == (not lost)
+
+
+@served
+@pytest_twisted.ensureDeferred
 async def test_row_security_that_the_catalog_does_not_know_yet_is_kept(
     publishing: Publishing,
 ) -> None:
     """The catalog is read again a moment after it has changed; a row is written in the same one."""
     topics = publishing.topics()
-    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (1)"))
+    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (1)"), succeed(None))
     changes = await publishing.changes(
         "BEGIN; ALTER TABLE actions ENABLE ROW LEVEL SECURITY; INSERT INTO actions VALUES (2); COMMIT"
     )
     publishing.sent.clear()
     try:
-        await topics.publish(changes)
+        await topics.publish(changes, succeed(None))
     finally:
         execute(publishing.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
     assert [each.topic for each in publishing.sent] == ["rowcast.actions.touched"]
@@ -344,7 +367,7 @@ async def test_column_hidden_or_added_or_of_another_type_since_is_as_it_is_now(
         ("ALTER TABLE fresh RENAME TO fresher; INSERT INTO fresher VALUES (5)", None),
     ):
         publishing.sent.clear()
-        await topics.publish(await publishing.changes(sql))
+        await topics.publish(await publishing.changes(sql), succeed(None))
         *_, event = publishing.sent
         if row is not None:
             assert event.event["row"] == row
@@ -379,7 +402,7 @@ async def test_prev_is_the_position_of_the_change_before_of_the_same_relation(
 ) -> None:
     topics = publishing.topics()
     sql = "INSERT INTO actions VALUES (1); INSERT INTO loose VALUES (1); INSERT INTO actions VALUES (2)"
-    await topics.publish(await publishing.changes(sql))
+    await topics.publish(await publishing.changes(sql), succeed(None))
     one, two, other = (each.event for each in publishing.sent)
     assert [each["relation"] for each in (one, two, other)] == ["actions", "actions", "loose"]
     assert (one["prev"], two["prev"], other["prev"]) == (None, one["position"], None)
@@ -387,10 +410,10 @@ async def test_prev_is_the_position_of_the_change_before_of_the_same_relation(
     publishing.unwanted.add("rowcast.actions")
     publishing.sent.clear()
     skipped = await publishing.changes("INSERT INTO actions VALUES (3)")
-    await topics.publish(skipped)
+    await topics.publish(skipped, succeed(None))
     assert not publishing.sent, "nobody is subscribed"
     publishing.unwanted.clear()
-    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (4)"))
+    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (4)"), succeed(None))
     (event,) = publishing.sent
     assert event.event["prev"] == str(skipped[0].position), "who should have had it notices"
 
@@ -441,7 +464,7 @@ async def test_audience_follows_what_is_granted_and_revoked_at_once(
         changes = await publishing.changes(
             f"BEGIN; {sql}; TRUNCATE actions; INSERT INTO actions VALUES (1); COMMIT"
         )
-        await topics.publish(changes)
+        await topics.publish(changes, succeed(None))
         eligible = [each.audience.eligible for each in publishing.sent if each.event["row"]]
         assert eligible == found, sql
 
@@ -464,7 +487,7 @@ async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
         held = database.statement("SELECT pg_sleep(2)")
         topics = publishing.topics(database=database)
-        publication = Deferred.fromCoroutine(topics.publish(changes))
+        publication = Deferred.fromCoroutine(topics.publish(changes, succeed(None)))
         await deferLater(reactor, 1)
         assert not publication.called
         await held
@@ -493,7 +516,7 @@ async def test_row_whose_columns_have_other_names_by_now_is_a_reset(
         " ALTER TABLE swapped RENAME x TO name",
     )
     publishing.sent.clear()
-    await publishing.topics().publish(changes)
+    await publishing.topics().publish(changes, succeed(None))
     (event,) = publishing.sent
     assert event.topic == "rowcast.swapped.changed.reset.-"
     assert "hush" not in repr(event)
