@@ -37,6 +37,15 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
     return _all_used(plan, pure)
 
 
+def is_repeatable(plan: Any) -> bool:
+    """Return whether a part of a plan has one value, however often it stands in a statement."""
+
+    def repeatable(used: Used) -> bool:
+        return not isinstance(used, Function) or used.volatility != "volatile"
+
+    return _all_used(plan, repeatable)
+
+
 def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
     """
     Refuse to answer what the planner expects of a read where policies stand before its rows.

@@ -27,6 +27,7 @@ from service.plan.conditions import (
 )
 from service.plan.plans import ReadPlan
 from service.plan.predicates import both
+from service.plan.uses import is_repeatable
 from service.sql.expressions import (
     NAME,
     aliased,
@@ -145,7 +146,7 @@ class _Joins:
     def _of_rows(self, source: str, pairs: Equals) -> Condition | None:
         """Return the condition that a related row is one of the rows: of few, no others are read."""
         relation = self._plan.relation
-        where = both(*_unmeasured(self._plan.where))
+        where = both(*_terms_apart(self._plan.where))
         if where is None and relation.kind == "table" and relation.estimable:
             return None
         back = tuple((there, here, equal) for here, there, equal in pairs)
@@ -169,12 +170,12 @@ def _equal(alias: str, pairs: Equals) -> Composable:
     )
 
 
-def _unmeasured(where: Condition | None) -> Iterator[Condition]:
-    """Yield the terms of a condition, all of which hold, that speak of no measure."""
+def _terms_apart(where: Condition | None) -> Iterator[Condition]:
+    """Yield the terms of a condition, all of which hold, that can stand apart from the rows' own."""
     if isinstance(where, BoolExpr) and not where.any:
         for each in where.conditions:
-            yield from _unmeasured(each)
-    elif where is not None and not any(map(_is_joined, _values(where))):
+            yield from _terms_apart(each)
+    elif where is not None and is_repeatable(where) and not any(map(_is_joined, _values(where))):
         yield where
 
 

@@ -27,6 +27,7 @@ COMMENT ON COLUMN sales.secret IS '@hidden';
 CREATE FUNCTION above(low numeric) RETURNS SETOF sales STABLE LANGUAGE sql
     AS 'SELECT * FROM sales WHERE amount > low';
 CREATE FUNCTION wrote() RETURNS SETOF sales LANGUAGE sql AS 'SELECT * FROM sales';
+CREATE FUNCTION lucky(shops) RETURNS boolean LANGUAGE sql AS 'SELECT random() < 0.5';
 CREATE TABLE tags (id int PRIMARY KEY, name text);
 CREATE TABLE tagged (shop int REFERENCES shops, tag int REFERENCES tags, PRIMARY KEY (shop, tag));
 INSERT INTO regions SELECT i, 'R' || i FROM generate_series(1, 3) i;
@@ -381,3 +382,16 @@ async def test_rows_claimed_in_the_order_of_a_measure_are_its_first(
         select=["id"],
     )
     assert sorted(row["id"] for row in claimed["rows"]) == sorted(expected)
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_a_volatile_filter_leaves_are_sorted_by_all_they_have(
+    db: DirectCaller,
+) -> None:
+    """The filter is asked once for each row, and not for what the rows are measured by as well."""
+    query = {"select": ["id", "n:sales.n"], "embed": SALES, "order": ["-sales.n"]}
+    every = {row["id"]: row["n"] for row in (await db.call("shops.find", **query))["rows"]}
+    for _ in range(10):
+        found = (await db.call("shops.find", **query, where={"lucky": True}))["rows"]
+        numbers = [every[row["id"]] for row in found]
+        assert numbers == sorted(numbers, reverse=True)
