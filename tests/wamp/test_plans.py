@@ -4,13 +4,18 @@ Plans over a router: where the setting has them told, and nowhere else.
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 
 from tests.conftest import Router
+from tests.test_docs import DOCS, code
 from tests.wamp.callers import join
 from tests.wamp.service import served
+from tests.wamp.test_command import rowcast
 
 CALL = {"call": "actions.watch", "kwargs": {"where": {"status": False}, "limit": 2}}
 
@@ -24,6 +29,10 @@ async def test_plan_where_the_setting_is_on_is_told(migrated: str, router: Route
         document = await caller.call("rowcast.describe")
         assert document["procedures"]["explain"]["positional"] == ["operation"]
         await caller.close()
+        (shown,) = [each for each in code(DOCS / "operations.md", "") if " explain " in each]
+        output, errors, status = await rowcast(router, *shlex.split(shown)[1:])
+        assert status == 0, errors
+        assert "(seats = '8'::smallint)" in json.dumps(json.loads(output))
 
 
 @pytest_twisted.ensureDeferred
