@@ -317,7 +317,7 @@ async def test_description_over_the_limit_is_refused_with_what_to_ask(
     dsn: str, router: Router, caller: Caller
 ) -> None:
     """What does not fit into one answer is refused, and says how to ask for a part."""
-    async with served(dsn, router, prefix="rowcast.small", schemas=("app",), max_bytes=60_000):
+    async with served(dsn, router, prefix="rowcast.small", schemas=("app",), max_bytes=70_000):
         with pytest.raises(ApplicationError) as caught:
             await caller.call("rowcast.small.describe")
         assert caught.value.error == "rowcast.error.too_large"
