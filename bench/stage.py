@@ -82,7 +82,10 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
     command = [crossbar, "start", "--cbdir", str(home), "--loglevel", "warn"]
     with Place(state=home / "pg").running() as dsn, (home / "log").open("wb") as log:
         execute(dsn, SMALL + schema)
-        router = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        trimmed = os.environ | {"PYTHONPATH": str(ROUTER)}
+        router = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=trimmed
+        )
         service = None
         try:
             while not socket.exists():

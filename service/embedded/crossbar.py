@@ -104,7 +104,9 @@ class Crossbar(Supervised):
         (self._home / "node.pid").unlink(missing_ok=True)
         # Nor can a socket be bound where a killed node has left its file.
         self.socket.unlink(missing_ok=True)
-        crossbar = [str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
+        # By this path Crossbar's own process, too, leaves out what it does not need at its start.
+        trimmed = ["/usr/bin/env", f"PYTHONPATH={CODE}"]
+        crossbar = [*trimmed, str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
         # At `info` Crossbar logs 128 lines at its start and several for each session.
         options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
         # A service that was killed could not end its router, which would keep the port.

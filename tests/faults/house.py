@@ -190,7 +190,8 @@ class House:
         }
         twistd = [tool("twistd"), "--nodaemon", "--pidfile=", "-y", "twistd.tac"]
         self.postgres = Part("postgres", home / "postgres.log", self._cluster.command)
-        self.crossbar = Part("router", home / "router.log", self._start_router)
+        trimmed = {**os.environ, "PYTHONPATH": str(ROOT / "router")}
+        self.crossbar = Part("router", home / "router.log", self._start_router, trimmed)
         self.services = [
             Part(name, home / f"{name}.log", lambda: twistd, environ) for name in ("one", "two")
         ]

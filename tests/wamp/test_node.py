@@ -45,6 +45,28 @@ def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path
     assert checked.returncode == 0, checked.stdout
 
 
+def test_what_the_router_leaves_out_fails_where_it_is_called() -> None:
+    """A package that is not imported serves the bodies of modules and classes, and no function."""
+    program = """
+import web3, sys
+from ens.any import Thing
+class Below(Thing):
+    constant = web3.Web3.toChecksumAddress("0x1")
+def call():
+    return web3.Web3.recover("certificate")
+try:
+    call()
+except NotImplementedError as error:
+    print(error)
+print(sys.modules["web3"])
+"""
+    python = Path(crossbar()).with_name("python")
+    environ = {"PYTHONPATH": str(ROOT / "router")}
+    said = subprocess.check_output([python, "-c", program], env=environ, text=True)
+    assert said.startswith("recover is left out of this router\n")
+    assert "site-packages" not in said
+
+
 @pytest_twisted.ensureDeferred
 async def test_router_of_production_lets_the_service_join(migrated: str) -> None:
     """With its ticket the service joins over WebSocket, and is told of slow callers."""
