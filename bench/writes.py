@@ -51,6 +51,17 @@ KINDS: dict[str, Any] = {
     "update, embed": ("plain.update", lambda at: [1 + at % 1000, {"note": f"{at}"}], EMBED),
     "create, narrow": ("narrow.create", lambda at: [{"n": at}], {}),
     "update, narrow": ("narrow.update", lambda at: [1 + at % 1000, {"n": at}], {}),
+    "update, narrow, $add": ("narrow.update", lambda at: [1 + at % 1000, {"n": {"$add": 1}}], {}),
+    "update, narrow, both": (
+        "narrow.update",
+        lambda at: [1 + at % 1000, {"n": at}],
+        {"returning": "both"},
+    ),
+    "update of 10 rows": (
+        "narrow.update",
+        lambda at: [],
+        lambda at: {"rows": [{"id": 1 + (10 * at + i) % 1000, "n": at} for i in range(10)]},
+    ),
     "update, BEFORE trigger": ("before.update", lambda at: [1 + at % 1000, {"n": at}], {}),
     "update, AFTER trigger": ("after.update", lambda at: [1 + at % 1000, {"n": at}], {}),
 }
@@ -86,7 +97,8 @@ async def _measure(dsn: str) -> None:
 
     async def some(first: int, name: str, args: Any, kwargs: Any, calls: int) -> None:
         for at in range(first, calls, AT_ONCE):
-            await dispatcher.answer(name, args(at), kwargs, caller)
+            named = kwargs(at) if callable(kwargs) else kwargs
+            await dispatcher.answer(name, args(at), named, caller)
 
     await gatherResults([database.statement("SELECT pg_sleep(0.2)") for _ in range(AT_ONCE)])
     pids = await database.statement(

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.errors import CheckViolation, InvalidArgument, ServiceError
+from service.request.assignments import COMPUTING
+from service.request.select_list import quoted_item
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 
@@ -292,3 +296,77 @@ async def test_computed_changes_at_once_are_all_kept(db: DirectCaller, dsn: str)
     row = await db.call("things.get", 1)
     assert row["i4"] == 40
     assert row["doc"] == {f"k{at}": at for at in range(40)}
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            "'; DROP TABLE things; --",
+            "a'||(SELECT 1)||'",
+            "{a,b}",
+            '"}',
+            "%s",
+            "%(x)s",
+            "\\",
+            "\0",
+            "\ud800",
+            "$1",
+            "->",
+            "->>",
+            "::",
+            "0",
+            "-1",
+        ]
+    ),
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(keys=st.lists(HOSTILE, min_size=1, max_size=4), value=HOSTILE)
+@pytest_twisted.ensureDeferred
+async def test_hostile_path_sets_that_place_or_is_refused(
+    db: DirectCaller, dsn: str, keys: list[str], value: str
+) -> None:
+    """Whatever is in a key, it is a key; nothing else changes."""
+    execute(dsn, f"{BEFORE_EACH}, (2)")
+    path = "->".join(["doc", *map(quoted_item, keys)])
+    try:
+        row = await db.call("things.update", 1, {path: value})
+    except InvalidArgument:
+        told = {*"".join([*keys, value])} & {"\0", "\ud800"}
+        assert told or not all(keys), (keys, value)
+        assert execute(dsn, "SELECT count(doc) FROM things") == [(0,)]
+        return
+    expected: Any = value
+    for key in reversed(keys):
+        expected = {key: expected}
+    assert row["doc"] == expected
+    assert execute(dsn, "SELECT count(*), count(doc) FROM things") == [(2, 1)]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    name=HOSTILE,
+    value=HOSTILE | st.lists(HOSTILE, max_size=2),
+    column=st.sampled_from(["doc", "i4", "tags"]),
+)
+@pytest_twisted.ensureDeferred
+async def test_hostile_operator_is_refused(
+    db: DirectCaller, dsn: str, name: str, value: Any, column: str
+) -> None:
+    """Only those that there are compute anything."""
+    execute(dsn, BEFORE_EACH)
+    if f"${name}" in COMPUTING:
+        return
+    with pytest.raises(InvalidArgument):
+        await db.call("things.update", 1, {column: {f"${name}": value}})
+    assert execute(dsn, "SELECT count(doc), count(i4), count(tags) FROM things") == [(0, 0, 0)]
