@@ -4,7 +4,8 @@ The part of the service that runs in the router's own process: `component.Compon
 It guards calls against other clients (`guard`), lets the answer to a cancelled call reach its
 caller (`kill`), keeps back calls of a client with very many under way (`pace`), drops a service that
 stands still (`alive`), reports to the service how many bytes the router still holds for a session
-(`backlog`), and answers calls while no service is joined.
+(`backlog`), makes texts of debug lines only where they are read (`lazy`), and answers calls while no
+service is joined.
 
 It relies on private names of Crossbar's, so it starts only with the versions that it was tested
 with; and Crossbar opens no transport before its components have started.
@@ -17,7 +18,7 @@ from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import RegisterOptions
 
-from component import guard, kill, pace
+from component import guard, kill, lazy, pace
 from component.alive import Alive
 from component.backlog import held
 
@@ -43,6 +44,7 @@ class Component(ApplicationSession):
         guard.install(config.extra.get("versions", {}))
         kill.install()
         pace.install(config.extra.get("connections", 0))
+        lazy.install()
 
     async def onJoin(self, details):
         """Register the procedures."""

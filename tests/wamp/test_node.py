@@ -20,6 +20,7 @@ from service.embedded.crossbar import node
 from tests.conftest import ROOT, Router, crossbar, free_port, wait_until
 from tests.wamp.callers import join
 from tests.wamp.programs import port_open, program
+from tests.wamp.raw import CALL, Raw
 
 PRODUCTION = ROOT / "router" / "production.json"
 METHODS = {"authmethods": ["ticket"]}
@@ -104,3 +105,23 @@ async def test_router_of_production_lets_the_service_join(migrated: str) -> None
                 await client.close()
                 assert served.ends(signal.SIGINT) == 0
             node.ends(signal.SIGTERM)
+
+
+def test_router_that_logs_debug_lines_says_all_of_them() -> None:
+    """The texts in them are made when they are read, and are whole then."""
+    with tempfile.TemporaryDirectory(prefix="rowcast-debug-") as home:
+        port, socket = free_port(), Path(home) / "s"
+        config = node("realm1", "rowcast", port, socket, code=str(ROOT / "router"))
+        (Path(home) / "config.json").write_text(json.dumps(config))
+        start = (crossbar(), "start", "--cbdir", home, "--loglevel", "debug", "--color", "false")
+        with program(dict(os.environ), *start) as router:
+            wait_until(lambda: port_open(port) or not router.running(), 180, lambda: router.output)
+            client = Raw(port, "realm1")
+            for request in (1, 2):  # the second one finds the permission of the first
+                client.send(CALL, request, {}, "rowcast.echo")
+                client.read()
+            client.close()
+            router.says("authorization cache entry found key")
+            router.says("'allow': True")
+            router.says("Router.authorize")
+            router.ends(signal.SIGTERM)
