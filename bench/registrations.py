@@ -142,7 +142,7 @@ class Exact(Callee):
 def serve(way: str, url: str, relations: int) -> None:
     """Serve until killed; prints how long joining took."""
 
-    async def answer(name: str, args: Any, kwargs: Any, caller: Any, progress: Any) -> Any:
+    async def answer(name: str, args: Any, kwargs: Any, caller: Any, *rest: Any) -> Any:
         return ROW
 
     dispatch = (Exact if way == "exact" else Callee)(reactor, answer, "rowcast")

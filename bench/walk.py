@@ -122,8 +122,8 @@ class PlayedRouter:
         """Return that it is open, as autobahn asks."""
         return True
 
-    async def call(self, request: int, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Make a call as the router would hand it on; returns the answer."""
+    async def call(self, request: int, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Make a call as the router would hand it on, and wait for the answer."""
         answered = self.asked[request] = Deferred()
         self.tell(
             message.Invocation(
@@ -138,8 +138,7 @@ class PlayedRouter:
             )
         )
         answer, _ = await answered
-        assert isinstance(answer, message.Yield), answer
-        return answer.args
+        assert not isinstance(answer, message.Error), answer
 
 
 async def served(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> Any:

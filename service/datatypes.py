@@ -89,6 +89,9 @@ FORMS: Mapping[FormName, Form] = {
     "void": Form({}, _ANY_BUT_NULL),
 }
 
+UNPLAIN = frozenset[FormName](["json", "hstore", "record", "void"])
+"""Forms with values inside, of any kind."""
+
 DOCUMENTS = frozenset[FormName](["json", "hstore"])
 """Forms with values inside, which have keys and steps ("->") to them."""
 

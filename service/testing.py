@@ -161,7 +161,7 @@ class FakeSession:
             name = name_of(uri, self._service.prefix)
             args, kwargs = _carried([args, kwargs])
             result = await self._service.serving.dispatcher.answer(
-                name, args, kwargs, self.caller, send if report else None
+                name, args, kwargs, self.caller, progress=send if report else None
             )
             check(result)
             return _carried(result)

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from service.api.call import Send
+from service.api.call import CallState, Send
 from service.errors import NoSuchProcedure, nearest
 from service.request.arguments import Caller
 
@@ -59,6 +59,7 @@ class FakeDispatcher:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         caller: Caller,
+        state: CallState | None = None,
         progress: Send | None = None,
     ) -> Any:
         """Answer one call."""

@@ -210,6 +210,7 @@ class Step:
         timeout: Seconds that it may take, as the caller said.
         access: How it runs.
         missing: Why no row was written, where there should have been one, or what looks for that.
+        plain: Whether nothing in the answer needs a look before it leaves.
     """
 
     function: Callable[..., Any]
@@ -218,6 +219,7 @@ class Step:
     timeout: float | None = None
     access: Access = "read"
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None
+    plain: bool = False
 
 
 @dataclass(slots=True)
@@ -229,10 +231,13 @@ class CallState:
         begun: Whether something was done for it that must not be done twice.
         sent: Whether all that it asks of the database is on its way, so that what comes after it
             need not wait for its answer.
+        plain: Whether nothing in the answer needs a look before it leaves: a walk over 100 rows
+            takes as long as to read them.
     """
 
     begun: bool = False
     sent: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

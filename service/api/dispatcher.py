@@ -124,8 +124,8 @@ class Dispatcher:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         caller: Caller,
-        progress: Send | None = None,
         state: CallState | None = None,
+        progress: Send | None = None,
         handler: Callable[[Call], Awaitable[Any]] | None = None,
     ) -> Any:
         """
@@ -136,8 +136,8 @@ class Dispatcher:
             args: As they came.
             kwargs: As they came.
             caller: Who calls.
-            progress: Sends parts of the answer, if the caller takes any.
             state: Shows what changes meanwhile to one who looks.
+            progress: Sends parts of the answer, if the caller takes any.
             handler: What answers it in place of the verb's own; not for what `is_procedure`.
 
         Raises:
@@ -220,6 +220,7 @@ class Dispatcher:
         # What looks for a missing row sends a statement more, which operations behind it must
         # not overtake: they wait for the answer.
         call.state.sent = not callable(step.missing)
+        call.state.plain = step.plain
         return step.shape(await running)
 
     def _once_only(self, call: Call, keyed: Keyed, step: Any) -> Step | Awaitable[Any]:

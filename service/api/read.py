@@ -86,7 +86,7 @@ def get(call: Call) -> Step:
 
     shape = Shape(form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
-    return Step(page_txn, args, row, parsed.timeout)
+    return Step(page_txn, args, row, parsed.timeout, plain=statement.plain)
 
 
 def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> Step:
@@ -237,7 +237,7 @@ def reading(
     """
     args = (call.snapshot.codec, statement, parsed.values, *more)
     if call.relation is not None:
-        return Step(function, args, shape, parsed.timeout)
+        return Step(function, args, shape, parsed.timeout, plain=statement.plain)
     if parsed.request.call.function.reads:
         return Step(read_only_txn, (function, *args), shape, parsed.timeout, "read only")
     args = (call.backend.max_bytes, function, *args)

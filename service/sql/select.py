@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier
 
+from service.datatypes import UNPLAIN
 from service.plan.conditions import SortKey
 from service.plan.plans import (
     Lock,
+    Output,
     PlannedAfter,
     PlannedEmbed,
     PlannedReturning,
@@ -60,7 +62,14 @@ def select(plan: ReadPlan) -> Statement:
         embeds=embeds,
         pure=is_pure(plan),
         backwards=plan.backwards,
+        plain=plan.json or not (embeds or any(map(_has_parts, plan.outputs))),
     )
+
+
+def _has_parts(output: Output) -> bool:
+    """Return whether values may have others inside."""
+    type = output.expression.type
+    return type.kind not in ("base", "enum") or type.form in UNPLAIN
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:

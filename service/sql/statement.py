@@ -79,6 +79,8 @@ class Statement:
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
         scalar: Whether its one column, as JSON, is what is answered for each row.
         backwards: Whether its rows come from the last to the first.
+        plain: Whether all that it answers are values without others inside, of which the codec makes
+            nothing that a client could not be sent.
     """
 
     text: str
@@ -97,6 +99,7 @@ class Statement:
     pure: bool = False
     scalar: bool = False
     backwards: bool = False
+    plain: bool = False
 
     def prefixed(self, words: str) -> Statement:
         """Return the statement with SQL before the one, or the second one, that returns rows."""

@@ -18,14 +18,14 @@ from typing import Any
 
 from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import CallDetails, CallResult, RegisterOptions, SessionDetails
+from autobahn.wamp.types import CallResult, RegisterOptions, SessionDetails
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import Lasting, Send
+from service.api.call import CallState, Lasting, Send
 from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
@@ -48,7 +48,7 @@ from service.wamp.application_errors import (
     application_error,
 )
 from service.wamp.backpressure import Pace
-from service.wamp.session import DETAILS, SafeSession
+from service.wamp.session import DETAILS, Details, SafeSession
 
 log = Logger()
 
@@ -68,10 +68,12 @@ STOPPED = "the service that had the upload has stopped"
 
 LEFT_BEHIND = "the service has stopped before the call had ended: a change may be kept"
 
-Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, Send | None], Awaitable[Any]]
+Answer = Callable[
+    [str, Sequence[Any], Mapping[str, Any], Caller, CallState, Send | None], Awaitable[Any]
+]
 """
-The dispatcher: name without prefix, arguments, keyword arguments, who calls, and what sends parts of
-the answer if the caller takes any → a wire-safe result.
+The dispatcher: name without prefix, arguments, keyword arguments, who calls, what changes meanwhile,
+and what sends parts of the answer if the caller takes any → a wire-safe result.
 """
 
 
@@ -346,7 +348,7 @@ class Callee:
         realm: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        details: CallDetails,
+        details: Details,
     ) -> Deferred[Any]:
         """
         Begin a call.
@@ -355,8 +357,9 @@ class Callee:
         outcome is the answer, for a write may be kept by then.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-        name = (details.procedure or "").removeprefix(self._head)
-        return self._begin(session, details, partial(self._answer, name, args, kwargs, caller))
+        name, state = (details.procedure or "").removeprefix(self._head), CallState()
+        answer = partial(self._answer, name, args, kwargs, caller, state)
+        return self._begin(session, details, state, answer)
 
     def _take_forwarded(
         self,
@@ -364,7 +367,7 @@ class Callee:
         own: SessionDetails,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        details: CallDetails,
+        details: Details,
     ) -> Deferred[Any]:
         """Begin a call that another process of the service has passed on, and nobody else."""
 
@@ -377,7 +380,7 @@ class Callee:
             name, given, named, caller = args
             return await self._forwarded(name, given, named, caller)
 
-        return self._begin(session, details, answer)
+        return self._begin(session, details, CallState(), answer)
 
     async def forward(
         self,
@@ -422,12 +425,13 @@ class Callee:
     def _begin(
         self,
         session: SafeSession,
-        details: CallDetails,
+        details: Details,
+        state: CallState,
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Deferred[Any]:
         """Begin a call, and let it be cancelled."""
         call = self._call if details.progress is None else self._in_parts
-        running = Deferred.fromCoroutine(call(session, details, answer))
+        running = Deferred.fromCoroutine(call(session, details, state, answer))
         # What has ended by now needs nothing that could be cancelled.
         if running.called and not isinstance(running.result, _LastingCall):
             return running
@@ -464,16 +468,18 @@ class Callee:
     async def _in_parts(
         self,
         session: SafeSession,
-        details: CallDetails,
+        details: Details,
+        state: CallState,
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Any:
         """Make a call whose caller takes parts of the answer, as fast as they are taken."""
-        account = self._accounts.of(details.caller)
+        account, progress = self._accounts.of(details.caller), details.progress
+        assert progress is not None
         if account.room is None:
             account.room = _Room(session, self._pace, account)
-        parts = _Parts(session, account, account.room, details.progress)
+        parts = _Parts(session, account, account.room, progress)
         with session.outflow():
-            result = await self._call(session, details, answer, parts.send)
+            result = await self._call(session, details, state, answer, parts.send)
             if isinstance(result, _LastingCall):
                 session.outflow().enter()
             return result
@@ -481,7 +487,8 @@ class Callee:
     async def _call(
         self,
         session: SafeSession,
-        details: CallDetails,
+        details: Details,
+        state: CallState,
         answer: Callable[[Send | None], Awaitable[Any]],
         progress: Send | None = None,
     ) -> Any:
@@ -509,7 +516,8 @@ class Callee:
                 return call
             if isinstance(result, Receipted):
                 return self._receipted(details.caller, result)
-            check(result)
+            if not state.plain:
+                check(result)
             return result
         # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.
         except Exception as failure:

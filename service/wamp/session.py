@@ -11,16 +11,28 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable, Container, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import cbor2
+from autobahn.exception import PayloadExceededError
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp import message
-from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.exception import ApplicationError, ProtocolError, TransportLost
+from autobahn.wamp.request import InvocationRequest
 from autobahn.wamp.serializer import CBORObjectSerializer, CBORSerializer, Serializer
-from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
-from twisted.internet.defer import Deferred
+from autobahn.wamp.types import (
+    CallDetails,
+    CallResult,
+    Challenge,
+    CloseDetails,
+    ComponentConfig,
+    SessionDetails,
+)
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
@@ -61,6 +73,56 @@ class Undecodable:
         self.reason = reason
 
 
+@dataclass(slots=True)
+class Invocation:
+    """
+    An INVOCATION without anything rare: no parts are asked for, and no router has forwarded it.
+
+    It stands for autobahn's message and for its details of a call. With `Answer` in place of a YIELD it
+    takes 10 µs less of what a call costs (`bench/walk.py`).
+
+    Args:
+        request: Which one.
+        registration: Whose endpoint is called.
+        procedure: By its whole name.
+        args: As they came.
+        kwargs: As they came.
+        caller, caller_authid, caller_authrole: Who calls, as the router says.
+    """
+
+    request: int
+    registration: int
+    procedure: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    caller: int
+    caller_authid: str
+    caller_authrole: str
+
+    progress: ClassVar[Callable[..., None] | None] = None
+
+
+PLAIN = {"procedure", "caller", "caller_authid", "caller_authrole"}
+"""What the router says of an `Invocation`."""
+
+Details = CallDetails | Invocation
+"""What an endpoint gets of a call beside the arguments."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """
+    A YIELD: the whole answer to an `Invocation`.
+
+    Args:
+        request: Which one.
+        parts: What is sent.
+    """
+
+    request: int
+    parts: list[Any]
+
+
 class MessageSizes:
     """
     What the messages of one connection weigh; autobahn copies serializers, copies share it.
@@ -77,7 +139,28 @@ class MessageSizes:
 
 class _Objects(CBORObjectSerializer):
     def unserialize(self, payload: bytes) -> list[Any]:
-        return [cbor2.loads(payload, max_depth=MAX_DEPTH, tag_hook=_untag)]
+        return [_decoded(payload)]
+
+
+def _untag(tag: Any, immutable: bool) -> Any:
+    return tag.value if tag.tag == _UNTYPED_BINARY else tag
+
+
+_decoded = partial(cbor2.loads, max_depth=MAX_DEPTH, tag_hook=_untag)
+
+
+def _plain(payload: bytes) -> Invocation | None:
+    """Return a message as an invocation if it is one without anything rare."""
+    if payload[1:3] != b"\x18\x44":  # 68, behind the length of the list
+        return None
+    _, request, registration, said, *given = _decoded(payload)
+    if type(said) is not dict or said.keys() != PLAIN:
+        return None
+    args: list[Any] = given[0] if given else []
+    kwargs: dict[str, Any] = given[1] if len(given) > 1 else {}
+    if type(args) is not list or type(kwargs) is not dict:
+        return None
+    return Invocation(request, registration, args=args, kwargs=kwargs, **said)
 
 
 class SafeSerializer(CBORSerializer):
@@ -105,8 +188,11 @@ class SafeSerializer(CBORSerializer):
             Exception: Another message, or a part of an answer, cannot be encoded.
         """
         try:
-            payload, binary = super().serialize(msg)
-            if len(payload) > self._max_bytes and isinstance(msg, (message.Yield, message.Error)):
+            if isinstance(msg, Answer):
+                payload, binary = cbor2.dumps(msg.parts), True
+            else:
+                payload, binary = super().serialize(msg)
+            if len(payload) > self._max_bytes and isinstance(msg, ANSWERS):
                 raise TooLarge(self._max_bytes)
         except Exception as error:
             if not _is_last_answer(msg):
@@ -115,7 +201,7 @@ class SafeSerializer(CBORSerializer):
             # be sent: the caller would wait for ever.
             refusal = self._refuse(error, "encoding an answer")
             payload, binary = super().serialize(error_of(msg.request, refusal))
-        if isinstance(msg, (message.Yield, message.Error)):
+        if isinstance(msg, ANSWERS):
             self.sizes.weigh(len(payload))
         return payload, binary
 
@@ -128,9 +214,13 @@ class SafeSerializer(CBORSerializer):
         """
         self.sizes.received = len(payload)
         try:
-            return super().unserialize(payload, isBinary)
+            plain = _plain(payload)
+            return super().unserialize(payload, isBinary) if plain is None else [plain]
         except Exception as error:
             return _salvage(payload, error)
+
+
+ANSWERS = (Answer, message.Yield, message.Error)
 
 
 def error_of(request: int, refusal: Any) -> Any:
@@ -145,11 +235,7 @@ def error_of(request: int, refusal: Any) -> Any:
 
 
 def _is_last_answer(msg: Any) -> bool:
-    return isinstance(msg, message.Error) or (isinstance(msg, message.Yield) and not msg.progress)
-
-
-def _untag(tag: Any, immutable: bool) -> Any:
-    return tag.value if tag.tag == _UNTYPED_BINARY else tag
+    return isinstance(msg, ANSWERS) and not getattr(msg, "progress", False)
 
 
 def _salvage(payload: bytes, error: Exception) -> list[Any]:
@@ -293,6 +379,9 @@ class SafeSession(ApplicationSession):
 
     def onMessage(self, msg: Any) -> None:
         """Handle a message, or answer it in autobahn's place."""
+        if isinstance(msg, Invocation):
+            self._invoke(msg)
+            return
         if isinstance(msg, Undecodable):
             self._refuse(msg.request, InvalidArgument(f"undecodable arguments: {msg.reason}"))
             return
@@ -313,6 +402,44 @@ class SafeSession(ApplicationSession):
         super().onMessage(msg)
         if isinstance(msg, message.Invocation):
             msg.args = None  # autobahn keeps the message until the call has ended
+
+    def _invoke(self, msg: Invocation) -> None:
+        """Call an endpoint in autobahn's place, where there is room."""
+        problem = self.full(msg.caller, self.sizes.received)
+        if problem is not None:
+            self.refused(msg.caller)
+            self._refuse(msg.request, problem)
+            return
+        registration = self._registrations.get(msg.registration)
+        if registration is None or msg.request in self._invocations:
+            raise ProtocolError(f"INVOCATION {msg.request} of {msg.registration} is not ours")
+        running = maybeDeferred(registration.endpoint.fn, msg.args, msg.kwargs, msg)
+        # An INTERRUPT finds it there, and cancels it.
+        self._invocations[msg.request] = InvocationRequest(msg.request, running)
+        running.addBoth(self._reply, msg.request)
+
+    def _reply(self, result: Any, request: int) -> None:
+        """Answer an invocation with what its endpoint has returned or raised."""
+        del self._invocations[request]
+        if self._open is None:
+            return
+        msg: Any = None
+        if isinstance(result, Failure):
+            self.onUserError(result, result.getErrorMessage())
+            kind = message.Invocation.MESSAGE_TYPE
+            msg = self._message_from_exception(kind, request, result.value)
+        elif isinstance(result, CallResult):
+            parts = [result.results, result.kwresults]
+            msg = Answer(request, [message.Yield.MESSAGE_TYPE, request, {}, *parts])
+        else:
+            msg = Answer(request, [message.Yield.MESSAGE_TYPE, request, {}, [result]])
+        try:
+            self._open.send(msg)
+        except PayloadExceededError as error:  # more than the router takes
+            excess = ApplicationError(ApplicationError.PAYLOAD_SIZE_EXCEEDED, str(error))
+            self._open.send(error_of(request, excess))
+        except TransportLost:
+            pass
 
     def onLeave(self, details: CloseDetails) -> Any:
         """Keep the reason; pending requests fail and the transport closes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.internet import reactor
 
+from service.api.call import CallState
 from service.api.dispatcher import Dispatcher
 from service.api.explain import ExplainProcedure
 from service.api.reload import Catalogs
@@ -20,6 +21,7 @@ from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
 from service.models.model import Model
 from service.models.served import Models
+from service.payload import check
 from service.request.arguments import Caller
 from service.request.read_request import Limits
 from tests.db.described import Descriptions
@@ -46,12 +48,15 @@ class DirectCaller:
         """Call a procedure as somebody; the call, its answer or its refusal are as described."""
         catalog = self.dispatcher.served_to(caller).catalog if self.dispatcher.ready else None
         described = self._descriptions.of(catalog) if catalog is not None else None
+        state = CallState()
         try:
-            answer = await self.dispatcher.answer(name, args, kwargs, caller)
+            answer = await self.dispatcher.answer(name, args, kwargs, caller, state)
         except ServiceError as error:
             if described is not None:
                 described.check_refusal(name, error)
             raise
+        if state.plain:
+            check(answer)
         if described is not None:
             described.check_call(name, args, kwargs, answer)
         return answer

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from service.api.call import CallState
 from service.api.roles import Roles
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, ServiceError
-from tests.db.dispatchers import DirectCaller
+from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
@@ -30,6 +31,8 @@ INSERT INTO paths VALUES ('{a,b}', 'ab'), ('{}', 'none'), ('{a,NULL}', NULL);
 CREATE TABLE odd ("-id" int PRIMARY KEY, "a:b" text, "a.b" text, "a->b" text, "a::b" text, "*" int,
     "say ""hi""" text);
 INSERT INTO odd VALUES (1, 'x', 'y', 'z', 'w', 5, 'q'), (2, 'X', 'Y', 'Z', 'W', 6, 'Q');
+CREATE DOMAIN doc AS jsonb;
+CREATE TABLE docs (id int PRIMARY KEY, doc doc);
 CREATE VIEW keyless AS SELECT name FROM lands;
 ALTER TABLE lands ENABLE ROW LEVEL SECURITY;
 CREATE POLICY few ON lands TO gt_clerk USING (id < 3);
@@ -60,6 +63,28 @@ GOT: list[tuple[str, list[Any], dict[str, Any], list[Any]]] = [
     ("lands", [6, 2], {"select": ["id"], "embed": {"towns": {"select": [], "inner": True}}},
      [None, {"id": 2}]),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("relation", "options", "plain"),
+    [
+        ("lands", {}, True),
+        ("lands", {"form": "json"}, True),
+        ("lands", {"embed": {"towns": {}}}, False),
+        ("paths", {}, False),
+        ("paths", {"select": ["code"]}, True),  # a domain over text
+        ("docs", {}, False),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_answer_of_single_values_needs_no_look_before_it_leaves(
+    db: DirectCaller, relation: str, options: dict[str, Any], plain: bool
+) -> None:
+    """Other tests look at what leaves without (`DirectCaller.call_as`)."""
+    state = CallState()
+    name = f"{relation}.find"
+    await db.dispatcher.answer(name, [], {"order": [], **options}, ANYONE, state)
+    assert state.plain is plain
 
 
 @pytest.mark.parametrize(("relation", "keys", "options", "expected"), GOT)
