@@ -126,6 +126,15 @@ async def validated_rows(
     return tuple(found), known.freeze()
 
 
+def accept_unseen(snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]) -> bool:
+    """Return whether the model takes changes of one row without having seen it."""
+    request, given = call.request, given_of(call.request.changes, call.values)
+    # What the database computes, or has as a default, is known to it alone.
+    if request.target.key is None or len(given) < len(request.changes):
+        return False
+    return snapshot.model(relation).accepts_unseen(given, snapshot.codec)
+
+
 async def validate_changes(
     snapshot: Snapshot,
     relation: Relation,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from service.api.call import Access, Call, Snapshot, Step
-from service.api.rules import refuse_faults, validate_changes, validate_new_rows
+from service.api.rules import accept_unseen, refuse_faults, validate_changes, validate_new_rows
 from service.catalog import Catalog, Relation
 from service.db.statements import (
     Page,
@@ -102,7 +102,8 @@ def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitabl
     if not parsed.request.changes:
         return _unchanged(call, parsed)
     refuse_faults(call.snapshot, relation_of(call), parsed)
-    if call.snapshot.model(relation_of(call)).has_rules(creating=False):
+    ruled = call.snapshot.model(relation_of(call)).has_rules(creating=False)
+    if ruled and not accept_unseen(call.snapshot, relation_of(call), parsed):
         return _by_model(call, parsed, update_by_model)
     return _changing(call, parsed, _update)
 

@@ -5,7 +5,7 @@ anyone's back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar, Self
 
 from twistar.dbobject import DBObject
@@ -113,6 +113,21 @@ class Model(Record):
         for validation in type(self).VALIDATIONS:
             await maybeDeferred(validation, self)
         return self
+
+    def is_valid_at_once(self) -> bool:
+        """Return whether all validations pass without waiting, and there is no hook for a change."""
+        hooks = (getattr(type(self), hook) is not getattr(DBObject, hook) for hook in HOOKS[False])
+        if any(hooks):
+            return False
+        for validation in type(self).VALIDATIONS:
+            waiting = validation(self)
+            if isinstance(waiting, Coroutine):
+                waiting.close()
+                return False
+            if isinstance(waiting, Deferred):
+                waiting.addErrback(lambda _: None).cancel()
+                return False
+        return self.errors.isEmpty()
 
     async def refusal(self, creating: bool) -> InvalidRow | None:
         """

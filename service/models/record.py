@@ -28,6 +28,26 @@ NO_KEY: Final = object()
 """In place of a key that is not given; None is a key that no row has."""
 
 
+class RowNotRead(Exception):
+    """A rule has asked for a value of a row that was not read."""
+
+
+class UnreadRow(tuple[Any, ...]):
+    """
+    In place of a row that is there, and that nobody has read yet.
+
+    Attributes:
+        asked: Whether somebody has asked for a value.
+    """
+
+    asked = False
+
+    def __getitem__(self, at: Any) -> Any:
+        """Refuse, and remember it: a rule may swallow the error."""
+        self.asked = True
+        raise RowNotRead
+
+
 class RecordErrors(Errors):
     """Reasons against the values of an object, by attribute."""
 
@@ -158,6 +178,11 @@ class Record(DBObject):
     def persisted(self) -> bool:
         """Whether there is a row for it, as far as it knows."""
         return self._row is not None and not self._is_deleted
+
+    def left_alone(self, attribute: str) -> bool:
+        """Return whether a column was neither set nor asked for: the row has it as it was."""
+        column = attribute in self.row_meta.position
+        return column and self.persisted and attribute not in self.__dict__
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -12,9 +12,10 @@ from twisted.internet.defer import maybeDeferred
 
 from service.catalog import Catalog, Column, Relation
 from service.db.codec import Codec
-from service.errors import InvalidRow, clip
+from service.errors import InvalidRow, ServiceError, clip
 from service.models.meta import Meta
 from service.models.model import Model
+from service.models.record import UnreadRow
 
 
 def catalog_faults(
@@ -137,6 +138,34 @@ class BoundModel:
             InvalidArgument: A value is not of its column's type.
         """
         return await self._validated(self._hydrated(current), changes, codec, path)
+
+    def accepts_unseen(self, changes: Mapping[str, Any], codec: Codec) -> bool:
+        """
+        Return whether all rules take changes of a row, and none has asked for the row itself.
+
+        Args:
+            changes: Wire values by column.
+            codec: As in `validate_insert`.
+        """
+        meta, row = self.meta, UnreadRow()
+        subject = self.model.hydrate([row], meta)[0]
+        try:
+            given = {
+                meta.attributes[name]: codec.python(meta.types[name], value, name)
+                for name, value in changes.items()
+            }
+            subject.__dict__.update(given)
+            accepted = subject.is_valid_at_once()
+        except Exception as error:
+            if row.asked or isinstance(error, ServiceError):
+                return False
+            raise
+        own = subject.__dict__
+        set_by_rules = any(
+            name in own and (name not in given or own[name] is not given[name])
+            for name in meta.position
+        )
+        return accepted and not (row.asked or set_by_rules)
 
     async def validate_delete(self, current: Mapping[str, Any]) -> None:
         """

@@ -165,6 +165,61 @@ def test_value_of_white_space_is_blank(value: str | None) -> None:
     assert result_of(subject.isValid()) is False
 
 
+def swallow(subject: Any) -> None:
+    """Ask for a value of the row, and go on without it."""
+    try:
+        subject.owner  # noqa: B018
+    except Exception:
+        return
+
+
+async def later(subject: Any) -> None:
+    """Take everything, in a while."""
+
+
+def set_owner(subject: Any) -> None:
+    """Change the row."""
+    subject.owner = 3
+
+
+UNSEEN: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({"VALIDATIONS": [not_blank("action", "raw")]}, {"status": True}, True),
+    ({"VALIDATIONS": [not_blank("action")]}, {"action": "go"}, True),
+    ({"VALIDATIONS": [not_blank("action")]}, {"action": " "}, False),
+    ({"VALIDATIONS": [lambda self: self.owner]}, {"status": True}, False),
+    ({"VALIDATIONS": [swallow]}, {"status": True}, False),
+    ({"VALIDATIONS": [later]}, {"status": True}, False),
+    ({"VALIDATIONS": [lambda self: succeed(None)]}, {"status": True}, False),
+    ({"VALIDATIONS": [set_owner]}, {"status": True}, False),
+    ({"VALIDATIONS": [set_owner]}, {"owner": 4}, False),
+    ({"VALIDATIONS": [lambda self: None]}, {"owner": "five"}, False),
+    ({"beforeSave": lambda self: None}, {"status": True}, False),
+    ({"beforeUpdate": lambda self: None}, {"status": True}, False),
+    ({"beforeCreate": lambda self: None}, {"status": True}, True),
+]
+
+
+@pytest.mark.parametrize(("rules", "changes", "accepted"), UNSEEN)
+def test_change_is_accepted_unseen_if_no_rule_asks_for_the_row(
+    rules: dict[str, Any], changes: dict[str, Any], accepted: bool
+) -> None:
+    """Whatever is not certain is left to the rules with the row before them."""
+    assert bound(model(**rules)).accepts_unseen(changes, CODEC) is accepted
+
+
+def test_blank_that_a_row_has_already_is_left_alone() -> None:
+    """Once it was asked for, or set, it is looked at; so is what is no column."""
+    made = model(VALIDATIONS=[not_blank("action")])
+    row = [None] * len(made.META.position)
+    (found,) = made.hydrate([tuple(row)], made.META)
+    assert result_of(found.isValid()) is True
+    assert found.action is None
+    assert result_of(found.isValid()) is False
+    of_no_column = model(title=property(lambda self: ""), VALIDATIONS=[not_blank("title")])
+    (found,) = of_no_column.hydrate([tuple(row)], of_no_column.META)
+    assert result_of(found.isValid()) is False
+
+
 def test_model_with_a_delete_hook_knows_it() -> None:
     """Without a hook before a delete no row need be read."""
     assert not model(beforeSave=lambda self: None).has_delete_hook()
