@@ -4,7 +4,6 @@ One call as a verb gets it, with the snapshot that it is answered from, and the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -95,6 +94,12 @@ MAX_TEXT = 16_384
 """Characters of a statement that is kept: callers choose its shape, and shapes add up."""
 
 
+@dataclass(slots=True)
+class _Kept:
+    statement: Statement
+    used: bool = False
+
+
 class Snapshot:
     """
     A catalog with what is made from it; replaced as a whole when the catalog changes.
@@ -118,7 +123,7 @@ class Snapshot:
         self.model = models.bound
         self.mark = mark
         self.routes: dict[str, Route] = {}
-        self._statements: OrderedDict[Hashable, Statement] = OrderedDict()
+        self._statements: dict[Hashable, _Kept] = {}
 
     def keep(self, name: str, route: Route) -> Route:
         """Keep the route of a name, and return it."""
@@ -143,16 +148,25 @@ class Snapshot:
         """
         # `make` belongs to it: count and exists have equal requests, and different statements.
         key = make, subject, request
-        found = self._statements.get(key)
-        if found is not None:
-            self._statements.move_to_end(key)
-            return found
+        kept = self._statements.get(key)
+        if kept is not None:
+            kept.used = True
+            return kept.statement
         found = make(self.catalog, subject, request)
         if len(found.text) <= MAX_TEXT:
-            self._statements[key] = found
-            if len(self._statements) > MAX_STATEMENTS:
-                self._statements.popitem(last=False)
+            self._make_room()
+            self._statements[key] = _Kept(found)
         return found
+
+    def _make_room(self) -> None:
+        """Drop the oldest statement that was not used since it was looked at the last time."""
+        while len(self._statements) >= MAX_STATEMENTS:
+            oldest = next(iter(self._statements))
+            kept = self._statements.pop(oldest)
+            if kept.used:
+                # By no order of use, which would take the hash of a whole filter twice in each call.
+                kept.used = False
+                self._statements[oldest] = kept
 
     def most(self, relation: Relation, select: Sequence[Item] | None) -> float:
         """Return what a row can weigh at most, in bytes; infinite if its types do not tell."""
