@@ -74,7 +74,7 @@ def touched(
     kept = Kept(reader, relation, role, query)
     if kept.run.keyed is None:
         return None
-    plan = kept.run.keyed.plan
+    plan = kept.run.keyed
     before = snapshot_txn(reader.connection)
     execute(dsn, change)
     with reader.snapshot():
@@ -190,9 +190,9 @@ def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:
     groups = {"group": ["twice"], "measures": {"c": {"count": "*"}}}
     assert Kept(reader, "derived", "", groups).run.keyed is None
     assert Kept(reader, "derived", "", groups | {"group": ["n"]}).run.keyed is not None
-    keyed = Kept(reader, "derived", "", {"where": {"twice": 4, "n": 2}}).run.keyed
-    assert keyed is not None
-    assert [term.column for term in keyed.terms] == ["n"]
+    run = Kept(reader, "derived", "", {"where": {"twice": 4, "n": 2}}).run
+    assert run.keyed is not None
+    assert [term.column for term in run.terms] == ["n"]
 
 
 def test_who_sees_less_climbs_for_himself_alone(reader: Reader) -> None:
@@ -200,7 +200,7 @@ def test_who_sees_less_climbs_for_himself_alone(reader: Reader) -> None:
     between = Kept(reader, "people", "t_ann", {"embed": {"skills": True}})
     for kept, sees in ((direct, True), (between, False)):
         assert kept.run.keyed is not None
-        assert kept.run.keyed.shared
+        assert kept.run.shape.shared
         with reader.snapshot() as connection:
-            asked = sees_all_txn, kept.run.keyed.plan, reader.tracked
+            asked = sees_all_txn, kept.run.keyed, reader.tracked
             assert apart_txn(connection, kept.run.actor, *asked) is sees
