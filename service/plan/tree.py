@@ -107,12 +107,14 @@ class Tree:
         root: The number of the one that makes the rows of the call.
         written: How many rows all of them write.
         embeds: What shows all of that in the answer.
+        key: Slots of the key of the one row of the call, if it is read again by that.
     """
 
     steps: tuple[TreeStep, ...]
     root: int
     written: int
     embeds: tuple[Embed, ...]
+    key: tuple[int, ...] = ()
 
     @property
     def root_is_last(self) -> bool:
@@ -140,6 +142,7 @@ def grow(
     values: Values,
     max_depth: int,
     key: Sequence[str] = (),
+    alone: bool = False,
 ) -> Tree:
     """
     Return the steps that make new rows with all that is nested in them.
@@ -151,6 +154,7 @@ def grow(
         values: Of the call; the values of nested rows are added, and slots for what steps make.
         max_depth: How deep rows may nest.
         key: The columns by which rows of the call are read afterwards, if they are.
+        alone: Whether it is one row, which is read by the values of its key, and not by texts of them.
 
     Raises:
         InvalidArgument: A relationship is unknown, ambiguous or none of a foreign key, a column is
@@ -160,9 +164,10 @@ def grow(
     root = growing.make(relation, rows, (), 0)
     # Read afterwards are those alone that something is made after.
     again = () if growing.steps[-1] is root else key
-    steps = [growing.finished(each, again if each is root else ()) for each in growing.steps]
-    embeds = _embeds(root.shown)
-    return Tree(tuple(steps), growing.steps.index(root), growing.written, embeds)
+    slots, texts = (growing.slots(root, 0, again), ()) if alone else ((), again)
+    steps = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
+    number, embeds = growing.steps.index(root), _embeds(root.shown)
+    return Tree(tuple(steps), number, growing.written, embeds, tuple(slots))
 
 
 @dataclass(eq=False)
@@ -330,7 +335,7 @@ class _Growing:
         rows, referring = [], []
         links: list[LinkedRow] = []
         for at, one in nested.rows:
-            slots = self._slots(making, at, targets)
+            slots = self.slots(making, at, targets)
             changes = [
                 Assignment(column, Operand(slot, one.path), one.path)
                 for column, slot in zip(columns, slots, strict=True)
@@ -359,7 +364,7 @@ class _Growing:
             [
                 Assignment(column, Operand(slot, one.path), one.path)
                 for column, slot in zip(
-                    columns, (*self._slots(making, at, here), *slots), strict=True
+                    columns, (*self.slots(making, at, here), *slots), strict=True
                 )
             ]
             for (at, one), slots in zip(nested.rows, there, strict=True)
@@ -383,7 +388,7 @@ class _Growing:
         made = self.make(target, new, (), depth + 1) if new else None
         numbers = count()
         return [
-            self._slots(made, next(numbers), targets)
+            self.slots(made, next(numbers), targets)
             if made is not None and one.link is None
             else self._linked(target, one, targets)
             for _, one in nested.rows
@@ -419,7 +424,7 @@ class _Growing:
         assert new.operand is not None
         making.alike.append((there.operand.slot, new.operand.slot, new.path))
 
-    def _slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
+    def slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
         """Return where the values of a new row's columns go, which are made with it."""
         for column in columns:
             if column not in making.slots:

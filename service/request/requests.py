@@ -9,14 +9,15 @@ their values alone are equal requests, and share one plan and one SQL text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Nulls = Literal["first", "last"]
 Old = Literal["", "old", "both"]
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+# A tuple, as an assignment is: a call has one for each value, and a frozen dataclass takes up to thrice
+# the time to make, and is hashed and compared in Python for each look at what is kept of its shape.
+class Operand(NamedTuple):
     """A value of the call: its index among the values, and where in the call it stood."""
 
     slot: int
@@ -359,8 +360,7 @@ class AggregateRequest:
     form: Form = "dicts"
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """
     A column and its new value.
 

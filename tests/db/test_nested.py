@@ -235,6 +235,8 @@ async def test_answer_of_nested_rows_takes_what_others_take(db: DirectCaller) ->
     for returning in (True, False):
         answer = await db.call("orders.create", values, receipt=True, returning=returning)
         assert answer.tx.isdigit()
+    refused = await failure_of(db.call("orders.create", values, order=["nope"]))
+    assert isinstance(refused, InvalidArgument)
     alone = await db.call("lines.create", {"sku": "z", "orders": {"customer_id": 1}}, receipt=True)
     assert alone.tx.isdigit()
     refused = await failure_of(db.call("orders.create", values, max_affected=3))

@@ -292,8 +292,17 @@ class Generator:
         }
 
     def row(self) -> Any:
-        """Make something like a row."""
-        return {self.column(): self.value(2) for _ in range(self.random.randint(0, 4))}
+        """Make something like a row, perhaps with related ones inside."""
+        row = {self.column(): self.value(2) for _ in range(self.random.randint(0, 4))}
+        if self.random.random() < 0.3:
+            names = ["parts", "things", "thing", "parts!thing", "things!thing", *INJECTIONS]
+            below = self.random.choice([self.row, self.link, lambda: [self.row(), self.link()]])
+            row[self.random.choice(names)] = below()
+        return row
+
+    def link(self) -> Any:
+        """Make something like a link to a row that is there."""
+        return {"$link": self.random.choice([1, 2, [1], {"id": 1}, self.value(1), self.key()])}
 
     def value(self, depth: int) -> Any:
         """Make any value."""
