@@ -62,7 +62,9 @@ async def test_stream_of_a_function_has_all_rows_in_chunks(db: DirectCaller) -> 
         [[19, {"name": 'B"o,\nb'}], [18, {"name": "Ada"}], [17, {"name": 'B"o,\nb'}]]
     ]
     taker = Taker(db)
-    answering = db.dispatcher.answer("fn.whole.stream", ({"a": 1},), {}, ANYONE, taker.take)
+    answering = db.dispatcher.answer(
+        "fn.whole.stream", ({"a": 1},), {}, ANYONE, progress=taker.take
+    )
     assert (await answering, taker.parts) == ({"rows": 1}, [[{"k": "a"}]])
 
 

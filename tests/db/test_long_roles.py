@@ -51,7 +51,7 @@ async def parts(db: DirectCaller, name: str, **kwargs: Any) -> list[Any]:
     async def take(part: Any) -> None:
         taken.append(part)
 
-    await db.dispatcher.answer(name, [], kwargs, CLERK, take)
+    await db.dispatcher.answer(name, [], kwargs, CLERK, progress=take)
     return taken
 
 

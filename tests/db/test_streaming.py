@@ -52,7 +52,7 @@ class Taker:
 
     def call(self, name: str, **kwargs: Any) -> Deferred[Any]:
         """Call a procedure in parts."""
-        answering = self.callee.dispatcher.answer(name, [], kwargs, ANYONE, self.take)
+        answering = self.callee.dispatcher.answer(name, [], kwargs, ANYONE, progress=self.take)
         return Deferred.fromCoroutine(answering)
 
 
@@ -210,6 +210,6 @@ async def test_stream_whose_part_cannot_be_sent_ends(dsn: str, db: DirectCaller)
     async def take(part: Any) -> None:
         raise TooLarge(1)
 
-    answering = db.dispatcher.answer("items.stream", [], {}, ANYONE, take)
+    answering = db.dispatcher.answer("items.stream", [], {}, ANYONE, progress=take)
     assert isinstance(await failure_of(answering), TooLarge)
     assert not transactions(dsn)

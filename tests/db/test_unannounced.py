@@ -208,7 +208,7 @@ async def test_parts_of_a_stream_that_fails_are_sent_once(db: DirectCaller, dsn:
             execute(dsn, "CREATE TABLE meanwhile (id int)")
         parts.extend(part)
 
-    call = db.dispatcher.answer("broken.stream", (), {"chunk": 100}, ANYONE, take)
+    call = db.dispatcher.answer("broken.stream", (), {"chunk": 100}, ANYONE, progress=take)
     refused = await failure_of(call)
     assert isinstance(refused, ServiceError)
     assert parts, refused

@@ -123,7 +123,7 @@ async def test_hidden_field_by_any_path_is_not_answered(
     async def take(part: Any) -> None:
         parts.append(part)
 
-    refused = await failure_of(db.dispatcher.answer(name, [], kwargs, ANYONE, take))
+    refused = await failure_of(db.dispatcher.answer(name, [], kwargs, ANYONE, progress=take))
     assert isinstance(refused, InvalidArgument), refused
     assert not parts
     if path is not None:
@@ -180,7 +180,7 @@ async def test_export_as_json_lines_lacks_hidden_fields(db: DirectCaller) -> Non
     async def take(part: Any) -> None:
         parts.append(part)
 
-    await db.dispatcher.answer("visits.export", [], {"format": "ndjson"}, ANYONE, take)
+    await db.dispatcher.answer("visits.export", [], {"format": "ndjson"}, ANYONE, progress=take)
     assert "Ada" in parts[0]
     assert "xyzzy" not in parts[0]
 

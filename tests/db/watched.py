@@ -85,7 +85,8 @@ class Watcher:
         self.held: Deferred[None] | None = None
         verb = f"{name}.watch"
         self.call = Lasts(
-            live.served.dispatcher.answer(verb, (), kwargs, caller, self._take), self._ended
+            live.served.dispatcher.answer(verb, (), kwargs, caller, progress=self._take),
+            self._ended,
         )
 
     def _take(self, message: dict[str, Any]) -> Awaitable[None]:

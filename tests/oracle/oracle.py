@@ -115,7 +115,7 @@ class Kept:
             kwargs["since"] = self.copy.position
             self.copy = Copy(groups=self.question.grouped, since=self.copy)
         answer = served.dispatcher.answer(
-            f"{self.question.name}.watch", (), kwargs, self.question.caller, self._take
+            f"{self.question.name}.watch", (), kwargs, self.question.caller, progress=self._take
         )
         self.call = Lasts(answer, self._ended)
 
