@@ -69,7 +69,7 @@ class Component(ApplicationSession):
         self.services.start()
 
     def onLeave(self, details):
-        """Stop to look after services."""
+        """Stop looking for services that stand still."""
         self.services.stop()
         super().onLeave(details)
 
@@ -101,7 +101,7 @@ class Component(ApplicationSession):
         return None
 
     def onUserError(self, fail, msg):
-        """Keep quiet: a refusal is the caller's."""
+        """Log nothing: a refusal is the caller's."""
 
     def backlog(self, session, details):
         """Return the bytes that wait for a session to take them, less those in the kernel."""
@@ -110,7 +110,7 @@ class Component(ApplicationSession):
         return held(found) if found is not None else 0
 
     def alive(self, details):
-        """Take note that a service lives, which from now on has to say so."""
+        """Record a sign of life of a service, which from now on has to go on giving some."""
         self.check(details)
         self.services.heard(details.caller)
 

@@ -35,17 +35,17 @@ class Alive:
         self._looking = LoopingCall(self._look)
 
     def start(self):
-        """Start to look."""
+        """Start looking for services that give no sign of life any more."""
         self._looking.start(EVERY, now=False)
 
     def stop(self):
-        """Stop, and forget all of them."""
+        """Stop looking, and forget all services."""
         if self._looking.running:
             self._looking.stop()
         self._heard.clear()
 
     def heard(self, session):
-        """Take note of a sign of life."""
+        """Record a sign of life."""
         self._heard[session] = monotonic()
 
     def _look(self):

@@ -81,7 +81,7 @@ class Line:
         )
 
     def join(self, dealer, session):
-        """Let the next call of a session begin in its turn, if there is one and it may."""
+        """Put a session in line for its next call, if one waits and may begin."""
         queue = session.queue
         if queue.waiting and not queue.ready and self.may_begin(dealer, session):
             queue.ready = True
