@@ -313,7 +313,7 @@ class Settings(BaseSettings):
     )
     explain: bool = Field(
         default=False,
-        description="whether callers are told PostgreSQL's plans, which show more than rows do",
+        description="whether callers may ask for PostgreSQL's plans, which show more than rows do",
     )
     log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
         default="info", description="the least severe that is logged"

@@ -31,7 +31,7 @@ class Lasting:
     """
     The answer to a call that goes on, in parts, until its caller ends it.
 
-    It is all that there has to be of such a call: no frame waits for its end.
+    Nothing else is kept of such a call: no coroutine waits for its end.
     """
 
     __slots__ = ("_error", "_follower")
@@ -159,7 +159,7 @@ class Snapshot:
         return found
 
     def _make_room(self) -> None:
-        """Drop the oldest statement that was not used since it was looked at the last time."""
+        """Drop the oldest statement that was not used since this came by it the last time."""
         while len(self._statements) >= MAX_STATEMENTS:
             oldest = next(iter(self._statements))
             kept = self._statements.pop(oldest)
@@ -224,7 +224,7 @@ class Step:
         timeout: Seconds that it may take, as the caller said.
         access: How it runs.
         missing: Why no row was written, where there should have been one, or what looks for that.
-        plain: Whether nothing in the answer needs a look before it leaves.
+        plain: Whether the answer need not be checked before it is sent.
     """
 
     function: Callable[..., Any]
@@ -245,8 +245,8 @@ class CallState:
         begun: Whether something was done for it that must not be done twice.
         sent: Whether all that it asks of the database is on its way, so that what comes after it
             need not wait for its answer.
-        plain: Whether nothing in the answer needs a look before it leaves: a walk over 100 rows
-            takes as long as to read them.
+        plain: Whether the answer need not be checked before it is sent: to walk over 100 rows takes
+            as long as to read them.
     """
 
     begun: bool = False

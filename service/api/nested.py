@@ -7,7 +7,7 @@ each step comes back to the models, which see the keys of the rows that are made
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ from service.sql.statement import Statement
 from service.sql.step_sql import answer_statement, step_statement
 
 Make = Callable[[Callable[[Catalog, Any, Any], Statement], Relation, Any], Statement]
-"""Makes a statement, or finds it: of a function, the relation and the shape."""
+"""Returns a statement, given what builds it, the relation and the shape: a kept one, or a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def _values(call: Call) -> Any:
     return call.args[0] if call.args else call.kwargs.get("values")
 
 
-def _related_names(call: Call) -> Iterable[str]:
-    """Return where related rows stand in the rows of a call; nothing for most."""
+def _related_names(call: Call) -> Iterator[str]:
+    """Yield where related rows stand in the rows of a call; most have none."""
     relation, values = write.relation_of(call), _values(call)
     many = isinstance(values, list | tuple)
     by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
@@ -170,7 +170,7 @@ async def _many(call: Call) -> Any:
 def _made(
     catalog: Catalog, make: Callable[[Catalog, Any, Any], Statement], subject: Any, request: Any
 ) -> Statement:
-    """Make a statement that is not kept: it is long, and seldom the same again."""
+    """Return a statement that is not kept: it is long, and seldom the same again."""
     return make(catalog, subject, request)
 
 
@@ -213,7 +213,7 @@ def _answer(
     root: TreeStep,
     make: Make,
 ) -> Work:
-    """Return what is done, with the statement of the answer."""
+    """Return the work, given the statements of the steps: with the one of the answer."""
     assert isinstance(root, NewRows)
     if nested.tree.root_is_last:
         own = replace(nested.request, rows=root.rows, max_affected=None)

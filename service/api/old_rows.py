@@ -125,7 +125,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
 
 def _no_key(why: str) -> InvalidArgument:
     return InvalidArgument(
-        f"rows as they were are told by their primary key, and {why}",
+        f"rows as they were are found by their primary key, and {why}",
         path="returning",
         hint="true answers the rows as they are now",
     )

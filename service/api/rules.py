@@ -58,7 +58,7 @@ def refuse_new_rows(
     values: Sequence[Any],
 ) -> None:
     """Check new rows as `refuse_faults` does, each with where it stands."""
-    # Names first: a misspelled one is told of, not the column that it was meant for.
+    # Names first: a misspelled one is reported, not the column that it was meant for.
     refuse_names(relation, rows)
     for path, row in zip(paths, rows, strict=True):
         refuse_row(snapshot, relation, row, values, path, creating=True)
@@ -219,7 +219,7 @@ def made_of(
 def merged(
     row: Sequence[Assignment], made: Mapping[str, Any], path: str, values: Values
 ) -> tuple[Assignment, ...]:
-    """Keep what the model left alone as it came, and take over what it made."""
+    """Return the assignments of a row, with the model's values where it made others."""
     kept = tuple(each for each in row if each.column not in made)
     return kept + literals(made, path, values)
 

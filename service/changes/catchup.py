@@ -500,7 +500,7 @@ def _that_fit(
 
 
 def touch(shown: Shown, change: Change) -> tuple[dict[str, Any], int]:
-    """Return the entry of a relation of which nothing may be told but that it has changed; its bytes."""
+    """Return the entry that says of a relation only that it has changed, and the bytes of that."""
     entry = {
         "op": "touch",
         "schema": shown.schema,

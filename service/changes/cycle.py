@@ -234,7 +234,7 @@ def cycle_txn(
     connection.begin(begin_statement("repeatable read", read_only=True))
     try:
         snapshot, written, files, epoch, pruned, goes_on = connection.ask(MOMENT)
-        position = SnapshotPosition(epoch, PgSnapshot.parse(snapshot))
+        position = SnapshotPosition(epoch, PgSnapshot.of(snapshot))
         before = None
         if (
             same

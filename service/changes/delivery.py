@@ -24,7 +24,7 @@ from service.db.connection import PgConnection
 from service.db.thread import in_thread
 
 Publish = Callable[[Sequence[Change], Awaitable[None]], Awaitable[None]]
-"""Called with changes, and with what is to be awaited before any of them is told."""
+"""Called with changes, and with what is to be awaited before any of them is published."""
 Result = TypeVar("Result")
 
 FEW = 50

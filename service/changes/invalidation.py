@@ -54,6 +54,9 @@ class RunGroup:
         name: What they have in common.
         keyed: How changes lead to keys; None where they name none.
         runs: The queries.
+        reads: The tracked relations that they read.
+        whole: Those of them any change of which may change any row.
+        related: Those of them whose rows lead to rows of the queries.
     """
 
     def __init__(self, name: Hashable, reads: frozenset[int], keyed: KeyPlan | None) -> None:

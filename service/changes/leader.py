@@ -79,7 +79,7 @@ SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
 
 
 AWAKEN = f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})"
-"""Has writers notify no longer."""
+"""Stops writers from notifying."""
 
 
 class Duty(Enum):

@@ -72,7 +72,7 @@ def net_changes(
     rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, index: int = 0
 ) -> Iterator[Change]:
     """
-    Return the net changes of whole transactions, those of each together.
+    Yield the net changes of whole transactions, those of each together.
 
     Transactions come in the order of their last numbers, which is that in which they wrote to rows
     that more than one of them wrote to: the later one has waited for the end of the earlier.

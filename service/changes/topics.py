@@ -286,7 +286,7 @@ class Topics:
         return Publication(uri, {**event, "prev": prev}, topic.audience)
 
     async def _topics(self, ids: set[int]) -> dict[int, Topic]:
-        """Return the topics of relations to which somebody may be subscribed."""
+        """Return the topics of relations that may have subscribers."""
         while not self._dispatcher.ready:  # the catalog is being read for the first time
             await deferLater(self._database.reactor, PAUSE)
         if self._catalog is not self._dispatcher.served.catalog:

@@ -260,7 +260,7 @@ class Watches(Service):
             self.wake()
 
     def _move(self) -> None:
-        """Bring sessions that there is something for to where the last cycle was."""
+        """Send sessions what there is for them, up to the position of the last cycle."""
         place, moved = self._place, self._moved
         if place is None or self._telling:
             return

@@ -73,9 +73,9 @@ class Query:
 
     __slots__ = (
         "_asking",
+        "_delta",
         "_kwargs",
         "caller",
-        "delta",
         "late",
         "name",
         "parked",
@@ -100,7 +100,7 @@ class Query:
         self.since: SnapshotPosition | None = None
         # Not a set, which takes four times as much, since nearly all have a single one.
         self.watches: tuple[Watch, ...] = ()
-        self.delta: tuple[State, State, Message] | None = None
+        self._delta: tuple[State, State, Message] | None = None
         self.stale = self.parked = self.renewed = False
         self.late = 0
 
@@ -146,14 +146,14 @@ class Query:
             before: What the watcher has.
             rows: At least those that are different.
         """
-        state, known = self.state, self.delta
+        state, known = self.state, self._delta
         assert state is not None
         if known is not None and known[0] is before and known[1] is state:
             return dict(known[2])
         change, form = difference(before, state, rows), self.run.shape.form
         message = delta_message(form, before, state, change, rows) if change else {}
         if len(self.watches) > 1:
-            self.delta = before, state, message
+            self._delta = before, state, message
         return dict(message)
 
 
@@ -364,7 +364,7 @@ class WatchingSession:
             self._held.discard(watch)
 
     def tell(self, watch: Watch) -> None:
-        """Send a watch what there is to be told, with the next step."""
+        """Send a watch with the next step what there is for it."""
         self._news[watch] = None
         self.moves = True
 
@@ -454,7 +454,7 @@ class WatchingSession:
     async def _give(
         self, watch: Watch, messages: Iterator[Message], ends: bool, now: float
     ) -> Awaitable[None] | None:
-        """Send messages of a watch, of which the last may end the step; return what follows on it."""
+        """Send messages of a watch, the last of which may end the step; return what to await after it."""
         message = next(messages, None)
         while message is not None and not watch.ended:
             following = next(messages, None)

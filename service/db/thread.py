@@ -35,7 +35,7 @@ class _Thread(threading.Thread):
                 try:
                     _idle.remove(self)
                     return
-                except ValueError:  # somebody has taken it in this very moment
+                except ValueError:  # it was taken in this very moment
                     function = self.functions.get()
             function()
             del function  # or it would be kept, and all that it has, until the next

@@ -41,7 +41,7 @@ def describe(
         verbs: That relations may have.
         procedures: Written by hand, by name.
         part: Which relations and functions.
-        explains: Whether plans are told.
+        explains: Whether there is `explain`.
 
     Returns:
         version, prefix, schemas and the names of all that there is; relations by the name that

@@ -37,7 +37,7 @@ class Bound:
 
     Args:
         slot: The index among the call's values.
-        type: What PostgreSQL takes it for; `db/values` encodes it accordingly.
+        type: What PostgreSQL takes it for; `db/codec` encodes it accordingly.
         path: Where in the call it stood, as "where.status.eq"; for refusals.
         cast: Whether the text spells the type; not where the place itself gives it.
         raw: Whether the value is PostgreSQL's text already, as in a `next` token.

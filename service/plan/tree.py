@@ -273,7 +273,7 @@ class _Growing:
     def _looked_through(
         self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
     ) -> dict[str, _Nested]:
-        """Take over the columns of rows, and return what is nested in them, by name."""
+        """Add the columns of rows to a step, and return what is nested in the rows, by name."""
         nested: dict[str, _Nested] = {}
         columns = making.relation.columns
         for at, row in enumerate(rows):

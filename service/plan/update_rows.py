@@ -151,7 +151,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
         )
         value = _value(scope, column, given)
         if shape not in ways:
-            ways[shape] = len(ways) + 1, _place(scope, source, column, value)
+            ways[shape] = len(ways) + 1, _place(source, value)
         number, place = ways[shape]
         cells[selector.name] = number
         for bound, at in zip(_bounds(value), _places(place), strict=True):
@@ -180,9 +180,7 @@ def _value(scope: Scope, column: Column, given: Sequence[Assignment]) -> Bound |
     return _bound(given[0], scope.catalog.plain(scope.catalog.type(column.type)))
 
 
-def _place(
-    scope: Scope, source: _Source, column: Column, value: Bound | Computed
-) -> GivenValue | Computed:
+def _place(source: _Source, value: Bound | Computed) -> GivenValue | Computed:
     """Return a value like one of a row, of what stands in the source."""
     if isinstance(value, Bound):
         return source.add("v", value.type)

@@ -468,7 +468,7 @@ class Pick:
 
     Args:
         limit: How many at most.
-        skip_locked: Whether those that somebody else is taking are left out.
+        skip_locked: Whether rows that another transaction has locked are left out.
     """
 
     limit: Operand | None
