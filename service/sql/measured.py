@@ -2,8 +2,8 @@
 Rows sorted by measures of their related rows, as a join with the groups of those.
 
 A subselect for each row is what a measure is elsewhere. All rows have to be measured before the first
-one is known where they are sorted by it, and then one pass over the related rows costs two
-thirds (`bench/sorting.py`).
+one is known where they are sorted by it, and then one pass over the related rows costs three
+fifths (`bench/sorting.py`).
 """
 
 from __future__ import annotations
