@@ -158,22 +158,28 @@ class _Client(ABC):
         binary = kind == "string" and schema.get("format") == "binary"
         return self.names["binary" if binary else kind]
 
-    def records(self) -> Iterator[tuple[str, list[Field]]]:
-        """Yield the classes of rows, with their columns."""
+    def records(self) -> Iterator[tuple[str, list[Field], list[str]]]:
+        """Yield the classes of rows, with their columns, and those which keys may be paths into."""
         for name, relation in self._relations.items():
             columns, title = relation["columns"], self._classes[name]
             row = self._defs[f"row.{name}"]["properties"]
-            yield f"{title}Row", [Field(each, columns[each]["json_schema"], True) for each in row]
+            yield (
+                f"{title}Row",
+                [Field(each, columns[each]["json_schema"], True) for each in row],
+                [],
+            )
             new = self._defs[f"new.{name}"]["properties"]
             needed = self._defs[f"insert.{name}"].get("required", ())
-            yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new]
+            yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new], []
             if f"tree.{name}" in self._defs:
-                yield f"{title}Create", [*self._created(name, columns)]
-            changes = self._resolved(self._defs[f"update.{name}"])["properties"]
-            yield f"{title}Update", [_changed(columns, at) for at in changes]
+                yield f"{title}Create", [*self._created(name, columns)], []
+            update = self._resolved(self._defs[f"update.{name}"])
+            changes, patterns = update["properties"], update.get("patternProperties", ())
+            paths = [at for at in changes if any(re.match(each, f"{at}->") for each in patterns)]
+            yield f"{title}Update", [_changed(columns, at) for at in changes], paths
         for name in self._of_functions:
             row = self._defs[f"row.{name}"]["properties"]
-            yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row]
+            yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row], []
 
     def _created(self, name: str, columns: Mapping[str, Any]) -> Iterator[Field]:
         """Yield what a new row holds: its columns, and related rows."""
@@ -284,8 +290,9 @@ class _TypeScript(_Client):
 
     def module(self) -> str:
         lines = [self._head]
-        for title, fields in self.records():
-            columns = "".join(f"  {each};\n" for each in self._fields(fields))
+        for title, fields, paths in self.records():
+            inner = (f"[path: `{_template(name)}->${{string}}`]: unknown" for name in paths)
+            columns = "".join(f"  {each};\n" for each in [*self._fields(fields), *inner])
             lines.append(f"export interface {title} {{\n{columns}}}\n")
         lines += [f"export type {title} = {self._key(keys)};\n" for title, keys in self.keys()]
         lines += ["/** A WAMP session, typed by procedure. */", "export interface Session {"]
@@ -358,7 +365,7 @@ class _Python(_Client):
 
     def module(self) -> str:
         lines = [self._head]
-        for title, fields in self.records():
+        for title, fields, _ in self.records():  # a TypedDict names all of its keys
             columns = [f"    {_text(at.name)}: {self._field(at)}," for at in fields]
             lines += [f'{title} = TypedDict("{title}", {{', *columns, "})", ""]
         lines += [f"{title}: TypeAlias = {self._key(keys)}" for title, keys in self.keys()]
@@ -480,6 +487,11 @@ def _may_be_argument(name: str) -> bool:
 def _text(text: str) -> str:
     """Return a string as a Python literal; JSON's escapes of lone surrogates are not Python's."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _template(text: str) -> str:
+    """Return a string as a part of a template literal of TypeScript."""
+    return re.sub(r"`|\$(?={)", r"\\\g<0>", json.dumps(text)[1:-1])
 
 
 def _filled(text: str, words: Mapping[str, str]) -> str:

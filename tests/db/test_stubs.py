@@ -33,6 +33,7 @@ CREATE TABLE "a b" ("1 x" int); CREATE TABLE "a-b" (x int); CREATE TABLE "class"
 CREATE TABLE "1st" (x int); CREATE TABLE "größe" (x int); CREATE VIEW few AS SELECT 1 AS one;
 CREATE TABLE linked (thing_id int REFERENCES things, "other id" text, PRIMARY KEY (thing_id, "other id"));
 CREATE TABLE fn_add (x int PRIMARY KEY);
+CREATE TABLE paths (id int PRIMARY KEY, "a`${b}\\""c" jsonb, "d->e" jsonb);
 CREATE FUNCTION add(a int, b int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT a + b';
 CREATE FUNCTION add(a text, c text[]) RETURNS text LANGUAGE sql AS 'SELECT a';
 CREATE FUNCTION cheap(most numeric) RETURNS SETOF things STABLE LANGUAGE sql
@@ -105,6 +106,16 @@ async def use(session: Caller) -> None:
     assert_type(taken, Written[ThingsRow])
     assert_type(many["rows"], list[ThingsRow])
     assert_type((await service.things.delete(all=True))["affected"], int)
+    both = await service.things.update(1, change, returning="both")
+    assert_type(both, Both[ThingsRow, ThingsRow])
+    assert_type(await service.things.update(1, change, returning="old"), ThingsRow)
+    both_of_many = await service.things.update(all=True, changes=change, returning="both")
+    assert_type(both_of_many["rows"][0]["old"], ThingsRow)
+    both_of_each = await service.things.update(rows=[change], returning="both")
+    assert_type(both_of_each, list[Both[ThingsRow, ThingsRow]])
+    assert_type((await service.things.delete(1, returning="both"))["new"], None)
+    gone = await service.things.delete(all=True, returning="both")
+    assert_type(gone, Written[Both[ThingsRow, None]])
     await service.linked.delete([1, "x"], expect={"thing_id": 1})
     await service.things.import_([new], done=False)
     assert_type((await service.things.stream(chunk=5))["rows"], int)
@@ -141,6 +152,9 @@ async def use(session: Caller) -> None:
 """
 
 WRONG_PY = [
+    'await service.things.update(1, {}, returning="new")',
+    'await service.things.create({"name": "x"}, returning="old")',
+    'await service.things.update(1, {"doc->a": 1})',
     'await service.things.create({"name": 5})',
     'await service.things.create({"name": "x", "linked": [{"other id": 5}]})',
     'await service.things.find(limit="x")',
@@ -155,7 +169,7 @@ WRONG_PY = [
 ]
 
 USE_TS = """
-import { Session, SortKey, ThingsInsert, ThingsUpdate, Page, ThingsRow, Written } from "./made";
+import { Both, Session, SortKey, ThingsInsert, ThingsUpdate, Page, ThingsRow, Written } from "./made";
 declare const session: Session;
 async function use(): Promise<void> {
   const page: Page<ThingsRow> = await session.call("rowcast.things.find", [], { limit: 1, where: { id: 1 } });
@@ -173,6 +187,20 @@ async function use(): Promise<void> {
   const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
   const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
   const each: ThingsRow[] = await session.call("rowcast.things.update", [], { rows: [{ id: 1, name: "x" }], by: "id" });
+  const both = await session.call("rowcast.things.update", [1, change], { returning: "both" });
+  const pair: Both<ThingsRow, ThingsRow> = both;
+  const was: ThingsRow = await session.call("rowcast.things.update", [1, change], { returning: "old" });
+  const pairs: Both<ThingsRow, ThingsRow>[] =
+    await session.call("rowcast.things.update", [], { rows: [{ id: 1 }], returning: "both" });
+  const picked = await session.call("rowcast.things.update", [],
+    { changes: change, all: true, returning: "both", select: ["n:name"] });
+  const before: unknown = picked.rows[0].old.n;
+  const gone: Both<ThingsRow, null> = await session.call("rowcast.things.delete", [1], { returning: "both" });
+  const left = await session.call("rowcast.things.delete", [], { all: true, returning: "both" });
+  const last: string = left.rows[0].old.name;
+  console.log(pair, was, pairs, before, gone, last);
+  await session.call("rowcast.things.update", [1, { "doc->a->b": 1, "doc->c": { $add: 1 } }]);
+  await session.call("rowcast.paths.update", [1, { 'a`${b}\\\\"c->d': 1, '"d->e"': 1, '"d->e"->f': 2 }]);
   const all: Written<ThingsRow> = await session.call("rowcast.things.update", [], { changes: change, all: true });
   await session.call("rowcast.linked.delete", [[1, "x"]], { expect: { thing_id: 1 } });
   await session.call("rowcast.things.import", [[made]], { done: false });
@@ -212,6 +240,11 @@ use();
 """
 
 WRONG_TS = [
+    'session.call("rowcast.things.update", [1, {}], { returning: "new" })',
+    'session.call("rowcast.things.create", [{ name: "x" }], { returning: "old" })',
+    'session.call("rowcast.things.update", [1, { "name->a": 1 }])',
+    'session.call("rowcast.things.update", [1, {}], { returning: "both" }).then((row) => row.name)',
+    'session.call("rowcast.things.delete", [1], { returning: "both" }).then((row) => row.new.name)',
     'session.call("rowcast.things.create", [{ name: 5 }])',
     'session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": 5 }] }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',

@@ -20,6 +20,7 @@ from typing import (
 )
 
 Row = TypeVar("Row")
+New = TypeVar("New")
 
 Where: TypeAlias = Mapping[str, Any]
 Item: TypeAlias = str | Mapping[str, str | None]
@@ -55,6 +56,13 @@ class Written(TypedDict, Generic[Row]):
 
     rows: list[Row]
     affected: int
+
+
+class Both(TypedDict, Generic[Row, New]):
+    """A row as it was, and what it is now: None once it is deleted."""
+
+    old: Row
+    new: New
 
 
 class Snapshot(TypedDict, Generic[Row]):
@@ -402,13 +410,41 @@ class RelationCalls(Protocol):
         /,
         *,
         expect: Mapping[str, Any] | None = ...,
+        returning: Literal[True, "old"] | None = ...,
         **options: Unpack[Returned],
     ) -> RelationRow: ...
 
     @overload
     async def update(
-        self, /, *, changes: RelationUpdate, **options: Unpack[Taken]
+        self,
+        key: RelationKey,
+        changes: RelationUpdate,
+        /,
+        *,
+        expect: Mapping[str, Any] | None = ...,
+        returning: Literal["both"],
+        **options: Unpack[Returned],
+    ) -> Both[RelationRow, RelationRow]: ...
+
+    @overload
+    async def update(
+        self,
+        /,
+        *,
+        changes: RelationUpdate,
+        returning: Literal[True, "old"] | None = ...,
+        **options: Unpack[Taken],
     ) -> Written[RelationRow]: ...
+
+    @overload
+    async def update(
+        self,
+        /,
+        *,
+        changes: RelationUpdate,
+        returning: Literal["both"],
+        **options: Unpack[Taken],
+    ) -> Written[Both[RelationRow, RelationRow]]: ...
 
     @overload
     async def update(
@@ -417,8 +453,20 @@ class RelationCalls(Protocol):
         *,
         rows: Sequence[RelationUpdate],
         by: Names | None = ...,
+        returning: Literal[True, "old"] | None = ...,
         **options: Unpack[Returned],
     ) -> list[RelationRow]: ...
+
+    @overload
+    async def update(
+        self,
+        /,
+        *,
+        rows: Sequence[RelationUpdate],
+        by: Names | None = ...,
+        returning: Literal["both"],
+        **options: Unpack[Returned],
+    ) -> list[Both[RelationRow, RelationRow]]: ...
 
     @overload
     async def delete(
@@ -427,11 +475,38 @@ class RelationCalls(Protocol):
         /,
         *,
         expect: Mapping[str, Any] | None = ...,
+        returning: Literal[True, "old"] | None = ...,
         **options: Unpack[Returned],
     ) -> RelationRow: ...
 
     @overload
-    async def delete(self, /, **options: Unpack[Targeted]) -> Written[RelationRow]: ...
+    async def delete(
+        self,
+        key: RelationKey,
+        /,
+        *,
+        expect: Mapping[str, Any] | None = ...,
+        returning: Literal["both"],
+        **options: Unpack[Returned],
+    ) -> Both[RelationRow, None]: ...
+
+    @overload
+    async def delete(
+        self,
+        /,
+        *,
+        returning: Literal[True, "old"] | None = ...,
+        **options: Unpack[Targeted],
+    ) -> Written[RelationRow]: ...
+
+    @overload
+    async def delete(
+        self,
+        /,
+        *,
+        returning: Literal["both"],
+        **options: Unpack[Targeted],
+    ) -> Written[Both[RelationRow, None]]: ...
 
     async def import_(
         self,

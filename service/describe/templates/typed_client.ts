@@ -214,12 +214,15 @@ export interface Grouped extends Filtered, Sorted {
   having?: Where | null;
 }
 
-export interface Returned extends Shown {
+export interface Writing extends Shown {
   order?: OneOrMany<Sorting> | null;
-  returning?: boolean | null;
   max_affected?: number | null;
   idempotency_key?: string | null;
   receipt?: boolean | null;
+}
+
+export interface Returned extends Writing {
+  returning?: boolean | null;
 }
 
 export interface Upserted extends Returned {
@@ -239,12 +242,17 @@ export interface Imported extends Timeout {
   receipt?: boolean | null;
 }
 
-export interface Expected<Row> extends Returned {
+/** Of rows that are there: they are answered as they are now, not at all, as they were, or both. */
+export interface Changing extends Writing {
+  returning?: boolean | "old" | "both" | null;
+}
+
+export interface Expected<Row> extends Changing {
   expect?: Partial<Row> | null;
 }
 
 /** Without `where` only with `all: true`. */
-export interface Targeted extends Returned {
+export interface Targeted extends Changing {
   where?: Where | null;
   all?: boolean | null;
 }
@@ -276,6 +284,16 @@ export type Told<Answer, Options> = Options extends { receipt: true } ? Receipt<
 
 export type Back<Answer, Options, Any> =
   Told<Options extends { returning: false } ? Affected : Shape<Answer, Options, Any>, Options>;
+
+/** A row as it was, and what it is now. */
+export interface Both<Old, New> {
+  old: Old;
+  new: New;
+}
+
+/** One row in the answer of a write; `New` is what it is afterwards. */
+export type Answered<Row, Options, New = Row> =
+  Options extends { returning: "both" } ? Both<Row, New> : Row;
 
 /** What an answer in parts is: the last argument of `then` gets each of them. */
 export interface Parts<Part, End> {
@@ -351,19 +369,20 @@ export interface RelationCalls {
   update: {
     call<K extends Expected<RelationRow>>(
       procedure: "URI", args: [key: RelationKey, changes: RelationUpdate], kwargs?: K | null):
-      Promise<Back<RelationRow, K, Loose>>;
-    call<K extends Returned & { rows: RelationUpdate[]; by?: OneOrMany<string> | null }>(
-      procedure: "URI", args: None, kwargs: K): Promise<Back<RelationRow[], K, Loose[]>>;
+      Promise<Back<Answered<RelationRow, K>, K, Answered<Loose, K>>>;
+    call<K extends Changing & { rows: RelationUpdate[]; by?: OneOrMany<string> | null }>(
+      procedure: "URI", args: None, kwargs: K):
+      Promise<Back<Answered<RelationRow, K>[], K, Answered<Loose, K>[]>>;
     call<K extends Targeted & Taken & { changes: RelationUpdate }>(
       procedure: "URI", args: None, kwargs: K):
-      Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
+      Promise<Back<Written<Answered<RelationRow, K>>, K, Written<Answered<Loose, K>>>>;
   };
   delete: {
     call<K extends Expected<RelationRow>>(
       procedure: "URI", args: [key: RelationKey], kwargs?: K | null):
-      Promise<Back<RelationRow, K, Loose>>;
+      Promise<Back<Answered<RelationRow, K, null>, K, Answered<Loose, K, null>>>;
     call<K extends Targeted>(procedure: "URI", args: None, kwargs: K):
-      Promise<Back<Written<RelationRow>, K, Written<Loose>>>;
+      Promise<Back<Written<Answered<RelationRow, K, null>>, K, Written<Answered<Loose, K, null>>>>;
   };
   import: {
     call<K extends Imported>(
