@@ -22,7 +22,7 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import made_of
 from service.catalog import Relation, Type
-from service.db.copy import CopySource, CsvText, RowText, Text, import_txn
+from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
@@ -30,6 +30,7 @@ from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import Receipted
 from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
+from service.request.assignments import BY_DEFAULT, new_value
 from service.request.names import encode
 from service.request.read_request import Limits
 from service.request.write_request import ImportRequest, parse_import
@@ -431,10 +432,16 @@ class RowValidator:
     async def _validated(
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
-        given = {name: value for name, value in row.items() if value != {"$default": True}}
+        # What a CSV has is a value, whatever it looks like.
+        given = {
+            name: value if name in texts else new_value(value, f"{path}.{name}")
+            for name, value in row.items()
+        }
+        given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
         validated = await self._model.validate_insert(given, self._snapshot.codec, path)
+        made = made_of(self._snapshot, self._relation, given, validated)
         # A text is exacter than what the model saw; what the model has set is the last word.
-        return {**row, **texts, **made_of(self._snapshot, self._relation, given, validated)}
+        return {**row, **texts, **{name: Literal(value) for name, value in made.items()}}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):

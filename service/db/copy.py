@@ -28,6 +28,7 @@ from service.db.json import check_text
 from service.db.position import point_out
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
+from service.request.assignments import BY_DEFAULT, new_value
 from service.sql.copy_in import DEFAULT, CopyIn
 from service.sql.statement import Statement
 
@@ -39,6 +40,13 @@ class Text:
     """A value that is PostgreSQL's own text already."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A value that is taken as it is, whatever it looks like."""
+
+    value: Any
 
 
 class RowText:
@@ -86,7 +94,7 @@ class RowText:
         if isinstance(row, Mapping):
             if not row.keys() <= self._names:
                 self._refuse_names(row)
-            values = [row.get(name, _ABSENT) for name, _, _ in self._columns]
+            values = [row.get(name, BY_DEFAULT) for name, _, _ in self._columns]
         elif isinstance(row, list | tuple) and len(row) == len(self._columns):
             values = list(row)
         else:
@@ -94,22 +102,24 @@ class RowText:
                 f"a row is a dict, or a list of as many values as there are columns"
                 f" ({len(self._columns)})"
             )
-        found = []
-        for (name, type, has_default), value in zip(self._columns, values, strict=True):
-            if value is _ABSENT or (isinstance(value, dict) and value == {"$default": True}):
-                if self._complete or (has_default and not defaults):
-                    raise _lacking(name)
-                found.append(DEFAULT if has_default else NULL)
-                continue
-            if isinstance(value, Text):
-                found.append(_escaped(check_text(value.text)))
-                continue
-            try:
-                text = self._codec.encode(type, value, name)
-            except InvalidArgument as refusal:
-                refusal.details["column"] = name
-                raise
-            found.append(NULL if text is None else _escaped(text))
+        found, name = [], ""
+        try:
+            for (name, type, has_default), value in zip(self._columns, values, strict=True):
+                if isinstance(value, dict):
+                    value = new_value(value, name)
+                if value is BY_DEFAULT:
+                    if self._complete or (has_default and not defaults):
+                        raise _lacking(name)
+                    found.append(DEFAULT if has_default else NULL)
+                elif isinstance(value, Text):
+                    found.append(_escaped(check_text(value.text)))
+                else:
+                    plain = value.value if isinstance(value, Literal) else value
+                    text = self._codec.encode(type, plain, name)
+                    found.append(NULL if text is None else _escaped(text))
+        except InvalidArgument as refusal:
+            refusal.details["column"] = name
+            raise
         return "\t".join(found) + "\n"
 
     def _refuse_names(self, row: Mapping[Any, Any]) -> NoReturn:
@@ -135,14 +145,10 @@ class CsvText:
             raise
 
 
-_ABSENT = object()
-
-
 def _lacking(name: str) -> InvalidArgument:
     return InvalidArgument(
         "each row of this import has a value for every column",
         path=name,
-        column=name,
         hint="defaults are filled in by PostgreSQL 16 and later, in a table, without on_conflict",
     )
 

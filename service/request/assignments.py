@@ -50,6 +50,8 @@ COMPUTING: Mapping[str, str] = {f"${name}": name for name in _TAKES}
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 """A number as JSON writes it."""
+BY_DEFAULT = object()
+"""In place of the value that a new row has in a column: the column's default."""
 MARKS = frozenset([DEFAULT, VALUE, *COMPUTING])
 LITERAL = 'a value is taken as it is in {"$value": …}'
 
@@ -102,6 +104,23 @@ def stands_for(value: Any) -> bool:
     return False
 
 
+def new_value(value: Any, path: str) -> Any:
+    """
+    Return what a value of a new row stands for: itself, what `$value` is around, or `BY_DEFAULT`.
+
+    Raises:
+        InvalidArgument: It is an operator that new rows do not take.
+    """
+    if not isinstance(value, Mapping) or not (operator := _operator(value, path)):
+        return value
+    if operator == VALUE:
+        return _literal(value[VALUE])
+    if operator == DEFAULT:
+        _refuse_default_of(value[DEFAULT], f"{path}.{DEFAULT}")
+        return BY_DEFAULT
+    return _computing(operator, f"{path}.{operator}", "row")
+
+
 def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
     """Return columns with values that are taken as they are, whatever they look like."""
     return tuple(
@@ -135,15 +154,12 @@ def _marked(
     """Parse what an operator says of a column."""
     here = f"{path}.{operator}"
     if operator == VALUE:
-        # What stands for a number is an object in JSON then, which the codec knows by the same mark.
-        inner = {VALUE: inner} if stands_for(inner) else inner
-        return Assignment(column, Operand(values.add(inner), here), path, steps=steps)
+        return Assignment(column, Operand(values.add(_literal(inner)), here), path, steps=steps)
     if operator == LINK and use == "row":
         # Of a relationship, in place of a row; what is a column refuses it.
         return Assignment(column, Operand(values.add({LINK: inner}), path), path, LINK)
     if operator == DEFAULT:
-        if inner is not True:
-            raise InvalidArgument('"$default" is true', path=here, hint=LITERAL)
+        _refuse_default_of(inner, here)
         if use == "expect":
             raise InvalidArgument("a default cannot be expected", path=path)
         if steps:
@@ -159,6 +175,17 @@ def _marked(
             raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=here)
         items = tuple(Operand(values.add(each), f"{here}.{at}") for at, each in enumerate(inner))
     return Assignment(column, Operand(values.add(inner), here), path, computing, items, steps)
+
+
+def _literal(inner: Any) -> Any:
+    """Return what `$value` is around, for the codec."""
+    # What stands for a number is an object in JSON then, which the codec knows by the same mark.
+    return {VALUE: inner} if stands_for(inner) else inner
+
+
+def _refuse_default_of(inner: Any, path: str) -> None:
+    if inner is not True:
+        raise InvalidArgument('"$default" is true', path=path, hint=LITERAL)
 
 
 def _computing(operator: str, path: str, use: Use) -> str:

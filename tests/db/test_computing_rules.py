@@ -11,7 +11,14 @@ import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.api.roles import Roles
-from service.errors import Conflict, InvalidRow, NotAuthorized, NotFound, TooManyRows
+from service.errors import (
+    Conflict,
+    InvalidArgument,
+    InvalidRow,
+    NotAuthorized,
+    NotFound,
+    TooManyRows,
+)
 from service.models.model import Model
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -21,6 +28,7 @@ from tests.deferreds import failure_of
 SCHEMA = """
 CREATE TABLE accounts (id int PRIMARY KEY, owner text, balance numeric(10, 2) CHECK (balance < 1000),
     limits int[], doc jsonb, noted text);
+CREATE TABLE papers (id int PRIMARY KEY, doc jsonb DEFAULT '"none"', made jsonb);
 CREATE ROLE rc_adder; CREATE ROLE rc_blind; CREATE ROLE rc_reader;
 GRANT SELECT (id, balance), UPDATE (balance) ON accounts TO rc_adder;
 GRANT SELECT (id), UPDATE (balance, doc) ON accounts TO rc_blind;
@@ -32,7 +40,7 @@ ALTER TABLE owned ENABLE ROW LEVEL SECURITY;
 CREATE POLICY mine ON owned TO rc_adder USING (owner = 'me') WITH CHECK (n < 10);
 """
 BEFORE_EACH = (
-    "TRUNCATE accounts, owned; INSERT INTO accounts (id, owner, balance, doc)"
+    "TRUNCATE accounts, owned, papers; INSERT INTO accounts (id, owner, balance, doc)"
     " VALUES (1, 'a', 10, '{}'), (2, 'a', 20, '{\"n\": 1}'), (3, 'b', NULL, NULL);"
     " INSERT INTO owned (id, owner) VALUES (1, 'me'), (2, 'me'), (3, 'you')"
 )
@@ -59,8 +67,20 @@ def covered(account: Account) -> None:
         account.errors.add("balance", "is overdrawn")
 
 
+class Paper(Model):
+    """Makes a document that looks like an operator."""
+
+    TABLENAME = "papers"
+    SEEN: ClassVar[list[Any]] = []
+
+    def beforeCreate(self) -> None:
+        """Note the document."""
+        self.SEEN.append(getattr(self, "doc", None))
+        self.made = {"$default": True}
+
+
 Account.addValidator(covered)
-RULED = pytest.mark.serving(written=(Account,))
+RULED = pytest.mark.serving(written=(Account, Paper))
 
 
 @RULED
@@ -74,6 +94,26 @@ async def test_rules_see_the_value_that_postgresql_computes(db: DirectCaller) ->
     assert row["noted"] == "10.00 by a"
     (seen,) = Account.SEEN
     assert (seen[0], str(seen[1]), seen[2]) == (1, "10.00", {"a": {"$add": 1}})
+
+
+@RULED
+@pytest_twisted.ensureDeferred
+async def test_rules_see_imported_values_as_they_are_meant(db: DirectCaller, dsn: str) -> None:
+    """Out of `$value`, and not the default; what they make is a value, whatever it looks like."""
+    Paper.SEEN.clear()
+    given = [{"id": 1, "doc": {"$value": {"$add": 1}}}, {"id": 2, "doc": {"$default": True}}]
+    await db.call("papers.import", given)
+    await db.call("papers.import", csv='id,doc\n3,"{""$default"": true}"\n')
+    assert Paper.SEEN == [{"$add": 1}, None, {"$default": True}]
+    made = {"$default": True}
+    assert execute(dsn, "SELECT doc, made FROM papers ORDER BY id") == [
+        ({"$add": 1}, made),
+        ("none", made),
+        ({"$default": True}, made),
+    ]
+    refused = await failure_of(db.call("papers.import", [{"id": 4}, {"id": 5, "doc": {"$a": 1}}]))
+    assert isinstance(refused, InvalidArgument)
+    assert (refused.details["line"], refused.details["path"]) == (2, "rows.1.doc.$a")
 
 
 @RULED

@@ -90,6 +90,25 @@ async def test_rows_with_missing_columns_are_imported_with_defaults(
 
 
 @pytest_twisted.ensureDeferred
+async def test_values_that_look_like_operators_are_imported_in_value(
+    dsn: str, db: DirectCaller
+) -> None:
+    """As new rows elsewhere have them: `$value` is around what is taken as it is."""
+    documents = [{"$default": True}, {"$value": 1}, {"$add": 1, "n": 2}, {"$number": "1"}, None, 5]
+    given = [{"id": at, "doc": {"$value": each}} for at, each in enumerate(documents)]
+    await db.call("items.import", given)
+    await db.call(
+        "items.import",
+        [[9, {"$default": True}, {"$value": {"$add": 1}}]],
+        columns=["id", "name", "doc"],
+    )
+    await db.call("items.import", csv='id,doc\n10,"{""$add"": 1}"\n')
+    stored = [doc for (doc,) in rows(dsn, "doc")]
+    assert stored == [*documents, {"$add": 1}, {"$add": 1}]
+    assert rows(dsn, "name", "items WHERE id = 9") == [("unnamed",)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_rows_as_lists_with_named_columns_are_imported(dsn: str, db: DirectCaller) -> None:
     """Rows may be lists, if the columns are named; names are identifiers, whatever they hold."""
     answer = await db.call("items.import", [[1, "a"], [2, "b"]], columns=["id", "name"])
@@ -170,6 +189,10 @@ async def test_import_with_malformed_arguments_writes_nothing(
         ({"id": 3, "price": "x"}, InvalidArgument, "price"),
         ({"id": 3, "mood": "glad"}, InvalidArgument, "mood"),
         ({"id": 3, "price": []}, InvalidArgument, "price"),
+        ({"id": 3, "price": {"$add": 1}}, InvalidArgument, "price"),
+        ({"id": 3, "doc": {"$valeu": 1}}, InvalidArgument, "doc"),
+        ({"id": 3, "doc": {"$default": 1}}, InvalidArgument, "doc"),
+        ({"id": 3, "doc": {"$default": True, "a": 1}}, InvalidArgument, "doc"),
     ],
 )
 @pytest_twisted.ensureDeferred
