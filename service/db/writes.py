@@ -85,7 +85,7 @@ def write_txn(
             raise NoRowWritten from error
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
-    affected: int = cursor.rowcount
+    affected = max(cursor.rowcount, 0)  # a CALL counts none: -1
     _check(affected, exactly, max_affected)
     if shape is None and not statement.receipt:
         return Written([], affected, ())
