@@ -77,16 +77,15 @@ class Subscriber:
     async def _take(self, session: Any, event: Mapping[str, Any]) -> None:
         if event["relation"] not in RELATIONS:
             return
-        known = event["position"] in self.ledger.seen
-        if known or event["prev"] == self._last.get(event["relation"]):
+        if self.ledger.has(event) or event["prev"] == self._last.get(event["relation"]):
             self._hear(event)
             return
         self.gaps += 1
-        if await self._catch_up(session) and event["position"] not in self.ledger.seen:
+        if await self._catch_up(session) and not self.ledger.has(event):
             self.missing.append(str(event))
 
     def _hear(self, change: Mapping[str, Any]) -> None:
-        if change["position"] not in self.ledger.seen:
+        if not self.ledger.has(change):
             self._position = self._last[change["relation"]] = change["position"]
             now = reactor.seconds()
             self.silence = max(self.silence, now - (self._heard or now))

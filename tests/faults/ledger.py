@@ -40,6 +40,7 @@ class State:
     What a database has in one snapshot.
 
     Attributes:
+        snapshot: That one.
         position: To go on from there.
         tables: The rows by their keys.
         tokens: Of the writes that are kept.
@@ -54,8 +55,8 @@ class State:
                     "SELECT pg_current_snapshot()::text AS snapshot, max(epoch) AS epoch FROM rowcast.epochs"
                 )
                 (found,) = rows.fetchall()
-                snapshot = PgSnapshot.parse(found["snapshot"])
-                self.position = str(SnapshotPosition(found["epoch"], snapshot))
+                self.snapshot = PgSnapshot.of(found["snapshot"])
+                self.position = str(SnapshotPosition(found["epoch"], self.snapshot))
                 self.tables: dict[str, Rows] = {}
                 for name, key in RELATIONS.items():
                     rows.execute(f"SELECT * FROM {name}")
@@ -90,15 +91,24 @@ class Ledger:
         self.broken: list[str] = []
         self.torn: list[str] = []
         self.tokens = state.tokens.copy()
+        self._began = state.snapshot
         self._open: str | None = None
         self._ended: set[str] = set()
+
+    def has(self, change: Mapping[str, Any]) -> bool:
+        """
+        Return whether the copy has what an event tells, from the event itself or from the beginning.
+
+        A new leader publishes the newest tick again: of what was there before, `changes` has nothing.
+        """
+        return change["position"] in self.seen or self._began.sees(int(change["tx"]))
 
     def take(self, change: Mapping[str, Any]) -> None:
         """Take an event, or an entry of `changes`."""
         text = canonical({name: each for name, each in change.items() if name != "prev"})
-        before = self.seen.get(change["position"])
-        if before is not None:
+        if self.has(change):
             self.again += 1
+            before = self.seen.get(change["position"], text)
             if before != text:
                 self.other.append(f"{before} is {text}")
             return

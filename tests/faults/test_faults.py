@@ -13,7 +13,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 
+from tests.deferreds import pause
 from tests.faults.crowd import crowd
+from tests.faults.heard import ALL, listening
 from tests.faults.house import House, house
 from tests.faults.rounds import restart_in_turn, rolling, strike
 from tests.faults.storm import storm
@@ -79,6 +81,23 @@ async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> Non
     assert found.wrong() == []
     assert found.heard.events > 20
     assert found.heard.changes > 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_tick_that_a_new_leader_publishes_again_is_known_to_who_began_after_it(
+    running: House,
+) -> None:
+    """Nobody has written since, so it is the first that a subscriber hears, and `changes` has nothing."""
+    await (await listening(running)).end()
+    listeners, asker = await listening(running), await join(running.router, "service cbor")
+    while not await asker.call("wamp.subscription.lookup", ALL, {"match": "wildcard"}):
+        await pause(0.05)
+    await asker.close()
+    running.leader().signal(SIGKILL)
+    await running.whole()
+    found = await listeners.end()
+    assert found.wrong() == []
+    assert found.again > 0
 
 
 @pytest.mark.parametrize("how", ["services killed", "services in turn", "router killed"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.changes.positions import PgSnapshot
 from tests.faults.house import ACCOUNTS, BALANCE
 from tests.faults.ledger import RELATIONS, Ledger, State
 
@@ -17,6 +18,7 @@ class Made(State):
     """A state that no database has."""
 
     def __init__(self) -> None:
+        self.snapshot = PgSnapshot(1, 1, ())
         self.position = "1.1:1:"
         self.tables = {name: {} for name in RELATIONS}
         self.tables["accounts"] = {
@@ -68,6 +70,15 @@ def found(events: list[dict[str, Any]]) -> set[str]:
 def test_events_that_come_again_are_right(again: int) -> None:
     assert found(EVENTS) == set()
     assert found([*EVENTS, *EVENTS[again:]]) == set()
+
+
+def test_event_of_what_was_there_at_the_beginning_is_one_that_comes_again() -> None:
+    state = after()
+    state.snapshot = PgSnapshot(4, 6, (4,))
+    ledger = Ledger(state)
+    for each in EVENTS:
+        ledger.take(each)
+    assert (ledger.again, list(ledger.seen)) == (6, ["1.2.40"])
 
 
 @pytest.mark.parametrize("at", range(len(EVENTS)))
