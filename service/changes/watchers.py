@@ -224,8 +224,9 @@ class Watch(Lasting):
 
     def start_over(self) -> None:
         """Send all rows next, in place of those that the caller has."""
-        self.reset = self.reset or self.base is not None
-        self.base = self.rows = self.since = self.changed = None
+        # One that resumes has rows, too, and what was touched is not all that is new by now.
+        self.reset = not self.unseen
+        self.base = self.rows = self.since = self.touched = self.changed = None
         self.query.ask()
         self.session.hold(self)
 

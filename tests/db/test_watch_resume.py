@@ -15,6 +15,7 @@ from service.api.roles import Roles
 from service.changes import resume
 from service.changes.positions import parse_position
 from service.changes.queries import WatchLimits
+from service.changes.watchers import Watch
 from service.db.session_settings import SessionSettings, open_session
 from service.db.transaction import begin_statement
 from service.errors import InvalidArgument
@@ -416,3 +417,39 @@ async def test_resumed_rows_that_are_alike_leave_one_by_one(dsn: str) -> None:
         await slow.first()
         await again.same()
         assert again.copy.values == [{"a": 1}, {"a": 1}]
+
+
+@pytest.mark.parametrize("found", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
+    dsn: str, live: Live, found: bool
+) -> None:
+    """As when its table gets a column meanwhile: its caller has rows all the same."""
+    caller, other = Caller(2, None, None, "realm1"), live.watch("people")
+    watcher, sibling = live.watch("people", caller), live.watch("pairs", caller)
+    for each in (other, watcher, sibling):
+        await each.first()
+    await watcher.cancel()
+    execute(dsn, "UPDATE people SET name = name || '.' WHERE id = 1")
+    await other.same()
+    again = await watcher.resumed()
+    await until(lambda: len(watches_of(live, caller)) == 2)
+    before, watch = watches_of(live, caller)
+    watch.session._held.add(before)  # nothing is sent
+    if found:
+        await until(lambda: watch.touched)
+        execute(dsn, "UPDATE people SET name = name || '!' WHERE id = 2")
+        await other.same()
+    assert not again.messages
+    watch.start_over()
+    await until(lambda: watch.rows is not None)
+    watch.session._held.discard(before)
+    watch.session.tell(watch)
+    watch.session.go()
+    await again.same()
+    assert again.messages[0].get("reset") is True
+
+
+def watches_of(live: Live, caller: Caller) -> tuple[Watch, ...]:
+    """Return the watches of a session, in the order in which they came."""
+    return live.watches._sessions[caller.session].members
