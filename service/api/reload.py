@@ -149,8 +149,10 @@ class Catalogs(Service):
                 known, pause = await self._look()
                 _answer(asking, known)
                 took = self._reactor.seconds() - began
-                least = max(LEAST, min(REST * took, PATIENCE)) if known else PAUSE
-                await self._rest(least, pause)
+                rest = max(LEAST, min(REST * took, PATIENCE)) if known else PAUSE
+                # Who asks just after a look has begun waits for it, the rest, and a whole one more.
+                least = min(rest, max(LEAST, PATIENCE - 2 * took))
+                await self._rest(least, None if pause is None else max(rest, pause))
         except CancelledError:
             pass
         finally:

@@ -40,6 +40,11 @@ class DirectCaller:
         self.pool = database.pool
         self._descriptions = Descriptions(dispatcher)
 
+    async def catch_up(self) -> None:
+        """Serve what the database has by now, however long a busy machine takes to read it."""
+        while not await self.catalogs.refresh():
+            pass
+
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a procedure by its name without the prefix."""
         return await self.call_as(ANYONE, name, *args, **kwargs)

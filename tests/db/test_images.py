@@ -109,7 +109,7 @@ class Tracking:
         for name, columns in zip(names, declared, strict=True):
             self.run(f"CREATE TABLE {name} (id int PRIMARY KEY, {columns})")
             self.run(f"SELECT rowcast.track('{name}')")
-        await self.db.catalogs.refresh()
+        await self.db.catch_up()
         return names
 
     def reader(self, name: str) -> ImageReader:
@@ -247,7 +247,7 @@ async def test_value_of_a_type_that_is_another_one_since_is_not_misread(
         tracking.run(f"INSERT INTO {table} VALUES (1, {value})")
         images.append(tracking.image())
         tracking.run(f"ALTER TABLE {table} ALTER v TYPE {after} USING {using}")
-    await tracking.db.catalogs.refresh()
+    await tracking.db.catch_up()
     for table, image, case in zip(tables, images, cases, strict=True):
         with pytest.raises(Unreadable):
             pytest.fail(f"{case}: {tracking.reader(table).row(image)}")
@@ -259,22 +259,22 @@ async def test_hidden_virtual_and_unknown_columns_are_not_in_the_row(tracking: T
         "secret text, a int, b int GENERATED ALWAYS AS (a * 2) VIRTUAL"
     )
     execute(tracking.connection.dsn, f"COMMENT ON COLUMN {table}.secret IS '@hidden'")
-    await tracking.db.catalogs.refresh()
+    await tracking.db.catch_up()
     tracking.run(f"INSERT INTO {table} VALUES (1, 'x', 2)")
     image = tracking.image()
     assert image["secret"] == "x"
     assert tracking.reader(table).row(image) == {"id": 1, "a": 2}
     tracking.run(f"ALTER TABLE {table} RENAME a TO c")
-    await tracking.db.catalogs.refresh()
+    await tracking.db.catch_up()
     assert tracking.reader(table).row(image) == {"id": 1}, "a renamed column"
     tracking.run(f"ALTER TABLE {table} ADD d int DEFAULT 5")
     tracking.run(f"UPDATE {table} SET c = 3")
     newer = tracking.image()
     assert tracking.reader(table).row(newer) == {"id": 1, "c": 3}, "a catalog that is behind"
-    await tracking.db.catalogs.refresh()
+    await tracking.db.catch_up()
     assert tracking.reader(table).row(newer) == {"id": 1, "c": 3, "d": 5}
     tracking.run(f"ALTER TABLE {table} DROP c CASCADE")
-    await tracking.db.catalogs.refresh()
+    await tracking.db.catch_up()
     assert tracking.reader(table).row(newer) == {"id": 1, "d": 5}, "a dropped column"
 
 

@@ -13,8 +13,10 @@ import psycopg2
 import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.task import Clock
 
 from service.api.dispatcher import Dispatcher
+from service.api.reload import PATIENCE, Catalogs
 from service.api.roles import Roles
 from service.catalog import Catalog
 from service.db import fingerprint, introspect, introspect_sql, introspect_views
@@ -26,11 +28,12 @@ from service.errors import (
     ServiceError,
     UnknownName,
 )
+from service.models.served import Models
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.db.relay import Relay
-from tests.deferreds import failure_of, until
+from tests.deferreds import failure_of, pause, until
 
 TABLES = """
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;
@@ -480,3 +483,26 @@ def test_catalogs_that_are_read_are_all_watched() -> None:
     }
     assert len(read) > 10
     assert read - fingerprint.WATCHED.keys() - {"pg_class", "pg_roles", "pg_am"} == set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_look_after_a_long_one_is_in_time_for_who_asks_for_it(
+    dsn: str, db: DirectCaller
+) -> None:
+    """However long the last one took, as long as two can be had in that time."""
+    clock = Clock()
+    catalogs = Catalogs(
+        clock, db.database, ("public",), db.dispatcher, Models(db.database, ()), every=None
+    )
+    catalogs.startService()
+    clock.advance(1.5)  # while it reads
+    await catalogs.loaded()
+    await pause(0)  # until it rests
+    execute(dsn, "CREATE TABLE later (id int PRIMARY KEY)")
+    asked = catalogs.refresh()
+    clock.advance(PATIENCE - 3.0)
+    clock.advance(1.5)  # while it looks
+    await until(lambda: asked.called, 10)
+    assert await asked
+    assert await db.dispatcher.answer("later.find", [], {}, ANYONE)
+    await catalogs.stopService()

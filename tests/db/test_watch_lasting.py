@@ -54,7 +54,7 @@ async def test_column_that_comes_or_goes_starts_all_rows_anew(dsn: str, live: Li
         "ALTER TABLE items ALTER name TYPE varchar(50)",
     ):
         execute(dsn, ddl)
-        await live.served.dispatcher.refresh()
+        await live.served.catch_up()
         await every.same()
         execute(dsn, "UPDATE items SET name = name || '.'")
         await every.same()
@@ -317,7 +317,7 @@ async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -
         "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF others STABLE LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_sleep(0.3); RETURN QUERY SELECT * FROM others; END'",
     )
-    await live.served.dispatcher.refresh()
+    await live.served.catch_up()
     slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
     held = [live.watch("fn.slow", slow, where={"id": {"gt": n}}) for n in range(3)]
     beside = live.watch("items", slow)
