@@ -22,7 +22,7 @@ from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
 from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
 from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
-from service.changes.net import Change, net_changes
+from service.changes.net import Change, last_place, net_changes
 from service.changes.positions import (
     Position,
     SnapshotPosition,
@@ -96,7 +96,7 @@ class Paging:
 
     Args:
         pages: Those that are known, from the first on.
-        before: The index of the change before each page that was reached.
+        before: Rows of the tick that come before each page that was reached.
     """
 
     pages: list[TickPage] = field(default_factory=list)
@@ -125,7 +125,7 @@ class LargeTicks:
     def reached(self, position: TickPosition) -> bool:
         """Return whether a page of a tick is known to end at a position."""
         found = self._known.get((position.epoch, position.tick))
-        return found is not None and position.index in found.before
+        return found is not None and position.index in map(last_place, found.before)
 
 
 class CatchUp:
@@ -400,8 +400,8 @@ def _of_large_txn(
     paging: Paging,
     after: int,
 ) -> Iterator[Change]:
-    at = bisect_right(paging.before, after) - 1
-    index = paging.before[at]
+    at = bisect_right(paging.before, after, key=last_place) - 1
+    before = paging.before[at]
     while True:
         if at == len(paging.pages):
             last = paging.pages[-1].last if paging.pages else 0
@@ -410,11 +410,9 @@ def _of_large_txn(
                 return
             paging.pages[at : at + len(more)] = more
         rows = page_txn(connection, paging.pages[at])
-        for change in net_changes(rows, tracked, tick, index):
-            index = change.place
-            yield change
-        at += 1
-        paging.before[at : at + 1] = [index]
+        yield from net_changes(rows, tracked, tick, before)
+        at, before = at + 1, before + len(rows)
+        paging.before[at : at + 1] = [before]
 
 
 def answer_of(

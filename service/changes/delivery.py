@@ -110,10 +110,10 @@ class Delivery:
         Raises:
             CannotPublish: For as long as the lease there was no way to.
         """
-        index = 0
+        before = 0
         try:
             if rows is not None:
-                await self._rows(connection, tick, rows, index, durable)
+                await self._rows(connection, tick, rows, before, durable)
                 return
             await durable
         finally:
@@ -123,7 +123,8 @@ class Delivery:
         while pages:
             for page in pages:
                 rows = await self._in_thread(page_txn, connection, page)
-                index = await self._rows(connection, tick, rows, index, durable)
+                await self._rows(connection, tick, rows, before, durable)
+                before += len(rows)
             pages = await self._in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
 
     async def _rows(
@@ -131,32 +132,30 @@ class Delivery:
         connection: PgConnection,
         tick: Tick,
         rows: list[LogRow],
-        index: int,
+        before: int,
         durable: Deferred[None],
-    ) -> int:
-        """Publish the net changes of rows; return the index of the last one."""
+    ) -> None:
+        """Publish the net changes of rows, of a tick with so many before them."""
         changes: list[Change]
         if len(rows) <= FEW and self._known(rows):
-            changes = list(net_changes(rows, self.tracked, tick, index))
+            changes = list(net_changes(rows, self.tracked, tick, before))
         else:
-            changes = await self._in_thread(self._net_txn, connection, tick, rows, index)
+            changes = await self._in_thread(self._net_txn, connection, tick, rows, before)
         if not changes:
             await durable
         else:
             await self._published(connection, changes, durable)
             self._counters.changes += len(changes)
-            index = changes[-1].place
         if rows:
             at = datetime.fromisoformat(rows[-1].at).timestamp()
             self._counters.lag = round(max(0.0, time.time() - at), 4)
-        return index
 
     def _net_txn(
-        self, connection: PgConnection, tick: Tick, rows: list[LogRow], index: int
+        self, connection: PgConnection, tick: Tick, rows: list[LogRow], before: int
     ) -> list[Change]:
         if not self._known(rows):
             self.tracked = tracked_txn(connection)
-        return list(net_changes(rows, self.tracked, tick, index))
+        return list(net_changes(rows, self.tracked, tick, before))
 
     def _known(self, rows: list[LogRow]) -> bool:
         # What a table is tracked by may be another since; each such change says so in the log.

@@ -45,7 +45,7 @@ class Change(NamedTuple):
         xid: The transaction.
         at: When the last of its rows was logged: RFC 3339, in UTC.
         tick: The batch that it is in.
-        place: Which one it is of the batch, from 1.
+        place: Where it stands in the batch: counts up, from 1, with gaps.
         last: Whether it is the last one of its transaction.
         size: Characters of the rows in the log that it was made of, or more.
     """
@@ -69,7 +69,7 @@ class Change(NamedTuple):
 
 
 def net_changes(
-    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, index: int = 0
+    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, before: int = 0
 ) -> Iterator[Change]:
     """
     Yield the net changes of whole transactions, those of each together.
@@ -81,7 +81,7 @@ def net_changes(
         rows: Of transactions that are there with all their rows, in any order.
         tracked: What is tracked now; rows of what is not any more say nothing.
         tick: Which they are in.
-        index: Of the change before the first.
+        before: Rows of the tick that come before these.
     """
     transactions: dict[str, list[LogRow]] = {}
     for row in rows:
@@ -91,13 +91,23 @@ def net_changes(
             each.sort(key=_number)
     for each in sorted(transactions.values(), key=lambda rows: rows[-1].seq):
         _, xid, at, *_ = each[-1]
-        found = _of_transaction(each, tracked)
-        for left, (relation, (op, key, old, new, size)) in enumerate(found, 1 - len(found)):
-            index += 1
-            yield Change(relation, op, key, old, new, xid, at, tick, index, not left, size)
+        found = list(_of_transaction(each, tracked, before))
+        for left, (relation, place, (op, key, old, new, size)) in enumerate(found, 1 - len(found)):
+            yield Change(relation, op, key, old, new, xid, at, tick, place, not left, size)
+        before += len(each)
 
 
 _number = itemgetter(0)
+
+
+def last_place(rows: int) -> int:
+    """
+    Return the last place in a tick of what the first so many of its rows did.
+
+    Each has two, since one that changes a key is two changes. So where a change stands depends on
+    the log alone, and not on what else is tracked by now, or by which key.
+    """
+    return 2 * rows
 
 
 class _Net(NamedTuple):
@@ -112,16 +122,21 @@ class Unclear(Exception):
     """The images of a relation do not say what a transaction did to it."""
 
 
-def _of_transaction(rows: list[LogRow], tracked: Mapping[int, Tracked]) -> list[tuple[int, _Net]]:
+def _of_transaction(
+    rows: list[LogRow], tracked: Mapping[int, Tracked], before: int
+) -> Iterator[tuple[int, int, _Net]]:
+    """Yield the net changes of a transaction, each with its relation and its place."""
     relations: dict[int, list[LogRow]] = {}
     for row in rows:
         relations.setdefault(row.relation, []).append(row)
-    return [
-        (relation, net)
-        for relation, own in relations.items()
-        if relation in tracked
-        for net in _of_relation(own, tracked[relation])
-    ]
+    for relation, own in relations.items():
+        # The last place is the one that is always taken, so that a reset comes after all those that
+        # it may be in place of by now.
+        before += len(own)
+        if relation in tracked:
+            found = _of_relation(own, tracked[relation])
+            for place, net in enumerate(found, last_place(before) - len(found) + 1):
+                yield relation, place, net
 
 
 def _of_relation(rows: list[LogRow], tracked: Tracked) -> list[_Net]:

@@ -268,6 +268,33 @@ async def test_large_tick_is_not_read_from_its_beginning_for_each_page(
 
 
 @served
+@pytest.mark.parametrize("rows", [2, 1000])
+@pytest.mark.parametrize("gone", ["untrack", "rename"])
+@pytest_twisted.ensureDeferred
+async def test_table_untracked_or_renamed_key_between_two_pages_of_a_tick_loses_nothing(
+    missing: Missing, monkeypatch: pytest.MonkeyPatch, rows: int, gone: str
+) -> None:
+    monkeypatch.setattr("service.changes.catchup.ROWS", rows)
+    execute(missing.dsn, "CREATE TABLE brief (id int PRIMARY KEY); SELECT rowcast.track('brief')")
+    try:
+        since = await missing.position()
+        execute(missing.dsn, "INSERT INTO brief SELECT generate_series(1, 3)")
+        for at in range(6):
+            execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
+        missing.ticks.next()
+        page = await missing.changes(since, limit=5)
+        assert [each["relation"] for each in page["changes"]] == ["brief"] * 3 + ["actions"] * 2
+        if gone == "untrack":
+            execute(missing.dsn, "SELECT rowcast.untrack('brief')")
+        else:
+            execute(missing.dsn, "ALTER TABLE brief RENAME id TO number")
+        found = await missing.all_after(page["position"], relations=["actions"], limit=2)
+        assert [each["key"]["id"] for each in found] == [2, 3, 4, 5]
+    finally:
+        execute(missing.dsn, "SELECT rowcast.untrack('brief'); DROP TABLE brief")
+
+
+@served
 @pytest_twisted.ensureDeferred
 async def test_page_is_bounded_in_bytes(missing: Missing) -> None:
     since = await missing.position()
@@ -377,7 +404,8 @@ async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) 
         f"{2**31 - 1}.{2**63 - 1}.{2**31 - 1}",
         f"{epoch + 1}.100:100:",
         f"0.{tick}.0",
-        f"{epoch}.{tick}.2",
+        f"{epoch}.{tick}.1",
+        f"{epoch}.{tick}.3",
         f"{epoch}.{tick}.1000",
     ):
         with pytest.raises(PositionGone):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -229,9 +230,26 @@ def test_transactions_come_whole_in_the_order_of_their_last_numbers() -> None:
 def test_positions_count_on_over_transactions_that_left_nothing() -> None:
     log = Log().add("I", new=row(1)).add("I", new=row(2), xid=11).add("D", row(2), xid=11)
     log.add("I", new=row(3), xid=12)
-    assert [each.position for each in log.net] == [TickPosition(3, 7, 1), TickPosition(3, 7, 2)]
+    assert [each.position for each in log.net] == [TickPosition(3, 7, 2), TickPosition(3, 7, 8)]
     paged = list(net_changes(log.rows, TRACKED, TICK, 40))
-    assert [each.position.index for each in paged] == [41, 42]
+    assert [each.position.index for each in paged] == [82, 88]
+
+
+def test_positions_are_the_same_once_another_relation_is_not_tracked_or_has_another_key() -> None:
+    log = Log().add("U", row(1), row(2), 1).add("I", new=row(3), relation=2).add("I", new=row(4))
+    log.add("I", new=row(5), xid=11, relation=2).add("U", row(6), row(7), xid=11)
+
+    def places(tracked: dict[int, Tracked], relation: int) -> list[int]:
+        found = net_changes(log.rows, tracked, TICK)
+        return [each.place for each in found if each.relation == relation]
+
+    both = {number: replace(TRACKED[1], id=number) for number in (1, 2)}
+    assert places(both, 1) == [2, 3, 4, 9, 10]
+    assert places(both, 2) == [6, 8]
+    for other in ({}, {1: replace(both[1], key=("renamed",))}):
+        assert places({**other, 2: both[2]}, 2) == [6, 8]
+    renamed = {**both, 1: replace(both[1], key=("renamed",))}
+    assert places(renamed, 1) == [4, 10], "resets come after all that they are in place of"
 
 
 def test_image_has_exact_numbers() -> None:
