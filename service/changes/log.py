@@ -139,12 +139,6 @@ def refuse_barred_txn(connection: PgConnection) -> None:
         )
 
 
-def snapshot_txn(connection: PgConnection) -> PgSnapshot:
-    """Return the snapshot of the transaction that is open, or else of this moment."""
-    (text,) = connection.ask("SELECT pg_catalog.pg_current_snapshot()::text")
-    return PgSnapshot.of(text)
-
-
 def read_txn(
     connection: PgConnection,
     since: PgSnapshot,

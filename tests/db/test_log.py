@@ -16,13 +16,13 @@ from service.changes.log import (
     installed_txn,
     read_txn,
     refuse_barred_txn,
-    snapshot_txn,
     tracked_txn,
 )
 from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
 from service.errors import DatabaseRefused
 from tests.conftest import execute
+from tests.db.ticks import snapshot_txn
 
 SCHEMA = f"""
 CREATE TABLE items (id int PRIMARY KEY, n int);

@@ -25,13 +25,14 @@ from service.changes import cycle, refresh
 from service.changes.cycle import Found, Order, cycle_txn, found_txn
 from service.changes.delta import FoundRows
 from service.changes.invalidation import WatchedRuns, touched_txn
-from service.changes.log import read_txn, snapshot_txn
+from service.changes.log import read_txn
 from service.changes.positions import SnapshotPosition
 from service.changes.refresh import by_keys_txn
 from service.changes.touched import RowChange, row_change
 from service.changes.window import Window
 from tests.db.captured import connect
 from tests.db.keeping import Kept, Reader
+from tests.db.ticks import snapshot_txn
 
 SECONDS, LEAST, WRITERS, SEED = 14.0, 1000, 5, 20
 PARENTS, CHILDREN, GRANDS = 120, 300, 500

@@ -7,7 +7,9 @@ from __future__ import annotations
 from service.changes.epochs import begin_txn
 from service.changes.log import tracked_txn
 from service.changes.net import Change, net_changes
+from service.changes.positions import PgSnapshot
 from service.changes.ticks import next_txn, page_txn, pages_txn
+from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
 
 
@@ -35,3 +37,9 @@ class Ticks:
     def close(self) -> None:
         """End its session."""
         self._connection.close()
+
+
+def snapshot_txn(connection: PgConnection) -> PgSnapshot:
+    """Return the snapshot of the transaction that is open, or else of this moment."""
+    (text,) = connection.ask("SELECT pg_catalog.pg_current_snapshot()::text")
+    return PgSnapshot.of(text)
