@@ -82,6 +82,7 @@ def _document(
     Build a jsonb with a part of it set.
 
     Each step is a subselect, so that what it looks into is spelled once: paths of a column nest.
+    Without OFFSET the planner would flatten them, and repeat it: exponentially many times.
     """
     if not steps and not part.computing:
         # jsonb_set makes NULL of the document for a NULL
@@ -103,7 +104,7 @@ def _document(
         )
     else:
         body = _changed(value, part)
-    return SQL('(SELECT {body} FROM (SELECT {document} AS "v") AS {source})').format(
+    return SQL('(SELECT {body} FROM (SELECT {document} AS "v" OFFSET 0) AS {source})').format(
         body=body, document=document, source=Identifier(f"d{depth}")
     )
 

@@ -4,6 +4,8 @@ Values that an update computes out of those that are there, held against SQL wri
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.errors import CheckViolation, InvalidArgument, ServiceError
-from service.request.assignments import COMPUTING
+from service.request.assignments import COMPUTING, MAX_PATHS, MAX_STEPS
 from service.request.select_list import quoted_item
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
@@ -164,6 +166,49 @@ async def test_path_sets_what_is_named_and_leaves_the_rest(
     await db.call("things.update", 1, changes)
     text, as_wanted = stored(dsn, column, after)
     assert as_wanted, text
+
+
+STEPS = [f"s{at}" for at in range(MAX_STEPS - 1)]
+OF_MANY_PATHS: list[tuple[Any, Any, Callable[[int], Any]]] = [
+    (1, lambda at: at, lambda at: at),
+    (7, lambda at: {"$add": at}, lambda at: 7 + at),
+    (7, lambda at: {"$multiply": at}, lambda at: 7 * at),
+    ([0], lambda at: {"$append": [at]}, lambda at: [0, at]),
+    ([0], lambda at: {"$prepend": [at]}, lambda at: [at, 0]),
+    ({"a": 1, "b": 2}, lambda _: {"$remove": ["a"]}, lambda _: {"b": 2}),
+    ({"a": 1}, lambda at: {"$merge": {"b": at}}, lambda at: {"a": 1, "b": at}),
+]
+
+
+@pytest.mark.parametrize(("before", "change", "after"), OF_MANY_PATHS)
+@pytest.mark.parametrize(
+    ("way", "steps"), [("key", []), ("where", []), ("rows", []), ("key", STEPS)]
+)
+@pytest_twisted.ensureDeferred
+async def test_most_and_longest_paths_are_each_computed(
+    db: DirectCaller,
+    before: Any,
+    change: Callable[[int], Any],
+    after: Callable[[int], Any],
+    way: str,
+    steps: list[str],
+) -> None:
+    """A cost that grew with each path by a factor would end in the time limit of statements."""
+
+    def document(leaf: Callable[[int], Any]) -> dict[str, Any]:
+        return {f"k{at}": reduce(lambda inner, key: {key: inner}, steps, leaf(at)) for at in paths}
+
+    paths = range(MAX_PATHS)
+    for column in ("doc", "raw"):
+        await db.call("things.update", 1, {column: document(lambda _: before)})
+        changes = {"->".join([column, f"k{at}", *reversed(steps)]): change(at) for at in paths}
+        if way == "rows":
+            await db.call("things.update", rows=[{"id": 1, **changes}])
+        elif way == "where":
+            await db.call("things.update", where={"id": 1}, changes=changes)
+        else:
+            await db.call("things.update", 1, changes)
+        assert (await db.call("things.get", 1))[column] == document(after)
 
 
 REFUSED = [
