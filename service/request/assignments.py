@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Literal
 
 from service.errors import InvalidArgument, UnknownName, clip
@@ -222,15 +223,19 @@ def _path(text: str, path: str, values: Values) -> tuple[str, tuple[JsonStep, ..
 
 def _refuse_overlaps(found: Sequence[Assignment]) -> None:
     """Refuse paths that lie inside of others, and more of one column than nest."""
-    paths = sorted((each.column, tuple(step.key for step in each.steps)) for each in found)
-    for (column, outer), (other, inner) in pairwise(paths):
+    places = [(each.column, tuple(step.key for step in each.steps), each.path) for each in found]
+    for (column, outer, _), (other, inner, path) in pairwise(sorted(places, key=itemgetter(0, 1))):
         # What begins with a path is sorted right behind it.
         if column == other and inner[: len(outer)] == outer:
             raise InvalidArgument(
                 f'"{clip("->".join((other, *inner)))}" lies in what is set beside it',
-                path=next(each.path for each in found if each.column == column and each.steps),
+                path=path,
                 column=clip(column),
             )
-    column, most = Counter(column for column, _ in paths).most_common(1)[0]
-    if most > MAX_PATHS:
-        raise InvalidArgument(f"at most {MAX_PATHS} paths of one column", column=clip(column))
+    counts = Counter[str]()
+    for column, _, path in places:
+        counts[column] += 1
+        if counts[column] > MAX_PATHS:
+            raise InvalidArgument(
+                f"at most {MAX_PATHS} paths of one column", path=path, column=clip(column)
+            )

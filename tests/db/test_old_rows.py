@@ -176,6 +176,18 @@ async def test_old_rows_that_cannot_be_told_are_refused(
     assert refused.value.details["path"] == path
 
 
+@pytest.mark.parametrize("returning", ["new", "", 1, ["old"]])
+@pytest_twisted.ensureDeferred
+async def test_unknown_returning_is_refused_with_what_there_is(
+    db: DirectCaller, returning: Any
+) -> None:
+    """Where old rows can be told, those words are among it."""
+    for name, kwargs in (("update", {"changes": {"n": 0}}), ("delete", {})):
+        with pytest.raises(InvalidArgument, match='true, false, "old" or "both"') as refused:
+            await db.call(f"items.{name}", 1, returning=returning, **kwargs)
+        assert refused.value.details["path"] == "returning"
+
+
 @pytest_twisted.ensureDeferred
 async def test_changes_at_once_each_tell_the_value_before_them(db: DirectCaller) -> None:
     """Rows are locked before they are read: no value is told twice."""
