@@ -16,9 +16,9 @@ import psycopg2
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.statements import Page, Row, Shape, answered_columns, execute, page_txn, shaped
-from service.errors import TooManyRows, TooManyToSend
+from service.errors import Conflict, TooManyRows, TooManyToSend
 from service.payload import fit
-from service.sql.statement import MISSED, TRANSACTION, Statement
+from service.sql.statement import MISSED, TRANSACTION, UNSEEN, Statement
 
 SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 """Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
@@ -26,6 +26,12 @@ SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 
 class NoRowWritten(Exception):
     """A row that had to be written was not; the transaction must not commit."""
+
+
+class RowUnseen(Conflict):
+    """An upsert met a row that came after it began; or one that a view never shows."""
+
+    pgcode = "40001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ def write_txn(
         NoRowWritten: One that has to be was not written; the caller's transaction must not commit.
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
         TooLarge: What is read back weighs too much; likewise.
+        RowUnseen: What a condition asks of a row that is there cannot be asked.
     """
     statement = make()
     if last and statement.head:
@@ -83,6 +90,9 @@ def write_txn(
         # The words are in the server's language; the text that it could not read is quoted in all.
         if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
+        if error.pgcode == "22P02" and UNSEEN in statement.text and UNSEEN in str(error):
+            said = "a row with this key has come meanwhile, or is none of those that are shown"
+            raise RowUnseen(said, path="where", retry=True) from error
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
     affected = max(cursor.rowcount, 0)  # a CALL counts none: -1

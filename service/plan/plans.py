@@ -398,6 +398,8 @@ class PlannedConflict:
         nulls: Whether rows without a value in the key may have the same one.
         target: What ON CONFLICT goes by, where that is not the columns alone.
         where: What must hold of the row there, so that it changes.
+        guard: Columns, with what compares them, by which the row there is looked for among those
+            that the caller sees, before `where` is asked of it; None if it is asked of all.
     """
 
     key: tuple[str, ...]
@@ -406,6 +408,7 @@ class PlannedConflict:
     nulls: bool
     target: CatalogSQL | None = None
     where: Condition | None = None
+    guard: tuple[tuple[str, Operator], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
 from service.plan.computing import plan_computed
-from service.plan.conditions import Bound, Condition, Expression, SortKey
+from service.plan.conditions import Bound, Condition, Expression, Operator, SortKey
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
 from service.plan.operators import as_jsonb, compare
 from service.plan.plans import (
@@ -319,12 +319,13 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         # With NULLS NOT DISTINCT a row whose key is null may be there already.
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
     where = plan_filter(scope, conflict.where)
+    guard = _guard(scope, key, index) if where is not None else None
+    planned = PlannedConflict(key, (), scope.equals(key), nulls, target, where, guard)
     if conflict.update is not None:
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
         ]
-        settings = tuple(ConflictUpdate(column) for column in columns)
-        return PlannedConflict(key, settings, scope.equals(key), nulls, target, where)
+        return replace(planned, updates=tuple(map(ConflictUpdate, columns)))
     given = dict.fromkeys(each.column for row in rows for each in row)
     settable = {name for name, column in relation.columns.items() if not column.generated_always}
     updates = [
@@ -335,7 +336,30 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     if not updates:
         # DO NOTHING would return no row for one that is there.
         updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
-    return PlannedConflict(key, tuple(updates), scope.equals(key), nulls, target, where)
+    return replace(planned, updates=tuple(updates))
+
+
+def _guard(
+    scope: Scope, key: tuple[str, ...], index: UniqueIndex | None
+) -> tuple[tuple[str, Operator], ...] | None:
+    """
+    Return by what a row is looked for among those that the caller sees, if some may be hidden.
+
+    Raises:
+        InvalidArgument: The columns of an index do not tell rows apart, and nothing else is there.
+    """
+    relation = scope.relation
+    if not (relation.row_security or relation.kind == "view"):
+        return None
+    if index is not None:
+        key = relation.primary_key
+        if not key or not all(relation.columns[name].selectable for name in key):
+            raise InvalidArgument(
+                f'a row found by "{index.name}" cannot be told from those that are hidden',
+                path="where",
+                hint="this takes the right to read the primary key",
+            )
+    return tuple(zip(key, scope.equals(key), strict=True))
 
 
 def writable(relation: Relation, name: str, path: str) -> Column:

@@ -55,7 +55,7 @@ def copy_in(plan: ImportPlan) -> CopyIn:
         relation=home,
         columns=COMMA.join(names),
         stage=STAGE,
-        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+        conflict=on_conflict(plan.conflict, plan.relation) if plan.conflict else EMPTY,
     )
     return CopyIn(_text(stage), _copy(plan, STAGE), None, _text(merge))
 

@@ -44,6 +44,7 @@ from service.sql.statement import (
     EMPTY,
     MISSED,
     TRANSACTION,
+    UNSEEN,
     Parameter,
     Statement,
     build_statement,
@@ -103,15 +104,20 @@ def _is_numbered(plan: WritePlan) -> bool:
     return joined is not None and isinstance(joined.source, CallRows)
 
 
-def on_conflict(conflict: PlannedConflict) -> Composable:
+def on_conflict(conflict: PlannedConflict, relation: Relation) -> Composable:
     """Build what becomes of new rows whose key is there already."""
     target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
     action: Composable = SQL("NOTHING")
     if conflict.updates:
-        settings = COMMA.join(_conflict_update(conflict, each) for each in conflict.updates)
-        action = SQL("UPDATE SET {settings}{where}").format(
-            settings=settings, where=where_clause(conflict.where)
+        new_values = [_taken_over(conflict, each) for each in conflict.updates]
+        where = where_clause(conflict.where)
+        if conflict.guard is not None:
+            new_values[0], where = _guarded(conflict, relation, new_values[0])
+        settings = COMMA.join(
+            SQL("{column} = {value}").format(column=Identifier(each.column.name), value=value)
+            for each, value in zip(conflict.updates, new_values, strict=True)
         )
+        action = SQL("UPDATE SET {settings}{where}").format(settings=settings, where=where)
     return SQL(" ON CONFLICT {target} DO {action}").format(
         target=catalog_sql(conflict.target.text) if conflict.target else target, action=action
     )
@@ -158,7 +164,7 @@ def _write(plan: WritePlan) -> Composable:
             SQL("({values})").format(values=COMMA.join(map(_or_default, row))) for row in plan.rows
         ),
         number=SQL(f"{len(plan.rows)}"),
-        conflict=on_conflict(plan.conflict) if plan.conflict else EMPTY,
+        conflict=on_conflict(plan.conflict, plan.relation) if plan.conflict else EMPTY,
     )
 
 
@@ -217,12 +223,47 @@ def _or_default(value: Bound | None) -> Composable:
     return Parameter(value) if value else SQL("DEFAULT")
 
 
-def _conflict_update(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
+def _guarded(
+    conflict: PlannedConflict, relation: Relation, value: Composable
+) -> tuple[Composable, Composable]:
+    """
+    Build a new value and the WHERE clause of a condition that is not asked of hidden rows.
+
+    PostgreSQL asks a condition before the policies, so that whether these refuse the row would tell
+    what is in it. A row that is not seen meets it unasked: the policies then refuse it. If they do
+    not, it came after the statement began, or a view leaves it out: the new value, computed behind
+    the policies, fails to be read as a boolean, so that nothing is written unasked.
+    """
+    if conflict.where is None or conflict.guard is None:
+        raise TypeError("there is no condition to guard")
+    same = [
+        (Identifier("v", name), equal, Identifier(NAME, name)) for name, equal in conflict.guard
+    ]
+    rows = SQL('FROM {relation} AS "v" WHERE {same}').format(
+        relation=relation_name(relation),
+        same=AND.join(
+            not_distinct(*each)
+            if conflict.nulls
+            else SQL("{} {} {}").format(each[0], operator(each[1]), each[2])
+            for each in same
+        ),
+    )
+    seen = SQL(
+        "CASE WHEN CAST(coalesce((SELECT CAST('true' AS text) {rows}), {unseen}) AS boolean)"
+        " THEN {value} END"
+    ).format(rows=rows, unseen=Literal(UNSEEN), value=value)
+    # CASE, since the terms of an OR are computed in any order
+    where = SQL(" WHERE CASE WHEN EXISTS (SELECT {rows}) THEN {condition} ELSE true END").format(
+        rows=rows, condition=condition(conflict.where)
+    )
+    return seen, where
+
+
+def _taken_over(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
     """Build what a row takes over, unless the new row has one of the keys that do not give it."""
     name = update.column.name
-    template = "{column} = CASE WHEN {kept} THEN {old} ELSE {new} END"
-    return SQL(template if update.kept else "{column} = {new}").format(
-        column=Identifier(name),
+    template = "CASE WHEN {kept} THEN {old} ELSE {new} END"
+    return SQL(template if update.kept else "{new}").format(
         kept=SQL(" OR ").join(_has_key(conflict, key) for key in update.kept),
         old=Identifier(NAME, name),
         new=Identifier(NEW, name),

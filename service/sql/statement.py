@@ -20,6 +20,8 @@ from service.plan.plans import PlannedEmbed
 
 MISSED = "rowcast_missed"
 """What an error speaks of where a statement had to write a row and wrote none."""
+UNSEEN = "rowcast_unseen"
+"""What an error speaks of where an upsert met a row that it does not see."""
 
 TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")
 """The id of the transaction, that of a savepoint's too; null while it has written nothing."""
