@@ -17,7 +17,7 @@ from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_rows
 from service.catalog import Catalog, Relation
 from service.db.statements import Shape, compute_txn
-from service.db.steps import Work, answer_txn, nested_txn, steps_txn
+from service.db.steps import Work, answer_txn, nested_txn, refuse_unrelated, steps_txn
 from service.db.writes import NoRowWritten, too_many_rows
 from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound
 from service.plan.conditions import Bound
@@ -217,7 +217,7 @@ def _answer(
     assert isinstance(root, NewRows)
     if nested.tree.root_is_last:
         own = replace(nested.request, rows=root.rows, max_affected=None)
-        return Work(made, root, make(_create, relation, own))
+        return Work(made, root, make(_create, relation, own), tree=nested.tree.steps)
     if nested.tree.key:
         key = tuple(Operand(slot, "values") for slot in nested.tree.key)
         returning = nested.request.returning
@@ -225,13 +225,14 @@ def _answer(
         request = GetRequest(
             KeyMatch(columns, key), returning.select, returning.embeds, returning.form
         )
-        return Work(made, None, make(_get, relation, request))
+        return Work(made, None, make(_get, relation, request), tree=nested.tree.steps)
     if not root.texts:
         return Work(made)
     behind = len(root.columns)
     written = [slots[behind:] for slots in root.slots]
     wanted = nested.request.returning, root.texts, nested.slot
-    return Work(made, None, make(_read_again, relation, wanted), written, nested.slot)
+    answer = make(_read_again, relation, wanted)
+    return Work(made, None, answer, written, nested.slot, nested.tree.steps)
 
 
 def _statements(catalog: Catalog, step: TreeStep, make: Make) -> list[tuple[TreeStep, Statement]]:
@@ -298,7 +299,8 @@ async def _by_models(call: Call, nested: Nested) -> Any:
 async def _link_by_model(call: Call, step: LinkedRow, values: tuple[Any, ...]) -> None:
     """Link a row that is there as its model has it."""
     target = Target(step.key, (), EVERYTHING)
-    request = UpdateRequest(target, step.changes, Returning(rows=False))
+    request = UpdateRequest(target, step.related, Returning(rows=False))
+    refuse_unrelated(step, values)
     try:
         await write.update_by_model(replace(call, relation=step.relation), Parsed(request, values))
     except NoRowWritten:

@@ -37,7 +37,7 @@ def plan_step(catalog: Catalog, step: TreeStep) -> InsertPlan | UpdatePlan | Rea
         return _new_rows(catalog, step)
     if isinstance(step, LinkedRow):
         target = Target(step.key, (), EVERYTHING)
-        request = UpdateRequest(target, step.changes, Returning(rows=False))
+        request = UpdateRequest(target, step.related, Returning(rows=False))
         # That it writes none is found by the number of rows: nothing is kept then.
         return plan_update(catalog, step.relation, request, many=True)
     return _linked_key(catalog, step)

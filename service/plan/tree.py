@@ -1,9 +1,10 @@
 """
 New rows with related rows inside: steps, in the order in which they are made.
 
-What a row refers to is made before it, what refers to it after it. A step makes all rows of one
-place in the tree at once. The values of a key that the database makes are not known yet: each has
-a slot among the values of the call, which the step that makes the row fills.
+Rows that are linked are looked up before anything is made, so that none of them is a new one. What
+a row refers to is made before it, what refers to it after it. A step makes all rows of one place in
+the tree at once. The values of a key that the database makes are not known yet: each has a slot
+among the values of the call, which the step that makes the row fills.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from service.catalog import Catalog, ForeignKey, Relation
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument
-from service.plan.joins import Join, Junction, is_related, related
+from service.plan.joins import Join, Junction, is_related, related, relationships
 from service.request.arguments import Values
 from service.request.embeds import default_embed
 from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, is_row, parse_related
@@ -40,6 +41,7 @@ class NewRows:
         texts: Columns whose values are wanted as PostgreSQL's text, too; their slots stand behind.
         alike: Slots of values that have to be the same, as two relationships set one column, with
             where the second stands.
+        related: What relationships set of them, none of which may be null.
     """
 
     relation: Relation
@@ -49,6 +51,7 @@ class NewRows:
     slots: tuple[tuple[int, ...], ...] = ()
     texts: tuple[str, ...] = ()
     alike: tuple[tuple[int, int, str], ...] = ()
+    related: tuple[Assignment, ...] = ()
 
     def each(self) -> list[NewRows]:
         """Return a step for each of the rows."""
@@ -61,14 +64,17 @@ class NewRows:
 @dataclass(frozen=True, slots=True)
 class LinkedKey:
     """
-    A row that is there and is referred to by other columns than those of the key that is given.
+    A row that is there and is looked up: it is referred to by other columns than those of the key
+    that is given, or shall refer to a new row.
 
     Args:
         relation: Whose row.
         key: What names it.
         path: Where that stands in the call.
-        columns: What is referred to.
+        columns: What is referred to, or tells the row from others.
         slots: Where the values of those go.
+        parent: Slots of what it shall refer to, if it shall.
+        parents: The slot of the parents of all rows that are linked by the same foreign key.
     """
 
     relation: Relation
@@ -76,6 +82,8 @@ class LinkedKey:
     path: str
     columns: tuple[str, ...]
     slots: tuple[int, ...]
+    parent: tuple[int, ...] = ()
+    parents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +95,16 @@ class LinkedRow:
         relation: Whose row.
         key: What names it.
         path: Where that stands in the call.
-        changes: Its columns that refer to the new row.
+        related: Its columns that refer to the new row, none of which may be null.
+        alike: Of those that are of its primary key, the slots of the value that is there and of the
+            new one, with where the link stands.
     """
 
     relation: Relation
     key: KeyMatch
     path: str
-    changes: tuple[Assignment, ...]
+    related: tuple[Assignment, ...]
+    alike: tuple[tuple[int, int, str], ...] = ()
 
 
 TreeStep = NewRows | LinkedKey | LinkedRow
@@ -165,9 +176,10 @@ def grow(
     # Read afterwards are those alone that something is made after.
     again = () if growing.steps[-1] is root else key
     slots, texts = (growing.slots(root, 0, again), ()) if alone else ((), again)
-    steps = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
-    number, embeds = growing.steps.index(root), _embeds(root.shown)
-    return Tree(tuple(steps), number, growing.written, embeds, tuple(slots))
+    made = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
+    number = len(growing.links) + growing.steps.index(root)
+    steps = (*growing.links, *made)
+    return Tree(steps, number, growing.written, _embeds(root.shown), tuple(slots))
 
 
 @dataclass(eq=False)
@@ -177,14 +189,14 @@ class _Making:
 
     Args:
         relation, rows, paths, slots, alike: As those of `NewRows`, but slots by column.
-        related: The columns of each row that a relationship sets.
+        related: What relationships set of each row, by column.
         shown: What is nested in them, by the names of embeds.
     """
 
     relation: Relation
     rows: list[list[Assignment]]
     paths: list[str]
-    related: list[set[str]]
+    related: list[dict[str, Assignment]]
     slots: dict[str, list[int]] = field(default_factory=dict)
     alike: list[tuple[int, int, str]] = field(default_factory=list)
     shown: dict[str, Any] = field(default_factory=dict)
@@ -214,6 +226,8 @@ class _Growing:
         self._values = values
         self._max_depth = max_depth
         self.steps: list[Any] = []
+        self.links: list[LinkedKey] = []
+        self._parents: dict[tuple[str, str, tuple[str, ...]], int] = {}
         self.written = 0
 
     def finished(self, step: Any, key: Sequence[str]) -> TreeStep:
@@ -230,6 +244,7 @@ class _Growing:
             tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in step.rows),
             tuple(key),
             tuple(step.alike),
+            tuple(each for row in step.related for each in row.values()),
         )
 
     def make(
@@ -254,7 +269,7 @@ class _Growing:
                 f'"{relation.name}" is a {relation.kind} that takes no new rows', path=rows[0][0]
             )
         making = _Making(
-            relation, [[] for _ in rows], [path for path, _ in rows], [set() for _ in rows]
+            relation, [[] for _ in rows], [path for path, _ in rows], [{} for _ in rows]
         )
         nested = self._looked_through(making, [row for _, row in rows], depth)
         for at, columns in enumerate(referring):
@@ -290,6 +305,8 @@ class _Growing:
                     )
                 found = nested.get(each.column) or self._relationship(making.relation, each)
                 nested[each.column] = found
+                if isinstance(value, list | tuple) and not found.way.many:
+                    raise self._one_alone(making.relation, each, found)
                 below = parse_related(value, each.path, found.way.many, self._values)
                 found.rows.extend((at, one) for one in below)
         return nested
@@ -318,6 +335,23 @@ class _Growing:
             )
         return found
 
+    def _one_alone(self, relation: Relation, each: Assignment, nested: _Nested) -> InvalidArgument:
+        """Return the refusal of a list for one row, with the names of the ways to many."""
+        target = nested.way.target
+        names = [
+            f"{target.name}!{way.label}"
+            for way in relationships(self._catalog, relation)
+            if way.many and way.target is target and takes_nested(relation, way)
+        ]
+        which = "that the new one refers to" if nested.refers else "that refers to the new one"
+        lists = " or ".join(f'"{name}"' for name in names)
+        return InvalidArgument(
+            f'"{each.column}" means the one row {which}, and holds no list',
+            path=each.path,
+            hint=f"a list of rows goes under {lists}" if names else "leave out the list around it",
+            candidates=names or None,
+        )
+
     def _referred(self, making: _Making, nested: _Nested, depth: int) -> dict[str, Any]:
         """Add the rows that some rows refer to, and set the columns that do."""
         assert nested.key is not None
@@ -344,14 +378,31 @@ class _Growing:
                 rows.append((one.path, one.assignments))
                 referring.append(changes)
             else:
-                _key_of(self._catalog, nested.way.target, one.link, one.path)
                 self._count(1, one.path)
-                links.append(LinkedRow(nested.way.target, one.link, one.path, tuple(changes)))
+                links.append(self._moved(nested.way.target, one, changes))
         shown = {}
         if rows:
             shown = self.make(nested.way.target, rows, referring, depth + 1).shown
         self.steps.extend(links)
         return shown
+
+    def _moved(
+        self, relation: Relation, one: RelatedRow, changes: Sequence[Assignment]
+    ) -> LinkedRow:
+        """Return the step that has a linked row refer to a new one; it is looked up before."""
+        key, path = one.link, one.path
+        assert key is not None
+        given = _key_of(self._catalog, relation, key, path)
+        columns = relation.primary_key or given
+        there = {name: self._pending() for name in columns}
+        new = {each.column: each.operand.slot for each in changes if each.operand is not None}
+        foreign = relation.schema, relation.name, tuple(new)
+        if foreign not in self._parents:
+            self._parents[foreign] = self._pending()
+        slots, parent, parents = tuple(there.values()), tuple(new.values()), self._parents[foreign]
+        self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
+        alike = [(there[name], new[name], path) for name in relation.primary_key if name in new]
+        return LinkedRow(relation, key, path, tuple(changes), tuple(alike))
 
     def _joined(self, making: _Making, nested: _Nested, depth: int) -> dict[str, Any]:
         """Add rows behind a junction, and the rows of that."""
@@ -403,7 +454,7 @@ class _Growing:
         if set(targets) == given.keys():
             return [given[name].slot for name in targets]
         slots = tuple(self._pending() for _ in targets)
-        self.steps.append(LinkedKey(relation, key, path, tuple(targets), slots))
+        self.links.append(LinkedKey(relation, key, path, tuple(targets), slots))
         return slots
 
     def _set(self, making: _Making, at: int, new: Assignment) -> None:
@@ -411,7 +462,7 @@ class _Growing:
         there = next((each for each in making.rows[at] if each.column == new.column), None)
         if there is None:
             making.rows[at].append(new)
-            making.related[at].add(new.column)
+            making.related[at][new.column] = new
             return
         if new.column not in making.related[at]:
             raise InvalidArgument(
