@@ -8,7 +8,7 @@ nothing refuses, with the nearest known name as its hint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
@@ -177,12 +177,14 @@ class UniqueKey:
         arbiter: Whether ON CONFLICT may go by it: not if it is deferrable, or of periods that
             may not overlap.
         nulls: Whether NULL is a value like others (NULLS NOT DISTINCT).
+        required: Of a view's, whether it is one of its one table, and is never null.
     """
 
     name: str
     columns: tuple[str, ...]
     arbiter: bool = True
     nulls: bool = False
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,27 @@ class Relation:
     readable: bool = True
     pure_reads: bool = False
     pure_writes: bool = False
+
+    @cached_property
+    def known_key(self) -> tuple[str, ...]:
+        """
+        The columns by which each row is found again, and no other one: a key that PostgreSQL
+        knows, that is never null and that our role may read; empty if there is none.
+        """
+        keys: list[tuple[str, ...]] = []
+        if self.kind == "table":
+            unique = (each.columns for each in self.unique_keys)
+            whole = (k for k in unique if not any(self.columns[name].nullable for name in k))
+            keys = [self.primary_key, *whole]
+        elif self.auto_updatable:  # a join, say, shows the same key many times
+            keys = [each.columns for each in self.unique_keys if each.required]
+        return next((k for k in keys if k and all(self.columns[n].selectable for n in k)), ())
+
+    def is_unique(self, columns: Collection[str]) -> bool:
+        """Return whether a key is of one row by what PostgreSQL knows, not by a comment alone."""
+        return self.kind == "table" or (
+            self.auto_updatable and any({*columns} == {*key} for key in self.view_keys)
+        )
 
     def refers_once(self, key: ForeignKey) -> bool:
         """Return whether at most one row is known to refer to another by a foreign key."""

@@ -23,12 +23,12 @@ from service.api.write import (
     relation_of,
 )
 from service.catalog import Catalog, Relation
-from service.db.statements import Shape, answered_columns, by_keys_txn, keyed_txn
+from service.db.statements import Shape, answered_columns, by_keys_txn, keyed_txn, several_rows
 from service.db.writes import NoRowWritten, Written, too_many_rows
 from service.errors import InvalidArgument, NotFound
 from service.plan.plans import Lock
 from service.plan.read_plan import plan_get
-from service.plan.write_plan import plan_current
+from service.plan.write_plan import no_known_key, plan_current
 from service.request.arguments import Values
 from service.request.assignments import literals
 from service.request.read_request import Parsed
@@ -69,18 +69,21 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         TooManyRows: More than `max_affected`.
     """
     request, relation = parsed.request, relation_of(call)
-    key = relation.primary_key
-    if not key:
-        raise _no_key(f'"{relation.name}" has none')
-    if not set(key).isdisjoint(each.column for each in request.changes):
-        raise _no_key("these changes are of it")
-    refuse_faults(call.snapshot, relation, parsed)
     one = request.target.key is not None
+    # by a key that a comment claims, rows are counted
+    key = relation.known_key or (relation.primary_key if one else ())
+    if not key:
+        raise no_known_key(relation, "rows as they were", "returning")
+    if not set(key).isdisjoint(each.column for each in request.changes):
+        raise _changes_key()
+    refuse_faults(call.snapshot, relation, parsed)
     try:
         async with call.backend.database.transaction():
-            old, keys, columns = await _locked(call, parsed)
+            old, keys, columns = await _locked(call, parsed, key)
             if one and not old:
                 raise NoRowWritten
+            if one and len(old) > 1:
+                raise several_rows(len(old))
             if request.max_affected is not None and len(old) > request.max_affected:
                 raise too_many_rows(len(old), request.max_affected)
             written = Written(old, 0, columns)
@@ -113,7 +116,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     args = (snapshot.codec, statement, values, len(request.rows), shape)
     try:
         async with call.backend.database.transaction():
-            old = await call.run(Step(by_keys_txn, args, list, parsed.timeout, "write"))
+            old = await call.run(Step(by_keys_txn, (*args, True), list, parsed.timeout, "write"))
             if None in old:
                 raise NotFound(relation.name, old.index(None))
             changes = replace(request, returning=_returning(returning))
@@ -123,20 +126,20 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     return answered(_paired(old, written, returning), returning, many=True)
 
 
-def _no_key(why: str) -> InvalidArgument:
+def _changes_key() -> InvalidArgument:
     return InvalidArgument(
-        f"rows as they were are found by their primary key, and {why}",
+        "rows as they were are found by their primary key, and these changes are of it",
         path="returning",
         hint="true answers the rows as they are now",
     )
 
 
 async def _locked(
-    call: Call, parsed: Parsed[UpdateRequest]
+    call: Call, parsed: Parsed[UpdateRequest], key: tuple[str, ...]
 ) -> tuple[list[Any], list[Sequence[Any]], tuple[str, ...]]:
     """Lock the rows of a target; return them as they are answered, their keys, and their columns."""
     request = parsed.request
-    statement = call.snapshot.statement(_lock, relation_of(call), request)
+    statement = call.snapshot.statement(_lock, relation_of(call), (request, key))
     shape = Shape(request.returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
     old, keys = await call.run(Step(keyed_txn, args, tuple, parsed.timeout, "write"))
@@ -153,11 +156,14 @@ def _paired(old: Sequence[Any], written: Written, returning: Returning) -> Writt
     return replace(written, rows=paired(old, written.rows, returning.form) if both else list(old))
 
 
-def _lock(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    """Build the query of the rows of an update, which are locked."""
+def _lock(
+    catalog: Catalog, relation: Relation, wanted: tuple[UpdateRequest, tuple[str, ...]]
+) -> Statement:
+    """Build the query of the rows of an update, which are locked, and of their keys."""
+    request, key = wanted
     pick = request.pick
     lock = Lock(skip_locked=pick is not None and pick.skip_locked)
     limit = pick.limit if pick else None
     return select(
-        plan_current(catalog, relation, request.target, request.returning, lock, limit, keyed=True)
+        plan_current(catalog, relation, request.target, request.returning, lock, limit, key=key)
     )

@@ -13,7 +13,7 @@ from service.api.call import Call, Snapshot, Step
 from service.api.rules import Pause, given_of, made_of, merged, refuse_row
 from service.api.write import MANY, UNBOUNDED, answered, relation_of, writing
 from service.catalog import Catalog, Relation
-from service.db.statements import Shape, by_keys_txn, compute_txn, keyed_txn
+from service.db.statements import Shape, by_keys_txn, compute_txn, keyed_txn, several_rows
 from service.db.writes import NoRowWritten, Written
 from service.errors import InvalidArgument, NotChanged, NotFound, ServiceError
 from service.plan.read_plan import plan_get
@@ -59,7 +59,7 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
         InvalidRow: The model or the catalog refuses one.
     """
     try:
-        if not call.snapshot.model(relation_of(call)).has_rules(creating=False):
+        if not _reads_first(call, parsed):
             written = await write_rows(call, parsed)
         else:
             async with call.backend.database.transaction():
@@ -71,13 +71,16 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
 
 async def write_rows(call: Call, parsed: Rows) -> Written:
     """
-    Write rows; in a transaction, if the model has a say.
+    Write rows; in a transaction, if the model has a say, or a comment alone claims their key.
 
     Raises:
         NoRowWritten: Not all of them.
+        TooManyRows: A key is that of several.
     """
     if call.snapshot.model(relation_of(call)).has_rules(creating=False):
         parsed = await _validated(call, parsed)
+    elif _reads_first(call, parsed):
+        await _locked(call, parsed)
     written: Written = await call.run(_changing(call, parsed))
     return written
 
@@ -111,15 +114,37 @@ def _changing(call: Call, parsed: Rows) -> Step:
     return writing(call, parsed, make, request.max_affected, len(request.rows), shape)
 
 
+def _reads_first(call: Call, parsed: Rows) -> bool:
+    """Return whether rows are locked and looked at before they are written."""
+    relation = relation_of(call)
+    key = key_of_rows(call.snapshot.catalog, relation, parsed.request.by)
+    ruled = call.snapshot.model(relation).has_rules(creating=False)
+    return ruled or not relation.is_unique(key)
+
+
+async def _locked(
+    call: Call, parsed: Rows
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Sequence[Any]]]:
+    """
+    Lock the rows, one for each key; return them, each with its number and what is computed for it.
+
+    From then on the number of rows that are written says whether another row has one of the keys.
+    """
+    plan = plan_update_rows(call.snapshot.catalog, relation_of(call), parsed.request)
+    args = (call.snapshot.codec, lock_rows(plan), parsed.values, None, Shape("dicts", UNBOUNDED))
+    rows, behind = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    if len({number for number, *_ in behind}) < len(behind):
+        raise several_rows(len(rows), len(parsed.request.rows))
+    if len(rows) < len(parsed.request.rows):
+        raise NoRowWritten
+    return rows, behind
+
+
 async def _validated(call: Call, parsed: Rows) -> Rows:
     """Lock the rows, and have the model validate each with what PostgreSQL computes for it."""
     database, snapshot, relation = call.backend.database, call.snapshot, relation_of(call)
     plan = plan_update_rows(snapshot.catalog, relation, parsed.request)
-    shape = Shape("dicts", UNBOUNDED)
-    args = (snapshot.codec, lock_rows(plan), parsed.values, None, shape)
-    rows, behind = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
-    if len(rows) < len(parsed.request.rows):
-        raise NoRowWritten
+    rows, behind = await _locked(call, parsed)
     computed = [each.column.name for each in plan.settings if each.computes]
     new = [dict(zip(computed, values, strict=True)) for _, *values in behind]
     return await _validate(snapshot, relation, parsed, rows, new, database.yield_to_reactor)
@@ -133,9 +158,9 @@ async def _validate(
     new: Sequence[Mapping[str, Any]],
     pause: Pause,
 ) -> Rows:
-    """Return the call as the model left it; its rows are found by their primary key, if they have one."""
+    """Return the call as the model left it; its rows are found by a key that PostgreSQL knows, if they have one."""
     key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
-    keyed = relation.primary_key or key
+    keyed = relation.known_key or key
     model, values, found = snapshot.model(relation), Values(parsed.values), []
     for at, (row, computed) in enumerate(zip(rows, new, strict=True)):
         path = f"rows.{at}"

@@ -15,7 +15,7 @@ from service.api.call import Snapshot
 from service.catalog import Relation
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
-from service.plan.write_plan import refuse_names
+from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
 from service.request.assignments import literals
 from service.request.read_request import Parsed, parse_key
@@ -159,6 +159,7 @@ async def validate_changes(
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
+        InvalidArgument: It takes a call for each row, and PostgreSQL knows no key of them.
         NotAuthorized: The model sets a column that is not there for the caller's role.
     """
     model, changes = snapshot.model(relation), call.request.changes
@@ -176,14 +177,14 @@ async def validate_changes(
         request = replace(call.request, target=target, changes=changes_made, pick=None)
         found.append(replace(call, request=request, values=values.freeze()))
         await pause(at)
-    if call.request.pick is not None:
-        return found
     if not found:
-        return [call]
-    if all(each == results[0] for each in results):
+        return found if call.request.pick is not None else [call]
+    if call.request.pick is None and all(each == results[0] for each in results):
         request = replace(found[0].request, target=call.request.target)
         # Made the same of all: one statement for the whole target, instead of one for each row.
         return [replace(found[0], request=request)]
+    if not relation.known_key:
+        raise no_known_key(relation, "rows that a model changes one by one", "changes")
     return found
 
 
@@ -225,5 +226,5 @@ def merged(
 
 
 def _key(relation: Relation, row: Mapping[str, Any], values: Values) -> KeyMatch | None:
-    key = [row[name] for name in relation.primary_key]
+    key = {name: row[name] for name in relation.known_key}
     return parse_key(key, values) if key else None

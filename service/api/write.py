@@ -26,6 +26,7 @@ from service.db.statements import (
     json_page,
     keyed_txn,
     page_txn,
+    several_rows,
 )
 from service.db.writes import NoRowWritten, Written, write_txn
 from service.errors import (
@@ -323,7 +324,7 @@ async def _locked(
         Each row, with those of its new values that are computed.
 
     Raises:
-        TooManyRows: More than `max_affected`, or than are validated in one call.
+        TooManyRows: More than `max_affected`, than are validated in one call, or than one of a key.
     """
     request: UpdateRequest | DeleteRequest = parsed.request
     relation = relation_of(call)
@@ -339,6 +340,8 @@ async def _locked(
     statement = call.snapshot.statement(_lock, relation, asked)
     args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
     rows, new = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    if request.target.key is not None and len(rows) > 1:
+        raise several_rows(len(rows))
     if len(rows) > most:
         hint = "the model of this relation validates each row: write so many in several calls"
         raise TooManyRows(

@@ -45,7 +45,7 @@ from service.db.introspect_views import (
     claimed_key,
     derived_keys,
     shown_keys,
-    shown_primary_keys,
+    shown_row_keys,
 )
 
 RELATION_KINDS: Mapping[str, RelationKind] = {
@@ -161,13 +161,13 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     )
     derived = derived_keys(foreign_keys, keys, origins, names, homes)
     of_views = shown_keys(keys, origins, names, homes)
-    primary = shown_primary_keys(keys, origins, names, homes)
+    of_view_rows = shown_row_keys(keys, origins, names, homes)
     impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
         homes[row.oid]: _relation(
             row,
             [
-                *_view_keys(row, names[row.oid], primary, of_views),
+                *_view_keys(row, names[row.oid], of_view_rows, of_views),
                 *_unique_keys(of_keys[row.oid], names[row.oid]),
             ],
             columns=_columns(of_columns[row.oid], types),
@@ -295,11 +295,12 @@ def _unique_keys(rows: Rows, names: Mapping[int, str]) -> list[tuple[bool, Uniqu
 def _view_keys(
     row: Any,
     names: Mapping[int, str],
-    primary: Mapping[QualifiedName, UniqueKey],
+    own: Mapping[QualifiedName, Sequence[tuple[bool, UniqueKey]]],
     shown: Mapping[QualifiedName, Sequence[tuple[str, ...]]],
 ) -> list[tuple[bool, UniqueKey]]:
     """
-    Return the key of a view: the one that its comment claims, or that of its one table.
+    Return the keys of a view: the primary key of its one table, or the one that its comment claims,
+    with those of the table beside it.
 
     A view that PostgreSQL writes by itself shows each row of its table once (rewriteHandler.c,
     view_query_is_auto_updatable).
@@ -308,13 +309,16 @@ def _view_keys(
         return []
     home = (row.schema, row.name)
     simple, claimed = row.kind == "v" and row.direct, claimed_key(row.comment)
+    found = own.get(home, ()) if simple else ()
     if claimed:
         if not {*claimed} <= {*names.values()}:
             return []
         keys = (frozenset(key) for key in shown.get(home, ()))
         known = simple and frozenset(claimed) in keys
-        return [(True, UniqueKey(f"{row.name}_key", claimed, known))]
-    return [(True, primary[home])] if simple and home in primary else []
+        others = [each for _, each in found if {*each.columns} != {*claimed}]
+        key = UniqueKey(f"{row.name}_key", claimed, known, required=len(others) < len(found))
+        return [(True, key), *((False, each) for each in others)]
+    return [each for each in found if each[0]]
 
 
 def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:

@@ -138,7 +138,9 @@ KEYS = """
 SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
        (i.indkey::int2[])[:i.indnkeyatts - 1] AS columns,
        i.indisprimary AS primary, i.indimmediate AND NOT i.indisexclusion AS arbiter,
-       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) AS nulls
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) AS nulls,
+       NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND NOT a.attnotnull
+                      AND a.attnum = ANY((i.indkey::int2[])[:i.indnkeyatts - 1])) AS required
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
   LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid

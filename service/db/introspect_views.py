@@ -157,26 +157,27 @@ def shown_keys(
     return {name: tuple(keys) for name, keys in found.items()}
 
 
-def shown_primary_keys(
+def shown_row_keys(
     unique_keys: Iterable[Any],
     origins: Mapping[int, Origins],
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
-) -> Mapping[QualifiedName, UniqueKey]:
+) -> Mapping[QualifiedName, list[tuple[bool, UniqueKey]]]:
     """
-    Return the primary keys of tables that views show all of, and which are the only ones they show.
+    Return the keys without nulls of the one table that a view shows, each with whether it is primary.
 
     The arguments are those of `shown_keys`. Whether a view shows each row once is not said here.
     """
     shows = _shows(origins, names, homes)
     alone = {homes[view] for view, shown in origins.items() if view in homes
              and len({table for table, _ in shown.values()}) == 1}  # fmt: skip
-    found: dict[QualifiedName, UniqueKey] = {}
+    found: dict[QualifiedName, list[tuple[bool, UniqueKey]]] = defaultdict(list)
     for row in unique_keys:
-        for view, columns in shows.get(row.relation, ()) if row.primary else ():
+        for view, columns in shows.get(row.relation, ()) if row.required else ():
             spelled = next(_spelled(row.columns, columns), None)
             if view in alone and spelled:
-                found[view] = UniqueKey(row.name, spelled, row.arbiter)
+                key = UniqueKey(row.name, spelled, row.arbiter, required=True)
+                found[view].append((row.primary, key))
     return found
 
 

@@ -23,6 +23,7 @@ from service.errors import (
     DatabaseRefused,
     TooLarge,
     TooManyGroups,
+    TooManyRows,
     TooManyWatched,
 )
 from service.plan.plans import PlannedEmbed, truncated
@@ -128,6 +129,7 @@ def by_keys_txn(
     values: Sequence[Any],
     keys: int,
     shape: Shape,
+    once: bool = False,
 ) -> list[Any]:
     """
     Read rows by their keys, in the order of those.
@@ -139,18 +141,28 @@ def by_keys_txn(
         values: Of the call.
         keys: How many there are.
         shape: Of the answer.
+        once: Whether a key of several rows, which a comment can claim, is refused.
 
     Returns:
         A row for each key, or None where there is none.
 
     Raises:
         TooLarge: The rows weigh more than an answer may.
+        TooManyRows: `once`, and a key is that of several.
     """
     rows = execute(connection, codec, statement, values).fetchall()
+    if once and len({row[len(statement.columns)] for row in rows}) < len(rows):
+        raise several_rows(len(rows), keys)
     found: list[Any] = [None] * keys
     for row, shown in zip(rows, shaped(rows, statement, codec, shape), strict=True):
         found[row[len(statement.columns)] - 1] = shown
     return found
+
+
+def several_rows(rows: int, keys: int = 1) -> TooManyRows:
+    """Return the error of a write by keys of which each is to be of one row."""
+    which = "the key is that" if keys == 1 else f"{keys} keys are those"
+    return TooManyRows(f"{which} of {rows} rows", hint="nothing was written; a comment claims it")
 
 
 def groups_txn(

@@ -15,7 +15,16 @@ import psycopg2
 
 from service.db.codec import Codec
 from service.db.connection import PgConnection
-from service.db.statements import Page, Row, Shape, answered_columns, execute, page_txn, shaped
+from service.db.statements import (
+    Page,
+    Row,
+    Shape,
+    answered_columns,
+    execute,
+    page_txn,
+    several_rows,
+    shaped,
+)
 from service.errors import Conflict, TooManyRows, TooManyToSend
 from service.payload import fit
 from service.sql.statement import MISSED, TRANSACTION, UNSEEN, Statement
@@ -118,10 +127,7 @@ def _check(affected: int, exactly: int, max_affected: int | None) -> None:
     if affected < exactly:
         raise NoRowWritten
     if exactly and affected > exactly:
-        which = "the key is that" if exactly == 1 else f"{exactly} keys are those"
-        raise TooManyRows(
-            f"{which} of {affected} rows", hint="nothing was written; a comment claims it"
-        )
+        raise several_rows(affected, exactly)
     if max_affected is not None and affected > max_affected:
         raise too_many_rows(affected, max_affected)
 

@@ -5,13 +5,14 @@ anyone's back.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, Self
 
 from twistar.dbobject import DBObject
 from twistar.exceptions import DBObjectSaveError, ImaginaryTableError
 from twisted.internet.defer import Deferred, ensureDeferred, fail, maybeDeferred, succeed
 
+from service.db.statements import several_rows
 from service.errors import Conflict, InvalidRow
 from service.models.record import Record
 from service.models.relationships import HABTM, TYPES, Association, Attribute, Relationship
@@ -228,12 +229,12 @@ class Model(Record):
         params = meta.key_values(self._stored_key())
         joined = [name for name, (kind, _) in self.RELATIONSHIP_CACHE.items() if kind is HABTM]
         if not joined:
-            count = await self.database().run(affected_txn, meta.codec, sql, params)
+            count = await self._of_key(affected_txn, sql, params)
         else:
             async with self.database().transaction():
                 for name in joined:
                     await getattr(self, name).clear()
-                count = await self.database().run(affected_txn, meta.codec, sql, params)
+                count = await self._of_key(affected_txn, sql, params)
         self._is_deleted = True
         return count
 
@@ -277,8 +278,23 @@ class Model(Record):
     def _stored(self, sql: str, params: list[Any]) -> Deferred[Any]:
         """Run a statement that returns the row, and load it; return None if none came."""
         meta = self.meta()
-        found = self.database().run(rows_txn, meta.codec, sql, params)
+        found = self._of_key(rows_txn, sql, params)
         return found.addCallback(lambda rows: self.load(rows[0], meta) if rows else None)
+
+    def _of_key(self, function: Callable[..., Any], sql: str, params: list[Any]) -> Deferred[Any]:
+        """Run a statement for the row; one for several, whose key a comment claims, is undone."""
+        meta = self.meta()
+        if meta.relation.is_unique(meta.key):
+            return self.database().run(function, meta.codec, sql, params)
+        return ensureDeferred(self._counted(function, sql, params))
+
+    async def _counted(self, function: Callable[..., Any], sql: str, params: list[Any]) -> Any:
+        async with self.database().transaction():
+            found = await self.database().run(function, self.meta().codec, sql, params)
+            rows = found if isinstance(found, int) else len(found)
+            if rows > 1:
+                raise several_rows(rows)
+        return found
 
     def _still_there(self, loaded: Self | None) -> Self:
         if loaded is None:

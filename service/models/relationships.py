@@ -19,6 +19,7 @@ from twistar.registry import Registry
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
 from service.db.connection import PgConnection
+from service.db.statements import several_rows
 from service.errors import InvalidArgument
 from service.models.meta import Meta, keys_of
 from service.models.sql import Where, affected_txn, conjunction, identifiers, rows_txn, table
@@ -251,11 +252,16 @@ class HasMany(ToMany):
             await self._run(
                 f"UPDATE {meta.table} SET {freed} WHERE {where} AND NOT {chosen}", *params, *keys
             )
-            if others:
-                await self._run(
+            # a key that a comment claims may be that of several rows: each is counted
+            alone = [[other] for other in others]
+            for some in [others] if meta.relation.is_unique(meta.key) and others else alone:
+                keys = meta.encode_rows(meta.key, [key_of(other) for other in some])
+                written = await self._run(
                     f"UPDATE {meta.table} SET {', '.join(related)} WHERE {chosen}",
                     *(*own, *kind[1:], *keys),
                 )
+                if written > len(some):
+                    raise several_rows(written, len(some))
         for other in others:
             # It holds its row as it was before, to which the next `save` would compare it.
             await other.refresh()

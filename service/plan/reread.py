@@ -55,7 +55,7 @@ def reread(
     apart = returning.order or returning.embeds or returning.inner or follows(returning.outputs, ())
     if not moved and not apart:
         return returning
-    fallback = moved or not key or relation.kind != "table"
+    fallback = moved or not key or not relation.known_key or relation.kind != "table"
     return _reread(scope, returning, key, fallback)
 
 
@@ -89,12 +89,16 @@ def saved_columns(relation: Relation, names: Iterable[str]) -> tuple[SavedColumn
 
 
 def key_to_reread(relation: Relation) -> tuple[str, ...]:
-    """Return the columns by which a row that was written is found; none where it cannot be."""
-    if not relation.auto_updatable:
-        return ()  # of a join, say, which shows the same key many times
-    keys = [relation.primary_key, *(each.columns for each in relation.unique_keys)]
+    """
+    Return the columns by which a row that was written is found; none where it cannot be.
+
+    Without a `known_key`, those of another that PostgreSQL knows: there a null is not found.
+    """
+    if relation.known_key or not relation.auto_updatable:
+        return relation.known_key  # not of a join, say, which shows the same key many times
+    keys = [each.columns for each in relation.unique_keys if relation.is_unique(each.columns)]
     for key in (*keys, *relation.view_keys):
-        if key and all(relation.columns[name].selectable for name in key):
+        if all(relation.columns[name].selectable for name in key):
             return key
     return ()
 

@@ -136,12 +136,16 @@ def plan_update(
 def _picked(
     scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
 ) -> Joined:
-    """Plan the rows that are taken: they are found again by their primary key."""
-    relation, key = scope.relation, scope.relation.primary_key
+    """
+    Plan the rows that are taken: they are found again by their key.
+
+    Raises:
+        InvalidArgument: PostgreSQL knows of none.
+    """
+    relation, key = scope.relation, scope.relation.known_key
     if not key:
-        raise InvalidArgument(
-            f'"{relation.name}" has no primary key, by which the rows that are taken are found',
-            path="limit" if pick.limit else "skip_locked",
+        raise no_known_key(
+            relation, "rows that are taken", "limit" if pick.limit else "skip_locked"
         )
     read = ReadPlan(
         name=f"{relation.name}.update",
@@ -151,14 +155,23 @@ def _picked(
         order=order,
         limit=scope.number(pick.limit),
         lock=lock,
-        keys=_row_keys(scope),
+        keys=_values_of(scope, key),
     )
     return Joined(Picked(read), key, scope.equals(key))
 
 
-def _row_keys(scope: Scope) -> tuple[Expression, ...]:
-    """Return the values of the primary key."""
-    return tuple(scope.expression(Reference(name, "key")) for name in scope.relation.primary_key)
+def no_known_key(relation: Relation, what: str, path: str) -> InvalidArgument:
+    """Return the refusal of a write that finds rows again, where no key is sure to."""
+    hint = "what its comment claims may be the key of several rows, or null: show the primary key"
+    return InvalidArgument(
+        f'PostgreSQL knows no key of "{relation.name}", and {what} are found by one',
+        path=path,
+        hint=hint if relation.primary_key else None,
+    )
+
+
+def _values_of(scope: Scope, key: Sequence[str]) -> tuple[Expression, ...]:
+    return tuple(scope.expression(Reference(name, "key")) for name in key)
 
 
 def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
@@ -199,7 +212,7 @@ def plan_current(
     lock: Lock | None = None,
     limit: Operand | None = None,
     changes: Sequence[Assignment] = (),
-    keyed: bool = False,
+    key: Sequence[str] = (),
 ) -> ReadPlan:
     """
     Plan to read the rows that a write is for, as they are.
@@ -212,7 +225,7 @@ def plan_current(
         lock: How they are to stay as they are until the transaction ends, if they are.
         limit: How many at most.
         changes: Of them, of which those that are computed are read, too.
-        keyed: Whether their primary keys are read, too.
+        key: Columns that are read behind theirs.
     """
     scope = Scope(catalog, relation, returning.embeds)
     settings = plan_settings(scope, [each for each in changes if each.computes])
@@ -228,7 +241,7 @@ def plan_current(
         limit=scope.number(limit),
         lock=lock,
         json=planned.json,
-        keys=_row_keys(scope) if keyed else (),
+        keys=_values_of(scope, key),
         computed=tuple(each.value for each in settings if isinstance(each.value, Computed)),
     )
 

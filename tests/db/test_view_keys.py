@@ -61,14 +61,21 @@ CREATE FUNCTION put() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     IF tg_op = 'INSERT' THEN INSERT INTO vehicles (id, plate) VALUES (new.id, new.name); RETURN new; END IF;
     UPDATE vehicles SET plate = new.name WHERE id = old.id; RETURN new; END$$;
 CREATE TRIGGER put INSTEAD OF INSERT OR UPDATE OR DELETE ON guarded FOR EACH ROW EXECUTE FUNCTION put();
+
+CREATE TABLE queue (id int PRIMARY KEY, grp int, st text DEFAULT 'new');
+CREATE VIEW grouped_queue AS SELECT id, grp, st FROM queue;
+COMMENT ON VIEW grouped_queue IS '@key grp';
+CREATE VIEW unsure AS SELECT grp, st FROM queue;
+COMMENT ON VIEW unsure IS '@key grp';
 """
 
 BEFORE_EACH = (
-    "TRUNCATE drivers, vehicles, stops, late, loose, years RESTART IDENTITY;"
+    "TRUNCATE drivers, vehicles, stops, late, loose, years, queue RESTART IDENTITY;"
     " INSERT INTO drivers VALUES (1, 'Ada'), (2, 'Bob');"
     " INSERT INTO vehicles (plate, seats, driver_id) VALUES ('a', 4, 1), ('b', 8, 2), ('c', 40, NULL);"
     " INSERT INTO stops VALUES ('U1', 1, 'Zoo'), ('U2', 1, 'Park');"
     " INSERT INTO loose VALUES ('x', 1), ('y', 1), ('z', 2);"
+    " INSERT INTO queue VALUES (1, NULL), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3);"
     " REFRESH MATERIALIZED VIEW kept"
 )
 
@@ -95,6 +102,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "wrong": (),
     "lying": ("n",),
     "guarded": ("id",),
+    "grouped_queue": ("grp",),
+    "unsure": ("grp",),
 }
 
 
@@ -166,6 +175,91 @@ async def test_row_of_a_view_that_has_no_such_key_is_refused(
     refused = await failure_of(db.call(name, *args))
     assert isinstance(refused, kind), refused
     assert execute(dsn, "SELECT * FROM loose ORDER BY name") == before
+
+
+BY_KNOWN: list[tuple[str, list[Any], dict[str, Any], Any]] = [
+    ("update", [], {"where": {"st": "new"}, "order": ["id"], "limit": 1, "skip_locked": True,
+                    "changes": {"st": "b"}, "select": ["id"]}, {"rows": [{"id": 1}], "affected": 1}),
+    ("update", [], {"where": {"st": "new"}, "order": ["id"], "limit": 2, "changes": {"st": "b"},
+                    "returning": False}, {"affected": 2}),
+    ("update", [], {"where": {"id": 3}, "changes": {"st": "b"}},
+     {"rows": [{"id": 3, "grp": 1, "st": "b"}], "affected": 1}),
+    ("update", [], {"where": {"grp": 1}, "changes": {"st": "b"}, "returning": "both", "select": ["id", "st"],
+                    "order": ["id"]},
+     {"rows": [{"old": {"id": 2, "st": "new"}, "new": {"id": 2, "st": "b"}},
+               {"old": {"id": 3, "st": "new"}, "new": {"id": 3, "st": "b"}}], "affected": 2}),
+    ("update", [], {"where": {"id": 1}, "changes": {"st": "b"}, "returning": "old", "select": ["st"]},
+     {"rows": [{"st": "new"}], "affected": 1}),
+    ("update", [{"id": 3}, {"st": "b"}], {"select": ["id"]}, {"id": 3}),
+    ("update", [], {"rows": [{"id": 3, "st": "b"}], "by": ["id"], "select": ["id"]}, [{"id": 3}]),
+    ("update", [3, {"st": "b"}], {"returning": "both", "select": ["id", "st"]},
+     {"old": {"id": 6, "st": "new"}, "new": {"id": 6, "st": "b"}}),
+    ("create", [[{"id": 50, "grp": 1}, {"id": 51, "grp": 1}]], {"select": ["id"]}, [{"id": 50}, {"id": 51}]),
+    ("delete", [], {"where": {"id": 3}, "select": ["id"]}, {"rows": [{"id": 3}], "affected": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "args", "kwargs", "expected"), BY_KNOWN, ids=str)
+@pytest_twisted.ensureDeferred
+async def test_rows_are_found_again_by_the_key_that_postgresql_knows(
+    db: DirectCaller, dsn: str, verb: str, args: Any, kwargs: Any, expected: Any
+) -> None:
+    """Whatever the comment says; nothing but the rows of the answer is written."""
+    assert await db.call(f"grouped_queue.{verb}", *args, **kwargs) == expected
+    ((written,),) = execute(dsn, "SELECT count(*) FROM queue WHERE st = 'b'")
+    assert written == (expected.get("affected", 1) if verb == "update" and isinstance(expected, dict)
+                       else int(verb == "update")), "a row that was not asked for is written"  # fmt: skip
+
+
+UNSURE: list[tuple[str, list[Any], dict[str, Any], type[ServiceError]]] = [
+    ("grouped_queue.update", [1, {"st": "b"}], {"returning": "both"}, TooManyRows),
+    ("grouped_queue.update", [1, {"st": "b"}], {"returning": "old"}, TooManyRows),
+    ("grouped_queue.update", [], {"rows": [{"grp": 1, "st": "b"}]}, TooManyRows),
+    ("grouped_queue.update", [], {"rows": [{"grp": 1, "st": "b"}, {"grp": 9, "st": "b"}]}, TooManyRows),
+    ("grouped_queue.update", [],
+     {"rows": [{"grp": 1, "st": "b"}, {"grp": 9, "st": "b"}], "returning": False}, TooManyRows),
+    ("grouped_queue.update", [], {"rows": [{"grp": 1, "st": "b"}], "returning": "both"}, TooManyRows),
+    ("grouped_queue.upsert", [{"id": 1, "grp": 1}], {}, InvalidArgument),
+    ("grouped_queue.delete", [2], {}, TooManyRows),
+    ("unsure.update", [1, {"st": "b"}], {"returning": "both"}, TooManyRows),
+    ("unsure.update", [], {"where": {"st": "new"}, "changes": {"st": "b"}, "limit": 1}, InvalidArgument),
+    ("unsure.update", [], {"where": {"st": "new"}, "changes": {"st": "b"}, "limit": 1,
+                           "skip_locked": True, "returning": False}, InvalidArgument),
+    ("unsure.update", [], {"where": {"grp": 3}, "changes": {"st": "b"}, "returning": "both"}, InvalidArgument),
+    ("unsure.update", [], {"rows": [{"grp": 1, "st": "b"}, {"grp": 9, "st": "b"}]}, TooManyRows),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "kind"), UNSURE, ids=str)
+@pytest_twisted.ensureDeferred
+async def test_write_by_a_key_that_may_be_of_several_rows_is_refused(
+    db: DirectCaller, dsn: str, name: str, args: Any, kwargs: Any, kind: type[ServiceError]
+) -> None:
+    """Where it is of several, or rows would have to be found again by it; nothing is written."""
+    before = execute(dsn, "SELECT * FROM queue ORDER BY id")
+    refused = await failure_of(db.call(name, *args, **kwargs))
+    assert isinstance(refused, kind), refused
+    assert execute(dsn, "SELECT * FROM queue ORDER BY id") == before
+
+
+WRITES = [
+    ("update", [], {"where": {"grp": 1}, "changes": {"st": "b"}}, [{"grp": 1, "st": "b"}] * 2),
+    ("update", [], {"where": {"grp": 3}, "changes": {"st": "b"}, "select": ["st"]}, [{"st": "b"}]),
+    ("update", [], {"where": {"grp": None}, "changes": {"st": "b"}}, [{"grp": None, "st": "b"}]),
+    ("update", [], {"rows": [{"grp": 3, "st": "b"}]}, [{"grp": 3, "st": "b"}]),
+    ("update", [3, {"st": "b"}], {"returning": "both"},
+     {"old": {"grp": 3, "st": "new"}, "new": {"grp": 3, "st": "b"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "args", "kwargs", "expected"), WRITES, ids=str)
+@pytest_twisted.ensureDeferred
+async def test_rows_of_a_key_that_only_a_comment_knows_come_back_as_written(
+    db: DirectCaller, verb: str, args: Any, kwargs: Any, expected: Any
+) -> None:
+    """By RETURNING alone."""
+    answer = await db.call(f"unsure.{verb}", *args, **kwargs)
+    assert (answer.get("rows", answer) if isinstance(answer, dict) else answer) == expected
 
 
 @pytest_twisted.ensureDeferred
