@@ -90,8 +90,8 @@ class Missed:
             return None
         connection.act(OURSELVES)
         oids, tracked = connection.ask(TRACKED.format(ids=",".join(map(str, run.reads))))
-        # What came before a table was tracked is in no log.
-        if not all(known.snapshot.sees(int(xid)) for xid in tracked):
+        # What came before a table was tracked is in no log, nor is what came after, under this number.
+        if len(tracked) < len(run.reads) or not all(map(known.snapshot.sees, map(int, tracked))):
             return None
         changes = [change for change in known.changes if change.relation in run.reads]
         if not changes:

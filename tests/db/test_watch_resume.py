@@ -169,6 +169,29 @@ async def test_resumed_watch_is_sent_all_rows_where_the_log_does_not_say_which(
         await again.cancel()
 
 
+@pytest.mark.parametrize("between", ["; ", None], ids=["in one transaction", "one by one"])
+@pytest_twisted.ensureDeferred
+async def test_rows_written_while_a_table_was_not_tracked_reach_watches(
+    dsn: str, live: Live, between: str | None
+) -> None:
+    """One that lasts, and one that is resumed."""
+    lasting, left = live.watch("people"), live.watch("people", where={"team": 1})
+    await lasting.first()
+    await left.first()
+    await left.cancel()
+    gap = (
+        "SELECT rowcast.untrack('people')",
+        "UPDATE people SET name = 'in the gap' WHERE id = 4",
+        "SELECT rowcast.track('people')",
+    )
+    for each in gap if between is None else [between.join(gap)]:
+        execute(dsn, each)
+    again = await left.resumed()
+    await again.same()
+    await live.served.catch_up()  # a service hears that it is tracked
+    await lasting.same()
+
+
 @pytest_twisted.ensureDeferred
 async def test_position_that_is_not_kept_or_not_ours_resets(dsn: str, live: Live) -> None:
     """Never is a change left out in silence."""
