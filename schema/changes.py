@@ -328,6 +328,10 @@ BEGIN
            SET relation = track.relation, level = track.level, wake = track.wake,
                name = track.relation::text, problem = NULL, since = pg_current_xact_id()
          WHERE t.id = root;
+    END IF;
+    -- One that is new may have been tracked before, under another number, and what was written since is in
+    -- no log. Where there is no tick, there is no position either that it could be missed after.
+    IF known.id = root OR EXISTS (SELECT FROM rowcast.ticks) THEN
         PERFORM rowcast.reset(root);
     END IF;
     -- "!" sorts before the names of other triggers, so the log is mostly in their order too

@@ -277,6 +277,7 @@ async def test_table_untracked_or_renamed_key_between_two_pages_of_a_tick_loses_
     monkeypatch.setattr("service.changes.catchup.ROWS", rows)
     execute(missing.dsn, "CREATE TABLE brief (id int PRIMARY KEY); SELECT rowcast.track('brief')")
     try:
+        missing.ticks.next()
         since = await missing.position()
         execute(missing.dsn, "INSERT INTO brief SELECT generate_series(1, 3)")
         for at in range(6):
@@ -511,6 +512,85 @@ async def test_rights_count_as_they_are_when_the_changes_are_read(missing: Missi
         execute(missing.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
     with pytest.raises(ServiceError):
         await missing.changes(since, relations=["drivers"], caller=GUEST)
+
+
+FORGET = (
+    "DELETE FROM rowcast.tracked t WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = t.relation)"
+)
+WRITE = "UPDATE {} SET name = 'in the gap' WHERE id = 1"
+GAPS = {
+    "untracked": ["SELECT rowcast.untrack('gap')", WRITE, "SELECT rowcast.track('gap')"],
+    "truncated": ["SELECT rowcast.untrack('gap')", "TRUNCATE gap", "SELECT rowcast.track('gap')"],
+    "level": ["SELECT rowcast.track('gap', 'touch')", WRITE, "SELECT rowcast.track('gap')"],
+    "triggers": [
+        "ALTER TABLE gap DISABLE TRIGGER USER",
+        WRITE,
+        "ALTER TABLE gap ENABLE TRIGGER USER; SELECT rowcast.notice()",
+    ],
+    "anew": [
+        "SELECT rowcast.untrack('gap'); DROP TABLE gap",
+        "CREATE TABLE gap (id int PRIMARY KEY, name text); SELECT rowcast.track('gap')",
+    ],
+    "anew under its number": [
+        "DROP TABLE gap",
+        "CREATE TABLE gap (id int PRIMARY KEY, name text); SELECT rowcast.track('gap')",
+    ],
+    "another of its name": [
+        "ALTER TABLE gap RENAME TO gap_before",
+        "CREATE TABLE gap (id int PRIMARY KEY, name text); INSERT INTO gap VALUES (1)",
+        WRITE,
+        "SELECT rowcast.track('gap')",
+    ],
+}
+
+
+@served
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "in one transaction"])
+@pytest.mark.parametrize("gap", GAPS.values(), ids=GAPS)
+@pytest_twisted.ensureDeferred
+async def test_table_written_to_while_it_was_not_tracked_is_to_be_read_again(
+    missing: Missing, gap: list[str], at_once: bool
+) -> None:
+    execute(
+        missing.dsn,
+        "CREATE TABLE gap (id int PRIMARY KEY, name text); INSERT INTO gap VALUES (1), (2);"
+        "SELECT rowcast.track('gap')",
+    )
+    try:
+        missing.ticks.next()
+        since = await missing.position()
+        steps = [*(each.format("gap") for each in gap), "UPDATE gap SET name = 'b' WHERE id = 2"]
+        heard = missing.run(*(["; ".join(steps)] if at_once else steps))
+        assert "reset" in {each.op for each in heard}, "who is subscribed hears it, too"
+        found = await missing.all_after(since)
+        assert ("gap", "reset") in {(each["relation"], each["op"]) for each in found}
+    finally:
+        execute(missing.dsn, f"DROP TABLE IF EXISTS gap, gap_before; {FORGET}")
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_partition_tracked_by_itself_once_detached_is_to_be_read_again(
+    missing: Missing,
+) -> None:
+    execute(
+        missing.dsn,
+        "CREATE TABLE whole (id int PRIMARY KEY, name text) PARTITION BY LIST (id);"
+        "CREATE TABLE part PARTITION OF whole FOR VALUES IN (1); INSERT INTO whole VALUES (1);"
+        "SELECT rowcast.track('whole')",
+    )
+    try:
+        missing.ticks.next()
+        since = await missing.position()
+        missing.run(
+            "ALTER TABLE whole DETACH PARTITION part; SELECT rowcast.notice()",
+            WRITE.format("part"),
+            "SELECT rowcast.track('part')",
+        )
+        found = await missing.all_after(since)
+        assert [each["relation"] for each in found if each["op"] == "reset"] == ["whole", "part"]
+    finally:
+        execute(missing.dsn, f"DROP TABLE whole, part; {FORGET}")
 
 
 RENAMED = [

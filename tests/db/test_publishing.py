@@ -388,7 +388,8 @@ async def test_row_that_is_too_large_or_not_exact_is_to_be_read(publishing: Publ
     assert event.event["key"] == {"id": 1}
     execute(publishing.dsn, "CREATE TABLE odd (id int PRIMARY KEY, c regclass)")
     execute(publishing.dsn, "SELECT rowcast.track('odd')")
-    (event,) = await publishing.of("INSERT INTO odd VALUES (1, 'actions')")
+    reset, event = await publishing.of("INSERT INTO odd VALUES (1, 'actions')")
+    assert reset.topic == "rowcast.odd.changed.reset.-", "it is tracked from here on"
     assert (event.event["row"], event.event["large"]) == (None, True)
     (event,) = await publishing.of("INSERT INTO odd VALUES (2, NULL)")
     assert event.event["row"] == {"id": 2, "c": None}
@@ -505,7 +506,7 @@ async def test_row_whose_columns_have_other_names_by_now_is_a_reset(
         "CREATE TABLE swapped (id int PRIMARY KEY, name text, secret text);"
         " COMMENT ON COLUMN swapped.secret IS '@hidden'; SELECT rowcast.track('swapped')",
     )
-    (event,) = await publishing.of("INSERT INTO swapped VALUES (1, 'a', 'hush')")
+    _, event = await publishing.of("INSERT INTO swapped VALUES (1, 'a', 'hush')")
     assert event.event["row"] == {"id": 1, "name": "a"}
     changes = await publishing.changes(
         "INSERT INTO swapped VALUES (2, 'b', 'hush'), (3, 'c', 'hush')"
