@@ -20,7 +20,7 @@ from service.changes.epochs import (
     resumed_txn,
 )
 from service.changes.leader import prepare_txn
-from service.changes.log import read_txn, snapshot_txn
+from service.changes.log import read_txn
 from service.changes.positions import SnapshotPosition, TickPosition
 from service.changes.ticks import Tick, end_txn, last_txn, next_txn, ticks_txn
 from service.changes.upkeep import Upkeep, announce_txn
@@ -28,6 +28,7 @@ from service.db.connection import PgConnection, PgCursor
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.feeds import forget
+from tests.db.ticks import snapshot_txn
 
 SCHEMA = f"""
 CREATE TABLE items (id serial PRIMARY KEY, n int);

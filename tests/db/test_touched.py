@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from schema.changes import install
-from service.changes.log import read_txn, snapshot_txn
+from service.changes.log import read_txn
 from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
 from service.db.transaction import Actor, apart_txn
 from service.plan.keyed import keyed_rows
@@ -18,6 +18,7 @@ from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
 from tests.db.keeping import Kept, Reader
+from tests.db.ticks import snapshot_txn
 
 SCHEMA = f"""
 CREATE TABLE teams (id int PRIMARY KEY, name text);
