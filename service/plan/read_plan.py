@@ -175,29 +175,38 @@ def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
     return tuple(found)
 
 
-def _key_columns(
-    scope: Scope, key: KeyMatch, verb: str, path: str
-) -> list[tuple[Expression, Operand]]:
-    """Return the columns of a key, each with what it is compared with."""
-    relation = scope.relation
-    check_keyed(relation, verb)
+def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) -> tuple[str, ...]:
+    """
+    Return the columns that a key is of: those that it names, or else the primary key.
+
+    Raises:
+        InvalidArgument: They are no key of the relation, or the values are not as many.
+    """
     columns = key.columns or relation.primary_key
-    if key.columns:
-        for name in key.columns:
-            relation.column(name, f"{path}.{name}")
-        if scope.catalog.key_of(relation, key.columns) is None:
-            raise InvalidArgument(
-                f"no unique key over {', '.join(key.columns)}",
-                path=path,
-                candidates=[list(each.columns) for each in relation.unique_keys],
-            )
+    for name in key.columns:
+        relation.column(name, f"{path}.{name}")
+    if key.columns and catalog.key_of(relation, key.columns) is None:
+        raise InvalidArgument(
+            f"no unique key over {', '.join(key.columns)}",
+            path=path,
+            candidates=[list(each.columns) for each in relation.unique_keys],
+        )
     if len(columns) != len(key.operands):
         raise InvalidArgument(
-            f'the key of "{relation.name}" is {", ".join(columns)}:'
+            f'the key of "{relation.name}" is {", ".join(columns) or "none"}:'
             f" {len(columns)} values, got {len(key.operands)}",
             path=path,
             columns=list(columns),
         )
+    return columns
+
+
+def _key_columns(
+    scope: Scope, key: KeyMatch, verb: str, path: str
+) -> list[tuple[Expression, Operand]]:
+    """Return the columns of a key, each with what it is compared with."""
+    check_keyed(scope.relation, verb)
+    columns = key_columns(scope.catalog, scope.relation, key, path)
     return [
         (scope.expression(Reference(name, operand.path)), operand)
         for name, operand in zip(columns, key.operands, strict=True)

@@ -18,6 +18,7 @@ from service.catalog import Catalog, ForeignKey, Relation
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument
 from service.plan.joins import Join, Junction, is_related, related, relationships
+from service.plan.read_plan import key_columns
 from service.request.arguments import Values
 from service.request.embeds import default_embed
 from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, is_row, parse_related
@@ -392,7 +393,7 @@ class _Growing:
         """Return the step that has a linked row refer to a new one; it is looked up before."""
         key, path = one.link, one.path
         assert key is not None
-        given = _key_of(self._catalog, relation, key, path)
+        given = key_columns(self._catalog, relation, key, f"{path}.$link")
         columns = relation.primary_key or given
         there = {name: self._pending() for name in columns}
         new = {each.column: each.operand.slot for each in changes if each.operand is not None}
@@ -449,7 +450,7 @@ class _Growing:
         """Return the slots of the columns of a linked row, which is looked for if it has to be."""
         key, path = one.link, one.path
         assert key is not None
-        columns = _key_of(self._catalog, relation, key, path)
+        columns = key_columns(self._catalog, relation, key, f"{path}.$link")
         given = dict(zip(columns, key.operands, strict=True))
         if set(targets) == given.keys():
             return [given[name].slot for name in targets]
@@ -535,33 +536,6 @@ def _foreign_key(
 
 def _turned(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(there, here) for here, there in pairs]
-
-
-def _key_of(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) -> tuple[str, ...]:
-    """
-    Return the columns of the key of a linked row.
-
-    Raises:
-        InvalidArgument: It is no key of the relation.
-    """
-    path = f"{path}.$link"
-    columns = key.columns or relation.primary_key
-    for name in key.columns:
-        relation.column(name, f"{path}.{name}")
-    if key.columns and catalog.key_of(relation, key.columns) is None:
-        raise InvalidArgument(
-            f"no unique key over {', '.join(key.columns)}",
-            path=path,
-            candidates=[list(each.columns) for each in relation.unique_keys],
-        )
-    if len(columns) != len(key.operands):
-        raise InvalidArgument(
-            f'the key of "{relation.name}" is {", ".join(columns) or "none"}:'
-            f" {len(columns)} values, got {len(key.operands)}",
-            path=path,
-            columns=list(columns),
-        )
-    return columns
 
 
 def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
