@@ -208,7 +208,7 @@ _ROWS = (
         },
         result={
             "anyOf": [
-                *forms(reference("selected"), ROWS, reference("written"))["anyOf"],
+                *forms(reference("selected"), ROWS, NULL, reference("written"))["anyOf"],
                 reference("affected"),
             ]
         },
