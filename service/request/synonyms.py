@@ -99,7 +99,7 @@ SYNONYMS: tuple[Synonym, ...] = (
         ("returning", "return returns returned", f"actions.create({NEW}, returning=False)"),
         ("all", "force everything allrows confirm", 'vehicles.update(changes={"seats": 4}, all=True)'),
         ("max_affected", "maxrows limit max atmost maxaffectedrows",
-         'actions.update(where={"path": "/old"}, changes={"status": True}, max_affected=10)'),
+         'actions.delete(where={"path": "/old"}, max_affected=10)'),
         ("inner", "required innerjoin mustexist", 'drivers.find(embed={"vehicles": {"inner": True}})'),
         ("spread", "flatten flat inline merge",
          'vehicles.find(select=["plate"], embed={"drivers": {"select": ["name"], "spread": True}})'),
