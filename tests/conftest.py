@@ -4,7 +4,9 @@ The parts that tests stand on: a real PostgreSQL, a database for each module, a 
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import json
 import os
 import random
@@ -14,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -28,6 +30,8 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.python.failure import Failure
 
 from schema.database_url import Place
 from service.embedded.crossbar import node
@@ -62,10 +66,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests of generated examples once: pytest-twisted would wrap them twice."""
+    """
+    Run tests of generated examples once: pytest-twisted would wrap them twice.
+
+    A test that waits for ever fails where it waits, 20 s before pytest-timeout would end the
+    whole process.
+    """
     for item in items:
-        if hasattr(getattr(item, "obj", None), "hypothesis"):
+        test = getattr(item, "obj", None)
+        if hasattr(test, "hypothesis"):
             item.add_marker(pytest.mark.flaky(reruns=0))
+        elif inspect.iscoroutinefunction(test):
+            mark = item.get_closest_marker("timeout")
+            seconds = mark.args[0] if mark else float(item.config.getoption("timeout"))
+            item.obj = _limited(test, seconds - 20)
+
+
+def _limited(
+    test: Callable[..., Coroutine[Deferred[object], object, None]], seconds: float
+) -> Callable[..., Deferred[None]]:
+    """
+    Wrap a test so that it is cancelled after so many seconds, where it waits.
+
+    What pytest-timeout raises from a signal reaches the reactor and not the test, and the reactor
+    only logs it: a test that waits would hold the run for ever.
+    """
+
+    @functools.wraps(test)
+    def run(**fixtures: object) -> Deferred[None]:
+        from twisted.internet import reactor
+
+        def where(failure: Failure, _seconds: float) -> Failure:
+            return failure  # and not addTimeout's own, which does not tell the line
+
+        return ensureDeferred(test(**fixtures)).addTimeout(seconds, reactor, where)
+
+    return run
 
 
 @pytest.hookimpl(trylast=True)

@@ -57,6 +57,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class LongestFirst(LoadScopeScheduling):
     """Hands out whole files, but for what `FIRST` has apart, in the order of the tests."""
 
+    def schedule(self) -> None:
+        """
+        Hand out tests, twice for a process that comes late, in place of one that died.
+
+        A process begins a test when it knows what follows it: with one alone it would wait for
+        ever.
+        """
+        super().schedule()
+        for node in self.nodes:
+            self._reschedule(node)
+
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid)
 
