@@ -114,7 +114,7 @@ def test_router_that_logs_debug_lines_says_all_of_them() -> None:
         config = node("realm1", "rowcast", port, socket, code=str(ROOT / "router"))
         (Path(home) / "config.json").write_text(json.dumps(config))
         start = (crossbar(), "start", "--cbdir", home, "--loglevel", "debug", "--color", "false")
-        with program(dict(os.environ), *start) as router:
+        with program({**os.environ, "HOME": home}, *start) as router:
             wait_until(lambda: port_open(port) or not router.running(), 180, lambda: router.output)
             client = Raw(port, "realm1")
             for request in (1, 2):  # the second one finds the permission of the first
