@@ -5,14 +5,14 @@ Crossbar makes the texts in them, in color, before its log looks at the level: w
 permission that was a quarter of what a call costs the router. Here they are made when they are read.
 """
 
-from crossbar.router import broker, dealer, router
+from crossbar.router import broker, dealer, router, session
 
 TEXTS = ("hlflag", "hlid", "hltype", "hlval", "pformat")
 
 
 def install():
     """Replace, in the modules that every message passes, the functions that make texts."""
-    for module in (router, dealer, broker):
+    for module in (router, dealer, broker, session):
         for name in TEXTS:
             if hasattr(module, name):
                 setattr(module, name, later(getattr(module, name)))
@@ -41,7 +41,10 @@ class Text:
         self.kwargs = kwargs
 
     def __str__(self):
-        return self.function(*self.args, **self.kwargs)
+        try:
+            return self.function(*self.args, **self.kwargs)
+        except RecursionError:  # of a pformat; it would end the login whose details the line tells
+            return "(nested too deep to be printed)"
 
     def __format__(self, spec):
         return format(str(self), spec)

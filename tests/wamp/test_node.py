@@ -107,6 +107,24 @@ async def test_router_of_production_lets_the_service_join(migrated: str) -> None
             node.ends(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("levels", [2_000, 9_000, 90_000])
+@pytest_twisted.ensureDeferred
+async def test_call_nested_some_thousand_deep_ends_its_own_session(
+    router: Router, levels: int
+) -> None:
+    """A stock router dies of it where its callee speaks CBOR."""
+    callee, client = await join(router, "service cbor"), await join(router, "rawsocket json")
+    uri = f"rowcast.test.deep{levels}"
+    await callee.register(lambda value: value, uri)
+    body = b"[" * levels + b"]" * levels
+    client._transport.sendString(b'[%d, 1, {}, "%s", [%s]]' % (CALL, uri.encode(), body))
+    await client.gone
+    other = await join(router, "rawsocket json")
+    assert await other.call(uri, 1) == 1
+    await other.close()
+    await callee.close()
+
+
 def test_router_that_logs_debug_lines_says_all_of_them() -> None:
     """The texts in them are made when they are read, and are whole then."""
     with tempfile.TemporaryDirectory(prefix="rowcast-debug-") as home:
