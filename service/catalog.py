@@ -426,6 +426,9 @@ class Catalog:
         operators: Those that types of extensions and of one's own bring, by name and both types'
             oids: their schema. Whoever can put another one there could do worse.
         aggregates: The same of functions over rows, by name and type.
+        partitions: Of each partition the schema and name of the table that is served.
+        constraint_copies: Constraints and indexes that PostgreSQL has made for partitions, by
+            schema, table and name: the name of what was declared.
         policies: Whether policies hide rows of anything in the database from our role.
         merge_returns: Whether MERGE gives back what it has written (PostgreSQL 17).
     """
@@ -438,6 +441,8 @@ class Catalog:
     hidden_fields: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)
     operators: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
     aggregates: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    partitions: Mapping[QualifiedName, QualifiedName] = field(default_factory=dict)
+    constraint_copies: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
     policies: bool = False
     merge_returns: bool = False
 

@@ -139,7 +139,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
         wanted = [*{row.oid for row in relations} | under]
-        columns, keys, indexes, foreign_keys, cascades, constraints = (
+        columns, keys, indexes, foreign_keys, cascades, constraints, partitions, copies = (
             _rows(cursor, statement, relations=wanted)
             for statement in (
                 introspect_sql.COLUMNS,
@@ -148,6 +148,8 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
                 introspect_sql.FOREIGN_KEYS,
                 introspect_sql.CASCADES,
                 introspect_sql.CONSTRAINTS,
+                introspect_sql.PARTITIONS,
+                introspect_sql.COPIES,
             )
         )
     names: dict[int, dict[int, str]] = defaultdict(dict)
@@ -197,6 +199,12 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         types.hidden_fields(),
         {(row.name, row.left, row.right): row.schema for row in operators},
         {(row.name, row.type): row.schema for row in aggregates},
+        {
+            (row.schema, row.name): homes[row.relation]
+            for row in partitions
+            if row.relation in homes
+        },
+        {(row.schema, row.table, row.name): row.declared for row in copies},
         policies,
         connection.server_version >= 170000,
     )

@@ -230,6 +230,46 @@ SELECT i.indrelid, c.relname,
 """
 """Whatever a violation names, with the columns that it speaks of, in an expression too."""
 
+PARTITIONS = """
+WITH RECURSIVE family AS (
+    SELECT c.oid AS root, c.oid FROM pg_class c
+     WHERE c.oid = ANY(%(relations)s::oid[]) AND c.relkind = 'p'
+     UNION ALL
+    SELECT f.root, i.inhrelid FROM family f JOIN pg_inherits i ON i.inhparent = f.oid)
+SELECT f.root AS relation, n.nspname AS schema, c.relname AS name
+  FROM family f JOIN pg_class c ON c.oid = f.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE f.oid <> f.root
+"""
+"""The partitions of partitioned tables, and theirs, each with the table that is served."""
+
+COPIES = """
+WITH RECURSIVE keys AS (
+    SELECT k.oid, k.conname AS declared, k.conname AS name, k.conrelid AS relation
+      FROM pg_constraint k
+     WHERE k.conrelid = ANY(%(relations)s::oid[]) AND k.contype = 'f' AND k.conparentid = 0
+       AND EXISTS (SELECT FROM pg_constraint h WHERE h.conparentid = k.oid)
+     UNION ALL
+    SELECT h.oid, k.declared, h.conname, h.conrelid
+      FROM keys k JOIN pg_constraint h ON h.conparentid = k.oid),
+indexes AS (
+    SELECT i.indexrelid AS oid, x.relname AS declared, x.relname AS name, i.indrelid AS relation
+      FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'I'
+     WHERE i.indrelid = ANY(%(relations)s::oid[]) AND i.indisunique
+     UNION ALL
+    SELECT h.inhrelid, k.declared, x.relname, i.indrelid
+      FROM indexes k JOIN pg_inherits h ON h.inhparent = k.oid
+      JOIN pg_class x ON x.oid = h.inhrelid JOIN pg_index i ON i.indexrelid = h.inhrelid)
+SELECT n.nspname AS schema, c.relname AS table, k.name, k.declared
+  FROM (SELECT * FROM keys UNION ALL SELECT * FROM indexes) k
+  JOIN pg_class c ON c.oid = k.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE k.name <> k.declared
+"""
+"""
+Foreign keys and unique indexes that PostgreSQL has made for partitions, under names of its own.
+
+A violation names those, and the partition.
+"""
+
 TYPES = f"""
 SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS sql,
        t.typtype AS kind, t.typcategory AS category, t.typdelim AS delimiter,

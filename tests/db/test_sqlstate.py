@@ -307,8 +307,8 @@ VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
     (
         "SELECT (-1)::positive",
         CheckViolation,
-        "a value does not satisfy a check",
-        {"constraint": "above_zero", "columns": None},
+        "does not satisfy a check",
+        {"constraint": "above_zero"},
     ),
     (
         "INSERT INTO parts VALUES (1, '2026-01-01')",
