@@ -41,30 +41,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-DETAILS = frozenset(
-    [
-        "sqlstate",
-        "relation",
-        "column",
-        "columns",
-        "constraint",
-        "detail",
-        "hint",
-        "path",
-        "line",
-        "fields",
-        "candidates",
-        "row",
-        "reason",
-        "clock",
-        "retry",
-        "retry_after",
-        "id",
-        "operation",
-        "attempts",
-    ]
-)
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+_INTEGER = {"type": "integer"}
 
+DETAILS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("sqlstate", "relation", "column", "constraint", "detail", "hint"), _TEXT),
+    **dict.fromkeys(("path", "id", "reason", "clock"), _TEXT),
+    "columns": _TEXTS,
+    **dict.fromkeys(("line", "operation", "attempts"), _INTEGER),
+    "fields": {"type": "object", "additionalProperties": _TEXTS},
+    "candidates": {"type": "array"},
+    "row": {"type": ["object", "array", "integer"]},
+    "retry": {"type": "boolean"},
+    "retry_after": {"type": "number"},
+}
+"""The keyword arguments of a WAMP error, as JSON Schema."""
 
 MAX_PATH = 300
 """Characters of a path."""

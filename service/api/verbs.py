@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from service.api import functions, nested, old_rows, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.definitions import reference
-from service.describe.grammar import FLAG, record
-from service.describe.type_schemas import NULL
+from service.describe.grammar import WHERE
+from service.describe.json_schema import FLAG, NULL, record, reference
 from service.describe.verb import (
     CONFLICT,
     COUNTED,
@@ -21,6 +20,7 @@ from service.describe.verb import (
     FORM,
     GOT,
     GOT_LISTS,
+    MAX_AFFECTED,
     NAMES,
     OLD,
     ONE_OR_MANY,
@@ -36,14 +36,12 @@ from service.describe.verb import (
     WATCH,
     WATCHED,
     WAYS,
-    WHERE,
     WRITES,
     Verb,
     forms,
 )
 from service.errors import InvalidRow, NotChanged, NotFound
 
-MAX_AFFECTED = {"max_affected": reference("whole")}
 EXPECT = {"expect": {"type": ["object", "null"]}}
 
 

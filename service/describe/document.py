@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from service.catalog import Catalog
-from service.describe.definitions import Definitions
+from service.describe.json_schema import Definitions
 from service.describe.relations import described_relation, served_name
 from service.describe.routines import described_functions, function_name, may_be_described
 from service.describe.verb import Verb, described_verbs, shared

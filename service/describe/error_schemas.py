@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service import errors
-from service.describe.definitions import Schema, reference
+from service.describe.json_schema import TEXT, Schema, array, record, reference
 from service.errors import ServiceError
 
-Kind = type[ServiceError]
+Kinds = tuple[type[ServiceError], ...]
 
-ANY: tuple[Kind, ...] = (
+ANY: Kinds = (
     errors.InvalidArgument,
     errors.NoSuchProcedure,
     errors.NotAuthorized,
@@ -26,8 +26,7 @@ ANY: tuple[Kind, ...] = (
     errors.InternalError,
 )
 """Of every procedure."""
-
-DATABASE: tuple[Kind, ...] = (
+DATABASE: Kinds = (
     *ANY,
     errors.Conflict,
     errors.CheckViolation,
@@ -36,20 +35,20 @@ DATABASE: tuple[Kind, ...] = (
     errors.DatabaseRefused,
 )
 """Of all that asks the database: casts to domains check their constraints, a lock may not come in time."""
-
-ROWS: tuple[Kind, ...] = (*DATABASE, errors.TooLarge)
-VIOLATIONS: tuple[Kind, ...] = (
+ROWS: Kinds = (*DATABASE, errors.TooLarge)
+VIOLATIONS: Kinds = (
     errors.UniqueViolation,
     errors.ForeignKeyViolation,
     errors.ExclusionViolation,
     errors.OutcomeUnknown,
 )
-WRITES: tuple[Kind, ...] = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
-ALL: tuple[Kind, ...] = (*WRITES, errors.NotFound, errors.NotChanged)
-CHANGES: tuple[Kind, ...] = (*DATABASE, errors.PositionGone)
+WRITES: Kinds = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
+ALL: Kinds = (*WRITES, errors.NotFound, errors.NotChanged)
+CHANGES: Kinds = (*DATABASE, errors.PositionGone)
 """Of what reads the log of changes."""
+EVERY: Kinds = (*ALL, errors.PositionGone)
 
-OTHERS: Mapping[str, tuple[Kind, ...]] = {
+OTHERS: Mapping[str, Kinds] = {
     "fn": (*ROWS, *VIOLATIONS, errors.TooManyRows),
     "describe": (*ANY, errors.TooLarge),
     "health": ANY,
@@ -60,71 +59,29 @@ OTHERS: Mapping[str, tuple[Kind, ...]] = {
     "position": ANY,
     "transaction": ALL,
     "transaction.begin": ANY,
-    "written": (*ALL, errors.PositionGone),
+    "written": EVERY,
 }
 """Of a call of a function, of our own procedures, and of one written by hand."""
 
-CARRIED: Mapping[str, Schema] = {
-    **{
-        name: {"type": "string"}
-        for name in (
-            "sqlstate",
-            "relation",
-            "column",
-            "constraint",
-            "detail",
-            "hint",
-            "path",
-            "id",
-            "reason",
-            "clock",
-        )
-    },
-    "columns": {"type": "array", "items": {"type": "string"}},
-    "line": {"type": "integer"},
-    "operation": {"type": "integer"},
-    "attempts": {"type": "integer"},
-    "fields": {
-        "type": "object",
-        "additionalProperties": {"type": "array", "items": {"type": "string"}},
-    },
-    "candidates": {"type": "array"},
-    "row": {"type": ["object", "array", "integer"]},
-    "retry": {"type": "boolean"},
-    "retry_after": {"type": "number"},
-}
-"""The keyword arguments of a WAMP error."""
 
-
-def definitions(by_procedure: Mapping[str, tuple[Kind, ...]]) -> dict[str, Schema]:
+def definitions(by_procedure: Mapping[str, Kinds]) -> dict[str, Schema]:
     """Return the shared parts: each error, what they carry, and the errors of each procedure."""
-    found: dict[str, Schema] = {
-        "carried": {
+    found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
+    for kind in EVERY:  # as the HTTP bridge spells a WAMP error
+        found[_name(kind)] = {
             "type": "object",
-            "properties": dict(CARRIED),
-            "additionalProperties": False,
+            "properties": {
+                "error": {"const": kind.uri},
+                "args": array(TEXT, maxItems=1),
+                "kwargs": reference("carried"),
+            },
+            "required": ["error"],
         }
-    }
-    for kind in (*ALL, errors.PositionGone):
-        found[_name(kind)] = _error(kind)
     for procedure, kinds in by_procedure.items():
         each = sorted({_name(kind) for kind in kinds})
         found[f"errors.{procedure}"] = {"oneOf": [reference(name) for name in each]}
     return found
 
 
-def _name(kind: Kind) -> str:
+def _name(kind: type[ServiceError]) -> str:
     return f"error.{kind.uri.rpartition('.')[2]}"
-
-
-def _error(kind: Kind) -> Schema:
-    """Return what a WAMP error is, as the HTTP bridge spells it."""
-    return {
-        "type": "object",
-        "properties": {
-            "error": {"const": kind.uri},
-            "args": {"type": "array", "items": {"type": "string"}, "maxItems": 1},
-            "kwargs": reference("carried"),
-        },
-        "required": ["error"],
-    }

@@ -6,10 +6,25 @@ What a schema refuses here, `request/` refuses; the names of columns are for the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from service.describe.definitions import Schema, reference
-from service.describe.type_schemas import DEFAULT, NULL
+from service.describe.json_schema import (
+    ARRAY,
+    FLAG,
+    NOT_NULL,
+    NULL,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    Schema,
+    any_of,
+    array,
+    only,
+    record,
+    reference,
+    words,
+)
+from service.describe.type_schemas import DEFAULT
 from service.request import filters, measures
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
@@ -23,77 +38,55 @@ from service.request.embeds import MAX_EMBEDS
 from service.request.paging import MAX_TOKEN
 from service.request.select_list import ARGS, MAX_ARGS, MAX_KEYS, MAX_LENGTH, UNITS
 
-NOT_NULL: Schema = {"not": NULL}
-TEXT: Schema = {"type": "string"}
-FLAG: Schema = {"type": ["boolean", "null"]}
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}
 NAME_OR_NULL: Schema = {**NAME, "type": ["string", "null"]}
+WHERE: Schema = any_of(reference("where"), NULL)
+WHOLE: Schema = reference("whole")
+SELECT: Schema = reference("select")
+ORDER: Schema = reference("order")
+MEASURES: Schema = any_of(reference("measures"), NULL)
 
 
-def record(
-    properties: Mapping[str, Schema], required: Iterable[str] = (), description: str = ""
-) -> Schema:
-    """Return the schema of a dict that has these keys and no others."""
-    found: Schema = {"description": description} if description else {}
-    found |= {"type": "object", "properties": dict(properties)}
-    if required:
-        found["required"] = list(required)
-    return {**found, "additionalProperties": False}
-
-
-def words(*each: str) -> Schema:
-    """Return the schema of one of some strings, or null."""
-    return {"enum": [*each, None]}
-
-
-def list_of(item: Schema, most: int, least: int = 0) -> Schema:
+def _list_of(item: Schema, most: int, **limits: int) -> Schema:
     """Return the schema of a list of items, of one item that stands for a list of it, or null."""
-    items: Schema = {"type": "array", "items": item, "maxItems": most}
-    if least:
-        items["minItems"] = least
-    return {"anyOf": [items, item, NULL]}
+    return any_of(array(item, maxItems=most, **limits), item, NULL)
 
 
 def _operators() -> Schema:
-    array: Schema = {"type": "array"}
-    text = {"anyOf": [TEXT, record({"query": TEXT, "config": TEXT}, ["query"])]}
-    found: dict[str, Schema] = {name: NOT_NULL for name in sorted(filters.OPERATORS)}
-    found |= {name: {} for name in ("eq", "neq", "isdistinct")}
-    keys: Schema = {"type": "array", "items": NOT_NULL}
-    found |= {"in": array, "has_any": keys, "has_all": keys}
-    found |= {name: text for name in sorted(filters.SEARCHES)}
-    found["between"] = {"type": "array", "items": NOT_NULL, "minItems": 2, "maxItems": 2}
-    found |= {name: _texts() for name in filters.AFFIXES}
-    found |= {name: TEXT for name in sorted(filters.PATHS)}
-    found["length"] = reference("condition")
-    found["is"] = {"type": ["null", "boolean", "string"]}
-    found["not"] = reference("condition")
+    several = (only(word, array(TEXT)) for word in ("any", "all"))
+    found: dict[str, Schema] = {
+        **dict.fromkeys(sorted(filters.OPERATORS), NOT_NULL),
+        **{"eq": {}, "neq": {}, "isdistinct": {}},
+        **{"in": ARRAY, "has_any": array(NOT_NULL), "has_all": array(NOT_NULL)},
+        **dict.fromkeys(
+            sorted(filters.SEARCHES),
+            any_of(TEXT, record({"query": TEXT, "config": TEXT}, ["query"])),
+        ),
+        "between": array(NOT_NULL, minItems=2, maxItems=2),
+        **dict.fromkeys(filters.AFFIXES, any_of(TEXT, *several)),
+        **dict.fromkeys(sorted(filters.PATHS), TEXT),
+        "length": reference("condition"),
+        "is": {"type": ["null", "boolean", "string"]},
+        "not": reference("condition"),
+    }
     for name in filters.BESIDE:
         found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
-    return {
-        "anyOf": [
-            {**record(found), "minProperties": 1},
-            {"allOf": [HAS_ARGS, record({**found, **GIVEN})]},
-        ]
-    }
-
-
-def _texts() -> Schema:
-    """Return the schema of a text, or of several of which any or all are meant."""
-    several = {"type": "array", "items": TEXT}
-    return {"anyOf": [TEXT, *(record({word: several}, [word]) for word in ("any", "all"))]}
+    return any_of(
+        {**record(found), "minProperties": 1},
+        {"allOf": [HAS_ARGS, record({**found, **GIVEN})]},
+    )
 
 
 def _measure() -> Schema:
-    found: dict[str, Schema] = dict.fromkeys(measures.FUNCTIONS, reference("item"))
-    found |= {
+    found = {
+        **dict.fromkeys(measures.FUNCTIONS, reference("item")),
         "distinct": FLAG,
-        "separator": {"type": ["string", "null"]},
-        "where": {"anyOf": [reference("where"), NULL]},
-        "cast": {"type": ["string", "null"]},
+        "separator": TEXT_OR_NULL,
+        "where": WHERE,
+        "cast": TEXT_OR_NULL,
         "fraction": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "discrete": FLAG,
-        "order": reference("order"),
+        "order": ORDER,
     }
     return {**record(found), "oneOf": [{"required": [name]} for name in measures.FUNCTIONS]}
 
@@ -103,22 +96,22 @@ def _embed() -> Schema:
         "relation": NAME_OR_NULL,
         "via": NAME_OR_NULL,
         "direction": words("one", "many"),
-        "select": reference("select"),
-        "where": {"anyOf": [reference("where"), NULL]},
-        "order": reference("order"),
-        "limit": reference("whole"),
-        "offset": reference("whole"),
+        "select": SELECT,
+        "where": WHERE,
+        "order": ORDER,
+        "limit": WHOLE,
+        "offset": WHOLE,
         "embed": reference("embed"),
         "inner": FLAG,
         "spread": FLAG,
-        "measures": {"anyOf": [reference("measures"), NULL]},
-        "group": reference("select"),
+        "measures": MEASURES,
+        "group": SELECT,
     }
     return {
         "description": "related rows by name: true, or options",
         "type": ["object", "null"],
         "propertyNames": NAME,
-        "additionalProperties": {"anyOf": [{"const": True}, record(options)]},
+        "additionalProperties": any_of({"const": True}, record(options)),
         "maxProperties": MAX_EMBEDS,
     }
 
@@ -126,11 +119,7 @@ def _embed() -> Schema:
 TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
 """What a time is cut to, and where."""
 
-RANK: Mapping[str, Schema] = {
-    "rank": {"type": ["string", "null"]},
-    "config": {"type": ["string", "null"]},
-    "near": {},
-}
+RANK: Mapping[str, Schema] = {"rank": TEXT_OR_NULL, "config": TEXT_OR_NULL, "near": {}}
 """What a sort key is measured by: a query of text search, or another value."""
 
 GIVEN: Mapping[str, Schema] = {
@@ -139,7 +128,7 @@ GIVEN: Mapping[str, Schema] = {
 """What the function of a computed column is given."""
 HAS_ARGS: Schema = {
     "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
-    "properties": {ARGS: {"type": "object"}},
+    "properties": {ARGS: OBJECT},
     "required": [ARGS],
     "minProperties": 2,
 }
@@ -150,29 +139,29 @@ LANGUAGE: Mapping[str, Schema] = {
     "in_json": {"description": "what is set at a path in JSON: any value, or what computes it"},
     "link": {
         "description": "in place of a related row: the key of one that is there",
-        **record({LINK: NOT_NULL}, [LINK]),
+        **only(LINK, NOT_NULL),
     },
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
     IDEMPOTENCY_KEY: {
         "description": "a second call with it, and the same arguments, is answered as the first",
-        "type": ["string", "null"],
+        **TEXT_OR_NULL,
         "minLength": 1,
         "maxLength": MAX_KEY,
     },
     RECEIPT: {
         "description": "the result has a keyword tx, too: the transaction's id, or null if"
         " nothing was written",
-        "type": ["boolean", "null"],
+        **FLAG,
     },
-    "token": {"type": ["string", "null"], "maxLength": MAX_TOKEN},
+    "token": {**TEXT_OR_NULL, "maxLength": MAX_TOKEN},
     "where": {
         "description": "a filter: all its terms hold; the keys are columns, perhaps with a path and"
         " a cast, and, or, not",
         "type": "object",
         "properties": {
-            "and": {"type": "array", "items": reference("where")},
-            "or": {"type": "array", "items": reference("where")},
+            "and": array(reference("where")),
+            "or": array(reference("where")),
             "not": reference("where"),
         },
         "propertyNames": NAME,
@@ -199,35 +188,29 @@ LANGUAGE: Mapping[str, Schema] = {
     "operators": _operators(),
     "item": {
         "description": '[alias:]column[->key][->>key][::type], "*", or "-column" beside it',
-        "anyOf": [
+        **any_of(
             NAME,
             record(
                 {"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC, **GIVEN},
                 ["column"],
             ),
-        ],
+        ),
     },
     "key": {
         "description": "column[->key][->>key][::type], or with - before it for descending",
-        "anyOf": [
+        **any_of(
             NAME,
             record(
-                {
-                    "by": NAME,
-                    "desc": FLAG,
-                    "nulls": words("first", "last"),
-                    **TRUNC,
-                    **RANK,
-                    **GIVEN,
-                },
+                {"by": NAME, "desc": FLAG, "nulls": words("first", "last")}
+                | {**TRUNC, **RANK, **GIVEN},
                 ["by"],
             ),
-        ],
+        ),
     },
-    "select": list_of(reference("item"), MAX_LISTED),
-    "order": list_of(reference("key"), MAX_KEYS),
-    "columns": list_of(NAME, MAX_LISTED),
-    "some_columns": list_of(NAME, MAX_LISTED, least=1),
+    "select": _list_of(reference("item"), MAX_LISTED),
+    "order": _list_of(reference("key"), MAX_KEYS),
+    "columns": _list_of(NAME, MAX_LISTED),
+    "some_columns": _list_of(NAME, MAX_LISTED, minItems=1),
     "measure": _measure(),
     "measures": {
         "description": "functions over rows, by name",

@@ -6,19 +6,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from service.catalog import Catalog, Column, Relation, Type
-from service.describe.definitions import Definitions, Schema, reference
-from service.describe.grammar import record
+from service.describe.json_schema import (
+    ARRAY,
+    NULL,
+    OBJECT,
+    Definitions,
+    Schema,
+    any_of,
+    array,
+    record,
+    reference,
+)
 from service.describe.routines import described_parameter
-from service.describe.rows import DescribedRows
-from service.describe.type_schemas import NULL, changed, given, literal, new, schema_of, value
-from service.describe.verb import Right, Verb
+from service.describe.type_schemas import changed, given, literal, new, schema_of, value
+from service.describe.verb import DescribedRows, Right, Verb
 from service.plan.computed_columns import ComputedColumn, computed_columns
 from service.plan.computing import computing
-from service.plan.joins import relationships
+from service.plan.joins import Join, relationships
 from service.plan.tree import takes_nested
 from service.request.names import RESERVED, encode
 from service.request.select_list import quoted_item
@@ -53,16 +62,6 @@ def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
     ]
 
 
-def _computed(catalog: Catalog, computed: ComputedColumn) -> dict[str, Any]:
-    column, (_, *others) = computed.column, computed.function.inputs
-    return {
-        "type": column.declared,
-        "comment": column.comment,
-        "json_schema": schema_of(catalog, catalog.type(column.type), True),
-        "parameters": [described_parameter(catalog, each) for each in others],
-    }
-
-
 def described_relation(
     defs: Definitions, relation: Relation, verbs: Mapping[str, Verb], written: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -75,66 +74,7 @@ def described_relation(
         verbs: That there are.
         written: What is said of procedures written by hand, which win over generated ones.
     """
-    catalog, name = defs.catalog, served_name(defs.catalog, relation)
-    rows = _RelationRows(defs, relation, name)
-    return {
-        "schema": relation.schema,
-        "name": relation.name,
-        "kind": relation.kind,
-        "comment": relation.comment,
-        "columns": {each.name: _column(catalog, each) for each in relation.columns.values()},
-        "json_schema": {kind: rows.part(kind) for kind in ("row", "insert", "update")},
-        "computed": {
-            name: {
-                **_computed(catalog, overloads[0]),
-                "overloads": [_computed(catalog, each) for each in overloads[1:]],
-            }
-            for name, overloads in computed_columns(catalog, relation).items()
-        },
-        "primary_key": list(relation.primary_key),
-        "unique_keys": [
-            {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
-        ],
-        "unique_indexes": [
-            {"name": index.name, "columns": list(index.all_columns), "partial": index.partial}
-            for index in relation.unique_indexes
-            if not index.fault
-        ],
-        **_related(catalog, relation),
-        "row_security": relation.row_security,
-        "verbs": {
-            verb: written.get(f"{name}.{verb}") or rows.verb(verbs[verb])
-            for verb in verbs_of(relation, verbs)
-        },
-    }
-
-
-def _related(catalog: Catalog, relation: Relation) -> dict[str, Any]:
-    ways = relationships(catalog, relation)
-    # A name that several ways have means none of them.
-    names = Counter(name for way in ways for name in way.embed_names)
-    return {
-        "foreign_keys": [
-            {
-                "name": key.name,
-                "columns": list(key.columns),
-                "schema": key.target[0],
-                "relation": key.target[1],
-                "target_columns": list(key.target_columns),
-            }
-            for key in relation.foreign_keys
-            if key.target in catalog.relations
-        ],
-        "relationships": [
-            {
-                "relation": served_name(catalog, way.target),
-                "via": way.label,
-                "many": way.many,
-                "names": sorted(name for name in way.embed_names if names[name] == 1),
-            }
-            for way in ways
-        ],
-    }
+    return _RelationRows(defs, relation).relation(verbs, written)
 
 
 def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
@@ -167,8 +107,14 @@ def _generated(column: Column) -> str | None:
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
 
 
-def _is_json(catalog: Catalog, column: Column) -> bool:
-    return catalog.plain(catalog.type(column.type)).form == "json"
+def _computed(catalog: Catalog, computed: ComputedColumn) -> dict[str, Any]:
+    column, (_, *others) = computed.column, computed.function.inputs
+    return {
+        "type": column.declared,
+        "comment": column.comment,
+        "json_schema": schema_of(catalog, catalog.type(column.type), True),
+        "parameters": [described_parameter(catalog, each) for each in others],
+    }
 
 
 def _quoted(name: str) -> str:
@@ -178,6 +124,7 @@ def _quoted(name: str) -> str:
 
 def _paths_of(name: str) -> str:
     """Return the regular expression of paths into a column."""
+    # Not re.escape: it escapes spaces and the like, which ECMA-262 refuses under its u flag.
     bare, quoted = (
         re.sub(r"([\^$\\.*+?()\[\]{}|/])", r"\\\1", each) for each in (name, quoted_item(name))
     )
@@ -191,31 +138,85 @@ class _RelationRows(DescribedRows):
     Args:
         defs: Take the schemas.
         relation: Whose rows.
-        name: Of the relation in URIs.
     """
 
-    def __init__(self, defs: Definitions, relation: Relation, name: str) -> None:
-        super().__init__(defs, name)
+    def __init__(self, defs: Definitions, relation: Relation) -> None:
+        super().__init__(defs, served_name(defs.catalog, relation))
         self._relation = relation
-        self._insertable = [each for each in relation.columns.values() if each.insertable]
+        self._columns = list(relation.columns.values())
         self.makers |= {
-            "new": lambda: self._given(self._insertable, relation.has_insert_triggers),
+            "new": self._new,
             "insert": self._insert,
             "update": self._update,
             "updates": self._updates,
-            "values": lambda: {
-                "anyOf": [self.part("insert"), {"type": "array", "items": self.part("insert")}]
-            },
+            "values": lambda: self._one_or_many("insert"),
             "tree": self._tree,
-            "trees": lambda: {
-                "anyOf": [self.part("tree"), {"type": "array", "items": self.part("tree")}]
-            },
+            "trees": lambda: self._one_or_many("tree"),
             "key": self._key,
-            "keys": lambda: {"type": "array", "items": self.part("key")},
+            "keys": lambda: array(self.part("key")),
         }
 
-    def verb(self, verb: Verb) -> dict[str, Any]:
-        """Describe a verb."""
+    @cached_property
+    def _ways(self) -> list[tuple[Join, list[str]]]:
+        """Return the relationships, each with the names that mean it alone."""
+        ways = relationships(self.defs.catalog, self._relation)
+        names = Counter(name for way in ways for name in way.embed_names)
+        return [(way, sorted(at for at in way.embed_names if names[at] == 1)) for way in ways]
+
+    def relation(self, verbs: Mapping[str, Verb], written: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe the relation."""
+        relation, catalog = self._relation, self.defs.catalog
+        return {
+            "schema": relation.schema,
+            "name": relation.name,
+            "kind": relation.kind,
+            "comment": relation.comment,
+            "columns": {each.name: _column(catalog, each) for each in self._columns},
+            "json_schema": {kind: self.part(kind) for kind in ("row", "insert", "update")},
+            "computed": {
+                name: {
+                    **_computed(catalog, overloads[0]),
+                    "overloads": [_computed(catalog, each) for each in overloads[1:]],
+                }
+                for name, overloads in computed_columns(catalog, relation).items()
+            },
+            "primary_key": list(relation.primary_key),
+            "unique_keys": [
+                {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
+            ],
+            "unique_indexes": [
+                {"name": index.name, "columns": list(index.all_columns), "partial": index.partial}
+                for index in relation.unique_indexes
+                if not index.fault
+            ],
+            "foreign_keys": [
+                {
+                    "name": key.name,
+                    "columns": list(key.columns),
+                    "schema": key.target[0],
+                    "relation": key.target[1],
+                    "target_columns": list(key.target_columns),
+                }
+                for key in relation.foreign_keys
+                if key.target in catalog.relations
+            ],
+            "relationships": [
+                {
+                    "relation": served_name(catalog, way.target),
+                    "via": way.label,
+                    "many": way.many,
+                    "names": names,
+                }
+                for way, names in self._ways
+            ],
+            "row_security": relation.row_security,
+            "verbs": {
+                name: written.get(f"{self.name}.{name}") or self._verb(verbs[name])
+                for name in verbs_of(relation, verbs)
+            },
+        }
+
+    def _verb(self, verb: Verb) -> dict[str, Any]:
         return self.described(verb, {name: self.part(kind) for name, kind in verb.takes.items()})
 
     def part(self, kind: str) -> Any:
@@ -223,72 +224,76 @@ class _RelationRows(DescribedRows):
         if kind in ("key", "keys") and not self._relation.primary_key:
             return False
         if kind == "imported":  # a model may still add to its rows
-            return {"items": {"anyOf": [self.part("new"), {"type": "array"}]}}
+            return {"items": any_of(self.part("new"), ARRAY)}
         return super().part(kind)
 
     def row(self) -> Schema:
         """Build the schema of a row as it is read."""
-        columns = [each for each in self._relation.columns.values() if each.selectable]
-        return record(
-            {each.name: self._read(each) for each in columns}, [each.name for each in columns]
-        )
+        read = {each.name: self._read(each) for each in self._columns if each.selectable}
+        return record(read, read)
 
     def _read(self, column: Column) -> Schema:
         schema = value(self.defs, self.defs.catalog.type(column.type), column.nullable)
         limit = column.max_length
         return schema if limit is None else {**schema, "maxLength": limit}
 
+    def _new(self) -> Schema:
+        nullable = self._relation.has_insert_triggers  # which may fill it in
+        columns = (each for each in self._columns if each.insertable)
+        return record({each.name: self._written(each, new, nullable) for each in columns})
+
     def _insert(self) -> Schema:
         needed = [
             each.name
-            for each in self._insertable
-            if not (each.nullable or each.has_default or self._relation.has_insert_triggers)
+            for each in self._columns
+            if each.insertable
+            and not (each.nullable or each.has_default or self._relation.has_insert_triggers)
         ]
         return {**self.part("new"), "required": needed} if needed else self.part("new")
+
+    def _one_or_many(self, kind: str) -> Schema:
+        return any_of(self.part(kind), array(self.part(kind)))
 
     def _tree(self) -> Schema:
         """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
         insert, relation = self._insert(), self._relation
-        new = self.defs.schemas[f"new.{self.name}"]
-        found = dict(new["properties"])
+        own = self.defs.schemas[f"new.{self.name}"]["properties"]
+        found = dict(own)
         for name, nested in self._nested().items():
-            found[name] = {"anyOf": [found[name], *nested]} if name in found else {"anyOf": nested}
+            found[name] = any_of(*([found[name]] if name in found else []), *nested)
         by_others = {name for key in relation.foreign_keys for name in key.columns}
         schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
-        if len(found) > len(new["properties"]) and not any("!" in name for name in found):
+        if len(found) > len(own) and not any("!" in name for name in found):
             # "relation!via", of which there are many spellings
             schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
         return schema
 
     def _nested(self) -> dict[str, list[Schema]]:
         """Return what may be nested, by name: the names that mean one relationship alone."""
-        relation, catalog = self._relation, self.defs.catalog
-        ways = relationships(catalog, relation)
-        names = Counter(name for way in ways for name in way.embed_names)
-        targets = Counter((way.target.schema, way.target.name) for way in ways)
+        relation = self._relation
+        targets = Counter((way.target.schema, way.target.name) for way, _ in self._ways)
         found: dict[str, list[Schema]] = {}
-        for way in ways:
+        for way, names in self._ways:
             if not takes_nested(relation, way):
                 continue
-            target = served_name(catalog, way.target)
-            called = {name for name in way.embed_names if names[name] == 1}
+            rows = _RelationRows(self.defs, way.target)
+            called = set(names)
             if targets[way.target.schema, way.target.name] == 1:
-                called |= {target, way.target.name} - relation.columns.keys()
-            row: Schema = {"type": "object"}
-            if target in self.defs.relations:
-                row = _RelationRows(self.defs, way.target, target).part("tree")
-            one = [row, reference("link")]
-            many: list[Schema] = [{"type": "array", "items": {"anyOf": one}}]
+                called |= {rows.name, way.target.name} - relation.columns.keys()
+            known = rows.name in self.defs.relations
+            one = [rows.part("tree") if known else OBJECT, reference("link")]
             for name in sorted(called):
-                found[name] = [*(many if way.many else one), NULL]
+                found[name] = [*([array(any_of(*one))] if way.many else one), NULL]
         return found
 
     def _update(self) -> Schema:
-        columns = [each for each in self._relation.columns.values() if each.updatable]
+        columns = [each for each in self._columns if each.updatable]
         found = record({_quoted(each.name): self._written(each, changed) for each in columns})
-        paths = [each.name for each in columns if _is_json(self.defs.catalog, each)]
+        catalog = self.defs.catalog
+        forms = {each.name: catalog.plain(catalog.type(each.type)).form for each in columns}
+        paths = [_paths_of(name) for name, form in forms.items() if form == "json"]
         if paths:
-            found["patternProperties"] = {_paths_of(name): reference("in_json") for name in paths}
+            found["patternProperties"] = dict.fromkeys(paths, reference("in_json"))
         return found
 
     def _updates(self) -> Schema:
@@ -296,17 +301,10 @@ class _RelationRows(DescribedRows):
         update = self._update()
         keys = {name for key in self._relation.unique_keys for name in key.columns}
         for name in (*self._relation.primary_key, *sorted(keys)):
-            update["properties"][_quoted(name)] = self._part_of_key_or_change(name)
-        return {"type": "array", "items": update}
-
-    def _part_of_key_or_change(self, name: str) -> Schema:
-        column = self._relation.columns[name]
-        key = self._part_of_key(name)
-        ways = [key, literal(key)]
-        return {"anyOf": [*ways, *([self._written(column, changed)] if column.updatable else [])]}
-
-    def _given(self, columns: Iterable[Column], nullable: bool = False) -> Schema:
-        return record({each.name: self._written(each, new, nullable) for each in columns})
+            key, column = self._part_of_key(name), self._relation.columns[name]
+            change = [self._written(column, changed)] if column.updatable else []
+            update["properties"][_quoted(name)] = any_of(key, literal(key), *change)
+        return array(update)
 
     def _written(self, column: Column, make: Make, nullable: bool = False) -> Schema:
         if column.generated_always:
@@ -320,17 +318,13 @@ class _RelationRows(DescribedRows):
         return {**schema, "pattern": rf"^[\s\S]{{0,{limit}}} *$"}
 
     def _key(self) -> Schema:
-        relation = self._relation
-        parts = [self._part_of_key(name) for name in relation.primary_key]
+        parts = [self._part_of_key(name) for name in self._relation.primary_key]
         many = len(parts)
         values = {"type": "array", "prefixItems": parts, "minItems": many, "maxItems": many}
-        keys = [each.columns for each in relation.unique_keys]
-        columns = dict.fromkeys(name for key in keys for name in key)
-        named = {
-            **record({name: self._part_of_key(name) for name in columns}),
-            "anyOf": [{"required": list(key)} for key in keys],
-        }
-        return {"anyOf": [*(parts if many == 1 else ()), values, named]}
+        keys = [list(each.columns) for each in self._relation.unique_keys]
+        columns = {name: self._part_of_key(name) for key in keys for name in key}
+        named = {**record(columns), "anyOf": [{"required": key} for key in keys]}
+        return any_of(*(parts if many == 1 else ()), values, named)
 
     def _part_of_key(self, name: str) -> Schema:
         type = self.defs.catalog.type(self._relation.columns[name].type)

@@ -8,16 +8,23 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from service.catalog import Argument, Catalog, Function
-from service.describe.definitions import Definitions, Schema, reference
-from service.describe.grammar import record
-from service.describe.rows import DescribedRows
-from service.describe.type_schemas import NULL, given, schema_of, value
-from service.describe.verb import FORM, TIMEOUT, WRITES, Verb, forms
+from service.describe.grammar import WHOLE
+from service.describe.json_schema import (
+    NULL,
+    Definitions,
+    Schema,
+    any_of,
+    array,
+    record,
+    reference,
+)
+from service.describe.type_schemas import given, schema_of, value
+from service.describe.verb import FORM, TIMEOUT, WRITES, DescribedRows, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
 from service.request.call_request import ARGS
 from service.request.names import FN, encode
 
-OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, **WRITES, "max_affected": reference("whole")}
+OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, **WRITES, "max_affected": WHOLE}
 
 
 def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
@@ -98,7 +105,7 @@ class _FunctionRows(DescribedRows):
         function, catalog = self._function, self.defs.catalog
         has_verbs = self._columns is not None and not function.procedure
         needed = [ARGS] if any(not each.has_default for each in function.inputs) else []
-        args = {"anyOf": [self.part("args"), self._listed, *([] if needed else [NULL])]}
+        args = any_of(self.part("args"), self._listed, *([] if needed else [NULL]))
         return {
             "schema": function.schema,
             "name": function.name,
@@ -128,31 +135,26 @@ class _FunctionRows(DescribedRows):
         options = {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
         others = {name: each for name, each in options.items() if name not in self._names}
         plain = {**others, **self._by_name}
-        by_name, by_position = (
-            [each.name for each in arguments if not each.has_default]
-            for arguments in (
-                function.inputs[function.unnamed :],
-                function.inputs[: function.unnamed],
-            )
-        )
+        needed = [each for each in function.inputs if not each.has_default]
+        listed = [each for each in function.inputs[: function.unnamed] if not each.has_default]
+        by_name = [each.name for each in needed[len(listed) :]]
         if ARGS not in self._names:
             plain[ARGS] = self._listed if function.unnamed else NULL
-            by_name += [ARGS] if by_position else []
+            by_name += [ARGS] if listed else []
         if function.unnamed:
             return record(plain, by_name)
         apart = record({**options, ARGS: self.part("args")}, [ARGS])
-        return {"anyOf": [record(plain, by_name), apart]}
+        return any_of(record(plain, by_name), apart)
 
     def _result(self) -> Schema:
         """Return what a call answers."""
         catalog, function = self.defs.catalog, self._function
         answer = answer_kind(catalog, function)
         if answer == "nothing":
-            return {"anyOf": [NULL, reference("text")]}
+            return any_of(NULL, reference("text"))
         if self._columns is None:
             result = value(self.defs, catalog.type(function.result), nullable=True)
-            result = {"type": "array", "items": result} if answer == "values" else result
-            return {"anyOf": [result, reference("text")]}
+            return any_of(array(result) if answer == "values" else result, reference("text"))
         usual = {"rows": ("rows",), "composite": ("row", "null")}.get(answer, ("row",))
         return forms(*map(self.part, usual))
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from service.datatypes import PYTHON, TYPESCRIPT
-from service.describe.type_schemas import NULL
+from service.describe.json_schema import NULL, kinds_of
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.names import decode
 
@@ -145,7 +145,7 @@ class _Client(ABC):
         elif "anyOf" in schema:
             found = [self.type(each) for each in schema["anyOf"]]
         else:
-            found = [self._kind(kind, schema) for kind in _kinds(schema)]
+            found = [self._kind(kind, schema) for kind in kinds_of(schema)]
         return " | ".join(dict.fromkeys(found))
 
     def field(self, field: Field) -> str:
@@ -499,22 +499,17 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
     return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], text)
 
 
-def _kinds(schema: Schema) -> list[str]:
-    kinds = schema.get("type", "any")
-    return [kinds] if isinstance(kinds, str) else kinds
-
-
 def _without_null(schema: Schema) -> Schema:
     if "type" not in schema:
         return schema
-    return {**schema, "type": [each for each in _kinds(schema) if each != "null"]}
+    return {**schema, "type": [each for each in kinds_of(schema) if each != "null"]}
 
 
 def _sent(column: Mapping[str, Any]) -> Schema:
     """Return what is sent for a column: as it is read, and for a numeric a number as well."""
     schema: Schema = column["json_schema"]
     if column["type"].startswith("numeric"):
-        return {"type": [*_kinds(schema), "number"]}
+        return {"type": [*kinds_of(schema), "number"]}
     return schema
 
 

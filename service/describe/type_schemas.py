@@ -1,33 +1,36 @@
 """
-The types of the database as JSON Schema (2020-12) of their values: as read, as given, as new.
+The types of the database as JSON Schemas of their values: as read, as given, as new, as changed.
+
+Each is a shared part of the document, named after what it is for and the type. A domain is
+described as what it is made of: its checks are PostgreSQL's to judge.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from service.catalog import Catalog, Type
-from service.describe.definitions import Definitions, Schema, reference
+from service.describe.json_schema import (
+    ARRAY,
+    NOT_NULL,
+    OBJECT,
+    TEXT,
+    Definitions,
+    Schema,
+    any_of,
+    array,
+    only,
+    or_null,
+    reference,
+)
 from service.plan.computing import computing
 from service.request.assignments import MAX_REMOVED
 from service.request.names import encode
 
-NULL: Schema = {"type": "null"}
+DEFAULT: Schema = {"description": "the column's default", **only("$default", {"const": True})}
 
 
 def literal(schema: Schema) -> Schema:
     """Return the schema of a value that is taken as it is, whatever it looks like."""
     return only("$value", schema)
-
-
-def only(name: str, schema: Schema) -> Schema:
-    """Return the schema of a dict with one key."""
-    return {
-        "type": "object",
-        "properties": {name: schema},
-        "required": [name],
-        "additionalProperties": False,
-    }
 
 
 def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
@@ -39,28 +42,30 @@ def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
 def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to the values of a type as they are read."""
     plain = defs.catalog.plain(type)
-    kind = "value_or_null" if nullable else "value"
-    return defs.refer(_name(kind, plain), lambda: schema_of(defs.catalog, plain, nullable))
+    name = _name("value", plain, nullable)
+    return defs.refer(name, lambda: schema_of(defs.catalog, plain, nullable))
 
 
 def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to what may be sent for a type; the first of several is as it is read."""
     plain = defs.catalog.plain(type)
-    if nullable:
-        return defs.refer(_name("given_or_null", plain), lambda: or_null(_given(defs, plain)))
-    return defs.refer(_name("given", plain), lambda: _given(defs, plain))
+
+    def make() -> Schema:
+        schema = _given(defs, plain)
+        return or_null(schema) if nullable else schema
+
+    return defs.refer(_name("given", plain, nullable), make)
 
 
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to what may be sent for a column: a value, or the default's marker."""
     plain = defs.catalog.plain(type)
-    kind = "set_or_null" if nullable else "set"  # "new" is for the rows of relations
 
     def make() -> Schema:
         known = given(defs, plain, nullable)
-        return {"anyOf": [known, reference("default"), literal(known)]}
+        return any_of(known, reference("default"), literal(known))
 
-    return defs.refer(_name(kind, plain), make)
+    return defs.refer(_name("set", plain, nullable), make)  # "new" is for the rows of relations
 
 
 def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
@@ -69,111 +74,76 @@ def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
     operators = computing(defs.catalog, plain)
     if not operators:
         return new(defs, plain, nullable)
-    kind = "change_or_null" if nullable else "change"
 
     def make() -> Schema:
         ways = (only(word, _operand(defs, plain, word)) for word in operators)
-        return {"anyOf": [new(defs, plain, nullable), *ways]}
+        return any_of(new(defs, plain, nullable), *ways)
 
-    return defs.refer(_name(kind, plain), make)
+    return defs.refer(_name("change", plain, nullable), make)
 
 
 def _operand(defs: Definitions, type: Type, word: str) -> Schema:
     """Return the schema of what an operator takes that computes a value of a type."""
+    catalog, known, is_json = defs.catalog, type.data_type, type.form == "json"
     if word in ("$add", "$multiply"):
-        known = type.data_type
-        other = (
-            "numeric" if type.form == "json" else known.added if word == "$add" else known.factor
-        )
-        return given(defs, defs.catalog.types_by_name[other], nullable=False)
-    if word == "$merge":
-        return {"type": "object"}
-    items: Schema = {"type": "array"}
+        other = known.added if word == "$add" else known.factor
+        of = catalog.types_by_name["numeric" if is_json else other]
+        return given(defs, of, nullable=False)
     if word == "$remove":
-        of = (
-            defs.catalog.types_by_name["text"]
-            if type.form == "json"
-            else _element(defs.catalog, type)
-        )
-        items |= {"items": given(defs, of, nullable=True), "maxItems": MAX_REMOVED}
-    return items
+        of = catalog.types_by_name["text"] if is_json else catalog.type(type.element)
+        return array(given(defs, of, nullable=True), maxItems=MAX_REMOVED)
+    return dict(OBJECT if word == "$merge" else ARRAY)
 
 
-DEFAULT: Schema = {"description": "the column's default", **only("$default", {"const": True})}
-
-
-def or_null(schema: Schema) -> Schema:
-    """Return a schema that allows null as well."""
-    if schema in ({}, {"not": NULL}):
-        return {}
-    if "enum" in schema:
-        return {**schema, "type": [*_kinds(schema), "null"], "enum": [*schema["enum"], None]}
-    if "type" in schema:
-        return {**schema, "type": [*_kinds(schema), "null"]}
-    return {"anyOf": [*schema["anyOf"], NULL]} if "anyOf" in schema else {"anyOf": [schema, NULL]}
-
-
-def _kinds(schema: Schema) -> list[str]:
-    kinds = schema["type"]
-    return [kinds] if isinstance(kinds, str) else list(kinds)
-
-
-def _name(kind: str, type: Type) -> str:
+def _name(kind: str, type: Type, nullable: bool) -> str:
+    kind += "_or_null" if nullable else ""
     if type.schema == "pg_catalog":
         return f"{kind}.{type.name}"
     return f"{kind}.{encode(type.schema)}.{encode(type.name)}"
 
 
 def _read(catalog: Catalog, type: Type) -> Schema:
-    if type.kind == "enum":
-        return {"type": "string", "enum": list(type.labels)}
-    if type.kind == "array":
-        return {
-            "type": "array",
-            "items": _or_array(schema_of(catalog, _element(catalog, type), True)),
-        }
-    if type.kind == "composite":
-        fields = {
-            name: schema_of(catalog, catalog.type(oid), nullable=True)
-            for name, oid in type.fields
-            if name and name not in type.unreadable_fields  # a hidden one has no name
-        }
-        return {"type": "object", "properties": fields}
-    return {} if type.kind == "pseudo" else dict(type.data_type.schema)
+    match type.kind:
+        case "enum":
+            return {**TEXT, "enum": list(type.labels)}
+        case "array":
+            return array(_or_array(schema_of(catalog, catalog.type(type.element), True)))
+        case "composite":
+            fields = _fields(type).items()
+            shown = {name: schema_of(catalog, catalog.type(oid), True) for name, oid in fields}
+            return {**OBJECT, "properties": shown}
+        case "pseudo":
+            return {}
+    return dict(type.data_type.schema)
 
 
-def _element(catalog: Catalog, type: Type) -> Type:
-    return catalog.type(type.element)
+def _given(defs: Definitions, type: Type) -> Schema:
+    def of(oid: int) -> Schema:
+        return given(defs, defs.catalog.type(oid), nullable=True)
+
+    match type.kind:
+        case "enum":
+            return {**TEXT, "enum": list(type.labels)}
+        case "array":
+            return any_of(array(any_of(of(type.element), ARRAY)), TEXT)
+        case "composite":
+            row = {**OBJECT, "properties": {name: of(oid) for name, oid in _fields(type).items()}}
+            if not type.unreadable_fields:
+                row["additionalProperties"] = False
+            count = sum(1 for name, _ in type.fields if name)
+            return any_of(row, {**ARRAY, "minItems": count, "maxItems": count}, TEXT)
+        case "pseudo":
+            return NOT_NULL
+    return dict(type.data_type.given)
+
+
+def _fields(type: Type) -> dict[str, int]:
+    """Return the types of the fields of a composite that our role may name."""
+    return {name: oid for name, oid in type.fields if name and name not in type.unreadable_fields}
 
 
 def _or_array(schema: Schema) -> Schema:
     """Return a schema that allows arrays as well: an array type does not fix its dimensions."""
     if "enum" not in schema and isinstance(schema.get("type"), list):
         return {**schema, "type": [*schema["type"], "array"]}
-    return {"anyOf": [schema, {"type": "array"}]} if schema else {}
-
-
-def _given(defs: Definitions, type: Type) -> Schema:
-    if type.kind == "array":
-        element = given(defs, _element(defs.catalog, type), nullable=True)
-        items = {"anyOf": [element, {"type": "array"}]}
-        return {"anyOf": [{"type": "array", "items": items}, {"type": "string"}]}
-    if type.kind == "composite":
-        return _given_row(defs, type)
-    if type.kind == "enum":
-        return {"type": "string", "enum": list(type.labels)}
-    return {"not": NULL} if type.kind == "pseudo" else dict(type.data_type.given)
-
-
-def _given_row(defs: Definitions, type: Type) -> Schema:
-    fields = {
-        name: given(defs, defs.catalog.type(oid), nullable=True)
-        for name, oid in type.fields
-        if name and name not in type.unreadable_fields
-    }
-    row: dict[str, Any] = {"type": "object", "properties": fields}
-    if not type.unreadable_fields:
-        row["additionalProperties"] = False
-    shown = sum(1 for name, _ in type.fields if name)
-    values = {"type": "array", "minItems": shown, "maxItems": shown}
-    return {"anyOf": [row, values, {"type": "string"}]}
+    return any_of(schema, ARRAY) if schema else {}

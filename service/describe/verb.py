@@ -1,19 +1,34 @@
 """
-What a verb is, and what is the same of it for every relation: its arguments, answers and errors.
+What a verb is, what is the same of it for every relation, and how it is described for rows of one kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.definitions import Schema, reference
-from service.describe.grammar import FLAG, LANGUAGE, record, words
-from service.describe.type_schemas import NULL
-from service.errors import ServiceError
+from service.describe.grammar import LANGUAGE, MEASURES, ORDER, SELECT, WHERE, WHOLE
+from service.describe.json_schema import (
+    ARRAY,
+    FLAG,
+    INTEGER,
+    NULL,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    Definitions,
+    Schema,
+    any_of,
+    array,
+    full,
+    record,
+    reference,
+    words,
+)
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.read_request import COUNTS, FORMATS, FORMS, MAX_CHUNK
 
@@ -55,7 +70,7 @@ class Verb:
     handler: Callable[[Any], Any] | None
     arguments: Schema
     result: Schema
-    errors: tuple[type[ServiceError], ...]
+    errors: error_schemas.Kinds
     positional: tuple[str, ...] = ()
     takes: Mapping[str, str] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
@@ -72,128 +87,114 @@ class Verb:
         return self.rights[0] != "select"
 
 
-OBJECT: Schema = {"type": "object"}
-COUNTED: Schema = {"type": "integer", "minimum": 0}
-ROWS: Schema = {"type": "array", "items": OBJECT}
-NAMES: Schema = {"type": "array", "items": {"type": "string"}}
-ANYTHING: Schema = {"type": "array"}
-WHERE: Schema = {"anyOf": [reference("where"), NULL]}
+COUNTED: Schema = {**INTEGER, "minimum": 0}
+ROWS: Schema = array(OBJECT)
+NAMES: Schema = array(TEXT)
 
 TIMEOUT = {"timeout": reference("seconds")}
 WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
 """What everything that writes takes."""
 FORM = {"form": words(*FORMS)}
-SHOWN = {"select": reference("select"), "embed": reference("embed")}
-PAGED = {"order": reference("order"), "limit": reference("whole"), "offset": reference("whole")}
-RETURNING = {**SHOWN, **FORM, "order": reference("order"), "returning": FLAG, **WRITES}
-TARGET = {"where": WHERE, "all": FLAG, "max_affected": reference("whole")}
+SHOWN = {"select": SELECT, "embed": reference("embed")}
+PAGED = {"order": ORDER, "limit": WHOLE, "offset": WHOLE}
+RETURNING = {**SHOWN, **FORM, "order": ORDER, "returning": FLAG, **WRITES}
+MAX_AFFECTED = {"max_affected": WHOLE}
+TARGET = {"where": WHERE, "all": FLAG, **MAX_AFFECTED}
 OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
 """What update and delete answer: the rows as they are, nothing, as they were, or both."""
-PICK = {"limit": reference("whole"), "skip_locked": FLAG}
+PICK = {"limit": WHOLE, "skip_locked": FLAG}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
-FIND = {
-    **TIMEOUT,
-    **FORM,
+_FOUND = {
     **SHOWN,
     **PAGED,
-    "distinct": {"anyOf": [{"type": "boolean"}, reference("some_columns")]},
+    "distinct": any_of({"type": "boolean"}, reference("some_columns")),
     "where": WHERE,
 }
+FIND = {**TIMEOUT, **FORM, **_FOUND}
 PAGE = {
     "after": reference("token"),
     "before": reference("token"),
     "count": words(*COUNTS),
-    "measures": {"anyOf": [reference("measures"), NULL]},
+    "measures": MEASURES,
 }
-STREAM = {
-    **FIND,
+_PARTS = {
     **dict.fromkeys(PAGE, NULL),
     "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHUNK},
 }
-EXPORT = {
-    **{name: schema for name, schema in STREAM.items() if name not in FORM},
-    "format": words(*FORMATS),
-}
+STREAM = {**FIND, **_PARTS}
+EXPORT = {**TIMEOUT, **_FOUND, **_PARTS, "format": words(*FORMATS)}
 WATCH = {
-    **{name: schema for name, schema in FIND.items() if name not in FORM},
-    "measures": {"anyOf": [reference("measures"), NULL]},
-    "group": reference("select"),
+    **TIMEOUT,
+    **_FOUND,
+    "measures": MEASURES,
+    "group": SELECT,
     "having": WHERE,
-    "since": {"type": ["string", "null"]},
+    "since": TEXT_OR_NULL,
     "tx": FLAG,
-    "tables": {"anyOf": [NAMES, {"type": ["string", "null"]}]},
+    "tables": any_of(NAMES, TEXT_OR_NULL),
 }
 """A find, or an aggregate in place of its `select`."""
+YES: Schema = {"const": True}
+_OF_ROWS = full(enter=ARRAY, update=ARRAY)
 WATCHED = record(
     {
         "type": words("snapshot", "delta", "alive"),
-        "position": {"type": "string"},
+        "position": TEXT,
         "rows": ROWS,
         "enter": ROWS,
         "update": ROWS,
-        "leave": ANYTHING,
+        "leave": ARRAY,
         "key": NAMES,
-        "keys": {
-            "anyOf": [
-                ANYTHING,
-                record({"enter": ANYTHING, "update": ANYTHING}, ["enter", "update"]),
-            ]
-        },
-        "after": record({"enter": ANYTHING, "update": ANYTHING}, ["enter", "update"]),
-        "complete": {"const": True},
-        "reset": {"const": True},
-        "step": {"const": True},
-        "checksum": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        "keys": any_of(ARRAY, _OF_ROWS),
+        "after": _OF_ROWS,
+        **dict.fromkeys(("complete", "reset", "step"), YES),
+        "checksum": {**COUNTED, "maximum": 2**32 - 1},
         "covers": NAMES,
     },
     ["type", "position"],
 )
 """A message to a watcher: docs/live.md."""
+
+
+def _without(*arguments: str) -> dict[str, bool]:
+    return dict.fromkeys(arguments, False)
+
+
 EITHER: Schema = {
     "oneOf": [
-        {"required": ["key"], "properties": {"where": False, "all": False}},
-        {"properties": {"key": False, "expect": False}},
+        {"required": ["key"], "properties": _without("where", "all")},
+        {"properties": _without("key", "expect")},
     ]
 }
 """Of delete: by key, or by filter."""
 _UNPICKED: Schema = {"limit": NULL, "skip_locked": {"enum": [False, None]}}
-_ONE_WAY: Schema = {"rows": False, "by": False}
+_FILTER = ("where", "all", "limit", "skip_locked")
 WAYS: Schema = {
     "oneOf": [
         {
             "required": ["key", "changes"],
-            "properties": {"where": False, "all": False, **_UNPICKED, **_ONE_WAY},
+            "properties": {**_without("where", "all"), **_UNPICKED, **_without("rows", "by")},
         },
-        {"required": ["changes"], "properties": {"key": False, "expect": False, **_ONE_WAY}},
-        {
-            "required": ["rows"],
-            "properties": dict.fromkeys(
-                ["key", "changes", "expect", "where", "all", "limit", "skip_locked"], False
-            ),
-        },
+        {"required": ["changes"], "properties": _without("key", "expect", "rows", "by")},
+        {"required": ["rows"], "properties": _without("key", "changes", "expect", *_FILTER)},
     ]
 }
 """Of update: by key, by filter, or with other changes for each row."""
-
-
 ONE_OR_MANY: Schema = {
     "oneOf": [
-        {"required": ["key"], "properties": {"keys": False}},
-        {"required": ["keys"], "properties": {"key": False}},
+        {"required": ["key"], "properties": _without("keys")},
+        {"required": ["keys"], "properties": _without("key")},
     ]
 }
 """Of get: by one key, or by several."""
-GOT: Schema = {"type": "array", "items": {"type": ["object", "null"]}}
-GOT_LISTS: Schema = record(
-    {"columns": NAMES, "rows": {"type": "array", "items": {"type": ["array", "null"]}}},
-    ["columns", "rows"],
-)
+GOT: Schema = array({"type": ["object", "null"]})
+GOT_LISTS: Schema = full(columns=NAMES, rows=array({"type": ["array", "null"]}))
 """Of get by several keys: null where there is no row."""
 
 
 def forms(*usual: Schema) -> Schema:
     """Return the schema of an answer in its usual forms, or as lists, or as JSON text."""
-    return {"anyOf": [*usual, reference("lists"), reference("text")]}
+    return any_of(*usual, reference("lists"), reference("text"))
 
 
 def described_verbs(verbs: Mapping[str, Verb]) -> dict[str, Any]:
@@ -206,46 +207,39 @@ def described_verbs(verbs: Mapping[str, Verb]) -> dict[str, Any]:
 
 def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
     """Return the shared parts of every document."""
-    own = {verb.name: verb for verb in verbs.values() if "$ref" not in verb.result}
-    of_functions = [verb for verb in verbs.values() if verb.on_functions]
     args = {"args": {"type": ["object", "array", "null"]}}
+    lists = {"columns": NAMES, "rows": array(ARRAY)}
+    page = {
+        "rows": ROWS,
+        "next": TEXT_OR_NULL,
+        "prev": TEXT_OR_NULL,
+        "count": COUNTED,
+        "totals": OBJECT,
+    }
     return {
         **LANGUAGE,
         "lists": {
             "description": "form lists: values without the names repeated",
-            "type": "object",
-            "properties": {"columns": NAMES, "rows": {"type": "array", "items": {"type": "array"}}},
-            "required": ["columns", "rows"],
+            **{**OBJECT, "properties": lists, "required": list(lists)},
         },
-        "text": {
-            "description": 'with form: "json", the answer as one JSON text',
-            "type": "string",
-        },
-        "affected": {
-            "description": "with returning: false",
-            **record({"affected": COUNTED}, ["affected"]),
-        },
-        "selected": {"description": "what select and embed make of a row", "type": "object"},
-        "page": {
-            "type": "object",
-            "properties": {
-                "rows": ROWS,
-                "next": {"type": ["string", "null"]},
-                "prev": {"type": ["string", "null"]},
-                "count": COUNTED,
-                "totals": OBJECT,
-            },
-            "required": ["rows", "next"],
-        },
-        "written": record({"rows": ROWS, "affected": COUNTED}, ["rows", "affected"]),
+        "text": {"description": 'with form: "json", the answer as one JSON text', **TEXT},
+        "affected": {"description": "with returning: false", **full(affected=COUNTED)},
+        "selected": {"description": "what select and embed make of a row", **OBJECT},
+        "page": {**OBJECT, "properties": page, "required": ["rows", "next"]},
+        "written": full(rows=ROWS, affected=COUNTED),
         **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
         **{
             f"arguments.fn.{verb.name}": record(
                 {**args, **verb.arguments["properties"]}, verb.arguments.get("required", ())
             )
-            for verb in of_functions
+            for verb in verbs.values()
+            if verb.on_functions
         },
-        **{f"result.{name}": verb.result for name, verb in own.items()},
+        **{
+            f"result.{verb.name}": verb.result
+            for verb in verbs.values()
+            if "$ref" not in verb.result
+        },
         **{
             f"progress.{name}": verb.progress
             for name, verb in verbs.items()
@@ -255,12 +249,76 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
     }
 
 
-def errors_by_procedure(verbs: Iterable[Verb]) -> dict[str, tuple[type[ServiceError], ...]]:
+def errors_by_procedure(verbs: Collection[Verb]) -> dict[str, error_schemas.Kinds]:
     """Return the errors of verbs, of verbs on the rows of functions, and of the rest."""
-    found = {verb.name: verb.errors for verb in verbs}
-    found |= {
+    of_functions = {
         f"fn.{verb.name}": (*verb.errors, *error_schemas.VIOLATIONS)
         for verb in verbs
         if verb.on_functions
     }
-    return {**found, **error_schemas.OTHERS}
+    return {**{verb.name: verb.errors for verb in verbs}, **of_functions, **error_schemas.OTHERS}
+
+
+class DescribedRows(ABC):
+    """
+    Rows of one kind, with their parts of the document: `row.<name>`, `rows.<name>`.
+
+    Args:
+        defs: Take the parts, each when something first refers to it.
+        name: Of the relation in URIs, or of the function with its place among those of its name.
+    """
+
+    prefix: ClassVar[str] = ""
+    """Stands before a verb in the names of what is the same for all such rows."""
+
+    def __init__(self, defs: Definitions, name: str) -> None:
+        self.defs = defs
+        self.name = name
+        self.makers: dict[str, Callable[[], Schema]] = {
+            "row": self.row,
+            "rows": lambda: array(self.part("row")),
+            "got": lambda: array(any_of(self.part("row"), NULL)),
+        }
+
+    @abstractmethod
+    def row(self) -> Schema:
+        """Build the schema of a row as it is read."""
+
+    def part(self, kind: str) -> Schema:
+        """Return a reference to a part, by the name that the table of verbs has for it."""
+        if kind == "null":
+            return NULL
+        if kind in ("page", "written"):
+            return {**reference(kind), "properties": {"rows": self.part("rows")}}
+        return self.defs.refer(f"{kind}.{self.name}", self.makers[kind])
+
+    def described(
+        self, verb: Verb, takes: Mapping[str, Any], required: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """
+        Describe a verb on these rows: what it takes and answers, and how it fails.
+
+        Args:
+            verb: The row of the table.
+            takes: The schemas of those arguments that are not the same for all rows.
+            required: Arguments that these rows need besides.
+        """
+        arguments: dict[str, Any] = dict(reference(f"arguments.{self.prefix}{verb.name}"))
+        if takes:
+            arguments["properties"] = dict(takes)
+        if required:
+            arguments["required"] = list(required)
+        shared = verb.result if "$ref" in verb.result else reference(f"result.{verb.name}")
+        found = {
+            "arguments": arguments,
+            "result": self._answer(verb.answers, shared),
+            "errors": reference(f"errors.{self.prefix}{verb.name}"),
+        }
+        if verb.progress is not None:
+            found["progress"] = self._answer(verb.sends, reference(f"progress.{verb.name}"))
+        return found
+
+    def _answer(self, parts: Iterable[str], shared: Schema) -> Schema:
+        """Return an answer: first what a call gets that asks for no form and no columns."""
+        usual = [self.part(each) for each in parts]
+        return any_of(*usual, shared) if usual else shared

@@ -10,206 +10,159 @@ from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from service.describe.definitions import Schema, reference
-from service.describe.grammar import FLAG, record, words
-from service.describe.type_schemas import or_null
-from service.describe.verb import TIMEOUT, WRITES
+from service.describe.json_schema import (
+    ARRAY,
+    FLAG,
+    INTEGER,
+    NULL,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    TRUTH,
+    Schema,
+    any_of,
+    array,
+    dict_of,
+    full,
+    or_null,
+    record,
+    reference,
+    words,
+)
+from service.describe.verb import COUNTED, TIMEOUT, WRITES
 from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 
-TYPES: Mapping[Any, Schema] = {
-    bool: {"type": "boolean"},
-    int: {"type": "integer"},
-    float: {"type": "number"},
-    str: {"type": "string"},
-    bytes: {"type": "string", "format": "binary"},
-    list: {"type": "array"},
-    tuple: {"type": "array"},
-    dict: {"type": "object"},
-    Mapping: {"type": "object"},
-    NoneType: {"type": "null"},
+_ROW: Schema = {"type": ["object", "null"]}
+_CHANGE = {
+    "op": {"enum": ["insert", "update", "delete", "truncate", "touch", "reset"]},
+    "schema": TEXT,
+    "relation": TEXT,
+    **dict.fromkeys(("key", "row", "old"), _ROW),
+    "position": TEXT,
+    "tx": TEXT_OR_NULL,
+    "last": TRUTH,
+    "at": TEXT_OR_NULL,
+    "large": TRUTH,
 }
-TRUTH: Schema = {"type": "boolean"}
-OBJECT: Schema = {"type": "object"}
-
-ROW: Schema = {"type": ["object", "null"]}
-CHANGE = record(
-    {
-        "op": {"enum": ["insert", "update", "delete", "truncate", "touch", "reset"]},
-        "schema": {"type": "string"},
-        "relation": {"type": "string"},
-        "key": ROW,
-        "row": ROW,
-        "old": ROW,
-        "position": {"type": "string"},
-        "tx": {"type": ["string", "null"]},
-        "last": TRUTH,
-        "at": {"type": ["string", "null"]},
-        "large": TRUTH,
-    },
-    ["op", "schema", "relation", "key", "row", "old", "position", "tx", "last", "at"],
-)
+CHANGE = record(_CHANGE, [name for name in _CHANGE if name != "large"])
 """What `changes` answers of one."""
+_CALL = {"call": TEXT, "args": {"type": ["array", "null"]}, "kwargs": _ROW}
+_TRANSACTION = {"isolation": words(*ISOLATION), "read_only": FLAG}
 
-OWN: Mapping[str, dict[str, Any]] = {
-    "describe": {
-        "comment": "What is served: all of it, or some relations and functions",
-        "arguments": record(
-            {"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT}
+
+def _own(
+    name: str,
+    comment: str,
+    result: Schema,
+    arguments: Mapping[str, Schema] = TIMEOUT,
+    positional: str = "",
+) -> tuple[str, dict[str, Any]]:
+    """Describe a procedure of the service; what goes by position is what it needs."""
+    by_position = [positional] if positional else []
+    return name, {
+        "comment": comment,
+        **({"positional": by_position} if positional else {}),
+        "arguments": record(arguments, by_position),
+        "result": result,
+        "errors": reference(f"errors.{name}"),
+    }
+
+
+OWN: Mapping[str, dict[str, Any]] = dict(
+    [
+        _own(
+            "describe",
+            "What is served: all of it, or some relations and functions",
+            OBJECT,
+            {"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
         ),
-        "result": OBJECT,
-        "errors": reference("errors.describe"),
-    },
-    "health": {
-        "comment": "That the service lives, and whether calls can be answered",
-        "arguments": record(TIMEOUT),
-        "result": record(
+        _own(
+            "health",
+            "That the service lives, and whether calls can be answered",
+            full(live=TRUTH, ready=TRUTH, checks=dict_of(TRUTH)),
+        ),
+        _own(
+            "stats",
+            "The figures of the calls so far, latencies in seconds, of the pool and the changes",
+            full(calls=OBJECT, pool=OBJECT, changes=OBJECT),
+        ),
+        _own(
+            "why",
+            "What has to hold for changes of a relation to be heard of, and whether it does",
+            full(ok=TRUTH, checks=array(full(ok=FLAG, text=TEXT, mend=TEXT_OR_NULL))),
+            {"relation": TEXT, **TIMEOUT},
+            "relation",
+        ),
+        _own(
+            "explain",
+            "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
+            array(OBJECT),
+            {OPERATION_NAME: record({**_CALL, ANALYZE: FLAG}, ["call"]), **TIMEOUT},
+            OPERATION_NAME,
+        ),
+        _own(
+            "changes",
+            "The changes after a position, oldest first, as far as the caller may see them",
+            any_of(full(changes=array(CHANGE), position=TEXT, more=TRUTH), reference("text")),
             {
-                "live": TRUTH,
-                "ready": TRUTH,
-                "checks": {"type": "object", "additionalProperties": TRUTH},
-            },
-            ["live", "ready", "checks"],
-        ),
-        "errors": reference("errors.health"),
-    },
-    "stats": {
-        "comment": "The figures of the calls so far, latencies in seconds, of the pool and the changes",
-        "arguments": record(TIMEOUT),
-        "result": record(
-            {"calls": OBJECT, "pool": OBJECT, "changes": OBJECT}, ["calls", "pool", "changes"]
-        ),
-        "errors": reference("errors.stats"),
-    },
-    "why": {
-        "comment": "What has to hold for changes of a relation to be heard of, and whether it does",
-        "positional": ["relation"],
-        "arguments": record({"relation": {"type": "string"}, **TIMEOUT}, ["relation"]),
-        "result": record(
-            {
-                "ok": TRUTH,
-                "checks": {
-                    "type": "array",
-                    "items": record(
-                        {
-                            "ok": {"type": ["boolean", "null"]},
-                            "text": {"type": "string"},
-                            "mend": {"type": ["string", "null"]},
-                        },
-                        ["ok", "text", "mend"],
-                    ),
-                },
-            },
-            ["ok", "checks"],
-        ),
-        "errors": reference("errors.why"),
-    },
-    "explain": {
-        "comment": "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
-        "positional": [OPERATION_NAME],
-        "arguments": record(
-            {
-                OPERATION_NAME: record(
-                    {
-                        "call": {"type": "string"},
-                        "args": {"type": ["array", "null"]},
-                        "kwargs": {"type": ["object", "null"]},
-                        ANALYZE: FLAG,
-                    },
-                    ["call"],
-                ),
-                **TIMEOUT,
-            },
-            [OPERATION_NAME],
-        ),
-        "result": {"type": "array", "items": OBJECT},
-        "errors": reference("errors.explain"),
-    },
-    "changes": {
-        "comment": "The changes after a position, oldest first, as far as the caller may see them",
-        "positional": ["since"],
-        "arguments": record(
-            {
-                "since": {"type": "string"},
+                "since": TEXT,
                 "relations": reference("columns"),
                 "limit": {"type": ["integer", "null"], "minimum": 0},
                 "form": words("dicts", "json"),
                 **TIMEOUT,
             },
-            ["since"],
+            "since",
         ),
-        "result": {
-            "anyOf": [
-                record(
-                    {
-                        "changes": {"type": "array", "items": CHANGE},
-                        "position": {"type": "string"},
-                        "more": TRUTH,
-                    },
-                    ["changes", "position", "more"],
-                ),
-                reference("text"),
-            ]
-        },
-        "errors": reference("errors.changes"),
-    },
-    "position": {
-        "comment": "Where the changes are now: what is committed after this call comes after it",
-        "arguments": record(TIMEOUT),
-        "result": {"type": "string"},
-        "errors": reference("errors.position"),
-    },
-    "transaction": {
-        "comment": "Operations in one transaction, all or nothing; the results of all of them",
-        "positional": ["operations"],
-        "arguments": record(
+        _own(
+            "position",
+            "Where the changes are now: what is committed after this call comes after it",
+            TEXT,
+        ),
+        _own(
+            "transaction",
+            "Operations in one transaction, all or nothing; the results of all of them",
+            ARRAY,
             {
                 "operations": {
                     "type": "array",
                     "maxItems": MAX_OPERATIONS,
-                    "items": record(
-                        {
-                            "call": {"type": "string"},
-                            "args": {"type": ["array", "null"]},
-                            "kwargs": {"type": ["object", "null"]},
-                        },
-                        ["call"],
-                    ),
+                    "items": record(_CALL, ["call"]),
                 },
-                "isolation": words(*ISOLATION),
-                "read_only": FLAG,
+                **_TRANSACTION,
                 "dry_run": FLAG,
-                "inject": {
-                    "anyOf": [
-                        record(
-                            {"serialization_failure": {"type": "integer", "minimum": 0}},
-                            ["serialization_failure"],
-                        ),
-                        {"type": "null"},
-                    ]
-                },
+                "inject": any_of(full(serialization_failure=COUNTED), NULL),
                 **TIMEOUT,
                 **WRITES,
             },
-            ["operations"],
+            "operations",
         ),
-        "result": {"type": "array"},
-        "errors": reference("errors.transaction"),
-    },
-    "transaction.begin": {
-        "comment": "A transaction that stays open between calls; the URI by which it is called",
-        "arguments": record(
+        _own(
+            "transaction.begin",
+            "A transaction that stays open between calls; the URI by which it is called",
+            full(tx=TEXT),
             {
-                "isolation": words(*ISOLATION),
-                "read_only": FLAG,
+                **_TRANSACTION,
                 "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
                 **TIMEOUT,
-            }
+            },
         ),
-        "result": record({"tx": {"type": "string"}}, ["tx"]),
-        "errors": reference("errors.transaction.begin"),
-    },
-}
+    ]
+)
 """The service's own procedures."""
+
+TYPES: Mapping[Any, Schema] = {
+    bool: TRUTH,
+    int: INTEGER,
+    float: NUMBER,
+    str: TEXT,
+    bytes: {"type": "string", "format": "binary"},
+    list: ARRAY,
+    tuple: ARRAY,
+    dict: OBJECT,
+    Mapping: OBJECT,
+    NoneType: NULL,
+}
 
 
 class Parameters:
@@ -268,7 +221,7 @@ def _schema(hint: Any) -> Schema:
         found = [_schema(part) for part in parts if part is not NoneType]
         if {} in found:
             return {}
-        whole = found[0] if len(found) == 1 else {"anyOf": found}
+        whole = found[0] if len(found) == 1 else any_of(*found)
         return or_null(whole) if NoneType in parts else whole
     if getattr(origin, "__module__", "") == "collections.abc":
         origin = {"Mapping": dict, "Sequence": list}.get(origin.__name__, origin)

@@ -14,9 +14,8 @@ from twisted.internet import reactor
 from service.api import call as calls
 from service.api.call import Call, Step
 from service.db.connection import PgConnection
-from service.describe.definitions import reference
 from service.describe.document import describe
-from service.describe.grammar import record
+from service.describe.json_schema import record, reference
 from service.describe.verb import Verb
 from service.errors import NoSuchProcedure, NotFound, StatementTimeout
 from tests.db.dispatchers import ANYONE, DirectCaller

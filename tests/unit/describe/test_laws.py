@@ -18,9 +18,8 @@ from service.api.verbs import VERBS
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.pool import PgPool
-from service.describe.definitions import Definitions
 from service.describe.document import describe
-from service.describe.error_schemas import CARRIED
+from service.describe.json_schema import Definitions
 from service.describe.type_schemas import given as given_for
 from service.describe.verb import errors_by_procedure, shared
 from service.errors import DETAILS, InvalidArgument
@@ -461,7 +460,7 @@ def test_schema_of_every_part_is_valid():
 
 def test_errors_of_any_class_are_described():
     """What an error may carry is there, and every URI."""
-    assert CARRIED.keys() == DETAILS
+    assert shared(VERBS)["carried"]["properties"] == DETAILS
     known = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
     listed = {kind.uri for kinds in errors_by_procedure(VERBS.values()).values() for kind in kinds}
     assert known == listed
