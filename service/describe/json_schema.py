@@ -57,7 +57,7 @@ def dict_of(values: Schema, **limits: Any) -> Schema:
     return {"type": "object", "additionalProperties": values, **limits}
 
 
-def any_of(*schemas: Schema) -> Schema:
+def any_of(*schemas: Mapping[str, Any]) -> Schema:
     """Return the schema of what one of several schemas takes."""
     return {"anyOf": list(schemas)}
 

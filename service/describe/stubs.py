@@ -12,6 +12,7 @@ import json
 import keyword
 import re
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from service.datatypes import PYTHON, TYPESCRIPT
-from service.describe.json_schema import NULL, kinds_of
+from service.describe.json_schema import NULL, any_of, kinds_of
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.names import decode
 
@@ -34,6 +35,9 @@ FORMS = ("#/$defs/lists", "#/$defs/text")
 
 RELATED = ("#/$defs/tree.", "#/$defs/link")
 """What stands in a new row for related rows."""
+
+CLASSES = {"row": "Row", "tree": "Create"}
+"""How the class of a shared part is called, after its relation or function."""
 
 BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "str")
 
@@ -118,13 +122,21 @@ class _Client(ABC):
         text = (TEMPLATES / self.template).read_text("utf-8")
         (at,) = WRITTEN_OUT.finditer(text)
         self._head, self._written_out = text[: at.start()], text[at.start() :]
-        self._patterns: dict[tuple[str, str], list[str]] = {}
+        self._patterns: dict[tuple[str, str], list[str]] = defaultdict(list)
         for template, verb, pattern in self.patterns():
-            self._patterns.setdefault((template, verb), []).append(pattern)
+            self._patterns[template, verb].append(pattern)
 
     @abstractmethod
     def patterns(self) -> Iterator[tuple[str, str, str]]:
         """Yield what the template has for a verb: its class, the verb, a way to call it."""
+
+    @abstractmethod
+    def words(self, call: TypedCall) -> dict[str, str]:
+        """Return what is put in for the words of the template."""
+
+    @abstractmethod
+    def signature(self, call: TypedCall) -> str:
+        """Return the signature of a call that the template does not have."""
 
     @abstractmethod
     def literal(self, value: Any) -> str:
@@ -133,12 +145,10 @@ class _Client(ABC):
     def type(self, schema: Schema) -> str:
         """Return a schema as a union of types; a row that it refers to by its class."""
         kind, _, of = unquote(schema.get("$ref", "")).removeprefix("#/$defs/").partition(".")
-        if kind == "row":
-            return f"{self._classes[of]}Row"
-        if kind == "tree":
-            return f"{self._classes[of]}Create"
         if kind == "link":
             return "Link"
+        if kind in CLASSES:
+            return f"{self._classes[of]}{CLASSES[kind]}"
         schema = self._resolved(schema)
         if "enum" in schema:
             found = [self.literal(value) for value in schema["enum"]]
@@ -162,14 +172,10 @@ class _Client(ABC):
         """Yield the classes of rows, with their columns, and those which keys may be paths into."""
         for name, relation in self._relations.items():
             columns, title = relation["columns"], self._classes[name]
-            row = self._defs[f"row.{name}"]["properties"]
-            yield (
-                f"{title}Row",
-                [Field(each, columns[each]["json_schema"], True) for each in row],
-                [],
-            )
-            new = self._defs[f"new.{name}"]["properties"]
+            row, new = (self._properties(f"{kind}.{name}") for kind in ("row", "new"))
             needed = self._defs[f"insert.{name}"].get("required", ())
+            read = [Field(each, columns[each]["json_schema"], True) for each in row]
+            yield f"{title}Row", read, []
             yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new], []
             if f"tree.{name}" in self._defs:
                 yield f"{title}Create", [*self._created(name, columns)], []
@@ -178,31 +184,31 @@ class _Client(ABC):
             paths = [at for at in changes if any(re.match(each, f"{at}->") for each in patterns)]
             yield f"{title}Update", [_changed(columns, at) for at in changes], paths
         for name in self._of_functions:
-            row = self._defs[f"row.{name}"]["properties"]
+            row = self._properties(f"row.{name}")
             yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row], []
+
+    def _properties(self, part: str) -> Mapping[str, Schema]:
+        found: Mapping[str, Schema] = self._defs[part]["properties"]
+        return found
 
     def _created(self, name: str, columns: Mapping[str, Any]) -> Iterator[Field]:
         """Yield what a new row holds: its columns, and related rows."""
-        tree = self._defs[f"tree.{name}"]
-        for at, schema in tree["properties"].items():
+        needed = self._defs[f"tree.{name}"].get("required", ())
+        for at, schema in self._properties(f"tree.{name}").items():
             related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
-            own = [_sent(columns[at])] if at in columns else [NULL]
-            needed = at in tree.get("required", ())
-            yield Field(at, {"anyOf": [*own, *related]}, needed, related=bool(related))
+            own = _sent(columns[at]) if at in columns else NULL
+            yield Field(at, any_of(own, *related), at in needed, related=bool(related))
 
     def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
         for name, relation in self._relations.items():
-            keys = [each["columns"] for each in relation["unique_keys"]]
-            schemas = {
-                column: _without_null(each["json_schema"])
-                for column, each in relation["columns"].items()
-            }
+            columns, primary = relation["columns"], relation["primary_key"]
+            keys = [primary, *(each["columns"] for each in relation["unique_keys"])]
             yield (
                 f"{self._classes[name]}Key",
                 [
-                    [Field(each, schemas[each], True) for each in key]
-                    for key in ([relation["primary_key"], *keys] if relation["primary_key"] else ())
+                    [Field(each, _without_null(columns[each]["json_schema"]), True) for each in key]
+                    for key in (keys if primary else ())
                 ],
             )
 
@@ -213,8 +219,7 @@ class _Client(ABC):
             for verb, described in relation["verbs"].items():
                 if f"{name}.{verb}" not in procedures:
                     by_position = self._document["verbs"][verb]["positional"]
-                    template = "RelationCalls" if ("RelationCalls", verb) in self._patterns else ""
-                    yield self._call(name, verb, described, by_position, template)
+                    yield self._call(name, verb, described, by_position, "RelationCalls")
         for name, overloads in self._document["functions"].items():
             for function in overloads:
                 yield from self._function(name, function)
@@ -241,7 +246,8 @@ class _Client(ABC):
         }
         positional = [fields.pop(each) for each in by_position]
         result = _usual(described["result"])
-        return TypedCall(group, name, positional, [*fields.values()], result, template)
+        known = template if (template, name) in self._patterns else ""
+        return TypedCall(group, name, positional, [*fields.values()], result, known)
 
     def _function(self, name: str, function: Mapping[str, Any]) -> Iterator[TypedCall]:
         group, _, name = name.rpartition(".")
@@ -270,6 +276,15 @@ class _Client(ABC):
             else:
                 yield self._call(group, f"{name}.{verb}", described, ())
 
+    def ways(self, call: TypedCall) -> list[str]:
+        """Return the signatures of a call: those of the template, or the one that it is said to have."""
+        if not call.template:
+            return [self.signature(call)]
+        patterns, words = self._patterns[call.template, call.verb], self.words(call)
+        # All words at once: what is put in may have such words in it.
+        sought = re.compile("|".join(map(re.escape, words)))
+        return [sought.sub(lambda found: words[found[0]], each) for each in patterns]
+
     def _uri(self, call: TypedCall) -> str:
         return ".".join(filter(None, (self._document["prefix"], call.group, call.name)))
 
@@ -297,9 +312,7 @@ class _TypeScript(_Client):
         lines += [f"export type {title} = {self._key(keys)};\n" for title, keys in self.keys()]
         lines += ["/** A WAMP session, typed by procedure. */", "export interface Session {"]
         for call in self.calls():
-            words = self._words(call) if call.template else {}
-            patterns = self._patterns.get((call.template, call.verb), ())
-            lines += [_filled(each, words) for each in patterns] or [self._signature(call)]
+            lines += self.ways(call)
         return "\n".join([*lines, "}", ""])
 
     def patterns(self) -> Iterator[tuple[str, str, str]]:
@@ -312,7 +325,7 @@ class _TypeScript(_Client):
             for verb, pattern in re.findall(of_verb, body, re.M | re.DOTALL):
                 yield template, verb, pattern
 
-    def _words(self, call: TypedCall) -> dict[str, str]:
+    def words(self, call: TypedCall) -> dict[str, str]:
         words = {'"URI"': json.dumps(self._uri(call))}
         if call.template == "RelationCalls":
             return {**words, "Relation": self._classes[call.group]}
@@ -325,7 +338,7 @@ class _TypeScript(_Client):
             "args: None, kwargs: K)": "args?: None, kwargs?: K | null)",
         }
 
-    def _signature(self, call: TypedCall) -> str:
+    def signature(self, call: TypedCall) -> str:
         args = ", ".join(
             f"({self.type(each.schema)}){'' if each.required else '?'}" for each in call.positional
         )
@@ -391,9 +404,7 @@ class _Python(_Client):
         for call in self.calls():
             methods = groups.setdefault(call.group or "service", {})
             _, ways = methods.setdefault(call.name, (self._uri(call), []))
-            words = self._words(call) if call.template else {}
-            patterns = self._patterns.get((call.template, call.verb), ())
-            ways += [_filled(each, words) for each in patterns] or [self._way(call)]
+            ways += self.ways(call)
         attributes, titles = unique_identifiers(groups), class_names(groups)
         # In its class the name of a method would stand for the method, no longer for the type.
         types = {*re.findall(r"\b[A-Z]\w+", self._head), *BUILTINS}
@@ -411,13 +422,13 @@ class _Python(_Client):
                     way = text.partition(method.name)[2]
                     yield each.name, method.name.removesuffix("_"), way
 
-    def _words(self, call: TypedCall) -> dict[str, str]:
+    def words(self, call: TypedCall) -> dict[str, str]:
         if call.template == "RelationCalls":
             return {"Relation": self._classes[call.group]}
         args = "Mapping[str, Any]" if call.needs_named else "Mapping[str, Any] | None = ..."
         return {"FunctionRow": self.type(call.result), "FunctionArgs": args}
 
-    def _way(self, call: TypedCall) -> str:
+    def signature(self, call: TypedCall) -> str:
         by_position = [f"_{at}: {self._argument(it)}" for at, it in enumerate(call.positional)]
         by_name = [
             f"{each.name}: {self._argument(each)}"
@@ -494,11 +505,6 @@ def _template(text: str) -> str:
     return re.sub(r"`|\$(?={)", r"\\\g<0>", json.dumps(text)[1:-1])
 
 
-def _filled(text: str, words: Mapping[str, str]) -> str:
-    """Replace words, all at once: what is put in may have such words in it."""
-    return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], text)
-
-
 def _without_null(schema: Schema) -> Schema:
     if "type" not in schema:
         return schema
@@ -532,4 +538,4 @@ def _usual(result: Schema) -> Schema:
     if "anyOf" not in result:
         return result
     kept = [each for each in result["anyOf"] if each.get("$ref") not in FORMS]
-    return kept[0] if len(kept) == 1 else {"anyOf": kept}
+    return kept[0] if len(kept) == 1 else any_of(*kept)
