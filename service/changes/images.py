@@ -144,6 +144,12 @@ def image_reader(
     return ImageReader({name: read for name, read in every.items() if name not in virtual}, levels)
 
 
+def key_reader(catalog: Catalog, type: Type) -> ReadImage | None:
+    """Return what reads the value of a key; None where it is that of the wire as it stands."""
+    form = catalog.plain(type).form
+    return BY_FORM[form] if form in ("binary", "decimal", "interval", "timestamptz") else None
+
+
 def _levels(catalog: Catalog, type: Type) -> int:
     """Return how many lists and dicts may be in each other in a value of a type."""
     plain = catalog.plain(type)

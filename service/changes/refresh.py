@@ -8,7 +8,7 @@ all rows were cheaper, and where it does not take longer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,6 @@ from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.keyed import keyed_rows, order_of_keys, with_keys
-from service.plan.plans import ReadPlan
 from service.plan.watch_plan import KeyForm, WatchPlan
 from service.sql.batch import batched
 from service.sql.groups import aggregate
@@ -193,7 +192,8 @@ def run_of(
     assert read.limit is not None
     limit = values[read.limit.slot]
     shown = limit if limit <= shape.most else None
-    if isinstance(read, AggregatePlan) and (shape.form.ordered or shown is not None):
+    # The order of groups is asked of their measures: of all groups, that is to read all.
+    if shown is None and isinstance(read, AggregatePlan) and shape.form.ordered:
         return plain
     if shown is None:
         return replace(plain, keyed=keyed)
@@ -219,6 +219,7 @@ def whole_txn(connection: PgConnection, run: Run) -> FoundRows:
     run.timed(began, time.monotonic())
     if run.keyed is None or not run.orders:
         return rows_of(shape.form, rows, keys)
+    keys = _group_keys(shape, rows) or keys
     most = shape.most + 1 if run.shown is None else run.shown + run.spare
     window = Window.of(keys, most) if len(keys) <= MOST_ORDERED else None
     if run.shown is not None:
@@ -315,17 +316,24 @@ def _ordered_txn(
     if window is None or len(window.keys) + len(keys) > MOST_ORDERED:
         return None
     plan = shape.plan.read
-    assert isinstance(plan, ReadPlan)
     assert keyed is not None
     rows = keyed.rows
     asked = keys.union(window.keys)
-    arrays, _ = key_arrays(asked, rows.key)
-    ordered = shape.built("order", lambda: select(order_of_keys(shape.catalog, plan, rows)))
-    _, order = _read_txn(connection, run, ordered, [*run.values, *arrays], None)
+    arrays, nulls = key_arrays(asked, rows.key)
+    if isinstance(plan, AggregatePlan):  # whose order asks for all that is in a row
+        ordered = _by_keys(shape, keyed, nulls)
+    else:
+        ordered = shape.built("order", lambda: select(order_of_keys(shape.catalog, plan, rows)))
+    read, order = _read_txn(connection, run, ordered, [*run.values, *arrays], None)
+    order = _group_keys(shape, read) or order
     shown = shape.most if run.shown is None else run.shown
     moved = window.moved(keys, [key for key in order if key in asked], shown, shown + run.spare)
     if moved is None:
         return None
+    if isinstance(plan, AggregatePlan):
+        groups, first = dict(zip(order, read, strict=True)), moved.keys[:shown]
+        found = rows_of(shape.form, [groups[key] for key in first], first)
+        return FoundRows(State(found.state.entries, state.ordered, moved), found.rows)
     names = names_of(run, moved.keys[:shown])
     fresh = [key for name, key in names.items() if key in keys or name not in state.entries]
     found = _of_keys_txn(connection, run, fresh)
@@ -334,6 +342,12 @@ def _ordered_txn(
         for name in names
     }
     return FoundRows(State(entries, state.ordered, moved), found.rows)
+
+
+def _group_keys(shape: WatchShape, rows: Sequence[Mapping[str, Any]]) -> list[Key]:
+    """Return the keys of groups, which are in their rows; nothing for other rows."""
+    names = shape.form.columns if shape.form.kind == "group" else None
+    return [] if names is None else [tuple([row[name] for name in names]) for row in rows]
 
 
 def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> FoundRows:

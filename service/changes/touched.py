@@ -22,6 +22,7 @@ from typing import Any
 
 from service.catalog import Catalog
 from service.changes.dependencies import Dependencies, Scan
+from service.changes.images import ReadImage, Unreadable, key_reader
 from service.changes.log import LogRow, Op, Tracked
 from service.changes.net import parse_image
 from service.db.codec import Codec
@@ -34,7 +35,7 @@ from service.sql.statement import Statement
 
 Image = Mapping[str, Any]
 Key = tuple[Any, ...]
-"""The values of a key, as JSON has them."""
+"""The values of a key, as they go over the wire; on the way to it, as JSON has them."""
 
 MOST_KEYS = 10_000
 """Of one query in one cycle; with more, all of its rows are read again."""
@@ -72,6 +73,7 @@ class KeyPlan:
         keyed: Of each relation in the log that it reads by links, by number, the aliases.
         whole: The other ones that it reads.
         steps: Of each way, the query for the rows that it leads to; None where that row is known.
+        readers: What makes values of the key of those in JSON; none where all are the same.
     """
 
     rows: KeyedRows
@@ -79,6 +81,7 @@ class KeyPlan:
     keyed: Mapping[int, Sequence[str]]
     whole: frozenset[int]
     steps: Sequence[tuple[Way, Statement | None]]
+    readers: Sequence[ReadImage | None] = ()
 
     @property
     def related(self) -> frozenset[int]:
@@ -120,15 +123,24 @@ def key_plan(
     whole = Dependencies(frozenset(others)).tracked(tracked)
     steps = _steps(catalog, rows)
     root = aliases[ROOT].id if ROOT in aliases else None
-    return None if steps is None else KeyPlan(rows, root, keyed, whole, steps)
+    if steps is None:
+        return None
+    columns = rows.relation.columns
+    readers = [key_reader(catalog, catalog.type(columns[name].type)) for name in rows.key]
+    return KeyPlan(rows, root, keyed, whole, steps, readers if any(readers) else ())
 
 
 def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
     """Return the keys, before and after, of changed rows of the relation itself; None for all rows."""
     found: set[Key] = set()
     for change in changes:
-        if change.relation == plan.root and not _add(found, change, plan.rows.key):
+        if change.relation != plan.root:
+            continue
+        values = _values(change, plan.rows.key)
+        keys = None if values is None else _keys(plan, values)
+        if keys is None:
             return None
+        found |= keys
     return found
 
 
@@ -170,7 +182,10 @@ def related_txn(
         if len(nearer) > most:
             return None
         if way.outer_source == ROOT:
-            found[way.decides] |= nearer
+            keys = _keys(plan, nearer)
+            if keys is None:
+                return None
+            found[way.decides] |= keys
         else:
             met.setdefault(way.outer_source, set()).update(nearer)
     return Touched(frozenset(found[True]), frozenset(found[False] - found[True]))
@@ -238,22 +253,39 @@ def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | N
         for source in plan.keyed.get(change.relation, ()):
             if change.op not in ("I", "U", "D"):
                 return None
-            if source != ROOT and not _add(met.setdefault(source, set()), change, leads[source]):
-                return None
+            if source != ROOT:
+                values = _values(change, leads[source])
+                if values is None:
+                    return None
+                met.setdefault(source, set()).update(values)
     return met
 
 
-def _add(found: set[Key], change: RowChange, columns: Sequence[str]) -> bool:
-    """Add the values that a row had and has in some columns; return whether they are known."""
-    for image in change.images:
-        try:
-            values = tuple([image[name] for name in columns])
-        except KeyError:  # of before the column was added
-            return False
-        if any(isinstance(value, list | dict) for value in values):
-            return False
-        found.add(values)
-    return bool(change.images)
+def _values(change: RowChange, columns: Sequence[str]) -> list[Key] | None:
+    """Return the values that a row had and has in some columns; None where they are not known."""
+    try:
+        found = [tuple([image[name] for name in columns]) for image in change.images]
+    except KeyError:  # of before the column was added
+        return None
+    # not as a set: to Python, 1.0 and 1.00 are the same
+    known = not any(isinstance(each, list | dict) for key in found for each in key)
+    return found if found and known else None
+
+
+def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
+    """Return keys, given in JSON; None if one cannot be read."""
+    if not plan.readers:
+        return set(values)
+    try:
+        return {
+            tuple(
+                value if value is None or read is None else read(value)
+                for value, read in zip(each, plan.readers, strict=True)
+            )
+            for each in values
+        }
+    except Unreadable:
+        return None
 
 
 def _named(way: Way, columns: Sequence[str], values: Iterable[Key]) -> set[Key]:
@@ -295,7 +327,7 @@ def _array(values: Iterable[Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
 
 
 def _loads(text: str) -> Any:

@@ -22,10 +22,18 @@ from service.plan.scope import Scope
 ROOT = "t"
 """The alias of the relation that a plan is about."""
 
-KEY_TYPES = frozenset(
-    ["bool", "int2", "int4", "int8", "text", "varchar", "uuid", "date", "timestamp"]
+EXACT_TYPES = frozenset(["bool", "int2", "int4", "int8", "uuid", "bytea"]).union(
+    ["date", "time", "timetz", "timestamp", "timestamptz"]
 )
-"""Types whose values look alike in the log and on the wire, and are equal if they look alike."""
+"""Types whose values are equal if and only if they look alike."""
+
+KEY_TYPES = EXACT_TYPES | {"text", "varchar", "bpchar", "numeric", "interval"}
+"""
+Types of which PostgreSQL reads from its own text the value that it wrote.
+
+Those that are not exact may be equal without looking alike: by a collation, in blanks at the end, as 1.0
+and 1.00, as a month and 30 days. A row whose key comes to look otherwise is in the log with both.
+"""
 
 Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 
@@ -80,7 +88,11 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
     if isinstance(plan, AggregatePlan):
         if not all(map(_is_plain, plan.grouped.groups)):
             return None
-        key = tuple(each.expression.column.name for each in plan.grouped.groups)
+        columns = [each.expression.column for each in plan.grouped.groups]
+        # rows of one group would name it in several ways
+        if not all(_looks_alike(catalog, column) for column in columns):
+            return None
+        key = tuple(column.name for column in columns)
         deciding: Any = plan
     else:
         if plan.distinct or plan.after is not None or plan.lock or not relation.primary_key:
@@ -141,12 +153,7 @@ def is_known_by(catalog: Catalog, way: Way, columns: Iterable[str]) -> bool:
     def is_same(name: str) -> bool:
         there = catalog.plain(catalog.type(way.outer.columns[name].type))
         here = catalog.plain(catalog.type(way.relation.columns[own[name]].type))
-        # texts may be equal that do not look alike, by their collation
-        return (
-            there is here
-            and _is_key_type(catalog, way.outer.columns[name])
-            and there.category != "S"
-        )
+        return there is here and way.outer.columns[name].logged and _is_exact(there)
 
     return all(name in own and is_same(name) for name in columns)
 
@@ -169,6 +176,22 @@ def _is_key_type(catalog: Catalog, column: Column | None) -> bool:
     if catalog.array_of(type) is None:
         return False
     return type.kind == "enum" or (type.schema == "pg_catalog" and type.name in KEY_TYPES)
+
+
+def _is_exact(type: Type) -> bool:
+    return type.kind == "enum" or (type.schema == "pg_catalog" and type.name in EXACT_TYPES)
+
+
+def _looks_alike(catalog: Catalog, column: Column) -> bool:
+    """Return whether values of a column that are equal look alike."""
+    type = catalog.type(column.type)
+    plain = catalog.plain(type)
+    if column.loose or _is_exact(plain):
+        return not column.loose
+    if plain.name in ("numeric", "bpchar"):
+        # "numeric(8,2)" and "character(3)" bring all values to one scale, one length
+        return type is plain and column.declared.endswith(")")
+    return plain.category == "S"
 
 
 def _ways(relation: Relation, plan: Any, deciding: Any) -> Iterator[Way]:

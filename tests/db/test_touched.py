@@ -28,7 +28,7 @@ CREATE TABLE skills (code text PRIMARY KEY, name text);
 CREATE TABLE knows (person int REFERENCES people, skill text REFERENCES skills, PRIMARY KEY (person, skill));
 CREATE TABLE brief (id int PRIMARY KEY, person int REFERENCES people);
 CREATE TABLE plain (n int, m int);
-CREATE TABLE counted (id numeric PRIMARY KEY);
+CREATE TABLE counted (id float8 PRIMARY KEY);
 CREATE TABLE derived (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) VIRTUAL);
 CREATE TABLE asked (id int PRIMARY KEY, team int);
 CREATE VIEW seen AS SELECT * FROM people;

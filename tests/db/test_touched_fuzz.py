@@ -87,6 +87,9 @@ QUERIES = [
     ("parents", {"group": ["region", "owner"], "measures": {"n": {"count": "*"}, "r": {"max": "owners.rank"}},
                  "having": {"n": {"gt": 1}}}),
     ("children", {"group": ["parent"], "measures": {"sum": {"sum": "amount"}}, "where": {"parents": {"score": {"gt": 40}}}}),
+    ("children", {"group": ["parent"], "measures": {"sum": {"sum": "amount"}, "n": {"count": "*"}},
+                  "having": {"n": {"gt": 0}}, "order": ["-sum"], "limit": 10}),
+    ("parents", {"group": ["region", "owner"], "measures": {"n": {"count": "*"}}, "limit": 4}),
     ("grands", {"measures": {"n": {"count": "*"}, "sum": {"sum": "v"}}, "where": {"v": {"gt": 50}}}),
     ("owners", {"embed": {"parents": {"measures": {"n": {"count": "*"}}, "group": ["region"]}}}),
 ]  # fmt: skip

@@ -20,6 +20,8 @@ INTEGERS = {
     "notes": ("n", "task"),
     "crew": ("age", "region"),
     "lines": ("a",),
+    "prices": ("n", "person"),
+    "slots": ("n", "weight"),
 }
 TEXTS = {
     "teams": "name",
@@ -28,6 +30,8 @@ TEXTS = {
     "notes": "body",
     "crew": "name",
     "lines": "b",
+    "prices": "body",
+    "slots": "title",
 }
 KEYS = {
     "teams": ["id"],
@@ -36,13 +40,22 @@ KEYS = {
     "notes": ["task", "n"],
     "crew": ["id"],
     "lines": [],
+    "prices": ["amount"],
+    "slots": ["at", "room", "code"],
 }
 CHILDREN = {
     "teams": {"people": "people"},
-    "people": {"tasks": "tasks"},
+    "people": {"tasks": "tasks", "prices": "prices"},
+    "prices": {"slots": "slots"},
     "tasks": {"notes": "notes"},
 }
-PARENTS = {"people": {"teams": "teams"}, "tasks": {"people": "people"}, "notes": {"tasks": "tasks"}}
+PARENTS = {
+    "people": {"teams": "teams"},
+    "tasks": {"people": "people"},
+    "notes": {"tasks": "tasks"},
+    "prices": {"people": "people"},
+    "slots": {"prices": "prices"},
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Question:
             and "distinct" not in self.kwargs
             and "embed" not in self.kwargs
             and "order" not in self.kwargs
-            and not any(name in where for name in ("teams", "people", "tasks", "notes"))
+            and not any(name in where for name in CHILDREN | PARENTS)
         )
 
     def variant(self, **kwargs: Any) -> Question:
@@ -108,7 +121,7 @@ def draw(dice: random.Random) -> Question:
         rest = {"order": ["title", "id"]} if dice.random() < 0.5 else {}
         return Question("fn.open_tasks", caller, {"args": {"above": dice.randint(0, 60)}, **rest})
     relation = dice.choice(
-        ["teams", "people", "people", "tasks", "tasks", "notes", "lines", "crew"]
+        ["teams", *["people", "tasks"] * 2, "notes", "lines", "crew", "prices", "slots"]
     )
     kwargs: dict[str, Any] = {}
     if dice.random() < 0.75:
@@ -277,6 +290,8 @@ def _groups(dice: random.Random, relation: str) -> dict[str, Any]:
             kwargs["group"] = ["teams.region" if relation == "people" else "people.age"]
         if relation == "tasks" and dice.random() < 0.25:
             kwargs["group"] = [{**_cut(dice), "as": "cut"}]
+        if dice.random() < 0.3:
+            kwargs |= {"order": [dice.choice(["-n", "sum"])], "limit": dice.randint(1, 6)}
         if dice.random() < 0.3:
             kwargs["having"] = {"n": {"gt": dice.randint(1, 4)}}
     return kwargs

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor
 from service.api.roles import Roles
 from service.request.arguments import Caller
 
-TABLES = ("teams", "people", "tasks", "notes", "lines", "members")
+TABLES = ("teams", "people", "tasks", "notes", "lines", "members", "prices", "slots")
 TEAMS, PEOPLE, TASKS = 8, 40, 90
 
 ROLES = Roles({"reader": "oracle_reader"}, "oracle_owner")
@@ -34,6 +34,10 @@ CREATE TABLE notes (task int REFERENCES tasks ON DELETE CASCADE ON UPDATE CASCAD
     PRIMARY KEY (task, n));
 CREATE TABLE lines (a int, b text);
 CREATE TABLE members (who text, team int, PRIMARY KEY (who, team));
+CREATE TABLE prices (amount numeric PRIMARY KEY,
+    person int REFERENCES people ON DELETE CASCADE ON UPDATE CASCADE, n int, body text);
+CREATE TABLE slots (at timestamptz, room char(4), code bytea, n int, title text, weight numeric(6,2),
+    price numeric REFERENCES prices ON DELETE CASCADE ON UPDATE CASCADE, PRIMARY KEY (at, room, code));
 CREATE INDEX ON people (team); CREATE INDEX ON people (boss); CREATE INDEX ON tasks (person);
 CREATE FUNCTION open_tasks(above numeric) RETURNS SETOF tasks STABLE LANGUAGE sql
     AS 'SELECT * FROM tasks WHERE NOT done AND points >= above';
@@ -56,6 +60,9 @@ INSERT INTO tasks SELECT i, i % {PEOPLE} + 1, 'task ' || i % 7, i * 29 % 100, i 
     date '2026-01-01' + i % 20 FROM generate_series(1, {TASKS}) i;
 INSERT INTO notes SELECT i, 1, 'n' || i FROM generate_series(1, {TASKS}, 2) i;
 INSERT INTO lines SELECT i % 4, 'b' || i % 3 FROM generate_series(1, 12) i;
+INSERT INTO prices SELECT i, i % {PEOPLE} + 1, i % 7, 'n' || i % 5 FROM generate_series(1, 60) i;
+INSERT INTO slots SELECT timestamptz '2026-01-01 00:00+00' + i % 3 * interval '1 us', 'r' || i % 5,
+    decode(lpad(to_hex(i * 3), 2, '0'), 'hex'), i % 9, 's' || i % 6, i % 4, i FROM generate_series(1, 60) i;
 INSERT INTO members SELECT who, t FROM unnest('{{ann,bob}}'::text[]) who, generate_series(1, 4) t
  WHERE (who = 'ann') = (t < 3);
 """
@@ -89,6 +96,20 @@ WRITES = (
     "INSERT INTO notes SELECT id, {few}, 'n{hundred}' FROM tasks WHERE id = {task} ON CONFLICT DO NOTHING",
     "UPDATE notes SET body = 'm{few}', n = n + 1 WHERE task = {task} AND n > 1",
     "DELETE FROM notes WHERE task = {task}",
+    "INSERT INTO prices SELECT {hundred}, id, {few}, 'n{few}' FROM people WHERE id = {person} ON CONFLICT DO NOTHING",
+    # the same number, which looks otherwise by now
+    "UPDATE prices SET amount = {hundred}.0 WHERE amount = {hundred}",
+    "UPDATE prices SET amount = {hundred}.00 WHERE amount = {hundred}",
+    "UPDATE prices SET amount = amount + 0.5 WHERE amount = {hundred}"
+    " AND NOT EXISTS (SELECT FROM prices WHERE amount = {hundred}.5)",
+    "UPDATE prices SET n = {few}, person = (SELECT id FROM people WHERE id = {person}) WHERE amount = {hundred}",
+    "DELETE FROM prices WHERE amount = {hundred}",
+    "INSERT INTO slots SELECT timestamptz '2026-01-01 00:00+00' + {few} * interval '1 us', 'r{team}',"
+    " decode(lpad(to_hex({other}), 2, '0'), 'hex'), {few}, 's{few}', {few}, amount FROM prices"
+    " WHERE amount = {hundred} ON CONFLICT DO NOTHING",
+    "UPDATE slots SET n = {hundred}, weight = {few} WHERE room = 'r{few}' AND n < {few}",
+    "UPDATE slots SET at = at + interval '1 day', room = 'r{team}' WHERE code = decode(lpad(to_hex({other}), 2, '0'), 'hex')",
+    "DELETE FROM slots WHERE room = 'r{few}' AND n = {few}",
     "INSERT INTO lines VALUES ({few}, 'b{few}')",
     "UPDATE lines SET b = 'b{few}' WHERE a = {few}",
     "DELETE FROM lines WHERE ctid = (SELECT min(ctid) FROM lines WHERE a = {few})",
