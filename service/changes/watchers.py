@@ -338,6 +338,7 @@ class WatchingSession:
         self.ended = ended
         self._most = most
         self._waiting = 0
+        self._head = ""
         self._held: set[Watch] = set()
         self._news: dict[Watch, None] = {}
         self.members: tuple[Watch, ...] = ()
@@ -419,7 +420,7 @@ class WatchingSession:
         self._waiting = 0
         place = self._place()
         assert place is not None
-        head = str(place)
+        head = self._head = str(place)
         found: Step = []
         news, self._news = self._news, {}
         for watch in news:
@@ -439,18 +440,28 @@ class WatchingSession:
     async def _send(self, step: Step) -> None:
         """Send a step; done when the next may follow."""
         now, moves = self.now(), any(moves for *_, moves in step)
+        taken: Awaitable[None] | None = None
         sent: dict[Awaitable[None], list[Watch]] = {}
         for at, (watch, messages, _) in enumerate(step, 1):
             taken = await self._give(watch, messages, moves and at == len(step), now)
             if taken is not None:
                 # It is the same of all watches of a caller, who is waited for once.
                 sent.setdefault(taken, []).append(watch)
+        if moves and taken is None:
+            await self._end_step([watch for watch, *_ in step if not watch.ended], now)
         for taken, watches in sent.items():
             try:
                 await taken
             except Exception as error:
                 for watch in watches:
                     watch.end(error)
+
+    async def _end_step(self, watches: Sequence[Watch], now: float) -> None:
+        """Say that a step is whole: the watch whose message was to say it has ended before its turn."""
+        for watch in watches[:1]:
+            assert watch.base is not None
+            alive = alive_message(watch.base, f"{self._head}~{watch.query.run.mark}")
+            await self._give(watch, iter([alive]), True, now)
 
     async def _give(
         self, watch: Watch, messages: Iterator[Message], ends: bool, now: float

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 
 from schema import changes
 from service.api.roles import Roles
@@ -230,6 +231,35 @@ async def test_callers_see_what_their_role_may(dsn: str) -> None:
         execute(dsn, "INSERT INTO members VALUES ('ann')")
         await watchers[0].same()
         assert watchers[0].copy.resets == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
+    """Whoever waits for the end of a step has it from another one."""
+    execute(dsn, BEFORE_EACH + "INSERT INTO notes SELECT 'n', n FROM generate_series(1, 1200) n")
+    async with living(dsn, WatchLimits(rows=5000)) as live:
+        mine = replace(ANYONE, session=1)
+        both = [
+            live.watch("notes", caller=mine, where={"weight": {"gt": least}}) for least in (0, 0.01)
+        ]
+        for each in both:
+            await each.first()
+            each.held = Deferred()
+            each.messages.clear()
+        try:
+            execute(dsn, "ALTER TABLE notes ADD extra int")  # so that all rows are sent to both
+            await live.served.catch_up()
+            await until(lambda: any(each.messages for each in both))
+            sent, waits = sorted(both, key=lambda each: not each.messages)
+            assert waits.messages == []
+            await waits.cancel()
+            assert sent.held is not None
+            sent.held.callback(None)
+            sent.held = None
+            await until(lambda: sent.messages[-1].get("step"))
+            assert sent.messages[-1]["position"] == sent.messages[0]["position"]
+        finally:
+            execute(dsn, "ALTER TABLE notes DROP extra")
 
 
 SLEEPING = (
