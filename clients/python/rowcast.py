@@ -20,6 +20,7 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import txaio as _txaio
@@ -61,6 +62,15 @@ ABSENT = "no callee registered"
 Row = Any
 Rows = dict[Any, Row]
 """By the canonical text of their keys; of a row that is its own key, by its text and the copy."""
+
+Step = list[tuple["Live", Mapping[str, Any]]]
+
+STEPS: WeakKeyDictionary[Any, dict[str, Step]] = WeakKeyDictionary()
+"""
+Of each session, by prefix, what came of a step that is not whole yet.
+
+Kits that share a session share it: one message, of whatever is watched there, says that a step is whole.
+"""
 
 Effect = Callable[[Rows], Any]
 Listener = Callable[[list[Row], "Change | None"], Any]
@@ -567,7 +577,7 @@ class Rowcast:
         self._prefix = prefix
         self._live: dict[Live, None] = {}
         self._calls: dict[_Pending, None] = {}
-        self._step: list[tuple[Live, Mapping[str, Any]]] = []
+        self._step: Step = []
         self._watchdog: Any = None
         if component is not None:
             component.on("join", self.joined)
@@ -626,6 +636,7 @@ class Rowcast:
     def joined(self, session: Any, details: Any = None) -> None:
         """Go on with a new session."""
         self.session = session
+        self._step = STEPS.setdefault(session, {}).setdefault(self._prefix, [])
         for pending in list(self._calls):
             if pending.answer is None:
                 pending.start(session)
@@ -671,7 +682,8 @@ class Rowcast:
 
     def flush(self) -> None:
         """Apply what was kept, then tell the listeners."""
-        step, self._step = self._step, []
+        step = self._step[:]
+        self._step.clear()
         told = [live.apply(message) for live, message in step if not live.closed]
         for tell in told:
             tell()

@@ -22,6 +22,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import ProcessProtocol
 
 from service.app import Serving
+from service.changes import watch as watch_module
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
@@ -170,6 +171,29 @@ async def test_live_query_follows_and_goes_on_after_cuts(
     assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
     node.tell(close="in")
     await until(lambda: service.watches.stats()["watches"] == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_kits_beside_each_other_wait_for_none(
+    dsn: str, service: Serving, wired: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a session of its own, and so its own steps."""
+    monkeypatch.setattr(watch_module, "ALIVE", 3600.0)  # or a message would come by that
+    node = wired.program
+    node.tell(id="one", live="drivers", query={"order": ["id"]})
+    node.tell(id="other", kit=1, live="vehicles", query={"order": ["id"]})
+    await until(lambda: node.rows("one") and node.rows("other"))
+    for word in ("both", "again"):
+        execute(
+            dsn,
+            f"BEGIN; UPDATE drivers SET name = '{word}'; UPDATE vehicles SET plate = '{word}'; COMMIT",
+        )
+        await until(lambda word=word: node.rows("one")[0]["name"] == word)
+        await until(lambda word=word: node.rows("other")[0]["plate"] == word)
+        wired.proxy.cut()
+    node.tell(close="one")
+    execute(dsn, "UPDATE vehicles SET plate = 'alone'")
+    await until(lambda: node.rows("other")[0]["plate"] == "alone")
 
 
 @pytest_twisted.ensureDeferred

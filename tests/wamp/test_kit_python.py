@@ -16,8 +16,10 @@ from twisted.internet import reactor
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
+from service.changes import watch as watch_module
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import failure_of, pause, until
+from tests.kits import kit
 from tests.wamp import kit_client
 from tests.wamp.kit_client import Client, same, say_goodbye
 
@@ -104,6 +106,46 @@ async def test_live_query_that_is_refused_says_why_and_ends(
         assert isinstance(error, ApplicationError)
         assert live.error is error
         assert not live.watching
+
+
+@pytest_twisted.ensureDeferred
+async def test_kits_that_share_a_session_change_together(
+    dsn: str, service: Serving, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message that says that a step is whole goes to one of them alone."""
+    monkeypatch.setattr(watch_module, "ALIVE", 3600.0)  # or a message would come by that
+    other = kit().Rowcast(client.component, prefix=client.db.uri("")[:-1])
+    drivers = client.db.live("drivers", order=["id"])
+    vehicles = other.live("vehicles", order=["id"])
+    seen: list[tuple[str, str]] = []
+
+    def look(*_: Any) -> None:
+        if drivers.rows and vehicles.rows:
+            seen.append((drivers.rows[0]["name"], vehicles.rows[0]["plate"]))
+
+    drivers.subscribe(look)
+    vehicles.subscribe(look)
+    await drivers.ready()
+    await vehicles.ready()
+
+    async def follow(word: str) -> None:
+        execute(
+            dsn,
+            f"BEGIN; UPDATE drivers SET name = '{word}'; UPDATE vehicles SET plate = '{word}'; COMMIT",
+        )
+        await until(lambda: seen[-1] == (word, word))
+
+    await follow("both")
+    client.proxy.cut()
+    await until(lambda: client.db.session is None)
+    await follow("again")
+    # nobody has seen the one without the other
+    assert {first == second or first.startswith("driver ") for first, second in seen} == {True}
+    assert drivers.mismatches == vehicles.mismatches == 0
+    drivers.close()
+    execute(dsn, "UPDATE vehicles SET plate = 'alone'")
+    await until(lambda: vehicles.rows[0]["plate"] == "alone")
+    other.close()
 
 
 @pytest_twisted.ensureDeferred
