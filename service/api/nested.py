@@ -15,16 +15,19 @@ from typing import Any
 from service.api import write
 from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_rows
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog, Relation, Type
 from service.db.statements import Shape, compute_txn
-from service.db.steps import Work, answer_txn, nested_txn, refuse_unrelated, steps_txn
-from service.db.writes import NoRowWritten, too_many_rows
+from service.db.steps import Message, Work, nested_txn, refuse_unrelated, steps_txn
+from service.db.writes import SETTLE, NoRowWritten, too_many_rows
 from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound
 from service.plan.conditions import Bound
+from service.plan.growing import grow
+from service.plan.messages import Messages, looked_at_by, messages, slots_of, used_by
+from service.plan.nesting import is_nested
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.step_plan import plan_answer, plan_step
-from service.plan.tree import LinkedRow, NewRows, Tree, TreeStep, grow, is_nested
+from service.plan.tree import LinkedRow, NewRows, Tree, TreeStep
 from service.plan.write_plan import plan_create
 from service.request.arguments import Values
 from service.request.read_request import Limits, Parsed
@@ -43,7 +46,7 @@ from service.request.write_request import parse_create
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
-from service.sql.step_sql import answer_statement, step_statement
+from service.sql.step_sql import Counted, answer_statement, joined, step_statement
 
 Make = Callable[[Callable[[Catalog, Any, Any], Statement], Relation, Any], Statement]
 """Returns a statement, given what builds it, the relation and the shape: a kept one, or a new one."""
@@ -177,7 +180,8 @@ def _made(
 def _step(call: Call, nested: Nested, make: Make) -> Step:
     """Return the step that writes all of it."""
     relation, request = write.relation_of(call), nested.request
-    work: Callable[[], Work] = partial(_work, call.snapshot.catalog, relation, nested, make)
+    settle = call.backend.database.level is None
+    work: Callable[[], Work] = partial(_work, call.snapshot.catalog, relation, nested, make, settle)
     if make == call.snapshot.statement:  # statements are kept by the reactor's thread alone
         made = work()
         work = lambda: made  # noqa: E731
@@ -188,7 +192,6 @@ def _step(call: Call, nested: Nested, make: Make) -> Step:
         nested.tree.written,
         _shape(call, request.returning),
         not request.many,
-        call.backend.database.level is None,
     )
     shape = partial(write.answered, returning=request.returning, many=request.many)
     return Step(nested_txn, args, shape, nested.timeout, "atomic", NotChanged(relation.name))
@@ -198,51 +201,92 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
     return Shape(returning.form, call.backend.max_bytes) if returning.rows else None
 
 
-def _work(catalog: Catalog, relation: Relation, nested: Nested, make: Make) -> Work:
-    """Return the statements of all steps, and of the answer."""
-    tree, steps = nested.tree, nested.tree.steps
-    before = steps[:-1] if tree.root_is_last else steps
-    made = [found for step in before for found in _statements(catalog, step, make)]
-    return _answer(relation, nested, made, steps[tree.root], make)
+def _work(catalog: Catalog, relation: Relation, nested: Nested, make: Make, settle: bool) -> Work:
+    """Return the messages of all steps, and the answer; `settle` where the transaction ends with it."""
+    tree, root = nested.tree, nested.tree.steps[nested.tree.root]
+    assert isinstance(root, NewRows)
+    before = tree.steps[:-1] if tree.root_is_last else tree.steps
+    steps = [part for step in before for part in _parts(catalog, step)]
+    answer = _answer(relation, nested, root, make, settle)
+    if tree.root_is_last:
+        sent = messages(steps, used_by(root), looked_at_by(root))
+    else:
+        sent = messages(steps, tree.key, [slot for row in _texts(root) for slot in row])
+    if answer is None:
+        return Work([_message(catalog, each, sent, make) for each in sent.steps if each])
+    *ahead, end = sent.steps
+    found = [_message(catalog, each, sent, make) for each in ahead]
+    return _answered(nested, root, found, _message(catalog, end, sent, make, answer))
+
+
+def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: Message) -> Work:
+    """Return the work of some messages, the last of which answers the rows of the call."""
+    tree = nested.tree
+    if tree.root_is_last:
+        return Work(before, answer, root, tree=tree.steps)
+    return Work(before, answer, None, _texts(root), nested.slot, tree.steps)
 
 
 def _answer(
-    relation: Relation,
-    nested: Nested,
-    made: Sequence[tuple[TreeStep, Statement]],
-    root: TreeStep,
-    make: Make,
-) -> Work:
-    """Return the work, given the statements of the steps: with the one of the answer."""
-    assert isinstance(root, NewRows)
+    relation: Relation, nested: Nested, root: NewRows, make: Make, settle: bool
+) -> Statement | None:
+    """Return the statement that answers the rows of the call; None if nothing does."""
+    returning, words = nested.request.returning, SETTLE if settle else ""
     if nested.tree.root_is_last:
         own = replace(nested.request, rows=root.rows, max_affected=None)
-        return Work(made, root, make(_create, relation, own), tree=nested.tree.steps)
+        statement = make(_create, relation, own)
+        return statement.prefixed(words) if statement.head else statement
     if nested.tree.key:
         key = tuple(Operand(slot, "values") for slot in nested.tree.key)
-        returning = nested.request.returning
-        columns = key_to_reread(relation)
-        request = GetRequest(
-            KeyMatch(columns, key), returning.select, returning.embeds, returning.form
-        )
-        return Work(made, None, make(_get, relation, request), tree=nested.tree.steps)
+        match = KeyMatch(key_to_reread(relation), key)
+        request = GetRequest(match, returning.select, returning.embeds, returning.form)
+        return make(_get, relation, request).prefixed(words)
     if not root.texts:
-        return Work(made)
-    behind = len(root.columns)
-    written = [slots[behind:] for slots in root.slots]
-    wanted = nested.request.returning, root.texts, nested.slot
-    answer = make(_read_again, relation, wanted)
-    return Work(made, None, answer, written, nested.slot, nested.tree.steps)
+        return None
+    wanted = returning, root.texts, nested.slot
+    return make(_read_again, relation, wanted).prefixed(words)
 
 
-def _statements(catalog: Catalog, step: TreeStep, make: Make) -> list[tuple[TreeStep, Statement]]:
-    """Return a step with its statement; or a step for each row, where they cannot be told apart."""
-    parts: list[TreeStep] = [step]
+def _texts(root: NewRows) -> list[Sequence[int]]:
+    """Return for each row of the call the slots of its key as text, if it is read again by that."""
+    return [slots[len(root.columns) :] for slots in root.slots] if root.texts else []
+
+
+def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
+    """Return a step; or one for each of its rows, where they cannot be told apart."""
     if isinstance(step, NewRows) and step.slots[0] and len(step.rows) > 1:
         relation = step.relation
         if not catalog.merge_returns or relation.has_rules or relation.kind != "table":
-            parts = [*step.each()]
-    return [(part, make(_stepped, part.relation, part)) for part in parts]
+            return [*step.each()]
+    return [step]
+
+
+def _message(
+    catalog: Catalog,
+    steps: tuple[TreeStep, ...],
+    sent: Messages,
+    make: Make,
+    answer: Statement | None = None,
+) -> Message:
+    """Return the message of some steps, and of what answers the rows of the call behind them."""
+    parts: list[Counted] = []
+    kept: list[tuple[int, tuple[Type | None, ...]]] = []
+    for step in steps:
+        statement, places = make(_stepped, step.relation, step), slots_of(step)
+        rows, slots = len(places), places[0]
+        back = any(not sent.kept.isdisjoint(each) for each in places)
+        if back and not isinstance(step, LinkedRow):
+            columns = step.relation.columns
+            types = [catalog.type(columns[name].type) for name in step.columns]
+            # behind them, those that are wanted as text
+            kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
+        parts.append(Counted(statement, rows, slots, rows > 1 and bool(slots), back))
+    if answer is None and len(parts) == 1:
+        (part,) = parts
+        through = {*part.slots, *(bound.slot for bound in part.statement.bounds)}
+        if sent.passed.isdisjoint(through):
+            return Message(steps, part.statement)
+    return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
 
 
 def _has_rules(snapshot: Snapshot, tree: Tree) -> bool:
@@ -275,13 +319,20 @@ async def _by_models(call: Call, nested: Nested) -> Any:
                 root = step
                 if tree.root_is_last:
                     break
-            wanted = codec, _statements(catalog, step, make), values
+            sent = _alone(catalog, step)
+            wanted = (
+                codec,
+                [_message(catalog, each, sent, make) for each in sent.steps if each],
+                values,
+            )
             done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
             values = tuple(await call.run(done))
-        work = _answer(relation, nested, (), root, make)
+        assert isinstance(root, NewRows)
+        answer = _answer(relation, nested, root, make, last)
+        end = Work(()) if answer is None else _answered(nested, root, (), Message((), answer, ()))
         shape, one = _shape(call, request.returning), not request.many
-        args = codec, work, values, tree.written, shape, one, last
-        written = await call.run(Step(answer_txn, args, tuple, nested.timeout, "last"))
+        args = codec, lambda: end, values, tree.written, shape, one
+        written = await call.run(Step(nested_txn, args, tuple, nested.timeout, "last"))
         return write.answered(written, request.returning, request.many)
 
     last = database.level is None
@@ -294,6 +345,15 @@ async def _by_models(call: Call, nested: Nested) -> Any:
         return await database.again(transaction)
     except NoRowWritten:
         raise NotChanged(relation.name) from None
+
+
+def _alone(catalog: Catalog, step: TreeStep) -> Messages:
+    """Return the messages of one step, all values of which come back: models see them."""
+    parts = tuple(_parts(catalog, step))
+    slots = [
+        slot for part in parts if isinstance(part, NewRows) for row in part.slots for slot in row
+    ]
+    return messages(parts, (), slots)
 
 
 async def _link_by_model(call: Call, step: LinkedRow, values: tuple[Any, ...]) -> None:

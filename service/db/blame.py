@@ -14,8 +14,10 @@ from typing import Any
 
 import psycopg2
 
-from service.catalog import Relation
+from service.catalog import Catalog, Relation
+from service.db.position import bound_of
 from service.errors import ConstraintViolation
+from service.plan.tree import PENDING
 from service.request.requests import Assignment
 
 _KEY = re.compile(r"\((.+)\)=\((.*)\)", re.DOTALL)
@@ -37,41 +39,71 @@ class GivenRow:
 
 @dataclass(frozen=True, slots=True)
 class GivenRows:
-    """The rows that a statement was to write."""
+    """The rows of one relation that a message was to write; no relation where that is not known."""
 
-    relation: Relation
+    relation: Relation | None
     rows: tuple[GivenRow, ...]
 
 
+NewRow = tuple[Relation, str, Sequence[Assignment]]
+"""A row that is to be written: of which relation, and where it stands."""
+
+
 def note_rows(
-    error: psycopg2.Error,
-    relation: Relation,
-    rows: Iterable[tuple[str, Sequence[Assignment]]],
-    values: Sequence[Any],
+    error: psycopg2.Error, rows: Iterable[NewRow], before: Iterable[NewRow], values: Sequence[Any]
 ) -> None:
-    """Note on an error what the statement was to write, each row with where it stands."""
-    given = tuple(
-        GivenRow(
-            path,
-            {
-                each.column: (each.path, values[each.operand.slot])
-                for each in row
-                if each.operand is not None
-            },
-        )
-        for path, row in rows
-    )
-    error.rows = GivenRows(relation, given)  # type: ignore[attr-defined]
+    """Note on an error what its message was to write, and what was written before it."""
+    error.rows = _given(rows, values), _given(before, values)  # type: ignore[attr-defined]
 
 
-def rows_of(error: BaseException) -> GivenRows | None:
+def _given(rows: Iterable[NewRow], values: Sequence[Any]) -> list[GivenRows]:
+    """Return rows by relation, with their values."""
+    found: dict[int, tuple[Relation, list[GivenRow]]] = {}
+    for relation, path, row in rows:
+        columns = {
+            each.column: (each.path, values[each.operand.slot])
+            for each in row
+            if each.operand is not None
+        }
+        found.setdefault(id(relation), (relation, []))[1].append(GivenRow(path, columns))
+    return [GivenRows(relation, tuple(given)) for relation, given in found.values()]
+
+
+def rows_of(error: BaseException, catalog: Catalog | None) -> GivenRows | None:
     """Return what the statement of an error was to write, if that was noted."""
-    return getattr(error, "rows", None)
+    noted = getattr(error, "rows", None)
+    if noted is None or not isinstance(error, psycopg2.Error):
+        return None
+    here, before = noted
+    for some in (here, before):  # a constraint that is deferred speaks of what was before
+        found = [each for each in some if _is_of(error, each, catalog)]
+        if len(found) == 1:
+            return found[0]
+    return here[0] if len(here) == 1 else GivenRows(None, ())
 
 
-def point_at_row(found: ConstraintViolation, error: psycopg2.Error) -> None:
+def _is_of(error: psycopg2.Error, given: GivenRows, catalog: Catalog | None) -> bool:
+    """Return whether an error speaks of a relation, of a column's domain, or of a value given."""
+    relation, diag, bound = given.relation, error.diag, bound_of(error)
+    if relation is None or catalog is None:
+        return False
+    if diag.table_name:
+        home = diag.schema_name or "", diag.table_name
+        return catalog.partitions.get(home, home) == (relation.schema, relation.name)
+    written = [(name, path) for row in given.rows for name, (path, _) in row.columns.items()]
+    if diag.datatype_name:
+        types = (catalog.type(relation.columns[name].type) for name, _ in written)
+        return (diag.schema_name, diag.datatype_name) in {
+            (each.schema, each.name) for each in types
+        }
+    return bound is not None and any(path == bound.path for _, path in written)
+
+
+def point_at_row(
+    found: ConstraintViolation, error: psycopg2.Error, catalog: Catalog | None
+) -> None:
     """Add where the row stands of which a constraint speaks, or its one column."""
-    given = rows_of(error)
+    given = rows_of(error, catalog)
     if given is None or "path" in found.details:
         return
     row = _row(error.diag.message_detail or "", given)
@@ -85,10 +117,12 @@ def point_at_row(found: ConstraintViolation, error: psycopg2.Error) -> None:
 def _row(detail: str, given: GivenRows) -> GivenRow | None:
     if len(given.rows) == 1:
         return given.rows[0]
+    if given.relation is None:
+        return None
     key, whole = _KEY.search(detail), _ROW.search(detail)
     if key is not None:
         names, values = key[1].split(", "), key[2]
-        found = [row for row in given.rows if _key_of(row, names, given.relation) == values]
+        found = [row for row in given.rows if _has_key(row, names, given.relation, values)]
     elif whole is not None:
         found = [row for row in given.rows if _shows(whole[1], row, given.relation)]
     else:
@@ -96,9 +130,14 @@ def _row(detail: str, given: GivenRows) -> GivenRow | None:
     return found[0] if len(found) == 1 else None
 
 
-def _key_of(row: GivenRow, names: Sequence[str], relation: Relation) -> str | None:
-    texts = [_text(row, name, relation) for name in names]
-    return None if None in texts else ", ".join(map(str, texts))
+def _has_key(row: GivenRow, names: Sequence[str], relation: Relation, values: str) -> bool:
+    """Return whether a row can have a key; what PostgreSQL alone knows of it can be anything."""
+    texts = [
+        ".*" if row.columns.get(name, ("", None))[1] is PENDING else _text(row, name, relation)
+        for name in names
+    ]
+    known = [each if each in (None, ".*") else re.escape(each) for each in texts]
+    return None not in known and re.fullmatch(", ".join(map(str, known)), values, re.S) is not None
 
 
 def _shows(values: str, row: GivenRow, relation: Relation) -> bool:

@@ -86,14 +86,14 @@ def refusal(
         return Canceled()
     if not isinstance(error, psycopg2.Error):
         return None
-    given = rows_of(error)
+    given = rows_of(error, catalog)
     if given is not None:
         relation = given.relation
     found = _refusal(error, catalog, relation)
     if found is not None:
         name_line(found, error, relation)
     if isinstance(found, ConstraintViolation):
-        point_at_row(found, error)
+        point_at_row(found, error, catalog)
     return found
 
 

@@ -4,52 +4,71 @@ What runs in a pool thread to write nested new rows: steps, each of which uses w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
 
-from service.db.blame import note_rows
+from service.catalog import Type
+from service.db.blame import NewRow, note_rows
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.statements import Shape, execute
-from service.db.writes import SETTLE, Written, write_txn
+from service.db.writes import Written, write_txn
 from service.errors import InvalidArgument, NotChanged, NotFound
 from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, TreeStep
-from service.request.requests import Assignment
 from service.sql.statement import Statement
+from service.sql.step_sql import LEFT_OUT
 
-Row = tuple[Any, ...]
+Row = Sequence[Any]
+_LEFT_OUT = re.compile(rf"{LEFT_OUT} (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """
+    Statements that travel together.
+
+    Args:
+        steps: Whose they are.
+        statement: All of them; the one of a single step gives its rows themselves.
+        kept: The numbers of the steps whose values come back as JSON, with the types of those; a
+            value without one is wanted as text.
+    """
+
+    steps: tuple[TreeStep, ...]
+    statement: Statement
+    kept: tuple[tuple[int, tuple[Type | None, ...]], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """
-    Steps with their statements, and what answers the rows of the call.
+    Messages, and what answers the rows of the call.
 
     Args:
-        steps: In their order.
-        last: The step that is answered itself, if that is one.
-        answer: Its statement, or one that reads the rows of the call again; None if nothing does.
-        written: Slots of their keys as text, for each, if they are read again.
+        messages: In their order.
+        answer: The last one, which answers the rows of the call behind its steps; None if nothing does.
+        root: The step that it is the statement of, if it does not read the rows again.
+        written: Slots of their keys as text, for each, if they are read again by those.
         slot: Where all of those go.
-        tree: All steps of the call, those before among them.
+        tree: All steps of the call.
     """
 
-    steps: Sequence[tuple[TreeStep, Statement]]
-    last: NewRows | None = None
-    answer: Statement | None = None
+    messages: Sequence[Message]
+    answer: Message | None = None
+    root: NewRows | None = None
     written: Sequence[Sequence[int]] = ()
     slot: int = 0
     tree: Sequence[TreeStep] = ()
 
 
 def steps_txn(
-    connection: PgConnection,
-    codec: Codec,
-    steps: Sequence[tuple[TreeStep, Statement]],
-    values: Sequence[Any],
+    connection: PgConnection, codec: Codec, messages: Sequence[Message], values: Sequence[Any]
 ) -> list[Any]:
     """
     Write the rows of steps; return the values with what came back of them.
@@ -61,19 +80,19 @@ def steps_txn(
         psycopg2.Error: With a note of the rows that it may speak of.
     """
     known = list(values)
-    for step, statement in steps:
-        if not isinstance(step, LinkedKey):
-            refuse_unrelated(step, known)
-        try:
-            cursor = execute(connection, codec, statement, known)
-        except psycopg2.Error as error:
-            _note_steps(error, [step], known)
-            raise
-        wanted = len(step.rows) if isinstance(step, NewRows) else 1
-        if cursor.rowcount != wanted:
-            raise _left_out(step)
-        if not isinstance(step, LinkedRow) and any(step.slots):
-            _keep(step, cursor.fetchall(), known)
+    for message in messages:
+        _refuse_unrelated(message.steps, known)
+        with _explained(message.steps, message.steps, known):
+            cursor = execute(connection, codec, message.statement, known)
+        if message.kept is None:
+            (step,) = message.steps
+            if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
+                raise _left_out(step)
+            if not isinstance(step, LinkedRow) and any(step.slots):
+                _keep(step, cursor.fetchall(), known)
+        elif message.kept:
+            for (number, types), text in zip(message.kept, cursor.fetchone(), strict=True):
+                _keep(message.steps[number], _read(codec, types, text), known)
     return known
 
 
@@ -85,7 +104,6 @@ def nested_txn(
     written: int,
     shape: Shape | None,
     one: bool,
-    last: bool,
 ) -> Written:
     """
     Write nested new rows, in a transaction that does not survive an error.
@@ -98,81 +116,83 @@ def nested_txn(
         written: How many rows all of it writes.
         shape: Of the answer; None to read nothing back.
         one: Whether the call is for one row with what is nested in it.
-        last: Whether the transaction ends with it.
 
     Raises:
         NoRowWritten, TooLarge, and what `steps_txn` does: the transaction must not commit.
     """
     work = make()
-    return answer_txn(
-        connection,
-        codec,
-        work,
-        steps_txn(connection, codec, work.steps, values),
-        written,
-        shape,
-        one,
-        last,
-    )
-
-
-def answer_txn(
-    connection: PgConnection,
-    codec: Codec,
-    work: Work,
-    values: Sequence[Any],
-    written: int,
-    shape: Shape | None,
-    one: bool,
-    last: bool,
-) -> Written:
-    """Answer the rows of the call behind its steps; the arguments are those of `nested_txn`."""
-    answer = work.answer
+    known = steps_txn(connection, codec, work.messages, values)
+    answer, exactly = work.answer, 0
     if answer is None:
         return Written([], written, ())
-    known = list(values)
-    if work.last is None:
+    _refuse_unrelated(answer.steps, known)
+    if work.root is not None:
+        _refuse_unrelated([work.root], known)
+        exactly = int(one)
+    if work.written:
         known[work.slot] = [[known[slot] for slot in row] for row in work.written]
-        if last:
-            answer = answer.prefixed(SETTLE)
-        exactly, ends = 0, False
-    else:
-        refuse_unrelated(work.last, known)
-        exactly, ends = int(one), last
-    try:
-        found = write_txn(connection, codec, lambda: answer, known, None, shape, exactly, ends)
-    except psycopg2.Error as error:
-        _note_steps(error, _steps_of(error, work), known)
-        raise
+    last = [work.root] if work.root is not None else []
+    statement = answer.statement
+    with _explained(answer.steps, [*answer.steps, *last], known, work.tree):
+        found = write_txn(connection, codec, lambda: statement, known, None, shape, exactly)
     return Written(found.rows, written, found.columns, found.tx)
 
 
-def _steps_of(error: psycopg2.Error, work: Work) -> Sequence[TreeStep]:
-    """Return the steps that an error at the end can speak of."""
-    home = error.diag.schema_name, error.diag.table_name
-    last = [work.last] if work.last is not None else []
-    if any((step.relation.schema, step.relation.name) == home for step in last):
-        return last
-    # A constraint that is deferred is checked behind all steps.
-    return [
-        step for step in work.tree if (step.relation.schema, step.relation.name) == home
-    ] or last
+@contextmanager
+def _explained(
+    counted: Sequence[TreeStep],
+    steps: Sequence[TreeStep],
+    values: Sequence[Any],
+    tree: Sequence[TreeStep] = (),
+) -> Iterator[None]:
+    """
+    Say of an error of a message in the body which rows it may speak of.
+
+    Args:
+        counted: Steps whose statements count their rows themselves.
+        steps: All of the message.
+        values: As they are known.
+        tree: Steps before it, of which a constraint that is deferred may speak.
+    """
+    try:
+        yield
+    except psycopg2.Error as error:
+        found = _LEFT_OUT.search(str(error)) if error.pgcode == "22P02" else None
+        if found is not None:
+            raise _left_out(counted[int(found[1])]) from error
+        note_rows(error, _rows_of(steps), _rows_of(tree), values)
+        raise
 
 
-def _note_steps(error: psycopg2.Error, steps: Sequence[TreeStep], values: Sequence[Any]) -> None:
-    """Note on an error which rows some steps of one relation were to write."""
-    rows: list[tuple[str, Sequence[Assignment]]] = []
+def _rows_of(steps: Iterable[TreeStep]) -> Iterator[NewRow]:
+    """Yield what steps are to write."""
     for step in steps:
         if isinstance(step, NewRows):
-            rows += zip(step.paths, step.rows, strict=True)
+            for path, row in zip(step.paths, step.rows, strict=True):
+                yield step.relation, path, row
         elif isinstance(step, LinkedRow):
-            rows.append((step.path, step.related))
-    if rows:
-        note_rows(error, steps[0].relation, rows, values)
+            yield step.relation, step.path, step.related
 
 
-def _keep(step: NewRows | LinkedKey, rows: Sequence[Row], values: list[Any]) -> None:
+def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:
+    """Read the rows that came back as JSON of texts, behind their numbers if they have any."""
+    return [
+        [
+            *row[: len(row) - len(types)],
+            *(
+                value if type is None else codec.read(type, value)
+                for type, value in zip(types, row[len(row) - len(types) :], strict=True)
+            ),
+        ]
+        for row in json.loads(text)
+    ]
+
+
+def _keep(step: TreeStep, rows: Sequence[Row], values: list[Any]) -> None:
     """Put what came back of rows into its slots; several rows begin with their numbers."""
+    slots: Sequence[Sequence[int]]
+    if isinstance(step, LinkedRow):
+        return
     if isinstance(step, LinkedKey):
         _refuse_second_parent(step, rows[0], values)
         slots = [step.slots]
@@ -184,6 +204,12 @@ def _keep(step: NewRows | LinkedKey, rows: Sequence[Row], values: list[Any]) -> 
     for row, places in zip(rows, slots, strict=True):
         for value, slot in zip(row, places, strict=True):
             values[slot] = value
+
+
+def _refuse_unrelated(steps: Sequence[TreeStep], values: Sequence[Any]) -> None:
+    for step in steps:
+        if not isinstance(step, LinkedKey):
+            refuse_unrelated(step, values)
 
 
 def refuse_unrelated(step: NewRows | LinkedRow, values: Sequence[Any]) -> None:

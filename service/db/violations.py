@@ -86,7 +86,7 @@ def _name_column(
     acted_on: Relation,
 ) -> None:
     """Add the one column written that is of the domain; PostgreSQL names none."""
-    given = rows_of(error)
+    given = rows_of(error, catalog)
     written = acted_on.columns if given is None else {n for row in given.rows for n in row.columns}
     types = {name: catalog.type(acted_on.columns[name].type) for name in written}
     names = [name for name, type in types.items() if (type.schema, type.name) == said.home]

@@ -28,7 +28,7 @@ from service.describe.verb import DescribedRows, Right, Verb
 from service.plan.computed_columns import ComputedColumn, computed_columns
 from service.plan.computing import computing
 from service.plan.joins import Join, relationships
-from service.plan.tree import takes_nested
+from service.plan.nesting import takes_nested
 from service.request.names import RESERVED, encode
 from service.request.select_list import quoted_item
 

@@ -285,6 +285,8 @@ REFUSED: list[tuple[str, Any, type[ServiceError], str | None]] = [
      "values.lines.1.qty"),
     ("orders", {"customer_id": {"name": "x", "email": "ada@x"}}, UniqueViolation,
      "values.customer_id.email"),
+    ("orders", {"customer_id": NEW, "biller_id": {"name": "y", "email": "ada@x"}}, UniqueViolation,
+     "values.biller_id.email"),
     ("orders", {"customer_id": 1, "tags": [{"name": "a"}, {"name": "red"}, {"name": "c"}]},
      UniqueViolation, "values.tags.1.name"),
     ("orders", {"customer_id": 1, "tags": [{"$link": 1}, {"$link": 99}]}, ForeignKeyViolation,

@@ -16,10 +16,10 @@ from service.db.cursors import DECLARE
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
 from service.plan.conditions import Bound
+from service.plan.growing import grow
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
 from service.plan.step_plan import plan_answer, plan_step
-from service.plan.tree import grow
 from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update

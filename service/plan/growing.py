@@ -1,0 +1,362 @@
+"""
+The steps that make new rows with all that is nested in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from service.catalog import Catalog, Relation
+from service.errors import InvalidArgument
+from service.plan.joins import Junction, related, relationships
+from service.plan.nesting import NestedRows, is_nested, nested_by, takes_nested
+from service.plan.read_plan import key_columns
+from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, Tree, TreeStep
+from service.request.arguments import Values
+from service.request.embeds import default_embed
+from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, parse_related
+from service.request.requests import Assignment, Embed, Operand
+
+
+def grow(
+    catalog: Catalog,
+    relation: Relation,
+    rows: Sequence[tuple[str, Sequence[Assignment]]],
+    values: Values,
+    max_depth: int,
+    key: Sequence[str] = (),
+    alone: bool = False,
+) -> Tree:
+    """
+    Return the steps that make new rows with all that is nested in them.
+
+    Args:
+        catalog: For relationships.
+        relation: Of the rows of the call.
+        rows: Those, each with where it stands.
+        values: Of the call; the values of nested rows are added, and slots for what steps make.
+        max_depth: How deep rows may nest.
+        key: The columns by which rows of the call are read afterwards, if they are.
+        alone: Whether it is one row, which is read by the values of its key, and not by texts of them.
+
+    Raises:
+        InvalidArgument: A relationship is unknown, ambiguous or none of a foreign key, a column is
+            set twice, there are too many rows, or they nest too deep.
+    """
+    growing = _Growing(catalog, values, max_depth)
+    root = growing.make(relation, rows, (), 0)
+    # Read afterwards are those alone that something is made after.
+    again = () if growing.steps[-1] is root else key
+    slots, texts = (growing.slots(root, 0, again), ()) if alone else ((), again)
+    made = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
+    number = len(growing.links) + growing.steps.index(root)
+    steps = (*growing.links, *made)
+    return Tree(steps, number, growing.written, _embeds(root.shown), tuple(slots))
+
+
+@dataclass(eq=False)
+class _Making:
+    """
+    New rows while what is nested in them is looked through.
+
+    Args:
+        relation, rows, paths, slots, alike: As those of `NewRows`, but slots by column.
+        related: What relationships set of each row, by column.
+        shown: What is nested in them, by the names of embeds.
+    """
+
+    relation: Relation
+    rows: list[list[Assignment]]
+    paths: list[str]
+    related: list[dict[str, Assignment]]
+    slots: dict[str, list[int]] = field(default_factory=dict)
+    alike: list[tuple[int, int, str]] = field(default_factory=list)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+class _Growing:
+    def __init__(self, catalog: Catalog, values: Values, max_depth: int) -> None:
+        self._catalog = catalog
+        self._values = values
+        self._max_depth = max_depth
+        self.steps: list[Any] = []
+        self.links: list[LinkedKey] = []
+        self._parents: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        self.written = 0
+
+    def finished(self, step: Any, key: Sequence[str]) -> TreeStep:
+        """Return a step as it is carried out."""
+        if not isinstance(step, _Making):
+            found: TreeStep = step
+            return found
+        lists = [*step.slots.values(), *([self._pending() for _ in step.rows] for _ in key)]
+        return NewRows(
+            step.relation,
+            tuple(map(tuple, step.rows)),
+            tuple(step.paths),
+            tuple(step.slots),
+            tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in step.rows),
+            tuple(key),
+            tuple(step.alike),
+            tuple(each for row in step.related for each in row.values()),
+        )
+
+    def make(
+        self,
+        relation: Relation,
+        rows: Sequence[tuple[str, Sequence[Assignment]]],
+        referring: Sequence[Sequence[Assignment]],
+        depth: int,
+    ) -> _Making:
+        """
+        Add the steps that make rows, with all that is nested in them.
+
+        Args:
+            relation: Whose rows.
+            rows: Each with its path.
+            referring: For each row, what its parent sets of it, if it has one.
+            depth: How deep they stand.
+        """
+        self._count(len(rows), rows[0][0] if rows else "values")
+        if "insert" not in relation.accepted_writes:
+            raise InvalidArgument(
+                f'"{relation.name}" is a {relation.kind} that takes no new rows', path=rows[0][0]
+            )
+        making = _Making(
+            relation, [[] for _ in rows], [path for path, _ in rows], [{} for _ in rows]
+        )
+        nested = self._looked_through(making, [row for _, row in rows], depth)
+        for at, columns in enumerate(referring):
+            for each in columns:
+                self._set(making, at, each)
+        for name, below in nested.items():
+            if below.refers:
+                making.shown[name] = self._referred(making, below, depth)
+        self.steps.append(making)
+        for name, below in nested.items():
+            if not below.refers:
+                add = self._referring if below.way.junction is None else self._joined
+                making.shown[name] = add(making, below, depth)
+        return making
+
+    def _looked_through(
+        self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
+    ) -> dict[str, NestedRows]:
+        """Add the columns of rows to a step, and return what is nested in the rows, by name."""
+        nested: dict[str, NestedRows] = {}
+        columns = making.relation.columns
+        for at, row in enumerate(rows):
+            for each in row:
+                value = None if each.operand is None else self._values.value(each.operand.slot)
+                # Most are columns: of those a dict alone can be a related row.
+                plain = each.column in columns and not isinstance(value, Mapping)
+                if plain or not self._nests(making.relation, each, value):
+                    making.rows[at].append(each)
+                    continue
+                if depth >= self._max_depth:
+                    raise InvalidArgument(
+                        f"rows may nest {self._max_depth} deep", path=each.path[:200]
+                    )
+                found = nested.get(each.column) or self._relationship(making.relation, each)
+                nested[each.column] = found
+                if isinstance(value, list | tuple) and not found.way.many:
+                    raise self._one_alone(making.relation, each, found)
+                below = parse_related(value, each.path, found.way.many, self._values)
+                found.rows.extend((at, one) for one in below)
+        return nested
+
+    def _nests(self, relation: Relation, each: Assignment, value: Any) -> bool:
+        if not is_nested(self._catalog, relation, each.column, value):
+            return False
+        if each.operand is None:
+            raise InvalidArgument("a relationship has no default", path=each.path)
+        return True
+
+    def _relationship(self, relation: Relation, each: Assignment) -> NestedRows:
+        """
+        Return the relationship of a name, where rows can be made for it.
+
+        Raises:
+            InvalidArgument: Several have the name, or it is none of a table's foreign key.
+        """
+        way = related(self._catalog, relation, default_embed(each.column, each.path))
+        found = nested_by(relation, way)
+        if found is None:
+            raise InvalidArgument(
+                f'"{each.column}" is a relationship of a view or a function: no rows are made for it',
+                path=each.path,
+                hint="rows are nested by the foreign keys of tables",
+            )
+        return found
+
+    def _one_alone(
+        self, relation: Relation, each: Assignment, nested: NestedRows
+    ) -> InvalidArgument:
+        """Return the refusal of a list for one row, with the names of the ways to many."""
+        target = nested.way.target
+        names = [
+            f"{target.name}!{way.label}"
+            for way in relationships(self._catalog, relation)
+            if way.many and way.target is target and takes_nested(relation, way)
+        ]
+        which = "that the new one refers to" if nested.refers else "that refers to the new one"
+        lists = " or ".join(f'"{name}"' for name in names)
+        return InvalidArgument(
+            f'"{each.column}" means the one row {which}, and holds no list',
+            path=each.path,
+            hint=f"a list of rows goes under {lists}" if names else "leave out the list around it",
+            candidates=names or None,
+        )
+
+    def _referred(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+        """Add the rows that some rows refer to, and set the columns that do."""
+        assert nested.key is not None
+        columns, targets = nested.key.columns, nested.key.target_columns
+        there, shown = self._there(nested, targets, depth)
+        for (at, one), slots in zip(nested.rows, there, strict=True):
+            for column, slot in zip(columns, slots, strict=True):
+                self._set(making, at, Assignment(column, Operand(slot, one.path), one.path))
+        return shown
+
+    def _referring(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+        """Add the rows that refer to some rows."""
+        assert nested.key is not None
+        columns, targets = nested.key.columns, nested.key.target_columns
+        rows, referring = [], []
+        links: list[LinkedRow] = []
+        for at, one in nested.rows:
+            slots = self.slots(making, at, targets)
+            changes = [
+                Assignment(column, Operand(slot, one.path), one.path)
+                for column, slot in zip(columns, slots, strict=True)
+            ]
+            if one.link is None:
+                rows.append((one.path, one.assignments))
+                referring.append(changes)
+            else:
+                self._count(1, one.path)
+                links.append(self._moved(nested.way.target, one, changes))
+        shown = {}
+        if rows:
+            shown = self.make(nested.way.target, rows, referring, depth + 1).shown
+        self.steps.extend(links)
+        return shown
+
+    def _moved(
+        self, relation: Relation, one: RelatedRow, changes: Sequence[Assignment]
+    ) -> LinkedRow:
+        """Return the step that has a linked row refer to a new one; it is looked up before."""
+        key, path = one.link, one.path
+        assert key is not None
+        given = key_columns(self._catalog, relation, key, f"{path}.$link")
+        columns = relation.primary_key or given
+        there = {name: self._pending() for name in columns}
+        new = {each.column: each.operand.slot for each in changes if each.operand is not None}
+        foreign = relation.schema, relation.name, tuple(new)
+        if foreign not in self._parents:
+            self._parents[foreign] = self._pending()
+        slots, parent, parents = tuple(there.values()), tuple(new.values()), self._parents[foreign]
+        self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
+        alike = [(there[name], new[name], path) for name in relation.primary_key if name in new]
+        return LinkedRow(relation, key, path, tuple(changes), tuple(alike))
+
+    def _joined(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+        """Add rows behind a junction, and the rows of that."""
+        junction = nested.way.junction
+        assert isinstance(junction, Junction)
+        here, targets = [name for name, _ in junction.here], [name for _, name in junction.there]
+        columns = [name for _, name in junction.here] + [name for name, _ in junction.there]
+        there, shown = self._there(nested, targets, depth)
+        referring = [
+            [
+                Assignment(column, Operand(slot, one.path), one.path)
+                for column, slot in zip(
+                    columns, (*self.slots(making, at, here), *slots), strict=True
+                )
+            ]
+            for (at, one), slots in zip(nested.rows, there, strict=True)
+        ]
+        if referring:
+            rows = [(one.path, ()) for _, one in nested.rows]
+            self.make(junction.relation, rows, referring, depth)
+        return shown
+
+    def _there(
+        self, nested: NestedRows, targets: Sequence[str], depth: int
+    ) -> tuple[list[Sequence[int]], dict[str, Any]]:
+        """
+        Add those rows at the other end of a relationship that are new.
+
+        Returns:
+            For each row there the slots of its columns that are referred to; and what is shown.
+        """
+        target = nested.way.target
+        new = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
+        made = self.make(target, new, (), depth + 1) if new else None
+        numbers = count()
+        return [
+            self.slots(made, next(numbers), targets)
+            if made is not None and one.link is None
+            else self._linked(target, one, targets)
+            for _, one in nested.rows
+        ], (made.shown if made is not None else {})
+
+    def _linked(self, relation: Relation, one: RelatedRow, targets: Sequence[str]) -> Sequence[int]:
+        """Return the slots of the columns of a linked row, which is looked for if it has to be."""
+        key, path = one.link, one.path
+        assert key is not None
+        columns = key_columns(self._catalog, relation, key, f"{path}.$link")
+        given = dict(zip(columns, key.operands, strict=True))
+        if set(targets) == given.keys():
+            return [given[name].slot for name in targets]
+        slots = tuple(self._pending() for _ in targets)
+        self.links.append(LinkedKey(relation, key, path, tuple(targets), slots))
+        return slots
+
+    def _set(self, making: _Making, at: int, new: Assignment) -> None:
+        """Set a column of a row by a relationship; another one that does has to say the same."""
+        there = next((each for each in making.rows[at] if each.column == new.column), None)
+        if there is None:
+            making.rows[at].append(new)
+            making.related[at][new.column] = new
+            return
+        if new.column not in making.related[at]:
+            raise InvalidArgument(
+                f'"{new.column}" is set by itself and by a relationship',
+                path=there.path,
+                column=new.column,
+                hint="leave one of the two out",
+            )
+        assert there.operand is not None
+        assert new.operand is not None
+        making.alike.append((there.operand.slot, new.operand.slot, new.path))
+
+    def slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
+        """Return where the values of a new row's columns go, which are made with it."""
+        for column in columns:
+            if column not in making.slots:
+                making.slots[column] = [self._pending() for _ in making.rows]
+        return [making.slots[column][at] for column in columns]
+
+    def _pending(self) -> int:
+        return self._values.add(PENDING)
+
+    def _count(self, rows: int, path: str) -> None:
+        self.written += rows
+        if self.written > MAX_NEW_ROWS:
+            raise InvalidArgument(
+                f"a call makes at most {MAX_NEW_ROWS} rows with what is nested in them",
+                path=path,
+                hint="several calls make them, or import",
+            )
+
+
+def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
+    """Return the embeds that show what was nested, by name."""
+    return tuple(
+        replace(default_embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
+        for name, inner in shown.items()
+    )

@@ -1,0 +1,125 @@
+"""
+The steps of nested new rows in messages to PostgreSQL: as many as can go in one.
+
+A value that a step makes of one row is handed to the statements behind it by PostgreSQL itself, so
+that they need not wait for it. They do wait for the values of several rows, and for those that are
+looked at before a row is written: that none is null, or that two are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import compress, groupby
+
+from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """
+    Args:
+        steps: Those of each message; of the last one, those that travel with the answer, if any do.
+        passed: Slots of values that PostgreSQL hands on.
+        kept: Slots of values that come back.
+    """
+
+    steps: tuple[tuple[TreeStep, ...], ...]
+    passed: frozenset[int]
+    kept: frozenset[int]
+
+
+@dataclass
+class _Made:
+    """Which values are made in which message, and how they are used by others."""
+
+    turns: dict[int, int] = field(default_factory=dict)
+    passable: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
+
+    def turn(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
+        """Return the message in which values can be used, some of which are looked at before."""
+        here = self.turns.keys() & {*used, *looked_at}
+        known = here - self.passable | here.intersection(looked_at)
+        self.passed |= here - known
+        self.kept |= known
+        return max((self.turns[slot] + (slot in known) for slot in here), default=0)
+
+
+def messages(
+    steps: Sequence[TreeStep], used: Sequence[int] = (), looked_at: Sequence[int] = ()
+) -> Messages:
+    """
+    Return steps by messages, as few as can be: at most one for each level of the tree.
+
+    Args:
+        steps: In their order.
+        used: Slots that the answer goes by, which stands in the last message.
+        looked_at: Slots whose values are to come back before it.
+    """
+    made = _Made()
+    turns: list[tuple[int, TreeStep]] = []
+    for step in steps:
+        turn = made.turn(used_by(step), looked_at_by(step))
+        if isinstance(step, LinkedRow):
+            turn = max(turn, 1)  # whether it is linked twice was seen when it was looked up
+        elif isinstance(step, LinkedKey) and step.parent:
+            made.kept.update(step.slots)
+        certain = _passable(step)
+        for slots in slots_of(step):
+            made.turns |= dict.fromkeys(slots, turn)
+            made.passable.update(compress(slots, certain))
+        turns.append((turn, step))
+    last = made.turn(used, looked_at)
+    turns.sort(key=lambda each: each[0])
+    found = [
+        part
+        for turn, group in groupby(turns, key=lambda each: each[0])
+        for part in _apart([step for _, step in group])
+    ]
+    if not turns or last > turns[-1][0] or alone(turns[-1][1]):
+        found.append(())
+    return Messages(tuple(found), frozenset(made.passed), frozenset(made.kept))
+
+
+def alone(step: TreeStep) -> bool:
+    """Return whether a step cannot share a message: a statement with rules stands in no other."""
+    return step.relation.has_rules and not isinstance(step, LinkedKey)
+
+
+def _apart(steps: Sequence[TreeStep]) -> Iterator[tuple[TreeStep, ...]]:
+    for by_itself, group in groupby(steps, key=alone):
+        some = tuple(group)
+        yield from ((step,) for step in some) if by_itself else (some,)
+
+
+def used_by(step: TreeStep) -> list[int]:
+    """Return the slots that the statement of a step is made of."""
+    if isinstance(step, NewRows):
+        return [each.operand.slot for row in step.rows for each in row if each.operand is not None]
+    slots = [each.slot for each in step.key.operands]
+    if isinstance(step, LinkedRow):
+        slots += [each.operand.slot for each in step.related if each.operand is not None]
+    return slots
+
+
+def looked_at_by(step: TreeStep) -> list[int]:
+    """Return the slots of values that are looked at before a step."""
+    if isinstance(step, LinkedKey):
+        return []
+    return [slot for one, other, _ in step.alike for slot in (one, other)]
+
+
+def slots_of(step: TreeStep) -> tuple[tuple[int, ...], ...]:
+    """Return for each row of a step the slots that it fills."""
+    if isinstance(step, NewRows):
+        return step.slots
+    return (step.slots if isinstance(step, LinkedKey) else (),)
+
+
+def _passable(step: TreeStep) -> list[bool]:
+    """Return of which columns that a step gives the value can be handed on: it is one, and no null."""
+    if isinstance(step, LinkedRow) or alone(step) or len(slots_of(step)) > 1:
+        return []
+    return [not step.relation.columns[name].nullable for name in step.columns]

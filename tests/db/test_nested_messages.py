@@ -1,0 +1,98 @@
+"""
+How many messages nested new rows take: at most one for each level of the tree, and the one of COMMIT.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import CheckViolation, InvalidArgument, ServiceError
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller, serving
+from tests.db.relay import Relay
+from tests.db.test_nested import BEFORE_EACH as ORDERS_BEFORE
+from tests.db.test_nested import NEW
+from tests.db.test_nested import SCHEMA as ORDERS
+from tests.deferreds import failure_of
+
+SCHEMA = (
+    ORDERS
+    + """
+CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+CREATE TABLE events (region int NOT NULL, order_id bigint REFERENCES orders, n positive,
+    kind text CHECK (kind <> 'bad')) PARTITION BY LIST (region);
+CREATE TABLE events_one PARTITION OF events FOR VALUES IN (1);
+"""
+)
+BEFORE_EACH = ORDERS_BEFORE.replace("TRUNCATE ", "TRUNCATE events, ", 1)
+LINES = [{"sku": "a", "parts": [{"name": "p"}]}, {"sku": "b", "parts": [{"name": "q"}]}]
+TREES: list[tuple[str, str, Any, int]] = [
+    ("rows that refer to one", "orders", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}]}, 1),
+    ("the one that is referred to", "orders", {"note": "n", "customer_id": NEW}, 1),
+    ("a chain", "customers", {**NEW, "upper_id": {**NEW, "upper_id": {**NEW, "upper_id": NEW}}}, 1),
+    ("places of one depth", "orders", {
+        "customer_id": NEW, "biller_id": NEW, "lines": [{"sku": "a"}], "invoices": {"due": "2026-01-01"},
+        "tags": [{"name": "t"}]}, 1),
+    ("rows of several", "orders", {"customer_id": 1, "lines": LINES}, 2),
+    ("the same at one depth", "orders", {
+        "customer_id": 1, "lines": LINES, "tags": [{"name": "t"}, {"name": "u"}], "invoices": {}}, 2),
+    ("three levels of many", "customers", [
+        {"name": f"c{n}", "orders!customer_id": [{"lines": LINES}, {"note": "x"}]} for n in "ab"], 4),
+    ("a junction with links", "orders", {
+        "customer_id": 1, "tags": [{"$link": 1}, {"$link": {"name": "blue"}}]}, 1),
+    ("a junction with new rows and links", "orders", {
+        "customer_id": 1, "tags": [{"name": "t"}, {"name": "u"}, {"$link": {"name": "blue"}}]}, 2),
+    ("a link by another key", "orders", {"customer_id": {"$link": {"email": "ada@x"}}}, 1),
+    ("links to the new row", "customers", {
+        **NEW, "customers!id=upper_id": [{"$link": 1}, {"name": "a"}]}, 2),
+    ("columns that two relationships set", "carts", {
+        "tenant": "t1", "items": [{"of_product": {"$link": {"name": "cup"}}},
+                                  {"of_product": {"tenant": "t1", "id": 9, "name": "new"}}]}, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("relation", "values", "most"), [each[1:] for each in TREES], ids=[each[0] for each in TREES]
+)
+@pytest_twisted.ensureDeferred
+async def test_tree_takes_no_more_messages_than_it_has_levels(
+    dsn: str, relation: str, values: Any, most: int
+) -> None:
+    """BEGIN and the answer travel with them."""
+    execute(dsn, BEFORE_EACH)
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn) as db:
+            await db.call("tags.get", 1)
+            before = len(relay.messages)
+            await db.call(f"{relation}.create", values)
+            sent = relay.messages[before:]
+    assert sent[0].startswith(b"BEGIN;"), sent
+    assert b"COMMIT" in sent[-1], sent
+    assert len(sent) - 1 <= most, sent
+
+
+@pytest.mark.parametrize(
+    ("events", "kind", "path"),
+    [
+        (
+            [{"region": 1, "kind": "a"}, {"region": 1, "kind": "bad"}],
+            CheckViolation,
+            "values.events.1.kind",
+        ),
+        ([{"region": 1, "n": 0}], CheckViolation, "values.events.0.n"),
+        ([{"region": 1}, {"region": "1x"}], InvalidArgument, "values.events.1.region"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_error_of_a_message_points_at_the_row_of_its_statement(
+    db: DirectCaller, events: Any, kind: type[ServiceError], path: str
+) -> None:
+    """PostgreSQL names a partition, or a domain, and none of the statements."""
+    refused = await failure_of(
+        db.call("orders.create", {"customer_id": NEW, "note": "n", "events": events})
+    )
+    assert isinstance(refused, kind), refused
+    assert refused.details["path"] == path
