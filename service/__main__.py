@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
@@ -76,23 +76,15 @@ def show() -> None:
 @main.command(help="Fill the demo tables with rows; does nothing if they have some.")
 def seed() -> None:
     """Seed the database."""
-    place = read().place
-    try:
-        with place.running() as dsn:
-            print(sow(dsn))
-    except (EmbeddedFailed, SeedRefused, OSError) as error:
-        fail(str(error))
+    with database(SeedRefused) as (_, dsn):
+        print(sow(dsn))
 
 
 @main.command(help="Make what the service keeps in a database without our migrations.")
 def init() -> None:
     """Make the schema `rowcast`."""
-    place = read().place
-    try:
-        with place.running() as dsn:
-            make(dsn)
-    except (EmbeddedFailed, NotMade, OSError) as error:
-        fail(str(error))
+    with database(NotMade) as (_, dsn):
+        make(dsn)
     print("the schema rowcast is there")
 
 
@@ -113,12 +105,8 @@ def untrack(table: str) -> None:
 
 
 def _track(act: Callable[..., str], *what: object) -> None:
-    settings = read()
-    try:
-        with settings.place.running() as dsn:
-            print(act(dsn, *what, schemas=settings.schemas))
-    except (EmbeddedFailed, TrackingRefused, OSError) as error:
-        fail(str(error))
+    with database(TrackingRefused) as (settings, dsn):
+        print(act(dsn, *what, schemas=settings.schemas))
 
 
 WHERE = [
@@ -159,10 +147,9 @@ def target_of(settings: Settings, **where: str | None) -> CallTarget:
 @at_router
 def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
     """Print a line for each check; exits with 1 if one fails."""
-    settings = read()
-    target = target_of(settings, **where)
+    target = target_of(read(), **where)
     try:
-        with settings.place.running() as dsn:
+        with database(NotTried) as (settings, dsn):
             catalog = read_catalog(dsn, settings.schemas)
             relation = find_relation(catalog, table)
             connection = open_session(dsn, SessionSettings(schemas=settings.schemas))
@@ -178,8 +165,6 @@ def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
         hint = error.details.get("hint")
         served = f"{error.message}, or it is hidden or of a schema that is not served"
         fail(f"{served} (ROWCAST_SCHEMAS){f' → {hint}' if hint else ''}")
-    except (EmbeddedFailed, NotTried, OSError) as error:
-        fail(str(error))
     for check in checks:
         print(check.line(), flush=True)
     found = run_why(reactor, target, settings.prefix, served_name(catalog, relation))
@@ -258,13 +243,9 @@ def types(lang: str, role: str | None) -> None:
 
 def document(role: str | None) -> dict[str, Any]:
     """Describe what is served, without a pool or a router, or end with the problem."""
-    settings = read()
-    try:
-        with settings.place.running() as dsn:
-            catalog = read_catalog(dsn, settings.schemas, role)
+    with database(InvalidApplication) as (settings, dsn):
+        catalog = read_catalog(dsn, settings.schemas, role)
         declared = load_application(settings.app).procedures
-    except (EmbeddedFailed, InvalidApplication, OSError) as error:
-        fail(str(error))
     written = {
         name: each.function
         for name, each in declared.items()
@@ -392,6 +373,17 @@ def first_steps(settings: Settings) -> str:
 def relative(path: Path) -> str:
     """Return a path relative to the working directory, if it lies below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+@contextmanager
+def database(refusal: type[Exception]) -> Iterator[tuple[Settings, str]]:
+    """Yield the settings and the way to the database, or end with what it or a refusal says."""
+    settings = read()
+    try:
+        with settings.place.running() as dsn:
+            yield settings, dsn
+    except (EmbeddedFailed, OSError, refusal) as error:
+        fail(str(error))
 
 
 def read() -> Settings:
