@@ -1,24 +1,30 @@
 """
-How a procedure written by hand is made known, and what it is given.
+How a procedure written by hand is made known, what it takes, and what it is given.
+
+Arguments are named, checked and refused as those of the generated procedures are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from twistar.exceptions import ImaginaryTableError
 
 from service.api.dispatcher import Procedure
 from service.db.codec import Codec
 from service.db.database import Database
+from service.db.encode import KINDS, integer_text, unfit
 from service.db.slow import ORIGIN
-from service.errors import NoSuchProcedure
+from service.describe.written import Parameters
+from service.errors import InvalidArgument, NoSuchProcedure
 from service.models.model import Model
 from service.models.served import Models
-from service.procedures.signature import Function, Signature
-from service.request.arguments import Caller
+from service.request.arguments import Arguments, Caller
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class ProcedureCall:
         return model.wire(self.codec)
 
 
+Function = Callable[..., Awaitable[Any]]
+"""A coroutine function of a `ProcedureCall` and the caller's arguments."""
 F = TypeVar("F", bound=Function)
 
 
@@ -134,3 +142,82 @@ def procedures(
 
 def _unavailable(name: str) -> NoSuchProcedure:
     return NoSuchProcedure(f'this database does not have what "{name}" needs')
+
+
+_INTEGER = integer_text(-(2**63), 2**63 - 1)
+
+
+class Signature:
+    """
+    The parameters of a procedure, less the first, which is the call.
+
+    Args:
+        name: Of the procedure.
+        function: The procedure itself.
+    """
+
+    def __init__(self, name: str, function: Function) -> None:
+        self._parameters = takes = Parameters(function)
+        shown = [each if each in takes.required else f"[{each}]" for each in takes.names]
+        self._usage = f"it is {name}({', '.join(shown)})"
+
+    def bind(
+        self, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[inspect.BoundArguments, float | None]:
+        """
+        Return the arguments of a call in their places, and the call's time limit, if any.
+
+        Raises:
+            InvalidArgument: One is missing, unknown, given twice or of another type than its
+                annotation; `path` names it.
+        """
+        takes = self._parameters
+        most = len(takes.positional) if takes.rest else len(args)
+        known = [*takes.names, *(kwargs if takes.others else ())]
+        given = Arguments(args[:most], kwargs, takes.positional, known, self._usage)
+        for name in takes.required:
+            given.required(name)
+        values = {takes.call: call}
+        for name in takes.names:
+            if name in given:
+                values[name] = fitting(takes.hints.get(name, Any), given.value(name), name)
+        if takes.rest:
+            values[takes.rest] = tuple(args[most:])
+        if takes.others:
+            names = kwargs.keys() - {*takes.names, "timeout"}
+            values[takes.others] = {name: kwargs[name] for name in names}
+        # A procedure may have a parameter of this name, which is its own then.
+        seconds = None if "timeout" in takes.names else given.timeout()
+        bound = inspect.BoundArguments(takes.signature, OrderedDict(values))
+        bound.apply_defaults()
+        return bound, seconds
+
+
+def fitting(hint: Any, value: Any, path: str) -> Any:
+    """
+    Return a value as its annotation has it: integral floats and digits are integers, too.
+
+    Raises:
+        InvalidArgument: It is of another type.
+    """
+    origin = get_origin(hint) or hint
+    if origin in (Union, UnionType):
+        parts = get_args(hint)
+        if value is None and NoneType in parts:
+            return None
+        parts = tuple(each for each in parts if each is not NoneType)
+        return fitting(parts[0], value, path) if len(parts) == 1 else value
+    wanted = KINDS.get(origin)  # what has another annotation is the procedure's own to check
+    try:
+        if wanted is None:
+            return value
+        if origin is int:
+            return int(_INTEGER(value))
+        # Not isinstance, since True is an int.
+        if origin is float and type(value) is int:
+            return float(value)
+        if not isinstance(value, origin):
+            raise unfit(value, wanted)
+    except InvalidArgument as refused:
+        raise InvalidArgument(refused.message, path=path) from None
+    return value
