@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, fail, maybeDeferred
 from service.db.statements import several_rows
 from service.errors import Conflict, InvalidRow
 from service.models.record import Record
-from service.models.relationships import HABTM, TYPES, Association, Attribute, Relationship
+from service.models.relationships import HABTM, TYPES, Association
 from service.models.sql import Where, affected_txn, rows_txn, where_of
 
 HOOKS = {True: ("beforeCreate", "beforeSave"), False: ("beforeUpdate", "beforeSave")}
@@ -57,13 +57,13 @@ class Model(Record):
         Raises:
             twistar.exceptions.InvalidRelationshipError: It lacks something.
         """
-        cls.relate(TYPES[rtype], Association.declared(cls, rtype, relation))
+        cls.relate(Association.declared(cls, rtype, relation))
 
     @classmethod
-    def relate(cls, kind: type[Relationship], association: Association) -> None:
+    def relate(cls, association: Association) -> None:
         """Add a relationship that is worked out already."""
-        cls.RELATIONSHIP_CACHE[association.name] = (kind, association.options)
-        setattr(cls, association.name, Attribute(kind, association))
+        cls.RELATIONSHIP_CACHE[association.name] = (association.relationship, association.options)
+        setattr(cls, association.name, association)
 
     def loadRelations(self, *names: str) -> Deferred[dict[str, Any]]:
         """Load relationships, all of them by default; return them by name."""
@@ -306,5 +306,5 @@ class Model(Record):
         """Return the key under which the row is stored, whatever was set since."""
         meta, row = self.row_meta, self._row
         if row is None:
-            return [getattr(self, meta.attributes[name]) for name in meta.key]
+            return list(self.key)
         return [row[meta.position[meta.attributes[name]]] for name in meta.key]

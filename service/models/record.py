@@ -187,11 +187,22 @@ class Record(DBObject):
     @property
     def key(self) -> tuple[Any, ...]:
         """The values of its primary key."""
-        meta = self.row_meta
-        return tuple(getattr(self, meta.attributes[name]) for name in meta.key)
+        return self._values_of(self.row_meta.key)
+
+    def _values_of(self, names: Iterable[str]) -> tuple[Any, ...]:
+        """Return the values of columns, as they are set now."""
+        attributes = self.row_meta.attributes
+        return tuple(getattr(self, attributes[name]) for name in names)
+
+    def _set_values(self, names: Iterable[str], values: Iterable[Any]) -> None:
+        """Set columns, each to its value."""
+        attributes = self.row_meta.attributes
+        for name, value in zip(names, values, strict=True):
+            setattr(self, attributes[name], value)
 
     def dirty(self) -> tuple[str, ...]:
         """Return the columns whose values are not those of the row, changes in place included."""
+        # Compared when it is saved, since no setter hears of `row.document["key"] = 1`.
         meta, row, own = self._meta, self._row, self.__dict__
         if meta is None or row is None:
             return ()

@@ -29,10 +29,11 @@ from service.sql.statement import quoted
 @dataclass(frozen=True)
 class Association:
     """
-    How two models are related.
+    How two models are related: the attribute of a model that is a relationship of each object.
 
     Args:
-        name: The attribute.
+        relationship: What sort of one it is.
+        name: Of the attribute.
         other: The other model's registered name, or a function that returns the class;
             None if it is polymorphic, so that each row names it.
         here: The columns that hold this model's key.
@@ -42,6 +43,7 @@ class Association:
         options: As the class declared them.
     """
 
+    relationship: type[Relationship]
     name: str
     other: str | Callable[[], Any] | None
     here: tuple[str, ...]
@@ -51,7 +53,7 @@ class Association:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def declared(cls, owner: type, rtype: str, relation: str | Mapping[str, Any]) -> Self:
+    def declared(cls, owner: Any, rtype: str, relation: str | Mapping[str, Any]) -> Self:
         """
         Build an association from what a class declares in `rtype`, HASMANY and such.
 
@@ -78,7 +80,14 @@ class Association:
         elif rtype == "HASMANY" and "as" in options:
             here, column = f"{options['as']}_id", f"{options['as']}_type"
         here, there = ((key,) if isinstance(key, str) else tuple(key) for key in (here, there))
-        return cls(name, other, here, there, kind=column, options=options)
+        return cls(TYPES[rtype], name, other, here, there, kind=column, options=options)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is None:
+            return self
+        if not instance.persisted:
+            raise ReferenceNotSavedError("save an object before it is related to others")
+        return self.relationship(instance, self)
 
 
 class Relationship:
@@ -111,10 +120,10 @@ class Relationship:
         """The columns of the others that have the values of `mine`."""
         return self.association.here
 
-    def values(self) -> list[Any]:
+    def values(self) -> tuple[Any, ...]:
         """Return the values of `mine`, as they are set now."""
-        attributes = self.inst.row_meta.attributes
-        return [getattr(self.inst, attributes[name]) for name in self.mine]
+        values: tuple[Any, ...] = self.inst._values_of(self.mine)
+        return values
 
     def keys(self) -> tuple[Meta, tuple[str, ...]]:
         """Return the columns whose types the values have in statements, and their relation."""
@@ -165,11 +174,11 @@ class Relationship:
             options["limit"] = 1
         return self.otherklass.find(where=where, **options)
 
-    def state(self) -> tuple[Any, list[Any]]:
+    def state(self) -> tuple[Any, tuple[Any, ...]]:
         """Return what decides which others there are: their class, and the values of `mine`."""
         return self.otherklass, self.values()
 
-    def keep(self, state: tuple[Any, list[Any]], found: Sequence[Any]) -> None:
+    def keep(self, state: tuple[Any, tuple[Any, ...]], found: Sequence[Any]) -> None:
         """Keep what was preloaded, which holds for a state."""
         self.inst.__dict__.setdefault("_preloaded", {})[self.association.name] = state, found
 
@@ -249,6 +258,7 @@ class HasMany(ToMany):
         if self.association.kind is not None:
             related.append(f"{quoted(self.association.kind)} = ?")
         async with self.inst.database().transaction():
+            # Those that stay are not freed first: their column may be NOT NULL.
             await self._run(
                 f"UPDATE {meta.table} SET {freed} WHERE {where} AND NOT {chosen}", *params, *keys
             )
@@ -347,8 +357,7 @@ class BelongsTo(Relationship):
         """
         key = key_of(other)
         if self.association.key is not None:
-            attributes = other.row_meta.attributes
-            key = tuple(getattr(other, attributes[name]) for name in self.association.key)
+            key = other._values_of(self.association.key)
         if self.association.kind is not None:
             setattr(self.inst, self.association.kind, type(other).__name__)
         return self._belong(key)
@@ -359,9 +368,7 @@ class BelongsTo(Relationship):
 
     def _belong(self, key: Sequence[Any]) -> Deferred[Any]:
         self._forget()
-        attributes = self.inst.row_meta.attributes
-        for name, value in zip(self.mine, key, strict=True):
-            setattr(self.inst, attributes[name], value)
+        self.inst._set_values(self.mine, key)
         return self.inst.save()
 
 
@@ -377,9 +384,7 @@ class HasOne(Relationship):
         """
         key_of(other)
         self._forget()
-        attributes = other.row_meta.attributes
-        for name, value in zip(self.theirs, self.values(), strict=True):
-            setattr(other, attributes[name], value)
+        other._set_values(self.theirs, self.values())
         return other.save()
 
 
@@ -390,21 +395,6 @@ TYPES: dict[str, type[Relationship]] = {
     "HABTM": HABTM,
 }
 """What a model may declare."""
-
-
-class Attribute:
-    """The attribute of a relationship, on a model's class."""
-
-    def __init__(self, kind: type[Relationship], association: Association) -> None:
-        self.kind = kind
-        self.association = association
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:
-            return self
-        if not instance.persisted:
-            raise ReferenceNotSavedError("save an object before it is related to others")
-        return self.kind(instance, self.association)
 
 
 def preload(objects: Iterable[Any], *paths: str) -> Deferred[None]:
@@ -494,6 +484,7 @@ def related_txn(
     params: Sequence[Any],
 ) -> Mapping[int, list[Any]]:
     """Return objects by the place of the key that they are related to; [] for one of none."""
+    # In the worker: building 100,000 objects stops the reactor for a second and more.
     lists = [list(each) for each in zip(*keys, strict=True)]
     meta: Meta = model.meta()
     found: dict[int, list[Any]] = defaultdict(list)

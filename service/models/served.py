@@ -29,7 +29,7 @@ log = Logger()
 
 def associations(
     catalog: Catalog, relation: Relation, of: Callable[[Relation], Any], taken: Collection[str]
-) -> Iterator[tuple[type[Relationship], Association]]:
+) -> Iterator[Association]:
     """
     Return the relationships of a generated model: those of its foreign keys.
 
@@ -53,7 +53,7 @@ def associations(
                 used.add(word)
                 here, there = ((), key.columns) if kind is BelongsTo else (key.columns, ())
                 other = partial(of, target)
-                yield kind, Association(word, other, here, there, key=key.target_columns)
+                yield Association(kind, word, other, here, there, key=key.target_columns)
                 break
 
 
@@ -125,8 +125,8 @@ class LoadedModels:
         name = f"{relation.schema}.{relation.name}"
         named = {"TABLENAME": name, "__doc__": f"Rows of {name}."}
         model: type[Model] = type(name, (Model,), named)
-        for kind, association in associations(self._catalog, relation, self.of, dir(model)):
-            model.relate(kind, association)
+        for association in associations(self._catalog, relation, self.of, dir(model)):
+            model.relate(association)
         return _bound(model, relation, self._catalog, self._codec)
 
 

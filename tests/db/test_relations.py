@@ -211,7 +211,7 @@ def test_declaration_without_name_or_join_table_is_refused() -> None:
     assert set(Sub.RELATIONSHIP_CACHE) == {"children"}
     assert Base.RELATIONSHIP_CACHE == {}
     Named = model("parents", HASONE=[{"name": "state", "class_name": "Status"}])
-    assert Named.state.association.other == "Status"
+    assert Named.state.other == "Status"
     Nameless = type("Nameless", (Model,), {})
     with pytest.raises(TypeError, match="TABLENAME"):
         Nameless.tablename()
