@@ -255,7 +255,7 @@ class _Client(ABC):
             Field(each["name"] or "", each["json_schema"], each["required"])
             for each in function["parameters"]
         ]
-        # All parameters up to the last one without a name go by position.
+        # A parameter without a name goes by position, and so does all that is before the last one.
         unnamed = max((at for at, each in enumerate(fields, 1) if not each.name), default=0)
         arguments = function["arguments"]
         known = arguments.get("anyOf", [arguments])[0]["properties"]
@@ -383,6 +383,8 @@ class _Python(_Client):
             lines += [f'{title} = TypedDict("{title}", {{', *columns, "})", ""]
         lines += [f"{title}: TypeAlias = {self._key(keys)}" for title, keys in self.keys()]
         attributes = []
+        # A class for each relation, not one overloaded `call` as in TypeScript: mypy compares each
+        # pair of overloads, which took it more than a minute for a hundred tables.
         for attribute, title, methods in self._groups():
             lines += [
                 "",

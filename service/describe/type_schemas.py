@@ -96,6 +96,7 @@ def _operand(defs: Definitions, type: Type, word: str) -> Schema:
 
 
 def _name(kind: str, type: Type, nullable: bool) -> str:
+    # Kinds that rows of relations do not have: a table called date would take the type's place.
     kind += "_or_null" if nullable else ""
     if type.schema == "pg_catalog":
         return f"{kind}.{type.name}"
@@ -128,6 +129,7 @@ def _given(defs: Definitions, type: Type) -> Schema:
             return any_of(array(any_of(of(type.element), ARRAY)), TEXT)
         case "composite":
             row = {**OBJECT, "properties": {name: of(oid) for name, oid in _fields(type).items()}}
+            # An unreadable field is not named here; whoever knows its name may write it all the same.
             if not type.unreadable_fields:
                 row["additionalProperties"] = False
             count = sum(1 for name, _ in type.fields if name)

@@ -303,6 +303,8 @@ class DescribedRows(ABC):
             takes: The schemas of those arguments that are not the same for all rows.
             required: Arguments that these rows need besides.
         """
+        # Beside the $ref stands what is of these rows alone, as 2020-12 has it: all else of a verb
+        # is in the document once, since a large database's has to fit into one answer.
         arguments: dict[str, Any] = dict(reference(f"arguments.{self.prefix}{verb.name}"))
         if takes:
             arguments["properties"] = dict(takes)

@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 
 from schema.database_url import PROJECT, Place
 
+# A router that is killed now and then is back at once; one that cannot live is tried ever more rarely.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 STEADY = 10.0
 """Seconds that a child has lived when its end says nothing about the next one's."""

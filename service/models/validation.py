@@ -147,6 +147,8 @@ class BoundModel:
             changes: Wire values by column.
             codec: As in `validate_insert`.
         """
+        # Most rules look at what is changed alone. Then one UPDATE does, where rules that look at
+        # the row need it locked and read first: three messages in place of one.
         meta, row = self.meta, UnreadRow()
         subject = self.model.hydrate([row], meta)[0]
         try:
@@ -193,6 +195,7 @@ class BoundModel:
             name: codec.python(meta.types[name], value, f"{path}.{name}")
             for name, value in values.items()
         }
+        # Past `__getattr__`: what is in the object's own dict was set, all else is of the row.
         own.update({meta.attributes[name]: value for name, value in given.items()})
         creating = not subject.persisted
         refusal = await subject.refusal(creating)
