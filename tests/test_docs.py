@@ -33,7 +33,7 @@ from service.app import Serving
 from service.db import json as json_codec
 from service.db import literals
 from service.db.thread import in_thread
-from service.describe.verb import errors_by_procedure
+from service.describe.document import errors_by_procedure
 from service.embedded.crossbar import FILE
 from service.request import (
     arguments,

@@ -270,7 +270,7 @@ FUNCTION = Verb(
     functions.call_function,
     arguments={},
     result={},
-    errors=error_schemas.OTHERS["fn"],
+    errors=error_schemas.FUNCTION,
     on_functions=True,
 )
 """A plain call of a function; `describe` has its arguments and answer of the function itself."""

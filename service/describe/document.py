@@ -9,10 +9,22 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from service.catalog import Catalog
-from service.describe.json_schema import Definitions
+from service.describe.error_schemas import FUNCTION, VIOLATIONS, WRITTEN, Kinds, definitions
+from service.describe.grammar import LANGUAGE
+from service.describe.json_schema import (
+    ARRAY,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    Definitions,
+    Schema,
+    array,
+    full,
+    record,
+)
 from service.describe.relations import described_relation, served_name
 from service.describe.routines import described_functions, function_name, may_be_described
-from service.describe.verb import Verb, described_verbs, shared
+from service.describe.verb import COUNTED, NAMES, ROWS, Verb
 from service.describe.written import OWN, described_procedure
 from service.errors import UnknownName
 from service.request.read_request import WHOLE, DescribeRequest
@@ -59,7 +71,9 @@ def describe(
         for home, overloads in catalog.functions.items()
     }
     functions = {function_name(catalog, home): home for home, each in found.items() if each}
-    own = {name: each for name, each in OWN.items() if explains or name != "explain"}
+    own = {
+        name: each.described(name) for name, each in OWN.items() if explains or name != "explain"
+    }
     written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
     return {
         "$schema": DIALECT,
@@ -67,7 +81,10 @@ def describe(
         "prefix": prefix,
         "schemas": list(catalog.schemas),
         "names": {"relations": list(relations), "functions": list(functions)},
-        "verbs": described_verbs(verbs),
+        "verbs": {
+            name: {"positional": list(verb.positional), "progressive": verb.progress is not None}
+            for name, verb in verbs.items()
+        },
         "relations": {
             name: described_relation(defs, relations[name], verbs, written) for name in wanted
         },
@@ -97,3 +114,59 @@ def _wanted(kind: str, names: tuple[str, ...] | None, known: Mapping[str, Any]) 
         if name not in known:
             raise UnknownName(kind, name, known, path=f"{kind}s.{at}")
     return names
+
+
+def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
+    """Return the shared parts of every document."""
+    args = {"args": {"type": ["object", "array", "null"]}}
+    lists = {"columns": NAMES, "rows": array(ARRAY)}
+    page = {
+        "rows": ROWS,
+        "next": TEXT_OR_NULL,
+        "prev": TEXT_OR_NULL,
+        "count": COUNTED,
+        "totals": OBJECT,
+    }
+    return {
+        **LANGUAGE,
+        "lists": {
+            "description": "form lists: values without the names repeated",
+            **{**OBJECT, "properties": lists, "required": list(lists)},
+        },
+        "text": {"description": 'with form: "json", the answer as one JSON text', **TEXT},
+        "affected": {"description": "with returning: false", **full(affected=COUNTED)},
+        "selected": {"description": "what select and embed make of a row", **OBJECT},
+        "page": {**OBJECT, "properties": page, "required": ["rows", "next"]},
+        "written": full(rows=ROWS, affected=COUNTED),
+        **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
+        **{
+            f"arguments.fn.{verb.name}": record(
+                {**args, **verb.arguments["properties"]}, verb.arguments.get("required", ())
+            )
+            for verb in verbs.values()
+            if verb.on_functions
+        },
+        **{
+            f"result.{verb.name}": verb.result
+            for verb in verbs.values()
+            if "$ref" not in verb.result
+        },
+        **{
+            f"progress.{name}": verb.progress
+            for name, verb in verbs.items()
+            if verb.progress is not None
+        },
+        **definitions(errors_by_procedure(verbs.values())),
+    }
+
+
+def errors_by_procedure(verbs: Iterable[Verb]) -> dict[str, Kinds]:
+    """Return the errors of verbs, of verbs on the rows of functions, and of the rest."""
+    found: dict[str, Kinds] = {}
+    of_functions: dict[str, Kinds] = {}
+    for verb in verbs:
+        found[verb.name] = verb.errors
+        if verb.on_functions:
+            of_functions[f"fn.{verb.name}"] = (*verb.errors, *VIOLATIONS)
+    own = {name: each.errors for name, each in OWN.items()}
+    return {**found, **of_functions, "fn": FUNCTION, **own, "written": WRITTEN}

@@ -46,28 +46,16 @@ WRITES: Kinds = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
 ALL: Kinds = (*WRITES, errors.NotFound, errors.NotChanged)
 CHANGES: Kinds = (*DATABASE, errors.PositionGone)
 """Of what reads the log of changes."""
-EVERY: Kinds = (*ALL, errors.PositionGone)
-
-OTHERS: Mapping[str, Kinds] = {
-    "fn": (*ROWS, *VIOLATIONS, errors.TooManyRows),
-    "describe": (*ANY, errors.TooLarge),
-    "health": ANY,
-    "stats": ANY,
-    "why": ANY,
-    "explain": ROWS,
-    "changes": CHANGES,
-    "position": ANY,
-    "transaction": ALL,
-    "transaction.begin": ANY,
-    "written": EVERY,
-}
-"""Of a call of a function, of our own procedures, and of one written by hand."""
+WRITTEN: Kinds = (*ALL, errors.PositionGone)
+"""Of a procedure written by hand, which may do anything."""
+FUNCTION: Kinds = (*ROWS, *VIOLATIONS, errors.TooManyRows)
+"""Of a call of a function."""
 
 
 def definitions(by_procedure: Mapping[str, Kinds]) -> dict[str, Schema]:
     """Return the shared parts: each error, what they carry, and the errors of each procedure."""
     found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
-    for kind in EVERY:  # as the HTTP bridge spells a WAMP error
+    for kind in WRITTEN:  # as the HTTP bridge spells a WAMP error
         found[_name(kind)] = {
             "type": "object",
             "properties": {

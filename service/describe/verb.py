@@ -5,13 +5,13 @@ What a verb is, what is the same of it for every relation, and how it is describ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.grammar import LANGUAGE, MEASURES, ORDER, SELECT, WHERE, WHOLE
+from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
 from service.describe.json_schema import (
     ARRAY,
     FLAG,
@@ -195,68 +195,6 @@ GOT_LISTS: Schema = full(columns=NAMES, rows=array({"type": ["array", "null"]}))
 def forms(*usual: Schema) -> Schema:
     """Return the schema of an answer in its usual forms, or as lists, or as JSON text."""
     return any_of(*usual, reference("lists"), reference("text"))
-
-
-def described_verbs(verbs: Mapping[str, Verb]) -> dict[str, Any]:
-    """Return what is the same for a verb of every relation."""
-    return {
-        name: {"positional": list(verb.positional), "progressive": verb.progress is not None}
-        for name, verb in verbs.items()
-    }
-
-
-def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
-    """Return the shared parts of every document."""
-    args = {"args": {"type": ["object", "array", "null"]}}
-    lists = {"columns": NAMES, "rows": array(ARRAY)}
-    page = {
-        "rows": ROWS,
-        "next": TEXT_OR_NULL,
-        "prev": TEXT_OR_NULL,
-        "count": COUNTED,
-        "totals": OBJECT,
-    }
-    return {
-        **LANGUAGE,
-        "lists": {
-            "description": "form lists: values without the names repeated",
-            **{**OBJECT, "properties": lists, "required": list(lists)},
-        },
-        "text": {"description": 'with form: "json", the answer as one JSON text', **TEXT},
-        "affected": {"description": "with returning: false", **full(affected=COUNTED)},
-        "selected": {"description": "what select and embed make of a row", **OBJECT},
-        "page": {**OBJECT, "properties": page, "required": ["rows", "next"]},
-        "written": full(rows=ROWS, affected=COUNTED),
-        **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
-        **{
-            f"arguments.fn.{verb.name}": record(
-                {**args, **verb.arguments["properties"]}, verb.arguments.get("required", ())
-            )
-            for verb in verbs.values()
-            if verb.on_functions
-        },
-        **{
-            f"result.{verb.name}": verb.result
-            for verb in verbs.values()
-            if "$ref" not in verb.result
-        },
-        **{
-            f"progress.{name}": verb.progress
-            for name, verb in verbs.items()
-            if verb.progress is not None
-        },
-        **error_schemas.definitions(errors_by_procedure(verbs.values())),
-    }
-
-
-def errors_by_procedure(verbs: Collection[Verb]) -> dict[str, error_schemas.Kinds]:
-    """Return the errors of verbs, of verbs on the rows of functions, and of the rest."""
-    of_functions = {
-        f"fn.{verb.name}": (*verb.errors, *error_schemas.VIOLATIONS)
-        for verb in verbs
-        if verb.on_functions
-    }
-    return {**{verb.name: verb.errors for verb in verbs}, **of_functions, **error_schemas.OTHERS}
 
 
 class DescribedRows(ABC):

@@ -7,9 +7,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from service.describe.error_schemas import ALL, ANY, CHANGES, ROWS, Kinds
 from service.describe.json_schema import (
     ARRAY,
     FLAG,
@@ -31,6 +33,7 @@ from service.describe.json_schema import (
     words,
 )
 from service.describe.verb import COUNTED, TIMEOUT, WRITES
+from service.errors import TooLarge
 from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 
 _ROW: Schema = {"type": ["object", "null"]}
@@ -51,105 +54,110 @@ _CALL = {"call": TEXT, "args": {"type": ["array", "null"]}, "kwargs": _ROW}
 _TRANSACTION = {"isolation": words(*ISOLATION), "read_only": FLAG}
 
 
-def _own(
-    name: str,
-    comment: str,
-    result: Schema,
-    arguments: Mapping[str, Schema] = TIMEOUT,
-    positional: str = "",
-) -> tuple[str, dict[str, Any]]:
-    """Describe a procedure of the service; what goes by position is what it needs."""
-    by_position = [positional] if positional else []
-    return name, {
-        "comment": comment,
-        **({"positional": by_position} if positional else {}),
-        "arguments": record(arguments, by_position),
-        "result": result,
-        "errors": reference(f"errors.{name}"),
-    }
+@dataclass(frozen=True, slots=True)
+class OwnProcedure:
+    """
+    A procedure of the service.
+
+    Args:
+        comment: What it answers, in a sentence.
+        result: The schema of that.
+        errors: What it may end with.
+        arguments: What it takes.
+        positional: The one argument that it needs, which goes by position, too.
+    """
+
+    comment: str
+    result: Schema
+    errors: Kinds = ANY
+    arguments: Mapping[str, Schema] = field(default_factory=lambda: TIMEOUT)
+    positional: tuple[str, ...] = ()
+
+    def described(self, name: str) -> dict[str, Any]:
+        """Describe it, by its name."""
+        return {
+            "comment": self.comment,
+            **({"positional": list(self.positional)} if self.positional else {}),
+            "arguments": record(self.arguments, self.positional),
+            "result": self.result,
+            "errors": reference(f"errors.{name}"),
+        }
 
 
-OWN: Mapping[str, dict[str, Any]] = dict(
-    [
-        _own(
-            "describe",
-            "What is served: all of it, or some relations and functions",
-            OBJECT,
-            {"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
-        ),
-        _own(
-            "health",
-            "That the service lives, and whether calls can be answered",
-            full(live=TRUTH, ready=TRUTH, checks=dict_of(TRUTH)),
-        ),
-        _own(
-            "stats",
-            "The figures of the calls so far, latencies in seconds, of the pool and the changes",
-            full(calls=OBJECT, pool=OBJECT, changes=OBJECT),
-        ),
-        _own(
-            "why",
-            "What has to hold for changes of a relation to be heard of, and whether it does",
-            full(ok=TRUTH, checks=array(full(ok=FLAG, text=TEXT, mend=TEXT_OR_NULL))),
-            {"relation": TEXT, **TIMEOUT},
-            "relation",
-        ),
-        _own(
-            "explain",
-            "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
-            array(OBJECT),
-            {OPERATION_NAME: record({**_CALL, ANALYZE: FLAG}, ["call"]), **TIMEOUT},
-            OPERATION_NAME,
-        ),
-        _own(
-            "changes",
-            "The changes after a position, oldest first, as far as the caller may see them",
-            any_of(full(changes=array(CHANGE), position=TEXT, more=TRUTH), reference("text")),
-            {
-                "since": TEXT,
-                "relations": reference("columns"),
-                "limit": {"type": ["integer", "null"], "minimum": 0},
-                "form": words("dicts", "json"),
-                **TIMEOUT,
+OWN: Mapping[str, OwnProcedure] = {
+    "describe": OwnProcedure(
+        "What is served: all of it, or some relations and functions",
+        OBJECT,
+        (*ANY, TooLarge),
+        arguments={"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
+    ),
+    "health": OwnProcedure(
+        "That the service lives, and whether calls can be answered",
+        full(live=TRUTH, ready=TRUTH, checks=dict_of(TRUTH)),
+    ),
+    "stats": OwnProcedure(
+        "The figures of the calls so far, latencies in seconds, of the pool and the changes",
+        full(calls=OBJECT, pool=OBJECT, changes=OBJECT),
+    ),
+    "why": OwnProcedure(
+        "What has to hold for changes of a relation to be heard of, and whether it does",
+        full(ok=TRUTH, checks=array(full(ok=FLAG, text=TEXT, mend=TEXT_OR_NULL))),
+        arguments={"relation": TEXT, **TIMEOUT},
+        positional=("relation",),
+    ),
+    "explain": OwnProcedure(
+        "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
+        array(OBJECT),
+        ROWS,
+        arguments={OPERATION_NAME: record({**_CALL, ANALYZE: FLAG}, ["call"]), **TIMEOUT},
+        positional=(OPERATION_NAME,),
+    ),
+    "changes": OwnProcedure(
+        "The changes after a position, oldest first, as far as the caller may see them",
+        any_of(full(changes=array(CHANGE), position=TEXT, more=TRUTH), reference("text")),
+        CHANGES,
+        arguments={
+            "since": TEXT,
+            "relations": reference("columns"),
+            "limit": {"type": ["integer", "null"], "minimum": 0},
+            "form": words("dicts", "json"),
+            **TIMEOUT,
+        },
+        positional=("since",),
+    ),
+    "position": OwnProcedure(
+        "Where the changes are now: what is committed after this call comes after it",
+        TEXT,
+    ),
+    "transaction": OwnProcedure(
+        "Operations in one transaction, all or nothing; the results of all of them",
+        ARRAY,
+        ALL,
+        arguments={
+            "operations": {
+                "type": "array",
+                "maxItems": MAX_OPERATIONS,
+                "items": record(_CALL, ["call"]),
             },
-            "since",
-        ),
-        _own(
-            "position",
-            "Where the changes are now: what is committed after this call comes after it",
-            TEXT,
-        ),
-        _own(
-            "transaction",
-            "Operations in one transaction, all or nothing; the results of all of them",
-            ARRAY,
-            {
-                "operations": {
-                    "type": "array",
-                    "maxItems": MAX_OPERATIONS,
-                    "items": record(_CALL, ["call"]),
-                },
-                **_TRANSACTION,
-                "dry_run": FLAG,
-                "inject": any_of(full(serialization_failure=COUNTED), NULL),
-                **TIMEOUT,
-                **WRITES,
-            },
-            "operations",
-        ),
-        _own(
-            "transaction.begin",
-            "A transaction that stays open between calls; the URI by which it is called",
-            full(tx=TEXT),
-            {
-                **_TRANSACTION,
-                "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
-                **TIMEOUT,
-            },
-        ),
-    ]
-)
-"""The service's own procedures."""
+            **_TRANSACTION,
+            "dry_run": FLAG,
+            "inject": any_of(full(serialization_failure=COUNTED), NULL),
+            **TIMEOUT,
+            **WRITES,
+        },
+        positional=("operations",),
+    ),
+    "transaction.begin": OwnProcedure(
+        "A transaction that stays open between calls; the URI by which it is called",
+        full(tx=TEXT),
+        arguments={
+            **_TRANSACTION,
+            "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            **TIMEOUT,
+        },
+    ),
+}
+"""The service's own procedures, by name."""
 
 TYPES: Mapping[Any, Schema] = {
     bool: TRUTH,
