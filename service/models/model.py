@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, Self
 
-from twistar.dbobject import DBObject
 from twistar.exceptions import DBObjectSaveError, ImaginaryTableError
 from twisted.internet.defer import Deferred, ensureDeferred, fail, maybeDeferred, succeed
 
@@ -77,14 +76,12 @@ class Model(Record):
     @classmethod
     def has_rules(cls, creating: bool) -> bool:
         """Return whether there are validations, or hooks before a new or changed row is saved."""
-        return bool(cls.VALIDATIONS) or any(
-            getattr(cls, hook) is not getattr(DBObject, hook) for hook in HOOKS[creating]
-        )
+        return bool(cls.VALIDATIONS) or cls._overrides(*HOOKS[creating])
 
     @classmethod
     def has_delete_hook(cls) -> bool:
         """Return whether there is a hook before a row is deleted."""
-        return cls.beforeDelete is not DBObject.beforeDelete
+        return cls._overrides("beforeDelete")
 
     @classmethod
     def validatesUniquenessOf(cls, *names: str, **options: Any) -> None:
@@ -117,8 +114,7 @@ class Model(Record):
 
     def is_valid_at_once(self) -> bool:
         """Return whether all validations pass without waiting, and there is no hook for a change."""
-        hooks = (getattr(type(self), hook) is not getattr(DBObject, hook) for hook in HOOKS[False])
-        if any(hooks):
+        if self._overrides(*HOOKS[False]):
             return False
         for validation in type(self).VALIDATIONS:
             waiting = validation(self)

@@ -255,6 +255,11 @@ class Record(DBObject):
     __str__ = __repr__
 
     @classmethod
+    def _overrides(cls, *hooks: str) -> bool:
+        """Return whether the class has one of these hooks; those of twistar do nothing."""
+        return any(getattr(cls, hook) is not getattr(DBObject, hook) for hook in hooks)
+
+    @classmethod
     def database(cls) -> Database:
         """Return the database that models are bound to."""
         return Registry.getConfig().database
@@ -309,7 +314,7 @@ class Record(DBObject):
             objects_txn, cls, meta, sql, params + numbers, retry=not for_update
         )
         names = (preload,) if isinstance(preload, str) else preload
-        if names or cls.afterInit is not DBObject.afterInit:
+        if names or cls._overrides("afterInit"):
             found.addCallback(lambda objects: ensureDeferred(cls.initialized(objects, names)))
         if id is not NO_KEY or (not isinstance(limit, tuple) and limit == 1):
             found.addCallback(lambda objects: objects[0] if objects else None)
@@ -365,7 +370,7 @@ class Record(DBObject):
     @classmethod
     async def initialized(cls, objects: list[Self], preloaded: Sequence[str] = ()) -> list[Self]:
         """Run `afterInit` of objects that were found, and preload relationships."""
-        if cls.afterInit is not DBObject.afterInit:
+        if cls._overrides("afterInit"):
             for each in objects:
                 await maybeDeferred(each.afterInit)
         if preloaded:
