@@ -22,7 +22,7 @@ from service.describe.json_schema import (
     full,
     record,
 )
-from service.describe.relations import described_relation, served_name
+from service.describe.relations import RelationRows, served_name
 from service.describe.routines import described_functions, function_name, may_be_described
 from service.describe.verb import COUNTED, NAMES, ROWS, Verb
 from service.describe.written import OWN, described_procedure
@@ -86,7 +86,7 @@ def describe(
             for name, verb in verbs.items()
         },
         "relations": {
-            name: described_relation(defs, relations[name], verbs, written) for name in wanted
+            name: RelationRows(defs, relations[name]).relation(verbs, written) for name in wanted
         },
         "functions": {
             name: described_functions(defs, functions[name], found[functions[name]], verbs)

@@ -62,21 +62,6 @@ def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
     ]
 
 
-def described_relation(
-    defs: Definitions, relation: Relation, verbs: Mapping[str, Verb], written: Mapping[str, Any]
-) -> dict[str, Any]:
-    """
-    Describe a relation.
-
-    Args:
-        defs: Take the schemas of its rows.
-        relation: Which one.
-        verbs: That there are.
-        written: What is said of procedures written by hand, which win over generated ones.
-    """
-    return _RelationRows(defs, relation).relation(verbs, written)
-
-
 def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
     type = catalog.type(column.type)
     plain = catalog.plain(type)
@@ -131,7 +116,7 @@ def _paths_of(name: str) -> str:
     return f"^({bare}|{quoted})->"
 
 
-class _RelationRows(DescribedRows):
+class RelationRows(DescribedRows):
     """
     Rows of a relation: as read, as created, as changed, and what names one.
 
@@ -164,7 +149,13 @@ class _RelationRows(DescribedRows):
         return [(way, sorted(at for at in way.embed_names if names[at] == 1)) for way in ways]
 
     def relation(self, verbs: Mapping[str, Verb], written: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe the relation."""
+        """
+        Describe the relation.
+
+        Args:
+            verbs: That there are.
+            written: What is said of procedures written by hand, which win over generated ones.
+        """
         relation, catalog = self._relation, self.defs.catalog
         return {
             "schema": relation.schema,
@@ -276,7 +267,7 @@ class _RelationRows(DescribedRows):
         for way, names in self._ways:
             if not takes_nested(relation, way):
                 continue
-            rows = _RelationRows(self.defs, way.target)
+            rows = RelationRows(self.defs, way.target)
             called = set(names)
             if targets[way.target.schema, way.target.name] == 1:
                 called |= {rows.name, way.target.name} - relation.columns.keys()
