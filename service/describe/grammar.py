@@ -177,6 +177,8 @@ LANGUAGE: Mapping[str, Schema] = {
             reference("related"),
         ],
     },
+    # Operators win: of a dict whose keys are all operators, `not` alone may be of related rows as
+    # well. What any other key means is for the catalog, so a misspelled operator is refused as one.
     "related": {
         "allOf": [reference("where"), {"not": HAS_ARGS}],
         "anyOf": [  # what is no dict of operators

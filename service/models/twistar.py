@@ -41,6 +41,8 @@ class CallerPool:
     """
 
     def __init__(self, database: Database) -> None:
+        # Not the pool itself: who asked it went past the caller's transaction, with the service's
+        # own rights, whatever role the caller had.
         self.database = database
         self.dbapi = database.pool.dbapi
 
