@@ -1,5 +1,5 @@
 """
-What a verb is, what is the same of it for every relation, and how it is described for rows of one kind.
+What a verb is, the arguments and answers that verbs share, and how one is described for some rows.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ WATCH = {
     "tables": any_of(NAMES, TEXT_OR_NULL),
 }
 """A find, or an aggregate in place of its `select`."""
-YES: Schema = {"const": True}
+_YES: Schema = {"const": True}
 _OF_ROWS = full(enter=ARRAY, update=ARRAY)
 WATCHED = record(
     {
@@ -147,7 +147,7 @@ WATCHED = record(
         "key": NAMES,
         "keys": any_of(ARRAY, _OF_ROWS),
         "after": _OF_ROWS,
-        **dict.fromkeys(("complete", "reset", "step"), YES),
+        **dict.fromkeys(("complete", "reset", "step"), _YES),
         "checksum": {**COUNTED, "maximum": 2**32 - 1},
         "covers": NAMES,
     },
