@@ -45,6 +45,10 @@ class Values:
         self._values.append(value)
         return len(self._values) - 1
 
+    def extend(self, values: Iterable[Any]) -> None:
+        """Append several, in order."""
+        self._values.extend(values)
+
     def value(self, slot: int) -> Any:
         """Return the value of a slot."""
         return self._values[slot]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import marshal
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -56,8 +56,17 @@ MAX_TERMS = 1000
 """Of one filter: enough for any form, and a bound on the work of planning it."""
 
 
+BY_SHAPE = ORDERING | PATTERNS | {"not", "length"}
+"""Operators that are parsed alike whatever scalar they are given."""
+OPAQUE = (OPERATORS | {COLUMN, ARGS}) - BY_SHAPE
+MAX_SHAPES, MAX_SHAPED = 256, 128
+"""Filters that are kept by their shape, and conditions of one: callers choose shapes, and they add up."""
+
 _SPECIAL = re.compile(r"[\\%_]")
 """What means something in a pattern of LIKE."""
+
+_shapes: dict[Hashable, tuple[Filter, int]] = {}
+"""Filters parsed before, and how many conditions each has, by their shapes and where they stood."""
 
 
 class FilterParser:
@@ -78,7 +87,32 @@ class FilterParser:
         """Parse a filter; None is the filter that holds for every row."""
         if where is None:
             return EVERYTHING
-        return self._where(where, path, 0)
+        values: list[Any] = []
+        shape = _shape(where, values)
+        if shape is None:
+            return self._where(where, path, 0)
+        first = len(self._values)
+        key = shape, path, first, self._max_depth
+        kept = _shapes.get(key)
+        if kept is not None:
+            found, terms = kept
+            self._count(terms)
+            self._values.extend(values)
+            return found
+        before = self._terms
+        found = self._where(where, path, 0)
+        terms = self._terms - before
+        # The steps of a JSON path are values, too, which the shape does not have.
+        if terms <= MAX_SHAPED and len(self._values) == first + len(values):
+            if len(_shapes) >= MAX_SHAPES:
+                _shapes.clear()
+            _shapes[key] = found, terms
+        return found
+
+    def _count(self, terms: int) -> None:
+        self._terms += terms
+        if self._terms > MAX_TERMS:
+            raise InvalidArgument(f"a filter has at most {MAX_TERMS} conditions", path="where")
 
     def _where(self, where: Any, path: str, depth: int) -> Filter:
         if depth > self._max_depth:
@@ -94,9 +128,7 @@ class FilterParser:
         )
 
     def _term(self, key: Any, value: Any, path: str, depth: int) -> Filter:
-        self._terms += 1
-        if self._terms > MAX_TERMS:
-            raise InvalidArgument(f"a filter has at most {MAX_TERMS} conditions", path="where")
+        self._count(1)
         if not isinstance(key, str):
             raise InvalidArgument("the keys of a filter are column names", path=path[:200])
         if key in {"and", "or"}:
@@ -253,6 +285,38 @@ def unknown_operator(name: str, path: str) -> UnknownName:
     if name == COLUMN:
         hint = f'a column is an operand, as in {{"eq": {{"{COLUMN}": "name"}}}}'
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
+
+
+def _shape(where: Any, values: list[Any]) -> tuple[Any, ...] | None:
+    """
+    Return what filters that are parsed alike have in common, and put their values into a list.
+
+    That is all but scalars: names of columns and relationships, operators, and how they nest.
+
+    Returns:
+        None if the parser looks at a value in it, or it is no filter at all.
+    """
+    if type(where) is not dict or not where:
+        return None
+    shape: list[Any] = []
+    for key, value in where.items():
+        if type(key) is not str or key in OPAQUE:
+            return None
+        if type(value) in SCALARS:
+            values.append(value)
+            shape.append(key)
+            continue
+        if key in {"and", "or"}:
+            if type(value) is not list or len(value) > MAX_SHAPED:
+                return None
+            below = [_shape(each, values) for each in value]
+            inside: Any = None if None in below else tuple(below)
+        else:
+            inside = _shape(value, values)
+        if inside is None:
+            return None
+        shape.append((key, inside))
+    return tuple(shape)
 
 
 def _conjunction(terms: Sequence[Filter]) -> Filter:

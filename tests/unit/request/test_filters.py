@@ -28,6 +28,65 @@ def test_filters_of_other_values_are_equal():
     assert parsed({"id": 1})[1] == (1,)
 
 
+SHAPES = [
+    ({"a": 1}, {"a": "x"}),
+    ({"a": {"gt": 1, "lte": 2}, "b": True}, {"a": {"gt": 3, "lte": "4"}, "b": 0.5}),
+    ({"and": [{"a": 1}, {"or": [{"b": 2}, {"not": {"c": 3}}]}]},) * 2,
+    ({"a": {"not": {"length": {"gt": 1}}}}, {"a": {"not": {"length": {"gt": 2}}}}),
+    ({"driver": {"name": "a", "and": [{"b": 1}]}},) * 2,
+    ({"driver.name": {"like": "a"}}, {"driver.name": {"like": "%"}}),
+    ({"doc->a": 1, "b": 2}, {"doc->a": 3, "b": 4}),
+    ({"a": {"is": "null"}}, {"a": {"is": "true"}}),
+    ({"a": {"starts": "a"}}, {"a": {"starts": "%"}}),
+    ({"a": {"cs": "[1,2]"}}, {"a": {"cs": "1"}}),
+    ({"a": {"eq": {"$column": "b"}}}, {"a": {"eq": {"$column": "c"}}}),
+    ({"a": {"eq": {"any": [1]}}}, {"a": {"eq": {"any": [None]}}}),
+    ({"a": 1}, {"a": None}),
+    ({"a": [1]}, {"a": [None]}),
+    ({"a": {"fts": {"query": "x"}}}, {"a": {"fts": {"query": "y"}}}),
+    ({"a": {"$args": {"b": 1}, "gt": 1}}, {"a": {"$args": {"b": 2}, "gt": 3}}),
+]
+"""Filters, each with another one that may be of its shape."""
+
+
+@pytest.mark.parametrize(("first", "second"), SHAPES)
+def test_filter_after_one_of_its_shape_is_parsed_as_if_it_were_the_first(first, second):
+    """What is kept by shape changes no filter that comes later, nor its values."""
+    parsed(first)
+    values = Values()
+    alone = FilterParser(values, 100 + SHAPES.index((first, second))).parse(second)
+    assert parsed(second) == (alone, values.freeze())
+
+
+@pytest.mark.parametrize(
+    ("kept", "refused", "path"),
+    [
+        ({"a": {}}, {("a", ()): 1}, "where.('a', ())"),
+        ({"and": [{"a": 1, "b": {"c": 2, "d": {"e": 3}}}]}, {"and": {"a": 1}}, "where.and"),
+        ({"a": {"gt": 1}}, {"a": {"gt": None}}, "where.a.gt"),
+        ({"a": {"starts": "x"}}, {"a": {"starts": 1}}, "where.a.starts"),
+        ({"1": 1}, {1: 1}, "where.1"),
+    ],
+)
+def test_filter_that_looks_like_one_before_is_refused(kept, refused, path):
+    """A filter is not taken for one that was fine."""
+    parsed(kept)
+    with pytest.raises(InvalidArgument) as caught:
+        parsed(refused)
+    assert caught.value.details["path"] == path
+
+
+def test_conditions_of_kept_filters_count_towards_the_most():
+    """One parser of several filters refuses too many, whether or not they were met before."""
+    where = {"and": [{"a": {"gt": at}} for at in range(60)]}
+    parsed(where)
+    parser = FilterParser(Values(), 4)
+    for _ in range(8):  # of 121 each, the "and" counted
+        parser.parse(where)
+    with pytest.raises(InvalidArgument, match="at most 1000 conditions"):
+        parser.parse(where)
+
+
 @pytest.mark.parametrize(
     ("condition", "operator", "word", "value"),
     [
