@@ -1,5 +1,5 @@
 """
-What benches stand on: PostgreSQL, a router and the service, each a process of its own.
+What benches stand on: PostgreSQL, a router and the service (`bench/served.py`), each a process of its own.
 """
 
 from __future__ import annotations
@@ -13,22 +13,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import SecretStr
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 
 from schema.database_url import Place
-from service.app import Serving, settle
 from service.embedded.crossbar import node
-from service.settings import Settings
-from service.wamp.client import WampConfig
 from tests.conftest import ROOT, execute, free_port
-from tests.db.lag import LagProbe
 
 ROUTER = ROOT / "router"
 SMALL = """
@@ -95,7 +86,7 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
             me = [
                 sys.executable,
                 "-m",
-                "bench.stage",
+                "bench.served",
                 dsn,
                 private,
                 *(["probed"] if probed else []),
@@ -200,32 +191,3 @@ def quantiles(taken: Sequence[float]) -> str:
         for part in (0.5, 0.99, 1)
     )
     return f"{' '.join(parts)} of {len(ordered)}"
-
-
-def serve(dsn: str, url: str, probed: bool) -> None:
-    """Be the service, with `bench.lag` beside: the loop's lag since it was asked the last time."""
-    settings = Settings(database_url=SecretStr(dsn))
-    serving = Serving(settings, reactor, WampConfig([url], "realm1", max_bytes=settings.max_bytes))
-    probe = LagProbe(reactor)
-
-    async def lag(caller: Any, args: Any, kwargs: Any) -> Any:
-        found = [probe.quantile(part) * 1000 for part in (0.5, 0.99, 1.0)] if probe.lags else []
-        probe.lags.clear()
-        return found
-
-    serving.dispatcher.add({"bench.lag": lag})
-    serving.startService()
-
-    async def run() -> None:
-        await serving.joined()
-        settle()
-        print("joined", flush=True)
-
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))
-    reactor.addSystemEventTrigger("before", "shutdown", serving.stopService)
-    with probe if probed else nullcontext():
-        reactor.run()
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], "probed" in sys.argv[3:])

@@ -1,0 +1,50 @@
+"""
+The service of a bench: `python -m bench.served <dsn> <url of the router> [probed]`.
+
+It imports what the service does and no more, so that its memory is that of the service; `probed` adds
+`bench.lag`, the lag of its loop since it was asked the last time.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+from pydantic import SecretStr
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from service.app import Serving, settle
+from service.settings import Settings
+from service.wamp.client import WampConfig
+from tests.db.lag import LagProbe
+
+
+def serve(dsn: str, url: str, probed: bool) -> None:
+    """Be the service until a signal ends it; says "joined" once it is called."""
+    settings = Settings(database_url=SecretStr(dsn))
+    serving = Serving(settings, reactor, WampConfig([url], "realm1", max_bytes=settings.max_bytes))
+    probe = LagProbe(reactor)
+
+    async def lag(caller: Any, args: Any, kwargs: Any) -> Any:
+        found = [probe.quantile(part) * 1000 for part in (0.5, 0.99, 1.0)] if probe.lags else []
+        probe.lags.clear()
+        return found
+
+    serving.dispatcher.add({"bench.lag": lag})
+    serving.startService()
+
+    async def run() -> None:
+        await serving.joined()
+        settle()
+        print("joined", flush=True)
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))
+    reactor.addSystemEventTrigger("before", "shutdown", serving.stopService)
+    with probe if probed else nullcontext():
+        reactor.run()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], "probed" in sys.argv[3:])
