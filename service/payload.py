@@ -31,8 +31,23 @@ LEVELS = MAX_DEPTH - ENVELOPE
 ROOM = 64
 """Bytes that a message needs besides the rows of an answer."""
 
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A part of an answer that is CBOR already, of values that every client can be sent."""
+
+    data: bytes
+
+
+def write_encoded(encoder: cbor2.CBOREncoder, value: Any) -> None:
+    """Write what is encoded already, as cbor2 asks of a value of a type that it does not know."""
+    if type(value) is not Encoded:
+        raise cbor2.CBOREncodeError(f"cannot encode type {type(value)}")
+    encoder.write(value.data)
+
+
 # No memoryview, which psycopg2 has for bytea: CBOR would make a list of integers of it.
-_PLAIN = frozenset([str, bool, bytes, type(None)])
+_PLAIN = frozenset([str, bool, bytes, type(None), Encoded])
 _STR = frozenset([str])
 SAFE = 2**53
 """Numbers below it, and above its negative, are fine without a closer look."""

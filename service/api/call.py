@@ -247,11 +247,13 @@ class CallState:
             need not wait for its answer.
         plain: Whether the answer need not be checked before it is sent: to walk over 100 rows takes
             as long as to read them.
+        encodes: Whether rows may be `Encoded`: who has made the call sends them on as they are.
     """
 
     begun: bool = False
     sent: bool = False
     plain: bool = False
+    encodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

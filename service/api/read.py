@@ -108,7 +108,8 @@ def find(call: Call) -> Step | Awaitable[Any]:
     request: FindRequest = wanted(parsed.request)
     # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
-    shape = Shape(request.form, call.backend.max_bytes)
+    encodes = call.state.encodes and call.relation is not None
+    shape = Shape(request.form, call.backend.max_bytes, encodes)
     whole = counts_as_it_reads(call, parsed)
     statement = statement_of(call, parsed, unlimited_statement if whole else find_statement)
     totals = statement_of(call, parsed, totals_statement) if request.measures else None

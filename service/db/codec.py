@@ -93,6 +93,13 @@ class Codec:
         """Register the typecasters on a cursor, so that its rows hold wire values."""
         install(self._casters, cursor)
 
+    def forms(self, cursor: cursor) -> tuple[FormName, ...]:
+        """Return the forms of the values of a result, by which its typecasters have read them."""
+        types = [self._catalog.types.get(column.type_code) for column in cursor.description or ()]
+        return tuple(
+            each.form if each and each.kind in ("base", "enum") else "record" for each in types
+        )
+
     def read(self, type: Type, text: str | None) -> Any:
         """Return the wire value of PostgreSQL's text."""
         return None if text is None else self._of(type).read(text)

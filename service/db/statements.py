@@ -15,9 +15,11 @@ from typing import Any
 
 import psycopg2
 
+from service.datatypes import FormName
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import bare_row, read_json
+from service.db.pack import row_packer
 from service.db.position import point_out
 from service.errors import (
     DatabaseRefused,
@@ -26,6 +28,7 @@ from service.errors import (
     TooManyRows,
     TooManyWatched,
 )
+from service.payload import Encoded
 from service.plan.plans import PlannedEmbed, truncated
 from service.request.requests import Form
 from service.sql.statement import Statement
@@ -44,10 +47,12 @@ class Shape:
     Args:
         form: As dicts, as lists beside the names of the columns, or as texts of JSON.
         max_bytes: What the rows may weigh on the wire, roughly.
+        encodes: Whether rows of single values may be `Encoded`.
     """
 
     form: Form
     max_bytes: int
+    encodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,12 @@ class Page:
     Rows of one page, in their final form.
 
     Args:
-        rows: Dicts, or lists.
+        rows: Dicts, or lists; or all of them as CBOR.
         more: Whether there are rows after them; of rows that are read backwards, before them.
         first, last: The sort keys of these rows as text, where the statement gives them.
     """
 
-    rows: list[Any]
+    rows: Any
     more: bool = False
     first: tuple[str | None, ...] = ()
     last: tuple[str | None, ...] = ()
@@ -89,7 +94,8 @@ def page_txn(
     Raises:
         TooLarge: The rows weigh more than an answer may.
     """
-    rows = execute(connection, codec, statement, values).fetchall()
+    cursor = execute(connection, codec, statement, values)
+    rows = cursor.fetchall()
     more = limit is not None and len(rows) > limit
     if more:
         del rows[limit:]
@@ -97,7 +103,12 @@ def page_txn(
         rows.reverse()
     width = len(statement.columns)
     first, last = (rows[0][width:], rows[-1][width:]) if rows else ((), ())
-    return Page(shaped(rows, statement, codec, shape), more, first, last)
+    found: Any = None
+    if shape.encodes and statement.plain and len(rows) >= FEW:
+        found = _encoded(rows, statement.columns, codec.forms(cursor), shape)
+    if found is None:
+        found = shaped(rows, statement, codec, shape)
+    return Page(found, more, first, last)
 
 
 def keyed_txn(
@@ -241,6 +252,22 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
         names = answered_columns(statement)
         return [[row[name] for name in names] for row in found]
     return found
+
+
+def _encoded(
+    rows: Sequence[Row], columns: tuple[str, ...], forms: tuple[FormName, ...], shape: Shape
+) -> Encoded | None:
+    """Return rows as CBOR, if they are not JSON and of values that it is made of here."""
+    if shape.form == "json" or len(columns) > COMPILED:
+        return None
+    width = len(columns)
+    packer = row_packer(columns, forms[:width], shape.form == "lists", len(forms) - width)
+    if packer is None:
+        return None
+    data = packer(rows)
+    if len(data) > shape.max_bytes:
+        raise TooLarge(shape.max_bytes)
+    return Encoded(data)
 
 
 @lru_cache(256)

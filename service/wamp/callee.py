@@ -357,7 +357,7 @@ class Callee:
         outcome is the answer, for a write may be kept by then.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
-        name, state = (details.procedure or "").removeprefix(self._head), CallState()
+        name, state = (details.procedure or "").removeprefix(self._head), CallState(encodes=True)
         answer = partial(self._answer, name, args, kwargs, caller, state)
         return self._begin(session, details, state, answer)
 

@@ -36,7 +36,7 @@ from twisted.python.failure import Failure
 
 from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
-from service.payload import MAX_DEPTH
+from service.payload import MAX_DEPTH, write_encoded
 from service.wamp.application_errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
 from service.wamp.auth import Login
 from service.wamp.backpressure import Outflow
@@ -189,7 +189,7 @@ class SafeSerializer(CBORSerializer):
         """
         try:
             if isinstance(msg, Answer):
-                payload, binary = cbor2.dumps(msg.parts), True
+                payload, binary = cbor2.dumps(msg.parts, default=write_encoded), True
             else:
                 payload, binary = super().serialize(msg)
             if len(payload) > self._max_bytes and isinstance(msg, ANSWERS):

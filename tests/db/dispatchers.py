@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import cbor2
 from twisted.internet import reactor
 
 from service.api.call import CallState
@@ -21,7 +22,7 @@ from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
 from service.models.model import Model
 from service.models.served import Models
-from service.payload import check
+from service.payload import Encoded, check
 from service.request.arguments import Caller
 from service.request.read_request import Limits
 from tests.db.described import Descriptions
@@ -53,13 +54,15 @@ class DirectCaller:
         """Call a procedure as somebody; the call, its answer or its refusal are as described."""
         catalog = self.dispatcher.served_to(caller).catalog if self.dispatcher.ready else None
         described = self._descriptions.of(catalog) if catalog is not None else None
-        state = CallState()
+        state = CallState(encodes=True)
         try:
             answer = await self.dispatcher.answer(name, args, kwargs, caller, state)
         except ServiceError as error:
             if described is not None:
                 described.check_refusal(name, error)
             raise
+        if isinstance(answer, dict) and isinstance(answer.get("rows"), Encoded):
+            answer["rows"] = cbor2.loads(answer["rows"].data)
         if state.plain:
             check(answer)
         if described is not None:
